@@ -1,0 +1,28 @@
+# make demo   environment, training, evaluation, pictures        make test   environment, tests
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := runs/demo
+
+.PHONY: demo test lint
+demo: .venv/installed
+	$(BIN)/python -m rethink_tf.train --gin_file=gin_configs/demo.gin --model_dir=$(RUN)
+	@echo; echo "Pictures of $(RUN):"; find $(RUN) -name '*.png' | sort
+
+test: .venv/installed
+	$(BIN)/python -m pytest -q
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+
+# Once, and again whenever the pins change. uv installs in half a minute what takes pip three; pip is used where uv
+# cannot be (it does not read pip's configuration of mirrors). The exact pins have wheels for Python 3.11 and later.
+.venv/installed: setup.py constraints.txt
+	@$(PYTHON) -c "import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))" || \
+	  { echo "error: TensorFlow 2.20 needs Python 3.10, 3.11 or 3.12: make PYTHON=python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv .venv
+	@pins=$$($(BIN)/python -c "import sys; print('-c constraints.txt' * (sys.version_info >= (3, 11)))"); \
+	echo "installing TensorFlow and the rest into .venv, half a minute to three"; \
+	$(BIN)/python -m pip install --quiet $$pins uv && \
+	$(BIN)/uv pip install --quiet --python $(BIN)/python $$pins -e '.[dev]' || \
+	$(BIN)/python -m pip install --quiet $$pins -e '.[dev]'
+	@touch $@

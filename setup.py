@@ -1,0 +1,47 @@
+"""Packaging. The pins live here; constraints.txt holds the exact set that was tested."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(r"^__version__ = '(.+)'", (ROOT / 'rethink_tf' / '__init__.py').read_text(), re.MULTILINE).group(1)
+
+# gin_configs/ stands beside the package in a checkout and is installed inside it (gin_files.shipped_root).
+CONFIG_FOLDERS = [ROOT / 'gin_configs', *(path for path in (ROOT / 'gin_configs').rglob('*') if path.is_dir())]
+CONFIGS = {f'rethink_tf.{".".join(path.relative_to(ROOT).parts)}': path.relative_to(ROOT).as_posix()
+           for path in CONFIG_FOLDERS if list(path.glob('*.gin'))}
+
+setup(
+  name='rethink_tf',
+  version=VERSION,
+  description='Mask R-CNN from scratch or from pre-training, at any schedule: Rethinking ImageNet Pre-training '
+              'in TensorFlow',
+  long_description=(ROOT / 'README.md').read_text() if (ROOT / 'README.md').exists() else '',
+  long_description_content_type='text/markdown',
+  license='Apache-2.0',
+  python_requires='>=3.10,<3.13',
+  packages=[*find_packages(include=['rethink_tf', 'rethink_tf.*']), *CONFIGS],
+  package_dir=CONFIGS,
+  package_data={name: ['*.gin'] for name in CONFIGS},
+  install_requires=[
+    'tensorflow~=2.20.0',
+    'tf_keras~=2.20.0',
+    'tf-models-official~=2.20.0',
+    'pycocotools>=2.0.8',
+    'hotcoco>=1.3',
+    'gin-config~=0.5.0',
+    'absl-py>=1.4',
+    'tensorboard~=2.20.0',
+    'matplotlib>=3.8',
+    'opencv-python-headless>=4.9',
+    'numpy>=1.26',
+  ],
+  extras_require={
+    'dev': ['pytest>=8', 'pytest-xdist>=3.6', 'ruff>=0.9'],  # xdist: the suite is tracing, one core a process
+    # End of life; only for NORM = @addons_group_norm. Its typeguard < 3 has no quarrel with the rest.
+    'addons': ['tensorflow-addons==0.23.0'],
+    'vertex': ['google-cloud-aiplatform>=1.60'],
+  },
+)

@@ -1,0 +1,29 @@
+"""Pytest plugin (pyproject: -p tests.replicas): two replicas on any machine.
+
+The CPU is split before TensorFlow starts, and all tests share one MirroredStrategy: a second one in the
+same process fails on CPU, because its collective keys start anew.
+"""
+
+import os
+
+import pytest
+
+# TensorFlow's plain kernels: oneDNN's rounding moves a proposal of one golden case across an IoU of 0.7, which is
+# 1.4e-4 of its class loss where 1e-4 is allowed.
+os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+
+# isort: off
+import rethink_tf  # noqa: F401  first of all: it sets environment variables that TensorFlow reads when it is imported
+import tensorflow as tf
+# isort: on
+
+from rethink_tf import distribute
+
+_TWO_CPUS = [tf.config.LogicalDeviceConfiguration()] * 2
+tf.config.set_logical_device_configuration(tf.config.list_physical_devices('CPU')[0], _TWO_CPUS)
+
+
+@pytest.fixture(scope='session')
+def two_replicas():
+  """A MirroredStrategy over two logical CPUs."""
+  return distribute.strategy(kind='mirrored', logical_cpus=2)
