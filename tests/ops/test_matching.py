@@ -1,0 +1,118 @@
+"""Matching against a loop in NumPy, and the laws of sampling: no repeats, the right shares, the same draws again."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from rethink_tf.ops import matching
+
+
+def reference_labels(overlaps, gt_valid, usable, positive=0.7, negative=0.3):
+  """Faster R-CNN, section 3.1.2, word by word, for one image."""
+  labels = np.full(len(overlaps), -1)
+  for i, row in enumerate(overlaps):
+    best = max((iou for iou, valid in zip(row, gt_valid, strict=True) if valid), default=0)
+    labels[i] = 1 if best >= positive else 0 if best < negative else -1
+  for g in np.flatnonzero(gt_valid):
+    column = np.where(usable, overlaps[:, g], -1)
+    if column.max() > 0:
+      labels[column == column.max()] = 1
+  return np.where(usable, labels, -1)
+
+
+def test_anchor_labels_follow_the_rule():
+  rng = np.random.default_rng(0)
+  overlaps = np.round(rng.uniform(0, 1, (4, 60, 5)) ** 2, 1).astype(np.float32)  # rounded: many ties
+  overlaps[0, :, 1] *= 0.2  # a box that no anchor meets well
+  overlaps[1, :, 2] = 0  # one that none meets at all
+  gt_valid = rng.uniform(size=(4, 5)) < 0.7
+  gt_valid[2] = False  # an image without objects
+  usable = rng.uniform(size=(4, 60)) < 0.8
+  labels, matched = matching.match_anchors(tf.constant(overlaps), tf.constant(gt_valid), tf.constant(usable))
+  for i in range(4):
+    np.testing.assert_array_equal(labels[i], reference_labels(overlaps[i], gt_valid[i], usable[i]))
+  hidden = np.where(gt_valid[:, None], overlaps, -1)
+  positive = labels.numpy() == 1
+  np.testing.assert_array_equal(matched.numpy()[positive], hidden.argmax(2)[positive])
+  assert not positive[2].any() and (labels.numpy()[2] == np.where(usable[2], 0, -1)).all()
+
+
+def test_every_tie_of_a_best_anchor_is_positive_and_an_unmet_box_forces_none():
+  overlaps = tf.constant([[[0.2, 0.0], [0.2, 0.0], [0.1, 0.0], [0.0, 0.0]]])
+  both = tf.constant([[True, True]])
+  labels, _ = matching.match_anchors(overlaps, both, tf.ones([1, 4], tf.bool))
+  np.testing.assert_array_equal(labels, [[1, 1, 0, 0]])
+  # The best anchor is not to be used: the next best ones take its place.
+  labels, _ = matching.match_anchors(overlaps, both, tf.constant([[False, False, True, True]]))
+  np.testing.assert_array_equal(labels, [[-1, -1, 1, 0]])
+
+
+def test_proposals_are_foreground_from_one_half_on():
+  overlaps = tf.constant([[[0.5, 0.4], [0.49, 0.2], [0.1, 0.9], [0.9, 0.9], [0.8, 0.0]]])
+  labels, matched = matching.match_proposals(overlaps, tf.constant([[True, True]]),
+                                             tf.constant([[True, True, True, True, False]]))
+  np.testing.assert_array_equal(labels, [[1, 0, 1, 1, -1]])
+  np.testing.assert_array_equal(matched, [[0, 0, 1, 0, 0]])
+  labels, _ = matching.match_proposals(overlaps, tf.constant([[False, False]]), tf.ones([1, 5], tf.bool))
+  np.testing.assert_array_equal(labels, [[0] * 5])
+
+
+def draw(labels, size, fraction, seeds=None, stream=1):
+  labels = np.atleast_2d(labels)
+  seeds = [[7, i] for i in range(len(labels))] if seeds is None else seeds
+  indices, used = matching.sample(tf.constant(labels, tf.int32), tf.constant(seeds, tf.int32), stream, size, fraction)
+  return indices.numpy(), used.numpy()
+
+
+@pytest.mark.parametrize('positives, negatives, expected', [
+  (100, 100, (8, 24)),  # a quarter of 32
+  (3, 100, (3, 29)),  # too few positives: negatives fill up
+  (100, 5, (8, 5)),  # too few negatives: positives do not
+  (0, 100, (0, 32)), (0, 0, (0, 0)), (2, 3, (2, 3)),
+])
+def test_sample_has_its_shares_and_no_repeats(positives, negatives, expected):
+  labels = np.full(250, -1)
+  places = np.random.default_rng(1).permutation(250)
+  labels[places[:positives]], labels[places[positives:positives + negatives]] = 1, 0
+  indices, used = (x[0] for x in draw(labels, 32, 0.25))
+  assert used.sum() == sum(expected) and used[:used.sum()].all()
+  assert (labels[indices[:expected[0]]] == 1).all() and (labels[indices[expected[0]:used.sum()]] == 0).all()
+  assert len(set(indices[used])) == used.sum()
+  assert not indices[~used].any()
+
+
+def test_more_slots_than_candidates():
+  indices, used = draw([1, 0, -1, 0], 10, 1.0)
+  assert used.sum() == 3 and indices[0, 0] == 0 and set(indices[0, 1:3]) == {1, 3}
+  indices, used = draw([1, 0, -1, 0], 10, 0.0)
+  assert used.sum() == 2 and set(indices[0, :2]) == {1, 3}
+
+
+def test_draws_depend_on_the_images_seed_alone():
+  labels = np.random.default_rng(2).integers(-1, 2, (3, 200))
+  seeds = [[5, 1], [5, 2], [6, 1]]
+  together = draw(labels, 40, 0.5, seeds)
+  for i in range(3):
+    alone = draw(labels[i], 40, 0.5, [seeds[i]])
+    for a, b in zip(together, alone, strict=True):
+      np.testing.assert_array_equal(a[i], b[0])
+  same = draw(np.tile(labels[:1], (3, 1)), 40, 0.5, seeds)[0]
+  assert all((same[i] != same[j]).any() for i, j in ((0, 1), (0, 2), (1, 2)))
+  assert (draw(labels, 40, 0.5, seeds, stream=2)[0] != together[0]).any(axis=1).all()
+
+
+def test_every_candidate_is_as_likely():
+  labels = np.array([1] * 10 + [0] * 30)
+  indices, _ = draw(np.tile(labels, (2000, 1)), 16, 0.25, [[3, i] for i in range(2000)])
+  counts = np.bincount(indices.ravel(), minlength=40)
+  # 4 of 10 positives and 12 of 30 negatives: 800 draws each, standard deviation 22.
+  assert np.abs(counts - 800).max() < 5 * 22
+
+
+def test_draws_are_the_same_under_xla():
+  labels = tf.constant(np.random.default_rng(4).integers(-1, 2, (2, 300)), tf.int32)
+  seeds = tf.constant([[1, 2], [-3, 2**31 - 1]])
+  plain, compiled = (tf.function(lambda a, b: matching.sample(a, b, 1, 64, 0.5), jit_compile=jit)(labels, seeds)
+                     for jit in (False, True))
+  for a, b in zip(plain, compiled, strict=True):
+    np.testing.assert_array_equal(a, b)

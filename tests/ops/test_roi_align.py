@@ -1,0 +1,161 @@
+"""RoIAlign against Detectron's loops in float64 NumPy: forward and gradient, both grids, inside and over the border."""
+
+import functools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from rethink_tf.ops import roi_align
+from rethink_tf.ops.boxes import area
+
+CHANNELS, CANVAS = 5, (128, 192)
+
+
+def bilinear(height, width, y, x):
+  """[(row, column, weight)] of one sample, Caffe2's bilinear_interpolate."""
+  if y < -1 or y > height or x < -1 or x > width:
+    return []
+  y, x = max(y, 0.0), max(x, 0.0)
+  low_y, low_x = min(int(y), height - 1), min(int(x), width - 1)
+  high_y, high_x = min(low_y + 1, height - 1), min(low_x + 1, width - 1)
+  y, x = (low_y if low_y == height - 1 else y), (low_x if low_x == width - 1 else x)
+  dy, dx = y - low_y, x - low_x
+  return [(low_y, low_x, (1 - dy) * (1 - dx)), (low_y, high_x, (1 - dy) * dx),
+          (high_y, low_x, dy * (1 - dx)), (high_y, high_x, dy * dx)]
+
+
+def reference(features, boxes, size, ratio, aligned, upstream):
+  """Pooled features and the gradient of sum(pooled * upstream), sample by sample in float64."""
+  pooled = np.zeros((*boxes.shape[:2], size, size, CHANNELS))
+  gradients = [np.zeros(f.shape) for f in features]
+  for (b, r), box in np.ndenumerate(np.array([[tuple(box) for box in row] for row in boxes], 'd,d,d,d')):
+    box = np.array(box.tolist())
+    extent = np.sqrt(max(box[2] - box[0], 0) * max(box[3] - box[1], 0))
+    level = int(np.clip(np.floor(4 + np.log2(extent / 224 + 1e-8)), 2, 1 + len(features)))
+    feature, gradient = features[level - 2][b], gradients[level - 2][b]
+    y0, x0, y1, x1 = box / 2**level - (0.5 if aligned else 0)
+    bins = np.array([y1 - y0, x1 - x0]) if aligned else np.maximum([y1 - y0, x1 - x0], 1)
+    bins = bins / size
+    for i, j, di, dj in np.ndindex(size, size, ratio, ratio):
+      y, x = y0 + (i + (di + 0.5) / ratio) * bins[0], x0 + (j + (dj + 0.5) / ratio) * bins[1]
+      for row, column, weight in bilinear(*feature.shape[:2], y, x):
+        pooled[b, r, i, j] += feature[row, column] * weight / ratio**2
+        gradient[row, column] += upstream[b, r, i, j] * weight / ratio**2
+  return pooled, gradients
+
+
+def some_boxes(rng):
+  height, width = CANVAS
+  corners = rng.uniform(-0.1, 1.1, (2, 10, 2, 2)) * [height, width]
+  random = np.concatenate([corners.min(axis=2), corners.max(axis=2)], axis=-1)
+  border = np.array([
+    [0, 0, height, width],  # all of it
+    [-64, -64, height + 64, width + 64],  # and more
+    [height - 8, width - 8, height, width],  # a corner
+    [height + 40, width + 40, height + 60, width + 70],  # outside
+    [-40, -60, -20, -30],
+    [50, 60, 50, 60],  # nothing
+    [50.25, 60.5, 50.5, 61.25],  # less than a cell
+    [0, 0, 0, 0],  # padding
+    [3, 100, 5, 190],  # flat
+  ])
+  return np.concatenate([random, np.stack([border, border[::-1]])], axis=1).astype(np.float32)
+
+
+@functools.cache
+def inputs():
+  rng = np.random.default_rng(0)
+  features = [rng.normal(size=(2, CANVAS[0] // stride, CANVAS[1] // stride, CHANNELS)) for stride in (4, 8, 16, 32)]
+  return features, some_boxes(rng)
+
+
+def compute(features, boxes, size, ratio, aligned, method, upstream):
+  features = [tf.constant(f, tf.float32) for f in features]
+  with tf.GradientTape() as tape:
+    tape.watch(features)
+    pooled = roi_align.roi_align(roi_align.flatten(features), tf.constant(boxes), size, 2, ratio, aligned, method)
+    total = tf.reduce_sum(pooled * tf.constant(upstream, tf.float32))
+  return pooled.numpy(), [g.numpy() for g in tape.gradient(total, features, unconnected_gradients='zero')]
+
+
+@pytest.mark.parametrize('size', [1, 3])
+@pytest.mark.parametrize('ratio', [1, 2])
+@pytest.mark.parametrize('aligned', [False, True])
+def test_both_methods_are_detectrons_loops(size, ratio, aligned):
+  features, boxes = inputs()
+  upstream = np.random.default_rng(1).normal(size=(*boxes.shape[:2], size, size, CHANNELS))
+  expected, gradients = reference(features, boxes, size, ratio, aligned, upstream)
+  for method in ('csr', 'gather'):
+    pooled, ours = compute(features, boxes, size, ratio, aligned, method, upstream)
+    np.testing.assert_allclose(pooled, expected, atol=1e-4, err_msg=method)
+    for gradient, golden in zip(ours, gradients, strict=True):
+      np.testing.assert_allclose(gradient, golden, atol=1e-4, err_msg=method)
+
+
+def test_a_linear_map_is_read_exactly():
+  """In the interior, bilinear samples of a plane lie on the plane: a bin's mean is its value at the bin's centre."""
+  y, x = np.mgrid[:64, :64].astype(np.float32)
+  plane = tf.constant((2 * y - 3 * x + 1)[None, :, :, None])
+  box = [40.0, 60.0, 150.0, 170.0]  # P2: cells of 4 pixels
+  for aligned in (False, True):
+    pooled = roi_align.roi_align(roi_align.flatten([plane]), tf.constant([[box]]), 5, aligned=aligned)[0, 0, :, :, 0]
+    centres = (np.arange(5) + 0.5) / 5 * 110 / 4 - (0.5 if aligned else 0)
+    expected = 2 * (10 + centres)[:, None] - 3 * (15 + centres)[None] + 1
+    np.testing.assert_allclose(pooled, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize('dtype', [tf.float32, tf.bfloat16])
+def test_gradients_repeat_to_the_last_bit(dtype):
+  """512 boxes on top of each other: where threads race, sums differ from run to run."""
+  rng = np.random.default_rng(2)
+  maps = tf.cast(rng.normal(size=(1, 64, 64, 16)), dtype)
+  corners = rng.uniform(60, 100, (1, 512, 2))
+  boxes = tf.constant(np.concatenate([corners, corners + rng.uniform(50, 110, (1, 512, 2))], -1), tf.float32)
+  upstream = tf.cast(rng.normal(size=(1, 512, 7, 7, 16)), dtype)
+
+  @tf.function
+  def gradient():
+    with tf.GradientTape() as tape:
+      tape.watch(maps)
+      pooled = roi_align.roi_align(roi_align.flatten([maps]), boxes, 7)
+    return pooled, tape.gradient(pooled, maps, upstream)
+
+  first = gradient()
+  assert first[0].dtype == first[1].dtype == dtype
+  for _ in range(5):
+    for a, b in zip(first, gradient(), strict=True):
+      np.testing.assert_array_equal(a, b)
+
+
+def test_a_box_reads_its_own_image_only():
+  features, boxes = inputs()
+  features = [tf.constant(f, tf.float32) for f in features]
+  together = roi_align.roi_align(roi_align.flatten(features), tf.constant(boxes), 3)
+  alone = roi_align.roi_align(roi_align.flatten([f[1:] for f in features]), tf.constant(boxes[1:]), 3)
+  np.testing.assert_array_equal(together[1:], alone)
+
+
+def test_levels():
+  def square(side):
+    return [10.0, 10.0, 10.0 + side, 10.0 + side]
+  sides = {1: 2, 111: 2, 113: 3, 223: 3, 225: 4, 447: 4, 449: 5, 2000: 5, 0: 2}
+  levels = roi_align.assign_levels(tf.constant([square(side) for side in sides]), 2, 5)
+  np.testing.assert_array_equal(levels, list(sides.values()))
+  long = tf.constant([[0.0, 0.0, 100.0, 100.0 * 224**2 / 1e4 + 1]])  # the area counts, not the sides
+  assert float(area(long)[0]) > 224**2 and int(roi_align.assign_levels(long, 2, 5)[0]) == 4
+
+
+def test_dynamic_shapes_and_unknown_methods():
+  features, boxes = inputs()
+  signature = [tf.TensorSpec([None, None, None, CHANNELS])] * 4, tf.TensorSpec([None, None, 4])
+
+  def eager(maps, rois):
+    return roi_align.roi_align(roi_align.flatten(maps), rois, 3)
+
+  pool = tf.function(eager, input_signature=signature)
+  maps = [tf.constant(f, tf.float32) for f in features]
+  np.testing.assert_allclose(pool(maps, tf.constant(boxes)), eager(maps, tf.constant(boxes)), atol=1e-6)
+  assert pool(maps, tf.constant(boxes[:, :0])).shape == (2, 0, 3, 3, CHANNELS)
+  with pytest.raises(ValueError, match="'csr' or 'gather', not 'crop'"):
+    roi_align.roi_align(roi_align.flatten(maps), tf.constant(boxes), 3, method='crop')
