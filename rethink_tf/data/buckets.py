@@ -1,0 +1,60 @@
+"""Aspect-ratio buckets: a few fixed padded shapes ("canvases") instead of one big square.
+
+Detectron batches wide pictures with wide ones and tall with tall ones (recipe, "Data"); here the padded shapes are
+also fixed, so that one compiled graph serves every batch of a bucket.
+"""
+
+import math
+
+import numpy as np
+
+# Long side : short side. 4:3 and 3:2 are what cameras give; the last canvas holds whatever is longer.
+ASPECTS = (1.0, 4 / 3, 3 / 2)
+
+
+def resized_size(height: int, width: int, short_side: int, max_side: int) -> tuple[int, int]:
+  """Detectron's rule: the short side becomes `short_side`, unless the long one then exceeds `max_side`."""
+  rows = resized_sizes(np.array([[height, width]]), short_side, max_side)
+  return int(rows[0, 0]), int(rows[0, 1])
+
+
+def resized_sizes(sizes: np.ndarray, short_sides: int | np.ndarray, max_side: int) -> np.ndarray:
+  """The same for int [N, 2] sizes and one short side, or one for each -> int32 [N, 2]."""
+  sizes = np.asarray(sizes, np.float64)
+  short, long = sizes.min(axis=1), sizes.max(axis=1)
+  scale = short_sides / short
+  scale = np.where(np.rint(scale * long) > max_side, max_side / long, scale)
+  return np.maximum(np.rint(sizes * scale[:, None]), 1).astype(np.int32)
+
+
+def canvas_shapes(short_side: int, max_side: int, stride: int = 32, aspects: tuple[float, ...] = ASPECTS) -> np.ndarray:
+  """Padded shapes that hold every picture resized to short_side / max_side -> int32 [C, 2], smallest first.
+
+  One square, and one landscape and one portrait canvas for each further aspect and for max_side, all in
+  multiples of `stride`: (800, 1333) gives 800x800, 800x1088, 800x1216, 800x1344 and the portraits.
+  """
+  long_sides = [min(round(short_side * aspect), max_side) for aspect in aspects] + [max_side]
+  shapes = set()
+  for long_side in long_sides:
+    short, long = (stride * math.ceil(side / stride) for side in (short_side, max(short_side, long_side)))
+    shapes |= {(short, long), (long, short)}
+  return np.array(sorted(shapes, key=lambda shape: (shape[0] * shape[1], shape)), np.int32)
+
+
+def assign(sizes: np.ndarray, canvases: np.ndarray) -> np.ndarray:
+  """Smallest canvas that holds each resized picture, int [N, 2] -> int32 [N].
+
+  Raises:
+    ValueError: a picture that no canvas holds.
+  """
+  fits = np.all(np.asarray(sizes)[:, None] <= canvases[None], axis=2)  # [N, C]
+  if not fits.any(axis=1).all():
+    homeless = np.asarray(sizes)[np.argmin(fits.any(axis=1))].tolist()
+    raise ValueError(f'no canvas of {canvases.tolist()} holds a picture of {homeless}')
+  return fits.argmax(axis=1).astype(np.int32)  # canvases are in order of area
+
+
+def padding_waste(sizes: np.ndarray, canvases: np.ndarray, buckets: np.ndarray) -> float:
+  """Share of the batched pixels that is padding, when int [N, 2] pictures lie on their canvases."""
+  pictures = np.prod(np.asarray(sizes, np.int64), axis=1).sum()
+  return 1.0 - float(pictures) / float(np.prod(canvases.astype(np.int64), axis=1)[buckets].sum())

@@ -1,0 +1,88 @@
+"""The classes of a data set: class k of 1..K is the category with the k-th smallest id, class 0 the background."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+
+from rethink_tf.errors import UserError
+
+
+class Category(NamedTuple):
+  """One category as the annotation file numbers it; `id` may be any integer from 0 on, with gaps."""
+
+  id: int
+  name: str
+  keypoints: tuple[str, ...] = ()
+  skeleton: tuple[tuple[int, int], ...] = ()  # pairs of keypoints, counted from 1 as COCO does
+
+
+def parse_categories(entries: Any, file: str) -> tuple[Category, ...]:
+  """The `categories` list of a COCO json, sorted by id, checked.
+
+  A name that occurs twice is kept as two classes and logged: ids, not names, tell classes apart.
+
+  Raises:
+    UserError: not a list of objects with an integer id >= 0 and a name, empty, or with a repeated id.
+  """
+  if not isinstance(entries, list) or not entries:
+    raise UserError(f'{file}: "categories" should be a list with at least one category, is {shorten(entries)}')
+  categories = [_parse_category(entry, f'{file}: categories[{i}]') for i, entry in enumerate(entries)]
+  by_id: dict[int, Category] = {}
+  by_name: dict[str, Category] = {}
+  for category in categories:
+    if category.id in by_id:
+      raise UserError(f'{file}: category id {category.id} is given to both {by_id[category.id].name!r} and '
+                      f'{category.name!r}: every category needs an id of its own')
+    if category.name in by_name:
+      logging.warning('%s: categories %d and %d are both named %r; they stay two separate classes',
+                      file, by_name[category.name].id, category.id, category.name)
+    by_id[category.id] = by_name[category.name] = category
+  return tuple(by_id[i] for i in sorted(by_id))
+
+
+def categories_to_json(categories: tuple[Category, ...]) -> list[dict[str, Any]]:
+  """The inverse of `parse_categories`."""
+  entries = []
+  for category in categories:
+    entry: dict[str, Any] = {'id': category.id, 'name': category.name}
+    if category.keypoints:
+      entry['keypoints'] = list(category.keypoints)
+      entry['skeleton'] = [list(bone) for bone in category.skeleton]
+    entries.append(entry)
+  return entries
+
+
+def without_keypoints(categories: tuple[Category, ...]) -> tuple[Category, ...]:
+  """The same classes, for a detector of boxes and masks."""
+  return tuple(Category(category.id, category.name) for category in categories)
+
+
+def classes_of(category_ids: np.ndarray, categories: tuple[Category, ...]) -> np.ndarray:
+  """Category ids [n] -> int32 classes [n] in 1..K, 0 where no category has the id."""
+  known = np.array([category.id for category in categories], np.int64)  # ascending
+  positions = np.minimum(np.searchsorted(known, category_ids), len(known) - 1)
+  return np.where(known[positions] == category_ids, positions + 1, 0).astype(np.int32)
+
+
+def _parse_category(entry: Any, where: str) -> Category:
+  if not isinstance(entry, dict):
+    raise UserError(f'{where} should be an object with "id" and "name", is {shorten(entry)}')
+  id_, name = entry.get('id'), entry.get('name')
+  if type(id_) is not int or id_ < 0:
+    raise UserError(f'{where}.id should be an integer from 0 on, is {shorten(id_)}')
+  if not isinstance(name, str):
+    raise UserError(f'{where}.name should be a string, is {shorten(name)}')
+  keypoints, skeleton = entry.get('keypoints', []), entry.get('skeleton', [])
+  if not isinstance(keypoints, list) or not all(isinstance(point, str) for point in keypoints):
+    raise UserError(f'{where}.keypoints should be a list of names, is {shorten(keypoints)}')
+  if not isinstance(skeleton, list) or not all(
+      isinstance(bone, list) and len(bone) == 2 and all(type(end) is int for end in bone) for bone in skeleton):
+    raise UserError(f'{where}.skeleton should be a list of pairs of keypoint numbers, is {shorten(skeleton)}')
+  return Category(id_, name, tuple(keypoints), tuple((a, b) for a, b in skeleton))
+
+
+def shorten(value: Any) -> str:
+  """A value from a file as it is quoted in a message."""
+  text = 'missing' if value is None else repr(value)
+  return text if len(text) <= 60 else text[:57] + '...'

@@ -1,0 +1,287 @@
+"""TFRecords in the schema of tf-models-official, read at random like a folder of photographs.
+
+Beside the shards lie `<split>-index.json`, which says where each record begins (a scan rebuilds it where it is
+missing or out of date), and `<split>-categories.json`.
+"""
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import gin
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from rethink_tf.data.annotations import Annotations, Problems
+from rethink_tf.data.categories import Category, categories_to_json, parse_categories, without_keypoints
+from rethink_tf.data.coco import load_json
+from rethink_tf.data.images import ImageError
+from rethink_tf.data.images import decode as decode_image
+from rethink_tf.data.record_format import Record, category_names, decode, sift
+from rethink_tf.data.subset import select
+from rethink_tf.data.tfrecord import DamagedRecord, read_record, scan
+from rethink_tf.errors import UserError
+from rethink_tf.structures import Example
+
+_READERS = 16  # threads; on gs:// they mostly wait
+
+
+class Shard(NamedTuple):
+  """Where the photographs of one file are, a column each."""
+
+  file: str
+  bytes: int
+  offsets: list[int]
+  source_ids: list[str]
+  heights: list[int]
+  widths: list[int]
+  usable: list[int]  # number of annotations to train on
+  annotations: list[int]  # number of all annotations
+
+
+class Index(NamedTuple):
+  """What stands in <split>-index.json."""
+
+  shards: list[Shard]
+  category_ids: list[int]  # of the categories by which annotations were found usable
+  problems: dict[str, int]  # annotations left out or changed, by reason
+  left_out: list[str]  # photographs that are missing, unreadable or damaged
+  fingerprint: str = ''  # of what the records were written from, and how
+  complete: bool = True
+
+
+@gin.register('records')
+class RecordSource:
+  """A split in TFRecords, as `python -m rethink_tf.data.convert` or tf-models-official writes them.
+
+  Gives exactly what the `CocoSource` gave that it was converted from, and has the same attributes.
+  """
+
+  def __init__(self, data_dir: str, split: str = 'train2017', categories_file: str | None = None,
+               keypoints: bool = False, fraction: float = 1.0, num_images: int | None = None, subset_seed: int = 0,
+               training: bool = False) -> None:
+    """Reads the index; photographs are read by `load`.
+
+    Args:
+      data_dir: folder of the shards, local or gs://.
+      split: the shards are <split>-00000-of-00032.tfrecord and so on.
+      categories_file: json with the list "categories"; default <split>-categories.json.
+      keypoints, fraction, num_images, subset_seed, training: as for `CocoSource`.
+
+    Raises:
+      UserError: shards missing or not TFRecords, or as for `CocoSource`.
+    """
+    data_dir = os.path.expanduser(data_dir)
+    self.name = f'{os.path.basename(os.path.normpath(data_dir))}/{split}'
+    paths = find_shards(data_dir, split)
+    categories = _load_categories(os.path.join(data_dir, categories_file or f'{split}-categories.json'), paths,
+                                  required=categories_file is not None)
+    if keypoints and not any(category.keypoints for category in categories):
+      raise UserError(f'{self.name}: the categories have no keypoints: convert with --keypoints')
+    self.categories = categories if keypoints else without_keypoints(categories)
+    self.num_classes = len(self.categories)
+    self.num_keypoints = max(len(category.keypoints) for category in self.categories)
+    index = _load_index(index_path(data_dir, split), paths, self.categories)
+    self.skipped = index.problems
+    Problems(index.problems).log(self.name)
+    if index.left_out:
+      logging.warning('%s: %d photographs are missing, unreadable or damaged: %s', self.name, len(index.left_out),
+                      ', '.join(index.left_out[:3]))
+
+    image_ids = _number(self.name, [id_ for shard in index.shards for id_ in shard.source_ids])
+    columns = {column: np.array([value for shard in index.shards for value in getattr(shard, column)], np.int64)
+               for column in ('usable', 'annotations', 'heights', 'widths')}
+    order = np.argsort(image_ids, kind='stable')
+    chosen = order[select(self.name, image_ids[order], columns['usable'][order], training, fraction, num_images,
+                          subset_seed)]
+    self.image_ids = image_ids[chosen]
+    self.sizes = np.stack([columns['heights'], columns['widths']], axis=1)[chosen].astype(np.int32)
+    self.num_instances = columns['usable'][chosen].astype(np.int32)
+    places = [(os.path.join(data_dir, shard.file), offset) for shard in index.shards for offset in shard.offsets]
+    self._places = [places[i] for i in chosen]
+    self._first_ids = (1 + np.cumsum(columns['annotations']) - columns['annotations'])[chosen]
+    logging.info('%s: %d images, %d instances, %d classes', self.name, len(chosen), self.num_instances.sum(),
+                 self.num_classes)
+
+  def load(self, i: int) -> Example:
+    """Image i with its usable annotations.
+
+    Raises:
+      ImageError: the record or the photograph in it is damaged.
+    """
+    record = self._read(i)
+    image = decode_image(record.encoded, record.file_name, (record.height, record.width))
+    return self._sift(i, record).example(0, image)
+
+  def annotations(self) -> dict[str, Any]:
+    """The COCO json of exactly these images, crowds included. Reads every record."""
+    with ThreadPoolExecutor(_READERS) as pool:
+      described = list(pool.map(self._describe, range(len(self.image_ids))))
+    return {'images': [image for image, _ in described],
+            'annotations': [entry for _, entries in described for entry in entries],
+            'categories': categories_to_json(self.categories)}
+
+  def _describe(self, i: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    file_name, entries = '', []
+    try:
+      record = self._read(i)
+      file_name, entries = record.file_name, self._sift(i, record).to_json(0)
+    except ImageError as error:
+      logging.warning('%s: image %d counts as one without objects: %s', self.name, self.image_ids[i], error)
+    height, width = self.sizes[i].tolist()
+    return {'id': int(self.image_ids[i]), 'file_name': file_name, 'height': height, 'width': width}, entries
+
+  def _read(self, i: int) -> Record:
+    path, offset = self._places[i]
+    try:
+      with tf.io.gfile.GFile(path, 'rb') as file:
+        return decode(read_record(file, offset)[0])
+    except (tf.errors.OpError, DamagedRecord, EOFError, ImageError) as error:
+      raise ImageError(f'{path}: {error or "ends before the record"}') from error
+
+  def _sift(self, i: int, record: Record) -> Annotations:
+    return sift(record, int(self.image_ids[i]), self.categories, int(self._first_ids[i]))
+
+
+def shard_path(data_dir: str, split: str, shard: int, num_shards: int) -> str:
+  return os.path.join(data_dir, f'{split}-{shard:05d}-of-{num_shards:05d}.tfrecord')
+
+
+def index_path(data_dir: str, split: str) -> str:
+  return os.path.join(data_dir, f'{split}-index.json')
+
+
+def find_shards(data_dir: str, split: str) -> list[str]:
+  """The paths of all shards, in order.
+
+  Raises:
+    UserError: there are none, some are missing, or there are two sets.
+  """
+  names = tf.io.gfile.listdir(data_dir) if tf.io.gfile.isdir(data_dir) else []
+  pattern = re.compile(rf'{re.escape(split)}-(\d{{5}})-of-(\d{{5}})(\.tfrecords?)?')
+  shards = {match.groups(): match.string for match in map(pattern.fullmatch, names) if match}
+  if not shards:
+    raise UserError(f'{data_dir}: no shards {split}-00000-of-….tfrecord there; `python -m rethink_tf.data.convert '
+                    f'--data_dir=… --split={split} --output_dir={data_dir}` makes them from a COCO json')
+  totals = sorted({(total, suffix or '') for _, total, suffix in shards})
+  if len(totals) > 1:
+    raise UserError(f'{data_dir}: has two sets of shards of {split}, '
+                    f'{" and ".join(f"…-of-{total}{suffix}" for total, suffix in totals)}: delete one')
+  if len(shards) < int(totals[0][0]):
+    raise UserError(f'{data_dir}: {int(totals[0][0]) - len(shards)} of the {int(totals[0][0])} shards of {split} are '
+                    'missing; if the conversion was interrupted, the same command finishes it')
+  return [os.path.join(data_dir, shards[key]) for key in sorted(shards, key=lambda key: key[0])]
+
+
+def write_json(path: str, text: str) -> None:
+  """Writes a file beside its place and renames it, so that no reader sees half of it."""
+  with tf.io.gfile.GFile(path + '.partial', 'w') as file:
+    file.write(text)
+  tf.io.gfile.rename(path + '.partial', path, overwrite=True)
+
+
+def write_index(path: str, index: Index) -> None:
+  """Writes the index, a shard a line."""
+  head = json.dumps({key: value for key, value in index._asdict().items() if key != 'shards'})
+  shards = ',\n'.join(json.dumps(shard._asdict()) for shard in index.shards)
+  write_json(path, f'{head[:-1]}, "shards": [\n{shards}\n]}}\n')
+
+
+def read_index(path: str) -> Index | None:
+  """The index, or None where there is none or it is not one."""
+  if not tf.io.gfile.exists(path):
+    return None
+  try:
+    content = load_json(path)
+    return Index(**{**content, 'shards': [Shard(**shard) for shard in content['shards']]})
+  except (UserError, TypeError, KeyError) as error:
+    logging.warning('%s: is not an index of records: %s', path, error)
+    return None
+
+
+def scan_shard(path: str, categories: Sequence[Category]) -> tuple[Shard, Counter[str], list[str]]:
+  """Reads a whole file: the index of its records, the problems of its annotations, and what is damaged."""
+  shard = Shard(os.path.basename(path), tf.io.gfile.stat(path).length, [], [], [], [], [], [])
+  problems: Counter[str] = Counter()
+  damaged = []
+  for offset, payload in scan(path):
+    try:
+      if isinstance(payload, DamagedRecord):
+        raise ImageError(str(payload))
+      record = decode(payload)
+      table = sift(record, 0, tuple(categories), 1)
+    except ImageError as error:
+      damaged.append(f'{shard.file}: {error}')
+      continue
+    problems.update(table.problems.counts)
+    for column, value in zip(shard[2:], (offset, record.source_id, record.height, record.width,
+                                         int(table.num_usable[0]), len(record.annotations)), strict=True):
+      column.append(value)
+  if damaged and not shard.offsets:
+    raise UserError(f'{path}: no record can be read, is it an uncompressed TFRecord of images? {damaged[0]}')
+  return shard, problems, damaged
+
+
+def _load_index(path: str, paths: list[str], categories: tuple[Category, ...]) -> Index:
+  """The index from its file, or by a scan, which is written down for the next time."""
+  index = read_index(path)
+  if index and not index.complete:
+    raise UserError(f'{path}: the conversion was interrupted; the same command finishes it')
+  category_ids = [category.id for category in categories]
+  with ThreadPoolExecutor(_READERS) as pool:
+    lengths = [stat.length for stat in pool.map(tf.io.gfile.stat, paths)]
+    present = [(os.path.basename(shard), length) for shard, length in zip(paths, lengths, strict=True)]
+    if index and present == [shard[:2] for shard in index.shards] and index.category_ids == category_ids:
+      return index
+    logging.warning('%s: %s; scanning %d shards', path, 'is out of date' if index else 'there is no index', len(paths))
+    scanned = list(pool.map(lambda shard: scan_shard(shard, categories), paths))
+  index = Index([shard for shard, _, _ in scanned], category_ids,
+                dict(sum((problems for _, problems, _ in scanned), Counter())),
+                [name for _, _, damaged in scanned for name in damaged])
+  _try_to_write(path, lambda: write_index(path, index))
+  return index
+
+
+def _load_categories(path: str, paths: list[str], required: bool) -> tuple[Category, ...]:
+  """The categories from their file, or from what the records name."""
+  if required or tf.io.gfile.exists(path):
+    content = load_json(path)
+    return parse_categories(content.get('categories') if isinstance(content, dict) else content, path)
+  logging.warning('%s: is not there; taking the categories that occur in the records', path)
+  names: dict[int, str] = {}
+  for shard in paths:
+    for _, payload in scan(shard):
+      try:
+        names |= {} if isinstance(payload, DamagedRecord) else category_names(payload)
+      except ImageError:
+        continue  # the scan for the index tells
+  categories = tuple(Category(id_, names[id_]) for id_ in sorted(names))
+  if not categories:
+    raise UserError(f'{path}: is not there, and the records name no category')
+  _try_to_write(path, lambda: write_json(path, json.dumps({'categories': categories_to_json(categories)})))
+  return categories
+
+
+def _try_to_write(path: str, write: Any) -> None:
+  try:
+    write()
+  except tf.errors.OpError as error:  # a data set that is shared read-only
+    logging.warning('%s: cannot be kept for the next time: %s', path, error.message)
+
+
+def _number(name: str, source_ids: list[str]) -> np.ndarray:
+  """int64 image ids: the source ids if they are different integers, else 1, 2, ..."""
+  try:
+    ids = np.array([int(source_id) for source_id in source_ids], np.int64)
+    if len(np.unique(ids)) == len(ids):
+      return ids
+  except (ValueError, OverflowError):
+    pass
+  logging.warning('%s: the source ids of the records are not different integers; images are numbered 1 to %d', name,
+                  len(source_ids))
+  return np.arange(1, len(source_ids) + 1)

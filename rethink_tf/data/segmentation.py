@@ -1,0 +1,190 @@
+"""Segmentations in COCO's three forms: polygons, uncompressed and compressed run lengths (RLE).
+
+  polygons      [[x0, y0, x1, y1, ...], ...] in pixels of the photograph, one list per part
+  uncompressed  {'size': [h, w], 'counts': [n0, n1, ...]} lengths of runs of 0 and 1 in turn, down the columns
+  compressed    {'size': [h, w], 'counts': 'aB3...'} the same as a string
+"""
+
+from array import array
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as mask_api
+
+from rethink_tf.structures import MASK_CROP
+
+# pycocotools walks along every edge in fifths of a pixel, so that a stray coordinate of 1e12 would fill the memory.
+_MAX_COORDINATE = 65536.0  # a JPEG has at most 65535 pixels a side
+_MAX_CROP_OUTLINE = 1e5  # length of an outline, in pixels of the crop
+
+
+def crop_segmentation(segmentation: Any, box: np.ndarray, height: int, width: int) -> np.ndarray:
+  """The part of a mask inside its box, stretched to a square.
+
+  Polygons are moved and scaled into the frame of the box and rasterised there, which is exact; run lengths are
+  decoded and read at the centres of the 112 x 112 bins.
+
+  Args:
+    segmentation: in any of COCO's forms; polygons may be arrays.
+    box: [4] y0, x0, y1, x1 in pixels, with y1 > y0 and x1 > x0, inside the photograph.
+    height, width: of the photograph.
+
+  Returns:
+    uint8 [112, 112] of 0 and 1.
+
+  Raises:
+    ValueError: malformed segmentation.
+  """
+  y0, x0, y1, x1 = (float(edge) for edge in box)
+  if not isinstance(segmentation, dict):
+    scale = np.array([MASK_CROP / (x1 - x0), MASK_CROP / (y1 - y0)])
+    framed = [(polygon.reshape(-1, 2) - (x0, y0)) * scale for polygon in _check_polygons(segmentation)]
+    # A sliver of a box under a large polygon (the photograph cuts the object) would be a huge outline in this frame.
+    if max(np.abs(np.diff(points, axis=0)).sum() for points in framed) < _MAX_CROP_OUTLINE:
+      return _rasterise([points.ravel() for points in framed], MASK_CROP, MASK_CROP)
+  mask = mask_api.decode(to_rle(segmentation, height, width))
+  return mask[np.ix_(_bin_centres(y0, y1, height), _bin_centres(x0, x1, width))]
+
+
+def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+  """Any segmentation as one compressed RLE {'size': [height, width], 'counts': bytes}.
+
+  Raises:
+    ValueError: malformed, or run lengths that do not fill height x width.
+  """
+  if isinstance(segmentation, dict):
+    rle = _compress(segmentation)
+    if rle['size'] != [height, width]:
+      raise ValueError(f'RLE of size {rle["size"]} in a photograph of size {[height, width]}')
+    return rle | {'counts': rle['counts'].encode()}
+  return mask_api.merge(mask_api.frPyObjects(_check_polygons(segmentation), height, width))
+
+
+class Segmentations:
+  """The segmentations of many annotations in a few arrays: the 860,000 of COCO would be gigabytes of Python lists.
+
+  Row r is the r-th that was appended: a list of float64 arrays (polygons), a compressed RLE, or [] for none.
+  """
+
+  def __init__(self) -> None:
+    self._points = array('d')  # x and y of all polygons, one after the other
+    self._polygon_ends = array('q', [0])  # where in _points each polygon ends
+    self._row_ends = array('q', [0])  # where in _polygon_ends each row ends
+    self._rles: dict[int, dict[str, Any]] = {}
+
+  def __len__(self) -> int:
+    return len(self._row_ends) - 1
+
+  def append(self, segmentation: Any) -> None:
+    """Adds a row; polygons of fewer than three points are dropped, as Detectron does.
+
+    Raises:
+      ValueError: malformed; no row is added then.
+    """
+    if isinstance(segmentation, dict):
+      self._rles[len(self)] = _compress(segmentation)
+    else:
+      start = len(self._points)
+      ends = []
+      try:
+        for polygon in segmentation:
+          if len(polygon) >= 6 and len(polygon) % 2 == 0:
+            self._points.fromlist(polygon)
+            ends.append(len(self._points))
+        if segmentation and not ends:
+          raise ValueError('no polygon has three points')
+      except (TypeError, ValueError, OverflowError) as error:
+        del self._points[start:]
+        raise ValueError(f'not a list of polygons: {error}') from error
+      self._polygon_ends.extend(ends)
+    self._row_ends.append(len(self._polygon_ends) - 1)
+
+  def __getitem__(self, row: int) -> Any:
+    if row in self._rles:
+      return self._rles[row]
+    points = np.frombuffer(self._points)
+    ends = self._polygon_ends[self._row_ends[row]:self._row_ends[row + 1] + 1]
+    return [points[start:end] for start, end in zip(ends[:-1], ends[1:], strict=True)]
+
+  def to_json(self, row: int) -> Any:
+    """The row as it stands in a COCO json."""
+    segmentation = self[row]
+    return dict(segmentation) if isinstance(segmentation, dict) else [polygon.tolist() for polygon in segmentation]
+
+  def rows_out_of_range(self) -> np.ndarray:
+    """int64: rows with a coordinate that is not finite or absurdly far away."""
+    points = np.frombuffer(self._points)
+    block = 1 << 22  # bounds the temporary memory
+    bad = [start + np.flatnonzero(~(np.abs(points[start:start + block]) <= _MAX_COORDINATE))
+           for start in range(0, len(points), block)]
+    polygons = np.searchsorted(self._polygon_ends, np.concatenate([np.zeros(0, np.int64), *bad]), side='right') - 1
+    return np.unique(np.searchsorted(self._row_ends, polygons, side='right') - 1)
+
+  def update_digest(self, digest: Any) -> None:
+    """Feeds everything into a hash of hashlib."""
+    for column in (self._points, self._polygon_ends, self._row_ends):
+      digest.update(column)
+    digest.update(repr(self._rles).encode())
+
+  def rle_sizes(self) -> dict[int, tuple[int, int]]:
+    """Row -> (height, width), of the rows that are run lengths."""
+    return {row: tuple(rle['size']) for row, rle in self._rles.items()}
+
+
+def _rasterise(polygons: list[np.ndarray], height: int, width: int) -> np.ndarray:
+  return mask_api.decode(mask_api.merge(mask_api.frPyObjects(polygons, height, width)))
+
+
+def _bin_centres(start: float, end: float, limit: int) -> np.ndarray:
+  centres = start + (np.arange(MASK_CROP) + 0.5) * ((end - start) / MASK_CROP)
+  return np.clip(np.floor(centres).astype(np.int64), 0, limit - 1)
+
+
+def _check_polygons(segmentation: Any) -> list[np.ndarray]:
+  try:
+    # array() takes numbers only, where NumPy would read the string '12' as 12.
+    polygons = [polygon if isinstance(polygon, np.ndarray) else np.array(array('d', polygon))
+                for polygon in segmentation]
+  except (TypeError, OverflowError) as error:
+    raise ValueError(f'not a list of polygons: {error}') from error
+  polygons = [p for p in polygons if p.ndim == 1 and len(p) >= 6 and len(p) % 2 == 0]
+  if not polygons or not all((np.abs(p) <= _MAX_COORDINATE).all() for p in polygons):
+    raise ValueError('no polygon of at least three finite points')
+  return polygons
+
+
+def _compress(segmentation: dict[str, Any]) -> dict[str, Any]:
+  """Either RLE -> {'size': [h, w], 'counts': str}; checked here because pycocotools reads past a short one."""
+  size, counts = segmentation.get('size'), segmentation.get('counts')
+  if not (isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)):
+    raise ValueError(f'RLE size {size!r}')
+  if isinstance(counts, str | bytes):
+    runs = _run_lengths(counts.encode() if isinstance(counts, str) else counts)
+  elif isinstance(counts, list) and all(type(run) is int for run in counts):
+    runs = np.array(counts)
+  else:
+    raise ValueError('RLE counts are neither a string nor a list of integers')
+  pixels = size[0] * size[1]
+  if not len(runs) or runs.min() < 0 or runs.max() > pixels or runs.sum() != pixels:
+    raise ValueError(f'RLE counts do not fill {size[0]} x {size[1]} pixels')
+  if isinstance(counts, list):
+    counts = mask_api.frPyObjects({'size': size, 'counts': counts}, *size)['counts']
+  return {'size': list(size), 'counts': counts if isinstance(counts, str) else counts.decode()}
+
+
+def _run_lengths(counts: bytes) -> np.ndarray:
+  """int64 run lengths of a compressed RLE: groups of five bits, lowest first, from the fourth on as differences."""
+  chars = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
+  if not len(chars) or chars.min() < 0 or chars.max() > 63 or chars[-1] & 0x20:
+    raise ValueError('RLE counts are not a compressed string')
+  ends = np.flatnonzero((chars & 0x20) == 0)
+  starts = np.concatenate([[0], ends[:-1] + 1])
+  lengths = ends - starts + 1
+  if lengths.max() > 8:
+    raise ValueError('RLE count out of range')
+  place = np.arange(len(chars)) - np.repeat(starts, lengths)
+  runs = np.add.reduceat((chars & 0x1f) << (5 * place), starts)
+  runs -= np.where(chars[ends] & 0x10, np.left_shift(1, 5 * lengths), 0)  # sign bit
+  runs[1::2] = np.cumsum(runs[1::2])  # each run is stored minus the one two before, the first three as they are
+  runs[2::2] = np.cumsum(runs[2::2])
+  return runs

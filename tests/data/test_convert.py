@@ -1,0 +1,184 @@
+import io
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import tensorflow as tf
+from absl import logging
+
+import rethink_tf
+from rethink_tf.data.coco import CocoSource
+from rethink_tf.data.convert import Progress, convert
+from rethink_tf.data.records import RecordSource
+from rethink_tf.errors import UserError
+from tests.small_coco import annotation, image, write
+
+
+@pytest.fixture(autouse=True)
+def see_logs(caplog):
+  logging.set_verbosity(logging.INFO)
+  caplog.set_level('INFO', logger='absl')
+
+
+@pytest.fixture
+def source(tmp_path):
+  images = [image(i) for i in range(1, 11)]
+  return CocoSource(write(tmp_path / 'coco', images, [annotation(i, image_id=i) for i in range(1, 11)]))
+
+
+def files(folder):
+  return {path.name: path.read_bytes() for path in pathlib.Path(folder).iterdir()}
+
+
+def test_shards_are_named_and_filled_evenly(source, tmp_path):
+  index = convert(source, str(tmp_path / 'out'), 'mine', num_shards=4)
+  assert sorted(files(tmp_path / 'out')) == ['mine-00000-of-00004.tfrecord', 'mine-00001-of-00004.tfrecord',
+                                             'mine-00002-of-00004.tfrecord', 'mine-00003-of-00004.tfrecord',
+                                             'mine-categories.json', 'mine-index.json']
+  assert [len(shard.offsets) for shard in index.shards] == [3, 3, 2, 2]
+  assert index.complete
+  assert RecordSource(str(tmp_path / 'out'), 'mine').image_ids.tolist() == list(range(1, 11))
+
+
+def test_more_shards_than_photographs(source, tmp_path):
+  assert len(convert(source, str(tmp_path / 'out'), 'mine', num_shards=50).shards) == 10
+
+
+class Stops(Exception):
+  """Stands for a kill."""
+
+
+@pytest.mark.parametrize('stop_at', [0, 4, 9])
+def test_interrupted_conversion_is_finished_by_the_same_call(source, tmp_path, monkeypatch, caplog, stop_at):
+  convert(source, str(tmp_path / 'whole'), 'mine', num_shards=5, num_workers=1)
+  out, read = tmp_path / 'out', CocoSource.read
+
+  def stopping_read(self, i):
+    if i == stop_at:
+      raise Stops
+    return read(self, i)
+
+  monkeypatch.setattr(CocoSource, 'read', stopping_read)
+  with pytest.raises(Stops):
+    convert(source, str(out), 'mine', num_shards=5, num_workers=1)
+  finished = {path.name: path.stat().st_mtime_ns for path in out.glob('*.tfrecord')}
+  assert stop_at // 2 <= len(finished) < 5  # the worker may be one shard further before it hears of the error
+
+  wanted = []
+  monkeypatch.setattr(CocoSource, 'read', lambda self, i: wanted.append(i) or read(self, i))
+  convert(source, str(out), 'mine', num_shards=5, num_workers=1)
+  todo = [k for k in range(5) if f'mine-0000{k}-of-00005.tfrecord' not in finished]
+  assert stop_at // 2 in todo and wanted == [i for k in todo for i in (2 * k, 2 * k + 1)]  # the unfinished, no others
+  assert {name: (out / name).stat().st_mtime_ns for name in finished} == finished
+  assert files(out) == files(tmp_path / 'whole')
+  if finished:
+    assert any(f'{len(finished)} of 5 shards are there already' in r.getMessage() for r in caplog.records)
+
+
+def test_finished_conversion_is_left_alone(source, tmp_path, monkeypatch):
+  convert(source, str(tmp_path / 'out'), 'mine', num_shards=3)
+  before = files(tmp_path / 'out')
+  monkeypatch.setattr(CocoSource, 'read', lambda self, i: pytest.fail('read again'))
+  convert(source, str(tmp_path / 'out'), 'mine', num_shards=3)
+  assert files(tmp_path / 'out') == before
+
+
+def test_lost_or_shortened_shards_are_written_again(source, tmp_path):
+  convert(source, str(tmp_path / 'out'), 'mine', num_shards=3)
+  before = files(tmp_path / 'out')
+  (tmp_path / 'out/mine-00001-of-00003.tfrecord').unlink()
+  (tmp_path / 'out/mine-00002-of-00003.tfrecord').write_bytes(b'half')
+  convert(source, str(tmp_path / 'out'), 'mine', num_shards=3)
+  assert files(tmp_path / 'out') == before
+
+
+def test_number_of_workers_does_not_matter(source, tmp_path):
+  convert(source, str(tmp_path / 'one'), 'mine', num_shards=4, num_workers=1)
+  convert(source, str(tmp_path / 'many'), 'mine', num_shards=4, num_workers=8)
+  assert files(tmp_path / 'one') == files(tmp_path / 'many')
+
+
+@pytest.mark.parametrize('options', [{'num_shards': 2}, {'png_masks': False}])
+def test_other_options_do_not_mix(source, tmp_path, options):
+  convert(source, str(tmp_path / 'out'), 'mine', num_shards=3)
+  with pytest.raises(UserError, match='other options'):
+    convert(source, str(tmp_path / 'out'), 'mine', **{'num_shards': 3} | options)
+
+
+def test_other_annotations_do_not_mix(source, tmp_path):
+  convert(source, str(tmp_path / 'out'), 'mine', num_shards=3)
+  moved = CocoSource(write(tmp_path / 'moved', [image(i) for i in range(1, 11)], [
+    annotation(i, image_id=i, segmentation=[[10, 10, 30, 10, 30, 39, 10, 40]]) for i in range(1, 11)]))
+  with pytest.raises(UserError, match='other annotations'):
+    convert(moved, str(tmp_path / 'out'), 'mine', num_shards=3)
+
+
+def test_missing_and_unreadable_photographs_are_left_out(source, tmp_path, caplog):
+  (tmp_path / 'coco/train2017/000003.jpg').unlink()
+  (tmp_path / 'coco/train2017/000007.jpg').write_bytes(b'no picture')
+  index = convert(source, str(tmp_path / 'out'), 'mine', num_shards=3)
+  assert len(index.left_out) == 2
+  assert any('2 photographs were left out' in r.getMessage() and '000003.jpg' in r.getMessage() for r in caplog.records)
+  caplog.clear()
+  records = RecordSource(str(tmp_path / 'out'), 'mine')
+  assert records.image_ids.tolist() == [1, 2, 4, 5, 6, 8, 9, 10]
+  assert any('2 photographs are missing' in record.getMessage() for record in caplog.records)
+
+
+def test_remote_paths_go_through_gfile(source):
+  convert(source, 'ram://records/deep', 'mine', num_shards=2)
+  records = RecordSource('ram://records/deep', 'mine')
+  assert (records.load(9).image == source.load(9).image).all()
+  assert tf.io.gfile.glob('ram://records/deep/*.partial') == []
+
+
+def test_nothing_can_be_written_there(source, tmp_path):
+  (tmp_path / 'file').touch()
+  with pytest.raises(UserError, match='cannot be written'):
+    convert(source, str(tmp_path / 'file'), 'mine')
+
+
+def test_number_of_shards_out_of_range(source, tmp_path):
+  with pytest.raises(UserError, match='num_shards = 0'):
+    convert(source, str(tmp_path), 'mine', num_shards=0)
+
+
+class Terminal(io.StringIO):
+  def isatty(self):
+    return True
+
+
+@pytest.mark.parametrize('stream', [Terminal(), io.StringIO()], ids=['terminal', 'file'])
+def test_progress_has_a_bar_a_rate_and_the_time_to_go(stream):
+  now = [0.0]
+  progress = Progress(200, stream, lambda: now[0])
+  for _ in range(200):
+    now[0] += 10.0
+    progress.advance()
+  progress.close()
+  text = stream.getvalue()
+  lines = text.split('\r' if stream.isatty() else '\n')
+  middle = f'[{"#" * 15}{" " * 15}]  51% 102/200 photographs, 0.1/s, 0:16:20 to go'
+  assert any(middle in line for line in lines)
+  assert '100% 200/200' in text and text.endswith('\n')
+  assert len(lines) <= 202 if stream.isatty() else len(lines) < 40
+
+
+def run(*flags):
+  return subprocess.run([sys.executable, '-m', 'rethink_tf.data.convert', *flags], capture_output=True, text=True,
+                        cwd=pathlib.Path(rethink_tf.__file__).parents[1], timeout=300)
+
+
+def test_command_line(source, tmp_path):
+  done = run(f'--data_dir={tmp_path}/coco', f'--output_dir={tmp_path}/out', '--num_shards=3')
+  assert done.returncode == 0, done.stderr
+  assert '10 photographs in 3 shards' in done.stdout and '100% 10/10' in done.stderr
+  convert(source, str(tmp_path / 'here'), 'train2017', num_shards=3)
+  assert files(tmp_path / 'out') == files(tmp_path / 'here')  # byte by byte, though in another process
+
+
+def test_command_line_error_is_one_line(tmp_path):
+  done = run(f'--data_dir={tmp_path}', f'--output_dir={tmp_path}/out')
+  assert done.returncode == 1
+  assert done.stderr.count('\n') == 1 and done.stderr.startswith('error: ') and 'no such annotation file' in done.stderr

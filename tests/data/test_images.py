@@ -1,0 +1,139 @@
+import io
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from rethink_tf.data.images import ImageError, decode
+
+
+def encode(pixels, kind='JPEG', **options):
+  stream = io.BytesIO()
+  Image.fromarray(pixels).save(stream, kind, **options)
+  return stream.getvalue()
+
+
+def with_orientation(pixels, orientation):
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  return encode(pixels, exif=exif, quality=95)
+
+
+@pytest.fixture(scope='module')
+def photograph(photographs):
+  return (photographs / 'coco_dev/train2017/000000000009.jpg').read_bytes()
+
+
+@pytest.fixture
+def pixels():
+  ramp = np.linspace(0, 255, 64).astype(np.uint8)
+  return np.stack(np.broadcast_arrays(ramp[:48, None], ramp[None, :], np.uint8(90)), axis=2)  # [48, 64, 3]
+
+
+def test_real_photographs_equal_pillow(photographs):
+  for path in sorted((photographs / 'coco_dev/val2017').glob('*.jpg'))[:20]:
+    expected = np.asarray(Image.open(path).convert('RGB'))
+    decoded = decode(path.read_bytes(), path.name)
+    assert decoded.dtype == np.uint8 and decoded.shape == expected.shape
+    assert np.abs(decoded.astype(int) - expected).max() <= 2
+
+
+def test_channel_order_is_rgb(pixels):
+  red = np.zeros_like(pixels)
+  red[..., 0] = 255
+  assert (decode(encode(red, 'PNG'), 'red') == red).all()
+
+
+def test_grey_jpeg_becomes_three_channels(pixels):
+  decoded = decode(encode(pixels[..., 0]), 'grey')
+  assert decoded.shape == (48, 64, 3)
+  assert (decoded == decoded[..., :1]).all()
+
+
+def test_cmyk_jpeg_has_pillows_colours(photograph):
+  stream = io.BytesIO()
+  Image.open(io.BytesIO(photograph)).convert('CMYK').save(stream, 'JPEG', quality=95)
+  expected = np.asarray(Image.open(io.BytesIO(stream.getvalue())).convert('RGB')).astype(int)
+  assert np.abs(decode(stream.getvalue(), 'cmyk') - expected).max() <= 1
+
+
+def test_png_with_alpha_keeps_its_colours(pixels):
+  rgba = np.dstack([pixels, np.full(pixels.shape[:2], 7, np.uint8)])
+  assert (decode(encode(rgba, 'PNG'), 'rgba') == pixels).all()
+
+
+@pytest.mark.parametrize('damage', [b'', b'\0' * 2000], ids=['opencv', 'pillow'])
+def test_16_bit_png_is_scaled_not_clipped(damage):
+  deep = np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)
+  data = cv2.imencode('.png', deep)[1].tobytes() + damage  # bytes behind the end lead through Pillow
+  assert (decode(data, 'deep') == (deep >> 8)[..., None]).all()
+
+
+@pytest.mark.parametrize('kind', ['BMP', 'WEBP', 'GIF', 'TIFF'])
+def test_other_formats(pixels, kind):
+  decoded = decode(encode(pixels, kind), kind)
+  assert decoded.shape == pixels.shape and np.abs(decoded.astype(int) - pixels).mean() < 10
+
+
+def test_bytes_behind_the_end_are_harmless(photograph):
+  assert (decode(photograph + b'\0' * 300, 'padded') == decode(photograph, 'whole')).all()
+  assert (decode(photograph + b'x' * 5000, 'padded') == decode(photograph, 'whole')).all()
+
+
+@pytest.mark.parametrize('kept', [0.02, 0.3, 0.7, 0.999])
+@pytest.mark.parametrize('filler', [b'', b'\0' * 200_000], ids=['cut', 'zeros'])
+def test_truncated_jpeg(photograph, kept, filler, capfd):
+  with pytest.raises(ImageError, match=r'^torn\.jpg: .*truncated|^torn\.jpg: .*broken'):
+    decode(photograph[:int(len(photograph) * kept)] + filler, 'torn.jpg')
+  assert capfd.readouterr().err == ''
+
+
+def test_jpeg_without_its_last_byte(photograph):
+  with pytest.raises(ImageError, match='truncated'):
+    decode(photograph[:-1], 'torn.jpg')
+
+
+@pytest.mark.parametrize('kind', ['PNG', 'BMP', 'WEBP', 'GIF'])
+def test_other_truncated_formats(pixels, kind, capfd):
+  data = encode(np.tile(pixels, (4, 4, 1)), kind)
+  with pytest.raises(ImageError, match='torn'):
+    decode(data[:len(data) // 2], 'torn')
+  assert capfd.readouterr().err == ''
+
+
+@pytest.mark.parametrize('data, reason', [(b'', 'empty'), (b'hello, this is no picture', 'not a picture'),
+                                          (b'\xff\xd8\xff\xd9', 'truncated'), (b'\x89PNGIEND\xaeB`\x82', 'cannot')])
+def test_no_picture(data, reason, capfd):
+  with pytest.raises(ImageError, match=f'^page.html: .*{reason}') as raised:
+    decode(data, 'page.html')
+  assert '\n' not in str(raised.value)
+  assert capfd.readouterr().err == ''
+
+
+def test_size_that_disagrees_names_both(pixels):
+  with pytest.raises(ImageError, match='64x48.*70x50'):
+    decode(encode(pixels), 'odd.jpg', (50, 70))
+
+
+def test_exif_is_ignored_where_the_stored_size_is_annotated(pixels):
+  data = with_orientation(pixels, 6)
+  assert (decode(data, 'p', (48, 64)) == decode(encode(pixels, quality=95), 'p')).all()
+  assert decode(data, 'p').shape == (48, 64, 3)
+
+
+@pytest.mark.parametrize('orientation, turn', [(6, -1), (8, 1)])
+def test_exif_is_obeyed_where_the_upright_size_is_annotated(pixels, orientation, turn):
+  upright = decode(with_orientation(pixels, orientation), 'p', (64, 48))
+  assert (upright == np.rot90(decode(encode(pixels, quality=95), 'p'), turn)).all()
+  padded = decode(with_orientation(pixels, orientation) + b'x' * 5000, 'through Pillow', (64, 48))
+  assert np.abs(upright.astype(int) - padded).max() <= 2
+
+
+def test_square_and_half_turned_photographs_stay_as_stored(pixels):
+  assert (decode(with_orientation(pixels, 3), 'p', (48, 64)) == decode(encode(pixels, quality=95), 'p')).all()
+
+
+def test_swapped_size_without_exif_is_an_error(pixels):
+  with pytest.raises(ImageError, match='64x48.*48x64'):
+    decode(encode(pixels), 'p', (64, 48))

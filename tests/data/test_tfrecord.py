@@ -1,0 +1,65 @@
+import struct
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from rethink_tf.data.tfrecord import FOOTER, HEADER, DamagedRecord, masked_crc, read_record, scan
+
+
+def test_checksum_of_the_standards_example():
+  crc = 0xE3069283  # CRC-32C of "123456789" (RFC 3720)
+  assert masked_crc(b'123456789') == ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+@pytest.mark.parametrize('length', [0, 1, 3, 8, 63, 64, 65, 128, 191, 192, 1000, 4096, 150_001])
+def test_checksum_equals_tensorflows(tmp_path, length):
+  data = np.random.default_rng(length).bytes(length)
+  with tf.io.TFRecordWriter(str(tmp_path / 'x')) as writer:
+    writer.write(data)
+  written = (tmp_path / 'x').read_bytes()
+  assert len(written) == HEADER + length + FOOTER
+  assert masked_crc(data) == struct.unpack('<I', written[-4:])[0]
+
+
+@pytest.fixture
+def shard(tmp_path):
+  payloads = [np.random.default_rng(k).bytes(50 * k) for k in range(6)]
+  path = str(tmp_path / 'shard')
+  with tf.io.TFRecordWriter(path) as writer:
+    for payload in payloads:
+      writer.write(payload)
+  return path, payloads
+
+
+def test_scan_and_random_reads(shard):
+  path, payloads = shard
+  records = list(scan(path))
+  assert [payload for _, payload in records] == payloads
+  with tf.io.gfile.GFile(path, 'rb') as file:
+    for k in (4, 0, 5, 2):
+      assert read_record(file, records[k][0])[0] == payloads[k]
+    with pytest.raises(EOFError):
+      read_record(file, file.size())
+
+
+@pytest.mark.parametrize('place, survivors', [(HEADER + 7, 4), (2, 1)], ids=['payload', 'length'])
+def test_flipped_bit(shard, place, survivors):
+  path, payloads = shard
+  start = list(scan(path))[1][0]
+  content = bytearray(open(path, 'rb').read())
+  content[start + place] ^= 4
+  open(path, 'wb').write(content)
+  records = [payload for _, payload in scan(path)]
+  assert isinstance(records[1], DamagedRecord)
+  assert records[2:] == (payloads[2:] if survivors == 4 else [])  # without the length, where the next begins is unknown
+
+
+def test_cut_off(shard):
+  path, payloads = shard
+  content = open(path, 'rb').read()
+  open(path, 'wb').write(content[:-3])
+  records = [payload for _, payload in scan(path)]
+  assert records[:-1] == payloads[:-1]
+  with pytest.raises(DamagedRecord, match='cut off'):
+    raise records[-1]
