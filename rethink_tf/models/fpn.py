@@ -1,0 +1,43 @@
+"""Feature pyramid network (Lin et al. 2017, section 3) with a norm after both of its convolutions."""
+
+from __future__ import annotations
+
+import gin
+import tensorflow as tf
+import tf_keras
+
+from rethink_tf.models import initializers
+from rethink_tf.models.layers import ConvNorm
+from rethink_tf.models.norms import group_norm
+
+
+@gin.register
+class FPN(tf_keras.layers.Layer):
+  """{'C2'..'C5'} -> {'P2'..'P6'}, each [B, H / 2^l, W / 2^l, channels]; P6 is every second cell of P5.
+
+  Lateral 1x1 and output 3x3 convolutions without bias, norm after both, no activation (Detectron's GN baselines).
+  """
+
+  def __init__(self, channels: int = 256, norm=group_norm, initializer=initializers.xavier, name: str = 'fpn'):
+    super().__init__(name=name)
+    levels = ('2', '3', '4', '5')
+    self.laterals = [ConvNorm(channels, 1, norm, initializer, name=f'lateral{level}') for level in levels]
+    self.outputs = [ConvNorm(channels, 3, norm, initializer, name=f'output{level}') for level in levels]
+
+  def call(self, features):
+    merged = self.laterals[3](features['C5'])
+    pyramid = {'P5': self.outputs[3](merged)}
+    for i in (2, 1, 0):
+      merged = self.laterals[i](features[f'C{i + 2}']) + upsample(merged)
+      pyramid[f'P{i + 2}'] = self.outputs[i](merged)
+    pyramid['P6'] = pyramid['P5'][:, ::2, ::2]
+    pyramid['P5'] = tf.identity(pyramid['P5'])  # keeps its gradient a sum of twos (ops/roi_align.py, Pyramid)
+    return {level: pyramid[level] for level in sorted(pyramid)}
+
+
+def upsample(x: tf.Tensor) -> tf.Tensor:
+  """Nearest neighbour x2 of maps [B, H, W, C], by broadcasting: UpSampling2D has a gradient that XLA cannot compile."""
+  shape = tf.shape(x)
+  batch, height, width, channels = shape[0], shape[1], shape[2], x.shape[-1]
+  x = tf.broadcast_to(x[:, :, None, :, None, :], [batch, height, 2, width, 2, channels])
+  return tf.reshape(x, [batch, 2 * height, 2 * width, channels])

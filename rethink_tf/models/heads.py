@@ -1,0 +1,121 @@
+"""RPN, box and mask heads (Faster R-CNN 3.1; Mask R-CNN 3; Group Normalization 4.2 for the 4conv1fc box head).
+
+The norm follows every convolution of the box and mask heads and nothing else: not the RPN, not fully connected layers,
+not the deconvolution, not the predictors. Predictors compute in float32 under every precision policy.
+"""
+
+from __future__ import annotations
+
+import gin
+import tensorflow as tf
+import tf_keras
+
+from rethink_tf.models import initializers
+from rethink_tf.models.layers import ConvNorm
+from rethink_tf.models.norms import group_norm
+
+
+@gin.register
+class RPNHead(tf_keras.layers.Layer):
+  """One head over all levels: map [B, H, W, C] -> objectness [B, H * W * anchors], deltas [B, H * W * anchors, 4]."""
+
+  def __init__(self, channels: int = 256, anchors_per_cell: int = 3, name: str = 'rpn_head'):
+    super().__init__(name=name)
+    self.conv = tf_keras.layers.Conv2D(channels, 3, padding='same', activation='relu',
+                                       kernel_initializer=initializers.gaussian(), name='conv')
+    self.objectness = tf_keras.layers.Conv2D(anchors_per_cell, 1, kernel_initializer=initializers.gaussian(),
+                                             dtype='float32', name='objectness')
+    self.deltas = tf_keras.layers.Conv2D(4 * anchors_per_cell, 1, kernel_initializer=initializers.gaussian(),
+                                         dtype='float32', name='deltas')
+
+  def call(self, feature):
+    x = self.conv(feature)
+    batch = tf.shape(x)[0]
+    return tf.reshape(self.objectness(x), [batch, -1]), tf.reshape(self.deltas(x), [batch, -1, 4])
+
+
+@gin.register
+class BoxHead(tf_keras.layers.Layer):
+  """RoI features [B, R, 7, 7, C] -> [B, R, fc_width]: 4conv1fc by default, the classical 2fc with (0, 2).
+
+  used: [B, R], 1 for RoIs that are no padding (None: all), for norms whose statistics run over the batch.
+  """
+
+  def __init__(self, num_convs: int = 4, num_fcs: int = 1, channels: int = 256, fc_width: int = 1024, norm=group_norm,
+               initializer=initializers.msra, name: str = 'box_head'):
+    super().__init__(name=name)
+    self.convs = [ConvNorm(channels, 3, norm, initializer, relu=True, name=f'conv{i + 1}') for i in range(num_convs)]
+    self.fcs = [tf_keras.layers.Dense(fc_width, 'relu', kernel_initializer=initializers.xavier(), name=f'fc{i + 1}')
+                for i in range(num_fcs)]
+
+  def call(self, pooled, used=None):
+    x, batch = merge_rois(pooled)
+    used = None if used is None else tf.reshape(used, [-1])
+    for conv in self.convs:
+      x = conv(x, used)
+    x = tf.reshape(x, [-1, x.shape[1] * x.shape[2] * x.shape[3]])
+    for fc in self.fcs:
+      x = fc(x)
+    return tf.reshape(x, [batch, -1, x.shape[-1]])
+
+
+class BoxPredictor(tf_keras.layers.Layer):
+  """[B, R, fc_width] -> class logits [B, R, K + 1] (0 = background), deltas [B, R, K, 4] (or 1 when class-agnostic)."""
+
+  def __init__(self, num_classes: int, class_agnostic: bool = False, name: str = 'box_predictor'):
+    super().__init__(name=name, dtype='float32')
+    self.boxes = 1 if class_agnostic else num_classes
+    self.classes = tf_keras.layers.Dense(num_classes + 1, kernel_initializer=initializers.gaussian(0.01),
+                                         dtype='float32', name='classes')
+    self.deltas = tf_keras.layers.Dense(4 * self.boxes, kernel_initializer=initializers.gaussian(0.001),
+                                        dtype='float32', name='deltas')
+
+  def call(self, x):
+    deltas = self.deltas(x)
+    return self.classes(x), tf.reshape(deltas, tf.concat([tf.shape(deltas)[:2], [self.boxes, 4]], 0))
+
+
+@gin.register
+class MaskHead(tf_keras.layers.Layer):
+  """RoI features [B, M, 14, 14, C] -> [B, M, 28, 28, channels]: four convolutions with norm, one deconvolution.
+
+  used: [B, M], as for the box head.
+  """
+
+  def __init__(self, num_convs: int = 4, channels: int = 256, norm=group_norm, initializer=initializers.msra,
+               name: str = 'mask_head'):
+    super().__init__(name=name)
+    self.convs = [ConvNorm(channels, 3, norm, initializer, relu=True, name=f'conv{i + 1}') for i in range(num_convs)]
+    self.deconv = tf_keras.layers.Conv2DTranspose(channels, 2, 2, activation='relu', kernel_initializer=initializer(),
+                                                  name='deconv')
+
+  def call(self, pooled, used=None):
+    x, batch = merge_rois(pooled)
+    used = None if used is None else tf.reshape(used, [-1])
+    for conv in self.convs:
+      x = conv(x, used)
+    return split_rois(self.deconv(x), batch)
+
+
+class MaskPredictor(tf_keras.layers.Layer):
+  """[B, M, 28, 28, C] -> one map a class, float32 logits [B, M, 28, 28, K]."""
+
+  def __init__(self, num_classes: int, name: str = 'mask_predictor'):
+    super().__init__(name=name, dtype='float32')
+    # Departure: Detectron draws this layer by MSRA; N(0, 0.001) is Detectron2's (recipe, section 8).
+    self.conv = tf_keras.layers.Conv2D(num_classes, 1, kernel_initializer=initializers.gaussian(0.001),
+                                       dtype='float32', name='conv')
+
+  def call(self, x):
+    x, batch = merge_rois(x)
+    return split_rois(self.conv(x), batch)
+
+
+def merge_rois(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+  """[B, R, h, w, C] -> [B * R, h, w, C], and B."""
+  return tf.reshape(x, [-1, *x.shape[2:]]), tf.shape(x)[0]
+
+
+def split_rois(x: tf.Tensor, batch: tf.Tensor) -> tf.Tensor:
+  """[B * R, h, w, C] -> [B, R, h, w, C]."""
+  return tf.reshape(x, [batch, -1, *x.shape[1:]])

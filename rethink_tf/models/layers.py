@@ -1,0 +1,36 @@
+"""Convolutions as Detectron pads them: symmetric, also where TensorFlow's 'same' would not be."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+import tf_keras
+
+from rethink_tf.models.norms import NoNorm
+
+
+class ConvNorm(tf_keras.layers.Layer):
+  """Convolution, norm, optional ReLU: [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), filters].
+
+  The convolution has a bias only where no norm follows. used: [B], 1 for the rows that are no padding; only norms whose
+  statistics run over the batch ask for it.
+  """
+
+  def __init__(self, filters: int, kernel_size: int, norm, initializer, stride: int = 1, groups: int = 1,
+               relu: bool = False, zero_gamma: bool = False, name: str | None = None):
+    super().__init__(name=name)
+    self.padding = kernel_size // 2 if stride > 1 else 0  # 'same' is symmetric at stride 1 only
+    self.norm = norm(name='norm', zero_gamma=zero_gamma)
+    self.conv = tf_keras.layers.Conv2D(
+      filters, kernel_size, stride, padding='valid' if self.padding else 'same', groups=groups,
+      use_bias=isinstance(self.norm, NoNorm), kernel_initializer=initializer(), name='conv')
+    self.relu = relu
+
+  def call(self, x, used=None):
+    x = self.conv(pad(x, self.padding))
+    x = self.norm(x, used=used) if getattr(self.norm, 'over_batch', False) else self.norm(x)
+    return tf.nn.relu(x) if self.relu else x
+
+
+def pad(x: tf.Tensor, padding: int) -> tf.Tensor:
+  """Zeros on all four sides of maps [B, H, W, C]."""
+  return tf.pad(x, [[0, 0], [padding, padding], [padding, padding], [0, 0]]) if padding else x

@@ -1,0 +1,178 @@
+"""Normalisation as an argument: `norm(name, zero_gamma=False) -> layer` (paper, section 3.1).
+
+group_norm, sync_batch_norm, frozen_batch_norm, no_norm and addons_group_norm are interchangeable by one gin line:
+`NORM = @group_norm`. A new norm is one function of this contract. One whose statistics run over the batch sets
+`over_batch = True` on its layer and is then called as `layer(x, used=...)` on RoIs, some of which are padding.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import gin
+import tensorflow as tf
+import tf_keras
+
+from rethink_tf.errors import UserError
+from rethink_tf.ops.group_norm import channel_sums
+from rethink_tf.ops.group_norm import group_norm as normalise_groups
+
+EPSILON = 1e-5  # Detectron's for every norm; Keras would take 1e-3
+
+
+class GroupNorm(tf_keras.layers.Layer):
+  """Group normalisation (Wu and He, ECCV 2018) with float32 parameters and statistics under every precision policy."""
+
+  def __init__(self, groups: int = 32, epsilon: float = EPSILON, zero_gamma: bool = False, name: str | None = None):
+    super().__init__(name=name)
+    self.groups, self.epsilon, self.zero_gamma = groups, epsilon, zero_gamma
+
+  def build(self, input_shape):
+    channels = input_shape[-1]
+    if channels % self.groups:
+      raise UserError(f'group_norm.groups = {self.groups} does not divide the {channels} channels of {self.name}: '
+                      'choose a divisor, or widths that are multiples of it')
+    self.gamma = self.add_weight('gamma', [channels], tf.float32, 'zeros' if self.zero_gamma else 'ones',
+                                 experimental_autocast=False)
+    self.beta = self.add_weight('beta', [channels], tf.float32, 'zeros', experimental_autocast=False)
+
+  def call(self, x):
+    return normalise_groups(x, tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta),
+                            self.groups, self.epsilon)
+
+
+class SyncBatchNorm(tf_keras.layers.Layer):
+  """Batch normalisation over the batches of all replicas together; two-pass float32 statistics, float32 parameters.
+
+  Replicas count by their number of elements (Detectron2's NaiveSyncBatchNorm with stats_mode 'N'), of which padded RoIs
+  are none: a replica without any foreground changes nothing. tf_keras' synchronised layer would count padding, take
+  the difference of two means of squares, and sum in bfloat16 under that policy.
+  """
+
+  over_batch = True
+
+  def __init__(self, momentum: float = 0.9, epsilon: float = EPSILON, zero_gamma: bool = False,
+               name: str | None = None):
+    super().__init__(name=name)
+    self.momentum, self.epsilon, self.zero_gamma = momentum, epsilon, zero_gamma
+
+  def build(self, input_shape):
+    def weight(name, initial, **statistics):
+      return self.add_weight(name, [input_shape[-1]], tf.float32, initial, experimental_autocast=False, **statistics)
+    self.gamma, self.beta = weight('gamma', 'zeros' if self.zero_gamma else 'ones'), weight('beta', 'zeros')
+    statistics = dict(trainable=False, synchronization=tf.VariableSynchronization.ON_READ,
+                      aggregation=tf.VariableAggregation.MEAN)
+    self.moving_mean = weight('moving_mean', 'zeros', **statistics)
+    self.moving_variance = weight('moving_variance', 'ones', **statistics)
+
+  def call(self, x, used=None, training=False):
+    """x: [N, H, W, C]; used: [N] 1 for the rows that count, all when None."""
+    if not (training and self.trainable):
+      return self._scale(x, self.moving_mean, self.moving_variance)
+    context = tf.distribute.get_replica_context()
+    alone = context is None or context.num_replicas_in_sync == 1
+    if alone and used is None:  # TensorFlow's fused kernel, which knows neither padding nor other replicas
+      y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+        x=x, scale=self.gamma, offset=self.beta, mean=[], variance=[], epsilon=self.epsilon)
+      self._remember(mean, variance, 1.0)
+      return y
+    mean, variance, count = _moments(tf.cast(x, tf.float32), used, (lambda t: t) if alone else _add_replicas)
+    self._remember(mean, variance * tf.math.divide_no_nan(count, count - 1.0), count)
+    return self._scale(x, mean, variance)
+
+  def _scale(self, x, mean, variance):
+    scale = self.gamma * tf.math.rsqrt(variance + self.epsilon)
+    return tf.cast(tf.cast(x, tf.float32) * scale + (self.beta - mean * scale), x.dtype)
+
+  def _remember(self, mean, variance, count):
+    for moving, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
+      step = (1.0 - self.momentum) * (tf.stop_gradient(new) - moving)
+      moving.assign_add(tf.where(count > 0.0, step, 0.0))
+
+
+def _moments(x, used, add_up):
+  """Mean [C], variance [C] and number of elements of x float32 [N, H, W, C] over the used rows of all replicas."""
+  shape = tf.shape(x)
+  used = tf.ones([shape[0]]) if used is None else tf.cast(used, tf.float32)
+  count = tf.reduce_sum(used) * tf.cast(shape[1] * shape[2], tf.float32)
+  count, total = add_up([count, tf.linalg.matvec(channel_sums(x), used, transpose_a=True)])
+  mean = tf.math.divide_no_nan(total, count)
+  squares = channel_sums(tf.math.squared_difference(x, mean))  # [N, C]
+  squares, = add_up([tf.linalg.matvec(squares, used, transpose_a=True)])
+  return mean, tf.math.divide_no_nan(squares, count), count
+
+
+def _add_replicas(tensors):
+  return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tensors)
+
+
+class FrozenBatchNorm(tf_keras.layers.Layer):
+  """Batch normalisation as a fixed affine map: nothing in it trains (Detectron's AffineChannel).
+
+  It has no meaning with random weights: the experiment refuses it unless pre-trained statistics are loaded.
+  """
+
+  def __init__(self, epsilon: float = EPSILON, name: str | None = None):
+    super().__init__(name=name, trainable=False)
+    self.epsilon = epsilon
+
+  def build(self, input_shape):
+    def weight(name, initial):
+      return self.add_weight(name, [input_shape[-1]], tf.float32, initial, trainable=False,
+                             experimental_autocast=False)
+    self.gamma, self.beta = weight('gamma', 'ones'), weight('beta', 'zeros')
+    self.moving_mean, self.moving_variance = weight('moving_mean', 'zeros'), weight('moving_variance', 'ones')
+
+  def call(self, x):
+    scale = self.gamma * tf.math.rsqrt(self.moving_variance + self.epsilon)
+    return x * tf.cast(scale, x.dtype) + tf.cast(self.beta - self.moving_mean * scale, x.dtype)
+
+
+class NoNorm(tf_keras.layers.Layer):
+  """Identity."""
+
+  def call(self, x):
+    return x
+
+
+@gin.register
+def group_norm(name: str, zero_gamma: bool = False, groups: int = 32, epsilon: float = EPSILON):
+  """GN: 32 groups, epsilon 1e-5; independent of the batch, hence of how many images a device holds."""
+  return GroupNorm(groups, epsilon, zero_gamma, name)
+
+
+@gin.register
+def sync_batch_norm(name: str, zero_gamma: bool = False, momentum: float = 0.9, epsilon: float = EPSILON):
+  """SyncBN: batch statistics over all replicas (torch's momentum 0.1 is Keras' 0.9)."""
+  return SyncBatchNorm(momentum, epsilon, zero_gamma, name)
+
+
+@gin.register
+def frozen_batch_norm(name: str, zero_gamma: bool = False, epsilon: float = EPSILON):
+  """Frozen BN: the pre-trained statistics, fixed. `zero_gamma` has no meaning here: gamma comes from the weights."""
+  del zero_gamma
+  return FrozenBatchNorm(epsilon, name)
+
+
+@gin.register
+def no_norm(name: str, zero_gamma: bool = False):
+  """No normalisation (paper, section 4.4: VGG-16 trains from a normalised initialisation alone)."""
+  if zero_gamma:
+    raise UserError('no_norm has no gamma to start at zero: set zero_init_residual = False')
+  return NoNorm(name=name)
+
+
+@gin.register
+def addons_group_norm(name: str, zero_gamma: bool = False, groups: int = 32, epsilon: float = EPSILON):
+  """tensorflow-addons' GroupNormalization, for comparison with code that uses it (extra: `.[addons]`)."""
+  # The last release (0.23) predates Keras 3: it looks for modules that now live in tf_keras.
+  from tf_keras.src import engine
+  from tf_keras.src.engine import keras_tensor
+  sys.modules.setdefault('keras.src.engine', engine)
+  sys.modules.setdefault('keras.src.engine.keras_tensor', keras_tensor)
+  try:
+    from tensorflow_addons.layers import GroupNormalization
+  except ImportError as error:
+    raise UserError(f"NORM = @addons_group_norm needs the extra: pip install -e '.[addons]' ({error})") from error
+  return GroupNormalization(groups=groups, epsilon=epsilon, name=name,
+                            gamma_initializer='zeros' if zero_gamma else 'ones')

@@ -1,0 +1,269 @@
+"""The detector's laws: shapes, which layer has what, what trains, what an image's results depend on."""
+
+import functools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+from rethink_tf.errors import UserError
+from rethink_tf.models.norms import no_norm
+from rethink_tf.models.resnet import ResNet
+from rethink_tf.models.rois import AnchorSampler, ProposalGenerator, RoISampler
+from tests import tiny
+
+K, R, CANVAS = tiny.CLASSES, 16, 64
+
+
+@functools.cache
+def model(xla=False):
+  tf_keras.utils.set_random_seed(3)
+  return tiny.detector(xla=xla)
+
+
+def train(detector, batch):
+  return detector(batch.images, batch.image_sizes, labels=batch, training=True)
+
+
+def detect(detector, batch):
+  return detector(batch.images, batch.image_sizes)
+
+
+@functools.cache
+def trained():
+  return train(model(), tiny.batch(2))
+
+
+@functools.cache
+def detected():
+  trained()
+  return detect(model(), tiny.batch(2))
+
+
+def present(outputs):
+  """All tensors of the outputs; what training or inference leaves out is None."""
+  return [x for x in tf.nest.flatten(outputs) if x is not None]
+
+
+def build(layer, *shape):
+  """Output shapes of a layer; its variables exist afterwards, nothing is computed."""
+  function = tf.function(layer, autograph=False).get_concrete_function(tf.TensorSpec(shape, tf.float32))
+  return {name: tuple(value.shape) for name, value in function.structured_outputs.items()}
+
+
+def test_training_shapes():
+  outputs = trained()
+  anchors = 3 * sum((CANVAS >> level) ** 2 for level in range(2, 7))
+  assert {level: tuple(x.shape) for level, x in outputs.features.items()} == {
+    f'P{level}': (2, CANVAS >> level, CANVAS >> level, 32) for level in range(2, 7)}
+  rpn, boxes, masks = outputs.rpn, outputs.boxes[0], outputs.masks
+  assert rpn.logits.shape == (2, anchors) and rpn.deltas.shape == (2, anchors, 4) and rpn.anchors.shape == (anchors, 4)
+  assert rpn.labels.shape == rpn.weights.shape == rpn.sampled.shape == (2, 2048)
+  assert outputs.proposals.boxes.shape == (2, 30, 4)
+  assert boxes.class_logits.shape == (2, R, K + 1) and boxes.box_deltas.shape == (2, R, K, 4)
+  assert masks.logits.shape == masks.targets.shape and masks.logits.shape[2:] == (28, 28)
+  assert masks.weights.shape == masks.logits.shape[:2]
+  assert outputs.detections is None
+
+
+def test_inference_shapes():
+  outputs = detected()
+  detections = outputs.detections
+  assert outputs.proposals.boxes.shape == (2, 20, 4) and outputs.masks is None
+  assert detections.boxes.shape == (2, 100, 4) and detections.masks.shape == (2, 100, 28, 28)
+  scores, classes = detections.scores.numpy(), detections.classes.numpy()
+  assert (np.diff(scores) <= 0).all() and ((classes > 0) == (scores > 0.05)).all() and classes.max() <= K
+  assert ((detections.masks.numpy() > 0).all((2, 3)) == (classes > 0)).all()  # nothing in empty slots
+
+
+def test_samples_follow_the_recipe():
+  """A quarter of the RoIs foreground, first; targets only where there is an object; masks on the foreground."""
+  outputs, batch = trained(), tiny.batch(2)
+  rois = outputs.boxes[0].rois
+  classes, weights = rois.classes.numpy(), rois.weights.numpy()
+  foreground = classes > 0
+  assert (foreground.sum(1) <= R // 4).all() and foreground.any(1).all()  # ground truth is among the proposals
+  assert (np.diff(foreground.astype(int), axis=1) <= 0).all() and (np.diff(weights, axis=1) <= 0).all()
+  assert not rois.target_deltas.numpy()[~foreground].any()
+  matched = np.take_along_axis(batch.gt_classes.numpy(), rois.gt_index.numpy(), 1)
+  assert (matched[foreground] == classes[foreground]).all()
+  slots = outputs.masks.weights.shape[1]
+  np.testing.assert_array_equal(outputs.masks.weights, foreground[:, :slots].astype('f'))
+  assert not foreground[:, slots:].any()
+  labels, used = outputs.rpn.labels.numpy(), outputs.rpn.weights.numpy()
+  assert (labels.sum(1) <= 1024).all() and (labels <= used).all() and labels.any()
+
+
+def test_norms_are_where_the_paper_has_them():
+  trained()
+  normed = {v.name.rsplit('/norm/', 1)[0].split('/', 1)[1] for v in model().variables if '/norm/' in v.name}
+  convolutions = {v.name.rsplit('/conv/', 1)[0].split('/', 1)[1] for v in model().variables if '/conv/' in v.name}
+  bare = {'rpn_head', 'mask_predictor'}
+  assert convolutions - normed == bare
+  assert {f'fpn/{kind}{level}' for kind in ('lateral', 'output') for level in '2345'} < normed
+  with_bias = {v.name.rsplit('/bias', 1)[0].split('/', 1)[1] for v in model().variables if '/bias' in v.name}
+  assert with_bias == {'rpn_head/conv', 'rpn_head/objectness', 'rpn_head/deltas', 'box_head/fc1', 'mask_head/deconv',
+                       'box_predictor/classes', 'box_predictor/deltas', 'mask_predictor/conv'}
+
+
+def test_from_scratch_everything_trains():
+  trained()
+  assert model().variables == model().trainable_variables
+  gammas = [v.numpy() for v in model().variables if v.name.endswith('/gamma:0')]
+  assert gammas and all((gamma == 1).all() for gamma in gammas)
+
+
+def test_initial_weights_have_the_papers_spread():
+  trained()
+  wide = ResNet(14)
+  build(wide, 1, 64, 64, 3)
+  kernel = wide.stages[3][0].conv3.conv.kernel.numpy()  # [1, 1, 512, 2048]
+  np.testing.assert_allclose(kernel.std(), np.sqrt(2 / 2048), rtol=0.01)  # MSRA, fan-out
+  np.testing.assert_allclose(model().rpn_head.conv.kernel.numpy().std(), 0.01, rtol=0.05)
+  lateral = model().fpn.laterals[3].conv.kernel.numpy()  # [1, 1, 256, 32]
+  np.testing.assert_allclose([lateral.std(), np.abs(lateral).max()], [np.sqrt(1 / 256), np.sqrt(3 / 256)], rtol=0.05)
+  np.testing.assert_allclose(model().box_predictor.deltas.kernel.numpy().std(), 0.001, rtol=0.15)
+
+
+def test_xla_operations_give_the_same_results():
+  """The forms that a TPU compiles compute what those of CPU and GPU compute."""
+  twin, batch = model(xla=True), tiny.batch(2)
+  train(twin, batch)
+  for a, b in zip(twin.variables, model().variables, strict=True):
+    a.assign(b)
+  ours, theirs = trained(), train(twin, batch)
+  slots = ours.masks.weights.shape[1]
+  theirs = theirs._replace(masks=type(ours.masks)(*(x[:, :slots] for x in theirs.masks)))
+  for a, b in ((ours, theirs), (detected(), detect(twin, batch))):
+    for x, y in zip(present(a), present(b), strict=True):
+      np.testing.assert_allclose(tf.cast(x, tf.float32), tf.cast(y, tf.float32), rtol=1e-4, atol=1e-4)
+
+
+def test_an_image_does_not_depend_on_its_neighbours():
+  batch = tiny.batch(2)
+  alone = detect(model(), tf.nest.map_structure(lambda x: x[:1], batch)).detections
+  for x, y in zip(detected().detections, alone, strict=True):
+    np.testing.assert_allclose(x[:1], y, rtol=1e-4, atol=1e-4)
+
+
+def test_what_lies_outside_the_photograph_is_nothing():
+  batch = tiny.batch(2)
+  sizes = tf.constant([[64.0, 40.0], [33.0, 64.0]])
+  pixels = model().normalise(batch.images, sizes).numpy()
+  assert not pixels[0, :, 40:].any() and not pixels[1, 33:].any() and pixels[0, :, :40].any()
+  first = batch.images.numpy()[0, 0, 0] - np.array([122.7717, 115.9465, 102.9801])
+  np.testing.assert_allclose(pixels[0, 0, 0], first, rtol=1e-5)
+  noisy = batch.images.numpy().copy()
+  noisy[0, :, 40:] = 255 - noisy[0, :, 40:]
+  a, b = (detect(model(), batch._replace(images=tf.constant(x), image_sizes=sizes)) for x in (batch.images, noisy))
+  for x, y in zip(present(a), present(b), strict=True):
+    np.testing.assert_array_equal(x, y)
+  for boxes, valid in ((a.proposals.boxes, a.proposals.valid), (a.detections.boxes, a.detections.classes)):
+    assert valid.numpy().any()
+    assert (boxes[0, :, 3] <= 40).numpy().all() and (boxes[1, :, 2] <= 33).numpy().all()
+
+
+def test_without_a_mask_head_it_is_faster_rcnn():
+  detector, batch = tiny.detector(mask_head=None), tiny.batch(1)
+  assert train(detector, batch).masks is None and detect(detector, batch).detections.masks is None
+  assert not [v.name for v in detector.variables if 'mask_head' in v.name or 'mask_predictor' in v.name]
+
+
+@pytest.mark.parametrize('norm', [None, no_norm])
+def test_mixed_precision_keeps_boxes_and_logits_in_float32(norm):
+  tf_keras.mixed_precision.set_global_policy('mixed_bfloat16')
+  try:
+    detector = tiny.detector(**({'norm': norm} if norm else {}))
+    outputs = train(detector, tiny.batch(1))
+  finally:
+    tf_keras.mixed_precision.set_global_policy('float32')
+  assert outputs.features['P2'].dtype == tf.bfloat16
+  for x in present(outputs._replace(features={})):
+    assert x.dtype in (tf.float32, tf.int32, tf.bool)
+  assert all(v.dtype == tf.float32 for v in detector.variables)
+
+
+def test_resnet_shapes_and_strides():
+  for strides in (False, True):
+    backbone = ResNet(50, stem_width=32, res2_width=64, width_per_group=32, stride_in_1x1=strides)
+    shapes = build(backbone, 2, 96, 160, 3)
+    assert shapes == {f'C{i}': (2, 96 >> i, 160 >> i, 16 << i) for i in (2, 3, 4, 5)}
+    block = backbone.stages[1][0]
+    assert (block.conv1.conv.strides, block.conv2.conv.strides) == (((2, 2), (1, 1)) if strides else ((1, 1), (2, 2)))
+    assert [len(stage) for stage in backbone.stages] == [3, 4, 6, 3]
+    assert all((block.shortcut is None) == bool(i) for stage in backbone.stages for i, block in enumerate(stage))
+
+
+def test_resnext_has_grouped_convolutions():
+  backbone = ResNet(14, groups=8, width_per_group=4, stem_width=32, res2_width=64)
+  build(backbone, 1, 64, 64, 3)
+  assert [stage[0].conv2.conv.kernel.shape for stage in backbone.stages] == [(3, 3, 4 << i, 32 << i) for i in range(4)]
+
+
+@pytest.mark.parametrize('freeze_at', range(6))
+def test_freezing(freeze_at):
+  backbone = ResNet(14, stem_width=32, res2_width=32, width_per_group=32, freeze_at=freeze_at)
+  build(backbone, 1, 64, 64, 3)
+  training = {v.name.split('/')[1] for v in backbone.trainable_variables}
+  assert training == set(['stem', 'res2_0', 'res3_0', 'res4_0', 'res5_0'][freeze_at:])
+
+
+def test_zero_init_residual_makes_blocks_the_identity():
+  backbone = ResNet(26, stem_width=32, res2_width=32, width_per_group=32, zero_init_residual=True)
+  build(backbone, 1, 64, 64, 3)
+  x = tf.abs(tf.random.stateless_normal([1, 8, 8, 32], [1, 2]))
+  np.testing.assert_allclose(backbone.stages[0][1](x), x, atol=1e-6)
+
+
+@pytest.mark.parametrize('arguments, message', [({'depth': 42}, 'depth = 42'), ({'freeze_at': 6}, 'freeze_at = 6')])
+def test_mistakes_are_named(arguments, message):
+  with pytest.raises(UserError, match=message):
+    ResNet(**arguments)
+
+
+def test_even_sizes_are_padded_on_both_sides():
+  """TensorFlow's 'same' would pad two rows and three below."""
+  backbone = ResNet(14, norm=no_norm, stem_width=4, res2_width=8, width_per_group=4)
+  x = tf.random.stateless_normal([1, 64, 64, 3], [1, 2])
+  backbone(x)
+  kernel = backbone.stem.conv.kernel
+  padded = np.pad(x.numpy()[0], ((3, 3), (3, 3), (0, 0)))
+  first = np.einsum('yxc,yxco->o', padded[:7, :7], kernel.numpy())
+  np.testing.assert_allclose(backbone.stem.conv(tf.pad(x, [[0, 0], [3, 3], [3, 3], [0, 0]]))[0, 0, 0], first, atol=1e-4)
+  np.testing.assert_allclose(backbone.stem(x)[0, 0, 0], np.maximum(first, 0), atol=1e-4)
+
+
+def proposals_of(logits, deltas, anchors, size, **settings):
+  generator = ProposalGenerator(**settings)
+  return [x.numpy() for x in generator([tf.constant(x) for x in logits], [tf.constant(x) for x in deltas],
+                                       [tf.constant(x) for x in anchors], tf.constant(size), False, False)]
+
+
+def test_proposals_leave_out_empty_boxes_and_keep_levels_apart():
+  box = np.float32([[10, 10, 30, 30]])
+  outside = np.float32([[200, 10, 230, 30]])
+  anchors = [np.concatenate([box, box + 1, outside]), box]
+  logits = [np.float32([[-3.0, -4.0, 5.0]]), np.float32([[-9.0]])]
+  deltas = [np.zeros([1, 3, 4], np.float32), np.zeros([1, 1, 4], np.float32)]
+  boxes, scores, valid = proposals_of(logits, deltas, anchors, [[100.0, 100.0]], pre_nms_test=3, post_nms_test=5)
+  np.testing.assert_array_equal(valid, [[True, True, False, False, False]])
+  np.testing.assert_array_equal(scores[0, :2], [-3, -9])  # same box on two levels: suppressed within a level only
+  np.testing.assert_array_equal(boxes[0, :2], np.concatenate([box, box]))
+  assert not boxes[0, 2:].any()
+
+
+def test_samplers_take_ground_truth_and_drop_the_border():
+  batch = tiny.batch(2)
+  rois = RoISampler(4, 0.5)(type(trained().proposals)(*(x[:, :0] for x in trained().proposals)), batch)
+  used = rois.weights.numpy() > 0  # nothing but the ground truth to choose from, of which half the slots may be
+  assert (used.sum(1) == 2).all() and rois.boxes.shape == (2, 4, 4)
+  np.testing.assert_allclose(rois.target_deltas, np.zeros([2, 4, 4]), atol=1e-5)
+  rpn = trained().rpn._replace(sampled=None)
+  counts = []
+  for drop in (True, False):
+    sampled = AnchorSampler(10000, 1.0, drop_straddling=drop)(rpn, batch.image_sizes, batch)
+    counts.append(sampled.weights.numpy().sum())
+    boxes = rpn.anchors.numpy()[sampled.sampled.numpy()[sampled.weights.numpy() > 0]]
+    assert ((boxes >= 0) & (boxes <= CANVAS)).all() == drop
+  assert counts[0] < counts[1]

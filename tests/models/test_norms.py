@@ -1,0 +1,184 @@
+"""The norms: one contract, float64 references, padding that does not count, replicas that do."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+from rethink_tf.errors import UserError
+from rethink_tf.models import norms
+
+ALL = (norms.group_norm, norms.sync_batch_norm, norms.frozen_batch_norm, norms.no_norm)
+
+
+@pytest.fixture
+def x():
+  return np.random.default_rng(0).normal(3.0, 2.0, (4, 6, 5, 32)).astype(np.float32)
+
+
+@pytest.fixture
+def mixed_bfloat16():
+  tf_keras.mixed_precision.set_global_policy('mixed_bfloat16')
+  yield
+  tf_keras.mixed_precision.set_global_policy('float32')
+
+
+def make(norm, x, **arguments):
+  layer = norm(name='norm', **arguments)
+  layer(x)
+  rng = np.random.default_rng(1)
+  for variable in layer.variables:
+    variable.assign(rng.uniform(0.5, 1.5, variable.shape))
+  return layer
+
+
+def reference(x, layer, rows=slice(None)):
+  """Batch normalisation with the statistics of some rows, in float64; and these statistics, variance unbiased."""
+  counted = np.float64(x)[rows]
+  mean, variance = counted.mean((0, 1, 2)), counted.var((0, 1, 2))
+  number = counted[..., 0].size
+  y = (x - mean) / np.sqrt(variance + norms.EPSILON) * np.float64(layer.gamma) + np.float64(layer.beta)
+  return y, mean, variance * number / (number - 1)
+
+
+@pytest.mark.parametrize('norm', ALL)
+def test_contract(norm, x):
+  layer = norm(name='norm', zero_gamma=False)
+  y = layer(x)
+  assert layer.name == 'norm' and y.shape == x.shape
+  names = sorted(v.name.split('/')[-1] for v in layer.trainable_variables)
+  assert names == (['beta:0', 'gamma:0'] if norm in ALL[:2] else [])
+  if norm in ALL[:2]:
+    assert not np.any(norm(name='norm', zero_gamma=True)(x))
+
+
+@pytest.mark.parametrize('norm', ALL[:3])
+@pytest.mark.usefixtures('mixed_bfloat16')
+def test_parameters_are_float32_under_mixed_precision(norm, x):
+  layer = norm(name='norm')
+  assert layer(x, training=True).dtype == tf.bfloat16
+  assert all(v.dtype == tf.float32 for v in layer.variables)
+
+
+@pytest.mark.parametrize('used', [None, [1, 0, 1, 1]])
+def test_batch_norm_in_training(x, used):
+  layer = make(norms.sync_batch_norm, x)
+  moving = layer.moving_mean.numpy(), layer.moving_variance.numpy()
+  y, mean, variance = reference(x, layer, slice(None) if used is None else np.flatnonzero(used))
+  np.testing.assert_allclose(layer(x, used=used, training=True), y, rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(layer.moving_mean, 0.9 * moving[0] + 0.1 * mean, rtol=1e-5)
+  np.testing.assert_allclose(layer.moving_variance, 0.9 * moving[1] + 0.1 * variance, rtol=1e-5)
+
+
+def test_batch_norm_gradients_do_not_depend_on_the_path(x):
+  """The fused kernel, the general one with every row in use, and tf_keras' layer."""
+  layer = make(norms.sync_batch_norm, x)
+  keras = tf_keras.layers.BatchNormalization(epsilon=norms.EPSILON)
+  keras.build(x.shape)
+  keras.gamma.assign(layer.gamma)
+  keras.beta.assign(layer.beta)
+  upstream = tf.constant(np.random.default_rng(2).normal(size=x.shape), tf.float32)
+
+  def gradients(call, variables):
+    inputs = tf.constant(x)
+    with tf.GradientTape() as tape:
+      tape.watch(inputs)
+      y = call(inputs)
+    return tape.gradient(y, [inputs, *variables], upstream)
+
+  expected = gradients(lambda inputs: keras(inputs, training=True), [keras.gamma, keras.beta])
+  for used in (None, tf.ones([4])):
+    ours = gradients(lambda inputs, used=used: layer(inputs, used=used, training=True), [layer.gamma, layer.beta])
+    for a, b in zip(ours, expected, strict=True):
+      np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_batch_norm_without_any_row_changes_nothing(x):
+  layer = make(norms.sync_batch_norm, x)
+  before = [v.numpy() for v in layer.variables]
+  with tf.GradientTape() as tape:
+    y = layer(x, used=tf.zeros([4]), training=True)
+    loss = tf.reduce_sum(y * 0.0)
+  assert np.isfinite(y).all()
+  assert not any(np.any(g) for g in tape.gradient(loss, layer.trainable_variables))
+  for a, b in zip(before, layer.variables, strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize('frozen', [False, True])
+def test_batch_norm_outside_training_uses_what_it_remembers(x, frozen):
+  layer = make(norms.sync_batch_norm, x)
+  layer.trainable = not frozen
+  moving = layer.moving_mean.numpy(), layer.moving_variance.numpy()
+  expected = (x - moving[0]) / np.sqrt(moving[1] + norms.EPSILON) * layer.gamma.numpy() + layer.beta.numpy()
+  np.testing.assert_allclose(layer(x, training=frozen), expected, rtol=1e-5, atol=1e-5)
+  np.testing.assert_array_equal(layer.moving_mean, moving[0])
+
+
+@pytest.mark.parametrize('used', [None, [1, 1, 1, 1]])
+@pytest.mark.usefixtures('mixed_bfloat16')
+def test_batch_norm_of_bfloat16_has_float32_statistics(x, used):
+  layer = make(norms.sync_batch_norm, x)
+  far = tf.cast(x + 60, tf.bfloat16)  # mean / standard deviation about 30
+  layer.moving_mean.assign(tf.zeros([32]))
+  y = layer(far, used=used, training=True)
+  assert y.dtype == tf.bfloat16
+  expected, mean, _ = reference(tf.cast(far, tf.float32).numpy(), layer)
+  assert np.abs(tf.cast(y, tf.float32) - expected).max() < 4e-3 * np.abs(expected).max()
+  np.testing.assert_allclose(layer.moving_mean, 0.1 * mean, rtol=1e-5)
+
+
+def test_replicas_count_by_their_rows(x, two_replicas):
+  """One replica has three rows in use, the other one: as a single device with these four."""
+  used = np.float32([[1, 1, 1, 0], [0, 0, 1, 0]])
+  inputs = np.stack([x, x[::-1] + 5])
+  alone = make(norms.sync_batch_norm, x)
+  expected, mean, variance = reference(inputs.reshape(8, *x.shape[1:]), alone, np.flatnonzero(used))
+  with two_replicas.scope():
+    layer = make(norms.sync_batch_norm, x)
+  moving = layer.moving_mean.numpy(), layer.moving_variance.numpy()
+
+  @tf.function
+  def run(inputs, used):
+    return two_replicas.run(lambda a, b: layer(a, used=b, training=True), [inputs, used])
+
+  def share(values):
+    return two_replicas.experimental_distribute_values_from_function(
+      lambda context: tf.constant(values[context.replica_id_in_sync_group]))
+
+  outputs = two_replicas.experimental_local_results(run(share(inputs), share(used)))
+  np.testing.assert_allclose(np.concatenate(outputs), expected, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(layer.moving_mean.numpy(), 0.9 * moving[0] + 0.1 * mean, rtol=1e-5)
+  np.testing.assert_allclose(layer.moving_variance.numpy(), 0.9 * moving[1] + 0.1 * variance, rtol=1e-5)
+
+
+def test_frozen_batch_norm_is_an_affine_map(x):
+  layer = make(norms.frozen_batch_norm, x)
+  gamma, beta, mean, variance = (v.numpy() for v in (layer.gamma, layer.beta, layer.moving_mean, layer.moving_variance))
+  expected = (x - mean) / np.sqrt(variance + norms.EPSILON) * gamma + beta
+  for training in (False, True):
+    np.testing.assert_allclose(layer(x, training=training), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_group_norm_is_tf_keras_with_our_epsilon(x):
+  layer = make(norms.group_norm, x, groups=8)
+  keras = tf_keras.layers.GroupNormalization(8, epsilon=1e-5)
+  keras.build(x.shape)
+  keras.set_weights(layer.get_weights())
+  np.testing.assert_allclose(layer(x), keras(x), rtol=1e-4, atol=1e-5)
+
+
+def test_mistakes_are_named(x):
+  with pytest.raises(UserError, match='groups = 24 does not divide the 32 channels of norm'):
+    norms.group_norm('norm', groups=24)(x)
+  with pytest.raises(UserError, match='zero_init_residual = False'):
+    norms.no_norm('norm', zero_gamma=True)
+
+
+@pytest.mark.skipif(not importlib.util.find_spec('tensorflow_addons'), reason="the extra '.[addons]' is not installed")
+def test_addons_group_norm_equals_ours(x):
+  theirs, ours = make(norms.addons_group_norm, x), make(norms.group_norm, x)
+  theirs.set_weights(ours.get_weights())
+  np.testing.assert_allclose(theirs(x), ours(x), rtol=1e-4, atol=1e-5)

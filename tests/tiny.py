@@ -1,0 +1,55 @@
+"""A detector small enough for a test to train, and batches to train it on."""
+
+import numpy as np
+import tensorflow as tf
+
+from rethink_tf.models.fpn import FPN
+from rethink_tf.models.heads import BoxHead, MaskHead, RPNHead
+from rethink_tf.models.mask_rcnn import MaskRCNN
+from rethink_tf.models.norms import group_norm
+from rethink_tf.models.resnet import ResNet
+from rethink_tf.models.rois import Anchors, AnchorSampler, ProposalGenerator, RoISampler
+from rethink_tf.structures import MASK_CROP, Batch
+
+CLASSES = 3
+
+# The same detector in gin's words, for tests that go through the front door.
+GIN = (
+  'ResNet.stem_width = 32', 'ResNet.res2_width = 32', 'ResNet.width_per_group = 32', 'FPN.channels = 32',
+  'RPNHead.channels = 32', 'BoxHead.channels = 32', 'BoxHead.fc_width = 32', 'MaskHead.channels = 32',
+  'Anchors.sizes = (8, 16, 32, 64, 128)', 'AnchorSampler.batch_size = 32', 'RoISampler.batch_size = 16',
+  'ProposalGenerator.pre_nms_train = 50', 'ProposalGenerator.pre_nms_test = 50',
+  'ProposalGenerator.post_nms_train = 30', 'ProposalGenerator.post_nms_test = 20',
+  'DetectionGenerator.max_detections = 10', 'Resize.short_side = (64,)', 'Resize.max_side = 64',
+  'TrainInput.max_instances = 8', 'EvalInput.max_instances = 8', 'KTimesSchedule.warmup_steps = 0',
+)
+
+
+def detector(norm=group_norm, xla: bool = False, **parts) -> MaskRCNN:
+  """A Mask R-CNN of depth 14 and width 32."""
+  defaults = dict(
+    backbone=ResNet(14, norm=norm, stem_width=32, res2_width=32, width_per_group=32), fpn=FPN(32, norm=norm),
+    rpn_head=RPNHead(32), box_head=BoxHead(1, 1, 32, 32, norm=norm), mask_head=MaskHead(1, 32, norm=norm),
+    anchors=Anchors((8, 16, 32, 64, 128)), anchor_sampler=AnchorSampler(2048, drop_straddling=False),
+    proposal_generator=ProposalGenerator(50, 50, 30, 20), roi_sampler=RoISampler(16))
+  return MaskRCNN(CLASSES, xla=xla, **(defaults | parts))
+
+
+def batch(images: int, seed: int = 0, objects: int = 3, side: int = 64) -> Batch:
+  """Random pictures with `objects` boxes each; image i is the same whatever the size of the batch."""
+  slots = max(objects, 4)
+  pixels, boxes, classes = [], np.zeros((images, slots, 4), np.float32), np.zeros((images, slots), np.int32)
+  for i in range(images):
+    rng = np.random.default_rng([seed, i])
+    pixels.append(rng.integers(0, 255, (side, side, 3)))
+    for k in range(objects):
+      low, extent = rng.uniform(0, side * 0.5, 2), rng.uniform(side * 0.2, side * 0.45, 2)
+      boxes[i, k] = *low, *(low + extent)
+      classes[i, k] = rng.integers(1, CLASSES + 1)
+  size = [[side, side]] * images
+  return Batch(
+    images=tf.constant(np.stack(pixels), tf.uint8), image_sizes=tf.constant(size, tf.float32),
+    scales=tf.ones([images, 2]), original_sizes=tf.constant(size, tf.int32),
+    image_ids=tf.range(images, dtype=tf.int64), seeds=tf.constant([[seed, i] for i in range(images)], tf.int32),
+    gt_boxes=tf.constant(boxes), gt_classes=tf.constant(classes),
+    gt_masks=tf.ones([images, slots, MASK_CROP, MASK_CROP], tf.uint8), gt_keypoints=tf.zeros([images, slots, 0, 3]))
