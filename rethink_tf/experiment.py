@@ -1,0 +1,187 @@
+"""One experiment from its parts: the only place that knows all of them, and the root of every gin file."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import NamedTuple
+
+import gin
+import tensorflow as tf
+import tf_keras
+from absl import logging
+
+from rethink_tf import distribute, gin_files, noise, report
+from rethink_tf.callbacks import ProgressAndMetrics, SaveCheckpoints, StopOnNonFinite
+from rethink_tf.checkpoints import RunCheckpoints
+from rethink_tf.data import coco, records  # noqa: F401  so that gin files find them
+from rethink_tf.data.pipeline import EvalInput, TrainInput
+from rethink_tf.data.synthetic import SyntheticSource
+from rethink_tf.errors import UserError
+from rethink_tf.evaluator import CocoEvaluator
+from rethink_tf.losses import MaskRCNNLoss
+from rethink_tf.models.mask_rcnn import MaskRCNN
+from rethink_tf.optimizers import SGD
+from rethink_tf.run_folder import RunFolder
+from rethink_tf.schedules import KTimesSchedule
+from rethink_tf.trainer import Trainer
+
+PRECISIONS = ('float32', 'mixed_bfloat16', 'mixed_float16')
+
+
+class Devices(NamedTuple):
+  """How a global batch is spread."""
+
+  replicas: int
+  micro_batches: int  # parts of a replica's batch whose gradients are accumulated
+  images: int  # images of a micro-batch
+
+
+@gin.configurable
+def run(
+  task: str,
+  model_dir: str,
+  model=MaskRCNN,
+  train_source=SyntheticSource,
+  eval_source=SyntheticSource,
+  train_input=TrainInput,
+  eval_input=EvalInput,
+  losses=MaskRCNNLoss,
+  optimizer=SGD,
+  schedule=KTimesSchedule,
+  evaluator=CocoEvaluator,
+  strategy=distribute.strategy,
+  batch_size: int = 16,
+  images_per_device: int = 2,
+  eval_images_per_device: int = 1,
+  precision: str = 'float32',
+  seed: int = 0,
+  deterministic: bool = False,
+  log_every: int = 20,
+  checkpoint_every: int = 2500,
+  keep_checkpoints: int = 3,
+) -> dict[str, float]:
+  """Trains a detector from a gin file, or evaluates a run; returns the last evaluation's figures in percent.
+
+  task: 'train' (continues where the run folder stands) or 'evaluate' (its newest checkpoint).
+  model, *_source, *_input, losses, optimizer, schedule, evaluator, strategy: constructors, called here once devices,
+  batch size and data are known; what gin binds on them is theirs.
+  batch_size: images of a step over all devices. images_per_device: at most so many at a time (the paper's 2 an 8-GPU
+  machine's card); a device that has to do more accumulates gradients.
+  precision: Keras policy. deterministic: two runs give identical weights, at some cost in speed.
+  Errors: UserError for everything that a user can mend.
+  """
+  if task not in ('train', 'evaluate'):
+    raise UserError(f"task = {task!r}: use 'train' or 'evaluate'")
+  folder = RunFolder(model_dir, create=task == 'train')
+  strategy = strategy()  # first of all: it decides which devices TensorFlow starts with
+  _set_up(precision, seed, deterministic)
+  devices = spread(batch_size, images_per_device, strategy.num_replicas_in_sync)
+  held_out = eval_source(training=False)
+  scoring = eval_input(held_out, eval_images_per_device * devices.replicas)
+  photographs, feed = held_out, scoring
+  if task == 'train':
+    photographs = train_source(training=True)
+    feed = train_input(photographs, batch_size, seed)
+    _check_same_classes(photographs, held_out)
+  rates = schedule(batch_size=batch_size)
+  with strategy.scope():
+    trainer = Trainer(model(num_classes=photographs.num_classes), losses(), devices.micro_batches)
+    trainer.compile(optimizer=_scaled(optimizer(learning_rate=rates), precision))
+    trainer.make_variables(feed.dataset().element_spec)
+  refuse_frozen_random_layers(trainer.detector)
+  checkpoints = RunCheckpoints(folder, keep=keep_checkpoints)
+  score = evaluator(scoring, trainer.predict_batch, held_out, folder)
+  if task == 'evaluate':
+    return _evaluate(checkpoints, trainer, score, folder)
+  return _train(folder, trainer, feed, rates.total_steps, checkpoints, score, devices, strategy,
+                {'log_every': log_every, 'checkpoint_every': checkpoint_every})
+
+
+def _set_up(precision, seed, deterministic):
+  """What is global in TensorFlow: the precision policy, the seed of initial weights, determinism."""
+  if precision not in PRECISIONS:
+    raise UserError(f'run.precision = {precision!r}: use one of {", ".join(PRECISIONS)}')
+  noise.compile_once()
+  tf_keras.mixed_precision.set_global_policy(precision)
+  tf_keras.utils.set_random_seed(seed)
+  if deterministic:
+    tf.config.experimental.enable_op_determinism()
+
+
+def spread(batch_size: int, images_per_device: int, replicas: int) -> Devices:
+  """Cuts a global batch: evenly over the replicas, then into micro-batches of at most `images_per_device`."""
+  if batch_size % replicas:
+    raise UserError(f'BATCH_SIZE = {batch_size} is no multiple of the {replicas} devices that share it')
+  share = batch_size // replicas
+  images = max(n for n in range(1, min(share, images_per_device) + 1) if share % n == 0)
+  return Devices(replicas, share // images, images)
+
+
+def refuse_frozen_random_layers(detector: tf_keras.layers.Layer) -> None:
+  """A layer that does not train must hold trained weights (projects/GN/README.md: it cost Detectron 3.3 AP)."""
+  frozen = [layer for layer in detector.submodules if isinstance(layer, tf_keras.layers.Layer)
+            and not layer.trainable and layer.weights and not list(_sublayers(layer))]
+  if frozen:
+    raise UserError(f'{len(frozen)} layers would stay at random values (first: {frozen[0].weights[0].name}): from '
+                    'scratch every layer must train; set ResNet.freeze_at = 0 and a norm other than '
+                    '@frozen_batch_norm')
+
+
+def _train(folder, trainer, feed, total_steps, checkpoints, score, devices, strategy, intervals):
+  state = checkpoints.restore({'detector': trainer.detector, 'optimizer': trainer.optimizer}) or {}
+  start = int(trainer.optimizer.iterations.numpy())
+  folder.save_provenance(sys.argv, gin_files.operative_config())
+  logging.info('%d replica(s) x %d micro-batch(es) x %d image(s); %d parameters train; run folder %s', *devices,
+               sum(int(tf.size(v)) for v in trainer.trainable_variables), folder.path)
+  progress = ProgressAndMetrics(folder, total_steps, feed.facts, every=intervals['log_every'],
+                                start_state=state.get('progress'))
+  saving = SaveCheckpoints(
+    checkpoints, {'detector': trainer.detector, 'optimizer': trainer.optimizer},
+    lambda: {'progress': progress.state()}, every=intervals['checkpoint_every'])
+  if start < total_steps:
+    logging.info('from step %d to %d; the first one takes longest: tracing and compiling, a minute or so', start,
+                 total_steps)
+    data = strategy.experimental_distribute_dataset(feed.dataset(start_step=start)) \
+      if strategy.num_replicas_in_sync > 1 else feed.dataset(start_step=start)
+    with _errors_of(feed):
+      trainer.fit(data, epochs=1, steps_per_epoch=total_steps - start, verbose=0,
+                  callbacks=[StopOnNonFinite(feed.facts), progress, saving, score])
+  else:
+    logging.info('the run is complete at step %d: nothing left to train', start)
+    score.evaluate(start)
+  folder.flush()
+  logging.info('curves: %s', report.curves([folder], folder.join('curves.png')))
+  return score.last
+
+
+def _evaluate(checkpoints, trainer, score, folder):
+  state = checkpoints.restore({'detector': trainer.detector, 'optimizer': trainer.optimizer})
+  if state is None:
+    raise UserError(f'no checkpoint in {folder.path}: train first, or check --model_dir')
+  return score.evaluate(int(trainer.optimizer.iterations.numpy()))
+
+
+def _check_same_classes(train, held_out):
+  if [c.name for c in train.categories] != [c.name for c in held_out.categories]:
+    raise UserError(f'{train.name} and {held_out.name} have different categories '
+                    f'({len(train.categories)} and {len(held_out.categories)}): use annotation files of one data set')
+
+
+def _scaled(optimizer, precision):
+  return tf_keras.mixed_precision.LossScaleOptimizer(optimizer) if precision == 'mixed_float16' else optimizer
+
+
+def _sublayers(layer):
+  return (part for part in layer.submodules if isinstance(part, tf_keras.layers.Layer))
+
+
+@contextlib.contextmanager
+def _errors_of(feed):
+  """Brings back an error raised in the input pipeline's threads, which TensorFlow wraps beyond recognition."""
+  try:
+    yield
+  except tf.errors.OpError as error:
+    if feed.failure is not None:
+      raise feed.failure from error
+    raise

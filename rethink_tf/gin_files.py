@@ -1,0 +1,218 @@
+"""Finding, reading and checking gin configurations: every mistake ends in one line that names the file and the fix.
+
+gin itself accepts three slips in silence, which are rejected here: a misspelt macro, a misspelt scope, and an include
+that a folder of the same name in the working directory hides.
+"""
+
+import contextlib
+import difflib
+import importlib.resources
+import inspect
+import io
+import pathlib
+import re
+import tokenize
+from collections.abc import Iterable, Sequence
+
+import gin
+import tensorflow as tf
+from gin import config_parser
+
+from rethink_tf.errors import UserError
+
+_SCOPES = {'train', 'eval'}  # the only ones the code enters; others must be named by a reference (@scope/Part())
+_PARAM = '--gin_param'
+
+
+def parse(gin_files: Sequence[str], gin_params: Sequence[str] = ()) -> None:
+  """Replaces gin's configuration by that of the files, then the bindings, and locks it.
+
+  A file name is looked up from the working directory first, then among the configurations that are shipped with the
+  package, wherever that is installed; so are the includes in it. Local paths and gs://.
+
+  Raises:
+    UserError: file not found, syntax error, unknown configurable, parameter, macro or scope, a macro that nothing
+      uses, a required value that is not given.
+  """
+  gin.clear_config()
+  reader = _Reader()
+  for name in gin_files:
+    reader.read_file(name)
+  for binding in gin_params:
+    reader.read_text(_PARAM, binding)
+  reader.check_names()
+  with _explained('configuration'):
+    gin.finalize()
+
+
+def operative_config() -> str:
+  """The values in use, as a gin file that parses back to the same run; complete once the parts are built."""
+  return gin.operative_config_str()
+
+
+def default_run_folder(gin_files: Sequence[str]) -> str | None:
+  """runs/<name of the first file>, relative to the working directory; None without a file."""
+  return f'runs/{pathlib.PurePosixPath(gin_files[0]).stem}' if gin_files else None
+
+
+def saved_config(model_dir: str) -> str:
+  """The gin file that a run has left in its folder (RunFolder.save_provenance).
+
+  Raises:
+    UserError: there is none.
+  """
+  path = f'{model_dir.rstrip("/")}/config.gin'
+  if not tf.io.gfile.exists(path):
+    raise UserError(f'no config.gin in {model_dir}: check --model_dir, or name the configuration with --gin_file')
+  return path
+
+
+def shipped_root() -> pathlib.Path:
+  """The folder that holds gin_configs/: inside the package when installed, beside it in a checkout."""
+  package = pathlib.Path(str(importlib.resources.files('rethink_tf')))
+  return package if (package / 'gin_configs').is_dir() else package.parent
+
+
+class _Reader(config_parser.ParserDelegate):
+  """Reads files with their includes, and notes which macros and scopes are set and used, and where."""
+
+  def __init__(self):
+    self._stack: list[str] = []  # files being read, the outermost first
+    self._where = ''
+    self._macros_set: dict[str, str] = {}  # name -> place
+    self._macros_used: dict[str, str] = {}
+    self._scopes_set: dict[str, str] = {}
+    self._scopes_used = set(_SCOPES)
+
+  # What config_parser calls on the right-hand sides.
+  def configurable_reference(self, scoped_configurable_name, evaluate):
+    self._scopes_used.update(scoped_configurable_name.split('/')[:-1])
+
+  def macro(self, macro_name):
+    self._macros_used.setdefault(macro_name, self._where)
+
+  def read_file(self, name: str) -> None:
+    path = _find(name, self._stack)
+    if path in self._stack:
+      raise UserError(f'{self._stack[-1]}: include "{name}" closes a circle of includes')
+    with _explained(name), tf.io.gfile.GFile(path) as file:
+      text = file.read()
+    self._stack.append(path)
+    self.read_text(name, text)
+    self._stack.pop()
+
+  def read_text(self, name: str, text: str) -> None:
+    """Parses piece by piece, from include to include: gin's own search for included files is left aside."""
+    with _explained(name):
+      includes = self._note(name, text)
+    lines = text.splitlines(keepends=True)
+    begin = 0
+    for line, included in [*includes, (len(lines) + 1, None)]:
+      piece = _Text('\n' * begin + ''.join(lines[begin:line - 1]), name)  # keeps the line numbers
+      with _explained(name):
+        gin.parse_config(piece)
+      if included is not None:
+        self.read_file(included)
+      begin = line
+
+  def _note(self, name: str, text: str) -> list[tuple[int, str]]:
+    """Notes the macros and scopes of a text; returns its includes as (line, file)."""
+    includes = []
+    self._where = name
+    for statement in config_parser.ConfigParser(_Text(text, name), self):
+      where = name if name == _PARAM else f'{name}:{statement.location.line_num}'
+      if isinstance(statement, config_parser.IncludeStatement):
+        includes.append((statement.location.line_num, statement.filename))
+      elif isinstance(statement, config_parser.BindingStatement) and not statement.arg_name:
+        macro = '/'.join(filter(None, [statement.scope, statement.selector]))
+        self._macros_set.setdefault(macro, where)
+      elif isinstance(statement, (config_parser.BindingStatement, config_parser.BlockDeclaration)) and statement.scope:
+        for scope in statement.scope.split('/'):
+          self._scopes_set.setdefault(scope, where)
+    return includes
+
+  def check_names(self) -> None:
+    used = {name: where for name, where in self._macros_used.items() if '.' not in name}  # %gin.REQUIRED is no macro
+    for name, where in self._macros_set.items():
+      if name not in used:
+        raise UserError(f'{where}: {name} is set, but no binding uses it{_meant(name, used)}')
+    for name, where in used.items():
+      if name not in self._macros_set:
+        raise UserError(f'{where}: %{name} is used, but nothing sets it{_meant(name, self._macros_set)}')
+    for name, where in self._scopes_set.items():
+      if name not in self._scopes_used:
+        raise UserError(f'{where}: nothing enters the scope {name}/{_meant(name, self._scopes_used)}')
+
+
+class _Text(io.StringIO):
+  """A text with a file name, which gin shows in its messages."""
+
+  def __init__(self, text: str, name: str):
+    super().__init__(text)
+    self.name = name
+
+
+def _find(name: str, stack: Sequence[str]) -> str:
+  remote = '://' in name
+  candidates = [name] if remote or pathlib.Path(name).is_absolute() else [name, str(shipped_root() / name)]
+  for path in candidates:
+    with _explained(name):
+      if tf.io.gfile.exists(path) and not tf.io.gfile.isdir(path):
+        return path
+  shipped = [path.relative_to(shipped_root()).as_posix()
+             for path in sorted((shipped_root() / 'gin_configs').glob('**/*.gin'))]
+  looked = '' if len(candidates) == 1 else f' in {pathlib.Path.cwd()} or {shipped_root()}'
+  included = f', included by {stack[-1]}' if stack else ''
+  raise UserError(f'no gin file {name}{looked}{included}{_meant(name, shipped)}')
+
+
+@contextlib.contextmanager
+def _explained(name: str):
+  """Turns what gin raises while it handles `name` into a UserError of one line."""
+  try:
+    yield
+  except UserError:
+    raise
+  except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, SyntaxError, ImportError, OSError,
+          tokenize.TokenError, tf.errors.OpError) as error:
+    raise UserError(f'{name}{_line_of(error, name)}: {_reason(error)}') from error
+
+
+def _line_of(error: Exception, name: str) -> str:
+  if name == _PARAM:
+    return ''
+  if isinstance(error, tokenize.TokenError):
+    return f':{error.args[1][0]}'
+  line = re.search(r'line (\d+)', str(error))
+  return f':{line.group(1)}' if line else ''
+
+
+def _reason(error: Exception) -> str:
+  message = str(error.args[0] if isinstance(error, (KeyError, tokenize.TokenError)) else error)
+  statement = re.search(r'\n  In .*\n\s*(.*)', message)
+  told = f' ({statement.group(1).strip()})' if statement else ''
+  first = re.sub(r' \(.*line \d+\)$', '', message.split('\n')[0]).rstrip('.')
+  if match := re.match(r"No configurable matching (?:reference )?'@?([^'()]+)", first):
+    name = match.group(1).split('/')[-1]
+    return f"there is nothing called '{name}' to configure{told}{_meant(name, _configurables())}"
+  if match := re.match(r"Configurable '(.+)' doesn't have a parameter named '(.+)'", first):
+    parameters = _parameters(match.group(1))
+    return f"{match.group(1)} has no parameter '{match.group(2)}'{told}{_meant(match.group(2), parameters)}"
+  if match := re.match(r'(.+) set to `%gin.REQUIRED`', first):
+    name = match.group(1).removesuffix('/macro.value')
+    return f"{name} must be given: add {_PARAM}='{name} = ...'"
+  return f'{first}{told}'
+
+
+# gin has no public view of what is registered.
+def _configurables() -> list[str]:
+  return sorted({selector.split('.')[-1] for selector, _ in gin.config._REGISTRY.items()} - {'macro', 'constant'})
+
+
+def _parameters(selector: str) -> list[str]:
+  return list(inspect.signature(gin.config._REGISTRY.get_match(selector).wrapped).parameters)
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+  close = difflib.get_close_matches(name, list(known), n=1, cutoff=.6)
+  return f'; did you mean {close[0]}?' if close else ''

@@ -1,0 +1,78 @@
+"""Stochastic gradient descent as the detection code bases do it (recipe of section 4).
+
+Not Keras' SGD: there the learning rate is part of the velocity, so that each drop of the rate leaves a velocity that is
+ten times too large behind. Here v = m·v + g and w = w - lr·v, with the decay in g.
+"""
+
+import gin
+import tensorflow as tf
+import tf_keras
+
+from rethink_tf.errors import UserError
+
+
+@gin.register
+class SGD(tf_keras.optimizers.Optimizer):
+  """Momentum SGD of the paper's recipe: v = momentum·v + g + decay·w;  w -= rate·v.
+
+  What a variable is follows from the last component of its name: `bias`, `gamma` and `beta` (norm parameters),
+  anything else is a kernel. Kernels decay, norm parameters never do; biases by `bias_rule`:
+    'detectron'   biases and norm betas learn at twice the rate and do not decay
+    'detectron2'  biases learn at the rate of the kernels and decay as they do
+  `clip_norm` bounds the norm of all gradients together. Sparse gradients are made dense.
+
+  Raises:
+    UserError: an argument is out of range.
+  """
+
+  def __init__(
+    self,
+    learning_rate: float | tf_keras.optimizers.schedules.LearningRateSchedule = 0.02,
+    momentum: float = 0.9,
+    weight_decay: float = 1e-4,
+    bias_rule: str = 'detectron',
+    clip_norm: float | None = None,
+    name: str = 'SGD',
+  ):
+    # weight_decay=None: Keras' own decays outside the velocity. jit_compile=False: the update is one kernel anyway.
+    super().__init__(name=name, weight_decay=None, global_clipnorm=clip_norm, jit_compile=False)
+    if not 0 <= momentum < 1:
+      raise UserError(f'SGD.momentum = {momentum} must lie in [0, 1)')
+    if weight_decay < 0:
+      raise UserError(f'SGD.weight_decay = {weight_decay} must not be negative')
+    if bias_rule not in ('detectron', 'detectron2'):
+      raise UserError(f"SGD.bias_rule = '{bias_rule}' must be 'detectron' or 'detectron2'")
+    self.momentum, self.decay, self.bias_rule = momentum, weight_decay, bias_rule
+    self._learning_rate = self._build_learning_rate(learning_rate)
+
+  def build(self, var_list):
+    """Makes the velocities, float32 zeros of the variables' shapes."""
+    super().build(var_list)
+    if not getattr(self, '_built', False):
+      self.velocities = [self.add_variable_from_reference(variable, 'velocity') for variable in var_list]
+      self._rules = [self.rule(variable.name) for variable in var_list]
+      self._built = True
+
+  def rule(self, name: str) -> tuple[float, float]:
+    """(multiple of the rate, weight decay) of the variable of that name."""
+    kind = name.split(':')[0].rsplit('/', 1)[-1]
+    if self.bias_rule == 'detectron' and kind in ('bias', 'beta'):
+      return 2., 0.
+    return 1., 0. if kind in ('gamma', 'beta') else self.decay
+
+  def update_step(self, gradient, variable):
+    if isinstance(gradient, tf.IndexedSlices):
+      gradient = tf.convert_to_tensor(gradient)
+    # By index: on the second replica this variable's own name ends in `replica_1`.
+    index = self._index_dict[self._var_key(variable)]
+    velocity, (multiple, decay) = self.velocities[index], self._rules[index]
+    if decay:
+      gradient += decay * variable
+    tf.raw_ops.ResourceApplyMomentum(
+      var=variable.handle, accum=velocity.handle, lr=tf.cast(self.learning_rate, variable.dtype) * multiple,
+      grad=tf.cast(gradient, variable.dtype), momentum=tf.cast(self.momentum, variable.dtype))
+
+  def get_config(self):
+    return {'name': self.name, 'learning_rate': self._serialize_hyperparameter(self._learning_rate),
+            'momentum': self.momentum, 'weight_decay': self.decay, 'bias_rule': self.bias_rule,
+            'clip_norm': self.global_clipnorm}

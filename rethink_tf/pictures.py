@@ -1,0 +1,175 @@
+"""Photographs with their boxes, masks and keypoints drawn on, and sheets of them."""
+
+import colorsys
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+READABLE_SIDE = 640  # labels are designed at this size of the longer side; smaller pictures are enlarged to it
+MASK_OPACITY = 0.42
+
+
+def draw(
+  image: np.ndarray,
+  boxes: np.ndarray,
+  classes: np.ndarray,
+  names: Sequence[str],
+  scores: np.ndarray | None = None,
+  masks: Sequence[np.ndarray] | None = None,
+  keypoints: np.ndarray | None = None,
+  skeleton: Sequence[tuple[int, int]] = (),
+) -> np.ndarray:
+  """A photograph with its objects: a colour per class, translucent outlined masks, labels inside the picture.
+
+  Args:
+    image: uint8 [h, w, 3] RGB; it is not changed.
+    boxes: [n, 4] y0 x0 y1 x1 in pixels of the image.
+    classes: [n] 1..K.
+    names: K names, of class 1 first.
+    scores: [n] written behind the names.
+    masks: n times [h, w], true inside.
+    keypoints: [n, P, 3] y, x, visibility; points of visibility 0 are left out.
+    skeleton: pairs of keypoints, counted from 1, that are joined by a line.
+
+  Returns:
+    uint8 [h', w', 3] RGB, enlarged when the longer side is below READABLE_SIDE pixels.
+  """
+  enlarge = max(1.0, READABLE_SIDE / max(image.shape[:2]))
+  canvas = image.copy()
+  if enlarge > 1:
+    canvas = cv2.resize(image, None, fx=enlarge, fy=enlarge, interpolation=cv2.INTER_CUBIC)
+  boxes = np.asarray(boxes, np.float64).reshape(-1, 4) * enlarge
+  colours = [class_colour(c) for c in classes]
+  line = max(1, round(max(canvas.shape[:2]) / READABLE_SIDE))
+  areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+  for i in np.argsort(-areas, kind='stable'):  # small ones on top
+    if masks is not None:
+      _draw_mask(canvas, np.asarray(masks[i]), colours[i], line + 1)
+    y0, x0, y1, x1 = np.round(boxes[i]).astype(int).tolist()
+    cv2.rectangle(canvas, (x0, y0), (x1 - 1, y1 - 1), colours[i], line)
+    if keypoints is not None:
+      _draw_keypoints(canvas, np.asarray(keypoints[i], np.float64) * [enlarge, enlarge, 1], skeleton, colours[i], line)
+  taken: list[tuple[int, int, int, int]] = []
+  for i, box in enumerate(boxes):
+    text = names[int(classes[i]) - 1] + ('' if scores is None else f' {scores[i]:.2f}')
+    taken.append(_draw_label(canvas, text, box, colours[i], taken))
+  return canvas
+
+
+def sheet(
+  pictures: Sequence[np.ndarray], columns: int, titles: Sequence[str] | None = None, width: int = 480
+) -> np.ndarray:
+  """Pictures in rows on white, each under its title and fitted into a square of `width`: uint8 [h, w, 3] RGB."""
+  gap, strip = 12, 26 if titles else 0
+  rows = []
+  for start in range(0, len(pictures), columns):
+    cells = [_fit(picture, width) for picture in pictures[start : start + columns]]
+    row = np.full((max(len(cell) for cell in cells) + strip + gap, columns * (width + gap) + gap, 3), 255, np.uint8)
+    for k, cell in enumerate(cells):
+      x = gap + k * (width + gap)
+      row[strip : strip + len(cell), x : x + cell.shape[1]] = cell
+      if titles:
+        cv2.putText(row, _shorten(titles[start + k], 0.45, width), (x, strip - 9), FONT, 0.45, (50, 50, 50), 1,
+                    cv2.LINE_AA)
+    rows.append(row)
+  if not rows:
+    return np.full((gap, gap, 3), 255, np.uint8)
+  return np.concatenate([np.full((gap, rows[0].shape[1], 3), 255, np.uint8), *rows])
+
+
+def png(picture: np.ndarray) -> bytes:
+  """A picture, uint8 [h, w, 3] RGB, as a PNG file."""
+  return cv2.imencode('.png', np.ascontiguousarray(picture[..., ::-1]))[1].tobytes()
+
+
+def class_colour(number: int) -> tuple[int, int, int]:
+  """Colour of class 1, 2, ...: hues a golden section apart, so that any first few are far from each other."""
+  number = int(number) - 1
+  hue = (0.02 + number * 0.618034) % 1.0
+  red, green, blue = colorsys.hsv_to_rgb(hue, (0.85, 0.6, 0.95)[number // 7 % 3], (0.95, 1.0, 0.8)[number // 3 % 3])
+  return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _draw_mask(canvas: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], line: int) -> None:
+  height, width = canvas.shape[:2]
+  mask = mask.astype(np.uint8) * 255
+  if mask.shape != (height, width):
+    mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_LINEAR)
+  x, y, w, h = cv2.boundingRect(mask)
+  if not w:
+    return
+  inside = mask[y : y + h, x : x + w] > 127
+  patch = canvas[y : y + h, x : x + w]
+  patch[inside] = (patch[inside] * (1 - MASK_OPACITY) + np.array(colour) * MASK_OPACITY).astype(np.uint8)
+  outlines = cv2.findContours((mask > 127).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[0]
+  cv2.drawContours(canvas, outlines, -1, colour, line, cv2.LINE_AA)
+
+
+def _draw_keypoints(
+  canvas: np.ndarray,
+  keypoints: np.ndarray,
+  skeleton: Sequence[tuple[int, int]],
+  colour: tuple[int, int, int],
+  line: int,
+) -> None:
+  points = [(round(x), round(y)) if visible > 0 else None for y, x, visible in keypoints.tolist()]
+  for a, b in skeleton:
+    if points[a - 1] and points[b - 1]:
+      cv2.line(canvas, points[a - 1], points[b - 1], colour, line + 1, cv2.LINE_AA)
+  for point in filter(None, points):
+    cv2.circle(canvas, point, 2 * line + 1, (255, 255, 255), -1, cv2.LINE_AA)
+    cv2.circle(canvas, point, 2 * line, colour, -1, cv2.LINE_AA)
+
+
+def _draw_label(
+  canvas: np.ndarray,
+  text: str,
+  box: np.ndarray,
+  colour: tuple[int, int, int],
+  taken: Sequence[tuple[int, int, int, int]],
+) -> tuple[int, int, int, int]:
+  """Writes a label on a plate in the class's colour, where no other label is if there is such a place at the box.
+
+  Returns:
+    y0, x0, y1, x1 of the plate, inside the picture.
+  """
+  height, width = canvas.shape[:2]
+  size = 0.42 * max(height, width) / READABLE_SIDE
+  pad = max(2, round(5 * size))
+  text = _shorten(text, size, width - 2 * pad)
+  (text_width, text_height), drop = cv2.getTextSize(text, FONT, size, 1)
+  plate_height, plate_width = text_height + drop + pad, text_width + 2 * pad
+  y0, x0, y1, x1 = np.round(box).astype(int).tolist()
+  places = [(y0 - plate_height, x0), (y1, x0), (y0 - plate_height, x1 - plate_width), (y1, x1 - plate_width)]
+  if y1 - y0 > 2 * plate_height:  # a small object would be hidden
+    places[1:1] = [(y0, x0), (y1 - plate_height, x0)]
+  places = [(min(max(y, 0), height - plate_height), min(max(x, 0), width - plate_width)) for y, x in places]
+  plates = [(y, x, y + plate_height, x + plate_width) for y, x in places]
+  plate = next((p for p in plates if not any(_overlap(p, other) for other in taken)), plates[0])
+  cv2.rectangle(canvas, (plate[1], plate[0]), (plate[3] - 1, plate[2] - 1), colour, -1)
+  light = np.dot(colour, (0.299, 0.587, 0.114)) > 140
+  baseline = plate[0] + pad // 2 + text_height
+  cv2.putText(canvas, text, (plate[1] + pad, baseline), FONT, size, (0, 0, 0) if light else (255, 255, 255),
+              max(1, round(size)), cv2.LINE_AA)
+  return plate
+
+
+def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
+  return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _shorten(text: str, size: float, width: int) -> str:
+  """As much of a text as fits into `width` pixels."""
+  if cv2.getTextSize(text, FONT, size, 1)[0][0] <= width:
+    return text
+  while text and cv2.getTextSize(text + '..', FONT, size, 1)[0][0] > width:
+    text = text[:-1]
+  return text + '..'
+
+
+def _fit(picture: np.ndarray, side: int) -> np.ndarray:
+  scale = side / max(picture.shape[:2])
+  size = max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale))
+  return cv2.resize(picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)

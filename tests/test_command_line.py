@@ -1,0 +1,59 @@
+"""The doors as people meet them: one line that says what is wrong, exit code 1, and no noise."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def call(door, *arguments, cwd):
+  environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
+  environment.pop('TF_CPP_MIN_LOG_LEVEL', None)
+  return subprocess.run([sys.executable, '-m', f'rethink_tf.{door}', *arguments], cwd=cwd, env=environment,
+                        capture_output=True, text=True, timeout=300)
+
+
+def assert_one_line(result, *words):
+  assert result.returncode == 1, result.stderr
+  assert result.stdout == ''
+  lines = result.stderr.splitlines()
+  assert len(lines) == 1 and lines[0].startswith('error: '), result.stderr
+  for word in words:
+    assert word in lines[0], lines[0]
+
+
+def test_the_command_of_the_readme_without_a_data_set(tmp_path):
+  """As written, from any folder: says where the data set was looked for, and how to get one."""
+  result = call('train', '--gin_file=gin_configs/scratch_6x.gin', cwd=tmp_path)
+  assert_one_line(result, 'data/coco', 'instances_val2017.json', '--data_dir')
+
+
+@pytest.mark.parametrize('arguments, words', [
+  (['--gin_file=gin_configs/scratch_7x.gin'], ['scratch_7x.gin', 'scratch_']),
+  (['--gin_file=gin_configs/demo.gin', '--gin_param=SCHEDUEL = 2'], ['SCHEDUEL', 'SCHEDULE']),
+  (['--gin_file=gin_configs/demo.gin', '--gin_param=ResNet.dpeth = 50'], ['dpeth', 'depth']),
+  ([], ['--gin_file=']),
+])
+def test_a_wrong_configuration(arguments, words, tmp_path):
+  assert_one_line(call('train', *arguments, cwd=tmp_path), *words)
+
+
+def test_a_run_folder_that_cannot_be_written(tmp_path):
+  (tmp_path / 'file').write_text('')
+  result = call('train', '--gin_file=gin_configs/demo.gin', f'--model_dir={tmp_path}/file/run', cwd=tmp_path)
+  assert_one_line(result, f'{tmp_path}/file/run', '--model_dir')
+
+
+def test_evaluating_what_was_never_trained(tmp_path):
+  assert_one_line(call('evaluate', f'--model_dir={tmp_path}/nothing', cwd=tmp_path), 'nothing', '--model_dir')
+
+
+def test_help_names_the_flags_quickly(tmp_path):
+  result = call('train', '--help', cwd=tmp_path)
+  for flag in ('--gin_file', '--gin_param', '--model_dir', '--data_dir'):
+    assert flag in result.stdout.replace('--[no]', '--'), result.stdout
+  assert 'scratch_6x.gin' in result.stdout

@@ -1,0 +1,203 @@
+"""CocoEvaluator with a detector that knows the answers: on three small pictures and on coco_dev."""
+
+import json
+import types
+
+import cv2
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+from pycocotools import mask as coco_mask
+
+from rethink_tf import coco_metrics
+from rethink_tf.data.categories import Category
+from rethink_tf.errors import UserError
+from rethink_tf.evaluator import CocoEvaluator
+from rethink_tf.run_folder import RunFolder
+from rethink_tf.structures import Batch, Detections, Example
+
+SIZES = np.array([[60, 80], [100, 50], [64, 64]], np.int32)
+SCALES = np.array([[2.0, 2.0], [1.5, 1.5], [0.5, 0.75]], np.float32)
+BOXES = [[[10, 12, 50, 70]], [[0, 0, 100, 25], [20, 30, 60, 50]], []]  # y0 x0 y1 x1
+CLASSES = [[1], [2, 1], []]
+
+
+class Pictures:
+  """A source of three pictures: one object, two objects, none; category ids 0 and 9."""
+
+  name = 'three'
+  categories = (Category(0, 'cat', (), ()), Category(9, 'dog', (), ()))
+  image_ids = np.array([5, 3, 8], np.int64)
+  sizes = SIZES
+  num_instances = np.array([1, 2, 0], np.int32)
+
+  def load(self, i):
+    image = np.full((*SIZES[i], 3), 120, np.uint8)
+    return Example(image, np.float32(BOXES[i]), np.int32(CLASSES[i]), None, None)
+
+  def annotations(self):
+    annotations = []
+    for i, (boxes, classes) in enumerate(zip(BOXES, CLASSES, strict=True)):
+      for (y0, x0, y1, x1), k in zip(boxes, classes, strict=True):
+        annotations.append({
+          'id': len(annotations) + 1, 'image_id': int(self.image_ids[i]), 'category_id': self.categories[k - 1].id,
+          'bbox': [x0, y0, x1 - x0, y1 - y0], 'area': (y1 - y0) * (x1 - x0), 'iscrowd': 0,
+          'segmentation': [[x0, y0, x1, y0, x1, y1, x0, y1]],
+        })
+    images = [{'id': int(k), 'height': int(h), 'width': int(w)} for k, (h, w) in
+              zip(self.image_ids, SIZES, strict=True)]
+    return {'images': images, 'annotations': annotations, 'categories': [{'id': 0, 'name': 'cat'},
+                                                                         {'id': 9, 'name': 'dog'}]}
+
+
+class Input:
+  """Two batches of two; the last one is filled up."""
+
+  def __init__(self, rows=((0, 1), (2, -1))):
+    self.rows = rows
+
+  def dataset(self):
+    for rows in self.rows:
+      rows = np.array(rows)
+      ids = np.where(rows < 0, -1, Pictures.image_ids[rows])
+      fields = dict.fromkeys(Batch._fields)
+      fields |= {'image_ids': ids, 'scales': SCALES[rows], 'original_sizes': SIZES[rows]}
+      yield Batch(**{k: None if v is None else tf.constant(v) for k, v in fields.items()})
+
+
+def predict(batch, masks=True):
+  """The truth in resized pixels, sticking a little out of the canvas, then a score-0 slot."""
+  boxes, scores, classes = np.zeros((2, 3, 4), np.float32), np.zeros((2, 3), np.float32), np.zeros((2, 3), np.int32)
+  for row, (image_id, scale) in enumerate(zip(batch.image_ids.numpy(), batch.scales.numpy(), strict=True)):
+    i = Pictures.image_ids.tolist().index(image_id) if image_id >= 0 else 0  # a filling row predicts nonsense
+    n = len(BOXES[i])
+    boxes[row, :n] = np.reshape(BOXES[i], (-1, 4)) * np.tile(scale, 2)
+    boxes[row, :n][boxes[row, :n] == 0] = -0.5
+    scores[row, :n], classes[row, :n] = np.linspace(0.9, 0.6, n), CLASSES[i]
+  classes[:, 2], boxes[:, 2] = 1, [0, 0, 10, 10]
+  return Detections(tf.constant(boxes), tf.constant(scores), tf.constant(classes),
+                    tf.ones((2, 3, 28, 28)) if masks else None)
+
+
+def make(path, **changes):
+  arguments = {'eval_input': Input(), 'predict': predict, 'source': Pictures(), 'run_folder': RunFolder(str(path))}
+  return CocoEvaluator(**(arguments | changes))
+
+
+def test_knowing_the_answers_scores_100(tmp_path, capsys):
+  evaluator = make(tmp_path)
+  metrics = evaluator.evaluate(1234, {'images': 16})
+  assert metrics['box/AP'] == pytest.approx(100.0) and metrics['mask/AP'] == pytest.approx(100.0)
+  assert metrics['box/APl'] == -1.0 and len(metrics) == 24 and evaluator.last == metrics
+  line = RunFolder(str(tmp_path)).read_metrics()[-1]
+  assert line['kind'] == 'eval' and line['step'] == 1234 and line['images'] == 16
+  assert {k: line[k] for k in metrics} == metrics
+  printed = capsys.readouterr().out
+  assert 'step 1234' in printed and 'dog' in printed and '100.0 / 100.0' in printed
+
+
+def test_results_are_in_submission_format_and_original_pixels(tmp_path):
+  make(tmp_path).evaluate(20)
+  folder = tmp_path / 'eval/step-00000020'
+  boxes = json.loads((folder / 'bbox.json').read_text())
+  assert boxes[0] == {'image_id': 5, 'category_id': 0, 'bbox': [12, 10, 58, 40], 'score': pytest.approx(0.9)}
+  assert [(b['image_id'], b['category_id']) for b in boxes] == [(5, 0), (3, 9), (3, 0)]
+  masks = json.loads((folder / 'segm.json').read_text())
+  assert [set(m) for m in masks] == [{'image_id', 'category_id', 'score', 'segmentation'}] * 3
+  assert masks[0]['segmentation']['size'] == [60, 80]
+  assert coco_mask.toBbox(masks[0]['segmentation']).tolist() == [12, 10, 58, 40]
+  table = (folder / 'categories.csv').read_text().splitlines()
+  assert table[0].split(',')[:3] == ['id', 'category', 'box/AP'] and table[1].startswith('0,cat,100.000')
+  assert cv2.imread(str(folder / 'pictures.png')).shape[0] > 300
+  assert not list(folder.glob('*.tmp'))
+  # What was written scores the same as what was reported.
+  gt = Pictures().annotations()
+  assert coco_metrics.evaluate(gt, masks, 'segm', 'pycocotools').figures['AP'] == pytest.approx(1.0)
+
+
+def test_without_masks(tmp_path):
+  metrics = make(tmp_path, predict=lambda batch: predict(batch, masks=False)).evaluate(1)
+  assert metrics['box/AP'] == pytest.approx(100.0) and not any(name.startswith('mask') for name in metrics)
+  assert not (tmp_path / 'eval/step-00000001/segm.json').exists()
+
+
+def test_without_detections(tmp_path):
+  def nothing(batch):
+    return tf.nest.map_structure(tf.zeros_like, predict(batch))
+
+  metrics = make(tmp_path, predict=nothing).evaluate(1)
+  assert metrics['box/AP'] == 0.0 and metrics['mask/AP'] == 0.0
+
+
+def test_only_the_newest_results_are_kept(tmp_path):
+  evaluator = make(tmp_path)
+  evaluator.evaluate(1)
+  evaluator.evaluate(2)
+  assert sorted(p.parent.name for p in tmp_path.glob('eval/*/bbox.json')) == ['step-00000002']
+  assert len(list(tmp_path.glob('eval/*/pictures.png'))) == 2
+  make(tmp_path / 'b', save_results=False, num_pictures=0).evaluate(1)
+  assert [p.name for p in (tmp_path / 'b').glob('eval/*/*')] == ['categories.csv']
+
+
+@pytest.mark.parametrize('rows', [((0, 1),), ((0, 1), (2, 2))])
+def test_missing_or_repeated_images_are_an_error(tmp_path, rows):
+  with pytest.raises(UserError, match='three: evaluation saw'):
+    make(tmp_path, eval_input=Input(rows)).evaluate(1)
+
+
+def test_a_failed_write_is_one_logged_line(tmp_path, caplog):
+  (tmp_path / 'eval').write_text('in the way')
+  metrics = make(tmp_path).evaluate(1)
+  assert metrics['box/AP'] == pytest.approx(100.0)
+  assert RunFolder(str(tmp_path)).read_metrics()[-1]['box/AP'] == pytest.approx(100.0)
+  assert [r.message for r in caplog.records if 'could not be written' in r.message and '\n' not in r.message]
+
+
+def test_unknown_choices_are_user_errors(tmp_path):
+  with pytest.raises(UserError, match='mask_paste'):
+    make(tmp_path, mask_paste='exact')
+  with pytest.raises(UserError, match='backend'):
+    make(tmp_path, backend='mine')
+
+
+@pytest.mark.parametrize('every, at_end, expected', [(2, True, [2, 4, 5]), (5, True, [5]), (0, True, [5]),
+                                                     (0, False, []), (2, False, [2, 4])])
+def test_evaluates_at_multiples_and_at_the_end(tmp_path, every, at_end, expected):
+  evaluator = make(tmp_path, every=every, at_end=at_end, num_pictures=0)
+  steps = []
+  evaluator.evaluate = lambda step: (steps.append(step), setattr(evaluator, '_evaluated_step', step))
+  optimizer = types.SimpleNamespace(iterations=0)
+  evaluator.set_model(types.SimpleNamespace(optimizer=optimizer))
+  assert isinstance(evaluator, tf_keras.callbacks.Callback)
+  for step in range(1, 6):
+    optimizer.iterations = tf.Variable(step)
+    evaluator.on_train_batch_end(step - 1)
+  evaluator.on_train_end()
+  assert steps == expected
+
+
+def test_ground_truth_of_coco_dev_through_the_pipeline(photographs, tmp_path):
+  """Boxes scaled to the canvas and back, masks at 28 x 28: box AP 100, mask AP close to it."""
+  from rethink_tf.data.coco import CocoSource
+  from rethink_tf.data.pipeline import EvalInput
+
+  source = CocoSource(str(photographs / 'coco_dev'), split='val2017', num_images=30)
+
+  def know(batch):
+    crops = tf.cast(batch.gt_masks, tf.float32)
+    masks = tf.reduce_mean(tf.reshape(crops, (*crops.shape[:2], 28, 4, 28, 4)), axis=(3, 5))
+    return Detections(batch.gt_boxes, tf.cast(batch.gt_classes > 0, tf.float32), batch.gt_classes, masks)
+
+  evaluator = CocoEvaluator(EvalInput(source, 4), know, source, RunFolder(str(tmp_path)))
+  metrics = evaluator.evaluate(7)
+  assert metrics['box/AP'] == pytest.approx(100.0)
+  assert metrics['mask/AP'] > 98.0
+  folder = tmp_path / 'eval/step-00000007'
+  for kind, iou_type in (('box', 'bbox'), ('mask', 'segm')):
+    figures = coco_metrics.evaluate(
+      source.annotations(), json.loads((folder / f'{iou_type}.json').read_text()), iou_type, 'pycocotools').figures
+    for name, value in figures.items():
+      assert metrics[f'{kind}/{name}'] == pytest.approx(100 * value if value >= 0 else -1, abs=1e-12)
+  detectron = CocoEvaluator(EvalInput(source, 4), know, source, RunFolder(str(tmp_path)), mask_paste='detectron')
+  assert metrics['mask/AP'] > detectron.evaluate(8)['mask/AP'] > 60.0

@@ -1,0 +1,105 @@
+"""The architecture, enforced: floors, sizes, names."""
+
+import ast
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = ROOT / 'rethink_tf'
+MODULES = sorted(PACKAGE.rglob('*.py'))
+
+# A module imports only what stands on a floor below its own; a folder counts as one module. The ground is for all.
+GROUND = {'errors', 'structures'}
+FLOORS = [
+  {'ops', 'run_folder', 'noise'},
+  {'data', 'models', 'losses', 'schedules', 'optimizers', 'distribute', 'weights', 'coco_metrics', 'pictures'},
+  {'checkpoints', 'trainer', 'callbacks', 'evaluator', 'report', 'gin_files'},
+  {'experiment'},
+  {'command_line'},
+  {'train', 'evaluate', 'predict', 'pretrain', 'compare', 'study', 'export', 'bench'},
+]
+FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+
+identify = {'ids': lambda path: path.relative_to(ROOT).as_posix()}
+
+
+def part(path):
+  """The module or folder of the package that a file belongs to: rethink_tf/data/coco.py -> data."""
+  return path.relative_to(PACKAGE).with_suffix('').parts[0]
+
+
+def imported_parts(tree):
+  """Parts of rethink_tf that a module imports, at any depth of its code, with their lines."""
+  for node in ast.walk(tree):
+    names = []
+    if isinstance(node, ast.Import):
+      names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+      assert not node.level, f'line {node.lineno}: write imports in full'
+      names = [f'{node.module}.{alias.name}' for alias in node.names]
+    for name in names:
+      components = name.split('.')
+      if components[0] == 'rethink_tf' and len(components) > 1:
+        yield components[1], node.lineno
+
+
+@pytest.mark.parametrize('path', MODULES, **identify)
+def test_imports_point_downwards(path):
+  own = part(path)
+  if own == '__init__':
+    return
+  assert own in FLOOR_OF or own in GROUND, f'{own} has no floor yet: give it one in tests/test_layout.py'
+  for name, line in imported_parts(ast.parse(path.read_text())):
+    if name == own or name in GROUND or name == '__version__':
+      continue
+    assert own not in GROUND, f'{path}:{line}: {own} stands on the ground and imports {name}'
+    assert FLOOR_OF[name] < FLOOR_OF[own], (
+      f'{path}:{line}: {own} (floor {FLOOR_OF[own]}) imports {name} (floor {FLOOR_OF[name]})')
+
+
+@pytest.mark.parametrize('path', MODULES, **identify)
+def test_sizes(path):
+  text = path.read_text()
+  lines = text.splitlines()
+  assert len(lines) <= 400, f'{path} has {len(lines)} lines: split it'
+  for node in ast.walk(ast.parse(text)):
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.end_lineno - node.lineno + 1 > 60:
+      # A reason at its head: a comment right above the function.
+      assert lines[node.lineno - 2 - len(node.decorator_list)].strip().startswith('#'), (
+        f'{path}:{node.lineno}: {node.name} has {node.end_lineno - node.lineno + 1} lines and gives no reason')
+
+
+@pytest.mark.parametrize('path', [*MODULES, *sorted((ROOT / 'tests').rglob('*.py'))], **identify)
+def test_keras_is_tf_keras(path):
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+      assert (node.value.id, node.attr) != ('tf', 'keras'), f'{path}:{node.lineno}: write tf_keras'
+    if isinstance(node, (ast.Import, ast.ImportFrom)):
+      names = [alias.name for alias in node.names]
+      module = getattr(node, 'module', None) or ''
+      assert not any(re.match(r'(tensorflow\.)?keras\b', f'{module}.{name}'.strip('.')) for name in names), (
+        f'{path}:{node.lineno}: import tf_keras')
+
+
+@pytest.mark.parametrize('path', MODULES, **identify)
+def test_official_is_imported_where_it_is_used(path):
+  for node in ast.parse(path.read_text()).body:
+    names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [getattr(node, 'module', None)]
+    assert not any(name and name.split('.')[0] in ('official', 'tensorflow_models') for name in names), (
+      f'{path}:{node.lineno}: importing {names[0]} costs 0.9 s; do it inside the function')
+
+
+def test_no_drawer():
+  assert not [path for path in MODULES if path.stem in ('utils', 'helpers', 'common', 'misc')]
+
+
+def test_tests_mirror_the_package():
+  modules = {path.relative_to(PACKAGE).as_posix() for path in MODULES}
+  # Tests of no single module.
+  whole = {'layout', 'gin', 'gin_configs', 'golden', 'hostile', 'package'}
+  for test in sorted((ROOT / 'tests').rglob('test_*.py')):
+    name = test.stem.removeprefix('test_')
+    folder = test.parent.relative_to(ROOT / 'tests').as_posix()
+    assert name in whole or f'{folder}/{name}.py'.removeprefix('./') in modules, f'{test} mirrors no module'

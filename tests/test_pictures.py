@@ -1,0 +1,70 @@
+"""Drawing: what is drawn, where, and that labels stay inside the picture."""
+
+import cv2
+import numpy as np
+import pytest
+
+from rethink_tf.pictures import class_colour, draw, png, sheet
+
+
+def grey(height, width):
+  return np.full((height, width, 3), 128, np.uint8)
+
+
+def test_nothing_to_draw_is_the_photograph():
+  image = np.random.default_rng(0).integers(0, 255, (700, 500, 3), np.uint8)
+  np.testing.assert_array_equal(draw(image, np.zeros((0, 4)), [], ['cat'], np.zeros(0), []), image)
+
+
+def test_box_mask_and_label_are_where_they_belong():
+  image = grey(700, 700)
+  mask = np.zeros((700, 700), bool)
+  mask[350:450, 350:450] = True
+  picture = draw(image, [[300, 300, 500, 500]], [2], ['cat', 'dog'], [0.87], [mask])
+  assert (image == 128).all(), 'the photograph is not touched'
+  colour = class_colour(2)
+  assert tuple(picture[499, 400]) == colour and tuple(picture[400, 300]) == colour
+  blended = picture[400, 400].astype(float)
+  np.testing.assert_allclose(blended, 128 * 0.58 + 0.42 * np.array(colour), atol=1.5)
+  assert (picture[320:345, 320:345] == 128).all(), 'the box is not filled'
+  assert tuple(picture[290, 301]) == colour, 'the label stands on the box'
+  assert (picture[:260] == 128).all() and (picture[520:] == 128).all()
+
+
+@pytest.mark.parametrize('size', [(640, 640), (900, 60), (60, 900), (20, 30), (1, 1)])
+@pytest.mark.parametrize('box', [[-20, -20, 10, 10], [0, 0, 1, 1], [0, 0, 5000, 5000], [590, 590, 700, 700]])
+def test_any_box_in_any_picture(size, box):
+  image = grey(*size)
+  boxes = [box] * 3
+  picture = draw(image, boxes, [1, 2, 1], ['a category with a name far too long to fit', 'b'], [1.0, 0.5, 0.1],
+                 [np.ones(size)] * 3)
+  assert picture.dtype == np.uint8 and picture.ndim == 3
+  assert max(picture.shape[:2]) >= 640
+  assert abs(picture.shape[0] / picture.shape[1] - size[0] / size[1]) < 0.05 * size[0] / size[1] + 1e-9
+
+
+def test_keypoints_and_skeleton():
+  keypoints = np.array([[[100, 100, 2], [100, 300, 1], [500, 500, 0]]])
+  plain = draw(grey(640, 640), [[50, 50, 550, 550]], [1], ['person'])
+  picture = draw(grey(640, 640), [[50, 50, 550, 550]], [1], ['person'], keypoints=keypoints, skeleton=[(1, 2), (2, 3)])
+  changed = (picture != plain).any(axis=2)
+  assert changed[100, 100] and changed[100, 300] and changed[100, 200], 'two points and the bone between them'
+  assert not changed[110:].any(), 'the unlabelled point and its bone are left out'
+
+
+def test_colours_of_80_classes_are_distinct():
+  colours = {class_colour(k) for k in range(1, 81)}
+  assert len(colours) == 80
+  first = np.array([class_colour(k) for k in range(1, 9)], float)
+  distance = np.abs(first[:, None] - first[None]).sum(-1) + 1000 * np.eye(8)
+  assert distance.min() > 80
+
+
+def test_sheet_and_png():
+  pictures = [grey(100, 200), grey(200, 100), grey(50, 50)]
+  page = sheet(pictures, 2, ['one', 'two', 'three'], width=100)
+  assert page.shape == (12 + (100 + 26 + 12) * 2, 2 * 112 + 12, 3)
+  assert (page[-20:, 130:] == 255).all(), 'the empty cell is white'
+  decoded = cv2.imdecode(np.frombuffer(png(page), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+  np.testing.assert_array_equal(decoded, page)
+  assert (sheet([], 3) == 255).all()

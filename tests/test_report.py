@@ -1,0 +1,43 @@
+"""Curves and table from metrics.jsonl."""
+
+import cv2
+
+from rethink_tf.report import curves, table
+from rethink_tf.run_folder import RunFolder
+
+
+def make_run(path, ap):
+  run = RunFolder(str(path))
+  for step in (1, 10, 20):
+    run.append_metrics({'kind': 'train', 'step': step, 'loss/total': 5.0 / step})
+  run.append_metrics({'kind': 'train', 'step': 21, 'loss/total': float('nan')})
+  run.append_metrics({'kind': 'eval', 'step': 10, 'box/AP': ap / 2, 'mask/AP': ap / 3})
+  run.append_metrics({'kind': 'eval', 'step': 20, 'box/AP': ap, 'box/AP50': ap + 10, 'box/AP75': -1.0})
+  return run
+
+
+def test_table_has_the_latest_figures(tmp_path):
+  runs = [make_run(tmp_path / 'a' / 'scratch', 30.0), make_run(tmp_path / 'b' / 'scratch', 20.04),
+          RunFolder(str(tmp_path / 'new'))]
+  header, first, second, third = (line.split() for line in table(runs).splitlines())
+  assert header[:3] == ['run', 'iterations', 'box/AP']
+  assert first == ['a/scratch', '20', '30.0', '40.0', '-', '-', '-', '-']
+  assert second[:3] == ['b/scratch', '20', '20.0']
+  assert third[0].endswith('new') and set(third[1:]) == {'-'}
+  assert len({len(line) for line in table(runs).splitlines()}) == 1
+
+
+def test_curves_of_runs_without_and_with_data(tmp_path):
+  empty = RunFolder(str(tmp_path / 'empty'))
+  path = str(tmp_path / 'curves.png')
+  assert curves([empty], path) == path
+  blank = cv2.imread(path)
+  curves([make_run(tmp_path / 'a', 30.0), make_run(tmp_path / 'b', 40.0), empty], path)
+  drawn = cv2.imread(path)
+  assert drawn.shape == blank.shape and drawn.shape[1] > 1000
+  coloured = (drawn.max(axis=2).astype(int) - drawn.min(axis=2) > 60).sum()
+  assert coloured > 1000 > (blank.max(axis=2).astype(int) - blank.min(axis=2) > 60).sum()
+  half = drawn.shape[1] // 2
+  for side in (drawn[:, :half], drawn[:, half:]):
+    assert (side.max(axis=2).astype(int) - side.min(axis=2) > 60).sum() > 300, 'both panels have curves'
+  assert not list(tmp_path.glob('*.tmp'))
