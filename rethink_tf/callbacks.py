@@ -139,7 +139,7 @@ class ProgressAndMetrics(tf_keras.callbacks.Callback):
     speed = _Speed.of(self._recent or [(steps, self._interval.images, self._interval.seconds)])
     losses = {name: float(value) for name, value in self._logs.items()}
     rate = float(self.model.optimizer.learning_rate.numpy())
-    print(self._line(losses, rate, speed), file=sys.stdout, flush=True)
+    print(self._line(losses, rate, speed) + '\n', end='', file=sys.stdout, flush=True)  # one write: others print too
     self._run_folder.append_metrics({
       'kind': 'train', 'step': self._step, 'epoch': self._epoch, **self._seen._asdict(), 'time': round(time.time(), 3),
       'learning_rate': rate, 'images_per_second': speed.images_per_second, **losses})

@@ -2,10 +2,12 @@
 
 import contextlib
 import importlib.util
-import io
+import threading
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from pycocotools import coco, cocoeval
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -61,7 +63,8 @@ class CocoScores(NamedTuple):
   categories: tuple[CategoryScores, ...]
 
 
-def evaluate(gt: dict, results: list[dict], iou_type: str, backend: str = 'auto') -> CocoScores:
+def evaluate(gt: dict, results: list[dict], iou_type: str, backend: str = 'auto',
+             sigmas: Sequence[float] | None = None) -> CocoScores:
   """COCO's average precision and recall of detections over all images of the ground truth.
 
   Args:
@@ -71,6 +74,7 @@ def evaluate(gt: dict, results: list[dict], iou_type: str, backend: str = 'auto'
       segmentation (compressed RLE) or keypoints. Neither argument is changed.
     iou_type: 'bbox', 'segm' or 'keypoints'.
     backend: 'hotcoco', 'pycocotools' (the arbiter; the figures are the same) or 'auto': the first one installed.
+    sigmas: of keypoint similarity, one a keypoint; None: those of COCO's 17.
 
   Raises:
     ValueError: unknown iou_type or backend.
@@ -93,9 +97,9 @@ def evaluate(gt: dict, results: list[dict], iou_type: str, backend: str = 'auto'
   annotations = [{'iscrowd': 0, **a, 'id': number} for number, a in enumerate(gt['annotations'], start=1)]
   gt = {**gt, 'annotations': annotations}
   if backend == 'hotcoco' or (backend == 'auto' and importlib.util.find_spec('hotcoco')):
-    arrays, category_ids = _hotcoco(gt, results, iou_type)
+    arrays, category_ids = _hotcoco(gt, results, iou_type, sigmas)
   else:
-    arrays, category_ids = _pycocotools(gt, results, iou_type)
+    arrays, category_ids = _pycocotools(gt, results, iou_type, sigmas)
   figures = KEYPOINT_FIGURES if iou_type == 'keypoints' else FIGURES
   names = {c['id']: c['name'] for c in gt['categories']}
   return CocoScores(
@@ -104,18 +108,22 @@ def evaluate(gt: dict, results: list[dict], iou_type: str, backend: str = 'auto'
   )
 
 
-def _hotcoco(gt: dict, results: list[dict], iou_type: str) -> tuple[dict[str, np.ndarray], list[int]]:
+def _hotcoco(gt: dict, results: list[dict], iou_type: str,
+             sigmas: Sequence[float] | None) -> tuple[dict[str, np.ndarray], list[int]]:
   import hotcoco
 
   truth = hotcoco.COCO(gt)
   scorer = hotcoco.COCOeval(truth, truth.load_res(results), iou_type)
+  if sigmas is not None:
+    scorer.params.kpt_oks_sigmas = [float(sigma) for sigma in sigmas]
   scorer.evaluate()
   scorer.accumulate()
   return scorer.eval, [int(i) for i in scorer.params.catIds]
 
 
-def _pycocotools(gt: dict, results: list[dict], iou_type: str) -> tuple[dict[str, Any], list[int]]:
-  with contextlib.redirect_stdout(io.StringIO()):  # it prints as it goes
+def _pycocotools(gt: dict, results: list[dict], iou_type: str,
+                 sigmas: Sequence[float] | None) -> tuple[dict[str, Any], list[int]]:
+  with _without_printing():
     truth = COCO()
     truth.dataset = gt
     truth.createIndex()
@@ -126,9 +134,30 @@ def _pycocotools(gt: dict, results: list[dict], iou_type: str) -> tuple[dict[str
       detections.dataset = {**gt, 'annotations': []}
       detections.createIndex()
     scorer = COCOeval(truth, detections, iou_type)
+    if sigmas is not None:
+      scorer.params.kpt_oks_sigmas = np.asarray(sigmas, np.float64)
     scorer.evaluate()
     scorer.accumulate()
   return scorer.eval, [int(i) for i in scorer.params.catIds]
+
+
+_quiet = threading.local()
+
+
+@contextlib.contextmanager
+def _without_printing():
+  """Nothing of what pycocotools prints as it goes, in this thread: others print their own lines meanwhile."""
+  coco.print = cocoeval.print = _print_unless_quiet
+  _quiet.on = True
+  try:
+    yield
+  finally:
+    _quiet.on = False
+
+
+def _print_unless_quiet(*values, **options):
+  if not getattr(_quiet, 'on', False):
+    print(*values, **options)
 
 
 def _mean(arrays: dict[str, Any], kind: str, threshold: int | None, area: int, limit: int) -> float:

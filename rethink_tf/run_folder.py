@@ -16,6 +16,7 @@ import os
 import pathlib
 import platform
 import subprocess
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -39,7 +40,8 @@ _PACKAGES = {
 class RunFolder:
   """The folder of one run.
 
-  `create=False` opens an existing run for reading (evaluate, compare), also one that is write-protected.
+  `create=False` opens an existing run for reading (evaluate, compare), also one that is write-protected. Threads may
+  share a run folder: scoring writes beside training.
 
   Raises:
     UserError: the folder cannot be created or written to, or (create=False) does not exist.
@@ -51,6 +53,7 @@ class RunFolder:
     path = os.fspath(path)
     self.remote = '://' in path
     self.path = path.rstrip('/') if self.remote else os.path.abspath(os.path.expanduser(path))
+    self._lock = threading.RLock()
     self._writers: dict[str, tf.summary.SummaryWriter] = {}
     self._lines: list[bytes] | None = None  # remote only: object stores cannot append
     self._rewritten = -math.inf
@@ -76,9 +79,10 @@ class RunFolder:
 
   def writer(self, name: str = '') -> tf.summary.SummaryWriter:
     """The TensorBoard writer of tensorboard/<name>, made once."""
-    if name not in self._writers:
-      self._writers[name] = tf.summary.create_file_writer(self.join('tensorboard', *filter(None, [name])))
-    return self._writers[name]
+    with self._lock:
+      if name not in self._writers:
+        self._writers[name] = tf.summary.create_file_writer(self.join('tensorboard', *filter(None, [name])))
+      return self._writers[name]
 
   def write_text(self, name: str, text: str) -> None:
     """Writes a file in one move: readers see the old text or the new one, never a part."""
@@ -95,10 +99,11 @@ class RunFolder:
     """
     line = json.dumps(_jsonable(metrics), allow_nan=False).encode() + b'\n'
     try:
-      if self.remote:
-        self._append_remote(line, now=metrics.get('kind') != 'train')
-      else:
-        self._append_local(line)
+      with self._lock:
+        if self.remote:
+          self._append_remote(line, now=metrics.get('kind') != 'train')
+        else:
+          self._append_local(line)
     except (OSError, tf.errors.OpError) as error:
       self._lost_lines += 1
       if self._lost_lines <= 3 or self._lost_lines % 100 == 0:
@@ -125,11 +130,12 @@ class RunFolder:
 
   def flush(self) -> None:
     """Uploads pending metrics lines (gs://) and flushes the TensorBoard writers."""
-    for writer in self._writers.values():
-      writer.flush()
-    if self._lines is not None:
-      self.write_text('metrics.jsonl', b''.join(self._lines).decode())
-      self._rewritten = time.monotonic()
+    with self._lock:
+      for writer in self._writers.values():
+        writer.flush()
+      if self._lines is not None:
+        self.write_text('metrics.jsonl', b''.join(self._lines).decode())
+        self._rewritten = time.monotonic()
 
   def _read_bytes(self) -> bytes:
     if self._lines is not None:

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import io
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -168,6 +169,28 @@ def test_nothing_to_find_is_minus_one(backend):
     assert set(evaluate(gt, results, 'bbox', backend).figures.values()) == {-1.0}
 
 
+@pytest.mark.parametrize('share', [0.48, 0.52, 0.72, 0.93, 1.0])
+@pytest.mark.parametrize('iou_type', ['bbox', 'segm'])
+def test_overlap_with_a_crowd_is_over_the_detection(backend, iou_type, share):
+  """A detection of which `share` lies on the crowd is ignored up to that threshold, and false beyond it."""
+  def entry(x0, y0, x1, y1):
+    return {'bbox': [x0, y0, x1 - x0, y1 - y0]} if iou_type == 'bbox' else {'segmentation': coco_mask.encode(
+      np.asfortranarray(np.pad(np.ones((y1 - y0, x1 - x0), np.uint8), ((y0, 200 - y1), (x0, 300 - x1)))))}
+  gt = one_image()
+  gt['images'][0] |= {'height': 200, 'width': 300}
+  crowd = np.zeros((200, 300), np.uint8)
+  crowd[100:, 100:] = 1  # far larger than any detection: intersection over union would be next to nothing
+  runs = np.diff(np.concatenate([[0], np.flatnonzero(np.diff(crowd.T.ravel())) + 1, [crowd.size]])).tolist()
+  gt['annotations'].append({'id': 1, 'image_id': 7, 'category_id': 3, 'bbox': [100, 100, 200, 100], 'area': 20000,
+                            'iscrowd': 1, 'segmentation': {'size': [200, 300], 'counts': runs}})
+  inside = round(50 * share)
+  results = [{'image_id': 7, 'category_id': 3, 'score': 0.9, **entry(50 + inside, 120, 100 + inside, 160)},
+             {'image_id': 7, 'category_id': 3, 'score': 0.8, **entry(10, 10, 60, 60)}]
+  thresholds = np.linspace(0.5, 0.95, 10)
+  expected = np.where(thresholds <= inside / 50, 1.0, 0.5).mean()  # a false one before the true one halves precision
+  assert evaluate(gt, results, iou_type, backend).figures['AP'] == pytest.approx(expected, abs=1e-12)
+
+
 def test_refuses_strangers_and_unknown_names():
   with pytest.raises(UserError, match='image_id 8'):
     evaluate(one_image(), [{'image_id': 8, 'category_id': 3, 'bbox': [0, 0, 1, 1], 'score': 1.0}], 'bbox')
@@ -175,3 +198,22 @@ def test_refuses_strangers_and_unknown_names():
     evaluate(one_image(), [], 'boxes')
   with pytest.raises(ValueError, match='mine'):
     evaluate(one_image(), [], 'bbox', 'mine')
+
+
+def test_what_other_threads_print_is_left_alone(coco_dev, capsys):
+  """pycocotools prints as it goes; training prints its own lines while a thread beside it scores."""
+  done = threading.Event()
+
+  def score():
+    evaluate(coco_dev, truth_as_detections(coco_dev), 'bbox', 'pycocotools')
+    done.set()
+
+  thread = threading.Thread(target=score)
+  thread.start()
+  printed = 0
+  while not done.is_set() or not printed:
+    print('a line of training')
+    printed += 1
+    done.wait(0.01)
+  thread.join()
+  assert capsys.readouterr().out == 'a line of training\n' * printed

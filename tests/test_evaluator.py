@@ -1,6 +1,7 @@
 """CocoEvaluator with a detector that knows the answers: on three small pictures and on coco_dev."""
 
 import json
+import threading
 import types
 
 import cv2
@@ -124,7 +125,7 @@ def test_without_masks(tmp_path):
 
 def test_without_detections(tmp_path):
   def nothing(batch):
-    return tf.nest.map_structure(tf.zeros_like, predict(batch))
+    return Detections(*(tf.zeros_like(field) for field in predict(batch)[:4]))
 
   metrics = make(tmp_path, predict=nothing).evaluate(1)
   assert metrics['box/AP'] == 0.0 and metrics['mask/AP'] == 0.0
@@ -161,20 +162,126 @@ def test_unknown_choices_are_user_errors(tmp_path):
     make(tmp_path, backend='mine')
 
 
+def steps_taken(evaluator, steps, begin=0):
+  """The hooks that `fit` calls, for iterations up to `steps`; yields after each of them."""
+  iterations = tf.Variable(begin)
+  evaluator.set_model(types.SimpleNamespace(optimizer=types.SimpleNamespace(iterations=iterations)))
+  evaluator.on_train_begin()
+  for step in range(begin + 1, steps + 1):
+    iterations.assign(step)
+    evaluator.on_train_batch_end(step - 1)
+    yield step
+  evaluator.on_train_end()
+
+
+def train(evaluator, steps, begin=0):
+  return list(steps_taken(evaluator, steps, begin))
+
+
+def evaluated(path):
+  return [line['step'] for line in RunFolder(str(path)).read_metrics() if line['kind'] == 'eval']
+
+
 @pytest.mark.parametrize('every, at_end, expected', [(2, True, [2, 4, 5]), (5, True, [5]), (0, True, [5]),
                                                      (0, False, []), (2, False, [2, 4])])
 def test_evaluates_at_multiples_and_at_the_end(tmp_path, every, at_end, expected):
   evaluator = make(tmp_path, every=every, at_end=at_end, num_pictures=0)
-  steps = []
-  evaluator.evaluate = lambda step: (steps.append(step), setattr(evaluator, '_evaluated_step', step))
-  optimizer = types.SimpleNamespace(iterations=0)
-  evaluator.set_model(types.SimpleNamespace(optimizer=optimizer))
   assert isinstance(evaluator, tf_keras.callbacks.Callback)
-  for step in range(1, 6):
-    optimizer.iterations = tf.Variable(step)
-    evaluator.on_train_batch_end(step - 1)
-  evaluator.on_train_end()
-  assert steps == expected
+  train(evaluator, 5)
+  assert evaluated(tmp_path) == expected
+
+
+class Blocked(Pictures):
+  """Ground truth that arrives when the test says so: scoring waits for it, or fails with `failure`."""
+
+  def __init__(self, failure=None):
+    self.reached, self.go, self.failure = threading.Event(), threading.Event(), failure
+
+  def annotations(self):
+    self.reached.set()
+    assert self.go.wait(60)
+    if self.failure is not None:
+      raise self.failure
+    return super().annotations()
+
+
+def test_training_goes_on_while_scoring_is_blocked(tmp_path):
+  source = Blocked()
+  evaluator = make(tmp_path, source=source, every=2, at_end=False)
+  steps = steps_taken(evaluator, 3)
+  assert [next(steps), next(steps), next(steps)] == [1, 2, 3]
+  assert source.reached.wait(60) and not evaluated(tmp_path) and not evaluator.last
+  threading.Timer(0.2, source.go.set).start()
+  assert not list(steps)  # on_train_end waits
+  assert evaluated(tmp_path) == [2] and evaluator.last['box/AP'] == pytest.approx(100.0)
+  assert (tmp_path / 'eval/step-00000002/pictures.png').exists()
+
+
+def test_results_beside_training_are_those_of_a_direct_evaluation(tmp_path):
+  direct, beside = make(tmp_path / 'direct'), make(tmp_path / 'beside', every=2)
+  direct.evaluate(2)
+  train(beside, 2)
+  assert beside.last == direct.last
+  lines = [RunFolder(str(tmp_path / name)).read_metrics()[-1] for name in ('direct', 'beside')]
+  for line in lines:
+    assert line.pop('eval_seconds') >= line.pop('predict_seconds') >= 0 and line.pop('time')
+  assert lines[0] == lines[1] and list(lines[0]) == list(lines[1])
+  files = [{p.name: p.read_bytes() for p in (tmp_path / name / 'eval').rglob('*.*') if p.is_file()}
+           for name in ('direct', 'beside')]
+  assert set(files[0]) == {'bbox.json', 'segm.json', 'categories.csv', 'pictures.png'} and files[0] == files[1]
+
+
+def test_the_next_evaluation_waits_and_keeps_the_order(tmp_path, caplog, see_logs):
+  source = Blocked()
+  evaluator = make(tmp_path, source=source, every=1, at_end=False, num_pictures=0)
+  steps = steps_taken(evaluator, 3)
+  next(steps)
+  assert source.reached.wait(60)
+  threading.Timer(0.2, source.go.set).start()
+  next(steps)
+  assert evaluated(tmp_path)[0] == 1  # it did not begin before the first was through
+  assert 'step 2 waits for the scoring of step 1' in caplog.text
+  list(steps)
+  assert evaluated(tmp_path) == [1, 2, 3]
+
+
+def test_a_failure_of_scoring_surfaces_at_the_next_step(tmp_path):
+  failure = UserError('annotations.json: gone')
+  source = Blocked(failure)
+  evaluator = make(tmp_path, source=source, every=2)
+  steps = steps_taken(evaluator, 1000)
+  assert [next(steps), next(steps), next(steps)] == [1, 2, 3]
+  source.go.set()
+  with pytest.raises(UserError, match='gone') as error:
+    list(steps)
+  assert error.value is failure and evaluated(tmp_path) == []
+
+
+def test_a_failure_of_scoring_surfaces_at_the_end_of_training(tmp_path):
+  failure = UserError('annotations.json: gone')
+  source = Blocked(failure)
+  source.go.set()
+  with pytest.raises(UserError) as error:
+    train(make(tmp_path, source=source), 1)
+  assert error.value is failure
+  with pytest.raises(UserError, match='gone'):
+    make(tmp_path, source=source).evaluate(1)
+
+
+def test_an_evaluation_that_a_kill_cut_short_is_made_up_for(tmp_path):
+  """The run is continued from the checkpoint of the step whose scoring was lost."""
+  train(make(tmp_path, every=2, num_pictures=0), 5, begin=4)
+  assert evaluated(tmp_path) == [4, 5]
+  train(make(tmp_path, every=2, at_end=False, num_pictures=0), 5, begin=4)
+  assert evaluated(tmp_path) == [4, 5]  # once is enough
+
+
+def test_the_table_is_printed_in_one_piece(tmp_path, monkeypatch):
+  written = []
+  monkeypatch.setattr('sys.stdout', types.SimpleNamespace(write=written.append, flush=lambda: None))
+  make(tmp_path).evaluate(3)
+  (table,) = filter(None, written)
+  assert table.startswith('evaluation at step 3') and table.endswith('\n')
 
 
 def test_ground_truth_of_coco_dev_through_the_pipeline(photographs, tmp_path):
@@ -201,3 +308,58 @@ def test_ground_truth_of_coco_dev_through_the_pipeline(photographs, tmp_path):
       assert metrics[f'{kind}/{name}'] == pytest.approx(100 * value if value >= 0 else -1, abs=1e-12)
   detectron = CocoEvaluator(EvalInput(source, 4), know, source, RunFolder(str(tmp_path)), mask_paste='detectron')
   assert metrics['mask/AP'] > detectron.evaluate(8)['mask/AP'] > 60.0
+
+
+def know_keypoints(batch):
+  """Surer of those that have any: what is found of others counts as wrong."""
+  labelled = tf.reduce_any(batch.gt_keypoints[..., 2] > 0, axis=-1)
+  scores = tf.where(batch.gt_classes > 0, tf.where(labelled, 1.0, 0.5), 0.0)
+  return Detections(batch.gt_boxes, scores, batch.gt_classes, None, batch.gt_keypoints)
+
+
+def test_keypoints_of_coco_dev_through_the_pipeline(photographs, tmp_path):
+  """Points scaled to the canvas and back: AP 100; noisy ones: what pycocotools makes of the file."""
+  from rethink_tf.data.coco import CocoSource
+  from rethink_tf.data.pipeline import EvalInput
+
+  source = CocoSource(str(photographs / 'coco_dev'), split='val2017', keypoints=True,
+                      annotation_file='annotations/person_keypoints_val2017.json')
+  rng = np.random.default_rng(0)
+
+  def know_roughly(batch):
+    noise = rng.normal(0, 15, batch.gt_keypoints.shape) * [1, 1, 0]
+    return know_keypoints(batch._replace(gt_keypoints=batch.gt_keypoints + tf.cast(noise, tf.float32)))
+
+  feed = EvalInput(source, 4)
+  exact = CocoEvaluator(feed, know_keypoints, source, RunFolder(str(tmp_path))).evaluate(1)
+  assert exact['keypoint/AP'] == pytest.approx(100.0) and exact['box/AP'] == pytest.approx(100.0)
+  rough = CocoEvaluator(feed, know_roughly, source, RunFolder(str(tmp_path))).evaluate(2)
+  assert 10 < rough['keypoint/AP'] < 90
+  written = json.loads((tmp_path / 'eval/step-00000002/keypoints.json').read_text())
+  assert len(written[0]['keypoints']) == 51 and 'bbox' not in written[0]
+  figures = coco_metrics.evaluate(source.annotations(), written, 'keypoints', 'pycocotools').figures
+  for name, value in figures.items():
+    assert rough[f'keypoint/{name}'] == pytest.approx(100 * value if value >= 0 else -1, abs=1e-12)
+  assert (tmp_path / 'eval/step-00000002/categories.csv').read_text().splitlines()[0].endswith('keypoint/AR')
+
+
+def test_another_number_of_keypoints(tmp_path):
+  """Those of drawn shapes: similarity with 1/P each, or as it is said."""
+  from rethink_tf.data.pipeline import EvalInput
+  from rethink_tf.data.synthetic import SyntheticSource
+
+  source = SyntheticSource(6, split='val', num_classes=3)
+  number = source.num_keypoints
+  assert number not in (0, 17)
+
+  def shifted(batch):
+    return know_keypoints(batch._replace(gt_keypoints=batch.gt_keypoints + [6.0, 0.0, 0.0]))
+
+  feed, figures = EvalInput(source, 2), {}
+  for sigmas in (None, (1 / number,) * number, (0.02,) * number):
+    evaluator = CocoEvaluator(feed, shifted, source, RunFolder(str(tmp_path)), keypoint_sigmas=sigmas)
+    figures[sigmas] = evaluator.evaluate(1)['keypoint/AP']
+  default, said, strict = figures.values()
+  assert default == said > strict
+  with pytest.raises(UserError, match='keypoint_sigmas has 2 numbers'):
+    CocoEvaluator(feed, shifted, source, RunFolder(str(tmp_path)), keypoint_sigmas=(0.1, 0.1))

@@ -6,6 +6,7 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -36,6 +37,23 @@ def test_metrics_are_read_back_in_order(folder):
   again = RunFolder(folder.path)
   again.append_metrics({'kind': 'eval', 'step': 3})
   assert [line['step'] for line in again.read_metrics()] == [1, 2, 2, 3]
+
+
+def test_two_threads_lose_no_line(folder):
+  """Scoring writes beside training."""
+  def write(kind):
+    for step in range(30):
+      folder.append_metrics({'kind': kind, 'step': step, 'text': 'x' * 500})
+
+  threads = [threading.Thread(target=write, args=[kind]) for kind in ('eval', 'train', 'eval')]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  folder.flush()
+  lines = RunFolder(folder.path).read_metrics()
+  assert len(lines) == 90
+  assert [line['step'] for line in lines if line['kind'] == 'train'] == list(range(30))
 
 
 def test_remote_training_lines_wait_for_the_minute_or_the_flush(tmp_path):
