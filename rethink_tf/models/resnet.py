@@ -8,8 +8,9 @@ import tf_keras
 
 from rethink_tf.errors import UserError
 from rethink_tf.models import initializers
-from rethink_tf.models.layers import ConvNorm, pad
+from rethink_tf.models.layers import ConvNorm, pad, unchanged
 from rethink_tf.models.norms import group_norm
+from rethink_tf.models.recompute import recomputed
 
 # Bottleneck blocks of res2..res5. 14 and 26 are short ones for laptops, in the same pattern.
 BLOCKS = {14: (1, 1, 1, 1), 26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -24,17 +25,21 @@ class ResNet(tf_keras.layers.Layer):
   weights). zero_init_residual: last gamma of a block starts at 0; Detectron2 found this worse for GN from scratch.
   groups, width_per_group: ResNeXt g x d. freeze_at: 0 trains everything, n fixes the stem and n - 1 stages; from
   random weights only 0 is allowed (projects/GN/README.md: 2 cost 3.3 AP in silence).
+  recompute: True keeps the input of each block alone for the backward pass and computes the rest again: less memory,
+  the same gradients.
   """
 
   def __init__(self, depth: int = 50, norm=group_norm, initializer=initializers.msra, stride_in_1x1: bool = False,
                zero_init_residual: bool = False, groups: int = 1, width_per_group: int = 64, stem_width: int = 64,
-               res2_width: int = 256, freeze_at: int = 0, name: str = 'backbone'):
+               res2_width: int = 256, freeze_at: int = 0, recompute: bool = False, name: str = 'backbone'):
     super().__init__(name=name)
     if depth not in BLOCKS:
       raise UserError(f'ResNet.depth = {depth} is not known: use one of {sorted(BLOCKS)}')
     if not 0 <= freeze_at <= 5:
       raise UserError(f'ResNet.freeze_at = {freeze_at}: use 0 (train all) to 5 (fix the whole backbone)')
-    self.freeze_at = freeze_at
+    self.freeze_at, self.recompute = freeze_at, recompute
+    self.depth, self.groups, self.width_per_group, self.stride_in_1x1 = depth, groups, width_per_group, stride_in_1x1
+    self.stem_width, self.res2_width = stem_width, res2_width
     self.stem = ConvNorm(stem_width, 7, norm, initializer, stride=2, relu=True, name='stem')
     self.stages = []
     for stage, blocks in enumerate(BLOCKS[depth]):
@@ -45,19 +50,38 @@ class ResNet(tf_keras.layers.Layer):
                    groups=groups, stride_in_1x1=stride_in_1x1, zero_gamma=zero_init_residual,
                    name=f'res{stage + 2}_{block}')
         for block in range(blocks)])
+    if recompute and any(getattr(layer, 'over_batch', False) for layer in self.submodules):
+      raise UserError('ResNet.recompute = True would count every batch twice in the moving statistics of '
+                      'ResNet.norm = @sync_batch_norm: use recompute = False, or @group_norm')
     for part in [[self.stem], *self.stages][:freeze_at]:
       for layer in part:
         layer.trainable = False
 
-  def call(self, images):
-    x = self.stem(images)
-    x = tf.nn.max_pool2d(pad(x, 1), 3, 2, 'VALID')  # zeros pad exactly: the input is >= 0 after the ReLU
+  @property
+  def widths(self) -> tuple[int, ...]:
+    """Channels behind the stem and behind each stage."""
+    return self.stem_width, *(self.res2_width * 2**stage for stage in range(len(self.stages)))
+
+  @property
+  def strides(self) -> tuple[int, ...]:
+    """Pixels to a cell, at the same places."""
+    return 4, *(4 * 2**stage for stage in range(len(self.stages)))
+
+  def call(self, images, stem_output=None, before_stage=unchanged):
+    """stem_output: that of another backbone, in place of this one's stem. before_stage(stage, x) -> x: what a
+    composite does to the input of each stage, from 0 (cbnet.py)."""
+    x = self.begin(images) if stem_output is None else stem_output
     features = {}
     for stage, blocks in enumerate(self.stages):
+      x = before_stage(stage, x)
       for block in blocks:
-        x = block(x)
+        x = recomputed(block)(x) if self.recompute else block(x)
       features[f'C{stage + 2}'] = x  # [B, H / 2^(stage + 2), W / 2^(stage + 2), res2_width * 2^stage]
     return features
+
+  def begin(self, images: tf.Tensor) -> tf.Tensor:
+    """Stem and pooling: [B, H, W, 3] -> [B, H/4, W/4, stem_width]."""
+    return tf.nn.max_pool2d(pad(self.stem(images), 1), 3, 2, 'VALID')  # zeros pad exactly: the ReLU leaves >= 0
 
 
 class Bottleneck(tf_keras.layers.Layer):

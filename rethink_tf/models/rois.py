@@ -11,31 +11,41 @@ from collections.abc import Sequence
 import gin
 import tensorflow as tf
 
+from rethink_tf.errors import UserError
 from rethink_tf.ops import anchors as anchor_ops
 from rethink_tf.ops import boxes as box_ops
 from rethink_tf.ops import matching, nms
 from rethink_tf.ops.roi_align import Pyramid, roi_align
-from rethink_tf.structures import Batch, BoxOutputs, Detections, Proposals, RoISamples, RPNOutputs
+from rethink_tf.structures import Batch, Detections, Proposals, RoISamples, RPNOutputs
 
 ANCHOR_STREAM, ROI_STREAM = 1, 2  # random streams of an image's seed
 
 
 @gin.register
 class Anchors:
-  """Anchors of the pyramid: one size a level, `ratios` (height / width) a cell (FPN, section 4.1).
+  """Anchors: one size a level of the pyramid, `ratios` (height / width) a cell (FPN, section 4.1).
 
+  A single level gets all sizes, len(sizes) * len(ratios) anchors a cell (Faster R-CNN, section 3.1.1).
   offset: centre of the first cell in strides; 0.5, or 0.0 for weights trained with Detectron2.
   """
 
   def __init__(self, sizes: Sequence[float] = (32, 64, 128, 256, 512), ratios: Sequence[float] = (0.5, 1.0, 2.0),
-               offset: float = 0.5, min_level: int = 2):
-    self.sizes, self.ratios, self.offset, self.min_level = sizes, ratios, offset, min_level
+               offset: float = 0.5):
+    self.sizes, self.ratios, self.offset = tuple(sizes), tuple(ratios), offset
 
   def __call__(self, features: dict[str, tf.Tensor]) -> list[tf.Tensor]:
-    """One [H * W * ratios, 4] a level, for maps {'P2': [B, H, W, C], …}."""
-    return [
-      anchor_ops.grid_anchors(*_height_width(features[f'P{level}']), 2**level, size, self.ratios, self.offset)
-      for level, size in enumerate(self.sizes, self.min_level)]
+    """One [H * W * anchors of a cell, 4] a level, for maps {'P2': [B, H, W, C], …} of stride 2^level."""
+    levels = sorted(features)
+    sizes = [self.sizes] if len(levels) == 1 else [(size,) for size in self.sizes]
+    if len(sizes) != len(levels):
+      raise UserError(f'Anchors.sizes has {len(sizes)} sizes for the {len(levels)} levels {", ".join(levels)}: give '
+                      'one a level')
+    return [self._of_level(features[level], 2**int(level[1:]), own) for level, own in zip(levels, sizes, strict=True)]
+
+  def _of_level(self, feature, stride, sizes):
+    grids = [anchor_ops.grid_anchors(*_height_width(feature), stride, size, self.ratios, self.offset) for size in sizes]
+    cells = [tf.reshape(grid, [-1, len(self.ratios), 4]) for grid in grids]
+    return tf.reshape(tf.concat(cells, 1), [-1, 4])  # row by row, the sizes of a cell together
 
 
 @gin.register
@@ -122,18 +132,23 @@ class RoISampler:
                                                    self.foreground_iou)
     size = min(self.batch_size, boxes.shape[1])
     sampled, used = matching.sample(roi_labels, labels.seeds, ROI_STREAM, size, self.positive_fraction)
-    rois = tf.where(used[..., None], tf.gather(boxes, sampled, batch_dims=1), 0.0)
-    foreground = used & (tf.gather(roi_labels, sampled, batch_dims=1) == 1)
-    gt_index = tf.where(foreground, tf.gather(matched, sampled, batch_dims=1), 0)
-    classes = tf.where(foreground, tf.gather(labels.gt_classes, gt_index, batch_dims=1), 0)
-    targets = box_ops.encode(tf.gather(labels.gt_boxes, gt_index, batch_dims=1), rois, self.box_weights)
-    return RoISamples(rois, classes, gt_index, tf.cast(used, tf.float32),
-                      tf.where(foreground[..., None], targets, 0.0))
+    return take(boxes, roi_labels, matched, sampled, used, labels, self.box_weights)
+
+
+def take(boxes: tf.Tensor, roi_labels: tf.Tensor, matched: tf.Tensor, sampled: tf.Tensor, used: tf.Tensor,
+         labels: Batch, box_weights: Sequence[float]) -> RoISamples:
+  """The samples [B, R] out of labelled boxes [B, N, 4] (matching.py), with their targets."""
+  rois = tf.where(used[..., None], tf.gather(boxes, sampled, batch_dims=1), 0.0)
+  foreground = used & (tf.gather(roi_labels, sampled, batch_dims=1) == 1)
+  gt_index = tf.where(foreground, tf.gather(matched, sampled, batch_dims=1), 0)
+  classes = tf.where(foreground, tf.gather(labels.gt_classes, gt_index, batch_dims=1), 0)
+  targets = box_ops.encode(tf.gather(labels.gt_boxes, gt_index, batch_dims=1), rois, box_weights)
+  return RoISamples(rois, classes, gt_index, tf.cast(used, tf.float32), tf.where(foreground[..., None], targets, 0.0))
 
 
 @gin.register
 class RoIPooler:
-  """RoIAlign from P2..P5 (Mask R-CNN, section 3).
+  """RoIAlign from P2..P5, or from the only level there is (Mask R-CNN, section 3).
 
   aligned: False is the paper's grid (Detectron); Detectron2's models use True: switch it on for their weights.
   """
@@ -142,8 +157,10 @@ class RoIPooler:
     self.size, self.sampling_ratio, self.aligned = size, sampling_ratio, aligned
 
   def __call__(self, pyramid: Pyramid, boxes: tf.Tensor, xla: bool) -> tf.Tensor:
-    """[B, R, size, size, C] of boxes [B, R, 4]; pyramid: levels P2..P5, flattened."""
-    return roi_align(pyramid, boxes, self.size, 2, self.sampling_ratio, self.aligned, 'gather' if xla else 'csr')
+    """[B, R, size, size, C] of boxes [B, R, 4]; pyramid: levels P2..P5, or a single one, flattened."""
+    with tf.name_scope('roi_align'):
+      return roi_align(pyramid, boxes, self.size, pyramid.min_level, self.sampling_ratio, self.aligned,
+                       'gather' if xla else 'csr')
 
 
 @gin.register
@@ -153,13 +170,9 @@ class DetectionGenerator:
   def __init__(self, score_threshold: float = 0.05, nms_iou: float = 0.5, max_detections: int = 100):
     self.score_threshold, self.nms_iou, self.max_detections = score_threshold, nms_iou, max_detections
 
-  def __call__(self, outputs: BoxOutputs, proposals: Proposals, image_sizes: tf.Tensor,
-               box_weights: Sequence[float], xla: bool) -> Detections:
-    """From class logits [B, N, K + 1] and deltas [B, N, K or 1, 4] at proposals [B, N, 4]."""
-    scores = tf.nn.softmax(outputs.class_logits)[..., 1:]  # [B, N, K]
-    boxes = box_ops.decode(outputs.box_deltas, proposals.boxes[:, :, None, :], box_weights)
-    boxes = box_ops.clip(boxes, image_sizes)  # [B, N, K or 1, 4]
-    valid = (scores > self.score_threshold) & proposals.valid[..., None]
+  def select(self, boxes: tf.Tensor, scores: tf.Tensor, valid: tf.Tensor, xla: bool) -> Detections:
+    """Suppression among boxes [B, N, K or 1, 4] with probabilities [B, N, K] of the classes; valid: bool [B, N]."""
+    valid = (scores > self.score_threshold) & valid[..., None]
     boxes, scores, classes, kept = nms.grouped_nms(boxes, scores, valid, self.nms_iou, self.max_detections,
                                                    self.max_detections, xla)
     return Detections(boxes, scores, tf.where(kept, classes + 1, 0))

@@ -1,0 +1,81 @@
+"""Keypoints between frames: points to cells of a RoI's heat map, and heat maps to points (Mask R-CNN, section 4.5).
+
+Keypoints are [..., 3] y, x and visibility or score; y and x are indices of pixel centres, so a half lies between them
+and the continuous coordinates of boxes.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+_CUBIC = -0.75  # the coefficient of Detectron's (OpenCV's) and Detectron2's (PyTorch's) bicubic kernel
+
+
+def heatmap_targets(keypoints: tf.Tensor, rois: tf.Tensor, size: int = 56) -> tuple[tf.Tensor, tf.Tensor]:
+  """The cell of each keypoint in its RoI.
+
+  Args:
+    keypoints: [..., P, 3] y, x, visibility: above 0 is labelled.
+    rois: [..., 4] y0 x0 y1 x1.
+    size: cells along a side of the heat map.
+
+  Returns:
+    int32 [..., P] row * size + column, and bool [..., P]: labelled and inside the RoI. Elsewhere the cell is 0.
+  """
+  points = keypoints[..., :2] + 0.5  # [..., P, 2] continuous
+  low, high = rois[..., None, :2], rois[..., None, 2:]
+  extent = high - low
+  cells = tf.floor((points - low) * tf.math.divide_no_nan(float(size), extent))
+  cells = tf.where(points == high, size - 1.0, cells)  # the far edge belongs to the last cell
+  inside = tf.reduce_all((cells >= 0) & (cells < size) & (extent > 0), axis=-1)
+  valid = inside & (keypoints[..., 2] > 0)
+  cells = tf.cast(tf.where(valid[..., None], cells, 0.0), tf.int32)
+  return cells[..., 0] * size + cells[..., 1], valid
+
+
+def decode_heatmaps(logits: tf.Tensor, boxes: tf.Tensor, limit: tuple[int, int] | None = None) -> tf.Tensor:
+  """Each map, enlarged to its box's size in pixels (bicubic), has the keypoint at its highest pixel.
+
+  Two small matrix products do the enlarging, box by box.
+
+  Args:
+    logits: [n, P, S, S].
+    boxes: [n, 4] y0 x0 y1 x1 in pixels; a side below one pixel counts as one.
+    limit: height and width that no box exceeds. Then every product has that size, a static shape for XLA; None lets
+      each box have its own.
+
+  Returns:
+    float32 [n, P, 3] y, x, and the probability of that pixel in the softmax over the S x S cells (Detectron2's score).
+  """
+  side = logits.shape[-1]
+
+  def one(inputs):
+    maps, box = inputs
+    extent = tf.maximum(box[2:] - box[:2], 1.0)
+    pixels = tf.math.ceil(extent)  # height, width of the enlarged map
+    counts = limit or tf.unstack(tf.cast(pixels, tf.int32))
+    border = tf.clip_by_value(tf.range(-2, side + 2), 0, side - 1)  # the outermost cells continue outside
+    maps_with_border = tf.gather(tf.gather(maps, border, axis=1), border, axis=2)  # [P, S + 4, S + 4]
+    rows, columns = (_bicubic(counts[axis], pixels[axis], side) for axis in (0, 1))
+    large = tf.einsum('hy,pyx,wx->phw', rows, maps_with_border, columns)
+    exists = (tf.range(counts[0])[:, None] < tf.cast(pixels[0], tf.int32)) & (
+      tf.range(counts[1])[None, :] < tf.cast(pixels[1], tf.int32))
+    large = tf.reshape(tf.where(exists, large, large.dtype.min), [maps.shape[0], -1])  # [P, h * w]
+    best = tf.argmax(large, axis=1, output_type=tf.int32)
+    highest = tf.reduce_max(large, axis=1)
+    score = 1.0 / tf.reduce_sum(tf.exp(maps - highest[:, None, None]), axis=[1, 2])
+    place = tf.stack([best // counts[1], best % counts[1]], axis=1)  # [P, 2]
+    place = (tf.cast(place, tf.float32) + 0.5) * (extent / pixels) + box[:2] - 0.5
+    return tf.concat([place, score[:, None]], axis=1)
+
+  return tf.map_fn(one, (logits, boxes), fn_output_signature=tf.TensorSpec([logits.shape[1], 3], tf.float32))
+
+
+def _bicubic(count: int | tf.Tensor, pixels: tf.Tensor, side: int) -> tf.Tensor:
+  """Weights [count, side + 4] of the cells -2 … side + 1 at the centres of `pixels` pixels over the map's extent."""
+  centres = (tf.range(count, dtype=tf.float32) + 0.5) * (side / pixels) - 0.5
+  centres = tf.minimum(centres, float(side))  # rows beyond `pixels` are unused: any finite weights do
+  distance = tf.abs(centres[:, None] - tf.range(-2.0, side + 2.0))
+  near = ((_CUBIC + 2.0) * distance - (_CUBIC + 3.0)) * distance * distance + 1.0
+  far = ((_CUBIC * distance - 5.0 * _CUBIC) * distance + 8.0 * _CUBIC) * distance - 4.0 * _CUBIC
+  return tf.where(distance <= 1.0, near, tf.where(distance < 2.0, far, 0.0))

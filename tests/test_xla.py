@@ -1,0 +1,162 @@
+"""The train and predict steps as a TPU needs them: compiled whole, for every canvas, without a call to the host."""
+
+import re
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+from rethink_tf.data.buckets import canvas_shapes
+from rethink_tf.losses import MaskRCNNLoss
+from rethink_tf.models.heads import MaskHead
+from rethink_tf.models.mask_rcnn import MaskRCNN
+from rethink_tf.optimizers import SGD
+from rethink_tf.trainer import Trainer
+from tests import tiny
+
+CANVASES = [tuple(shape) for shape in canvas_shapes(160, 267).tolist()]  # as many as 800/1333 has, a fifth as large
+REAL_CANVASES = [tuple(shape) for shape in canvas_shapes(800, 1333).tolist()]
+# What calls back to Python, and what XLA has no kernel for.
+FORBIDDEN = re.compile(
+  'PyFunc|Numpy|Print|SparseMatrix|SparseTensor|CombinedNonMax|CropAndResize|DynamicStitch|DynamicPartition|'
+  'HostCompute|XlaSend|XlaRecv|Outfeed|Infeed|Assert|Where$|Unique')
+
+
+def batch(canvas, side=160, keypoints=0):
+  """A picture that fills a canvas, with objects in its upper left corner."""
+  height, width = canvas
+  pixels = np.random.default_rng([height, width]).integers(0, 255, (1, height, width, 3))
+  return tiny.batch(1, side=side, keypoints=keypoints)._replace(images=tf.constant(pixels, tf.uint8),
+                                           image_sizes=tf.constant([[height, width]], tf.float32))
+
+
+def make(detector, inputs):
+  trainer = Trainer(detector, MaskRCNNLoss())
+  trainer.compile(SGD(0.01))
+  trainer.make_variables(inputs)
+  return trainer
+
+
+DETECTORS = {
+  'plain': lambda: tiny.detector(xla=True),
+  'cascade': lambda: tiny.detector(xla=True, cascade=tiny.cascade(append_ground_truth=True, score_rois='last')),
+  'keypoints': lambda: tiny.keypoint_detector(xla=True),
+}
+
+
+def tiny_trainer(inputs, kind='plain'):
+  tf_keras.utils.set_random_seed(7)
+  return make(DETECTORS[kind](), inputs)
+
+
+def steps(trainer, jit=True):
+  """One step of training (forward, losses, gradients, SGD) and one of prediction."""
+  def train(inputs):
+    losses, gradients = trainer.gradients(inputs)
+    trainer.optimizer.apply_gradients(zip(gradients, trainer.detector.trainable_variables, strict=True))
+    return losses
+
+  return {'train': tf.function(train, autograph=False, jit_compile=jit),
+          'predict': tf.function(trainer.predict_step, autograph=False, jit_compile=jit)}
+
+
+def operations(function, inputs):
+  """Types of all operations of a traced step, nested functions included."""
+  graph = function.get_concrete_function(inputs).graph.as_graph_def()
+  return {node.op for nodes in (graph.node, *(f.node_def for f in graph.library.function)) for node in nodes}
+
+
+@pytest.fixture(scope='module')
+def trainer():
+  return tiny_trainer(batch(CANVASES[0]))
+
+
+def test_there_are_as_many_canvases_as_at_full_size():
+  assert len(CANVASES) == len(REAL_CANVASES) == 7
+
+
+@pytest.mark.parametrize('canvas', CANVASES, ids=str)
+def test_no_operation_needs_the_host(trainer, canvas):
+  inputs = batch(canvas)
+  for name, step in steps(trainer).items():
+    found = operations(step, inputs)
+    assert {'Conv2D', 'TopKV2'} <= found, name
+    assert not [op for op in found if FORBIDDEN.search(op)], name
+
+
+@pytest.mark.parametrize('kind', ['cascade', 'keypoints'])
+def test_no_operation_of_further_heads_needs_the_host(kind):
+  inputs = batch(CANVASES[0], keypoints=tiny.KEYPOINTS)
+  for name, step in steps(tiny_trainer(inputs, kind)).items():
+    assert not [op for op in operations(step, inputs) if FORBIDDEN.search(op)], name
+
+
+def check_compiled(canvas, kind='plain'):
+  """Compiled and run, each step gives what the same graph gives without compilation."""
+  inputs = batch(canvas, keypoints=tiny.KEYPOINTS)
+  results = []
+  for jit in (True, False):
+    trainer = tiny_trainer(inputs, kind)
+    both = steps(trainer, jit)
+    detections, losses = both['predict'](inputs), both['train'](inputs)
+    results.append((losses, detections, [v.numpy() for v in trainer.detector.trainable_variables]))
+  compiled, plain = results
+  for name, loss in plain[0].items():
+    np.testing.assert_allclose(compiled[0][name], loss, rtol=1e-4, atol=1e-6, err_msg=name)
+  np.testing.assert_array_equal(compiled[1].classes, plain[1].classes)
+  for a, b in zip(tf.nest.flatten(compiled[1]), tf.nest.flatten(plain[1]), strict=True):
+    if b is None:
+      continue  # what this detector does not predict
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
+  for a, b in zip(compiled[2], plain[2], strict=True):
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * max(np.abs(b).max(), 1e-2))
+
+
+def test_compiled_whole_the_steps_give_the_same():
+  check_compiled(CANVASES[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('canvas', CANVASES[:-1], ids=str)
+def test_compiled_whole_the_steps_give_the_same_on_every_canvas(canvas):
+  check_compiled(canvas)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['cascade', 'keypoints'])
+def test_compiled_whole_further_heads_give_the_same(kind):
+  check_compiled(CANVASES[-1], kind)
+
+
+def check_lowered(step, inputs):
+  """The step becomes one XLA module of XLA's own operations: no custom call, no traffic with the host."""
+  text = step.experimental_get_compiler_ir(inputs)(stage='hlo')
+  assert text.count(' convolution(') > 10
+  assert not re.findall(r' (custom-call|infeed|outfeed|send|recv)\(.*', text)
+
+
+def test_the_module_calls_nothing_outside_xla(trainer):
+  for step in steps(trainer).values():
+    check_lowered(step, batch(CANVASES[1]))
+
+
+@pytest.fixture(scope='module')
+def real_trainer():
+  tf_keras.utils.set_random_seed(7)
+  return make(MaskRCNN(80, mask_head=MaskHead(), xla=True), batch(REAL_CANVASES[0]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('canvas', REAL_CANVASES, ids=str)
+def test_the_papers_detector_lowers_on_every_canvas(real_trainer, canvas):
+  for step in steps(real_trainer).values():
+    check_lowered(step, batch(canvas))
+
+
+@pytest.mark.slow
+def test_the_papers_detector_compiles_and_runs(real_trainer):
+  inputs = batch(REAL_CANVASES[0])
+  both = steps(real_trainer)
+  assert all(np.isfinite(loss) for loss in both['train'](inputs).values())
+  assert np.isfinite(both['predict'](inputs).boxes).all()
