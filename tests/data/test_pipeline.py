@@ -322,7 +322,7 @@ def test_bad_arguments_end_in_one_line(source):
   with pytest.raises(UserError, match='seed is -1'):
     TrainInput(source, seed=-1)
   empty = Changed(source, None)
-  empty.sizes = np.zeros((0, 2), np.int32)
+  empty.sizes, empty.image_ids = np.zeros((0, 2), np.int32), np.zeros(0, np.int64)
   with pytest.raises(UserError, match='no images'):
     EvalInput(empty)
 
