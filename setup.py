@@ -36,6 +36,8 @@ setup(
     'tensorboard~=2.20.0',
     'matplotlib>=3.8',
     'opencv-python-headless>=4.9',
+    'safetensors>=0.5',  # pre-trained weights in its format; its own library checks the bounds of hostile files
+    'h5py>=3.10',  # keras.applications' weights
     'numpy>=1.26',
   ],
   extras_require={

@@ -13,6 +13,7 @@ import pathlib
 import re
 import tokenize
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import gin
 import tensorflow as tf
@@ -48,6 +49,14 @@ def parse(gin_files: Sequence[str], gin_params: Sequence[str] = ()) -> None:
 def operative_config() -> str:
   """The values in use, as a gin file that parses back to the same run; complete once the parts are built."""
   return gin.operative_config_str()
+
+
+def bound(parameter: str) -> Any:
+  """What the configuration binds to 'configurable.parameter', None when it binds nothing."""
+  try:
+    return gin.query_parameter(parameter)
+  except ValueError:
+    return None
 
 
 def default_run_folder(gin_files: Sequence[str]) -> str | None:

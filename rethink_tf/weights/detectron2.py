@@ -1,4 +1,4 @@
-"""Detectron2 checkpoints (.pkl) of Mask R-CNN: exact names, nothing left over on either side.
+"""Detectron2 checkpoints (.pkl, .pth) of Mask R-CNN: exact names, nothing left over on either side.
 
 Detectron2 is channels-first, has x before y in box deltas and the background as the last class; here channels are
 last, y comes first and the background is class 0. Every layout rule below was compared with its outputs.
@@ -16,6 +16,15 @@ from absl import logging
 
 from rethink_tf.errors import UserError
 from rethink_tf.weights import pickles
+from rethink_tf.weights.contents import (
+  BACKBONE,
+  DETECTRON2_MEAN,
+  TORCH_STD,
+  Contents,
+  architecture_of,
+  check_arrays,
+  norm_of,
+)
 
 # Constants of a Detectron2 model that some versions store beside its weights.
 NOT_WEIGHTS = ('*.cell_anchors.*', 'pixel_mean', 'pixel_std', '*.num_batches_tracked')
@@ -39,10 +48,52 @@ def read(path: str) -> dict[str, np.ndarray]:
     raise UserError(f"{path}: has no dictionary 'model', so it is not a Detectron2 checkpoint: use the reader of its "
                     'format')
   arrays = content['model']
-  for name, array in arrays.items():
-    if not isinstance(name, str) or not isinstance(array, np.ndarray | np.generic) or array.dtype.kind not in 'fiu':
-      raise UserError(f'{path}: {name!r} is not an array of numbers: this is not a Detectron2 checkpoint')
+  try:
+    check_arrays(arrays, path)
+  except UserError as error:
+    raise UserError(f'{error}, at least not a Detectron2 checkpoint') from error
   return arrays
+
+
+def is_it(names) -> bool:
+  """Whether names of arrays are Detectron2's, of a backbone or a detector."""
+  return any(f'{prefix}stem.conv1.weight' in names for prefix in ('', 'backbone.', BACKBONE))
+
+
+def contents(arrays: Mapping[str, Any], path: str, container: str, author: str = '') -> Contents:
+  """Contents of a checkpoint's arrays. Detectron2 keeps strides, colours and means in its configuration, not here."""
+  constants = tuple(name for name in arrays if _matches(name, NOT_WEIGHTS))
+  weights = {_full(name): array for name, array in arrays.items() if name not in constants}
+  detector = any(name.startswith(('proposal_generator.', 'roi_heads.', 'backbone.fpn_')) for name in weights)
+  if not detector:
+    weights = {name.removeprefix(BACKBONE): array for name, array in weights.items()}
+  found = Contents(path, f'Detectron2 {container}', 'detector' if detector else 'backbone', weights, None, None,
+                   licence='CC BY-SA 3.0 for Detectron2\'s model zoo', ignored=constants)
+  backbone, notes = found.backbone(), ()
+  norm = norm_of(list(backbone))
+  if norm == 'gn' and detector:  # without statistics: GN, or BN folded into a fixed affine map
+    norm = 'gn' if 'backbone.fpn_lateral2.norm.weight' in weights else 'folded'
+  elif norm == 'gn':
+    norm, notes = None, ('norms without statistics: GN, or folded BN; the file does not tell',)
+  found = found._replace(norm=norm, architecture=architecture_of(backbone, path), notes=notes)
+  if author == 'torchvision':  # what Detectron2's own converter of torchvision's files writes
+    return found._replace(channels='rgb', stride_in_1x1=False, pixel_mean=DETECTRON2_MEAN, pixel_std=TORCH_STD)
+  mean, std = (arrays.get(name) for name in ('pixel_mean', 'pixel_std'))
+  if mean is not None and std is not None and np.size(mean) == np.size(std) == 3:
+    mean, std = (tuple(np.asarray(values, np.float64).ravel().tolist()) for values in (mean, std))
+    channels = 'bgr' if mean[0] < mean[2] else 'rgb' if mean[0] > mean[2] else None  # red is the brightest on average
+    step = -1 if channels == 'bgr' else 1
+    if channels is not None:
+      return found._replace(channels=channels, pixel_mean=mean[::step], pixel_std=std[::step])
+  return found
+
+
+def _full(name):
+  """A detector's name of an array: backbones come as stem.…, backbone.stem.… or backbone.bottom_up.stem.…"""
+  if name in ('stem.fc.weight', 'stem.fc.bias'):  # the classifier, as Detectron2's converter of torchvision calls it
+    return name.replace('stem.fc', 'linear')
+  bare = name.removeprefix('backbone.')
+  return f'{BACKBONE}{bare}' if bare.startswith(('stem.', 'res2.', 'res3.', 'res4.', 'res5.')) else name
 
 
 def load(model: Any, path: str, *, channels: str, exceptions: Sequence[str] = ()) -> list[str]:
@@ -60,61 +111,92 @@ def load(model: Any, path: str, *, channels: str, exceptions: Sequence[str] = ()
   return assign(table(model, channels), read(path), path, exceptions)
 
 
-def assign(entries: Mapping[str, Entry], arrays: Mapping[str, np.ndarray], path: str,
-           exceptions: Sequence[str] = ()) -> list[str]:
-  """Puts arrays into variables: all names on both sides, or a UserError that lists what differs and no change."""
+def assign(entries: Mapping[str, Entry], arrays: Mapping[str, Any], path: str, exceptions: Sequence[str] = (),
+           unused: Sequence[str] = ()) -> list[str]:
+  """Puts arrays into variables: all names on both sides, or a UserError that lists what differs and no change.
+
+  arrays: anything with a shape that np.asarray reads; they are read one by one. exceptions: patterns of names that stay
+  as they are, on both sides; unused: of names in the file that are left aside.
+  """
   excepted = {name for name in {*entries, *arrays} if _matches(name, exceptions)}
   expected = entries.keys() - excepted
-  given = {name for name in arrays.keys() - excepted if not _matches(name, NOT_WEIGHTS)}
-  missing, unused = sorted(expected - given), sorted(given - expected)
-  values, wrong = {}, []
+  given = {name for name in arrays.keys() - excepted if not _matches(name, (*NOT_WEIGHTS, *unused))}
+  missing, left_over, wrong = sorted(expected - given), sorted(given - expected), []
   for name in sorted(expected & given):
-    try:
-      values[name] = entries[name].convert(arrays[name].astype(np.float32))
-    except ValueError:  # cannot be laid out that way, hence not that layer's shape
-      values[name] = arrays[name]
-    if values[name].shape != tuple(entries[name].variable.shape):
-      wrong.append(f'{name} {arrays[name].shape} for {tuple(entries[name].variable.shape)}')
-  if missing or unused or wrong:
-    for kind, names in (('missing in the file', missing), ('not in the model', unused), ('wrong shape', wrong)):
+    shape, wanted = tuple(arrays[name].shape), tuple(entries[name].variable.shape)
+    if _converted_shape(entries[name], shape) != wanted:
+      wrong.append(f'{name} {shape} for {wanted}')
+  if missing or left_over or wrong:
+    for kind, names in (('missing in the file', missing), ('not in the model', left_over), ('wrong shape', wrong)):
       logging.error('%s: %d %s%s', path, len(names), kind, ''.join(f'\n  {name}' for name in names))
-    raise UserError(f'{path}: {_some(missing)} missing in the file, {_some(unused)} not in the model, '
-                    f'{_some(wrong)} of another shape: build the model of the checkpoint, or name exceptions')
-  for name, value in values.items():
+    raise UserError(f'{path}: {some(missing)} missing in the file, {some(left_over)} not in the model, '
+                    f'{some(wrong)} of another shape: build the model of the checkpoint, or name exceptions')
+  for name in sorted(expected):
+    value = entries[name].convert(np.asarray(arrays[name], np.float32))
+    if not np.isfinite(value).all():
+      raise UserError(f'{path}: {name} holds numbers that are not finite: use another file')
     entries[name].variable.assign(value)
-  logging.info('%s: loaded %d arrays; left as they are: %s', path, len(values), sorted(excepted) or 'none')
-  return list(values)
+  logging.info('%s: loaded %d arrays; left as they are: %s', path, len(expected), sorted(excepted) or 'none')
+  return sorted(expected)
 
 
-def table(model: Any, channels: str = 'rgb') -> dict[str, Entry]:
-  """{Detectron2 name: Entry} of every variable of a built MaskRCNN."""
-  entries = {
-    **_backbone(model.backbone, 'backbone.bottom_up', channels),
-    **_fpn(model.fpn, 'backbone'),
-    **_rpn(model.rpn_head, 'proposal_generator.rpn_head'),
-    **_box_head(model.box_head, model.box_pooler.size, 'roi_heads.box_head'),
-    **_box_predictor(model.box_predictor, 'roi_heads.box_predictor'),
-  }
-  if model.mask_head is not None:
-    entries |= _mask_head(model.mask_head, model.mask_predictor, 'roi_heads.mask_head')
-  named = {id(entry.variable) for entry in entries.values()}
-  forgotten = [variable.name for variable in model.variables if id(variable) not in named]
-  if forgotten:
-    raise UserError(f'{_some(forgotten)} of the model have no name in Detectron2: its weights cannot be loaded into it')
-  return entries
+def _converted_shape(entry, shape):
+  """Shape after the conversion; that of the file where it cannot be laid out so, hence is not that layer's."""
+  try:
+    return entry.convert(np.broadcast_to(np.float32(0), shape)).shape
+  except ValueError:
+    return None
 
 
-def _backbone(backbone, prefix, channels):
-  entries = _conv_norm(backbone.stem, f'{prefix}.stem.conv1')
+def is_resnet(backbone: Any) -> bool:
+  return hasattr(backbone, 'stem') and hasattr(backbone, 'stride_in_1x1')
+
+
+def backbone_table(backbone: Any, prefix: str = '', channels: str = 'rgb') -> dict[str, Entry]:
+  """{Detectron2 name: Entry} of every variable of a built ResNet; prefix: 'backbone.bottom_up.' in a detector."""
+  entries = _conv_norm(backbone.stem, f'{prefix}stem.conv1')
   if channels == 'bgr':
-    name = f'{prefix}.stem.conv1.weight'
+    name = f'{prefix}stem.conv1.weight'
     entries[name] = Entry(entries[name].variable, lambda w: kernel(w[:, ::-1]))
   for stage, blocks in enumerate(backbone.stages, 2):
     for i, block in enumerate(blocks):
       for part in ('shortcut', 'conv1', 'conv2', 'conv3'):
         layer = getattr(block, part)
         if layer is not None:
-          entries |= _conv_norm(layer, f'{prefix}.res{stage}.{i}.{part}')
+          entries |= _conv_norm(layer, f'{prefix}res{stage}.{i}.{part}')
+  return entries
+
+
+def linear_table(layer: Any) -> dict[str, Entry]:
+  """A classifier's fully connected layer."""
+  return _layer(layer, 'linear', np.transpose)
+
+
+def table(model: Any, channels: str = 'rgb') -> dict[str, Entry]:
+  """{Detectron2 name: Entry} of every variable of a built MaskRCNN, whose backbone is a ResNet."""
+  if not (is_resnet(model.backbone) and hasattr(model.fpn, 'laterals')):
+    part = model.fpn if is_resnet(model.backbone) else model.backbone
+    raise UserError(f'{type(part).__name__} has no names in Detectron2: only weights of a run of this '
+                    'package can be loaded into it')
+  entries = {
+    **backbone_table(model.backbone, BACKBONE, channels),
+    **_fpn(model.fpn, 'backbone'),
+    **_rpn(model.rpn_head, 'proposal_generator.rpn_head'),
+  }
+  stages = [('', model.box_head, model.box_predictor)]
+  if model.cascade is not None:
+    stages = [(f'.{i}', *stage) for i, stage in enumerate(model.cascade.stages(stages[0][1:]))]
+  for suffix, head, predictor in stages:
+    entries |= _box_head(head, model.box_pooler.size, f'roi_heads.box_head{suffix}')
+    entries |= _box_predictor(predictor, f'roi_heads.box_predictor{suffix}')
+  if model.mask_head is not None:
+    entries |= _mask_head(model.mask_head, model.mask_predictor, 'roi_heads.mask_head')
+  if model.keypoint_head is not None:
+    entries |= _keypoint_head(model.keypoint_head, model.keypoint_predictor, 'roi_heads.keypoint_head')
+  named = {id(entry.variable) for entry in entries.values()}
+  forgotten = [variable.name for variable in model.variables if id(variable) not in named]
+  if forgotten:
+    raise UserError(f'{some(forgotten)} of the model have no name in Detectron2: its weights cannot be loaded into it')
   return entries
 
 
@@ -155,6 +237,13 @@ def _mask_head(head, predictor, prefix):
     entries |= _conv_norm(conv, f'{prefix}.mask_fcn{i}')
   entries |= _layer(head.deconv, f'{prefix}.deconv', kernel)  # (in, out, h, w) -> (h, w, out, in) all the same
   return entries | _layer(predictor.conv, f'{prefix}.predictor', kernel)
+
+
+def _keypoint_head(head, predictor, prefix):
+  entries = {}
+  for i, conv in enumerate(head.convs, 1):
+    entries |= _conv_norm(conv, f'{prefix}.conv_fcn{i}')
+  return entries | _layer(predictor.deconv, f'{prefix}.score_lowres', kernel)
 
 
 def _conv_norm(layer, prefix):
@@ -203,7 +292,7 @@ def _matches(name, patterns):
   return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _some(names, limit=4):
+def some(names: Sequence[str], limit: int = 4) -> str:
   """'none', or how many and the first few."""
   if not names:
     return 'none'

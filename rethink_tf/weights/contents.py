@@ -1,0 +1,123 @@
+"""What a weight file holds, whatever its format: arrays by Detectron2's names, and how the network was trained.
+
+Every reader of this folder gives a `Contents`. Backbones use the names stem.conv1.weight, stem.conv1.norm.{weight,
+bias, running_mean, running_var}, res2.0.{conv1, conv2, conv3, shortcut}[.norm].* and linear.{weight, bias} for a
+classifier; whole detectors Detectron2's full names. Convolutions are (out, in / groups, h, w). Our own runs keep our
+own names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rethink_tf.errors import UserError
+
+EPSILON = 1e-5  # of torch's, Caffe2's and our own norms
+DETECTRON_MEAN = (122.7717, 115.9465, 102.9801)
+DETECTRON2_MEAN = (123.675, 116.28, 103.53)
+TORCH_STD = (58.395, 57.12, 57.375)
+UNIT_STD = (1.0, 1.0, 1.0)
+BACKBONE = 'backbone.bottom_up.'  # prefix of the backbone in a detector's names
+LINEAR = ('linear.weight', 'linear.bias')  # the classifier
+
+
+class Architecture(NamedTuple):
+  """A ResNet's shape, in the words of models.resnet.ResNet's arguments."""
+
+  depth: int
+  groups: int
+  width_per_group: int
+  stem_width: int
+  res2_width: int
+
+  def __str__(self):
+    kind = f'ResNet-{self.depth}' if self.groups == 1 else f'ResNeXt-{self.depth} {self.groups}x{self.width_per_group}d'
+    usual = (self.stem_width, self.res2_width) == (64, 256) and (self.groups > 1 or self.width_per_group == 64)
+    inner = self.groups * self.width_per_group
+    return kind if usual else f'{kind} (stem {self.stem_width}, inner {inner}, res2 {self.res2_width})'
+
+
+class Lazy:
+  """An array of known shape that is read when NumPy asks for it, one at a time: a large file is never held whole."""
+
+  def __init__(self, shape: Sequence[int], read: Callable[[], np.ndarray]):
+    self.shape, self._read = tuple(int(side) for side in shape), read
+
+  def __array__(self, dtype=None, copy=None):
+    return np.asarray(self._read(), dtype)
+
+
+class Contents(NamedTuple):
+  """A weight file.
+
+  kind: 'backbone' or 'detector'. own: names and layout are those of our own checkpoints ('stem/conv/kernel').
+  norm: 'bn' (with statistics), 'folded' (BN as a fixed affine map), 'gn', 'none'; None where the file does not tell.
+  channels 'rgb' | 'bgr', stride_in_1x1, pixel_mean and pixel_std (RGB, of 0-255): None where the file does not tell.
+  epsilon: the norm's. ignored: names in the file that are no weights of the network. notes: what to know, a line each.
+  """
+
+  path: str
+  format: str
+  kind: str
+  arrays: Mapping[str, Any]  # anything with a shape that np.asarray reads
+  norm: str | None
+  architecture: Architecture | None
+  channels: str | None = None
+  stride_in_1x1: bool | None = None
+  pixel_mean: tuple[float, ...] | None = None
+  pixel_std: tuple[float, ...] | None = None
+  epsilon: float = EPSILON
+  licence: str = 'see where the file comes from'
+  ignored: tuple[str, ...] = ()
+  notes: tuple[str, ...] = ()
+  own: bool = False
+
+  def backbone(self) -> dict[str, Any]:
+    """The backbone's arrays by names without a prefix."""
+    if self.own:
+      return {name.removeprefix('backbone/'): a for name, a in self.arrays.items() if name.startswith('backbone/')}
+    if self.kind == 'backbone':
+      return {name: array for name, array in self.arrays.items() if name not in LINEAR}
+    return {name.removeprefix(BACKBONE): a for name, a in self.arrays.items() if name.startswith(BACKBONE)}
+
+
+def norm_of(names: Sequence[str]) -> str:
+  """'bn', 'gn' or 'none' from a backbone's names; scale and shift without statistics count as GN."""
+  if 'stem.conv1.norm.running_mean' in names:
+    return 'bn'
+  return 'gn' if 'stem.conv1.norm.weight' in names else 'none'
+
+
+def architecture_of(arrays: Mapping[str, Any], path: str) -> Architecture:
+  """The ResNet that backbone arrays by Detectron2's names belong to.
+
+  Raises:
+    UserError: they are no ResNet of bottleneck blocks.
+  """
+  blocks = {(int(match[1]), int(match[2])) for name in arrays if (match := re.match(r'res([2-5])\.(\d+)\.', name))}
+  needed = ('stem.conv1.weight', *(f'res{stage}.0.conv1.weight' for stage in (2, 3, 4, 5)))
+  missing = [name for name in needed if name not in arrays]
+  if missing:
+    raise UserError(f'{path}: holds no ResNet backbone ({missing[0]} is not in it): give a file of a ResNet or ResNeXt')
+  if 'res2.0.conv3.weight' not in arrays or 'res2.0.conv2.weight' not in arrays:
+    raise UserError(f'{path}: a ResNet of basic blocks (18 or 34 layers): only bottleneck ResNets (50 and more) are '
+                    'built here')
+  shapes = {name: tuple(array.shape) for name, array in arrays.items()}
+  inner, conv3, stem = (shapes[name] for name in ('res2.0.conv2.weight', 'res2.0.conv3.weight', 'stem.conv1.weight'))
+  if not all(len(shape) == 4 and min(shape) > 0 for shape in (inner, conv3, stem)):
+    raise UserError(f'{path}: res2.0.conv2.weight has the shape {inner}, stem.conv1.weight {stem}: these are no '
+                    'convolutions of a ResNet')
+  groups = max(inner[0] // inner[1], 1)
+  return Architecture(3 * len(blocks) + 2, groups, inner[0] // groups, stem[0], conv3[0])
+
+
+def check_arrays(arrays: Mapping[Any, Any], path: str) -> None:
+  """Refuses what is not text -> array of numbers."""
+  for name, array in arrays.items():
+    numeric = isinstance(array, Lazy) or (isinstance(array, np.ndarray | np.generic) and array.dtype.kind in 'fiu')
+    if not isinstance(name, str) or not numeric:
+      raise UserError(f'{path}: {str(name)[:80]!r} is not an array of numbers: this is not a weight file')

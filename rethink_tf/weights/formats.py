@@ -1,0 +1,112 @@
+"""Which format a weight file has, told by what is in it and not by its name; `read` gives its Contents."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from rethink_tf.errors import UserError
+from rethink_tf.weights import (
+  detectron,
+  detectron2,
+  keras_applications,
+  own,
+  pickles,
+  safetensors_files,
+  tf_models,
+  torch_files,
+  torchvision,
+  vgg,
+)
+from rethink_tf.weights.contents import Contents, check_arrays
+
+_TORCH_MAGIC = b'\x8a\x0a' + torch_files.MAGIC.to_bytes(10, 'little')
+KNOWN = ('Detectron and Detectron2 .pkl, .pth of torch (torchvision, WSL, Detectron2), .safetensors, '
+         'keras.applications .h5, checkpoints of tf-models-official, run folders of this package')
+
+
+def read(path: str) -> Contents:
+  """Contents of a weight file, a TensorFlow checkpoint (its prefix, or one of its files) or a run folder.
+
+  Raises:
+    UserError: one line: missing, damaged, of an unknown format, or a pickle that could run code.
+  """
+  try:
+    if tf.io.gfile.isdir(path):
+      return own.read(path)
+    prefix = checkpoint_prefix(path)
+    if prefix is not None:
+      return tf_models.read(prefix, path)
+    if not tf.io.gfile.exists(path):
+      raise UserError(f'{path}: no such file: give the path of a weight file or a run folder')
+    return _read_file(_local(path), path)
+  except (tf.errors.OpError, OSError) as error:
+    reason = ' '.join(str(getattr(error, 'message', None) or getattr(error, 'strerror', None) or error).split())
+    raise UserError(f'{path}: cannot be read ({reason}): give the path of a weight file') from error
+
+
+def checkpoint_prefix(path: str) -> str | None:
+  """The prefix of the TensorFlow checkpoint that a path means, None if it means none."""
+  prefix = path.removesuffix('.index')
+  if '.data-0' in os.path.basename(path):
+    prefix = path[:path.rindex('.data-0')]
+  return prefix if tf.io.gfile.exists(f'{prefix}.index') else None
+
+
+def _local(path):
+  """A path that can be mapped into memory: remote files are copied here for as long as the process lives."""
+  if '://' not in path:
+    return path
+  folder = tempfile.mkdtemp(prefix='rethink_tf_weights_')
+  atexit.register(shutil.rmtree, folder, ignore_errors=True)
+  local = os.path.join(folder, os.path.basename(path))
+  tf.io.gfile.copy(path, local)
+  return local
+
+
+def _read_file(local, path):
+  with open(local, 'rb') as file:
+    head = file.read(1024)
+  if head[:4] == b'PK\x03\x04':
+    return _named(torch_files.load(local), path, '.pth (zip)')
+  if head[:1] == b'\x80' and head[2:14] == _TORCH_MAGIC:
+    return _named(torch_files.load(local), path, '.pth (before torch 1.6)')
+  if head[:8] == b'\x89HDF\r\n\x1a\n':
+    return keras_applications.read(local)._replace(path=path)
+  if head[8:9] == b'{' and int.from_bytes(head[:8], 'little') < 1 << 32:
+    return _named(safetensors_files.load(local), path, '.safetensors')
+  if head[257:262] == b'ustar':
+    raise UserError(f'{path}: the tar container of the oldest torch is not read: load and save it again with torch')
+  if head[:1] in (b'\x80', b'(', b'}', b'c') and len(head) > 1:
+    return _named(pickles.load(local), path, '.pkl')
+  what = 'is empty' if not head else 'is a web page, not weights' if head.lstrip()[:5].lower() in (b'<!doc', b'<html') \
+    else 'has no format that is known here'
+  raise UserError(f'{path}: {what}: known are {KNOWN}')
+
+
+def _named(content: Any, path: str, container: str) -> Contents:
+  """Contents of what came out of a container, by the names of its arrays."""
+  if detectron.is_it(content):
+    return detectron.contents(content, path)
+  author = content.get('__author__', '') if isinstance(content, Mapping) else ''
+  for wrapper in ('model', 'state_dict'):
+    if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+      content = content[wrapper]
+  if not isinstance(content, Mapping) or not content:
+    raise UserError(f'{path}: holds no dictionary of arrays: known are {KNOWN}')
+  check_arrays(content, path)
+  arrays = {name.removeprefix('module.'): array for name, array in content.items()}
+  if detectron2.is_it(arrays):
+    return detectron2.contents(arrays, path, container, str(author))
+  if torchvision.is_it(arrays):
+    return torchvision.contents(arrays, path, container)
+  if vgg.is_it(arrays):
+    return vgg.contents(arrays, path, container)
+  raise UserError(f'{path}: the names of its {len(arrays)} arrays ({", ".join(list(arrays)[:3])}, …) are of no network '
+                  f'that is known here: known are {KNOWN}')

@@ -1,0 +1,79 @@
+"""A cascade's start from a plain run: the switch to cascade for the last 270k iterations (section 4.1)."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import gin
+import numpy as np
+import tensorflow as tf
+
+from rethink_tf.errors import UserError
+from rethink_tf.weights import own
+from rethink_tf.weights.pretrained import Loaded, PretrainedWeights
+
+HEADS = ('first', 'random')
+_LATER = re.compile(r'cascade/(?:heads|predictors)/\d+/')
+
+
+@gin.register
+class PlainRun(PretrainedWeights):
+  """weights(detector) loads a run without cascade into a detector with one, which goes on at that run's iteration.
+
+  How the paper starts the further stages is unpublished. heads: 'first' copies the first stage's weights, 'random'
+  leaves them at their random values. The first stage's own are the plain run's; its class-agnostic deltas are the mean
+  of the class-specific ones. Velocities start at zero.
+
+  path: a run folder of this package, or one of its checkpoints (checkpoints/step-00540000).
+  """
+
+  def __init__(self, path: str, heads: str = 'first'):
+    super().__init__(path, part='detector')
+    if heads not in HEADS:
+      raise UserError(f"PlainRun.heads = {heads!r}: use one of {', '.join(HEADS)}")
+    self.heads = heads
+
+  def __call__(self, detector: Any) -> Loaded:
+    """As PretrainedWeights.
+
+    Raises:
+      UserError: not a plain run of the same detector, or the model has no cascade.
+    """
+    if getattr(detector, 'cascade', None) is None:
+      raise UserError('PlainRun loads weights into a cascade: add --gin_file=gin_configs/models/cascade.gin, or load a '
+                      'whole detector with gin_configs/init/detector.gin')
+    loaded = super().__call__(detector)
+    with tf.io.gfile.GFile(os.path.join(own.newest_step(self.path), 'manifest.json')) as file:
+      manifest = json.load(file)
+    return loaded._replace(step=manifest['step'], progress=manifest['state'].get('progress'))
+
+  def _tables(self, contents, detector):
+    if not contents.own:
+      raise UserError(f'{self.path}: is no run of this package, so it does not tell its iteration: start a cascade '
+                      'from it with gin_configs/init/detector.gin')
+    entries, arrays = super()._tables(contents, detector)
+    if any(_LATER.match(name) for name in arrays):
+      raise UserError(f'{self.path}: has a cascade already: load it with gin_configs/init/detector.gin')
+    if self.heads == 'random':
+      entries = {name: entry for name, entry in entries.items() if not _LATER.match(name)}
+    return entries, fill(arrays, entries)
+
+
+def fill(arrays: Mapping[str, Any], entries: Mapping[str, Any]) -> dict[str, Any]:
+  """The arrays of a plain run, with the first stage's copied to the others and its box deltas made class-agnostic."""
+  arrays = dict(arrays)
+  for name, entry in entries.items():
+    source = name.replace('cascade/heads', 'box_head', 1).replace('cascade/predictors', 'box_predictor', 1)
+    source = re.sub(r'^(box_head|box_predictor)/\d+/', r'\1/', source) if _LATER.match(name) else name
+    if source not in arrays:
+      continue
+    array, shape = arrays[source], tuple(entry.variable.shape)
+    if source.startswith('box_predictor/deltas/') and tuple(array.shape) != shape:
+      array = np.asarray(array)
+      array = array.reshape([*array.shape[:-1], -1, 4]).mean(-2)  # [..., 4 K] -> [..., 4]
+    arrays[name] = array
+  return arrays

@@ -1,0 +1,225 @@
+"""torch's files without torch: what torch.save wrote, in the old container (pickles in a row, then raw storages) and in
+the zip container (data.pkl and data/<key>).
+
+The pickle is read by an allow-list whose entries of torch are the stand-ins below. Storages are mapped into memory, not
+read; a tensor is a window (offset, size, stride) whose bounds are checked before it is opened.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import struct
+import zipfile
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rethink_tf.errors import UserError
+from rethink_tf.weights import pickles
+from rethink_tf.weights.contents import Lazy
+
+MAGIC = 0x1950a86a20f9469cfc6c
+PROTOCOL = 1001
+_MAX_PICKLE = 1 << 28  # bytes of data.pkl; a ResNet's takes 100 kB
+
+# Element types; bfloat16 is the upper half of a float32.
+STORAGES = {'FloatStorage': '<f4', 'HalfStorage': '<f2', 'BFloat16Storage': 'bfloat16', 'DoubleStorage': '<f8',
+            'LongStorage': '<i8', 'IntStorage': '<i4', 'ShortStorage': '<i2', 'CharStorage': '<i1',
+            'ByteStorage': '<u1', 'BoolStorage': '<u1'}
+
+
+class StorageType(NamedTuple):
+  """Stand-in of torch.FloatStorage and its like."""
+
+  name: str
+
+  @property
+  def dtype(self) -> np.dtype:
+    kind = STORAGES[self.name]
+    return np.dtype('<u2' if kind == 'bfloat16' else kind)
+
+
+class Storage(NamedTuple):
+  """Raw numbers of the file, by their key."""
+
+  type: StorageType
+  key: str
+  count: int
+
+
+class Tensor(NamedTuple):
+  """A window into a storage: offset, sizes and strides in elements."""
+
+  storage: Storage
+  offset: int
+  size: tuple[int, ...]
+  stride: tuple[int, ...]
+
+
+class _OrderedDict(dict):
+  """Stand-in of collections.OrderedDict, which torch hangs attributes on: they are dropped."""
+
+  def __setstate__(self, state):
+    pass
+
+
+def _rebuild_tensor(storage, offset, size, stride, *_):
+  if not isinstance(storage, Storage):
+    raise ValueError('a tensor without a storage')
+  return Tensor(storage, offset, tuple(size), tuple(stride))
+
+
+def _rebuild_parameter(data, *_):
+  return data
+
+
+_ALLOWED = {
+  **pickles.ALLOWED,
+  ('collections', 'OrderedDict'): _OrderedDict,
+  ('torch._utils', '_rebuild_tensor'): _rebuild_tensor,
+  ('torch._utils', '_rebuild_tensor_v2'): _rebuild_tensor,
+  ('torch._utils', '_rebuild_parameter'): _rebuild_parameter,
+  **{('torch', name): StorageType(name) for name in STORAGES},
+}
+
+
+def load(path: str) -> Any:
+  """The object in a file of torch.save, its tensors as arrays that are read on demand.
+
+  Raises:
+    UserError: not a whole file, another byte order, a tensor outside its storage, or a pickle that refers to anything
+      else than tensors and plain containers.
+  """
+  try:
+    data = np.memmap(path, np.uint8, 'r')
+  except (OSError, ValueError) as error:
+    raise UserError(f'{path}: cannot be read ({error}): give the path of a weight file') from error
+  content, storages = (_zip if data[:4].tobytes() == b'PK\x03\x04' else _legacy)(path, data)
+  return _open(content, storages, path)
+
+
+def _persistent(path):
+  """Reads persistent ids ('storage', type, key, device, count[, view])."""
+  known = {}
+
+  def make(pid):
+    if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != 'storage' or \
+        not isinstance(pid[1], StorageType) or not isinstance(pid[2], str) or not _is_count(pid[4]):
+      raise ValueError(f'unknown persistent id {str(pid)[:80]}')
+    if len(pid) == 6 and pid[5] is not None:
+      raise UserError(f'{path}: storage {pid[2]!r} is a view of another one: save the weights again with a newer torch')
+    storage = Storage(pid[1], pid[2], pid[4])
+    if known.setdefault(storage.key, storage) != storage:
+      raise ValueError(f'storage {storage.key} is described twice')
+    return storage
+  return make, known
+
+
+def _legacy(path, data):
+  """Five pickles in a row, then for every key its number of elements (int64) and the elements."""
+  make, known = _persistent(path)
+  with open(path, 'rb') as file:
+    def read(persistent=None):
+      return pickles.load_from(file, path, _ALLOWED, persistent)
+    if read() != MAGIC or read() != PROTOCOL:
+      raise UserError(f'{path}: not a file of torch.save as this reader knows it: save the weights again')
+    system = read()
+    if not isinstance(system, dict) or system.get('little_endian') is not True:
+      raise UserError(f'{path}: written on a big-endian machine: save the weights again on a little-endian one')
+    content, keys = read(make), read()
+    position = file.tell()
+  if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or sorted(keys) != sorted(known):
+    raise UserError(f'{path}: its list of storages does not match its tensors: fetch it again')
+  storages = {}
+  for key in keys:
+    storage, begin = known[key], position + 8
+    end = begin + storage.count * storage.type.dtype.itemsize
+    if end > data.size:
+      raise _truncated(path, key)
+    count, = struct.unpack('<q', data[position:begin].tobytes())
+    if count != storage.count:
+      raise UserError(f'{path}: storage {key!r} holds {count} elements instead of {storage.count}: fetch it again')
+    storages[key], position = data[begin:end], end
+  return content, storages
+
+
+def _zip(path, data):
+  """<root>/data.pkl, <root>/data/<key>, <root>/byteorder; everything stored without compression."""
+  try:
+    with zipfile.ZipFile(path) as archive:
+      entries = {entry.filename: entry for entry in archive.infolist()}
+      roots = [name.removesuffix('data.pkl') for name in entries if name.endswith('/data.pkl') and name.count('/') == 1]
+      if len(roots) != 1:
+        raise UserError(f'{path}: a zip archive without data.pkl, so it is not a file of torch.save: give the weight '
+                        'file itself')
+      root = roots[0]
+      if entries[f'{root}data.pkl'].file_size > _MAX_PICKLE:
+        raise UserError(f'{path}: its data.pkl is no list of weights (over {_MAX_PICKLE >> 20} MB)')
+      pickled = archive.read(f'{root}data.pkl')
+      order = archive.read(f'{root}byteorder')[:16] if f'{root}byteorder' in entries else b'little'
+  except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error) as error:
+    raise UserError(f'{path}: not a complete zip archive ({" ".join(str(error).split())}): fetch it again') from error
+  if order != b'little':
+    raise UserError(f'{path}: written on a big-endian machine: save the weights again on a little-endian one')
+  make, known = _persistent(path)
+  content = pickles.load_from(io.BytesIO(pickled), path, _ALLOWED, make)
+  storages = {}
+  for key, storage in known.items():
+    entry = entries.get(f'{root}data/{key}')
+    if entry is None or entry.compress_type != zipfile.ZIP_STORED:
+      raise UserError(f'{path}: storage {key!r} is {"missing" if entry is None else "compressed"}: save the weights '
+                      'again with torch.save')
+    header = data[entry.header_offset:entry.header_offset + 30].tobytes()
+    if len(header) < 30 or header[:4] != b'PK\x03\x04':
+      raise _truncated(path, key)
+    name_length, extra_length = struct.unpack('<HH', header[26:30])
+    begin = entry.header_offset + 30 + name_length + extra_length
+    end = begin + storage.count * storage.type.dtype.itemsize
+    if end > min(data.size, begin + entry.file_size):
+      raise _truncated(path, key)
+    storages[key] = data[begin:end]
+  return content, storages
+
+
+def _open(content, storages, path, depth=0):
+  """Puts arrays in the place of tensors, in containers of any depth that a checkpoint has."""
+  if isinstance(content, Tensor):
+    return _window(content, storages[content.storage.key], path)
+  if depth < 8 and isinstance(content, dict):
+    return {key: _open(value, storages, path, depth + 1) for key, value in content.items()}
+  if depth < 8 and isinstance(content, list | tuple) and not isinstance(content, Storage | StorageType):
+    return [_open(value, storages, path, depth + 1) for value in content]
+  return content
+
+
+def _window(tensor, raw, path):
+  storage, offset, size, stride = tensor
+  sound = len(size) == len(stride) <= 32 and all(map(_is_count, (offset, *size, *stride)))
+  if sound and 0 not in size:
+    last = offset + sum((side - 1) * step for side, step in zip(size, stride, strict=True))
+    sound = last < storage.count and math.prod(size) <= storage.count
+  if not sound:
+    raise UserError(f'{path}: a tensor of size {str(size)[:60]} lies outside its storage {storage.key!r}: the file is '
+                    'damaged or forged; fetch it again')
+  if 0 in size:
+    return Lazy(size, lambda: np.zeros(size, np.float32))
+
+  def read():
+    values = raw.view(storage.type.dtype)[offset:]
+    window = np.lib.stride_tricks.as_strided(values, size, [step * values.itemsize for step in stride],
+                                             writeable=False)
+    if storage.type.name == 'BFloat16Storage':
+      return (window.astype('<u4') << 16).view('<f4')
+    return window
+  return Lazy(size, read)
+
+
+def _is_count(value):
+  return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
+
+
+def _truncated(path, key):
+  return UserError(f'{path}: ends before its storage {str(key)[:40]!r} does ({os.path.getsize(path):,} bytes): fetch '
+                   'it again')

@@ -1,0 +1,51 @@
+"""Names of torchvision's ResNets (conv1, bn1, layer1.0.conv1, downsample.0, fc), which WSL, SWSL and timm share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from rethink_tf.weights.contents import DETECTRON2_MEAN, TORCH_STD, Contents, architecture_of, norm_of
+
+_RULES = (
+  (re.compile(r'conv1\.weight'), 'stem.conv1.weight'),
+  (re.compile(r'bn1\.(weight|bias|running_mean|running_var)'), r'stem.conv1.norm.\1'),
+  (re.compile(r'(layer[1-4]\.\d+)\.conv([1-3])\.weight'), r'\1.conv\2.weight'),
+  (re.compile(r'(layer[1-4]\.\d+)\.bn([1-3])\.(weight|bias|running_mean|running_var)'), r'\1.conv\2.norm.\3'),
+  (re.compile(r'(layer[1-4]\.\d+)\.downsample\.0\.weight'), r'\1.shortcut.weight'),
+  (re.compile(r'(layer[1-4]\.\d+)\.downsample\.1\.(weight|bias|running_mean|running_var)'), r'\1.shortcut.norm.\2'),
+  (re.compile(r'fc\.(weight|bias)'), r'linear.\1'),
+)
+_WSL = {8: '32x8d', 16: '32x16d', 32: '32x32d', 48: '32x48d'}
+
+
+def is_it(names) -> bool:
+  return 'conv1.weight' in names and 'layer1.0.conv1.weight' in names
+
+
+def contents(arrays: Mapping[str, Any], path: str, container: str) -> Contents:
+  """Contents of a state dict; a name that torchvision does not have stays as it is, for the loader to refuse."""
+  converted, ignored = {}, []
+  for name, array in arrays.items():
+    if name.endswith('num_batches_tracked'):
+      ignored.append(name)
+    else:
+      converted[canonical(name)] = array
+  architecture = architecture_of(converted, path)
+  notes = ['mean and standard deviation are torchvision\'s: the file does not tell them']
+  licence = 'BSD-3-Clause for torchvision\'s own weights'
+  if architecture.depth == 101 and architecture.groups == 32 and architecture.width_per_group in _WSL:
+    licence += '; CC BY-NC 4.0 (no commercial use) for the WSL and SWSL weights of this architecture'
+  return Contents(path, f'torchvision names in {container}', 'backbone', converted, norm_of(list(converted)),
+                  architecture, 'rgb', False, DETECTRON2_MEAN, TORCH_STD, licence=licence, ignored=tuple(ignored),
+                  notes=tuple(notes))
+
+
+def canonical(name: str) -> str:
+  """layer1.0.bn2.weight -> res2.0.conv2.norm.weight."""
+  for rule, replacement in _RULES:
+    if rule.fullmatch(name):
+      name = rule.sub(replacement, name)
+      break
+  return re.sub(r'^layer([1-4])\.', lambda match: f'res{int(match[1]) + 1}.', name)

@@ -1,0 +1,84 @@
+"""torchvision's VGG without BatchNorm (features.0 … classifier.6), by Caffe's names: conv1_1 … conv5_3, fc6, fc7."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from rethink_tf.errors import UserError
+from rethink_tf.weights.contents import DETECTRON2_MEAN, TORCH_STD, Contents
+from rethink_tf.weights.detectron2 import Entry, flattened, kernel, same
+
+_FULLY_CONNECTED = {'classifier.0': 'fc6', 'classifier.3': 'fc7', 'classifier.6': 'linear'}
+
+
+def is_it(names) -> bool:
+  return 'features.0.weight' in names and 'classifier.0.weight' in names
+
+
+def is_of(contents: Contents) -> bool:
+  """Whether a file holds a VGG."""
+  return 'conv1_1.weight' in contents.arrays
+
+
+def is_vgg(backbone: Any) -> bool:
+  return hasattr(backbone, 'stages') and isinstance(getattr(backbone, 'stem', None), (list, tuple))
+
+
+def contents(arrays: Mapping[str, Any], path: str, container: str) -> Contents:
+  """Contents of a state dict; a name that torchvision does not have stays as it is, for the loader to refuse.
+
+  Raises:
+    UserError: the VGG has BatchNorm.
+  """
+  if 'features.1.weight' in arrays:
+    raise UserError(f'{path}: holds a VGG with BatchNorm: give one without (torchvision\'s vgg16), as the paper has it')
+  numbers = sorted({int(match[1]) for name in arrays if (match := re.fullmatch(r'features\.(\d+)\.weight', name))})
+  names, group, member = dict(_FULLY_CONNECTED), 1, 0
+  for before, number in zip([numbers[0] - 2, *numbers], numbers, strict=False):
+    # Layers of `features` count on: a convolution and its ReLU are two, a pooling is one more.
+    group, member = (group, member + 1) if number - before == 2 else (group + 1, 1)
+    names[f'features.{number}'] = f'conv{group}_{member}'
+  converted = {}
+  for name, array in arrays.items():
+    layer, _, kind = name.rpartition('.')
+    converted[f'{names.get(layer, layer)}.{kind}'] = array
+  return Contents(path, f'torchvision VGG in {container}', 'backbone', converted, 'none', None, 'rgb', False,
+                  DETECTRON2_MEAN, TORCH_STD, licence='BSD-3-Clause for torchvision\'s own weights',
+                  notes=('mean and standard deviation are torchvision\'s: the file does not tell them',))
+
+
+def convolutions(found: Contents) -> dict[str, Any]:
+  return {name: array for name, array in found.backbone().items() if not name.startswith(('fc6.', 'fc7.'))}
+
+
+def fully_connected(found: Contents) -> dict[str, Any]:
+  return {name: array for name, array in found.backbone().items() if name.startswith(('fc6.', 'fc7.'))}
+
+
+def backbone_table(backbone: Any, channels: str) -> dict[str, Entry]:
+  """{'conv1_1.weight': Entry} of every variable of a built VGG."""
+  entries = {}
+  for group, layers in enumerate([backbone.stem, *backbone.stages], 1):
+    for i, layer in enumerate(layers, 1):
+      entries[f'conv{group}_{i}.weight'] = Entry(layer.conv.kernel, kernel)
+      if layer.conv.bias is None:
+        raise UserError(f'VGG.norm: {layer.name} has a norm, and no bias to load: set VGG.norm = @no_norm')
+      entries[f'conv{group}_{i}.bias'] = Entry(layer.conv.bias, same)
+  if channels == 'bgr':
+    entries['conv1_1.weight'] = Entry(entries['conv1_1.weight'].variable, lambda w: kernel(w[:, ::-1]))
+  return entries
+
+
+def head_table(detector: Any) -> dict[str, Entry]:
+  """fc6 and fc7 of a detector whose box head is these two layers; nothing of any other model."""
+  head = getattr(detector, 'box_head', None)
+  if head is None or head.convs or len(head.fcs) != 2:
+    return {}
+  size = detector.box_pooler.size
+  return {'fc6.weight': Entry(head.fcs[0].kernel, lambda w: flattened(w, size)),
+          'fc6.bias': Entry(head.fcs[0].bias, same),
+          'fc7.weight': Entry(head.fcs[1].kernel, np.transpose), 'fc7.bias': Entry(head.fcs[1].bias, same)}

@@ -1,0 +1,160 @@
+"""Weight files as other programs write them: containers byte for byte, names and layouts of their formats."""
+
+from __future__ import annotations
+
+import re
+import struct
+import zipfile
+
+import h5py
+import numpy as np
+
+_TORCH = {'f4': 'FloatStorage', 'f2': 'HalfStorage', 'f8': 'DoubleStorage', 'i8': 'LongStorage', 'u1': 'ByteStorage'}
+
+
+# Python 2's pickles: byte strings, and NumPy's module as it was called then.
+def python_2_pickle(content) -> bytes:
+  return b'\x80\x02' + _python_2(content) + b'.'
+
+
+def _python_2(value):
+  if isinstance(value, dict):
+    return b'}(' + b''.join(_python_2(key) + _python_2(item) for key, item in value.items()) + b'u'
+  if isinstance(value, str):
+    raw = value.encode('latin1')
+    return b'T' + struct.pack('<i', len(raw)) + raw
+  array = np.ascontiguousarray(value)
+  shape = b'(' + b''.join(b'J' + struct.pack('<i', side) for side in array.shape) + b't'
+  kind = array.dtype.str[1:].encode()
+  dtype = (b'cnumpy\ndtype\n(U' + bytes([len(kind)]) + kind + b'K\x00K\x01tR(K\x03U\x01<NNN' +
+           b'J\xff\xff\xff\xff' * 2 + b'K\x00tb')
+  raw = array.tobytes()
+  return (b'cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR(K\x01' + shape + dtype + b'\x89T' +
+          struct.pack('<i', len(raw)) + raw + b'tb')
+
+
+# torch's pickles, opcode by opcode (protocol 2).
+def text(value: str) -> bytes:
+  return b'X' + struct.pack('<I', len(value.encode())) + value.encode()
+
+
+def number(value: int) -> bytes:
+  return b'J' + struct.pack('<i', value) if -2**31 <= value < 2**31 else b'\x8a\x08' + struct.pack('<q', value)
+
+
+def numbers(values) -> bytes:
+  return b'(' + b''.join(map(number, values)) + b't'
+
+
+EMPTY = b'ccollections\nOrderedDict\n)R'
+
+
+def tensor(kind, key, count, offset, size, stride, legacy, view=b'N') -> bytes:
+  """A tensor on the pickle's stack: _rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks)."""
+  storage = (b'(' + text('storage') + b'ctorch\n' + kind.encode() + b'\n' + text(key) + text('cpu') + number(count) +
+             (view if legacy else b'') + b'tQ')
+  return (b'ctorch._utils\n_rebuild_tensor_v2\n(' + storage + number(offset) + numbers(size) + numbers(stride) +
+          b'\x89' + EMPTY + b'tR')
+
+
+def state_dict(items, wrapper: str | None = None) -> bytes:
+  """The pickle of an OrderedDict of (name, pickled tensor), with torch's _metadata, maybe inside another dict."""
+  body = EMPTY + b'(' + b''.join(text(name) + value for name, value in items) + b'u'
+  body += b'}(' + text('_metadata') + EMPTY + b'ub'
+  return b'\x80\x02' + (b'}(' + text(wrapper) + body + b'u' if wrapper else body) + b'.'
+
+
+def strides(shape):
+  return [int(np.prod(shape[i + 1:])) for i in range(len(shape))]
+
+
+def plain(arrays, legacy, wrapper=None):
+  """(pickle, {key: bytes}) with a storage an array."""
+  items, storages = [], {}
+  for i, (name, array) in enumerate(arrays.items()):
+    key = str(94_000_000 + 64 * i) if legacy else str(i)
+    storages[key] = array.size, array.tobytes()
+    items.append((name, tensor(_TORCH[array.dtype.str[1:]], key, array.size, 0, array.shape, strides(array.shape),
+                               legacy)))
+  return state_dict(items, wrapper), storages
+
+
+def legacy(path, pickled, storages, little_endian=True, magic=0x1950a86a20f9469cfc6c):
+  """Before torch 1.6: magic, protocol, system, object, keys; then counts and raw storages."""
+  system = (b'\x80\x02}(' + text('protocol_version') + number(1001) + text('little_endian') +
+            (b'\x88' if little_endian else b'\x89') + text('type_sizes') + b'}' + b'u.')
+  keys = b'\x80\x02](' + b''.join(map(text, sorted(storages))) + b'e.'
+  with open(path, 'wb') as file:
+    file.write(b'\x80\x02\x8a\x0a' + magic.to_bytes(10, 'little') + b'.' + b'\x80\x02M\xe9\x03.' + system + pickled)
+    file.write(keys)
+    for key in sorted(storages):
+      count, raw = storages[key]
+      file.write(struct.pack('<q', count) + raw)
+
+
+def zipped(path, pickled, storages, byteorder=b'little', compression=zipfile.ZIP_STORED):
+  """Since torch 1.6: archive/data.pkl, archive/byteorder, archive/data/<key>, archive/version."""
+  with zipfile.ZipFile(path, 'w', compression) as archive:
+    archive.writestr('archive/data.pkl', pickled)
+    if byteorder is not None:
+      archive.writestr('archive/byteorder', byteorder)
+    for key, (_, raw) in storages.items():
+      archive.writestr(f'archive/data/{key}', raw)
+    archive.writestr('archive/version', b'3\n')
+
+
+def torchvision_names(arrays):
+  """Detectron2's names -> torchvision's, with the counters of batches that BatchNorm keeps."""
+  found = {}
+  for name, array in arrays.items():
+    name = name.replace('linear.', 'fc.').replace('stem.conv1.norm', 'bn1').replace('stem.conv1', 'conv1')
+    name = re.sub(r'res(\d)\.', lambda m: f'layer{int(m[1]) - 1}.', name)
+    name = name.replace('shortcut.norm', 'downsample.1').replace('shortcut', 'downsample.0')
+    name = re.sub(r'conv(\d)\.norm', r'bn\1', name)
+    found[name] = array
+    if name.endswith('running_var'):
+      found[name.replace('running_var', 'num_batches_tracked')] = np.array([3], np.int64)
+  return found
+
+
+def detectron_names(arrays, norm: str, classifier: str = 'pred'):
+  """Detectron2's names of a backbone -> Detectron's; norm: 'bn' or 'gn'."""
+  branches = {'conv1': '2a', 'conv2': '2b', 'conv3': '2c', 'shortcut': '1'}
+  tails = {'weight': '_w', 'bias': '_b', 'norm.weight': f'_{norm}_s', 'norm.bias': f'_{norm}_b',
+           'norm.running_mean': '_bn_rm', 'norm.running_var': '_bn_riv'}
+  found = {}
+  for name, array in arrays.items():
+    if match := re.fullmatch(r'res(\d)\.(\d+)\.(\w+?)\.(.+)', name):
+      found[f'res{match[1]}_{match[2]}_branch{branches[match[3]]}{tails[match[4]]}'] = array
+    elif match := re.fullmatch(r'stem\.conv1\.(.+)', name):
+      found[f'{"res_conv1" if match[1] != "weight" and norm == "bn" else "conv1"}{tails[match[1]]}'] = array
+    else:
+      found[f'{classifier}{tails[name.removeprefix("linear.")]}'] = array
+    found['conv1_w_momentum'] = np.zeros([3], 'f')
+  return found
+
+
+def keras(path, arrays, biases, drop_linear=False):
+  """keras.applications' layers: groups conv1_conv, conv1_bn, conv2_block1_0_conv …; biases: {conv name: array}."""
+  parts = {'shortcut': 0, 'conv1': 1, 'conv2': 2, 'conv3': 3}
+  kinds = {'weight': 'gamma', 'bias': 'beta', 'running_mean': 'moving_mean', 'running_var': 'moving_variance'}
+  layers: dict[str, dict[str, np.ndarray]] = {'input_1': {}}
+  for name, array in arrays.items():
+    if name.startswith('linear.'):
+      if not drop_linear:
+        layers.setdefault('predictions', {})['kernel' if name.endswith('weight') else 'bias'] = array.T
+      continue
+    match = re.fullmatch(r'(?:stem\.conv1|res(\d)\.(\d+)\.(\w+?))\.(norm\.)?(\w+)', name)
+    layer = f'conv{match[1]}_block{int(match[2]) + 1}_{parts[match[3]]}' if match[1] else 'conv1'
+    if match[4]:
+      layers.setdefault(f'{layer}_bn', {})[kinds[match[5]]] = array
+    else:
+      layers.setdefault(f'{layer}_conv', {})['kernel'] = array.transpose(2, 3, 1, 0)
+      layers[f'{layer}_conv']['bias'] = biases[name.removesuffix('.weight')]
+  with h5py.File(path, 'w') as file:
+    file.attrs['layer_names'] = [name.encode() for name in layers]
+    for layer, weights in layers.items():
+      group = file.create_group(layer)
+      group.attrs['weight_names'] = [f'{layer}/{kind}:0'.encode() for kind in weights]
+      for kind, array in weights.items():
+        group.create_dataset(f'{layer}/{kind}:0', data=array)

@@ -1,0 +1,48 @@
+"""python -m rethink_tf.weights: what a file holds, and the options that start from it; errors are one line."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from rethink_tf.weights import __main__ as command
+from rethink_tf.weights import formats
+from tests.weights import files, reference
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def test_a_file_is_described(tmp_path, capsys):
+  arrays = reference.random_arrays('folded')
+  path = tmp_path / 'R-50.pkl'
+  path.write_bytes(files.python_2_pickle(files.detectron_names(arrays, 'bn', 'fc1000')))
+  assert command.main([str(path)]) == 0
+  shown = capsys.readouterr().out
+  parameters = sum(array.size for array in arrays.values())
+  for part in ('Detectron .pkl', 'ResNet-14', 'folded', 'bgr', '(122.7717, 115.9465, 102.9801)', 'on the first 1x1',
+               'CC BY-SA', f'{parameters:,} numbers', f'--weights={path}', 'init/imagenet_msra.gin',
+               'norms/frozen_bn.gin', "'ResNet.depth = 14'"):
+    assert part in shown, part
+
+
+@pytest.mark.parametrize('groups, init', [(1, 'imagenet_torchvision'), (4, 'imagenet_torchvision')])
+def test_the_options_fit_the_file(tmp_path, groups, init):
+  path = tmp_path / 'x.pth'
+  files.zipped(path, *files.plain(files.torchvision_names(reference.random_arrays('bn', groups)), False))
+  options = command.command_line(formats.read(str(path)))
+  assert f'--gin_file=gin_configs/init/{init}.gin' in options and '--gin_file=gin_configs/norms/syncbn.gin' in options
+  assert ("--gin_param='ResNet.groups = 4'" in options) == (groups == 4)
+
+
+def test_an_error_is_one_line_and_exit_code_1(tmp_path):
+  result = subprocess.run([sys.executable, '-m', 'rethink_tf.weights', str(tmp_path / 'none.pth')], cwd=tmp_path,
+                          env={**os.environ, 'PYTHONPATH': str(ROOT)}, capture_output=True, text=True, timeout=300)
+  assert result.returncode == 1 and result.stdout == ''
+  assert len(result.stderr.splitlines()) == 1 and result.stderr.startswith('error: ') and 'none.pth' in result.stderr
+
+
+def test_usage(capsys):
+  assert command.main([]) == 2 and command.main(['--help']) == 0
+  assert 'usage' in capsys.readouterr().out

@@ -1,0 +1,93 @@
+"""The format is told by the content; what is no weight file is one line."""
+
+import os
+import pickle
+import tarfile
+
+import numpy as np
+import pytest
+
+from rethink_tf.errors import UserError
+from rethink_tf.weights import formats
+from tests.weights import files, reference
+
+
+class Attack:
+  def __reduce__(self):
+    return os.system, ('touch attacked',)
+
+
+def refused(path, said):
+  with pytest.raises(UserError, match=said) as error:
+    formats.read(str(path))
+  assert '\n' not in str(error.value) and str(path) in str(error.value)
+
+
+@pytest.mark.parametrize('content, said', [
+  (b'', 'is empty'), (b'<!DOCTYPE html><html>', 'web page'), (b'\x00' * 2000, 'no format that is known'),
+  (b'\x93NUMPY' + bytes(100), 'no format that is known'), (b'PK\x03\x04' + bytes(100), 'not a complete zip'),
+  (b'\x89HDF\r\n\x1a\n' + bytes(100), 'not a complete HDF5'), (b'\x80\x02', 'not a complete pickle'),
+  (pickle.dumps([1, 2]), 'no dictionary of arrays'), (pickle.dumps({}), 'no dictionary of arrays'),
+  (pickle.dumps({'model': {'w': np.zeros(3)}}), 'of no network that is known'),
+  (pickle.dumps({'model': {'stem.conv1.weight': 'text'}}), 'not an array of numbers'),
+  (pickle.dumps({'blobs': [1]}), 'no dictionary'), (pickle.dumps({'conv1_w': {}}), 'not an array of numbers'),
+  (pickle.dumps({'conv1_w': np.zeros([64, 3, 7, 7])}), 'no ResNet backbone'),
+  (pickle.dumps({'w': Attack()}), r'refers to .*system'),
+])
+def test_what_is_no_weight_file(tmp_path, monkeypatch, content, said):
+  monkeypatch.chdir(tmp_path)
+  path = tmp_path / 'weights.bin'
+  path.write_bytes(content)
+  refused(path, said)
+  assert not (tmp_path / 'attacked').exists()
+
+
+def test_missing_files_and_torchs_oldest_container(tmp_path):
+  refused(tmp_path / 'none.pth', 'no such file')
+  (tmp_path / 'storages').write_bytes(b'x')
+  with tarfile.open(tmp_path / 'old.pth', 'w', format=tarfile.USTAR_FORMAT) as archive:
+    archive.add(tmp_path / 'storages', 'storages')
+  refused(tmp_path / 'old.pth', 'tar container')
+
+
+def test_blocks_of_two_convolutions_are_refused(tmp_path):
+  arrays = {name: array for name, array in files.torchvision_names(reference.random_arrays('bn')).items()
+            if 'conv3' not in name and 'bn3' not in name}
+  path = tmp_path / 'resnet18.pth'
+  files.legacy(path, *files.plain(arrays, True))
+  refused(path, 'basic blocks')
+
+
+@pytest.mark.parametrize('name', ['backbone.bottom_up.stem.conv1.weight', 'stem.conv1.weight'])
+@pytest.mark.parametrize('container', ['pkl', 'pth'])
+def test_detectron2_in_every_container(tmp_path, name, container):
+  prefix = name.removesuffix('stem.conv1.weight')
+  arrays = {prefix + key: array for key, array in reference.random_arrays('bn').items() if 'linear' not in key}
+  path = tmp_path / 'x'
+  if container == 'pkl':
+    path.write_bytes(pickle.dumps({'model': arrays, '__author__': 'torchvision', 'matching_heuristics': True}))
+  else:
+    files.zipped(path, *files.plain(arrays, False, 'model'))
+  contents = formats.read(str(path))
+  assert contents.kind == 'backbone' and contents.norm == 'bn' and contents.format == \
+    ('Detectron2 .pkl' if container == 'pkl' else 'Detectron2 .pth (zip)')
+  assert set(contents.arrays) == {key for key in reference.random_arrays('bn') if 'linear' not in key}
+  assert contents.channels == ('rgb' if container == 'pkl' else None)
+
+
+def truncated(path, content):
+  for length in (1, 9, 40, len(content) // 3, len(content) - 7):
+    path.write_bytes(content[:length])
+    with pytest.raises(UserError) as error:
+      formats.read(str(path))
+    assert '\n' not in str(error.value), length
+
+
+def test_truncated_pickles_and_keras_files(tmp_path):
+  arrays = reference.random_arrays('folded')
+  path = tmp_path / 'x'
+  truncated(path, files.python_2_pickle(files.detectron_names(arrays, 'bn')))
+  arrays = reference.random_arrays('bn')
+  files.keras(tmp_path / 'k.h5', arrays, {name.removesuffix('.weight'): np.zeros(len(array), 'f')
+                                          for name, array in arrays.items() if array.ndim == 4})
+  truncated(path, (tmp_path / 'k.h5').read_bytes())

@@ -1,0 +1,59 @@
+"""keras.applications' files: biases, their epsilon, Caffe's colours and strides on the first 1x1."""
+
+import h5py
+import numpy as np
+import pytest
+
+from rethink_tf.errors import UserError
+from rethink_tf.models.norms import frozen_batch_norm, sync_batch_norm
+from rethink_tf.weights import formats
+from tests.weights import files, reference
+
+
+def with_biases(arrays, seed=5):
+  rng = np.random.default_rng(seed)
+  return {name.removesuffix('.weight'): rng.normal(0, 0.5, len(array)).astype('f')
+          for name, array in arrays.items() if array.ndim == 4}
+
+
+@pytest.mark.parametrize('norm, notop', [(frozen_batch_norm, False), (sync_batch_norm, True)])
+def test_a_file_gives_the_features_of_its_source(tmp_path, norm, notop):
+  arrays = reference.random_arrays('bn')
+  biases = with_biases(arrays)
+  path = tmp_path / 'resnet.h5'
+  files.keras(path, arrays, biases, notop)
+  image = reference.picture()
+  source = arrays | {f'{name}.bias': bias for name, bias in biases.items()}
+  expected = reference.features(source, image, norm='bn', epsilon=1.001e-5, stride_in_1x1=True, **reference.CAFFE)
+  model = reference.detector(norm, reference.CAFFE['mean'][::-1], stride_in_1x1=True)
+  reference.check(path, model, expected, image)
+
+
+@pytest.mark.parametrize('layers, said', [
+  (['conv1_conv', 'conv2_block1_preact_bn'], 'V2'), (['conv1_conv', 'conv2_block1_2_conv/depthwise_kernel'], 'ResNeXt'),
+  (['dense_1'], 'conv1_conv')])
+def test_other_networks_are_refused(tmp_path, layers, said):
+  path = tmp_path / 'other.h5'
+  with h5py.File(path, 'w') as file:
+    file.attrs['layer_names'] = [layer.split('/')[0].encode() for layer in layers]
+    for layer in layers:
+      name, _, kind = layer.partition('/')
+      weight = f'{name}/{kind or "kernel"}:0'
+      group = file.create_group(name)
+      group.attrs['weight_names'] = [weight.encode()]
+      group.create_dataset(weight, data=np.zeros([1, 1, 3, 3], 'f'))
+  with pytest.raises(UserError, match=said) as error:
+    formats.read(str(path))
+  assert '\n' not in str(error.value)
+
+
+def test_a_file_may_not_reach_into_another_one(tmp_path):
+  (tmp_path / 'secret').write_bytes(bytes(64))
+  path = tmp_path / 'link.h5'
+  with h5py.File(path, 'w') as file:
+    file.attrs['layer_names'] = [b'conv1_conv']
+    group = file.create_group('conv1_conv')
+    group.attrs['weight_names'] = [b'conv1_conv/kernel:0']
+    group.create_dataset('conv1_conv/kernel:0', (1, 1, 4, 4), 'f', external=[(str(tmp_path / 'secret'), 0, 64)])
+  with pytest.raises(UserError, match='not an array of numbers in this file'):
+    formats.read(str(path))

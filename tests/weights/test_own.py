@@ -1,0 +1,113 @@
+"""Our own runs: whole detectors, their backbones and pre-trained classifiers, by the paths of their variables."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from rethink_tf.checkpoints import RunCheckpoints
+from rethink_tf.errors import UserError
+from rethink_tf.models.classifier import Classifier
+from rethink_tf.models.norms import sync_batch_norm
+from rethink_tf.models.resnet import ResNet
+from rethink_tf.run_folder import RunFolder
+from rethink_tf.weights import formats, own
+from rethink_tf.weights.pretrained import PretrainedWeights
+from tests.weights import reference
+from tests.weights.test_detectron2 import build
+
+CONFIG = ('MaskRCNN.pixel_mean = (122.7717, 115.9465, 102.9801)\nMaskRCNN.pixel_std = \\\n    (1.0, 1.0, 1.0)\n'
+          'ResNet.stride_in_1x1 = False\n')
+
+
+def save(folder, model, steps=(3,), config=CONFIG):
+  for step in steps:
+    RunCheckpoints(RunFolder(folder)).save(step, {'detector': model}, {})
+  (folder / 'config.gin').write_text(config)
+  return str(folder)
+
+
+def scatter(model, seed):
+  rng = np.random.default_rng(seed)
+  for variable in model.variables:
+    variable.assign(rng.normal(size=variable.shape))
+
+
+@pytest.fixture(scope='module')
+def detector_run(tmp_path_factory):
+  model = build()
+  scatter(model, 1)
+  return model, save(tmp_path_factory.mktemp('detector'), model)
+
+
+def test_a_whole_detector(detector_run):
+  source, path = detector_run
+  model = build()
+  loaded = PretrainedWeights(path, part='detector')(model)
+  assert len(loaded.names) == len(model.variables)
+  for a, b in zip(source.variables, model.variables, strict=True):
+    np.testing.assert_array_equal(a, b)
+  contents = formats.read(path)
+  assert contents.own and contents.kind == 'detector' and contents.architecture == (14, 1, 32, 32, 32)
+  assert (contents.norm, contents.pixel_std, contents.stride_in_1x1) == ('gn', (1.0, 1.0, 1.0), False)
+
+
+def test_new_classes_keep_their_predictors(detector_run):
+  source, path = detector_run
+  model = build()
+  before = model.box_predictor.classes.kernel.numpy()
+  PretrainedWeights(path, part='detector', new=['box_predictor/*'])(model)
+  np.testing.assert_array_equal(model.box_predictor.classes.kernel, before)
+  np.testing.assert_array_equal(model.mask_predictor.conv.kernel, source.mask_predictor.conv.kernel)
+
+
+def test_the_backbone_of_a_detector(detector_run):
+  source, path = detector_run
+  model = build()
+  loaded = PretrainedWeights(path, part='detector_backbone')(model)
+  assert loaded.variables == {id(v) for v in model.backbone.variables}
+  for a, b in zip(source.backbone.variables, model.backbone.variables, strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_a_classifier_hands_its_backbone_over(tmp_path):
+  def resnet(name='backbone'):
+    return ResNet(14, norm=sync_batch_norm, stem_width=32, res2_width=32, width_per_group=32, name=name)
+  source, again = Classifier(5, resnet()), Classifier(5, resnet())
+  for classifier in (source, again):
+    classifier(np.zeros([1, 64, 64, 3], np.uint8), tf.constant([[64.0, 64.0]]))
+  scatter(source, 2)
+  path = save(tmp_path, source, steps=(1, 2), config=CONFIG.replace('MaskRCNN', 'Classifier'))
+  model = reference.detector(sync_batch_norm)
+  loaded = PretrainedWeights(path)(model)
+  assert loaded.variables == {id(v) for v in model.backbone.variables}
+  for a, b in zip(source.backbone.variables, model.backbone.variables, strict=True):
+    np.testing.assert_array_equal(a, b)
+  PretrainedWeights(path, part='classifier')(again)
+  np.testing.assert_array_equal(again.linear.kernel, source.linear.kernel)
+  assert 'step-00000002' in formats.read(path).format
+
+
+def test_what_the_run_was_trained_with_is_compared(tmp_path):
+  model = build()
+  path = save(tmp_path, model, config=CONFIG.replace('122.7717', '100.0').replace('1x1 = False', '1x1 = True'))
+  with pytest.raises(UserError, match='ResNet.stride_in_1x1 = True'):
+    PretrainedWeights(path, part='detector')(model)
+  model.backbone.stride_in_1x1 = True
+  with pytest.raises(UserError, match=r'MaskRCNN.pixel_mean = \(100.0, '):
+    PretrainedWeights(path, part='detector')(model)
+
+
+def test_the_newest_complete_checkpoint_counts(tmp_path):
+  model = build()
+  path = save(tmp_path, model, steps=(1, 2, 10))
+  assert own.newest_step(path).endswith('step-00000010')
+  data = next((tmp_path / 'checkpoints' / 'step-00000010').glob('*.data-*'))
+  data.write_bytes(data.read_bytes()[:-1])
+  assert own.newest_step(path).endswith('step-00000002')
+  assert formats.read(f'{path}/checkpoints/step-00000002').kind == 'detector'
+
+
+def test_a_folder_without_a_checkpoint(tmp_path):
+  with pytest.raises(UserError, match='without a complete checkpoint') as error:
+    formats.read(str(tmp_path))
+  assert '\n' not in str(error.value)

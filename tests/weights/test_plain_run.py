@@ -1,0 +1,83 @@
+"""The switch to cascade: a plain run's weights, iteration and counters into a detector with more stages."""
+
+import numpy as np
+import pytest
+import tf_keras
+
+from rethink_tf.checkpoints import RunCheckpoints
+from rethink_tf.errors import UserError
+from rethink_tf.losses import MaskRCNNLoss
+from rethink_tf.optimizers import SGD
+from rethink_tf.run_folder import RunFolder
+from rethink_tf.trainer import Trainer
+from rethink_tf.weights.plain_run import PlainRun
+from tests import tiny
+
+PROGRESS = {'images': 48, 'instances': 100, 'pixels': 5000}
+
+
+def make(seed, **parts):
+  tf_keras.utils.set_random_seed(seed)
+  trainer = Trainer(tiny.detector(**parts), MaskRCNNLoss())
+  trainer.compile(SGD(0.01))
+  trainer.make_variables(tiny.batch(1))
+  return trainer
+
+
+@pytest.fixture(scope='module')
+def plain(tmp_path_factory):
+  """A plain detector, saved at iteration 3, and the folder."""
+  folder = str(tmp_path_factory.mktemp('plain'))
+  trainer = make(1)
+  RunCheckpoints(RunFolder(folder)).save(3, {'detector': trainer.detector, 'optimizer': trainer.optimizer},
+                                         {'progress': PROGRESS})
+  return trainer.detector, folder
+
+
+@pytest.fixture
+def cascaded():
+  return make(2, cascade=tiny.cascade()).detector
+
+
+def test_every_stage_starts_as_the_first(plain, cascaded):
+  detector, folder = plain
+  loaded = PlainRun(folder)(cascaded)
+  assert loaded.step == 3 and loaded.progress == PROGRESS
+  assert loaded.variables == {id(v) for v in cascaded.variables}
+  for head in (cascaded.box_head, *cascaded.cascade.heads):
+    for ours, theirs in zip(head.variables, detector.box_head.variables, strict=True):
+      np.testing.assert_array_equal(ours, theirs)
+  deltas = detector.box_predictor.deltas.kernel.numpy().reshape(32, tiny.CLASSES, 4).mean(1)
+  for predictor in (cascaded.box_predictor, *cascaded.cascade.predictors):
+    np.testing.assert_array_equal(predictor.classes.kernel, detector.box_predictor.classes.kernel)
+    np.testing.assert_allclose(predictor.deltas.kernel, deltas, atol=1e-7)
+  for part in ('backbone', 'fpn', 'rpn_head', 'mask_head', 'mask_predictor'):
+    for ours, theirs in zip(getattr(cascaded, part).variables, getattr(detector, part).variables, strict=True):
+      np.testing.assert_array_equal(ours, theirs)
+
+
+def test_further_stages_may_stay_random(plain, cascaded):
+  detector, folder = plain
+  later = [*cascaded.cascade.heads, *cascaded.cascade.predictors]
+  before = [v.numpy() for layer in later for v in layer.variables]
+  loaded = PlainRun(folder, heads='random')(cascaded)
+  after = [v for layer in later for v in layer.variables]
+  assert not {id(v) for v in after} & loaded.variables
+  for a, b in zip(before, after, strict=True):
+    np.testing.assert_array_equal(a, b)
+  np.testing.assert_array_equal(cascaded.box_predictor.classes.kernel, detector.box_predictor.classes.kernel)
+
+
+def test_a_checkpoint_of_the_run_can_be_named(plain, cascaded):
+  assert PlainRun(f'{plain[1]}/checkpoints/step-00000003')(cascaded).step == 3
+
+
+def test_mistakes_are_named(plain, cascaded, tmp_path):
+  with pytest.raises(UserError, match='loads weights into a cascade'):
+    PlainRun(plain[1])(make(3).detector)
+  with pytest.raises(UserError, match="heads = 'mean'"):
+    PlainRun(plain[1], heads='mean')
+  trainer = make(4, cascade=tiny.cascade())
+  RunCheckpoints(RunFolder(str(tmp_path))).save(1, {'detector': trainer.detector}, {})
+  with pytest.raises(UserError, match='has a cascade already'):
+    PlainRun(str(tmp_path))(cascaded)
