@@ -19,6 +19,7 @@ class SGD(tf_keras.optimizers.Optimizer):
   anything else is a kernel. Kernels decay, norm parameters never do; biases by `bias_rule`:
     'detectron'   biases and norm betas learn at twice the rate and do not decay
     'detectron2'  biases learn at the rate of the kernels and decay as they do
+  nesterov: w -= rate·(g + momentum·v) instead of rate·v (Goyal et al., section 5.1; not for detection).
   `clip_norm` bounds the norm of all gradients together. Sparse gradients are made dense.
 
   Raises:
@@ -32,6 +33,7 @@ class SGD(tf_keras.optimizers.Optimizer):
     weight_decay: float = 1e-4,
     bias_rule: str = 'detectron',
     clip_norm: float | None = None,
+    nesterov: bool = False,
     name: str = 'SGD',
   ):
     # weight_decay=None: Keras' own decays outside the velocity. jit_compile=False: the update is one kernel anyway.
@@ -42,7 +44,7 @@ class SGD(tf_keras.optimizers.Optimizer):
       raise UserError(f'SGD.weight_decay = {weight_decay} must not be negative')
     if bias_rule not in ('detectron', 'detectron2'):
       raise UserError(f"SGD.bias_rule = '{bias_rule}' must be 'detectron' or 'detectron2'")
-    self.momentum, self.decay, self.bias_rule = momentum, weight_decay, bias_rule
+    self.momentum, self.decay, self.bias_rule, self.nesterov = momentum, weight_decay, bias_rule, nesterov
     self._learning_rate = self._build_learning_rate(learning_rate)
 
   def build(self, var_list):
@@ -70,9 +72,10 @@ class SGD(tf_keras.optimizers.Optimizer):
       gradient += decay * variable
     tf.raw_ops.ResourceApplyMomentum(
       var=variable.handle, accum=velocity.handle, lr=tf.cast(self.learning_rate, variable.dtype) * multiple,
-      grad=tf.cast(gradient, variable.dtype), momentum=tf.cast(self.momentum, variable.dtype))
+      grad=tf.cast(gradient, variable.dtype), momentum=tf.cast(self.momentum, variable.dtype),
+      use_nesterov=self.nesterov)
 
   def get_config(self):
     return {'name': self.name, 'learning_rate': self._serialize_hyperparameter(self._learning_rate),
             'momentum': self.momentum, 'weight_decay': self.decay, 'bias_rule': self.bias_rule,
-            'clip_norm': self.global_clipnorm}
+            'clip_norm': self.global_clipnorm, 'nesterov': self.nesterov}

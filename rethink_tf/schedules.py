@@ -1,4 +1,4 @@
-"""Learning-rate schedules: the paper's k× rule (section 4).
+"""Learning-rate schedules: the paper's k× rule (section 4), and epochs for pre-training (Goyal et al. 2017).
 
 A k× schedule has k·90k iterations of 16 images. For every k >= 2 the rate falls tenfold 60k and 20k iterations before
 the end: the two low-rate phases have the same length in all schedules, and only the first, high-rate one grows. 1× is
@@ -16,6 +16,7 @@ import tf_keras
 from rethink_tf.errors import UserError
 
 PAPER_BATCH = 16
+PAPER_UNIT = 90_000  # iterations of 1×
 
 
 class SchedulePoints(NamedTuple):
@@ -52,7 +53,11 @@ class KTimesSchedule(tf_keras.optimizers.schedules.LearningRateSchedule):
 
   The rate of iteration s (from 0) is base_rate·B/16 · decay_factor^(drops at or before s); during the first
   `warmup_steps` it also rises linearly from `warmup_factor` of that. `boundaries` with `total` replace
-  the k× points by any others (k and unit are then unused); both count iterations at `batch_size` as it is.
+  the k× points by any others (k is then unused); both count iterations at `batch_size` as it is, or, with
+  `points_batch`, iterations of so many images, and then scale by points_batch/B and unit/90k as the k× points do.
+  num_images, the size of the training set, is taken because every schedule is told it, and unused: this one counts
+  iterations, whatever part of the data is trained on (section 5.1).
+  stop_k ends the run there, in units of 1×, at the rates of the whole schedule: another run goes on from it.
 
   Raises:
     UserError: the warm-up does not end before the first drop, or the points are not increasing within `total`.
@@ -69,22 +74,34 @@ class KTimesSchedule(tf_keras.optimizers.schedules.LearningRateSchedule):
     warmup_factor: float = 1 / 3,
     boundaries: Sequence[int] | None = None,
     total: int | None = None,
+    points_batch: int | None = None,
+    num_images: int | None = None,
+    stop_k: float | None = None,
   ):
     super().__init__()
+    del num_images
     if (boundaries is None) != (total is None):
       raise UserError('KTimesSchedule: boundaries and total go together: give both or neither')
     self._config = {
       'k': k, 'batch_size': batch_size, 'base_rate': base_rate, 'unit': unit, 'decay_factor': decay_factor,
       'warmup_steps': warmup_steps, 'warmup_factor': warmup_factor,
-      'boundaries': None if boundaries is None else list(boundaries), 'total': total,
+      'boundaries': None if boundaries is None else list(boundaries), 'total': total, 'points_batch': points_batch,
+      'stop_k': stop_k,
     }
     if boundaries is None:
       self.points = schedule_points(k, batch_size, unit)
     else:
-      self.points = (*(int(boundary) for boundary in boundaries), int(total))
+      scale = 1 if points_batch is None else points_batch / batch_size * unit / PAPER_UNIT
+      self.points = tuple(round(point * scale) for point in (*boundaries, total))
       if not all(0 < a < b for a, b in zip(self.points, self.points[1:], strict=False)) or self.points[-1] < 1:
-        raise UserError(f'KTimesSchedule: boundaries {list(boundaries)} must increase and stay below total = {total}')
+        raise UserError(f'KTimesSchedule: boundaries {list(boundaries)} must increase and stay below total = {total} '
+                        f'(as scaled: {self.points})')
     self.total_steps = self.points[-1]
+    if stop_k is not None:
+      self.total_steps = round(stop_k * unit * PAPER_BATCH / batch_size)
+      if not 1 <= self.total_steps <= self.points[-1]:
+        raise UserError(f'KTimesSchedule.stop_k = {stop_k} is no part of the schedule, which ends at iteration '
+                        f'{self.points[-1]}')
     if warmup_steps > self.points[0]:
       raise UserError(f'KTimesSchedule.warmup_steps = {warmup_steps} is longer than the first phase of the schedule, '
                       f'{self.points[0]} iterations: shorten the warm-up or lengthen the schedule')
@@ -102,6 +119,127 @@ class KTimesSchedule(tf_keras.optimizers.schedules.LearningRateSchedule):
       return rate
     progress = tf.minimum(tf.cast(step, tf.float32) / self._warmup_steps, 1.)
     return rate * (self._warmup_factor + (1 - self._warmup_factor) * progress)
+
+  def get_config(self):
+    return dict(self._config)
+
+
+@gin.register
+class EpochSchedule(tf_keras.optimizers.schedules.LearningRateSchedule):
+  """Epochs with linear scaling, gradual warm-up and steps (Goyal et al. 2017, sections 2.1, 2.2 and 5.1).
+
+  With n images and batches of B, an epoch is n/B iterations. The rate is base_rate·B/base_batch, times decay_factor at
+  each of `drops`. In the first `warmup_epochs` it rises, the same amount each iteration, from `warmup_rate`: None is
+  base_rate, the rate of the unscaled batch, or the scaled rate where that is lower (and the warm-up is then none).
+  ImageNet, ResNet-50: 90 epochs, drops at 30, 60, 80; Detectron's GN models: 100 epochs, drops at 30, 60, 90. Every
+  other number of epochs needs drops of its own.
+
+  Raises:
+    UserError: not positive, drops that do not increase within `epochs`, or a warm-up beyond the first drop.
+  """
+
+  def __init__(
+    self,
+    num_images: int,
+    batch_size: int = 256,
+    epochs: float = 90,
+    drops: Sequence[float] = (30, 60, 80),
+    decay_factor: float = 0.1,
+    base_rate: float = 0.1,
+    base_batch: int = 256,
+    warmup_epochs: float = 5,
+    warmup_rate: float | None = None,
+  ):
+    super().__init__()
+    if not (num_images > 0 and batch_size > 0 and base_batch > 0 and base_rate > 0 and epochs > 0):
+      raise UserError(f'EpochSchedule: {num_images} images, batch_size = {batch_size}, base_batch = {base_batch}, '
+                      f'base_rate = {base_rate} and epochs = {epochs} must be positive')
+    drops = tuple(drops)
+    if not all(a < b for a, b in zip((0, *drops), (*drops, epochs), strict=True)):
+      raise UserError(f'EpochSchedule.drops = {drops} must increase and stay below epochs = {epochs}')
+    if not 0 <= warmup_epochs <= (*drops, epochs)[0]:
+      raise UserError(f'EpochSchedule.warmup_epochs = {warmup_epochs} is negative or longer than the first phase of '
+                      f'the schedule, {(*drops, epochs)[0]} epochs')
+    self._config = {
+      'num_images': num_images, 'batch_size': batch_size, 'epochs': epochs, 'drops': list(drops),
+      'decay_factor': decay_factor, 'base_rate': base_rate, 'base_batch': base_batch, 'warmup_epochs': warmup_epochs,
+      'warmup_rate': warmup_rate}
+    iterations = num_images / batch_size  # of an epoch; whole epochs are not whole iterations
+    self.total_steps = max(1, round(epochs * iterations))
+    self._drops = [round(drop * iterations) for drop in drops]
+    rate = base_rate * batch_size / base_batch
+    self._rates = [rate * decay_factor ** drops for drops in range(len(self._drops) + 1)]
+    self._warmup_steps = round(warmup_epochs * iterations)
+    self._warmup_rate = min(base_rate, rate) if warmup_rate is None else warmup_rate
+
+  def __call__(self, step) -> tf.Tensor:
+    """The rate at iteration `step` (from 0), float32 scalar."""
+    step = tf.cast(step, tf.int64)  # float32 cannot count past 16.7 M
+    drops = tf.reduce_sum(tf.cast(step >= tf.constant(self._drops, tf.int64), tf.int32))
+    rate = tf.gather(tf.constant(self._rates, tf.float32), drops)
+    if not self._warmup_steps:
+      return rate
+    progress = tf.minimum(tf.cast(step, tf.float32) / self._warmup_steps, 1.)
+    return rate + (1 - progress) * (self._warmup_rate - rate)
+
+  def get_config(self):
+    return dict(self._config)
+
+
+@gin.register
+class SteppedHalving(tf_keras.optimizers.schedules.LearningRateSchedule):
+  """A length in images, with the rate halved at equal steps (weakly supervised pre-training, Mahajan et al. 2018).
+
+  `images` are cut into halvings + 1 equal phases, each with half the rate of the one before. The first rate is
+  base_rate·B/base_batch (3.15 at their batch of 8,064); over `warmup_images` it rises, the same amount each iteration,
+  from base_rate, or from the scaled rate where that is lower. Published are neither the length (between 100 epochs of
+  1.28M images and 2 of 3.5G) nor the number of halvings (10 to 20) nor the warm-up (here Goyal et al.'s five epochs of
+  ImageNet). num_images, the size of the training set, is taken because every schedule is told it, and unused.
+
+  Raises:
+    UserError: not positive, more phases than iterations, or a warm-up beyond the first phase.
+  """
+
+  def __init__(
+    self,
+    images: float = 3.6e9,
+    halvings: int = 20,
+    batch_size: int = 8064,
+    base_rate: float = 0.1,
+    base_batch: int = 256,
+    warmup_images: float = 5 * 1_281_167,
+    num_images: int | None = None,
+  ):
+    super().__init__()
+    del num_images
+    if not (images > 0 and batch_size > 0 and base_rate > 0 and base_batch > 0 and halvings >= 0 <= warmup_images):
+      raise UserError(f'SteppedHalving: images = {images}, batch_size = {batch_size}, base_rate = {base_rate} and '
+                      f'base_batch = {base_batch} must be positive, halvings = {halvings} and warmup_images = '
+                      f'{warmup_images} not negative')
+    self._config = {'images': images, 'halvings': halvings, 'batch_size': batch_size, 'base_rate': base_rate,
+                    'base_batch': base_batch, 'warmup_images': warmup_images}
+    self.total_steps = max(1, round(images / batch_size))
+    if halvings >= self.total_steps:
+      raise UserError(f'SteppedHalving.halvings = {halvings} needs as many phases and more, but {images:g} images are '
+                      f'{self.total_steps} iterations of {batch_size}: lengthen the schedule')
+    if warmup_images > images / (halvings + 1):
+      raise UserError(f'SteppedHalving.warmup_images = {warmup_images:g} is longer than the first phase of the '
+                      f'schedule, {images / (halvings + 1):g} images: shorten the warm-up or lengthen the schedule')
+    rate = base_rate * batch_size / base_batch
+    self._drops = [round(images / batch_size * phase / (halvings + 1)) for phase in range(1, halvings + 1)]
+    self._rates = [rate * 0.5 ** phase for phase in range(halvings + 1)]
+    self._warmup_steps = round(warmup_images / batch_size)
+    self._warmup_rate = min(base_rate, rate)
+
+  def __call__(self, step) -> tf.Tensor:
+    """The rate at iteration `step` (from 0), float32 scalar."""
+    step = tf.cast(step, tf.int64)  # float32 cannot count past 16.7 M
+    drops = tf.reduce_sum(tf.cast(step >= tf.constant(self._drops, tf.int64), tf.int32))
+    rate = tf.gather(tf.constant(self._rates, tf.float32), drops)
+    if not self._warmup_steps:
+      return rate
+    progress = tf.minimum(tf.cast(step, tf.float32) / self._warmup_steps, 1.)
+    return rate + (1 - progress) * (self._warmup_rate - rate)
 
   def get_config(self):
     return dict(self._config)

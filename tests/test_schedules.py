@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from rethink_tf.errors import UserError
-from rethink_tf.schedules import KTimesSchedule, SchedulePoints, schedule_points
+from rethink_tf.schedules import EpochSchedule, KTimesSchedule, SchedulePoints, SteppedHalving, schedule_points
 
 # Section 4 and the published configs: k -> first drop, second drop, end at batch 16.
 BATCH_16 = {
@@ -89,11 +89,25 @@ def test_other_points():
   assert schedule.total_steps == 40 and schedule.points == (10, 20, 30, 40)
   np.testing.assert_allclose([schedule(step) for step in (0, 9, 10, 20, 30, 39)],
                              [.01, .01, .005, .0025, .00125, .00125])
+  scaled = {batch: KTimesSchedule(batch_size=batch, boundaries=(40_000, 53_333), total=60_000, points_batch=16)
+            for batch in (8, 16, 64)}
+  assert {batch: one.points for batch, one in scaled.items()} == {
+    8: (80_000, 106_666, 120_000), 16: (40_000, 53_333, 60_000), 64: (10_000, 13_333, 15_000)}
+  small = KTimesSchedule(batch_size=4, boundaries=(30_000,), total=60_000, points_batch=16, unit=90, warmup_steps=0)
+  assert small.points == (120, 240)
   constant = KTimesSchedule(boundaries=(), total=5, warmup_steps=0)
   np.testing.assert_allclose([constant(0), constant(4)], .02)
 
 
+@pytest.mark.parametrize('batch_size', [8, 16])
+def test_a_run_that_stops_early_has_the_rates_of_the_whole_schedule(batch_size):
+  whole, part = (KTimesSchedule(k=9, batch_size=batch_size, stop_k=stop) for stop in (None, 6))
+  assert part.total_steps == 540_000 * 16 // batch_size and part.points == whole.points
+  np.testing.assert_array_equal(part(part.total_steps - 1), whole(0) * 3)  # neither warm-up nor a drop
+
+
 @pytest.mark.parametrize('arguments, message', [
+  ({'k': 2, 'stop_k': 3}, 'stop_k = 3 is no part'), ({'stop_k': 0}, 'stop_k = 0 is no part'),
   ({'unit': 90}, 'warmup_steps = 500 is longer than the first phase of the schedule, 60 iterations'),
   ({'boundaries': (5, 3), 'total': 9, 'warmup_steps': 0}, 'must increase'),
   ({'boundaries': (5, 9), 'total': 9, 'warmup_steps': 0}, 'stay below total = 9'),
@@ -110,3 +124,105 @@ def test_config_makes_the_same_schedule():
   again = KTimesSchedule.from_config(schedule.get_config())
   assert again.points == schedule.points
   np.testing.assert_array_equal(again(7), schedule(7))
+
+
+IMAGENET = 1_281_167
+
+
+@pytest.mark.parametrize('batch_size, rate, steps, drops', [
+  (256, 0.1, 450_410, (150_137, 300_274, 400_365)),  # the reference of Goyal et al.
+  (8192, 3.2, 14_075, (4_692, 9_384, 12_511)),  # their hour
+])
+def test_imagenet_at_two_batch_sizes(batch_size, rate, steps, drops):
+  schedule = EpochSchedule(IMAGENET, batch_size)
+  assert schedule.total_steps == steps
+  for number, drop in enumerate(drops):
+    np.testing.assert_allclose(schedule(drop - 1), rate / 10 ** number, rtol=1e-5)
+    np.testing.assert_allclose(schedule(drop), rate / 10 ** (number + 1), rtol=1e-5)
+  np.testing.assert_allclose(schedule(steps), rate / 1000, rtol=1e-5)
+
+
+def test_the_warm_up_adds_the_same_each_iteration_for_five_epochs():
+  schedule = EpochSchedule(IMAGENET, 8192)
+  end = round(5 * IMAGENET / 8192)
+  rates = np.array([schedule(step) for step in range(end + 2)])
+  np.testing.assert_allclose(rates[[0, end, end + 1]], [0.1, 3.2, 3.2], rtol=1e-5)
+  np.testing.assert_allclose(np.diff(rates[:end + 1]), 3.1 / end, rtol=1e-3)
+  np.testing.assert_allclose(EpochSchedule(IMAGENET, 8064)(782 + 30), 3.15, rtol=1e-4)  # Mahajan et al.'s batch
+
+
+@pytest.mark.parametrize('batch_size', [32, 256])
+def test_a_batch_that_is_not_scaled_up_needs_no_warm_up(batch_size):
+  schedule = EpochSchedule(1000, batch_size)
+  np.testing.assert_allclose([schedule(step) for step in (0, 3, 10)], 0.1 * batch_size / 256, rtol=1e-6)
+  np.testing.assert_allclose(EpochSchedule(1000, batch_size, warmup_rate=1e-3)(0), 1e-3, rtol=1e-5)
+
+
+def test_epochs_of_other_lengths():
+  schedule = EpochSchedule(100, 30, epochs=4, drops=(1.5, 3), decay_factor=0.5, base_rate=1.0, base_batch=30,
+                           warmup_epochs=0)
+  assert schedule.total_steps == 13  # 13.3
+  np.testing.assert_allclose([schedule(step) for step in (0, 4, 5, 9, 10, 12)], [1, 1, 0.5, 0.5, 0.25, 0.25])
+  assert EpochSchedule(3, 256, epochs=1, drops=(), warmup_epochs=0).total_steps == 1  # one step at the least
+  variable = tf.Variable(5, dtype=tf.int64)
+  np.testing.assert_array_equal(tf.function(schedule)(variable), schedule(5))
+
+
+@pytest.mark.parametrize('arguments, message', [
+  ({'num_images': 0}, '0 images'), ({'batch_size': 0}, 'batch_size = 0'), ({'epochs': 80}, 'stay below epochs = 80'),
+  ({'drops': (60, 30)}, 'must increase'), ({'drops': (0, 30)}, 'must increase'),
+  ({'warmup_epochs': 31}, 'warmup_epochs = 31'), ({'warmup_epochs': -1}, 'warmup_epochs = -1'),
+  ({'base_rate': 0}, 'base_rate = 0'),
+])
+def test_inconsistent_epochs(arguments, message):
+  with pytest.raises(UserError, match=message) as error:
+    EpochSchedule(**{'num_images': 1000} | arguments)
+  assert '\n' not in str(error.value)
+
+
+def test_config_makes_the_same_epochs():
+  schedule = EpochSchedule(1000, 512, epochs=100, drops=(30, 60, 90))
+  again = EpochSchedule.from_config(schedule.get_config())
+  assert again.total_steps == schedule.total_steps and again.get_config() == schedule.get_config()
+  np.testing.assert_array_equal(again(7), schedule(7))
+
+
+def test_the_size_of_the_data_set_leaves_the_k_times_rule_alone():
+  assert KTimesSchedule(k=2, num_images=10_000).points == KTimesSchedule(k=2).points
+
+
+def test_the_instagram_recipe_halves_in_equal_steps():
+  """8,064 images a batch: 0.1 -> 0.1 / 256 * 8064 = 3.15, then halved every 3.6e9 / 21 images."""
+  schedule = SteppedHalving()
+  assert schedule.total_steps == 446_429
+  warmup = round(5 * IMAGENET / 8064)
+  np.testing.assert_allclose([schedule(0), schedule(warmup)], [0.1, 3.15], rtol=1e-5)
+  np.testing.assert_allclose(schedule(warmup // 2), 0.1 + 3.05 * (warmup // 2) / warmup, rtol=1e-5)
+  drops = [round(3.6e9 / 21 * phase / 8064) for phase in range(1, 21)]
+  for phase, drop in enumerate(drops):
+    np.testing.assert_allclose([schedule(drop - 1), schedule(drop)], [3.15 / 2 ** phase, 3.15 / 2 ** (phase + 1)],
+                               rtol=1e-5)
+  np.testing.assert_allclose(schedule(schedule.total_steps), 3.15 / 2 ** 20, rtol=1e-5)
+
+
+def test_the_length_is_counted_in_images():
+  for batch_size in (10, 40):
+    schedule = SteppedHalving(4000, 3, batch_size, warmup_images=400, num_images=77)
+    assert schedule.total_steps == 4000 // batch_size
+    rate = 0.1 * batch_size / 256
+    np.testing.assert_allclose([schedule(step // batch_size) for step in (400, 960, 1000, 2000, 3000, 3960)],
+                               [rate, rate, rate / 2, rate / 4, rate / 8, rate / 8], rtol=1e-5)
+    np.testing.assert_allclose(schedule(0), rate, rtol=1e-5)  # a batch that is not scaled up needs no warm-up
+  assert SteppedHalving(5, 0, 8, warmup_images=0).total_steps == 1
+  again = SteppedHalving.from_config(schedule.get_config())
+  assert again.get_config() == schedule.get_config() and again.total_steps == schedule.total_steps
+
+
+@pytest.mark.parametrize('arguments, message', [
+  ({'images': 0}, 'images = 0'), ({'batch_size': 0}, 'batch_size = 0'), ({'base_rate': 0}, 'base_rate = 0'),
+  ({'halvings': -1}, 'halvings = -1'), ({'warmup_images': -1}, 'warmup_images = -1'),
+  ({'images': 80_640, 'warmup_images': 0}, 'halvings = 20 needs'), ({'images': 1e8}, 'is longer than the first phase')])
+def test_inconsistent_halvings(arguments, message):
+  with pytest.raises(UserError, match=message) as error:
+    SteppedHalving(**arguments)
+  assert '\n' not in str(error.value)

@@ -1,4 +1,4 @@
-"""Resizing and horizontal flip of a picture with its boxes, masks and keypoints.
+"""Resizing, horizontal flip and cropping of a picture with its boxes, masks and keypoints.
 
 All randomness is a hash of (run seed, purpose, epoch, image id): nothing depends on the order in which pictures are
 read, on the number of workers or on restarts, and each purpose ('flip', 'scale', ...) has numbers of its own.
@@ -15,6 +15,8 @@ from rethink_tf.data.buckets import resized_sizes
 from rethink_tf.data.subset import splitmix64
 from rethink_tf.errors import UserError
 from rethink_tf.structures import Example
+
+_SLIVER = 1e-6  # cells of a mask: less of one than this is not seen
 
 
 def keyed_bits(seed: int, purpose: str, epochs: np.ndarray, image_ids: np.ndarray) -> np.ndarray:
@@ -78,6 +80,116 @@ class Resize:
   def largest_sizes(self, sizes: np.ndarray) -> np.ndarray:
     """Sizes at the largest short side: what the canvas of a picture must hold -> int32 [N, 2]."""
     return resized_sizes(sizes, self.largest, self.max_side)
+
+  def offsets(self, sizes: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Where the canvas begins in resized pictures: their corners, for it holds them whole -> int32 [N, 2]."""
+    del y, x
+    return np.zeros_like(sizes)
+
+
+@gin.register
+@dataclasses.dataclass(frozen=True)
+class LargeScaleJitter:
+  """Large-scale jitter: scales of a wide range on one square canvas (Detectron2's later baselines from scratch).
+
+  A picture is fitted to the canvas times a scale drawn from `scales`. What is larger than the canvas is cut at a
+  random place, what is smaller lies in its corner.
+
+  Args:
+    side: of the canvas in pixels.
+    scales: smallest and largest one.
+    tighten: whether the box of a cut object is that of the mask that is left, not merely the old box cut.
+
+  Raises:
+    UserError: a side or scales that are not positive, or in the wrong order.
+  """
+
+  side: int = 1024
+  scales: tuple[float, float] = (0.1, 2.0)
+  tighten: bool = True
+
+  def __post_init__(self):
+    if self.side < 1 or len(self.scales) != 2 or not 0 < self.scales[0] <= self.scales[1]:
+      raise UserError(f'LargeScaleJitter: side is {self.side} and scales {self.scales}; use a side above 0 and two '
+                      'scales above 0, the smaller one first')
+
+  @property
+  def largest(self) -> int:
+    return self.side
+
+  @property
+  def max_side(self) -> int:
+    return self.side
+
+  def sizes(self, sizes: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+    """Sizes after resizing, before the cut: int [N, 2] and one number in [0, 1) for each -> int32 [N, 2]."""
+    low, high = self.scales
+    fitted = self.side * (low + (high - low) * np.asarray(uniform)) / np.max(sizes, axis=1)
+    return np.maximum(np.rint(sizes * fitted[:, None]), 1).astype(np.int32)
+
+  def largest_sizes(self, sizes: np.ndarray) -> np.ndarray:
+    """Sizes at scale 1, by which padding is reported -> int32 [N, 2]."""
+    return resized_sizes(sizes, self.side, self.side)
+
+  def offsets(self, sizes: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Where the canvas begins in resized pictures int [N, 2], for numbers in [0, 1) -> int32 [N, 2]."""
+    places = np.maximum(sizes - self.side, 0) + 1
+    return (np.stack([y, x], axis=1) * places).astype(np.int32)
+
+
+def cut_instances(example: Example, low: np.ndarray, high: np.ndarray, tighten: bool) -> Example:
+  """What a window [low, high) (y, x, in pixels, perhaps fractions) shows of the objects, in coordinates of the window.
+
+  The image stays whole. Boxes are cut, masks are the crops of the cut boxes, keypoints outside become unlabelled;
+  objects of which nothing is seen are left out. tighten: cut boxes shrink to what is left of the mask.
+  """
+  corners = np.concatenate([low, low])
+  boxes, masks, kept = [], [], []
+  for i, (box, mask) in enumerate(zip(example.boxes.astype(np.float64), example.masks, strict=True)):
+    cut = np.concatenate([np.maximum(box[:2], low), np.minimum(box[2:], high)])
+    if np.any(cut[2:] <= cut[:2]):
+      continue
+    if np.any(cut != box):
+      size = np.tile(box[2:] - box[:2], 2) / len(mask)
+      cells = _seen(mask, (cut - np.tile(box[:2], 2)) / size)  # of the mask, as numbers of cells
+      if cells is None:
+        continue
+      if not tighten:
+        cells = (cut - np.tile(box[:2], 2)) / size
+      cut, mask = np.tile(box[:2], 2) + cells * size, _crop_mask(mask, cells)
+    kept.append(i)
+    boxes.append(cut - corners)
+    masks.append(mask)
+  keypoints = example.keypoints[kept]
+  inside = np.all((keypoints[..., :2] + 0.5 >= low) & (keypoints[..., :2] + 0.5 < high), axis=-1, keepdims=True)
+  shifted = np.concatenate([keypoints[..., :2] - low.astype(np.float32), keypoints[..., 2:]], axis=-1)
+  return example._replace(
+      boxes=np.array(boxes, np.float32).reshape(-1, 4), classes=example.classes[kept],
+      masks=np.stack(masks) if masks else example.masks[:0],
+      keypoints=np.where(inside & (keypoints[..., 2:] > 0), shifted, 0).astype(np.float32))
+
+
+def _seen(mask: np.ndarray, window: np.ndarray) -> np.ndarray | None:
+  """The part of a window [4], in cells of a mask [C, C], that its object spans; None without any."""
+  top, left = np.floor(window[:2] + _SLIVER).astype(int)
+  bottom, right = np.ceil(window[2:] - _SLIVER).astype(int)
+  rows, columns = (np.flatnonzero(mask[top:bottom, left:right].any(axis)) for axis in (1, 0))
+  if not len(rows):
+    return None
+  spanned = np.array([top + rows[0], left + columns[0], top + rows[-1] + 1, left + columns[-1] + 1], float)
+  return np.concatenate([np.maximum(window[:2], spanned[:2]), np.minimum(window[2:], spanned[2:])])
+
+
+def _crop_mask(mask: np.ndarray, window: np.ndarray) -> np.ndarray:
+  """A window [4], in cells of a mask uint8 0/1 [C, C], stretched to [C, C]: bilinear between centres."""
+  side = len(mask)
+  step = (window[2:] - window[:2]) / side
+  start = window[:2] + 0.5 * step - 0.5
+  # Column first: OpenCV's x, then its y.
+  matrix = np.array([[step[1], 0, start[1]], [0, step[0], start[0]]])
+  values = cv2.warpAffine(mask * np.uint8(255), matrix, (side, side), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+                          borderMode=cv2.BORDER_REPLICATE)
+  return (values >= 128).astype(np.uint8)
 
 
 def flip_order(names: tuple[str, ...]) -> np.ndarray:

@@ -1,0 +1,27 @@
+"""Drawn pictures under somebody else's categories."""
+
+import json
+
+import pytest
+
+from rethink_tf.data.stand_in import StandInSource
+from rethink_tf.errors import UserError
+
+
+def test_the_categories_are_the_files(tmp_path):
+  path = tmp_path / 'categories.json'
+  path.write_text(json.dumps([{'id': 7, 'name': 'kite'}, {'id': 3, 'name': 'boat'}]))
+  source = StandInSource(str(path), training=False)
+  assert [category.id for category in source.categories] == [3, 7] and source.num_classes == 2
+  image = source.load(1).image
+  assert image.shape == (*source.sizes[1], 3) and min(image.shape[:2]) >= 360
+  assert len(source.image_ids) == 2
+
+
+@pytest.mark.parametrize('text', [None, '', '{', '[]', '[{"id": 1}]'])
+def test_other_files_are_refused(tmp_path, text):
+  path = tmp_path / 'categories.json'
+  if text is not None:
+    path.write_text(text)
+  with pytest.raises(UserError, match='categories.json'):
+    StandInSource(str(path))

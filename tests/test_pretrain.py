@@ -1,0 +1,119 @@
+"""Pre-training through gin from class folders: it learns, continues, is evaluated, and refuses what cannot work."""
+
+import pathlib
+import subprocess
+import sys
+
+import gin
+import numpy as np
+import pytest
+
+from rethink_tf import experiment, gin_files
+from rethink_tf.data.classification import ImageFolder
+from rethink_tf.data.classification_input import ClassificationEvalInput
+from rethink_tf.errors import UserError
+from rethink_tf.losses import ClassificationLoss
+from rethink_tf.models.classifier import Classifier
+from rethink_tf.models.resnet import ResNet
+from rethink_tf.run_folder import RunFolder
+from rethink_tf.trainer import Trainer
+from tests.small_classes import write_folders
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PARAMS = (
+  'ResNet.depth = 14', 'ResNet.stem_width = 32', 'ResNet.res2_width = 32', "strategy.kind = 'one_device'",
+  'BATCH_SIZE = 6', 'CROP_SIZE = 32', 'SHORT_SIDE = 36', 'run.eval_images_per_device = 5', 'run.images_per_device = 6',
+  'EpochSchedule.base_batch = 6', 'EpochSchedule.base_rate = 0.02', 'EpochSchedule.drops = ()',
+  "eval/image_folder.split = 'val'", 'EpochSchedule.warmup_epochs = 0', 'TopKEvaluator.every = 0',
+  'run.log_every = 1', 'run.checkpoint_every = 2',
+)
+
+
+@pytest.fixture(autouse=True)
+def no_configuration_is_left():
+  yield
+  gin.clear_config()
+
+
+def configure(data, *params):
+  gin_files.parse(['gin_configs/pretraining/clothing.gin'], [f'DATA_DIR = {str(data)!r}', *PARAMS, *params])
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """A run of 24 steps on 12 pictures, evaluated on the same, and what it returned."""
+  data = write_folders(tmp_path_factory.mktemp('data'))
+  path = tmp_path_factory.mktemp('run')
+  configure(data, "eval/image_folder.split = 'train'", 'EpochSchedule.epochs = 12')
+  figures = experiment.run('train', str(path))
+  gin.clear_config()
+  return data, path, figures
+
+
+def test_it_learns_its_training_pictures_by_heart(trained):
+  _, path, figures = trained
+  assert figures['top-1'] == 100 and figures['top-5'] == 100 and figures['cross-entropy'] < 0.7
+  lines = [line for line in RunFolder(path, create=False).read_metrics() if line['kind'] == 'train']
+  assert [line['images'] for line in lines] == list(range(6, 150, 6)) and lines[-1]['epoch'] == 11
+  assert lines[-1]['instances'] == 144 and lines[-1]['pixels'] == 144 * 32 * 32
+  assert lines[-1]['loss/class'] < lines[0]['loss/class'] / 2
+  for name in ('config.gin', 'curves.png', 'checkpoints', 'tensorboard', 'eval'):
+    assert (path / name).exists(), name
+
+
+def test_the_saved_configuration_evaluates_to_the_same(trained):
+  _, path, figures = trained
+  gin_files.parse([str(path / 'config.gin')])
+  assert experiment.run('evaluate', str(path)) == pytest.approx(figures, abs=1e-5)
+
+
+def test_a_run_in_two_parts_is_the_run_in_one(trained, tmp_path):
+  data, _, _ = trained
+  runs = {}
+  for name, lengths in (('whole', (4,)), ('parts', (2, 4))):
+    for epochs in lengths:
+      configure(data, f'EpochSchedule.epochs = {epochs}')
+      experiment.run('train', str(tmp_path / name))
+      gin.clear_config()
+    runs[name] = [line for line in RunFolder(tmp_path / name, create=False).read_metrics() if line['kind'] == 'train']
+  assert [line['step'] for line in runs['parts']] == [line['step'] for line in runs['whole']] == list(range(1, 9))
+  np.testing.assert_allclose(*([line['loss/class'] for line in run] for run in runs.values()), rtol=1e-2)
+
+
+def test_micro_batches_and_several_settings_of_the_input(trained, tmp_path):
+  data, _, _ = trained
+  configure(data, 'run.images_per_device = 3', 'EpochSchedule.epochs = 1', 'ClassificationTrainInput.lighting = 0.1',
+            'ClassificationTrainInput.colour_jitter = 0.4', 'ClassificationLoss.label_smoothing = 0.1',
+            'train/image_folder.fraction = 0.5', 'NORM = @sync_batch_norm')
+  figures = experiment.run('train', str(tmp_path))
+  assert figures['top-5'] == 100
+  assert [line['images'] for line in RunFolder(tmp_path, create=False).read_metrics() if line['kind'] == 'train'] == [6]
+
+
+def test_two_replicas_predict_what_one_does(trained, two_replicas):
+  feed = ClassificationEvalInput(ImageFolder(str(trained[0]), 'val'), 4, crop_size=32, short_side=32)
+  batch = next(iter(feed.dataset()))
+  with two_replicas.scope():
+    trainer = Trainer(Classifier(3, ResNet(14, stem_width=32, res2_width=32, width_per_group=32)), ClassificationLoss())
+    trainer.compile('sgd')
+    trainer.make_variables(batch)
+  one = trainer.detector(batch.images, batch.image_sizes).logits
+  np.testing.assert_allclose(trainer.predict_batch(batch), one, rtol=1e-4, atol=1e-5)
+
+
+def test_data_that_cannot_work_is_one_line(tmp_path):
+  write_folders(tmp_path / 'other', splits=('train',))
+  write_folders(tmp_path / 'other', splits=('val',), classes=('red',))
+  (tmp_path / 'other/val/mauve').mkdir()
+  for data, said in ((tmp_path / 'other', "'mauve'"), (tmp_path / 'none', '--data_dir')):
+    configure(data)
+    with pytest.raises(UserError, match=said):
+      experiment.run('train', str(tmp_path / 'run'))
+
+
+def test_the_door_says_what_is_wrong_in_one_line(tmp_path):
+  done = subprocess.run(
+    [sys.executable, '-m', 'rethink_tf.pretrain', '--gin_file=gin_configs/pretraining/clothing.gin',
+     f'--data_dir={tmp_path}/none', f'--model_dir={tmp_path}/run'], cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 1 and 'Traceback' not in done.stderr
+  assert done.stderr.strip().splitlines()[-1].startswith('error: ') and '--data_dir' in done.stderr
