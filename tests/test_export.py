@@ -1,0 +1,61 @@
+"""The door: a run folder in, files out, and the refusals."""
+
+import pathlib
+import pickle
+
+import pytest
+import tensorflow as tf
+
+from tests.test_command_line import assert_one_line, call
+from tests.test_experiment import PARAMS
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """A run of two steps."""
+  path = tmp_path_factory.mktemp('run') / 'tiny'
+  params = [*PARAMS, 'KTimesSchedule.unit = 0.25', 'CocoEvaluator.every = 0', 'CocoEvaluator.at_end = False']
+  result = call('train', '--gin_file=gin_configs/demo.gin', f'--model_dir={path}',
+                *(f'--gin_param={param}' for param in params), cwd=path.parent)
+  assert result.returncode == 0, result.stderr
+  return path
+
+
+@pytest.mark.slow
+def test_a_saved_model_without_the_data_set(run):
+  """The configuration of the run is told of another data set, which is not there."""
+  config = run / 'config.gin'
+  config.write_text(config.read_text().replace('run.eval_source = @eval/synthetic', 'run.eval_source = @eval/coco'))
+  result = call('export', f'--model_dir={run}', '--score_threshold=0.01', cwd=run.parent)
+  assert result.returncode == 0, result.stderr
+  assert 'saved_model: step 2, 6 categories' in result.stdout and 'agree' in result.stderr
+  loaded = tf.saved_model.load(str(run / 'saved_model'))
+  assert set(loaded.signatures) == {'serving_default', 'image', 'categories'}
+  again = call('export', f'--model_dir={run}', cwd=run.parent)
+  assert_one_line_at_end(again, 'exists already', '--out')
+
+
+@pytest.mark.slow
+def test_a_detectron2_checkpoint(run, tmp_path):
+  out = tmp_path / 'deep' / 'model.pkl'
+  result = call('export', f'--model_dir={run}', '--format=detectron2', f'--out={out}', '--channels=rgb', cwd=tmp_path)
+  assert result.returncode == 0, result.stderr
+  content = pickle.loads(out.read_bytes())
+  assert content['model']['roi_heads.box_predictor.cls_score.weight'].shape[0] == 7
+  assert 'FORMAT: RGB' in pathlib.Path(tmp_path / 'deep' / 'model.yaml').read_text()
+
+
+def test_what_was_never_trained(tmp_path):
+  assert_one_line(call('export', f'--model_dir={tmp_path}/nothing', cwd=tmp_path), 'nothing', '--model_dir')
+  assert_one_line(call('export', cwd=tmp_path), '--model_dir')
+
+
+def test_an_unknown_format(tmp_path):
+  result = call('export', '--format=onnx', cwd=tmp_path)
+  assert result.returncode == 1 and 'saved_model|detectron2' in result.stderr
+
+
+def assert_one_line_at_end(result, *words):
+  assert result.returncode == 1 and result.stdout == ''
+  last = result.stderr.splitlines()[-1]
+  assert last.startswith('error: ') and all(word in last for word in words), result.stderr
