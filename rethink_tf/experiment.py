@@ -3,28 +3,51 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import gin
 import tensorflow as tf
 import tf_keras
 from absl import logging
 
-from rethink_tf import distribute, gin_files, noise, report
+from rethink_tf import (  # noqa: F401  some so that gin files find them
+  distribute,
+  gin_files,
+  noise,
+  precise_statistics,
+  report,
+  top_k,
+  tta,
+  voc_evaluator,
+)
 from rethink_tf.callbacks import ProgressAndMetrics, SaveCheckpoints, StopOnNonFinite
 from rethink_tf.checkpoints import RunCheckpoints
-from rethink_tf.data import coco, records  # noqa: F401  so that gin files find them
+from rethink_tf.data import (  # noqa: F401  so that gin files find them
+  classification,
+  classification_input,
+  classification_records,
+  coco,
+  records,
+  stream,
+  stream_records,
+  voc,
+)
+from rethink_tf.data.categories import categories_to_json
 from rethink_tf.data.pipeline import EvalInput, TrainInput
 from rethink_tf.data.synthetic import SyntheticSource
 from rethink_tf.errors import UserError
 from rethink_tf.evaluator import CocoEvaluator
 from rethink_tf.losses import MaskRCNNLoss
+from rethink_tf.models import cbnet, classifier, vgg  # noqa: F401  so that gin files find them
 from rethink_tf.models.mask_rcnn import MaskRCNN
 from rethink_tf.optimizers import SGD
 from rethink_tf.run_folder import RunFolder
 from rethink_tf.schedules import KTimesSchedule
 from rethink_tf.trainer import Trainer
+from rethink_tf.weights import plain_run, pretrained  # noqa: F401  so that gin files find it
 
 PRECISIONS = ('float32', 'mixed_bfloat16', 'mixed_float16')
 
@@ -37,9 +60,19 @@ class Devices(NamedTuple):
   images: int  # images of a micro-batch
 
 
+class Parts(NamedTuple):
+  """What `run` has built from a configuration, for a task of one's own (bench, export)."""
+
+  trainer: Trainer  # all variables made; nothing restored yet
+  training_input: Callable[[], Any]  # reads the annotations of the training images, hence only on demand
+  scoring: Any  # the input of evaluation
+  checkpoints: RunCheckpoints
+
+
+# Over 60 lines: half of them list and explain the parts, which is what the root of a gin file is for.
 @gin.configurable
 def run(
-  task: str,
+  task: str | Callable[[Parts], Any],
   model_dir: str,
   model=MaskRCNN,
   train_source=SyntheticSource,
@@ -51,6 +84,9 @@ def run(
   schedule=KTimesSchedule,
   evaluator=CocoEvaluator,
   strategy=distribute.strategy,
+  precise_statistics=None,
+  initial_weights=None,
+  test_augmentation=None,
   batch_size: int = 16,
   images_per_device: int = 2,
   eval_images_per_device: int = 1,
@@ -60,18 +96,22 @@ def run(
   log_every: int = 20,
   checkpoint_every: int = 2500,
   keep_checkpoints: int = 3,
-) -> dict[str, float]:
+) -> Any:
   """Trains a detector from a gin file, or evaluates a run; returns the last evaluation's figures in percent.
 
-  task: 'train' (continues where the run folder stands) or 'evaluate' (its newest checkpoint).
+  task: 'train' (continues where the run folder stands), 'evaluate' (its newest checkpoint), or a function of the
+  Parts, whose result is returned.
   model, *_source, *_input, losses, optimizer, schedule, evaluator, strategy: constructors, called here once devices,
   batch size and data are known; what gin binds on them is theirs.
+  precise_statistics: constructor of a callback that corrects the network before each evaluation and checkpoint.
+  initial_weights: what a run that begins calls with its detector (weights.pretrained); None: random ones.
+  test_augmentation: what makes every evaluation look at several views of each photograph (tta.py); None: at one.
   batch_size: images of a step over all devices. images_per_device: at most so many at a time (the paper's 2 an 8-GPU
   machine's card); a device that has to do more accumulates gradients.
   precision: Keras policy. deterministic: two runs give identical weights, at some cost in speed.
   Errors: UserError for everything that a user can mend.
   """
-  if task not in ('train', 'evaluate'):
+  if not callable(task) and task not in ('train', 'evaluate'):
     raise UserError(f"task = {task!r}: use 'train' or 'evaluate'")
   folder = RunFolder(model_dir, create=task == 'train')
   strategy = strategy()  # first of all: it decides which devices TensorFlow starts with
@@ -84,18 +124,30 @@ def run(
     photographs = train_source(training=True)
     feed = train_input(photographs, batch_size, seed)
     _check_same_classes(photographs, held_out)
-  rates = schedule(batch_size=batch_size)
+    folder.write_text('categories.json', json.dumps(categories_to_json(photographs.categories)))
+  rates = schedule(batch_size=batch_size, num_images=len(photographs.image_ids))
   with strategy.scope():
-    trainer = Trainer(model(num_classes=photographs.num_classes), losses(), devices.micro_batches)
+    trainer = Trainer(model(**_counts(photographs)), losses(), devices.micro_batches)
     trainer.compile(optimizer=_scaled(optimizer(learning_rate=rates), precision))
     trainer.make_variables(feed.dataset().element_spec)
-  refuse_frozen_random_layers(trainer.detector)
   checkpoints = RunCheckpoints(folder, keep=keep_checkpoints)
-  score = evaluator(scoring, trainer.predict_batch, held_out, folder)
+  if callable(task):
+    training_input = lambda: train_input(train_source(training=True), batch_size, seed)  # noqa: E731
+    return task(Parts(trainer, training_input, scoring, checkpoints))
+  shown, predict = scoring, trainer.predict_batch
+  if test_augmentation is not None:
+    shown, predict = test_augmentation.views_of(scoring), test_augmentation.predictor(trainer, held_out)
+  score = evaluator(shown, predict, held_out, folder)
   if task == 'evaluate':
     return _evaluate(checkpoints, trainer, score, folder)
-  return _train(folder, trainer, feed, rates.total_steps, checkpoints, score, devices, strategy,
-                {'log_every': log_every, 'checkpoint_every': checkpoint_every})
+  return _train(folder, trainer, feed, rates.total_steps, checkpoints, score, devices, strategy, initial_weights,
+                precise_statistics, {'log_every': log_every, 'checkpoint_every': checkpoint_every})
+
+
+def _counts(source):
+  """What the data decides about a model."""
+  counts = {'num_classes': source.num_classes}
+  return counts | ({'num_keypoints': source.num_keypoints} if getattr(source, 'num_keypoints', 0) else {})
 
 
 def _set_up(precision, seed, deterministic):
@@ -118,18 +170,48 @@ def spread(batch_size: int, images_per_device: int, replicas: int) -> Devices:
   return Devices(replicas, share // images, images)
 
 
-def refuse_frozen_random_layers(detector: tf_keras.layers.Layer) -> None:
-  """A layer that does not train must hold trained weights (projects/GN/README.md: it cost Detectron 3.3 AP)."""
+def initialise(trainer: Trainer, initial_weights, folder: RunFolder):
+  """The start of a run that has no checkpoint yet: pre-trained weights, if any, and what they were, for the record.
+
+  Weights that continue another run's schedule bring the iteration along at which they stand.
+  """
+  loaded = initial_weights(trainer.detector) if initial_weights is not None else None
+  refuse_frozen_random_layers(trainer.detector, loaded.variables if loaded is not None else frozenset())
+  if loaded is not None:
+    folder.write_text('initial_weights.json', json.dumps(loaded.record(), indent=2) + '\n')
+    trainer.optimizer.iterations.assign(loaded.step)
+  return loaded
+
+
+def refuse_frozen_random_layers(detector: tf_keras.layers.Layer, loaded: frozenset[int] = frozenset()) -> None:
+  """A layer that does not train must hold trained weights (projects/GN/README.md: it cost Detectron 3.3 AP).
+
+  loaded: the id of each variable that comes from a weight file.
+  """
   frozen = [layer for layer in detector.submodules if isinstance(layer, tf_keras.layers.Layer)
-            and not layer.trainable and layer.weights and not list(_sublayers(layer))]
+            and not layer.trainable and layer.weights and not list(_sublayers(layer))
+            and not {id(variable) for variable in layer.weights} <= loaded]
   if frozen:
-    raise UserError(f'{len(frozen)} layers would stay at random values (first: {frozen[0].weights[0].name}): from '
-                    'scratch every layer must train; set ResNet.freeze_at = 0 and a norm other than '
+    raise UserError(f'{len(frozen)} layers would stay at random values (first: {frozen[0].weights[0].name}): layers '
+                    'without pre-trained weights must train; set ResNet.freeze_at = 0 and a norm other than '
                     '@frozen_batch_norm')
 
 
-def _train(folder, trainer, feed, total_steps, checkpoints, score, devices, strategy, intervals):
-  state = checkpoints.restore({'detector': trainer.detector, 'optimizer': trainer.optimizer}) or {}
+def _train(folder, trainer, feed, total_steps, checkpoints, score, devices, strategy, initial_weights,
+           precise_statistics, intervals):
+  def batches(step):
+    data = feed.dataset(start_step=step)
+    return strategy.experimental_distribute_dataset(data) if strategy.num_replicas_in_sync > 1 else data
+
+  def evaluated(step):
+    return step == total_steps or score.due(step)
+
+  precise = [precise_statistics(trainer, batches, evaluated)] if precise_statistics is not None else []
+  state = checkpoints.restore({'detector': trainer.detector, 'optimizer': trainer.optimizer})
+  if state is None:
+    with strategy.scope():
+      loaded = initialise(trainer, initial_weights, folder)
+    state = {'progress': loaded.progress} if loaded is not None and loaded.progress else {}
   start = int(trainer.optimizer.iterations.numpy())
   folder.save_provenance(sys.argv, gin_files.operative_config())
   logging.info('%d replica(s) x %d micro-batch(es) x %d image(s); %d parameters train; run folder %s', *devices,
@@ -142,11 +224,9 @@ def _train(folder, trainer, feed, total_steps, checkpoints, score, devices, stra
   if start < total_steps:
     logging.info('from step %d to %d; the first one takes longest: tracing and compiling, a minute or so', start,
                  total_steps)
-    data = strategy.experimental_distribute_dataset(feed.dataset(start_step=start)) \
-      if strategy.num_replicas_in_sync > 1 else feed.dataset(start_step=start)
     with _errors_of(feed):
-      trainer.fit(data, epochs=1, steps_per_epoch=total_steps - start, verbose=0,
-                  callbacks=[StopOnNonFinite(feed.facts), progress, saving, score])
+      trainer.fit(batches(start), epochs=1, steps_per_epoch=total_steps - start, verbose=0,
+                  callbacks=[StopOnNonFinite(feed.facts), progress, *precise, saving, score])
   else:
     logging.info('the run is complete at step %d: nothing left to train', start)
     score.evaluate(start)

@@ -1,41 +1,101 @@
-"""Losses of Mask R-CNN: pure functions of what the detector computed, with Detectron's normalisers.
+"""Losses of detection and classification: pure functions of what the network computed, with Detectron's normalisers.
 
 Every loss is the mean of this replica, as in Detectron; the trainer divides by the number of replicas and adds.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import gin
 import tensorflow as tf
 
 from rethink_tf.errors import UserError
-from rethink_tf.structures import Batch, BoxOutputs, MaskOutputs, Outputs, RPNOutputs
+from rethink_tf.structures import (
+  Batch,
+  BoxOutputs,
+  ClassifierOutputs,
+  KeypointOutputs,
+  LabelledImages,
+  MaskOutputs,
+  Outputs,
+  RPNOutputs,
+)
 
 
 @gin.register
 class MaskRCNNLoss:
-  """loss(outputs, batch) -> {'rpn/objectness', 'rpn/box', 'box/class', 'box/regression', 'mask'}: float32 scalars.
+  """loss(outputs, batch) -> {'rpn/objectness', 'rpn/box', 'box/class', 'box/regression', …}: float32 scalars.
+
+  'mask' and 'keypoint' come with those heads. A cascade's box losses end in '/stage1', '/stage2', ….
 
   rpn_smooth_l1_beta, box_smooth_l1_beta: width of the quadratic part; 0 is plain L1 (Detectron2).
   rpn_box_divisor: 'sampled' divides an image's RPN box loss by the anchors really drawn (Detectron), 'batch_size' by
   the 256 asked for (Detectron2); the same number unless an image has fewer usable anchors.
+  stage_weights: of the box losses of a cascade's stages, None: all 1 (Cascade.gradient_scales spares the heads).
+  keypoint_weight, keypoint_divisor: the keypoint loss is divided by its visible keypoints (None), or by a fixed number
+  an image (Detectron: weight 4 and 128 RoIs x 17 keypoints = 2176). min_keypoints: with fewer visible ones it is zero.
   """
 
   def __init__(self, rpn_smooth_l1_beta: float = 1 / 9, box_smooth_l1_beta: float = 1.0,
-               rpn_box_divisor: str = 'sampled'):
+               rpn_box_divisor: str = 'sampled', stage_weights: Sequence[float] | None = None,
+               keypoint_weight: float = 1.0, keypoint_divisor: float | None = None, min_keypoints: int = 21):
     if rpn_box_divisor not in ('sampled', 'batch_size'):
       raise UserError(f"MaskRCNNLoss.rpn_box_divisor = {rpn_box_divisor!r}: use 'sampled' or 'batch_size'")
     self.rpn_beta, self.box_beta, self.rpn_box_divisor = rpn_smooth_l1_beta, box_smooth_l1_beta, rpn_box_divisor
+    self.stage_weights = stage_weights if stage_weights is None else tuple(stage_weights)
+    self.keypoint_weight, self.keypoint_divisor = keypoint_weight, keypoint_divisor
+    # Departure: Detectron draws another batch when 20 keypoints or fewer are visible; here it trains the rest.
+    self.min_keypoints = min_keypoints
 
   def __call__(self, outputs: Outputs, batch: Batch) -> dict[str, tf.Tensor]:
     del batch  # everything a loss needs was matched inside the model's graph
     losses = rpn_losses(outputs.rpn, self.rpn_beta, self.rpn_box_divisor)
     for stage, boxes in enumerate(outputs.boxes):
       suffix = f'/stage{stage + 1}' if len(outputs.boxes) > 1 else ''
-      losses['box/class' + suffix], losses['box/regression' + suffix] = box_losses(boxes, self.box_beta)
+      weight = 1.0 if self.stage_weights is None else self.stage_weights[stage]
+      classes, regression = box_losses(boxes, self.box_beta)
+      losses['box/class' + suffix], losses['box/regression' + suffix] = weight * classes, weight * regression
     if outputs.masks is not None:
       losses['mask'] = mask_loss(outputs.masks)
+    if outputs.keypoints is not None:
+      losses['keypoint'] = self.keypoint_weight * keypoint_loss(outputs.keypoints, self.keypoint_divisor,
+                                                                self.min_keypoints)
     return losses
+
+
+@gin.register
+class ClassificationLoss:
+  """loss(outputs, batch) -> {'class': float32 scalar}: softmax cross-entropy, mean over the images that have a label.
+
+  The target is 1/k on each of an image's k labels (Mahajan et al. 2018, section 2.2), so 1 on a single one.
+  label_smoothing: e moves each target t to (1 - e) t + e / L (Szegedy et al. 2016, section 7); off in Goyal et al.
+  """
+
+  def __init__(self, label_smoothing: float = 0.0):
+    if not 0 <= label_smoothing < 1:
+      raise UserError(f'ClassificationLoss.label_smoothing = {label_smoothing}: use 0 (off) or more, below 1')
+    self.label_smoothing = label_smoothing
+
+  def __call__(self, outputs: ClassifierOutputs, batch: LabelledImages) -> dict[str, tf.Tensor]:
+    return {'class': classification_loss(outputs.logits, batch.classes, self.label_smoothing)}
+
+
+def classification_loss(logits: tf.Tensor, classes: tf.Tensor, label_smoothing: float = 0.0) -> tf.Tensor:
+  """Softmax cross-entropy of logits [B, L] with 1/k on each of the k labels in classes [B, T] (-1 = empty slot).
+
+  Without a [B, L] table of targets: the sum over labels is gathered, the smoothing is a mean over all classes.
+  """
+  log_probabilities = tf.nn.log_softmax(tf.cast(logits, tf.float32))
+  used = tf.cast(classes >= 0, tf.float32)  # [B, T]
+  number = tf.reduce_sum(used, axis=1)  # [B] labels of each image
+  own = tf.gather(log_probabilities, tf.maximum(classes, 0), batch_dims=1) * used
+  entropy = -tf.reduce_sum(own, axis=1) / tf.maximum(number, 1.0)
+  if label_smoothing:
+    uniform = -tf.reduce_mean(log_probabilities, axis=1)
+    entropy = (1 - label_smoothing) * entropy + label_smoothing * uniform
+  labelled = tf.cast(number > 0, tf.float32)
+  return tf.reduce_sum(entropy * labelled) / tf.maximum(tf.reduce_sum(labelled), 1.0)
 
 
 def rpn_losses(rpn: RPNOutputs, beta: float, box_divisor: str = 'sampled') -> dict[str, tf.Tensor]:
@@ -69,6 +129,18 @@ def mask_loss(masks: MaskOutputs) -> tf.Tensor:
   entropy = tf.nn.sigmoid_cross_entropy_with_logits(masks.targets, masks.logits)  # [B, M, 28, 28]
   number = tf.maximum(tf.reduce_sum(masks.weights), 1.0)  # without foreground the loss, and every gradient, is zero
   return tf.reduce_sum(tf.reduce_mean(entropy, axis=[2, 3]) * masks.weights) / number
+
+
+def keypoint_loss(keypoints: KeypointOutputs, divisor: float | None = None, min_keypoints: int = 21) -> tf.Tensor:
+  """Softmax cross-entropy over the positions of a heat map, mean over visible keypoints (Mask R-CNN, section 4.5)."""
+  positions = keypoints.logits.shape[3] * keypoints.logits.shape[4]
+  shape = tf.concat([tf.shape(keypoints.targets), [positions]], 0)
+  logits = tf.reshape(keypoints.logits, shape)  # [B, M, P, 56 * 56]
+  entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(keypoints.targets, logits) * keypoints.weights
+  visible = tf.reduce_sum(keypoints.weights)
+  images = tf.cast(tf.shape(logits)[0], tf.float32)
+  number = tf.maximum(visible, 1.0) if divisor is None else divisor * images
+  return tf.where(visible >= min_keypoints, tf.reduce_sum(entropy) / number, 0.0)
 
 
 def smooth_l1(difference: tf.Tensor, beta: float) -> tf.Tensor:

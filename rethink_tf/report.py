@@ -11,12 +11,14 @@ import tensorflow as tf
 from rethink_tf.run_folder import RunFolder
 
 TABLE_FIGURES = ('box/AP', 'box/AP50', 'box/AP75', 'mask/AP', 'mask/AP50', 'mask/AP75')
+FIGURES = (('box', 'box/AP', '-'), ('mask', 'mask/AP', '--'), ('VOC', 'voc/mAP', '-'),
+           ('top-1', 'top-1', '-'), ('top-5', 'top-5', '--'))
 _COLOURS = ('#1f6fb4', '#d1495b', '#3a9a5b', '#e08e2b', '#7a52a3', '#4aa5a8', '#8c6d4f', '#5b5f66')
 _INK = '#33373d'
 
 
 def curves(run_folders: Sequence[RunFolder], path: str) -> str:
-  """Draws loss (left) and box and mask AP (right) of runs against iterations.
+  """Draws loss (left) and box and mask AP, or top-1 and top-5 of a classifier (right), of runs against iterations.
 
   Args:
     run_folders: runs, in the order of the legend.
@@ -32,7 +34,7 @@ def curves(run_folders: Sequence[RunFolder], path: str) -> str:
   figure.get_layout_engine().set(w_pad=0.15, h_pad=0.1)
   FigureCanvasAgg(figure)
   loss_axes, ap_axes = figure.subplots(1, 2)
-  highest_loss = []
+  highest_loss, classifies = [], False
   for k, (name, folder) in enumerate(zip(_run_names(run_folders), run_folders, strict=True)):
     colour = _COLOURS[k % len(_COLOURS)]
     lines = folder.read_metrics()
@@ -40,16 +42,18 @@ def curves(run_folders: Sequence[RunFolder], path: str) -> str:
     if len(steps):
       loss_axes.plot(steps, losses, color=colour, linewidth=1.6, label=name)
       highest_loss.append(np.percentile(losses, 98))
-    for kind, style in (('box', '-'), ('mask', '--')):
-      steps, values = _series(lines, 'eval', f'{kind}/AP')
+    for kind, metric, style in FIGURES:
+      steps, values = _series(lines, 'eval', metric)
       if len(steps):
+        classifies |= kind.startswith('top')
         ap_axes.plot(steps, values, style, color=colour, linewidth=1.6, marker='o', markersize=4,
                      label=f'{name}, {kind} {values[-1]:.1f}')
   if highest_loss:
     loss_axes.set_ylim(0, 1.15 * max(highest_loss))  # the first iterations would flatten the rest
   ap_axes.set_ylim(bottom=0)
   _decorate(loss_axes, 'Training loss', 'loss', 'upper right')
-  _decorate(ap_axes, 'COCO AP on held-out images', 'AP (%)', 'lower right')
+  title = 'Accuracy on held-out images' if classifies else 'AP on held-out images'
+  _decorate(ap_axes, title, 'accuracy (%)' if classifies else 'AP (%)', 'lower right')
   picture = io.BytesIO()
   figure.savefig(picture, format='png')
   with tf.io.gfile.GFile(path + '.tmp', 'wb') as file:

@@ -6,6 +6,7 @@ Shapes
   G  ground-truth slots of an image (padded), P  keypoints of an instance (0 without keypoints)
   A  anchors of all levels, S  sampled anchor slots, N  proposals, R  sampled RoIs, D  detections
   K  object classes; class 0 is the background, so class scores have K + 1 columns
+  L  classes of image classification, 0..L - 1: no background there; T  label slots of an image (padded)
 Conventions
   Boxes are float32 [y0, x0, y1, x1] in pixels of the resized image (the model's input), continuous, without the
   +1 of old Detectron; box deltas are [dy, dx, dh, dw]. Images are RGB. Padding slots have class 0 and a zero box.
@@ -42,6 +43,30 @@ class Batch(NamedTuple):
   gt_classes: tf.Tensor  # int32 [B, G]; 0 = empty slot
   gt_masks: tf.Tensor  # uint8 [B, G, 112, 112]
   gt_keypoints: tf.Tensor  # float32 [B, G, P, 3]
+
+
+class Views(NamedTuple):
+  """The same photographs at V sizes, for test-time augmentation. Detections are in pixels of the first size."""
+
+  image_ids: tf.Tensor  # int64 [B]; -1 fills up the last batch of an evaluation
+  original_sizes: tf.Tensor  # int32 [B, 2] height, width of the photograph
+  images: tuple[tf.Tensor, ...]  # V of uint8 [B, H, W, 3] RGB, each with a canvas of its own
+  image_sizes: tuple[tf.Tensor, ...]  # V of float32 [B, 2] height, width of the resized image on its canvas
+  view_scales: tuple[tf.Tensor, ...]  # V of float32 [B, 2] resized / original, y and x
+
+  @property
+  def scales(self) -> tf.Tensor:
+    """Of the pixels in which detections are."""
+    return self.view_scales[0]
+
+
+class LabelledImages(NamedTuple):
+  """One batch of image classification: crops of one size, with one label each or several (hashtags)."""
+
+  images: tf.Tensor  # uint8 [B, H, W, 3] RGB
+  image_sizes: tf.Tensor  # float32 [B, 2] height, width: the whole canvas
+  image_ids: tf.Tensor  # int64 [B]; -1 fills up the last batch of an evaluation
+  classes: tf.Tensor  # int32 [B, T] 0..L - 1, all different in a row; -1 = empty slot. Targets are 1/k on k labels
 
 
 class RPNOutputs(NamedTuple):
@@ -90,6 +115,14 @@ class MaskOutputs(NamedTuple):
   weights: tf.Tensor  # float32 [B, M] 1 for a foreground RoI
 
 
+class KeypointOutputs(NamedTuple):
+  """Keypoint head on the foreground slots."""
+
+  logits: tf.Tensor  # float32 [B, M, P, 56, 56]
+  targets: tf.Tensor  # int32 [B, M, P] row * 56 + column of the true cell
+  weights: tf.Tensor  # float32 [B, M, P] 1 for a visible keypoint inside a foreground RoI
+
+
 class Detections(NamedTuple):
   """Final detections, best first, in pixels of the resized image; empty slots have score 0 and class 0."""
 
@@ -97,10 +130,11 @@ class Detections(NamedTuple):
   scores: tf.Tensor  # float32 [B, D]
   classes: tf.Tensor  # int32 [B, D] 1..K
   masks: tf.Tensor | None = None  # float32 [B, D, 28, 28] probabilities
+  keypoints: tf.Tensor | None = None  # float32 [B, D, P, 3] y, x (indices of pixel centres, as in gt_keypoints), score
 
 
 class Outputs(NamedTuple):
-  """All that the detector computes. Training fills rpn, boxes and masks; inference fills detections too."""
+  """All that the detector computes. Training fills rpn, boxes, masks, keypoints; inference fills detections too."""
 
   features: dict[str, Any]  # 'P2'..'P6' -> [B, H / stride, W / stride, C]
   rpn: RPNOutputs
@@ -108,3 +142,21 @@ class Outputs(NamedTuple):
   boxes: tuple[BoxOutputs, ...]
   masks: MaskOutputs | None = None
   detections: Detections | None = None
+  keypoints: KeypointOutputs | None = None
+
+  @property
+  def predictions(self) -> Detections | None:
+    """What an evaluator scores."""
+    return self.detections
+
+
+class ClassifierOutputs(NamedTuple):
+  """All that a classifier computes, in training as at test time."""
+
+  features: dict[str, Any]  # 'C2'..'C5' -> [B, H / stride, W / stride, C]
+  logits: tf.Tensor  # float32 [B, L]
+
+  @property
+  def predictions(self) -> tf.Tensor:
+    """What an evaluator scores: the logits."""
+    return self.logits

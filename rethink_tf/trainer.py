@@ -5,7 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 import tf_keras
 
-from rethink_tf.structures import Batch, Detections
+from rethink_tf.structures import Batch, Detections, LabelledImages
 
 _CANVAS = 128  # side of the images on which variables are made: nothing depends on it
 
@@ -13,7 +13,8 @@ _CANVAS = 128  # side of the images on which variables are made: nothing depends
 class Trainer(tf_keras.Model):
   """A detector with its losses, as the model that `fit` trains.
 
-  detector: models.MaskRCNN or any `model(images, image_sizes, labels, training) -> Outputs`.
+  detector: models.MaskRCNN, models.Classifier or any `model(images, image_sizes, labels, training)` whose outputs have
+  `predictions` for an evaluator.
   losses: `losses(outputs, batch) -> {name: scalar}`, means over this replica's micro-batch.
   micro_batches: parts into which a replica's batch is cut; their gradients are accumulated, so that a device that
   holds two images trains with a batch of 16. Normalisers are those of a micro-batch: eight of two images on one
@@ -21,7 +22,7 @@ class Trainer(tf_keras.Model):
   """
 
   def __init__(self, detector: tf_keras.layers.Layer, losses, micro_batches: int = 1):
-    super().__init__(name='trainer')
+    super().__init__(name='trainer', autocast=False)  # boxes stay float32 under every precision policy
     self.detector, self.loss_function, self.micro_batches = detector, losses, micro_batches
     self.loss_means: dict[str, tf_keras.metrics.Mean] = {}
     self._predict = tf.function(self.predict_step, autograph=False)
@@ -52,7 +53,7 @@ class Trainer(tf_keras.Model):
     """Losses and gradients of a replica's batch, micro-batch by micro-batch."""
     if self.micro_batches == 1:
       return self.gradients(batch)
-    parts = tf.nest.map_structure(self._cut, batch)  # [B, …] -> [micro_batches, B / micro_batches, …]
+    parts = self.cut(batch)
 
     def add(i, losses, gradients):
       micro_losses, micro_gradients = self.gradients(tf.nest.map_structure(lambda part: part[i], parts))
@@ -63,23 +64,48 @@ class Trainer(tf_keras.Model):
     _, losses, gradients = tf.while_loop(lambda i, *_: i < self.micro_batches, add, start, parallel_iterations=1)
     return losses, gradients
 
-  def predict_step(self, batch: Batch) -> Detections:
-    return self.detector(batch.images, batch.image_sizes, training=False).detections
+  def cut(self, batch: Batch) -> Batch:
+    """A replica's batch in micro-batches: [B, …] -> [micro_batches, B / micro_batches, …]."""
+    parts = self.micro_batches
+    return tf.nest.map_structure(
+      lambda x: tf.reshape(x, tf.concat([[parts, x.shape[0] // parts], tf.shape(x)[1:]], 0)), batch)
 
-  def predict_batch(self, batch: Batch) -> Detections:
-    """Detections of one batch, its images shared out among the replicas."""
+  def predict_step(self, batch: Batch | LabelledImages) -> Detections | tf.Tensor:
+    return self.detector(batch.images, batch.image_sizes, training=False).predictions
+
+  def predict_batch(self, batch: Batch | LabelledImages) -> Detections | tf.Tensor:
+    """Detections, or logits of a classifier, of one batch, its images shared out among the replicas."""
+    return self.join(self.run_step(self._predict, self.share_out(batch)))
+
+  def share_out(self, batch):
+    """Any structure of tensors [B, …] for run_step: each replica has its share of the rows."""
     strategy = self.distribute_strategy
     replicas = strategy.num_replicas_in_sync
     if replicas == 1:
-      return self._predict(batch)
-    share = batch.images.shape[0] // replicas
+      return batch
 
-    def rows(context):
-      i = context.replica_id_in_sync_group
-      return tf.nest.map_structure(lambda x: x[i * share:(i + 1) * share], batch)
+    def shares(x):
+      rows = x.shape[0] // replicas
+      return strategy.experimental_distribute_values_from_function(
+        lambda context: x[context.replica_id_in_sync_group * rows:][:rows])
 
-    shared = strategy.run(self._predict, [strategy.experimental_distribute_values_from_function(rows)])
-    return tf.nest.map_structure(lambda x: tf.concat(strategy.experimental_local_results(x), 0), shared)
+    return tf.nest.map_structure(shares, batch)
+
+  def run_step(self, function, *arguments):
+    """Calls a tf.function on every replica, with arguments from share_out or from another step."""
+    strategy = self.distribute_strategy
+    return function(*arguments) if strategy.num_replicas_in_sync == 1 else strategy.run(function, arguments)
+
+  def join(self, shared):
+    """The results of run_step, the rows of all replicas together."""
+    strategy = self.distribute_strategy
+    if strategy.num_replicas_in_sync == 1:
+      return shared
+
+    def rows(x):  # a detector without masks has None there
+      return None if x is None else tf.concat(strategy.experimental_local_results(x), 0)
+
+    return tf.nest.map_structure(rows, shared)
 
   def make_variables(self, batch: Batch) -> None:
     """Creates all variables, in a fixed order, from the shapes of a batch; nothing is computed."""
@@ -102,9 +128,6 @@ class Trainer(tf_keras.Model):
 
   def _losses_of(self, batch):
     return self.loss_function(self(batch, training=True), batch)
-
-  def _cut(self, x):
-    return tf.reshape(x, tf.concat([[self.micro_batches, x.shape[0] // self.micro_batches], tf.shape(x)[1:]], 0))
 
 
 def _spec(x):

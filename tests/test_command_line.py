@@ -42,6 +42,13 @@ def test_a_wrong_configuration(arguments, words, tmp_path):
   assert_one_line(call('train', *arguments, cwd=tmp_path), *words)
 
 
+def test_weights_belong_to_a_start_that_uses_them(tmp_path):
+  result = call('train', '--gin_file=gin_configs/demo.gin', '--weights=R-50.pkl', cwd=tmp_path)
+  assert_one_line(result, '--weights', 'random weights', 'gin_configs/init/imagenet.gin')
+  result = call('train', '--gin_file=gin_configs/pretrain_6x.gin', cwd=tmp_path)
+  assert_one_line(result, 'WEIGHTS')
+
+
 def test_a_run_folder_that_cannot_be_written(tmp_path):
   (tmp_path / 'file').write_text('')
   result = call('train', '--gin_file=gin_configs/demo.gin', f'--model_dir={tmp_path}/file/run', cwd=tmp_path)
@@ -54,6 +61,6 @@ def test_evaluating_what_was_never_trained(tmp_path):
 
 def test_help_names_the_flags_quickly(tmp_path):
   result = call('train', '--help', cwd=tmp_path)
-  for flag in ('--gin_file', '--gin_param', '--model_dir', '--data_dir'):
+  for flag in ('--gin_file', '--gin_param', '--model_dir', '--data_dir', '--weights'):
     assert flag in result.stdout.replace('--[no]', '--'), result.stdout
   assert 'scratch_6x.gin' in result.stdout

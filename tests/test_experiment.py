@@ -11,7 +11,8 @@ import tensorflow as tf
 from rethink_tf import experiment, gin_files
 from rethink_tf.errors import UserError
 from rethink_tf.run_folder import RunFolder
-from tests import tiny
+from tests import small_voc, tiny
+from tests.weights import files, reference
 
 PARAMS = (
   *tiny.GIN, 'train/synthetic.num_images = 8', 'eval/synthetic.num_images = 3', 'ResNet.depth = 14',
@@ -112,6 +113,73 @@ def test_a_frozen_layer_with_random_weights_is_refused(binding, said, tmp_path):
     experiment.run('train', str(tmp_path))
 
 
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory):
+  """An ImageNet backbone as torchvision would save it, and its arrays."""
+  arrays = reference.random_arrays('bn')
+  path = tmp_path_factory.mktemp('weights') / 'resnet14.pth'
+  files.zipped(path, *files.plain(files.torchvision_names(arrays), False))
+  return str(path), arrays
+
+
+FROZEN = ('gin_configs/demo.gin', 'gin_configs/norms/frozen_bn.gin', 'gin_configs/init/imagenet_torchvision.gin')
+
+
+def start_from(path, *params):
+  configure(f'WEIGHTS = {path!r}', 'ResNet.freeze_at = 2', *params, files=FROZEN)
+
+
+def test_a_run_starts_from_pre_trained_weights_once(weights, tmp_path):
+  """Frozen layers are allowed when a file fills them; a run that continues or is evaluated needs no file any more."""
+  path, arrays = weights
+  copy = tmp_path / 'copy.pth'
+  copy.write_bytes(pathlib.Path(path).read_bytes())
+  folder = tmp_path / 'run'
+  start_from(str(copy))
+  figures = experiment.run('train', str(folder))
+  record = json.loads((folder / 'initial_weights.json').read_text())
+  assert record['path'] == str(copy) and len(record['sha256']) == 64 and 'torchvision' in record['format']
+  newest = sorted((folder / 'checkpoints').iterdir())[-1]
+  reader = tf.train.load_checkpoint(str(newest / 'weights'))
+  value = '/.ATTRIBUTES/VARIABLE_VALUE'
+  np.testing.assert_array_equal(reader.get_tensor(f'detector/backbone/stem/conv/kernel{value}'),
+                                arrays['stem.conv1.weight'].transpose(2, 3, 1, 0))  # frozen
+  tuned = reader.get_tensor(f'detector/backbone/stages/3/0/conv2/conv/kernel{value}')
+  start = arrays['res5.0.conv2.weight'].transpose(2, 3, 1, 0)
+  assert 0 < np.abs(tuned - start).max() < 0.1  # trained, from where the file had it
+  copy.unlink()
+  gin.clear_config()
+  gin_files.parse([str(folder / 'config.gin')])
+  assert experiment.run('evaluate', str(folder)) == pytest.approx(figures, abs=1e-6)
+  start_from(str(copy), 'KTimesSchedule.unit = 0.75')
+  experiment.run('train', str(folder))
+
+
+def test_a_cascade_goes_on_where_a_plain_run_stood(trained, tmp_path):
+  configure(f"WEIGHTS = '{trained[0]}/checkpoints/step-00000002'", 'run.initial_weights = @PlainRun()',
+            'PlainRun.path = %WEIGHTS', 'MaskRCNN.pixel_std = (58.0, 58.0, 58.0)',
+            files=('gin_configs/demo.gin', 'gin_configs/init/detector.gin', 'gin_configs/models/cascade.gin'))
+  experiment.run('train', str(tmp_path))
+  before, after = ([line for line in RunFolder(str(path)).read_metrics() if line['kind'] == 'train']
+                   for path in (trained[0], tmp_path))
+  assert [line['step'] for line in after] == [3, 4]
+  assert [line['images'] for line in after] == [line['images'] for line in before][2:]  # counted on
+  assert 'loss/box/class/stage3' in after[-1] and after[-1]['learning_rate'] == before[-1]['learning_rate']
+
+
+def test_layers_that_a_file_does_not_fill_may_not_be_frozen(weights, tmp_path):
+  start_from(weights[0], 'FPN.norm = @frozen_batch_norm')
+  with pytest.raises(UserError, match='would stay at random values'):
+    experiment.run('train', str(tmp_path))
+
+
+def test_a_missing_weight_file_is_one_line(tmp_path):
+  start_from(str(tmp_path / 'none.pth'))
+  with pytest.raises(UserError, match='none.pth: no such file') as error:
+    experiment.run('train', str(tmp_path / 'run'))
+  assert 'none.pth' in error.value.line()
+
+
 @pytest.mark.parametrize('binding, said', [
   ("run.precision = 'float8'", 'run.precision'),
   ('ResNet.depth = 51', 'ResNet.depth'),
@@ -143,3 +211,15 @@ def test_the_two_data_sets_must_have_the_same_classes(tmp_path):
   configure('eval/synthetic.num_classes = 2')
   with pytest.raises(UserError, match='categories'):
     experiment.run('train', str(tmp_path))
+
+
+def test_faster_r_cnn_on_voc_by_its_own_metric(tmp_path):
+  data = small_voc.write(tmp_path / 'data', {which: {f'{i}': small_voc.xml(small_voc.item()) for i in range(1, 4)}
+                                             for which in ('train', 'val')})
+  configure(f'DATA_DIR = {data!r}', "train/voc.sets = ('train',)", "eval/voc.sets = ('val',)",
+            files=('gin_configs/demo.gin', 'gin_configs/models/faster_rcnn.gin', 'gin_configs/data/voc.gin'))
+  figures = experiment.run('train', str(tmp_path / 'run'))
+  assert set(figures) == {'voc/mAP', 'voc/AP75', 'voc/AP'} and 0 <= figures['voc/mAP'] <= 100
+  lines = RunFolder(tmp_path / 'run', create=False).read_metrics()
+  assert lines[-1]['voc/mAP'] == figures['voc/mAP'] and 'loss/mask' not in lines[0]
+  assert (tmp_path / 'run/eval/step-00000004/comp4_det_test_dog.txt').exists()

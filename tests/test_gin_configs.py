@@ -24,7 +24,9 @@ from tests import tiny
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / 'gin_configs').glob('**/*.gin'))
 COMPLETE = [name for name in FILES if name.count('/') == 1]
-AXES = [name for name in FILES if name not in COMPLETE]
+PRETRAINING = [name for name in FILES if name.startswith('gin_configs/pretraining/')]
+AXES = [name for name in FILES if name not in [*COMPLETE, *PRETRAINING]]
+INIT = [name for name in FILES if name.startswith('gin_configs/init/')]
 # Chosen in tests of their own: one needs an extra, the other is refused from random weights.
 NOT_BUILT = ('norms/addons_gn.gin', 'norms/frozen_bn.gin')
 
@@ -37,7 +39,15 @@ def no_configuration_is_left():
 
 def parse(*names, params=()):
   import rethink_tf.experiment  # noqa: F401  registers what the files name
-  gin_files.parse(names, [*tiny.GIN, *params])
+  narrow = ('ResNet.groups = 2', 'ResNet.width_per_group = 16') if any('x1' in name for name in names) else ()
+  shallow = ('ResNet.depth = 14',) if any('cbnet' in name for name in names) else ()
+  single = ('VGG.width = 8', 'Anchors.sizes = (8, 16, 32, 64)') if any('vgg16' in name for name in names) else ()
+  gin_files.parse(names, ["WEIGHTS = 'weights.pkl'", *tiny.GIN, *narrow, *shallow, *single, *params])
+
+
+def bindings():
+  """{name: value} of everything the parsed configuration sets."""
+  return dict(line.split(' = ', 1) for line in gin.config_str(max_line_length=1000).splitlines() if ' = ' in line)
 
 
 def build():
@@ -48,16 +58,19 @@ def build():
   feed = configured('TrainInput')(source, 2, 0)
   model = gin.query_parameter('run.model').configurable.wrapped
   assert model.__name__ == 'MaskRCNN'
-  trainer = Trainer(configured('MaskRCNN')(num_classes=3), configured('MaskRCNNLoss')())
+  detector = configured('MaskRCNN')(num_classes=3, num_keypoints=source.num_keypoints)
+  trainer = Trainer(detector, configured('MaskRCNNLoss')())
   trainer.compile(configured('SGD')(learning_rate=0.01))
   trainer.make_variables(feed.dataset().element_spec)
   return trainer, feed
 
 
 def signature(name):
-  """What decides how a complete configuration computes: its operative config without the length of the schedule."""
+  """What decides how a complete configuration computes: its config without schedule, weights and number of images."""
   parse(name)
-  return '\n'.join(line for line in gin.config_str().splitlines() if not re.match(r'SCHEDULE|KTimesSchedule', line))
+  return '\n'.join(line for line in gin.config_str().splitlines()
+                   if not re.match(r'SCHEDULE|KTimesSchedule|PretrainedWeights|run.initial_weights|coco|Resize|VocEval',
+                                   line))
 
 
 def one_of_each():
@@ -97,6 +110,108 @@ def test_an_axis_file_switches_a_complete_configuration(name):
   assert gin.query_parameter('KTimesSchedule.k').scoped_configurable_fn() == 3  # an axis file leaves the others alone
 
 
+@pytest.mark.parametrize('name', PRETRAINING)
+def test_a_pre_training_configuration_parses_and_its_network_can_be_made(name):
+  parse_whole(name)
+  assert isinstance(gin.get_configurable('ResNet')(), tf_keras.layers.Layer)
+  assert gin.query_parameter('run.model').configurable.wrapped.__name__ == 'Classifier'
+
+
+def parse_whole(*names, weights="'weights.pkl'"):
+  """As shipped, without the words that make it tiny."""
+  import rethink_tf.experiment  # noqa: F401
+  gin_files.parse(names, [] if weights is None else [f'WEIGHTS = {weights}'])
+
+
+def axis(name):
+  """The bindings that a file itself sets."""
+  return set(re.findall(r'^([\w./]+) = ', (ROOT / name).read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize('pretrained, scratch, init', [
+  *((f'pretrain_{k}x', [f'scratch_{k}x.gin'], 'imagenet') for k in range(1, 7)),
+  ('pretrain_6x_r101', ['scratch_6x_r101.gin'], 'imagenet'),
+  ('keypoints_pretrain_2x', ['keypoints_scratch_2x.gin'], 'imagenet'),
+  ('pretrain_6x_syncbn', ['scratch_6x_syncbn.gin'], 'imagenet_torchvision'),
+  ('pretrain_2x_x101_32x8d', ['scratch_2x.gin', 'models/x101_32x8d.gin', 'norms/syncbn.gin'], 'imagenet_torchvision'),
+  *((f'pretrain_2x_x101_32x{width}d_wsl', ['scratch_2x.gin', f'models/x101_32x{width}d.gin', 'norms/syncbn.gin'], 'wsl')
+    for width in (8, 16, 32, 48))])
+def test_a_pre_trained_row_is_the_scratch_row_with_another_start(pretrained, scratch, init):
+  parse_whole(f'gin_configs/{pretrained}.gin')
+  ours = bindings()
+  parse_whole(*(f'gin_configs/{name}' for name in scratch), weights=None)
+  theirs = bindings()
+  differing = {name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name)}
+  assert {'WEIGHTS', 'run.initial_weights'} <= differing <= axis(f'gin_configs/init/{init}.gin')
+  assert ours['ResNet.freeze_at'] == '0'  # all layers are tuned, as in the paper
+  parse_whole(f'gin_configs/{pretrained}.gin', 'gin_configs/init/scratch.gin', weights=None)
+  assert bindings() == theirs
+
+
+@pytest.mark.parametrize('pretrained, scratch, own', [
+  ('pretrain_35k', 'scratch_35k', set()),
+  *((f'pretrain_{size}', f'scratch_{size}', {'KTimesSchedule.boundaries', 'KTimesSchedule.total'})
+    for size in ('10k', '3500', '1k')),
+  ('voc_pretrain', 'voc_scratch', {'SCHEDULE', 'VocEvaluator.competition'})])
+def test_a_pre_trained_row_of_little_data_also_has_its_own_length(pretrained, scratch, own):
+  parse_whole(f'gin_configs/{pretrained}.gin')
+  ours = bindings()
+  parse_whole(f'gin_configs/{scratch}.gin', weights=None)
+  theirs = bindings()
+  differing = {name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name)}
+  assert {'WEIGHTS', 'run.initial_weights', *own} <= differing <= axis('gin_configs/init/imagenet.gin') | own
+
+
+@pytest.mark.parametrize('batch_size', [8, 16, 64])
+@pytest.mark.parametrize('name', ['scratch_35k', 'pretrain_35k', 'scratch_10k', 'pretrain_10k', 'scratch_3500',
+                                  'pretrain_3500', 'scratch_1k', 'pretrain_1k', 'voc_scratch', 'voc_pretrain'])
+def test_a_row_of_little_data_names_the_steps_it_takes(name, batch_size):
+  parse_whole(f'gin_configs/{name}.gin')
+  first, second, end = gin.get_configurable('KTimesSchedule')(batch_size=16).points
+  sheet = (ROOT / f'gin_configs/{name}.gin').read_text()
+  assert f'{end:,} steps of 16 images' in sheet and f'the rate drops at {first:,} and {second:,}' in sheet
+  scaled = gin.get_configurable('KTimesSchedule')(batch_size=batch_size).points
+  np.testing.assert_allclose(scaled, np.array([first, second, end]) * 16 / batch_size, atol=0.51)
+
+
+def test_the_published_settings_of_little_data():
+  parse_whole('gin_configs/scratch_35k.gin', weights=None)
+  schedule = gin.get_configurable('KTimesSchedule')(batch_size=16)
+  np.testing.assert_allclose([schedule(1000), schedule(480_000)], [0.04, 0.0008], rtol=1e-6)
+  resize = gin.get_configurable('Resize')()
+  assert resize.from_range and resize.short_sides == (512, 800)
+  lengths = {'voc_pretrain': 18_000, 'voc_scratch': 144_000, 'pretrain_10k': 60_000, 'scratch_10k': 220_000}
+  for name, end in lengths.items():
+    parse_whole(f'gin_configs/{name}.gin')
+    assert gin.get_configurable('KTimesSchedule')(batch_size=16).total_steps == end
+
+
+def test_voc_is_faster_r_cnn():
+  parse('gin_configs/voc_scratch.gin')
+  trainer, feed = build()
+  assert not [v.name for v in trainer.detector.variables if 'mask_head' in v.name or 'mask_predictor' in v.name]
+  assert 'loss/mask' not in trainer.loss_means and 'loss/box/class' in trainer.loss_means
+  detections = trainer.predict_batch(next(iter(feed.dataset())))
+  assert detections.masks is None and detections.boxes.shape[-1] == 4
+
+
+def test_every_start_sets_the_same_bindings():
+  assert len(INIT) == 8
+  assert {frozenset(axis(name)) for name in INIT} == {frozenset(axis(INIT[0]))}
+
+
+def test_a_row_with_pre_training_asks_for_its_weights():
+  with pytest.raises(UserError, match='WEIGHTS must be given'):
+    parse_whole('gin_configs/pretrain_3x.gin', weights=None)
+
+
+@pytest.mark.parametrize('width', [8, 16, 32, 48])
+def test_widths_of_resnext(width):
+  parse_whole(f'gin_configs/pretrain_2x_x101_32x{width}d_wsl.gin')
+  backbone = gin.get_configurable('ResNet')()
+  assert (backbone.depth, backbone.groups, backbone.width_per_group) == (101, 32, width)
+
+
 def test_a_norm_is_one_line():
   parse('gin_configs/demo.gin', params=['NORM = @no_norm'])
   trainer, feed = build()
@@ -125,8 +240,53 @@ def test_run_sheets_open_every_complete_configuration():
     assert f'--gin_file={name}' in text, name
 
 
+@pytest.mark.parametrize('name, batch_size', [
+  ('cbnet_dual_r50', 16), ('scratch_6x_cbnet_dual_r50', 16), ('pretrain_6x_cbnet_dual_r50', 16),
+  ('cbnet_triple_x152_cascade', 8), ('scratch_9x_cbnet_triple_x152_cascade', 16), ('vgg16_scratch_11x', 16),
+  ('vgg16_pretrain_9x', 16)])
+def test_rows_of_composites_and_vgg_name_the_steps_they_take(name, batch_size):
+  parse_whole(f'gin_configs/{name}.gin')
+  first, second, end = gin.get_configurable('KTimesSchedule')(batch_size=batch_size).points
+  sheet = (ROOT / f'gin_configs/{name}.gin').read_text()
+  assert f'{end:,} steps of {batch_size} images' in sheet
+  assert f'the rate drops at {first:,} and {second:,}' in sheet
+
+
+@pytest.mark.parametrize('pretrained, scratch, init, own', [
+  ('pretrain_6x_cbnet_dual_r50', 'scratch_6x_cbnet_dual_r50', 'imagenet', set()),
+  ('vgg16_pretrain_9x', 'vgg16_scratch_11x', 'imagenet_torchvision', {'SCHEDULE'})])
+def test_pre_trained_composites_and_vgg_differ_in_their_start(pretrained, scratch, init, own):
+  parse_whole(f'gin_configs/{pretrained}.gin')
+  ours = bindings()
+  parse_whole(f'gin_configs/{scratch}.gin', weights=None)
+  theirs = bindings()
+  differing = {name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name)}
+  assert {'WEIGHTS', 'run.initial_weights', *own} <= differing <= axis(f'gin_configs/init/{init}.gin') | own
+
+
+def test_composites_hold_what_their_names_say():
+  for name, backbones, depth, cells in (('cbnet_dual_r50', 2, 50, (1, 64)),
+                                        ('cbnet_triple_x152_cascade', 3, 152, (32, 8)),
+                                        ('scratch_9x_cbnet_triple_x152_cascade', 3, 152, (8, 32))):
+    parse_whole(f'gin_configs/{name}.gin')
+    composite = gin.get_configurable('CBNet')()
+    assert [(b.depth, b.groups, b.width_per_group) for b in composite.backbones] == [(depth, *cells)] * backbones
+    assert len({id(b) for b in composite.backbones}) == backbones and composite.style == 'ahlc'
+  rate = 0.005
+  parse_whole('gin_configs/cbnet_triple_x152_cascade.gin')
+  assert float(gin.get_configurable('KTimesSchedule')(batch_size=8)(1000)) == pytest.approx(rate)
+
+
+def test_vgg_is_faster_r_cnn_on_one_level():
+  parse('gin_configs/vgg16_scratch_11x.gin')
+  trainer, feed = build()
+  assert set(trainer.detector.fpn({'C4': tf.zeros([1, 2, 2, 8])})) == {'P4'}
+  assert not [v.name for v in trainer.detector.variables if 'mask_head' in v.name or '/norm/' in v.name]
+  assert trainer.predict_batch(next(iter(feed.dataset()))).masks is None
+
+
 def test_depths_of_the_models():
-  for name, depth in (('scratch_6x', 50), ('scratch_6x_r101', 101)):
+  for name, depth in (('scratch_6x', 50), ('scratch_6x_r101', 101), ('scratch_9x_x152_cascade', 152)):
     parse(f'gin_configs/{name}.gin')
     assert gin.query_parameter('ResNet.depth') == depth and depth in BLOCKS
 

@@ -14,11 +14,15 @@ MODULES = sorted(PACKAGE.rglob('*.py'))
 GROUND = {'errors', 'structures'}
 FLOORS = [
   {'ops', 'run_folder', 'noise'},
-  {'data', 'models', 'losses', 'schedules', 'optimizers', 'distribute', 'weights', 'coco_metrics', 'pictures'},
-  {'checkpoints', 'trainer', 'callbacks', 'evaluator', 'report', 'gin_files'},
+  {'data', 'models', 'losses', 'schedules', 'optimizers', 'distribute', 'weights', 'coco_metrics', 'voc_metrics',
+   'pictures', 'periodic_evaluation'},
+  {'scoring'},
+  {'evaluator'},
+  {'checkpoints', 'trainer', 'callbacks', 'precise_statistics', 'voc_evaluator', 'top_k', 'tta', 'report',
+   'gin_files', 'serving'},
   {'experiment'},
-  {'command_line'},
-  {'train', 'evaluate', 'predict', 'pretrain', 'compare', 'study', 'export', 'bench'},
+  {'command_line', 'benchmarks'},
+  {'train', 'evaluate', 'predict', 'pretrain', 'compare', 'study', 'export', 'bench', 'rows'},
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
@@ -98,7 +102,7 @@ def test_no_drawer():
 def test_tests_mirror_the_package():
   modules = {path.relative_to(PACKAGE).as_posix() for path in MODULES}
   # Tests of no single module.
-  whole = {'layout', 'gin', 'gin_configs', 'golden', 'hostile', 'package'}
+  whole = {'layout', 'gin', 'gin_configs', 'golden', 'hostile', 'package', 'xla'}
   for test in sorted((ROOT / 'tests').rglob('test_*.py')):
     name = test.stem.removeprefix('test_')
     folder = test.parent.relative_to(ROOT / 'tests').as_posix()

@@ -6,7 +6,17 @@ import tensorflow as tf
 
 from rethink_tf import losses
 from rethink_tf.errors import UserError
-from rethink_tf.structures import BoxOutputs, MaskOutputs, Outputs, Proposals, RoISamples, RPNOutputs
+from rethink_tf.structures import (
+  BoxOutputs,
+  ClassifierOutputs,
+  KeypointOutputs,
+  LabelledImages,
+  MaskOutputs,
+  Outputs,
+  Proposals,
+  RoISamples,
+  RPNOutputs,
+)
 
 
 @pytest.fixture
@@ -86,6 +96,25 @@ def test_mask_loss_is_a_mean_over_foreground_cells(rng):
   np.testing.assert_allclose(ours, (entropy * weights).sum() / 3, rtol=1e-5)
 
 
+def keypoint_outputs(rng, visible=((1, 1, 0), (1, 0, 0))):
+  """Two images of two RoIs with three keypoints on maps of 4 x 4; the second RoI of each has nothing visible."""
+  logits, targets = rng.normal(0, 3, (2, 2, 3, 4, 4)), rng.integers(0, 16, (2, 2, 3))
+  weights = np.float32([[image, (0, 0, 0)] for image in visible])
+  outputs = KeypointOutputs(*constants(logits, targets, weights))
+  flat = logits.reshape(2, 2, 3, 16)
+  entropy = np.log(np.exp(flat).sum(-1)) - np.take_along_axis(flat, targets[..., None], -1)[..., 0]
+  return outputs, (entropy * weights).sum(), weights.sum()
+
+
+def test_keypoint_loss_is_a_mean_over_visible_keypoints(rng):
+  outputs, total, number = keypoint_outputs(rng)
+  np.testing.assert_allclose(losses.keypoint_loss(outputs, min_keypoints=0), total / number, rtol=1e-5)
+  np.testing.assert_allclose(losses.keypoint_loss(outputs, divisor=10.0, min_keypoints=3), total / 20, rtol=1e-5)
+  assert losses.keypoint_loss(outputs, min_keypoints=4) == 0  # too few for this batch
+  nothing, _, _ = keypoint_outputs(rng, visible=((0, 0, 0), (0, 0, 0)))
+  assert losses.keypoint_loss(nothing, min_keypoints=0) == 0
+
+
 def test_without_objects_losses_are_zero_and_gradients_finite(rng):
   logits = tf.Variable(rng.normal(size=(1, 3, 5, 5)), dtype=tf.float32)
   rpn, _ = rpn_outputs(rng, used=(0, 0))
@@ -111,3 +140,50 @@ def test_names(rng, stages, names):
 def test_unknown_divisor():
   with pytest.raises(UserError, match="rpn_box_divisor = 'anchors'"):
     losses.MaskRCNNLoss(rpn_box_divisor='anchors')
+
+
+def k_hot_entropy(logits, classes, smoothing):
+  """Softmax cross-entropy with the whole table of targets, float64, mean over labelled images."""
+  shifted = logits - logits.max(1, keepdims=True)
+  log_probabilities = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+  targets = np.zeros(logits.shape)
+  for row, labels in enumerate(classes):
+    own = labels[labels >= 0]
+    targets[row, own] = 1 / max(len(own), 1)
+  targets = (1 - smoothing) * targets + smoothing / logits.shape[1]
+  labelled = (classes >= 0).any(1)
+  return -(targets * log_probabilities).sum(1)[labelled].sum() / max(labelled.sum(), 1)
+
+
+@pytest.mark.parametrize('smoothing', [0.0, 0.1])
+@pytest.mark.parametrize('classes', [
+  [[3], [0], [6], [3]], [[3, -1, -1], [0, 5, -1], [1, 2, 6], [-1, 4, -1]], [[3, 1], [-1, -1], [2, -1], [-1, -1]],
+  [[-1], [-1], [-1], [-1]]], ids=['single', 'several', 'unlabelled', 'none'])
+def test_cross_entropy_of_equal_shares(rng, classes, smoothing):
+  logits, classes = rng.normal(0, 4, (4, 7)), np.array(classes, np.int32)
+  batch = LabelledImages(None, None, None, tf.constant(classes))
+  outputs = ClassifierOutputs({}, tf.constant(logits, tf.float32))
+  found = losses.ClassificationLoss(smoothing)(outputs, batch)
+  assert list(found) == ['class']
+  np.testing.assert_allclose(found['class'], k_hot_entropy(logits, classes, smoothing), rtol=1e-5, atol=1e-7)
+
+
+def test_cross_entropy_is_least_at_equal_shares_and_its_gradient_is_probability_minus_target():
+  classes = tf.constant([[1, 4, -1], [2, -1, -1]])
+  logits = tf.constant(np.random.default_rng(1).normal(size=(2, 5)), tf.float32)
+  with tf.GradientTape() as tape:
+    tape.watch(logits)
+    loss = losses.classification_loss(logits, classes)
+  targets = np.array([[0, 0.5, 0, 0, 0.5], [0, 0, 1, 0, 0]])
+  np.testing.assert_allclose(tape.gradient(loss, logits), (tf.nn.softmax(logits) - targets) / 2, atol=1e-6)
+
+
+def test_extreme_logits_stay_finite():
+  logits = tf.constant([[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0]])
+  np.testing.assert_allclose(losses.classification_loss(logits, tf.constant([[0], [0]])), 1e4, rtol=1e-6)
+
+
+@pytest.mark.parametrize('smoothing', [-0.1, 1.0])
+def test_label_smoothing_out_of_range(smoothing):
+  with pytest.raises(UserError, match='label_smoothing'):
+    losses.ClassificationLoss(smoothing)

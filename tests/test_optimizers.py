@@ -142,8 +142,21 @@ def test_arguments_out_of_range(arguments, message):
     SGD(**arguments)
 
 
+def test_nesterov_looks_one_step_ahead():
+  variable = tf.Variable([1., -2.], name='kernel')
+  optimizer = SGD(.1, momentum=.9, weight_decay=.01, nesterov=True)
+  w, velocity = np.array([1., -2.]), np.zeros(2)
+  for step in range(5):
+    gradient = np.array([.5, 1. + step])
+    optimizer.apply_gradients([(tf.constant(gradient, tf.float32), variable)])
+    gradient = gradient + .01 * w
+    velocity = .9 * velocity + gradient
+    w = w - .1 * (gradient + .9 * velocity)
+  np.testing.assert_allclose(variable, w, rtol=1e-5)
+
+
 def test_config_makes_the_same_optimizer():
-  optimizer = SGD(.25, momentum=.8, weight_decay=.01, bias_rule='detectron2', clip_norm=3.)
+  optimizer = SGD(.25, momentum=.8, weight_decay=.01, bias_rule='detectron2', clip_norm=3., nesterov=True)
   again = SGD.from_config(optimizer.get_config())
   assert again.get_config() == optimizer.get_config()
   assert again.momentum == .8 and again.global_clipnorm == 3. and again.rule('a/bias:0') == (1., .01)

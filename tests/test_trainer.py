@@ -115,6 +115,13 @@ def test_prediction_is_the_same_on_one_and_two_replicas(four, two_replicas):
     np.testing.assert_allclose(a, b, atol=1e-4)
 
 
+def test_prediction_without_masks_on_two_replicas(four, two_replicas):
+  with two_replicas.scope():
+    shared = make(four, mask_head=None)
+  detections = shared.predict_batch(four)
+  assert detections.masks is None and detections.boxes.shape[0] == len(detections.scores) == 4
+
+
 def test_a_detector_without_masks_has_no_mask_loss(four):
   losses, _ = make(four, mask_head=None).gradients(four)
   assert set(losses) == {'loss/total', 'loss/rpn/objectness', 'loss/rpn/box', 'loss/box/class', 'loss/box/regression'}

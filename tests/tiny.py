@@ -1,26 +1,32 @@
 """A detector small enough for a test to train, and batches to train it on."""
 
+import functools
+
 import numpy as np
 import tensorflow as tf
 
+from rethink_tf.models.cascade import Cascade
 from rethink_tf.models.fpn import FPN
 from rethink_tf.models.heads import BoxHead, MaskHead, RPNHead
+from rethink_tf.models.keypoints import KeypointHead
 from rethink_tf.models.mask_rcnn import MaskRCNN
 from rethink_tf.models.norms import group_norm
 from rethink_tf.models.resnet import ResNet
 from rethink_tf.models.rois import Anchors, AnchorSampler, ProposalGenerator, RoISampler
 from rethink_tf.structures import MASK_CROP, Batch
 
-CLASSES = 3
+CLASSES, KEYPOINTS = 3, 5
 
 # The same detector in gin's words, for tests that go through the front door.
 GIN = (
   'ResNet.stem_width = 32', 'ResNet.res2_width = 32', 'ResNet.width_per_group = 32', 'FPN.channels = 32',
   'RPNHead.channels = 32', 'BoxHead.channels = 32', 'BoxHead.fc_width = 32', 'MaskHead.channels = 32',
+  'KeypointHead.channels = 32', 'KeypointHead.num_convs = 2',
   'Anchors.sizes = (8, 16, 32, 64, 128)', 'AnchorSampler.batch_size = 32', 'RoISampler.batch_size = 16',
   'ProposalGenerator.pre_nms_train = 50', 'ProposalGenerator.pre_nms_test = 50',
   'ProposalGenerator.post_nms_train = 30', 'ProposalGenerator.post_nms_test = 20',
   'DetectionGenerator.max_detections = 10', 'Resize.short_side = (64,)', 'Resize.max_side = 64',
+  'LargeScaleJitter.side = 64',
   'TrainInput.max_instances = 8', 'EvalInput.max_instances = 8', 'KTimesSchedule.warmup_steps = 0',
 )
 
@@ -35,10 +41,23 @@ def detector(norm=group_norm, xla: bool = False, **parts) -> MaskRCNN:
   return MaskRCNN(CLASSES, xla=xla, **(defaults | parts))
 
 
-def batch(images: int, seed: int = 0, objects: int = 3, side: int = 64) -> Batch:
-  """Random pictures with `objects` boxes each; image i is the same whatever the size of the batch."""
+def cascade(**settings):
+  """For detector(cascade=…)."""
+  return functools.partial(Cascade, head=functools.partial(BoxHead, 1, 1, 32, 32), **settings)
+
+
+def keypoint_detector(xla: bool = False, **parts) -> MaskRCNN:
+  return detector(xla=xla, mask_head=None, keypoint_head=KeypointHead(2, 32), num_keypoints=KEYPOINTS, **parts)
+
+
+def batch(images: int, seed: int = 0, objects: int = 3, side: int = 64, keypoints: int = 0) -> Batch:
+  """Random pictures with `objects` boxes each; image i is the same whatever the size of the batch.
+
+  keypoints: so many an object, inside its box, the first one not labelled.
+  """
   slots = max(objects, 4)
   pixels, boxes, classes = [], np.zeros((images, slots, 4), np.float32), np.zeros((images, slots), np.int32)
+  points = np.zeros((images, slots, keypoints, 3), np.float32)
   for i in range(images):
     rng = np.random.default_rng([seed, i])
     pixels.append(rng.integers(0, 255, (side, side, 3)))
@@ -46,10 +65,13 @@ def batch(images: int, seed: int = 0, objects: int = 3, side: int = 64) -> Batch
       low, extent = rng.uniform(0, side * 0.5, 2), rng.uniform(side * 0.2, side * 0.45, 2)
       boxes[i, k] = *low, *(low + extent)
       classes[i, k] = rng.integers(1, CLASSES + 1)
+      if keypoints:
+        points[i, k, 1:, :2] = low + np.random.default_rng([seed, i, k]).uniform(0.1, 0.9, (keypoints - 1, 2)) * extent
+        points[i, k, 1:, 2] = 2
   size = [[side, side]] * images
   return Batch(
     images=tf.constant(np.stack(pixels), tf.uint8), image_sizes=tf.constant(size, tf.float32),
     scales=tf.ones([images, 2]), original_sizes=tf.constant(size, tf.int32),
     image_ids=tf.range(images, dtype=tf.int64), seeds=tf.constant([[seed, i] for i in range(images)], tf.int32),
     gt_boxes=tf.constant(boxes), gt_classes=tf.constant(classes),
-    gt_masks=tf.ones([images, slots, MASK_CROP, MASK_CROP], tf.uint8), gt_keypoints=tf.zeros([images, slots, 0, 3]))
+    gt_masks=tf.ones([images, slots, MASK_CROP, MASK_CROP], tf.uint8), gt_keypoints=tf.constant(points))

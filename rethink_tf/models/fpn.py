@@ -6,8 +6,9 @@ import gin
 import tensorflow as tf
 import tf_keras
 
+from rethink_tf.errors import UserError
 from rethink_tf.models import initializers
-from rethink_tf.models.layers import ConvNorm
+from rethink_tf.models.layers import ConvNorm, upsample
 from rethink_tf.models.norms import group_norm
 
 
@@ -35,9 +36,19 @@ class FPN(tf_keras.layers.Layer):
     return {level: pyramid[level] for level in sorted(pyramid)}
 
 
-def upsample(x: tf.Tensor) -> tf.Tensor:
-  """Nearest neighbour x2 of maps [B, H, W, C], by broadcasting: UpSampling2D has a gradient that XLA cannot compile."""
-  shape = tf.shape(x)
-  batch, height, width, channels = shape[0], shape[1], shape[2], x.shape[-1]
-  x = tf.broadcast_to(x[:, :, None, :, None, :], [batch, height, 2, width, 2, channels])
-  return tf.reshape(x, [batch, 2 * height, 2 * width, channels])
+@gin.register
+class SingleLevel(tf_keras.layers.Layer):
+  """{'C4'…} -> {'P4': that map as it is}: Faster R-CNN without a pyramid (Ren et al. 2017, section 3).
+
+  The RPN and the RoIs take everything from one map of stride 2^level; anchors of all sizes lie on it.
+  """
+
+  def __init__(self, level: int = 4, name: str = 'fpn'):
+    super().__init__(name=name)
+    self.level = level
+
+  def call(self, features):
+    if f'C{self.level}' not in features:
+      raise UserError(f'SingleLevel.level = {self.level}: the backbone has no C{self.level}, only '
+                      f'{", ".join(sorted(features))}')
+    return {f'P{self.level}': features[f'C{self.level}']}

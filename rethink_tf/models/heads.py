@@ -10,6 +10,7 @@ import gin
 import tensorflow as tf
 import tf_keras
 
+from rethink_tf.errors import UserError
 from rethink_tf.models import initializers
 from rethink_tf.models.layers import ConvNorm
 from rethink_tf.models.norms import group_norm
@@ -17,12 +18,19 @@ from rethink_tf.models.norms import group_norm
 
 @gin.register
 class RPNHead(tf_keras.layers.Layer):
-  """One head over all levels: map [B, H, W, C] -> objectness [B, H * W * anchors], deltas [B, H * W * anchors, 4]."""
+  """One head over all levels: map [B, H, W, C] -> objectness [B, H * W * anchors], deltas [B, H * W * anchors, 4].
 
-  def __init__(self, channels: int = 256, anchors_per_cell: int = 3, name: str = 'rpn_head'):
+  num_convs: 3x3 convolutions before the predictions; Detectron2's later baselines have two.
+  """
+
+  def __init__(self, channels: int = 256, anchors_per_cell: int = 3, num_convs: int = 1, name: str = 'rpn_head'):
     super().__init__(name=name)
-    self.conv = tf_keras.layers.Conv2D(channels, 3, padding='same', activation='relu',
-                                       kernel_initializer=initializers.gaussian(), name='conv')
+    convs = [tf_keras.layers.Conv2D(channels, 3, padding='same', activation='relu',
+                                    kernel_initializer=initializers.gaussian(), name=f'conv{i + 1 if i else ""}')
+             for i in range(num_convs)]
+    if not convs:
+      raise UserError(f'RPNHead.num_convs = {num_convs}: use 1 or more')
+    self.conv, self.further_convs = convs[0], convs[1:]  # the first has its name in every checkpoint
     self.objectness = tf_keras.layers.Conv2D(anchors_per_cell, 1, kernel_initializer=initializers.gaussian(),
                                              dtype='float32', name='objectness')
     self.deltas = tf_keras.layers.Conv2D(4 * anchors_per_cell, 1, kernel_initializer=initializers.gaussian(),
@@ -30,6 +38,8 @@ class RPNHead(tf_keras.layers.Layer):
 
   def call(self, feature):
     x = self.conv(feature)
+    for conv in self.further_convs:
+      x = conv(x)
     batch = tf.shape(x)[0]
     return tf.reshape(self.objectness(x), [batch, -1]), tf.reshape(self.deltas(x), [batch, -1, 4])
 
@@ -42,10 +52,10 @@ class BoxHead(tf_keras.layers.Layer):
   """
 
   def __init__(self, num_convs: int = 4, num_fcs: int = 1, channels: int = 256, fc_width: int = 1024, norm=group_norm,
-               initializer=initializers.msra, name: str = 'box_head'):
+               initializer=initializers.msra, fc_initializer=initializers.xavier, name: str = 'box_head'):
     super().__init__(name=name)
     self.convs = [ConvNorm(channels, 3, norm, initializer, relu=True, name=f'conv{i + 1}') for i in range(num_convs)]
-    self.fcs = [tf_keras.layers.Dense(fc_width, 'relu', kernel_initializer=initializers.xavier(), name=f'fc{i + 1}')
+    self.fcs = [tf_keras.layers.Dense(fc_width, 'relu', kernel_initializer=fc_initializer(), name=f'fc{i + 1}')
                 for i in range(num_fcs)]
 
   def call(self, pooled, used=None):

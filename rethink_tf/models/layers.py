@@ -31,6 +31,22 @@ class ConvNorm(tf_keras.layers.Layer):
     return tf.nn.relu(x) if self.relu else x
 
 
+def unchanged(stage: int, x: tf.Tensor) -> tf.Tensor:
+  """What a backbone that is in no composite does to the input of a stage."""
+  del stage
+  return x
+
+
 def pad(x: tf.Tensor, padding: int) -> tf.Tensor:
   """Zeros on all four sides of maps [B, H, W, C]."""
   return tf.pad(x, [[0, 0], [padding, padding], [padding, padding], [0, 0]]) if padding else x
+
+
+def upsample(x: tf.Tensor, factor: int = 2) -> tf.Tensor:
+  """Nearest neighbour of maps [B, H, W, C], by broadcasting: UpSampling2D has a gradient that XLA cannot compile."""
+  if factor == 1:
+    return x
+  shape = tf.shape(x)
+  batch, height, width, channels = shape[0], shape[1], shape[2], x.shape[-1]
+  x = tf.broadcast_to(x[:, :, None, :, None, :], [batch, height, factor, width, factor, channels])
+  return tf.reshape(x, [batch, factor * height, factor * width, channels])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import gin
 import tensorflow as tf
 import tf_keras
 
+from rethink_tf.errors import UserError
 from rethink_tf.models.fpn import FPN
 from rethink_tf.models.heads import BoxHead, BoxPredictor, MaskHead, MaskPredictor, RPNHead
+from rethink_tf.models.keypoints import HEATMAP_SIZE, KeypointHead, KeypointPredictor
 from rethink_tf.models.resnet import ResNet
 from rethink_tf.models.rois import (
   Anchors,
@@ -19,12 +22,15 @@ from rethink_tf.models.rois import (
   RoIPooler,
   RoISampler,
 )
+from rethink_tf.ops import boxes as box_ops
+from rethink_tf.ops.heatmaps import decode_heatmaps, heatmap_targets
 from rethink_tf.ops.masks import crop_targets
 from rethink_tf.ops.roi_align import Pyramid, flatten
 from rethink_tf.structures import (
   Batch,
   BoxOutputs,
   Detections,
+  KeypointOutputs,
   MaskOutputs,
   Outputs,
   Proposals,
@@ -40,7 +46,9 @@ class MaskRCNN(tf_keras.layers.Layer):
   """backbone -> FPN -> RPN -> box head -> mask head; every part is an argument, the defaults are the paper's.
 
   model(images uint8 [B, H, W, 3], image_sizes [B, 2], labels=Batch, training=...) -> structures.Outputs.
-  mask_head: None makes it Faster R-CNN. roi_pooler: constructor, called with the heads' sizes, 7 and 14.
+  mask_head: None makes it Faster R-CNN. keypoint_head: for data whose instances have num_keypoints of them.
+  cascade: constructor, called with num_classes, of further box stages (cascade.py); box deltas are then class-agnostic.
+  roi_pooler: constructor, called with the heads' sizes, 7 and 14.
   pixel_mean, pixel_std: RGB, of the 0-255 range; padding is 0 after both.
   xla: True uses only operations that XLA compiles, with static shapes (TPU); False the faster ones of CPU and GPU.
   """
@@ -53,6 +61,8 @@ class MaskRCNN(tf_keras.layers.Layer):
     rpn_head: RPNHead | None = None,
     box_head: BoxHead | None = None,
     mask_head: MaskHead | None = None,
+    keypoint_head: KeypointHead | None = None,
+    cascade=None,
     anchors: Anchors | None = None,
     anchor_sampler: AnchorSampler | None = None,
     proposal_generator: ProposalGenerator | None = None,
@@ -62,6 +72,7 @@ class MaskRCNN(tf_keras.layers.Layer):
     pixel_mean: Sequence[float] = (122.7717, 115.9465, 102.9801),  # Detectron's, here in RGB order
     pixel_std: Sequence[float] = (1.0, 1.0, 1.0),
     xla: bool = False,
+    num_keypoints: int = 0,
     name: str = 'mask_rcnn',
   ):
     super().__init__(name=name, autocast=False)
@@ -77,8 +88,14 @@ class MaskRCNN(tf_keras.layers.Layer):
     self.roi_sampler = roi_sampler or RoISampler()
     self.box_pooler, self.mask_pooler = roi_pooler(size=7), roi_pooler(size=14)
     self.detection_generator = detection_generator or DetectionGenerator()
-    self.box_predictor = BoxPredictor(num_classes)
+    self.cascade = cascade(num_classes) if cascade is not None else None
+    self.box_predictor = BoxPredictor(num_classes, class_agnostic=cascade is not None)
     self.mask_predictor = MaskPredictor(num_classes) if mask_head is not None else None
+    if keypoint_head is not None and not num_keypoints:
+      raise UserError('MaskRCNN.keypoint_head: the data has no keypoints: use gin_configs/data/coco_keypoints.gin, or '
+                      'set coco.keypoints = True')
+    self.keypoint_head, self.keypoint_pooler = keypoint_head, roi_pooler(size=14)
+    self.keypoint_predictor = KeypointPredictor(num_keypoints) if keypoint_head is not None else None
     self.pixel_mean, self.pixel_std = tuple(pixel_mean), tuple(pixel_std)
 
   def call(self, images: tf.Tensor, image_sizes: tf.Tensor, labels: Batch | None = None,
@@ -101,20 +118,33 @@ class MaskRCNN(tf_keras.layers.Layer):
     """Region proposal network over P2..P6 -> RPNOutputs, Proposals."""
     anchors = self.anchors(features)
     logits, deltas = zip(*(self.rpn_head(features[level]) for level in sorted(features)), strict=True)
-    proposals = self.proposal_generator(logits, deltas, anchors, image_sizes, training, self.xla)
+    with tf.name_scope('proposals'):
+      proposals = self.proposal_generator(logits, deltas, anchors, image_sizes, training, self.xla)
     rpn = RPNOutputs(tf.concat(logits, 1), tf.concat(deltas, 1), tf.concat(anchors, 0))
     return rpn, proposals
 
   def learn(self, features: dict[str, tf.Tensor], rpn: RPNOutputs, proposals: Proposals, image_sizes: tf.Tensor,
             labels: Batch) -> Outputs:
     """Training: samples, heads on the samples, targets."""
-    rpn = self.anchor_sampler(rpn, image_sizes, labels)
-    rois = self.roi_sampler(proposals, labels)
+    with tf.name_scope('samples'):
+      rpn = self.anchor_sampler(rpn, image_sizes, labels)
+      rois = self.roi_sampler(proposals, labels)
     pyramid = roi_pyramid(features)
-    pooled = self.box_pooler(pyramid, rois.boxes, self.xla)  # [B, R, 7, 7, C]
-    boxes = BoxOutputs(*self.box_predictor(self.box_head(pooled, rois.weights)), rois)
+    boxes = self.learn_boxes(pyramid, rois, image_sizes, labels)
+    rois = boxes[-1 if self.cascade is None or self.cascade.mask_stage == 'last' else 0].rois
     masks = self.learn_masks(pyramid, rois, labels) if self.mask_head is not None else None
-    return Outputs(features, rpn, proposals, (boxes,), masks)
+    keypoints = self.learn_keypoints(pyramid, rois, labels) if self.keypoint_head is not None else None
+    return Outputs(features, rpn, proposals, boxes, masks, keypoints=keypoints)
+
+  def learn_boxes(self, pyramid: Pyramid, rois: RoISamples, image_sizes: tf.Tensor,
+                  labels: Batch) -> tuple[BoxOutputs, ...]:
+    """The box head on the samples; in a cascade every stage on its own."""
+    if self.cascade is not None:
+      pool = functools.partial(self.box_pooler, pyramid, xla=self.xla)
+      return self.cascade.learn((self.box_head, self.box_predictor), self.roi_sampler.box_weights, pool, rois,
+                                image_sizes, labels)
+    pooled = self.box_pooler(pyramid, rois.boxes, self.xla)  # [B, R, 7, 7, C]
+    return (BoxOutputs(*self.box_predictor(self.box_head(pooled, rois.weights)), rois),)
 
   def learn_masks(self, pyramid: Pyramid, rois: RoISamples, labels: Batch) -> MaskOutputs:
     """Mask head on the foreground RoIs, which come first among the samples."""
@@ -123,6 +153,20 @@ class MaskRCNN(tf_keras.layers.Layer):
     logits = self.mask_logits(pyramid, boxes, classes)
     targets = crop_targets(labels.gt_masks, labels.gt_boxes, boxes, gt_index)
     return MaskOutputs(logits, targets, tf.cast(classes > 0, tf.float32))
+
+  def learn_keypoints(self, pyramid: Pyramid, rois: RoISamples, labels: Batch) -> KeypointOutputs:
+    """Keypoint head on the foreground RoIs; one without a visible keypoint inside has no weight in the loss."""
+    slots = self.mask_slots(rois.classes, min(self.roi_sampler.max_foreground, rois.boxes.shape[1]))
+    boxes, gt_index, foreground = rois.boxes[:, :slots], rois.gt_index[:, :slots], rois.classes[:, :slots] > 0
+    points = tf.gather(labels.gt_keypoints, gt_index, batch_dims=1)  # [B, M, P, 3]
+    targets, valid = heatmap_targets(points, boxes, HEATMAP_SIZE)
+    logits = self.keypoint_logits(pyramid, boxes, foreground)
+    return KeypointOutputs(logits, targets, tf.cast(valid & foreground[..., None], tf.float32))
+
+  def keypoint_logits(self, pyramid: Pyramid, boxes: tf.Tensor, used: tf.Tensor) -> tf.Tensor:
+    """Heat maps [B, M, P, 56, 56] for boxes [B, M, 4]; used: bool [B, M]."""
+    pooled = self.keypoint_pooler(pyramid, boxes, self.xla)  # [B, M, 14, 14, C]
+    return self.keypoint_predictor(self.keypoint_head(pooled, used))
 
   def mask_slots(self, classes: tf.Tensor, limit: int) -> int | tf.Tensor:
     """How many leading slots [B, R] hold an object in some image; where shapes are static, all of them."""
@@ -142,12 +186,34 @@ class MaskRCNN(tf_keras.layers.Layer):
              image_sizes: tf.Tensor) -> Outputs:
     """Inference: heads on all proposals, suppression, masks at the final boxes."""
     pyramid = roi_pyramid(features)
-    pooled = self.box_pooler(pyramid, proposals.boxes, self.xla)
-    boxes = BoxOutputs(*self.box_predictor(self.box_head(pooled)))
-    detections = self.detection_generator(boxes, proposals, image_sizes, self.roi_sampler.box_weights, self.xla)
+    boxes, detections = self.detect_boxes(pyramid, proposals, image_sizes)
     if self.mask_head is not None:
       detections = self.detect_masks(pyramid, detections)
-    return Outputs(features, rpn, proposals, (boxes,), None, detections)
+    if self.keypoint_head is not None:
+      detections = self.detect_keypoints(pyramid, detections, canvas(features))
+    return Outputs(features, rpn, proposals, boxes, None, detections)
+
+  def detect_boxes(self, pyramid: Pyramid, proposals: Proposals,
+                   image_sizes: tf.Tensor) -> tuple[tuple[BoxOutputs, ...], Detections]:
+    """All classes' boxes at all proposals, and suppression."""
+    outputs, boxes, scores = self.score_boxes(pyramid, proposals, image_sizes)
+    return outputs, self.detection_generator.select(boxes, scores, proposals.valid, self.xla)
+
+  def score_boxes(self, pyramid: Pyramid, proposals: Proposals,
+                  image_sizes: tf.Tensor) -> tuple[tuple[BoxOutputs, ...], tf.Tensor, tf.Tensor]:
+    """The box head on all proposals, or the stages of a cascade one after the other, before suppression.
+
+    Returns their outputs, clipped boxes [B, N, K or 1, 4] and probabilities [B, N, K].
+    """
+    weights = self.roi_sampler.box_weights
+    if self.cascade is not None:
+      pool = functools.partial(self.box_pooler, pyramid, xla=self.xla)
+      return self.cascade.score((self.box_head, self.box_predictor), weights, pool, proposals, image_sizes)
+    pooled = self.box_pooler(pyramid, proposals.boxes, self.xla)
+    outputs = BoxOutputs(*self.box_predictor(self.box_head(pooled)))
+    boxes = box_ops.decode(outputs.box_deltas, proposals.boxes[:, :, None, :], weights)
+    scores = tf.nn.softmax(outputs.class_logits)[..., 1:]
+    return (outputs,), box_ops.clip(boxes, image_sizes), scores
 
   def detect_masks(self, pyramid: Pyramid, detections: Detections) -> Detections:
     """Adds mask probabilities [B, D, 28, 28] of each detection's class; zero in empty slots."""
@@ -158,7 +224,31 @@ class MaskRCNN(tf_keras.layers.Layer):
     masks = tf.where((detections.classes > 0)[..., None, None], masks, 0.0)
     return detections._replace(masks=tf.ensure_shape(masks, [None, limit, *masks.shape[2:]]))
 
+  def detect_keypoints(self, pyramid: Pyramid, detections: Detections, limits: tuple) -> Detections:
+    """Adds keypoints [B, D, P, 3] of each detection; zero in empty slots. limits: of the boxes, in pixels."""
+    slots = self.mask_slots(detections.classes, detections.classes.shape[1])
+    boxes, used = detections.boxes[:, :slots], detections.classes[:, :slots] > 0
+    return self.place_keypoints(self.keypoint_logits(pyramid, boxes, used), detections, limits)
+
+  def place_keypoints(self, logits: tf.Tensor, detections: Detections, limits: tuple) -> Detections:
+    """Adds keypoints from the heat maps [B, M, P, 56, 56] of the first M slots, which hold all detections."""
+    limit, slots = detections.classes.shape[1], tf.shape(logits)[1]
+    boxes, used = detections.boxes[:, :slots], detections.classes[:, :slots] > 0
+    points = decode_heatmaps(tf.reshape(logits, [-1, *logits.shape[2:]]), tf.reshape(boxes, [-1, 4]),
+                             limits if self.xla else None)
+    points = tf.reshape(points, tf.concat([tf.shape(used), points.shape[1:]], 0))
+    points = tf.pad(tf.where(used[..., None, None], points, 0.0), [[0, 0], [0, limit - slots], [0, 0], [0, 0]])
+    return detections._replace(keypoints=tf.ensure_shape(points, [None, limit, *points.shape[2:]]))
+
+
+def canvas(features: dict[str, tf.Tensor]) -> tuple:
+  """Height and width in pixels of the images that feature maps were made of; static where they are."""
+  level = min(features)
+  shape = tf.shape(features[level])
+  return tuple((static or shape[i]) * 2**int(level[1:]) for i, static in enumerate(features[level].shape[1:3], 1))
+
 
 def roi_pyramid(features: dict[str, tf.Tensor]) -> Pyramid:
-  """P2..P5, from which RoIs are pooled (P6 is for the RPN alone)."""
-  return flatten([features[level] for level in ('P2', 'P3', 'P4', 'P5')])
+  """Those of P2..P5 that there are, from which RoIs are pooled (P6 is for the RPN alone)."""
+  levels = [level for level in ('P2', 'P3', 'P4', 'P5') if level in features]
+  return flatten([features[level] for level in levels], int(levels[0][1:]))

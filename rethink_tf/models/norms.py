@@ -7,7 +7,10 @@ group_norm, sync_batch_norm, frozen_batch_norm, no_norm and addons_group_norm ar
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import threading
+from collections.abc import Iterator
 
 import gin
 import tensorflow as tf
@@ -18,6 +21,22 @@ from rethink_tf.ops.group_norm import channel_sums
 from rethink_tf.ops.group_norm import group_norm as normalise_groups
 
 EPSILON = 1e-5  # Detectron's for every norm; Keras would take 1e-3
+
+
+_recording = threading.local()  # a replica is traced in a thread of its own
+
+
+@contextlib.contextmanager
+def recorded_statistics() -> Iterator[dict]:
+  """Inside, in this thread, SyncBatchNorm leaves its moving statistics alone and notes each batch's.
+
+  Yields {layer: [(mean [C], variance [C], unbiased, number of elements), …]}, one entry for each call in training.
+  """
+  _recording.found = found = {}
+  try:
+    yield found
+  finally:
+    del _recording.found
 
 
 class GroupNorm(tf_keras.layers.Layer):
@@ -74,7 +93,7 @@ class SyncBatchNorm(tf_keras.layers.Layer):
     if alone and used is None:  # TensorFlow's fused kernel, which knows neither padding nor other replicas
       y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
         x=x, scale=self.gamma, offset=self.beta, mean=[], variance=[], epsilon=self.epsilon)
-      self._remember(mean, variance, 1.0)
+      self._remember(mean, variance, tf.cast(tf.reduce_prod(tf.shape(x)[:3]), tf.float32))
       return y
     mean, variance, count = _moments(tf.cast(x, tf.float32), used, (lambda t: t) if alone else _add_replicas)
     self._remember(mean, variance * tf.math.divide_no_nan(count, count - 1.0), count)
@@ -85,6 +104,10 @@ class SyncBatchNorm(tf_keras.layers.Layer):
     return tf.cast(tf.cast(x, tf.float32) * scale + (self.beta - mean * scale), x.dtype)
 
   def _remember(self, mean, variance, count):
+    found = getattr(_recording, 'found', None)
+    if found is not None:
+      found.setdefault(self, []).append((mean, variance, count))
+      return
     for moving, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
       step = (1.0 - self.momentum) * (tf.stop_gradient(new) - moving)
       moving.assign_add(tf.where(count > 0.0, step, 0.0))
@@ -158,7 +181,8 @@ def frozen_batch_norm(name: str, zero_gamma: bool = False, epsilon: float = EPSI
 def no_norm(name: str, zero_gamma: bool = False):
   """No normalisation (paper, section 4.4: VGG-16 trains from a normalised initialisation alone)."""
   if zero_gamma:
-    raise UserError('no_norm has no gamma to start at zero: set zero_init_residual = False')
+    raise UserError('no_norm has no gamma to start at zero: set ResNet.zero_init_residual = False, or '
+                    'CBNet.connector_zero_gamma = False')
   return NoNorm(name=name)
 
 

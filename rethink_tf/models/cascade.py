@@ -1,0 +1,129 @@
+"""Cascade R-CNN (Cai and Vasconcelos 2018, section 4): box heads in a row, each on the boxes the one before refined."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import gin
+import tensorflow as tf
+import tf_keras
+
+from rethink_tf.errors import UserError
+from rethink_tf.models.heads import BoxHead, BoxPredictor
+from rethink_tf.models.rois import take
+from rethink_tf.ops import boxes as box_ops
+from rethink_tf.ops import matching
+from rethink_tf.structures import Batch, BoxOutputs, Proposals, RoISamples
+
+SCORE_ROIS = ('own', 'last')
+MASK_STAGES = ('last', 'first')
+
+Pool = Callable[[tf.Tensor], tf.Tensor]  # boxes [B, R, 4] -> RoI features [B, R, 7, 7, C]
+Stage = tuple[tf_keras.layers.Layer, tf_keras.layers.Layer]  # box head, box predictor
+
+
+@gin.register
+class Cascade(tf_keras.layers.Layer):
+  """The stages behind the first one, which is MaskRCNN's own box head with the RoISampler's 0.5 and (10, 10, 5, 5).
+
+  All stages regress class-agnostic boxes. All boxes that a stage refined are labelled anew for the next, none sampled.
+
+  head: constructor of a stage's box head, called once a stage.
+  ious, box_weights: foreground IoU and box weights of stages 2, 3, …; () and () leave the plain detector.
+  gradient_scales: of each stage's gradient, the first's too, into the shared features: the cascade's loss weights
+    without their effect on the heads, which all learn at the full rate (Detectron's fork). (1/3, 1/3, 1/3) is
+    Detectron2's. Weights on the losses themselves are MaskRCNNLoss.stage_weights.
+  append_ground_truth: True adds it to the RoIs of every stage, and takes out what was ground truth (Detectron's fork).
+  score_rois: scores are means over the stages' classifiers, each on the RoIs of its 'own' stage (Detectron2), or all
+    on those of the 'last' (Detectron's fork, the paper).
+  mask_stage: the stage on whose samples mask and keypoint heads learn: 'last' (section 4.1 of Rethinking) or 'first'
+    (Detectron2). At test time they see the final boxes.
+  """
+
+  def __init__(self, num_classes: int, head=BoxHead, ious: Sequence[float] = (0.6, 0.7),
+               box_weights: Sequence[Sequence[float]] = ((20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0)),
+               gradient_scales: Sequence[float] = (1.0, 0.5, 0.25), append_ground_truth: bool = False,
+               score_rois: str = 'own', mask_stage: str = 'last', name: str = 'cascade'):
+    super().__init__(name=name, autocast=False)
+    if not len(ious) == len(box_weights) == len(gradient_scales) - 1:
+      raise UserError(f'Cascade: {len(ious)} ious, {len(box_weights)} box_weights and {len(gradient_scales)} '
+                      'gradient_scales: give n, n and n + 1 for n stages behind the first')
+    if score_rois not in SCORE_ROIS:
+      raise UserError(f"Cascade.score_rois = {score_rois!r}: use one of {', '.join(SCORE_ROIS)}")
+    if mask_stage not in MASK_STAGES:
+      raise UserError(f"Cascade.mask_stage = {mask_stage!r}: use one of {', '.join(MASK_STAGES)}")
+    stages = range(2, len(ious) + 2)
+    self.heads = [head(name=f'box_head{stage}') for stage in stages]
+    self.predictors = [BoxPredictor(num_classes, class_agnostic=True, name=f'box_predictor{stage}')
+                       for stage in stages]
+    self.ious, self.box_weights = tuple(ious), tuple(tuple(weights) for weights in box_weights)
+    self.gradient_scales, self.append_ground_truth = tuple(gradient_scales), append_ground_truth
+    self.score_rois, self.mask_stage = score_rois, mask_stage
+
+  def stages(self, first: Stage) -> list[Stage]:
+    return [first, *zip(self.heads, self.predictors, strict=True)]
+
+  def learn(self, first: Stage, first_weights: Sequence[float], pool: Pool, rois: RoISamples, image_sizes: tf.Tensor,
+            labels: Batch) -> tuple[BoxOutputs, ...]:
+    """Training: outputs of all stages, on RoIs of their own. first_weights: box weights of the first stage."""
+    weights = [tuple(first_weights), *self.box_weights]
+    outputs = []
+    for stage, (head, predictor) in enumerate(self.stages(first)):
+      if stage:
+        rois = self.next_samples(outputs[-1], weights[stage - 1], stage, image_sizes, labels)
+      pooled = scale_gradient(pool(rois.boxes), self.gradient_scales[stage])
+      outputs.append(BoxOutputs(*predictor(head(pooled, rois.weights)), rois))
+    return tuple(outputs)
+
+  def next_samples(self, outputs: BoxOutputs, box_weights: Sequence[float], stage: int, image_sizes: tf.Tensor,
+                   labels: Batch) -> RoISamples:
+    """The refined boxes of the stage before, labelled at this one's IoU; foreground first, empty ones last.
+
+    Departure: Detectron's fork does not clip them to the image. Detectron2's way is ours.
+    """
+    rois = outputs.rois
+    boxes, used = refine(outputs, rois.boxes, box_weights, image_sizes), rois.weights > 0
+    used &= box_ops.area(boxes) > 0
+    gt_valid, size = labels.gt_classes > 0, rois.boxes.shape[1]
+    if self.append_ground_truth:
+      same = tf.reduce_all(rois.boxes[:, :, None, :] == labels.gt_boxes[:, None, :, :], axis=-1)  # [B, R, G]
+      used &= ~tf.reduce_any(same & gt_valid[:, None, :], axis=-1)
+      boxes, used = tf.concat([boxes, labels.gt_boxes], 1), tf.concat([used, gt_valid], 1)
+      size += labels.gt_boxes.shape[1] if stage == 1 else 0  # what was appended before has just been taken out
+    roi_labels, matched = matching.match_proposals(box_ops.iou(boxes, labels.gt_boxes), gt_valid, used,
+                                                   self.ious[stage - 1])
+    order = tf.math.top_k(tf.cast(roi_labels, tf.float32), size)  # 1, 0, -1; equal ones stay in their order
+    return take(boxes, roi_labels, matched, order.indices, order.values >= 0, labels, self.box_weights[stage - 1])
+
+  def score(self, first: Stage, first_weights: Sequence[float], pool: Pool, proposals: Proposals,
+            image_sizes: tf.Tensor) -> tuple[tuple[BoxOutputs, ...], tf.Tensor, tf.Tensor]:
+    """Inference: outputs of all stages at the RoIs that score, the last stage's boxes [B, N, 1, 4], the mean scores."""
+    weights = [tuple(first_weights), *self.box_weights]
+    stages, outputs, boxes = self.stages(first), [], proposals.boxes
+    for stage, (head, predictor) in enumerate(stages):
+      if stage:
+        boxes = refine(outputs[-1], boxes, weights[stage - 1], image_sizes)
+      pooled = pool(boxes)
+      outputs.append(BoxOutputs(*predictor(head(pooled))))
+    if self.score_rois == 'last':
+      outputs = [*(BoxOutputs(*predictor(head(pooled))) for head, predictor in stages[:-1]), outputs[-1]]
+    scores = tf.add_n([tf.nn.softmax(output.class_logits) for output in outputs])[..., 1:] / len(outputs)
+    boxes = refine(outputs[-1], boxes, weights[-1], image_sizes)
+    return tuple(outputs), boxes[:, :, None, :], scores
+
+
+def refine(outputs: BoxOutputs, boxes: tf.Tensor, box_weights: Sequence[float], image_sizes: tf.Tensor) -> tf.Tensor:
+  """Boxes [B, R, 4] moved by class-agnostic deltas [B, R, 1, 4] and clipped to the images; no gradient."""
+  return box_ops.clip(box_ops.decode(tf.stop_gradient(outputs.box_deltas[:, :, 0]), boxes, box_weights), image_sizes)
+
+
+def scale_gradient(x: tf.Tensor, scale: float) -> tf.Tensor:
+  """x itself, with `scale` times its gradient."""
+  if scale == 1:
+    return x
+
+  @tf.custom_gradient
+  def scaled(x):
+    return tf.identity(x), lambda upstream: upstream * tf.cast(scale, upstream.dtype)
+
+  return scaled(x)
