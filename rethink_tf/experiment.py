@@ -17,7 +17,6 @@ from rethink_tf import (  # noqa: F401  some so that gin files find them
   distribute,
   gin_files,
   noise,
-  precise_statistics,
   report,
   top_k,
   tta,
@@ -41,9 +40,10 @@ from rethink_tf.data.synthetic import SyntheticSource
 from rethink_tf.errors import UserError
 from rethink_tf.evaluator import CocoEvaluator
 from rethink_tf.losses import MaskRCNNLoss
-from rethink_tf.models import cbnet, classifier, vgg  # noqa: F401  so that gin files find them
+from rethink_tf.models import cascade, cbnet, classifier, vgg  # noqa: F401  so that gin files find them
 from rethink_tf.models.mask_rcnn import MaskRCNN
 from rethink_tf.optimizers import SGD
+from rethink_tf.precise_statistics import PreciseStatistics  # noqa: F401  so that gin files find it
 from rethink_tf.run_folder import RunFolder
 from rethink_tf.schedules import KTimesSchedule
 from rethink_tf.trainer import Trainer

@@ -1,4 +1,4 @@
-"""PreciseStatistics: what SyncBatchNorm normalises by in evaluation, computed anew before each (recipe, "SyncBN variant").
+"""PreciseStatistics: what SyncBatchNorm normalises by in evaluation, made anew before each (recipe, "SyncBN variant").
 
 A moving average lags behind weights that change, and one of variances leaves out how batches differ. Here mean and
 variance are those of all elements of many training batches taken together ("population statistics" of Wu and Johnson

@@ -1,4 +1,4 @@
-"""Precise statistics: population moments in float64, over batches, micro-batches and replicas; training is not touched."""
+"""Precise statistics: population moments over batches, micro-batches and replicas; training is not touched."""
 
 import json
 
@@ -10,6 +10,7 @@ import tf_keras
 
 from rethink_tf import experiment, gin_files
 from rethink_tf.errors import UserError
+from rethink_tf.losses import MaskRCNNLoss
 from rethink_tf.models.norms import EPSILON, group_norm, sync_batch_norm
 from rethink_tf.optimizers import SGD
 from rethink_tf.precise_statistics import Moments, PreciseStatistics
@@ -109,6 +110,30 @@ def test_unequal_replicas_are_one_big_batch(two_replicas, micro_batches):
   check(trainer, reference(arranged if micro_batches == 2 else made, micro_batches))
 
 
+@pytest.mark.slow
+def test_a_detector_on_a_replica_without_objects(two_replicas):
+  """No mask there: the mask head's statistics are those of the other replica's RoIs, and all are one device's."""
+  batch = tiny.batch(2)
+  batch = batch._replace(gt_classes=batch.gt_classes * np.int32([[1], [0]]))
+  empty = batch._replace(gt_classes=batch.gt_classes * 0)
+
+  def statistics(made):
+    tf_keras.utils.set_random_seed(3)
+    trainer = Trainer(tiny.detector(norm=sync_batch_norm), MaskRCNNLoss())
+    trainer.compile(SGD(0.1))
+    trainer.make_variables(batch)
+    precise(trainer, made).compute(0)
+    return {v.name: v.numpy() for v in trainer.detector.non_trainable_variables}
+
+  alone = statistics([batch, empty])
+  with two_replicas.scope():
+    shared = statistics([batch, empty])
+  assert alone.keys() == shared.keys() and any('mask_head' in name for name in alone)
+  for name, value in alone.items():
+    assert np.isfinite(value).all() and not (value == (0 if 'mean' in name else 1)).all(), name
+    np.testing.assert_allclose(shared[name], value, rtol=1e-3, atol=1e-3, err_msg=name)
+
+
 def test_a_norm_that_meets_nothing_keeps_its_statistics():
   made = batches(2, (0, 0, 0, 0))
   trainer = trainer_of(made[0])
@@ -194,7 +219,8 @@ def configure(*params):
   gin_files.parse(['gin_configs/demo.gin'], [
     *tiny.GIN, 'NORM = @sync_batch_norm', 'train/synthetic.num_images = 8', 'eval/synthetic.num_images = 2',
     'ResNet.depth = 14', "strategy.kind = 'one_device'", 'synthetic.image_size = (64, 64)',
-    'synthetic.object_size = (16, 40)', 'BATCH_SIZE = 2', 'KTimesSchedule.unit = 0.5',  # 0.5 steps of 16 images are 4 of 2
+    'synthetic.object_size = (16, 40)', 'BATCH_SIZE = 2',
+    'KTimesSchedule.unit = 0.5',  # 0.5 steps of 16 images are 4 of 2
     'CocoEvaluator.every = 2', 'run.log_every = 1', 'run.checkpoint_every = 3',
     'PreciseStatistics.batches = 3', *params])
 

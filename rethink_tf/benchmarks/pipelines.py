@@ -46,23 +46,24 @@ def padding(parts: Parts, rounds: int) -> list[Row]:
   largest = int(feed.canvases.max())
   sizes = feed.resize.largest_sizes(feed.source.sizes)
   shares = np.bincount(feed.buckets, minlength=len(feed.canvases)) / len(feed.buckets)
-  step = tf.function(parts.trainer.train_step, autograph=False)
-  rows, medians = [], {}
-  for canvas, share in [*zip(feed.canvases.tolist(), shares, strict=True), ([largest, largest], 0.0)]:
-    if not share and canvas != [largest, largest]:
-      continue
-    batch = _on_canvas(feed, canvas)
-    timing = in_turns({'step': functools.partial(step, batch)}, rounds)['step']
-    medians[tuple(canvas)] = timing.median
-    note = f'{100 * share:.1f} % of the images'
-    rows.append(Row('padding', f'{canvas[0]} x {canvas[1]}', timing, len(batch.images), note=note))
-  mixed = sum(share * medians[tuple(canvas)] for canvas, share in zip(feed.canvases.tolist(), shares, strict=True)
-              if share)
-  square = 100 * padding_waste(sizes, np.array([[largest, largest]]), np.zeros(len(sizes), int))
+  used = [(tuple(canvas), share) for canvas, share in zip(feed.canvases.tolist(), shares, strict=True) if share]
+  square = (largest, largest)
+  steps = {canvas: functools.partial(_step(parts), _on_canvas(feed, list(canvas)))
+           for canvas, _ in [*used, (square, 0.0)]}
+  timings = in_turns(steps, rounds)
+  rows = [Row('padding', f'{canvas[0]} x {canvas[1]}', timings[canvas], feed.batch_size,
+              note=f'{100 * share:.1f} % of the images') for canvas, share in [*used, (square, 0.0)]]
+  mixed = sum(share * timings[canvas].median for canvas, share in used)
+  wasted = 100 * padding_waste(sizes, np.array([square]), np.zeros(len(sizes), int))
   waste = 100 * padding_waste(sizes, feed.canvases, feed.buckets)
-  gain = medians[largest, largest] / mixed
-  note = f'{gain:.2f} times faster than the square; padding {waste:.1f} % against {square:.1f} %'
+  gain = timings[square].median / mixed
+  note = f'{gain:.2f} times faster than the square; padding {waste:.1f} % against {wasted:.1f} %'
   return [*rows, Row('padding', 'mixed stream', Timing(mixed, mixed, mixed, rounds), feed.batch_size, note=note)]
+
+
+def _step(parts):
+  """A function of its own for each shape: of one for many TensorFlow warns that it is traced again."""
+  return tf.function(parts.trainer.train_step, autograph=False)
 
 
 def _on_canvas(feed: Any, canvas: list[int]) -> Batch:

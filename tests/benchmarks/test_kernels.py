@@ -1,6 +1,7 @@
 """What the kernels are measured on."""
 
 import numpy as np
+import pytest
 
 from rethink_tf.benchmarks import kernels
 
@@ -20,6 +21,7 @@ def test_blobs_are_one_object_each():
   assert (0.1 < (masks > 0.5).mean(axis=(1, 2))).all()
 
 
+@pytest.mark.slow
 def test_suppression_gives_what_the_peer_gives():
   rows = kernels.suppression(1)
   assert {row.name for row in rows} >= {'rethink_tf', 'tf-models-official'}

@@ -366,12 +366,14 @@ def check_the_whole_way(folder, train_rows, held_out_rows, num_shards):
   assert 0 <= tuned['top-1'] <= 100 and (folder / 'tuned' / 'initial_weights.json').is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('no_configuration_is_left')
 def test_the_whole_way_on_drawn_pictures(tmp_path):
   rows = draw_pictures(tmp_path, 60)
   check_the_whole_way(tmp_path, rows[:45], rows[45:], 3)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('no_configuration_is_left')
 def test_the_whole_way_on_photographs(photographs, tmp_path):
   check_the_whole_way(tmp_path, clothing(photographs, 'train', per_class=8),

@@ -130,28 +130,81 @@ def test_batch_norm_of_bfloat16_has_float32_statistics(x, used):
   np.testing.assert_allclose(layer.moving_mean, 0.1 * mean, rtol=1e-5)
 
 
-def test_replicas_count_by_their_rows(x, two_replicas):
-  """One replica has three rows in use, the other one: as a single device with these four."""
-  used = np.float32([[1, 1, 1, 0], [0, 0, 1, 0]])
+UNEQUAL = ([[1, 1, 1, 0], [0, 0, 1, 0]], [[0, 0, 0, 0], [1, 0, 1, 1]])  # rows in use on either replica
+
+
+def on_replicas(strategy, function, *arrays):
+  """function on row i of each array [replicas, ...] on replica i -> its results, replica by replica."""
+  shared = [strategy.experimental_distribute_values_from_function(
+    lambda context, array=array: tf.constant(array[context.replica_id_in_sync_group])) for array in arrays]
+  results = tf.function(lambda *x: strategy.run(function, x), autograph=False)(*shared)
+  return [strategy.experimental_local_results(result) for result in results]
+
+
+@pytest.mark.parametrize('used', UNEQUAL)
+def test_replicas_count_by_their_rows(x, two_replicas, used):
+  """One replica has three rows in use, the other one or none: as a single device with them all."""
+  used = np.float32(used)
   inputs = np.stack([x, x[::-1] + 5])
   alone = make(norms.sync_batch_norm, x)
   expected, mean, variance = reference(inputs.reshape(8, *x.shape[1:]), alone, np.flatnonzero(used))
   with two_replicas.scope():
     layer = make(norms.sync_batch_norm, x)
   moving = layer.moving_mean.numpy(), layer.moving_variance.numpy()
-
-  @tf.function
-  def run(inputs, used):
-    return two_replicas.run(lambda a, b: layer(a, used=b, training=True), [inputs, used])
-
-  def share(values):
-    return two_replicas.experimental_distribute_values_from_function(
-      lambda context: tf.constant(values[context.replica_id_in_sync_group]))
-
-  outputs = two_replicas.experimental_local_results(run(share(inputs), share(used)))
+  outputs, = on_replicas(two_replicas, lambda a, b: [layer(a, used=b, training=True)], inputs, used)
   np.testing.assert_allclose(np.concatenate(outputs), expected, rtol=1e-4, atol=1e-5)
   np.testing.assert_allclose(layer.moving_mean.numpy(), 0.9 * moving[0] + 0.1 * mean, rtol=1e-5)
   np.testing.assert_allclose(layer.moving_variance.numpy(), 0.9 * moving[1] + 0.1 * variance, rtol=1e-5)
+
+
+@pytest.mark.parametrize('used', UNEQUAL)
+def test_gradients_of_unequal_replicas_are_those_of_one_big_batch(x, two_replicas, used):
+  inputs, used = np.stack([x, x[::-1] + 5]), np.float32(used)
+  upstream = np.random.default_rng(2).normal(size=inputs.shape).astype(np.float32) * used[..., None, None, None]
+
+  def gradients(layer, x, used, upstream):
+    with tf.GradientTape() as tape:
+      tape.watch(x)
+      y = layer(x, used=used, training=True)
+    return tape.gradient(y, [x, layer.gamma, layer.beta], upstream)
+
+  whole = gradients(make(norms.sync_batch_norm, x),
+                    *(tf.constant(np.concatenate(array)) for array in (inputs, used, upstream)))
+  with two_replicas.scope():
+    layer = make(norms.sync_batch_norm, x)
+  dx, *parameters = on_replicas(two_replicas, lambda *a: gradients(layer, *a), inputs, used, upstream)
+  np.testing.assert_allclose(np.concatenate(dx), whole[0], rtol=1e-4, atol=1e-5)
+  for ours, expected in zip(parameters, whole[1:], strict=True):  # the trainer adds up what the replicas have
+    np.testing.assert_allclose(np.sum(ours, 0), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_replicas_without_any_row_change_nothing(x, two_replicas):
+  with two_replicas.scope():
+    layer = make(norms.sync_batch_norm, x)
+  moving = layer.moving_mean.numpy(), layer.moving_variance.numpy()
+  outputs, = on_replicas(two_replicas, lambda a, b: [layer(a, used=b, training=True)], np.stack([x, x]),
+                         np.zeros([2, 4], np.float32))
+  assert np.isfinite(outputs).all()
+  np.testing.assert_array_equal(layer.moving_mean.numpy(), moving[0])
+  np.testing.assert_array_equal(layer.moving_variance.numpy(), moving[1])
+
+
+@pytest.mark.parametrize('used', [None, [1, 0, 1, 1], [0, 0, 0, 0]])
+def test_recorded_statistics_leave_the_moving_ones_alone(x, used):
+  layer = make(norms.sync_batch_norm, x)
+  before = [v.numpy() for v in layer.variables]
+  with norms.recorded_statistics() as found:
+    layer(x, used=used, training=True)
+    layer(x, used=used)  # outside training there is nothing to note
+  for a, b in zip(before, layer.variables, strict=True):
+    np.testing.assert_array_equal(a, b)
+  (mean, variance, count), = found[layer]
+  assert count == 30 * (4 if used is None else sum(used))
+  if count > 0:
+    _, *expected = reference(x, layer, slice(None) if used is None else np.flatnonzero(used))
+    np.testing.assert_allclose([mean, variance], expected, rtol=1e-5)
+  layer(x, training=True)
+  assert len(found[layer]) == 1 and np.any(layer.moving_mean != before[-2])
 
 
 def test_frozen_batch_norm_is_an_affine_map(x):

@@ -104,6 +104,7 @@ def test_and_compiled_whole(two):
   assert_equal(*(losses_and_gradients(recompute, two, jit=True) for recompute in (False, True)), tolerance=1e-5)
 
 
+@pytest.mark.slow
 def test_two_replicas_end_with_the_same_weights(two, two_replicas):
   after = []
   for recompute in (False, True):
