@@ -233,10 +233,9 @@ def write(output: str, anew: Sequence[str] = ()) -> None:
     raise UserError(f'{unknown[0]} is no complete configuration of this package: give one of gin_configs/*.gin')
   try:
     old = rows_in(path.read_text()) if anew and path.exists() else {}
-    rows, failures, known = {}, [], {}
+    rows, failures, known = {name: old[name] for name in names if name in old}, [], {}
     for name in names:
-      if name in old and name not in anew:
-        rows[name] = old[name]
+      if name in rows and name not in anew:
         continue
       begin = time.monotonic()
       try:
@@ -244,10 +243,10 @@ def write(output: str, anew: Sequence[str] = ()) -> None:
         print(f'{time.monotonic() - begin:6.1f} s  {rows[name]}', file=sys.stderr, flush=True)
       except UserError as error:
         failures.append(error.line())
+      rows = {one: rows[one] for one in names if one in rows}
       path.write_text(document(rows))  # row by row: what was counted is kept
   except OSError as error:
     raise UserError(f'{output}: cannot be read or written ({error.strerror})') from error
-  path.write_text(document(rows))
   if failures:
     raise UserError('; '.join(failures))
 

@@ -116,7 +116,8 @@ def test_a_frozen_layer_with_random_weights_is_refused(binding, said, tmp_path):
 @pytest.fixture(scope='module')
 def weights(tmp_path_factory):
   """An ImageNet backbone as torchvision would save it, and its arrays."""
-  arrays = reference.random_arrays('bn')
+  arrays = {name: 0.1 * array if name.endswith('norm.weight') else array  # else the first steps diverge
+            for name, array in reference.random_arrays('bn').items()}
   path = tmp_path_factory.mktemp('weights') / 'resnet14.pth'
   files.zipped(path, *files.plain(files.torchvision_names(arrays), False))
   return str(path), arrays
@@ -126,7 +127,6 @@ FROZEN = ('gin_configs/demo.gin', 'gin_configs/norms/frozen_bn.gin', 'gin_config
 
 
 def start_from(path, *params):
-  # The file's weights are random, hence its activations large: at the usual rate a few steps diverge.
   configure(f'WEIGHTS = {path!r}', 'ResNet.freeze_at = 2', 'KTimesSchedule.base_rate = 1e-4', *params, files=FROZEN)
 
 
@@ -164,7 +164,8 @@ def test_a_cascade_goes_on_where_a_plain_run_stood(trained, tmp_path):
   before, after = ([line for line in RunFolder(str(path)).read_metrics() if line['kind'] == 'train']
                    for path in (trained[0], tmp_path))
   assert [line['step'] for line in after] == [3, 4]
-  assert [line['images'] for line in after] == [line['images'] for line in before][2:]  # counted on
+  before = [line for line in before if line['step'] in (3, 4)]
+  assert [line['images'] for line in after] == [line['images'] for line in before]  # counted on
   assert 'loss/box/class/stage3' in after[-1] and after[-1]['learning_rate'] == before[-1]['learning_rate']
 
 

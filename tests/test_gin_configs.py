@@ -333,3 +333,34 @@ def test_the_input_keeps_what_gin_binds():
   feed = gin.get_configurable('TrainInput')(source, 2, 0)
   assert isinstance(feed, TrainInput) and feed.resize.largest == 64
   assert tf.is_tensor(next(iter(feed.dataset())).images)
+
+
+@pytest.mark.parametrize('backbone, depth', [('r50', 50), ('r101', 101)])
+@pytest.mark.parametrize('epochs', [100, 200, 400])
+def test_rows_of_large_scale_jitter(epochs, backbone, depth):
+  name = f'gin_configs/lsj_scratch_{epochs}ep_{backbone}_syncbn.gin'
+  parse_whole(name)
+  schedule = gin.get_configurable('KTimesSchedule')(batch_size=64)
+  first, second, end = schedule.points
+  sheet = (ROOT / name).read_text()
+  assert f'{end:,} steps of 64 images ({epochs} epochs)' in sheet and f'drops at {first:,} and {second:,}' in sheet
+  assert round(end * 64 / 118_000) == epochs  # train2017 has 118,287 images
+  np.testing.assert_allclose([schedule(0), schedule(500), schedule(first), schedule(second)],
+                             [0.1 * 0.067, 0.1, 0.01, 0.001], rtol=1e-5)
+  assert gin.query_parameter('ResNet.depth') == depth and bindings()['BATCH_SIZE'] == '64'
+  assert gin.get_configurable('SGD')().decay == 4e-5
+  jitter = gin.query_parameter('TrainInput.resize').scoped_configurable_fn()
+  assert (jitter.side, jitter.scales) == (1024, (0.1, 2.0))
+  assert gin.query_parameter('EvalInput.resize').scoped_configurable_fn().largest == 800
+  head = gin.get_configurable('RPNHead')()
+  assert len(head.further_convs) == 1 and head.further_convs[0].filters == 256
+
+
+@pytest.mark.parametrize('name, largest, merge, vote', [('tta_detectron', 2000, 'candidates', 0.9),
+                                                        ('tta_detectron2', 4000, 'detections', None)])
+def test_views_of_test_time_augmentation(name, largest, merge, vote):
+  parse_whole('gin_configs/scratch_6x.gin', f'gin_configs/augment/{name}.gin', weights=None)
+  chosen = gin.query_parameter('run.test_augmentation').scoped_configurable_fn()
+  assert sorted(resize.largest for resize in chosen.resizes) == list(range(400, 1201, 100)) and chosen.flip
+  assert {resize.max_side for resize in chosen.resizes if resize.largest != 800} == {largest}
+  assert (chosen.merge, chosen.vote_iou) == (merge, vote)

@@ -3,11 +3,14 @@
 import gin
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 
 from rethink_tf.data import augment
-from rethink_tf.data.augment import Resize
+from rethink_tf.data.augment import LargeScaleJitter, Resize
 from rethink_tf.data.synthetic import SyntheticSource
 from rethink_tf.errors import UserError
+from rethink_tf.ops.masks import paste
+from rethink_tf.structures import Example
 
 
 @pytest.fixture(scope='module')
@@ -148,3 +151,94 @@ def test_gin_binds_resize():
     assert gin.get_configurable('Resize')() == Resize((320, 400), 640)
   finally:
     gin.clear_config()
+
+
+def pixels(masks, boxes, height, width):
+  """Masks [n, 112, 112] in their boxes [n, 4] as bool [n, height, width]."""
+  rles = paste(masks.astype(np.float32), boxes, height, width)
+  return np.stack([coco_mask.decode(rle) for rle in rles]).astype(bool)
+
+
+@pytest.mark.parametrize('tighten', [False, True])
+@pytest.mark.parametrize('low, high', [((30.3, 20.7), (80.1, 95.2)), ((0, 60.5), (80, 150)), ((41, 33), (110, 200))])
+def test_a_window_cuts_everything_together(example, low, high, tighten):
+  """What is pasted after the cut is what was pasted before, cut; at eight pixels a pixel."""
+  low, high = np.array(low, float), np.minimum(high, example.image.shape[:2])
+  scale = 8
+  cut = augment.cut_instances(example, low, high, tighten)
+  assert 0 < len(cut.boxes) <= len(example.boxes)
+  whole = pixels(example.masks, scale * example.boxes.astype(float), *(scale * np.array(example.image.shape[:2])))
+  top, left, bottom, right = np.round(scale * np.concatenate([low, high])).astype(int)
+  expected = whole[:, top:bottom, left:right]
+  seen = expected.any((1, 2))
+  shift = np.concatenate([low, low])
+  found = pixels(cut.masks, scale * cut.boxes.astype(float), bottom - top, right - left)
+  np.testing.assert_array_equal(cut.classes, example.classes[seen])
+  for mask, truth, box, old in zip(found, expected[seen], cut.boxes, example.boxes[seen].astype(float), strict=True):
+    assert (mask ^ truth).sum() <= 0.03 * truth.sum() + 2 * scale * sum(np.ptp(np.nonzero(truth), axis=1))
+    assert (mask & truth).sum() / (mask | truth).sum() > 0.8
+    clipped = np.concatenate([np.maximum(old[:2], low), np.minimum(old[2:], high)]) - shift
+    if np.all(clipped + shift == old):
+      np.testing.assert_allclose(box, clipped, atol=1e-4)
+    elif tighten:
+      rows, columns = (np.flatnonzero(truth.any(axis)) for axis in (1, 0))
+      np.testing.assert_allclose(box * scale, [rows[0], columns[0], rows[-1] + 1, columns[-1] + 1], atol=scale)
+      assert np.all(box[:2] >= clipped[:2] - 1e-4) and np.all(box[2:] <= clipped[2:] + 1e-4)
+    else:
+      np.testing.assert_allclose(box, clipped, atol=1e-4)
+
+
+def test_keypoints_of_a_window(example):
+  low, high = np.array([30.0, 20.0]), np.array([90.0, 100.0])
+  cut = augment.cut_instances(example, low, high, True)
+  kept = [i for i, box in enumerate(example.boxes) if np.all(np.minimum(box[2:], high) > np.maximum(box[:2], low))]
+  assert len(kept) == len(cut.boxes)
+  for before, after in zip(example.keypoints[kept], cut.keypoints, strict=True):
+    for (y, x, visibility), point in zip(before, after, strict=True):
+      inside = visibility > 0 and 30 <= y + 0.5 < 90 and 20 <= x + 0.5 < 100
+      np.testing.assert_allclose(point, [y - 30, x - 20, visibility] if inside else [0, 0, 0])
+
+
+def test_what_is_not_cut_stays_as_it_is(example):
+  whole = augment.cut_instances(example, np.zeros(2), np.array(example.image.shape[:2], float), True)
+  for name in ('boxes', 'classes', 'masks', 'keypoints'):
+    np.testing.assert_array_equal(getattr(whole, name), getattr(example, name))
+
+
+def test_objects_cut_away_are_left_out():
+  """One outside the window, one of which the window has a corner of the box but nothing of the object."""
+  ring = np.ones((112, 112), np.uint8)
+  ring[:60, :60] = 0
+  boxes = np.float32([[50, 50, 90, 90], [0, 0, 10, 10]])
+  example = Example(np.zeros((100, 100, 3), np.uint8), np.concatenate([boxes, boxes[:1]]), np.int32([1, 2, 3]),
+                    np.stack([ring, np.ones_like(ring), np.ones_like(ring)]), np.zeros((3, 0, 3), np.float32))
+  cut = augment.cut_instances(example, np.array([20.0, 20.0]), np.array([60.0, 60.0]), True)
+  assert cut.classes.tolist() == [3] and cut.keypoints.shape == (1, 0, 3)
+  np.testing.assert_allclose(cut.boxes, [[30, 30, 40, 40]])
+  assert cut.masks.all()
+  nothing = augment.cut_instances(example, np.array([12.0, 12.0]), np.array([40.0, 40.0]), True)
+  assert nothing.boxes.shape == (0, 4) and nothing.masks.shape == (0, 112, 112) and nothing.classes.shape == (0,)
+
+
+def test_large_scale_jitter_draws():
+  sizes = np.array([[480, 640]] * 2000)
+  uniform, y, x = (augment.keyed_uniform(0, key, np.zeros(2000), np.arange(2000)) for key in ('scale', 'y', 'x'))
+  jitter = LargeScaleJitter()
+  drawn = jitter.sizes(sizes, uniform)
+  assert 102 <= drawn[:, 1].min() < 115 and 2030 < drawn[:, 1].max() <= 2048
+  np.testing.assert_allclose(drawn[:, 0] / drawn[:, 1], 0.75, atol=0.01)
+  assert abs(np.mean(drawn[:, 1]) / 1024 - 1.05) < 0.05
+  offsets = jitter.offsets(drawn, y, x)
+  assert np.all(offsets >= 0) and np.all(offsets + np.minimum(drawn, 1024) <= drawn)
+  large = drawn[:, 1] > 1500
+  assert np.corrcoef(offsets[large].T)[0, 1] < 0.9 and offsets[large, 1].max() > 900 and not offsets[~large & (
+    drawn[:, 1] <= 1024)].any()
+  assert jitter.largest_sizes(sizes)[0].tolist() == [768, 1024]
+  extremes = jitter.offsets(np.array([[1026, 30]] * 2), np.array([0.0, 1 - 2**-53]), np.array([0.0, 1 - 2**-53]))
+  assert extremes.tolist() == [[0, 0], [2, 0]]
+
+
+@pytest.mark.parametrize('arguments', [dict(side=0), dict(scales=(0, 1)), dict(scales=(2, 1)), dict(scales=(1,))])
+def test_bad_jitter_ends_in_one_line(arguments):
+  with pytest.raises(UserError, match='LargeScaleJitter'):
+    LargeScaleJitter(**arguments)

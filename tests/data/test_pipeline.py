@@ -12,9 +12,9 @@ import tensorflow as tf
 from absl import logging
 
 from rethink_tf.data import augment
-from rethink_tf.data.augment import Resize
+from rethink_tf.data.augment import LargeScaleJitter, Resize
 from rethink_tf.data.images import ImageError
-from rethink_tf.data.pipeline import EvalInput, TrainInput
+from rethink_tf.data.pipeline import EvalInput, TrainInput, ViewsInput
 from rethink_tf.data.synthetic import SyntheticSource
 from rethink_tf.errors import UserError
 from rethink_tf.structures import Batch, Example
@@ -368,3 +368,69 @@ for _ in range(4):
 '''
   environment = os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)}
   subprocess.run([sys.executable, '-c', program], check=True, timeout=120, env=environment)
+
+
+def test_large_scale_jitter_fills_one_square(source):
+  """Whatever scale is drawn: pixels, sizes and boxes of one window of the resized picture, the same in every run."""
+  feed, again = (TrainInput(source, batch_size=8, resize=LargeScaleJitter(96), seed=3) for _ in range(2))
+  assert feed.canvases.tolist() == [[96, 96]]
+  order, cut, padded = augment.flip_order(source.categories[0].keypoints), 0, 0
+  for step in (4, 2, 0):
+    batch = feed.batch(step)
+    assert_same(batch, again.batch(step))
+    assert batch.images.shape == (8, 96, 96, 3)
+    plan = feed.plan[step]
+    for row, drawn in enumerate(zip(*feed._draw(plan.indices, plan.epochs), strict=True)):
+      flipped, size, offset, _ = drawn
+      example = source.load(int(plan.indices[row]))
+      example = augment.flip(example, order) if flipped else example
+      whole = cv2.resize(example.image, tuple(size[::-1].tolist()))
+      window = whole[offset[0]:offset[0] + 96, offset[1]:offset[1] + 96]
+      height, width = batch.image_sizes[row].astype(int)
+      assert (height, width) == window.shape[:2]
+      np.testing.assert_array_equal(batch.images[row, :height, :width], window)
+      assert not batch.images[row, height:].any() and not batch.images[row, :, width:].any()
+      n = int((batch.gt_classes[row] > 0).sum())
+      boxes = batch.gt_boxes[row, :n]
+      assert np.all(boxes[:, :2] >= -1e-3) and np.all(boxes[:, 2:] <= np.array([height, width]) + 1e-3)
+      if not np.any(size > 96):
+        np.testing.assert_allclose(boxes, example.boxes * np.tile(batch.scales[row], 2), rtol=1e-5)
+        np.testing.assert_array_equal(batch.gt_masks[row, :n], example.masks)
+      cut, padded = cut + np.any(size > 96), padded + np.any(size < 96)
+    assert feed.facts(step).pixels == batch.image_sizes.prod(1).sum()
+  assert cut > 3 and padded > 3
+
+
+def test_views_are_the_same_pictures_at_several_sizes(source):
+  plain = EvalInput(source, 4, SMALL)
+  resizes = [SMALL, Resize(64, 70), Resize(200, 400)]
+  feed = ViewsInput(plain, resizes)
+  spec, seen = feed.dataset().element_spec, []
+  for views in feed.dataset():
+    assert [len(field) for field in views[2:]] == [3, 3, 3]
+    assert all(s.is_compatible_with(x) for x, s in zip(tf.nest.flatten(views), tf.nest.flatten(spec), strict=True))
+    for row, image_id in enumerate(views.image_ids.numpy().tolist()):
+      if image_id < 0:
+        assert not any(images[row].numpy().any() for images in views.images)
+        continue
+      seen.append(image_id)
+      example = source.load(image_id - 1)
+      for images, sizes, scales, resize in zip(*views[2:], resizes, strict=True):
+        height, width = resize.largest_sizes(np.array([example.image.shape[:2]]))[0].tolist()
+        np.testing.assert_array_equal(sizes[row], [height, width])
+        np.testing.assert_allclose(scales[row], np.array([height, width]) / example.image.shape[:2], rtol=1e-6)
+        np.testing.assert_array_equal(images[row, :height, :width], cv2.resize(example.image, (width, height)))
+        assert not images[row, height:].numpy().any() and not images[row, :, width:].numpy().any()
+  assert sorted(seen) == sorted(source.image_ids.tolist())
+  with pytest.raises(UserError, match='no view'):
+    ViewsInput(plain, [])
+
+
+def test_a_view_of_what_cannot_be_read_is_grey(source, warnings):
+  feed = ViewsInput(EvalInput(Changed(source, unreadable(3)), 2, SMALL), [SMALL, Resize(64, 80)])
+  views = next(views for views in map(feed.batch, range(feed.num_batches)) if 4 in views.image_ids)
+  row = views.image_ids.tolist().index(4)
+  for images, sizes in zip(views.images, views.image_sizes, strict=True):
+    height, width = sizes[row].astype(int)
+    assert np.all(images[row, :height, :width] == 127)
+  assert len(warnings) == 1
