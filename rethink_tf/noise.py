@@ -16,6 +16,8 @@ def hide_library_info() -> None:
   handler = absl_logging.get_absl_handler()
   handler.setFormatter(None)  # plain lines, without the prefix of a server log
   handler.addFilter(lambda record: record.levelno > logging.INFO or 'rethink_tf' in record.pathname)
+  # One trace for each padded shape is meant, not a mistake to warn of.
+  tf.get_logger().addFilter(lambda record: 'tf.function retracing' not in record.getMessage())
 
 
 def compile_once() -> None:

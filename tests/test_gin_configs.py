@@ -91,7 +91,7 @@ def test_a_complete_configuration_parses_and_its_parts_can_be_made(name):
   assert isinstance(gin.get_configurable('ResNet')(), tf_keras.layers.Layer)
 
 
-@pytest.mark.parametrize('name', one_of_each(LENGTH_AND_START + DEPTH))
+@pytest.mark.parametrize('name', [name for name in one_of_each(LENGTH_AND_START + DEPTH) if 'triple' not in name])
 def test_every_kind_of_configuration_takes_a_step(name):
   takes_a_step(name, SHALLOW)
 

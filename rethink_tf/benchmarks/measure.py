@@ -51,7 +51,7 @@ def in_turns(functions: Mapping[str, Callable[[], Any]], rounds: int, warm_up: i
   seconds: dict[str, list[float]] = {name: [] for name in names}
   told = time.monotonic()
   for turn in range(-warm_up, rounds):
-    gc.collect()  # here, so that Python's rubbish is collected on nobody's time
+    gc.collect(1)  # here, so that Python's rubbish is collected on nobody's time
     for name in names[turn % len(names):] + names[:turn % len(names)]:
       began = time.perf_counter()
       _wait(functions[name]())

@@ -22,7 +22,7 @@ from rethink_tf.weights import (
   tf_models,
   torch_files,
   torchvision,
-  vgg,
+  torchvision_vgg,
 )
 from rethink_tf.weights.contents import Contents, check_arrays
 
@@ -106,7 +106,7 @@ def _named(content: Any, path: str, container: str) -> Contents:
     return detectron2.contents(arrays, path, container, str(author))
   if torchvision.is_it(arrays):
     return torchvision.contents(arrays, path, container)
-  if vgg.is_it(arrays):
-    return vgg.contents(arrays, path, container)
+  if torchvision_vgg.is_it(arrays):
+    return torchvision_vgg.contents(arrays, path, container)
   raise UserError(f'{path}: the names of its {len(arrays)} arrays ({", ".join(list(arrays)[:3])}, …) are of no network '
                   f'that is known here: known are {KNOWN}')

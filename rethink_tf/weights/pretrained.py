@@ -14,7 +14,7 @@ import tensorflow as tf
 from absl import logging
 
 from rethink_tf.errors import UserError
-from rethink_tf.weights import detectron2, formats, own, vgg
+from rethink_tf.weights import detectron2, formats, own, torchvision_vgg
 from rethink_tf.weights.contents import BACKBONE, LINEAR, Contents
 
 PARTS = ('backbone', 'detector', 'detector_backbone', 'classifier')
@@ -128,10 +128,10 @@ class PretrainedWeights:
       if self.part == 'detector' or self.part == 'classifier':
         return own.table(detector), dict(contents.arrays)
       return _in_each(contents, detector.backbone, lambda backbone: (own.table(backbone), contents.backbone()))
-    if vgg.is_of(contents):
+    if torchvision_vgg.is_of(contents):
       entries, arrays = _in_each(contents, detector.backbone, lambda backbone: (
-        vgg.backbone_table(backbone, contents.channels), vgg.convolutions(contents)))
-      return entries | vgg.head_table(detector), arrays | vgg.fully_connected(contents)
+        torchvision_vgg.backbone_table(backbone, contents.channels), torchvision_vgg.convolutions(contents)))
+      return entries | torchvision_vgg.head_table(detector), arrays | torchvision_vgg.fully_connected(contents)
     if self.part == 'detector':
       entries, arrays = detectron2.table(detector, contents.channels), dict(contents.arrays)
       return match_norms(contents, entries, arrays, BACKBONE, detector.backbone.stem.norm)
@@ -217,8 +217,8 @@ def check_model(contents: Contents, detector: Any) -> None:
 
 def _check_backbone(contents, backbone):
   path = contents.path
-  if vgg.is_of(contents):
-    if not vgg.is_vgg(backbone):
+  if torchvision_vgg.is_of(contents):
+    if not torchvision_vgg.is_vgg(backbone):
       raise UserError(f'{path}: holds a VGG, the model has a {type(backbone).__name__}: set MaskRCNN.backbone = @VGG() '
                       '(gin_configs/models/vgg16.gin)')
     return

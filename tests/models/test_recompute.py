@@ -95,6 +95,7 @@ def test_the_losses_and_gradients_of_a_detector_are_the_same_to_the_bit(two):
   assert_equal(*(losses_and_gradients(recompute, two) for recompute in (False, True)))
 
 
+@pytest.mark.slow
 def test_and_in_bfloat16(two, bfloat16):
   assert_equal(*(losses_and_gradients(recompute, two) for recompute in (False, True)))
 
