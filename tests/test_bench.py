@@ -34,6 +34,7 @@ def test_train_as_json():
   assert report['peak_memory_mb'] > 100 and set(report['peak_gflops']) == {'float32', 'bfloat16'}
 
 
+@pytest.mark.slow
 def test_a_table_for_people():
   ran = bench('--task=paste')
   assert ran.returncode == 0, ran.stderr
