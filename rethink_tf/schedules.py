@@ -124,8 +124,25 @@ class KTimesSchedule(tf_keras.optimizers.schedules.LearningRateSchedule):
     return dict(self._config)
 
 
+class _StepsOfImages(tf_keras.optimizers.schedules.LearningRateSchedule):
+  """What pre-training schedules share: rates between drops, a linear warm-up from `_warmup_rate`."""
+
+  def __call__(self, step) -> tf.Tensor:
+    """The rate at iteration `step` (from 0), float32 scalar."""
+    step = tf.cast(step, tf.int64)  # float32 cannot count past 16.7 M
+    drops = tf.reduce_sum(tf.cast(step >= tf.constant(self._drops, tf.int64), tf.int32))
+    rate = tf.gather(tf.constant(self._rates, tf.float32), drops)
+    if not self._warmup_steps:
+      return rate
+    progress = tf.minimum(tf.cast(step, tf.float32) / self._warmup_steps, 1.)
+    return rate + (1 - progress) * (self._warmup_rate - rate)
+
+  def get_config(self):
+    return dict(self._config)
+
+
 @gin.register
-class EpochSchedule(tf_keras.optimizers.schedules.LearningRateSchedule):
+class EpochSchedule(_StepsOfImages):
   """Epochs with linear scaling, gradual warm-up and steps (Goyal et al. 2017, sections 2.1, 2.2 and 5.1).
 
   With n images and batches of B, an epoch is n/B iterations. The rate is base_rate·B/base_batch, times decay_factor at
@@ -172,22 +189,9 @@ class EpochSchedule(tf_keras.optimizers.schedules.LearningRateSchedule):
     self._warmup_steps = round(warmup_epochs * iterations)
     self._warmup_rate = min(base_rate, rate) if warmup_rate is None else warmup_rate
 
-  def __call__(self, step) -> tf.Tensor:
-    """The rate at iteration `step` (from 0), float32 scalar."""
-    step = tf.cast(step, tf.int64)  # float32 cannot count past 16.7 M
-    drops = tf.reduce_sum(tf.cast(step >= tf.constant(self._drops, tf.int64), tf.int32))
-    rate = tf.gather(tf.constant(self._rates, tf.float32), drops)
-    if not self._warmup_steps:
-      return rate
-    progress = tf.minimum(tf.cast(step, tf.float32) / self._warmup_steps, 1.)
-    return rate + (1 - progress) * (self._warmup_rate - rate)
-
-  def get_config(self):
-    return dict(self._config)
-
 
 @gin.register
-class SteppedHalving(tf_keras.optimizers.schedules.LearningRateSchedule):
+class SteppedHalving(_StepsOfImages):
   """A length in images, with the rate halved at equal steps (weakly supervised pre-training, Mahajan et al. 2018).
 
   `images` are cut into halvings + 1 equal phases, each with half the rate of the one before. The first rate is
@@ -230,16 +234,3 @@ class SteppedHalving(tf_keras.optimizers.schedules.LearningRateSchedule):
     self._rates = [rate * 0.5 ** phase for phase in range(halvings + 1)]
     self._warmup_steps = round(warmup_images / batch_size)
     self._warmup_rate = min(base_rate, rate)
-
-  def __call__(self, step) -> tf.Tensor:
-    """The rate at iteration `step` (from 0), float32 scalar."""
-    step = tf.cast(step, tf.int64)  # float32 cannot count past 16.7 M
-    drops = tf.reduce_sum(tf.cast(step >= tf.constant(self._drops, tf.int64), tf.int32))
-    rate = tf.gather(tf.constant(self._rates, tf.float32), drops)
-    if not self._warmup_steps:
-      return rate
-    progress = tf.minimum(tf.cast(step, tf.float32) / self._warmup_steps, 1.)
-    return rate + (1 - progress) * (self._warmup_rate - rate)
-
-  def get_config(self):
-    return dict(self._config)
