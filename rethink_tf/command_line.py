@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from absl import app, flags
 
-from rethink_tf.errors import UserError
+from rethink_tf.errors import UserError, as_command
 
 FLAGS = flags.FLAGS
 
@@ -30,7 +30,7 @@ def define_flags() -> None:
 
 def start(main: Callable[[], None]) -> None:
   """Parses the command line, calls main, and turns a UserError into one line and exit code 1."""
-  app.run(lambda argv: _guarded(main, argv))
+  app.run(lambda argv: as_command(main, argv, 'stopped; the same command continues from the last checkpoint'))
 
 
 def configure(files: Sequence[str], params: Sequence[str] = ()) -> None:
@@ -49,19 +49,6 @@ def configure(files: Sequence[str], params: Sequence[str] = ()) -> None:
   if FLAGS.weights and gin_files.bound('run.initial_weights') is None:
     raise UserError('--weights is given, but the configuration starts from random weights: add '
                     '--gin_file=gin_configs/init/imagenet.gin or another file of gin_configs/init')
-
-
-def _guarded(main, argv):
-  try:
-    if argv[1:]:
-      raise UserError(f'unexpected argument {argv[1]!r}: options are written --name=value; see --help')
-    main()
-  except UserError as error:
-    print(f'error: {error.line()}', file=sys.stderr)
-    sys.exit(1)
-  except KeyboardInterrupt:
-    print('stopped; the same command continues from the last checkpoint', file=sys.stderr)
-    sys.exit(130)
 
 
 def _run(task):

@@ -27,7 +27,7 @@ from rethink_tf.data.images import decode as decode_image
 from rethink_tf.data.record_format import Record, encode
 from rethink_tf.data.records import Index, Shard, index_path, read_index, shard_path, write_index, write_json
 from rethink_tf.data.tfrecord import FOOTER, HEADER
-from rethink_tf.errors import UserError
+from rethink_tf.errors import UserError, as_command
 
 
 def convert(source: CocoSource, output_dir: str, split: str, num_shards: int = 32, png_masks: bool = True,
@@ -200,21 +200,16 @@ def main(argv: list[str]) -> None:
   args = flags.FLAGS
   logging.set_verbosity(logging.INFO)
   logging.get_absl_handler().setFormatter(None)  # plain lines, without the prefix of a server log
-  try:
-    if argv[1:]:
-      raise UserError(f'unexpected argument {argv[1]!r}: options are written --name=value; see --help')
+
+  def work():
     source = CocoSource(args.data_dir, args.split, args.annotation_file, args.image_dir, args.keypoints,
                         args.keypoints_file)
     index = convert(source, os.path.expanduser(args.output_dir), args.split, args.num_shards, args.png_masks,
                     args.num_workers)
     print(f'{sum(len(shard.offsets) for shard in index.shards)} photographs in {len(index.shards)} shards in '
           f'{args.output_dir}; read them with @records(), records.data_dir and records.split = {args.split!r}')
-  except UserError as error:
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(1)
-  except KeyboardInterrupt:
-    print('stopped; the same command continues', file=sys.stderr)
-    sys.exit(130)
+
+  as_command(work, argv, 'stopped; the same command continues')
 
 
 if __name__ == '__main__':

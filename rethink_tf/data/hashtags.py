@@ -12,7 +12,6 @@ import functools
 import hashlib
 import json
 import os
-import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -26,7 +25,7 @@ from rethink_tf.data.annotations import Problems
 from rethink_tf.data.categories import Category, shorten
 from rethink_tf.data.coco import load_json
 from rethink_tf.data.records import write_json
-from rethink_tf.errors import UserError
+from rethink_tf.errors import UserError, as_command
 
 SAMPLINGS = ('square_root', 'natural', 'uniform')
 MAX_CANDIDATES = 2_000_000  # different tags that are counted at a time: some 200 MB
@@ -322,9 +321,8 @@ def main(argv: list[str]) -> None:
   args: Any = flags.FLAGS
   logging.set_verbosity(logging.INFO)
   logging.get_absl_handler().setFormatter(None)  # plain lines, without the prefix of a server log
-  try:
-    if argv[1:]:
-      raise UserError(f'unexpected argument {argv[1]!r}: options are written --name=value; see --help')
+
+  def work():
     if args.only_synonyms and not args.synonyms:
       raise UserError('--only_synonyms needs the table: give --synonyms=FILE')
     synonyms = load_synonyms(args.synonyms) if args.synonyms else None
@@ -336,9 +334,8 @@ def main(argv: list[str]) -> None:
       raise UserError(f'{args.vocabulary}: cannot be written: {error.message}') from error
     print(f'{len(vocabulary)} tags in {args.vocabulary}; most frequent: '
           + ', '.join(f'{tag} {n}' for tag, n in zip(vocabulary.tags[:5], vocabulary.counts.tolist(), strict=False)))
-  except UserError as error:
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(1)
+
+  as_command(work, argv, 'stopped; nothing was written')
 
 
 if __name__ == '__main__':

@@ -15,7 +15,6 @@ import json
 import os
 import posixpath
 import shutil
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -47,7 +46,7 @@ from rethink_tf.data.stream_records import (
   write_stream_index,
 )
 from rethink_tf.data.tfrecord import FOOTER, HEADER
-from rethink_tf.errors import UserError
+from rethink_tf.errors import UserError, as_command
 
 IMAGES_PER_SHARD = 8192
 _BUFFER = 32 << 20  # bytes of rows that are held before they are dealt out
@@ -283,20 +282,15 @@ def main(argv: list[str]) -> None:
   args: Any = flags.FLAGS
   logging.set_verbosity(logging.INFO)
   logging.get_absl_handler().setFormatter(None)  # plain lines, without the prefix of a server log
-  try:
-    if argv[1:]:
-      raise UserError(f'unexpected argument {argv[1]!r}: options are written --name=value; see --help')
+
+  def work():
     index = convert_hashtags(os.path.expanduser(args.json), Vocabulary.load(os.path.expanduser(args.vocabulary)),
                              os.path.expanduser(args.out), args.split, args.image_dir, args.shards, args.max_tags,
                              num_workers=args.num_workers)
     print(f'{index.num_images} images in {len(index.shards)} shards in {args.out}; read them with @hashtags(), '
           f'hashtags.data_dir and hashtags.split = {args.split!r}')
-  except UserError as error:
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(1)
-  except KeyboardInterrupt:
-    print('stopped; the same command continues', file=sys.stderr)
-    sys.exit(130)
+
+  as_command(work, argv, 'stopped; the same command continues')
 
 
 if __name__ == '__main__':
