@@ -211,8 +211,10 @@ def test_the_mirror_of_a_photograph_gives_the_mirror_of_its_detections(kind):
   if kind == 'keypoints':
     points = np.array(found.keypoints[0, :n])[:, ORDER]
     points[..., 1] = 50 - points[..., 1]
-    near = np.abs(other.keypoints[0, :n, :, :2] - points[..., :2]).max(-1) < 0.05
-    assert near.mean() > 0.98  # two pixels may be equally high
+    shown = np.array(other.keypoints[0, :n])
+    np.testing.assert_allclose(shown[..., 2], points[..., 2], rtol=1e-4)  # the height of each maximum
+    # Where it lies is settled by rounding, which differs between processors, once two pixels are equally high.
+    assert (np.abs(shown[..., :2] - points[..., :2]).max(-1) < 0.05).mean() > 0.7
   else:
     np.testing.assert_allclose(other.masks[0, :n], found.masks[0, :n, :, ::-1], atol=1e-4)
 
