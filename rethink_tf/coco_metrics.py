@@ -80,6 +80,38 @@ def evaluate(gt: dict, results: list[dict], iou_type: str, backend: str = 'auto'
     ValueError: unknown iou_type or backend.
     UserError: a detection in an image that the ground truth does not list.
   """
+  scorer = _scorer(gt, results, iou_type, backend, sigmas)
+  with _without_printing():
+    scorer.evaluate()
+    scorer.accumulate()
+  arrays, category_ids = scorer.eval, [int(i) for i in scorer.params.catIds]
+  figures = KEYPOINT_FIGURES if iou_type == 'keypoints' else FIGURES
+  names = {c['id']: c['name'] for c in gt['categories']}
+  return CocoScores(
+    {name: _mean(arrays, *figure) for name, figure in figures.items()},
+    tuple(_category(arrays, k, category, names[category]) for k, category in enumerate(category_ids)),
+  )
+
+
+def matches(gt: dict, results: list[dict], iou_type: str, backend: str = 'auto',
+            sigmas: Sequence[float] | None = None) -> tuple[list[int], list[int], list[dict]]:
+  """Which detections COCO's metric matches, image by image: arguments and errors as for `evaluate`.
+
+  Returns:
+    Category ids and image ids in the metric's order, and its record of each image and category with objects or
+    detections (image_id, category_id, dtScores, dtMatches [T, n], dtIgnore [T, n], gtIgnore), objects of any area.
+  """
+  scorer = _scorer(gt, results, iou_type, backend, sigmas)
+  scorer.params.areaRng = scorer.params.areaRng[:1]
+  scorer.params.areaRngLbl = scorer.params.areaRngLbl[:1]
+  with _without_printing():
+    scorer.evaluate()
+  records = [record for record in scorer.evalImgs if record is not None]
+  return [int(i) for i in scorer.params.catIds], [int(i) for i in scorer.params.imgIds], records
+
+
+def _scorer(gt: dict, results: list[dict], iou_type: str, backend: str, sigmas: Sequence[float] | None):
+  """The backend's COCOeval over checked arguments, nothing evaluated yet."""
   if iou_type not in RESULT_FIELDS:
     raise ValueError(f'iou_type {iou_type!r} is not one of {tuple(RESULT_FIELDS)}')
   if backend not in BACKENDS:
@@ -96,33 +128,24 @@ def evaluate(gt: dict, results: list[dict], iou_type: str, backend: str = 'auto'
   # Numbered anew from 1, because to pycocotools a detection that is matched to annotation 0 is unmatched.
   annotations = [{'iscrowd': 0, **a, 'id': number} for number, a in enumerate(gt['annotations'], start=1)]
   gt = {**gt, 'annotations': annotations}
-  if backend == 'hotcoco' or (backend == 'auto' and importlib.util.find_spec('hotcoco')):
-    arrays, category_ids = _hotcoco(gt, results, iou_type, sigmas)
-  else:
-    arrays, category_ids = _pycocotools(gt, results, iou_type, sigmas)
-  figures = KEYPOINT_FIGURES if iou_type == 'keypoints' else FIGURES
-  names = {c['id']: c['name'] for c in gt['categories']}
-  return CocoScores(
-    {name: _mean(arrays, *figure) for name, figure in figures.items()},
-    tuple(_category(arrays, k, category, names[category]) for k, category in enumerate(category_ids)),
-  )
+  if backend == 'auto':
+    backend = 'hotcoco' if importlib.util.find_spec('hotcoco') else 'pycocotools'
+  make = _hotcoco if backend == 'hotcoco' else _pycocotools
+  scorer = make(gt, results, iou_type)
+  if sigmas is not None:
+    sigmas = [float(sigma) for sigma in sigmas]
+    scorer.params.kpt_oks_sigmas = sigmas if backend == 'hotcoco' else np.asarray(sigmas)
+  return scorer
 
 
-def _hotcoco(gt: dict, results: list[dict], iou_type: str,
-             sigmas: Sequence[float] | None) -> tuple[dict[str, np.ndarray], list[int]]:
+def _hotcoco(gt: dict, results: list[dict], iou_type: str):
   import hotcoco
 
   truth = hotcoco.COCO(gt)
-  scorer = hotcoco.COCOeval(truth, truth.load_res(results), iou_type)
-  if sigmas is not None:
-    scorer.params.kpt_oks_sigmas = [float(sigma) for sigma in sigmas]
-  scorer.evaluate()
-  scorer.accumulate()
-  return scorer.eval, [int(i) for i in scorer.params.catIds]
+  return hotcoco.COCOeval(truth, truth.load_res(results), iou_type)
 
 
-def _pycocotools(gt: dict, results: list[dict], iou_type: str,
-                 sigmas: Sequence[float] | None) -> tuple[dict[str, Any], list[int]]:
+def _pycocotools(gt: dict, results: list[dict], iou_type: str):
   with _without_printing():
     truth = COCO()
     truth.dataset = gt
@@ -133,12 +156,7 @@ def _pycocotools(gt: dict, results: list[dict], iou_type: str,
       detections = COCO()
       detections.dataset = {**gt, 'annotations': []}
       detections.createIndex()
-    scorer = COCOeval(truth, detections, iou_type)
-    if sigmas is not None:
-      scorer.params.kpt_oks_sigmas = np.asarray(sigmas, np.float64)
-    scorer.evaluate()
-    scorer.accumulate()
-  return scorer.eval, [int(i) for i in scorer.params.catIds]
+    return COCOeval(truth, detections, iou_type)
 
 
 _quiet = threading.local()

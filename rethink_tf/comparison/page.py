@@ -1,0 +1,61 @@
+"""The report as one HTML file that needs no network: verdict, figures, tables; readable on a telephone."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Mapping, Sequence
+
+_STYLE = '''
+:root { color-scheme: light; }
+body { margin: 0 auto; padding: 1rem; max-width: 62rem; font: 16px/1.5 system-ui, sans-serif; color: #24272c; }
+h1 { font-size: 1.4rem; line-height: 1.25; } h2 { font-size: 1.1rem; margin-top: 2rem; }
+.verdict { border-left: 4px solid #1f6fb4; background: #f2f6fa; padding: .7rem 1rem; margin: 1rem 0; }
+figure { margin: 1rem 0; overflow-x: auto; } figure svg { width: 100%; height: auto; min-width: 34rem; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; }
+th, td { padding: .3rem .6rem; border-bottom: 1px solid #e3e5e8; text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; } footer { margin-top: 2rem; color: #6a7078; font-size: .85rem; }
+'''
+
+
+def page(title: str, verdicts: Sequence[str], drawings: Mapping[str, bytes],
+         tables: Mapping[str, Sequence[Sequence[str]]], notes: Sequence[str]) -> str:
+  """The HTML of a report.
+
+  Args:
+    title: its heading.
+    verdicts: in words, most important first.
+    drawings: SVG files by caption.
+    tables: by heading; the first row of each holds the names of its columns.
+    notes: small print.
+  """
+  parts = [f'<h1>{html.escape(title)}</h1>']
+  parts += [f'<p class="verdict">{html.escape(words)}</p>' for words in verdicts]
+  parts += [f'<figure role="img" aria-label="{html.escape(caption)}">{_inline(svg, number)}</figure>'
+            for number, (caption, svg) in enumerate(drawings.items())]
+  for heading, rows in tables.items():
+    if rows:
+      body = ''.join(f'<tr>{_cells(row)}</tr>' for row in rows[1:])
+      parts.append(f'<h2>{html.escape(heading)}</h2><div class="wide"><table><thead><tr>{_cells(rows[0], "th")}</tr>'
+                   f'</thead><tbody>{body}</tbody></table></div>')
+  parts.append(f'<footer>{"".join(f"<p>{html.escape(note)}</p>" for note in notes)}</footer>')
+  return ('<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+          '<meta name="viewport" content="width=device-width, initial-scale=1">'
+          f'<title>{html.escape(title)}</title><style>{_STYLE}</style></head>\n<body>\n' + '\n'.join(parts)
+          + '\n</body></html>\n')
+
+
+def _cells(row: Sequence[str], tag: str = 'td') -> str:
+  return ''.join(f'<{tag}>{html.escape(str(cell))}</{tag}>' for cell in row)
+
+
+def _inline(svg: bytes, number: int) -> str:
+  """An SVG file inside a page: its names made its own, since a page has one space of names for all."""
+  text = svg.decode()
+  text = text[text.index('<svg'):]
+  text = re.sub(r'<metadata>.*?</metadata>', '', text, flags=re.DOTALL)
+  for fixed in ('height', 'width'):
+    text = re.sub(rf'(<svg[^>]*?) {fixed}="[^"]*"', r'\1', text, count=1)
+  text = re.sub(r'\bid="', f'id="f{number}-', text)
+  text = re.sub(r'url\(#', f'url(#f{number}-', text)
+  return re.sub(r'href="#', f'href="#f{number}-', text)
