@@ -22,7 +22,9 @@ from rethink_tf.trainer import Trainer
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / 'gin_configs').glob('**/*.gin'))
+# Studies bind no run, but a grid of runs: tests/studies.
+FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / 'gin_configs').glob('**/*.gin')
+               if path.parent.name != 'studies')
 COMPLETE = [name for name in FILES if name.count('/') == 1]
 PRETRAINING = [name for name in FILES if name.startswith('gin_configs/pretraining/')]
 AXES = [name for name in FILES if name not in [*COMPLETE, *PRETRAINING]]
@@ -241,6 +243,19 @@ def test_a_schedule_file_names_the_steps_it_takes(k):
   sheet = (ROOT / name).read_text()
   assert f'{points.end:,} steps of 16 images' in sheet
   assert f'the rate drops at {points.first_drop:,} and {points.second_drop:,}' in sheet
+
+
+@pytest.mark.parametrize('name', COMPLETE)
+def test_every_complete_configuration_can_be_shrunk_to_a_laptop(name):
+  """Its schedule, its pictures and its numbers all come out small."""
+  parse_whole(name, 'gin_configs/runtime/laptop.gin')
+  assert bindings()['BATCH_SIZE'] == '4' and gin.query_parameter('run.precision') == 'float32'
+  schedule = gin.get_configurable('KTimesSchedule')(batch_size=4, num_images=1000)
+  first = schedule.points[0]
+  warmed_up = np.array([float(schedule(step)) for step in (0, min(50, first // 2), first - 1)])
+  assert 1 <= first < schedule.total_steps < 10_000 and warmed_up[0] < warmed_up[1] == warmed_up[2] > schedule(first)
+  resize = gin.query_parameter('TrainInput.resize').scoped_configurable_fn()
+  assert max(resize.largest, resize.max_side) <= 224
 
 
 def test_run_sheets_open_every_complete_configuration():

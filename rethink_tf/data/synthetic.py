@@ -155,6 +155,10 @@ class SyntheticSource:
     """int32 [N], counted on first use (about 1 ms an image)."""
     return np.array([len(self._scene(i)[0].shapes) for i in range(len(self.image_ids))], np.int32)
 
+  def labels(self, i: int) -> list[int]:
+    """Classes 1..K of the shapes of picture i, in painting order; nothing is painted."""
+    return [shape.label for shape in self._scene(i)[0].shapes]
+
   def load(self, i: int) -> Example:
     """The i-th picture with its annotations."""
     scene, rng = self._scene(i)

@@ -1,0 +1,63 @@
+"""The door: a study from its gin file to its report, forks that change nothing, and one-line errors."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+STUDY = '''
+Study.base = ('gin_configs/demo.gin', 'gin_configs/runtime/deterministic.gin', 'KTimesSchedule.unit = 4',
+              'KTimesSchedule.warmup_steps = 2', 'BATCH_SIZE = 2', 'train/synthetic.num_images = 20',
+              'eval/synthetic.num_images = 4', 'Resize.short_side = (64,)', 'Resize.max_side = 80',
+              'ResNet.stem_width = 16', 'ResNet.res2_width = 32', 'ResNet.width_per_group = 16', 'FPN.channels = 32',
+              'BoxHead.fc_width = 32', 'RPNHead.channels = 32', 'CocoEvaluator.every = 0', 'run.log_every = 1',
+              'group_norm.groups = 8')
+Study.axes = {'schedule': {'1x': ('SCHEDULE = 0.25',), '2x': ('SCHEDULE = 0.5',)}}
+'''
+
+
+def door(*arguments):
+  return subprocess.run([sys.executable, '-m', 'rethink_tf.study', *arguments], capture_output=True, text=True)
+
+
+def weights(run):
+  newest, = (run / 'checkpoints').glob('step-*') if len(list((run / 'checkpoints').glob('step-*'))) == 1 else [
+    max((run / 'checkpoints').glob('step-*'))]
+  reader = tf.train.load_checkpoint(str(newest / 'weights'))
+  return {name: reader.get_tensor(name) for name in sorted(reader.get_variable_to_shape_map())
+          if 'OBJECT_GRAPH' not in name and 'save_counter' not in name}
+
+
+def test_mistakes_are_one_line(tmp_path):
+  done = door('--gin_file=nothing.gin')
+  assert done.returncode == 1 and done.stderr.startswith('error: no gin file nothing.gin')
+  assert door().stderr.startswith('error: no study')
+
+
+def test_the_plan_of_a_study():
+  done = door('--gin_file=gin_configs/studies/figure1.gin', "--gin_param=WEIGHTS = 'R-50-GN.pkl'", '--dry_run')
+  assert done.returncode == 0, done.stderr
+  assert '10 runs, 24960000 images to train on, 57% less than the runs one by one (57600000)' in done.stdout
+
+
+@pytest.mark.slow
+def test_a_fork_is_the_run_it_would_have_been_alone(tmp_path):
+  """Bit for bit, in deterministic mode; and a second call has nothing left to do."""
+  (tmp_path / 'tiny.gin').write_text(STUDY)
+  common = (f'--gin_file={tmp_path}/tiny.gin', '--nocalibrate')
+  done = door(*common, f'--output={tmp_path}/shared')
+  assert done.returncode == 0, done.stdout + done.stderr
+  assert 'All runs are scratch' in done.stdout and (tmp_path / 'shared/report/index.html').exists()
+  alone = door(*common, f'--output={tmp_path}/alone', '--study_param=Study.share_prefixes = False')
+  assert alone.returncode == 0, alone.stdout + alone.stderr
+  for name in ('1x', '2x'):
+    one, other = weights(tmp_path / 'shared' / name), weights(tmp_path / 'alone' / name)
+    assert one.keys() == other.keys()
+    assert all(np.array_equal(one[key], other[key]) for key in one)
+    lines = [json.loads(line) for line in (tmp_path / 'shared' / name / 'metrics.jsonl').read_text().splitlines()]
+    assert max(line['step'] for line in lines if line['kind'] == 'train') == {'1x': 8, '2x': 16}[name]
+  again = door(*common, f'--output={tmp_path}/shared')
+  assert again.returncode == 0 and again.stdout.count('complete to iteration') == 3
