@@ -2,9 +2,13 @@
 
 gin itself accepts three slips in silence, which are rejected here: a misspelt macro, a misspelt scope, and an include
 that a folder of the same name in the working directory hides.
+
+A configuration is data, also one that came with somebody else's run: it can name the parts that this package registers,
+and nothing else. What a file may import is this package; other modules only the command line can ask for.
 """
 
 import contextlib
+import copy
 import difflib
 import importlib.resources
 import inspect
@@ -12,7 +16,7 @@ import io
 import pathlib
 import re
 import tokenize
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import gin
@@ -23,6 +27,7 @@ from rethink_tf.errors import UserError
 
 _SCOPES = {'train', 'eval'}  # the only ones the code enters; others must be named by a reference (@scope/Part())
 _PARAM = '--gin_param'
+_MAX_BYTES = 1 << 20  # of a file; the longest one here has a few thousand
 
 
 def parse(gin_files: Sequence[str], gin_params: Sequence[str] = ()) -> None:
@@ -31,16 +36,29 @@ def parse(gin_files: Sequence[str], gin_params: Sequence[str] = ()) -> None:
   A file name is looked up from the working directory first, then among the configurations that are shipped with the
   package, wherever that is installed; so are the includes in it. Local paths and gs://.
 
+  'import my_parts' among the bindings registers parts of the user's own before the files are read.
+
   Raises:
     UserError: file not found, syntax error, unknown configurable, parameter, macro or scope, a macro that nothing
-      uses, a required value that is not given.
+      uses, a required value that is not given, an import in a file that the bindings do not ask for.
   """
+  try:
+    _parse(gin_files, gin_params)
+  except UserError as error:  # what it quotes of a file may steer a terminal
+    raise UserError(''.join(letter if letter.isprintable() else '?' for letter in str(error))) from error
+
+
+def _parse(gin_files, gin_params):
   gin.clear_config()
   reader = _Reader()
+  imports = [binding for binding in gin_params if re.fullmatch(r'\s*(import|from)\s.*', binding)]
+  for binding in imports:
+    reader.read_text(_PARAM, binding)
   for name in gin_files:
     reader.read_file(name)
   for binding in gin_params:
-    reader.read_text(_PARAM, binding)
+    if binding not in imports:
+      reader.read_text(_PARAM, binding)
   reader.check_names()
   with _explained('configuration'):
     gin.finalize()
@@ -57,6 +75,14 @@ def bound(parameter: str) -> Any:
     return gin.query_parameter(parameter)
   except ValueError:
     return None
+
+
+def argument(function: Callable[..., Any], name: str) -> Any:
+  """What gin would call a configurable with: the value that is bound, references resolved, or the default."""
+  bound_value = bound(f'{function.__name__}.{name}')
+  if bound_value is None:
+    return inspect.signature(function).parameters[name].default
+  return copy.deepcopy(bound_value)  # gin's own way from a reference to what it names
 
 
 def default_run_folder(gin_files: Sequence[str]) -> str | None:
@@ -91,6 +117,7 @@ class _Reader(config_parser.ParserDelegate):
     self._macros_set: dict[str, str] = {}  # name -> place
     self._macros_used: dict[str, str] = {}
     self._scopes_set: dict[str, str] = {}
+    self._imports_asked_for: set[str] = set()
     self._scopes_used = set(_SCOPES)
 
   # What config_parser calls on the right-hand sides.
@@ -105,6 +132,8 @@ class _Reader(config_parser.ParserDelegate):
     if path in self._stack:
       raise UserError(f'{self._stack[-1]}: include "{name}" closes a circle of includes')
     with _explained(name), tf.io.gfile.GFile(path) as file:
+      if file.size() > _MAX_BYTES:
+        raise UserError(f'{name}: {file.size():,} bytes are too many for a configuration')
       text = file.read()
     self._stack.append(path)
     self.read_text(name, text)
@@ -132,6 +161,8 @@ class _Reader(config_parser.ParserDelegate):
       where = name if name == _PARAM else f'{name}:{statement.location.line_num}'
       if isinstance(statement, config_parser.IncludeStatement):
         includes.append((statement.location.line_num, statement.filename))
+      elif isinstance(statement, config_parser.ImportStatement):
+        self._check_import(statement.module, where)
       elif isinstance(statement, config_parser.BindingStatement) and not statement.arg_name:
         macro = '/'.join(filter(None, [statement.scope, statement.selector]))
         self._macros_set.setdefault(macro, where)
@@ -139,6 +170,14 @@ class _Reader(config_parser.ParserDelegate):
         for scope in statement.scope.split('/'):
           self._scopes_set.setdefault(scope, where)
     return includes
+
+  def _check_import(self, module: str, where: str) -> None:
+    if module.startswith('__gin__'):
+      raise UserError(f'{where}: dynamic registration would let a file call any function: name the parts of rethink_tf')
+    if where == _PARAM:
+      self._imports_asked_for.add(module)
+    elif module.split('.')[0] != 'rethink_tf' and module not in self._imports_asked_for:
+      raise UserError(f"{where}: imports {module}, which would run it: if you trust it, add {_PARAM}='import {module}'")
 
   def check_names(self) -> None:
     used = {name: where for name, where in self._macros_used.items() if '.' not in name}  # %gin.REQUIRED is no macro

@@ -133,13 +133,73 @@ def test_slips_on_the_command_line(folder, params, message):
   ('SCHEDUEL = 2', 'slip.gin:3: SCHEDUEL is set, but no binding uses it; did you mean SCHEDULE?'),
   ('toy_net.dept = 2', "slip.gin:3: toy_net has no parameter 'dept' (toy_net.dept = 2); did you mean depth?"),
   ('toy_net.depth = ', 'slip.gin:3: Unable to parse value'),
-  ('import no_such_module', "slip.gin:3: No module named 'no_such_module' (import no_such_module)"),
+  ('import rethink_tf.no_such_module', "slip.gin:3: No module named 'rethink_tf.no_such_module' "
+                                       '(import rethink_tf.no_such_module)'),
 ])
 def test_slips_in_a_file(folder, line, message):
   (folder / 'slip.gin').write_text(f"include 'gin_configs/base.gin'\n\n{line}\n")
   with pytest.raises(UserError) as caught:
     gin_files.parse(['slip.gin'])
   assert str(caught.value) == message
+
+
+@pytest.mark.parametrize('line', [
+  'import os', 'import my_parts', 'from my_parts import inner', 'import my_parts as rethink_tf', 'from os import path',
+  'import rethink_tf_parts', "toy_run.steps = 1\n  \nimport my_parts"])
+def test_a_file_imports_nothing_but_this_package(folder, monkeypatch, line):
+  (folder / 'my_parts.py').write_text("raise AssertionError('it ran')\n")
+  (folder / 'inner.gin').write_text(f'{line}\n')
+  (folder / 'outer.gin').write_text("include 'gin_configs/base.gin'\ninclude 'inner.gin'\n")
+  monkeypatch.syspath_prepend(folder)
+  for name in ('inner.gin', 'outer.gin'):
+    with pytest.raises(UserError, match=r"inner\.gin:\d: imports .*you trust it, add --gin_param='import ") as caught:
+      gin_files.parse([name])
+    assert '\n' not in str(caught.value)
+
+
+def test_the_command_line_may_import_and_a_file_may_then_repeat_it(folder, monkeypatch):
+  (folder / 'parts_of_mine.py').write_text(
+    "import gin\n\n@gin.register(module='parts_of_mine')\ndef half_norm(groups=2):\n  return groups / 2\n")
+  (folder / 'mine.gin').write_text("import parts_of_mine\nimport rethink_tf.errors\ninclude 'gin_configs/base.gin'\n"
+                                   'toy_net.norm = @half_norm()\n')
+  monkeypatch.syspath_prepend(folder)
+  with pytest.raises(UserError, match="mine.gin:1: imports parts_of_mine"):
+    gin_files.parse(['mine.gin'], ['toy_run.steps = 1'])
+  gin_files.parse(['mine.gin'], ['toy_norm.groups = 1', 'import parts_of_mine'])  # before the files, wherever it stands
+  assert toy_run()[0]().norm == 1.0
+  (folder / 'config.gin').write_text(gin_files.operative_config())
+  with pytest.raises(UserError, match='imports parts_of_mine'):  # whoever gets that run decides for themselves
+    gin_files.parse(['config.gin'])
+
+
+@pytest.mark.parametrize('params', [[], ['import os']])
+def test_dynamic_registration_is_off(folder, params):
+  """gin's own feature calls whatever a file names."""
+  (folder / 'evil.gin').write_text("from __gin__ import dynamic_registration\nimport os\n"
+                                   "os.system.command = 'touch attacked'\n")
+  with pytest.raises(UserError, match='evil.gin:1: dynamic registration'):
+    gin_files.parse(['evil.gin'], params)
+  with pytest.raises(UserError, match='dynamic registration'):
+    gin_files.parse([], ['from __gin__ import dynamic_registration'])
+  (folder / 'evil.gin').write_text('toy_net.norm = @os.system()\n')
+  with pytest.raises(UserError, match="nothing called 'os.system'"):
+    gin_files.parse(['evil.gin'], params)
+  assert not (folder / 'attacked').exists()
+
+
+@pytest.mark.parametrize('line', ["include 'a\x7f\x1b[2J.gin'", "toy_net.depth = '\x1b[2J' 5", '\x1b[2J = 1',
+                                  'a\x9b = 2'])
+def test_what_is_quoted_of_a_file_steers_no_terminal(folder, line):
+  (folder / 'evil.gin').write_text(f'{line}\n')
+  with pytest.raises(UserError, match='gin') as caught:
+    gin_files.parse(['evil.gin'])
+  assert str(caught.value).isprintable()
+
+
+def test_a_file_that_is_too_long(folder):
+  (folder / 'long.gin').write_text('#' * (1 << 20) + '\n')
+  with pytest.raises(UserError, match='long.gin: 1,048,577 bytes are too many'):
+    gin_files.parse(['long.gin'])
 
 
 def test_scopes_that_a_reference_enters_are_known(folder):
@@ -181,3 +241,13 @@ def test_configuration_of_a_run(tmp_path):
   (tmp_path / 'config.gin').write_text('toy_run.steps = 4\n')
   gin_files.parse([gin_files.saved_config(f'{tmp_path}/')])
   assert toy_run()[1] == 4
+
+
+def test_arguments_as_gin_would_pass_them(folder):
+  """References become what they name, macros their values, and what is not bound stays the default."""
+  gin_files.parse(['gin_configs/toy_2x.gin'])
+  assert gin_files.argument(toy_run, 'steps') == 2
+  net = gin_files.argument(toy_run, 'net')
+  assert (net().depth, net().norm) == (101, 32), 'not called yet'
+  gin_files.parse([], ['toy_run.steps = 3'])
+  assert gin_files.argument(toy_run, 'net') is None

@@ -16,6 +16,7 @@ from rethink_tf.data.segmentation import Segmentations, crop_segmentation
 from rethink_tf.structures import MASK_CROP, Example
 
 _NO_ID = -1
+_FAR = 1e6  # pixels; what lies beyond is an error, and overflows where it is drawn
 _BAD_KEYPOINTS = 'with malformed keypoints (taken as not labelled)'
 
 
@@ -118,6 +119,7 @@ class Annotations:
   Attributes:
     boxes: float32 [A, 4] y0, x0, y1, x1; classes: int32 [A] 1..K; usable: bool [A].
     num_usable: int32 [N] usable annotations of each image.
+    num_visible: int32 [N] labelled keypoints (visibility above 0) of these, 0 where none were read.
     problems: what was left out or changed, counted.
   """
 
@@ -140,6 +142,7 @@ class Annotations:
     kept = self._leave_out('of an unknown category', self.classes == 0, kept)
     finite = np.isfinite(self._xywh).all(axis=1) & np.isfinite(reader.areas)
     kept = self._leave_out('with a number that is not finite', ~finite, kept)
+    kept = self._leave_out('with a box absurdly far away', ~(np.abs(self._xywh) <= _FAR).all(axis=1), kept)
     kept = self._leave_out('with a malformed segmentation', self._malformed(sizes[images]), kept)
     self.boxes, overhang = _clip(np.where(kept[:, None], self._xywh, 0.0), sizes[images])
     self.usable = self._find_usable(kept)
@@ -152,6 +155,7 @@ class Annotations:
     self.num_usable = np.bincount(images[self.usable], minlength=len(image_ids)).astype(np.int32)
     self._number_anew()
     self._drop_malformed_keypoints()
+    self.num_visible = self._count_visible(images)
 
   def example(self, i: int, image: np.ndarray) -> Example:
     """The usable annotations of image i with its pixels."""
@@ -226,10 +230,17 @@ class Annotations:
   def _drop_malformed_keypoints(self) -> None:
     for row, keypoints in list((self._reader.keypoints or {}).items()):
       expected = 3 * len(self.categories[self.classes[row] - 1].keypoints) if self.classes[row] else 0
-      if len(keypoints) != expected or not np.isfinite(keypoints).all():
+      if len(keypoints) != expected or not (np.abs(keypoints) <= _FAR).all():  # nor are numbers that are none
         del self._reader.keypoints[row]
         if expected or len(keypoints):
           self.problems.add(_BAD_KEYPOINTS, 1, f'annotation {self._ids[row]}')
+
+  def _count_visible(self, images: np.ndarray) -> np.ndarray:
+    visible = np.zeros(len(self._image_ids), np.int32)
+    for row, keypoints in (self._reader.keypoints or {}).items():
+      if self.usable[row]:
+        visible[images[row]] += sum(v > 0 for v in keypoints[2::3])
+    return visible
 
 
 def _clip(xywh: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -41,7 +41,7 @@ def keyed_seeds(seed: int, epochs: np.ndarray, image_ids: np.ndarray) -> np.ndar
 @gin.register
 @dataclasses.dataclass(frozen=True)
 class Resize:
-  """Short side to `short_side`, long side at most `max_side` (Detectron; recipe, "Data").
+  """Short side to `short_side`, long side at most `max_side` (section 4; Detectron).
 
   Args:
     short_side: one size, or several to draw from (scale jitter: the paper trains at 800 only).
@@ -90,10 +90,11 @@ class Resize:
 @gin.register
 @dataclasses.dataclass(frozen=True)
 class LargeScaleJitter:
-  """Large-scale jitter: scales of a wide range on one square canvas (Detectron2's later baselines from scratch).
+  """Large-scale jitter: scales of a wide range on one square canvas (Detectron2's later baselines from scratch, its
+  configs/new_baselines/mask_rcnn_R_50_FPN_100ep_LSJ.py).
 
-  A picture is fitted to the canvas times a scale drawn from `scales`. What is larger than the canvas is cut at a
-  random place, what is smaller lies in its corner.
+  A picture is fitted to the canvas times a scale drawn from `scales` (there ResizeScale). What is larger than the
+  canvas is cut at a random place, what is smaller lies in its corner (there FixedSizeCrop).
 
   Args:
     side: of the canvas in pixels.
@@ -104,6 +105,11 @@ class LargeScaleJitter:
     UserError: a side or scales that are not positive, or in the wrong order.
   """
 
+  # Departure: the canvas around a smaller picture is zero after the mean is subtracted and no part of the picture, as
+  # for every input here. Detectron2's FixedSizeCrop fills it with 128 before, and what it fills counts as picture:
+  # proposals may lie there.
+  # Departure: pictures shrink bilinearly between four pixels (OpenCV, as in Detectron). Detectron2 shrinks with Pillow,
+  # which averages over all pixels that fall into one: at a scale of 0.1 its pictures are smoother.
   side: int = 1024
   scales: tuple[float, float] = (0.1, 2.0)
   tighten: bool = True
@@ -133,6 +139,8 @@ class LargeScaleJitter:
 
   def offsets(self, sizes: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Where the canvas begins in resized pictures int [N, 2], for numbers in [0, 1) -> int32 [N, 2]."""
+    # Departure: each axis has a number of its own. Detectron2's FixedSizeCrop draws one for both, so that its windows
+    # lie on a diagonal of the picture.
     places = np.maximum(sizes - self.side, 0) + 1
     return (np.stack([y, x], axis=1) * places).astype(np.int32)
 
@@ -151,6 +159,7 @@ def cut_instances(example: Example, low: np.ndarray, high: np.ndarray, tighten: 
       continue
     if np.any(cut != box):
       size = np.tile(box[2:] - box[:2], 2) / len(mask)
+      # Departure: what is left of a mask is known to a 112th of its box; Detectron2 cuts the polygon (recompute_boxes).
       cells = _seen(mask, (cut - np.tile(box[:2], 2)) / size)  # of the mask, as numbers of cells
       if cells is None:
         continue

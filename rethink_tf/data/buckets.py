@@ -1,7 +1,7 @@
 """Aspect-ratio buckets: a few fixed padded shapes ("canvases") instead of one big square.
 
-Detectron batches wide pictures with wide ones and tall with tall ones (recipe, "Data"); here the padded shapes are
-also fixed, so that one compiled graph serves every batch of a bucket.
+Detectron batches wide pictures with wide ones and tall with tall ones; here the padded shapes are also fixed, so that
+one compiled graph serves every batch of a bucket.
 """
 
 import math

@@ -1,11 +1,14 @@
 """The classes of a data set: class k of 1..K is the category with the k-th smallest id, class 0 the background."""
 
+import unicodedata
 from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
 
 from rethink_tf.errors import UserError
+
+_MAX_KEYPOINTS = 1000  # of a category; every annotation takes memory for all of them
 
 
 class Category(NamedTuple):
@@ -23,7 +26,7 @@ def parse_categories(entries: Any, file: str) -> tuple[Category, ...]:
   A name that occurs twice is kept as two classes and logged: ids, not names, tell classes apart.
 
   Raises:
-    UserError: not a list of objects with an integer id >= 0 and a name, empty, or with a repeated id.
+    UserError: not a list of objects with an integer id >= 0 and a printable name, empty, or with a repeated id.
   """
   if not isinstance(entries, list) or not entries:
     raise UserError(f'{file}: "categories" should be a list with at least one category, is {shorten(entries)}')
@@ -69,20 +72,40 @@ def _parse_category(entry: Any, where: str) -> Category:
   if not isinstance(entry, dict):
     raise UserError(f'{where} should be an object with "id" and "name", is {shorten(entry)}')
   id_, name = entry.get('id'), entry.get('name')
-  if type(id_) is not int or id_ < 0:
+  if type(id_) is not int or not 0 <= id_ < 2 ** 63:
     raise UserError(f'{where}.id should be an integer from 0 on, is {shorten(id_)}')
-  if not isinstance(name, str):
-    raise UserError(f'{where}.name should be a string, is {shorten(name)}')
+  if not is_text(name):
+    raise UserError(f'{where}.name should be a string without control characters, is {shorten(name)}')
   keypoints, skeleton = entry.get('keypoints', []), entry.get('skeleton', [])
-  if not isinstance(keypoints, list) or not all(isinstance(point, str) for point in keypoints):
-    raise UserError(f'{where}.keypoints should be a list of names, is {shorten(keypoints)}')
+  if not isinstance(keypoints, list) or not all(map(is_text, keypoints)) or len(keypoints) > _MAX_KEYPOINTS:
+    raise UserError(f'{where}.keypoints should be a list of at most {_MAX_KEYPOINTS} names, is {shorten(keypoints)}')
   if not isinstance(skeleton, list) or not all(
       isinstance(bone, list) and len(bone) == 2 and all(type(end) is int for end in bone) for bone in skeleton):
     raise UserError(f'{where}.skeleton should be a list of pairs of keypoint numbers, is {shorten(skeleton)}')
-  return Category(id_, name, tuple(keypoints), tuple((a, b) for a, b in skeleton))
+  bones = tuple((a, b) for a, b in skeleton if 1 <= min(a, b) and max(a, b) <= len(keypoints))
+  if len(bones) < len(skeleton):
+    logging.warning('%s.skeleton: %d of %d lines join keypoints that are not there (1 to %d) and are left out', where,
+                    len(skeleton) - len(bones), len(skeleton), len(keypoints))
+  return Category(id_, name, tuple(keypoints), bones)
+
+
+def is_text(value: Any) -> bool:
+  """Whether a value from a file is a string that terminals, tables and file names bear: no control characters (they
+  could steer a terminal), no halves of characters (they cannot be written)."""
+  return isinstance(value, str) and (
+    value.isprintable() or not any(unicodedata.category(letter) in ('Cc', 'Cs') for letter in value))
+
+
+def as_text(value: str) -> str:
+  """A name for show: what `is_text` does not bear becomes U+FFFD."""
+  return ''.join(letter if is_text(letter) else '\ufffd' for letter in value)
 
 
 def shorten(value: Any) -> str:
   """A value from a file as it is quoted in a message."""
-  text = 'missing' if value is None else repr(value)
+  try:
+    text = 'missing' if value is None else repr(value)
+  except (RecursionError, ValueError):  # an integer of more digits than Python writes
+    text = f'a {type(value).__name__}'
+  text = as_text(text)
   return text if len(text) <= 60 else text[:57] + '...'

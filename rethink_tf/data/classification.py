@@ -10,14 +10,16 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from rethink_tf.data.categories import Category
-from rethink_tf.data.images import ImageError, decode
+from rethink_tf.data.categories import Category, as_text, shorten
+from rethink_tf.data.folders import list_names
+from rethink_tf.data.images import MAX_PIXELS, ImageError, decode, read_bounded
 from rethink_tf.data.subset import subset
 from rethink_tf.errors import UserError
 
 PICTURES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff')
 # What lists of a flat folder are called: Caffe's, Kaggle's, and the one of TensorFlow's own ImageNet scripts.
 LABELS_FILES = ('{split}.txt', 'LOC_{split}_solution.csv', 'imagenet_2012_validation_synset_labels.txt')
+_MAX_LIST_BYTES = 1 << 30
 
 
 @gin.register('image_folder')
@@ -43,7 +45,7 @@ class ImageFolder:
 
   def __init__(self, data_dir: str, split: str = 'train', class_split: str = 'train', labels_file: str | None = None,
                fraction: float = 1.0, num_images: int | None = None, subset_seed: int = 0,
-               training: bool = False) -> None:
+               training: bool = False, max_pixels: int = MAX_PIXELS) -> None:
     """Lists the folders; photographs are read by `load`.
 
     Args:
@@ -54,13 +56,14 @@ class ImageFolder:
         imagenet_2012_validation_synset_labels.txt (for the split val) in data_dir.
       fraction, num_images, subset_seed: a seeded, nested subset, see `subset.subset`.
       training: refuse a split without pictures of more than one class.
+      max_pixels: height x width that a photograph may have.
 
     Raises:
       UserError: folders or list missing, a class that `class_split` does not have, no pictures.
     """
     data_dir = os.path.expanduser(data_dir)
     self.name = f'{os.path.basename(os.path.normpath(data_dir))}/{split}'
-    self._folder = data_dir
+    self._folder, self._max_pixels = data_dir, max_pixels
     root = os.path.join(data_dir, split)
     names = _class_folders(os.path.join(data_dir, class_split))
     own, loose = _list_folder(root)
@@ -81,7 +84,7 @@ class ImageFolder:
     _warn_of_empty(self.name, [names[k] for k in np.flatnonzero(found == 0)], len(names))
 
     positions = subset(stable_ids(files), fraction, num_images, subset_seed)
-    self.categories = tuple(Category(k, name) for k, name in enumerate(names))
+    self.categories = tuple(Category(k, as_text(name)) for k, name in enumerate(names))
     self.num_classes = len(names)
     self.image_ids = positions.astype(np.int64) + 1
     self.file_names = [files[i] for i in positions]
@@ -94,7 +97,7 @@ class ImageFolder:
     name = self.file_names[i]
     try:
       with tf.io.gfile.GFile(os.path.join(self._folder, name), 'rb') as file:
-        return decode(file.read(), name)
+        return decode(read_bounded(file, name), name, max_pixels=self._max_pixels)
     except tf.errors.OpError as error:
       raise ImageError(f'{name}: cannot be read: {error.message}') from error
 
@@ -131,7 +134,7 @@ def _class_folders(folder: str) -> list[str]:
 def _list_folder(folder: str) -> tuple[list[str], list[str]]:
   """Names of the subfolders and of the pictures of a folder, sorted; hidden ones and those of archivers left out."""
   try:
-    entries = tf.io.gfile.listdir(folder)
+    entries = list_names(folder)
   except tf.errors.OpError as error:
     if not tf.io.gfile.isdir(os.path.dirname(folder)):
       raise UserError(f'{os.path.dirname(folder)}: no such folder: give the data set with --data_dir') from error
@@ -150,11 +153,15 @@ def _list_folder(folder: str) -> tuple[list[str], list[str]]:
   return sorted(folders), sorted(pictures)
 
 
-def _pictures_below(folder: str, name: str) -> list[str]:
+def _pictures_below(folder: str, name: str, above: tuple[str, ...] = ()) -> list[str]:
+  real = folder if '://' in folder else os.path.realpath(folder)
+  if real in above:
+    logging.warning('%s: leads back to %s and is left out', folder, real)
+    return []
   folders, pictures = _list_folder(folder)
   found = [posixpath.join(name, picture) for picture in pictures]
   for inner in folders:
-    found += _pictures_below(os.path.join(folder, inner), posixpath.join(name, inner))
+    found += _pictures_below(os.path.join(folder, inner), posixpath.join(name, inner), (*above, real))
   return found
 
 
@@ -170,8 +177,13 @@ def _find_labels(data_dir: str, split: str, labels_file: str | None) -> str:
 
 def _read_labels(path: str, pictures: Sequence[str], names: Sequence[str]) -> tuple[list[str], list[int]]:
   """The pictures of a flat folder, sorted, and their classes by one of the lists of ImageFolder."""
-  with tf.io.gfile.GFile(path) as file:
-    lines = [line.replace(',', ' ').split() for line in file.read().splitlines()]
+  try:
+    with tf.io.gfile.GFile(path, 'rb') as file:
+      if file.size() > _MAX_LIST_BYTES:
+        raise UserError(f'{path}: {file.size():,} bytes are too many for a list of labels')
+      lines = [line.replace(',', ' ').split() for line in file.read().decode('utf-8-sig').splitlines()]
+  except UnicodeDecodeError as error:
+    raise UserError(f'{path}: not a text of names and classes: {error}') from error
   rows = [(number, fields[:2]) for number, fields in enumerate(lines, 1) if fields and fields[0] != 'ImageId']
   numbers = {name: k for k, name in enumerate(names)}
   if rows and all(len(fields) == 1 for _, fields in rows):
@@ -187,7 +199,7 @@ def _read_labels(path: str, pictures: Sequence[str], names: Sequence[str]) -> tu
   for number, fields in rows:
     if len(fields) < 2 or fields[1] not in numbers:
       raise UserError(f'{path}:{number}: should be a picture and its class, a class folder or a number from 0 to '
-                      f'{len(names) - 1}, is {" ".join(fields)!r}')
+                      f'{len(names) - 1}, is {shorten(" ".join(fields))}')
     picture = posixpath.basename(fields[0])
     picture = picture if picture in present else stems.get(picture)
     absent += picture is None

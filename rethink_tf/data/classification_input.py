@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from rethink_tf.data.augment import keyed_bits
-from rethink_tf.data.feed import GREY, Feed, StepFacts, aligned_zeros
+from rethink_tf.data.feed import GREY, WHOLE, Feed, Part, StepFacts, aligned_zeros, every_nth
 from rethink_tf.data.plan import SamplingPlan
 from rethink_tf.errors import UserError
 from rethink_tf.structures import LabelledImages
@@ -42,9 +42,9 @@ class _CropInput(Feed):
         images=tf.TensorSpec([b, s, s, 3], tf.uint8), image_sizes=tf.TensorSpec([b, 2], tf.float32),
         image_ids=tf.TensorSpec([b], tf.int64), classes=tf.TensorSpec([b, self.source.classes.shape[1]], tf.int32))
 
-  def _empty_batch(self) -> LabelledImages:
+  def _empty_batch(self, rows: int) -> LabelledImages:
     """Zeros; rows that stay so have image_id -1 and no label."""
-    batch = LabelledImages(*(aligned_zeros(spec.shape.as_list(), spec.dtype.as_numpy_dtype) for spec in self._spec))
+    batch = LabelledImages(*(aligned_zeros([rows, *one.shape[1:]], one.dtype.as_numpy_dtype) for one in self._spec))
     batch.image_sizes[:] = self.crop_size
     batch.image_ids[:] = batch.classes[:] = -1
     return batch
@@ -94,21 +94,26 @@ class ClassificationTrainInput(_CropInput):
     self.colour_jitter, self.lighting = colour_jitter, lighting
     self.plan = SamplingPlan(np.zeros(len(source.image_ids), np.int8), batch_size, seed)
 
-  def dataset(self, start_step: int = 0) -> tf.data.Dataset:
-    """Batches of steps start_step, start_step + 1, ...: the same whether the run began there or before."""
-    return self._dataset(tf.data.Dataset.range(start_step, tf.int64.max))
+  def dataset(self, start_step: int = 0, context: tf.distribute.InputContext | None = None) -> tf.data.Dataset:
+    """Batches of steps start_step, start_step + 1, ...: the same whether the run began there or before.
 
-  def batch(self, step: int) -> LabelledImages:
+    With a context, of `strategy.distribute_datasets_from_function`, the parts of this host's replicas in turn.
+    """
+    return self._endless(start_step, context)
+
+  def batch(self, step: int, part: Part = WHOLE) -> LabelledImages:
     """The batch of a training step, a pure function of seed and step, as long as the same pictures can be read."""
     planned = self.plan[step]
-    batch = self._empty_batch()
+    rows = part.rows(self.batch_size)
+    indices, epochs = planned.indices[rows], planned.epochs[rows]
+    batch = self._empty_batch(len(indices))
 
     def fill(row: int, index: int) -> None:
       found, image = self._readable(index)
       self._label(batch, row, found)
-      batch.images[row] = self.augmented(image, int(planned.epochs[row]), int(batch.image_ids[row]))
+      batch.images[row] = self.augmented(image, int(epochs[row]), int(batch.image_ids[row]))
 
-    self._together(fill, planned.indices)
+    self._together(fill, indices)
     return batch
 
   def facts(self, step: int) -> StepFacts:
@@ -167,14 +172,14 @@ class ClassificationEvalInput(_CropInput):
   def num_batches(self) -> int:
     return -(-len(self.source.image_ids) // self.batch_size)
 
-  def dataset(self) -> tf.data.Dataset:
-    """All batches, in the order of the source."""
-    return self._dataset(tf.data.Dataset.range(self.num_batches))
+  def dataset(self, share: tuple[int, int] = (0, 1)) -> tf.data.Dataset:
+    """All batches, in the order of the source; with a share (k, n) every n-th from k on, for worker k of n."""
+    return self._dataset(every_nth(self.num_batches, share))
 
   def batch(self, step: int) -> LabelledImages:
     """Batch number `step` of num_batches."""
     first = step * self.batch_size
-    batch = self._empty_batch()
+    batch = self._empty_batch(self.batch_size)
 
     def fill(row: int, index: int) -> None:
       self._label(batch, row, index)

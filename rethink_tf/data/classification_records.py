@@ -17,16 +17,17 @@ import tensorflow as tf
 from absl import logging
 from google.protobuf.message import DecodeError
 
-from rethink_tf.data.categories import Category
+from rethink_tf.data.categories import Category, as_text
 from rethink_tf.data.classification import stable_ids
 from rethink_tf.data.coco import load_json
-from rethink_tf.data.images import ImageError, decode
-from rethink_tf.data.records import find_shards, write_json
+from rethink_tf.data.images import MAX_PIXELS, ImageError, decode
+from rethink_tf.data.records import check_columns, find_shards, write_json
 from rethink_tf.data.subset import subset
 from rethink_tf.data.tfrecord import DamagedRecord, read_record, scan
 from rethink_tf.errors import UserError
 
 _READERS = 16  # threads; on gs:// they mostly wait
+_MAX_LABEL = 1_000_000  # every class up to the largest label takes memory
 
 
 class LabelledShard(NamedTuple):
@@ -57,7 +58,7 @@ class ImageRecords:
 
   def __init__(self, data_dir: str, split: str = 'train', class_split: str = 'train', first_label: int = 1,
                fraction: float = 1.0, num_images: int | None = None, subset_seed: int = 0,
-               training: bool = False) -> None:
+               training: bool = False, max_pixels: int = MAX_PIXELS) -> None:
     """Reads or makes the index; photographs are read by `load`.
 
     Args:
@@ -66,12 +67,14 @@ class ImageRecords:
       first_label: label of class 0: 1 in official's records, 0 in some others.
       fraction, num_images, subset_seed: a seeded, nested subset, see `subset.subset`.
       training: refuse a split with pictures of one class only.
+      max_pixels: height x width that the file may claim of a photograph.
 
     Raises:
       UserError: shards missing, not such records, or labels that `class_split` does not have.
     """
     data_dir = os.path.expanduser(data_dir)
     self.name = f'{os.path.basename(os.path.normpath(data_dir))}/{split}'
+    self._max_pixels = max_pixels
     index = _load_index(data_dir, split)
     reference = index
     if class_split != split and _has_shards(data_dir, class_split):
@@ -109,7 +112,7 @@ class ImageRecords:
       encoded = features['image/encoded'].bytes_list.value[0]
     except (tf.errors.OpError, DamagedRecord, DecodeError, EOFError, IndexError) as error:
       raise ImageError(f'{path}: the record at byte {offset} cannot be read: {error}') from error
-    return decode(encoded, self.file_names[i])
+    return decode(encoded, self.file_names[i], max_pixels=self._max_pixels)
 
 
 def _has_shards(data_dir: str, split: str) -> bool:
@@ -148,9 +151,17 @@ def _read_index(path: str) -> LabelIndex | None:
     return None
   try:
     content = load_json(path)
-    return LabelIndex(**{**content, 'shards': [LabelledShard(**shard) for shard in content['shards']]})
-  except (UserError, TypeError, KeyError) as error:
-    logging.warning('%s: is not an index of labelled records: %s', path, error)
+    index = LabelIndex(**{**content, 'shards': [LabelledShard(**shard) for shard in content['shards']]})
+    for shard in index.shards:
+      check_columns(shard, ('offsets', 'labels'), ('names',))
+      if max(shard.labels, default=0) > _MAX_LABEL:
+        raise TypeError(f'a label above {_MAX_LABEL}')
+    if not all(isinstance(text, str) for text in [*index.texts, *index.texts.values(), *index.left_out]) or \
+        not all(type(count) is int for count in index.left_out.values()):
+      raise TypeError('a field of another type')
+    return index
+  except (UserError, TypeError, KeyError, AttributeError) as error:
+    logging.warning('%s: is not an index of labelled records: %s', path, ' '.join(str(error).split()))
     return None
 
 
@@ -172,11 +183,14 @@ def _scan_shard(path: str) -> tuple[LabelledShard, dict[str, str], Counter[str]]
     if len(labels) != 1 or not _first(features, 'image/encoded'):
       left_out['without image/encoded or without exactly one image/class/label'] += 1
       continue
-    name = _first(features, 'image/filename').decode(errors='replace') or f'{shard.file}@{offset}'
+    if not 0 <= labels[0] <= _MAX_LABEL:
+      left_out[f'with a label that is not from 0 to {_MAX_LABEL}'] += 1
+      continue
+    name = as_text(_first(features, 'image/filename').decode(errors='replace')) or f'{shard.file}@{offset}'
     for column, value in zip(shard[2:], (offset, int(labels[0]), name), strict=True):
       column.append(value)
     text = (_first(features, 'image/class/text') or _first(features, 'image/class/synset')).decode(errors='replace')
-    texts.setdefault(str(labels[0]), text)
+    texts.setdefault(str(labels[0]), as_text(text))
   return shard, texts, left_out
 
 

@@ -13,18 +13,27 @@ import tensorflow as tf
 from absl import logging
 
 from rethink_tf.data.annotations import AnnotationReader, Annotations, FieldError
-from rethink_tf.data.categories import Category, categories_to_json, parse_categories, shorten, without_keypoints
-from rethink_tf.data.images import ImageError, decode
+from rethink_tf.data.categories import (
+  Category,
+  categories_to_json,
+  is_text,
+  parse_categories,
+  shorten,
+  without_keypoints,
+)
+from rethink_tf.data.folders import list_names
+from rethink_tf.data.images import MAX_PIXELS, ImageError, decode, read_bounded
 from rethink_tf.data.subset import select
 from rethink_tf.errors import UserError
 from rethink_tf.structures import Example
 
+MAX_JSON_BYTES = 4 << 30  # of a file; COCO's are 450 MB, those of the largest data sets a few gigabytes
 _TAKEN = object()  # stands in the parsed json for an annotation that is in the columns already
 
 
 @gin.register('coco')
 class CocoSource:
-  """A split of COCO (section 3), or of any data set with the same json.
+  """A split of COCO (section 4), or of any data set with the same json.
 
   Attributes:
     name: data set and split, for messages.
@@ -32,12 +41,13 @@ class CocoSource:
     num_classes, num_keypoints: K, and P (0 without keypoints).
     image_ids: int64 [N], ascending; sizes: int32 [N, 2] height, width; file_names: [N].
     num_instances: int32 [N] usable boxes, so neither crowds nor without area.
+    num_visible: int32 [N] their labelled keypoints.
   """
 
   def __init__(self, data_dir: str, split: str = 'train2017', annotation_file: str | None = None,
                image_dir: str | None = None, keypoints: bool = False, keypoints_file: str | None = None,
                fraction: float = 1.0, num_images: int | None = None, subset_seed: int = 0,
-               training: bool = False) -> None:
+               training: bool = False, max_pixels: int = MAX_PIXELS) -> None:
     """Reads the annotation file; photographs are read by `load`.
 
     Args:
@@ -49,7 +59,9 @@ class CocoSource:
       keypoints_file: where they are; by default in the annotation file if its categories have keypoints, else in
         annotations/person_keypoints_<split>.json. They belong together by annotation id.
       fraction, num_images, subset_seed: a seeded, nested subset, see `subset.subset`.
-      training: leave out images without a usable box, and images whose file is missing.
+      training: leave out images without a usable box or, with `keypoints`, without a visible keypoint; and images
+        whose file is missing.
+      max_pixels: height x width that the file may claim of a photograph.
 
     Raises:
       UserError: files missing, or not COCO json; the message says which file, field and index.
@@ -63,12 +75,14 @@ class CocoSource:
     elif keypoints_file or not any(category.keypoints for category in self.categories):
       keypoints_file = _join(data_dir, keypoints_file or f'annotations/person_keypoints_{split}.json')
       self.categories = _merge_keypoints(reader, self.categories, keypoints_file)
-    image_ids, sizes, file_names = _parse_images(images, file)
+    image_ids, sizes, file_names = _parse_images(images, file, max_pixels)
+    self._max_pixels = max_pixels
     self._table = Annotations(reader, image_ids, sizes, self.categories)
     self._table.problems.log(self.name)
     self.num_classes, self.num_keypoints = len(self.categories), self._table.num_keypoints
 
-    positions = select(file, image_ids, self._table.num_usable, training, fraction, num_images, subset_seed)
+    positions = select(file, image_ids, self._table.num_usable, training, fraction, num_images, subset_seed,
+                       self._table.num_visible if keypoints else None)
     self._folder = _join(data_dir, image_dir or split)
     missing = _find_missing(self._folder, [file_names[i] for i in positions], training)
     if training:
@@ -76,7 +90,7 @@ class CocoSource:
     self._positions = positions
     self.image_ids, self.sizes = image_ids[positions], sizes[positions]
     self.file_names = [file_names[i] for i in positions]
-    self.num_instances = self._table.num_usable[positions]
+    self.num_instances, self.num_visible = self._table.num_usable[positions], self._table.num_visible[positions]
     logging.info('%s: %d images, %d instances, %d classes', self.name, len(positions), self.num_instances.sum(),
                  self.num_classes)
 
@@ -86,14 +100,15 @@ class CocoSource:
     Raises:
       ImageError: the file is missing, damaged or of another size than annotated.
     """
-    image = decode(self.read(i), self.file_names[i], tuple(self.sizes[i].tolist()))
+    image = decode(self.read(i), self.file_names[i], tuple(self.sizes[i].tolist()), self._max_pixels)
     return self._table.example(self._positions[i], image)
 
   def read(self, i: int) -> bytes:
     """The file of image i as it is; ImageError where it cannot be read."""
     try:
-      with tf.io.gfile.GFile(_join(self._folder, self.file_names[i]), 'rb') as file:
-        return file.read()
+      # Not _join: a name from the json is no path of the user's ("~" stays "~").
+      with tf.io.gfile.GFile(os.path.join(self._folder, self.file_names[i]), 'rb') as file:
+        return read_bounded(file, self.file_names[i])
     except tf.errors.OpError as error:
       raise ImageError(f'{self.file_names[i]}: cannot be read: {error.message}') from error
 
@@ -118,15 +133,18 @@ class CocoSource:
     return self._table.digest()
 
 
-def load_json(file: str, object_hook: Any = None) -> Any:
+def load_json(file: str, object_hook: Any = None, max_bytes: int = MAX_JSON_BYTES) -> Any:
   """A json file, local or gs://.
 
   Raises:
-    UserError: cannot be read, or is not json.
+    UserError: cannot be read, is too large, or is not json.
   """
   try:
     with tf.io.gfile.GFile(file, 'rb') as stream:
-      text = stream.read()
+      size = stream.size()
+      if size > max_bytes:
+        raise UserError(f'{file}: {size:,} bytes are more than the {max_bytes:,} that are read: divide it')
+      text = stream.read(size)
   except tf.errors.OpError as error:
     raise UserError(f'{file}: cannot be read: {error.message}') from error
   # A COCO file makes millions of objects, none in cycles: the collector would only walk over them, again and again.
@@ -134,7 +152,7 @@ def load_json(file: str, object_hook: Any = None) -> Any:
   gc.disable()
   try:
     return json.loads(text, object_hook=object_hook)
-  except (ValueError, RecursionError) as error:
+  except (ValueError, RecursionError, MemoryError) as error:
     raise UserError(f'{file}: not valid JSON: {error}') from error
   finally:
     if enabled:
@@ -189,7 +207,7 @@ def _explain_missing(file: str) -> str:
           'coco.image_dir; to try without any data, add --gin_file=gin_configs/data/synthetic.gin')
 
 
-def _parse_images(entries: list[Any], file: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def _parse_images(entries: list[Any], file: str, max_pixels: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
   """The `images` list -> ids [N] ascending, sizes [N, 2], file names."""
   if not entries:
     raise UserError(f'{file}: "images" is empty, this split has no photographs')
@@ -204,6 +222,9 @@ def _parse_images(entries: list[Any], file: str) -> tuple[np.ndarray, np.ndarray
       if type(value) is not int or not (field == 'id' or 0 < value < 2 ** 31) or abs(value) >= 2 ** 63:
         raise UserError(f'{file}: images[{i}].{field} should be an integer{"" if field == "id" else " above 0"}, '
                         f'is {shorten(value)}')
+    if entry['height'] * entry['width'] > max_pixels:
+      raise UserError(f'{file}: images[{i}] is {entry["width"]}x{entry["height"]}, more than coco.max_pixels = '
+                      f'{max_pixels:,}')
     ids[i], sizes[i] = entry['id'], (entry['height'], entry['width'])
     names.append(_check_name(entry.get('file_name'), f'{file}: images[{i}].file_name'))
   order = np.argsort(ids, kind='stable')
@@ -216,10 +237,10 @@ def _parse_images(entries: list[Any], file: str) -> tuple[np.ndarray, np.ndarray
 
 
 def _check_name(name: Any, where: str) -> str:
-  if not isinstance(name, str) or not name:
+  if not is_text(name) or not name:
     raise UserError(f'{where} should be the name of a file, is {shorten(name)}')
   normal = posixpath.normpath(name.replace('\\', '/'))
-  if normal.startswith(('/', '../')) or normal == '..' or re.match(r'\w+:/', normal) or '\0' in normal:
+  if normal.startswith(('/', '../')) or normal == '..' or re.match(r'[\w.+-]+:/', normal):
     raise UserError(f'{where} should be a path inside the image folder, is {shorten(name)}')
   return normal
 
@@ -229,7 +250,7 @@ def _find_missing(folder: str, names: list[str], training: bool) -> np.ndarray:
   present = set()
   for subfolder in {posixpath.dirname(name) for name in names}:
     try:
-      listing = tf.io.gfile.listdir(os.path.join(folder, subfolder))
+      listing = list_names(os.path.join(folder, subfolder))
     except tf.errors.OpError:
       continue
     present.update(posixpath.join(subfolder, entry) for entry in listing)

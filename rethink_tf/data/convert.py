@@ -128,7 +128,7 @@ def _collect(futures: list[Future], journal: _Journal, stop: threading.Event) ->
 def _write_shard(source: CocoSource, positions: np.ndarray, path: str, png_masks: bool, progress: 'Progress',
                  stop: threading.Event) -> tuple[Shard, list[str]]:
   """One file; returns its index, and which photographs are not in it."""
-  shard = Shard(os.path.basename(path), 0, [], [], [], [], [], [])
+  shard = Shard(os.path.basename(path), 0, [], [], [], [], [], [], [])
   left_out = []
   size = 0
   _check(stop)
@@ -148,7 +148,7 @@ def _write_shard(source: CocoSource, positions: np.ndarray, path: str, png_masks
       payload = encode(record, source.categories, png_masks)
       writer.write(payload)
       for column, value in zip(shard[2:], (size, record.source_id, height, width, int(source.num_instances[i]),
-                                           len(record.annotations)), strict=True):
+                                           int(source.num_visible[i]), len(record.annotations)), strict=True):
         column.append(value)
       size += HEADER + len(payload) + FOOTER
       progress.advance()

@@ -21,8 +21,9 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from rethink_tf import retries
 from rethink_tf.data.images import ImageError
-from rethink_tf.errors import UserError
+from rethink_tf.errors import UserError, in_one_line
 
 GREY = 127  # what stands for a picture that cannot be read
 _LOGGED = 10  # occurrences that are logged one by one; later ones at each power of ten
@@ -52,6 +53,20 @@ class StepFacts(NamedTuple):
   instances: int
   pixels: int  # of the resized pictures
   padded_pixels: int  # of the canvases they lie on
+
+
+class Part(NamedTuple):
+  """A replica's rows of a global batch: the `number`-th of `of` equal parts."""
+
+  number: int = 0
+  of: int = 1
+
+  def rows(self, batch_size: int) -> slice:
+    share = batch_size // self.of
+    return slice(self.number * share, (self.number + 1) * share)
+
+
+WHOLE = Part()
 
 
 class Feed(abc.ABC):
@@ -97,24 +112,52 @@ class Feed(abc.ABC):
   def _signature(self) -> Any:
     """The named tuple of a batch, of tf.TensorSpec."""
 
-  def _dataset(self, steps: tf.data.Dataset) -> tf.data.Dataset:
-    """Batches of the given steps, in this order whatever the threads do."""
-    def assemble(step: tf.Tensor) -> Any:
-      specs = tf.nest.flatten(self._spec)
-      tensors = tf.numpy_function(self._assemble, [step], [spec.dtype for spec in specs])
-      shaped = [tf.ensure_shape(tensor, spec.shape) for tensor, spec in zip(tensors, specs, strict=True)]
-      return tf.nest.pack_sequence_as(self._spec, shaped)
+  def _dataset(self, numbers: tf.data.Dataset, spec: Any = None,
+               batch: Callable[[int], Any] | None = None) -> tf.data.Dataset:
+    """Batches of the given numbers, in this order whatever the threads do; by default of what `batch` gives."""
+    spec, batch = spec or self._spec, batch or self.batch
+
+    def assemble(number: tf.Tensor) -> Any:
+      specs = tf.nest.flatten(spec)
+      tensors = tf.numpy_function(lambda n: self._assemble(batch, n), [number], [one.dtype for one in specs])
+      shaped = [tf.ensure_shape(tensor, one.shape) for tensor, one in zip(tensors, specs, strict=True)]
+      return tf.nest.pack_sequence_as(spec, shaped)
 
     options = tf.data.Options()
     options.deterministic = True
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    return steps.map(assemble, num_parallel_calls=_BATCHES_AT_ONCE).prefetch(1).with_options(options)
+    return numbers.map(assemble, num_parallel_calls=_BATCHES_AT_ONCE).prefetch(1).with_options(options)
 
-  def _assemble(self, step: np.int64) -> tuple[np.ndarray, ...]:
+  def _endless(self, start_step: int, context: tf.distribute.InputContext | None) -> tf.data.Dataset:
+    """Batches of steps start_step, start_step + 1, ... by `batch(step, part)`.
+
+    With a context, as `strategy.distribute_datasets_from_function` gives it, those of this host's replicas in turn:
+    replica r of R has the r-th part of every global batch, so that step s has the same images on any R, and a host
+    reads no more than its own.
+
+    Raises:
+      UserError: the batch cannot be shared out evenly.
+    """
+    if context is None:
+      return self._dataset(count_from(start_step))
+    replicas = context.num_replicas_in_sync
+    here = replicas // context.num_input_pipelines
+    if self.batch_size % replicas:
+      raise UserError(f'a batch of {self.batch_size} images cannot be shared out evenly among {replicas} replicas')
+    spec = tf.nest.map_structure(
+      lambda one: tf.TensorSpec([self.batch_size // replicas, *one.shape[1:]], one.dtype), self._spec)
+
+    def batch(number: int) -> Any:
+      step, replica = divmod(number, here)
+      return self.batch(step, Part(context.input_pipeline_id * here + replica, replicas))
+
+    return self._dataset(count_from(start_step * here), spec, batch)
+
+  def _assemble(self, batch: Callable[[int], Any], number: np.int64) -> tuple[np.ndarray, ...]:
     call = object()
     _in_flight.add(call)
     try:
-      return tuple(tf.nest.flatten(self.batch(int(step))))
+      return tuple(tf.nest.flatten(batch(int(number))))
     except Exception as error:
       self.failure = self.failure or error
       raise
@@ -125,12 +168,15 @@ class Feed(abc.ABC):
     """Reads a picture; None when it cannot be read, which is counted and logged with its consequence.
 
     Raises:
-      UserError: too many pictures of the data set cannot be read.
+      UserError: too many pictures of the data set cannot be read, or storage fails for longer than a moment.
     """
     self._tried.add(index)
     try:
-      return self.source.load(index)
-    except ImageError as error:
+      return retries.call(lambda: self.source.load(index), self.source.name)
+    except (ImageError, OSError, tf.errors.OpError) as error:
+      if not isinstance(error, ImageError) or retries.is_transient(error):
+        raise UserError(f'{self.source.name}: image {self.source.image_ids[index]} cannot be read: '
+                        f'{in_one_line(error)}') from error
       message = f'{error}; {consequence}'
     self._report(self.unreadable, index, message)
     count, tried = len(self.unreadable), len(self._tried)
@@ -171,6 +217,16 @@ class Feed(abc.ABC):
 
     for _ in self._pool.map(named, range(len(indices)), indices.tolist()):
       pass
+
+
+def count_from(start: int) -> tf.data.Dataset:
+  """start, start + 1, ...: without an end, which spares several workers to ask one another for it at each step."""
+  return tf.data.Dataset.counter(start, 1)
+
+
+def every_nth(batches: int, share: tuple[int, int]) -> tf.data.Dataset:
+  """The numbers of the batches of an evaluation that worker `share[0]` of `share[1]` takes."""
+  return tf.data.Dataset.range(share[0], batches, share[1])
 
 
 def aligned_zeros(shape: list[int], dtype: np.dtype) -> np.ndarray:

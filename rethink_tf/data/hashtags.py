@@ -22,7 +22,7 @@ import tensorflow as tf
 from absl import app, flags, logging
 
 from rethink_tf.data.annotations import Problems
-from rethink_tf.data.categories import Category, shorten
+from rethink_tf.data.categories import Category, is_text, shorten
 from rethink_tf.data.coco import load_json
 from rethink_tf.data.records import write_json
 from rethink_tf.errors import UserError, as_command
@@ -31,6 +31,7 @@ SAMPLINGS = ('square_root', 'natural', 'uniform')
 MAX_CANDIDATES = 2_000_000  # different tags that are counted at a time: some 200 MB
 _CHUNK = 1 << 20  # bytes read at a time
 _LONGEST_LINE = 1 << 20  # bytes; a line that is longer is no line of this format
+_LONGEST_TAG = 1000  # characters; to bring a longer one into canonical form can take minutes
 
 
 class Row(NamedTuple):
@@ -67,15 +68,21 @@ def parse_row(number: int, line: bytes | None, problems: Problems) -> Row | None
     return None
   image = content.get('image') if isinstance(content, dict) else None
   tags = content.get('tags') if isinstance(content, dict) else None
-  if not isinstance(image, str) or not image:
+  if not is_text(image) or not image:
     problems.add('lines without "image"', 1, f'line {number + 1}: {shorten(content)}')
   elif not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
     problems.add('lines whose "tags" is no list of strings', 1, f'line {number + 1}: {shorten(tags)}')
+  elif not all(map(_is_tag, tags)):
+    problems.add('lines with a tag that is too long or has control characters', 1, f'line {number + 1}')
   elif not tags:
     problems.add('images without a tag', 1, f'line {number + 1}: {image}')
   else:
     return Row(number, image, tuple(tags))
   return None
+
+
+def _is_tag(tag: str) -> bool:
+  return len(tag) <= _LONGEST_TAG and is_text(''.join(tag.split()))
 
 
 def read_lines(path: str) -> Iterator[tuple[int, bytes | None]]:
@@ -128,12 +135,17 @@ def load_synonyms(path: str) -> dict[str, str]:
     pairs = list(_read_table(path))
   table: dict[str, str] = {}
   for place, tag, value in pairs:
+    if not _is_tag(tag) or not _is_tag(value):
+      raise UserError(f'{place}: a tag is too long or has control characters')
     tag, value = canonical(tag), canonical(value)
     if not tag or not value:
       raise UserError(f'{place}: a synonym and its canonical tag should both be words')
     if table.setdefault(tag, value) != value:
       raise UserError(f'{place}: {tag!r} is {table[tag]!r} in another line and {value!r} here: keep one')
-  return {tag: _follow(table, tag, path) for tag in table}
+  ends: dict[str, str] = {}
+  for tag in table:
+    _follow(table, tag, path, ends)
+  return ends
 
 
 def _read_table(path: str) -> Iterator[tuple[str, str, str]]:
@@ -150,15 +162,17 @@ def _read_table(path: str) -> Iterator[tuple[str, str, str]]:
     yield f'{path}:{number + 1}', *columns
 
 
-def _follow(table: dict[str, str], tag: str, path: str) -> str:
-  seen = {tag}
-  while (following := table.get(tag, tag)) != tag:
-    if following in seen:
+def _follow(table: dict[str, str], tag: str, path: str, ends: dict[str, str]) -> None:
+  """Notes in `ends` where the chain leads that begins at a tag, for all its members: each is gone along once."""
+  chain = {tag: None}  # in this order
+  while tag not in ends and (following := table.get(tag, tag)) != tag:
+    if following in chain:
       raise UserError(f'{path}: {tag!r} and {following!r} are synonyms of one another in a circle: name one of them '
                       'as canonical')
-    seen.add(following)
+    chain[following] = None
     tag = following
-  return tag
+  end = ends.get(tag, tag)
+  ends.update((member, end) for member in chain if member in table)
 
 
 class Vocabulary:
@@ -211,8 +225,9 @@ class Vocabulary:
     try:
       tags, counts = content['tags'], content['counts']
       num_images, synonyms = content['num_images'], content['synonyms']
-      sound = (isinstance(num_images, int) and all(isinstance(tag, str) for tag in tags)
-               and all(isinstance(count, int) and count > 0 for count in counts)
+      sound = (isinstance(num_images, int) and 0 <= num_images < 2 ** 62
+               and isinstance(tags, list) and all(map(is_text, tags))
+               and isinstance(counts, list) and all(type(count) is int and 0 < count < 2 ** 62 for count in counts)
                and all(isinstance(tag, str) for pair in synonyms.items() for tag in pair)
                and 0 < len(tags) == len(counts) == len(set(tags)))
     except (TypeError, KeyError, AttributeError):

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import posixpath
 import shutil
 import tempfile
 import threading
@@ -27,9 +26,11 @@ from absl import app, flags, logging
 
 from rethink_tf.data.annotations import Problems
 from rethink_tf.data.augment import keyed_bits
+from rethink_tf.data.categories import shorten
 from rethink_tf.data.convert import Progress
+from rethink_tf.data.folders import inside
 from rethink_tf.data.hashtags import Vocabulary, read_rows
-from rethink_tf.data.images import ImageError
+from rethink_tf.data.images import ImageError, read_bounded
 from rethink_tf.data.images import decode as decode_image
 from rethink_tf.data.records import shard_path
 from rethink_tf.data.stream_records import (
@@ -64,7 +65,8 @@ def convert_hashtags(json_file: str, vocabulary: Vocabulary, output_dir: str, sp
     vocabulary: whose classes are written; copied beside the shards.
     output_dir: local or gs://; made if need be.
     split: first part of the file names.
-    image_dir: what the paths in the file are relative to; its own folder by default.
+    image_dir: where the images are, and nowhere else: the paths in the file are relative to it. By default the file's
+      own folder.
     num_shards: number of files; by default one for each 8192 images of the vocabulary. At least one a host.
     max_tags: of an image; of more, those that come first in the vocabulary are kept.
     seed: of the dealing out.
@@ -230,7 +232,10 @@ def _write_shard(rows: Iterator[tuple[int, str, list[int]]], path: str, image_di
         raise InterruptedError('stopped')
       progress.advance()
       try:
-        encoded = _read(os.path.join(image_dir, name) if '://' not in image_dir else posixpath.join(image_dir, name))
+        inner = inside(image_dir, name)
+        if inner is None:
+          raise ImageError(f'{shorten(name)}: is not in the folder {image_dir} (--image_dir)')
+        encoded = _read(inner)
         decode_image(encoded, name)
       except ImageError as error:
         left_out += 1
@@ -251,9 +256,9 @@ def _write_shard(rows: Iterator[tuple[int, str, list[int]]], path: str, image_di
 def _read(path: str) -> bytes:
   try:
     with tf.io.gfile.GFile(path, 'rb') as file:
-      return file.read()
-  except (tf.errors.OpError, ValueError, UnicodeError) as error:  # a NUL or a lone surrogate in the name
-    raise ImageError(f'{path!r}: cannot be read: {getattr(error, "message", error)}') from error
+      return read_bounded(file, path)
+  except tf.errors.OpError as error:
+    raise ImageError(f'{shorten(path)}: cannot be read: {error.message}') from error
 
 
 def _finish(output_dir: str, split: str, paths: list[str], fingerprint: str, vocabulary: Vocabulary) -> StreamIndex:
@@ -298,7 +303,7 @@ if __name__ == '__main__':
   flags.DEFINE_string('vocabulary', None, 'of `python -m rethink_tf.data.hashtags`', required=True)
   flags.DEFINE_string('out', None, 'folder to write to, local or gs://', required=True)
   flags.DEFINE_string('split', 'train', 'names the shards')
-  flags.DEFINE_string('image_dir', None, 'what the paths of the images are relative to; default the json\'s folder')
+  flags.DEFINE_string('image_dir', None, 'folder that holds the images; default the json\'s own')
   flags.DEFINE_integer('shards', None, f'number of files; default one for each {IMAGES_PER_SHARD} images',
                        lower_bound=1)
   flags.DEFINE_integer('max_tags', 64, 'tags that an image keeps', lower_bound=1)

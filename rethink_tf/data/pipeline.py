@@ -11,7 +11,7 @@ from absl import logging
 from rethink_tf.data import augment
 from rethink_tf.data.augment import LargeScaleJitter, Resize
 from rethink_tf.data.buckets import assign, canvas_shapes, padding_waste
-from rethink_tf.data.feed import GREY, Feed, Shelf, StepFacts, aligned_zeros
+from rethink_tf.data.feed import GREY, WHOLE, Feed, Part, Shelf, StepFacts, aligned_zeros, every_nth
 from rethink_tf.data.plan import SamplingPlan
 from rethink_tf.errors import UserError
 from rethink_tf.structures import MASK_CROP, Batch, Example, Views
@@ -55,13 +55,13 @@ class _Input(Feed):
         gt_masks=tf.TensorSpec([b, g, MASK_CROP, MASK_CROP], tf.uint8),
         gt_keypoints=tf.TensorSpec([b, g, p, 3], tf.float32))
 
-  def _empty_batch(self, bucket: int, used: int) -> Batch:
-    """A batch on a bucket's canvas of which `used` rows will be filled; the others have image_id -1, zeros, and
+  def _empty_batch(self, bucket: int, used: int, rows: int) -> Batch:
+    """A batch on a bucket's canvas of which `used` of the rows will be filled; the others have image_id -1, zeros, and
     harmless sizes."""
     height, width = self.canvases[bucket].tolist()
     images, *others = self._spec
-    batch = Batch(self._shelf.take([self.batch_size, height, width, 3], images.dtype.as_numpy_dtype),
-                  *(aligned_zeros(spec.shape.as_list(), spec.dtype.as_numpy_dtype) for spec in others))
+    batch = Batch(self._shelf.take([rows, height, width, 3], images.dtype.as_numpy_dtype),
+                  *(aligned_zeros([rows, *spec.shape[1:]], spec.dtype.as_numpy_dtype) for spec in others))
     batch.images[used:] = 0
     batch.image_sizes[:] = batch.original_sizes[:] = height, width
     batch.scales[:] = 1
@@ -123,7 +123,7 @@ def place(canvas: np.ndarray, image: np.ndarray | None, size: np.ndarray, offset
 
 @gin.register
 class TrainInput(_Input):
-  """Endless training batches: short side 800, long side <= 1333, horizontal flip (recipe, "Data").
+  """Endless training batches: short side 800, long side <= 1333, horizontal flip (section 4; Detectron).
 
   Args:
     source: constructed with training=True.
@@ -150,14 +150,19 @@ class TrainInput(_Input):
     self.flip = flip
     self.plan = SamplingPlan(self.buckets, batch_size, seed)
 
-  def dataset(self, start_step: int = 0) -> tf.data.Dataset:
-    """Batches of steps start_step, start_step + 1, ...: the same whether the run began there or before."""
-    return self._dataset(tf.data.Dataset.range(start_step, tf.int64.max))
+  def dataset(self, start_step: int = 0, context: tf.distribute.InputContext | None = None) -> tf.data.Dataset:
+    """Batches of steps start_step, start_step + 1, ...: the same whether the run began there or before.
 
-  def batch(self, step: int) -> Batch:
+    With a context, of `strategy.distribute_datasets_from_function`, the parts of this host's replicas in turn.
+    """
+    return self._endless(start_step, context)
+
+  def batch(self, step: int, part: Part = WHOLE) -> Batch:
     """The batch of a training step, a pure function of seed and step, as long as the same pictures can be read."""
     planned = self.plan[step]
-    batch = self._empty_batch(planned.bucket, len(planned.indices))
+    rows = part.rows(self.batch_size)
+    planned = planned._replace(indices=planned.indices[rows], epochs=planned.epochs[rows])
+    batch = self._empty_batch(planned.bucket, len(planned.indices), len(planned.indices))
     drawn = self._draw(planned.indices, planned.epochs)
 
     def fill(row: int, index: int) -> None:
@@ -232,14 +237,14 @@ class EvalInput(_Input):
   def num_batches(self) -> int:
     return len(self._batches)
 
-  def dataset(self) -> tf.data.Dataset:
-    """All batches, in a fixed order."""
-    return self._dataset(tf.data.Dataset.range(self.num_batches))
+  def dataset(self, share: tuple[int, int] = (0, 1)) -> tf.data.Dataset:
+    """All batches, in a fixed order; with a share (k, n) every n-th from k on, for worker k of n."""
+    return self._dataset(every_nth(self.num_batches, share))
 
   def batch(self, step: int) -> Batch:
     """Batch number `step` of num_batches."""
     bucket, indices = self._batches[step]
-    batch = self._empty_batch(bucket, len(indices))
+    batch = self._empty_batch(bucket, len(indices), self.batch_size)
     batch.seeds[:len(indices)] = augment.keyed_seeds(0, 0, self.source.image_ids[indices])
 
     def fill(row: int, index: int) -> None:
@@ -278,9 +283,9 @@ class ViewsInput(Feed):
   def num_batches(self) -> int:
     return len(self._batches)
 
-  def dataset(self) -> tf.data.Dataset:
-    """All batches, in a fixed order."""
-    return self._dataset(tf.data.Dataset.range(self.num_batches))
+  def dataset(self, share: tuple[int, int] = (0, 1)) -> tf.data.Dataset:
+    """All batches, in a fixed order; with a share (k, n) every n-th from k on, for worker k of n."""
+    return self._dataset(every_nth(self.num_batches, share))
 
   def batch(self, step: int) -> Views:
     """Batch number `step` of num_batches."""

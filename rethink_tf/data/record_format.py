@@ -4,7 +4,6 @@ Besides the keys that `official.vision.dataloaders.tf_example_decoder` reads, `r
 json object of every annotation, so that what is read back is exactly what was written.
 """
 
-import io
 import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,12 +12,11 @@ import cv2
 import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
-from PIL import Image
 from pycocotools import mask as mask_api
 
 from rethink_tf.data.annotations import AnnotationReader, Annotations, FieldError
-from rethink_tf.data.categories import Category
-from rethink_tf.data.images import ImageError
+from rethink_tf.data.categories import Category, as_text
+from rethink_tf.data.images import MAX_PIXELS, ImageError, check_pixels, header_size, measure
 from rethink_tf.data.segmentation import to_rle
 
 _ANNOTATION = 'rethink_tf/annotation'
@@ -72,27 +70,32 @@ def encode(record: Record, categories: Sequence[Category], png_masks: bool) -> b
   return example.SerializeToString(deterministic=True)  # the same bytes in every process
 
 
-def decode(payload: bytes) -> Record:
+def decode(payload: bytes, max_pixels: int = MAX_PIXELS) -> Record:
   """The inverse of `encode`, and of official's converter.
 
   Raises:
-    ImageError: not such an example.
+    ImageError: not such an example, or one of a photograph of more than max_pixels.
   """
   features = _features(payload)
   try:
     encoded = _values(features, 'image/encoded')[0]
+    if not isinstance(encoded, bytes):
+      raise ValueError('image/encoded is no file')
     source_id = _text(_values(features, 'image/source_id', b''))
     file_name = _text(_values(features, 'image/filename', b'')) or source_id
     height, width = (int(_values(features, key, -1)[0]) for key in ('image/height', 'image/width'))
     if height <= 0 or width <= 0:
-      with Image.open(io.BytesIO(encoded)) as picture:
-        width, height = picture.size
+      height, width = measure(encoded)
+    check_pixels((height, width), file_name, max_pixels)
     if _ANNOTATION in features:
       annotations = [json.loads(text) for text in _values(features, _ANNOTATION)]
+      if not all(isinstance(entry, dict) for entry in annotations):
+        raise ValueError('an annotation is no object')
     else:
       annotations = _annotations_of_others(features, height, width)
-  except (ValueError, IndexError, TypeError, OSError) as error:
-    raise ImageError(f'not an example in the schema of tf-models-official: {error}') from error
+  except (ValueError, IndexError, TypeError, KeyError, OSError, OverflowError, RecursionError) as error:
+    raise ImageError('not an example in the schema of tf-models-official: '
+                     + as_text(' '.join(str(error).split()))[:200]) from error
   return Record(source_id, file_name, height, width, encoded, annotations)
 
 
@@ -100,8 +103,8 @@ def category_names(payload: bytes) -> dict[int, str]:
   """Label -> text of the objects of an example; the label itself where it has no text."""
   features = _features(payload)
   labels, texts = _values(features, 'image/object/class/label'), _values(features, 'image/object/class/text')
-  texts = [text.decode(errors='replace') for text in texts] if len(texts) == len(labels) else map(str, labels)
-  return dict(zip(labels, texts, strict=True))
+  texts = [_text([text]) for text in texts] if len(texts) == len(labels) else map(str, labels)
+  return {label: text for label, text in zip(labels, texts, strict=True) if isinstance(label, int) and label >= 0}
 
 
 def sift(record: Record, image_id: int, categories: tuple[Category, ...], first_id: int) -> Annotations:
@@ -134,12 +137,16 @@ def _annotations_of_others(features: Any, height: int, width: int) -> list[dict[
              'bbox': np.stack([x0, y0, x1 - x0, y1 - y0], axis=1).tolist(),
              'iscrowd': _values(features, 'image/object/is_crowd'),
              'area': _values(features, 'image/object/area'),
-             'segmentation': [_decode_mask(png) for png in _values(features, 'image/object/mask')]}
+             'segmentation': [_decode_mask(png, height, width) for png in _values(features, 'image/object/mask')]}
   columns = {field: values for field, values in columns.items() if values or field in ('category_id', 'bbox')}
   return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def _decode_mask(png: bytes) -> dict[str, Any]:
+def _decode_mask(png: bytes, height: int, width: int) -> dict[str, Any]:
+  if not isinstance(png, bytes) or header_size(png) is None:
+    raise ValueError('a mask is not a PNG')
+  if header_size(png) != (height, width):
+    return {'size': list(header_size(png)), 'counts': None}  # malformed, and not decoded: it may claim any size
   mask = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_GRAYSCALE)
   if mask is None:
     raise ValueError('a mask is not a PNG')
@@ -160,5 +167,5 @@ def _values(features: Any, key: str, *default: Any) -> list[Any]:
   return list(getattr(feature, kind).value) if kind else list(default)
 
 
-def _text(values: list[bytes]) -> str:
-  return values[0].decode(errors='replace')
+def _text(values: list[Any]) -> str:
+  return as_text(values[0].decode(errors='replace') if isinstance(values[0], bytes) else str(values[0]))

@@ -20,7 +20,8 @@ from absl import logging
 from rethink_tf.data.annotations import Annotations, Problems
 from rethink_tf.data.categories import Category, categories_to_json, parse_categories, without_keypoints
 from rethink_tf.data.coco import load_json
-from rethink_tf.data.images import ImageError
+from rethink_tf.data.folders import list_names
+from rethink_tf.data.images import MAX_PIXELS, ImageError
 from rethink_tf.data.images import decode as decode_image
 from rethink_tf.data.record_format import Record, category_names, decode, sift
 from rethink_tf.data.subset import select
@@ -41,6 +42,7 @@ class Shard(NamedTuple):
   heights: list[int]
   widths: list[int]
   usable: list[int]  # number of annotations to train on
+  visible: list[int]  # number of their labelled keypoints
   annotations: list[int]  # number of all annotations
 
 
@@ -64,14 +66,14 @@ class RecordSource:
 
   def __init__(self, data_dir: str, split: str = 'train2017', categories_file: str | None = None,
                keypoints: bool = False, fraction: float = 1.0, num_images: int | None = None, subset_seed: int = 0,
-               training: bool = False) -> None:
+               training: bool = False, max_pixels: int = MAX_PIXELS) -> None:
     """Reads the index; photographs are read by `load`.
 
     Args:
       data_dir: folder of the shards, local or gs://.
       split: the shards are <split>-00000-of-00032.tfrecord and so on.
       categories_file: json with the list "categories"; default <split>-categories.json.
-      keypoints, fraction, num_images, subset_seed, training: as for `CocoSource`.
+      keypoints, fraction, num_images, subset_seed, training, max_pixels: as for `CocoSource`.
 
     Raises:
       UserError: shards missing or not TFRecords, or as for `CocoSource`.
@@ -86,7 +88,8 @@ class RecordSource:
     self.categories = categories if keypoints else without_keypoints(categories)
     self.num_classes = len(self.categories)
     self.num_keypoints = max(len(category.keypoints) for category in self.categories)
-    index = _load_index(index_path(data_dir, split), paths, self.categories)
+    self._max_pixels = max_pixels
+    index = _load_index(index_path(data_dir, split), paths, categories, max_pixels)
     self.skipped = index.problems
     Problems(index.problems).log(self.name)
     if index.left_out:
@@ -95,13 +98,17 @@ class RecordSource:
 
     image_ids = _number(self.name, [id_ for shard in index.shards for id_ in shard.source_ids])
     columns = {column: np.array([value for shard in index.shards for value in getattr(shard, column)], np.int64)
-               for column in ('usable', 'annotations', 'heights', 'widths')}
+               for column in ('usable', 'visible', 'annotations', 'heights', 'widths')}
+    if (columns['heights'] * columns['widths'] > max_pixels).any():
+      raise UserError(f'{self.name}: its index lists a picture of more than records.max_pixels = {max_pixels:,}: '
+                      'delete the index, it is made again')
     order = np.argsort(image_ids, kind='stable')
     chosen = order[select(self.name, image_ids[order], columns['usable'][order], training, fraction, num_images,
-                          subset_seed)]
+                          subset_seed, columns['visible'][order] if keypoints else None)]
     self.image_ids = image_ids[chosen]
     self.sizes = np.stack([columns['heights'], columns['widths']], axis=1)[chosen].astype(np.int32)
     self.num_instances = columns['usable'][chosen].astype(np.int32)
+    self.num_visible = columns['visible'][chosen].astype(np.int32) * keypoints
     places = [(os.path.join(data_dir, shard.file), offset) for shard in index.shards for offset in shard.offsets]
     self._places = [places[i] for i in chosen]
     self._first_ids = (1 + np.cumsum(columns['annotations']) - columns['annotations'])[chosen]
@@ -115,7 +122,7 @@ class RecordSource:
       ImageError: the record or the photograph in it is damaged.
     """
     record = self._read(i)
-    image = decode_image(record.encoded, record.file_name, (record.height, record.width))
+    image = decode_image(record.encoded, record.file_name, (record.height, record.width), self._max_pixels)
     return self._sift(i, record).example(0, image)
 
   def annotations(self) -> dict[str, Any]:
@@ -140,7 +147,7 @@ class RecordSource:
     path, offset = self._places[i]
     try:
       with tf.io.gfile.GFile(path, 'rb') as file:
-        return decode(read_record(file, offset)[0])
+        return decode(read_record(file, offset)[0], self._max_pixels)
     except (tf.errors.OpError, DamagedRecord, EOFError, ImageError) as error:
       raise ImageError(f'{path}: {error or "ends before the record"}') from error
 
@@ -162,7 +169,7 @@ def find_shards(data_dir: str, split: str) -> list[str]:
   Raises:
     UserError: there are none, some are missing, or there are two sets.
   """
-  names = tf.io.gfile.listdir(data_dir) if tf.io.gfile.isdir(data_dir) else []
+  names = list_names(data_dir) if tf.io.gfile.isdir(data_dir) else []
   pattern = re.compile(rf'{re.escape(split)}-(\d{{5}})-of-(\d{{5}})(\.tfrecords?)?')
   shards = {match.groups(): match.string for match in map(pattern.fullmatch, names) if match}
   if not shards:
@@ -198,36 +205,59 @@ def read_index(path: str) -> Index | None:
     return None
   try:
     content = load_json(path)
-    return Index(**{**content, 'shards': [Shard(**shard) for shard in content['shards']]})
-  except (UserError, TypeError, KeyError) as error:
-    logging.warning('%s: is not an index of records: %s', path, error)
+    index = Index(**{**content, 'shards': [Shard(**shard) for shard in content['shards']]})
+    for shard in index.shards:
+      check_columns(shard, ('offsets', 'heights', 'widths', 'usable', 'visible', 'annotations'), ('source_ids',))
+      if min((*shard.heights, *shard.widths), default=1) < 1:
+        raise TypeError('a picture without extent')
+    if not (all(type(count) is int for count in index.problems.values()) and isinstance(index.category_ids, list)
+            and all(isinstance(text, str) for text in [*index.left_out, *index.problems, index.fingerprint])):
+      raise TypeError('a field of another type')
+    return index
+  except (UserError, TypeError, KeyError, AttributeError) as error:
+    logging.warning('%s: is not an index of records: %s', path, ' '.join(str(error).split()))
     return None
 
 
-def scan_shard(path: str, categories: Sequence[Category]) -> tuple[Shard, Counter[str], list[str]]:
+def check_columns(shard: Any, numbers: Sequence[str], texts: Sequence[str]) -> None:
+  """TypeError unless what an index says of a shard is columns of one length, of integers from 0 on and of strings."""
+  columns = {name: getattr(shard, name) for name in (*numbers, *texts)}
+  if not isinstance(shard.file, str) or type(shard.bytes) is not int or shard.bytes < 0 or \
+      not all(isinstance(column, list) for column in columns.values()) or len(set(map(len, columns.values()))) > 1:
+    raise TypeError('a shard without columns of one length')
+  if not all(type(value) is int and 0 <= value < 2 ** 31 for name in numbers if name != 'offsets'
+             for value in columns[name]) or \
+      not all(type(offset) is int and 0 <= offset < 2 ** 62 for offset in columns['offsets']) or \
+      not all(isinstance(value, str) for name in texts for value in columns[name]):
+    raise TypeError('a column with something else than numbers from 0 on or strings')
+
+
+def scan_shard(path: str, categories: Sequence[Category],
+               max_pixels: int = MAX_PIXELS) -> tuple[Shard, Counter[str], list[str]]:
   """Reads a whole file: the index of its records, the problems of its annotations, and what is damaged."""
-  shard = Shard(os.path.basename(path), tf.io.gfile.stat(path).length, [], [], [], [], [], [])
+  shard = Shard(os.path.basename(path), tf.io.gfile.stat(path).length, [], [], [], [], [], [], [])
   problems: Counter[str] = Counter()
   damaged = []
   for offset, payload in scan(path):
     try:
       if isinstance(payload, DamagedRecord):
         raise ImageError(str(payload))
-      record = decode(payload)
+      record = decode(payload, max_pixels)
       table = sift(record, 0, tuple(categories), 1)
     except ImageError as error:
       damaged.append(f'{shard.file}: {error}')
       continue
     problems.update(table.problems.counts)
     for column, value in zip(shard[2:], (offset, record.source_id, record.height, record.width,
-                                         int(table.num_usable[0]), len(record.annotations)), strict=True):
+                                         int(table.num_usable[0]), int(table.num_visible[0]),
+                                         len(record.annotations)), strict=True):
       column.append(value)
   if damaged and not shard.offsets:
     raise UserError(f'{path}: no record can be read, is it an uncompressed TFRecord of images? {damaged[0]}')
   return shard, problems, damaged
 
 
-def _load_index(path: str, paths: list[str], categories: tuple[Category, ...]) -> Index:
+def _load_index(path: str, paths: list[str], categories: tuple[Category, ...], max_pixels: int) -> Index:
   """The index from its file, or by a scan, which is written down for the next time."""
   index = read_index(path)
   if index and not index.complete:
@@ -239,7 +269,7 @@ def _load_index(path: str, paths: list[str], categories: tuple[Category, ...]) -
     if index and present == [shard[:2] for shard in index.shards] and index.category_ids == category_ids:
       return index
     logging.warning('%s: %s; scanning %d shards', path, 'is out of date' if index else 'there is no index', len(paths))
-    scanned = list(pool.map(lambda shard: scan_shard(shard, categories), paths))
+    scanned = list(pool.map(lambda shard: scan_shard(shard, categories, max_pixels), paths))
   index = Index([shard for shard, _, _ in scanned], category_ids,
                 dict(sum((problems for _, problems, _ in scanned), Counter())),
                 [name for _, _, damaged in scanned for name in damaged])

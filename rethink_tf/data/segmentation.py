@@ -15,6 +15,7 @@ from rethink_tf.structures import MASK_CROP
 
 # pycocotools walks along every edge in fifths of a pixel, so that a stray coordinate of 1e12 would fill the memory.
 _MAX_COORDINATE = 65536.0  # a JPEG has at most 65535 pixels a side
+_MAX_OUTLINE = 1e6  # length of all outlines of an annotation together, in pixels; takes 100 MB for a moment
 _MAX_CROP_OUTLINE = 1e5  # length of an outline, in pixels of the crop
 
 
@@ -112,13 +113,19 @@ class Segmentations:
     return dict(segmentation) if isinstance(segmentation, dict) else [polygon.tolist() for polygon in segmentation]
 
   def rows_out_of_range(self) -> np.ndarray:
-    """int64: rows with a coordinate that is not finite or absurdly far away."""
-    points = np.frombuffer(self._points)
-    block = 1 << 22  # bounds the temporary memory
-    bad = [start + np.flatnonzero(~(np.abs(points[start:start + block]) <= _MAX_COORDINATE))
-           for start in range(0, len(points), block)]
-    polygons = np.searchsorted(self._polygon_ends, np.concatenate([np.zeros(0, np.int64), *bad]), side='right') - 1
-    return np.unique(np.searchsorted(self._row_ends, polygons, side='right') - 1)
+    """int64: rows with a coordinate that is not finite or absurdly far away, or with absurdly long outlines."""
+    points, ends = np.frombuffer(self._points), np.array(self._polygon_ends)
+    starts, row_ends = ends[:-1], np.array(self._row_ends)
+    if not len(starts):
+      return np.zeros(0, np.int64)
+    low, high = np.minimum.reduceat(points, starts), np.maximum.reduceat(points, starts)  # [polygons]
+    row_of = np.repeat(np.arange(len(self)), np.diff(row_ends))  # [polygons]
+    near = (low >= -_MAX_COORDINATE) & (high <= _MAX_COORDINATE)  # nothing is near that is not a number
+    # No edge is longer than twice the extent, which spares nearly all annotations the exact length.
+    longest = np.bincount(row_of[near], np.diff(ends)[near] * (high - low)[near], minlength=len(self))
+    long = [row for row in np.setdiff1d(np.flatnonzero(longest > _MAX_OUTLINE), row_of[~near])
+            if sum(map(_outline, self[row])) > _MAX_OUTLINE]
+    return np.unique(np.concatenate([row_of[~near], np.array(long, np.int64)]))
 
   def update_digest(self, digest: Any) -> None:
     """Feeds everything into a hash of hashlib."""
@@ -150,7 +157,15 @@ def _check_polygons(segmentation: Any) -> list[np.ndarray]:
   polygons = [p for p in polygons if p.ndim == 1 and len(p) >= 6 and len(p) % 2 == 0]
   if not polygons or not all((np.abs(p) <= _MAX_COORDINATE).all() for p in polygons):
     raise ValueError('no polygon of at least three finite points')
+  if sum(map(_outline, polygons)) > _MAX_OUTLINE:
+    raise ValueError(f'an outline of more than {_MAX_OUTLINE:.0f} pixels')
   return polygons
+
+
+def _outline(polygon: np.ndarray) -> float:
+  """Length of a polygon [2 n] of x and y in turn, along the axes."""
+  points = polygon.reshape(-1, 2)
+  return float(np.abs(points - np.roll(points, 1, axis=0)).sum())
 
 
 def _compress(segmentation: dict[str, Any]) -> dict[str, Any]:

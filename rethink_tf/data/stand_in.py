@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import gin
 import numpy as np
-import tensorflow as tf
 
 from rethink_tf.data.categories import parse_categories
+from rethink_tf.data.coco import load_json
 from rethink_tf.data.synthetic import SyntheticSource
 from rethink_tf.errors import UserError
 from rethink_tf.structures import MASK_CROP, Example
+
+_MAX_BYTES = 64 << 20
 
 
 @gin.register('stand_in')
@@ -45,8 +46,6 @@ class StandInSource:
 
 def _read(path: str) -> Any:
   try:
-    with tf.io.gfile.GFile(path) as file:
-      return json.load(file)
-  except (OSError, tf.errors.OpError, ValueError) as error:
-    raise UserError(f'{path}: cannot be read ({" ".join(str(error).split())}): the run leaves it when training '
-                    'begins') from error
+    return load_json(path, max_bytes=_MAX_BYTES)
+  except UserError as error:
+    raise UserError(f'{error}; the run leaves it when training begins') from error

@@ -22,7 +22,7 @@ from absl import logging
 
 from rethink_tf.data.augment import keyed_bits, keyed_uniform
 from rethink_tf.data.classification_input import random_crop, resized
-from rethink_tf.data.feed import Feed, StepFacts, aligned_zeros
+from rethink_tf.data.feed import Feed, StepFacts, aligned_zeros, count_from
 from rethink_tf.data.hashtags import image_replication, replication
 from rethink_tf.data.images import ImageError
 from rethink_tf.data.stream_records import HashtagSource, ShardColumns
@@ -247,12 +247,12 @@ class StreamedTrainInput(Feed):
       UserError: fewer shards than hosts.
     """
     if context is None:
-      return self._dataset(tf.data.Dataset.range(start_step, tf.int64.max))
+      return self._dataset(count_from(start_step))
     share = self.share(context.input_pipeline_id, context.num_input_pipelines,
                        context.get_per_replica_batch_size(self.batch_size))
     replicas = context.num_replicas_in_sync // context.num_input_pipelines
     self._here = share, replicas * share.batch_size
-    return share._dataset(tf.data.Dataset.range(start_step * replicas, tf.int64.max))
+    return share._dataset(count_from(start_step * replicas))
 
   def share(self, host: int, hosts: int, batch_size: int) -> StreamedTrainInput:
     """This input over the shards host, host + hosts, ... alone; what goes wrong is counted in common."""

@@ -10,7 +10,10 @@ from __future__ import annotations
 import functools
 import io
 import json
+import math
 import os
+import re
+import struct
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -21,14 +24,16 @@ import tensorflow as tf
 from absl import logging
 from google.protobuf.message import DecodeError
 
+from rethink_tf.data.categories import as_text, shorten
 from rethink_tf.data.coco import load_json
 from rethink_tf.data.hashtags import Vocabulary
-from rethink_tf.data.images import ImageError, decode
+from rethink_tf.data.images import MAX_PIXELS, ImageError, decode
 from rethink_tf.data.records import write_json
 from rethink_tf.data.tfrecord import DamagedRecord, read_record
 from rethink_tf.errors import UserError
 
 _READERS = 16  # threads; on gs:// they mostly wait
+_MAX_TAGS = 100_000  # of an image
 _COLUMNS_KEPT = 8  # shards whose columns stay in memory for `load`
 
 
@@ -74,12 +79,25 @@ class StreamIndex(NamedTuple):
   def num_images(self) -> int:
     return sum(shard.images for shard in self.shards)
 
+  def _check(self) -> None:
+    """TypeError unless every field is what it should be; a shard's file lies beside the index."""
+    counts = [self.left_out, *self.tag_counts, *(count for shard in self.shards for count in shard[1:])]
+    if not (all(isinstance(text, str) for text in (self.fingerprint, self.vocabulary))
+            and isinstance(self.tag_counts, list) and all(type(n) is int and 0 <= n < 2 ** 62 for n in counts)
+            and all(shard.most_tags <= _MAX_TAGS for shard in self.shards)):
+      raise TypeError('a field of another type')
+    for shard in self.shards:
+      if not isinstance(shard.file, str) or not re.fullmatch(r'[\w.=+@ -]+', shard.file) or shard.file in ('.', '..'):
+        raise TypeError(f'the file {shorten(shard.file)}')
+
   @classmethod
   def load(cls, path: str) -> StreamIndex:
     """Reads the index; UserError where it is none."""
     content = load_json(path)
     try:
-      return cls(**{**content, 'shards': [StreamShard(**shard) for shard in content['shards']]})
+      index = cls(**{**content, 'shards': [StreamShard(**shard) for shard in content['shards']]})
+      index._check()
+      return index
     except (TypeError, KeyError) as error:
       raise UserError(f'{path}: is not an index of hashtag shards ({error}): convert again into an empty '
                       'folder') from error
@@ -118,14 +136,45 @@ def read_columns(shard: str, fingerprint: str) -> ShardColumns | None:
   """The columns of a shard; None where it is not finished, not whole, or of another conversion."""
   try:
     with tf.io.gfile.GFile(columns_path(shard), 'rb') as file:
-      content = np.load(io.BytesIO(file.read()), allow_pickle=False)
-    offsets, starts, tags = (content[name] for name in ('offsets', 'starts', 'tags'))
-    columns = ShardColumns(offsets, starts, tags, int(content['bytes']), int(content['left_out']),
-                           str(content['fingerprint']))
+      content = _read_npz(file.read())
+    columns = ShardColumns(content['offsets'], content['starts'], content['tags'], int(content['bytes']),
+                           int(content['left_out']), str(content['fingerprint']))
     whole = columns.fingerprint == fingerprint and tf.io.gfile.stat(shard).length == columns.bytes
-    return columns if whole else None
-  except (tf.errors.OpError, ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile):
+    return columns if whole and _agree(columns) else None
+  except (tf.errors.OpError, ValueError, TypeError, KeyError, EOFError, OSError, RuntimeError, OverflowError,
+          NotImplementedError, struct.error, zipfile.BadZipFile):
     return None
+
+
+def _read_npz(data: bytes) -> dict[str, np.ndarray]:
+  """What np.savez wrote. np.load would take memory for whatever size a header claims.
+
+  Raises:
+    ValueError: compressed, or an array that is no plain one and as long as its header says; or as `zipfile` raises.
+  """
+  arrays = {}
+  with zipfile.ZipFile(io.BytesIO(data)) as archive:
+    for entry in archive.infolist():
+      if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > len(data):
+        raise ValueError(f'{entry.filename} is compressed')
+      raw = archive.read(entry)
+      stream = io.BytesIO(raw)
+      if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError(f'{entry.filename} is of another version')
+      shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+      if dtype.kind not in 'iU' or len(shape) > 1 or \
+          len(raw) - stream.tell() != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f'{entry.filename} is no column')
+      arrays[entry.filename.removesuffix('.npy')] = np.frombuffer(raw, dtype, offset=stream.tell()).reshape(shape)
+  return arrays
+
+
+def _agree(columns: ShardColumns) -> bool:
+  """Whether columns can be those of one shard: every image has its place, and its tags."""
+  offsets, starts, tags = columns[:3]
+  return bool(all(column.ndim == 1 and column.dtype.kind == 'i' for column in (offsets, starts, tags))
+              and len(starts) == len(offsets) + 1 and starts[0] == 0 and starts[-1] == len(tags)
+              and (np.diff(starts) >= 0).all() and tags.min(initial=0) >= 0 and offsets.min(initial=0) >= 0)
 
 
 def encode(record: TagRecord) -> bytes:
@@ -147,7 +196,8 @@ def decode_record(payload: bytes) -> TagRecord:
   try:
     features = tf.train.Example.FromString(payload).features.feature
     encoded, name, row = (features[f'image/{key}'].bytes_list.value[0] for key in ('encoded', 'filename', 'source_id'))
-    return TagRecord(int(row), name.decode(), encoded, tuple(features['rethink_tf/hashtags'].int64_list.value))
+    return TagRecord(int(row), as_text(name.decode()), encoded,
+                     tuple(features['rethink_tf/hashtags'].int64_list.value))
   except (DecodeError, IndexError, ValueError) as error:
     raise ImageError(f'is no image with hashtags: {error}') from error
 
@@ -165,7 +215,7 @@ class HashtagSource:
   """
 
   def __init__(self, data_dir: str, split: str = 'train', vocabulary: str | None = None,
-               training: bool = False) -> None:
+               training: bool = False, max_pixels: int = MAX_PIXELS) -> None:
     """Reads the index and the vocabulary; columns and photographs are read when they are needed.
 
     Args:
@@ -173,6 +223,7 @@ class HashtagSource:
       split: first part of their names.
       vocabulary: file that the shards must have been written with; by default the one beside them.
       training: read in streams only (`StreamedTrainInput`): nothing that grows with the number of images is held.
+      max_pixels: height x width that the file may claim of an image.
 
     Raises:
       UserError: shards missing, unfinished or of another vocabulary.
@@ -196,7 +247,7 @@ class HashtagSource:
     self.first_images = np.cumsum([0] + [shard.images for shard in self.shards])  # [S + 1]
     self.most_tags = max(shard.most_tags for shard in self.shards)
     self._paths = [os.path.join(data_dir, shard.file) for shard in self.shards]
-    self._fingerprint = index.fingerprint
+    self._fingerprint, self._max_pixels = index.fingerprint, max_pixels
     self._columns = functools.lru_cache(maxsize=_COLUMNS_KEPT)(self.columns)
     self._check_files()
     self.image_ids = range(index.num_images) if training else np.arange(index.num_images)
@@ -221,7 +272,8 @@ class HashtagSource:
       UserError: they are gone, damaged, or the shard was changed.
     """
     columns = read_columns(self._paths[shard], self._fingerprint)
-    if columns is None or len(columns.offsets) != self.shards[shard].images:
+    if columns is None or len(columns.offsets) != self.shards[shard].images or \
+        np.diff(columns.starts).max(initial=0) > self.most_tags or columns.tags.max(initial=0) >= self.num_classes:
       raise UserError(f'{columns_path(self._paths[shard])}: is missing, damaged or not of this shard; delete it and '
                       'give the command of the conversion again: it writes this shard anew')
     return columns
@@ -239,7 +291,7 @@ class HashtagSource:
         record = decode_record(read_record(file, offset)[0])
     except (tf.errors.OpError, DamagedRecord, EOFError, ImageError) as error:
       raise ImageError(f'{path}: the record at byte {offset} cannot be read: {error}') from error
-    return decode(record.encoded, record.file_name)
+    return decode(record.encoded, record.file_name, max_pixels=self._max_pixels)
 
   def _check_files(self) -> None:
     def length(path: str) -> int | None:

@@ -1,4 +1,4 @@
-"""Seeded, nested subsets of a data set (section 5.1: 35k, 20k and 10k images of COCO)."""
+"""Seeded, nested subsets of a data set (section 5.2: 35k, 10k, 3.5k and 1k images of COCO)."""
 
 import numpy as np
 from absl import logging
@@ -39,8 +39,10 @@ def subset(image_ids: np.ndarray, fraction: float = 1.0, num_images: int | None 
 
 
 def select(name: str, image_ids: np.ndarray, num_instances: np.ndarray, training: bool, fraction: float,
-           num_images: int | None, seed: int) -> np.ndarray:
-  """The images of a source: for training those with a usable box, and of these the subset.
+           num_images: int | None, seed: int, num_visible: np.ndarray | None = None) -> np.ndarray:
+  """The images of a source: for training those with a usable box (and a keypoint), and of these the subset.
+
+  Detectron and Detectron2 leave the same images out.
 
   Args:
     name: of the data set, for messages.
@@ -48,6 +50,7 @@ def select(name: str, image_ids: np.ndarray, num_instances: np.ndarray, training
     num_instances: int32 [N] usable boxes of each image.
     training: whether to leave out images without one.
     fraction, num_images, seed: as for `subset`.
+    num_visible: int32 [N] visible keypoints of each image, where keypoints are trained on.
 
   Returns:
     int64 [n] positions, ascending.
@@ -65,6 +68,13 @@ def select(name: str, image_ids: np.ndarray, num_instances: np.ndarray, training
     if len(positions) < len(image_ids):
       logging.info('%s: %d of %d images have no box to train on (none at all or only crowds) and are left out',
                    name, len(image_ids) - len(positions), len(image_ids))
+    if num_visible is not None:
+      boxed, positions = len(positions), positions[num_visible[positions] > 0]
+      if not len(positions):
+        raise UserError(f'{name}: none of its {len(image_ids)} images has a visible keypoint to train on')
+      if len(positions) < boxed:
+        logging.info('%s: %d of %d images have boxes but no visible keypoint and are left out', name,
+                     boxed - len(positions), len(image_ids))
   return positions[subset(image_ids[positions], fraction, num_images, seed)]
 
 

@@ -12,6 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 HEADER, FOOTER = 12, 4  # bytes around the payload
+_LONG = 1 << 24  # bytes; a length beyond is compared with the file's before memory is taken for it
+_LONGEST = 1 << 31  # bytes; protocol buffers are no longer
 _LANE = 64  # bytes that one lane of the vectorised checksum takes
 _POLYNOMIAL = 0x82F63B78
 
@@ -42,6 +44,8 @@ def read_record(file: tf.io.gfile.GFile, offset: int) -> tuple[bytes, int]:
   if len(header) < HEADER or masked_crc(header[:8]) != struct.unpack('<I', header[8:])[0]:
     raise DamagedRecord(f'the record at byte {offset} has a damaged header')
   length = struct.unpack('<Q', header[:8])[0]
+  if length > _LONG and length > min(file.size() - offset - HEADER - FOOTER, _LONGEST):
+    raise DamagedRecord(f'the record at byte {offset} is cut off')
   body = file.read(length + FOOTER)
   if len(body) < length + FOOTER:
     raise DamagedRecord(f'the record at byte {offset} is cut off')

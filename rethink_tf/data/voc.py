@@ -12,10 +12,11 @@ import tensorflow as tf
 from absl import logging
 
 from rethink_tf.data.annotations import AnnotationReader, Annotations
-from rethink_tf.data.categories import Category, categories_to_json
-from rethink_tf.data.images import ImageError, decode
+from rethink_tf.data.categories import Category, categories_to_json, is_text, shorten
+from rethink_tf.data.folders import list_names
+from rethink_tf.data.images import MAX_PIXELS, ImageError, decode, read_bounded
 from rethink_tf.data.subset import select
-from rethink_tf.data.voc_xml import VocAnnotation, XmlError, parse
+from rethink_tf.data.voc_xml import MAX_BYTES, VocAnnotation, XmlError, parse, too_large
 from rethink_tf.errors import UserError
 from rethink_tf.structures import Example
 
@@ -24,6 +25,7 @@ VOC_CLASSES = ('aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', '
 _EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
 _READERS = 16  # threads; on gs:// they mostly wait
 _SHOWN = 3  # examples in a message
+_MAX_LIST_BYTES = 1 << 28  # of an image set
 
 
 class _Photograph(NamedTuple):
@@ -42,7 +44,8 @@ class VocSource:
 
   def __init__(self, data_dir: str, sets: Sequence[str] = ('VOC2007/trainval', 'VOC2012/train'),
                classes: Sequence[str] | None = VOC_CLASSES, use_difficult: bool = False, fraction: float = 1.0,
-               num_images: int | None = None, subset_seed: int = 0, training: bool = False) -> None:
+               num_images: int | None = None, subset_seed: int = 0, training: bool = False,
+               max_pixels: int = MAX_PIXELS) -> None:
     """Reads image sets and annotations; photographs are read by `load`.
 
     Args:
@@ -54,18 +57,19 @@ class VocSource:
         follows, does not). The ground truth of an evaluation has the mark in any case.
       fraction, num_images, subset_seed: a seeded, nested subset, see `subset.subset`.
       training: leave out images without a usable box, and those whose picture or annotation is missing or damaged.
+      max_pixels: height x width that a file may claim of a photograph.
 
     Raises:
       UserError: a set is missing or empty, nothing in it can be used, or an annotation that an evaluation needs is
         missing or damaged.
     """
     data_dir, sets = _devkit(os.path.expanduser(data_dir), sets)
-    self._folder = data_dir
+    self._folder, self._max_pixels = data_dir, max_pixels
     self.name = f'{os.path.basename(os.path.normpath(data_dir))}/{"+".join(sets)}'
     photographs = _list_photographs(data_dir, sets, self.name)
     photographs, found = self._read_annotations(photographs, training)
     if classes is None:
-      classes = _find_classes(data_dir, sets)
+      classes = _find_classes(data_dir, sets, max_pixels)
     self.categories = tuple(Category(k, name) for k, name in enumerate(_check_classes(classes), start=1))
     self.num_classes, self.num_keypoints = len(self.categories), 0
 
@@ -92,7 +96,7 @@ class VocSource:
     Raises:
       ImageError: the file is missing, damaged or of another size than annotated.
     """
-    image = decode(self.read(i), self.file_names[i], tuple(self.sizes[i].tolist()))
+    image = decode(self.read(i), self.file_names[i], tuple(self.sizes[i].tolist()), self._max_pixels)
     return self._table.example(self._positions[i], image)
 
   def read(self, i: int) -> bytes:
@@ -123,7 +127,7 @@ class VocSource:
   def _read_annotations(self, photographs: list[_Photograph],
                         training: bool) -> tuple[list[_Photograph], list[VocAnnotation]]:
     """Those that can be used, with their annotations. In training the others are left out and counted."""
-    results = _read_all([photograph.xml for photograph in photographs])
+    results = _read_all([photograph.xml for photograph in photographs], self._max_pixels)
     damaged = [str(result) for result in results if isinstance(result, XmlError)]
     if damaged and (not training or len(damaged) == len(results)):
       raise UserError(damaged[0] + (f' ({len(damaged)} of {len(results)} annotations are like this)'
@@ -170,14 +174,15 @@ class VocSource:
     if photograph.picture is None:
       raise UserError(f'{photograph.xml}: has no <size>, and the photograph is missing: remove it from the image set')
     try:
-      return decode(self._read_picture(photograph.picture), photograph.picture).shape[:2]
+      data = self._read_picture(photograph.picture)
+      return decode(data, photograph.picture, max_pixels=self._max_pixels).shape[:2]
     except ImageError as error:
       raise UserError(f'{photograph.xml}: has no <size>, and {error}: remove it from the image set') from error
 
   def _read_picture(self, name: str) -> bytes:
     try:
       with tf.io.gfile.GFile(os.path.join(self._folder, name), 'rb') as file:
-        return file.read()
+        return read_bounded(file, name)
     except tf.errors.OpError as error:
       raise ImageError(f'{name}: cannot be read: {error.message}') from error
 
@@ -219,6 +224,8 @@ def _read_image_set(file: str) -> list[str]:
   """Names in a file of ImageSets/Main: one a line, in files of a class (dog_train.txt) with -1, 0 or 1 behind it."""
   try:
     with tf.io.gfile.GFile(file, 'rb') as stream:
+      if stream.size() > _MAX_LIST_BYTES:
+        raise UserError(f'{file}: {stream.size():,} bytes are too many for a list of photographs')
       lines = [line.strip() for line in stream.read().decode('utf-8-sig').splitlines() if line.strip()]
   except tf.errors.OpError as error:
     there = [os.path.basename(path) for path in sorted(tf.io.gfile.glob(os.path.join(os.path.dirname(file), '*.txt')))]
@@ -232,27 +239,33 @@ def _read_image_set(file: str) -> list[str]:
   marked = [re.fullmatch(r'(\S.*?)\s+(?:-1|0|1)', line) for line in lines]
   names = [match.group(1) for match in marked] if all(marked) else lines
   for name in names:
-    if '/' in name or '\\' in name or '\0' in name or name in ('.', '..'):
-      raise UserError(f'{file}: {name[:60]!r} should be the name of a photograph without folder and extension')
+    if '/' in name or '\\' in name or name in ('.', '..') or not is_text(name):
+      raise UserError(f'{file}: {shorten(name)} should be the name of a photograph without folder and extension')
   return names
 
 
 def _list_pictures(folder: str) -> dict[str, str]:
   """Name without extension -> file, by one listing."""
   try:
-    files = sorted(tf.io.gfile.listdir(folder))
+    files = sorted(list_names(folder))
   except tf.errors.OpError as error:
     raise UserError(f'{folder}: no such folder; the photographs should be there') from error
   pictures = (os.path.splitext(file) for file in files)
   return {stem: stem + extension for stem, extension in pictures if extension.lower() in _EXTENSIONS}
 
 
-def _read_all(files: list[str]) -> list[VocAnnotation | XmlError]:
+def _read_all(files: list[str], max_pixels: int) -> list[VocAnnotation | XmlError]:
   """Annotations, or why they cannot be used."""
   def read(file: str) -> VocAnnotation | XmlError:
     try:
       with tf.io.gfile.GFile(file, 'rb') as stream:
-        return parse(stream.read(), file)
+        if stream.size() > MAX_BYTES:
+          raise too_large(stream.size(), file)
+        annotation = parse(stream.read(), file)
+      if annotation.size is not None and annotation.size[0] * annotation.size[1] > max_pixels:
+        raise XmlError(f'{file}: <size> is {annotation.size[1]}x{annotation.size[0]}, more than voc.max_pixels = '
+                       f'{max_pixels:,}')
+      return annotation
     except tf.errors.NotFoundError:
       return XmlError(f'{file}: no such annotation')
     except tf.errors.OpError as error:
@@ -264,11 +277,13 @@ def _read_all(files: list[str]) -> list[VocAnnotation | XmlError]:
     return list(pool.map(read, files))
 
 
-def _find_classes(data_dir: str, sets: Sequence[str]) -> list[str]:
+def _find_classes(data_dir: str, sets: Sequence[str], max_pixels: int) -> list[str]:
   """All names in the annotations of the folders, whatever the set, so that training and test sets agree."""
   years = sorted({joined.rpartition('/')[0] for joined in sets})
-  files = [file for year in years for file in tf.io.gfile.glob(os.path.join(data_dir, year, 'Annotations', '*.xml'))]
-  names = sorted({object_.name for annotation in _read_all(files) if not isinstance(annotation, XmlError)
+  folders = [os.path.join(data_dir, year, 'Annotations') for year in years]
+  files = [os.path.join(folder, name) for folder in folders for name in sorted(list_names(folder))
+           if name.endswith('.xml')]
+  names = sorted({object_.name for annotation in _read_all(files, max_pixels) if not isinstance(annotation, XmlError)
                   for object_ in annotation.objects})
   if not names:
     raise UserError(f'{data_dir}: voc.classes is None and no annotation has an object')

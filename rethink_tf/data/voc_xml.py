@@ -4,7 +4,7 @@ from typing import NamedTuple
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
-from rethink_tf.data.categories import shorten
+from rethink_tf.data.categories import as_text, is_text, shorten
 
 MAX_BYTES = 16 << 20  # a file of VOC has a few thousand; this one would list 50,000 objects
 _CORNERS = ('ymin', 'xmin', 'ymax', 'xmax')
@@ -45,15 +45,19 @@ def parse(data: bytes, name: str) -> VocAnnotation:
   """
   root = _parse_xml(data, name)
   if root.tag != 'annotation':
-    raise XmlError(f'{name}: the outermost element should be <annotation>, is <{root.tag[:40]}>')
+    raise XmlError(f'{name}: the outermost element should be <annotation>, is <{as_text(root.tag[:40])}>')
   objects = tuple(_parse_object(element, f'{name}: object {i}')
                   for i, element in enumerate(root.findall('object'), start=1))
   return VocAnnotation(_parse_size(root), objects)
 
 
+def too_large(size: int, name: str) -> XmlError:
+  return XmlError(f'{name}: {size:,} bytes are too many for the annotation of one photograph')
+
+
 def _parse_xml(data: bytes, name: str) -> Element:
   if len(data) > MAX_BYTES:
-    raise XmlError(f'{name}: {len(data)} bytes are too many for the annotation of one photograph')
+    raise too_large(len(data), name)
   builder, parser = TreeBuilder(), expat.ParserCreate()
   parser.buffer_text = True
   parser.StartElementHandler, parser.EndElementHandler = builder.start, builder.end
@@ -80,8 +84,9 @@ def _parse_size(root: Element) -> tuple[int, int] | None:
 
 def _parse_object(element: Element, where: str) -> VocObject:
   name = (element.findtext('name') or '').strip()
-  if not name:
-    raise XmlError(f'{where}: <name> is missing')
+  if not name or not is_text(name):
+    raise XmlError(f'{where}: <name> is missing' if not name else
+                   f'{where}: <name> should be one line without control characters, is {shorten(name)}')
   corners = []
   for corner in _CORNERS:
     text = element.findtext(f'bndbox/{corner}')

@@ -9,7 +9,7 @@ own names.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +22,7 @@ DETECTRON2_MEAN = (123.675, 116.28, 103.53)
 TORCH_STD = (58.395, 57.12, 57.375)
 UNIT_STD = (1.0, 1.0, 1.0)
 BACKBONE = 'backbone.bottom_up.'  # prefix of the backbone in a detector's names
+_LONGEST_NAME = 500  # characters
 LINEAR = ('linear.weight', 'linear.bias')  # the classifier
 
 
@@ -117,7 +118,15 @@ def architecture_of(arrays: Mapping[str, Any], path: str) -> Architecture:
 
 def check_arrays(arrays: Mapping[Any, Any], path: str) -> None:
   """Refuses what is not text -> array of numbers."""
+  check_names(arrays, path)
   for name, array in arrays.items():
-    numeric = isinstance(array, Lazy) or (isinstance(array, np.ndarray | np.generic) and array.dtype.kind in 'fiu')
-    if not isinstance(name, str) or not numeric:
-      raise UserError(f'{path}: {str(name)[:80]!r} is not an array of numbers: this is not a weight file')
+    if not isinstance(array, Lazy) and not (isinstance(array, np.ndarray | np.generic) and array.dtype.kind in 'fiu'):
+      raise UserError(f'{path}: {name[:80]!r} is not an array of numbers: this is not a weight file')
+
+
+def check_names(names: Iterable[Any], path: str) -> None:
+  """Refuses what a network calls nothing: names are shown, and taken apart."""
+  for name in names:
+    if not isinstance(name, str) or not name.isprintable() or len(name) > _LONGEST_NAME:
+      shown = name[:80] if isinstance(name, str) else type(name).__name__
+      raise UserError(f'{path}: {shown!r} is no name of an array: this is not a weight file')

@@ -16,6 +16,7 @@ from rethink_tf.weights.contents import (
   Contents,
   architecture_of,
   check_arrays,
+  check_names,
   norm_of,
 )
 
@@ -55,6 +56,7 @@ def contents(content: Mapping[str, Any], path: str) -> Contents:
   blobs, config = (content['blobs'], content.get('cfg')) if 'blobs' in content else (content, None)
   if not isinstance(blobs, Mapping):
     raise UserError(f"{path}: its 'blobs' are no dictionary, so it is not a Detectron file: use another file")
+  check_names(blobs, path)
   # Learning state; and conv1_b, which Detectron's own network has no place for: its stem has no bias.
   ignored = tuple(name for name in blobs
                   if str(name).endswith('_momentum') or name in ('conv1_b', 'lr', 'weight_order'))
@@ -96,6 +98,8 @@ def canonical(name: str) -> str:
 
 def _background_last(name, array):
   """Detectron's class 0 is the background, Detectron2's the last one; boxes and masks of the background go."""
+  if not array.shape:
+    return array
   if name.startswith('roi_heads.box_predictor.cls_score.'):
     return np.roll(array, -1, axis=0)
   if name.startswith('roi_heads.box_predictor.bbox_pred.'):

@@ -38,17 +38,23 @@ def read(path: str) -> Contents:
     UserError: one line: missing, damaged, of an unknown format, or a pickle that could run code.
   """
   try:
-    if tf.io.gfile.isdir(path):
-      return own.read(path)
-    prefix = checkpoint_prefix(path)
-    if prefix is not None:
-      return tf_models.read(prefix, path)
-    if not tf.io.gfile.exists(path):
-      raise UserError(f'{path}: no such file: give the path of a weight file or a run folder')
-    return _read_file(_local(path), path)
+    return _read(path)
   except (tf.errors.OpError, OSError) as error:
-    reason = ' '.join(str(getattr(error, 'message', None) or getattr(error, 'strerror', None) or error).split())
-    raise UserError(f'{path}: cannot be read ({reason}): give the path of a weight file') from error
+    reason = str(getattr(error, 'message', None) or getattr(error, 'strerror', None) or error)
+    raise UserError(f'{path}: cannot be read ({pickles.printable(reason)}): give the path of a weight file') from error
+  except UserError as error:  # what it quotes of the file may steer a terminal
+    raise UserError(pickles.printable(str(error))) from error
+
+
+def _read(path):
+  if tf.io.gfile.isdir(path):
+    return own.read(path)
+  prefix = checkpoint_prefix(path)
+  if prefix is not None:
+    return tf_models.read(prefix, path)
+  if not tf.io.gfile.exists(path):
+    raise UserError(f'{path}: no such file: give the path of a weight file or a run folder')
+  return _read_file(_local(path), path)
 
 
 def checkpoint_prefix(path: str) -> str | None:

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from rethink_tf.errors import UserError
-from rethink_tf.weights.contents import UNIT_STD, Contents, Lazy, architecture_of
+from rethink_tf.weights.contents import UNIT_STD, Contents, Lazy, architecture_of, check_names
 
 _EPSILON = 1.001e-5
 _MEAN = (123.68, 116.779, 103.939)
@@ -63,6 +63,7 @@ def _datasets(file, path):
   datasets = {}
   for layer in map(_text, root.attrs['layer_names']):
     for weight in map(_text, root[layer].attrs['weight_names']):
+      check_names((layer, weight), path)
       dataset = root[layer][weight]
       # A data set may point into any other file of the reader's machine.
       if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual or \

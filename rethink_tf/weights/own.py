@@ -18,6 +18,7 @@ from rethink_tf.weights.contents import Contents, Lazy, architecture_of
 from rethink_tf.weights.detectron2 import Entry, same
 from rethink_tf.weights.tf_models import open_checkpoint, tensor
 
+_MAX_BYTES = 16 << 20  # of a manifest or a configuration
 _PARTS = {'conv/kernel': 'weight', 'conv/bias': 'bias', 'norm/gamma': 'norm.weight', 'norm/beta': 'norm.bias',
           'norm/moving_mean': 'norm.running_mean', 'norm/moving_variance': 'norm.running_var'}
 
@@ -35,12 +36,20 @@ def newest_step(path: str) -> str | None:
 def is_complete(folder: str) -> bool:
   """Whether the manifest is there and every file has the length it tells."""
   try:
-    with tf.io.gfile.GFile(os.path.join(folder, 'manifest.json')) as file:
-      files = json.load(file)['files']
-    return bool(files) and all(tf.io.gfile.stat(os.path.join(folder, name)).length == size
+    files = manifest(folder)['files']
+    return bool(files) and all(os.path.basename(name) == name and
+                               tf.io.gfile.stat(os.path.join(folder, name)).length == size
                                for name, size in files.items())
-  except (OSError, tf.errors.OpError, ValueError, KeyError, TypeError, AttributeError):
+  except (OSError, tf.errors.OpError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
     return False
+
+
+def manifest(folder: str) -> dict[str, Any]:
+  """manifest.json of a checkpoint; ValueError and its like where it is none."""
+  with tf.io.gfile.GFile(os.path.join(folder, 'manifest.json')) as file:
+    if file.size() > _MAX_BYTES:
+      raise ValueError('too long')
+    return json.load(file)
 
 
 def read(path: str) -> Contents:
@@ -107,8 +116,8 @@ def _config(folder):
   path = os.path.join(folder, 'config.gin')
   try:
     with tf.io.gfile.GFile(path) as file:
-      return file.read()
-  except (OSError, tf.errors.OpError):
+      return file.read() if file.size() <= _MAX_BYTES else ''
+  except (OSError, tf.errors.OpError, UnicodeDecodeError):
     return ''
 
 
@@ -117,7 +126,15 @@ def _bound(config, name):
   owner = {'stride_in_1x1': 'ResNet', 'epsilon': '(?:sync|frozen)_batch_norm'}.get(name, r'\w+')
   match = re.search(rf'^{owner}\.{name} = (?:\\\n)?\s*(.+)$', config, re.MULTILINE)
   try:
-    value = ast.literal_eval(match[1]) if match else None
-  except (ValueError, SyntaxError):
+    value = ast.literal_eval(match[1]) if match and len(match[1]) < 200 else None
+  except (ValueError, SyntaxError, RecursionError, MemoryError):
     return None
-  return tuple(value) if isinstance(value, list) else value
+  if name == 'stride_in_1x1':
+    return value if isinstance(value, bool) else None
+  if name == 'epsilon':
+    return value if _is_positive(value) else None
+  return tuple(value) if isinstance(value, list | tuple) and len(value) == 3 and all(map(_is_positive, value)) else None
+
+
+def _is_positive(value: Any) -> bool:
+  return isinstance(value, int | float) and 0 < value < 1e6

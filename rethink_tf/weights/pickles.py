@@ -1,10 +1,15 @@
-"""Reading pickles without running what is in them: only parts of NumPy and torch are allowed, all else is refused.
+"""Reading pickles without running what is in them: plain containers and arrays come through, all else is refused.
 
-What is allowed of torch are stand-ins of our own (torch_files.py): nothing of torch is imported.
+A pickle is a program that names functions and calls them. Here it can name a few stand-ins of our own, which note what
+they are given: nothing of NumPy's or torch's is called (a forged element type would make NumPy follow pointers of the
+file's choice), and arrays are made afterwards, from checked shapes. The interpreter is Python's own slow one: the fast
+one obeys five bytes that ask for 32 GB.
 """
 
 from __future__ import annotations
 
+import math
+import os
 import pickle
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
@@ -13,29 +18,98 @@ import numpy as np
 
 from rethink_tf.errors import UserError
 
+_ELEMENTS = {f'{kind}{size}' for kind, sizes in (('f', '248'), ('i', '1248'), ('u', '1248'), ('b', '1'))
+             for size in sizes}
+_MAX_DEPTH = 100  # of containers inside containers; a checkpoint has five
+
 
 class Refused(Exception):
   """Carries the name of what a pickle may not refer to."""
 
 
+class Built:
+  """What a pickle may make first and fill with a state afterwards; `finished` is what it stands for."""
+
+  def __setstate__(self, state: Any) -> None:
+    raise NotImplementedError
+
+  def finished(self) -> Any:
+    raise NotImplementedError
+
+
+class _Dtype(Built):
+  """Stand-in of numpy.dtype: numbers only. Python 2 writes 'f4', and the byte order as a state."""
+
+  def __init__(self, name, *_):
+    if not isinstance(name, str) or name not in _ELEMENTS:
+      raise Refused(f'elements of type {str(name)[:20]!r}')
+    self._name, self._order = name, '<'
+
+  def __setstate__(self, state):
+    order = state[1]
+    if order not in ('<', '>', '|', '='):
+      raise ValueError('byte order')
+    self._order = '<' if order == '=' else order
+
+  def finished(self):
+    return np.dtype(self._order + self._name)
+
+
+class _Array(Built):
+  """Stand-in of numpy.ndarray."""
+
+  def __init__(self):
+    self._value = None
+
+  def __setstate__(self, state):
+    _, shape, dtype, fortran, raw = state
+    self._value = _from_bytes(raw, dtype, shape, 'F' if fortran else 'C')
+
+  def finished(self):
+    if self._value is None:
+      raise ValueError('an array without content')
+    return self._value
+
+
 def _encode(text: str, encoding: str = 'latin1') -> bytes:
   """What protocols below 3 make bytes of; every other codec is refused."""
   if encoding not in ('latin1', 'latin-1'):
-    raise Refused(f'the codec {encoding!r}')
+    raise Refused(f'the codec {str(encoding)[:20]!r}')
   return text.encode('latin1')
 
 
-# What arrays and scalars are made of, under the names of NumPy 1 and 2. Taken from living objects, because their
-# module has moved and may move again.
-_RECONSTRUCT = np.zeros(1).__reduce__()[0]
-_SCALAR = np.float32(0).__reduce__()[0]
+def _from_bytes(raw, dtype, shape, order):
+  if not isinstance(dtype, _Dtype):
+    raise ValueError('an array without an element type')
+  dtype, raw = dtype.finished(), raw.encode('latin1') if isinstance(raw, str) else raw  # str: Python 2's
+  if not isinstance(shape, tuple) or len(shape) > 32 or not all(type(side) is int and side >= 0 for side in shape) or \
+      not isinstance(raw, bytes | bytearray) or math.prod(shape) * dtype.itemsize != len(raw):
+    raise ValueError('an array whose shape and bytes disagree')
+  return np.frombuffer(raw, dtype).reshape(shape, order=order)
+
+
+def _scalar(dtype, raw):
+  return _from_bytes(raw, dtype, (), 'C')[()]
+
+
+def _ndarray():
+  """Stand-in of the class numpy.ndarray, which arrays are made of by name only."""
+  raise ValueError('numpy.ndarray is not called')
+
+
+def _reconstruct(cls, shape, kind):
+  if cls is not _ndarray:
+    raise ValueError('an array of another class')
+  return _Array()
+
+
 ALLOWED = {
-  ('numpy.core.multiarray', '_reconstruct'): _RECONSTRUCT,
-  ('numpy._core.multiarray', '_reconstruct'): _RECONSTRUCT,
-  ('numpy.core.multiarray', 'scalar'): _SCALAR,
-  ('numpy._core.multiarray', 'scalar'): _SCALAR,
-  ('numpy', 'ndarray'): np.ndarray,
-  ('numpy', 'dtype'): np.dtype,
+  **{(module, name): stand_in
+     for module in ('numpy.core.multiarray', 'numpy._core.multiarray')  # of NumPy 1 and 2
+     for name, stand_in in (('_reconstruct', _reconstruct), ('scalar', _scalar))},
+  **{(module, '_frombuffer'): _from_bytes for module in ('numpy.core.numeric', 'numpy._core.numeric')},  # protocol 5
+  ('numpy', 'ndarray'): _ndarray,
+  ('numpy', 'dtype'): _Dtype,
   ('_codecs', 'encode'): _encode,
 }
 
@@ -58,17 +132,66 @@ def load_from(file: BinaryIO, path: str, allowed: Mapping[tuple[str, str], Any] 
               persistent: Callable[[Any], Any] | None = None) -> Any:
   """The next pickle of an open file; persistent: makes an object of a persistent id. Errors as of `load`."""
   try:
-    return _Unpickler(file, allowed, persistent).load()
+    return replaced(_Unpickler(_Bounded(file), allowed, persistent).load(), Built, lambda found: found.finished())
   except Refused as error:
-    raise UserError(f'{path}: refers to {error}, which could run code: convert the weights to plain arrays') from error
+    raise UserError(f'{path}: refers to {printable(str(error))}, which could run code: convert the weights to plain '
+                    'arrays') from error
   except UserError:
     raise
   except Exception as error:  # a damaged pickle raises nearly anything
-    reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
+    reason = printable(f'{type(error).__name__}: {error}')[:200]
     raise UserError(f'{path}: not a complete pickle ({reason}): fetch it again') from error
 
 
-class _Unpickler(pickle.Unpickler):
+def printable(text: str) -> str:
+  """A text from a file as one line that a terminal can be shown."""
+  return ''.join(letter if letter.isprintable() else '?' for letter in ' '.join(text.split()))
+
+
+def replaced(content: Any, kind: type, replacement: Callable[[Any], Any]) -> Any:
+  """Containers of any depth with replacement(object) in the place of each object of a kind.
+
+  A container that occurs in many places is gone through once: by references, a few bytes can mean millions of them.
+  """
+  known: dict[int, Any] = {}
+
+  def go(value, depth):
+    if not isinstance(value, kind | dict | list | tuple):
+      return value
+    if depth > _MAX_DEPTH:
+      raise ValueError(f'containers inside containers, over {_MAX_DEPTH} deep')
+    if id(value) not in known:
+      if isinstance(value, dict):
+        known[id(value)] = {key: go(item, depth + 1) for key, item in value.items()}
+      elif isinstance(value, kind):
+        known[id(value)] = replacement(value)
+      else:
+        known[id(value)] = type(value)([go(item, depth + 1) for item in value])
+    return known[id(value)]
+  return go(content, 0)
+
+
+class _Bounded:
+  """A file that is never asked for more than it holds: a length in a pickle is memory before it is read."""
+
+  def __init__(self, file: BinaryIO):
+    self._file = file
+    place = file.tell()
+    self._end = file.seek(0, os.SEEK_END)
+    file.seek(place)
+    self.readline = file.readline
+
+  def read(self, size: int) -> bytes:
+    if not 0 <= size <= self._end - self._file.tell():
+      raise EOFError('ends too early')
+    return self._file.read(size)
+
+
+class _Unpickler(pickle._Unpickler):
+  """Python's own, without what plain data does not need."""
+
+  dispatch = dict(pickle._Unpickler.dispatch)
+
   def __init__(self, file, allowed, persistent):
     super().__init__(file, encoding='latin1')
     self._allowed, self._persistent = allowed, persistent
@@ -77,9 +200,48 @@ class _Unpickler(pickle.Unpickler):
     try:
       return self._allowed[module, name]
     except KeyError:
-      raise Refused(f'{module}.{name}') from None
+      raise Refused(f'{str(module)[:60]}.{str(name)[:60]}') from None
 
   def persistent_load(self, pid):
     if self._persistent is None:
       raise pickle.UnpicklingError('a persistent id where none belongs')
     return self._persistent(pid)
+
+  def _build(self):
+    """A state is for stand-ins alone: set on a function or a class, it would change this process."""
+    state = self.stack.pop()
+    if not isinstance(self.stack[-1], Built):
+      raise Refused(f'the state of {type(self.stack[-1]).__name__!r}')
+    self.stack[-1].__setstate__(state)
+
+  def _set_item(self):
+    value, key = self.stack.pop(), self.stack.pop()
+    self._put(key, value)
+
+  def _set_items(self):
+    items = self.pop_mark()
+    for key, value in zip(items[::2], items[1::2], strict=True):
+      self._put(key, value)
+
+  def _new_dict(self):
+    items = self.pop_mark()
+    self.append({})
+    for key, value in zip(items[::2], items[1::2], strict=True):
+      self._put(key, value)
+
+  def _put(self, key, value):
+    # Tuples of tuples of one tuple take for ever to be hashed.
+    if not isinstance(key, str | int | bytes):
+      raise Refused(f'keys of type {type(key).__name__!r}')
+    if not isinstance(self.stack[-1], dict):
+      raise pickle.UnpicklingError('an item of what is no dictionary')
+    self.stack[-1][key] = value
+
+  def _refuse(self):
+    raise Refused('objects of classes, or sets')
+
+  dispatch.update({pickle.BUILD[0]: _build, pickle.SETITEM[0]: _set_item, pickle.SETITEMS[0]: _set_items,
+                   pickle.DICT[0]: _new_dict})
+  dispatch.update(dict.fromkeys((code[0] for code in (
+    pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.EMPTY_SET,
+    pickle.ADDITEMS, pickle.FROZENSET)), _refuse))

@@ -1,16 +1,13 @@
-"""A cascade's start from a plain run: the switch to cascade for the last 270k iterations (section 4.1)."""
+"""A cascade's start from a plain run: the switch to cascade for the last 270k iterations (section 5.1)."""
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import gin
 import numpy as np
-import tensorflow as tf
 
 from rethink_tf.errors import UserError
 from rethink_tf.weights import own
@@ -47,9 +44,12 @@ class PlainRun(PretrainedWeights):
       raise UserError('PlainRun loads weights into a cascade: add --gin_file=gin_configs/models/cascade.gin, or load a '
                       'whole detector with gin_configs/init/detector.gin')
     loaded = super().__call__(detector)
-    with tf.io.gfile.GFile(os.path.join(own.newest_step(self.path), 'manifest.json')) as file:
-      manifest = json.load(file)
-    return loaded._replace(step=manifest['step'], progress=manifest['state'].get('progress'))
+    manifest = own.manifest(own.newest_step(self.path))
+    step, state = manifest.get('step'), manifest.get('state')
+    progress = state.get('progress') if isinstance(state, dict) else None
+    if type(step) is not int or not 0 <= step < 2 ** 40 or not isinstance(progress, dict | None):
+      raise UserError(f'{self.path}: the manifest of its checkpoint does not tell its iteration: use another one')
+    return loaded._replace(step=step, progress=progress)
 
   def _tables(self, contents, detector):
     if not contents.own:

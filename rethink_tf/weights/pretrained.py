@@ -57,7 +57,7 @@ class PretrainedWeights:
   channels ('rgb', 'bgr'), stride_in_1x1: for files that do not tell; they go before what a file tells.
   new: patterns of the model's names that stay as they are, also where the file has them ('roi_heads.box_predictor.*':
   other classes). ignore: patterns of names in the file that are left aside.
-  A composite of several backbones (CBNet, section 3.1) starts each from the same file; its connectors stay new.
+  A composite of several backbones (CBNet, section 3) starts each from the same file; its connectors stay new.
   """
 
   def __init__(self, path: str, part: str = 'backbone', channels: str | None = None, stride_in_1x1: bool | None = None,

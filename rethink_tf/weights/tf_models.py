@@ -11,7 +11,8 @@ import re
 import tensorflow as tf
 
 from rethink_tf.errors import UserError
-from rethink_tf.weights.contents import DETECTRON2_MEAN, TORCH_STD, Contents, Lazy, architecture_of
+from rethink_tf.weights import bundles
+from rethink_tf.weights.contents import DETECTRON2_MEAN, TORCH_STD, Contents, Lazy, architecture_of, check_names
 
 _VALUE = '/.ATTRIBUTES/VARIABLE_VALUE'
 _EPSILON = 1e-3
@@ -27,12 +28,16 @@ def open_checkpoint(prefix: str, path: str):
     UserError: it cannot be read.
   """
   try:
+    wrong = bundles.problem(prefix)
+    if wrong:
+      raise ValueError(wrong)
     reader = tf.train.load_checkpoint(prefix)
     shapes = reader.get_variable_to_shape_map()
   except (tf.errors.OpError, OSError, ValueError, RuntimeError) as error:
     reason = ' '.join(str(getattr(error, 'message', None) or error).split())[:200]
     raise UserError(f'{path}: not a complete TensorFlow checkpoint ({reason}): copy its .index and .data files '
                     'again') from error
+  check_names(shapes, path)
   return reader, {name.removesuffix(_VALUE): tuple(shape) for name, shape in shapes.items() if name.endswith(_VALUE)}
 
 

@@ -7,12 +7,14 @@ read; a tensor is a window (offset, size, stride) whose bounds are checked befor
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 import os
 import struct
 import zipfile
-from typing import Any, NamedTuple
+import zlib
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +32,8 @@ STORAGES = {'FloatStorage': '<f4', 'HalfStorage': '<f2', 'BFloat16Storage': 'bfl
             'ByteStorage': '<u1', 'BoolStorage': '<u1'}
 
 
-class StorageType(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class StorageType:
   """Stand-in of torch.FloatStorage and its like."""
 
   name: str
@@ -41,7 +44,8 @@ class StorageType(NamedTuple):
     return np.dtype('<u2' if kind == 'bfloat16' else kind)
 
 
-class Storage(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Storage:
   """Raw numbers of the file, by their key."""
 
   type: StorageType
@@ -49,7 +53,8 @@ class Storage(NamedTuple):
   count: int
 
 
-class Tensor(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Tensor:
   """A window into a storage: offset, sizes and strides in elements."""
 
   storage: Storage
@@ -58,8 +63,11 @@ class Tensor(NamedTuple):
   stride: tuple[int, ...]
 
 
-class _OrderedDict(dict):
+class _OrderedDict(dict, pickles.Built):
   """Stand-in of collections.OrderedDict, which torch hangs attributes on: they are dropped."""
+
+  def __init__(self):
+    super().__init__()
 
   def __setstate__(self, state):
     pass
@@ -97,7 +105,7 @@ def load(path: str) -> Any:
   except (OSError, ValueError) as error:
     raise UserError(f'{path}: cannot be read ({error}): give the path of a weight file') from error
   content, storages = (_zip if data[:4].tobytes() == b'PK\x03\x04' else _legacy)(path, data)
-  return _open(content, storages, path)
+  return pickles.replaced(content, Tensor, lambda tensor: _window(tensor, storages[tensor.storage.key], path))
 
 
 def _persistent(path):
@@ -157,10 +165,15 @@ def _zip(path, data):
       root = roots[0]
       if entries[f'{root}data.pkl'].file_size > _MAX_PICKLE:
         raise UserError(f'{path}: its data.pkl is no list of weights (over {_MAX_PICKLE >> 20} MB)')
+      if any(entries[name].compress_type != zipfile.ZIP_STORED for name in (f'{root}data.pkl', f'{root}byteorder')
+             if name in entries):  # decompressing could take any time and memory
+        raise UserError(f'{path}: its data.pkl is compressed: save the weights again with torch.save')
       pickled = archive.read(f'{root}data.pkl')
-      order = archive.read(f'{root}byteorder')[:16] if f'{root}byteorder' in entries else b'little'
-  except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error) as error:
-    raise UserError(f'{path}: not a complete zip archive ({" ".join(str(error).split())}): fetch it again') from error
+      with archive.open(f'{root}byteorder') if f'{root}byteorder' in entries else io.BytesIO(b'little') as file:
+        order = file.read(16)
+  except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, ValueError, KeyError, IndexError,
+          OverflowError, MemoryError, struct.error, zlib.error) as error:
+    raise UserError(f'{path}: not a complete zip archive ({" ".join(repr(error).split())}): fetch it again') from error
   if order != b'little':
     raise UserError(f'{path}: written on a big-endian machine: save the weights again on a little-endian one')
   make, known = _persistent(path)
@@ -183,19 +196,8 @@ def _zip(path, data):
   return content, storages
 
 
-def _open(content, storages, path, depth=0):
-  """Puts arrays in the place of tensors, in containers of any depth that a checkpoint has."""
-  if isinstance(content, Tensor):
-    return _window(content, storages[content.storage.key], path)
-  if depth < 8 and isinstance(content, dict):
-    return {key: _open(value, storages, path, depth + 1) for key, value in content.items()}
-  if depth < 8 and isinstance(content, list | tuple) and not isinstance(content, Storage | StorageType):
-    return [_open(value, storages, path, depth + 1) for value in content]
-  return content
-
-
 def _window(tensor, raw, path):
-  storage, offset, size, stride = tensor
+  storage, offset, size, stride = tensor.storage, tensor.offset, tensor.size, tensor.stride
   sound = len(size) == len(stride) <= 32 and all(map(_is_count, (offset, *size, *stride)))
   if sound and 0 not in size:
     last = offset + sum((side - 1) * step for side, step in zip(size, stride, strict=True))

@@ -114,3 +114,21 @@ def test_keypoints_in_the_annotation_file(tmp_path):
   without = CocoSource(folder)
   assert without.num_keypoints == 0 and without.load(0).keypoints.shape == (4, 0, 3)
   assert 'keypoints' not in without.annotations()['categories'][0]
+
+
+def test_endless_outlines_are_counted(tmp_path):
+  zigzag = [[coordinate for i in range(200) for coordinate in (-60000 + 120000 * (i % 2), i)]]
+  source = CocoSource(write(tmp_path, annotations=[annotation(1), annotation(2, segmentation=zigzag)]))
+  assert source.skipped == {'with a malformed segmentation': 1} and source.num_instances.tolist() == [1]
+  assert len(source.load(0).boxes) == 1
+
+
+def test_what_is_absurdly_far_away_is_counted(tmp_path):
+  fish = {'id': 1, 'name': 'fish', 'keypoints': ['head'], 'skeleton': []}
+  entries = [annotation(1, keypoints=[1e300, 5, 2]), annotation(2, bbox=(1e300, 0, 5, 5)),
+             annotation(3, bbox=(0, 0, 1e7, 5)), annotation(4, keypoints=[5, 5, 2]),
+             annotation(5, keypoints=[float('nan'), 5, 2])]
+  source = CocoSource(write(tmp_path, annotations=entries, categories=[fish]), keypoints=True)
+  assert source.skipped['with a box absurdly far away'] == 2
+  assert source.skipped['with malformed keypoints (taken as not labelled)'] == 2
+  assert source.load(0).keypoints.tolist() == [[[0, 0, 0]], [[5, 5, 2]], [[0, 0, 0]]]

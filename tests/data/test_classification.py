@@ -140,3 +140,32 @@ def test_a_damaged_picture_is_an_error_with_its_name(tmp_path):
   for i, name in ((1, 'blue/1.jpg'), (2, 'green/0.jpg'), (4, 'red/0.jpg')):
     with pytest.raises(ImageError, match=name):
       source.load(i)
+
+
+def test_a_list_that_is_no_text_is_one_line(tmp_path):
+  write_folders(tmp_path, splits=('train',))
+  write_picture(tmp_path / 'val/0.jpg', picture(COLOURS['red'], 1))
+  (tmp_path / 'val.txt').write_bytes(b'0.jpg caf\xe9\n')
+  with pytest.raises(UserError, match='val.txt: not a text of names and classes') as error:
+    ImageFolder(str(tmp_path), 'val')
+  assert '\n' not in str(error.value)
+
+
+def test_links_that_lead_back_are_left_out(tmp_path, see_logs, caplog):
+  write_folders(tmp_path, per_class=1, splits=('train',))
+  for name in 'ab':  # two of them double what is found at each step
+    (tmp_path / f'train/red/{name}').symlink_to(tmp_path / 'train/red', target_is_directory=True)
+  assert len(ImageFolder(str(tmp_path), 'train').file_names) == 3
+  assert 'leads back to' in caplog.text
+
+
+def test_a_folder_that_steers_a_terminal(tmp_path):
+  write_folders(tmp_path, per_class=1, splits=('train',), classes=('blue', 'red'))
+  (tmp_path / 'train/red').rename(tmp_path / 'train/red\x1b[2J')
+  assert [category.name for category in ImageFolder(str(tmp_path), 'train').categories] == ['blue', 'red\ufffd[2J']
+
+
+def test_too_many_pixels_are_an_error(tmp_path):
+  source = ImageFolder(str(write_folders(tmp_path)), 'train', max_pixels=100)
+  with pytest.raises(ImageError, match='max_pixels = 100'):
+    source.load(0)

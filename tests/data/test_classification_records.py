@@ -132,3 +132,23 @@ def test_folders_and_records_share_their_attributes(tmp_path):
   records, folders = ImageRecords(str(tmp_path)), ImageFolder(str(write_folders(tmp_path / 'folders')))
   for name in ('name', 'categories', 'num_classes', 'image_ids', 'classes', 'num_instances', 'file_names'):
     assert type(getattr(records, name)) is type(getattr(folders, name)), name
+
+
+def test_a_label_beyond_all_reason_is_left_out(tmp_path, see_logs, caplog):
+  """As many classes as it says would fill the memory."""
+  write_shards(tmp_path, 'train', [1, 2, 2 ** 62, -5])
+  source = ImageRecords(str(tmp_path))
+  assert source.num_classes == 2 and len(source.image_ids) == 2
+  assert 'with a label that is not from 0 to 1000000 (2)' in caplog.text
+
+
+@pytest.mark.parametrize('fields', [{'labels': [2 ** 62]}, {'labels': ['1']}, {'offsets': [-1]}, {'names': [None]},
+                                    {'labels': []}], ids=str)
+def test_an_index_with_other_types_is_made_anew(tmp_path, fields):
+  write_shards(tmp_path, 'train', [1], shards=1)
+  ImageRecords(str(tmp_path))
+  path = tmp_path / 'train-classes-index.json'
+  content = json.loads(path.read_text())
+  content['shards'][0] |= fields
+  path.write_text(json.dumps(content))
+  assert ImageRecords(str(tmp_path)).num_classes == 1

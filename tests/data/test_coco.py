@@ -10,10 +10,10 @@ from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from rethink_tf.data.coco import CocoSource
+from rethink_tf.data.coco import CocoSource, load_json
 from rethink_tf.data.images import ImageError
 from rethink_tf.errors import UserError
-from tests.small_coco import annotation, image, warnings, write, write_json
+from tests.small_coco import annotation, crowd, image, warnings, write, write_json
 
 pytestmark = pytest.mark.usefixtures('see_logs')
 
@@ -121,6 +121,21 @@ def test_keypoints_are_merged_by_annotation_id(photographs):
   assert found > 50
 
 
+
+def test_training_for_keypoints_needs_a_visible_one(tmp_path, caplog):
+  """Image 1 has a visible and an occluded one, 2 a person without, 3 a crowd's alone, 4 malformed ones, 5 no box."""
+  person = [{'id': 1, 'name': 'person', 'keypoints': ['nose', 'tail'], 'skeleton': []}]
+  entries = [annotation(1, 1, keypoints=[12, 12, 2, 14, 14, 1]), annotation(2, 2, keypoints=[0] * 6), annotation(3, 3),
+             crowd(4, 3) | {'keypoints': [9, 9, 2, 0, 0, 0]}, annotation(5, 4, keypoints=[1, 1, 2])]
+  folder = write(tmp_path, [image(i) for i in range(1, 6)], entries, person)
+  whole = CocoSource(folder, keypoints=True)
+  assert whole.num_visible.tolist() == [2, 0, 0, 0, 0] and len(whole.image_ids) == 5
+  assert CocoSource(folder, keypoints=True, training=True).image_ids.tolist() == [1]
+  assert 'images have boxes but no visible keypoint' in caplog.text
+  boxes_alone = CocoSource(folder, training=True)
+  assert boxes_alone.image_ids.tolist() == [1, 2, 3, 4] and boxes_alone.num_visible.tolist() == [0] * 4
+
+
 def test_subsets_are_nested_and_reach_annotations(photographs):
   make = functools.partial(CocoSource, str(photographs / 'coco_dev'), training=True)
   tenth, half = make(fraction=0.1), make(num_images=103)
@@ -186,6 +201,15 @@ MALFORMED = {
   'repeated image id': (spoil(images=[image(3), image(1), image(3)]), r'id 3 .*images\[0\] and images\[2\]'),
   'parent': (spoil(images=[image(1) | {'file_name': '../../etc/passwd'}]), r'images\[0\].file_name.*inside'),
   'hidden parent': (spoil(images=[image(1) | {'file_name': 'a/../../b.jpg'}]), 'inside the image folder'),
+  'parent behind a backslash': (spoil(images=[image(1) | {'file_name': '..\\x.jpg'}]), 'inside the image folder'),
+  'line break': (spoil(images=[image(1) | {'file_name': 'a\nb.jpg'}]), r'images\[0\].file_name'),
+  'NUL': (spoil(images=[image(1) | {'file_name': 'a\0b.jpg'}]), r'images\[0\].file_name'),
+  'half a character': (spoil(images=[image(1) | {'file_name': '\ud800.jpg'}]), r'images\[0\].file_name'),
+  'steering a terminal': (spoil(categories=[{'id': 1, 'name': '\x1b[2J'}]), r'categories\[0\].name'),
+  'other url': (spoil(images=[image(1) | {'file_name': 's3+a://other/x.jpg'}]), 'inside the image folder'),
+  'too many pixels': (spoil(images=[image(1) | {'height': 2 ** 30, 'width': 2 ** 30}]), r'images\[0\] is .*max_pixels'),
+  'category id beyond int64': (spoil(categories=[{'id': 2 ** 70, 'name': 'a'}]), r'categories\[0\].id'),
+  'deep in a field': ('{"images": ' + '[' * 5000, 'not valid JSON'),
   'absolute': (spoil(images=[image(1) | {'file_name': '/etc/passwd'}]), 'inside the image folder'),
   'drive': (spoil(images=[image(1) | {'file_name': 'C:\\x.jpg'}]), 'inside the image folder'),
   'url': (spoil(images=[image(1) | {'file_name': 'gs://other/x.jpg'}]), 'inside the image folder'),
@@ -293,3 +317,34 @@ def test_remote_paths_go_through_gfile(tmp_path):
     tf.io.gfile.copy(str(path), f'ram://coco/{path.relative_to(local)}', overwrite=True)
   source = CocoSource('ram://coco')
   assert source.load(0).boxes.tolist() == [[10, 10, 40, 30]]
+
+
+def test_a_tilde_is_a_letter(tmp_path, monkeypatch):
+  """A name from the json is no path of the user's: it is not expanded to a home folder."""
+  home = tmp_path / 'home'
+  home.mkdir()
+  shutil.copy(write(tmp_path / 'data') + '/train2017/000001.jpg', home / 'x.jpg')
+  monkeypatch.setenv('HOME', str(home))
+  images = [image(1), image(2) | {'file_name': '~/x.jpg'}]
+  write_json(tmp_path / 'data', {'images': images, 'annotations': [], 'categories': [{'id': 1, 'name': 'a'}]})
+  with pytest.raises(ImageError, match='~/x.jpg: cannot be read'):
+    CocoSource(str(tmp_path / 'data')).load(1)
+
+
+def test_limits_are_arguments(tmp_path):
+  folder = write(tmp_path)
+  assert CocoSource(folder, max_pixels=4800).load(0).image.shape == (60, 80, 3)
+  with pytest.raises(UserError, match=r'images\[0\] is 80x60, more than coco.max_pixels = 4,799'):
+    CocoSource(folder, max_pixels=4799)
+  file = str(tmp_path / 'annotations/instances_train2017.json')
+  assert load_json(file)['images']
+  with pytest.raises(UserError, match='bytes are more than the 100 that are read'):
+    load_json(file, max_bytes=100)
+
+
+def test_a_photograph_that_is_no_size_for_one(tmp_path, monkeypatch):
+  source = CocoSource(write(tmp_path))
+  with open(tmp_path / 'train2017/000001.jpg', 'r+b') as file:
+    file.truncate(1 << 31)  # a hole: takes no space
+  with pytest.raises(ImageError, match='000001.jpg: 2,147,483,648 bytes are too many'):
+    source.load(0)

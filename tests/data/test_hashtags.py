@@ -206,3 +206,36 @@ def test_the_command_line(tmp_path):
   assert Vocabulary.load(str(tmp_path / 'v.json')).tags == ('hat', 'x')
   failed = call('--min_count=9')
   assert failed.returncode == 1 and failed.stderr.splitlines()[-1].startswith('error: a.jsonl: no tag has min_count')
+
+
+def test_a_long_chain_of_synonyms_is_gone_along_once(tmp_path):
+  """100,000 words, each a synonym of the next: followed from each of them, that is five thousand million steps."""
+  (tmp_path / 'a.tsv').write_text(''.join(f't{i}\tt{i + 1}\n' for i in range(100_000)))
+  table = load_synonyms(str(tmp_path / 'a.tsv'))
+  assert len(table) == 100_000 and set(table.values()) == {'t100000'}
+
+
+@pytest.mark.parametrize('tag', ['a' * 1001, 'a\x1b[2J', '\ud800', 'e' + '\u0301\u0316' * 400_000], ids=range(4))
+def test_a_tag_that_is_none_is_counted(tmp_path, tag):
+  """Accents in turn above and below take Unicode's normal form the square of their number."""
+  path = write_json_lines(tmp_path / 'a.jsonl', [('1', ['a']), ('2', ['b', tag])])
+  problems = Problems()
+  assert [row.image for row in hashtags.read_rows(path, problems)] == ['1']
+  assert sum(problems.counts.values()) == 1
+  (tmp_path / 'a.json').write_text(json.dumps({'b': tag}))
+  with pytest.raises(UserError, match="a.json: 'b': a tag is too long or has control characters"):
+    load_synonyms(str(tmp_path / 'a.json'))
+
+
+def test_white_space_around_a_tag_is_no_harm(tmp_path):
+  path = write_json_lines(tmp_path / 'a.jsonl', [('1', ['#Cat\n', '\tdog '])])
+  assert build_vocabulary(path).tags == ('cat', 'dog')
+
+
+@pytest.mark.parametrize('fields', [{'counts': [2 ** 70]}, {'tags': 'a'}, {'tags': ['\ud800']}, {'counts': [True]},
+                                    {'num_images': -1}], ids=str)
+def test_a_vocabulary_with_other_types(tmp_path, fields):
+  path = tmp_path / 'v.json'
+  path.write_text(json.dumps({'num_images': 1, 'tags': ['a'], 'counts': [1], 'synonyms': {}} | fields))
+  with pytest.raises(UserError, match='is no vocabulary of hashtags'):
+    hashtags.Vocabulary.load(str(path))

@@ -114,10 +114,11 @@ def test_the_same_command_finishes_what_is_missing(tmp_path, monkeypatch, pictur
 def test_images_that_cannot_be_read_are_counted(tmp_path, pictures):
   folder, names = pictures
   (folder / 'broken.png').write_bytes(b'no picture')
-  rows = [(names[0], ['a']), ('missing.png', ['a']), ('broken.png', ['a', 'b']), ('\0', ['a']), ('.', ['a'])]
+  rows = [(names[0], ['a']), ('missing.png', ['a']), ('broken.png', ['a', 'b']), ('a\0b', ['a']), ('.', ['a'])]
   file, vocabulary = prepare(folder, rows)
   index = convert_hashtags(file, vocabulary, str(tmp_path), num_shards=1)
-  assert (index.num_images, index.left_out, index.tag_counts) == (1, 4, [1, 0])
+  # The fourth names no file at all: it is counted with the lines.
+  assert (index.num_images, index.left_out, index.tag_counts) == (1, 3, [1, 0])
 
 
 def test_tags_outside_the_vocabulary_and_too_many(tmp_path, pictures, caplog):
@@ -171,3 +172,17 @@ def test_the_command_line(tmp_path, pictures):
     env={'PYTHONPATH': root, 'TF_CPP_MIN_LOG_LEVEL': '3'})
   assert done.returncode == 0 and '50 images in 2 shards in out' in done.stdout, done.stderr
   assert '100% 50/50' in done.stderr and len(records(tmp_path / 'out')) == 50
+
+
+def test_no_image_is_read_outside_the_folder(tmp_path, pictures, caplog):
+  folder, names = pictures
+  inside = tmp_path / 'inside'
+  inside.mkdir()
+  (tmp_path / 'secret.png').write_bytes((folder / names[0]).read_bytes())
+  (inside / 'a.png').write_bytes((folder / names[0]).read_bytes())
+  rows = [(name, ['a']) for name in ('a.png', str(inside / 'a.png'), '../secret.png', str(tmp_path / 'secret.png'),
+                                     '~/secret.png')]
+  file, vocabulary = prepare(inside, rows)
+  index = convert_hashtags(file, vocabulary, str(tmp_path / 'out'), num_shards=1)
+  assert (index.num_images, index.left_out) == (2, 3)
+  assert "'../secret.png': is not in the folder" in caplog.text

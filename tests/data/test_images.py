@@ -1,11 +1,14 @@
 import io
+import resource
+import struct
+import zlib
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from rethink_tf.data.images import ImageError, decode
+from rethink_tf.data.images import ImageError, decode, header_size
 
 
 def encode(pixels, kind='JPEG', **options):
@@ -137,3 +140,75 @@ def test_square_and_half_turned_photographs_stay_as_stored(pixels):
 def test_swapped_size_without_exif_is_an_error(pixels):
   with pytest.raises(ImageError, match='64x48.*48x64'):
     decode(encode(pixels), 'p', (64, 48))
+
+
+# Headers that claim more than they should.
+
+
+def claims(kind, height, width):
+  """A small picture whose header claims another size."""
+  data = encode(np.zeros([16, 16, 3], np.uint8), kind)
+  if kind == 'JPEG':
+    place = data.index(b'\xff\xc0') + 5
+    return data[:place] + struct.pack('>HH', height, width) + data[place + 4:]
+  if kind == 'PNG':
+    header = b'IHDR' + struct.pack('>II', width, height) + data[24:29]
+    return data[:12] + header + struct.pack('>I', zlib.crc32(header)) + data[33:]
+  if kind == 'BMP':
+    return data[:18] + struct.pack('<ii', width, height) + data[26:]
+  return data[:6] + struct.pack('<HH', width, height) + data[10:]  # GIF
+
+
+def peak_megabytes():
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'BMP', 'GIF'])
+def test_a_decompression_bomb_is_refused_by_its_header(kind):
+  before = peak_megabytes()
+  with pytest.raises(ImageError, match=r'^bomb: the picture is 12000x10000 .*, more than max_pixels = 100,000,000$'):
+    decode(claims(kind, 10000, 12000), 'bomb')
+  assert peak_megabytes() - before < 100
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'WEBP'])
+def test_the_limit_is_an_argument(kind):
+  data = encode(np.zeros([30, 40, 3], np.uint8), kind)
+  assert decode(data, 'p', max_pixels=1200).shape == (30, 40, 3)
+  with pytest.raises(ImageError, match='40x30.*max_pixels = 1,199'):
+    decode(data, 'p', max_pixels=1199)
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
+def test_a_size_that_disagrees_is_found_before_decoding(kind):
+  before = peak_megabytes()
+  with pytest.raises(ImageError, match='9000x9000.*annotation says 16x16'):
+    decode(claims(kind, 9000, 9000), 'p', (16, 16))
+  assert peak_megabytes() - before < 100
+
+
+def test_header_sizes(pixels, photograph):
+  assert header_size(encode(pixels, progressive=True)) == header_size(encode(pixels, 'PNG')) == (48, 64)
+  assert header_size(photograph) == decode(photograph, 'p').shape[:2]
+  assert header_size(with_orientation(pixels, 6)) == (48, 64)  # as stored
+  for data in (b'', b'\xff\xd8', b'\xff\xd8\xff\xd9', photograph[:40], encode(pixels, 'PNG')[:20], b'GIF89a'):
+    assert header_size(data) is None
+
+
+def test_a_progressive_jpeg_of_many_empty_scans_is_refused(pixels):
+  """Each goes over all pixels: a thousand of them in 12 kB kept a decoder busy for half a minute."""
+  data = encode(pixels, progressive=True)
+  begin = data.index(b'\xff\xda')
+  scan = data[begin:begin + 2 + struct.unpack('>H', data[begin + 2:begin + 4])[0]] + b'\0\0'
+  with pytest.raises(ImageError, match='over 100 scans'):
+    decode(data[:begin] + scan * 101 + data[begin:], 'slow')
+  assert decode(data, 'fine').shape == (48, 64, 3)
+
+
+@pytest.mark.parametrize('data', [
+  b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n', b'%PDF-1.4\n', b'\0\0\1\0\1\0\x10\x10' + bytes(60)],
+  ids=['eps', 'pdf', 'ico'])
+def test_formats_that_are_no_photographs_are_not_even_opened(data):
+  """Pillow would start Ghostscript for the first of them."""
+  with pytest.raises(ImageError, match='not a picture in a known format'):
+    decode(data, 'page')

@@ -1,5 +1,6 @@
 """The two inputs: whole batches, the same from any start, and what happens to pictures that go wrong."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -253,6 +254,51 @@ def test_too_many_unreadable_pictures_end_the_run(source, feed_class):
   assert '\n' not in str(feed.failure)
 
 
+def failing(times, error):
+  """A picture whose storage fails so many times before it is read."""
+  calls = []
+
+  def load(source, i):
+    if i == 3:
+      calls.append(i)
+      if len(calls) <= times:
+        raise error()
+    return source.load(i)
+
+  return load
+
+
+def wrapped():
+  """As the sources raise what TensorFlow told them."""
+  error = ImageError('picture_3.jpg: cannot be read: restarting')
+  error.__cause__ = tf.errors.UnavailableError(None, None, 'restarting')
+  return error
+
+
+def device_error():
+  return OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@pytest.mark.parametrize('error', [wrapped, device_error])
+def test_storage_that_fails_for_a_moment_changes_no_batch(source, warnings, monkeypatch, error):
+  monkeypatch.setattr('rethink_tf.retries.time.sleep', lambda seconds: None)
+  feed = EvalInput(Changed(source, failing(3, error)), 4, SMALL)
+  plain = EvalInput(source, 4, SMALL)
+  for step in range(plain.num_batches):
+    assert_same(feed.batch(step), plain.batch(step))
+  assert not feed.unreadable and len([line for line in warnings if 'attempt' in line]) == 3
+
+
+@pytest.mark.parametrize('error', [wrapped, device_error])
+def test_storage_that_stays_away_ends_the_run_in_one_line(source, monkeypatch, error):
+  monkeypatch.setattr('rethink_tf.retries.time.sleep', lambda seconds: None)
+  feed = EvalInput(Changed(source, failing(1000, error)), 4, SMALL)
+  with pytest.raises(UserError, match=r'image 4 cannot be read: .*(restarting|Input/output error)') as caught:
+    for step in range(feed.num_batches):
+      feed.batch(step)
+  assert '\n' not in str(caught.value) and not feed.unreadable  # no grey picture takes its place
+
+
 def test_a_bucket_without_one_readable_picture(source):
   feed = TrainInput(Changed(source, unreadable(*range(40))), batch_size=4, resize=SMALL, max_unreadable=1.0)
   with pytest.raises(UserError, match='none of the'):
@@ -434,3 +480,57 @@ def test_a_view_of_what_cannot_be_read_is_grey(source, warnings):
     height, width = sizes[row].astype(int)
     assert np.all(images[row, :height, :width] == 127)
   assert len(warnings) == 1
+
+
+def context(host, hosts, replicas):
+  return tf.distribute.InputContext(num_input_pipelines=hosts, input_pipeline_id=host, num_replicas_in_sync=replicas)
+
+
+@pytest.mark.parametrize('hosts, replicas', [(1, 2), (2, 2), (2, 4), (4, 4)])
+def test_replicas_of_all_hosts_share_out_every_batch(hosts, replicas):
+  """Step s has the same images in the same places on any number of hosts and replicas; an epoch is cut exactly."""
+  source = SyntheticSource(num_images=24, image_size=(64, 96), object_size=(16, 40))
+  loaded = [[] for _ in range(hosts)]
+  def feed_of(host):
+    def load(inner, i):
+      loaded[host].append(i)
+      return inner.load(i)
+    return TrainInput(Changed(source, load), batch_size=8, seed=3, resize=SMALL, max_instances=9)
+
+  whole = TrainInput(source, batch_size=8, seed=3, resize=SMALL, max_instances=9)
+  here, steps, first = replicas // hosts, 6, 2  # two epochs of three batches, from step 2 on
+  feeds = [feed_of(host) for host in range(hosts)]
+  parts = [list(feed.dataset(first, context(host, hosts, replicas)).take(steps * here))
+           for host, feed in enumerate(feeds)]
+  for k in range(steps):
+    shares = [part for own in parts for part in own[k * here:(k + 1) * here]]
+    assert len({tuple(share.images.shape) for share in shares}) == 1  # one canvas for all
+    assert all(share.image_ids.shape == [8 // replicas] for share in shares)
+    assert_same(Batch(*(np.concatenate(column) for column in zip(*shares, strict=True))), whole.batch(first + k))
+  rows = slice(8 // hosts)
+  for host, own in enumerate(loaded):  # a host reads its own pictures only; threads may have begun with later ones
+    planned = {int(i) for k in range(first, first + steps + 8)
+               for i in whole.plan[k].indices[host * rows.stop:(host + 1) * rows.stop]}
+    assert set(own) <= planned and len(own) >= steps * rows.stop
+
+
+def test_an_epoch_over_two_hosts_with_two_replicas_has_each_image_once():
+  source = SyntheticSource(num_images=24, image_size=(64, 64), object_size=(16, 40))
+  feed = TrainInput(source, batch_size=8, seed=5, resize=SMALL, max_instances=9)
+  seen = [np.concatenate([part.image_ids for part in feed.dataset(0, context(host, 2, 4)).take(3 * 2)])
+          for host in range(2)]
+  assert not set(seen[0]) & set(seen[1])
+  assert sorted(np.concatenate(seen).tolist()) == sorted(source.image_ids.tolist())
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused(source):
+  feed = TrainInput(source, batch_size=6, resize=SMALL)
+  with pytest.raises(UserError, match='a batch of 6 images cannot be shared out evenly among 4 replicas'):
+    feed.dataset(0, context(0, 2, 4))
+
+
+def test_workers_share_out_an_evaluation():
+  source = SyntheticSource(num_images=11, image_size=(64, 96), object_size=(16, 40))
+  feed = EvalInput(source, batch_size=2, resize=SMALL, max_instances=9)
+  ids = [[int(i) for batch in feed.dataset((worker, 3)) for i in batch.image_ids if i >= 0] for worker in range(3)]
+  assert sorted(sum(ids, [])) == sorted(source.image_ids.tolist()) and all(ids)

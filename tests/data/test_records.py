@@ -1,6 +1,7 @@
 import gzip
 import json
 
+import cv2
 import gin
 import numpy as np
 import pytest
@@ -8,10 +9,11 @@ import tensorflow as tf
 from absl import logging
 from pycocotools import mask as mask_api
 
+from rethink_tf.data.categories import Category
 from rethink_tf.data.coco import CocoSource
 from rethink_tf.data.convert import convert
 from rethink_tf.data.images import ImageError
-from rethink_tf.data.record_format import decode
+from rethink_tf.data.record_format import decode, sift
 from rethink_tf.data.records import RecordSource, read_index
 from rethink_tf.data.segmentation import to_rle
 from rethink_tf.data.tfrecord import scan
@@ -48,7 +50,7 @@ def assert_same(records, source):
   """Every attribute, every Example bit for bit, and the annotations."""
   assert (records.categories, records.num_classes) == (source.categories, source.num_classes)
   assert records.num_keypoints == source.num_keypoints and records.skipped == source.skipped
-  for column in ('image_ids', 'sizes', 'num_instances'):
+  for column in ('image_ids', 'sizes', 'num_instances', 'num_visible'):
     ours, expected = getattr(records, column), getattr(source, column)
     assert ours.dtype == expected.dtype and (ours == expected).all()
   for i in range(len(source.image_ids)):
@@ -70,6 +72,18 @@ def test_subsets_and_filters_are_those_of_the_json(converted, photographs):
   records = RecordSource(str(folder), split, **limits)
   assert len(records.image_ids) == 24 and records.num_keypoints == 0
   assert_same(records, CocoSource(str(photographs / 'coco_dev'), split, **limits))
+
+
+
+def test_images_without_a_visible_keypoint_are_left_out_as_from_the_json(converted, tmp_path):
+  source, folder, split = converted['coco']
+  records = RecordSource(str(folder), split, keypoints=True, training=True)
+  assert records.image_ids.tolist() == source.image_ids[source.num_visible > 0].tolist()
+  for path in folder.iterdir():
+    (tmp_path / path.name).write_bytes(path.read_bytes())
+  (tmp_path / f'{split}-index.json').unlink()
+  RecordSource(str(tmp_path), split)  # the scan counts keypoints even where none are asked for
+  assert_same(RecordSource(str(tmp_path), split, keypoints=True, training=True), records)
 
 
 def test_official_decoder_reads_the_records(converted):
@@ -296,3 +310,76 @@ def test_gin_name(tmp_path):
   gin.parse_config(f"records.data_dir = '{folder}'")
   assert len(gin.get_configurable('records')().image_ids) == 4
   gin.clear_config()
+
+
+@pytest.mark.parametrize('fields', [
+  {'offsets': [-5]}, {'offsets': ['0']}, {'offsets': [0.0]}, {'offsets': {}}, {'heights': [0]}, {'heights': [True]},
+  {'widths': [2 ** 31]}, {'usable': [-1]}, {'annotations': [None]}, {'source_ids': [7]}, {'source_ids': 'a'},
+  {'bytes': '9'}, {'file': None}, {'offsets': [0, 1]}, {'visible': [2 ** 70]}], ids=str)
+def test_an_index_with_other_types_is_rebuilt(tmp_path, fields, caplog):
+  folder, _ = small(tmp_path, num_images=1, num_shards=1)
+  path = folder / 'train2017-index.json'
+  content = json.loads(path.read_text())
+  content['shards'][0] |= fields
+  path.write_text(json.dumps(content))
+  assert read_index(str(path)) is None and 'is not an index of records' in caplog.text
+  assert RecordSource(str(folder)).load(0).image.shape == (60, 80, 3)
+
+
+@pytest.mark.parametrize('fields', [{'problems': {'a': 'b'}}, {'problems': [1]}, {'left_out': [7]}, {'category_ids': 5},
+                                    {'fingerprint': None}, {'shards': [{}]}], ids=str)
+def test_an_index_with_other_fields_is_rebuilt(tmp_path, fields):
+  folder, _ = small(tmp_path, num_images=1, num_shards=1)
+  path = folder / 'train2017-index.json'
+  path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+  assert read_index(str(path)) is None
+  assert len(RecordSource(str(folder)).image_ids) == 1
+
+
+def test_pictures_of_too_many_pixels(tmp_path):
+  folder, _ = small(tmp_path)
+  with pytest.raises(UserError, match='more than records.max_pixels = 4,799'):
+    RecordSource(str(folder), max_pixels=4799)
+  (folder / 'train2017-index.json').unlink()
+  with pytest.raises(UserError, match='no record can be read.*more than max_pixels = 4,799'):
+    RecordSource(str(folder), max_pixels=4799)
+
+
+def jpeg():
+  return cv2.imencode('.jpg', np.zeros([6, 8, 3], np.uint8))[1].tobytes()
+
+
+@pytest.mark.parametrize('fields', [
+  {'image/height': [2 ** 40], 'image/width': [2 ** 40]}, {'image/height': [2 ** 62], 'image/width': [1]},
+  {'image/encoded': [5]}, {'image/encoded': [b'']}, {'rethink_tf/annotation': [b'[' * 100_000]},
+  {'rethink_tf/annotation': [b'7']}, {'rethink_tf/annotation': [b'{']}, {'rethink_tf/annotation': [7]},
+  {'image/object/mask': [b'no PNG'], 'image/object/class/label': [1]}], ids=str)
+def test_fields_that_make_no_sense(fields):
+  features = {'image/encoded': [jpeg()], 'image/height': [6], 'image/width': [8], 'image/object/bbox/xmin': [0.0],
+              'image/object/bbox/xmax': [1.0], 'image/object/bbox/ymin': [0.0],
+              'image/object/bbox/ymax': [1.0]} | fields
+  with pytest.raises(ImageError, match='not an example|max_pixels') as error:
+    decode(raw_example(features))
+  assert '\n' not in str(error.value)
+
+
+def raw_example(features):
+  def feature(values):
+    kinds = {bytes: ('bytes_list', tf.train.BytesList), float: ('float_list', tf.train.FloatList),
+             int: ('int64_list', tf.train.Int64List)}
+    name, kind = kinds[type(values[0])]
+    return tf.train.Feature(**{name: kind(value=values)})
+  return tf.train.Example(features=tf.train.Features(
+    feature={name: feature(values) for name, values in features.items()})).SerializeToString()
+
+
+def test_a_mask_of_another_size_is_not_decoded():
+  """Its header may claim any size; the annotation counts as one with a malformed segmentation."""
+  mask = cv2.imencode('.png', np.zeros([60, 80], np.uint8))[1].tobytes()
+  record = decode(raw_example({
+    'image/encoded': [jpeg()], 'image/height': [6], 'image/width': [8], 'image/object/class/label': [1],
+    'image/object/bbox/xmin': [0.0], 'image/object/bbox/xmax': [1.0], 'image/object/bbox/ymin': [0.0],
+    'image/object/bbox/ymax': [1.0], 'image/object/mask': [mask], 'image/filename': [b'a\x1b[2J.jpg']}))
+  assert record.annotations[0]['segmentation'] == {'size': [60, 80], 'counts': None}
+  assert record.file_name == 'a\ufffd[2J.jpg'
+  assert sift(record, 1, (Category(1, 'a'),), 1).problems.counts['with a malformed segmentation'] == 1

@@ -177,3 +177,20 @@ def test_store_gives_back_what_it_took():
 
 def test_empty_store():
   assert Segmentations().rows_out_of_range().tolist() == []
+
+
+def test_an_outline_without_end_is_malformed():
+  """Twenty kilobytes of corners far apart would be gigabytes of steps along the edges."""
+  zigzag = [[coordinate for i in range(100) for coordinate in (-60000 + 120000 * (i % 2), i)]]
+  many = [[0, 0, 60000, 0, 60000, 60000, 0, 60000]] * 5
+  fine = [[coordinate for i in range(5000) for coordinate in (100 + i % 2, i / 10)]]
+  for polygons in (zigzag, many):
+    with pytest.raises(ValueError, match='outline of more than'):
+      to_rle(polygons, 60, 80)
+    with pytest.raises(ValueError, match='outline of more than'):
+      crop_segmentation(polygons, np.array([0, 0, 10, 10]), 60, 80)
+  to_rle(fine, 60, 80)
+  store = Segmentations()
+  for row in (SQUARE, zigzag, fine, [], many, SQUARE, SQUARE + zigzag):
+    store.append(row)
+  assert store.rows_out_of_range().tolist() == [1, 4, 6]

@@ -18,7 +18,7 @@ def test_the_categories_are_the_files(tmp_path):
   assert len(source.image_ids) == 2
 
 
-@pytest.mark.parametrize('text', [None, '', '{', '[]', '[{"id": 1}]'])
+@pytest.mark.parametrize('text', [None, '', '{', '[]', '[{"id": 1}]', '[' * 100_000])
 def test_other_files_are_refused(tmp_path, text):
   path = tmp_path / 'categories.json'
   if text is not None:

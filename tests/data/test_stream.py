@@ -48,9 +48,10 @@ def many(tmp_path_factory):
   return stored(folder, rows, 12)
 
 
-def stored(folder, rows, num_shards):
+def stored(folder, rows, num_shards, image_dir=None):
   file = write_json_lines(folder / 'images.jsonl', rows)
-  convert_hashtags(file, build_vocabulary(file), str(folder / 'shards'), num_shards=num_shards, image_dir=str(folder))
+  convert_hashtags(file, build_vocabulary(file), str(folder / 'shards'), num_shards=num_shards,
+                   image_dir=str(image_dir or folder))
   return str(folder / 'shards')
 
 
@@ -140,7 +141,7 @@ def check_tag_frequencies(source, sampling, stream, epochs=3):
 @pytest.mark.parametrize('sampling', SAMPLINGS)
 def test_tag_frequencies_of_photographs_follow_the_rule(photographs, tmp_path, sampling):
   rows = tagged(clothing(photographs, 'train', per_class=20))
-  source = HashtagSource(stored(tmp_path, rows, 5))
+  source = HashtagSource(stored(tmp_path, rows, 5, photographs))
   assert 20 < source.num_classes and len(source.image_ids) == 200
   stream = StreamedTrainInput(source, 20, 0, sampling=sampling, crop_size=8)
   check_tag_frequencies(source, sampling, stream, epochs=5)
@@ -332,7 +333,7 @@ def train(model_dir, files, *params):
   return experiment.run('train', str(model_dir))
 
 
-def check_the_whole_way(folder, train_rows, held_out_rows, num_shards):
+def check_the_whole_way(folder, train_rows, held_out_rows, num_shards, image_dir=None):
   """Vocabulary, shards, training through gin, resume, supervised fine-tuning of what came out."""
   synonyms = load_synonyms(write_synonyms(folder / 'synonyms.tsv'))
   out = str(folder / 'shards')
@@ -340,7 +341,7 @@ def check_the_whole_way(folder, train_rows, held_out_rows, num_shards):
   vocabulary = build_vocabulary(file, synonyms, min_count=2)
   held_out = write_json_lines(folder / 'held_out.jsonl', tagged(held_out_rows, seed=1))
   for split, lines, shards in (('train', file, num_shards), ('validation', held_out, 1)):
-    convert_hashtags(lines, vocabulary, out, split, str(folder), shards)
+    convert_hashtags(lines, vocabulary, out, split, str(image_dir or folder), shards)
   assert set(vocabulary.tags) >= {name for _, name in train_rows} | {'fashion', 'ootd', 'style'}
   assert not [tag for tag in vocabulary.tags if tag.startswith('only_once') or tag in synonyms]
 
@@ -377,7 +378,7 @@ def test_the_whole_way_on_drawn_pictures(tmp_path):
 @pytest.mark.usefixtures('no_configuration_is_left')
 def test_the_whole_way_on_photographs(photographs, tmp_path):
   check_the_whole_way(tmp_path, clothing(photographs, 'train', per_class=8),
-                      clothing(photographs, 'validation', per_class=2), 4)
+                      clothing(photographs, 'validation', per_class=2), 4, photographs)
 
 
 @pytest.mark.usefixtures('no_configuration_is_left')

@@ -137,3 +137,70 @@ def test_another_vocabulary_is_refused(shards, tmp_path):
   assert HashtagSource(folder, vocabulary=str(tmp_path / 'same.json')).num_classes == len(vocabulary)
   content = json.loads((tmp_path / 'shards' / 'train-vocabulary.json').read_text())
   assert content['tags'] == list(vocabulary.tags)
+
+
+def spoil_columns(folder, save=np.savez, **arrays):
+  path = columns_path(os.path.join(folder, SHARD))
+  content = dict(np.load(path)) | arrays
+  with open(path, 'wb') as file:
+    save(file, **content)
+
+
+def claim(path, shape):
+  """An array of a few bytes under a header that says it is large."""
+  import io
+  import zipfile
+  with np.load(path) as content:
+    arrays = dict(content)
+  with zipfile.ZipFile(path, 'w') as archive:
+    for name, array in arrays.items():
+      stream = io.BytesIO()
+      np.lib.format.write_array(stream, array, (1, 0))
+      raw = stream.getvalue()
+      if name == 'tags':
+        length = int.from_bytes(raw[8:10], 'little')
+        header = f"{{'descr': '<i4', 'fortran_order': False, 'shape': {shape}, }}".ljust(length - 1) + '\n'
+        raw = raw[:10] + header.encode() + raw[10 + length:]
+      archive.writestr(f'{name}.npy', raw)
+
+
+@pytest.mark.parametrize('spoil', [
+  lambda folder: claim(columns_path(os.path.join(folder, SHARD)), '(1000000000000,)'),
+  lambda folder: spoil_columns(folder, np.savez_compressed), lambda folder: spoil_columns(folder, tags=np.zeros(3)),
+  lambda folder: spoil_columns(folder, tags=np.array([None] * 3)),
+  lambda folder: spoil_columns(folder, starts=np.zeros([2, 2], int)),
+  lambda folder: spoil_columns(folder, tags=np.full(1000, 5)),
+  lambda folder: spoil_columns(folder, offsets=-np.ones(7, int)),
+  lambda folder: spoil_columns(folder, bytes=np.array('x'))],
+  ids=['claim', 'compressed', 'floats', 'objects', 'table', 'more', 'negative', 'text'])
+def test_columns_that_do_not_agree_are_none(shards, spoil):
+  folder, _, _ = shards
+  spoil(folder)
+  with pytest.raises(UserError, match='is missing, damaged or not of this shard'):
+    HashtagSource(folder).columns(1)
+
+
+def test_columns_with_tags_that_the_vocabulary_does_not_have(shards):
+  folder, vocabulary, _ = shards
+  with np.load(columns_path(os.path.join(folder, SHARD))) as content:
+    tags = content['tags'].copy()
+  tags[0] = len(vocabulary)
+  spoil_columns(folder, tags=tags)
+  with pytest.raises(UserError, match='is missing, damaged or not of this shard'):
+    HashtagSource(folder).columns(1)
+
+
+@pytest.mark.parametrize('fields', [
+  {'file': '../x.tfrecord'}, {'file': '/etc/passwd'}, {'file': '..'}, {'file': 7}, {'images': -1}, {'images': 1.5},
+  {'most_tags': 10 ** 9}, {'bytes': '5'}], ids=str)
+def test_an_index_that_leads_elsewhere_or_has_other_types(shards, fields):
+  folder, _, _ = shards
+  path = os.path.join(folder, 'train-tags-index.json')
+  with open(path) as file:
+    content = json.load(file)
+  content['shards'][0] |= fields
+  with open(path, 'w') as file:
+    json.dump(content, file)
+  with pytest.raises(UserError, match='is not an index of hashtag shards') as error:
+    HashtagSource(folder)
+  assert '\n' not in str(error.value)

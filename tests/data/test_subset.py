@@ -67,6 +67,17 @@ def test_select_drops_images_without_boxes_only_in_training():
   assert len(select('d', ids, boxes, True, 1.0, 5, 0)) == 5  # the count is of images that are trained on
 
 
+
+def test_select_for_keypoints_drops_images_without_visible_ones(see_logs, caplog):
+  ids, boxes, visible = np.arange(6), np.array([0, 1, 2, 1, 3, 0]), np.array([0, 0, 5, 1, 0, 0])
+  assert select('d', ids, boxes, True, 1.0, None, 0, visible).tolist() == [2, 3]
+  assert 'd: 2 of 6 images have no box' in caplog.text
+  assert 'd: 2 of 6 images have boxes but no visible keypoint' in caplog.text
+  assert select('d', ids, boxes, False, 1.0, None, 0, visible).tolist() == list(range(6))
+  with pytest.raises(UserError, match='d: none of its 6 images has a visible keypoint'):
+    select('d', ids, boxes, True, 1.0, None, 0, np.zeros(6, int))
+
+
 def test_select_with_nothing_left():
   with pytest.raises(UserError, match='d: lists no images'):
     select('d', np.zeros(0, int), np.zeros(0, int), False, 1.0, None, 0)

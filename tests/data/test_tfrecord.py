@@ -63,3 +63,21 @@ def test_cut_off(shard):
   assert records[:-1] == payloads[:-1]
   with pytest.raises(DamagedRecord, match='cut off'):
     raise records[-1]
+
+
+@pytest.mark.parametrize('length', [1 << 25, 1 << 32, 1 << 60, (1 << 64) - 1, (1 << 64) - 16])
+def test_a_length_with_a_right_checksum_that_the_file_does_not_have(shard, length):
+  """Asked for so much, TensorFlow's reader ends the process."""
+  path, payloads = shard
+  header = struct.pack('<Q', length)
+  with open(path, 'ab') as file:
+    file.write(header + struct.pack('<I', masked_crc(header)) + b'little')
+  records = [payload for _, payload in scan(path)]
+  assert records[:-1] == payloads and 'cut off' in str(records[-1])
+
+
+def test_a_long_record_is_read(tmp_path):
+  with tf.io.TFRecordWriter(str(tmp_path / 'x')) as writer:
+    writer.write(bytes(17 << 20))
+  (_, payload), = scan(str(tmp_path / 'x'))
+  assert len(payload) == 17 << 20

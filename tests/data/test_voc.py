@@ -188,3 +188,22 @@ def test_real_photographs_through_the_pipeline(photographs):
   held_out = EvalInput(VocSource(folder, sets=('val',)), 4)
   seen = [i for step in range(held_out.num_batches) for i in held_out.batch(step).image_ids.tolist() if i >= 0]
   assert sorted(seen) == sorted(everything.image_ids[~np.isin(everything.image_ids, train.image_ids)].tolist())
+
+
+def test_a_size_of_too_many_pixels_is_a_damaged_annotation(tmp_path, caplog):
+  folder = write(tmp_path, {'VOC2007/train': {'000001': xml(item()), '000002': xml(item(), size=(60000, 60000))}})
+  assert VocSource(folder, ['VOC2007/train'], training=True).image_ids.tolist() == [1]
+  assert '1 of 2 annotations are damaged' in warnings(caplog)[0] and 'voc.max_pixels' in warnings(caplog)[0]
+  with pytest.raises(UserError, match='<size> is 60000x60000, more than voc.max_pixels = 100,000,000'):
+    VocSource(folder, ['VOC2007/train'])
+  with pytest.raises(UserError, match='80x60, more than voc.max_pixels = 10'):
+    VocSource(folder, ['VOC2007/train'], max_pixels=10, training=True)
+
+
+@pytest.mark.parametrize('name', ['../x', '/etc/passwd', '..', 'a\\b', 'a\0b', 'a\x1b[2J'])
+def test_names_of_an_image_set_stay_in_their_folder(tmp_path, name):
+  folder = write(tmp_path, {'VOC2007/train': {'000001': xml(item())}})
+  (tmp_path / 'VOC2007/ImageSets/Main/train.txt').write_text(f'000001\n{name}\n')
+  with pytest.raises(UserError, match='should be the name of a photograph') as error:
+    VocSource(folder, ['VOC2007/train'])
+  assert str(error.value).isprintable()

@@ -64,3 +64,17 @@ def test_deep_nesting_ends_well():
   depth = 200_000
   data = b'<annotation>' + b'<a>' * depth + b'</a>' * depth + b'</annotation>'
   assert parse(data, 'a.xml') == (None, ())
+
+
+@pytest.mark.parametrize('text, said', [
+  ('<!DOCTYPE a [<!ENTITY a "ha"><!ENTITY b "&a;&a;">]><annotation>&b;</annotation>', 'document type'),
+  ('<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><annotation>&x;</annotation>', 'document type'),
+  ('<!DOCTYPE a SYSTEM "http://localhost/a.dtd"><annotation/>', 'document type'),
+  ('<annotation>&x;</annotation>', 'not valid XML'),
+  ('<annotation><object><name>a\nb</name></object></annotation>', 'without control characters'),
+  ('<annotation><object><name>a&#x9b;b</name></object></annotation>', 'without control characters'),
+])
+def test_entities_and_names_that_are_no_names(text, said):
+  with pytest.raises(XmlError, match=f'^a.xml: .*{said}') as error:
+    parse(text.encode(), 'a.xml')
+  assert str(error.value).isprintable()

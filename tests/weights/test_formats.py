@@ -32,6 +32,12 @@ def refused(path, said):
   (pickle.dumps({'model': {'stem.conv1.weight': 'text'}}), 'not an array of numbers'),
   (pickle.dumps({'blobs': [1]}), 'no dictionary'), (pickle.dumps({'conv1_w': {}}), 'not an array of numbers'),
   (pickle.dumps({'conv1_w': np.zeros([64, 3, 7, 7])}), 'no ResNet backbone'),
+  (pickle.dumps({'conv1_w': np.zeros(3), 'cls_score_w': np.float32(3), 'bbox_pred_b': np.float32(3)}), 'no ResNet'),
+  (pickle.dumps({'model': {'\x1b[2J': np.zeros(3)}}), 'no name of an array'),
+  (pickle.dumps({'model': {'stem.conv1.weight': np.zeros(3), 'a\nb': np.zeros(3)}}), 'no name of an array'),
+  (pickle.dumps({'model': {'res2.' + '9' * 5000 + '.x': np.zeros(3)}}), 'no name of an array'),
+  (pickle.dumps({'model': {7: np.zeros(3)}}), "'int' is no name of an array"),
+  (pickle.dumps({'blobs': {'conv1_w': np.zeros(3), 'x\n_momentum': np.zeros(3)}}), 'no name of an array'),
   (pickle.dumps({'w': Attack()}), r'refers to .*system'),
 ])
 def test_what_is_no_weight_file(tmp_path, monkeypatch, content, said):

@@ -111,3 +111,23 @@ def test_a_folder_without_a_checkpoint(tmp_path):
   with pytest.raises(UserError, match='without a complete checkpoint') as error:
     formats.read(str(tmp_path))
   assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('line, field', [
+  ('ResNet.stride_in_1x1 = 7', 'stride_in_1x1'), ("ResNet.stride_in_1x1 = 'x'", 'stride_in_1x1'),
+  ("MaskRCNN.pixel_mean = 'abc'", 'pixel_mean'), ('MaskRCNN.pixel_mean = (1, 2)', 'pixel_mean'),
+  ('MaskRCNN.pixel_std = (1, 2, "x")', 'pixel_std'), ('MaskRCNN.pixel_std = ' + '-' * 100_000 + '1', 'pixel_std'),
+  ('MaskRCNN.pixel_mean = ' + '(' * 150, 'pixel_mean'), ('sync_batch_norm.epsilon = None', 'epsilon'),
+  ('sync_batch_norm.epsilon = -1', 'epsilon')], ids=range(9))
+def test_bindings_of_other_types_tell_nothing(line, field):
+  assert own._bound(f'{line}\n', field) is None
+
+
+@pytest.mark.parametrize('manifest', ['[' * 100_000, '{"files": {"../../x": 5}}', '{"files": []}', '[]',
+                                      '{"files": {"a": "b"}}'])
+def test_a_manifest_that_is_none(tmp_path, manifest):
+  folder = tmp_path / 'checkpoints/step-00000001'
+  folder.mkdir(parents=True)
+  (tmp_path / 'x').write_text('12345')
+  (folder / 'manifest.json').write_text(manifest)
+  assert not own.is_complete(str(folder)) and own.newest_step(str(tmp_path)) is None

@@ -3,6 +3,8 @@
 import collections
 import os
 import pickle
+import resource
+import struct
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ def write(tmp_path, content):
   return str(path)
 
 
-@pytest.mark.parametrize('protocol', [0, 1, 2, 3, 4])
+@pytest.mark.parametrize('protocol', range(6))
 def test_arrays_come_through(tmp_path, protocol):
   content = {
     'model': {'a': np.arange(6, dtype=np.float16).reshape(2, 3), 'b': np.float32(3)},
@@ -72,7 +74,7 @@ def test_names_reached_through_dots_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize('content', [
-  b'', b'not a pickle', b'\x80\x04', pickle.dumps(np.zeros(100))[:-50], b'\x80\x04\x8c\x01aQ.', b'\x80\x02\x82\x01.'])
+  b'', b'not a pickle', b'\x80\x04', pickle.dumps(np.zeros(100))[:-50], b'\x80\x04\x8c\x01aQ.'])
 def test_damaged_files_give_one_line(tmp_path, content):
   with pytest.raises(UserError, match='not a complete pickle') as error:
     pickles.load(write(tmp_path, content))
@@ -83,3 +85,58 @@ def test_missing_files_give_one_line(tmp_path):
   with pytest.raises(UserError, match='cannot be read') as error:
     pickles.load(str(tmp_path / 'none.pkl'))
   assert 'none.pkl' in str(error.value)
+
+
+# Programs of a few bytes that would take all memory, all time, or reach around the stand-ins.
+
+EMPTY_ARRAY = b'cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR'
+TWICE = b''.join(b'(h' + bytes([i]) + b'h' + bytes([i]) + b'lq' + bytes([i + 1]) for i in range(60))
+
+
+def state(shape=b'(K\x02t', dtype=b'cnumpy\ndtype\n(U\x02f4K\x00K\x01tR', raw=b'U\x08' + bytes(8)):
+  return EMPTY_ARRAY + b'(K\x01' + shape + dtype + b'\x89' + raw + b'tb'
+
+
+def test_an_array_by_hand_is_read(tmp_path):
+  np.testing.assert_array_equal(pickles.load(write(tmp_path, b'\x80\x02' + state() + b'.')), np.zeros(2, 'f'))
+
+
+@pytest.mark.parametrize('program, said', [
+  (b'}r\xff\xff\xff\x7f', None),  # a place in the memo for which C's unpickler takes 32 GB
+  (b'\x8e' + struct.pack('<Q', 1 << 40), 'ends too early'), (b'T\xff\xff\xff\x7f', 'ends too early'),
+  (b'\x96' + struct.pack('<Q', 1 << 62), 'MemoryError|ends too early'),
+  (state(shape=b'(\x8a\x06\x00\x00\x00\x00\x00\x01t'), 'shape and bytes disagree'),
+  (state(shape=b'(J\xff\xff\xff\xffJ\xfe\xff\xff\xfft'), 'shape and bytes disagree'),
+  (state(dtype=b'N'), 'without an element type'), (EMPTY_ARRAY, 'without content'),
+  (b'(K\x01K\x02lq\x00' + TWICE, None),  # a list of 2 ** 60 numbers, by references
+  (b']q\x00h\x00a', 'over 100 deep'),  # a list that contains itself
+  (b'(l' * 200 + b'a' * 199, 'over 100 deep'),
+], ids=['memo', 'length', 'py2 length', 'bytearray', 'shape', 'negative', 'no dtype', 'no state', 'references',
+        'itself', 'deep'])
+def test_bombs_are_harmless(tmp_path, program, said):
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  path = write(tmp_path, b'\x80\x02' + program + b'.')
+  if said is None:
+    assert pickles.load(path) is not None
+  else:
+    with pytest.raises(UserError, match=f'not a complete pickle.*({said})'):
+      pickles.load(path)
+  assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 << 10
+
+
+@pytest.mark.parametrize('program, said', [
+  (b'}(K\x01K\x01tq\x00' + TWICE.replace(b'l', b't') + b'Ns', "keys of type 'tuple'"),  # hashed for ever
+  (b'\x8f(K\x01\x90', 'objects of classes, or sets'), (b'\x82\x01', 'objects of classes'),
+  (b'cnumpy\nndarray\n)\x81', 'objects of classes'), (b'(cnumpy\ndtype\n(U\x02f4o', 'objects of classes'),
+  (b'cnumpy.core.multiarray\n_reconstruct\n(}}U\x0c__defaults__)stb', "the state of 'function'"),
+  (b'cnumpy\ndtype\n(}}U\x07__doc__)stb', "the state of 'type'"),
+  (state(dtype=b'cnumpy\ndtype\n(U\x02O8K\x00K\x01tR'), "elements of type 'O8'"),
+  (state(dtype=b'cnumpy\ndtype\n(U\x02V8K\x00K\x01tR'), "elements of type 'V8'"),
+  (b'c_codecs\nencode\n(U\x01aU\x03hextR', "the codec 'hex'"),
+  (b'cos\n' + b'\x1b[2J' * 100 + b'\n', r'os\.'),
+], ids=['tuples', 'set', 'extension', 'new object', 'object', 'state of a function', 'state of a class', 'objects',
+        'records', 'codec', 'long name'])
+def test_what_plain_data_does_not_need_is_refused(tmp_path, program, said):
+  with pytest.raises(UserError, match=f'refers to .*{said}.*could run code') as error:
+    pickles.load(write(tmp_path, b'\x80\x02' + program + b'.'))
+  assert len(str(error.value)) < 400 and str(error.value).isprintable()

@@ -81,3 +81,14 @@ def test_mistakes_are_named(plain, cascaded, tmp_path):
   RunCheckpoints(RunFolder(str(tmp_path))).save(1, {'detector': trainer.detector}, {})
   with pytest.raises(UserError, match='has a cascade already'):
     PlainRun(str(tmp_path))(cascaded)
+
+
+@pytest.mark.parametrize('fields', [{'step': 'x'}, {'step': -1}, {'step': None}, {'state': {'progress': 7}}], ids=str)
+def test_a_manifest_that_does_not_tell_the_iteration(plain, cascaded, tmp_path, fields):
+  import json
+  import shutil
+  shutil.copytree(plain[1], tmp_path / 'run')
+  path = tmp_path / 'run/checkpoints/step-00000003/manifest.json'
+  path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+  with pytest.raises(UserError, match='does not tell its iteration'):
+    PlainRun(str(tmp_path / 'run'))(cascaded)

@@ -133,6 +133,17 @@ def test_truncated_files(tmp_path, kind):
     assert '\n' not in str(error.value), length
 
 
+def test_a_compressed_pickle_is_refused(tmp_path):
+  """Zeros shrink to a thousandth: a small file could fill the memory."""
+  path = tmp_path / 'bomb.pth'
+  for name, content in (('data.pkl', one('zip')), ('byteorder', b'little' + bytes(1 << 20))):
+    with zipfile.ZipFile(path, 'w') as archive:
+      for member in ('data.pkl', 'byteorder'):
+        archive.writestr(f'archive/{member}', content if member == name else one('zip'),
+                         zipfile.ZIP_DEFLATED if member == name else zipfile.ZIP_STORED)
+    refused(str(path), 'data.pkl is compressed')
+
+
 def test_other_archives(tmp_path):
   path = tmp_path / 'other.zip'
   with zipfile.ZipFile(path, 'w') as archive:

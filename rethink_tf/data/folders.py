@@ -1,0 +1,39 @@
+"""Names in folders, which anybody may have written: what is no text is told, and no name leads out of its folder."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+
+import tensorflow as tf
+
+from rethink_tf.errors import UserError
+
+
+def list_names(folder: str) -> list[str]:
+  """What tf.io.gfile lists, local or gs://.
+
+  Raises:
+    tf.errors.OpError: no such folder.
+    UserError: a name in it is not UTF-8, as archives from elsewhere leave behind; TensorFlow can then list nothing.
+  """
+  try:
+    return tf.io.gfile.listdir(folder)
+  except UnicodeDecodeError as error:
+    raise UserError(f'{folder}: the name of a file in it is not UTF-8 ({error.object[-60:]!r}): rename it') from error
+
+
+def inside(folder: str, name: str) -> str | None:
+  """The path of a name that a data file gives, relative to a folder or absolute; None where it leads out of it.
+
+  Links are followed: whoever owns the disk makes them, a data file cannot.
+  """
+  if '://' in folder:
+    root = folder.rstrip('/')
+    normal = posixpath.normpath(name.removeprefix(f'{root}/'))
+    outside = normal.startswith(('/', '../')) or normal in ('.', '..') or ':/' in normal
+    return None if outside or '\0' in name else f'{root}/{normal}'
+  root = os.path.abspath(folder)
+  path = os.path.normpath(os.path.join(root, name))
+  outside = path == root or os.path.commonpath([root, path]) != root
+  return None if outside or '\0' in name or '://' in name else path

@@ -1,0 +1,39 @@
+"""No name in a data file leads out of its folder."""
+
+import os
+
+import pytest
+
+from rethink_tf.data.folders import inside, list_names
+from rethink_tf.errors import UserError
+
+
+@pytest.mark.parametrize('name', [
+  '../x.jpg', 'a/../../x.jpg', '/etc/passwd', '/data/picturesque/x.jpg', '..', '.', '', 'a\0b', 'gs://b/x.jpg',
+  'http://a/x.jpg', '/data/pictures', '/data/pictures/../x.jpg'])
+@pytest.mark.parametrize('folder', ['/data/pictures', '/data/pictures/', 'gs://bucket/pictures'])
+def test_names_that_lead_out(folder, name):
+  assert inside(folder, name) is None
+
+
+@pytest.mark.parametrize('folder, name, path', [
+  ('/data', 'x.jpg', '/data/x.jpg'), ('/data', 'a/./b/../x.jpg', '/data/a/x.jpg'),
+  ('/data/', '~root/x', '/data/~root/x'), ('/data', '/data/a/x.jpg', '/data/a/x.jpg'),
+  ('/', '/data/x.jpg', '/data/x.jpg'), ('/data', '..x.jpg', '/data/..x.jpg'),
+  ('gs://b/p', 'a/x.jpg', 'gs://b/p/a/x.jpg'), ('gs://b/p/', 'gs://b/p/x.jpg', 'gs://b/p/x.jpg')])
+def test_names_inside(folder, name, path):
+  assert inside(folder, name) == path
+
+
+def test_a_relative_folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert inside('pictures', 'x.jpg') == str(tmp_path / 'pictures/x.jpg') and inside('pictures', '../x.jpg') is None
+
+
+def test_a_name_that_is_no_text_is_told(tmp_path):
+  (tmp_path / 'a.jpg').touch()
+  assert list_names(str(tmp_path)) == ['a.jpg']
+  open(os.path.join(os.fsencode(tmp_path), b'caf\xe9.jpg'), 'w').close()
+  with pytest.raises(UserError, match=r'name of a file in it is not UTF-8 .*caf\\xe9') as error:
+    list_names(str(tmp_path))
+  assert '\n' not in str(error.value)
