@@ -9,6 +9,8 @@ import numpy as np
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 READABLE_SIDE = 640  # labels are designed at this size of the longer side; smaller pictures are enlarged to it
 MASK_OPACITY = 0.42
+LABEL_SIZE = 0.42  # of OpenCV's font
+FOUND_COLOUR, TRUE_COLOUR = (232, 88, 36), (36, 160, 84)
 
 
 def draw(
@@ -42,7 +44,7 @@ def draw(
     canvas = cv2.resize(image, None, fx=enlarge, fy=enlarge, interpolation=cv2.INTER_CUBIC)
   boxes = np.asarray(boxes, np.float64).reshape(-1, 4) * enlarge
   colours = [class_colour(c) for c in classes]
-  line = max(1, round(max(canvas.shape[:2]) / READABLE_SIDE))
+  line = max(1, round(_scale(canvas)))
   areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
   for i in np.argsort(-areas, kind='stable'):  # small ones on top
     if masks is not None:
@@ -79,6 +81,86 @@ def sheet(
   return np.concatenate([np.full((gap, rows[0].shape[1], 3), 255, np.uint8), *rows])
 
 
+def draw_mistake(
+  image: np.ndarray,
+  found: np.ndarray | None,
+  found_text: str,
+  true: np.ndarray | None,
+  true_text: str,
+  found_mask: np.ndarray | None = None,
+  true_mask: np.ndarray | None = None,
+) -> np.ndarray:
+  """The part of a photograph around a detection and the object it is measured by, in two colours of their own.
+
+  Args:
+    image: uint8 [h, w, 3] RGB.
+    found, true: [4] y0 x0 y1 x1; None: there is none.
+    found_text, true_text: their labels.
+    found_mask, true_mask: [h, w], true inside.
+
+  Returns:
+    uint8 [h', w', 3] RGB, the longer side READABLE_SIDE pixels.
+  """
+  pairs = [(box, text, mask, colour) for box, text, mask, colour in (
+    (true, true_text, true_mask, TRUE_COLOUR), (found, found_text, found_mask, FOUND_COLOUR)) if box is not None]
+  boxes = np.array([box for box, *_ in pairs], np.float64)
+  low, high = boxes[:, :2].min(0), boxes[:, 2:].max(0)
+  side = max(1.7 * (high - low).max(), 48.0)  # so much that one sees where it is
+  top, left = np.clip(np.floor((low + high - side) / 2), 0, np.array(image.shape[:2]) - 1).astype(int)
+  bottom, right = np.minimum(np.ceil((low + high + side) / 2), image.shape[:2]).astype(int)
+  window = slice(top, max(bottom, top + 1)), slice(left, max(right, left + 1))
+  scale = READABLE_SIDE / max(image[window].shape[:2])
+  size = [max(1, round(side * scale)) for side in image[window].shape[1::-1]]
+  canvas = cv2.resize(np.ascontiguousarray(image[window]), size,
+                      interpolation=cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA)
+  boxes = (boxes - np.tile([top, left], 2)) * scale
+  for box, (_, _, mask, colour) in zip(boxes, pairs, strict=True):
+    if mask is not None:
+      _draw_mask(canvas, np.ascontiguousarray(np.asarray(mask)[window]), colour, 2)
+    y0, x0, y1, x1 = np.round(box).astype(int).tolist()
+    cv2.rectangle(canvas, (x0, y0), (x1 - 1, y1 - 1), colour, 2)
+  taken: list[tuple[int, int, int, int]] = []
+  for box, (_, text, _, colour) in zip(boxes, pairs, strict=True):
+    taken.append(_draw_label(canvas, text, box, colour, taken, 0.8))
+  return canvas
+
+
+def hatch(canvas: np.ndarray, height: int, width: int) -> np.ndarray:
+  """A canvas uint8 [H, W, 3] whose padding, outside height x width, is hatched, so that it looks like no photograph."""
+  rows, columns = np.indices(canvas.shape[:2])
+  stripes = np.where((rows + columns) // 12 % 2, 232, 206).astype(np.uint8)
+  picture = np.repeat(stripes[..., None], 3, axis=2)
+  picture[:height, :width] = canvas[:height, :width]
+  return picture
+
+
+def uncrop(crops: np.ndarray, boxes: np.ndarray, height: int, width: int) -> list[np.ndarray]:
+  """Masks that travel as crops of their boxes, 0/1 [n, c, c] with boxes [n, 4], on a canvas: n times bool [h, w]."""
+  masks = []
+  for crop, box in zip(crops, np.asarray(boxes, np.float64), strict=True):
+    y0, x0, y1, x1 = np.clip(np.round(box), 0, [height, width] * 2).astype(int).tolist()
+    mask = np.zeros((height, width), bool)
+    if y1 > y0 and x1 > x0:
+      grey = np.ascontiguousarray(crop, np.uint8) * np.uint8(255)
+      mask[y0:y1, x0:x1] = cv2.resize(grey, (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR) >= 128
+    masks.append(mask)
+  return masks
+
+
+def under_heading(text: str, picture: np.ndarray) -> np.ndarray:
+  """A picture below a line of large text on white: uint8 [h + 44, w, 3] RGB."""
+  strip = np.full((44, picture.shape[1], 3), 255, np.uint8)
+  cv2.putText(strip, _shorten(text, 0.7, picture.shape[1] - 24), (12, 31), FONT, 0.7, (20, 20, 20), 2, cv2.LINE_AA)
+  return np.concatenate([strip, picture])
+
+
+def stack(parts: Sequence[np.ndarray]) -> np.ndarray:
+  """Pictures one below the other on white, at the left: uint8 [h, w, 3] RGB."""
+  width = max(part.shape[1] for part in parts)
+  return np.concatenate([np.pad(part, ((0, 0), (0, width - part.shape[1]), (0, 0)), constant_values=255)
+                         for part in parts])
+
+
 def png(picture: np.ndarray) -> bytes:
   """A picture, uint8 [h, w, 3] RGB, as a PNG file."""
   return cv2.imencode('.png', np.ascontiguousarray(picture[..., ::-1]))[1].tobytes()
@@ -90,6 +172,12 @@ def class_colour(number: int) -> tuple[int, int, int]:
   hue = (0.02 + number * 0.618034) % 1.0
   red, green, blue = colorsys.hsv_to_rgb(hue, (0.85, 0.6, 0.95)[number // 7 % 3], (0.95, 1.0, 0.8)[number // 3 % 3])
   return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _scale(canvas: np.ndarray) -> float:
+  """Of lines and labels: by the longer side, but in a narrow strip labels must leave something to see."""
+  short, long = sorted(canvas.shape[:2])
+  return max(1.0, min(long, 3 * short) / READABLE_SIDE)
 
 
 def _draw_mask(canvas: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], line: int) -> None:
@@ -129,6 +217,7 @@ def _draw_label(
   box: np.ndarray,
   colour: tuple[int, int, int],
   taken: Sequence[tuple[int, int, int, int]],
+  font_size: float = LABEL_SIZE,
 ) -> tuple[int, int, int, int]:
   """Writes a label on a plate in the class's colour, where no other label is if there is such a place at the box.
 
@@ -136,7 +225,7 @@ def _draw_label(
     y0, x0, y1, x1 of the plate, inside the picture.
   """
   height, width = canvas.shape[:2]
-  size = 0.42 * max(height, width) / READABLE_SIDE
+  size = font_size * _scale(canvas)
   pad = max(2, round(5 * size))
   text = _shorten(text, size, width - 2 * pad)
   (text_width, text_height), drop = cv2.getTextSize(text, FONT, size, 1)

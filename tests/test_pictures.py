@@ -4,7 +4,19 @@ import cv2
 import numpy as np
 import pytest
 
-from rethink_tf.pictures import class_colour, draw, png, sheet
+from rethink_tf.pictures import (
+  FOUND_COLOUR,
+  TRUE_COLOUR,
+  class_colour,
+  draw,
+  draw_mistake,
+  hatch,
+  png,
+  sheet,
+  stack,
+  uncrop,
+  under_heading,
+)
 
 
 def grey(height, width):
@@ -68,3 +80,51 @@ def test_sheet_and_png():
   decoded = cv2.imdecode(np.frombuffer(png(page), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
   np.testing.assert_array_equal(decoded, page)
   assert (sheet([], 3) == 255).all()
+
+
+def test_labels_leave_something_of_a_strip_to_see():
+  image = grey(80, 3000)
+  picture = draw(image, [[20, 1000, 60, 1100]], [1], ['cat'], [0.5])
+  rows = np.flatnonzero((picture != 128).any(axis=(1, 2)))
+  assert rows[-1] - rows[0] < 60
+
+
+@pytest.mark.parametrize('found, true', [
+  ([300, 300, 320, 330], None), (None, [300, 300, 320, 330]), ([300, 300, 320, 330], [305, 310, 360, 340]),
+  ([0, 0, 700, 500], [690, 490, 700, 500]), ([-20, -20, 3, 3], [0, 0, 0.2, 0.2]), (None, [699, 499, 700, 500]),
+])
+def test_a_mistake_fills_a_picture_of_its_own(found, true):
+  masks = [None if box is None else np.ones((700, 500), bool) for box in (found, true)]
+  picture = draw_mistake(grey(700, 500), found, 'cat 0.90', true, 'dog', *masks)
+  assert max(picture.shape[:2]) == 640 and picture.dtype == np.uint8
+  for box, colour in ((found, FOUND_COLOUR), (true, TRUE_COLOUR)):
+    assert (box is not None) == bool((picture == colour).all(axis=2).any()), 'its colour is there, or is not'
+
+
+def test_the_part_around_a_mistake():
+  image = grey(1000, 1000)
+  image[:, 500:] = 255
+  picture = draw_mistake(image, [490, 490, 510, 510], '', None, '')
+  assert tuple(picture[320, 40]) == (128,) * 3 and tuple(picture[320, 600]) == (255,) * 3
+
+
+def test_padding_is_hatched():
+  canvas = np.full((40, 60, 3), 7, np.uint8)
+  hatched = hatch(canvas, 30, 50)
+  assert (hatched[:30, :50] == 7).all() and (canvas == 7).all()
+  assert {206, 232} == set(np.unique(hatched[30:])) == set(np.unique(hatched[:, 50:]))
+
+
+def test_crops_return_to_their_boxes():
+  crop = np.zeros((112, 112), np.uint8)
+  crop[:, 56:] = 1
+  whole, left = uncrop(np.stack([crop, crop]), [[10, 20, 30, 60], [0, 90, 10, 130]], 50, 100)
+  assert whole[10:30, 40:60].all() and whole.sum() == 20 * 20
+  assert left.shape == (50, 100) and left[0:10, 95:].all(), 'what leaves the canvas is cut'
+  assert not uncrop(crop[None], [[5, 5, 5.2, 5.2]], 50, 100)[0].any()
+
+
+def test_pictures_are_put_below_each_other():
+  parts = stack([under_heading('a heading far too long for it', grey(20, 60)), grey(10, 100)])
+  assert parts.shape == (44 + 20 + 10, 100, 3)
+  assert (parts[:64, 60:] == 255).all() and (parts[64:] == 128).all() and (parts[44:64, :60] == 128).all()

@@ -1,0 +1,74 @@
+"""Errors of a run by kind: from the files that an evaluation leaves, to tables and pictures."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from rethink_tf import error_breakdown, inspect_run
+from rethink_tf.errors import UserError
+from tests import small_coco
+from tests.small_coco import annotation, image
+from tests.test_command_line import assert_one_line, call
+
+CATEGORIES = [{'id': 1, 'name': 'thing'}, {'id': 4, 'name': 'other'}]
+
+
+@pytest.fixture
+def run(tmp_path):
+  """A run folder as an evaluation leaves it, of a detector that took one thing for another and missed one."""
+  annotations = [annotation(1), annotation(2, image_id=2)]
+  data = small_coco.write(tmp_path / 'data', [image(1), image(2)], annotations, CATEGORIES, 'val2017')
+  folder = tmp_path / 'run'
+  for step in (2, 4):
+    (folder / 'eval' / f'step-{step:08d}').mkdir(parents=True)
+  (folder / 'config.gin').write_text(
+    f"include 'gin_configs/scratch_6x.gin'\nDATA_DIR = '{data}'\n")
+  entry = {'image_id': 1, 'category_id': 4, 'score': 0.9}
+  newest = folder / 'eval' / 'step-00000002'  # the later one has left none
+  (newest / 'bbox.json').write_text(json.dumps([entry | {'bbox': [10, 10, 20, 30]}]))
+  mask = np.zeros((60, 80), np.uint8, order='F')
+  mask[10:40, 10:30] = 1
+  rle = coco_mask.encode(mask)
+  rle = {'size': rle['size'], 'counts': rle['counts'].decode()}
+  (newest / 'segm.json').write_text(json.dumps([entry | {'segmentation': rle}]))
+  return folder
+
+
+def test_the_command(run, tmp_path):
+  result = call('inspect_run', f'--model_dir={run}', cwd=tmp_path)
+  assert result.returncode == 0, result.stderr
+  folder = run / 'eval' / 'step-00000002'
+  found = json.loads((folder / 'errors.json').read_text())
+  for kind in ('box', 'mask'):
+    assert found[kind]['errors'] == {'classification': 1, 'localisation': 0, 'both': 0, 'duplicate': 0, 'background': 0,
+                                     'missed': 1}
+    assert found[kind]['AP'] == 0 and found[kind]['objects'] == 2
+    assert found[kind]['gained']['classification'] == pytest.approx(100 * 51 / 101, abs=1e-3)
+    assert found[kind]['classes']['other']['AP'] is None, 'no such object'
+    for name in (f'errors_{kind}.png', f'worst_{kind}.png'):
+      assert cv2.imread(str(folder / name)).std() > 5, name
+  assert 'classification          1' in result.stdout and (folder / 'errors.txt').read_text() in result.stdout
+
+
+def test_without_results(run, tmp_path):
+  (run / 'eval' / 'step-00000002' / 'bbox.json').unlink()
+  assert_one_line(call('inspect_run', f'--model_dir={run}', cwd=tmp_path), 'bbox.json', 'rethink_tf.evaluate')
+
+
+def test_the_newest_evaluation_with_results(run):
+  assert inspect_run.newest_results(str(run)) == f'{run}/eval/step-00000002'
+  with pytest.raises(UserError, match='no evaluation'):
+    inspect_run.newest_results(str(run / 'eval'))
+
+
+def test_a_table_of_many_classes_is_cut():
+  categories = [{'id': k, 'name': f'a rather long name of class {k}'} for k in range(1, 40)]
+  annotations = [annotation(k, category_id=k, bbox=(k, k, 30, 30)) for k in range(1, 40)]
+  gt = {'images': [image(1, 99, 99)], 'categories': categories, 'annotations': annotations}
+  text = inspect_run.table(error_breakdown.analyse(gt, []), 'box', 'title')
+  rows = [line for line in text.splitlines() if 'a rather long' in line]
+  assert len(rows) == inspect_run.LISTED and len({len(row) for row in rows}) == 1
+  assert rows[0].split()[-6:] == ['0.0', '0.0', '0.0', '0.0', '0.0', '100.0']
