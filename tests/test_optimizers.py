@@ -60,6 +60,36 @@ def test_clip_norm_bounds_all_gradients_together():
   np.testing.assert_allclose(variables[1], [-2.4], rtol=1e-6)
 
 
+def test_gradients_are_clipped_after_unscaling():
+  variables = [tf.Variable([0., 0.], name='a/kernel'), tf.Variable([0.], name='b/kernel')]
+  optimizer = tf_keras.mixed_precision.LossScaleOptimizer(
+    SGD(1., momentum=0., weight_decay=0., clip_norm=2.6), initial_scale=2.**10)
+  scaled = [2.**10 * tf.constant([3., 4.]), 2.**10 * tf.constant([12.])]  # norm 13 once unscaled
+  optimizer.get_scaled_loss(tf.constant(1.))
+  optimizer.apply_gradients(zip(optimizer.get_unscaled_gradients(scaled), variables, strict=True))
+  np.testing.assert_allclose(variables[0], [-.6, -.8], rtol=1e-6)
+  np.testing.assert_allclose(variables[1], [-2.4], rtol=1e-6)
+
+
+def test_an_overflow_costs_an_iteration_and_leaves_decay_and_momentum_alone():
+  """v and w as if the step had not been; the rate is that of the iteration."""
+  schedule = KTimesSchedule(base_rate=.1, boundaries=(2,), total=4, warmup_steps=0)
+  variable = tf.Variable([1., -2.], name='kernel')
+  optimizer = tf_keras.mixed_precision.LossScaleOptimizer(SGD(schedule, weight_decay=.01), initial_scale=8.)
+  optimizer.get_scaled_loss(tf.constant(1.))
+  w, velocity = np.array([1., -2.]), np.zeros(2)
+  for step, (gradient, rate) in enumerate(zip([.5, np.inf, 1.5, np.nan, 2.], [.1, .1, .01, .01, .01], strict=True)):
+    scaled = optimizer.loss_scale * tf.constant([gradient, 1.])
+    optimizer.apply_gradients(zip(optimizer.get_unscaled_gradients([scaled]), [variable], strict=True))
+    if np.isfinite(gradient):
+      velocity = .9 * velocity + np.array([gradient, 1.]) + .01 * w
+      w = w - rate * velocity
+    np.testing.assert_allclose(variable, w, rtol=1e-5)
+    np.testing.assert_allclose(optimizer.inner_optimizer.velocities[0], velocity, rtol=1e-5)
+    assert int(optimizer.iterations) == step + 1
+  assert float(optimizer.loss_scale) == 2.
+
+
 def test_sparse_gradients_equal_dense_ones():
   results = []
   for dense in (True, False):

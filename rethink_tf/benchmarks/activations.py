@@ -1,7 +1,8 @@
 """Memory of a training step by a rule, read off its graph: nothing is allocated and nothing computed.
 
-Fixed: every variable, and a gradient and a velocity for each that trains. Per image: the tensors of the forward pass
-that the backward pass reads, each once, which is what is alive when the backward pass begins. Not in it: what exists
+Fixed: every variable, a gradient and a velocity for each that trains, and the copies of kernels in 16 bit under a mixed
+policy. Per image: the tensors of the forward pass that the backward pass reads, each once, which is what is alive when
+the backward pass begins. Not in it: what exists
 for a moment only (the largest pair of gradients, convolution workspaces), the framework, and the input.
 """
 
@@ -12,6 +13,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import tensorflow as tf
+
+from rethink_tf.models import complexity
 
 # Operations whose result is their input's memory, and those whose result is no activation.
 _ALIASES = {'Identity', 'IdentityN', 'StopGradient', 'PreventGradient', 'Reshape', 'Squeeze', 'ExpandDims',
@@ -29,25 +32,42 @@ class Memory(NamedTuple):
   activations: int
 
 
+class Work(NamedTuple):
+  """Multiply-adds of convolutions and matrix products (complexity.py counts no gradients of kernels)."""
+
+  forward: int
+  all: int  # forward, and backward as far as they are counted: what recomputation adds shows here
+
+
 def of_training(make: Callable[[], Any], losses: Callable[[Any, Any], dict[str, tf.Tensor]], batch: Any) -> Memory:
-  """What a train step on a batch of the given tf.TensorSpecs (static shapes) needs, in float32.
+  """What a train step on a batch of the given tf.TensorSpecs (static shapes) needs, under the current policy.
 
   make: builds model(images, image_sizes, labels, training).
 
   Raises:
     ValueError: the shape of a tensor that is kept is not static.
   """
-  forward = []
+  return of_step(make, losses, batch)[0]
+
+
+def of_step(make: Callable[[], Any], losses: Callable[[Any, Any], dict[str, tf.Tensor]], batch: Any
+            ) -> tuple[Memory, Work]:
+  """The same, with the work that it does."""
+  forward, work = [], []
 
   def step(model, batch):
     outputs = model(batch.images, batch.image_sizes, labels=batch, training=True)
     total = tf.add_n(list(losses(outputs, batch).values()))
-    forward.extend(tf.compat.v1.get_default_graph().get_operations())
+    graph = tf.compat.v1.get_default_graph()
+    forward.extend(graph.get_operations())
+    work.append(complexity.multiply_adds_of(graph))
     return [gradient for gradient in tf.gradients(total, model.trainable_variables) if gradient is not None]
 
   model, graph = traced(make, step, batch)
   every, trained = (sum(map(_bytes, variables)) for variables in (model.variables, model.trainable_variables))
-  return Memory(trained // 4, every + 2 * trained, kept(graph, forward))
+  activations, copies = kept(graph, forward)
+  memory = Memory(trained // 4, every + 2 * trained + copies, activations)
+  return memory, Work(work[0], complexity.multiply_adds_of(graph))
 
 
 def traced(make: Callable[[], Any], call: Callable[[Any, Any], Any], batch: Any) -> tuple[Any, tf.Graph]:
@@ -66,15 +86,26 @@ def traced(make: Callable[[], Any], call: Callable[[Any, Any], Any], batch: Any)
     return model, function.get_concrete_function(*batch).graph
 
 
-def kept(graph: tf.Graph, forward: Iterable[tf.Operation]) -> int:
-  """Bytes of the tensors that `forward` operations make and the graph's other operations read."""
+def kept(graph: tf.Graph, forward: Iterable[tf.Operation]) -> tuple[int, int]:
+  """Bytes of the tensors that `forward` operations make and the graph's other operations read: results, and variables
+  in another precision."""
   names = {op.name for op in forward}
   read = (tensor for op in graph.get_operations() if op.name not in names for tensor in op.inputs
           if tensor.op.name in names)
   sources = {source.name: source for source in map(_source, read)}
-  return sum(_bytes(source) for source in sources.values()
+  results = [source for source in sources.values()
              if source.op.type not in _FREE and source.dtype not in (tf.resource, tf.variant)
-             and (source.op.type, source.value_index) != _WORKSPACE)
+             and (source.op.type, source.value_index) != _WORKSPACE]
+  copies = [source for source in results if _copied(source.op) is not None]
+  # One a variable: TensorFlow merges casts of the same, such as those of a head that runs on every level.
+  unlike = {_copied(source.op): source for source in copies}
+  return sum(map(_bytes, results)) - sum(map(_bytes, copies)), sum(map(_bytes, unlike.values()))
+
+
+def _copied(op: tf.Operation) -> str | None:
+  """The variable that an operation copies to another precision."""
+  read = _source(op.inputs[0]).op if op.type == 'Cast' else op
+  return read.inputs[0].name if op.type == 'Cast' and read.type == 'ReadVariableOp' else None
 
 
 def _source(tensor: tf.Tensor) -> tf.Tensor:

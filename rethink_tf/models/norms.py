@@ -1,4 +1,4 @@
-"""Normalisation as an argument: `norm(name, zero_gamma=False) -> layer` (paper, section 3.1).
+"""Normalisation as an argument: `norm(name, zero_gamma=False) -> layer` (section 3.1).
 
 group_norm, sync_batch_norm, frozen_batch_norm, no_norm and addons_group_norm are interchangeable by one gin line:
 `NORM = @group_norm`. A new norm is one function of this contract. One whose statistics run over the batch sets
@@ -80,7 +80,7 @@ class SyncBatchNorm(tf_keras.layers.Layer):
       return self.add_weight(name, [input_shape[-1]], tf.float32, initial, experimental_autocast=False, **statistics)
     self.gamma, self.beta = weight('gamma', 'zeros' if self.zero_gamma else 'ones'), weight('beta', 'zeros')
     statistics = dict(trainable=False, synchronization=tf.VariableSynchronization.ON_READ,
-                      aggregation=tf.VariableAggregation.MEAN)
+                      aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)  # all have the same, so none need be asked
     self.moving_mean = weight('moving_mean', 'zeros', **statistics)
     self.moving_variance = weight('moving_variance', 'ones', **statistics)
 
@@ -110,7 +110,8 @@ class SyncBatchNorm(tf_keras.layers.Layer):
       return
     for moving, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
       step = (1.0 - self.momentum) * (tf.stop_gradient(new) - moving)
-      moving.assign_add(tf.where(count > 0.0, step, 0.0))
+      # A float16 number that overflowed costs a step (trainer.py), not the statistics for good.
+      moving.assign_add(tf.where((count > 0.0) & tf.math.is_finite(step), step, 0.0))
 
 
 def _moments(x, used, add_up):
@@ -179,7 +180,7 @@ def frozen_batch_norm(name: str, zero_gamma: bool = False, epsilon: float = EPSI
 
 @gin.register
 def no_norm(name: str, zero_gamma: bool = False):
-  """No normalisation (paper, section 4.4: VGG-16 trains from a normalised initialisation alone)."""
+  """No normalisation (section 5.1: VGG-16 trains from a normalised initialisation alone)."""
   if zero_gamma:
     raise UserError('no_norm has no gamma to start at zero: set ResNet.zero_init_residual = False, or '
                     'CBNet.connector_zero_gamma = False')

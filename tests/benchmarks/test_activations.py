@@ -12,6 +12,7 @@ from rethink_tf.benchmarks import activations
 from rethink_tf.losses import MaskRCNNLoss
 from rethink_tf.models import complexity
 from rethink_tf.models.norms import group_norm, sync_batch_norm
+from rethink_tf.models.recompute import recomputed
 from tests import tiny
 
 
@@ -94,6 +95,45 @@ def test_fixed_memory_is_values_gradients_and_velocities():
     return layer
   assert of(frozen, conv) == (kernel, 4 * kernel + 3 * 4 * kernel, MAP)
   assert of(frozen, frozen, conv).activations == MAP  # nothing is kept for what gets no gradient
+
+
+@pytest.fixture
+def bfloat16():
+  tf_keras.mixed_precision.set_global_policy('mixed_bfloat16')
+  yield
+  tf_keras.mixed_precision.set_global_policy('float32')
+
+
+def test_mixed_precision_keeps_half_as_much_and_a_copy_of_each_kernel(bfloat16):
+  relu = functools.partial(tf_keras.layers.Activation, 'relu')
+  kernel = 3 * 3 * 4 * 4
+  # The photograph too is copied to 16 bit, and the first kernel's gradient reads it.
+  assert of(conv, relu, conv) == (2 * kernel, 2 * 3 * 4 * kernel + 2 * 2 * kernel, 2 * MAP // 2)
+  shared = conv()
+
+  def again():
+    return tf_keras.layers.Lambda(lambda x: shared(shared(x)))
+  assert of(lambda: shared, again).fixed == 3 * 4 * kernel + 2 * kernel  # one copy, not three
+
+
+def test_recomputation_keeps_the_input_of_a_block_and_does_its_work_twice():
+  class Block(tf_keras.layers.Layer):
+    def __init__(self, recompute):
+      super().__init__()
+      self.convs, self.recompute = [conv(activation='relu') for _ in range(3)], recompute
+
+    def call(self, x):
+      def block(x):
+        for layer in self.convs:
+          x = layer(x)
+        return x
+      return recomputed(block)(x) if self.recompute else block(x)
+
+  one = 8 * 8 * 4 * 4 * 9
+  plain, again = (activations.of_step(lambda r=r: Chain(conv(), Block(r)), total, SPEC) for r in (False, True))
+  assert plain[0].activations == 4 * MAP and again[0].activations <= 2 * MAP
+  assert plain[0][:2] == again[0][:2]
+  assert plain[1].forward == again[1].forward == 4 * one and again[1].all - plain[1].all == 3 * one
 
 
 def test_a_detector():
