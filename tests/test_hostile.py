@@ -1,0 +1,98 @@
+"""Nothing that comes from a file is run: the sources are read for calls that could."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+SOURCES = [path for folder in ('rethink_tf', 'tools', 'launch') for path in sorted((ROOT / folder).rglob('*.py'))]
+READER = 'rethink_tf/weights/pickles.py'  # the one module that interprets pickles, by its allow-list
+# Module that imports pickle -> what it may use of it.
+PICKLE = {
+  READER: {'_Unpickler', 'UnpicklingError', 'BUILD', 'SETITEM', 'SETITEMS', 'DICT', 'INST', 'OBJ', 'NEWOBJ',
+           'NEWOBJ_EX', 'EXT1', 'EXT2', 'EXT4', 'EMPTY_SET', 'ADDITEMS', 'FROZENSET'},
+  'rethink_tf/weights/detectron2_writer.py': {'dumps'},
+  'tools/fuzz_weights.py': {'dumps'},
+}
+MODULES = {'marshal', 'shelve', 'dill', 'cloudpickle', 'joblib', 'torch', 'yaml', 'xmlrpc', 'code', 'runpy', 'cPickle',
+           'pickletools', 'jsonpickle', 'pandas'}
+NAMES = {'eval', 'exec', 'compile', '__import__'}
+CALLS = {
+  ('os', 'system'), ('os', 'popen'), ('np', 'fromregex'), ('importlib', 'import_module'), ('tf_keras', 'models'),
+  ('tf', 'py_function'), ('ET', 'parse'), ('ElementTree', 'parse'), ('ElementTree', 'fromstring'), ('minidom', 'parse'),
+  ('tempfile', 'mktemp'), ('gin', 'parse_config_file'), ('gin', 'parse_config_files_and_bindings'),
+  ('archive', 'extractall'), ('tarfile', 'open')}
+# (Place, call) -> why it may be made there.
+EXCEPTIONS = {
+  ('rethink_tf/serving.py', 'tf.saved_model.load'): 'loads what it has just written',
+  ('rethink_tf/predict.py', 'tf.saved_model.load'): 'the user names a model to be run',
+  ('rethink_tf/precision.py', 'np.load'): 'what the same command wrote a moment before',
+  ('rethink_tf/top_k.py', 'np.load'): 'what a worker of the same job hands over',
+  ('tools/fuzz_data.py', 'np.load'): 'sound files of its own',
+}
+
+identify = {'ids': lambda path: path.relative_to(ROOT).as_posix()}
+
+
+def dotted(node):
+  """np.lib.format.read -> 'np.lib.format.read'; '' for what is no chain of names."""
+  parts = []
+  while isinstance(node, ast.Attribute):
+    parts.append(node.attr)
+    node = node.value
+  return '.'.join([node.id, *parts[::-1]]) if isinstance(node, ast.Name) else ''
+
+
+def breaches(text, path):
+  """(line, what) of every use of something that could run what a file says."""
+  tree = ast.parse(text)
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Import | ast.ImportFrom):
+      modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or '']
+      for module in modules:
+        top = module.split('.')[0]
+        if top in MODULES or (top == 'pickle' and (path not in PICKLE or isinstance(node, ast.ImportFrom))):
+          yield node.lineno, f'imports {module}'
+    elif isinstance(node, ast.Attribute) and dotted(node).startswith('pickle.') and dotted(node).count('.') == 1:
+      if node.attr not in PICKLE.get(path, ()):
+        yield node.lineno, dotted(node)
+    elif isinstance(node, ast.Call):
+      name = dotted(node.func)
+      keywords = {keyword.arg: keyword.value for keyword in node.keywords}
+      allow = keywords.get('allow_pickle')
+      if name in NAMES:
+        yield node.lineno, f'{name}()'
+      if tuple(name.split('.')[-2:]) in CALLS:
+        yield node.lineno, name
+      if 'allow_pickle' in keywords and not (isinstance(allow, ast.Constant) and allow.value is False):
+        yield node.lineno, f'{name} with allow_pickle'
+      # np.load takes memory for what a header claims, also without pickles; a SavedModel is a program.
+      if (name in ('np.load', 'numpy.load') or name.endswith((
+          'saved_model.load', 'load_model', 'model_from_json', 'load_weights'))) and (path, name) not in EXCEPTIONS:
+        yield node.lineno, name
+      if isinstance(keywords.get('shell'), ast.Constant) and keywords['shell'].value:
+        yield node.lineno, f'{name} with a shell'
+
+
+@pytest.mark.parametrize('path', SOURCES, **identify)
+def test_nothing_that_comes_from_a_file_is_run(path):
+  found = list(breaches(path.read_text(), path.relative_to(ROOT).as_posix()))
+  assert not found, f'{path}: {found}'
+
+
+@pytest.mark.parametrize('line', [
+  'import pickle', 'from pickle import loads', 'import torch', 'from torch import load', 'import yaml', 'eval(text)',
+  'exec(text)', 'os.system(text)', 'np.load(path)', 'np.load(path, allow_pickle=False)', 'f(allow_pickle=True)',
+  'f(allow_pickle=flag)', 'tf.saved_model.load(path)', 'tf_keras.models.load_model(path)', 'model.load_weights(path)',
+  'subprocess.run(line, shell=True)', 'import marshal', '__import__(name)', 'importlib.import_module(name)',
+  'xml.etree.ElementTree.parse(path)', 'gin.parse_config_file(path)'])
+def test_the_check_sees(line):
+  assert list(breaches(line, 'rethink_tf/x.py'))
+
+
+def test_the_reader_of_pickles_may_not_use_pythons_own_way():
+  for line in ('pickle.load(file)', 'pickle.loads(data)', 'pickle.Unpickler(file)', 'pickle.whichmodule'):
+    assert list(breaches(f'import pickle\n{line}', READER))
+    assert list(breaches(f'import pickle\n{line}', 'rethink_tf/weights/detectron2_writer.py'))
+  assert not list(breaches('import pickle\npickle.dumps(data)', 'rethink_tf/weights/detectron2_writer.py'))

@@ -1,0 +1,75 @@
+"""The fuzzer finds what it is there for, and a few cases of every kind end well."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tools import fuzz, mutations
+from tools.fuzz_kinds import ACCEPTED, SKIPPED, Target
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def test_a_few_cases_of_every_kind(tmp_path):
+  """In a process that has not used TensorFlow, whose forks may."""
+  output = tmp_path / 'fuzz.md'
+  ran = subprocess.run([sys.executable, '-m', 'tools.fuzz', '--cases=195', f'--output={output}'], cwd=ROOT, text=True,
+                       capture_output=True, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+  assert ran.returncode == 0, ran.stderr + ran.stdout
+  assert '195 cases, 0 failures' in output.read_text()
+
+
+def misbehave(rng, seeds, work):
+  case = int(rng.integers(7))
+  if case == 0:
+    os.abort()
+  if case == 1:
+    os._exit(3)
+  if case == 2:
+    while True:
+      pass
+  if case == 3:
+    return bytes(bytearray(64 << 20)) and ACCEPTED
+  if case == 4:
+    raise KeyError('x')
+  if case == 5:
+    from rethink_tf.errors import UserError
+    raise UserError('two\nlines')
+  return SKIPPED
+
+
+def test_crashes_hangs_and_memory_are_failures(monkeypatch, tmp_path):
+  monkeypatch.setattr(fuzz, 'CPU_SECONDS', 1)
+  monkeypatch.setattr(fuzz, 'MEMORY', 32 << 20)
+  target, tally = Target('bad', lambda folder: None, misbehave), fuzz.Tally()
+  cases = range(20)
+  fuzz._chunk(target, 0, cases, tmp_path, tmp_path / 'work', tally)
+  drawn = [int(fuzz.generator(0, 'bad', case).integers(7)) for case in cases]
+  assert set(drawn) == set(range(7))
+  failures = dict(tally.failures)
+  assert sorted(failures) == [case for case in cases if drawn[case] != 6]
+  assert tally.outcomes == {SKIPPED: drawn.count(6), fuzz.FAILURE: 20 - drawn.count(6)}
+  said = ('SIGABRT', 'exits with 3', 'over 1 s', 'MB of memory', 'KeyError', 'several lines')
+  for case, told in failures.items():
+    assert said[drawn[case]] in told
+
+
+def test_a_case_is_the_same_every_time():
+  def drawn():
+    rng = fuzz.generator(5, 'kind', 3)
+    tree = {'a': [1, {'b': 'text'}], 'c': None}
+    return (mutations.spoil_bytes(rng, bytes(100)), mutations.spoil_json(rng, tree),
+            mutations.spoil_text(rng, 'a = 1\nb = 2'), repr(mutations.spoil_tree(rng, tree)))
+  assert drawn() == drawn()
+  assert fuzz.generator(5, 'kind', 3).random() != fuzz.generator(5, 'kind', 4).random()
+
+
+@pytest.mark.parametrize('seed', range(30))
+def test_spoiling_leaves_the_sound_one_alone(seed):
+  tree = {'a': [1, {'b': 'text'}], 'c': None}
+  mutations.spoil_tree(np.random.default_rng(seed), tree)
+  assert tree == {'a': [1, {'b': 'text'}], 'c': None}

@@ -1,0 +1,174 @@
+"""Small trainings that faults.py disturbs: their data, their processes, and what they leave behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+import random
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+for _name in ('OPENBLAS_NUM_THREADS', 'OMP_NUM_THREADS', 'TF_NUM_INTRAOP_THREADS', 'TF_NUM_INTEROP_THREADS'):
+  os.environ.setdefault(_name, '1')  # no thread may run when the process forks; and one core is enough
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+import cv2  # noqa: E402
+import numpy as np  # noqa: E402
+import tensorflow as tf  # noqa: E402
+
+from rethink_tf import command_line, experiment  # noqa: E402, F401  the import that takes long
+
+CLASSES, PICTURES, BATCH = 3, 20, 6
+EVERY = 5  # steps between checkpoints
+
+
+def parameters(epochs: int) -> list[str]:
+  bindings = [
+    'NORM = @no_norm', 'ResNet.zero_init_residual = False', 'ResNet.depth = 14',
+    'ResNet.stem_width = 32', 'ResNet.res2_width = 32',
+    "strategy.kind = 'one_device'", f'BATCH_SIZE = {BATCH}', f'EpochSchedule.base_batch = {BATCH}',
+    f'run.images_per_device = {BATCH}', 'CROP_SIZE = 32', 'SHORT_SIDE = 36', 'run.eval_images_per_device = 15',
+    f'EpochSchedule.epochs = {epochs}', 'EpochSchedule.base_rate = 0.0002', 'EpochSchedule.drops = ()',
+    'EpochSchedule.warmup_epochs = 0', "eval/image_folder.split = 'train'", 'TopKEvaluator.every = 0',
+    'TopKEvaluator.at_end = False', 'run.log_every = 1', f'run.checkpoint_every = {EVERY}',
+    'ClassificationTrainInput.workers = 1', 'run.ema = @ExponentialMovingAverage',
+  ]
+  return [f'--gin_param={binding}' for binding in bindings]
+
+
+class Training:
+  """One run folder and the processes that train in it, one after another."""
+
+  def __init__(self, bench: Bench, folder: pathlib.Path | None = None):
+    self.bench = bench
+    self.folder = folder or pathlib.Path(tempfile.mkdtemp(dir=bench.scratch)) / 'run'
+    self.log = self.folder.parent / f'{self.folder.name}.log'
+    self.codes: list[int] = []
+    self.pid = 0
+
+  def start(self, inject: Callable[[], None] = lambda: None) -> None:
+    """Gives the command. inject: called in the process before it."""
+    self.seen = len(self.lines('train'))
+    sys.stdout.flush()
+    self.pid = os.fork()
+    if self.pid:
+      return
+    code = 70
+    try:
+      with open(self.log, 'ab', buffering=0) as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+      inject()
+      sys.argv = ['pretrain', *self.command()]
+      command_line.open_door('train')
+    except SystemExit as end:
+      code = end.code if isinstance(end.code, int) else 0
+    finally:
+      sys.stdout.flush()
+      sys.stderr.flush()
+      os._exit(code)
+
+  def command(self) -> list[str]:
+    """The arguments of rethink_tf.pretrain."""
+    return ['--gin_file=gin_configs/pretraining/clothing.gin', '--gin_file=gin_configs/runtime/deterministic.gin',
+            f'--data_dir={self.bench.data}', f'--model_dir={self.folder}', *parameters(self.bench.epochs)]
+
+  def wait(self) -> int:
+    """Waits for the end; the exit code, minus the signal that ended it."""
+    code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+    self.codes.append(code)
+    return code
+
+  def running(self) -> bool:
+    return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+  def lines(self, *kinds: str) -> list[dict]:
+    """Lines of metrics.jsonl, as they are written: those of lost steps too."""
+    try:
+      text = (self.folder / 'metrics.jsonl').read_bytes()
+    except OSError:
+      return []
+    found = []
+    for line in text.split(b'\n'):
+      with contextlib.suppress(ValueError):
+        found.append(json.loads(line))
+    return [line for line in found if line['kind'] in kinds]
+
+  def wait_for_steps(self, steps: int) -> bool:
+    """Waits until this start has trained so many steps; False when it ended before."""
+    while len(self.lines('train')) < self.seen + steps:
+      if not self.running():
+        return False
+      time.sleep(0.01)
+    return True
+
+  def finish(self) -> None:
+    self.start()
+    self.complete()
+
+  def complete(self) -> None:
+    """Waits for an end that must be a good one."""
+    if self.wait():
+      raise SystemExit(f'error: a start that nobody disturbed ended with {self.codes[-1]}:\n'
+                       + self.log.read_text(errors='replace')[-2000:])
+
+  def lost(self) -> list[int]:
+    """For each restart, the steps that had been reported in the log and were trained again."""
+    found, reached = [], None
+    for line in self.log.read_text(errors='replace').splitlines():
+      if trained := re.match(r'(?:\[0\] )?step (\d+)/', line):
+        reached = int(trained[1])
+      elif begun := re.match(r'(?:\[0\] )?from step (\d+) to', line):
+        found += [] if reached is None else [reached - int(begun[1])]
+        reached = int(begun[1])
+    return found
+
+  def told(self, pattern: str) -> int:
+    return len(re.findall(pattern, self.log.read_text(errors='replace')))
+
+  def checkpoints(self) -> list[pathlib.Path]:
+    return sorted((self.folder / 'checkpoints').glob('step-*'))
+
+  def equal(self, other: Training | None = None) -> bool:
+    """Whether the last checkpoint holds what that of the undisturbed training holds."""
+    mine, other = (variables(one.checkpoints()[-1]) for one in (self, other or self.bench.undisturbed()))
+    return mine.keys() == other.keys() and all(np.array_equal(mine[name], other[name]) for name in mine)
+
+
+class Bench:
+  """Data, randomness and the undisturbed training."""
+
+  def __init__(self, scratch: str, epochs: int, seed: int):
+    self.scratch, self.epochs, self.random = scratch, epochs, random.Random(seed)
+    self.data = pathlib.Path(scratch, 'data')
+    rng = np.random.default_rng(seed)
+    for k in range(CLASSES):
+      (self.data / 'train' / f'class{k}').mkdir(parents=True)
+      for n in range(PICTURES):
+        colour = np.eye(3)[k] * 60 + 90
+        picture = np.clip(colour + rng.normal(0, 60, (40, 48, 3)), 0, 255).astype(np.uint8)
+        cv2.imwrite(str(self.data / 'train' / f'class{k}' / f'{n}.png'), picture)
+    self._undisturbed: Training | None = None
+
+  @property
+  def steps(self) -> int:
+    return self.epochs * CLASSES * PICTURES // BATCH
+
+  def undisturbed(self) -> Training:
+    if self._undisturbed is None:
+      self._undisturbed = Training(self)
+      self._undisturbed.finish()
+    return self._undisturbed
+
+
+def variables(checkpoint: pathlib.Path) -> dict[str, np.ndarray]:
+  reader = tf.compat.v1.train.NewCheckpointReader(str(checkpoint / 'weights'))
+  return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()
+          if name.endswith('VARIABLE_VALUE') and 'save_counter' not in name}
