@@ -12,7 +12,7 @@ from rethink_tf import command_line
 from rethink_tf.errors import UserError
 
 KERNELS = {'group_norm': 'group_norm', 'roi_align': 'roi_alignment', 'nms': 'suppression', 'paste': 'pasting'}
-TASKS = ('train', 'predict', 'input', 'padding', 'evaluate', *KERNELS)
+TASKS = ('train', 'predict', 'systems', 'input', 'padding', 'evaluate', *KERNELS)
 
 FLAGS = flags.FLAGS
 
@@ -30,6 +30,8 @@ def main() -> None:
     from rethink_tf.benchmarks import kernels
     noise.compile_once()
     rows = getattr(kernels, KERNELS[FLAGS.task])(FLAGS.rounds)
+  elif FLAGS.task == 'systems':
+    rows = _of_systems()
   elif FLAGS.task == 'evaluate':
     from rethink_tf.benchmarks import pipelines
     rows = pipelines.scoring(FLAGS.rounds, FLAGS.images)
@@ -72,6 +74,19 @@ def _of_configuration():
     return experiment.run(measured, folder), split
 
 
+def _of_systems():
+  """The systems of models/, each made of the configuration and its own gin file."""
+  from rethink_tf import experiment
+  from rethink_tf.benchmarks import systems
+
+  def make(files):
+    command_line.configure([*(FLAGS.gin_file or ['gin_configs/bench.gin']), *files])
+    return experiment.run(lambda parts: parts, folder)
+
+  with tempfile.TemporaryDirectory() as folder:
+    return systems.compare(systems.build(make), FLAGS.rounds)
+
+
 def _plain(row):
   return {**row._asdict(), 'timing': row.timing._asdict()}
 
@@ -89,6 +104,10 @@ def _print(rows, split, peaks, memory):
       parts = [f'  {row.name:{width}} {_seconds(median)} ({_seconds(fastest)} to {_seconds(slowest)}, {rounds} rounds)']
       if len(members) > 1:
         parts.append(f'{median / first[group]:.2f} x {members[0].name}')
+      if row.parameters:
+        parts.append(f'{row.parameters / 1e6:.1f} M parameters, {row.parameters / members[0].parameters:.2f} x')
+      if row.memory:
+        parts.append(f'{row.memory / 1024:.2f} GB, {row.memory / members[0].memory:.2f} x')
       if row.images:
         parts.append(f'{row.images / median:.3g} images/s')
       if row.gflop:

@@ -296,7 +296,8 @@ def plots(parts: list[Part], feed: Any, waste: list[dict]) -> bytes:
   tail.set_yscale('symlog', linthresh=1)
   tail.set_xlim(-0.8, max(len(order), 8) - 0.2)
   if len(order) <= NAMED_CLASSES:
-    tail.set_xticks(places, [classes[k]['name'][:20] for k in order], rotation=90 if len(order) > 12 else 0, fontsize=8)
+    tail.set_xticks(places, [classes[k]['name'][:20] for k in order], rotation=90 if len(order) > 12 else 0, fontsize=8,
+                    parse_math=False)
   tail.set_title('instances by class', loc='left', fontsize=10)
   tail.legend(frameon=False, fontsize=9)
 

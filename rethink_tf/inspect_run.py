@@ -142,7 +142,7 @@ def plot(breakdown: Any, kind: str) -> bytes:
     lengths = [100 * max(0.0, float(breakdown.category_gained[row, k])) for k in shown]
     by_class.barh(range(len(shown)), lengths, left=starts, color=COLOURS[name])
     starts = [start + length for start, length in zip(starts, lengths, strict=True)]
-  by_class.set_yticks(range(len(shown)), names, fontsize=9)
+  by_class.set_yticks(range(len(shown)), names, fontsize=9, parse_math=False)
   by_class.set_ylim(-0.6, max(len(shown), 8) - 0.4)
   by_class.set_title('the same by class, stacked; beside its name its AP', loc='left', fontsize=10)
   for axes in (by_kind, by_class):

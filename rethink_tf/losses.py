@@ -132,7 +132,7 @@ def mask_loss(masks: MaskOutputs) -> tf.Tensor:
 
 
 def keypoint_loss(keypoints: KeypointOutputs, divisor: float | None = None, min_keypoints: int = 21) -> tf.Tensor:
-  """Softmax cross-entropy over the positions of a heat map, mean over visible keypoints (Mask R-CNN, section 4.5)."""
+  """Softmax cross-entropy over the positions of a heat map, mean over visible keypoints (Mask R-CNN, section 5)."""
   positions = keypoints.logits.shape[3] * keypoints.logits.shape[4]
   shape = tf.concat([tf.shape(keypoints.targets), [positions]], 0)
   logits = tf.reshape(keypoints.logits, shape)  # [B, M, P, 56 * 56]

@@ -10,15 +10,17 @@ import tensorflow as tf
 
 from rethink_tf.run_folder import RunFolder
 
-TABLE_FIGURES = ('box/AP', 'box/AP50', 'box/AP75', 'mask/AP', 'mask/AP50', 'mask/AP75')
-FIGURES = (('box', 'box/AP', '-'), ('mask', 'mask/AP', '--'), ('VOC', 'voc/mAP', '-'),
+TABLE_FIGURES = (  # columns that stand together: those of a kind which no run has are left out
+  *((f'{kind}/AP', f'{kind}/AP50', f'{kind}/AP75') for kind in ('box', 'mask', 'keypoint')),
+  ('voc/mAP', 'voc/AP75'), ('top-1', 'top-5'))
+FIGURES = (('box', 'box/AP', '-'), ('mask', 'mask/AP', '--'), ('keypoint', 'keypoint/AP', ':'), ('VOC', 'voc/mAP', '-'),
            ('top-1', 'top-1', '-'), ('top-5', 'top-5', '--'))
 _COLOURS = ('#1f6fb4', '#d1495b', '#3a9a5b', '#e08e2b', '#7a52a3', '#4aa5a8', '#8c6d4f', '#5b5f66')
 _INK = '#33373d'
 
 
 def curves(run_folders: Sequence[RunFolder], path: str) -> str:
-  """Draws loss (left) and box and mask AP, or top-1 and top-5 of a classifier (right), of runs against iterations.
+  """Draws loss (left) and AP, or top-1 and top-5 of a classifier (right), of runs against iterations.
 
   Args:
     run_folders: runs, in the order of the legend.
@@ -27,9 +29,11 @@ def curves(run_folders: Sequence[RunFolder], path: str) -> str:
   Returns:
     `path`.
   """
-  from matplotlib.backends.backend_agg import FigureCanvasAgg  # 0.3 s, and only needed here
+  import matplotlib  # 0.3 s, and only needed here
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
+  matplotlib.rcParams['text.parse_math'] = False  # a $ in the name of a run is no formula
   figure = Figure(figsize=(12, 4.6), dpi=120, layout='constrained')
   figure.get_layout_engine().set(w_pad=0.15, h_pad=0.1)
   FigureCanvasAgg(figure)
@@ -63,12 +67,18 @@ def curves(run_folders: Sequence[RunFolder], path: str) -> str:
 
 
 def table(run_folders: Sequence[RunFolder]) -> str:
-  """The latest evaluation of each run in percent, one run a line; - where there is none."""
-  rows = [('run', 'iterations', *TABLE_FIGURES)]
-  for name, folder in zip(_run_names(run_folders), run_folders, strict=True):
-    evaluations = [line for line in folder.read_metrics() if line.get('kind') == 'eval']
+  """The latest evaluation of each run in percent, one run a line; - where there is none.
+
+  Box, mask and keypoint AP, VOC's mAP, top-1 and top-5: what some run was scored by; without any, box and mask AP.
+  """
+  runs = [[line for line in folder.read_metrics() if line.get('kind') == 'eval'] for folder in run_folders]
+  scored = {figure for run in runs for line in run for figure in line}
+  columns = [figure for kind in TABLE_FIGURES if scored.intersection(kind) for figure in kind]
+  columns = columns or [*TABLE_FIGURES[0], *TABLE_FIGURES[1]]
+  rows = [('run', 'iterations', *columns)]
+  for name, evaluations in zip(_run_names(run_folders), runs, strict=True):
     last = evaluations[-1] if evaluations else {}
-    figures = (last.get(figure) for figure in TABLE_FIGURES)
+    figures = (last.get(figure) for figure in columns)
     rows.append((name, str(last.get('step', '-')), *('-' if f is None or f < 0 else f'{f:.1f}' for f in figures)))
   widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
   return '\n'.join(

@@ -92,7 +92,7 @@ OTHERS = (  # system, schedule, box, mask, source
 _COSTLESS = re.compile(
   r'(SCHEDULE|BATCH_SIZE|WEIGHTS|DATA_DIR|IMAGES|SHORT_SIDE|macro)\b'
   r'|(\w+/)?(\w*Schedule|SteppedHalving|SGD|PretrainedWeights|\w*Evaluator|\w*Input|PreciseStatistics|Resize|strategy'
-  r'|coco|records|image_records|voc|synthetic|image_folder|hashtags)\.|run\.(?!model|losses)')
+  r'|coco|records|image_records|voc|synthetic|synthetic_classes|image_folder|hashtags)\.|run\.(?!model|losses)')
 _FIGURE = re.compile(r'\d+\.\d (?:box AP|keypoint AP|mAP)|top-1 / top-5 [\d.]+ / [\d.]+|top-1 \d+\.\d')
 
 
@@ -159,7 +159,7 @@ def _counts(classifies: bool) -> dict[str, int]:
   source = gin.query_parameter('run.train_source').configurable.name
   if gin_files.bound('coco.keypoints') and source == 'coco':
     return {'num_classes': 1, 'num_keypoints': 17}
-  if source == 'synthetic':
+  if source in ('synthetic', 'synthetic_classes'):
     return {'num_classes': SyntheticSource(1).num_classes}
   folder = gin_files.bound('DATA_DIR/macro.value')
   return {'num_classes': CLASSES.get(folder, CLASSES.get(source, 1000 if classifies else 80))}

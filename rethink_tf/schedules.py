@@ -56,7 +56,8 @@ class KTimesSchedule(tf_keras.optimizers.schedules.LearningRateSchedule):
   the k× points by any others (k is then unused); both count iterations at `batch_size` as it is, or, with
   `points_batch`, iterations of so many images, and then scale by points_batch/B and unit/90k as the k× points do.
   num_images, the size of the training set, is taken because every schedule is told it, and unused: this one counts
-  iterations, whatever part of the data is trained on (section 5.1).
+  iterations, whatever part of the data is trained on (section 5.2).
+  warmup_limit, a part of the first phase, shortens a longer warm-up to it: for schedules of any length (laptop.gin).
   stop_k ends the run there, in units of 1×, at the rates of the whole schedule: another run goes on from it.
 
   Raises:
@@ -77,6 +78,7 @@ class KTimesSchedule(tf_keras.optimizers.schedules.LearningRateSchedule):
     points_batch: int | None = None,
     num_images: int | None = None,
     stop_k: float | None = None,
+    warmup_limit: float | None = None,
   ):
     super().__init__()
     del num_images
@@ -86,7 +88,7 @@ class KTimesSchedule(tf_keras.optimizers.schedules.LearningRateSchedule):
       'k': k, 'batch_size': batch_size, 'base_rate': base_rate, 'unit': unit, 'decay_factor': decay_factor,
       'warmup_steps': warmup_steps, 'warmup_factor': warmup_factor,
       'boundaries': None if boundaries is None else list(boundaries), 'total': total, 'points_batch': points_batch,
-      'stop_k': stop_k,
+      'stop_k': stop_k, 'warmup_limit': warmup_limit,
     }
     if boundaries is None:
       self.points = schedule_points(k, batch_size, unit)
@@ -102,6 +104,10 @@ class KTimesSchedule(tf_keras.optimizers.schedules.LearningRateSchedule):
       if not 1 <= self.total_steps <= self.points[-1]:
         raise UserError(f'KTimesSchedule.stop_k = {stop_k} is no part of the schedule, which ends at iteration '
                         f'{self.points[-1]}')
+    if warmup_limit is not None:
+      if not 0 <= warmup_limit <= 1:
+        raise UserError(f'KTimesSchedule.warmup_limit = {warmup_limit} is a part of the first phase: use 0 to 1')
+      warmup_steps = min(warmup_steps, int(warmup_limit * self.points[0]))
     if warmup_steps > self.points[0]:
       raise UserError(f'KTimesSchedule.warmup_steps = {warmup_steps} is longer than the first phase of the schedule, '
                       f'{self.points[0]} iterations: shorten the warm-up or lengthen the schedule')

@@ -17,6 +17,7 @@ from rethink_tf.data.augment import Resize
 from rethink_tf.data.buckets import canvas_shapes
 from rethink_tf.data.categories import Category
 from rethink_tf.errors import UserError
+from rethink_tf.models.keypoints import HEATMAP_SIZE
 from rethink_tf.ops.masks import paste
 from rethink_tf.ops.paste import paste_pixels
 from rethink_tf.ops.resize import resize_uint8
@@ -27,13 +28,15 @@ MIN_PARTNERS = 0.98  # of the same class, IoU and score within the following
 MIN_IOU = 0.95
 MAX_SCORE_DIFFERENCE = 0.01
 MAX_MASK_DIFFERENCE = 0.01  # of the pixels of both masks together
+MAX_KEYPOINT_DIFFERENCE = 0.02  # of the keypoints: elsewhere, that is by a cell of the heat map and a pixel, or surer
 
 
 class Serving(tf.Module):
   """What a SavedModel of a detector holds.
 
   Signatures: `serving_default` takes `images`, a batch of JPEG or PNG files [B]; `image` one uint8 [h, w, 3] RGB;
-  `categories` nothing. Beside them `detect(image, score_threshold)` is callable on the loaded object.
+  `categories` nothing. Beside them `detect(image, score_threshold)` is callable on the loaded object. Keypoints are
+  [n, P, 3] y, x (indices of pixel centres) and score; `categories` tells their names.
 
   detector: a built MaskRCNN. resize: the evaluation's. categories: class k is the k-th. score_threshold: that of the
   signatures; detections below are left out.
@@ -56,7 +59,10 @@ class Serving(tf.Module):
     self.encoded = function(lambda images: _detect_files(find, slots, images, score_threshold),
                             tf.TensorSpec([None], tf.string, 'images'))
     ids, names = [category.id for category in categories], [category.name for category in categories]
-    self.categories = function(lambda: {'ids': tf.constant(ids, tf.int64), 'names': tf.constant(names)})
+    points = next((category.keypoints for category in categories if category.keypoints), ())
+    named = {'keypoint_names': list(points)} if detector.keypoint_head is not None else {}
+    self.categories = function(lambda: {'ids': tf.constant(ids, tf.int64), 'names': tf.constant(names),
+                                        **{name: tf.constant(value, tf.string) for name, value in named.items()}})
 
   def save(self, folder: str) -> None:
     """Writes the SavedModel. Local paths and gs://.
@@ -81,7 +87,9 @@ class Serving(tf.Module):
 
 
 def _find(detector, resize, image, threshold):
-  """Boxes float64 [n, 4] in pixels of the picture, scores [n], classes [n] and masks over the boxes (None without)."""
+  """Boxes float64 [n, 4] in pixels of the picture, scores [n], classes [n]; masks over the boxes and keypoints float32
+  [n, P, 3] where the detector has them.
+  """
   size = tf.shape(image)[:2]
   height_width = tf.cast(size, tf.float64)
   # data/buckets.py in TensorFlow: the canvas matters, because norms see its padding.
@@ -100,17 +108,20 @@ def _find(detector, resize, image, threshold):
   generator.score_threshold = configured
   found = Detections(*(None if field is None else field[0] for field in found))
 
-  # CocoEvaluator._restore in TensorFlow.
+  # evaluator.restore in TensorFlow.
   scales = tf.cast(tf.cast(tf.cast(resized, tf.float64) / height_width, tf.float32), tf.float64)
   boxes = tf.cast(found.boxes, tf.float64) / tf.tile(scales, [2])
   boxes = tf.clip_by_value(boxes, tf.constant(0.0, tf.float64), tf.tile(height_width, [2]))
   used = (found.scores > 0) & (found.classes > 0) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
   fields = {'boxes': boxes, 'scores': found.scores, 'classes': found.classes, 'masks': found.masks}
+  if found.keypoints is not None:
+    places = (tf.cast(found.keypoints[..., :2], tf.float64) + 0.5) / scales - 0.5  # indices of pixel centres
+    fields['keypoints'] = tf.concat([tf.cast(places, tf.float32), found.keypoints[..., 2:]], axis=-1)
   return {name: tf.boolean_mask(field, used) for name, field in fields.items() if field is not None}
 
 
 def _detect(find, image, threshold):
-  """Detections of one picture, best first: boxes [n, 4], scores [n], classes [n], masks [n, h, w]."""
+  """Detections of one picture, best first: boxes [n, 4], scores [n], classes [n], masks [n, h, w], keypoints."""
   found = find(image, threshold)
   if 'masks' in found:
     found['masks'] = paste_pixels(found['masks'], found['boxes'], tf.shape(image)[0], tf.shape(image)[1])
@@ -133,12 +144,12 @@ def _detect_files(find, slots, files, threshold):
 
   fields = {'boxes': ([slots, 4], tf.float64), 'scores': ([slots], tf.float32), 'classes': ([slots], tf.int32),
             'num_detections': ([], tf.int32), 'image_sizes': ([2], tf.int32)}
-  masks = find.get_concrete_function().structured_outputs.get('masks')
-  if masks is not None:
-    fields['masks'] = [slots, *masks.shape[1:]], tf.float32
+  outputs = find.get_concrete_function().structured_outputs
+  fields |= {name: ([slots, *outputs[name].shape[1:]], tf.float32) for name in ('masks', 'keypoints')
+             if name in outputs}
   found = tf.map_fn(one, files, parallel_iterations=1,
                     fn_output_signature={name: tf.TensorSpec(*spec) for name, spec in fields.items()})
-  if masks is not None:
+  if 'masks' in found:
     most, (height, width) = tf.reduce_max(found['num_detections']), tf.unstack(tf.reduce_max(found['image_sizes'], 0))
     found['masks'] = tf.map_fn(
       lambda row: paste_pixels(row[0][:most], row[1][:most], height, width), (found['masks'], found['boxes']),
@@ -158,10 +169,12 @@ class Difference(NamedTuple):
   partners: float  # share of them that has a partner: same class, MIN_IOU, MAX_SCORE_DIFFERENCE
   scores: float  # largest difference between partners
   masks: float  # share of the pixels of partners' masks that differ
+  keypoints: float  # share of partners' keypoints that differ
 
   @property
   def small(self) -> bool:
-    return self.partners >= MIN_PARTNERS and self.masks <= MAX_MASK_DIFFERENCE
+    return (self.partners >= MIN_PARTNERS and self.masks <= MAX_MASK_DIFFERENCE
+            and self.keypoints <= MAX_KEYPOINT_DIFFERENCE)
 
 
 def verify(folder: str, predict_step: Any, detector: Any, scoring: Any, score_threshold: float,
@@ -212,7 +225,8 @@ def _load(folder: str) -> Any:
 
 def compare(expected: dict[str, np.ndarray], found: dict[str, np.ndarray], threshold: float,
             slots: int) -> Difference:
-  """Pairs detections {'boxes': [n, 4], 'scores', 'classes', 'masks': [n, h, w]} of one picture, best first.
+  """Pairs detections {'boxes': [n, 4], 'scores', 'classes', 'masks': [n, h, w], 'keypoints': [n, P, 3]} of one picture,
+  best first.
 
   slots: the most that a list can hold.
   """
@@ -231,13 +245,19 @@ def compare(expected: dict[str, np.ndarray], found: dict[str, np.ndarray], thres
   if 'masks' in expected and len(rows):
     either = (expected['masks'][rows] | found['masks'][columns]).sum()
     masks = (expected['masks'][rows] != found['masks'][columns]).sum() / max(either, 1)
-  return Difference(total, partners / total if total else 1.0, float(scores), float(masks))
+  keypoints = 0.0
+  if 'keypoints' in expected and len(rows):
+    apart = np.abs(expected['keypoints'][rows] - found['keypoints'][columns])  # [r, P, 3]
+    cells = (expected['boxes'][rows, 2:] - expected['boxes'][rows, :2]) / HEATMAP_SIZE  # [r, 2]
+    elsewhere = (apart[..., :2] > np.maximum(cells, 1.0)[:, None]).any(-1)
+    keypoints = (elsewhere | (apart[..., 2] > MAX_SCORE_DIFFERENCE)).mean()
+  return Difference(total, partners / total if total else 1.0, float(scores), float(masks), float(keypoints))
 
 
 def _in_pixels(batch: Batch, detections: Detections) -> dict[str, np.ndarray]:
   """The first picture's detections in its own pixels, as CocoEvaluator restores and pastes them."""
   detections = Detections(*(None if field is None else np.asarray(field[0]) for field in detections))
-  boxes, scores, classes, masks = detections.boxes, detections.scores, detections.classes, detections.masks
+  boxes, scores, classes, masks, keypoints = detections
   height, width = batch.original_sizes[0].tolist()
   boxes = np.clip(boxes / batch.scales[0][[0, 1, 0, 1]].astype(np.float64), 0, [height, width] * 2)
   used = (scores > 0) & (classes > 0) & (boxes[:, 2:] > boxes[:, :2]).all(1)
@@ -245,6 +265,9 @@ def _in_pixels(batch: Batch, detections: Detections) -> dict[str, np.ndarray]:
   if masks is not None:
     pixels = [coco_mask.decode(rle) for rle in paste(masks[used], boxes[used], height, width)]
     fields['masks'] = np.stack(pixels) if pixels else np.zeros((0, height, width), np.uint8)
+  if keypoints is not None:
+    fields['keypoints'] = keypoints[used].astype(np.float64)
+    fields['keypoints'][..., :2] = (fields['keypoints'][..., :2] + 0.5) / batch.scales[0] - 0.5
   return fields
 
 
@@ -275,8 +298,8 @@ def export(out: str, detector: Any, predict_step: Any, scoring: Any, score_thres
     Serving(detector, scoring.resize, scoring.source.categories, threshold).save(temporary)
     for number, difference in enumerate(verify(temporary, predict_step, detector, scoring, threshold), 1):
       logging.info('picture %d: %d detections compared, %.1f %% agree; scores differ by %.1g at most, masks in %.2g %% '
-                   'of their pixels', number, difference.detections, 100 * difference.partners, difference.scores,
-                   100 * difference.masks)
+                   'of their pixels, keypoints in %.2g %%', number, difference.detections, 100 * difference.partners,
+                   difference.scores, 100 * difference.masks, 100 * difference.keypoints)
     tf.io.gfile.rename(temporary, out)
   except (OSError, tf.errors.OpError) as error:
     reason = ' '.join(str(getattr(error, 'message', None) or error).split())

@@ -35,6 +35,19 @@ def test_train_as_json():
 
 
 @pytest.mark.slow
+def test_systems_beside_the_plain_detector():
+  ran = bench('--task=systems', '--json', *SMALL)
+  assert ran.returncode == 0, ran.stderr
+  rows = json.loads(ran.stdout)['rows']
+  names = ['plain', 'CBNet dual', 'CBNet triple', 'Cascade R-CNN', 'keypoints for masks']
+  assert [row['group'] for row in rows] == ['train 2 x 64 x 64'] * 5 + ['predict 1 x 64 x 64'] * 5
+  assert [row['name'] for row in rows] == names * 2
+  plain, dual, triple, cascade, _ = (row['parameters'] for row in rows[:5])
+  assert triple - dual == dual - plain > 0 and cascade > plain
+  assert all(row['timing']['rounds'] == 1 and row['timing']['fastest'] > 0 for row in rows)
+
+
+@pytest.mark.slow
 def test_a_table_for_people():
   ran = bench('--task=paste')
   assert ran.returncode == 0, ran.stderr

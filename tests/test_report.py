@@ -27,6 +27,24 @@ def test_table_has_the_latest_figures(tmp_path):
   assert len({len(line) for line in table(runs).splitlines()}) == 1
 
 
+def test_table_has_what_the_runs_were_scored_by(tmp_path):
+  def run(name, **figures):
+    folder = RunFolder(str(tmp_path / name))
+    folder.append_metrics({'kind': 'eval', 'step': 5, 'eval_seconds': 1.0} | figures)
+    return folder
+
+  voc = run('voc', **{'voc/mAP': 77.61, 'voc/AP75': 50.0, 'voc/AP': 48.0})
+  people = run('people', **{'box/AP': 50.0, 'keypoint/AP': 65.55, 'keypoint/AP50': 86.0, 'keypoint/AP75': -1.0})
+  classes = run('classes', **{'top-1': 76.0, 'top-5': 93.0})
+  cells = [line.split() for line in table([voc, people]).splitlines()]
+  assert cells[0][2:] == ['box/AP', 'box/AP50', 'box/AP75', 'keypoint/AP', 'keypoint/AP50', 'keypoint/AP75', 'voc/mAP',
+                          'voc/AP75']
+  assert cells[1] == ['voc', '5', *'------', '77.6', '50.0']
+  assert cells[2] == ['people', '5', '50.0', '-', '-', '65.5', '86.0', '-', '-', '-']
+  assert table([classes]).split() == ['run', 'iterations', 'top-1', 'top-5', 'classes', '5', '76.0', '93.0']
+  assert table([RunFolder(str(tmp_path / 'new'))]).split()[2:4] == ['box/AP', 'box/AP50']
+
+
 def test_curves_of_runs_without_and_with_data(tmp_path):
   empty = RunFolder(str(tmp_path / 'empty'))
   path = str(tmp_path / 'curves.png')

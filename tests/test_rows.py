@@ -54,7 +54,14 @@ def test_all_rows_counted_anew_are_the_checked_in_ones(table):
 
 def test_counts_agree_with_the_table_of_complexity(table):
   complexity = (ROOT / 'results/complexity.md').read_text()
-  for detector, name in (('Mask R-CNN R50-FPN', 'scratch_6x'), ('Mask R-CNN R101-FPN', 'scratch_6x_r101')):
+  for detector, name in (
+      ('Mask R-CNN R50-FPN', 'scratch_6x'), ('Mask R-CNN R101-FPN', 'scratch_6x_r101'),
+      ('Mask R-CNN X101-32x8d-FPN', 'pretrain_2x_x101_32x8d'),
+      ('Cascade Mask R-CNN X152-8x32d-FPN', 'scratch_9x_x152_cascade'),
+      ('Mask R-CNN CBNet dual R50-FPN', 'scratch_6x_cbnet_dual_r50'),
+      ('Cascade Mask R-CNN CBNet triple X152-8x32d-FPN', 'scratch_9x_cbnet_triple_x152_cascade'),
+      ('Keypoint R-CNN R50-FPN, one class', 'keypoints_scratch_2x'),
+      ('Faster R-CNN VGG-16, one level, no norm', 'vgg16_scratch_11x')):
     parameters, multiply_adds = re.search(rf'\| {detector} \| total \| ([\d,]+) \| ([\d,]+) ', complexity).groups()
     cells = rows.rows_in(table)[f'gin_configs/{name}.gin'].strip('| ').split(' | ')
     assert cells[4:6] == [parameters, f'{int(multiply_adds.replace(",", "")) / 1e9:,.1f}']

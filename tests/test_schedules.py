@@ -7,7 +7,7 @@ import tensorflow as tf
 from rethink_tf.errors import UserError
 from rethink_tf.schedules import EpochSchedule, KTimesSchedule, SchedulePoints, SteppedHalving, schedule_points
 
-# Section 4 and the published configs: k -> first drop, second drop, end at batch 16.
+# Section 4 of the paper and the published configs: k -> first drop, second drop, end at batch 16.
 BATCH_16 = {
   1: (60_000, 80_000, 90_000),  # Detectron
   2: (120_000, 160_000, 180_000),
@@ -106,7 +106,16 @@ def test_a_run_that_stops_early_has_the_rates_of_the_whole_schedule(batch_size):
   np.testing.assert_array_equal(part(part.total_steps - 1), whole(0) * 3)  # neither warm-up nor a drop
 
 
+@pytest.mark.parametrize('unit, steps', [(90_000, 500), (900, 300), (9, 3)])
+def test_a_warm_up_is_shortened_to_a_part_of_the_first_phase(unit, steps):
+  schedule = KTimesSchedule(unit=unit, warmup_limit=0.5)
+  np.testing.assert_allclose([schedule(0), schedule(steps)], [.02 / 3, .02], rtol=1e-6)
+  assert schedule(steps - 1) < schedule(steps)
+  assert KTimesSchedule.from_config(schedule.get_config())(1) == schedule(1)
+
+
 @pytest.mark.parametrize('arguments, message', [
+  ({'warmup_limit': 1.5}, 'warmup_limit = 1.5'), ({'warmup_limit': -0.1}, 'warmup_limit = -0.1'),
   ({'k': 2, 'stop_k': 3}, 'stop_k = 3 is no part'), ({'stop_k': 0}, 'stop_k = 0 is no part'),
   ({'unit': 90}, 'warmup_steps = 500 is longer than the first phase of the schedule, 60 iterations'),
   ({'boundaries': (5, 3), 'total': 9, 'warmup_steps': 0}, 'must increase'),

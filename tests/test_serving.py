@@ -13,7 +13,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from rethink_tf import serving
 from rethink_tf.data.augment import Resize
 from rethink_tf.data.pipeline import EvalInput
-from rethink_tf.data.synthetic import SyntheticSource
+from rethink_tf.data.synthetic import KEYPOINTS, SyntheticSource
 from rethink_tf.errors import UserError
 from tests import tiny
 
@@ -39,15 +39,16 @@ np.savez(out, **results)
 
 
 class Trained:
-  """A tiny detector that finds something on drawn pictures, exported, and what a server made of the file."""
+  """A tiny detector that finds something on drawn pictures, exported."""
 
-  def __init__(self, folder: pathlib.Path):
-    self.detector = tiny.detector()
-    batch = tiny.batch(1)
+  def __init__(self, folder: pathlib.Path, detector):
+    self.detector = detector
+    batch = tiny.batch(1, keypoints=len(KEYPOINTS))
     tf.function(lambda b: self.detector(b.images, b.image_sizes, labels=b, training=True),
                 autograph=False).get_concrete_function(batch)
     rng = np.random.default_rng(0)
-    for variable in self.detector.box_predictor.variables + self.detector.mask_predictor.variables:
+    of_shapes = detector.mask_predictor or detector.keypoint_predictor
+    for variable in detector.box_predictor.variables + of_shapes.variables:
       variable.assign(rng.normal(scale=0.2, size=variable.shape))
     self.source = SyntheticSource(3, num_classes=tiny.CLASSES, image_size=(60, 130),
                                   object_size=(20, 50))
@@ -55,15 +56,6 @@ class Trained:
     self.path = str(folder / 'saved_model')
     serving.export(self.path, self.detector, self.predict, self.scoring, 0.1)
     self.left = sorted(one.name for one in folder.iterdir())
-    pictures = [str(folder / f'{i}.png') for i in range(3)]
-    for i, picture in enumerate(pictures):
-      cv2.imwrite(picture, self.source.load(i).image[..., ::-1])
-    script, out = folder / 'server.py', folder / 'out.npz'
-    script.write_text(SERVER)
-    result = subprocess.run([sys.executable, str(script), self.path, ','.join(pictures), str(out)], cwd=folder,
-                            capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, result.stderr
-    self.served = dict(np.load(out, allow_pickle=True))  # names are objects
 
   def predict(self, batch):
     return self.detector(batch.images, batch.image_sizes, training=False).detections
@@ -77,9 +69,25 @@ class Trained:
     return serving._in_pixels(batch, tf.function(self.predict, autograph=False)(batch))
 
 
+class Served(Trained):
+  """With what a server made of the file."""
+
+  def __init__(self, folder: pathlib.Path):
+    super().__init__(folder, tiny.detector())
+    pictures = [str(folder / f'{i}.png') for i in range(3)]
+    for i, picture in enumerate(pictures):
+      cv2.imwrite(picture, self.source.load(i).image[..., ::-1])
+    script, out = folder / 'server.py', folder / 'out.npz'
+    script.write_text(SERVER)
+    result = subprocess.run([sys.executable, str(script), self.path, ','.join(pictures), str(out)], cwd=folder,
+                            capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr
+    self.served = dict(np.load(out, allow_pickle=True))  # names are objects
+
+
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-  return Trained(tmp_path_factory.mktemp('export'))
+  return Served(tmp_path_factory.mktemp('export'))
 
 
 @pytest.mark.parametrize('i', range(3))
@@ -113,11 +121,37 @@ def test_a_batch_of_files_is_its_pictures(trained):
     assert not masks[number:].any() and not masks[:, height:].any() and not masks[:, :, width:].any()
 
 
+@pytest.mark.slow
+def test_keypoints_are_those_that_predict_finds(tmp_path):
+  """In pixels of the picture; the file says which is which."""
+  trained = Trained(tmp_path, tiny.keypoint_detector(keypoints=len(KEYPOINTS)))
+  loaded = serving._load(trained.path)
+  pictures = [trained.source.load(i).image for i in range(3)]
+  files = tf.stack([tf.io.encode_png(picture) for picture in pictures])
+  batch = {name: value.numpy() for name, value in loaded.signatures['serving_default'](images=files).items()}
+  assert 'masks' not in batch
+  for i, picture in enumerate(pictures):
+    expected = trained.expected(i)
+    found = {name: value.numpy() for name, value in loaded.signatures['image'](image=tf.constant(picture)).items()}
+    number = len(expected['scores'])
+    assert number > 3 and found['keypoints'].shape == (number, len(KEYPOINTS), 3) and 'masks' not in found
+    np.testing.assert_allclose(found['scores'], expected['scores'], atol=1e-5)
+    apart = np.abs(found['keypoints'] - expected['keypoints']).max(-1)
+    assert (apart < 0.01).mean() > 0.95  # where two cells of a heat map are equally high, rounding chooses
+    low, high = found['boxes'][:, None, :2], found['boxes'][:, None, 2:]
+    inside = (found['keypoints'][..., :2] >= low - 1) & (found['keypoints'][..., :2] <= high + 1)
+    assert inside.mean() > 0.9  # boxes, unlike keypoints, are cut to the picture
+    np.testing.assert_array_equal(batch['keypoints'][i, :number], found['keypoints'])
+    assert not batch['keypoints'][i, number:].any()
+  names = loaded.signatures['categories']()['keypoint_names'].numpy()
+  assert [name.decode() for name in names] == list(KEYPOINTS)
+
+
 def test_categories_and_threshold(trained):
   categories = trained.source.categories
   assert trained.served['categories/ids'].tolist() == [category.id for category in categories]
   assert [name.decode() for name in trained.served['categories/names']] == [category.name for category in categories]
-  assert trained.served['none'] == 0
+  assert trained.served['none'] == 0 and 'categories/keypoint_names' not in trained.served
 
 
 def test_the_file_needs_neither_xla_nor_python(trained):
@@ -173,11 +207,18 @@ def detections(boxes, scores, classes):
 
 def test_comparison():
   one = detections([[0, 0, 10, 10], [5, 5, 20, 20]], [.9, .6], [1, 2])
-  assert serving.compare(one, one, 0.05, 100) == (4, 1.0, 0.0, 0.0)
+  assert serving.compare(one, one, 0.05, 100) == (4, 1.0, 0.0, 0.0, 0.0)
   other_class = detections(one['boxes'], one['scores'], [1, 3])
   assert serving.compare(one, other_class, 0.05, 100).partners == 0.5
   assert serving.compare(one, detections([], [], []), 0.05, 100).partners == 0.0
   assert serving.compare(one, detections(one['boxes'] + [0, 0, 1, 1], one['scores'], [1, 2]), 0.05, 100).partners < 1
+  one['keypoints'] = np.full((2, 4, 3), 7.0)
+  moved = one | {'keypoints': one['keypoints'] + [0.9, 0, 0.005]}  # less than a pixel, about as sure
+  assert serving.compare(one, moved, 0.05, 100) == (4, 1.0, 0.0, 0.0, 0.0)
+  moved['keypoints'][0, :2, 1] += 1.1
+  moved['keypoints'][1, 0, 2] += 0.1
+  assert serving.compare(one, moved, 0.05, 100).keypoints == 3 / 8
+  del one['keypoints']
   barely = detections([*one['boxes'], [0, 0, 3, 3]], [.9, .6, .05001], [1, 2, 1])  # may be above or below
   assert serving.compare(one, barely, 0.05, 100).partners == 1.0
   assert serving.compare(detections([], [], []), detections([], [], []), 0.05, 100).partners == 1.0

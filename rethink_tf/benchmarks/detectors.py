@@ -30,7 +30,7 @@ COMPILED = 'ThunkExecutor::Execute'  # a cluster that XLA compiled, which has no
 def train(parts: Parts, rounds: int, with_peers: bool) -> list[Row]:
   """The real train step on the configuration's first batches, one line for each padded shape met."""
   rows = []
-  for shape, batch, example in _batches(parts.training_input(), shapes=1 if with_peers else 3):
+  for shape, batch, example in first_batches(parts.training_input(), shapes=1 if with_peers else 3):
     step = tf.function(parts.trainer.train_step, autograph=False)
     steps = {'rethink_tf': functools.partial(step, batch)}
     if with_peers:
@@ -41,7 +41,7 @@ def train(parts: Parts, rounds: int, with_peers: bool) -> list[Row]:
     images = batch.images.shape[0]
     gflop = work.train_step(parts.trainer, batch)
     note = tf_keras.mixed_precision.global_policy().name
-    rows += [Row(_title('train', shape), name, timing, images, gflop if name == 'rethink_tf' else 0.0,
+    rows += [Row(title('train', shape), name, timing, images, gflop if name == 'rethink_tf' else 0.0,
                  note if name == 'rethink_tf' else '') for name, timing in timings.items()]
   return rows
 
@@ -49,16 +49,16 @@ def train(parts: Parts, rounds: int, with_peers: bool) -> list[Row]:
 def predict(parts: Parts, rounds: int) -> list[Row]:
   """Detections of the configuration's first held-out batches, masks included, pasting not."""
   rows = []
-  for shape, batch, _ in _batches(parts.scoring, shapes=3):
+  for shape, batch, _ in first_batches(parts.scoring, shapes=3):
     timing = in_turns({'rethink_tf': functools.partial(parts.trainer.predict_batch, batch)}, rounds)['rethink_tf']
-    rows.append(Row(_title('predict', shape), 'rethink_tf', timing, batch.images.shape[0],
+    rows.append(Row(title('predict', shape), 'rethink_tf', timing, batch.images.shape[0],
                     work.predict_step(parts.trainer, batch)))
   return rows
 
 
 def by_part(parts: Parts) -> dict[str, float]:
   """Share of one train step's computing time that each part takes, forward and backward, largest first."""
-  _, batch, _ = next(_batches(parts.training_input(), shapes=1))
+  _, batch, _ = next(first_batches(parts.training_input(), shapes=1))
   step = tf.function(parts.trainer.train_step, autograph=False)
   step(batch)
   with tempfile.TemporaryDirectory() as folder:
@@ -95,7 +95,7 @@ def _operations(folder: str) -> Iterator[tuple[str, float]]:
         yield name, event.duration_ps / 1e12
 
 
-def _batches(feed: Any, shapes: int) -> Iterator[tuple[tuple[int, ...], Batch, Any]]:
+def first_batches(feed: Any, shapes: int) -> Iterator[tuple[tuple[int, ...], Batch, Any]]:
   """(shape, batch, its examples) of the first `shapes` padded shapes that the input gives."""
   met = set()
   steps = range(min(200, -(-len(feed.source.image_ids) // feed.batch_size)))
@@ -109,5 +109,5 @@ def _batches(feed: Any, shapes: int) -> Iterator[tuple[tuple[int, ...], Batch, A
       return
 
 
-def _title(task: str, shape: tuple[int, ...]) -> str:
+def title(task: str, shape: tuple[int, ...]) -> str:
   return f'{task} {shape[0]} x {shape[1]} x {shape[2]}'

@@ -39,6 +39,8 @@ class Row(NamedTuple):
   images: int = 0  # in one call, where images are what is counted
   gflop: float = 0.0  # of one call: a multiply-add is two
   note: str = ''
+  parameters: int = 0  # that train
+  memory: float = 0.0  # MB in use at the peak of a call, where it can be told
 
 
 def in_turns(functions: Mapping[str, Callable[[], Any]], rounds: int, warm_up: int = 1) -> dict[str, Timing]:
@@ -54,7 +56,7 @@ def in_turns(functions: Mapping[str, Callable[[], Any]], rounds: int, warm_up: i
     gc.collect(1)  # here, so that Python's rubbish is collected on nobody's time
     for name in names[turn % len(names):] + names[:turn % len(names)]:
       began = time.perf_counter()
-      _wait(functions[name]())
+      wait(functions[name]())
       if turn >= 0:
         seconds[name].append(time.perf_counter() - began)
     if time.monotonic() - told > _PROGRESS_SECONDS:
@@ -82,7 +84,23 @@ def current_memory() -> float:
     return int(file.read().split()[1]) * resource.getpagesize() / 2**20
 
 
-def _wait(result):
+def memory_growth(function: Callable[[], Any]) -> float | None:
+  """MB that TensorFlow's allocator hands out during a call, at its peak, beyond what is in use before.
+
+  Of the first GPU, or the CPU; None where its allocator keeps no count, as that of builds without oneDNN.
+  """
+  device = 'GPU:0' if tf.config.list_physical_devices('GPU') else 'CPU:0'
+  gc.collect()
+  try:
+    tf.config.experimental.reset_memory_stats(device)
+    before = tf.config.experimental.get_memory_info(device)['current']
+  except ValueError:
+    return None
+  wait(function())
+  return (tf.config.experimental.get_memory_info(device)['peak'] - before) / 2**20
+
+
+def wait(result: Any) -> None:
   """Nothing is timed before its numbers are there."""
   for tensor in tf.nest.flatten(result):
     if isinstance(tensor, tf.Tensor) and tensor.dtype.is_numpy_compatible:

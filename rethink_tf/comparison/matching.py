@@ -33,7 +33,7 @@ def read_matches(folder: RunFolder, figure: str, step: int) -> Matches | None:
   if figure not in FILES:
     return None
   name, iou_type = FILES[figure]
-  detections, truth = folder.join('eval', f'step-{step:08d}', name), folder.join('eval', 'ground_truth.json')
+  detections, truth = (folder.join('eval', f'step-{step:08d}', file) for file in (name, 'ground_truth.json'))
   if not (tf.io.gfile.exists(detections) and tf.io.gfile.exists(truth)):
     return None
   return table(_load(truth, dict), _load(detections, list), iou_type)
@@ -41,7 +41,10 @@ def read_matches(folder: RunFolder, figure: str, step: int) -> Matches | None:
 
 def table(gt: dict, results: list[dict], iou_type: str, backend: str = 'auto') -> Matches:
   """Matches of detections in COCO's submission format against COCO's ground truth."""
-  sigmas = gt.get('keypoint_sigmas') if iou_type == 'keypoints' else None
+  sigmas = None
+  if iou_type == 'keypoints':
+    sigmas = gt.get('keypoint_sigmas')
+    gt = {**gt, 'annotations': [a for a in gt['annotations'] if a.get('keypoints')]}
   category_ids, image_ids, records = coco_metrics.matches(gt, results, iou_type, backend, sigmas)
   row = {image: i for i, image in enumerate(image_ids)}
   by_category = defaultdict(list)

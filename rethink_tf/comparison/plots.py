@@ -127,9 +127,11 @@ def render(drawings: Mapping[str, Any], kind: str) -> dict[str, bytes]:
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float]):
-  from matplotlib.backends.backend_agg import FigureCanvasAgg  # 0.3 s, and only needed here
+  import matplotlib  # 0.3 s, and only needed here
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
+  matplotlib.rcParams['text.parse_math'] = False  # a $ in the name of a run is no formula
   drawing = Figure(figsize=size, dpi=110, layout='constrained')
   FigureCanvasAgg(drawing)
   return drawing, drawing.subplots(rows, columns, squeeze=False)

@@ -36,7 +36,7 @@ class Cascade(tf_keras.layers.Layer):
   append_ground_truth: True adds it to the RoIs of every stage, and takes out what was ground truth (Detectron's fork).
   score_rois: scores are means over the stages' classifiers, each on the RoIs of its 'own' stage (Detectron2), or all
     on those of the 'last' (Detectron's fork, the paper).
-  mask_stage: the stage on whose samples mask and keypoint heads learn: 'last' (section 4.1 of Rethinking) or 'first'
+  mask_stage: the stage on whose samples mask and keypoint heads learn: 'last' (section 5.1 of Rethinking) or 'first'
     (Detectron2). At test time they see the final boxes.
   """
 

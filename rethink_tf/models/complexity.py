@@ -12,6 +12,7 @@ moving statistics not.
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -22,19 +23,56 @@ import tf_keras
 from absl import app, flags
 
 from rethink_tf.errors import UserError
+from rethink_tf.models.cascade import Cascade
+from rethink_tf.models.cbnet import CBNet
 from rethink_tf.models.classifier import Classifier
-from rethink_tf.models.heads import MaskHead
+from rethink_tf.models.fpn import SingleLevel
+from rethink_tf.models.heads import BoxHead, MaskHead, RPNHead
+from rethink_tf.models.keypoints import KeypointHead
 from rethink_tf.models.mask_rcnn import MaskRCNN
-from rethink_tf.models.norms import group_norm, sync_batch_norm
+from rethink_tf.models.norms import group_norm, no_norm, sync_batch_norm
 from rethink_tf.models.resnet import ResNet
+from rethink_tf.models.rois import Anchors
+from rethink_tf.models.vgg import VGG
 
 CLASSIFIERS = {
   'ResNet-50': dict(depth=50), 'ResNet-101': dict(depth=101), 'ResNet-152': dict(depth=152),
   **{f'ResNeXt-101 32x{width}d': dict(depth=101, groups=32, width_per_group=width) for width in (4, 8, 16, 32, 48)},
 }
+
+
+def _resnet(depth: int, groups: int = 1, width_per_group: int = 64, count: int = 1) -> Callable[[], Any]:
+  """A ResNet or ResNeXt with GroupNorm, or a CBNet of `count` of them."""
+  one = functools.partial(ResNet, depth, group_norm, groups=groups, width_per_group=width_per_group)
+  return one if count == 1 else functools.partial(CBNet, one, count)
+
+
+def _vgg() -> MaskRCNN:
+  """gin_configs/models/vgg16.gin."""
+  return MaskRCNN(80, backbone=VGG(16), fpn=SingleLevel(4), anchors=Anchors((64, 128, 256, 512)),
+                  rpn_head=RPNHead(512, anchors_per_cell=12),
+                  box_head=BoxHead(num_convs=0, num_fcs=2, fc_width=4096, norm=no_norm))
+
+
+def _keypoints() -> MaskRCNN:
+  return MaskRCNN(1, backbone=_resnet(50)(), keypoint_head=KeypointHead(), num_keypoints=17)
+
+
+def _mask_rcnn(*backbone: int, cascade: Any = None) -> Callable[[], MaskRCNN]:
+  return lambda: MaskRCNN(80, backbone=_resnet(*backbone)(), mask_head=MaskHead(), cascade=cascade)
+
+
+X152 = (152, 8, 32)  # the paper's
 DETECTORS = {
-  'Mask R-CNN R50-FPN': dict(depth=50), 'Mask R-CNN R101-FPN': dict(depth=101),
-  'Mask R-CNN X101-32x8d-FPN': dict(depth=101, groups=32, width_per_group=8),
+  'Mask R-CNN R50-FPN': _mask_rcnn(50),
+  'Mask R-CNN R101-FPN': _mask_rcnn(101),
+  'Mask R-CNN X101-32x8d-FPN': _mask_rcnn(101, 32, 8),
+  'Cascade Mask R-CNN R50-FPN': _mask_rcnn(50, cascade=Cascade),
+  'Cascade Mask R-CNN X152-8x32d-FPN': _mask_rcnn(*X152, cascade=Cascade),
+  'Mask R-CNN CBNet dual R50-FPN': _mask_rcnn(50, 1, 64, 2),
+  'Cascade Mask R-CNN CBNet triple X152-8x32d-FPN': _mask_rcnn(*X152, 3, cascade=Cascade),
+  'Keypoint R-CNN R50-FPN, one class': _keypoints,
+  'Faster R-CNN VGG-16, one level, no norm': _vgg,
 }
 
 
@@ -156,10 +194,7 @@ def classifier_costs() -> dict[str, Cost]:
 
 
 def detector_costs() -> dict[str, dict[str, Cost]]:
-  return {
-    name: count_detector(lambda settings=settings: MaskRCNN(
-      80, backbone=ResNet(norm=group_norm, **settings), mask_head=MaskHead()))
-    for name, settings in DETECTORS.items()}
+  return {name: count_detector(make) for name, make in DETECTORS.items()}
 
 
 def tables() -> str:
@@ -172,7 +207,7 @@ def tables() -> str:
            '| network | parameters | multiply-adds | GFLOPs |', '|---|---|---|---|']
   for name, cost in classifier_costs().items():
     lines.append(f'| {name} | {cost.parameters:,} | {cost.multiply_adds:,} | {2e-9 * cost.multiply_adds:.1f} |')
-  lines += ['', '## Detection, 80 classes, GroupNorm, one image of 800 x 1344, 1000 proposals, 100 masks', '',
+  lines += ['', '## Detection, 80 classes, GroupNorm, one image of 800 x 1344, 1000 proposals, 100 masks or people', '',
             '| detector | part | parameters | multiply-adds | GFLOPs |', '|---|---|---|---|---|']
   for name, parts in detector_costs().items():
     lines += [f'| {name} | {part} | {cost.parameters:,} | {cost.multiply_adds:,} | {2e-9 * cost.multiply_adds:.1f} |'

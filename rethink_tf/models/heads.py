@@ -112,7 +112,7 @@ class MaskPredictor(tf_keras.layers.Layer):
 
   def __init__(self, num_classes: int, name: str = 'mask_predictor'):
     super().__init__(name=name, dtype='float32')
-    # Departure: Detectron draws this layer by MSRA; N(0, 0.001) is Detectron2's (recipe, section 8).
+    # Departure: Detectron draws this layer by MSRA; N(0, 0.001) is Detectron2's.
     self.conv = tf_keras.layers.Conv2D(num_classes, 1, kernel_initializer=initializers.gaussian(0.001),
                                        dtype='float32', name='conv')
 

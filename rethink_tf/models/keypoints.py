@@ -1,4 +1,4 @@
-"""Keypoint head (Mask R-CNN, section 4.5): one heat map a keypoint, of which one cell is right."""
+"""Keypoint head (Mask R-CNN, section 5): one heat map a keypoint, of which one cell is right."""
 
 from __future__ import annotations
 

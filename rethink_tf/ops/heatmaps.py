@@ -1,4 +1,4 @@
-"""Keypoints between frames: points to cells of a RoI's heat map, and heat maps to points (Mask R-CNN, section 4.5).
+"""Keypoints between frames: points to cells of a RoI's heat map, and heat maps to points (Mask R-CNN, section 5).
 
 Keypoints are [..., 3] y, x and visibility or score; y and x are indices of pixel centres, so a half lies between them
 and the continuous coordinates of boxes.

@@ -64,7 +64,7 @@ def write(folder: pathlib.Path, found: np.ndarray, k: float = 1, init: str | Non
   (folder / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
   if save:
     (folder / f'eval/step-{steps:08d}').mkdir(parents=True)
-    (folder / 'eval/ground_truth.json').write_text(json.dumps(gt))
+    (folder / f'eval/step-{steps:08d}/ground_truth.json').write_text(json.dumps(gt))
     (folder / f'eval/step-{steps:08d}/bbox.json').write_text(json.dumps(detections(gt, found)))
   return str(folder)
 

@@ -108,6 +108,13 @@ def test_what_is_written(tmp_path):
   assert all(path.stat().st_size > 2000 for path in out.glob('*.png'))
 
 
+def test_names_are_no_formulas_and_no_markup(tmp_path):
+  paths = [write(tmp_path / '$x_{$', HALF), write(tmp_path / '<b>&', HALF, init='w')]
+  compare(paths, str(tmp_path / 'out'), draws=20)
+  page = (tmp_path / 'out/index.html').read_text()
+  assert '$x_{$' in page and '&lt;b&gt;&amp;' in page and '<b>' not in page
+
+
 def test_the_tensorboard_log(tmp_path):
   from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
   run(tmp_path, HALF)
@@ -141,7 +148,7 @@ def test_own_pre_training_is_counted(tmp_path):
   (lambda p: (p / 'config.gin').unlink(), 'no config.gin'),
   (lambda p: (p / 'metrics.jsonl').write_text('{"kind": "train"}\n'), 'no evaluation'),
   (lambda p: (p / 'eval/step-00000100/bbox.json').write_text('[{'), 'evaluate the run again'),
-  (lambda p: (p / 'eval/ground_truth.json').write_text('[]'), 'does not hold a json object'),
+  (lambda p: (p / 'eval/step-00000100/ground_truth.json').write_text('[]'), 'does not hold a json object'),
 ])
 def test_broken_folders_are_named(tmp_path, break_it, message):
   paths = [write(tmp_path / 's', HALF), write(tmp_path / 'p', HALF, init='w')]

@@ -158,7 +158,7 @@ def test_xla_compiles_it_and_computes_the_same(style):
 
 @pytest.mark.parametrize('norm, extra', [(group_norm, 2 * 1856), (sync_batch_norm, 2 * 1856), (no_norm, 1856)])
 def test_parameters_of_the_connectors(norm, extra):
-  """Section 1.2 of the public wiring of a ResNet-50: 2,768,896 weights."""
+  """By the public code's wiring of a ResNet-50: 2,768,896 weights."""
   pair = complexity.count(lambda: CBNet(connector_norm=norm), [1, 224, 224, 3])
   single = complexity.count(ResNet, [1, 224, 224, 3])
   assert pair.parameters - 2 * single.parameters == 2_768_896 + extra

@@ -102,6 +102,22 @@ def test_parts_of_a_detector_add_up():
   assert list(without) == ['backbone', 'fpn', 'rpn', 'box head', 'total']
 
 
+
+@pytest.mark.parametrize('name, part, parameters', [
+  # two networks, their connectors without bias (the count of CBNet's code), gamma and beta of these
+  ('Mask R-CNN CBNet dual R50-FPN', 'backbone', 2 * 23_508_032 + 2_768_896 + 2 * (64 + 256 + 512 + 1024)),
+  # two further heads of four convolutions with a norm and fc1, 81 scores and 4 deltas each
+  ('Cascade Mask R-CNN R50-FPN', 'cascade',
+   2 * (4 * (256 * 256 * 9 + 2 * 256) + (49 * 256 + 1) * 1024 + (1024 + 1) * (81 + 4))),
+  # eight convolutions and a deconvolution with biases
+  ('Keypoint R-CNN R50-FPN, one class', 'keypoint head',
+   (256 * 9 + 1) * 512 + 7 * (512 * 9 + 1) * 512 + 512 * 17 * 16 + 17),
+  ('Faster R-CNN VGG-16, one level, no norm', 'backbone', 14_714_688),  # torchvision's `features`
+])
+def test_parts_of_further_systems(name, part, parameters):
+  assert complexity.count_detector(complexity.DETECTORS[name])[part].parameters == parameters
+
+
 def test_unknown_shapes_are_not_guessed():
   with tf.Graph().as_default():
     layer = tf_keras.layers.Conv2D(3, 1)

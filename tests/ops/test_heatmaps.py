@@ -11,7 +11,7 @@ SIZE = 56
 
 
 def reference_cells(keypoints, rois):
-  """The recipe's words, one point at a time."""
+  """Detectron's rule, one point at a time."""
   cells, valid = np.zeros(keypoints.shape[:2], int), np.zeros(keypoints.shape[:2], bool)
   for n, (y0, x0, y1, x1) in enumerate(rois.astype(np.float64)):
     for p, (y, x, visibility) in enumerate(keypoints[n].astype(np.float64)):
