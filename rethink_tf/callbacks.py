@@ -16,10 +16,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import tensorflow as tf
 import tf_keras
 
 from rethink_tf.errors import UserError
+from rethink_tf.interruption import Interruption
 from rethink_tf.run_folder import RunFolder
 
 
@@ -52,7 +52,7 @@ class StopOnNonFinite(tf_keras.callbacks.Callback):
 
   def on_train_batch_end(self, batch, logs=None):
     bad = [name for name, value in (logs or {}).items() if not np.isfinite(value).all()]
-    if bad:
+    if bad and not getattr(self.model, 'overflowed', False):  # of float16: that step was skipped (trainer.py)
       step = _iterations(self.model)
       images = ', '.join(str(int(image)) for image in self._facts(step - 1).image_ids)
       raise UserError(f'{", ".join(bad)} not finite at step {step}, image ids {images}: look at them, lower the '
@@ -95,8 +95,7 @@ class ProgressAndMetrics(tf_keras.callbacks.Callback):
 
   def on_train_begin(self, logs=None):
     self._step = self._reported_step = _iterations(self.model)
-    # Cancels the lines of steps that a kill has lost and this run repeats (RunFolder.read_metrics).
-    self._run_folder.append_metrics({'kind': 'resume', 'step': self._step, 'time': round(time.time(), 3)})
+    self._run_folder.continue_at(self._step)
     self._interval = Seen()
     self._first = True
 
@@ -143,11 +142,9 @@ class ProgressAndMetrics(tf_keras.callbacks.Callback):
     self._run_folder.append_metrics({
       'kind': 'train', 'step': self._step, 'epoch': self._epoch, **self._seen._asdict(), 'time': round(time.time(), 3),
       'learning_rate': rate, 'images_per_second': speed.images_per_second, **losses})
-    with self._run_folder.writer().as_default(step=self._step):
-      scalars = {**losses, 'learning_rate': rate, 'images_per_second': speed.images_per_second,
-                 'images': self._seen.images, 'instances': self._seen.instances, 'pixels': self._seen.pixels}
-      for name, value in scalars.items():
-        tf.summary.scalar(f'train/{name}', value)
+    scalars = {**losses, 'learning_rate': rate, 'images_per_second': speed.images_per_second,
+               'images': self._seen.images, 'instances': self._seen.instances, 'pixels': self._seen.pixels}
+    self._run_folder.add_scalars(self._step, {f'train/{name}': value for name, value in scalars.items()})
     self.model.reset_metrics()
     self._interval, self._reported_step, self._reported_at = Seen(), self._step, time.monotonic()
     self._first = False
@@ -170,14 +167,17 @@ class ProgressAndMetrics(tf_keras.callbacks.Callback):
 
 
 class SaveCheckpoints(tf_keras.callbacks.Callback):
-  """Writes a checkpoint every `every` steps and at the end of training.
+  """Writes a checkpoint every `every` steps, when a signal asks training to end, and at its end.
 
   Args:
     trackables: what is saved, by name: the model, the optimizer.
     state: called for the rest, such as ProgressAndMetrics.state.
+    also: step -> whether it is saved besides: those that are evaluated.
+    interruption: what tells of signals; entered around `fit`.
 
   Raises:
     UserError: the last checkpoint could not be written; at earlier ones training goes on.
+    Interrupted: after a signal, at the end of the step under way, once its checkpoint is written.
   """
 
   def __init__(
@@ -186,32 +186,51 @@ class SaveCheckpoints(tf_keras.callbacks.Callback):
     trackables: Mapping[str, Any],
     state: Callable[[], Mapping[str, Any]],
     every: int,
+    also: Callable[[int], bool] = lambda step: False,
+    interruption: Interruption | None = None,
   ):
     super().__init__()
     self._checkpoints, self._trackables, self._state, self._every = checkpoints, trackables, state, every
+    self._also, self._interruption = also, interruption or Interruption()
     self._saved_step: int | None = None
     self._before = 0
+    self._traced = False
 
   def on_train_begin(self, logs=None):
     self._before = self._saved_step = _iterations(self.model)  # step 0 holds nothing, any other one is on the disk
+    self._settle(self._before)
+
+  def on_train_batch_begin(self, batch, logs=None):
+    self._interruption.deferred = self._traced  # the first step may take minutes to trace, and loses nothing
 
   def on_train_batch_end(self, batch, logs=None):
     step = _iterations(self.model)
-    if step // self._every > self._before // self._every:
+    due = step // self._every > self._before // self._every or self._also(step)
+    if due or self._interruption.received is not None:
       self._save(step)
-    self._before = step
+    self._before, self._traced = step, True
+    self._settle(step)
 
   def on_train_end(self, logs=None):
     step = _iterations(self.model)
     if step != self._saved_step and not self._save(step):
       raise UserError(f'the last checkpoint (step {step}) could not be written, the reason is logged above: make room '
                       'and give the same command again; it goes on from the newest checkpoint')
+    self._settle(step)
 
   def _save(self, step: int) -> bool:
     saved = self._checkpoints.save(step, self._trackables, self._state())
     if saved:
       self._saved_step = step
     return saved
+
+  def _settle(self, step: int):
+    """Between steps: lets signals end training at once while there is nothing to lose, and ends it if one has come."""
+    interruption = self._interruption
+    interruption.deferred = step != self._saved_step
+    interruption.told = f'stopped; the same command continues from step {self._saved_step}'
+    if interruption.received is not None:
+      raise interruption.error()
 
 
 def duration(seconds: float) -> str:

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 import types
 
 import numpy as np
@@ -10,7 +12,8 @@ import tensorflow as tf
 import tf_keras
 
 from rethink_tf.callbacks import ProgressAndMetrics, SaveCheckpoints, StopOnNonFinite, duration
-from rethink_tf.errors import UserError
+from rethink_tf.errors import Interrupted, UserError
+from rethink_tf.interruption import Interruption
 from rethink_tf.optimizers import SGD
 from rethink_tf.run_folder import RunFolder
 from rethink_tf.schedules import KTimesSchedule
@@ -186,6 +189,63 @@ def test_a_failed_checkpoint_ends_the_run_only_at_the_end():
   with pytest.raises(UserError, match=r'the last checkpoint \(step 5\) could not be written'):
     fit([SaveCheckpoints(saved, {}, dict, every=2)], [1.] * 5)
   assert [step for step, _, _ in saved.calls] == [2, 4, 5]
+
+
+class Signal(tf_keras.callbacks.Callback):
+  """Sends SIGTERM to this process when a step begins or ends."""
+
+  def __init__(self, step, moment='begin'):
+    super().__init__()
+    self.step, self.moment = step, moment
+
+  def on_train_batch_begin(self, batch, logs=None):
+    if self.moment == 'begin' and self.model.optimizer.iterations.numpy() == self.step - 1:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  def on_train_batch_end(self, batch, logs=None):
+    if self.moment == 'end' and self.model.optimizer.iterations.numpy() == self.step:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_saves_at_the_end_of_the_step(folder):
+  saved, interruption = Saved(), Interruption()
+  progress = ProgressAndMetrics(folder, 8, facts, every=1)
+  saving = SaveCheckpoints(saved, {}, lambda: {'progress': progress.state()}, every=5, interruption=interruption)
+  with pytest.raises(Interrupted, match='continues from step 3') as caught, interruption:
+    fit([progress, saving, Signal(3)], [1.] * 8)
+  assert caught.value.signum == signal.SIGTERM
+  assert [(step, state['progress']['images']) for step, _, state in saved.calls] == [(3, 6)]
+
+
+@pytest.mark.parametrize('step, expected', [(4, [4]), (3, [4])])
+def test_a_signal_between_steps(step, expected):
+  """After a checkpoint training ends there and then, else at the end of the next step."""
+  saved, interruption = Saved(), Interruption()
+  saving = SaveCheckpoints(saved, {}, dict, every=4, interruption=interruption)
+  with pytest.raises(Interrupted, match='continues from step 4'), interruption:
+    fit([saving, Signal(step, 'end')], [1.] * 8)
+  assert [step for step, _, _ in saved.calls] == expected
+
+
+def test_a_signal_in_the_first_step_waits_for_nothing():
+  saved, interruption = Saved(), Interruption()
+  saving = SaveCheckpoints(saved, {}, dict, every=1, interruption=interruption)
+  with pytest.raises(Interrupted, match='continues from step 2'), interruption:
+    fit([saving, Signal(3)], [1.] * 4, start=2)
+  assert not saved.calls
+
+
+def test_a_signal_ends_training_though_the_disk_is_full():
+  interruption = Interruption()
+  saving = SaveCheckpoints(Saved(succeeds=False), {}, dict, every=2, interruption=interruption)
+  with pytest.raises(Interrupted, match='continues from step 0'), interruption:
+    fit([saving, Signal(3)], [1.] * 8)
+
+
+def test_steps_that_are_evaluated_are_saved():
+  saved = Saved()
+  fit([SaveCheckpoints(saved, {}, dict, every=4, also=lambda step: step % 3 == 0)], [1.] * 8)
+  assert [step for step, _, _ in saved.calls] == [3, 4, 6, 8]
 
 
 def test_two_replicas(folder, two_replicas):

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from rethink_tf.checkpoints import RunCheckpoints
+from rethink_tf.checkpoints import ON_DEMAND, RunCheckpoints
 from rethink_tf.errors import UserError
 from rethink_tf.optimizers import SGD
 from rethink_tf.run_folder import RunFolder
@@ -143,6 +143,182 @@ def test_damaged_newest_checkpoint_is_passed_over(local, damage):
   assert checkpoints.save(2, fresh, {'number': 2})  # takes the damaged one's place
   assert_same(trained, fresh)
   assert checkpoints.restore(parts()) == {'number': 2}
+
+
+@pytest.fixture(scope='module')
+def two(tmp_path_factory):
+  """A run with checkpoints of steps 1 and 2."""
+  local = RunFolder(str(tmp_path_factory.mktemp('two') / 'run'))
+  trained = parts()
+  for number in (1, 2):
+    step(trained)
+    RunCheckpoints(local).save(number, trained, {'number': number, 'seen': {'images': 16 * number, 'seconds': 1.5}})
+  return local
+
+
+@pytest.mark.parametrize('name', ['weights.data-00000-of-00001', 'weights.index', 'manifest.json'])
+def test_a_bit_flipped_anywhere_is_noticed(two, name, tmp_path):
+  """At 60 places of each file, the first and the last byte among them."""
+  path = os.path.join(two.join('checkpoints', 'step-00000002'), name)
+  with open(path, 'rb') as file:
+    sound = file.read()
+  rng = np.random.default_rng(len(sound))
+  fresh = parts()
+  try:
+    for place in (0, len(sound) - 1, *rng.choice(len(sound), 58, replace=False).tolist()):
+      spoilt = bytearray(sound)
+      spoilt[place] ^= 1 << int(rng.integers(8))
+      with open(path, 'wb') as file:
+        file.write(spoilt)
+      assert RunCheckpoints(two).restore(fresh)['number'] == 1, place
+  finally:
+    with open(path, 'wb') as file:
+      file.write(sound)
+  assert RunCheckpoints(two).restore(fresh)['number'] == 2
+
+
+@pytest.mark.parametrize('name', ['weights.data-00000-of-00001', 'weights.index', 'manifest.json'])
+@pytest.mark.parametrize('share', [None, 0., .3, .99])
+def test_a_file_cut_anywhere_is_noticed(two, name, share, tmp_path):
+  copy = RunFolder(str(tmp_path))
+  shutil.copytree(two.join('checkpoints'), copy.join('checkpoints'))
+  path = os.path.join(copy.join('checkpoints', 'step-00000002'), name)
+  if share is None:
+    os.remove(path)
+  else:
+    os.truncate(path, int(share * os.path.getsize(path)))
+  assert RunCheckpoints(copy).restore(parts())['number'] == 1
+
+
+def test_a_checkpoint_from_before_there_were_checksums_is_read(two, tmp_path):
+  copy = RunFolder(str(tmp_path))
+  shutil.copytree(two.join('checkpoints'), copy.join('checkpoints'))
+  path = os.path.join(copy.join('checkpoints', 'step-00000002'), 'manifest.json')
+  with open(path) as file:
+    manifest = json.load(file)
+  with open(path, 'w') as file:
+    json.dump({name: manifest[name] for name in ('step', 'files', 'state')}, file)
+  assert RunCheckpoints(copy).restore(parts())['number'] == 2
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_none(two, tmp_path):
+  copy = RunFolder(str(tmp_path))
+  shutil.copytree(two.join('checkpoints', 'step-00000002'), copy.join('checkpoints', 'step-00000009'))
+  with pytest.raises(UserError, match=r'is damaged \(steps 9\)'):
+    RunCheckpoints(copy).restore(parts())
+
+
+@pytest.fixture
+def hurried(monkeypatch):
+  monkeypatch.setattr('rethink_tf.retries.time.sleep', lambda seconds: None)
+
+
+def refusing(function, times):
+  """`function` while storage restarts: it fails so many times."""
+  calls = []
+
+  def flaky(*arguments, **settings):
+    calls.append(arguments)
+    if len(calls) <= times:
+      raise tf.errors.UnavailableError(None, None, 'storage restarts')
+    return function(*arguments, **settings)
+
+  return flaky
+
+
+def test_storage_that_fails_for_a_moment_costs_no_checkpoint(folder, monkeypatch, hurried):
+  checkpoints, trained = RunCheckpoints(folder), parts()
+  monkeypatch.setattr(tf.io.gfile, 'makedirs', refusing(tf.io.gfile.makedirs, 3))
+  assert checkpoints.save(1, trained, {'number': 1}) and checkpoints.failures == 0
+  monkeypatch.setattr(tf.io.gfile, 'stat', refusing(tf.io.gfile.stat, 3))
+  assert checkpoints.restore(parts(seed=1)) == {'number': 1}
+
+
+def test_storage_that_stays_away_is_no_damage(two, monkeypatch, hurried):
+  """Falling back would train again what is only out of reach."""
+  monkeypatch.setattr(tf.io.gfile, 'stat', refusing(tf.io.gfile.stat, 1000))
+  with pytest.raises(UserError, match='step-00000002 cannot be read, though it may be sound: storage rest') as error:
+    RunCheckpoints(two).restore(parts())
+  assert '\n' not in str(error.value)
+
+
+def evaluate(folder, step, **figures):
+  folder.append_metrics({'kind': 'eval', 'step': step, 'time': 1., **figures})
+
+
+def best_of(folder):
+  with tf.io.gfile.GFile(folder.join('best.json')) as file:
+    return json.load(file)
+
+
+def test_the_best_is_kept_beside_the_newest(folder):
+  checkpoints, trained = RunCheckpoints(folder, keep=2), parts()
+  checkpoints.keep_best('box/AP', lambda: -1)
+  for number, figure in ((1, 10.), (2, 30.), (3, 20.), (4, 25.), (5, -1.), (6, None)):
+    checkpoints.save(number, trained, {'number': number})
+    evaluate(folder, number, **{'box/AP': figure, 'mask/AP': 40. - number})
+  checkpoints.tidy()
+  assert checkpoints.steps() == [2, 5, 6]
+  assert best_of(folder) == {'checkpoint': 'checkpoints/step-00000002', 'step': 2, 'metric': 'box/AP', 'value': 30.}
+  assert checkpoints.best('box/AP') == (2, 'box/AP', 30.) and checkpoints.best('mask/AP').step == 2
+  assert checkpoints.restore(parts(), checkpoints.choose('best', 'box/AP')) == {'number': 2}
+  evaluate(folder, 6, **{'box/AP': 30.})  # as good, and later
+  checkpoints.tidy()
+  assert checkpoints.steps() == [5, 6] and best_of(folder)['step'] == 6
+
+
+def test_what_is_being_evaluated_stays_until_its_figures_are_known(local):
+  checkpoints, trained = RunCheckpoints(local, keep=1), parts()
+  checkpoints.keep_best('box/AP', lambda: 2)
+  evaluate(local, 1, **{'box/AP': 10.})
+  for number in (1, 2, 3, 4):
+    checkpoints.save(number, trained, {})
+  assert checkpoints.steps() == [1, 2, 4]
+  evaluate(local, 2, **{'box/AP': 5.})
+  checkpoints.tidy()
+  assert checkpoints.steps() == [1, 4]
+
+
+def test_figures_of_lost_training_and_on_demand_make_no_best(local):
+  checkpoints, trained = RunCheckpoints(local, keep=3), parts()
+  checkpoints.keep_best('box/AP', lambda: -1)
+  for number, figure in ((1, 10.), (2, 30.), (3, 50.)):
+    checkpoints.save(number, trained, {})
+    evaluate(local, number, **{'box/AP': figure})
+  local.continue_at(2)  # the checkpoint of step 3 was damaged
+  evaluate(local, 1, **{'box/AP': 99., ON_DEMAND: True})  # with test-time augmentation, say
+  assert checkpoints.best('box/AP').step == 2
+  checkpoints.tidy()
+  assert best_of(local)['step'] == 2
+
+
+def test_averages_may_decide(local):
+  checkpoints, trained = RunCheckpoints(local), parts()
+  for number, figure in ((1, 30.), (2, 20.)):
+    checkpoints.save(number, trained, {})
+    evaluate(local.part('ema'), number, **{'box/AP': figure})
+  assert checkpoints.best('ema/box/AP') == (1, 'ema/box/AP', 30.) and checkpoints.best('box/AP') is None
+
+
+def test_a_figure_that_no_evaluation_has_is_told(local, caplog):
+  checkpoints = RunCheckpoints(local)
+  checkpoints.keep_best('maks/AP', lambda: -1)
+  evaluate(local, 1, **{'box/AP': 1., 'mask/AP': 1.})
+  checkpoints.save(1, parts(), {})
+  assert 'maks/AP' in caplog.text and 'box/AP, mask/AP' in caplog.text and 'run.keep_best' in caplog.text
+  assert not tf.io.gfile.exists(local.join('best.json'))
+
+
+@pytest.mark.parametrize('which, expected', [('latest', None), ('2', 2), (1, 1)])
+def test_choosing(two, which, expected):
+  assert RunCheckpoints(two).choose(which, 'box/AP') == expected
+
+
+@pytest.mark.parametrize('which, told', [('best', r'by box/AP, so none is the best.*\[1, 2\]'),
+                                         ('newest', 'latest, best or a step, such as 2'), ('-1', 'latest, best')])
+def test_choosing_what_is_not_there(two, which, told):
+  with pytest.raises(UserError, match=told):
+    RunCheckpoints(two).choose(which, 'box/AP')
 
 
 def test_nothing_sound_left_is_no_silent_start_from_zero(local):

@@ -1,17 +1,23 @@
 """Pre-training through gin from class folders: it learns, continues, is evaluated, and refuses what cannot work."""
 
+import json
+import os
 import pathlib
+import signal
 import subprocess
 import sys
+import threading
+import time
 
 import gin
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from rethink_tf import experiment, gin_files
 from rethink_tf.data.classification import ImageFolder
 from rethink_tf.data.classification_input import ClassificationEvalInput
-from rethink_tf.errors import UserError
+from rethink_tf.errors import Interrupted, UserError
 from rethink_tf.losses import ClassificationLoss
 from rethink_tf.models.classifier import Classifier
 from rethink_tf.models.resnet import ResNet
@@ -78,6 +84,63 @@ def test_a_run_in_two_parts_is_the_run_in_one(trained, tmp_path):
     runs[name] = [line for line in RunFolder(tmp_path / name, create=False).read_metrics() if line['kind'] == 'train']
   assert [line['step'] for line in runs['parts']] == [line['step'] for line in runs['whole']] == list(range(1, 9))
   np.testing.assert_allclose(*([line['loss/class'] for line in run] for run in runs.values()), rtol=1e-2)
+
+
+def variables(path):
+  (newest,) = sorted((path / 'checkpoints').glob('step-*'))[-1:]
+  reader = tf.train.load_checkpoint(str(newest / 'weights'))
+  return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()
+          if name.endswith('VARIABLE_VALUE') and 'save_counter' not in name}
+
+
+def test_averages_are_scored_beside_the_weights(trained, tmp_path):
+  """… saved, restored, evaluated again, and the best checkpoint is the one that they say."""
+  data, _, _ = trained
+  params = ('run.ema = @ExponentialMovingAverage', 'TopKEvaluator.every = 2', 'run.keep_checkpoints = 1',
+            "run.keep_best = 'ema/top-1'", 'NORM = @sync_batch_norm')
+  for epochs in (1, 2):  # in two parts
+    configure(data, f'EpochSchedule.epochs = {epochs}', *params)
+    figures = experiment.run('train', str(tmp_path))
+    gin.clear_config()
+  lines = RunFolder(tmp_path, create=False).read_metrics()
+  assert [(line['kind'], line['step']) for line in lines if line['kind'] != 'train'] == [
+    (kind, step) for step in (2, 4) for kind in ('eval', 'eval/ema')]
+  assert figures['ema/cross-entropy'] == lines[-1]['ema/cross-entropy'] != figures['cross-entropy']
+  assert (tmp_path / 'ema/eval/step-00000004/categories.csv').exists()
+  saved = variables(tmp_path)
+  assert saved['ema/updates/.ATTRIBUTES/VARIABLE_VALUE'] == 4
+  best = json.loads((tmp_path / 'best.json').read_text())
+  assert best['metric'] == 'ema/top-1' and best['step'] in (2, 4)
+  assert {path.name for path in (tmp_path / 'checkpoints').iterdir()} == {'step-00000004', f'step-{best["step"]:08d}'}
+  gin_files.parse([str(tmp_path / 'config.gin')])
+  assert experiment.run('evaluate', str(tmp_path), checkpoint='4') == pytest.approx(figures, abs=1e-4)
+  assert experiment.run('evaluate', str(tmp_path), checkpoint='best')['ema/top-1'] == pytest.approx(best['value'])
+  with pytest.raises(UserError, match='no checkpoint of step 3'):
+    experiment.run('evaluate', str(tmp_path), checkpoint='3')
+
+
+def test_a_pre_empted_run_has_saved_its_last_step(trained, tmp_path):
+  data, _, _ = trained
+  configure(data, 'EpochSchedule.epochs = 1000', 'run.checkpoint_every = 1000')
+  folder = RunFolder(tmp_path)
+
+  def pre_empt():
+    while not any(line['kind'] == 'train' and line['step'] >= 3 for line in folder.read_metrics()):
+      time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  thread = threading.Thread(target=pre_empt)
+  thread.start()
+  with pytest.raises(Interrupted, match='continues from step') as caught:
+    experiment.run('train', str(tmp_path))
+  thread.join()
+  assert caught.value.signum == signal.SIGTERM
+  last = folder.read_metrics()[-1]['step']
+  assert 3 <= last < 2000 and [path.name for path in (tmp_path / 'checkpoints').iterdir()] == [f'step-{last:08d}']
+  configure(data, f'EpochSchedule.epochs = {last // 2 + 1}')
+  experiment.run('train', str(tmp_path))
+  steps = [line['step'] for line in folder.read_metrics() if line['kind'] == 'train']
+  assert steps == list(range(1, 2 * (last // 2 + 1) + 1))  # none was lost, none trained twice
 
 
 def test_micro_batches_and_several_settings_of_the_input(trained, tmp_path):

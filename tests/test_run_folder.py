@@ -1,16 +1,21 @@
 """Metrics survive kills and full disks; provenance says what made a run."""
 
+import contextlib
+import errno
 import json
 import math
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorboard.backend.event_processing import plugin_event_accumulator
 
 import rethink_tf
 from rethink_tf import run_folder
@@ -97,17 +102,125 @@ def test_lines_of_a_killed_writer_are_whole(tmp_path):
   assert [line['step'] for line in folder.read_metrics()] == list(range(1, len(folder.read_metrics()) + 1))
 
 
-def test_full_disk_loses_lines_but_not_the_run(tmp_path):
-  folder = RunFolder(str(tmp_path))
-  folder.append_metrics({'step': 1})
+@contextlib.contextmanager
+def file_size_limit(size):
+  """What a full disk looks like to a writer."""
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (os.path.getsize(folder.join('metrics.jsonl')), limits[1]))
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
   try:
-    folder.append_metrics({'step': 2})
+    yield
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-  folder.append_metrics({'step': 3})
-  assert folder.read_metrics() == [{'step': 1}, {'step': 3}]
+
+
+@pytest.mark.parametrize('room', [0, 5])
+def test_lines_wait_while_the_disk_is_full(tmp_path, caplog, room):
+  folder = RunFolder(str(tmp_path))
+  folder.append_metrics({'step': 1})
+  size = os.path.getsize(folder.join('metrics.jsonl'))
+  with file_size_limit(size + room):
+    for step in (2, 3, 4):
+      folder.append_metrics({'step': step})
+    assert os.path.getsize(folder.join('metrics.jsonl')) == size  # no part of a line either
+    assert [line['step'] for line in folder.read_metrics()] == [1, 2, 3, 4]
+  assert folder.failures == {'metrics.jsonl': 3}
+  assert len([record for record in caplog.records if 'metrics.jsonl could not be written' in record.message]) == 1
+  folder.append_metrics({'step': 5})
+  assert [line['step'] for line in RunFolder(str(tmp_path)).read_metrics()] == [1, 2, 3, 4, 5]
+  assert not folder.failures
+
+
+def test_the_end_writes_what_waits(tmp_path):
+  folder = RunFolder(str(tmp_path))
+  with file_size_limit(0):
+    folder.append_metrics({'step': 1})
+  folder.flush()
+  assert RunFolder(str(tmp_path)).read_metrics() == [{'step': 1}]
+
+
+def test_a_folder_that_vanishes_costs_figures_but_not_the_run(tmp_path, caplog):
+  folder = RunFolder(str(tmp_path / 'run'))
+  folder.append_metrics({'step': 1})
+  folder.add_scalars(1, {'loss': 1.})
+  folder.flush()
+  shutil.rmtree(folder.path)
+  for step in (2, 3):
+    folder.append_metrics({'step': step})
+    folder.add_scalars(step, {'loss': 1.})
+    folder.flush()
+  assert folder.failures['metrics.jsonl'] >= 2
+  messages = [record.getMessage() for record in caplog.records]
+  assert len([message for message in messages if 'metrics.jsonl could not be written' in message]) == 1
+  with pytest.raises(UserError, match='cannot write to the run folder .*config.gin'):
+    folder.write_text('config.gin', '')
+  os.mkdir(folder.path)
+  folder.flush()
+  assert [line['step'] for line in folder.read_metrics()] == [2, 3]
+
+
+def test_storage_that_fails_for_a_moment_is_asked_again(tmp_path, monkeypatch):
+  folder = RunFolder(str(tmp_path))
+  rename, calls = tf.io.gfile.rename, []
+
+  def flaky(*arguments, **settings):
+    calls.append(arguments)
+    if len(calls) < 3:
+      raise tf.errors.UnavailableError(None, None, 'restarting')
+    return rename(*arguments, **settings)
+
+  monkeypatch.setattr(tf.io.gfile, 'rename', flaky)
+  monkeypatch.setattr('rethink_tf.retries.time.sleep', lambda seconds: None)
+  folder.write_text('note.txt', 'kept')
+  with tf.io.gfile.GFile(folder.join('note.txt')) as file:
+    assert file.read() == 'kept'
+  assert len(calls) == 3
+
+
+def test_what_cannot_be_written_is_told_once_and_counted(tmp_path, caplog):
+  folder = RunFolder(str(tmp_path))
+
+  def full():
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  assert not any(folder.attempt('curves.png', full) for _ in range(5))
+  assert folder.failures == {'curves.png': 5}
+  (told,) = [record.getMessage() for record in caplog.records]
+  assert 'curves.png could not be written: No space left on device; the run goes on' in told
+  assert folder.attempt('curves.png', lambda: None) and not folder.failures
+
+
+def scalars(folder, name=''):
+  """TensorBoard's own view of a curve: (step, value)."""
+  accumulator = plugin_event_accumulator.EventAccumulator(folder.join('tensorboard', *filter(None, [name])))
+  accumulator.Reload()
+  return {tag: [(event.step, float(tf.make_ndarray(event.tensor_proto))) for event in accumulator.Tensors(tag)]
+          for tag in accumulator.Tags()[plugin_event_accumulator.TENSORS]}
+
+
+def test_a_curve_goes_on_where_the_run_does(tmp_path):
+  """Of steps that were lost, TensorBoard and metrics.jsonl show what the second time gave."""
+  for start, end, value in ((0, 6, 1.), (3, 5, 2.)):
+    folder = RunFolder(str(tmp_path))
+    folder.continue_at(start)
+    for step in range(start + 1, end + 1):
+      folder.append_metrics({'kind': 'train', 'step': step, 'loss': value})
+      folder.add_scalars(step, {'train/loss': value})
+    folder.flush()
+    time.sleep(1.1)  # event files are told apart by the second
+  expected = [(1, 1.), (2, 1.), (3, 1.), (4, 2.), (5, 2.)]
+  assert [(line['step'], line['loss']) for line in folder.read_metrics()] == expected
+  assert scalars(folder)['train/loss'] == expected
+
+
+def test_a_part_keeps_its_figures_apart_in_the_same_records(folder):
+  part = folder.part('ema')
+  folder.append_metrics({'kind': 'eval', 'step': 2, 'time': 1., 'box/AP': 40.})
+  part.append_metrics({'kind': 'eval', 'step': 2, 'time': 2., 'box/AP': 41., 'eval_seconds': 3.})
+  assert folder.read_metrics() == [
+    {'kind': 'eval', 'step': 2, 'time': 1., 'box/AP': 40.},
+    {'kind': 'eval/ema', 'step': 2, 'time': 2., 'ema/box/AP': 41., 'ema/eval_seconds': 3.}]
+  assert part.read_metrics() == [{'kind': 'eval', 'step': 2, 'time': 2., 'box/AP': 41., 'eval_seconds': 3.}]
+  assert part.join('eval', 'x') == folder.join('ema', 'eval', 'x') and part.writer() is folder.writer('ema')
 
 
 def test_tensorboard_events(folder):

@@ -1,0 +1,63 @@
+"""How a command ends: one line, one exit code."""
+
+import errno
+import os
+import signal
+
+import pytest
+import tensorflow as tf
+
+from rethink_tf.errors import EXIT_CODES, Interrupted, UserError, as_command, in_one_line
+
+
+def end(main, capsys, argv=('command',)):
+  """Exit code and the error output of a command."""
+  with pytest.raises(SystemExit) as caught:
+    as_command(main, argv, 'stopped; the same command continues')
+  return caught.value.code, capsys.readouterr().err
+
+
+def throw(error):
+  raise error
+
+
+def test_a_user_error_is_its_first_line(capsys):
+  assert end(lambda: throw(UserError('no such file: give another\n  in call to x')), capsys) == (
+    1, 'error: no such file: give another\n')
+
+
+def test_an_argument_too_many_is_refused_before_anything_is_done(capsys):
+  code, told = end(lambda: throw(AssertionError('was called')), capsys, ('command', 'gin_file=x'))
+  assert code == 1 and "'gin_file=x'" in told and '--help' in told
+
+
+@pytest.mark.parametrize('signum, code', [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_signals_have_their_exit_codes(signum, code, capsys):
+  def wait():
+    os.kill(os.getpid(), signum)
+    signal.pause()
+
+  assert EXIT_CODES[signum] == code
+  before = signal.getsignal(signum)
+  assert end(wait, capsys) == (code, 'stopped; the same command continues\n')
+  assert signal.getsignal(signum) == before
+
+
+def test_an_interruption_may_say_where_it_goes_on(capsys):
+  assert end(lambda: throw(Interrupted(signal.SIGTERM, 'stopped; continues from step 7')), capsys) == (
+    75, 'stopped; continues from step 7\n')
+
+
+def test_a_programming_error_keeps_its_traceback():
+  with pytest.raises(ZeroDivisionError):
+    as_command(lambda: 1 / 0, ['command'], '')
+
+
+@pytest.mark.parametrize('error, text', [
+  (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), '/x'), 'No space left on device'),
+  (tf.errors.UnavailableError(None, None, 'try\n  later'), 'try later'),
+  (tf.errors.ResourceExhaustedError(None, None, '{{function_node __wrapped__SaveV2_device_/device:CPU:0}} /x; full'),
+   '/x; full'),
+  (ValueError('a\nb'), 'a b'), (ValueError(), 'ValueError')], ids=['system', 'status', 'operation', 'value', 'empty'])
+def test_errors_in_one_line(error, text):
+  assert in_one_line(error) == text
