@@ -14,7 +14,7 @@ from rethink_tf.errors import UserError
 from rethink_tf.ops.masks import PASTE_MODES, paste
 from rethink_tf.periodic_evaluation import PeriodicEvaluation
 from rethink_tf.run_folder import RunFolder
-from rethink_tf.scoring import Found, Scorer
+from rethink_tf.scoring import Found, Scorer, from_bytes, to_bytes
 from rethink_tf.structures import Batch, Detections
 
 PROGRESS_SECONDS = 10.0
@@ -28,11 +28,15 @@ class DetectionEvaluator(PeriodicEvaluation):
   beside them, one evaluation at a time; what fails there ends training at the next step. A kill loses no more than the
   scoring under way.
 
+  Of several workers each predicts its share of the batches; the others then leave theirs to the chief, in a thread too.
+
   Args:
     eval_input, predict, source, run_folder, every, at_end: as for CocoEvaluator.
     make_scorer: called with the function (step, name, bytes) -> path that writes into the folder of a step.
     mask_paste: 'accurate' or 'detectron' (ops/masks.py).
   """
+
+  main_metric = 'box/AP'
 
   def __init__(
     self,
@@ -99,6 +103,11 @@ class DetectionEvaluator(PeriodicEvaluation):
     """Everything after prediction; runs in the scoring thread."""
     found = [one for job in jobs for one in job.result()]
     jobs.clear()  # the masks are held once
+    if not self.workers.chief:
+      return self.workers.send(self._run_folder, f'detections-{step}', to_bytes(found))
+    for data in self.workers.receive(self._run_folder, f'detections-{step}'):
+      found += from_bytes(data)
+    found = self._in_order(found)
     gt = self._source.annotations()
     scores = self._scorer.score(found, gt)
     seconds = time.monotonic() - begin
@@ -111,55 +120,42 @@ class DetectionEvaluator(PeriodicEvaluation):
 
   def _detect(self, step: int) -> list[concurrent.futures.Future]:
     """Predicts all images -> a list[Found] for each batch, in time: masks are pasted in threads of their own."""
-    total, ids, jobs = len(self._source.image_ids), [], []
+    total, done, jobs = -(-len(self._source.image_ids) // self.workers.count), 0, []
     start = shown = time.monotonic()
     pool = concurrent.futures.ThreadPoolExecutor(PASTE_THREADS, thread_name_prefix='paste')
     try:
-      for batch in self._input.dataset():
+      for batch in self._input.dataset((self.workers.index, self.workers.count)):
         detections = self._predict(batch)
         labels = [np.asarray(field) for field in (batch.image_ids, batch.scales, batch.original_sizes)]
         detections = [None if field is None else np.asarray(field) for field in detections]
-        jobs.append(pool.submit(self._restore, *labels, *detections))
-        ids += labels[0][labels[0] >= 0].tolist()
+        jobs.append(pool.submit(restore, self._mask_paste, *labels, *detections))
+        done += int((labels[0] >= 0).sum())
         if time.monotonic() - shown > PROGRESS_SECONDS:
           shown = time.monotonic()
-          speed = len(ids) / (shown - start)
+          speed = done / (shown - start)
           print(
-            f'evaluation at step {step}: {len(ids)}/{total} images, {speed:.3g} images/s, '
-            f'{_duration((total - len(ids)) / speed)} left\n',
+            f'evaluation at step {step}: {done}/{total} images, {speed:.3g} images/s, '
+            f'{_duration(max(total - done, 0) / speed)} left\n',
             end='', flush=True,
           )
     finally:
       pool.shutdown(wait=False)
-    if sorted(ids) != sorted(np.asarray(self._source.image_ids).tolist()):
-      missing = set(np.asarray(self._source.image_ids).tolist()) - set(ids)
-      raise UserError(
-        f'{self._source.name}: evaluation saw {len(ids)} images ({len(set(ids))} different ones) and missed '
-        f'{len(missing)} of {total}: build eval_input from the source that is scored'
-      )
     return jobs
 
-  def _restore(self, image_ids, scales, sizes, boxes, scores, classes, masks, keypoints) -> list[Found]:
-    """One batch of detections (NumPy) in pixels of the photographs, without empty slots and filling images."""
-    found = []
-    for i in np.flatnonzero(image_ids >= 0):
-      height, width = sizes[i].tolist()
-      restored = boxes[i].astype(np.float64) / scales[i][[0, 1, 0, 1]]
-      restored = np.clip(restored, 0, [height, width, height, width])
-      slots = np.flatnonzero(
-        (scores[i] > 0) & (classes[i] > 0) & (restored[:, 2] > restored[:, 0]) & (restored[:, 3] > restored[:, 1])
+  def _in_order(self, found: list[Found]) -> list[Found]:
+    """The detections in the order of the source, whoever predicted them.
+
+    Raises:
+      UserError: an image is missing, or there twice.
+    """
+    expected = np.asarray(self._source.image_ids).tolist()
+    by_id = {one.image_id: one for one in found}
+    if len(found) != len(expected) or by_id.keys() != set(expected):
+      raise UserError(
+        f'{self._source.name}: evaluation saw {len(found)} images ({len(by_id)} different ones) and missed '
+        f'{len(set(expected) - by_id.keys())} of {len(expected)}: build eval_input from the source that is scored'
       )
-      rles = None
-      if masks is not None:
-        rles = paste(masks[i][slots], restored[slots], height, width, self._mask_paste)
-        rles = [{'size': rle['size'], 'counts': rle['counts'].decode('ascii')} for rle in rles]
-      points = None
-      if keypoints is not None:
-        points = keypoints[i][slots].astype(np.float64)
-        points[..., :2] = (points[..., :2] + 0.5) / scales[i] - 0.5  # indices of pixel centres
-      one = restored[slots], scores[i][slots].astype(np.float64), classes[i][slots].astype(np.int64), rles, points
-      found.append(Found(int(image_ids[i]), *one))
-    return found
+    return [by_id[image_id] for image_id in expected]
 
 
 @gin.register
@@ -168,8 +164,8 @@ class CocoEvaluator(DetectionEvaluator):
 
   Each evaluation leaves under eval/step-00001234/ the figures by category (categories.csv) and predictions beside
   the ground truth (pictures.png), and the newest one the detections in COCO's submission format (bbox.json,
-  segm.json, keypoints.json); a line in metrics.jsonl; and in TensorBoard the scalars eval/box/AP, eval/mask/AP, ...
-  and the pictures.
+  segm.json, keypoints.json) with the ground truth, for comparing runs; a line in metrics.jsonl; and in TensorBoard the
+  scalars eval/box/AP, eval/mask/AP, ... and the pictures.
   A file that cannot be written is logged and costs nothing else.
 
   Args:
@@ -215,6 +211,29 @@ class CocoEvaluator(DetectionEvaluator):
       eval_input, predict, source, run_folder, every, at_end,
       lambda write: Scorer(source, run_folder, write, num_pictures, backend, save_results, keypoint_sigmas), mask_paste,
     )
+
+
+def restore(mask_paste, image_ids, scales, sizes, boxes, scores, classes, masks, keypoints) -> list[Found]:
+  """One batch of detections (NumPy) in pixels of the photographs, without empty slots and filling images."""
+  found = []
+  for i in np.flatnonzero(image_ids >= 0):
+    height, width = sizes[i].tolist()
+    restored = boxes[i].astype(np.float64) / scales[i][[0, 1, 0, 1]]
+    restored = np.clip(restored, 0, [height, width, height, width])
+    slots = np.flatnonzero(
+      (scores[i] > 0) & (classes[i] > 0) & (restored[:, 2] > restored[:, 0]) & (restored[:, 3] > restored[:, 1])
+    )
+    rles = None
+    if masks is not None:
+      rles = paste(masks[i][slots], restored[slots], height, width, mask_paste)
+      rles = [{'size': rle['size'], 'counts': rle['counts'].decode('ascii')} for rle in rles]
+    points = None
+    if keypoints is not None:
+      points = keypoints[i][slots].astype(np.float64)
+      points[..., :2] = (points[..., :2] + 0.5) / scales[i] - 0.5  # indices of pixel centres
+    one = restored[slots], scores[i][slots].astype(np.float64), classes[i][slots].astype(np.int64), rles, points
+    found.append(Found(int(image_ids[i]), *one))
+  return found
 
 
 def _duration(seconds: float) -> str:

@@ -23,7 +23,7 @@ from rethink_tf import (  # noqa: F401  some so that gin files find them
   voc_evaluator,
 )
 from rethink_tf.callbacks import ProgressAndMetrics, SaveCheckpoints, StopOnNonFinite
-from rethink_tf.checkpoints import RunCheckpoints
+from rethink_tf.checkpoints import ON_DEMAND, RunCheckpoints
 from rethink_tf.data import (  # noqa: F401  so that gin files find them
   classification,
   classification_input,
@@ -32,13 +32,17 @@ from rethink_tf.data import (  # noqa: F401  so that gin files find them
   records,
   stream,
   stream_records,
+  synthetic_classes,
   voc,
 )
 from rethink_tf.data.categories import categories_to_json
 from rethink_tf.data.pipeline import EvalInput, TrainInput
 from rethink_tf.data.synthetic import SyntheticSource
+from rethink_tf.ema import EvaluationOfBoth, OnAverages
 from rethink_tf.errors import UserError
 from rethink_tf.evaluator import CocoEvaluator
+from rethink_tf.follow import FollowedFolder, follow, write_schedule
+from rethink_tf.interruption import Interruption
 from rethink_tf.losses import MaskRCNNLoss
 from rethink_tf.models import cascade, cbnet, classifier, vgg  # noqa: F401  so that gin files find them
 from rethink_tf.models.mask_rcnn import MaskRCNN
@@ -48,6 +52,7 @@ from rethink_tf.run_folder import RunFolder
 from rethink_tf.schedules import KTimesSchedule
 from rethink_tf.trainer import Trainer
 from rethink_tf.weights import plain_run, pretrained  # noqa: F401  so that gin files find it
+from rethink_tf.workers import ALONE
 
 PRECISIONS = ('float32', 'mixed_bfloat16', 'mixed_float16')
 
@@ -67,6 +72,8 @@ class Parts(NamedTuple):
   training_input: Callable[[], Any]  # reads the annotations of the training images, hence only on demand
   scoring: Any  # the input of evaluation
   checkpoints: RunCheckpoints
+  test_augmentation: Any = None  # what looks at several views of each photograph, if the configuration has it
+  averages: Any = None  # of the weights, if the configuration has them; nothing restored yet either
 
 
 # Over 60 lines: half of them list and explain the parts, which is what the root of a gin file is for.
@@ -87,6 +94,7 @@ def run(
   precise_statistics=None,
   initial_weights=None,
   test_augmentation=None,
+  ema=None,
   batch_size: int = 16,
   images_per_device: int = 2,
   eval_images_per_device: int = 1,
@@ -96,29 +104,44 @@ def run(
   log_every: int = 20,
   checkpoint_every: int = 2500,
   keep_checkpoints: int = 3,
+  keep_best: bool | str = True,
+  checkpoint: str | int = 'latest',
+  own_evaluation: bool = True,
+  follow_minutes: float = 120.0,
+  steps_per_execution: int = 1,
 ) -> Any:
   """Trains a detector from a gin file, or evaluates a run; returns the last evaluation's figures in percent.
 
-  task: 'train' (continues where the run folder stands), 'evaluate' (its newest checkpoint), or a function of the
-  Parts, whose result is returned.
+  task: 'train' (continues where the run folder stands), 'evaluate' (its newest checkpoint), 'follow' (every new one of
+  a run that another job trains, follow.py), or a function of the Parts, whose result is returned.
   model, *_source, *_input, losses, optimizer, schedule, evaluator, strategy: constructors, called here once devices,
   batch size and data are known; what gin binds on them is theirs.
   precise_statistics: constructor of a callback that corrects the network before each evaluation and checkpoint.
   initial_weights: what a run that begins calls with its detector (weights.pretrained); None: random ones.
   test_augmentation: what makes every evaluation look at several views of each photograph (tta.py); None: at one.
+  ema: ExponentialMovingAverage, evaluated beside the weights themselves as 'ema/box/AP', …; None: no average.
   batch_size: images of a step over all devices. images_per_device: at most so many at a time (the paper's 2 an 8-GPU
   machine's card); a device that has to do more accumulates gradients.
+  keep_checkpoints: so many of the newest stay, and the one with the highest figure: the evaluator's main one, or the
+  one that keep_best names ('mask/AP', 'ema/box/AP'); False: none. checkpoint: what 'evaluate' takes: 'latest', 'best'
+  or a step.
   precision: Keras policy. deterministic: two runs give identical weights, at some cost in speed.
+  own_evaluation: False leaves evaluation to a follower. follow_minutes: how long that one waits for a new checkpoint.
+  steps_per_execution: so many steps between two looks at the losses (Keras' argument; a TPU then need not wait for the
+  host); log_every, checkpoint_every and the evaluator's `every` are multiples of it.
   Errors: UserError for everything that a user can mend.
   """
-  if not callable(task) and task not in ('train', 'evaluate'):
-    raise UserError(f"task = {task!r}: use 'train' or 'evaluate'")
-  folder = RunFolder(model_dir, create=task == 'train')
+  if not callable(task) and task not in ('train', 'evaluate', 'follow'):
+    raise UserError(f"task = {task!r}: use 'train', 'evaluate' or 'follow'")
   strategy = strategy()  # first of all: it decides which devices TensorFlow starts with
+  if task == 'follow':
+    folder, workers = FollowedFolder(model_dir, follow_minutes), ALONE
+  else:
+    folder, workers = distribute.meet(strategy, model_dir, create=task == 'train', settings=gin.config_str())
   _set_up(precision, seed, deterministic)
   devices = spread(batch_size, images_per_device, strategy.num_replicas_in_sync)
   held_out = eval_source(training=False)
-  scoring = eval_input(held_out, eval_images_per_device * devices.replicas)
+  scoring = eval_input(held_out, eval_images_per_device * devices.replicas // workers.count)
   photographs, feed = held_out, scoring
   if task == 'train':
     photographs = train_source(training=True)
@@ -128,20 +151,36 @@ def run(
   rates = schedule(batch_size=batch_size, num_images=len(photographs.image_ids))
   with strategy.scope():
     trainer = Trainer(model(**_counts(photographs)), losses(), devices.micro_batches)
-    trainer.compile(optimizer=_scaled(optimizer(learning_rate=rates), precision))
+    trainer.compile(_scaled(optimizer(learning_rate=rates), precision, strategy),
+                    steps_per_execution=steps_per_execution)
     trainer.make_variables(feed.dataset().element_spec)
-  checkpoints = RunCheckpoints(folder, keep=keep_checkpoints)
+    averages = ema(trainer) if ema is not None else None
+  trackables = {'detector': trainer.detector, 'optimizer': trainer.optimizer}
+  if averages is not None:
+    trackables['ema'] = averages.state
+  checkpoints = RunCheckpoints(folder, keep=keep_checkpoints, writes=workers.chief)
   if callable(task):
     training_input = lambda: train_input(train_source(training=True), batch_size, seed)  # noqa: E731
-    return task(Parts(trainer, training_input, scoring, checkpoints))
+    return task(Parts(trainer, training_input, scoring, checkpoints, test_augmentation, averages))
   shown, predict = scoring, trainer.predict_batch
   if test_augmentation is not None:
     shown, predict = test_augmentation.views_of(scoring), test_augmentation.predictor(trainer, held_out)
   score = evaluator(shown, predict, held_out, folder)
+  score.workers = workers
+  if averages is not None:
+    of_averages = evaluator(shown, predict, held_out, folder.part(EvaluationOfBoth.NAME))
+    of_averages.workers = workers
+    score = EvaluationOfBoth(score, of_averages, averages)
+  metric = keep_best if isinstance(keep_best, str) else score.main_metric
+  if task == 'follow':
+    return _follow(checkpoints, trackables, score, folder, follow_minutes)
   if task == 'evaluate':
-    return _evaluate(checkpoints, trainer, score, folder)
-  return _train(folder, trainer, feed, rates.total_steps, checkpoints, score, devices, strategy, initial_weights,
-                precise_statistics, {'log_every': log_every, 'checkpoint_every': checkpoint_every})
+    return _evaluate(checkpoints, trackables, checkpoints.choose(checkpoint, metric), score, folder)
+  if keep_best:
+    checkpoints.keep_best(metric, lambda: score.evaluated_step)
+  return _train(folder, trainer, feed, rates.total_steps, checkpoints, trackables, score, devices, workers, strategy,
+                initial_weights, precise_statistics, averages,
+                own_evaluation, {'log_every': log_every, 'checkpoint_every': checkpoint_every}, steps_per_execution)
 
 
 def _counts(source):
@@ -197,49 +236,85 @@ def refuse_frozen_random_layers(detector: tf_keras.layers.Layer, loaded: frozens
                     '@frozen_batch_norm')
 
 
-def _train(folder, trainer, feed, total_steps, checkpoints, score, devices, strategy, initial_weights,
-           precise_statistics, intervals):
+def _train(folder, trainer, feed, total_steps, checkpoints, trackables, score, devices, workers, strategy,
+           initial_weights, precise_statistics, averages, own_evaluation, intervals, steps_per_execution):
   def batches(step):
-    data = feed.dataset(start_step=step)
-    return strategy.experimental_distribute_dataset(data) if strategy.num_replicas_in_sync > 1 else data
+    if strategy.num_replicas_in_sync == 1:
+      return feed.dataset(step)
+    return strategy.distribute_datasets_from_function(lambda context: feed.dataset(step, context))
+
+  def due(step):
+    return own_evaluation and score.due(step)
 
   def evaluated(step):
-    return step == total_steps or score.due(step)
+    return step == total_steps or due(step) or not own_evaluation and step % intervals['checkpoint_every'] == 0
 
-  precise = [precise_statistics(trainer, batches, evaluated)] if precise_statistics is not None else []
-  state = checkpoints.restore({'detector': trainer.detector, 'optimizer': trainer.optimizer})
+  correcting = [precise_statistics(trainer, batches, evaluated)] if precise_statistics is not None else []
+  if averages is not None:
+    correcting = [averages, *correcting, *(OnAverages(averages, each, evaluated) for each in correcting)]
+  state = checkpoints.restore(trackables)
   if state is None:
     with strategy.scope():
       loaded = initialise(trainer, initial_weights, folder)
+      if averages is not None:
+        averages.restart()
     state = {'progress': loaded.progress} if loaded is not None and loaded.progress else {}
   start = int(trainer.optimizer.iterations.numpy())
+  distribute.check_same_step(workers, start)
+  _check_whole_executions(steps_per_execution, start, total_steps, intervals, due)
   folder.save_provenance(sys.argv, gin_files.operative_config())
+  write_schedule(folder, total_steps)
   logging.info('%d replica(s) x %d micro-batch(es) x %d image(s); %d parameters train; run folder %s', *devices,
                sum(int(tf.size(v)) for v in trainer.trainable_variables), folder.path)
   progress = ProgressAndMetrics(folder, total_steps, feed.facts, every=intervals['log_every'],
                                 start_state=state.get('progress'))
-  saving = SaveCheckpoints(
-    checkpoints, {'detector': trainer.detector, 'optimizer': trainer.optimizer},
-    lambda: {'progress': progress.state()}, every=intervals['checkpoint_every'])
+  interruption = Interruption()
+  saving = SaveCheckpoints(checkpoints, trackables, lambda: {'progress': progress.state()},
+                           every=intervals['checkpoint_every'], also=due, interruption=interruption)
   if start < total_steps:
     logging.info('from step %d to %d; the first one takes longest: tracing and compiling, a minute or so', start,
                  total_steps)
-    with _errors_of(feed):
-      trainer.fit(batches(start), epochs=1, steps_per_epoch=total_steps - start, verbose=0,
-                  callbacks=[StopOnNonFinite(feed.facts), progress, *precise, saving, score])
+    try:
+      with _errors_of(feed), distribute.losses_told(workers), interruption:
+        trainer.fit(batches(start), epochs=1, steps_per_epoch=total_steps - start, verbose=0,
+                    callbacks=[StopOnNonFinite(feed.facts), progress, *correcting, saving, *[score] * own_evaluation])
+    finally:
+      folder.flush()
+    checkpoints.tidy()
   else:
     logging.info('the run is complete at step %d: nothing left to train', start)
-    score.evaluate(start)
-  folder.flush()
-  logging.info('curves: %s', report.curves([folder], folder.join('curves.png')))
+    if own_evaluation:
+      score.evaluate(start, {ON_DEMAND: True})
+    folder.flush()
+  if folder.attempt('curves.png', lambda: report.curves([folder], folder.join('curves.png'))):
+    logging.info('curves: %s', folder.join('curves.png'))
   return score.last
 
 
-def _evaluate(checkpoints, trainer, score, folder):
-  state = checkpoints.restore({'detector': trainer.detector, 'optimizer': trainer.optimizer})
-  if state is None:
+def _check_whole_executions(steps, start, total_steps, intervals, due):
+  if steps < 1:
+    raise UserError(f'run.steps_per_execution = {steps}: use 1 or more')
+  counts = {f'run.{name}': value for name, value in intervals.items()} | {
+    'the length of the schedule': total_steps, 'the step at which the run stands': start,
+    'the interval of evaluation': next((step for step in range(1, total_steps) if due(step)), 0)}
+  for name, value in counts.items():
+    if value % steps:
+      raise UserError(f'run.steps_per_execution = {steps} does not divide {name}, {value}: use a divisor of both, or 1')
+
+
+def _follow(checkpoints, trackables, score, folder, minutes):
+  def evaluate(step):
+    checkpoints.restore(trackables, step)
+    score.evaluate(step)
+
+  follow(checkpoints, evaluate, folder, minutes)
+  return score.last
+
+
+def _evaluate(checkpoints, trackables, step, score, folder):
+  if checkpoints.restore(trackables, step) is None:
     raise UserError(f'no checkpoint in {folder.path}: train first, or check --model_dir')
-  return score.evaluate(int(trainer.optimizer.iterations.numpy()))
+  return score.evaluate(int(trackables['optimizer'].iterations.numpy()), {ON_DEMAND: True})
 
 
 def _check_same_classes(train, held_out):
@@ -248,7 +323,9 @@ def _check_same_classes(train, held_out):
                     f'({len(train.categories)} and {len(held_out.categories)}): use annotation files of one data set')
 
 
-def _scaled(optimizer, precision):
+def _scaled(optimizer, precision, strategy):
+  if precision == 'mixed_float16' and isinstance(strategy, tf.distribute.TPUStrategy):
+    raise UserError("run.precision = 'mixed_float16' is not for TPUs: use 'mixed_bfloat16'")
   return tf_keras.mixed_precision.LossScaleOptimizer(optimizer) if precision == 'mixed_float16' else optimizer
 
 

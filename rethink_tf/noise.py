@@ -25,12 +25,12 @@ def compile_once() -> None:
 
   Starts TensorFlow: call it after the devices are chosen.
   """
-  with _stderr_closed():
+  with stderr_closed():
     tf.function(lambda x: x + 1.0, jit_compile=True)(tf.constant(0.0))
 
 
 @contextlib.contextmanager
-def _stderr_closed():
+def stderr_closed():
   """Sends what C++ code writes to the standard error nowhere."""
   kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
   try:

@@ -8,6 +8,7 @@ import tensorflow as tf
 import tf_keras
 
 from rethink_tf.run_folder import RunFolder
+from rethink_tf.workers import ALONE, Workers
 
 
 class PeriodicEvaluation(tf_keras.callbacks.Callback, abc.ABC):
@@ -20,7 +21,14 @@ class PeriodicEvaluation(tf_keras.callbacks.Callback, abc.ABC):
 
   Attributes:
     last: the figures of the latest evaluation in percent, {} before the first.
+    workers: who shares the images among themselves; the chief alone scores and reports. To be set before the first
+      evaluation.
+    main_metric: the figure that tells which of two checkpoints is the better one.
+    evaluated_step: of the evaluation that began last, -1 before the first.
   """
+
+  main_metric = ''
+  workers: Workers = ALONE
 
   def __init__(self, run_folder: RunFolder, every: int, at_end: bool):
     super().__init__()
@@ -55,6 +63,10 @@ class PeriodicEvaluation(tf_keras.callbacks.Callback, abc.ABC):
     step = self._step()
     if self._at_end and step != self._evaluated_step:
       self.start(step)
+
+  @property
+  def evaluated_step(self) -> int:
+    return self._evaluated_step
 
   def _step(self) -> int:
     return int(self.model.optimizer.iterations.numpy())  # .numpy(): a mirrored variable has no int()

@@ -1,4 +1,4 @@
-"""PreciseStatistics: what SyncBatchNorm normalises by in evaluation, made anew before each (recipe, "SyncBN variant").
+"""PreciseStatistics: what SyncBatchNorm normalises by in evaluation, made anew before each.
 
 A moving average lags behind weights that change, and one of variances leaves out how batches differ. Here mean and
 variance are those of all elements of many training batches taken together ("population statistics" of Wu and Johnson
@@ -29,8 +29,8 @@ class Moments:
     self.count, self.mean, self._squares = 0.0, np.float64(0.0), np.float64(0.0)
 
   def add(self, mean: np.ndarray, unbiased_variance: np.ndarray, count: float) -> None:
-    """A batch of `count` elements; none changes nothing."""
-    if not count:
+    """A batch of `count` elements; none changes nothing, and neither does one that has overflowed in float16."""
+    if not count or not np.isfinite(mean).all():
       return
     difference = np.float64(mean) - self.mean
     total = self.count + float(count)

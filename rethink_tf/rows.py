@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from absl import app, flags
 
+from rethink_tf.comparison.published import reproduces
 from rethink_tf.errors import UserError
 
 CANVAS = (800, 1344)  # height and width on which a photograph of 800 x 1333 lies
@@ -93,7 +94,6 @@ _COSTLESS = re.compile(
   r'(SCHEDULE|BATCH_SIZE|WEIGHTS|DATA_DIR|IMAGES|SHORT_SIDE|macro)\b'
   r'|(\w+/)?(\w*Schedule|SteppedHalving|SGD|PretrainedWeights|\w*Evaluator|\w*Input|PreciseStatistics|Resize|strategy'
   r'|coco|records|image_records|voc|synthetic|synthetic_classes|image_folder|hashtags)\.|run\.(?!model|losses)')
-_FIGURE = re.compile(r'\d+\.\d (?:box AP|keypoint AP|mAP)|top-1 / top-5 [\d.]+ / [\d.]+|top-1 \d+\.\d')
 
 
 class Cost(NamedTuple):
@@ -112,22 +112,6 @@ def shipped() -> list[str]:
   root = gin_files.shipped_root()
   found = [*sorted((root / 'gin_configs').glob('*.gin')), *sorted((root / 'gin_configs/pretraining').glob('*.gin'))]
   return [path.relative_to(root).as_posix() for path in found if not path.stem.endswith('base')]
-
-
-def reproduces(sheet: str) -> tuple[str, str]:
-  """First sentence of a run sheet's "Reproduces", and the published figure in it or 'not published'.
-
-  Raises:
-    UserError: there is no such field.
-  """
-  field = re.search(r'^# Reproduces +(.*(?:\n#  +.*)*)', sheet, re.MULTILINE)
-  if field is None:
-    raise UserError('the run sheet at the head of the file has no field "# Reproduces"')
-  text = re.sub(r'\s*\n#\s+', ' ', field.group(1)).strip()
-  sentence = re.split(r'(?<!Fig)\.(?=\s+[A-Z]|$)', text)[0]
-  figure = _FIGURE.search(sentence)
-  denied = figure is None or re.search(r'\b(no|not|nothing)\b', sentence[:figure.start()])
-  return sentence, 'not published' if denied else figure.group()
 
 
 def cost(name: str, known: dict[Any, Cost]) -> Cost:

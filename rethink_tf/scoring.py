@@ -15,6 +15,7 @@ from absl import logging
 from pycocotools import mask as coco_mask
 
 from rethink_tf import coco_metrics, pictures
+from rethink_tf.data.categories import Category
 from rethink_tf.data.images import ImageError
 from rethink_tf.data.segmentation import to_rle
 from rethink_tf.errors import UserError
@@ -75,14 +76,12 @@ class Scorer:
 
   def score(self, found: list[Found], gt: dict) -> Scores:
     """Average precision and recall of the detections of all images against COCO's ground truth."""
-    results = {'box': self._box_results(found)}
-    if all(one.masks is not None for one in found):
-      results['mask'] = self._mask_results(found)
+    results = submission(found, self._source.categories)
     tables = {
-      kind: coco_metrics.evaluate(gt, entries, IOU_TYPES[kind], self._backend) for kind, entries in results.items()
+      kind: coco_metrics.evaluate(gt, results[kind], IOU_TYPES[kind], self._backend)
+      for kind in ('box', 'mask') if kind in results
     }
-    if self._num_keypoints and all(one.keypoints is not None for one in found):
-      results['keypoint'] = self._keypoint_results(found)
+    if 'keypoint' in results:
       tables['keypoint'] = coco_metrics.evaluate(self._keypoint_truth(gt), results['keypoint'], 'keypoints',
                                                  self._backend, self._sigmas)
     metrics = {
@@ -117,7 +116,7 @@ class Scorer:
         self._write(step, 'categories.csv', self._categories_csv(scores.tables))
         if self._save_results:
           outdated = self._saved_results
-          self._saved_results = [self._write(step, name, data) for name, data in self._result_files(scores.results)]
+          self._saved_results = [self._write(step, name, data) for name, data in self._result_files(scores.results, gt)]
           for path in set(outdated) - set(self._saved_results):
             tf.io.gfile.remove(path)
         drawn, titles = [], []
@@ -134,39 +133,15 @@ class Scorer:
       reason = ' '.join(str(getattr(error, 'message', None) or error).split())
       logging.warning('%s: results of the evaluation could not be written: %s', folder, reason)
 
-  def _result_files(self, results: Mapping[str, list]) -> Iterator[tuple[str, bytes]]:
-    """Name and content of each file of results."""
+  def _result_files(self, results: Mapping[str, list], gt: dict) -> Iterator[tuple[str, bytes]]:
+    """Name and content of each file of results, and of the ground truth that they were scored against."""
+    if 'keypoint' in results:
+      padded = {a['id']: a['keypoints'] for a in self._keypoint_truth(gt)['annotations']}
+      gt = {**gt, 'annotations': [{**a, 'keypoints': padded.get(a['id'], [])} for a in gt['annotations']]}
+      gt |= {} if self._sigmas is None else {'keypoint_sigmas': list(self._sigmas)}
+    yield 'ground_truth.json', json.dumps(gt, separators=(',', ':')).encode()
     for kind, entries in results.items():
       yield f'{IOU_TYPES[kind]}.json', json.dumps(entries, separators=(',', ':')).encode()
-
-  def _box_results(self, found: list[Found]) -> list[dict]:
-    results = []
-    for one in found:
-      # Thousandths of a pixel halve the size of the file.
-      xywh = np.round(np.concatenate([one.boxes[:, 1::-1], (one.boxes[:, 2:] - one.boxes[:, :2])[:, ::-1]], 1), 3)
-      for box, score, number in zip(xywh.tolist(), one.scores.tolist(), one.classes.tolist(), strict=True):
-        category = self._category_ids[number - 1]
-        results.append({'image_id': one.image_id, 'category_id': category, 'bbox': box, 'score': score})
-    return results
-
-  def _mask_results(self, found: list[Found]) -> list[dict]:
-    results = []
-    for one in found:
-      for rle, score, number in zip(one.masks, one.scores.tolist(), one.classes.tolist(), strict=True):
-        category = self._category_ids[number - 1]
-        results.append({'image_id': one.image_id, 'category_id': category, 'segmentation': rle, 'score': score})
-    return results
-
-  def _keypoint_results(self, found: list[Found]) -> list[dict]:
-    """Of the categories that have keypoints: x, y and a third number each, which COCO does not score."""
-    results = []
-    for one in found:
-      points = np.round(one.keypoints[..., [1, 0, 2]], 3).reshape(-1, 3 * self._num_keypoints)
-      for each, score, number in zip(points.tolist(), one.scores.tolist(), one.classes.tolist(), strict=True):
-        if self._source.categories[number - 1].keypoints:
-          category = self._category_ids[number - 1]
-          results.append({'image_id': one.image_id, 'category_id': category, 'keypoints': each, 'score': score})
-    return results
 
   def _keypoint_truth(self, gt: dict) -> dict:
     """The ground truth of the categories that have keypoints, all with P of them: missing ones are not labelled."""
@@ -220,6 +195,62 @@ class Scorer:
       keypoints = keypoints.reshape(-1, self._num_keypoints, 3)[..., [1, 0, 2]]
     return pictures.draw(image, boxes, [classes[a['category_id']] for a in annotations], self._names, masks=masks,
                          keypoints=keypoints, skeleton=self._skeleton)
+
+
+def to_bytes(found: list[Found]) -> bytes:
+  """Detections as JSON, to the last bit: what a worker hands to the chief."""
+  rows = [[value.tolist() if isinstance(value, np.ndarray) else value for value in one] for one in found]
+  return json.dumps(rows, separators=(',', ':')).encode()
+
+
+def from_bytes(data: bytes) -> list[Found]:
+  """The inverse of to_bytes."""
+  return [Found(image_id, np.array(boxes, np.float64).reshape(-1, 4), np.array(scores, np.float64),
+                np.array(classes, np.int64), masks,
+                None if keypoints is None else np.array(keypoints, np.float64).reshape(len(scores), -1, 3))
+          for image_id, boxes, scores, classes, masks, keypoints in json.loads(data)]
+
+
+def submission(found: list[Found], categories: Sequence[Category]) -> dict[str, list[dict]]:
+  """Detections in COCO's submission format by kind: 'box', and 'mask' and 'keypoint' where the detector has them."""
+  ids = [category.id for category in categories]
+  results = {'box': _box_results(found, ids)}
+  if all(one.masks is not None for one in found):
+    results['mask'] = _mask_results(found, ids)
+  if any(category.keypoints for category in categories) and all(one.keypoints is not None for one in found):
+    results['keypoint'] = _keypoint_results(found, categories)
+  return results
+
+
+def _box_results(found, category_ids):
+  results = []
+  for one in found:
+    # Thousandths of a pixel halve the size of the file.
+    xywh = np.round(np.concatenate([one.boxes[:, 1::-1], (one.boxes[:, 2:] - one.boxes[:, :2])[:, ::-1]], 1), 3)
+    for box, score, number in zip(xywh.tolist(), one.scores.tolist(), one.classes.tolist(), strict=True):
+      results.append({'image_id': one.image_id, 'category_id': category_ids[number - 1], 'bbox': box, 'score': score})
+  return results
+
+
+def _mask_results(found, category_ids):
+  results = []
+  for one in found:
+    for rle, score, number in zip(one.masks, one.scores.tolist(), one.classes.tolist(), strict=True):
+      results.append({'image_id': one.image_id, 'category_id': category_ids[number - 1], 'segmentation': rle,
+                      'score': score})
+  return results
+
+
+def _keypoint_results(found, categories):
+  """Of the categories that have keypoints: x, y and a third number each, which COCO does not score."""
+  results = []
+  for one in found:
+    points = np.round(one.keypoints[..., [1, 0, 2]], 3).reshape(-1, 3 * one.keypoints.shape[1])
+    for each, score, number in zip(points.tolist(), one.scores.tolist(), one.classes.tolist(), strict=True):
+      category = categories[number - 1]
+      if category.keypoints:
+        results.append({'image_id': one.image_id, 'category_id': category.id, 'keypoints': each, 'score': score})
+  return results
 
 
 def _percent(value: float) -> float:

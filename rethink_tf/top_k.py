@@ -57,6 +57,9 @@ def guesses(logits: np.ndarray, labels: np.ndarray, image_ids: np.ndarray) -> Gu
                  probabilities)
 
 
+_NONE = guesses(np.zeros([0, 1]), np.zeros([0, 1], np.int32), np.zeros([0], np.int64))
+
+
 @gin.register
 class TopKEvaluator(PeriodicEvaluation):
   """Top-1 and top-5 accuracy on all images of a source, every so many steps and at the end of training.
@@ -74,6 +77,8 @@ class TopKEvaluator(PeriodicEvaluation):
     run_folder, every, at_end: as in PeriodicEvaluation.
     num_pictures: photographs drawn, the same ones every time.
   """
+
+  main_metric = 'top-1'
 
   def __init__(
     self,
@@ -103,9 +108,19 @@ class TopKEvaluator(PeriodicEvaluation):
 
     Raises:
       UserError: the batches do not hold every image of the source exactly once.
+      WorkerLost: another worker has not sent its share.
     """
     start = time.monotonic()
     found, shown = self._guess(step)
+    self._evaluated_step = step
+    if not self.workers.chief:
+      self.workers.send(self._run_folder, f'guesses-{step}', _to_bytes(found, shown))
+      return self.last
+    for data in self.workers.receive(self._run_folder, f'guesses-{step}'):
+      others, drawn = _from_bytes(data)
+      found = Guesses(*(np.concatenate(columns) for columns in zip(found, others, strict=True)))
+      shown |= drawn
+    self._check_complete(found)
     metrics = {f'top-{k}': 100 * float((found.ranks < k).mean()) for k in KS}
     metrics['cross-entropy'] = float(found.entropies.mean())
     seconds = time.monotonic() - start
@@ -118,10 +133,10 @@ class TopKEvaluator(PeriodicEvaluation):
     return metrics
 
   def _guess(self, step: int) -> tuple[Guesses, dict[int, np.ndarray]]:
-    """Guesses for all images, and the crops that are drawn, by image id."""
-    total, parts, shown = len(self._source.image_ids), [], {}
+    """Guesses for this worker's images, and the crops that are drawn, by image id."""
+    total, parts, shown = -(-len(self._source.image_ids) // self.workers.count), [_NONE], {}
     reported, done = time.monotonic(), 0
-    for batch in self._input.dataset():
+    for batch in self._input.dataset((self.workers.index, self.workers.count)):
       ids = np.asarray(batch.image_ids)
       parts.append(guesses(np.asarray(self._predict(batch)), np.asarray(batch.classes), ids))
       for row in np.flatnonzero(np.isin(ids, self._shown_ids)):
@@ -130,11 +145,13 @@ class TopKEvaluator(PeriodicEvaluation):
       if time.monotonic() - reported > PROGRESS_SECONDS:
         reported = time.monotonic()
         print(f'evaluation at step {step}: {done}/{total} images', flush=True)
-    found = Guesses(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    used = [part for part in parts if len(part.ranks)] or parts[:1]
+    return Guesses(*(np.concatenate(column) for column in zip(*used, strict=True))), shown
+
+  def _check_complete(self, found: Guesses) -> None:
     if sorted(found.image_ids.tolist()) != sorted(np.asarray(self._source.image_ids).tolist()):
-      raise UserError(f'{self._source.name}: evaluation saw {len(found.image_ids)} of {total} images: build eval_input '
-                      'from the source that is scored')
-    return found, shown
+      raise UserError(f'{self._source.name}: evaluation saw {len(found.image_ids)} of {len(self._source.image_ids)} '
+                      'images: build eval_input from the source that is scored')
 
   def _save(self, step: int, metrics: Mapping[str, float], found: Guesses, shown: Mapping[int, np.ndarray]) -> None:
     """Everything but the line in metrics.jsonl. What cannot be written is logged: it ends no training."""
@@ -179,3 +196,16 @@ class TopKEvaluator(PeriodicEvaluation):
       truth = ', '.join(names[k] for k in found.labels[row] if k >= 0)
       titles.append(f'{names[found.classes[row]]} {found.probabilities[row]:.2f}' + ('' if right else f', is {truth}'))
     return pictures.sheet(drawn, min(_COLUMNS, len(drawn)), titles, _WIDTH)
+
+
+def _to_bytes(found: Guesses, shown: Mapping[int, np.ndarray]) -> bytes:
+  """What a worker hands to the chief."""
+  buffer = io.BytesIO()
+  np.savez(buffer, **found._asdict(), **{f'image {image_id}': image for image_id, image in shown.items()})
+  return buffer.getvalue()
+
+
+def _from_bytes(data: bytes) -> tuple[Guesses, dict[int, np.ndarray]]:
+  with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+    shown = {int(name[6:]): arrays[name] for name in arrays.files if name.startswith('image ')}
+    return Guesses(*(arrays[name] for name in Guesses._fields)), shown

@@ -1,8 +1,7 @@
-"""Test-time augmentation: detection on resized and mirrored views of each photograph, merged (section 4.1, Table 3).
+"""Test-time augmentation: detection on resized and mirrored views of each photograph, merged (section 5.1, Table 3).
 
-Detectron's way and Detectron2's differ in what is merged (recipe, section 14): all boxes of all classes before
-suppression, or the final detections of each view. Either way masks are then looked up at the merged boxes in every
-view, and averaged.
+Detectron's way and Detectron2's differ in what is merged: all boxes of all classes before suppression, or the final
+detections of each view. Either way masks are then looked up at the merged boxes in every view, and averaged.
 """
 
 from __future__ import annotations
@@ -82,7 +81,7 @@ class TestTimeAugmentation:
       names = [c.keypoints for c in source.categories if len(c.keypoints) == source.num_keypoints]
       order = augment.flip_order(names[0]) if order is None and names else order
       order = range(source.num_keypoints) if order is None else order
-    return Predictor(trainer, self, tuple(int(i) for i in order or ()))
+    return Predictor(trainer, self, tuple(int(i) for i in (() if order is None else order)))
 
 
 class Predictor:
@@ -223,7 +222,7 @@ def from_first_view(boxes: tf.Tensor, image_sizes: tf.Tensor, scales: tf.Tensor,
 
 
 def vote(detections: Detections, boxes: tf.Tensor, votes: tf.Tensor, iou: float) -> tf.Tensor:
-  """Box voting (recipe, section 14): the mean of overlapping candidates of the same class, weighted by their scores.
+  """Box voting (as in Detectron): the mean of overlapping candidates of the same class, weighted by their scores.
 
   boxes: candidates [B, N, K or 1, 4]; votes: their scores [B, N, K], 0 where one does not count. Returns [B, D, 4]; a
   box without voters stays.

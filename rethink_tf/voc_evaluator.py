@@ -89,7 +89,7 @@ class VocScorer(Scorer):
         lines[self._names[number - 1]].append(f'{names[one.image_id]} {score:.9g} {corners}\n')
     return lines
 
-  def _result_files(self, results: Mapping[str, list]) -> Iterator[tuple[str, bytes]]:
+  def _result_files(self, results: Mapping[str, list], gt: dict) -> Iterator[tuple[str, bytes]]:
     for k, (name, lines) in enumerate(results.items(), start=1):
       safe = re.sub(r'[^\w.-]', '_', name)
       yield (f'{self._competition}_det_test_{safe if safe == name else f"{safe}-{k}"}.txt',
@@ -120,6 +120,8 @@ class VocEvaluator(DetectionEvaluator):
   Raises:
     UserError: an unknown rule or competition.
   """
+
+  main_metric = 'voc/mAP'
 
   def __init__(
     self,

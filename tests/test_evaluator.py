@@ -13,10 +13,12 @@ from pycocotools import mask as coco_mask
 
 from rethink_tf import coco_metrics
 from rethink_tf.data.categories import Category
-from rethink_tf.errors import UserError
+from rethink_tf.errors import UserError, WorkerLost
 from rethink_tf.evaluator import CocoEvaluator
 from rethink_tf.run_folder import RunFolder
+from rethink_tf.scoring import Found, from_bytes, to_bytes
 from rethink_tf.structures import Batch, Detections, Example
+from rethink_tf.workers import Workers
 
 SIZES = np.array([[60, 80], [100, 50], [64, 64]], np.int32)
 SCALES = np.array([[2.0, 2.0], [1.5, 1.5], [0.5, 0.75]], np.float32)
@@ -58,8 +60,8 @@ class Input:
   def __init__(self, rows=((0, 1), (2, -1))):
     self.rows = rows
 
-  def dataset(self):
-    for rows in self.rows:
+  def dataset(self, share=(0, 1)):
+    for rows in self.rows[share[0]::share[1]]:
       rows = np.array(rows)
       ids = np.where(rows < 0, -1, Pictures.image_ids[rows])
       fields = dict.fromkeys(Batch._fields)
@@ -228,7 +230,8 @@ def test_results_beside_training_are_those_of_a_direct_evaluation(tmp_path):
   assert lines[0] == lines[1] and list(lines[0]) == list(lines[1])
   files = [{p.name: p.read_bytes() for p in (tmp_path / name / 'eval').rglob('*.*') if p.is_file()}
            for name in ('direct', 'beside')]
-  assert set(files[0]) == {'bbox.json', 'segm.json', 'categories.csv', 'pictures.png'} and files[0] == files[1]
+  assert files[0] == files[1]
+  assert set(files[0]) == {'bbox.json', 'segm.json', 'ground_truth.json', 'categories.csv', 'pictures.png'}
 
 
 def test_the_next_evaluation_waits_and_keeps_the_order(tmp_path, caplog, see_logs):
@@ -363,3 +366,42 @@ def test_another_number_of_keypoints(tmp_path):
   assert default == said > strict
   with pytest.raises(UserError, match='keypoint_sigmas has 2 numbers'):
     CocoEvaluator(feed, shifted, source, RunFolder(str(tmp_path)), keypoint_sigmas=(0.1, 0.1))
+
+
+def test_detections_travel_to_the_last_bit():
+  rng = np.random.default_rng(0)
+  found = [Found(7, rng.random((2, 4)), rng.random(2), np.array([1, 2]), [{'size': [3, 4], 'counts': 'ab'}] * 2,
+                 rng.random((2, 5, 3))),
+           Found(8, np.zeros([0, 4]), np.zeros(0), np.zeros(0, np.int64), None)]
+  for before, after in zip(found, from_bytes(to_bytes(found)), strict=True):
+    for a, b in zip(before, after, strict=True):
+      assert type(a) is type(b)
+      np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize('count', [2, 3])  # of three workers one has nothing to predict
+def test_workers_score_each_image_once(tmp_path, count, capsys):
+  alone = make(tmp_path / 'alone')
+  figures = alone.evaluate(20)
+  capsys.readouterr()
+  evaluators = [make(tmp_path / 'shared') for _ in range(count)]
+  for index, one in enumerate(evaluators):
+    one.workers = Workers(index, count, 'token')
+  for one in reversed(evaluators):  # the chief last, in this one process
+    one.start(20)
+  for one in evaluators:
+    one.finish()
+  assert evaluators[0].last == figures and all(one.last == {} for one in evaluators[1:])
+  for name in ('bbox.json', 'segm.json', 'categories.csv'):
+    one, other = (tmp_path / path / 'eval/step-00000020' / name for path in ('alone', 'shared'))
+    assert one.read_bytes() == other.read_bytes(), name
+  assert len(RunFolder(str(tmp_path / 'shared')).read_metrics()) == 1
+  assert capsys.readouterr().out.count('evaluation at step 20') == 1
+  assert list((tmp_path / 'shared/gather').iterdir()) == []
+
+
+def test_a_worker_that_sends_nothing_ends_the_evaluation(tmp_path):
+  chief = make(tmp_path)
+  chief.workers = Workers(0, 2, 'token', timeout=0.1)
+  with pytest.raises(WorkerLost, match='worker 1 has sent no detections-20'):
+    chief.evaluate(20)

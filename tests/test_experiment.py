@@ -225,3 +225,17 @@ def test_faster_r_cnn_on_voc_by_its_own_metric(tmp_path):
   lines = RunFolder(tmp_path / 'run', create=False).read_metrics()
   assert lines[-1]['voc/mAP'] == figures['voc/mAP'] and 'loss/mask' not in lines[0]
   assert (tmp_path / 'run/eval/step-00000004/comp4_det_test_dog.txt').exists()
+
+
+def test_steps_between_two_looks_divide_every_interval():
+  def check(steps, start=0, total=100, every=20):
+    experiment._check_whole_executions(steps, start, total, {'log_every': 20, 'checkpoint_every': 50},
+                                       lambda step: step % every == 0)
+  check(1, start=7, total=99)
+  check(10)
+  for arguments, said in (({'steps': 0}, 'use 1 or more'), ({'steps': 4}, 'run.checkpoint_every, 50'),
+                          ({'steps': 10, 'start': 7}, 'the step at which the run stands, 7'),
+                          ({'steps': 10, 'total': 95}, 'the length of the schedule, 95'),
+                          ({'steps': 10, 'every': 25}, 'the interval of evaluation, 25')):
+    with pytest.raises(UserError, match=said):
+      check(**arguments)

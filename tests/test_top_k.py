@@ -11,6 +11,7 @@ from rethink_tf.data.classification_input import ClassificationEvalInput
 from rethink_tf.errors import UserError
 from rethink_tf.run_folder import RunFolder
 from rethink_tf.top_k import TopKEvaluator, guesses
+from rethink_tf.workers import Workers
 from tests.small_classes import write_folders
 
 
@@ -83,3 +84,18 @@ def test_no_pictures_and_a_folder_that_cannot_be_written(tmp_path, caplog):
   (tmp_path / 'run/eval').write_text('in the way')
   assert one.evaluate(1)['top-1'] > 60
   assert 'could not be written' in caplog.text and folder.read_metrics()[-1]['step'] == 1
+
+
+@pytest.mark.parametrize('count', [2, 4])  # three batches: of four workers one has none
+def test_workers_share_the_images(tmp_path, count):
+  alone, *_ = evaluator(tmp_path / 'alone', by_colour)
+  figures = alone.evaluate(30)
+  last = []
+  for index in reversed(range(count)):
+    one, _, folder = evaluator(tmp_path / 'shared', by_colour)
+    one.workers = Workers(index, count, 'token')
+    last.append(one.evaluate(30))
+  assert last[-1] == pytest.approx(figures, abs=1e-12) and last[:-1] == [{}] * (count - 1)
+  assert len(folder.read_metrics()) == 1
+  tables = [tmp_path / name / 'run/eval/step-00000030/categories.csv' for name in ('alone', 'shared')]
+  assert tables[0].read_bytes() == tables[1].read_bytes()

@@ -1,6 +1,7 @@
 """Test-time augmentation: merging against NumPy, mirrors against mirrors, and one view against none at all."""
 
 import functools
+import types
 
 import gin
 import numpy as np
@@ -9,6 +10,7 @@ import tensorflow as tf
 
 from rethink_tf import experiment, gin_files, tta
 from rethink_tf.data.augment import Resize
+from rethink_tf.data.categories import Category
 from rethink_tf.data.pipeline import EvalInput
 from rethink_tf.data.synthetic import SyntheticSource
 from rethink_tf.errors import UserError
@@ -308,6 +310,14 @@ def test_what_cannot_be_merged_is_refused():
     tta.TestTimeAugmentation(merge='detections').predictor(trainer('keypoints'), SOURCE())
   with pytest.raises(UserError, match='detections'):
     tta.TestTimeAugmentation().predictor(Trainer(Classifier(3, ResNet(14)), None), SOURCE())
+
+
+def test_the_mirror_of_keypoints_comes_from_the_names_of_the_data():
+  """As with photographs of people; the drawn shapes of the other tests have no named keypoints."""
+  names = ('nose', 'left_eye', 'right_eye', 'left_ear', 'right_ear')
+  source = types.SimpleNamespace(categories=(Category(1, 'person', names),), num_keypoints=len(names))
+  assert tta.TestTimeAugmentation().predictor(trainer('keypoints'), source).flip_order == ORDER
+  assert tta.TestTimeAugmentation().predictor(trainer('plain'), source).flip_order == ()
 
 
 def test_evaluate_with_one_gin_file(tmp_path):

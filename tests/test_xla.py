@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from tensorflow.python.framework import kernels  # what TensorFlow has kernels for: nothing public tells
 
 from rethink_tf.data.buckets import canvas_shapes
 from rethink_tf.losses import MaskRCNNLoss
@@ -83,6 +84,68 @@ def test_no_operation_needs_the_host(trainer, canvas):
     found = operations(step, inputs)
     assert {'Conv2D', 'TopKV2'} <= found, name
     assert not [op for op in found if FORBIDDEN.search(op)], name
+
+
+def test_xla_has_a_kernel_for_every_operation(trainer):
+  """By TensorFlow's own registry, which lists XLA's kernels for CPU and GPU; a TPU's are in no wheel."""
+  tf.function(lambda x: x + 1.0, jit_compile=True)(tf.constant(0.0))  # registers them
+  def compiles(op):
+    return any(kernel.device_type.startswith('XLA_') for kernel in kernels.get_registered_kernels_for_op(op).kernel)
+  assert compiles('Conv2D') and not compiles('CombinedNonMaxSuppression') and not compiles('CropAndResize')
+  for name, step in steps(trainer).items():
+    found = operations(step, batch(CANVASES[0])) - {'Placeholder'}
+    assert len(found) > 60 and [op for op in found if not compiles(op)] == [], name
+
+
+@pytest.fixture
+def bfloat16():
+  tf_keras.mixed_precision.set_global_policy('mixed_bfloat16')
+  yield
+  tf_keras.mixed_precision.set_global_policy('float32')
+
+
+def test_convolutions_are_bfloat16_but_for_predictions(bfloat16):
+  inputs = batch(CANVASES[0])
+  trainer = tiny_trainer(inputs)
+  assert all(variable.dtype == tf.float32 for variable in trainer.detector.variables)
+  predictions = re.compile('rpn_head/(objectness|deltas)/|box_predictor/(classes|deltas)/|mask_predictor/conv/')
+  number = {}
+  for name, step in steps(trainer).items():
+    graph = step.get_concrete_function(inputs).graph.as_graph_def()
+    nodes = [node for nodes in (graph.node, *(f.node_def for f in graph.library.function)) for node in nodes]
+    convolutions = [node for node in nodes if node.op == 'Conv2D']
+    number[name] = {kind: [node.name for node in convolutions if node.attr['T'].type == kind.as_datatype_enum]
+                    for kind in (tf.float32, tf.bfloat16)}
+    # Statistics of norms, losses and what orders boxes are float32; gradients of bfloat16 tensors are added up as such.
+    precise = {'Sum', 'Mean', 'Exp', 'Log1p', 'SquaredDifference', 'Rsqrt', 'TopKV2', 'SoftmaxCrossEntropyWithLogits'}
+    rough = [f'{node.op} {node.name}' for node in nodes if node.op in precise and 'gradient_tape' not in node.name
+             and node.attr['T'].type == tf.bfloat16.as_datatype_enum]
+    assert not rough, (name, rough)
+  assert all(predictions.search(one) for one in number['predict'][tf.float32])
+  assert len(number['predict'][tf.bfloat16]) > 2 * len(number['predict'][tf.float32])
+  assert len(number['train'][tf.float32]) == len(number['predict'][tf.float32])
+
+
+@pytest.mark.parametrize('replicas, steps_per_execution', [(1, 1), (1, 2), (2, 1)])
+def test_fit_traces_every_padded_shape_with_its_static_size(two_replicas, replicas, steps_per_execution):
+  shapes, canvases, expected = [], [(64, 96), (96, 64), (64, 96), (64, 96)], {(64, 96), (96, 64)}
+  batches = [tf.nest.map_structure(lambda x: tf.concat([x] * replicas, 0), batch(canvas, 64)) for canvas in canvases]
+  spec = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), batches[0])
+  spec = spec._replace(images=tf.TensorSpec([replicas, None, None, 3], tf.uint8))
+  data = tf.data.Dataset.from_generator(lambda: iter(batches), output_signature=spec)
+  strategy = two_replicas if replicas == 2 else tf.distribute.get_strategy()
+  tf_keras.utils.set_random_seed(7)
+  with strategy.scope():
+    trainer = Trainer(tiny.detector(xla=True), MaskRCNNLoss())
+    trainer.compile(SGD(0.01), steps_per_execution=steps_per_execution)
+    trainer.make_variables(spec)
+  inner = trainer.gradients
+  trainer.gradients = lambda inputs: (shapes.append(tuple(inputs.images.shape)), inner(inputs))[1]
+  history = trainer.fit(data, steps_per_epoch=4, verbose=0).history
+  assert {shape[1:3] for shape in shapes} == expected and {shape[0] for shape in shapes} == {1}
+  assert len(shapes) == replicas * len(expected)
+  assert int(trainer.optimizer.iterations.numpy()) == 4
+  assert all(np.isfinite(values).all() for values in history.values())
 
 
 @pytest.mark.parametrize('kind', ['cascade', 'keypoints'])

@@ -46,8 +46,8 @@ def cascade(**settings):
   return functools.partial(Cascade, head=functools.partial(BoxHead, 1, 1, 32, 32), **settings)
 
 
-def keypoint_detector(xla: bool = False, **parts) -> MaskRCNN:
-  return detector(xla=xla, mask_head=None, keypoint_head=KeypointHead(2, 32), num_keypoints=KEYPOINTS, **parts)
+def keypoint_detector(xla: bool = False, keypoints: int = KEYPOINTS, **parts) -> MaskRCNN:
+  return detector(xla=xla, mask_head=None, keypoint_head=KeypointHead(2, 32), num_keypoints=keypoints, **parts)
 
 
 def batch(images: int, seed: int = 0, objects: int = 3, side: int = 64, keypoints: int = 0) -> Batch:

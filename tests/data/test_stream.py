@@ -429,7 +429,11 @@ def test_memory_of_the_vocabulary_does_not_grow_with_the_number_of_images(tmp_pa
   peaks = []
   for rows in (17_000, 34_000):
     file, _ = index_of_rows(tmp_path, rows)
-    peaks.append(peak_of_python(lambda: build_vocabulary(file, min_count=5, max_candidates=1_000)))  # noqa: B023
+    tries = []
+    for _ in range(2):  # threads that an earlier test has left may allocate meanwhile
+      hashtags.canonical.cache_clear()  # what an earlier test has left there would not be counted
+      tries.append(peak_of_python(lambda: build_vocabulary(file, min_count=5, max_candidates=1_000)))  # noqa: B023
+    peaks.append(min(tries))
   assert peaks[1] < 1.1 * peaks[0] + 100_000, peaks  # bytes; 17,000 strings alone are 900,000
 
 

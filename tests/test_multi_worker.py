@@ -1,0 +1,162 @@
+"""Two workers on this machine, as processes that talk over the loopback: the same losses, figures and files as one."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests import tiny, two_workers
+
+STEPS = 20
+PARAMS = (
+  *tiny.GIN, 'train/synthetic.num_images = 24', 'eval/synthetic.num_images = 7', 'synthetic.image_size = (64, 64)',
+  'synthetic.object_size = (16, 40)', 'ResNet.depth = 14', 'BATCH_SIZE = 4', f'KTimesSchedule.unit = {STEPS / 4}',
+  'run.log_every = 1', 'run.checkpoint_every = 10', 'run.eval_images_per_device = 2', 'PreciseStatistics.batches = 4',
+  'CocoEvaluator.every = 10', 'CocoEvaluator.num_pictures = 1', 'strategy.timeout_minutes = 15',
+)
+# What one device computes on micro-batches of two is what two devices compute on two images each. Batch statistics are
+# those of a step over all devices, so there one device takes the four images at once, and losses that are divided by a
+# count over a device's images must have the same count on each: no mask head, and so few RoIs that all are in use.
+KINDS = {
+  'gn': ('run.images_per_device = 2',),
+  'syncbn': ('run.images_per_device = 4', '--gin_file=gin_configs/norms/syncbn.gin',
+             '--gin_file=gin_configs/models/faster_rcnn.gin', 'RoISampler.batch_size = 4'),
+}
+TOLERANCE = 1e-5  # relative, of the total loss at a step
+# How long one device is the measure. Rounding of batch statistics (one pass or several) soon turns over a choice among
+# proposals that all but tie, and a RoI more or less is no rounding any more; two replicas are one another's throughout.
+COMPARED = {'gn': STEPS, 'syncbn': 4}
+
+
+def command(folder, *further, task='train'):
+  """Arguments of python; further ones that do not begin with -- are gin bindings."""
+  files = [one for one in further if one.startswith('--gin_file')]
+  flags = [one for one in further if one.startswith('--') and one not in files]
+  params = [f'--gin_param={param}' for param in (*PARAMS, *(one for one in further if not one.startswith('--')))]
+  return ['-m', f'rethink_tf.{task}', '--gin_file=gin_configs/demo.gin', *files, *flags, f'--model_dir={folder}',
+          *params]
+
+
+def alone(arguments, seconds=900):
+  environment = {name: value for name, value in two_workers.environment(0, [1]).items() if name != 'TF_CONFIG'}
+  result = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False,
+                          timeout=seconds)
+  assert result.returncode == 0, result.stdout + result.stderr
+  return result
+
+
+def lines(folder, kind, name='metrics.jsonl'):
+  every = [json.loads(line) for line in pathlib.Path(folder, name).read_text().splitlines()]
+  return [line for line in every if line['kind'] == kind]
+
+
+@pytest.fixture(scope='module', params=sorted(KINDS))
+def runs(request, tmp_path_factory):
+  """The same training on one device, on two logical CPUs and on two workers: folders, and what the workers printed."""
+  path, settings = tmp_path_factory.mktemp(request.param), KINDS[request.param]
+  alone(command(path / 'one', *settings, "strategy.kind = 'one_device'"))
+  alone(command(path / 'two_cpus', *settings, "strategy.kind = 'mirrored'", 'strategy.logical_cpus = 2'))
+  results = two_workers.finish(two_workers.start(command(path / 'two_workers', *settings)))
+  assert [code for code, _ in results] == [0, 0], results
+  return request.param, path, [output for _, output in results]
+
+
+@pytest.mark.slow
+def test_the_loss_curve_is_that_of_one_device(runs):
+  kind, path, _ = runs
+  one, cpus, workers = (lines(path / name, 'train') for name in ('one', 'two_cpus', 'two_workers'))
+  assert [line['step'] for line in one] == list(range(1, STEPS + 1))
+  for a, b, c in zip(one, cpus, workers, strict=True):
+    for field in ('step', 'epoch', 'images', 'instances', 'pixels'):
+      assert a[field] == b[field] == c[field]
+    assert c['loss/total'] == pytest.approx(b['loss/total'], rel=TOLERANCE), a['step']
+    if a['step'] <= COMPARED[kind]:
+      assert b['loss/total'] == pytest.approx(a['loss/total'], rel=TOLERANCE), a['step']
+
+
+@pytest.mark.slow
+def test_the_chief_alone_reports(runs):
+  _, path, (chief, worker) = runs
+  assert f'step {STEPS}/{STEPS}' in chief and f'evaluation at step {STEPS}' in chief
+  assert 'worker 1 of 2: the chief reports' in worker and 'step 1/' not in worker and 'evaluation' not in worker
+  assert [line['step'] for line in lines(path / 'two_workers', 'train')] == list(range(1, STEPS + 1))
+  assert [line['step'] for line in lines(path / 'two_workers', 'eval')] == [10, 20]
+  assert len(list(path.glob('two_workers/tensorboard/events*'))) == 1
+  assert list(path.glob('two_workers/gather/*')) == []
+
+
+@pytest.mark.slow
+def test_two_workers_score_what_one_does(runs):
+  """The same checkpoint, scored by two workers during training and by one device afterwards."""
+  kind, path, _ = runs
+  results = path / f'two_workers/eval/step-{STEPS:08d}'
+  before = {name: json.loads((results / name).read_text()) for name in ('bbox.json',)}
+  assert len(before['bbox.json']) > 10
+  alone(command(path / 'two_workers', *KINDS[kind], "strategy.kind = 'one_device'", task='evaluate'))
+  shared, single = lines(path / 'two_workers', 'eval')[-2:]
+  assert {name: value for name, value in single.items() if '/A' in name} == {
+    name: value for name, value in shared.items() if '/A' in name}
+  for a, b in zip(before['bbox.json'], json.loads((results / 'bbox.json').read_text()), strict=True):
+    assert (a['image_id'], a['category_id']) == (b['image_id'], b['category_id'])
+    assert a['score'] == pytest.approx(b['score'], abs=1e-5) and a['bbox'] == pytest.approx(b['bbox'], abs=0.01)
+
+
+@pytest.mark.slow
+def test_where_one_worker_dies_the_other_ends_and_both_continue(tmp_path):
+  settings = ('KTimesSchedule.unit = 100', 'CocoEvaluator.every = 0', 'run.checkpoint_every = 5', 'run.log_every = 5')
+  processes = two_workers.start(command(tmp_path / 'run', *settings))
+  try:
+    while not list(tmp_path.glob('run/checkpoints/step-*')):
+      assert all(process.poll() is None for process in processes)
+      time.sleep(0.2)
+    processes[1].send_signal(signal.SIGKILL)
+    output, _ = processes[0].communicate(timeout=300)
+  finally:
+    for process in processes:
+      process.kill()
+  assert processes[0].returncode == 69, output
+  last = output.strip().splitlines()[-1]
+  assert last.startswith('error: another worker has ended or cannot be reached'), output
+  assert 'Traceback' not in output
+  reached = max(int(path.name[5:]) for path in tmp_path.glob('run/checkpoints/step-*'))
+  results = two_workers.finish(two_workers.start(command(tmp_path / 'run', *settings,
+                                                         f'KTimesSchedule.unit = {(reached + 5) / 4}')))
+  assert [code for code, _ in results] == [0, 0], results
+  assert f'from step {reached} to {reached + 5}' in results[0][1]
+
+
+@pytest.mark.slow
+def test_workers_of_different_configurations_refuse(tmp_path):
+  processes = two_workers.start(command(tmp_path / 'run'), others=['--gin_param=BATCH_SIZE = 8'])
+  for code, output in two_workers.finish(processes):
+    assert code == 1 and 'Traceback' not in output
+    assert 'BATCH_SIZE = 8 here; BATCH_SIZE = 4 on the chief' in output.strip().splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_a_worker_that_does_not_come_is_waited_for_so_long(tmp_path):
+  process, other = two_workers.start(command(tmp_path / 'run', 'strategy.timeout_minutes = 0.2'))
+  other.kill()
+  output, _ = process.communicate(timeout=600)
+  assert process.returncode == 69, output
+  assert 'worker 0 of 2 did not meet the others within 0.2 minutes' in output.strip().splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_a_follower_scores_what_training_leaves_to_it(tmp_path):
+  folder, settings = tmp_path / 'run', ('run.own_evaluation = False',)
+  environment = {name: value for name, value in two_workers.environment(0, [1]).items() if name != 'TF_CONFIG'}
+  follower = subprocess.Popen(
+    [sys.executable, '-m', 'rethink_tf.evaluate', '--follow', '--follow_minutes=15', f'--model_dir={folder}'],
+    env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+  alone(command(folder, *settings, "strategy.kind = 'one_device'"))
+  [(code, output)] = two_workers.finish([follower])
+  assert code == 0, output
+  assert lines(folder, 'eval') == []
+  assert [line['step'] for line in lines(folder, 'eval', 'metrics-evaluator.jsonl')] == [10, 20]
+  assert list(folder.glob('tensorboard/evaluator/events*')) and os.path.isdir(folder / f'eval/step-{STEPS:08d}')
