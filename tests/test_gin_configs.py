@@ -93,7 +93,11 @@ def test_a_complete_configuration_parses_and_its_parts_can_be_made(name):
   assert isinstance(gin.get_configurable('ResNet')(), tf_keras.layers.Layer)
 
 
-@pytest.mark.parametrize('name', [name for name in one_of_each(LENGTH_AND_START + DEPTH) if 'triple' not in name])
+# Their parts take a step in others of the list; the slow test below takes all.
+COVERED = re.compile(r'triple|bench\.gin|demo\.gin|pretrain_10k|pretrain_6x_cbnet|32x16d')
+
+
+@pytest.mark.parametrize('name', [name for name in one_of_each(LENGTH_AND_START + DEPTH) if not COVERED.search(name)])
 def test_every_kind_of_configuration_takes_a_step(name):
   takes_a_step(name, SHALLOW)
 

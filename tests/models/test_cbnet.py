@@ -140,7 +140,8 @@ def test_gradients_reach_every_variable(count, style, unused):
   assert len({v.name for v in made.variables}) == len(made.variables)
 
 
-@pytest.mark.parametrize('style', ['ahlc', *(pytest.param(style, marks=pytest.mark.slow) for style in STYLES[1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize('style', STYLES)
 def test_xla_compiles_it_and_computes_the_same(style):
   made = composite(style=style)
 
@@ -156,7 +157,9 @@ def test_xla_compiles_it_and_computes_the_same(style):
     np.testing.assert_allclose(compiled, plain, rtol=0, atol=1e-3 * np.abs(plain).max())
 
 
-@pytest.mark.parametrize('norm, extra', [(group_norm, 2 * 1856), (sync_batch_norm, 2 * 1856), (no_norm, 1856)])
+@pytest.mark.parametrize('norm, extra', [
+  (group_norm, 2 * 1856), pytest.param(sync_batch_norm, 2 * 1856, marks=pytest.mark.slow),
+  pytest.param(no_norm, 1856, marks=pytest.mark.slow)])
 def test_parameters_of_the_connectors(norm, extra):
   """By the public code's wiring of a ResNet-50: 2,768,896 weights."""
   pair = complexity.count(lambda: CBNet(connector_norm=norm), [1, 224, 224, 3])
