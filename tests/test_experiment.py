@@ -169,6 +169,7 @@ def test_a_cascade_goes_on_where_a_plain_run_stood(trained, tmp_path):
   assert 'loss/box/class/stage3' in after[-1] and after[-1]['learning_rate'] == before[-1]['learning_rate']
 
 
+@pytest.mark.slow
 def test_layers_that_a_file_does_not_fill_may_not_be_frozen(weights, tmp_path):
   start_from(weights[0], 'FPN.norm = @frozen_batch_norm')
   with pytest.raises(UserError, match='would stay at random values'):

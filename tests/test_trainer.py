@@ -129,6 +129,7 @@ def test_prediction_is_the_same_on_one_and_two_replicas(four, two_replicas):
       np.testing.assert_allclose(a, b, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_prediction_without_masks_on_two_replicas(four, two_replicas):
   with two_replicas.scope():
     shared = make(four, mask_head=None)

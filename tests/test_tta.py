@@ -198,7 +198,7 @@ def test_one_view_is_plain_prediction(kind, merge):
       np.testing.assert_array_equal(ours, theirs, err_msg=name)
 
 
-@pytest.mark.parametrize('kind', ['cascade', 'keypoints', 'xla'])
+@pytest.mark.parametrize('kind', ['cascade', 'keypoints', pytest.param('xla', marks=pytest.mark.slow)])
 def test_the_mirror_of_a_photograph_gives_the_mirror_of_its_detections(kind):
   """At two sizes, beside padding that is wider on one of them."""
   views = looks(photographs(), (64, 96), widths=51)

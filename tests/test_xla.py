@@ -126,7 +126,8 @@ def test_convolutions_are_bfloat16_but_for_predictions(bfloat16):
   assert len(number['train'][tf.float32]) == len(number['predict'][tf.float32])
 
 
-@pytest.mark.parametrize('replicas, steps_per_execution', [(1, 1), (1, 2), (2, 1)])
+@pytest.mark.parametrize('replicas, steps_per_execution', [
+  (1, 1), pytest.param(1, 2, marks=pytest.mark.slow), pytest.param(2, 1, marks=pytest.mark.slow)])
 def test_fit_traces_every_padded_shape_with_its_static_size(two_replicas, replicas, steps_per_execution):
   shapes, canvases, expected = [], [(64, 96), (96, 64), (64, 96), (64, 96)], {(64, 96), (96, 64)}
   batches = [tf.nest.map_structure(lambda x: tf.concat([x] * replicas, 0), batch(canvas, 64)) for canvas in canvases]

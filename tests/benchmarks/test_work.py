@@ -47,6 +47,7 @@ def test_what_is_not_static_is_given():
   assert work.gflop(graph, 7) * 1e9 == pytest.approx(2 * 7 * 6 * 5)
 
 
+@pytest.mark.slow
 def test_micro_batches_multiply_the_work_and_the_mask_head_counts_its_rois():
   def counted(micro_batches):
     trainer = Trainer(tiny.detector(), MaskRCNNLoss(), micro_batches)

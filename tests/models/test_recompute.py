@@ -86,6 +86,7 @@ def test_gradients_are_the_same_to_the_bit(images, changes):
   assert_equal(*(backbone_gradients(recompute, images, **changes) for recompute in (False, True)))
 
 
+@pytest.mark.slow
 def test_and_under_xla(images):
   """XLA may fuse the second computation otherwise than the first: equal to rounding."""
   assert_equal(*(backbone_gradients(recompute, images, jit=True) for recompute in (False, True)), tolerance=1e-5)
