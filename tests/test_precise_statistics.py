@@ -230,7 +230,6 @@ def scored(folder):
   return json.loads(sorted((folder / 'eval').glob('*/bbox.json'))[-1].read_text())
 
 
-@pytest.mark.slow
 def test_training_is_the_same_with_and_without(runs):
   moving, exact = ([line for line in RunFolder(runs[name], create=False).read_metrics() if line['kind'] == 'train']
                    for name in ('moving', 'precise'))
