@@ -36,7 +36,8 @@ def _main() -> None:
   from rethink_tf import noise  # TensorFlow takes seconds: --help and misspelt flags do not wait
 
   noise.hide_library_info()
-  from rethink_tf.studies import execution, grid, plan
+  from rethink_tf.studies import execution, grid
+  from rethink_tf.studies import stages as staging
 
   study = grid.read_study(FLAGS.gin_file, FLAGS.study_param)
   output = FLAGS.output or f'runs/studies/{pathlib.PurePosixPath(FLAGS.gin_file).stem}'
@@ -45,7 +46,7 @@ def _main() -> None:
   data = [f'DATA_DIR = {FLAGS.data_dir!r}'] if FLAGS.data_dir else []
   lengths = [grid.length(trial, data) for trial in trials]
   share = study.share_prefixes and FLAGS.command is None
-  stages = plan.plan(trials, lengths, share)
+  stages = staging.plan(trials, lengths, share)
   _print_plan(stages, lengths, len(trials))
   more = [f'--data_dir={FLAGS.data_dir}'] if FLAGS.data_dir else []
   if FLAGS.command:
@@ -61,7 +62,7 @@ def _main() -> None:
   left = [stage for stage in stages if not runner.done(stage)]
   if left and FLAGS.calibrate:
     speed = runner.calibrate(left[0])
-    seconds = plan.images(left) / speed
+    seconds = staging.images(left) / speed
     print(f'{left[0].trial.name}: {speed:.3g} images/s here, so about {execution.duration(seconds)} for what is left, '
           'evaluations not counted', flush=True)
   failures = runner.run(stages)
@@ -73,10 +74,10 @@ def _main() -> None:
 
 def _print_plan(stages, lengths: Sequence, runs: int) -> None:
   from rethink_tf.comparison.side_by_side import aligned
-  from rethink_tf.studies import plan
+  from rethink_tf.studies import stages as staging
 
-  alone, shared = sum(length.images for length in lengths), plan.images(stages)
-  print(aligned(plan.table(stages)))
+  alone, shared = sum(length.images for length in lengths), staging.images(stages)
+  print(aligned(staging.table(stages)))
   saved = f', {1 - shared / alone:.0%} less than the runs one by one ({alone})' if shared < alone else ''
   print(f'{runs} runs, {shared} images to train on{saved}', flush=True)
 

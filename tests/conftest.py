@@ -9,6 +9,17 @@ from absl import logging
 os.environ.setdefault('MPLBACKEND', 'Agg')  # before matplotlib is imported anywhere
 
 
+# The longest files, begun first: else one worker is left with them when the other has nothing more to do.
+LONG = ('experiment', 'trainer', 'tta', 'xla', 'golden', 'gin_configs', 'pretrain', 'train', 'serving', 'predict',
+        'precise_statistics', 'cbnet', 'bench', 'side_by_side', 'recompute', 'faults', 'fuzz', 'rows', 'stream',
+        'hashtags', 'complexity', 'plain_run')
+
+
+def pytest_collection_modifyitems(items):
+  order = {f'test_{name}.py': place for place, name in enumerate(LONG)}
+  items.sort(key=lambda item: order.get(item.path.name, len(order)))  # stable: a file's tests stay together
+
+
 @pytest.fixture(scope='session')
 def photographs() -> pathlib.Path:
   """Folder with coco_dev, balloon, coco_rle_sample, …: RETHINK_TF_DATA, by default ../shared/data."""

@@ -111,4 +111,6 @@ def test_tests_mirror_the_package():
   for test in sorted((ROOT / 'tests').rglob('test_*.py')):
     name = test.stem.removeprefix('test_')
     folder = test.parent.relative_to(ROOT / 'tests').as_posix()
+    assert test.name not in {other.name for other in (ROOT / 'tests').rglob('test_*.py') if other != test}, (
+      f'{test.name} is there twice: pytest imports test files by their names alone')
     assert name in whole or f'{folder}/{name}.py'.removeprefix('./') in modules, f'{test} mirrors no module'

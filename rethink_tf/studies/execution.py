@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from rethink_tf.checkpoints import RunCheckpoints
 from rethink_tf.errors import UserError
 from rethink_tf.run_folder import RunFolder
-from rethink_tf.studies.plan import Stage
+from rethink_tf.studies.stages import Stage
 
 POLL_SECONDS = 2.0
 REPORT_SECONDS = 30.0

@@ -115,7 +115,9 @@ def test_signals_reach_all_workers_which_may_save(number):
           'for number in (signal.SIGTERM, signal.SIGINT): signal.signal(number, end)\n'
           'print("ready", flush=True); time.sleep(600)')
   process = subprocess.Popen([MULTI_WORKER, '--workers=2', '--', sys.executable, '-c', WORKER + '\n' + code],
-                             stdout=subprocess.PIPE, text=True, start_new_session=True)
+                             stdout=subprocess.PIPE, text=True, start_new_session=True,
+                             # A shell cannot trap what it was started to ignore, as it is by one that runs it behind.
+                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
   ready = [process.stdout.readline() for _ in range(2)]
   assert sorted(ready) == ['[0] ready\n', '[1] ready\n']
   process.send_signal(number)
