@@ -54,6 +54,7 @@ class RunCheckpoints:
     self._metric: str | None = None
     self._evaluated: Callable[[], int] = lambda: -1
     self._told: Best | None = None
+    self._warned = False
     self.failures = 0
 
   def keep_best(self, metric: str, evaluated: Callable[[], int]) -> None:
@@ -119,10 +120,11 @@ class RunCheckpoints:
       if best is not None:
         stay.add(best.step)
         self._tell(best)
-      elif lines:
+      elif lines and not self._warned:
+        self._warned = True
         figures = sorted({name for line in lines for name in line} - {'kind', 'step', 'time'})
-        logging.log_first_n(logging.WARNING, 'no evaluation has a figure %s, so no checkpoint is kept as the best one: '
-                            'choose run.keep_best from %s', 1, self._metric, ', '.join(figures))
+        logging.warning('no evaluation has a figure %s, so no checkpoint is kept as the best one: choose run.keep_best '
+                        'from %s', self._metric, ', '.join(figures))
     self._remove(self._folder(step) for step in steps if step not in stay)
 
   def best(self, metric: str) -> Best | None:

@@ -307,6 +307,9 @@ def test_a_figure_that_no_evaluation_has_is_told(local, caplog):
   checkpoints.save(1, parts(), {})
   assert 'maks/AP' in caplog.text and 'box/AP, mask/AP' in caplog.text and 'run.keep_best' in caplog.text
   assert not tf.io.gfile.exists(local.join('best.json'))
+  told = len(caplog.records)
+  checkpoints.save(2, parts(), {})
+  assert not [record for record in caplog.records[told:] if 'maks/AP' in record.getMessage()]  # once a run
 
 
 @pytest.mark.parametrize('which, expected', [('latest', None), ('2', 2), (1, 1)])

@@ -94,7 +94,7 @@ def test_a_complete_configuration_parses_and_its_parts_can_be_made(name):
 
 
 # Their parts take a step in others of the list; the slow test below takes all.
-COVERED = re.compile(r'triple|bench\.gin|demo\.gin|pretrain_10k|pretrain_6x_cbnet|32x16d')
+COVERED = re.compile(r'triple|bench\.gin|demo\.gin|pretrain_10k|pretrain_6x_cbnet|32x16d|lsj|x152_cascade')
 
 
 @pytest.mark.parametrize('name', [name for name in one_of_each(LENGTH_AND_START + DEPTH) if not COVERED.search(name)])

@@ -93,6 +93,7 @@ def variables(path):
           if name.endswith('VARIABLE_VALUE') and 'save_counter' not in name}
 
 
+@pytest.mark.slow
 def test_averages_are_scored_beside_the_weights(trained, tmp_path):
   """… saved, restored, evaluated again, and the best checkpoint is the one that they say."""
   data, _, _ = trained

@@ -221,6 +221,7 @@ def test_the_mirror_of_a_photograph_gives_the_mirror_of_its_detections(kind):
     np.testing.assert_allclose(other.masks[0, :n], found.masks[0, :n, :, ::-1], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_masks_are_means_over_the_views():
   views = looks(photographs(), (64, 128))
   predict, _ = predictor('plain', views=((64, 64), (128, 128)), flip=False)
