@@ -203,7 +203,8 @@ def inexact(graph):
       scopes = set(op.name.split('/')) & EXACT_SCOPES
       entry = op.type == 'Cast' or (op.type in ('Identity', 'Reshape', 'PartitionedCall') and not scopes)
       fused = op.type.startswith('FusedBatchNorm') and op.get_attr('U') == tf.float32  # type of the statistics
-      if not (op.type in ALLOWED_IN_HALF or fused) or (scopes and not entry):
+      third = op.type == 'Mul' and 'scale_gradient' in op.name  # of the gradient of features, between cascade stages
+      if not (op.type in ALLOWED_IN_HALF or fused or third) or (scopes and not entry):
         found.add(f'{op.type} at {op.name}')
   return found
 

@@ -124,6 +124,10 @@ def scale_gradient(x: tf.Tensor, scale: float) -> tf.Tensor:
 
   @tf.custom_gradient
   def scaled(x):
-    return tf.identity(x), lambda upstream: upstream * tf.cast(scale, upstream.dtype)
+    def gradient(upstream):
+      with tf.name_scope('scale_gradient'):
+        return upstream * tf.cast(scale, upstream.dtype)
+
+    return tf.identity(x), gradient
 
   return scaled(x)
