@@ -73,33 +73,31 @@ def sigkill(bench: Bench, faults: int) -> Row:
 
 
 def sigterm(bench: Bench, faults: int) -> Row:
-  training, seconds = Training(bench), []
-  for _ in range(faults):
-    training.start()
-    training.wait_for_steps(1 + bench.random.randrange(12))
-    begin = time.monotonic()
-    os.kill(training.pid, signal.SIGTERM)
-    training.wait()
-    seconds.append(time.monotonic() - begin)
-  training.finish()
+  training, seconds = _terminated(bench, faults, signals=1)
   outcome = f'ended at the next step, its checkpoint saved, {max(seconds):.1f} s after the signal at most'
   return Row('SIGTERM', faults, 1, outcome, training.lost(), training.codes, training.equal())
 
 
 def sigterm_twice(bench: Bench, faults: int) -> Row:
+  training, seconds = _terminated(bench, faults, signals=2)
+  outcome = f'ended at once, {max(seconds):.2f} s after the first signal at most'
+  return Row('SIGTERM twice, 1 ms apart', faults, 1, outcome, training.lost(), training.codes, training.equal())
+
+
+def _terminated(bench: Bench, faults: int, signals: int) -> tuple[Training, list[float]]:
+  """A training ended so often by so many SIGTERMs and then completed, and the seconds that each end took."""
   training, seconds = Training(bench), []
   for _ in range(faults):
     training.start()
     training.wait_for_steps(1 + bench.random.randrange(12))
     begin = time.monotonic()
-    os.kill(training.pid, signal.SIGTERM)
-    time.sleep(0.001)
-    os.kill(training.pid, signal.SIGTERM)
+    for number in range(signals):
+      time.sleep(0.001 * (number > 0))
+      os.kill(training.pid, signal.SIGTERM)
     training.wait()
     seconds.append(time.monotonic() - begin)
   training.finish()
-  outcome = f'ended at once, {max(seconds):.2f} s after the first signal at most'
-  return Row('SIGTERM twice, 1 ms apart', faults, 1, outcome, training.lost(), training.codes, training.equal())
+  return training, seconds
 
 
 def damaged(bench: Bench, faults: int) -> Row:

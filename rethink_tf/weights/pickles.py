@@ -28,13 +28,10 @@ class Refused(Exception):
 
 
 class Built:
-  """What a pickle may make first and fill with a state afterwards; `finished` is what it stands for."""
+  """What a pickle may make first and give a state afterwards (`__setstate__`).
 
-  def __setstate__(self, state: Any) -> None:
-    raise NotImplementedError
-
-  def finished(self) -> Any:
-    raise NotImplementedError
+  One that is no container itself has `finished()`: what it stands for.
+  """
 
 
 class _Dtype(Built):
