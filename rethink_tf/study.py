@@ -40,8 +40,9 @@ def _main() -> None:
   from rethink_tf.studies import stages as staging
 
   study = grid.read_study(FLAGS.gin_file, FLAGS.study_param)
-  output = FLAGS.output or f'runs/studies/{pathlib.PurePosixPath(FLAGS.gin_file).stem}'
-  pretrained = {name: os.path.join(output, name) for name in study.pretraining}
+  output = (FLAGS.output or '').rstrip('/') or f'runs/studies/{pathlib.PurePosixPath(FLAGS.gin_file).stem}'
+  # Beside the studies: those that name the same pre-training share it.
+  pretrained = {name: os.path.join(os.path.dirname(output), 'pretraining', name) for name in study.pretraining}
   trials = [trial._replace(params=(*trial.params, *FLAGS.gin_param)) for trial in study.trials(pretrained)]
   data = [f'DATA_DIR = {FLAGS.data_dir!r}'] if FLAGS.data_dir else []
   lengths = [grid.length(trial, data) for trial in trials]
@@ -58,7 +59,7 @@ def _main() -> None:
   for name, words in study.pretraining.items():
     print(f'pre-training {name}', flush=True)
     where = [f'--data_dir={FLAGS.pretraining_data_dir}'] if FLAGS.pretraining_data_dir else []
-    runner.pretrain(name, *grid.split_words(words, pretrained), where)
+    runner.pretrain(pretrained[name], *grid.split_words(words, pretrained), where)
   left = [stage for stage in stages if not runner.done(stage)]
   if left and FLAGS.calibrate:
     speed = runner.calibrate(left[0])

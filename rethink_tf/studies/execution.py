@@ -56,11 +56,10 @@ class Runner:
     return os.path.isdir(path) and any(line.get('kind') == 'eval'
                                        for line in RunFolder(path, create=False).read_metrics())
 
-  def pretrain(self, name: str, files: Sequence[str], params: Sequence[str], more: Sequence[str]) -> str:
-    """Makes, or completes, a pre-training run; returns its folder."""
-    path = self.folder(name)
-    self._call('rethink_tf.pretrain', name, arguments(files, params, path, more), lambda: '')
-    return path
+  def pretrain(self, path: str, files: Sequence[str], params: Sequence[str], more: Sequence[str]) -> None:
+    """Makes, or completes, the pre-training run of a folder."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    self._call('rethink_tf.pretrain', path, arguments(files, params, path, more), lambda: '')
 
   def run(self, stages: Sequence[Stage]) -> list[str]:
     """Makes what is not done; returns one line for each stage that failed. What a failed one forks into is left out."""
@@ -91,11 +90,11 @@ class Runner:
     steps = min(CALIBRATION_STEPS, stage.length.steps)
     params = [*stage.trial.params, *stage.length.quiet, _stop(steps, stage), 'run.log_every = 1']
     try:
-      self._call('rethink_tf.train', '.calibration', arguments(stage.trial.files, params, path, self._more), lambda: '')
+      self._call('rethink_tf.train', path, arguments(stage.trial.files, params, path, self._more), lambda: '')
       lines = [line for line in RunFolder(path, create=False).read_metrics() if line.get('kind') == 'train']
     finally:
       shutil.rmtree(path, ignore_errors=True)
-      log = self.folder('.calibration.log')
+      log = f'{path}.log'
       if os.path.exists(log):
         os.remove(log)
     first, last = lines[0], lines[-1]  # the first step holds the tracing
@@ -109,7 +108,7 @@ class Runner:
     path = self.folder(stage.trial.name)
     still = sum((s.end - s.start) * s.length.batch_size for s in later if not self.done(s))
     self._say(f'{head}: iterations {stage.start} to {stage.end}')
-    self._call('rethink_tf.train', stage.trial.name, arguments(stage.trial.files, params, path, self._more),
+    self._call('rethink_tf.train', path, arguments(stage.trial.files, params, path, self._more),
                lambda: self._progress(path, stage, head, still))
 
   def _progress(self, path: str, stage: Stage, head: str, still: int) -> str:
@@ -151,13 +150,13 @@ class Runner:
     # The run that continues cancels lines of later iterations itself, by the line it begins with.
     os.rename(building, target)
 
-  def _call(self, module: str, name: str, arguments: Sequence[str], progress: Callable[[], str]) -> None:
-    """Runs a door to its end, with a progress line now and then.
+  def _call(self, module: str, path: str, arguments: Sequence[str], progress: Callable[[], str]) -> None:
+    """Runs a door to its end, with a progress line now and then; <path>.log gets what it prints.
 
     Raises:
       UserError: it failed; the message is its own last line.
     """
-    log = self.folder(f'{name}.log')
+    log = f'{path}.log'
     with open(log, 'ab') as file:
       process = subprocess.Popen([sys.executable, '-m', module, *arguments], stdout=file, stderr=subprocess.STDOUT)
       try:
