@@ -198,7 +198,7 @@ class SaveCheckpoints(tf_keras.callbacks.Callback):
 
   def on_train_begin(self, logs=None):
     self._before = self._saved_step = _iterations(self.model)  # step 0 holds nothing, any other one is on the disk
-    self._settle(self._before)
+    self._settle(self._before, self._interruption.received is not None)
 
   def on_train_batch_begin(self, batch, logs=None):
     self._interruption.deferred = self._traced  # the first step may take minutes to trace, and loses nothing
@@ -206,17 +206,18 @@ class SaveCheckpoints(tf_keras.callbacks.Callback):
   def on_train_batch_end(self, batch, logs=None):
     step = _iterations(self.model)
     due = step // self._every > self._before // self._every or self._also(step)
-    if due or self._interruption.received is not None:
+    ends = self._interruption.ends(step, 2 * step - self._before)  # an execution further, of one step or several
+    if due or ends:
       self._save(step)
     self._before, self._traced = step, True
-    self._settle(step)
+    self._settle(step, ends)
 
   def on_train_end(self, logs=None):
     step = _iterations(self.model)
     if step != self._saved_step and not self._save(step):
       raise UserError(f'the last checkpoint (step {step}) could not be written, the reason is logged above: make room '
                       'and give the same command again; it goes on from the newest checkpoint')
-    self._settle(step)
+    self._settle(step, not self._interruption.shared and self._interruption.received is not None)
 
   def _save(self, step: int) -> bool:
     saved = self._checkpoints.save(step, self._trackables, self._state())
@@ -224,12 +225,12 @@ class SaveCheckpoints(tf_keras.callbacks.Callback):
       self._saved_step = step
     return saved
 
-  def _settle(self, step: int):
+  def _settle(self, step: int, ends: bool):
     """Between steps: lets signals end training at once while there is nothing to lose, and ends it if one has come."""
     interruption = self._interruption
-    interruption.deferred = step != self._saved_step
+    interruption.deferred = step != self._saved_step or interruption.shared  # other workers would lose something
     interruption.told = f'stopped; the same command continues from step {self._saved_step}'
-    if interruption.received is not None:
+    if ends:
       raise interruption.error()
 
 

@@ -16,6 +16,7 @@ import tensorflow as tf
 from absl import logging
 
 from rethink_tf import noise
+from rethink_tf.coordination import publish, published
 from rethink_tf.errors import UserError, WorkerLost, in_one_line
 from rethink_tf.run_folder import RunFolder
 from rethink_tf.workers import ALONE, Workers, assemble
@@ -24,7 +25,6 @@ KINDS = ('default', 'one_device', 'mirrored', 'multi_worker', 'tpu')
 COMMUNICATIONS = ('auto', 'ring', 'nccl')
 _HEARTBEAT_SECONDS = 30  # without a sign of life, after which a worker counts as dead
 _LOOK_SECONDS = 0.5
-_NOTHING = '-'  # an empty value counts as none
 _FORM = '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}'
 
 
@@ -224,21 +224,21 @@ def meet(strategy: tf.distribute.Strategy, model_dir: str, create: bool, setting
     tf.io.gfile.makedirs(folder.join('gather'))
     with tf.io.gfile.GFile(folder.join('gather', token), 'w') as file:
       file.write(token)
-    _publish('settings', f'{token}\n{settings}')
+    publish('settings', f'{token}\n{settings}')
     for other in range(1, count):
-      complaint = _published(f'ready/{other}', strategy.timeout_seconds)
+      complaint = published(f'ready/{other}', strategy.timeout_seconds)
       if complaint:
         raise UserError(f'worker {other}: {complaint}')
     tf.io.gfile.remove(folder.join('gather', token))
   else:
-    token, _, chiefs = _published('settings', strategy.timeout_seconds).partition('\n')
+    token, _, chiefs = published('settings', strategy.timeout_seconds).partition('\n')
     try:
       _check_same(chiefs, settings)
       folder = SilentFolder(model_dir, token)
     except UserError as error:
-      _publish(f'ready/{index}', error.line())
+      publish(f'ready/{index}', error.line())
       raise
-    _publish(f'ready/{index}', '')
+    publish(f'ready/{index}', '')
     logging.info('worker %d of %d: the chief reports', index, count)
     logging.set_verbosity(logging.WARNING)
     sys.stdout = open(os.devnull, 'w')
@@ -272,8 +272,8 @@ def check_same_step(workers: Workers, step: int) -> None:
   if workers.count == 1:
     return
   if workers.chief:
-    _publish('step', str(step))
-  elif int(_published('step', workers.timeout)) != step:
+    publish('step', str(step))
+  elif int(published('step', workers.timeout)) != step:
     raise UserError(f'worker {workers.index} finds the checkpoint of step {step} in the run folder, the chief another '
                     'one: the folder must be the same for all; give the same command on all workers again')
 
@@ -327,26 +327,3 @@ def _check_same(chiefs: str, own: str):
                for lines, where in ((ours - theirs, 'here'), (theirs - ours, 'on the chief'))]
   raise UserError(f'this worker has another configuration than the chief: {"; ".join(different)}: give all the same '
                   'command')
-
-
-def _publish(key: str, value: str):
-  """Tells the other workers, by the service through which TensorFlow coordinates them."""
-  from tensorflow.python.eager import context
-
-  context.context().set_config_key_value(f'rethink_tf/{key}', value or _NOTHING)
-
-
-def _published(key: str, timeout_seconds: float) -> str:
-  """What another worker has published, or will within the time.
-
-  Raises:
-    WorkerLost: it has not.
-  """
-  from tensorflow.python.eager import context
-
-  try:
-    value = context.context().get_config_key_value(f'rethink_tf/{key}', timeout_in_ms=int(1000 * timeout_seconds))
-  except tf.errors.OpError as error:
-    raise WorkerLost(f'another worker does not answer ({key}): {in_one_line(error)[:200]}; look at its log and start '
-                     'all of them again') from error
-  return '' if value == _NOTHING else value

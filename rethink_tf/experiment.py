@@ -24,6 +24,7 @@ from rethink_tf import (  # noqa: F401  some so that gin files find them
 )
 from rethink_tf.callbacks import ProgressAndMetrics, SaveCheckpoints, StopOnNonFinite
 from rethink_tf.checkpoints import ON_DEMAND, RunCheckpoints
+from rethink_tf.coordination import StopTogether
 from rethink_tf.data import (  # noqa: F401  so that gin files find them
   classification,
   classification_input,
@@ -268,7 +269,7 @@ def _train(folder, trainer, feed, total_steps, checkpoints, trackables, score, d
                sum(int(tf.size(v)) for v in trainer.trainable_variables), folder.path)
   progress = ProgressAndMetrics(folder, total_steps, feed.facts, every=intervals['log_every'],
                                 start_state=state.get('progress'))
-  interruption = Interruption()
+  interruption = Interruption(StopTogether(workers) if workers.count > 1 else None)
   saving = SaveCheckpoints(checkpoints, trackables, lambda: {'progress': progress.state()},
                            every=intervals['checkpoint_every'], also=due, interruption=interruption)
   if start < total_steps:

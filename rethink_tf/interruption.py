@@ -8,6 +8,7 @@ import threading
 
 from absl import logging
 
+from rethink_tf.coordination import StopTogether
 from rethink_tf.errors import EXIT_CODES, Interrupted
 
 
@@ -19,19 +20,30 @@ class Interruption:
   process on the spot, in the middle of a long step too: a thread watches for it, because Python calls its handlers
   only between two of its own instructions.
 
+  together: among several workers, what they end by; None alone.
+
   Attributes:
     received: the signal, None so far.
     deferred: whether something is unsaved.
     told: what Interrupted says.
   """
 
-  def __init__(self):
+  def __init__(self, together: StopTogether | None = None):
+    self._together = together
+    self._asked = False
     self.received: int | None = None
     self.deferred = False
     self.told: str | None = None
     self._handlers: dict[int, object] = {}
 
+  @property
+  def shared(self) -> bool:
+    """Whether there are other workers, whom a signal concerns too."""
+    return self._together is not None
+
   def __enter__(self) -> Interruption:
+    if self._together is not None:
+      self._together.watch()
     if threading.current_thread() is not threading.main_thread():
       return self  # signals reach the main thread only: whoever owns it decides
     reading, self._writing = os.pipe()
@@ -42,6 +54,8 @@ class Interruption:
     return self
 
   def __exit__(self, *exception) -> None:
+    if self._together is not None:
+      self._together.end()
     if self._handlers:
       for signum, handler in self._handlers.items():
         signal.signal(signum, handler)
@@ -49,9 +63,23 @@ class Interruption:
       os.close(self._writing)  # ends the thread
       self._handlers = {}
 
+  def ends(self, step: int, following: int) -> bool:
+    """Whether work ends after `step`, because of a signal to this process or to another worker's.
+
+    following: the step after which one may be asked next.
+    """
+    if self._together is None:
+      return self.received is not None
+    if self.received is not None and not self._asked:
+      self._asked = True
+      self._together.ask(self.received, following)
+    return self._together.step is not None and step >= self._together.step
+
   def error(self) -> Interrupted:
-    """What ends the work."""
-    return Interrupted(self.received, self.told)
+    """What ends the work, which is saved."""
+    if self._together is not None and self._together.step is not None:
+      self._together.saved()
+    return Interrupted(self.received or self._together.signum, self.told)
 
   def _note(self, signum, frame):
     self.received = signum

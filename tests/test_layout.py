@@ -13,10 +13,10 @@ MODULES = sorted(PACKAGE.rglob('*.py'))
 # A module imports only what stands on a floor below its own; a folder counts as one module. The ground is for all.
 GROUND = {'errors', 'redaction', 'structures'}
 FLOORS = [
-  {'ops', 'noise', 'retries', 'interruption', 'cluster', 'workers'},
-  {'run_folder'},
-  {'data', 'models', 'losses', 'schedules', 'optimizers', 'distribute', 'weights', 'coco_metrics', 'voc_metrics',
-   'error_breakdown', 'pictures', 'periodic_evaluation'},
+  {'ops', 'noise', 'retries', 'cluster', 'workers'},
+  {'run_folder', 'coordination'},
+  {'interruption', 'data', 'models', 'losses', 'schedules', 'optimizers', 'distribute', 'weights', 'coco_metrics',
+   'voc_metrics', 'error_breakdown', 'pictures', 'periodic_evaluation'},
   {'scoring'},
   {'evaluator'},
   {'checkpoints', 'trainer', 'callbacks', 'precise_statistics', 'voc_evaluator', 'top_k', 'tta', 'report',

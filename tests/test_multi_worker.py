@@ -131,6 +131,27 @@ def test_where_one_worker_dies_the_other_ends_and_both_continue(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('asked', [0, 1])
+def test_where_one_worker_is_asked_to_end_both_save_and_continue(tmp_path, asked):
+  settings = ('KTimesSchedule.unit = 100', 'CocoEvaluator.every = 0', 'run.checkpoint_every = 1000',
+              'run.log_every = 1')
+  processes = two_workers.start(command(tmp_path / 'run', *settings))
+  while not (tmp_path / 'run/metrics.jsonl').exists() or len(lines(tmp_path / 'run', 'train')) < 3:
+    assert all(process.poll() is None for process in processes)
+    time.sleep(0.1)
+  processes[asked].send_signal(signal.SIGTERM)
+  results = two_workers.finish(processes)
+  assert [code for code, _ in results] == [75, 75], results
+  reported = max(line['step'] for line in lines(tmp_path / 'run', 'train'))
+  saved, = tmp_path.glob('run/checkpoints/step-*')
+  assert int(saved.name[5:]) == reported
+  results = two_workers.finish(two_workers.start(command(tmp_path / 'run', *settings,
+                                                         f'KTimesSchedule.unit = {(reported + 2) / 4}')))
+  assert [code for code, _ in results] == [0, 0], results
+  assert f'from step {reported} to {reported + 2}' in results[0][1]
+
+
+@pytest.mark.slow
 def test_workers_of_different_configurations_refuse(tmp_path):
   processes = two_workers.start(command(tmp_path / 'run'), others=['--gin_param=BATCH_SIZE = 8'])
   for code, output in two_workers.finish(processes):
