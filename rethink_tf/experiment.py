@@ -53,7 +53,7 @@ from rethink_tf.run_folder import RunFolder
 from rethink_tf.schedules import KTimesSchedule
 from rethink_tf.trainer import Trainer
 from rethink_tf.weights import plain_run, pretrained  # noqa: F401  so that gin files find it
-from rethink_tf.workers import ALONE
+from rethink_tf.workers import ALONE, Workers
 
 PRECISIONS = ('float32', 'mixed_bfloat16', 'mixed_float16')
 
@@ -75,6 +75,39 @@ class Parts(NamedTuple):
   checkpoints: RunCheckpoints
   test_augmentation: Any = None  # what looks at several views of each photograph, if the configuration has it
   averages: Any = None  # of the weights, if the configuration has them; nothing restored yet either
+
+
+class _Built(NamedTuple):
+  """What training needs of a configuration, once it is built."""
+
+  folder: RunFolder
+  workers: Workers
+  strategy: tf.distribute.Strategy
+  devices: Devices
+  trainer: Trainer
+  feed: Any  # the input of training
+  averages: Any
+  trackables: dict[str, Any]
+  checkpoints: RunCheckpoints
+  score: Any  # the evaluator
+  total_steps: int
+  intervals: dict[str, int]
+  own_evaluation: bool
+
+  def batches(self, step: int):
+    """What `fit` iterates over, from a step on."""
+    if self.strategy.num_replicas_in_sync == 1:
+      return self.feed.dataset(step)
+    return self.strategy.distribute_datasets_from_function(lambda context: self.feed.dataset(step, context))
+
+  def due(self, step: int) -> bool:
+    """Whether this job evaluates after a step."""
+    return self.own_evaluation and self.score.due(step)
+
+  def evaluated(self, step: int) -> bool:
+    """Whether some job does."""
+    apart = not self.own_evaluation and step % self.intervals['checkpoint_every'] == 0
+    return step == self.total_steps or self.due(step) or apart
 
 
 # Over 60 lines: half of them list and explain the parts, which is what the root of a gin file is for.
@@ -179,9 +212,10 @@ def run(
     return _evaluate(checkpoints, trackables, checkpoints.choose(checkpoint, metric), score, folder)
   if keep_best:
     checkpoints.keep_best(metric, lambda: score.evaluated_step)
-  return _train(folder, trainer, feed, rates.total_steps, checkpoints, trackables, score, devices, workers, strategy,
-                initial_weights, precise_statistics, averages,
-                own_evaluation, {'log_every': log_every, 'checkpoint_every': checkpoint_every}, steps_per_execution)
+  built = _Built(folder, workers, strategy, devices, trainer, feed, averages, trackables, checkpoints, score,
+                 rates.total_steps, {'log_every': log_every, 'checkpoint_every': checkpoint_every}, own_evaluation)
+  correcting = [precise_statistics(trainer, built.batches, built.evaluated)] if precise_statistics is not None else []
+  return _train(built, initial_weights, correcting, steps_per_execution)
 
 
 def _counts(source):
@@ -237,59 +271,55 @@ def refuse_frozen_random_layers(detector: tf_keras.layers.Layer, loaded: frozens
                     '@frozen_batch_norm')
 
 
-def _train(folder, trainer, feed, total_steps, checkpoints, trackables, score, devices, workers, strategy,
-           initial_weights, precise_statistics, averages, own_evaluation, intervals, steps_per_execution):
-  def batches(step):
-    if strategy.num_replicas_in_sync == 1:
-      return feed.dataset(step)
-    return strategy.distribute_datasets_from_function(lambda context: feed.dataset(step, context))
-
-  def due(step):
-    return own_evaluation and score.due(step)
-
-  def evaluated(step):
-    return step == total_steps or due(step) or not own_evaluation and step % intervals['checkpoint_every'] == 0
-
-  correcting = [precise_statistics(trainer, batches, evaluated)] if precise_statistics is not None else []
+def _train(built: _Built, initial_weights, correcting: list, steps_per_execution: int):
+  """From where the run folder stands to the end of the schedule; correcting: callbacks that evaluation needs."""
+  folder, trainer, averages, total_steps = built.folder, built.trainer, built.averages, built.total_steps
   if averages is not None:
-    correcting = [averages, *correcting, *(OnAverages(averages, each, evaluated) for each in correcting)]
-  state = checkpoints.restore(trackables)
-  if state is None:
-    with strategy.scope():
-      loaded = initialise(trainer, initial_weights, folder)
-      if averages is not None:
-        averages.restart()
-    state = {'progress': loaded.progress} if loaded is not None and loaded.progress else {}
+    correcting = [averages, *correcting, *(OnAverages(averages, each, built.evaluated) for each in correcting)]
+  state = _restored_or_initialised(built, initial_weights)
   start = int(trainer.optimizer.iterations.numpy())
-  distribute.check_same_step(workers, start)
-  _check_whole_executions(steps_per_execution, start, total_steps, intervals, due)
+  distribute.check_same_step(built.workers, start)
+  _check_whole_executions(steps_per_execution, start, total_steps, built.intervals, built.due)
   folder.save_provenance(sys.argv, gin_files.operative_config())
   write_schedule(folder, total_steps)
-  logging.info('%d replica(s) x %d micro-batch(es) x %d image(s); %d parameters train; run folder %s', *devices,
+  logging.info('%d replica(s) x %d micro-batch(es) x %d image(s); %d parameters train; run folder %s', *built.devices,
                sum(int(tf.size(v)) for v in trainer.trainable_variables), folder.path)
-  progress = ProgressAndMetrics(folder, total_steps, feed.facts, every=intervals['log_every'],
+  progress = ProgressAndMetrics(folder, total_steps, built.feed.facts, every=built.intervals['log_every'],
                                 start_state=state.get('progress'))
-  interruption = Interruption(StopTogether(workers) if workers.count > 1 else None)
-  saving = SaveCheckpoints(checkpoints, trackables, lambda: {'progress': progress.state()},
-                           every=intervals['checkpoint_every'], also=due, interruption=interruption)
+  interruption = Interruption(StopTogether(built.workers) if built.workers.count > 1 else None)
+  saving = SaveCheckpoints(built.checkpoints, built.trackables, lambda: {'progress': progress.state()},
+                           every=built.intervals['checkpoint_every'], also=built.due, interruption=interruption)
   if start < total_steps:
     logging.info('from step %d to %d; the first one takes longest: tracing and compiling, a minute or so', start,
                  total_steps)
     try:
-      with _errors_of(feed), distribute.losses_told(workers), interruption:
-        trainer.fit(batches(start), epochs=1, steps_per_epoch=total_steps - start, verbose=0,
-                    callbacks=[StopOnNonFinite(feed.facts), progress, *correcting, saving, *[score] * own_evaluation])
+      with _errors_of(built.feed), distribute.losses_told(built.workers), interruption:
+        trainer.fit(built.batches(start), epochs=1, steps_per_epoch=total_steps - start, verbose=0,
+                    callbacks=[StopOnNonFinite(built.feed.facts), progress, *correcting, saving,
+                               *[built.score] * built.own_evaluation])
     finally:
       folder.flush()
-    checkpoints.tidy()
+    built.checkpoints.tidy()
   else:
     logging.info('the run is complete at step %d: nothing left to train', start)
-    if own_evaluation:
-      score.evaluate(start, {ON_DEMAND: True})
+    if built.own_evaluation:
+      built.score.evaluate(start, {ON_DEMAND: True})
     folder.flush()
   if folder.attempt('curves.png', lambda: report.curves([folder], folder.join('curves.png'))):
     logging.info('curves: %s', folder.join('curves.png'))
-  return score.last
+  return built.score.last
+
+
+def _restored_or_initialised(built: _Built, initial_weights) -> dict:
+  """The weights of the newest checkpoint with what it says about progress, or those that a run begins with."""
+  state = built.checkpoints.restore(built.trackables)
+  if state is not None:
+    return state
+  with built.strategy.scope():
+    loaded = initialise(built.trainer, initial_weights, built.folder)
+    if built.averages is not None:
+      built.averages.restart()
+  return {'progress': loaded.progress} if loaded is not None and loaded.progress else {}
 
 
 def _check_whole_executions(steps, start, total_steps, intervals, due):

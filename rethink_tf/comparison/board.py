@@ -25,10 +25,14 @@ def write(runs: Sequence[Run], figure: str, logdir: str) -> None:
   """
   if tf.io.gfile.isdir(logdir):
     tf.io.gfile.rmtree(logdir)
-  _raw(f'{logdir}/layout', [_layout(), _experiment(runs, figure)])
-  for run in runs:
+  shown = [hyper_parameters(run) for run in runs]
+  # The tab shows five columns by itself, in alphabetical order: what all runs share would crowd out the rest.
+  same = {name for name in ('batch_size', 'images', 'seed') if len({each.get(name) for each in shown}) == 1}
+  shown = [{name: value for name, value in each.items() if name not in same} for each in shown]
+  _raw(f'{logdir}/layout', [_layout(), _experiment(shown, figure)])
+  for run, each in zip(runs, shown, strict=True):
     folder = f'{logdir}/{run.name.replace("/", "_")}'
-    _raw(folder, _session(run, figure))
+    _raw(folder, _session(run.name, each))
     writer = tf.summary.create_file_writer(folder)
     with writer.as_default():
       _scalars(run, figure)
@@ -36,7 +40,7 @@ def write(runs: Sequence[Run], figure: str, logdir: str) -> None:
 
 
 def hyper_parameters(run: Run) -> dict[str, str | float]:
-  """What the HPARAMS tab shows of a run."""
+  """What the HPARAMS tab shows of a run, those that all runs share left out."""
   settings = run.settings
 
   def first(*names):
@@ -88,12 +92,12 @@ def _layout() -> bytes:
   return summary.pb(layout_pb2.Layout(category=categories)).SerializeToString()
 
 
-def _experiment(runs: Sequence[Run], figure: str) -> bytes:
+def _experiment(shown: Sequence[dict[str, str | float]], figure: str) -> bytes:
   from tensorboard.plugins.hparams import api
 
   values = {}
-  for run in runs:
-    for name, value in hyper_parameters(run).items():
+  for run in shown:
+    for name, value in run.items():
       values.setdefault(name, set()).add(value)
   kinds = {name: str if any(isinstance(value, str) for value in each) else float for name, each in values.items()}
   domains = [api.HParam(name, api.Discrete(sorted(each, key=str), dtype=kinds[name])) for name, each in values.items()]
@@ -102,9 +106,9 @@ def _experiment(runs: Sequence[Run], figure: str) -> bytes:
   return api.hparams_config_pb(domains, metrics).SerializeToString()
 
 
-def _session(run: Run, figure: str) -> list[bytes]:
+def _session(name: str, shown: dict[str, str | float]) -> list[bytes]:
   from tensorboard.plugins.hparams import api, summary
   from tensorboard.plugins.hparams.api_pb2 import Status
 
-  start = api.hparams_pb(hyper_parameters(run), trial_id=run.name, start_time_secs=0.0)
+  start = api.hparams_pb(shown, trial_id=name, start_time_secs=0.0)
   return [start.SerializeToString(), summary.session_end_pb(Status.STATUS_SUCCESS, 0.0).SerializeToString()]

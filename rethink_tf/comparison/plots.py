@@ -12,14 +12,28 @@ from rethink_tf.comparison.records import SCRATCH, Run
 from rethink_tf.comparison.verdict import groups, sides
 
 INK, FAINT, GRID = '#33373d', '#9aa0a8', '#e3e5e8'
+SCRATCH_SHADES, PRETRAINED_SHADES = ('#a9cdea', '#0b3f6b'), ('#f2b3ba', '#8f1626')  # short schedules to long ones
 COLOURS = ('#1f6fb4', '#d1495b', '#3a9a5b', '#e08e2b', '#7a52a3', '#4aa5a8', '#8c6d4f', '#5b5f66')
 AXES = (('iterations', 'iterations'), ('images', 'images seen'), ('instances', 'instances seen'),
         ('pixels', 'pixels seen'))
 
 
 def colours(runs: Sequence[Run]) -> dict[str, str]:
-  """One colour a run, by its place."""
-  return {run.name: COLOURS[i % len(COLOURS)] for i, run in enumerate(runs)}
+  """One colour a run: by its place, or, where more than two differ in initial weights and length alone, two hues whose
+  shades are the lengths."""
+  inits = {run.init for run in runs}
+  if len(runs) < 3 or len(inits) < 2 or len({run.twin_key for run in runs}) > 1:
+    return {run.name: COLOURS[i % len(COLOURS)] for i, run in enumerate(runs)}
+  from matplotlib.colors import LinearSegmentedColormap, to_hex
+
+  found = {}
+  for init in inits:
+    made = sides(runs, init)
+    shades = LinearSegmentedColormap.from_list(init, SCRATCH_SHADES if init == SCRATCH else PRETRAINED_SHADES)
+    for number, side in enumerate(made):
+      shade = to_hex(shades((number + 1) / len(made)))
+      found |= {run.name: shade for run in side.runs}
+  return found
 
 
 def curves(runs: Sequence[Run], figure: str) -> Any:

@@ -115,10 +115,13 @@ class Runner:
     """A line about a run under way and the study's end; '' before there is something to say."""
     if not os.path.isfile(os.path.join(path, 'metrics.jsonl')):
       return ''
-    lines = [line for line in RunFolder(path, create=False).read_metrics() if line.get('kind') == 'train']
-    if not lines or lines[-1]['step'] <= stage.start:
+    lines = [line for line in RunFolder(path, create=False).read_metrics()
+             if line.get('kind') == 'train' and line['step'] > stage.start]
+    if not lines:
       return ''
-    step, speed = lines[-1]['step'], lines[-1].get('images_per_second') or self._images_per_second
+    step, speed = lines[-1]['step'], self._images_per_second
+    if len(lines) > 1:  # the first one holds the tracing
+      speed = lines[-1].get('images_per_second') or speed
     if not speed:
       return f'{head}: iteration {step}/{stage.end}'
     self._images_per_second = speed

@@ -127,6 +127,34 @@ def test_the_tensorboard_log(tmp_path):
   assert [event.step for event in log.Tensors('pre', 'eval/box/AP')] == [50, 100]
 
 
+def test_hyper_parameters_that_all_runs_share_are_left_out(tmp_path):
+  from rethink_tf.comparison import board
+
+  runs = records.read_runs([write(tmp_path / 'a', HALF), write(tmp_path / 'b', HALF, init='w')])
+  assert {'init', 'schedule', 'norm', 'learning_rate', 'seed', 'batch_size'} == set(board.hyper_parameters(runs[0]))
+  board.write(runs, 'box/AP', str(tmp_path / 'one'))
+  data = b''.join(path.read_bytes() for path in (tmp_path / 'one').rglob('events*'))
+  assert b'schedule' in data and b'learning_rate' in data and b'batch_size' not in data
+  other = records.read_runs([write(tmp_path / 'c', HALF, seed=1), *(str(tmp_path / name) for name in 'ab')])
+  board.write(other, 'box/AP', str(tmp_path / 'two'))
+  assert b'seed' in b''.join(path.read_bytes() for path in (tmp_path / 'two').rglob('events*'))
+
+
+def test_colours_tell_initial_weights_by_hue_and_length_by_shade(tmp_path):
+  from matplotlib.colors import rgb_to_hsv, to_rgb
+
+  from rethink_tf.comparison import plots
+
+  paths = [write(tmp_path / f'{init or "s"}{k}', HALF, k=k, init=init, images=int(400 * k))
+           for init in (None, 'w') for k in (1, 2, 3)]
+  found = plots.colours(records.read_runs(paths))
+  hues, _, values = np.array([rgb_to_hsv(to_rgb(found[name])) for name in ('s1', 's2', 's3', 'w1', 'w2', 'w3')]).T
+  assert np.all((hues[:3] > 0.5) & (hues[:3] < 0.7)) and np.all((hues[3:] < 0.1) | (hues[3:] > 0.9))
+  assert np.all(np.diff(values[:3]) < 0) and np.all(np.diff(values[3:]) < 0)  # the longer, the darker
+  more = records.read_runs([*paths, write(tmp_path / 'other', HALF, rate=0.3)])
+  assert len(set(plots.colours(more).values())) == 7
+
+
 def test_settings_are_read_with_macros_and_long_lines(tmp_path):
   path = write(tmp_path / 's', HALF, k=2.5)
   one, = records.read_runs([path])
