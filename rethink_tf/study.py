@@ -7,7 +7,7 @@ import pathlib
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from absl import app, flags
 
@@ -50,16 +50,18 @@ def _main() -> None:
   stages = staging.plan(trials, lengths, share)
   _print_plan(stages, lengths, len(trials))
   more = [f'--data_dir={FLAGS.data_dir}'] if FLAGS.data_dir else []
+  where = [f'--data_dir={FLAGS.pretraining_data_dir}'] if FLAGS.pretraining_data_dir else []
+  first = {path: grid.split_words(study.pretraining[name], pretrained) for name, path in pretrained.items()}
   if FLAGS.command:
+    _refuse_without({path: execution.arguments(*words, path, where) for path, words in first.items()})
     _hand_over(trials, output, more)
     return
-  runner = execution.Runner(output, more, lambda line: print(line, flush=True))
   if FLAGS.dry_run:
     return
-  for name, words in study.pretraining.items():
-    print(f'pre-training {name}', flush=True)
-    where = [f'--data_dir={FLAGS.pretraining_data_dir}'] if FLAGS.pretraining_data_dir else []
-    runner.pretrain(pretrained[name], *grid.split_words(words, pretrained), where)
+  runner = execution.Runner(output, more, lambda line: print(line, flush=True))
+  for path, words in first.items():
+    print(f'pre-training {path}', flush=True)
+    runner.pretrain(path, *words, where)
   left = [stage for stage in stages if not runner.done(stage)]
   if left and FLAGS.calibrate:
     speed = runner.calibrate(left[0])
@@ -81,6 +83,16 @@ def _print_plan(stages, lengths: Sequence, runs: int) -> None:
   print(aligned(staging.table(stages)))
   saved = f', {1 - shared / alone:.0%} less than the runs one by one ({alone})' if shared < alone else ''
   print(f'{runs} runs, {shared} images to train on{saved}', flush=True)
+
+
+def _refuse_without(pretraining: Mapping[str, Sequence[str]]) -> None:
+  """Runs that other machines make at the same time cannot wait for the pre-training that they begin with."""
+  import tensorflow as tf
+
+  for path, words in pretraining.items():
+    if not FLAGS.dry_run and not tf.io.gfile.glob(f'{path}/checkpoints/step-*'):
+      raise UserError(f'{path} is to be made first: python -m rethink_tf.pretrain {shlex.join(words)}; then give the '
+                      'same command again')
 
 
 def _hand_over(trials, output: str, more: Sequence[str]) -> None:

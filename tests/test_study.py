@@ -43,6 +43,19 @@ def test_the_plan_of_a_study():
   assert '10 runs, 24960000 images to train on, 57% less than the runs one by one (57600000)' in done.stdout
 
 
+def test_runs_are_handed_over_once_their_pre_training_is_there(tmp_path):
+  common = ('--gin_file=gin_configs/studies/own_data_narrow.gin', f'--output={tmp_path}/studies/own/',
+            '--command=echo to')
+  done = door(*common)
+  assert done.returncode == 1 and f'{tmp_path}/studies/pretraining/shapes is to be made first: python -m' in done.stderr
+  (tmp_path / 'studies/pretraining/shapes/checkpoints/step-00000007').mkdir(parents=True)
+  done = door(*common)
+  assert done.returncode == 0, done.stderr
+  lines = [line for line in done.stdout.splitlines() if line.startswith('to --gin_file')]
+  assert len(lines) == 6 and f'--model_dir={tmp_path}/studies/own/scratch_0.25x' in lines[0]
+  assert f"WEIGHTS = '{tmp_path}/studies/pretraining/shapes'" in lines[3]
+
+
 @pytest.mark.slow
 def test_a_fork_is_the_run_it_would_have_been_alone(tmp_path):
   """Bit for bit, in deterministic mode; and a second call has nothing left to do."""
