@@ -86,10 +86,13 @@ class StopTogether:
 
   def saved(self) -> None:
     """Comes back when the chief's checkpoint of the last step is written: a launcher may end all when one has ended."""
-    if self._workers.chief:
-      publish('stopped', str(self.step))
-    else:
-      published('stopped', _SAVE_SECONDS)
+    try:
+      if self._workers.chief:
+        publish('stopped', str(self.step))
+      else:
+        _value('stopped', _SAVE_SECONDS)
+    except tf.errors.OpError as error:  # the chief has ended already, or cannot: this worker ends all the same
+      logging.info('no word from the chief before the end: %s', in_one_line(error))
 
   def end(self) -> None:
     """Training is over: nobody needs to listen any more."""

@@ -39,10 +39,10 @@ import numpy as np
 from rethink_tf import experiment
 initialise = experiment.initialise
 def and_change_one_bit(trainer, *rest):
-  kernel = trainer.trainable_variables[0]
-  values = kernel.numpy()
-  values.flat[0] = np.nextafter(values.flat[0], np.float32(1))
-  kernel.assign(values)
+  weight = trainer.trainable_variables[0]
+  values = weight.numpy()
+  values.flat[0] = np.nextafter(values.flat[0], np.float32(np.inf))
+  weight.assign(values)
   return initialise(trainer, *rest)
 experiment.initialise = and_change_one_bit
 runpy.run_module('rethink_tf.train', run_name='__main__')
