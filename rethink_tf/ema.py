@@ -7,7 +7,7 @@ Of the two at hand neither fits: tf-models-official's is a wrapper of legacy opt
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import gin
@@ -162,6 +162,27 @@ class EvaluationOfBoth(tf_keras.callbacks.Callback):
   def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
     for callback in self._callbacks:
       callback.on_train_end(logs)
+
+
+@contextlib.contextmanager
+def restored(parts: Any, model_dir: str, averaged: bool, step: int | None = None) -> Iterator[None]:
+  """Inside, the detector of experiment.run's Parts has the weights of a checkpoint, or the averages of them.
+
+  averaged: what --averages says. step: None for the newest sound checkpoint.
+
+  Raises:
+    UserError: the run keeps no averages, or has no such checkpoint.
+  """
+  wanted = {'detector': parts.trainer.detector}
+  if averaged:
+    if parts.averages is None:
+      raise UserError('--averages is given, but the run keeps none (run.ema is not set): leave it out, for the weights '
+                      'themselves')
+    wanted['ema'] = parts.averages.state
+  if parts.checkpoints.restore(wanted, step) is None:
+    raise UserError(f'no checkpoint in {model_dir}: train first, or check --model_dir')
+  with parts.averages.applied() if averaged else contextlib.nullcontext():
+    yield
 
 
 def _iterations(model):

@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from rethink_tf.redaction import redact
+from rethink_tf.redaction import redact, redacted_tracebacks
 
 # Of a command that a signal has ended. 75 is EX_TEMPFAIL of sysexits.h: not done, give the same command again.
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 75}
@@ -43,11 +43,12 @@ class Interrupted(KeyboardInterrupt):
     self.signum, self.told = signal.Signals(signum), told
 
 
+@redacted_tracebacks()
 def as_command(main: Callable[[], None], argv: Sequence[str], interrupted: str) -> None:
   """Calls main, if no argument is left over, and turns what it raises into a line and an exit code.
 
   A UserError is one line and its exit code (1; 69 of a WorkerLost). Ctrl-C and SIGTERM are `interrupted`, or what an
-  Interrupted says instead, and 130 or 75.
+  Interrupted says instead, and 130 or 75. Anything else is Python's traceback, redacted.
   """
   earlier = {}
   try:

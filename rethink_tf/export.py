@@ -14,10 +14,10 @@ OUT = {'saved_model': 'saved_model', 'detectron2': 'detectron2.pkl'}
 
 
 def main() -> None:
-  """Restores the newest checkpoint of a run and writes it in another format."""
+  """Restores the newest checkpoint of a run, or the averages in it, and writes it in another format."""
   from absl import logging
 
-  from rethink_tf import experiment, gin_files, serving
+  from rethink_tf import ema, experiment, gin_files, serving
   from rethink_tf.data import stand_in  # noqa: F401  so that the binding below finds it
   from rethink_tf.errors import UserError
   from rethink_tf.weights import detectron2_writer
@@ -29,16 +29,16 @@ def main() -> None:
 
   def write(parts):
     detector, scoring = parts.trainer.detector, parts.scoring
-    if parts.checkpoints.restore({'detector': detector}) is None:
-      raise UserError(f'no checkpoint in {model_dir}: train first, or check --model_dir')
-    if FLAGS.format == 'detectron2':
-      names = detectron2_writer.save(detector, out, channels=FLAGS.channels)
-      logging.info('%s: %d arrays; the configuration of the model that reads them: %s', out, len(names),
-                   detectron2_writer.settings_path(out))
-    else:
-      detector.xla = False  # a TPU's configuration: here the faster operations will do
-      serving.export(out, detector, parts.trainer.predict_step, scoring, FLAGS.score_threshold)
-    print(f'{out}: step {parts.checkpoints.latest()}, {len(scoring.source.categories)} categories')
+    with ema.restored(parts, model_dir, FLAGS.averages):
+      if FLAGS.format == 'detectron2':
+        names = detectron2_writer.save(detector, out, channels=FLAGS.channels)
+        logging.info('%s: %d arrays; the configuration of the model that reads them: %s', out, len(names),
+                     detectron2_writer.settings_path(out))
+      else:
+        detector.xla = False  # a TPU's configuration: here the faster operations will do
+        serving.export(out, detector, parts.trainer.predict_step, scoring, FLAGS.score_threshold)
+    weights = ', averages of the weights' if FLAGS.averages else ''
+    print(f'{out}: step {parts.checkpoints.latest()}{weights}, {len(scoring.source.categories)} categories')
 
   command_line.configure(FLAGS.gin_file or [gin_files.saved_config(model_dir)], _bindings(model_dir))
   experiment.run(write, model_dir)
@@ -61,6 +61,7 @@ if __name__ == '__main__':
   _here = {'module_name': sys.argv[0]}
   flags.DEFINE_enum('format', 'saved_model', list(OUT), 'what to write', **_here)
   flags.DEFINE_string('out', None, 'where to; default: saved_model/ or detectron2.pkl in the run folder', **_here)
+  flags.DEFINE_bool('averages', False, 'take the moving averages of the weights, of a run with run.ema', **_here)
   flags.DEFINE_float('score_threshold', None, 'saved_model: least score of a detection; default: that of the run',
                      **_here)
   flags.DEFINE_enum('channels', 'bgr', ['bgr', 'rgb'], 'detectron2: order of colours its model is given', **_here)

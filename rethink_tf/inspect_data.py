@@ -220,11 +220,13 @@ def training_sheet(feed: Any, number: int) -> bytes:
       size = batch.image_sizes[row].astype(int)
       used = batch.gt_classes[row] > 0
       image = pictures.hatch(batch.images[row], *size.tolist())
-      masks = pictures.uncrop(batch.gt_masks[row][used], batch.gt_boxes[row][used], *image.shape[:2])
+      crops, masks = batch.gt_masks[row][used], None
+      if not crops.all():  # as in data of boxes alone, where the whole box would be painted over
+        masks = pictures.uncrop(crops, batch.gt_boxes[row][used], *image.shape[:2])
       cells.append(pictures.draw(image, batch.gt_boxes[row][used], batch.gt_classes[row][used], names, masks=masks,
                                  keypoints=batch.gt_keypoints[row][used] if feed.source.num_keypoints else None,
                                  skeleton=skeleton))
-      titles.append(f'{batch.image_ids[row]}: {size[0]}x{size[1]} on {"x".join(map(str, image.shape[:2]))}')
+      titles.append(f'image {batch.image_ids[row]}: {size[0]}x{size[1]} on {"x".join(map(str, image.shape[:2]))}')
     step += 1
   return pictures.png(pictures.sheet(cells, COLUMNS, titles))
 
@@ -308,6 +310,7 @@ def plots(parts: list[Part], feed: Any, waste: list[dict]) -> bytes:
   areas = part.summary['areas']
   bars = axes['area'].bar(list(areas), list(areas.values()), color=['#4aa5a8', '#1f6fb4', '#7a52a3'])
   axes['area'].bar_label(bars)
+  axes['area'].margins(y=0.12)  # for the numbers
   axes['area'].set_title("instances by COCO's areas", loc='left', fontsize=10)
   roots = np.sqrt(sides.prod(axis=1))
   bins = np.geomspace(2, 2048, 41)
@@ -315,7 +318,8 @@ def plots(parts: list[Part], feed: Any, waste: list[dict]) -> bytes:
   axes['side'].hist((roots * scale[table.images])[good], bins, histtype='step', color='#1f6fb4', linewidth=1.6,
                     label='as the network sees it')
   axes['side'].set_xscale('log')
-  axes['side'].legend(frameon=False, fontsize=8)
+  axes['side'].margins(y=0.3)  # for the legend
+  axes['side'].legend(frameon=False, fontsize=8, loc='upper left')
   axes['side'].set_title('side of boxes (root of the area), px', loc='left', fontsize=10)
   axes['ratio'].hist(np.log2(sides[good, 1] / sides[good, 0]), np.linspace(-4, 4, 33), color='#1f6fb4')
   axes['ratio'].set_xticks([-4, -2, 0, 2, 4], ['1:16', '1:4', '1:1', '4:1', '16:1'])
@@ -332,6 +336,8 @@ def plots(parts: list[Part], feed: Any, waste: list[dict]) -> bytes:
   bars = axes['padding'].barh([f'{"x".join(map(str, row["canvas"]))}  ({row["images"]})' for row in rows],
                               [100 * row['waste'] for row in rows], color='#e08e2b')
   axes['padding'].bar_label(bars, fmt='%.1f', padding=3)
+  axes['padding'].margins(x=0.1)
+  axes['padding'].set_ylim(min(0, len(rows) - 5) - 0.6, len(rows) - 0.4)
   axes['padding'].set_title(f'padding by canvas (images), %; {100 * waste[-1]["waste"]:.1f} % of all', loc='left',
                             fontsize=10)
   for each in axes.values():

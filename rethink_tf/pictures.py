@@ -10,7 +10,7 @@ FONT = cv2.FONT_HERSHEY_SIMPLEX
 READABLE_SIDE = 640  # labels are designed at this size of the longer side; smaller pictures are enlarged to it
 MASK_OPACITY = 0.42
 LABEL_SIZE = 0.42  # of OpenCV's font
-FOUND_COLOUR, TRUE_COLOUR = (232, 88, 36), (36, 160, 84)
+FOUND_COLOUR, TRUE_COLOUR, WRONG_COLOUR = (232, 88, 36), (36, 160, 84), (200, 20, 60)
 
 
 def draw(
@@ -23,7 +23,8 @@ def draw(
   keypoints: np.ndarray | None = None,
   skeleton: Sequence[tuple[int, int]] = (),
 ) -> np.ndarray:
-  """A photograph with its objects: a colour per class, translucent outlined masks, labels inside the picture.
+  """A photograph with its objects: a colour per class (of a single class: per object, so that neighbours are told
+  apart), translucent outlined masks, labels inside the picture.
 
   Args:
     image: uint8 [h, w, 3] RGB; it is not changed.
@@ -43,7 +44,7 @@ def draw(
   if enlarge > 1:
     canvas = cv2.resize(image, None, fx=enlarge, fy=enlarge, interpolation=cv2.INTER_CUBIC)
   boxes = np.asarray(boxes, np.float64).reshape(-1, 4) * enlarge
-  colours = [class_colour(c) for c in classes]
+  colours = [class_colour(c) for c in (classes if len(names) > 1 else range(1, len(classes) + 1))]
   line = max(1, round(_scale(canvas)))
   areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
   for i in np.argsort(-areas, kind='stable'):  # small ones on top
@@ -89,6 +90,10 @@ def draw_mistake(
   true_text: str,
   found_mask: np.ndarray | None = None,
   true_mask: np.ndarray | None = None,
+  found_keypoints: np.ndarray | None = None,
+  true_keypoints: np.ndarray | None = None,
+  skeleton: Sequence[tuple[int, int]] = (),
+  wrong: Sequence[int] = (),
 ) -> np.ndarray:
   """The part of a photograph around a detection and the object it is measured by, in two colours of their own.
 
@@ -97,6 +102,9 @@ def draw_mistake(
     found, true: [4] y0 x0 y1 x1; None: there is none.
     found_text, true_text: their labels.
     found_mask, true_mask: [h, w], true inside.
+    found_keypoints, true_keypoints: [P, 3] y, x, visibility; points of visibility 0 are left out.
+    skeleton: pairs of keypoints, counted from 1, that are joined by a line.
+    wrong: keypoints, counted from 0, that are led by an arrow from where they were found to where they are.
 
   Returns:
     uint8 [h', w', 3] RGB, the longer side READABLE_SIDE pixels.
@@ -105,7 +113,7 @@ def draw_mistake(
     (true, true_text, true_mask, TRUE_COLOUR), (found, found_text, found_mask, FOUND_COLOUR)) if box is not None]
   boxes = np.array([box for box, *_ in pairs], np.float64)
   low, high = boxes[:, :2].min(0), boxes[:, 2:].max(0)
-  side = max(1.7 * (high - low).max(), 48.0)  # so much that one sees where it is
+  side = max(1.7 * (high - low).max(), 64.0)  # so much that one sees where it is
   top, left = np.clip(np.floor((low + high - side) / 2), 0, np.array(image.shape[:2]) - 1).astype(int)
   bottom, right = np.minimum(np.ceil((low + high + side) / 2), image.shape[:2]).astype(int)
   window = slice(top, max(bottom, top + 1)), slice(left, max(right, left + 1))
@@ -118,7 +126,17 @@ def draw_mistake(
     if mask is not None:
       _draw_mask(canvas, np.ascontiguousarray(np.asarray(mask)[window]), colour, 2)
     y0, x0, y1, x1 = np.round(box).astype(int).tolist()
-    cv2.rectangle(canvas, (x0, y0), (x1 - 1, y1 - 1), colour, 2)
+    for shade, line in (((255, 255, 255), 5), (colour, 3)):  # seen on any ground
+      cv2.rectangle(canvas, (x0, y0), (x1 - 1, y1 - 1), shade, line)
+  points = [None if one is None else (np.asarray(one, np.float64) - [top, left, 0]) * [scale, scale, 1]
+            for one in (found_keypoints, true_keypoints)]
+  for one, colour in zip(points[::-1], (TRUE_COLOUR, FOUND_COLOUR), strict=True):
+    if one is not None:
+      _draw_keypoints(canvas, one, skeleton, colour, 4)
+  for k in wrong:
+    (y0, x0, _), (y1, x1, _) = (np.round(one[k]).astype(int).tolist() for one in points)
+    cv2.arrowedLine(canvas, (x0, y0), (x1, y1), (255, 255, 255), 4, cv2.LINE_AA, tipLength=0.12)
+    cv2.arrowedLine(canvas, (x0, y0), (x1, y1), WRONG_COLOUR, 2, cv2.LINE_AA, tipLength=0.12)
   taken: list[tuple[int, int, int, int]] = []
   for box, (_, text, _, colour) in zip(boxes, pairs, strict=True):
     taken.append(_draw_label(canvas, text, box, colour, taken, 0.8))

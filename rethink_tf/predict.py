@@ -54,25 +54,17 @@ def main(paths: list[str]) -> None:
 def _with_run(model_dir, pictures, films, output):
   import tensorflow as tf
 
-  from rethink_tf import experiment, gin_files
+  from rethink_tf import ema, experiment, gin_files
   from rethink_tf.data import stand_in  # noqa: F401  so that the binding below finds it
 
   def task(parts):
-    detector = parts.trainer.detector
-    if not hasattr(detector, 'score_boxes'):
+    if not hasattr(parts.trainer.detector, 'score_boxes'):
       raise UserError(f'{model_dir} is the run of a classifier: predict draws what a detector finds')
-    wanted = {'detector': detector}
-    if FLAGS.averages:
-      if parts.averages is None:
-        raise UserError('--averages is given, but the run keeps none: run.ema is not set')
-      wanted['ema'] = parts.averages.state
     metric = gin_files.argument(experiment.run, 'keep_best')
     if not isinstance(metric, str):
       metric = getattr(gin_files.argument(experiment.run, 'evaluator'), 'main_metric', 'box/AP')
-    if parts.checkpoints.restore(wanted, parts.checkpoints.choose(FLAGS.checkpoint, metric)) is None:
-      raise UserError(f'no checkpoint in {model_dir}: train first, or check --model_dir')
     mode = gin_files.bound('CocoEvaluator.mask_paste') or 'accurate'
-    with parts.averages.applied() if FLAGS.averages else contextlib.nullcontext():
+    with ema.restored(parts, model_dir, FLAGS.averages, parts.checkpoints.choose(FLAGS.checkpoint, metric)):
       _look_at_all(lambda source: by_run(parts, source, mode), parts.scoring.source.categories, pictures, films, output)
 
   configuration = FLAGS.gin_file
@@ -92,19 +84,25 @@ def _with_run(model_dir, pictures, films, output):
 def _with_saved_model(pictures, films, output):
   import tensorflow as tf
 
+  from rethink_tf import serving
   from rethink_tf.data.categories import Category
-  if FLAGS.gin_file or FLAGS.checkpoint != 'latest' or FLAGS.averages or FLAGS.batch > 1:
-    raise UserError('a SavedModel takes pictures one by one and as it is: leave out --gin_file, --checkpoint, '
-                    '--averages and --batch, or predict from the run folder with --model_dir')
+
+  if FLAGS.gin_file or FLAGS.checkpoint != 'latest' or FLAGS.averages:
+    raise UserError('a SavedModel is taken as it is: leave out --gin_file, --checkpoint and --averages, or predict '
+                    'from the run folder with --model_dir')
   if not tf.saved_model.contains_saved_model(FLAGS.saved_model):
     raise UserError(f'{FLAGS.saved_model}: no SavedModel there: name the folder that export has written')
-  model = tf.saved_model.load(FLAGS.saved_model)
+  model = serving.load(FLAGS.saved_model)
   if not hasattr(model, 'detect') or 'categories' not in getattr(model, 'signatures', {}):
     raise UserError(f'{FLAGS.saved_model}: is no SavedModel of this package: write one with rethink_tf.export')
+  if FLAGS.batch > 1 and not hasattr(model, 'detect_files'):
+    raise UserError(f'{FLAGS.saved_model}: takes pictures one by one, as older versions exported: leave out --batch, '
+                    'or export it again')
   told = {name: value.numpy().tolist() for name, value in model.signatures['categories']().items()}
   points = tuple(name.decode() for name in told.get('keypoint_names', []))
   categories = [Category(id_, name.decode(), points) for id_, name in zip(told['ids'], told['names'], strict=True)]
-  _look_at_all(lambda source: by_saved_model(model, source), categories, pictures, films, output)
+  _look_at_all(lambda source: by_saved_model(model, source, FLAGS.threshold, FLAGS.batch), categories, pictures, films,
+               output)
 
 
 def by_run(parts: Any, source: Any, mask_paste: str) -> Iterator[tuple[int, Callable[[], Any]]]:
@@ -136,11 +134,13 @@ def by_run(parts: Any, source: Any, mask_paste: str) -> Iterator[tuple[int, Call
     raise
 
 
-def by_saved_model(model: Any, source: Any) -> Iterator[tuple[int, Callable[[], Any]]]:
-  """The same from an exported detector, one picture at a time."""
+def by_saved_model(model: Any, source: Any, threshold: float, batch: int) -> Iterator[tuple[int, Callable[[], Any]]]:
+  """The same from an exported detector; with a batch of several, as files for its signature of many pictures."""
   import numpy as np
+  import tensorflow as tf
   from pycocotools import mask as coco_mask
 
+  from rethink_tf import pictures
   from rethink_tf.scoring import Found
 
   def found(image_id, fields):
@@ -152,10 +152,22 @@ def by_saved_model(model: Any, source: Any) -> Iterator[tuple[int, Callable[[], 
     return Found(image_id, fields['boxes'].astype(np.float64), fields['scores'].astype(np.float64),
                  fields['classes'].astype(np.int64), masks, points)
 
-  for i, image_id in enumerate(source.image_ids.tolist()):
-    found_here = model.detect(source.load(i).image, np.float32(FLAGS.threshold))
-    fields = {name: value.numpy() for name, value in found_here.items()}
-    yield i, lambda image_id=image_id, fields=fields: found(image_id, fields)
+  def detect(images):
+    if batch == 1:
+      yield {name: value.numpy() for name, value in model.detect(images[0], np.float32(threshold)).items()}
+      return
+    files = tf.constant([pictures.png(image) for image in images])  # of pixels: turned ones, frames, other formats
+    rows = {name: value.numpy() for name, value in model.detect_files(files, np.float32(threshold)).items()}
+    for row, (number, (height, width)) in enumerate(zip(rows['num_detections'], rows['image_sizes'], strict=True)):
+      fields = {name: rows[name][row, :number] for name in ('boxes', 'scores', 'classes', 'masks', 'keypoints')
+                if name in rows}
+      yield fields | ({'masks': fields['masks'][:, :height, :width]} if 'masks' in fields else {})
+
+  ids = source.image_ids.tolist()
+  for start in range(0, len(ids), batch):
+    indices = range(start, min(start + batch, len(ids)))
+    for i, fields in zip(indices, detect([source.load(i).image for i in indices]), strict=True):
+      yield i, lambda i=i, fields=fields: found(ids[i], fields)
 
 
 def _look_at_all(predict: Predict, categories, pictures, films, output):

@@ -1,9 +1,14 @@
-"""Keeps passwords, tokens and signed links out of logs and run folders."""
+"""Keeps passwords, tokens and signed links out of logs, tracebacks and run folders."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
 
 HIDDEN = '***'
 
@@ -48,3 +53,28 @@ class RedactingFilter(logging.Filter):
     if record.exc_text:
       record.exc_text = redact(record.exc_text)
     return True
+
+
+@contextlib.contextmanager
+def redacted_tracebacks() -> Iterator[None]:
+  """What Python prints of an exception that nobody catches is redacted: of a thread's inside, and of one that leaves.
+
+  Also a decorator.
+  """
+  earlier, threading.excepthook = threading.excepthook, _show_end_of_thread
+  try:
+    yield
+  except Exception:
+    sys.excepthook = _show  # stays: Python calls it when all is over
+    raise
+  finally:
+    threading.excepthook = earlier
+
+
+def _show(kind, error, trace, before=''):
+  sys.stderr.write(before + redact(''.join(traceback.format_exception(kind, error, trace))))
+
+
+def _show_end_of_thread(ended):
+  if not issubclass(ended.exc_type, SystemExit):
+    _show(ended.exc_type, ended.exc_value, ended.exc_traceback, f'Exception in thread {ended.thread.name}:\n')

@@ -15,12 +15,15 @@ TABLE_FIGURES = (  # columns that stand together: those of a kind which no run h
   ('voc/mAP', 'voc/AP75'), ('top-1', 'top-5'))
 FIGURES = (('box', 'box/AP', '-'), ('mask', 'mask/AP', '--'), ('keypoint', 'keypoint/AP', ':'), ('VOC', 'voc/mAP', '-'),
            ('top-1', 'top-1', '-'), ('top-5', 'top-5', '--'))
+_DASHES = {'-': (0, (7, 2.5)), '--': (0, (3.5, 1.5)), ':': (0, (1.8, 1.8))}  # of averaged weights, by style of the raw
 _COLOURS = ('#1f6fb4', '#d1495b', '#3a9a5b', '#e08e2b', '#7a52a3', '#4aa5a8', '#8c6d4f', '#5b5f66')
 _INK = '#33373d'
 
 
 def curves(run_folders: Sequence[RunFolder], path: str) -> str:
   """Draws loss (left) and AP, or top-1 and top-5 of a classifier (right), of runs against iterations.
+
+  Figures of averaged weights (run.ema) are dashed lines with hollow markers in the colour of their run.
 
   Args:
     run_folders: runs, in the order of the legend.
@@ -52,6 +55,10 @@ def curves(run_folders: Sequence[RunFolder], path: str) -> str:
         classifies |= kind.startswith('top')
         ap_axes.plot(steps, values, style, color=colour, linewidth=1.6, marker='o', markersize=4,
                      label=f'{name}, {kind} {values[-1]:.1f}')
+      steps, values = _series(lines, 'eval/ema', f'ema/{metric}')
+      if len(steps):
+        ap_axes.plot(steps, values, linestyle=_DASHES[style], color=colour, linewidth=1.6, marker='o', markersize=4,
+                     markerfacecolor='white', label=f'{name}, ema {kind} {values[-1]:.1f}')
   if highest_loss:
     loss_axes.set_ylim(0, 1.15 * max(highest_loss))  # the first iterations would flatten the rest
   ap_axes.set_ylim(bottom=0)

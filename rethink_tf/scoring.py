@@ -70,9 +70,7 @@ class Scorer:
     if keypoint_sigmas is not None and len(keypoint_sigmas) != self._num_keypoints:
       raise UserError(f'CocoEvaluator.keypoint_sigmas has {len(keypoint_sigmas)} numbers for the '
                       f'{self._num_keypoints} keypoints of {source.name}')
-    self._sigmas = keypoint_sigmas
-    if keypoint_sigmas is None and self._num_keypoints not in (0, COCO_KEYPOINTS):
-      self._sigmas = (1.0 / self._num_keypoints,) * self._num_keypoints
+    self._sigmas = default_sigmas(self._num_keypoints) if keypoint_sigmas is None else keypoint_sigmas
 
   def score(self, found: list[Found], gt: dict) -> Scores:
     """Average precision and recall of the detections of all images against COCO's ground truth."""
@@ -82,8 +80,8 @@ class Scorer:
       for kind in ('box', 'mask') if kind in results
     }
     if 'keypoint' in results:
-      tables['keypoint'] = coco_metrics.evaluate(self._keypoint_truth(gt), results['keypoint'], 'keypoints',
-                                                 self._backend, self._sigmas)
+      truth = keypoint_truth(gt, self._num_keypoints)
+      tables['keypoint'] = coco_metrics.evaluate(truth, results['keypoint'], 'keypoints', self._backend, self._sigmas)
     metrics = {
       f'{kind}/{name}': _percent(value) for kind, one in tables.items() for name, value in one.figures.items()
     }
@@ -136,19 +134,12 @@ class Scorer:
   def _result_files(self, results: Mapping[str, list], gt: dict) -> Iterator[tuple[str, bytes]]:
     """Name and content of each file of results, and of the ground truth that they were scored against."""
     if 'keypoint' in results:
-      padded = {a['id']: a['keypoints'] for a in self._keypoint_truth(gt)['annotations']}
+      padded = {a['id']: a['keypoints'] for a in keypoint_truth(gt, self._num_keypoints)['annotations']}
       gt = {**gt, 'annotations': [{**a, 'keypoints': padded.get(a['id'], [])} for a in gt['annotations']]}
       gt |= {} if self._sigmas is None else {'keypoint_sigmas': list(self._sigmas)}
     yield 'ground_truth.json', json.dumps(gt, separators=(',', ':')).encode()
     for kind, entries in results.items():
       yield f'{IOU_TYPES[kind]}.json', json.dumps(entries, separators=(',', ':')).encode()
-
-  def _keypoint_truth(self, gt: dict) -> dict:
-    """The ground truth of the categories that have keypoints, all with P of them: missing ones are not labelled."""
-    size = 3 * self._num_keypoints
-    annotations = [{**a, 'keypoints': (list(a['keypoints']) + [0] * size)[:size]} for a in gt['annotations']
-                   if a.get('keypoints')]
-    return {**gt, 'annotations': annotations}
 
   def _categories_csv(self, tables: Mapping[str, coco_metrics.CocoScores]) -> bytes:
     text = io.StringIO()
@@ -195,6 +186,19 @@ class Scorer:
       keypoints = keypoints.reshape(-1, self._num_keypoints, 3)[..., [1, 0, 2]]
     return pictures.draw(image, boxes, [classes[a['category_id']] for a in annotations], self._names, masks=masks,
                          keypoints=keypoints, skeleton=self._skeleton)
+
+
+def keypoint_truth(gt: dict, num_keypoints: int) -> dict:
+  """The ground truth of the categories that have keypoints, all with P of them: missing ones are not labelled."""
+  size = 3 * num_keypoints
+  annotations = [{**a, 'keypoints': (list(a['keypoints']) + [0] * size)[:size]} for a in gt['annotations']
+                 if a.get('keypoints')]
+  return {**gt, 'annotations': annotations}
+
+
+def default_sigmas(num_keypoints: int) -> tuple[float, ...] | None:
+  """Of keypoint similarity: None, which stands for COCO's, for 17 keypoints, 1/P each for another P."""
+  return None if num_keypoints in (0, COCO_KEYPOINTS) else (1.0 / num_keypoints,) * num_keypoints
 
 
 def to_bytes(found: list[Found]) -> bytes:

@@ -35,8 +35,9 @@ class Serving(tf.Module):
   """What a SavedModel of a detector holds.
 
   Signatures: `serving_default` takes `images`, a batch of JPEG or PNG files [B]; `image` one uint8 [h, w, 3] RGB;
-  `categories` nothing. Beside them `detect(image, score_threshold)` is callable on the loaded object. Keypoints are
-  [n, P, 3] y, x (indices of pixel centres) and score; `categories` tells their names.
+  `categories` nothing. Beside them `detect(image, score_threshold)` and `detect_files(images, score_threshold)` are
+  callable on the loaded object: `image` and `serving_default` at another threshold. Keypoints are [n, P, 3] y, x
+  (indices of pixel centres) and score; `categories` tells their names.
 
   detector: a built MaskRCNN. resize: the evaluation's. categories: class k is the k-th. score_threshold: that of the
   signatures; detections below are left out.
@@ -56,8 +57,10 @@ class Serving(tf.Module):
     find = function(lambda image, threshold: _find(detector, resize, image, threshold), image, threshold)
     self.detect = function(lambda image, score_threshold: _detect(find, image, score_threshold), image, threshold)
     self.image = function(lambda image: _detect(find, image, score_threshold), image)
-    self.encoded = function(lambda images: _detect_files(find, slots, images, score_threshold),
-                            tf.TensorSpec([None], tf.string, 'images'))
+    files = tf.TensorSpec([None], tf.string, 'images')
+    self.detect_files = function(lambda images, score_threshold: _detect_files(find, slots, images, score_threshold),
+                                 files, threshold)
+    self.encoded = function(lambda images: self.detect_files(images, score_threshold), files)
     ids, names = [category.id for category in categories], [category.name for category in categories]
     points = next((category.keypoints for category in categories if category.keypoints), ())
     named = {'keypoint_names': list(points)} if detector.keypoint_head is not None else {}
@@ -187,7 +190,7 @@ def verify(folder: str, predict_step: Any, detector: Any, scoring: Any, score_th
   Raises:
     UserError: they differ by more than the constants above, or a file is read differently from its pixels.
   """
-  loaded = _load(folder)
+  loaded = load(folder)
   generator = detector.detection_generator
   source, differences = scoring.source, []
   for step in range(min(pictures, scoring.num_batches)):
@@ -213,7 +216,7 @@ def verify(folder: str, predict_step: Any, detector: Any, scoring: Any, score_th
   return differences
 
 
-def _load(folder: str) -> Any:
+def load(folder: str) -> Any:
   """tf.saved_model.load without its warning, for each function, that nobody can train the file."""
   verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.ERROR)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import gin
 import numpy as np
+import tensorflow as tf
 
 from rethink_tf import pictures, voc_metrics
 from rethink_tf.errors import UserError
@@ -80,7 +81,7 @@ class VocScorer(Scorer):
 
   def _results(self, found: list[Found], gt: dict) -> dict[str, list[str]]:
     """By class: the development kit's lines, name of the image, score, xmin ymin xmax ymax counted from 1."""
-    names = {image['id']: os.path.splitext(os.path.basename(image['file_name']))[0] for image in gt['images']}
+    names = _image_names(gt)
     lines: dict[str, list[str]] = {name: [] for name in self._names}
     for one in found:
       for (y0, x0, y1, x1), score, number in zip(one.boxes.tolist(), one.scores.tolist(), one.classes.tolist(),
@@ -91,14 +92,61 @@ class VocScorer(Scorer):
 
   def _result_files(self, results: Mapping[str, list], gt: dict) -> Iterator[tuple[str, bytes]]:
     for k, (name, lines) in enumerate(results.items(), start=1):
-      safe = re.sub(r'[^\w.-]', '_', name)
-      yield (f'{self._competition}_det_test_{safe if safe == name else f"{safe}-{k}"}.txt',
-             ''.join(lines).encode())
+      yield result_file(self._competition, name, k), ''.join(lines).encode()
 
   def _draw_truth(self, image: np.ndarray, annotations: list[dict], classes: Mapping[int, int]) -> np.ndarray:
     xywh = np.array([a['bbox'] for a in annotations], np.float64).reshape(-1, 4)
     boxes = np.concatenate([xywh[:, 1::-1], (xywh[:, :2] + xywh[:, 2:])[:, ::-1]], axis=1)
     return pictures.draw(image, boxes, [classes[a['category_id']] for a in annotations], self._names)
+
+
+def result_file(competition: str, category: str, number: int) -> str:
+  """Name of the development kit's file of detections of a class, the number-th one from 1 on."""
+  safe = re.sub(r'[^\w.-]', '_', category)
+  return f'{competition}_det_test_{safe if safe == category else f"{safe}-{number}"}.txt'
+
+
+def read_results(folder: str, gt: dict) -> list[dict] | None:
+  """The detections that an evaluation has left in the development kit's files, in COCO's submission format.
+
+  gt: what they were scored against, images and categories (by id) as in COCO's json.
+
+  Returns:
+    None where the folder has no such files.
+
+  Raises:
+    UserError: a line is none of the kit's, or its image is not in the ground truth.
+  """
+  ids = {name: image_id for image_id, name in _image_names(gt).items()}
+  categories = sorted(gt['categories'], key=lambda category: category['id'])
+  names = ({category['id']: os.path.join(folder, result_file(competition, category['name'], k))
+            for k, category in enumerate(categories, start=1)} for competition in COMPETITIONS)
+  paths = next((each for each in names if any(map(tf.io.gfile.exists, each.values()))), None)
+  if paths is None:
+    return None
+  results = []
+  for category_id, path in paths.items():
+    if not tf.io.gfile.exists(path):
+      continue
+    with tf.io.gfile.GFile(path) as file:
+      lines = file.read().splitlines()
+    for number, line in enumerate(lines, start=1):
+      try:
+        name, *values = line.rsplit(maxsplit=5)
+        score, x0, y0, x1, y1 = map(float, values)
+      except ValueError as error:
+        raise UserError(f"{path}:{number}: is not the development kit's 'image score xmin ymin xmax ymax'") from error
+      if name not in ids:
+        raise UserError(f'{path}:{number}: image {name} is not in the data: give the --data_dir that was evaluated')
+      # The kit counts pixels from 1, and its corners are inclusive.
+      results.append({'image_id': ids[name], 'category_id': category_id, 'score': score,
+                      'bbox': [x0 - 1, y0 - 1, x1 - x0 + 1, y1 - y0 + 1]})
+  return results
+
+
+def _image_names(gt: dict) -> dict[int, str]:
+  """What the development kit calls the images, by id."""
+  return {image['id']: os.path.splitext(os.path.basename(image['file_name']))[0] for image in gt['images']}
 
 
 @gin.register

@@ -1,12 +1,14 @@
 """Moving averages of the weights: their closed form, on one device and two, and that training never sees them."""
 
+import types
+
 import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
 
 from rethink_tf.checkpoints import RunCheckpoints
-from rethink_tf.ema import EvaluationOfBoth, ExponentialMovingAverage, OnAverages
+from rethink_tf.ema import EvaluationOfBoth, ExponentialMovingAverage, OnAverages, restored
 from rethink_tf.errors import UserError
 from rethink_tf.models.norms import sync_batch_norm
 from rethink_tf.optimizers import SGD
@@ -189,6 +191,30 @@ def test_a_run_in_two_parts_has_the_averages_of_one(tmp_path):
   with pytest.raises(UserError, match='only in the model: ema/averages/0'):  # a run that began without
     checkpoints.save(3, {'detector': first.detector}, {})
     checkpoints.restore({'detector': second.detector, 'ema': of_second.state})
+
+
+def test_a_detector_is_restored_with_its_weights_or_their_averages(tmp_path):
+  """What export and predict do; and what they say of a run that has none, or keeps none in its checkpoint."""
+  trainer, average = make(decay=.5, warm_up=False)
+  checkpoints = RunCheckpoints(RunFolder(str(tmp_path)))
+  saved = []
+  for step in (2, 4):
+    fit(trainer, [average], 2)
+    checkpoints.save(step, {'detector': trainer.detector, 'ema': average.state}, {})
+    saved.append((weights(trainer), averages(average)))
+  fresh, of_fresh = make()
+  parts = types.SimpleNamespace(trainer=fresh, checkpoints=checkpoints, averages=of_fresh)
+  for averaged in (0, 1):
+    for step, values in ((None, saved[1]), (2, saved[0])):
+      with restored(parts, 'run', bool(averaged), step):
+        assert_same(weights(fresh), values[averaged])
+      assert_same(weights(fresh), values[0])
+  parts.averages = None
+  with pytest.raises(UserError, match='--averages.*run.ema is not set'), restored(parts, 'run', True):
+    pass
+  parts.checkpoints = RunCheckpoints(RunFolder(str(tmp_path / 'new')))
+  with pytest.raises(UserError, match='no checkpoint in runs/new.*--model_dir'), restored(parts, 'runs/new', False):
+    pass
 
 
 def test_a_restart_takes_the_weights_at_hand():

@@ -216,6 +216,17 @@ def test_the_two_data_sets_must_have_the_same_classes(tmp_path):
     experiment.run('train', str(tmp_path))
 
 
+@pytest.mark.slow
+def test_the_best_checkpoint_of_keypoints(tmp_path):
+  configure('run.keep_checkpoints = 1', files=('gin_configs/demo.gin', 'gin_configs/models/keypoints.gin'))
+  figures = experiment.run('train', str(tmp_path))
+  best = json.loads((tmp_path / 'best.json').read_text())
+  values = {line['step']: line['keypoint/AP'] for line in RunFolder(tmp_path, create=False).read_metrics()
+            if line['kind'] == 'eval'}
+  assert set(values) == {2, 4} and figures['keypoint/AP'] == values[4]
+  assert best['metric'] == 'keypoint/AP' and best['value'] == values[best['step']] == max(values.values())
+
+
 def test_faster_r_cnn_on_voc_by_its_own_metric(tmp_path):
   data = small_voc.write(tmp_path / 'data', {which: {f'{i}': small_voc.xml(small_voc.item()) for i in range(1, 4)}
                                              for which in ('train', 'val')})

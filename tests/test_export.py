@@ -3,6 +3,7 @@
 import pathlib
 import pickle
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -14,7 +15,8 @@ from tests.test_experiment import PARAMS
 def run(tmp_path_factory):
   """A run of two steps."""
   path = tmp_path_factory.mktemp('run') / 'tiny'
-  params = [*PARAMS, 'KTimesSchedule.unit = 0.25', 'CocoEvaluator.every = 0', 'CocoEvaluator.at_end = False']
+  params = [*PARAMS, 'KTimesSchedule.unit = 0.25', 'CocoEvaluator.every = 0', 'CocoEvaluator.at_end = False',
+            'run.ema = @ExponentialMovingAverage']
   result = call('train', '--gin_file=gin_configs/demo.gin', f'--model_dir={path}',
                 *(f'--gin_param={param}' for param in params), cwd=path.parent)
   assert result.returncode == 0, result.stderr
@@ -43,6 +45,32 @@ def test_a_detectron2_checkpoint(run, tmp_path):
   content = pickle.loads(out.read_bytes())
   assert content['model']['roi_heads.box_predictor.cls_score.weight'].shape[0] == 7
   assert 'FORMAT: RGB' in pathlib.Path(tmp_path / 'deep' / 'model.yaml').read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('averaged', [True, False], ids=['averages', 'weights'])
+def test_what_is_written_is_in_the_checkpoint(run, tmp_path, averaged):
+  result = call('export', f'--model_dir={run}', '--format=detectron2', f'--out={tmp_path}/model.pkl',
+                *['--averages'] * averaged, cwd=tmp_path)
+  assert result.returncode == 0, result.stderr
+  assert ('averages of the weights' in result.stdout) == averaged
+  written = pickle.loads((tmp_path / 'model.pkl').read_bytes())['model']['roi_heads.box_predictor.cls_score.weight']
+  reader = tf.train.load_checkpoint(str(run / 'checkpoints' / 'step-00000002' / 'weights'))
+  kernel = reader.get_tensor('detector/box_predictor/classes/kernel/.ATTRIBUTES/VARIABLE_VALUE')
+  averages = [reader.get_tensor(name) for name, shape in reader.get_variable_to_shape_map().items()
+              if name.startswith('ema/averages/') and shape == list(kernel.shape)]
+  wanted = averages if averaged else [kernel]
+  foreign = [kernel] if averaged else averages
+  same = lambda array: np.array_equal(np.roll(array.T, -1, 0), written)  # noqa: E731  background comes last there
+  assert any(map(same, wanted)) and not any(map(same, foreign))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('door', [['export'], ['predict', 'a.png']], ids=['export', 'predict'])
+def test_a_run_without_averages(run, tmp_path, door):
+  (tmp_path / 'a.png').write_bytes(tf.io.encode_png(np.zeros([60, 60, 3], np.uint8)).numpy())
+  result = call(*door, f'--model_dir={run}', '--averages', '--gin_param=run.ema = None', cwd=tmp_path)
+  assert_one_line_at_end(result, '--averages', 'run.ema')
 
 
 def test_what_was_never_trained(tmp_path):

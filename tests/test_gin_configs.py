@@ -214,6 +214,14 @@ def test_voc_is_faster_r_cnn():
   assert detections.masks is None and detections.boxes.shape[-1] == 4
 
 
+@pytest.mark.parametrize('name', ['keypoints_scratch_2x', 'keypoints_scratch_3x', 'keypoints_pretrain_2x'])
+def test_the_best_checkpoint_of_keypoints_is_that_with_the_best_keypoints(name):
+  parse_whole(f'gin_configs/{name}.gin')
+  assert gin.query_parameter('run.keep_best') == 'keypoint/AP'
+  parse_whole('gin_configs/scratch_2x.gin', weights=None)
+  assert 'run.keep_best' not in bindings()  # the evaluator's own: box AP
+
+
 def test_every_start_sets_the_same_bindings():
   assert len(INIT) == 8
   assert {frozenset(axis(name)) for name in INIT} == {frozenset(axis(INIT[0]))}

@@ -83,6 +83,17 @@ def test_training_pictures_are_those_of_the_first_steps(spoilt):
   assert sheet.shape[0] > 2 * 300, 'two rows'
 
 
+@pytest.mark.parametrize('outline, painted', [
+  ([20, 20, 60, 20, 60, 50, 20, 50], False), ([20, 35, 40, 20, 60, 35, 40, 50], True)], ids=['box', 'diamond'])
+def test_boxes_without_masks_are_not_painted_over(outline, painted, tmp_path):
+  objects = [annotation(1, bbox=(20, 20, 40, 30), segmentation=[outline])]
+  feed = feed_of(small_coco.write(tmp_path, [image(1)], objects))
+  sheet = cv2.imdecode(np.frombuffer(inspect_data.training_sheet(feed, 1), np.uint8), cv2.IMREAD_COLOR)
+  scale = 480 / 96 * 64 / 60  # of the photograph on its canvas in a cell
+  centre = sheet[round(38 + 35 * scale), round(12 + 40 * scale)]  # on a grey photograph
+  assert (np.ptp(centre.astype(int)) > 20) == painted
+
+
 def test_what_cannot_be_inspected(tmp_path):
   assert_one_line(call('inspect_data', cwd=tmp_path), '--gin_file')
   assert_one_line(call('inspect_data', '--gin_file=gin_configs/scratch_6x.gin', cwd=tmp_path), 'instances_train2017')

@@ -17,7 +17,7 @@ FLOORS = [
   {'run_folder', 'coordination'},
   {'interruption', 'data', 'models', 'losses', 'schedules', 'optimizers', 'distribute', 'weights', 'coco_metrics',
    'voc_metrics', 'error_breakdown', 'pictures', 'periodic_evaluation'},
-  {'scoring'},
+  {'scoring', 'keypoint_errors'},
   {'evaluator'},
   {'checkpoints', 'trainer', 'callbacks', 'precise_statistics', 'voc_evaluator', 'top_k', 'tta', 'report',
    'gin_files', 'serving', 'ema', 'follow'},
@@ -107,7 +107,7 @@ def test_tests_mirror_the_package():
   modules |= {path.relative_to(ROOT).as_posix() for name in ('launch', 'tools') for path in (ROOT / name).glob('*.py')}
   # Tests of no single module.
   whole = {'fuzz', 'layout', 'gin', 'gin_configs', 'golden', 'hostile', 'package', 'xla', 'dockerfile',
-           'scripts', 'multi_worker'}
+           'scripts', 'multi_worker', 'docs', 'notebook'}
   for test in sorted((ROOT / 'tests').rglob('test_*.py')):
     name = test.stem.removeprefix('test_')
     folder = test.parent.relative_to(ROOT / 'tests').as_posix()

@@ -7,6 +7,7 @@ import pytest
 from rethink_tf.pictures import (
   FOUND_COLOUR,
   TRUE_COLOUR,
+  WRONG_COLOUR,
   class_colour,
   draw,
   draw_mistake,
@@ -53,6 +54,13 @@ def test_any_box_in_any_picture(size, box):
   assert picture.dtype == np.uint8 and picture.ndim == 3
   assert max(picture.shape[:2]) >= 640
   assert abs(picture.shape[0] / picture.shape[1] - size[0] / size[1]) < 0.05 * size[0] / size[1] + 1e-9
+
+
+def test_objects_of_a_single_class_are_told_apart():
+  boxes = [[100, 100, 300, 300], [400, 400, 600, 600]]
+  alone, among = (draw(grey(640, 640), boxes, [1, 1], names) for names in (['cat'], ['cat', 'dog']))
+  assert tuple(alone[200, 100]) == tuple(among[200, 100]) == tuple(among[500, 400]) == class_colour(1)
+  assert tuple(alone[500, 400]) == class_colour(2)
 
 
 def test_keypoints_and_skeleton():
@@ -106,6 +114,21 @@ def test_the_part_around_a_mistake():
   image[:, 500:] = 255
   picture = draw_mistake(image, [490, 490, 510, 510], '', None, '')
   assert tuple(picture[320, 40]) == (128,) * 3 and tuple(picture[320, 600]) == (255,) * 3
+
+
+def test_keypoints_of_a_mistake():
+  """Found ones, true ones, and an arrow where they belong; those that are not labelled are left out."""
+  found = np.array([[310, 310, 1], [340, 340, 1]], float)
+  true = np.array([[310, 350, 2], [0, 0, 0]], float)
+  box = [300, 300, 360, 360]
+  plain, picture = (draw_mistake(grey(700, 500), box, '', box, '', **more) for more in (
+    {}, {'found_keypoints': found, 'true_keypoints': true, 'skeleton': [(1, 2)], 'wrong': (0,)}))
+  scale = 640 / 102
+  top = left = 330 - 51
+  at = lambda y, x: tuple(picture[round((y - top) * scale), round((x - left) * scale)])  # noqa: E731
+  assert at(330, 310) == tuple(plain[round((330 - top) * scale), round((310 - left) * scale)]) == (128,) * 3
+  assert at(340, 340) == at(325, 325) == FOUND_COLOUR and at(310, 330) == WRONG_COLOUR
+  assert (picture == TRUE_COLOUR).all(axis=2).sum() > (plain == TRUE_COLOUR).all(axis=2).sum() + 50
 
 
 def test_padding_is_hatched():

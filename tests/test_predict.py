@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from rethink_tf import experiment, gin_files, predict
+from rethink_tf import ema, experiment, gin_files, predict
 from rethink_tf.data import stand_in  # noqa: F401  so that gin finds it
 from rethink_tf.data.files import Photographs
 from rethink_tf.data.synthetic import SyntheticSource
@@ -30,7 +30,8 @@ def run(tmp_path_factory):
   """A run of two steps with its last evaluation, and the photographs of that in a folder."""
   path = tmp_path_factory.mktemp('run')
   gin_files.parse(['gin_configs/demo.gin'], [*PARAMS, *EAGER, *SIZE, 'KTimesSchedule.unit = 0.25',
-                                             'CocoEvaluator.every = 0', 'run.eval_images_per_device = 2'])
+                                             'CocoEvaluator.every = 0', 'run.eval_images_per_device = 2',
+                                             'run.ema = @ExponentialMovingAverage'])
   experiment.run('train', str(path / 'run'))
   gin.clear_config()
   source = SyntheticSource(3, split='val', image_size=(60, 90), object_size=(16, 40))
@@ -46,15 +47,15 @@ def no_configuration_is_left():
   gin.clear_config()
 
 
-def predicted(run, *params, batch=2):
+def predicted(run, *params, batch=2, averages=False):
   """What the door's own path finds in the photographs, as entries of predictions.json."""
   files = sorted(str(path) for path in (run / 'photographs').iterdir())
   kept = {}
 
   def task(parts):
-    assert parts.checkpoints.restore({'detector': parts.trainer.detector}) is not None
     source = Photographs(files, parts.scoring.source.categories)
-    found = {index: make() for index, make in predict.by_run(parts, source, 'accurate')}
+    with ema.restored(parts, str(run), averages):
+      found = {index: make() for index, make in predict.by_run(parts, source, 'accurate')}
     kept['entries'] = predict.results([found[i] for i in sorted(found)], source)
 
   gin_files.parse([str(run / 'run' / 'config.gin')], [
@@ -86,6 +87,12 @@ def test_the_same_as_evaluation(run):
   assert_same(predicted(run), *evaluated(run))
 
 
+def test_averages_find_what_their_evaluation_finds(run):
+  boxes, masks = evaluated(run, 'run/ema')
+  assert [box['score'] for box in boxes] != [box['score'] for box in evaluated(run)[0]]
+  assert_same(predicted(run, averages=True), boxes, masks)
+
+
 @pytest.mark.slow
 def test_the_same_with_views(run):
   """Test-time augmentation is the same switch, and the same answer."""
@@ -97,27 +104,41 @@ def test_the_same_with_views(run):
 
 @pytest.mark.slow
 def test_the_command(run):
-  """Folders of equal names, damaged files, grey and tiny pictures, a film; from the run folder alone."""
+  """Folders of equal names, damaged files, pictures of all kinds, a film; from the run folder alone; and once more."""
   folder = run / 'mixed'
   for name in ('a', 'b'):
     (folder / name).mkdir(parents=True)
     Image.fromarray(np.full((50, 70), 90, np.uint8)).save(folder / name / 'same.jpg')
   Image.fromarray(np.zeros((1, 3, 3), np.uint8)).save(folder / 'tiny.png')
   (folder / 'text.jpg').write_text('hello')
-  film = cv2.VideoWriter(str(run / 'clip.avi'), cv2.VideoWriter_fourcc(*'MJPG'), 10.0, (80, 60))
+  colours = np.random.default_rng(0).integers(0, 255, (40, 60, 4), np.uint8)
+  Image.fromarray(colours[..., :3]).save(folder / 'cut.jpg')
+  whole = (folder / 'cut.jpg').read_bytes()
+  (folder / 'cut.jpg').write_bytes(whole[:len(whole) * 3 // 4])  # only decoding finds that out
+  Image.fromarray(colours).save(folder / 'clear.png')
+  Image.fromarray(colours[..., 0].astype(np.uint16) * 257).save(folder / 'deep.png')
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  Image.fromarray(colours[..., :3]).save(folder / 'turned.jpg', exif=exif)
+  film = cv2.VideoWriter(str(run / 'clip.mp4'), cv2.VideoWriter_fourcc(*'mp4v'), 10.0, (80, 60))
   for frame in range(5):
     film.write(np.full((60, 80, 3), 40 * frame, np.uint8))
   film.release()
   out = run / 'out'
-  result = call('predict', str(folder), str(run / 'clip.avi'), f'--model_dir={run}/run', f'--output={out}',
-                '--threshold=0.05', '--batch=2', '--frames', cwd=run)
+  command = ['predict', str(folder), str(run / 'clip.mp4'), f'--model_dir={run}/run', f'--output={out}',
+             '--threshold=0.05', '--batch=2', '--frames']
+  result = call(*command, cwd=run)
   assert result.returncode == 0, result.stderr
-  assert '1 of 9 pictures could not be read' in result.stdout and 'text.jpg' in result.stderr
-  assert sorted(path.relative_to(out).as_posix() for path in (out / 'pictures').rglob('*.jpg')) == [
-    'pictures/a/same.jpg', 'pictures/b/same.jpg', 'pictures/tiny.jpg']
+  assert '2 of 13 pictures could not be read' in result.stdout
+  assert 'text.jpg: cannot' in result.stderr and 'cut.jpg: the JPEG is truncated; skipped' in result.stderr
+  assert '1 photographs say by EXIF' in result.stderr and 'stand-in' not in result.stderr + result.stdout
+  pictures = [f'pictures/{name}.jpg' for name in ('a/same', 'b/same', 'clear', 'deep', 'tiny', 'turned')]
+  assert sorted(path.relative_to(out).as_posix() for path in (out / 'pictures').rglob('*.jpg')) == pictures
+  assert cv2.imread(str(out / 'pictures/turned.jpg')).shape[:2] == (427, 640), 'as stored, and enlarged'
   about = json.loads((out / 'images.json').read_text())
-  assert [image['file_name'] for image in about['images']] == ['a/same.jpg', 'b/same.jpg', 'tiny.png']
-  assert list(about['skipped']) == ['text.jpg'] and len(about['categories']) == 6
+  assert [image['file_name'] for image in about['images']] == [
+    'a/same.jpg', 'b/same.jpg', 'clear.png', 'cut.jpg', 'deep.png', 'tiny.png', 'turned.jpg']
+  assert set(about['skipped']) == {'text.jpg', 'cut.jpg'} and len(about['categories']) == 6
   names = {category['id']: category['name'] for category in about['categories']}
   entries = json.loads((out / 'predictions.json').read_text())
   assert all(entry['score'] >= 0.05 and entry['category_name'] == names[entry['category_id']] for entry in entries)
@@ -127,6 +148,12 @@ def test_the_command(run):
   assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 5 and capture.get(cv2.CAP_PROP_FPS) == pytest.approx(10)
   assert len(list((out / 'clip' / 'frames').iterdir())) == 5
   assert len(json.loads((out / 'clip' / 'images.json').read_text())['images']) == 5
+  (out / 'predictions.json').write_text('of another run')
+  limit = float(np.median([entry['score'] for entry in entries]))
+  again = call(*command, f'--threshold={limit}', '--nofilm', cwd=run)
+  assert again.returncode == 0, again.stderr
+  sure = json.loads((out / 'predictions.json').read_text())
+  assert len(sure) == pytest.approx(len(entries) / 2, abs=3) and min(entry['score'] for entry in sure) >= limit
 
 
 @pytest.mark.slow
@@ -139,8 +166,14 @@ def test_a_saved_model(run):
   entries = json.loads((run / 'from_saved' / 'predictions.json').read_text())
   own = [entry for entry in predicted(run) if entry['score'] >= 0.01]
   assert len(entries) == pytest.approx(len(own), abs=2) and len(own) > 5
-  assert not (run / 'from_saved' / 'pictures').exists()
+  assert not (run / 'from_saved' / 'pictures').exists() and 'custom gradient' not in result.stderr
   np.testing.assert_allclose(sorted(e['score'] for e in entries)[-5:], sorted(e['score'] for e in own)[-5:], atol=0.01)
+  together = call('predict', str(run / 'photographs'), f'--saved_model={run}/saved', f'--output={run}/together',
+                  '--threshold=0.01', '--batch=2', '--nopictures', cwd=run)
+  assert together.returncode == 0, together.stderr
+  of_batches = json.loads((run / 'together' / 'predictions.json').read_text())
+  for one, alone in zip(of_batches, entries, strict=True):
+    assert {**one, 'score': 0} == {**alone, 'score': 0} and one['score'] == pytest.approx(alone['score'], abs=1e-6)
 
 
 @pytest.mark.parametrize('arguments, words', [
@@ -148,7 +181,8 @@ def test_a_saved_model(run):
   (['{here}', '--model_dir=runs/x'], ['no pictures there']),
   (['{here}/a.jpg'], ['--model_dir', '--saved_model']),
   (['{here}/a.jpg', '--model_dir=runs/x', '--threshold=50'], ['--threshold', '0 to 1']),
-], ids=['nothing', 'empty', 'no-run', 'threshold'])
+  (['{here}/a.jpg', '--saved_model=x', '--averages'], ['SavedModel', '--averages']),
+], ids=['nothing', 'empty', 'no-run', 'threshold', 'averages-of-a-file'])
 def test_refusals(arguments, words, tmp_path):
   if '{here}/a.jpg' in arguments:
     (tmp_path / 'a.jpg').write_bytes(b'x')

@@ -2,6 +2,9 @@
 
 import io
 import logging
+import subprocess
+import sys
+import threading
 
 import pytest
 
@@ -77,6 +80,51 @@ def test_log_lines_and_tracebacks():
   written = stream.getvalue()
   assert SECRET not in written
   assert 'reading https://***@host.example/w of 3' in written and 'ValueError: bad link ?token=***' in written
+
+
+COMMAND = f"""
+import threading
+from rethink_tf.errors import as_command
+
+def fail(link):
+  try:
+    raise KeyError(link)
+  except KeyError as error:
+    raise ValueError(f'cannot open {{link}}') from error
+
+def main():
+  thread = threading.Thread(target=fail, args=('https://in:{SECRET}@thread.example/w',), name='reader')
+  thread.start()
+  thread.join()
+  threading.Thread(target=exit).start()
+  fail('https://host.example/w?sig={SECRET}')
+
+as_command(main, ['train'], 'stopped')
+"""
+
+
+def test_tracebacks_of_a_command_and_its_threads():
+  """With what they were caused by; all that is no secret is as Python has it."""
+  result = subprocess.run([sys.executable, '-c', COMMAND], capture_output=True, text=True, timeout=100)
+  assert result.returncode == 1 and result.stdout == '' and SECRET not in result.stderr
+  of_thread, of_command = result.stderr.split('thread.example/w\n')[:2], result.stderr
+  assert of_thread[0].startswith('Exception in thread reader:\nTraceback')
+  assert "KeyError: 'https://***@thread.example/w'" in of_command
+  assert 'direct cause of the following exception' in of_command and 'line 9, in fail' in of_command
+  assert of_command.endswith('ValueError: cannot open https://host.example/w?sig=***\n')
+  assert of_command.count('Traceback') == 4 and 'SystemExit' not in of_command
+
+
+def test_hooks_are_put_back(monkeypatch, capsys):
+  monkeypatch.setattr(sys, 'excepthook', sys.excepthook)
+  before = sys.excepthook, threading.excepthook
+  as_command(lambda: None, ['train'], 'stopped')
+  assert (sys.excepthook, threading.excepthook) == before
+  with pytest.raises(OSError) as caught:
+    as_command(lambda: open(f'/no/?token={SECRET}'), ['train'], 'stopped')
+  assert threading.excepthook is before[1]
+  sys.excepthook(caught.type, caught.value, caught.tb)
+  assert capsys.readouterr().err.endswith("No such file or directory: '/no/?token=***'\n")
 
 
 def test_run_folders_hold_none(tmp_path):

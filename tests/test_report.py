@@ -1,6 +1,8 @@
 """Curves and table from metrics.jsonl."""
 
 import cv2
+import numpy as np
+import pytest
 
 from rethink_tf.report import curves, table
 from rethink_tf.run_folder import RunFolder
@@ -59,3 +61,28 @@ def test_curves_of_runs_without_and_with_data(tmp_path):
   for side in (drawn[:, :half], drawn[:, half:]):
     assert (side.max(axis=2).astype(int) - side.min(axis=2) > 60).sum() > 300, 'both panels have curves'
   assert not list(tmp_path.glob('*.tmp'))
+
+
+def levels(path):
+  """Of the right panel's horizontal lines in the first run's colour, from the top: the share of their length that is
+  drawn."""
+  picture = cv2.imread(path)[..., ::-1].astype(int)
+  panel = picture[:, picture.shape[1] // 2:]
+  drawn = np.abs(panel - [0x1f, 0x6f, 0xb4]).max(-1) < 60
+  long = drawn.sum(1) > 0.2 * panel.shape[1]  # text and legend are shorter
+  tops = np.flatnonzero(long & ~np.roll(long, 1))
+  spans = [drawn[top:top + 4].any(0) for top in tops]  # a line is some two pixels wide
+  return [span.sum() / np.ptp(np.flatnonzero(span)) for span in spans]
+
+
+@pytest.mark.parametrize('figure', ['box/AP', 'mask/AP', 'keypoint/AP', 'top-1'])
+def test_averages_are_dashed_in_the_colour_of_their_run(tmp_path, figure):
+  run, path = RunFolder(str(tmp_path / 'run')), str(tmp_path / 'curves.png')
+  for step in (5, 200):
+    run.append_metrics({'kind': 'eval', 'step': step, figure: 40.0})
+  alone = levels(curves([run], path))
+  for step in (5, 200):
+    run.part('ema').append_metrics({'kind': 'eval', 'step': step, figure: 80.0})
+  averages, *raw = levels(curves([run], path))
+  assert len(raw) == len(alone) == 1 and raw[0] == pytest.approx(alone[0], abs=0.05)
+  assert 0.4 < averages < 0.9 and (figure not in ('box/AP', 'top-1') or raw[0] > 0.99)

@@ -33,6 +33,8 @@ for name, value in loaded.signatures['serving_default'](images=tf.constant(files
 for name, value in loaded.signatures['categories']().items():
   results[f'categories/{name}'] = value.numpy()
 results['none'] = loaded.detect(image, 0.999)['num_detections'].numpy()
+for name, value in loaded.detect_files(tf.constant(files), 0.3).items():
+  results[f'sure/{name}'] = value.numpy()
 assert not any(name.split('.')[0] in ('rethink_tf', 'official') for name in sys.modules), 'not alone'
 np.savez(out, **results)
 '''
@@ -121,11 +123,23 @@ def test_a_batch_of_files_is_its_pictures(trained):
     assert not masks[number:].any() and not masks[:, height:].any() and not masks[:, :, width:].any()
 
 
+def test_a_batch_at_another_threshold(trained):
+  """The surest of the same detections, and no masks for others."""
+  served, fewer = trained.served, 0
+  for i in range(3):
+    number, all_scores = int(served['sure/num_detections'][i]), served[f'image{i}/scores']
+    assert number == (all_scores > 0.3).sum()
+    np.testing.assert_allclose(served['sure/scores'][i, :number], all_scores[:number], atol=1e-6)
+    np.testing.assert_array_equal(served['sure/masks'][i, :number], served['batch/masks'][i, :number])
+    fewer += len(all_scores) - number
+  assert fewer > 0 and served['sure/masks'].shape[1] < served['batch/masks'].shape[1]
+
+
 @pytest.mark.slow
 def test_keypoints_are_those_that_predict_finds(tmp_path):
   """In pixels of the picture; the file says which is which."""
   trained = Trained(tmp_path, tiny.keypoint_detector(keypoints=len(KEYPOINTS)))
-  loaded = serving._load(trained.path)
+  loaded = serving.load(trained.path)
   pictures = [trained.source.load(i).image for i in range(3)]
   files = tf.stack([tf.io.encode_png(picture) for picture in pictures])
   batch = {name: value.numpy() for name, value in loaded.signatures['serving_default'](images=files).items()}

@@ -11,7 +11,7 @@ from rethink_tf.data.voc import VocSource
 from rethink_tf.errors import UserError
 from rethink_tf.run_folder import RunFolder
 from rethink_tf.structures import Detections
-from rethink_tf.voc_evaluator import VocEvaluator
+from rethink_tf.voc_evaluator import VocEvaluator, read_results
 from tests.small_voc import item, write, xml
 
 
@@ -60,6 +60,29 @@ def test_files_of_an_evaluation(source, tmp_path):
   assert [row[2] for row in rows[1:]] == ['-1.000', '100.000', '100.000', '-1.000']  # a difficult cat, and no owl
   make(source, tmp_path / 'b', save_results=False, num_pictures=0).evaluate(3)
   assert [p.name for p in (tmp_path / 'b').glob('eval/*/*')] == ['categories.csv']
+
+
+def test_results_are_read_as_they_were_written(source, tmp_path):
+  """Names of classes and images come back, and boxes in COCO's x, y, w, h."""
+  gt = source.annotations()
+  assert read_results(str(tmp_path), gt) is None
+  make(source, tmp_path).evaluate(2)
+  results = read_results(str(tmp_path / 'eval/step-00000002'), gt)
+  easy = [a for a in gt['annotations'] if not a['difficult']]
+  key = lambda entry: (entry['category_id'], entry['image_id'])  # noqa: E731
+  assert sorted(map(key, results)) == sorted(map(key, easy)) and len(results) == 3
+  for result, expected in zip(sorted(results, key=key), sorted(easy, key=key), strict=True):
+    np.testing.assert_allclose(result['bbox'], expected['bbox'], atol=0.01)
+    assert result['score'] == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize('line, words', [
+  ('7 0.9 1 1 40', 'image score xmin'), ('7 0.9 1 1 40 x', 'image score xmin'), ('9 0.9 1 1 40 60', 'image 9 is not'),
+])
+def test_results_that_cannot_be_read(source, tmp_path, line, words):
+  (tmp_path / 'comp4_det_test_dog.txt').write_text(f'7 0.9 1 1 40 60\n{line}\n')
+  with pytest.raises(UserError, match=f'comp4_det_test_dog.txt:2: .*{words}'):
+    read_results(str(tmp_path), source.annotations())
 
 
 def test_false_and_difficult_detections(source, tmp_path):

@@ -38,8 +38,9 @@ class _Input(Feed):
     self.canvases = canvas_shapes(self.resize.largest, self.resize.max_side)
     sizes = self.resize.largest_sizes(source.sizes)
     self.buckets = assign(sizes, self.canvases)
-    logging.info('%s: %d images in %d padded shapes, %.1f %% of the batched pixels are padding', source.name,
-                 len(sizes), len(np.unique(self.buckets)), 100 * padding_waste(sizes, self.canvases, self.buckets))
+    if not getattr(source, 'stands_in', False):
+      logging.info('%s: %d images in %d padded shapes, %.1f %% of the batched pixels are padding', source.name,
+                   len(sizes), len(np.unique(self.buckets)), 100 * padding_waste(sizes, self.canvases, self.buckets))
     self.cut_instances = 0
     self._crowded: set[int] = set()
     names = [c.keypoints for c in source.categories if len(c.keypoints) == source.num_keypoints]

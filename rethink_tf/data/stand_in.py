@@ -27,6 +27,7 @@ class StandInSource:
   """
 
   name = 'stand-in'
+  stands_in = True  # nobody wants to be told about its pictures
 
   def __init__(self, categories_file: str, num_images: int = 2, training: bool = False):
     del training

@@ -189,7 +189,10 @@ def no_norm(name: str, zero_gamma: bool = False):
 
 @gin.register
 def addons_group_norm(name: str, zero_gamma: bool = False, groups: int = 32, epsilon: float = EPSILON):
-  """tensorflow-addons' GroupNormalization, for comparison with code that uses it (extra: `.[addons]`)."""
+  """tensorflow-addons' GroupNormalization, for comparison with code that uses it (extra: `.[addons]`).
+
+  Under a 16-bit policy it computes in float32, and its input and output are 16-bit, as with group_norm.
+  """
   # The last release (0.23) predates Keras 3: it looks for modules that now live in tf_keras.
   from tf_keras.src import engine
   from tf_keras.src.engine import keras_tensor
@@ -199,5 +202,12 @@ def addons_group_norm(name: str, zero_gamma: bool = False, groups: int = 32, eps
     from tensorflow_addons.layers import GroupNormalization
   except ImportError as error:
     raise UserError(f"NORM = @addons_group_norm needs the extra: pip install -e '.[addons]' ({error})") from error
-  return GroupNormalization(groups=groups, epsilon=epsilon, name=name,
-                            gamma_initializer='zeros' if zero_gamma else 'ones')
+
+  class InFloat32(GroupNormalization):
+    """It would take its statistics in the policy's type, where a variance overflows or has 8 bits."""
+
+    def call(self, inputs):
+      return tf.cast(super().call(tf.cast(inputs, tf.float32)), inputs.dtype)
+
+  return InFloat32(groups=groups, epsilon=epsilon, name=name, gamma_initializer='zeros' if zero_gamma else 'ones',
+                   dtype='float32', autocast=False)

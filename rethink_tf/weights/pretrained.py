@@ -14,6 +14,7 @@ import tensorflow as tf
 from absl import logging
 
 from rethink_tf.errors import UserError
+from rethink_tf.redaction import redact
 from rethink_tf.weights import detectron2, formats, own, torchvision_vgg
 from rethink_tf.weights.contents import BACKBONE, LINEAR, Contents
 
@@ -44,7 +45,7 @@ class Loaded(NamedTuple):
 
   def record(self) -> dict[str, Any]:
     """What is worth keeping beside a run, for JSON."""
-    return {'path': self.path, 'format': self.format, 'licence': self.licence, 'sha256': self.sha256,
+    return {'path': redact(self.path), 'format': self.format, 'licence': self.licence, 'sha256': self.sha256,
             'arrays': len(self.names)}
 
 

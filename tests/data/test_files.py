@@ -9,8 +9,10 @@ import pytest
 from PIL import Image, ImageOps
 
 from rethink_tf.data.categories import Category
+from rethink_tf.data.coco import CocoSource
 from rethink_tf.data.files import Film, Photographs, find, natural_order, number, output_names, relative_names
 from rethink_tf.errors import UserError
+from tests import small_coco
 from tests.small_coco import warnings
 
 CATEGORIES = (Category(1, 'thing'),)
@@ -129,6 +131,18 @@ def test_exif_orientation(orientation, tmp_path):
     expected = np.asarray(ImageOps.exif_transpose(opened))
   np.testing.assert_array_equal(upright.load(0).image, expected)
   assert upright.sizes[0].tolist() == list(expected.shape[:2]) and upright.turned == (orientation > 1)
+
+
+def test_a_turned_jpeg_is_what_training_sees(tmp_path):
+  """Its pixels as stored, where the annotations say no other size."""
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  folder = small_coco.write(tmp_path, [small_coco.image(1, 40, 60)], [small_coco.annotation(1, bbox=(5, 5, 9, 9))])
+  path = tmp_path / 'train2017' / '000001.jpg'
+  Image.fromarray(picture()).save(path, exif=exif)
+  source = Photographs([str(path)], CATEGORIES)
+  assert source.turned == 1 and source.sizes.tolist() == [[40, 60]]
+  np.testing.assert_array_equal(source.load(0).image, CocoSource(folder).load(0).image)
 
 
 def film(path, frames=7, height=48, width=64):

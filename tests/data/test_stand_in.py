@@ -4,8 +4,19 @@ import json
 
 import pytest
 
+from rethink_tf.data.pipeline import EvalInput
 from rethink_tf.data.stand_in import StandInSource
+from rethink_tf.data.synthetic import SyntheticSource
 from rethink_tf.errors import UserError
+
+
+def test_nobody_is_told_about_it(tmp_path, caplog, see_logs):
+  path = tmp_path / 'categories.json'
+  path.write_text(json.dumps([{'id': 7, 'name': 'kite'}]))
+  EvalInput(StandInSource(str(path)), 1)
+  assert not caplog.records
+  EvalInput(SyntheticSource(2), 1)
+  assert '2 images' in caplog.text
 
 
 def test_the_categories_are_the_files(tmp_path):

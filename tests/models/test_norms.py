@@ -1,6 +1,8 @@
 """The norms: one contract, float64 references, padding that does not count, replicas that do."""
 
 import importlib.util
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -10,12 +12,20 @@ import tf_keras
 from rethink_tf.errors import UserError
 from rethink_tf.models import norms
 
+ADDONS = bool(importlib.util.find_spec('tensorflow_addons'))
 ALL = (norms.group_norm, norms.sync_batch_norm, norms.frozen_batch_norm, norms.no_norm)
 
 
 @pytest.fixture
 def x():
   return np.random.default_rng(0).normal(3.0, 2.0, (4, 6, 5, 32)).astype(np.float32)
+
+
+@pytest.fixture
+def policy(request):
+  tf_keras.mixed_precision.set_global_policy(request.param)
+  yield request.param
+  tf_keras.mixed_precision.set_global_policy('float32')
 
 
 @pytest.fixture
@@ -230,8 +240,55 @@ def test_mistakes_are_named(x):
     norms.no_norm('norm', zero_gamma=True)
 
 
-@pytest.mark.skipif(not importlib.util.find_spec('tensorflow_addons'), reason="the extra '.[addons]' is not installed")
+@pytest.mark.skipif(not ADDONS, reason="the extra '.[addons]' is not installed")
 def test_addons_group_norm_equals_ours(x):
   theirs, ours = make(norms.addons_group_norm, x), make(norms.group_norm, x)
   theirs.set_weights(ours.get_weights())
   np.testing.assert_allclose(theirs(x), ours(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(params=['addons', 'keras'])
+def addons(request, monkeypatch):
+  """tensorflow-addons, or tf_keras' layer in its place: that is where the layer went (its arguments, its method)."""
+  if request.param == 'keras':
+    layers = types.SimpleNamespace(GroupNormalization=tf_keras.layers.GroupNormalization)
+    monkeypatch.setitem(sys.modules, 'tensorflow_addons', types.SimpleNamespace(layers=layers))
+    monkeypatch.setitem(sys.modules, 'tensorflow_addons.layers', layers)
+  elif not ADDONS:
+    pytest.skip("the extra '.[addons]' is not installed")
+
+
+@pytest.mark.parametrize('policy', ['float32', 'mixed_bfloat16', 'mixed_float16'], indirect=True)
+@pytest.mark.parametrize('eager', [True, False], ids=['eager', 'graph'])
+@pytest.mark.usefixtures('addons')
+def test_addons_group_norm_computes_in_float32(policy, eager, x):
+  """Deviations of 400 have a variance that float16 cannot hold, around a mean that leaves bfloat16 no digits."""
+  dtype = tf.float32 if policy == 'float32' else tf.as_dtype(policy.removeprefix('mixed_'))
+  inputs = tf.cast(200 * x, dtype)
+  layer = make(norms.addons_group_norm, inputs, groups=8)
+  assert layer.name == 'norm' and {v.dtype for v in layer.variables} == {tf.float32}
+
+  def both(inputs, upstream):
+    with tf.GradientTape() as tape:
+      tape.watch(inputs)
+      y = layer(inputs, training=True)
+    return y, tape.gradient(y, [inputs, *layer.trainable_variables], upstream)
+
+  upstream = tf.cast(np.random.default_rng(2).normal(size=x.shape), dtype)
+  y, gradients = (both if eager else tf.function(both))(inputs, upstream)
+  assert y.dtype == gradients[0].dtype == dtype and {g.dtype for g in gradients[1:]} == {tf.float32}
+  wide = np.float64(inputs).reshape(4, 6, 5, 8, 4)
+  axes = (1, 2, 4)
+  scaled = (wide - wide.mean(axes, keepdims=True)) / np.sqrt(wide.var(axes, keepdims=True) + norms.EPSILON)
+  expected = scaled.reshape(x.shape) * np.float64(layer.gamma) + np.float64(layer.beta)
+  rounding = {tf.float32: 1e-6, tf.bfloat16: 2 ** -8, tf.float16: 2 ** -11}[dtype]  # of y, once
+  np.testing.assert_allclose(np.float64(y), expected, rtol=1.01 * rounding, atol=1e-5)
+  np.testing.assert_allclose(gradients[1], (np.float64(upstream) * scaled.reshape(x.shape)).sum((0, 1, 2)), rtol=1e-4,
+                             atol=1e-3)
+  assert not np.any(norms.addons_group_norm('norm', zero_gamma=True)(inputs))
+
+
+@pytest.mark.skipif(ADDONS, reason="the extra '.[addons]' is installed")
+def test_a_missing_extra_is_named():
+  with pytest.raises(UserError, match=r"NORM = @addons_group_norm needs the extra: pip install -e '\.\[addons\]'"):
+    norms.addons_group_norm('norm')

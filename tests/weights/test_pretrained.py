@@ -11,7 +11,7 @@ from rethink_tf.errors import UserError
 from rethink_tf.models.cbnet import CBNet
 from rethink_tf.models.norms import frozen_batch_norm, group_norm, no_norm, sync_batch_norm
 from rethink_tf.models.resnet import ResNet
-from rethink_tf.weights.pretrained import PretrainedWeights, sha256
+from rethink_tf.weights.pretrained import Loaded, PretrainedWeights, sha256
 from tests import tiny
 from tests.weights import files, reference
 from tests.weights.test_detectron2 import build, checkpoint
@@ -131,6 +131,14 @@ def test_arguments(wrong, said):
 def test_the_record_names_the_very_file(tmp_path):
   (tmp_path / 'x').write_bytes(b'abc')
   assert sha256(str(tmp_path / 'x')) == 'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad'
+
+
+def test_the_record_holds_no_password():
+  loaded = Loaded('https://me:secret-42@host.example/w.pkl?sig=a1b2', 'torchvision', 'BSD', 'ab', ['x'], frozenset())
+  assert loaded.record() == {'path': 'https://***@host.example/w.pkl?sig=***', 'format': 'torchvision', 'arrays': 1,
+                             'licence': 'BSD', 'sha256': 'ab'}
+  plain = 'gs://bucket/runs@2026/6x'
+  assert loaded._replace(path=plain).record()['path'] == plain
 
 
 @pytest.mark.parametrize('count, shared', [(2, False), (3, True)])
