@@ -1,0 +1,238 @@
+"""README and docs/: every command, file, flag, binding and error line that they name exists, and their code runs."""
+
+import ast
+import functools
+import importlib
+import inspect
+import pathlib
+import re
+import shlex
+import sys
+
+import gin
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import rethink_tf.experiment  # noqa: F401  registers what gin files name
+from rethink_tf import gin_files
+from rethink_tf.studies import grid
+from tests import commands, tiny
+
+ROOT = commands.ROOT
+PAGES = ['README.md', *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / 'docs').glob('*.md'))]
+PROGRAMS = ('python ', 'sbatch ', 'launch/')
+# Files of the reader's own, and of a run folder.
+THEIRS = re.compile(r'my_\w+\.py|config\.gin|command\.json|\w+\.(json|jsonl|png|yaml|pkl|csv|pth|h5|html)$|saved_model')
+
+
+@pytest.fixture(autouse=True)
+def no_configuration_is_left():
+  yield
+  gin.clear_config()
+
+
+@pytest.fixture(scope='module')
+def own_parts(tmp_path_factory):
+  """{name: module} of the files that docs/extend.md shows, written and imported as a reader would."""
+  folder = tmp_path_factory.mktemp('own')
+  blocks = re.findall(r'^```python\n# (\w+)\.py\n(.*?)^```', (ROOT / 'docs/extend.md').read_text(), re.S | re.M)
+  for name, text in blocks:
+    (folder / f'{name}.py').write_text(text)
+  sys.path.insert(0, str(folder))
+  yield {name: importlib.import_module(name) for name, _ in blocks}
+  sys.path.remove(str(folder))
+
+
+def fenced(page):
+  """The commands in the fenced blocks of a page, continued lines joined."""
+  text = (ROOT / page).read_text()
+  found = re.findall(r'^```(\w*)\n(.*?)^```', text, re.S | re.M)
+  lines = '\n'.join(block for language, block in found if not language).replace('\\\n', ' ').splitlines()
+  return [line.strip() for line in lines if line.strip().startswith(PROGRAMS)]
+
+
+def inline(page):
+  """What a page sets in backticks in its running text."""
+  text = re.sub(r'^```.*?^```', '', (ROOT / page).read_text(), flags=re.S | re.M)
+  return [' '.join(token.split()) for token in re.findall(r'`([^`]+)`', text)]
+
+
+def command_lines():
+  for page in PAGES:
+    for line in [*fenced(page), *(token for token in inline(page) if token.startswith(PROGRAMS) and ' ' in token)]:
+      words = shlex.split(line.replace(' … ', ' ').removesuffix('…').strip(), comments=True)
+      yield page, words[:words.index('>')] if '>' in words else words
+
+
+LINES = list(command_lines())
+
+
+def test_there_are_commands():
+  assert len(LINES) > 30 and {page for page, _ in LINES} >= {'README.md', 'docs/extend.md', 'docs/reproduce.md'}
+
+
+@pytest.mark.parametrize('page, words', LINES, ids=[f'{page}-{i}' for i, (page, _) in enumerate(LINES)])
+def test_a_command_names_what_exists(page, words, own_parts, monkeypatch):
+  commands.check(words)
+  monkeypatch.chdir(ROOT)
+  files, params = commands.values(words, 'gin_file'), commands.values(words, 'gin_param')
+  files = [name for name in files if name.startswith('gin_configs/')]
+  if 'rethink_tf.study' in words:
+    found = grid.read_study(files[0], commands.values(words, 'study_param'))
+    for trial in found.trials({name: f'runs/{name}' for name in found.pretraining})[::7]:
+      gin_files.parse(trial.files, [*trial.params, *params])
+    return
+  if any(name.count('/') == 1 or '/pretraining/' in name for name in files):  # complete, not one axis alone
+    weights = [f'WEIGHTS = {path!r}' for path in commands.values(words, 'weights')]
+    gin_files.parse(files, [*params, *weights])
+
+
+@pytest.mark.parametrize('line', [
+  'python -m rethink_tf.trian', 'python -m rethink_tf.train --gin_fiel=a.gin', 'launch/vertex.sh --count=8',
+  'python -m rethink_tf.train --gin_file=gin_configs/scratch_7x.gin', 'launch/tpu_vm.sh --name=a -- --weight=b'])
+def test_a_slip_in_a_command_is_found(line):
+  with pytest.raises(AssertionError, match='there is no|has no flag'):
+    commands.check(line.split())
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_links_lead_somewhere(page):
+  folder = (ROOT / page).parent
+  for target in re.findall(r'\]\(([^)#]+)', (ROOT / page).read_text()):
+    assert target.startswith('https://') or (folder / target).exists(), f'{page}: {target}'
+
+
+def test_what_make_is_asked_for_exists():
+  targets = set(re.findall(r'^([\w./]+):', (ROOT / 'Makefile').read_text(), re.M))
+  asked = {word for page in PAGES for word in re.findall(r'(?:^|`)make (?:\w+=\S+ )?([a-z]\w*)(?=`| {2})',
+                                                         (ROOT / page).read_text(), re.M)}
+  assert {'demo', 'test'} <= asked <= targets
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_files_in_the_text_exist(page):
+  for token in inline(page):
+    token = token.removeprefix('--gin_file=')
+    if re.fullmatch(r'(gin_configs|rethink_tf|tests|tools|launch|results|docs|models)/[\w/.]*', token) or (
+        re.fullmatch(r'\w+\.(py|gin|sh)', token) and not THEIRS.fullmatch(token)):
+      places = [ROOT / token, ROOT / 'rethink_tf' / token, ROOT / 'tests' / token]
+      assert any(path.exists() for path in places), f'{page}: {token}'
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_flags_in_the_text_exist(page):
+  doors = ['.'.join(path.relative_to(ROOT).with_suffix('').parts) for folder in ('rethink_tf', 'launch', 'tools')
+           for path in (ROOT / folder).rglob('*.py')]
+  known = frozenset().union(*map(commands.flags_of, doors), *(
+    commands.flags_of_script(path.relative_to(ROOT).as_posix()) for path in (ROOT / 'launch').glob('*.sh')))
+  for token in inline(page):
+    for name in re.findall(r'(?:^| )--(\w+)', token) if not token.startswith(('docker', 'tensorboard')) else ():
+      assert name in known, f'{page}: --{name}'
+
+
+def test_configurations_in_the_table_of_the_readme_exist():
+  """`scratch_2x` `3x` stands for scratch_2x and scratch_3x; … for anything."""
+  rows = [line.split('|')[1] for line in (ROOT / 'README.md').read_text().splitlines()
+          if re.match(r'\| `(scratch|pretrain|keypoints|vgg16|voc|cbnet|demo|lsj)', line)]
+  assert len(rows) > 8
+  for row in rows:
+    prefix = ''
+    for name in re.findall(r'`([^`]+)`', row):
+      full = name if re.match(r'[a-z…]', name) else f'{prefix}_{name}'
+      prefix = full.rsplit('_', 1)[0]
+      assert list((ROOT / 'gin_configs').glob(full.replace('…', '*') + ('' if full.endswith('…') else '.gin'))), full
+
+
+def bindings(page):
+  """(configurable, parameter or None) in a page's text."""
+  for token in inline(page):
+    token = re.sub(r'^--gin_param=["\']?', '', token)
+    if match := re.match(r'(?:train/|eval/)?([A-Za-z_]\w*)\.([a-z_]\w*)(?: = .*)?["\']?$', token):
+      if not THEIRS.search(token) and not re.search(r'\.(py|md|sh|gin)$', token):
+        yield match.groups()
+    yield from ((name, None) for name in re.findall(r'@([A-Za-z_]\w*)(?!\.?register)', token) if name != 'gin')
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_bindings_in_the_text_exist(page, own_parts):
+  for name, parameter in bindings(page):
+    if name in ('rethink_tf', 'tensorboard', 'Study'):
+      assert name != 'rethink_tf' or (ROOT / name / f'{parameter}.py').is_file(), parameter
+      continue
+    configurable = gin.config._REGISTRY.get_match(name)  # gin has no public view of what is registered
+    assert configurable is not None, f'{page}: nothing is called {name}'
+    assert parameter is None or parameter in inspect.signature(configurable.wrapped).parameters, (
+      f'{page}: {name}.{parameter}')
+
+
+# Error lines.
+
+
+@functools.cache
+def said():
+  """Every text that the sources can print, … for each part that differs."""
+  found = []
+  for path in [*(ROOT / 'rethink_tf').rglob('*.py'), *(ROOT / 'launch').glob('*.py')]:
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        found.append(node.value)
+      elif isinstance(node, ast.JoinedStr):
+        found.append(''.join(part.value if isinstance(part, ast.Constant) else '…' for part in node.values))
+  found += [path.read_text() for path in [ROOT / 'Makefile', *(ROOT / 'launch').glob('*.sh')]]
+  return re.sub(r'%\.?\d*[sdrf]', '…', '\n'.join(found))
+
+
+def occurs(phrase):
+  return re.search('.*?'.join(re.escape(part) for part in phrase.split('…')), said()) is not None
+
+
+def quoted():
+  rows = re.findall(r'^\| (`.*?) \|', (ROOT / 'docs/troubleshooting.md').read_text(), re.M)
+  return [phrase for row in rows for phrase in re.findall(r'`([^`]+)`', row)]
+
+
+def test_quoted_errors_are_those_of_the_sources():
+  phrases = quoted()
+  assert len(phrases) > 80
+  assert not [phrase for phrase in phrases if not occurs(phrase)]
+
+
+def test_only_what_is_said_occurs():
+  assert occurs('no config.gin in …: check --model_dir') and occurs('… layers would stay at random values')
+  assert not occurs('no config.gin in …: check --data_dir') and not occurs('layers should stay at random values')
+
+
+# What docs/extend.md shows.
+
+
+def test_the_norm_that_is_shown_trains(own_parts):
+  takes_a_step(tiny.detector(norm=own_parts['my_parts'].layer_norm))
+  assert not own_parts['my_parts'].layer_norm('n', zero_gamma=True)(tf.ones([1, 2, 2, 4])).numpy().any()
+
+
+def test_the_backbone_that_is_shown_trains(own_parts):
+  features = own_parts['my_backbone'].PlainNet(width=32)(tf.zeros([1, 64, 96, 3]))
+  assert {name: tuple(x.shape) for name, x in features.items()} == {
+    f'C{level}': (1, 64 >> level, 96 >> level, 32 << level - 2) for level in range(2, 6)}
+  norm = own_parts['my_parts'].layer_norm  # GroupNorm compiles each shape, half a minute in all
+  takes_a_step(tiny.detector(norm=norm, backbone=own_parts['my_backbone'].PlainNet(norm, width=32)))
+
+
+def takes_a_step(detector):
+  """Losses are finite and every variable has a gradient."""
+  from rethink_tf.losses import MaskRCNNLoss
+  batch = tiny.batch(1)
+  with tf.GradientTape() as tape:
+    outputs = detector(batch.images, batch.image_sizes, labels=batch, training=True)
+    losses = MaskRCNNLoss()(outputs, batch)
+    total = tf.add_n(list(losses.values()))
+  assert all(np.isfinite(value) for value in losses.values())
+  gradients = tape.gradient(total, detector.trainable_variables)
+  assert detector.trainable_variables and all(gradient is not None for gradient in gradients)
+
+
+def test_every_code_block_of_the_page_is_a_file_that_is_tried(own_parts):
+  text = (ROOT / 'docs/extend.md').read_text()
+  assert text.count('```python') == len(own_parts) == 2
+  assert pathlib.Path(own_parts['my_parts'].__file__).name == 'my_parts.py'
