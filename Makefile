@@ -1,15 +1,19 @@
 # make demo   environment, training, evaluation, pictures        make test   environment, tests
+# make install   the environment alone, .venv
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/demo
 
-.PHONY: demo test lint
+.PHONY: demo test lint install
 demo: .venv/installed
 	$(BIN)/python -m rethink_tf.train --gin_file=gin_configs/demo.gin --model_dir=$(RUN)
 	@echo; echo "Pictures of $(RUN):"; find $(RUN) -name '*.png' | sort
 
 test: .venv/installed
 	$(BIN)/python -m pytest -q
+
+install: .venv/installed
+	@echo 'installed; now: . .venv/bin/activate'
 
 lint: .venv/installed
 	$(BIN)/ruff check .
