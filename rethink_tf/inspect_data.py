@@ -1,8 +1,9 @@
 """What a configuration really trains on: python -m rethink_tf.inspect_data --gin_file=gin_configs/scratch_6x.gin.
 
-Writes, by default into data/ of the run folder: report.txt (which is also printed) and report.json with the statistics
-of the training and held-out images and whatever looks wrong in them; training.png, batches as the network gets them,
-with the ground truth that travels along and the canvases' padding; statistics.png; doubts.png, what looks wrong.
+Writes, by default into data/ of the run folder, or with --data_dir alone into runs/data/<its name>: report.txt (also
+printed) and report.json with the statistics of the training and held-out images and whatever looks wrong in them;
+training.png, batches as the network gets them, with the ground truth that travels along and the canvases' padding;
+statistics.png; doubts.png, what looks wrong.
 """
 
 from __future__ import annotations
@@ -37,6 +38,13 @@ class Part(NamedTuple):
   files: Any  # data.statistics.Files, None without --files
 
 
+def default_output(model_dir: str) -> str:
+  """data/ in the run folder; of a folder of data that no run has been named for, runs/data/<its name>."""
+  if FLAGS.model_dir or not FLAGS.data_dir:
+    return f'{model_dir.rstrip("/")}/data'
+  return f'runs/data/{os.path.basename(FLAGS.data_dir.rstrip("/"))}'
+
+
 def main() -> None:
   """Reads the sources of a configuration, and reports."""
   from rethink_tf import experiment, gin_files, reporting
@@ -47,7 +55,7 @@ def main() -> None:
   if not model_dir:
     raise UserError('nothing to inspect: name a configuration with --gin_file, or a run with --model_dir')
   command_line.configure(FLAGS.gin_file or [gin_files.saved_config(model_dir)])
-  output = os.path.expanduser(FLAGS.output or f'{model_dir.rstrip("/")}/data')
+  output = os.path.expanduser(FLAGS.output or default_output(model_dir))
 
   def argument(name):
     return gin_files.argument(experiment.run, name)
@@ -350,7 +358,8 @@ def plots(parts: list[Part], feed: Any, waste: list[dict]) -> bytes:
 if __name__ == '__main__':
   command_line.define_flags()
   _here = {'module_name': sys.argv[0]}
-  flags.DEFINE_string('output', None, 'where report and pictures go; default: data/ in the run folder', **_here)
+  flags.DEFINE_string('output', None, 'where report and pictures go; default: data/ in the run folder, '
+                      'or runs/data/<name of --data_dir>', **_here)
   flags.DEFINE_integer('pictures', 16, 'training pictures that are drawn', **_here)
   flags.DEFINE_enum('files', 'read', ['none', 'read', 'decode'], 'read every file, to find the same ones twice; or '
                     'also decode it, to find damaged ones', **_here)

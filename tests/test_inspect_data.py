@@ -36,8 +36,8 @@ def feed_of(folder, **settings):
 
 
 def test_the_command(spoilt, tmp_path):
-  out = tmp_path / 'out'
-  result = call('inspect_data', '--gin_file=gin_configs/scratch_6x.gin', f'--data_dir={spoilt}', f'--output={out}',
+  out = tmp_path / 'runs/data' / spoilt.name
+  result = call('inspect_data', '--gin_file=gin_configs/scratch_6x.gin', f'--data_dir={spoilt}',
                 '--gin_param=Resize.short_side = (64,)', '--gin_param=Resize.max_side = 96', '--pictures=6',
                 '--gin_param=BATCH_SIZE = 2', cwd=tmp_path)
   assert result.returncode == 0, result.stderr

@@ -59,7 +59,7 @@ class Runner:
   def pretrain(self, path: str, files: Sequence[str], params: Sequence[str], more: Sequence[str]) -> None:
     """Makes, or completes, the pre-training run of a folder."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    self._call('rethink_tf.pretrain', path, arguments(files, params, path, more), lambda: '')
+    self._call('rethink_tf.pretrain', path, arguments(files, params, path, more), lambda: _last_step(f'{path}.log'))
 
   def run(self, stages: Sequence[Stage]) -> list[str]:
     """Makes what is not done; returns one line for each stage that failed. What a failed one forks into is left out."""
@@ -192,6 +192,12 @@ def arguments(files: Sequence[str], params: Sequence[str], path: str, more: Sequ
   """Of the training door, for one run."""
   return [*(f'--gin_file={file}' for file in files), *(f'--gin_param={param}' for param in params),
           f'--model_dir={path}', *more]
+
+
+def _last_step(log: str) -> str:
+  """The door's own last line of progress; '' before there is one."""
+  with open(log, errors='replace') as file:
+    return next((line.strip() for line in reversed(file.readlines()) if line.startswith('step ')), '')
 
 
 def _last_error(log: str) -> str:
