@@ -66,7 +66,7 @@ def end_points(runs: Sequence[Run], figure: str) -> Any:
   """The last AP of every schedule against the images it has seen; bars show one standard deviation between seeds."""
   drawing, axes = _figure(1, 1, (7, 4.4))
   one = axes.ravel()[0]
-  made = groups(runs)
+  made, highest = groups(runs), {}
   for number, group in enumerate(made):
     for style, init in (('-', SCRATCH), ('--', 'pre-trained')):
       these = sides(group, init)
@@ -77,8 +77,11 @@ def end_points(runs: Sequence[Run], figure: str) -> Any:
                    yerr=[np.nan_to_num(side.spread(figure)) for side in these], linestyle=style, marker='o', capsize=3,
                    color=COLOURS[(2 * number + (init != SCRATCH)) % len(COLOURS)], label=name)
       for side in these:
-        one.annotate(side.schedule, (side.seen.images, side.ap(figure)), textcoords='offset points', xytext=(0, 7),
-                     ha='center', fontsize=8, color=INK)
+        place = side.schedule, side.seen.images
+        highest[place] = max(side.ap(figure), highest.get(place, 0.0))
+  for (schedule, images), value in highest.items():  # once for all that end there
+    one.annotate(schedule, (images, value), textcoords='offset points', xytext=(0, 7), ha='center', fontsize=8,
+                 color=INK)
   _decorate(one, f'{figure} at the end of each schedule', 'images seen in detection training', f'{figure} (%)')
   one.margins(y=0.15)
   one.legend(frameon=False, fontsize=9)

@@ -63,6 +63,7 @@ def compare(paths: Sequence[str], output: str, figure: str | None = None, margin
     'Runs': [[*row, published.row_of(run.folder) or '-'] if run else [*row, 'published'] for run, row in
              zip([None, *runs], verdict.table(runs, shown), strict=True)],
     'Scratch against the best pre-trained run': _steps_table(found),
+    'Scratch against pre-training at the same schedule': _twins_table(runs, figure, matches, draws, confidence),
     f'Differences of {figure} from the first run': _differences_table(runs, figure, matches, draws, confidence),
     'Settings that differ': _settings_table(runs),
   }
@@ -118,6 +119,21 @@ def _steps_table(found: Sequence[verdict.Verdict]) -> list[list[str]]:
                    f'{seen.pixels / fine.pixels:.2g} x',
                    '?' if before is None else f'{seen.pixels / fine.plus(before).pixels:.2g} x'])
   return rows
+
+
+def _twins_table(runs, figure, matches, draws, confidence) -> list[list[str]]:
+  """Fig. 1 row by row: who leads after a schedule, and by how much; empty where no schedule has both sides."""
+  rows = [['schedule', 'scratch', 'pre-trained', 'difference', 'verdict']]
+  for group in verdict.groups(runs):
+    pretrained = {side.schedule: side for side in verdict.sides(group, PRETRAINED)}
+    for side in verdict.sides(group, SCRATCH):
+      other = pretrained.get(side.schedule)
+      if other is None:
+        continue
+      interval = verdict.difference(side, other, matches, draws, confidence)
+      told = '-' if interval is None else verdict.relation(interval, 0.0)
+      rows.append([side.schedule, f'{side.ap(figure):.1f}', f'{other.ap(figure):.1f}', str(interval or '-'), told])
+  return rows if len(rows) > 1 else []
 
 
 def _differences_table(runs, figure, matches, draws, confidence) -> list[list[str]]:

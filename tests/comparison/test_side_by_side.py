@@ -108,6 +108,20 @@ def test_what_is_written(tmp_path):
   assert all(path.stat().st_size > 2000 for path in out.glob('*.png'))
 
 
+def test_twins_of_one_schedule_stand_side_by_side(tmp_path):
+  paths = [write(tmp_path / f'{init or "s"}{k}', found, k=k, init=init, images=400 * k)
+           for init, k, found in ((None, 1, worse(40)), (None, 2, HALF), ('w', 1, HALF), ('w', 3, HALF))]
+  text = compare(paths, str(tmp_path / 'out'), draws=50).text
+  heading = 'Scratch against pre-training at the same schedule'
+  rows = text[text.index(heading):].splitlines()[1:3]
+  assert rows[0].split() == ['schedule', 'scratch', 'pre-trained', 'difference', 'verdict']
+  schedule, scratch, pretrained, difference = rows[1].split()[:4]
+  assert (schedule, scratch, pretrained) == ('1x', '30.0', '50.0') and rows[1].endswith('worse')
+  assert float(difference) == pytest.approx(-20, abs=0.5)
+  assert text[text.index(heading):].splitlines()[3] == ''
+  assert heading not in compare(paths[1:3], str(tmp_path / 'other'), draws=20).text
+
+
 def test_names_are_no_formulas_and_no_markup(tmp_path):
   paths = [write(tmp_path / '$x_{$', HALF), write(tmp_path / '<b>&', HALF, init='w')]
   compare(paths, str(tmp_path / 'out'), draws=20)
