@@ -11,28 +11,31 @@ _STYLE = '''
 body { margin: 0 auto; padding: 1rem; max-width: 62rem; font: 16px/1.5 system-ui, sans-serif; color: #24272c; }
 h1 { font-size: 1.4rem; line-height: 1.25; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 .verdict { border-left: 4px solid #1f6fb4; background: #f2f6fa; padding: .7rem 1rem; margin: 1rem 0; }
-figure { margin: 1rem 0; overflow-x: auto; } figure svg { width: 100%; height: auto; min-width: 34rem; }
+figure { margin: 1rem 0; } figure svg { width: 100%; height: auto; max-width: 46rem; }
+.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 0 1rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid #e3e5e8; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } footer { margin-top: 2rem; color: #6a7078; font-size: .85rem; }
 '''
 
 
-def page(title: str, verdicts: Sequence[str], drawings: Mapping[str, bytes],
+def page(title: str, verdicts: Sequence[str], panels: Mapping[str, bytes], drawings: Mapping[str, bytes],
          tables: Mapping[str, Sequence[Sequence[str]]], notes: Sequence[str]) -> str:
   """The HTML of a report.
 
   Args:
     title: its heading.
     verdicts: in words, most important first.
-    drawings: SVG files by caption.
+    panels: SVG files by caption, side by side where there is room.
+    drawings: the same, one below another.
     tables: by heading; the first row of each holds the names of its columns.
     notes: small print.
   """
   parts = [f'<h1>{html.escape(title)}</h1>']
   parts += [f'<p class="verdict">{html.escape(words)}</p>' for words in verdicts]
-  parts += [f'<figure role="img" aria-label="{html.escape(caption)}">{_inline(svg, number)}</figure>'
-            for number, (caption, svg) in enumerate(drawings.items())]
+  figures = [f'<figure role="img" aria-label="{html.escape(caption)}">{_inline(svg, number)}</figure>'
+             for number, (caption, svg) in enumerate([*panels.items(), *drawings.items()])]
+  parts += ['<div class="panels">', *figures[:len(panels)], '</div>', *figures[len(panels):]]
   for heading, rows in tables.items():
     if rows:
       body = ''.join(f'<tr>{_cells(row)}</tr>' for row in rows[1:])

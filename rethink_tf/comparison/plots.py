@@ -40,26 +40,41 @@ def curves(runs: Sequence[Run], figure: str) -> Any:
   """AP against iterations, images, instances and pixels; the last three begin after what pre-training has seen."""
   drawing, axes = _figure(2, 2, (11, 7.4))
   for (key, title), one in zip(AXES, axes.ravel(), strict=True):
-    for run in runs:
-      values = run.curve.figures.get(figure)
-      if values is None:
-        continue
-      before = getattr(run.pretraining, key, 0.0) if run.pretraining is not None else 0.0
-      x = run.curve.steps if key == 'iterations' else getattr(run.curve, key) + before
-      colour = colours(runs)[run.name]
-      one.plot(x, values, color=colour, marker='o', markersize=3.5, linewidth=1.6, label=run.name,
-               linestyle='-' if run.init == SCRATCH else '--')
-      if before:
-        one.plot([0, before], [0, 0], color=colour, linewidth=5, alpha=0.35, solid_capstyle='butt')
-      if key == 'iterations':
-        _mark_drops(one, run, colour)
-    counted = key != 'iterations' and any(run.pretraining for run in runs)
-    title += ', pre-training included (thick line)' if counted else ''
-    _decorate(one, f'{figure} against {title}', key, f'{figure} (%)')
-    one.set_ylim(bottom=0)
-    one.set_xlim(left=0)
+    _panel(one, runs, figure, key, title)
   _legend(drawing, axes.ravel()[0])
   return drawing
+
+
+def panels(runs: Sequence[Run], figure: str) -> dict[str, Any]:
+  """The four of `curves` as drawings of their own, by title, for pages that may be narrow."""
+  found = {}
+  for key, title in AXES:
+    drawing, axes = _figure(1, 1, (5.6, 4.2))
+    _panel(axes.ravel()[0], runs, figure, key, title)
+    _legend(drawing, axes.ravel()[0], columns=2)
+    found[f'{figure} against {title}'] = drawing
+  return found
+
+
+def _panel(one, runs: Sequence[Run], figure: str, key: str, title: str) -> None:
+  for run in runs:
+    values = run.curve.figures.get(figure)
+    if values is None:
+      continue
+    before = getattr(run.pretraining, key, 0.0) if run.pretraining is not None else 0.0
+    x = run.curve.steps if key == 'iterations' else getattr(run.curve, key) + before
+    colour = colours(runs)[run.name]
+    one.plot(x, values, color=colour, marker='o', markersize=3.5, linewidth=1.6, label=run.name,
+             linestyle='-' if run.init == SCRATCH else '--')
+    if before:
+      one.plot([0, before], [0, 0], color=colour, linewidth=5, alpha=0.35, solid_capstyle='butt')
+    if key == 'iterations':
+      _mark_drops(one, run, colour)
+  counted = key != 'iterations' and any(run.pretraining for run in runs)
+  title += ', pre-training included (thick line)' if counted else ''
+  _decorate(one, f'{figure} against {title}', key, f'{figure} (%)')
+  one.set_ylim(bottom=0)
+  one.set_xlim(left=0)
 
 
 def end_points(runs: Sequence[Run], figure: str) -> Any:
@@ -159,10 +174,11 @@ def _mark_drops(axes, run: Run, colour: str) -> None:
     axes.axvline(drop, color=colour, linestyle=':', linewidth=1, alpha=0.7)
 
 
-def _legend(drawing, axes) -> None:
+def _legend(drawing, axes, columns: int = 4) -> None:
   handles, names = axes.get_legend_handles_labels()
   if handles:
-    drawing.legend(handles, names, loc='outside lower center', ncols=min(4, len(names)), frameon=False, fontsize=9)
+    drawing.legend(handles, names, loc='outside lower center', ncols=min(columns, len(names)), frameon=False,
+                   fontsize=9)
 
 
 def _decorate(axes, title: str, x: str, y: str) -> None:

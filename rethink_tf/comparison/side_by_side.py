@@ -68,7 +68,7 @@ def compare(paths: Sequence[str], output: str, figure: str | None = None, margin
     'Settings that differ': _settings_table(runs),
   }
   words = [one.words for one in found] or [_no_twins(runs)]
-  drawings = {f'{figure} against what was seen': plots.curves(runs, figure),
+  drawings = {_seen(figure): plots.curves(runs, figure),
               f'{figure} by schedule': plots.end_points(runs, figure),
               'AP by size': plots.by_size(runs, figure), 'losses': plots.losses(runs)}
   drawings = {name: drawing for name, drawing in drawings.items() if drawing is not None}
@@ -86,6 +86,10 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
   widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]))]
   return '\n'.join('  '.join(str(cell).ljust(width) if i == 0 else str(cell).rjust(width)
                              for i, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows)
+
+
+def _seen(figure: str) -> str:
+  return f'{figure} against what was seen'
 
 
 def _common_figure(runs: Sequence[Run], figure: str | None) -> str:
@@ -161,8 +165,9 @@ def _write(output, runs, figure, words, drawings, tables) -> str:
   notes = ['Intervals: paired bootstrap over the held-out images. Pixels are those of the resized images without '
            'padding; compute is proportional to them (Fig. 2 of the paper).']
   notes += sorted({f'Pre-training: {run.pretraining_source}.' for run in runs if run.pretraining_source})
-  files['index.html'] = page.page(f'{len(runs)} runs by {figure}', words, plots.render(drawings, 'svg'), tables,
-                                  notes).encode()
+  panels = plots.render(plots.panels(runs, figure), 'svg')  # on the page, in place of the drawing of all four
+  others = plots.render({name: one for name, one in drawings.items() if name != _seen(figure)}, 'svg')
+  files['index.html'] = page.page(f'{len(runs)} runs by {figure}', words, panels, others, tables, notes).encode()
   files['runs.csv'] = _csv(tables['Runs'])
   files['curves.csv'] = _csv(_curve_rows(runs))
   for name, data in files.items():
