@@ -163,13 +163,14 @@ class Runner:
     with open(log, 'ab') as file:
       process = subprocess.Popen([sys.executable, '-m', module, *arguments], stdout=file, stderr=subprocess.STDOUT)
       try:
-        said = time.monotonic()
+        said, latest = time.monotonic(), ''
         while process.poll() is None:
           time.sleep(POLL_SECONDS)
           if time.monotonic() - said > REPORT_SECONDS:
-            said = time.monotonic()
-            if line := progress():
+            said, line = time.monotonic(), progress()
+            if line and line != latest:  # evaluations and tracing report nothing
               self._say(line)
+            latest = line
       except BaseException:  # Ctrl-C or an end from outside: the run saves itself, and this one waits for it
         process.send_signal(signal.SIGTERM)
         process.wait()
