@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -18,7 +20,7 @@ from rethink_tf.studies.stages import Stage
 
 POLL_SECONDS = 2.0
 REPORT_SECONDS = 30.0
-CALIBRATION_STEPS = 6
+CALIBRATION_STEPS = 12
 _FORKED = ('checkpoints', 'eval', 'tensorboard', 'metrics.jsonl', 'initial_weights.json', 'categories.json')
 
 
@@ -97,8 +99,7 @@ class Runner:
       log = f'{path}.log'
       if os.path.exists(log):
         os.remove(log)
-    first, last = lines[0], lines[-1]  # the first step holds the tracing
-    self._images_per_second = (last['images'] - first['images']) / max(last['seconds'] - first['seconds'], 1e-9)
+    self._images_per_second = _speed(lines)
     return self._images_per_second
 
   def _train(self, stage: Stage, head: str, later: Sequence[Stage]) -> None:
@@ -193,6 +194,13 @@ def arguments(files: Sequence[str], params: Sequence[str], path: str, more: Sequ
   """Of the training door, for one run."""
   return [*(f'--gin_file={file}' for file in files), *(f'--gin_param={param}' for param in params),
           f'--model_dir={path}', *more]
+
+
+def _speed(lines: Sequence[dict]) -> float:
+  """Images a second by the median step: the first one of each padded shape holds its tracing."""
+  steps = [(after['images'] - before['images']) / max(after['seconds'] - before['seconds'], 1e-9)
+           for before, after in itertools.pairwise(lines)]
+  return statistics.median(steps or [lines[0]['images'] / max(lines[0]['seconds'], 1e-9)])
 
 
 def _last_step(log: str) -> str:

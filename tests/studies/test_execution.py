@@ -30,6 +30,12 @@ def test_the_first_report_holds_the_tracing_and_tells_no_speed(tmp_path):
     'scratch: iteration 60/100, 8 images/s, 0:00:20 left, study 0:01:10 (evaluations not counted)')
 
 
+def test_the_estimate_leaves_out_the_steps_that_trace():
+  lines = [{'images': 4 * i, 'seconds': seconds} for i, seconds in enumerate((30, 30.5, 31, 51, 51.5, 52, 82), start=1)]
+  assert execution._speed(lines) == 8
+  assert execution._speed(lines[:1]) == 4 / 30
+
+
 def test_progress_of_pre_training_is_its_own(tmp_path):
   log = tmp_path / 'shapes.log'
   log.write_text('run folder shapes\n')
