@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 
 import tensorflow as tf
@@ -70,12 +71,9 @@ class StopTogether:
 
   def ask(self, signum: int, last_step: int) -> None:
     """Proposes a last step and comes back when all know the one that holds; the first proposal does."""
-    try:
+    # Refused where another worker was a moment earlier, training is over, or the service has ended.
+    with contextlib.suppress(tf.errors.OpError):
       publish('stop', f'{int(signum)} {last_step}')
-    except tf.errors.AlreadyExistsError:
-      pass  # of another worker, a moment earlier, or training is over
-    except tf.errors.OpError:
-      return  # the service has ended, and so will the next step
     if not self._heard.wait(_WATCH_SECONDS) or self.step is None:
       return
     for index in range(self._workers.count):
@@ -97,25 +95,21 @@ class StopTogether:
   def end(self) -> None:
     """Training is over: nobody needs to listen any more."""
     self._ended = True
-    try:
+    with contextlib.suppress(tf.errors.OpError):  # it has a value, or the service has ended
       publish('stop', '')
-    except tf.errors.OpError:
-      pass  # it has a value, or the service has ended
 
   def _listen(self) -> None:
-    while not self._ended:
+    value = None
+    while value is None and not self._ended:
       try:
         value = _value('stop', _WATCH_SECONDS)
       except tf.errors.DeadlineExceededError:
         continue
-      except tf.errors.OpError:
-        return
-      if value:
-        signum, step = value.split()
-        self.signum, self.step = int(signum), int(step)
-        try:
-          publish(f'stop/{self._workers.index}', str(step))
-        except tf.errors.OpError:
-          pass
-      self._heard.set()
-      return
+      except tf.errors.OpError:  # the service has ended
+        break
+    if value:
+      signum, step = value.split()
+      self.signum, self.step = int(signum), int(step)
+      with contextlib.suppress(tf.errors.OpError):  # whoever asks then waits in vain, and says so
+        publish(f'stop/{self._workers.index}', step)
+    self._heard.set()

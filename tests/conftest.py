@@ -35,3 +35,13 @@ def see_logs(caplog):
   """Lets `caplog` see what the package logs for information."""
   logging.set_verbosity(logging.INFO)
   caplog.set_level('INFO', logger='absl')
+
+
+@pytest.fixture
+def bfloat16():
+  """The policy of mixed precision, for one test."""
+  import tf_keras
+
+  tf_keras.mixed_precision.set_global_policy('mixed_bfloat16')
+  yield
+  tf_keras.mixed_precision.set_global_policy('float32')

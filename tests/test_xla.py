@@ -97,13 +97,6 @@ def test_xla_has_a_kernel_for_every_operation(trainer):
     assert len(found) > 60 and [op for op in found if not compiles(op)] == [], name
 
 
-@pytest.fixture
-def bfloat16():
-  tf_keras.mixed_precision.set_global_policy('mixed_bfloat16')
-  yield
-  tf_keras.mixed_precision.set_global_policy('float32')
-
-
 def test_convolutions_are_bfloat16_but_for_predictions(bfloat16):
   inputs = batch(CANVASES[0])
   trainer = tiny_trainer(inputs)

@@ -142,7 +142,7 @@ def read_columns(shard: str, fingerprint: str) -> ShardColumns | None:
     whole = columns.fingerprint == fingerprint and tf.io.gfile.stat(shard).length == columns.bytes
     return columns if whole and _agree(columns) else None
   except (tf.errors.OpError, ValueError, TypeError, KeyError, EOFError, OSError, RuntimeError, OverflowError,
-          NotImplementedError, struct.error, zipfile.BadZipFile):
+          struct.error, zipfile.BadZipFile):
     return None
 
 

@@ -171,7 +171,7 @@ def _zip(path, data):
       pickled = archive.read(f'{root}data.pkl')
       with archive.open(f'{root}byteorder') if f'{root}byteorder' in entries else io.BytesIO(b'little') as file:
         order = file.read(16)
-  except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, ValueError, KeyError, IndexError,
+  except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError, KeyError, IndexError,
           OverflowError, MemoryError, struct.error, zlib.error) as error:
     raise UserError(f'{path}: not a complete zip archive ({" ".join(repr(error).split())}): fetch it again') from error
   if order != b'little':

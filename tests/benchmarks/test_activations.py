@@ -97,13 +97,6 @@ def test_fixed_memory_is_values_gradients_and_velocities():
   assert of(frozen, frozen, conv).activations == MAP  # nothing is kept for what gets no gradient
 
 
-@pytest.fixture
-def bfloat16():
-  tf_keras.mixed_precision.set_global_policy('mixed_bfloat16')
-  yield
-  tf_keras.mixed_precision.set_global_policy('float32')
-
-
 def test_mixed_precision_keeps_half_as_much_and_a_copy_of_each_kernel(bfloat16):
   relu = functools.partial(tf_keras.layers.Activation, 'relu')
   kernel = 3 * 3 * 4 * 4
