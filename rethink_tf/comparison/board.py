@@ -40,7 +40,7 @@ def write(runs: Sequence[Run], figure: str, logdir: str) -> None:
 
 
 def hyper_parameters(run: Run) -> dict[str, str | float]:
-  """What the HPARAMS tab shows of a run, those that all runs share left out."""
+  """What the HPARAMS tab can show of a run; `write` leaves out some that all runs share."""
   settings = run.settings
 
   def first(*names):

@@ -57,13 +57,14 @@ def panels(runs: Sequence[Run], figure: str) -> dict[str, Any]:
 
 
 def _panel(one, runs: Sequence[Run], figure: str, key: str, title: str) -> None:
+  colour_of = colours(runs)
   for run in runs:
     values = run.curve.figures.get(figure)
     if values is None:
       continue
     before = getattr(run.pretraining, key, 0.0) if run.pretraining is not None else 0.0
     x = run.curve.steps if key == 'iterations' else getattr(run.curve, key) + before
-    colour = colours(runs)[run.name]
+    colour = colour_of[run.name]
     one.plot(x, values, color=colour, marker='o', markersize=3.5, linewidth=1.6, label=run.name,
              linestyle='-' if run.init == SCRATCH else '--')
     if before:
