@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 
-from rethink_tf import cluster
+from rethink_tf.distributed import cluster
 from rethink_tf.errors import EXIT_CODES, UserError, WorkerLost, as_command
 from rethink_tf.redaction import RedactingFilter
 
 FLAGS = flags.FLAGS
 
 
-def open_door(task: str) -> None:
+def run_command(task: str) -> None:
   """Parses flags and gin and calls experiment.run(task)."""
   define_flags()
   if task == 'evaluate':
@@ -65,9 +65,9 @@ def start(main: Callable[..., None], takes_arguments: bool = False,
 def configure(files: Sequence[str], params: Sequence[str] = ()) -> None:
   """Reads gin files, the given bindings, then those of the command line."""
   cluster.adopt()
-  from rethink_tf import gin_files, noise  # TensorFlow takes seconds: --help and misspelt flags do not wait
+  from rethink_tf import console, gin_files  # TensorFlow takes seconds: --help and misspelt flags do not wait
 
-  noise.hide_library_info()
+  console.hide_library_info()
   if not files:
     raise UserError('no configuration: give --gin_file=gin_configs/demo.gin or another file of gin_configs/')
   params = [*params, *FLAGS.gin_param]
@@ -84,7 +84,8 @@ def configure(files: Sequence[str], params: Sequence[str] = ()) -> None:
 
 
 def _run(task):
-  from rethink_tf import experiment, follow, gin_files
+  from rethink_tf import experiment, gin_files
+  from rethink_tf.evaluation import follow
 
   model_dir = FLAGS.model_dir or gin_files.default_run_folder(FLAGS.gin_file)
   files = FLAGS.gin_file

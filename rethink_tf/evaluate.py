@@ -6,4 +6,4 @@
 from rethink_tf import command_line
 
 if __name__ == '__main__':
-  command_line.open_door('evaluate')
+  command_line.run_command('evaluate')

@@ -8,4 +8,4 @@ give the same command again), 130 Ctrl-C.
 from rethink_tf import command_line
 
 if __name__ == '__main__':
-  command_line.open_door('train')
+  command_line.run_command('train')

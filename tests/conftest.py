@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope='session')
-def photographs() -> pathlib.Path:
+def real_images() -> pathlib.Path:
   """Folder with coco_dev, balloon, coco_rle_sample, …: RETHINK_TF_DATA, by default ../shared/data."""
   root = pathlib.Path(__file__).resolve().parents[1]
   folder = (root / os.environ.get('RETHINK_TF_DATA', '../shared/data')).resolve()

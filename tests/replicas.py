@@ -17,7 +17,7 @@ import rethink_tf  # noqa: F401  first of all: it sets environment variables tha
 import tensorflow as tf
 # isort: on
 
-from rethink_tf import distribute
+from rethink_tf.distributed import strategy
 
 _TWO_CPUS = [tf.config.LogicalDeviceConfiguration()] * 2
 tf.config.set_logical_device_configuration(tf.config.list_physical_devices('CPU')[0], _TWO_CPUS)
@@ -26,4 +26,4 @@ tf.config.set_logical_device_configuration(tf.config.list_physical_devices('CPU'
 @pytest.fixture(scope='session')
 def two_replicas():
   """A MirroredStrategy over two logical CPUs."""
-  return distribute.strategy(kind='mirrored', logical_cpus=2)
+  return strategy.strategy(kind='mirrored', logical_cpus=2)

@@ -6,7 +6,7 @@ import pathlib
 import cv2
 import numpy as np
 
-from rethink_tf.data.hashtags import Vocabulary, build_vocabulary
+from rethink_tf.data.classification.hashtags import Vocabulary, build_vocabulary
 from rethink_tf.data.hashtags_convert import convert_hashtags
 
 SYNONYMS = {
@@ -57,9 +57,9 @@ def draw_pictures(folder, count, names=('red', 'green', 'blue', 'grey'), side=40
   return rows
 
 
-def clothing(photographs, split, per_class=None):
+def clothing(real_images, split, per_class=None):
   """[(path of the photograph, class)] of clothing_cls, class by class."""
-  folders = sorted((photographs / 'clothing_cls' / split).iterdir())
+  folders = sorted((real_images / 'clothing_cls' / split).iterdir())
   return [(path, folder.name) for folder in folders if folder.is_dir()
           for path in sorted(folder.glob('*.jpg'))[:per_class]]
 

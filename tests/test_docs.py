@@ -16,7 +16,7 @@ import tensorflow as tf
 
 import rethink_tf.experiment  # noqa: F401  registers what gin files name
 from rethink_tf import gin_files
-from rethink_tf.studies import grid
+from rethink_tf.study import grid
 from tests import commands, tiny
 
 ROOT = commands.ROOT
@@ -221,7 +221,7 @@ def test_the_backbone_that_is_shown_trains(own_parts):
 
 def takes_a_step(detector):
   """Losses are finite and every variable has a gradient."""
-  from rethink_tf.losses import MaskRCNNLoss
+  from rethink_tf.training.losses import MaskRCNNLoss
   batch = tiny.batch(1)
   with tf.GradientTape() as tape:
     outputs = detector(batch.images, batch.image_sizes, labels=batch, training=True)

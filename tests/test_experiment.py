@@ -10,7 +10,8 @@ import tensorflow as tf
 
 from rethink_tf import experiment, gin_files
 from rethink_tf.errors import UserError
-from rethink_tf.run_folder import RunFolder
+from rethink_tf.storage.run_folder import RunFolder
+from rethink_tf.training import loop
 from tests import small_voc, tiny
 from tests.weights import files, reference
 
@@ -202,12 +203,12 @@ def test_evaluating_without_a_checkpoint_says_so(tmp_path):
 
 
 def test_batches_are_cut_evenly():
-  assert experiment.spread(16, 2, 8) == (8, 1, 2)
-  assert experiment.spread(16, 2, 1) == (1, 8, 2)
-  assert experiment.spread(16, 3, 2) == (2, 4, 2)  # 8 images a device: parts of 2, since 3 does not divide them
-  assert experiment.spread(3, 2, 1) == (1, 3, 1)
+  assert loop.spread(16, 2, 8) == (8, 1, 2)
+  assert loop.spread(16, 2, 1) == (1, 8, 2)
+  assert loop.spread(16, 3, 2) == (2, 4, 2)  # 8 images a device: parts of 2, since 3 does not divide them
+  assert loop.spread(3, 2, 1) == (1, 3, 1)
   with pytest.raises(UserError, match='BATCH_SIZE = 15'):
-    experiment.spread(15, 2, 2)
+    loop.spread(15, 2, 2)
 
 
 def test_the_two_data_sets_must_have_the_same_classes(tmp_path):
@@ -241,7 +242,7 @@ def test_faster_r_cnn_on_voc_by_its_own_metric(tmp_path):
 
 def test_steps_between_two_looks_divide_every_interval():
   def check(steps, start=0, total=100, every=20):
-    experiment._check_whole_executions(steps, start, total, {'log_every': 20, 'checkpoint_every': 50},
+    loop._check_whole_executions(steps, start, total, {'log_every': 20, 'checkpoint_every': 50},
                                        lambda step: step % every == 0)
   check(1, start=7, total=99)
   check(10)

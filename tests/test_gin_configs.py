@@ -13,12 +13,12 @@ import tensorflow as tf
 import tf_keras
 
 from rethink_tf import gin_files
-from rethink_tf.data.pipeline import TrainInput
-from rethink_tf.data.synthetic import SyntheticSource
+from rethink_tf.data.detection.input import TrainInput
+from rethink_tf.data.detection.synthetic import SyntheticSource
 from rethink_tf.errors import UserError
 from rethink_tf.models.resnet import BLOCKS
-from rethink_tf.schedules import schedule_points
-from rethink_tf.trainer import Trainer
+from rethink_tf.training.schedules import schedule_points
+from rethink_tf.training.trainer import Trainer
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -57,14 +57,14 @@ def build():
   configured = gin.get_configurable
   tf_keras.utils.set_random_seed(0)
   source = SyntheticSource(8, image_size=(64, 64), object_size=(16, 40), num_classes=3, training=True)
-  feed = configured('TrainInput')(source, 2, 0)
+  inputs = configured('TrainInput')(source, 2, 0)
   model = gin.query_parameter('run.model').configurable.wrapped
   assert model.__name__ == 'MaskRCNN'
   detector = configured('MaskRCNN')(num_classes=3, num_keypoints=source.num_keypoints)
   trainer = Trainer(detector, configured('MaskRCNNLoss')())
   trainer.compile(configured('SGD')(learning_rate=0.01))
-  trainer.make_variables(feed.dataset().element_spec)
-  return trainer, feed
+  trainer.make_variables(inputs.dataset().element_spec)
+  return trainer, inputs
 
 
 SHALLOW = ['ResNet.depth = 14']
@@ -110,9 +110,9 @@ def test_every_configuration_takes_a_step_at_its_own_depth(name):
 
 def takes_a_step(name, params=()):
   parse(name, params=params)
-  trainer, feed = build()
+  trainer, inputs = build()
   before = [v.numpy() for v in trainer.detector.trainable_variables]
-  history = trainer.fit(feed.dataset(), steps_per_epoch=1, verbose=0).history
+  history = trainer.fit(inputs.dataset(), steps_per_epoch=1, verbose=0).history
   assert all(np.isfinite(values).all() for values in history.values())
   after = [v.numpy() for v in trainer.detector.trainable_variables]
   assert sum(not np.array_equal(a, b) for a, b in zip(before, after, strict=True)) > 0.9 * len(before)
@@ -207,10 +207,10 @@ def test_the_published_settings_of_little_data():
 
 def test_voc_is_faster_r_cnn():
   parse('gin_configs/voc_scratch.gin')
-  trainer, feed = build()
+  trainer, inputs = build()
   assert not [v.name for v in trainer.detector.variables if 'mask_head' in v.name or 'mask_predictor' in v.name]
   assert 'loss/mask' not in trainer.loss_means and 'loss/box/class' in trainer.loss_means
-  detections = trainer.predict_batch(next(iter(feed.dataset())))
+  detections = trainer.predict_batch(next(iter(inputs.dataset())))
   assert detections.masks is None and detections.boxes.shape[-1] == 4
 
 
@@ -241,9 +241,9 @@ def test_widths_of_resnext(width):
 
 def test_a_norm_is_one_line():
   parse('gin_configs/demo.gin', params=['NORM = @no_norm'])
-  trainer, feed = build()
+  trainer, inputs = build()
   assert not [v.name for v in trainer.detector.trainable_variables if 'norm' in v.name]
-  assert np.isfinite(trainer.fit(feed.dataset(), steps_per_epoch=1, verbose=0).history['loss/total']).all()
+  assert np.isfinite(trainer.fit(inputs.dataset(), steps_per_epoch=1, verbose=0).history['loss/total']).all()
 
 
 @pytest.mark.parametrize('k', [1, 2, 3, 4, 5, 6, 9])
@@ -319,10 +319,10 @@ def test_composites_hold_what_their_names_say():
 
 def test_vgg_is_faster_r_cnn_on_one_level():
   parse('gin_configs/vgg16_scratch_11x.gin')
-  trainer, feed = build()
+  trainer, inputs = build()
   assert set(trainer.detector.fpn({'C4': tf.zeros([1, 2, 2, 8])})) == {'P4'}
   assert not [v.name for v in trainer.detector.variables if 'mask_head' in v.name or '/norm/' in v.name]
-  assert trainer.predict_batch(next(iter(feed.dataset()))).masks is None
+  assert trainer.predict_batch(next(iter(inputs.dataset()))).masks is None
 
 
 def test_depths_of_the_models():
@@ -357,9 +357,9 @@ def test_configurations_are_found_from_another_folder(tmp_path):
 def test_the_input_keeps_what_gin_binds():
   parse('gin_configs/scratch_1x.gin')
   source = SyntheticSource(4, image_size=(64, 64), object_size=(16, 40))
-  feed = gin.get_configurable('TrainInput')(source, 2, 0)
-  assert isinstance(feed, TrainInput) and feed.resize.largest == 64
-  assert tf.is_tensor(next(iter(feed.dataset())).images)
+  inputs = gin.get_configurable('TrainInput')(source, 2, 0)
+  assert isinstance(inputs, TrainInput) and inputs.resize.largest == 64
+  assert tf.is_tensor(next(iter(inputs.dataset())).images)
 
 
 @pytest.mark.parametrize('backbone, depth', [('r50', 50), ('r101', 101)])

@@ -22,8 +22,7 @@ import pytest
 import tensorflow as tf
 from pycocotools import mask as mask_api
 
-from rethink_tf.data.segmentation import crop_segmentation
-from rethink_tf.losses import MaskRCNNLoss, mask_loss
+from rethink_tf.data.detection.segmentation import crop_segmentation
 from rethink_tf.models.cascade import Cascade
 from rethink_tf.models.fpn import FPN
 from rethink_tf.models.heads import BoxHead, MaskHead, RPNHead
@@ -33,9 +32,10 @@ from rethink_tf.models.norms import group_norm, no_norm, sync_batch_norm
 from rethink_tf.models.resnet import BLOCKS, ResNet
 from rethink_tf.models.rois import Anchors, AnchorSampler, RoIPooler, RoISampler
 from rethink_tf.ops import anchors as anchor_ops
-from rethink_tf.optimizers import SGD
 from rethink_tf.structures import Batch
-from rethink_tf.trainer import Trainer
+from rethink_tf.training.losses import MaskRCNNLoss, mask_loss
+from rethink_tf.training.optimizers import SGD
+from rethink_tf.training.trainer import Trainer
 from rethink_tf.weights import detectron2
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / os.environ.get('RETHINK_TF_GOLDEN', '../shared/golden')

@@ -15,14 +15,14 @@ import pytest
 import tensorflow as tf
 
 from rethink_tf import experiment, gin_files
-from rethink_tf.data.classification import ImageFolder
-from rethink_tf.data.classification_input import ClassificationEvalInput
+from rethink_tf.data.classification.image_folder import ImageFolder
+from rethink_tf.data.classification.input import ClassificationEvalInput
 from rethink_tf.errors import Interrupted, UserError
-from rethink_tf.losses import ClassificationLoss
 from rethink_tf.models.classifier import Classifier
 from rethink_tf.models.resnet import ResNet
-from rethink_tf.run_folder import RunFolder
-from rethink_tf.trainer import Trainer
+from rethink_tf.storage.run_folder import RunFolder
+from rethink_tf.training.losses import ClassificationLoss
+from rethink_tf.training.trainer import Trainer
 from tests.small_classes import write_folders
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -155,8 +155,8 @@ def test_micro_batches_and_several_settings_of_the_input(trained, tmp_path):
 
 
 def test_two_replicas_predict_what_one_does(trained, two_replicas):
-  feed = ClassificationEvalInput(ImageFolder(str(trained[0]), 'val'), 4, crop_size=32, short_side=32)
-  batch = next(iter(feed.dataset()))
+  inputs = ClassificationEvalInput(ImageFolder(str(trained[0]), 'val'), 4, crop_size=32, short_side=32)
+  batch = next(iter(inputs.dataset()))
   with two_replicas.scope():
     trainer = Trainer(Classifier(3, ResNet(14, stem_width=32, res2_width=32, width_per_group=32)), ClassificationLoss())
     trainer.compile('sgd')

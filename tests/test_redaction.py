@@ -10,7 +10,7 @@ import pytest
 
 from rethink_tf.errors import UserError, as_command
 from rethink_tf.redaction import RedactingFilter, redact
-from rethink_tf.run_folder import RunFolder
+from rethink_tf.storage.run_folder import RunFolder
 
 SECRET = 'Zm9vYmFyL3NlY3JldA-42'
 

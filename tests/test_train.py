@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from rethink_tf.run_folder import RunFolder
+from rethink_tf.storage.run_folder import RunFolder
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

@@ -8,25 +8,25 @@ import tensorflow as tf
 import tf_keras
 from tensorflow.python.framework import kernels  # what TensorFlow has kernels for: nothing public tells
 
-from rethink_tf.data.buckets import canvas_shapes
-from rethink_tf.losses import MaskRCNNLoss
+from rethink_tf.data.buckets import bucket_shapes
 from rethink_tf.models.heads import MaskHead
 from rethink_tf.models.mask_rcnn import MaskRCNN
-from rethink_tf.optimizers import SGD
-from rethink_tf.trainer import Trainer
+from rethink_tf.training.losses import MaskRCNNLoss
+from rethink_tf.training.optimizers import SGD
+from rethink_tf.training.trainer import Trainer
 from tests import tiny
 
-CANVASES = [tuple(shape) for shape in canvas_shapes(160, 267).tolist()]  # as many as 800/1333 has, a fifth as large
-REAL_CANVASES = [tuple(shape) for shape in canvas_shapes(800, 1333).tolist()]
+CANVASES = [tuple(shape) for shape in bucket_shapes(160, 267).tolist()]  # as many as 800/1333 has, a fifth as large
+REAL_CANVASES = [tuple(shape) for shape in bucket_shapes(800, 1333).tolist()]
 # What calls back to Python, and what XLA has no kernel for.
 FORBIDDEN = re.compile(
   'PyFunc|Numpy|Print|SparseMatrix|SparseTensor|CombinedNonMax|CropAndResize|DynamicStitch|DynamicPartition|'
   'HostCompute|XlaSend|XlaRecv|Outfeed|Infeed|Assert|Where$|Unique')
 
 
-def batch(canvas, side=160, keypoints=0):
+def batch(padded_shape, side=160, keypoints=0):
   """A picture that fills a canvas, with objects in its upper left corner."""
-  height, width = canvas
+  height, width = padded_shape
   pixels = np.random.default_rng([height, width]).integers(0, 255, (1, height, width, 3))
   return tiny.batch(1, side=side, keypoints=keypoints)._replace(images=tf.constant(pixels, tf.uint8),
                                            image_sizes=tf.constant([[height, width]], tf.float32))
@@ -78,8 +78,8 @@ def test_there_are_as_many_canvases_as_at_full_size():
 
 
 @pytest.mark.parametrize('canvas', CANVASES, ids=str)
-def test_no_operation_needs_the_host(trainer, canvas):
-  inputs = batch(canvas)
+def test_no_operation_needs_the_host(trainer, padded_shape):
+  inputs = batch(padded_shape)
   for name, step in steps(trainer).items():
     found = operations(step, inputs)
     assert {'Conv2D', 'TopKV2'} <= found, name
@@ -122,8 +122,8 @@ def test_convolutions_are_bfloat16_but_for_predictions(bfloat16):
 @pytest.mark.parametrize('replicas, steps_per_execution', [
   (1, 1), pytest.param(1, 2, marks=pytest.mark.slow), pytest.param(2, 1, marks=pytest.mark.slow)])
 def test_fit_traces_every_padded_shape_with_its_static_size(two_replicas, replicas, steps_per_execution):
-  shapes, canvases, expected = [], [(64, 96), (96, 64), (64, 96), (64, 96)], {(64, 96), (96, 64)}
-  batches = [tf.nest.map_structure(lambda x: tf.concat([x] * replicas, 0), batch(canvas, 64)) for canvas in canvases]
+  shapes, padded_shapes, expected = [], [(64, 96), (96, 64), (64, 96), (64, 96)], {(64, 96), (96, 64)}
+  batches = [tf.nest.map_structure(lambda x: tf.concat([x] * replicas, 0), batch(shape, 64)) for shape in padded_shapes]
   spec = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), batches[0])
   spec = spec._replace(images=tf.TensorSpec([replicas, None, None, 3], tf.uint8))
   data = tf.data.Dataset.from_generator(lambda: iter(batches), output_signature=spec)
@@ -149,9 +149,9 @@ def test_no_operation_of_further_heads_needs_the_host(kind):
     assert not [op for op in operations(step, inputs) if FORBIDDEN.search(op)], name
 
 
-def check_compiled(canvas, kind='plain'):
+def check_compiled(padded_shape, kind='plain'):
   """Compiled and run, each step gives what the same graph gives without compilation."""
-  inputs = batch(canvas, keypoints=tiny.KEYPOINTS)
+  inputs = batch(padded_shape, keypoints=tiny.KEYPOINTS)
   results = []
   for jit in (True, False):
     trainer = tiny_trainer(inputs, kind)
@@ -176,8 +176,8 @@ def test_compiled_whole_the_steps_give_the_same():
 
 @pytest.mark.slow
 @pytest.mark.parametrize('canvas', CANVASES[:-1], ids=str)
-def test_compiled_whole_the_steps_give_the_same_on_every_canvas(canvas):
-  check_compiled(canvas)
+def test_compiled_whole_the_steps_give_the_same_on_every_canvas(padded_shape):
+  check_compiled(padded_shape)
 
 
 @pytest.mark.slow
@@ -206,9 +206,9 @@ def real_trainer():
 
 @pytest.mark.slow
 @pytest.mark.parametrize('canvas', REAL_CANVASES, ids=str)
-def test_the_papers_detector_lowers_on_every_canvas(real_trainer, canvas):
+def test_the_papers_detector_lowers_on_every_canvas(real_trainer, padded_shape):
   for step in steps(real_trainer).values():
-    check_lowered(step, batch(canvas))
+    check_lowered(step, batch(padded_shape))
 
 
 @pytest.mark.slow

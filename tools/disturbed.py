@@ -67,7 +67,7 @@ class Training:
         os.dup2(log.fileno(), 2)
       inject()
       sys.argv = ['pretrain', *self.command()]
-      command_line.open_door('train')
+      command_line.run_command('train')
     except SystemExit as end:
       code = end.code if isinstance(end.code, int) else 0
     finally:

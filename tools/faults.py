@@ -32,9 +32,9 @@ from tools.disturbed import EVERY, ROOT, Bench, Training, variables  # first of 
 import numpy as np  # isort: skip
 import tensorflow as tf  # isort: skip
 
-from rethink_tf.data.classification import ImageFolder  # isort: skip
-from rethink_tf.data.classification_input import ClassificationTrainInput  # isort: skip
-from rethink_tf.losses import ClassificationLoss  # isort: skip
+from rethink_tf.data.classification.image_folder import ImageFolder  # isort: skip
+from rethink_tf.data.classification.input import ClassificationTrainInput  # isort: skip
+from rethink_tf.training.losses import ClassificationLoss  # isort: skip
 
 POISON = -7  # image id of the batch whose loss is NaN
 

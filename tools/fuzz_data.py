@@ -12,19 +12,21 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from rethink_tf.data import hashtags, hashtags_convert, segmentation, tfrecord, voc_xml
+from rethink_tf.data import hashtags_convert, tfrecord
 from rethink_tf.data.augment import Resize
 from rethink_tf.data.categories import Category
-from rethink_tf.data.classification import ImageFolder
-from rethink_tf.data.classification_records import ImageRecords
-from rethink_tf.data.coco import CocoSource
+from rethink_tf.data.classification import hashtags
+from rethink_tf.data.classification.hashtag_shards import HashtagSource
+from rethink_tf.data.classification.image_folder import ImageFolder
+from rethink_tf.data.classification.records import ImageRecords
 from rethink_tf.data.convert import convert
+from rethink_tf.data.detection import segmentation, voc_xml
+from rethink_tf.data.detection.coco import CocoSource
+from rethink_tf.data.detection.input import EvalInput
+from rethink_tf.data.detection.record_format import Record, sift
+from rethink_tf.data.detection.records import RecordSource
+from rethink_tf.data.detection.voc import VocSource
 from rethink_tf.data.images import ImageError, decode
-from rethink_tf.data.pipeline import EvalInput
-from rethink_tf.data.record_format import Record, sift
-from rethink_tf.data.records import RecordSource
-from rethink_tf.data.stream_records import HashtagSource
-from rethink_tf.data.voc import VocSource
 from tests import small_coco, small_voc, tag_files
 from tools import mutations
 from tools.fuzz_kinds import ACCEPTED, SKIPPED, Target, fresh, load_all, one_line, pick
@@ -68,9 +70,9 @@ def _run_coco(rng, seeds, work):
   json.dumps(content, allow_nan=False)
   source.digest()
   if rng.random() < 0.3:
-    feed = EvalInput(source, 2, Resize((32,), 64), workers=1, max_unreadable=1.0)
-    for step in range(min(feed.num_batches, 3)):
-      feed.batch(step)
+    inputs = EvalInput(source, 2, Resize((32,), 64), workers=1, max_unreadable=1.0)
+    for step in range(min(inputs.num_batches, 3)):
+      inputs.batch(step)
   return load_all(source, bool(source.skipped))
 
 

@@ -12,10 +12,10 @@ import safetensors.numpy
 import tensorflow as tf
 
 from rethink_tf import gin_files
-from rethink_tf.checkpoints import RunCheckpoints
 from rethink_tf.data import tfrecord
-from rethink_tf.data.stand_in import StandInSource
-from rethink_tf.run_folder import RunFolder
+from rethink_tf.data.detection.placeholder import PlaceholderSource
+from rethink_tf.storage.checkpoints import RunCheckpoints
+from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.weights import __main__ as weights_main
 from rethink_tf.weights import formats
 from tests.weights import files
@@ -176,7 +176,7 @@ def _run_checkpoints(rng, seeds, work):
 
 # Configurations and the other files of a run.
 
-_EVIL_GIN = ("import os", 'import rethink_tf.data.coco', 'from __gin__ import dynamic_registration',
+_EVIL_GIN = ("import os", 'import rethink_tf.data.detection.coco', 'from __gin__ import dynamic_registration',
              'import antigravity as x',
              "include '/etc/passwd'", "include '../../../../etc/hosts'", "include '/dev/zero'", "include 'x.gin'",
              "run.model = @os.system('true')", 'run.model = @eval', 'X = %X', 'A = %B\nB = %A', 'run.steps = 9' * 50,
@@ -226,7 +226,7 @@ def _run_run(rng, seeds, work):
   folder = RunFolder(str(work), create=False)
   folder.read_metrics()
   folder.read_command()
-  StandInSource(str(work / 'categories.json'))
+  PlaceholderSource(str(work / 'categories.json'))
   return ACCEPTED
 
 

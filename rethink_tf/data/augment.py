@@ -5,37 +5,16 @@ read, on the number of workers or on restarts, and each purpose ('flip', 'scale'
 """
 
 import dataclasses
-import zlib
 
 import cv2
 import gin
 import numpy as np
 
 from rethink_tf.data.buckets import resized_sizes
-from rethink_tf.data.subset import splitmix64
 from rethink_tf.errors import UserError
 from rethink_tf.structures import Example
 
 _SLIVER = 1e-6  # cells of a mask: less of one than this is not seen
-
-
-def keyed_bits(seed: int, purpose: str, epochs: np.ndarray, image_ids: np.ndarray) -> np.ndarray:
-  """Hash of the key, element by element -> uint64, the common shape of `epochs` and `image_ids`."""
-  bits = splitmix64(np.array([seed & 0xFFFFFFFFFFFFFFFF], np.uint64))
-  for word in (np.array([zlib.crc32(purpose.encode())]), np.asarray(epochs), np.asarray(image_ids)):
-    bits = splitmix64(bits ^ word.astype(np.int64).view(np.uint64))
-  return bits.reshape(np.broadcast_shapes(np.shape(epochs), np.shape(image_ids)))
-
-
-def keyed_uniform(seed: int, purpose: str, epochs: np.ndarray, image_ids: np.ndarray) -> np.ndarray:
-  """Uniform float64 in [0, 1), one for each key."""
-  return (keyed_bits(seed, purpose, epochs, image_ids) >> np.uint64(11)) * 2.0 ** -53
-
-
-def keyed_seeds(seed: int, epochs: np.ndarray, image_ids: np.ndarray) -> np.ndarray:
-  """Keys for TensorFlow's stateless operations, one for each image and epoch -> int32 [N, 2]."""
-  bits = np.atleast_1d(keyed_bits(seed, 'image', epochs, image_ids))
-  return bits.view(np.int32).reshape(-1, 2)
 
 
 @gin.register

@@ -27,7 +27,7 @@ def resized_sizes(sizes: np.ndarray, short_sides: int | np.ndarray, max_side: in
   return np.maximum(np.rint(sizes * scale[:, None]), 1).astype(np.int32)
 
 
-def canvas_shapes(short_side: int, max_side: int, stride: int = 32, aspects: tuple[float, ...] = ASPECTS) -> np.ndarray:
+def bucket_shapes(short_side: int, max_side: int, stride: int = 32, aspects: tuple[float, ...] = ASPECTS) -> np.ndarray:
   """Padded shapes that hold every picture resized to short_side / max_side -> int32 [C, 2], smallest first.
 
   One square, and one landscape and one portrait canvas for each further aspect and for max_side, all in
@@ -41,20 +41,20 @@ def canvas_shapes(short_side: int, max_side: int, stride: int = 32, aspects: tup
   return np.array(sorted(shapes, key=lambda shape: (shape[0] * shape[1], shape)), np.int32)
 
 
-def assign(sizes: np.ndarray, canvases: np.ndarray) -> np.ndarray:
+def assign(sizes: np.ndarray, padded_shapes: np.ndarray) -> np.ndarray:
   """Smallest canvas that holds each resized picture, int [N, 2] -> int32 [N].
 
   Raises:
     ValueError: a picture that no canvas holds.
   """
-  fits = np.all(np.asarray(sizes)[:, None] <= canvases[None], axis=2)  # [N, C]
+  fits = np.all(np.asarray(sizes)[:, None] <= padded_shapes[None], axis=2)  # [N, C]
   if not fits.any(axis=1).all():
     homeless = np.asarray(sizes)[np.argmin(fits.any(axis=1))].tolist()
-    raise ValueError(f'no canvas of {canvases.tolist()} holds a picture of {homeless}')
+    raise ValueError(f'no canvas of {padded_shapes.tolist()} holds a picture of {homeless}')
   return fits.argmax(axis=1).astype(np.int32)  # canvases are in order of area
 
 
-def padding_waste(sizes: np.ndarray, canvases: np.ndarray, buckets: np.ndarray) -> float:
+def padding_waste(sizes: np.ndarray, padded_shapes: np.ndarray, buckets: np.ndarray) -> float:
   """Share of the batched pixels that is padding, when int [N, 2] pictures lie on their canvases."""
   pictures = np.prod(np.asarray(sizes, np.int64), axis=1).sum()
-  return 1.0 - float(pictures) / float(np.prod(canvases.astype(np.int64), axis=1)[buckets].sum())
+  return 1.0 - float(pictures) / float(np.prod(padded_shapes.astype(np.int64), axis=1)[buckets].sum())

@@ -11,23 +11,23 @@ import json
 import os
 import sys
 import threading
-import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from absl import app, flags, logging
 
+from rethink_tf.console import Progress
 from rethink_tf.data.categories import categories_to_json
-from rethink_tf.data.coco import CocoSource
+from rethink_tf.data.detection.coco import CocoSource
+from rethink_tf.data.detection.record_format import Record, encode
+from rethink_tf.data.detection.records import Index, Shard, index_path, read_index, write_index
 from rethink_tf.data.images import ImageError
 from rethink_tf.data.images import decode as decode_image
-from rethink_tf.data.record_format import Record, encode
-from rethink_tf.data.records import Index, Shard, index_path, read_index, shard_path, write_index, write_json
+from rethink_tf.data.shards import shard_path
 from rethink_tf.data.tfrecord import FOOTER, HEADER
 from rethink_tf.errors import UserError, as_command
+from rethink_tf.storage import files
 
 
 def convert(source: CocoSource, output_dir: str, split: str, num_shards: int = 32, png_masks: bool = True,
@@ -59,9 +59,9 @@ def convert(source: CocoSource, output_dir: str, split: str, num_shards: int = 3
     if len(todo) < num_shards:
       logging.info('%s: %d of %d shards are there already, %d to do', output_dir, num_shards - len(todo), num_shards,
                    len(todo))
-    write_json(os.path.join(output_dir, f'{split}-categories.json'),
+    files.write(os.path.join(output_dir, f'{split}-categories.json'),
                json.dumps({'categories': categories_to_json(source.categories)}))
-    progress = Progress(sum(len(parts[i]) for i in todo))
+    progress = Progress('images', sum(len(parts[i]) for i in todo), sys.stderr)
     stop = threading.Event()
     with ThreadPoolExecutor(num_workers or 2 * (os.cpu_count() or 1)) as pool:
       try:
@@ -125,14 +125,14 @@ def _collect(futures: list[Future], journal: _Journal, stop: threading.Event) ->
     raise first_error
 
 
-def _write_shard(source: CocoSource, positions: np.ndarray, path: str, png_masks: bool, progress: 'Progress',
+def _write_shard(source: CocoSource, positions: np.ndarray, path: str, png_masks: bool, progress: Progress,
                  stop: threading.Event) -> tuple[Shard, list[str]]:
   """One file; returns its index, and which photographs are not in it."""
   shard = Shard(os.path.basename(path), 0, [], [], [], [], [], [], [])
   left_out = []
   size = 0
   _check(stop)
-  with tf.io.TFRecordWriter(path + '.partial') as writer:
+  with files.replacing(path) as temporary, tf.io.TFRecordWriter(temporary) as writer:
     for i in positions:
       _check(stop)
       height, width = source.sizes[i].tolist()
@@ -141,7 +141,7 @@ def _write_shard(source: CocoSource, positions: np.ndarray, path: str, png_masks
         decode_image(encoded, source.file_names[i], (height, width))  # a damaged one would stop official's reader
       except ImageError as error:
         left_out.append(str(error))
-        progress.advance()
+        progress.count()
         continue
       record = Record(str(source.image_ids[i]), source.file_names[i], height, width, encoded,
                       source.image_annotations(i))
@@ -151,8 +151,7 @@ def _write_shard(source: CocoSource, positions: np.ndarray, path: str, png_masks
                                            int(source.num_visible[i]), len(record.annotations)), strict=True):
         column.append(value)
       size += HEADER + len(payload) + FOOTER
-      progress.advance()
-  tf.io.gfile.rename(path + '.partial', path, overwrite=True)
+      progress.count()
   return shard._replace(bytes=size), left_out
 
 
@@ -161,38 +160,6 @@ def _check(stop: threading.Event) -> None:
     raise InterruptedError
 
 
-class Progress:
-  """A line with a bar, the rate and the time to go: rewritten on a terminal, one a minute in a log file."""
-
-  def __init__(self, total: int, stream: Any = None, clock: Callable[[], float] = time.monotonic) -> None:
-    self._total, self._done = total, 0
-    self._stream = stream or sys.stderr
-    self._clock, self._start = clock, clock()
-    self._on_terminal = self._stream.isatty()
-    self._shown = self._start
-    self._lock = threading.Lock()
-
-  def advance(self) -> None:
-    with self._lock:
-      self._done += 1
-      now = self._clock()
-      if now - self._shown >= (0.5 if self._on_terminal else 60) or self._done == self._total:
-        self._shown = now
-        self._show(now - self._start)
-
-  def close(self) -> None:
-    if self._on_terminal and self._done:
-      self._stream.write('\n')
-
-  def _show(self, seconds: float) -> None:
-    share = self._done / self._total
-    rate = self._done / max(seconds, 1e-3)
-    to_go = int((self._total - self._done) / rate)
-    bar = '#' * int(30 * share)
-    line = (f'[{bar:<30}] {share:4.0%} {self._done}/{self._total} photographs, {rate:.1f}/s, '
-            f'{to_go // 3600}:{to_go // 60 % 60:02d}:{to_go % 60:02d} to go')
-    self._stream.write(f'\r{line}' if self._on_terminal else f'{line}\n')
-    self._stream.flush()
 
 
 def main(argv: list[str]) -> None:

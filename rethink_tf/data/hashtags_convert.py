@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -24,16 +25,9 @@ import numpy as np
 import tensorflow as tf
 from absl import app, flags, logging
 
-from rethink_tf.data.annotations import Problems
-from rethink_tf.data.augment import keyed_bits
+from rethink_tf.console import Progress
 from rethink_tf.data.categories import shorten
-from rethink_tf.data.convert import Progress
-from rethink_tf.data.folders import inside
-from rethink_tf.data.hashtags import Vocabulary, read_rows
-from rethink_tf.data.images import ImageError, read_bounded
-from rethink_tf.data.images import decode as decode_image
-from rethink_tf.data.records import shard_path
-from rethink_tf.data.stream_records import (
+from rethink_tf.data.classification.hashtag_shards import (
   ShardColumns,
   StreamIndex,
   StreamShard,
@@ -46,8 +40,16 @@ from rethink_tf.data.stream_records import (
   write_columns,
   write_stream_index,
 )
+from rethink_tf.data.classification.hashtags import Vocabulary, read_rows
+from rethink_tf.data.folders import inside
+from rethink_tf.data.images import ImageError, read_bounded
+from rethink_tf.data.images import decode as decode_image
+from rethink_tf.data.keyed_random import keyed_bits
+from rethink_tf.data.problems import Problems
+from rethink_tf.data.shards import shard_path
 from rethink_tf.data.tfrecord import FOOTER, HEADER
 from rethink_tf.errors import UserError, as_command
+from rethink_tf.storage import files
 
 IMAGES_PER_SHARD = 8192
 _BUFFER = 32 << 20  # bytes of rows that are held before they are dealt out
@@ -209,7 +211,7 @@ class _Dealt:
 def _write_shards(dealt: _Dealt, paths: list[str], todo: list[int], image_dir: str, fingerprint: str,
                   num_workers: int | None) -> None:
   """All shards that are missing, a thread each; an error or an interrupt stops the others at their next image."""
-  progress = Progress(dealt.count(todo))
+  progress = Progress('images', dealt.count(todo), sys.stderr)
   stop = threading.Event()
   with ThreadPoolExecutor(num_workers or 2 * (os.cpu_count() or 1)) as pool:
     try:
@@ -226,11 +228,11 @@ def _write_shard(rows: Iterator[tuple[int, str, list[int]]], path: str, image_di
                  progress: Progress, stop: threading.Event) -> None:
   """One file and its columns, which say that it is finished."""
   offsets, starts, tags, left_out, size = [], [0], [], 0, 0
-  with tf.io.TFRecordWriter(path + '.partial') as writer:
+  with files.replacing(path) as temporary, tf.io.TFRecordWriter(temporary) as writer:
     for number, name, classes in rows:
       if stop.is_set():
         raise InterruptedError('stopped')
-      progress.advance()
+      progress.count()
       try:
         inner = inside(image_dir, name)
         if inner is None:
@@ -248,7 +250,6 @@ def _write_shard(rows: Iterator[tuple[int, str, list[int]]], path: str, image_di
       tags += classes
       starts.append(len(tags))
       size += HEADER + len(payload) + FOOTER
-  tf.io.gfile.rename(path + '.partial', path, overwrite=True)
   write_columns(path, ShardColumns(np.array(offsets, np.int64), np.array(starts, np.int64), np.array(tags, np.int32),
                                    size, left_out, fingerprint))
 
@@ -300,7 +301,7 @@ def main(argv: list[str]) -> None:
 
 if __name__ == '__main__':
   flags.DEFINE_string('json', None, 'json-lines of {"image": path, "tags": [...]}, local or gs://', required=True)
-  flags.DEFINE_string('vocabulary', None, 'of `python -m rethink_tf.data.hashtags`', required=True)
+  flags.DEFINE_string('vocabulary', None, 'of `python -m rethink_tf.data.classification.hashtags`', required=True)
   flags.DEFINE_string('out', None, 'folder to write to, local or gs://', required=True)
   flags.DEFINE_string('split', 'train', 'names the shards')
   flags.DEFINE_string('image_dir', None, 'folder that holds the images; default the json\'s own')

@@ -3,6 +3,7 @@
 import numpy as np
 from absl import logging
 
+from rethink_tf.data.keyed_random import splitmix64
 from rethink_tf.errors import UserError
 
 
@@ -84,9 +85,3 @@ def _ranks(image_ids: np.ndarray, seed: int) -> np.ndarray:
   return splitmix64(np.asarray(image_ids, np.int64).astype(np.uint64) ^ key)
 
 
-def splitmix64(x: np.ndarray) -> np.ndarray:
-  """The output function of Steele, Lea and Flood's SplitMix64; uint64 arrays wrap around silently."""
-  x = x + np.uint64(0x9E3779B97F4A7C15)
-  x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-  x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-  return x ^ (x >> np.uint64(31))

@@ -190,7 +190,7 @@ class MaskRCNN(tf_keras.layers.Layer):
     if self.mask_head is not None:
       detections = self.detect_masks(pyramid, detections)
     if self.keypoint_head is not None:
-      detections = self.detect_keypoints(pyramid, detections, canvas(features))
+      detections = self.detect_keypoints(pyramid, detections, padded_shape(features))
     return Outputs(features, rpn, proposals, boxes, None, detections)
 
   def detect_boxes(self, pyramid: Pyramid, proposals: Proposals,
@@ -241,7 +241,7 @@ class MaskRCNN(tf_keras.layers.Layer):
     return detections._replace(keypoints=tf.ensure_shape(points, [None, limit, *points.shape[2:]]))
 
 
-def canvas(features: dict[str, tf.Tensor]) -> tuple:
+def padded_shape(features: dict[str, tf.Tensor]) -> tuple:
   """Height and width in pixels of the images that feature maps were made of; static where they are."""
   level = min(features)
   shape = tf.shape(features[level])

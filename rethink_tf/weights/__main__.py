@@ -10,8 +10,8 @@ from rethink_tf.errors import UserError
 
 def main(arguments: list[str]) -> int:
   """Prints the description of each file; exit code 1 and one line for one that cannot be read."""
-  from rethink_tf import noise
-  noise.hide_library_info()
+  from rethink_tf import console
+  console.hide_library_info()
   from rethink_tf.weights import formats
   if not arguments or any(argument.startswith('-') for argument in arguments):
     print('usage: python -m rethink_tf.weights FILE …   (a weight file, a TensorFlow checkpoint or a run folder)')

@@ -46,7 +46,7 @@ _PARTS = (
 )
 
 
-def is_it(content: Any) -> bool:
+def recognizes(content: Any) -> bool:
   """Whether an unpickled object is Detectron's: wrapped in 'blobs', or bare blobs."""
   return isinstance(content, dict) and ('blobs' in content or 'conv1_w' in content)
 

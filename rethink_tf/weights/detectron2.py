@@ -55,7 +55,7 @@ def read(path: str) -> dict[str, np.ndarray]:
   return arrays
 
 
-def is_it(names) -> bool:
+def recognizes(names) -> bool:
   """Whether names of arrays are Detectron2's, of a backbone or a detector."""
   return any(f'{prefix}stem.conv1.weight' in names for prefix in ('', 'backbone.', BACKBONE))
 

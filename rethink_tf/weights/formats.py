@@ -98,7 +98,7 @@ def _read_file(local, path):
 
 def _named(content: Any, path: str, container: str) -> Contents:
   """Contents of what came out of a container, by the names of its arrays."""
-  if detectron.is_it(content):
+  if detectron.recognizes(content):
     return detectron.contents(content, path)
   author = content.get('__author__', '') if isinstance(content, Mapping) else ''
   for wrapper in ('model', 'state_dict'):
@@ -108,11 +108,11 @@ def _named(content: Any, path: str, container: str) -> Contents:
     raise UserError(f'{path}: holds no dictionary of arrays: known are {KNOWN}')
   check_arrays(content, path)
   arrays = {name.removeprefix('module.'): array for name, array in content.items()}
-  if detectron2.is_it(arrays):
+  if detectron2.recognizes(arrays):
     return detectron2.contents(arrays, path, container, str(author))
-  if torchvision.is_it(arrays):
+  if torchvision.recognizes(arrays):
     return torchvision.contents(arrays, path, container)
-  if torchvision_vgg.is_it(arrays):
+  if torchvision_vgg.recognizes(arrays):
     return torchvision_vgg.contents(arrays, path, container)
   raise UserError(f'{path}: the names of its {len(arrays)} arrays ({", ".join(list(arrays)[:3])}, …) are of no network '
                   f'that is known here: known are {KNOWN}')

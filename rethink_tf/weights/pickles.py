@@ -101,9 +101,9 @@ def _reconstruct(cls, shape, kind):
 
 
 ALLOWED = {
-  **{(module, name): stand_in
+  **{(module, name): placeholder
      for module in ('numpy.core.multiarray', 'numpy._core.multiarray')  # of NumPy 1 and 2
-     for name, stand_in in (('_reconstruct', _reconstruct), ('scalar', _scalar))},
+     for name, placeholder in (('_reconstruct', _reconstruct), ('scalar', _scalar))},
   **{(module, '_frombuffer'): _from_bytes for module in ('numpy.core.numeric', 'numpy._core.numeric')},  # protocol 5
   ('numpy', 'ndarray'): _ndarray,
   ('numpy', 'dtype'): _Dtype,

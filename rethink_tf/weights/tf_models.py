@@ -11,7 +11,7 @@ import re
 import tensorflow as tf
 
 from rethink_tf.errors import UserError
-from rethink_tf.weights import bundles
+from rethink_tf.storage import checkpoint_index
 from rethink_tf.weights.contents import DETECTRON2_MEAN, TORCH_STD, Contents, Lazy, architecture_of, check_names
 
 _VALUE = '/.ATTRIBUTES/VARIABLE_VALUE'
@@ -28,7 +28,7 @@ def open_checkpoint(prefix: str, path: str):
     UserError: it cannot be read.
   """
   try:
-    wrong = bundles.problem(prefix)
+    wrong = checkpoint_index.problem(prefix)
     if wrong:
       raise ValueError(wrong)
     reader = tf.train.load_checkpoint(prefix)

@@ -20,7 +20,7 @@ _RULES = (
 _WSL = {8: '32x8d', 16: '32x16d', 32: '32x32d', 48: '32x48d'}
 
 
-def is_it(names) -> bool:
+def recognizes(names) -> bool:
   return 'conv1.weight' in names and 'layer1.0.conv1.weight' in names
 
 

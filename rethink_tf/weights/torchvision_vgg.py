@@ -15,7 +15,7 @@ from rethink_tf.weights.detectron2 import Entry, flattened, kernel, same
 _FULLY_CONNECTED = {'classifier.0': 'fc6', 'classifier.3': 'fc7', 'classifier.6': 'linear'}
 
 
-def is_it(names) -> bool:
+def recognizes(names) -> bool:
   return 'features.0.weight' in names and 'classifier.0.weight' in names
 
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from rethink_tf.data import augment
+from rethink_tf.data import augment, keyed_random
 from rethink_tf.data.augment import LargeScaleJitter, Resize
-from rethink_tf.data.synthetic import SyntheticSource
+from rethink_tf.data.detection.synthetic import SyntheticSource
 from rethink_tf.errors import UserError
 from rethink_tf.ops.masks import paste
 from rethink_tf.structures import Example
@@ -85,10 +85,10 @@ def test_flip_and_resize_commute(example):
 
 def test_resize_image_writes_into_a_window(example):
   import cv2
-  canvas = np.full((224, 256, 3), 7, np.uint8)
-  augment.resize_image(example.image, canvas[:200, :190])
-  np.testing.assert_array_equal(canvas[:200, :190], cv2.resize(example.image, (190, 200)))
-  assert np.all(canvas[200:] == 7) and np.all(canvas[:, 190:] == 7)
+  padded_shape = np.full((224, 256, 3), 7, np.uint8)
+  augment.resize_image(example.image, padded_shape[:200, :190])
+  np.testing.assert_array_equal(padded_shape[:200, :190], cv2.resize(example.image, (190, 200)))
+  assert np.all(padded_shape[200:] == 7) and np.all(padded_shape[:, 190:] == 7)
   same = np.zeros_like(example.image)
   augment.resize_image(example.image, same)
   np.testing.assert_array_equal(same, example.image)
@@ -105,7 +105,7 @@ def test_no_instances():
 
 def test_chance_is_uniform_and_independent():
   ids = np.arange(20_000)
-  draws = {(purpose, seed, epoch): augment.keyed_uniform(seed, purpose, np.full(len(ids), epoch), ids)
+  draws = {(purpose, seed, epoch): keyed_random.keyed_uniform(seed, purpose, np.full(len(ids), epoch), ids)
            for purpose in ('flip', 'scale') for seed in (0, 1) for epoch in (0, 1)}
   for values in draws.values():
     assert 0 <= values.min() and values.max() < 1
@@ -117,19 +117,19 @@ def test_chance_is_uniform_and_independent():
 
 def test_chance_depends_on_the_key_alone():
   ids, epochs = np.array([5, 9, -1]), np.array([3, 3, 0])
-  together = augment.keyed_uniform(7, 'flip', epochs, ids)
-  alone = [augment.keyed_uniform(7, 'flip', epochs[i:i + 1], ids[i:i + 1])[0] for i in range(3)]
+  together = keyed_random.keyed_uniform(7, 'flip', epochs, ids)
+  alone = [keyed_random.keyed_uniform(7, 'flip', epochs[i:i + 1], ids[i:i + 1])[0] for i in range(3)]
   np.testing.assert_array_equal(together, alone)
-  seeds = augment.keyed_seeds(7, epochs, ids)
+  seeds = keyed_random.keyed_seeds(7, epochs, ids)
   assert seeds.shape == (3, 2) and seeds.dtype == np.int32
-  assert len(np.unique(augment.keyed_seeds(0, 0, np.arange(100_000)), axis=0)) == 100_000
+  assert len(np.unique(keyed_random.keyed_seeds(0, 0, np.arange(100_000)), axis=0)) == 100_000
   # Golden: a run must find its own order again after an upgrade.
-  assert augment.keyed_bits(1, 'flip', np.array([2]), np.array([3])).tolist() == [8954059479541566549]
+  assert keyed_random.keyed_bits(1, 'flip', np.array([2]), np.array([3])).tolist() == [8954059479541566549]
 
 
 def test_resize_draws():
   sizes = np.array([[480, 640]] * 1000)
-  uniform = augment.keyed_uniform(0, 'scale', np.zeros(1000), np.arange(1000))
+  uniform = keyed_random.keyed_uniform(0, 'scale', np.zeros(1000), np.arange(1000))
   assert np.unique(Resize().sizes(sizes, uniform), axis=0).tolist() == [[800, 1067]]
   jitter = Resize(short_side=(640, 800)).sizes(sizes, uniform)
   assert set(jitter[:, 0]) == {640, 800} and 400 < (jitter[:, 0] == 640).sum() < 600
@@ -222,7 +222,7 @@ def test_objects_cut_away_are_left_out():
 
 def test_large_scale_jitter_draws():
   sizes = np.array([[480, 640]] * 2000)
-  uniform, y, x = (augment.keyed_uniform(0, key, np.zeros(2000), np.arange(2000)) for key in ('scale', 'y', 'x'))
+  uniform, y, x = (keyed_random.keyed_uniform(0, key, np.zeros(2000), np.arange(2000)) for key in ('scale', 'y', 'x'))
   jitter = LargeScaleJitter()
   drawn = jitter.sizes(sizes, uniform)
   assert 102 <= drawn[:, 1].min() < 115 and 2030 < drawn[:, 1].max() <= 2048

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from rethink_tf.data.buckets import assign, canvas_shapes, padding_waste, resized_size, resized_sizes
+from rethink_tf.data.buckets import assign, bucket_shapes, padding_waste, resized_size, resized_sizes
 
 
 @pytest.mark.parametrize(('size', 'expected'), [
@@ -25,40 +25,40 @@ def test_vectorised_rule_with_a_short_side_each():
 
 @pytest.mark.parametrize(('short_side', 'max_side'), [(800, 1333), (128, 160), (600, 1000), (100, 100), (33, 700)])
 def test_any_picture_lies_on_the_smallest_canvas_that_holds_it(short_side, max_side):
-  canvases = canvas_shapes(short_side, max_side)
-  assert np.all(canvases % 32 == 0) and len(canvases) <= 7
-  assert {tuple(c) for c in canvases.tolist()} == {tuple(c[::-1]) for c in canvases.tolist()}
+  padded_shapes = bucket_shapes(short_side, max_side)
+  assert np.all(padded_shapes % 32 == 0) and len(padded_shapes) <= 7
+  assert {tuple(c) for c in padded_shapes.tolist()} == {tuple(c[::-1]) for c in padded_shapes.tolist()}
   sizes = resized_sizes(np.random.default_rng(0).integers(1, 3000, (2000, 2)), short_side, max_side)
-  buckets = assign(sizes, canvases)
+  buckets = assign(sizes, padded_shapes)
   for size, bucket in zip(sizes, buckets, strict=True):
-    area = canvases[bucket].prod()
-    assert np.all(size <= canvases[bucket])
-    assert all(canvas.prod() >= area for canvas in canvases if np.all(size <= canvas))
+    area = padded_shapes[bucket].prod()
+    assert np.all(size <= padded_shapes[bucket])
+    assert all(padded_shape.prod() >= area for padded_shape in padded_shapes if np.all(size <= padded_shape))
 
 
 def test_the_papers_canvases():
-  assert canvas_shapes(800, 1333).tolist() == [
+  assert bucket_shapes(800, 1333).tolist() == [
       [800, 800], [800, 1088], [1088, 800], [800, 1216], [1216, 800], [800, 1344], [1344, 800]]
 
 
 def test_a_picture_too_large_for_every_canvas_is_an_error():
   with pytest.raises(ValueError, match=r'\[900, 2000\]'):
-    assign(np.array([[10, 10], [900, 2000]]), canvas_shapes(800, 1333))
+    assign(np.array([[10, 10], [900, 2000]]), bucket_shapes(800, 1333))
 
 
 def test_padding_waste():
-  canvases = np.array([[10, 10], [10, 20]])
-  assert padding_waste(np.array([[10, 10], [10, 15]]), canvases, np.array([0, 1])) == pytest.approx(1 - 250 / 300)
+  padded_shapes = np.array([[10, 10], [10, 20]])
+  assert padding_waste(np.array([[10, 10], [10, 15]]), padded_shapes, np.array([0, 1])) == pytest.approx(1 - 250 / 300)
 
 
-def test_little_padding_on_coco(photographs):
+def test_little_padding_on_coco(real_images):
   """At most 8 % of the batched pixels at 800/1333; one big square would waste half."""
   sizes = []
   for split in ('train2017', 'val2017'):
-    file = photographs / 'coco_dev' / 'annotations' / f'instances_{split}.json'
+    file = real_images / 'coco_dev' / 'annotations' / f'instances_{split}.json'
     sizes += [(image['height'], image['width']) for image in json.loads(file.read_text())['images']]
   sizes = resized_sizes(np.array(sizes), 800, 1333)
-  canvases = canvas_shapes(800, 1333)
-  assert padding_waste(sizes, canvases, assign(sizes, canvases)) < 0.05
+  padded_shapes = bucket_shapes(800, 1333)
+  assert padding_waste(sizes, padded_shapes, assign(sizes, padded_shapes)) < 0.05
   square = np.array([[1344, 1344]])
   assert padding_waste(sizes, square, assign(sizes, square)) > 0.4

@@ -1,4 +1,3 @@
-import io
 import pathlib
 import subprocess
 import sys
@@ -8,9 +7,9 @@ import tensorflow as tf
 from absl import logging
 
 import rethink_tf
-from rethink_tf.data.coco import CocoSource
-from rethink_tf.data.convert import Progress, convert
-from rethink_tf.data.records import RecordSource
+from rethink_tf.data.convert import convert
+from rethink_tf.data.detection.coco import CocoSource
+from rethink_tf.data.detection.records import RecordSource
 from rethink_tf.errors import UserError
 from tests.small_coco import annotation, image, write
 
@@ -142,27 +141,6 @@ def test_nothing_can_be_written_there(source, tmp_path):
 def test_number_of_shards_out_of_range(source, tmp_path):
   with pytest.raises(UserError, match='num_shards = 0'):
     convert(source, str(tmp_path), 'mine', num_shards=0)
-
-
-class Terminal(io.StringIO):
-  def isatty(self):
-    return True
-
-
-@pytest.mark.parametrize('stream', [Terminal(), io.StringIO()], ids=['terminal', 'file'])
-def test_progress_has_a_bar_a_rate_and_the_time_to_go(stream):
-  now = [0.0]
-  progress = Progress(200, stream, lambda: now[0])
-  for _ in range(200):
-    now[0] += 10.0
-    progress.advance()
-  progress.close()
-  text = stream.getvalue()
-  lines = text.split('\r' if stream.isatty() else '\n')
-  middle = f'[{"#" * 15}{" " * 15}]  51% 102/200 photographs, 0.1/s, 0:16:20 to go'
-  assert any(middle in line for line in lines)
-  assert '100% 200/200' in text and text.endswith('\n')
-  assert len(lines) <= 202 if stream.isatty() else len(lines) < 40
 
 
 def run(*flags):

@@ -10,9 +10,9 @@ import pytest
 import tensorflow as tf
 
 from rethink_tf.data import hashtags_convert
-from rethink_tf.data.hashtags import build_vocabulary
+from rethink_tf.data.classification.hashtag_shards import StreamIndex, decode_record
+from rethink_tf.data.classification.hashtags import build_vocabulary
 from rethink_tf.data.hashtags_convert import convert_hashtags
-from rethink_tf.data.stream_records import StreamIndex, decode_record
 from rethink_tf.data.tfrecord import scan
 from rethink_tf.errors import UserError
 from tests.tag_files import draw_pictures, tagged, write_json_lines, write_shards

@@ -24,8 +24,8 @@ def with_orientation(pixels, orientation):
 
 
 @pytest.fixture(scope='module')
-def photograph(photographs):
-  return (photographs / 'coco_dev/train2017/000000000009.jpg').read_bytes()
+def photograph(real_images):
+  return (real_images / 'coco_dev/train2017/000000000009.jpg').read_bytes()
 
 
 @pytest.fixture
@@ -34,8 +34,8 @@ def pixels():
   return np.stack(np.broadcast_arrays(ramp[:48, None], ramp[None, :], np.uint8(90)), axis=2)  # [48, 64, 3]
 
 
-def test_real_photographs_equal_pillow(photographs):
-  for path in sorted((photographs / 'coco_dev/val2017').glob('*.jpg'))[:20]:
+def test_real_photographs_equal_pillow(real_images):
+  for path in sorted((real_images / 'coco_dev/val2017').glob('*.jpg'))[:20]:
     expected = np.asarray(Image.open(path).convert('RGB'))
     decoded = decode(path.read_bytes(), path.name)
     assert decoded.dtype == np.uint8 and decoded.shape == expected.shape

@@ -12,7 +12,7 @@ import textwrap
 
 import pytest
 
-from rethink_tf.run_folder import RunFolder
+from rethink_tf.storage.run_folder import RunFolder
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -30,7 +30,7 @@ def call(*command, cwd=ROOT, path=None, timeout=100, **environment):
                         timeout=timeout, stdin=subprocess.DEVNULL)
 
 
-def stand_in(folder, name, text):
+def placeholder(folder, name, text):
   folder.mkdir(exist_ok=True)
   (folder / name).write_text('#!/usr/bin/env bash\n' + textwrap.dedent(text))
   (folder / name).chmod(0o755)
@@ -156,16 +156,16 @@ def test_hosts():
 @pytest.fixture
 def slurm(tmp_path):
   """srun runs a task for each node, one after the other; the code of the last that failed is its own."""
-  folder = stand_in(tmp_path / 'bin', 'srun', '''
+  folder = placeholder(tmp_path / 'bin', 'srun', '''
     while [[ $1 == --* ]]; do shift; done
     code=0
     for ((i = 0; i < NODES; i++)); do SLURM_PROCID=$i "$@" || code=$?; done
     exit $code
     ''')
-  stand_in(folder, 'scontrol', '''
+  placeholder(folder, 'scontrol', '''
     if [[ $1 == show ]]; then for ((i = 0; i < NODES; i++)); do echo "node$i"; done; else echo "$@" >&2; fi
     ''')
-  stand_in(folder, 'trainer', 'echo "${TF_CONFIG:-alone} $*"; exit "${CODE:-0}"')
+  placeholder(folder, 'trainer', 'echo "${TF_CONFIG:-alone} $*"; exit "${CODE:-0}"')
   checkout = tmp_path / 'checkout'
   shutil.copytree(ROOT / 'launch', checkout / 'launch')
 
@@ -206,7 +206,7 @@ def test_slurm_goes_back_into_the_queue_only_when_ended_by_a_signal(nodes, code,
 def cloud(tmp_path):
   """gcloud with one VM, whose home is a folder here; ENDS: how each training ends: a code, or 'taken' with the VM."""
   home = tmp_path / 'vm'
-  folder = stand_in(tmp_path / 'bin', 'gcloud', f'''
+  folder = placeholder(tmp_path / 'bin', 'gcloud', f'''
     home={home}
     echo "$4 ${{*:6}}" >>{tmp_path}/calls
     case $4 in
@@ -221,7 +221,7 @@ def cloud(tmp_path):
         exit $code ;;
     esac
     ''')
-  stand_in(tmp_path, 'python', f'''
+  placeholder(tmp_path, 'python', f'''
     printf '%s|' "$@" >>{tmp_path}/trainings; echo >>{tmp_path}/trainings
     end=$(head -n 1 {tmp_path}/ends); sed -i 1d {tmp_path}/ends
     echo "training in $(basename "$PWD")"

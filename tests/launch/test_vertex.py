@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from rethink_tf.errors import UserError
-from rethink_tf.run_folder import RunFolder
+from rethink_tf.storage.run_folder import RunFolder
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 _spec = importlib.util.spec_from_file_location('launch_vertex', ROOT / 'launch' / 'vertex.py')

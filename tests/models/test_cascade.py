@@ -8,10 +8,10 @@ import tensorflow as tf
 import tf_keras
 
 from rethink_tf.errors import UserError
-from rethink_tf.losses import MaskRCNNLoss
 from rethink_tf.models.cascade import Cascade, refine, scale_gradient
 from rethink_tf.ops import boxes as box_ops
 from rethink_tf.structures import BoxOutputs, RoISamples
+from rethink_tf.training.losses import MaskRCNNLoss
 from tests import tiny
 
 WEIGHTS = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))

@@ -6,9 +6,9 @@ import tensorflow as tf
 import tf_keras
 
 from rethink_tf.errors import UserError
-from rethink_tf.losses import MaskRCNNLoss
 from rethink_tf.models.keypoints import KeypointHead, KeypointPredictor, bilinear
 from rethink_tf.ops.heatmaps import heatmap_targets
+from rethink_tf.training.losses import MaskRCNNLoss
 from tests import tiny
 
 P = tiny.KEYPOINTS

@@ -6,12 +6,12 @@ import tensorflow as tf
 import tf_keras
 
 from rethink_tf.errors import UserError
-from rethink_tf.losses import MaskRCNNLoss
 from rethink_tf.models.norms import frozen_batch_norm, no_norm, sync_batch_norm
 from rethink_tf.models.recompute import recomputed
 from rethink_tf.models.resnet import ResNet
-from rethink_tf.optimizers import SGD
-from rethink_tf.trainer import Trainer
+from rethink_tf.training.losses import MaskRCNNLoss
+from rethink_tf.training.optimizers import SGD
+from rethink_tf.training.trainer import Trainer
 from tests import tiny
 
 BLOCKS = 4  # of depth 14

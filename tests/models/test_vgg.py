@@ -7,15 +7,16 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
+from rethink_tf.bench import complexity
 from rethink_tf.errors import UserError
-from rethink_tf.losses import MaskRCNNLoss
-from rethink_tf.models import complexity, initializers
+from rethink_tf.models import initializers
 from rethink_tf.models.fpn import SingleLevel
 from rethink_tf.models.heads import BoxHead, RPNHead
 from rethink_tf.models.mask_rcnn import MaskRCNN, roi_pyramid
 from rethink_tf.models.norms import group_norm, no_norm
 from rethink_tf.models.rois import Anchors, ProposalGenerator
 from rethink_tf.models.vgg import VGG
+from rethink_tf.training.losses import MaskRCNNLoss
 from tests import tiny
 
 

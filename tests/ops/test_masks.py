@@ -132,9 +132,9 @@ def test_crop_targets_of_empty_slots_and_under_xla():
   assert not plain[0, 2].any() and not plain[1, 0].any()
 
 
-def test_crop_targets_agree_with_polygons_rasterised_in_the_roi(photographs):
+def test_crop_targets_agree_with_polygons_rasterised_in_the_roi(real_images):
   """As close to the true (16 x finer) outline as Detectron2's own rasterisation of each RoI."""
-  annotations = json.loads((photographs / 'coco_dev/annotations/instances_val2017.json').read_text())['annotations']
+  annotations = json.loads((real_images / 'coco_dev/annotations/instances_val2017.json').read_text())['annotations']
   instances = [a for a in annotations if not a['iscrowd'] and min(a['bbox'][2:]) > 2][:250]
   rng = np.random.default_rng(0)
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from rethink_tf.checkpoints import RunCheckpoints
 from rethink_tf.errors import UserError
 from rethink_tf.models.classifier import Classifier
 from rethink_tf.models.norms import sync_batch_norm
 from rethink_tf.models.resnet import ResNet
-from rethink_tf.run_folder import RunFolder
+from rethink_tf.storage.checkpoints import RunCheckpoints
+from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.weights import formats, own
 from rethink_tf.weights.pretrained import PretrainedWeights
 from tests.weights import reference

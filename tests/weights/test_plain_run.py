@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import tf_keras
 
-from rethink_tf.checkpoints import RunCheckpoints
 from rethink_tf.errors import UserError
-from rethink_tf.losses import MaskRCNNLoss
-from rethink_tf.optimizers import SGD
-from rethink_tf.run_folder import RunFolder
-from rethink_tf.trainer import Trainer
+from rethink_tf.storage.checkpoints import RunCheckpoints
+from rethink_tf.storage.run_folder import RunFolder
+from rethink_tf.training.losses import MaskRCNNLoss
+from rethink_tf.training.optimizers import SGD
+from rethink_tf.training.trainer import Trainer
 from rethink_tf.weights.plain_run import PlainRun
 from tests import tiny
 

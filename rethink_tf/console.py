@@ -1,0 +1,99 @@
+"""What commands print: progress with the time left, durations, and only the log lines that matter."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import sys
+import threading
+import time
+from typing import TextIO
+
+import tensorflow as tf
+from absl import logging as absl_logging
+
+PROGRESS_SECONDS = 10.0  # between two lines in a log; a terminal's line is rewritten twice a second
+
+
+class Progress:
+  """Lines such as 'images: 120/5000, 8.3/s, ETA 9 min 48 s', at most one every ten seconds; thread-safe.
+
+  On a terminal one line is rewritten. The clock starts with the first item, so that tracing a network is no part of its
+  speed.
+  """
+
+  def __init__(self, name: str, total: int, stream: TextIO | None = None):
+    self._name, self._total, self._done = name, total, 0
+    self._stream = stream or sys.stdout
+    self._terminal = self._stream.isatty()
+    self._first = self._shown = 0.0
+    self._lock = threading.Lock()
+
+  def count(self) -> None:
+    """Record that one more item is done."""
+    with self._lock:
+      self._done += 1
+      now = time.monotonic()
+      if self._done == 1:
+        self._first = self._shown = now
+      elif (now - self._shown >= (0.5 if self._terminal else PROGRESS_SECONDS)
+            or self._done == self._total and self._shown > self._first):
+        self._shown = now
+        speed = (self._done - 1) / (now - self._first)
+        line = (f'{self._name}: {self._done}/{self._total}, {speed:.3g}/s, '
+                f'ETA {duration((self._total - self._done) / speed)}')
+        print(f'\r{line}\x1b[K' if self._terminal else line, end='' if self._terminal else '\n', file=self._stream,
+              flush=True)
+
+  def close(self) -> None:
+    """End the line of a terminal."""
+    if self._terminal and self._done > 1:
+      print(file=self._stream, flush=True)
+
+
+def duration(seconds: float) -> str:
+  """A duration in its two leading units: '3 h 12 min'."""
+  if not math.isfinite(seconds):
+    return '?'
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  days, hours = divmod(hours, 24)
+  if days:
+    return f'{days} d {hours} h'
+  if hours:
+    return f'{hours} h {minutes} min'
+  return f'{minutes} min {seconds} s' if minutes else f'{seconds} s'
+
+
+def hide_library_info() -> None:
+  """Show this package's information lines without a prefix, and hide those of the libraries."""
+  absl_logging.set_verbosity(absl_logging.INFO)
+  handler = absl_logging.get_absl_handler()
+  handler.setFormatter(None)  # plain lines, without the prefix of a server log
+  handler.addFilter(lambda record: record.levelno > logging.INFO or 'rethink_tf' in record.pathname)
+  # One trace for each padded shape is intended.
+  tf.get_logger().addFilter(lambda record: 'tf.function retracing' not in record.getMessage())
+
+
+def compile_once() -> None:
+  """Compile with XLA for the first time, hiding the line that it prints about that at every log level.
+
+  Starts TensorFlow: call it after the devices are chosen.
+  """
+  with stderr_closed():
+    tf.function(lambda x: x + 1.0, jit_compile=True)(tf.constant(0.0))
+
+
+@contextlib.contextmanager
+def stderr_closed():
+  """Discard what C++ code writes to the standard error."""
+  kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+  try:
+    os.dup2(nowhere, 2)
+    yield
+  finally:
+    os.dup2(kept, 2)
+    os.close(kept)
+    os.close(nowhere)

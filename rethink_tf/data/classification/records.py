@@ -1,0 +1,201 @@
+"""Photographs with a class each in TFRecords, in the ImageNet schema of tf-models-official, read at random.
+
+`image/encoded` is the file, `image/class/label` its class from 1 (0 is official's background class, which no picture
+has), `image/class/text` the class in words, `image/filename` the name. The first use of a split reads it through and
+leaves `<split>-classes-index.json` beside the shards: where each record begins, and its class.
+"""
+
+import json
+import os
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import gin
+import numpy as np
+import tensorflow as tf
+from absl import logging
+from google.protobuf.message import DecodeError
+
+from rethink_tf.data.categories import Category, as_text
+from rethink_tf.data.classification.image_folder import stable_ids
+from rethink_tf.data.detection.records import check_columns
+from rethink_tf.data.images import MAX_PIXELS, ImageError, decode
+from rethink_tf.data.json_files import load_json
+from rethink_tf.data.shards import find_shards
+from rethink_tf.data.subset import subset
+from rethink_tf.data.tfrecord import DamagedRecord, read_record, scan
+from rethink_tf.errors import UserError
+from rethink_tf.storage import files
+
+_READERS = 16  # threads; on gs:// they mostly wait
+_MAX_LABEL = 1_000_000  # every class up to the largest label takes memory
+
+
+class LabelledShard(NamedTuple):
+  """Where the photographs of one file are, a column each."""
+
+  file: str
+  bytes: int
+  offsets: list[int]
+  labels: list[int]  # as they stand in the records
+  names: list[str]
+
+
+class LabelIndex(NamedTuple):
+  """What stands in <split>-classes-index.json."""
+
+  shards: list[LabelledShard]
+  texts: dict[str, str]  # label -> the class in words
+  left_out: dict[str, int]  # reason -> number of records
+
+
+@gin.register('image_records')
+class ImageRecords:
+  """A split in TFRecords, `<split>-00000-of-01024` with or without `.tfrecord`; attributes as for `ImageFolder`.
+
+  The number of classes is the largest label of `class_split`, so that all splits have the same classes; where only
+  `split` is there (evaluation on another machine), of that.
+  """
+
+  def __init__(self, data_dir: str, split: str = 'train', class_split: str = 'train', first_label: int = 1,
+               fraction: float = 1.0, num_images: int | None = None, subset_seed: int = 0,
+               training: bool = False, max_pixels: int = MAX_PIXELS) -> None:
+    """Reads or makes the index; photographs are read by `load`.
+
+    Args:
+      data_dir: folder of the shards, local or gs://.
+      split, class_split: beginnings of the names of the shards; official calls them train and validation.
+      first_label: label of class 0: 1 in official's records, 0 in some others.
+      fraction, num_images, subset_seed: a seeded, nested subset, see `subset.subset`.
+      training: refuse a split with pictures of one class only.
+      max_pixels: height x width that the file may claim of a photograph.
+
+    Raises:
+      UserError: shards missing, not such records, or labels that `class_split` does not have.
+    """
+    data_dir = os.path.expanduser(data_dir)
+    self.name = f'{os.path.basename(os.path.normpath(data_dir))}/{split}'
+    self._max_pixels = max_pixels
+    index = _load_index(data_dir, split)
+    reference = index
+    if class_split != split and _has_shards(data_dir, class_split):
+      reference = _load_index(data_dir, class_split)
+    self.num_classes = max(max(shard.labels, default=0) for shard in reference.shards) - first_label + 1
+    labels = np.array([label for shard in index.shards for label in shard.labels], np.int64) - first_label
+    wrong = np.flatnonzero((labels < 0) | (labels >= self.num_classes))
+    if len(wrong):
+      raise UserError(f'{self.name}: {len(wrong)} labels, e.g. {labels[wrong[0]] + first_label}, are not in '
+                      f'{first_label} to {self.num_classes + first_label - 1}: set image_records.first_label, 1 for '
+                      "official's records, and image_records.class_split to the split that has all classes")
+    if training and len(np.unique(labels)) < 2:
+      raise UserError(f'{self.name}: all pictures are of one class: there is nothing to tell apart')
+    if index.left_out:
+      logging.warning('%s: %d records are left out: %s', self.name, sum(index.left_out.values()),
+                      '; '.join(f'{reason} ({count})' for reason, count in index.left_out.items()))
+    names = [name for shard in index.shards for name in shard.names]
+    positions = subset(stable_ids(names), fraction, num_images, subset_seed)
+    texts = [reference.texts.get(str(k + first_label)) or f'class {k + first_label}' for k in range(self.num_classes)]
+    self.categories = tuple(Category(k, text) for k, text in enumerate(texts))
+    self.image_ids = positions.astype(np.int64) + 1
+    self.file_names = [names[i] for i in positions]
+    self.classes = labels[positions, None].astype(np.int32)
+    self.num_instances = np.ones(len(positions), np.int32)
+    places = [(os.path.join(data_dir, shard.file), offset) for shard in index.shards for offset in shard.offsets]
+    self._places = [places[i] for i in positions]
+    logging.info('%s: %d images, %d classes', self.name, len(positions), self.num_classes)
+
+  def load(self, i: int) -> np.ndarray:
+    """Image i, uint8 [h, w, 3] RGB; ImageError where the record or the picture in it is damaged."""
+    path, offset = self._places[i]
+    try:
+      with tf.io.gfile.GFile(path, 'rb') as file:
+        features = tf.train.Example.FromString(read_record(file, offset)[0]).features.feature
+      encoded = features['image/encoded'].bytes_list.value[0]
+    except (tf.errors.OpError, DamagedRecord, DecodeError, EOFError, IndexError) as error:
+      raise ImageError(f'{path}: the record at byte {offset} cannot be read: {error}') from error
+    return decode(encoded, self.file_names[i], max_pixels=self._max_pixels)
+
+
+def _has_shards(data_dir: str, split: str) -> bool:
+  return bool(tf.io.gfile.glob(os.path.join(data_dir, f'{split}-*-of-*')))
+
+
+def _load_index(data_dir: str, split: str) -> LabelIndex:
+  """The index from its file, or by reading all shards, which is written down for the next time."""
+  if not _has_shards(data_dir, split):
+    raise UserError(f'{data_dir}: no shards {split}-00000-of-….tfrecord there: give their folder with --data_dir and '
+                    'the beginning of their names with image_records.split (train/… and eval/…)')
+  paths = find_shards(data_dir, split)
+  path = os.path.join(data_dir, f'{split}-classes-index.json')
+  with ThreadPoolExecutor(_READERS) as pool:
+    present = [(os.path.basename(shard), tf.io.gfile.stat(shard).length) for shard in paths]
+    index = _read_index(path)
+    if index and [shard[:2] for shard in index.shards] == present:
+      return index
+    logging.info('%s: %s; reading all %d shards once', path, 'is out of date' if index else 'is not there', len(paths))
+    scanned = list(pool.map(_scan_shard, paths))
+  index = LabelIndex([shard for shard, _, _ in scanned],
+                     {label: text for _, texts, _ in scanned for label, text in texts.items()},
+                     dict(sum((left_out for _, _, left_out in scanned), Counter())))
+  if not any(shard.labels for shard in index.shards):
+    raise UserError(f'{paths[0]}: no record has image/encoded and image/class/label '
+                    f'({"; ".join(index.left_out) or "the files are empty"}): write the ImageNet schema of official')
+  try:
+    files.write(path, json.dumps(index._asdict() | {'shards': [shard._asdict() for shard in index.shards]}))
+  except tf.errors.OpError as error:  # a data set that is shared read-only
+    logging.warning('%s: cannot be kept for the next time: %s', path, error.message)
+  return index
+
+
+def _read_index(path: str) -> LabelIndex | None:
+  if not tf.io.gfile.exists(path):
+    return None
+  try:
+    content = load_json(path)
+    index = LabelIndex(**{**content, 'shards': [LabelledShard(**shard) for shard in content['shards']]})
+    for shard in index.shards:
+      check_columns(shard, ('offsets', 'labels'), ('names',))
+      if max(shard.labels, default=0) > _MAX_LABEL:
+        raise TypeError(f'a label above {_MAX_LABEL}')
+    if not all(isinstance(text, str) for text in [*index.texts, *index.texts.values(), *index.left_out]) or \
+        not all(type(count) is int for count in index.left_out.values()):
+      raise TypeError('a field of another type')
+    return index
+  except (UserError, TypeError, KeyError, AttributeError) as error:
+    logging.warning('%s: is not an index of labelled records: %s', path, ' '.join(str(error).split()))
+    return None
+
+
+def _scan_shard(path: str) -> tuple[LabelledShard, dict[str, str], Counter[str]]:
+  """Reads a whole file: its columns, the texts of its labels, and what is left out by reason."""
+  shard = LabelledShard(os.path.basename(path), tf.io.gfile.stat(path).length, [], [], [])
+  texts: dict[str, str] = {}
+  left_out: Counter[str] = Counter()
+  for offset, payload in scan(path):
+    if isinstance(payload, DamagedRecord):
+      left_out['damaged'] += 1
+      continue
+    try:
+      features = tf.train.Example.FromString(payload).features.feature
+    except DecodeError:
+      left_out['not a tf.train.Example'] += 1
+      continue
+    labels = features['image/class/label'].int64_list.value
+    if len(labels) != 1 or not _first(features, 'image/encoded'):
+      left_out['without image/encoded or without exactly one image/class/label'] += 1
+      continue
+    if not 0 <= labels[0] <= _MAX_LABEL:
+      left_out[f'with a label that is not from 0 to {_MAX_LABEL}'] += 1
+      continue
+    name = as_text(_first(features, 'image/filename').decode(errors='replace')) or f'{shard.file}@{offset}'
+    for column, value in zip(shard[2:], (offset, int(labels[0]), name), strict=True):
+      column.append(value)
+    text = (_first(features, 'image/class/text') or _first(features, 'image/class/synset')).decode(errors='replace')
+    texts.setdefault(str(labels[0]), as_text(text))
+  return shard, texts, left_out
+
+
+def _first(features: Any, key: str) -> bytes:
+  values = features[key].bytes_list.value if key in features else ()
+  return values[0] if values else b''

@@ -1,0 +1,260 @@
+"""Photographs with annotations in COCO's json format, from the standard layout or any other."""
+
+import os
+import posixpath
+import re
+from typing import Any
+
+import gin
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from rethink_tf.data.categories import (
+  Category,
+  categories_to_json,
+  is_text,
+  parse_categories,
+  shorten,
+  without_keypoints,
+)
+from rethink_tf.data.detection.annotations import AnnotationReader, Annotations, FieldError
+from rethink_tf.data.folders import list_names
+from rethink_tf.data.images import MAX_PIXELS, ImageError, decode, read_bounded
+from rethink_tf.data.json_files import load_json
+from rethink_tf.data.subset import select
+from rethink_tf.errors import UserError
+from rethink_tf.structures import Example
+
+_TAKEN = object()  # stands in the parsed json for an annotation that is in the columns already
+
+
+@gin.register('coco')
+class CocoSource:
+  """A split of COCO (section 4), or of any data set with the same json.
+
+  Attributes:
+    name: data set and split, for messages.
+    categories: class k of 1..K is categories[k - 1].
+    num_classes, num_keypoints: K, and P (0 without keypoints).
+    image_ids: int64 [N], ascending; sizes: int32 [N, 2] height, width; file_names: [N].
+    num_instances: int32 [N] usable boxes, so neither crowds nor without area.
+    num_visible: int32 [N] their labelled keypoints.
+  """
+
+  def __init__(self, data_dir: str, split: str = 'train2017', annotation_file: str | None = None,
+               image_dir: str | None = None, keypoints: bool = False, keypoints_file: str | None = None,
+               fraction: float = 1.0, num_images: int | None = None, subset_seed: int = 0,
+               training: bool = False, max_pixels: int = MAX_PIXELS) -> None:
+    """Reads the annotation file; photographs are read by `load`.
+
+    Args:
+      data_dir: folder of the data set, local or gs://; the other paths may be relative to it.
+      split: names the defaults of the following.
+      annotation_file: default annotations/instances_<split>.json.
+      image_dir: default <split>.
+      keypoints: carry person keypoints along.
+      keypoints_file: where they are; by default in the annotation file if its categories have keypoints, else in
+        annotations/person_keypoints_<split>.json. They belong together by annotation id.
+      fraction, num_images, subset_seed: a seeded, nested subset, see `subset.subset`.
+      training: leave out images without a usable box or, with `keypoints`, without a visible keypoint; and images
+        whose file is missing.
+      max_pixels: height x width that the file may claim of a photograph.
+
+    Raises:
+      UserError: files missing, or not COCO json; the message says which file, field and index.
+    """
+    data_dir = os.path.expanduser(data_dir)
+    file = _join(data_dir, annotation_file or f'annotations/instances_{split}.json')
+    self.name = f'{os.path.basename(os.path.normpath(data_dir))}/{split}'
+    images, reader, self.categories = _read_annotation_file(file, keypoints)
+    if not keypoints:
+      self.categories = without_keypoints(self.categories)
+    elif keypoints_file or not any(category.keypoints for category in self.categories):
+      keypoints_file = _join(data_dir, keypoints_file or f'annotations/person_keypoints_{split}.json')
+      self.categories = _merge_keypoints(reader, self.categories, keypoints_file)
+    image_ids, sizes, file_names = _parse_images(images, file, max_pixels)
+    self._max_pixels = max_pixels
+    self._table = Annotations(reader, image_ids, sizes, self.categories)
+    self._table.problems.log(self.name)
+    self.num_classes, self.num_keypoints = len(self.categories), self._table.num_keypoints
+
+    positions = select(file, image_ids, self._table.num_usable, training, fraction, num_images, subset_seed,
+                       self._table.num_visible if keypoints else None)
+    self._folder = _join(data_dir, image_dir or split)
+    missing = _find_missing(self._folder, [file_names[i] for i in positions], training)
+    if training:
+      positions = positions[~missing]
+    self._positions = positions
+    self.image_ids, self.sizes = image_ids[positions], sizes[positions]
+    self.file_names = [file_names[i] for i in positions]
+    self.num_instances, self.num_visible = self._table.num_usable[positions], self._table.num_visible[positions]
+    logging.info('%s: %d images, %d instances, %d classes', self.name, len(positions), self.num_instances.sum(),
+                 self.num_classes)
+
+  def load(self, i: int) -> Example:
+    """Image i with its usable annotations.
+
+    Raises:
+      ImageError: the file is missing, damaged or of another size than annotated.
+    """
+    image = decode(self.read(i), self.file_names[i], tuple(self.sizes[i].tolist()), self._max_pixels)
+    return self._table.example(self._positions[i], image)
+
+  def read(self, i: int) -> bytes:
+    """The file of image i as it is; ImageError where it cannot be read."""
+    try:
+      # Not _join: a name from the json is no path of the user's ("~" stays "~").
+      with tf.io.gfile.GFile(os.path.join(self._folder, self.file_names[i]), 'rb') as file:
+        return read_bounded(file, self.file_names[i])
+    except tf.errors.OpError as error:
+      raise ImageError(f'{self.file_names[i]}: cannot be read: {error.message}') from error
+
+  def image_annotations(self, i: int) -> list[dict[str, Any]]:
+    """The annotations of image i, crowds included, as COCO json objects."""
+    return self._table.to_json(self._positions[i])
+
+  def annotations(self) -> dict[str, Any]:
+    """The COCO json of exactly these images, crowds included: what an evaluator scores against."""
+    images = [{'id': int(id_), 'file_name': name, 'height': int(height), 'width': int(width)}
+              for id_, name, (height, width) in zip(self.image_ids, self.file_names, self.sizes, strict=True)]
+    annotations = [entry for i in range(len(images)) for entry in self.image_annotations(i)]
+    return {'images': images, 'annotations': annotations, 'categories': categories_to_json(self.categories)}
+
+  @property
+  def skipped(self) -> dict[str, int]:
+    """Reason -> number of annotations of the whole file that were left out or changed."""
+    return dict(self._table.problems.counts)
+
+  def digest(self) -> str:
+    """A fingerprint of the annotation file's content."""
+    return self._table.digest()
+
+
+def _join(folder: str, name: str) -> str:
+  return name if '://' in name else os.path.join(folder, os.path.expanduser(name))
+
+
+def _read_annotation_file(file: str, keypoints: bool) -> tuple[list[Any], AnnotationReader, tuple[Category, ...]]:
+  """The image entries, the annotations as columns, and the categories."""
+  if not tf.io.gfile.exists(file):
+    raise UserError(_explain_missing(file))
+  reader = AnnotationReader(keypoints)
+
+  def take(entry: dict[str, Any]) -> Any:
+    # Annotations go into the columns while the json is parsed: as Python objects, COCO's are 4 GB.
+    if 'image_id' not in entry or 'category_id' not in entry:
+      return entry
+    row = len(reader)
+    try:
+      reader.add(entry)
+    except FieldError as error:
+      raise UserError(f'{file}: annotations[{row}].{error}') from None
+    return _TAKEN
+
+  content = load_json(file, take)
+  if not isinstance(content, dict):
+    raise UserError(f'{file}: should hold an object with the lists "images", "annotations" and "categories", '
+                    f'holds {shorten(content) if content is not _TAKEN else "an annotation"}')
+  for field in ('images', 'annotations', 'categories'):
+    if not isinstance(content.get(field), list):
+      raise UserError(f'{file}: "{field}" should be a list, is {shorten(content.get(field))}')
+  for i, entry in enumerate(content['annotations']):
+    if entry is not _TAKEN:
+      raise UserError(f'{file}: annotations[{i}] should be an object with image_id, category_id and bbox, '
+                      f'is {shorten(entry)}')
+  if len(content['annotations']) != len(reader):
+    raise UserError(f'{file}: {len(reader) - len(content["annotations"])} annotations stand outside the list '
+                    '"annotations"')
+  return content['images'], reader, parse_categories(content['categories'], file)
+
+
+def _explain_missing(file: str) -> str:
+  folder = os.path.dirname(file)
+  found = sorted(tf.io.gfile.glob(os.path.join(folder, '*.json')))[:5]
+  there = ' (there is ' + ', '.join(os.path.basename(name) for name in found) + ')' if found else ''
+  return (f'{file}: no such annotation file{there}. For COCO, unpack train2017.zip, val2017.zip and '
+          'annotations_trainval2017.zip from https://cocodataset.org/#download into the data folder (--data_dir); '
+          'for your own photographs, write COCO json, or name your files with coco.annotation_file and '
+          'coco.image_dir; to try without any data, add --gin_file=gin_configs/data/synthetic.gin')
+
+
+def _parse_images(entries: list[Any], file: str, max_pixels: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+  """The `images` list -> ids [N] ascending, sizes [N, 2], file names."""
+  if not entries:
+    raise UserError(f'{file}: "images" is empty, this split has no photographs')
+  ids = np.zeros(len(entries), np.int64)
+  sizes = np.zeros([len(entries), 2], np.int32)
+  names = []
+  for i, entry in enumerate(entries):
+    if not isinstance(entry, dict):
+      raise UserError(f'{file}: images[{i}] should be an object, is {shorten(entry)}')
+    for field in ('id', 'height', 'width'):
+      value = entry.get(field)
+      if type(value) is not int or not (field == 'id' or 0 < value < 2 ** 31) or abs(value) >= 2 ** 63:
+        raise UserError(f'{file}: images[{i}].{field} should be an integer{"" if field == "id" else " above 0"}, '
+                        f'is {shorten(value)}')
+    if entry['height'] * entry['width'] > max_pixels:
+      raise UserError(f'{file}: images[{i}] is {entry["width"]}x{entry["height"]}, more than coco.max_pixels = '
+                      f'{max_pixels:,}')
+    ids[i], sizes[i] = entry['id'], (entry['height'], entry['width'])
+    names.append(_check_name(entry.get('file_name'), f'{file}: images[{i}].file_name'))
+  order = np.argsort(ids, kind='stable')
+  ids, sizes = ids[order], sizes[order]
+  repeated = np.flatnonzero(ids[1:] == ids[:-1])
+  if len(repeated):
+    raise UserError(f'{file}: image id {ids[repeated[0]]} is given to more than one image '
+                    f'(images[{order[repeated[0]]}] and images[{order[repeated[0] + 1]}])')
+  return ids, sizes, [names[i] for i in order]
+
+
+def _check_name(name: Any, where: str) -> str:
+  if not is_text(name) or not name:
+    raise UserError(f'{where} should be the name of a file, is {shorten(name)}')
+  normal = posixpath.normpath(name.replace('\\', '/'))
+  if normal.startswith(('/', '../')) or normal == '..' or re.match(r'[\w.+-]+:/', normal):
+    raise UserError(f'{where} should be a path inside the image folder, is {shorten(name)}')
+  return normal
+
+
+def _find_missing(folder: str, names: list[str], training: bool) -> np.ndarray:
+  """bool [N]: which files are not there, by one listing a folder instead of a look at each file."""
+  present = set()
+  for subfolder in {posixpath.dirname(name) for name in names}:
+    try:
+      listing = list_names(os.path.join(folder, subfolder))
+    except tf.errors.OpError:
+      continue
+    present.update(posixpath.join(subfolder, entry) for entry in listing)
+  missing = np.array([name not in present for name in names])
+  if missing.all():
+    raise UserError(f'{folder}: none of the {len(names)} photographs is there (e.g. {names[0]}): name their folder '
+                    'with coco.image_dir')
+  if missing.any():
+    examples = ', '.join(names[i] for i in np.flatnonzero(missing)[:3])
+    logging.warning('%s: %d of %d photographs are missing%s, e.g. %s', folder, missing.sum(), len(names),
+                    ' and left out' if training else '', examples)
+  return missing
+
+
+def _merge_keypoints(reader: AnnotationReader, categories: tuple[Category, ...],
+                     file: str) -> tuple[Category, ...]:
+  """Adds the keypoints of a person_keypoints file by annotation id; returns the categories with their keypoints."""
+  rows = {id_: row for row, id_ in enumerate(reader.ids)}
+
+  def take(entry: dict[str, Any]) -> Any:
+    if 'image_id' not in entry:
+      return entry
+    row = rows.get(entry.get('id')) if isinstance(entry.get('id'), int) else None
+    if row is not None and entry.get('num_keypoints', 1):
+      reader.add_keypoints(row, entry.get('keypoints'))
+    return None
+
+  content = load_json(file, take)
+  if not isinstance(content, dict):
+    raise UserError(f'{file}: should hold an object with the lists "annotations" and "categories"')
+  named = {category.id: category for category in parse_categories(content.get('categories'), file)}
+  if not any(category.keypoints for category in named.values()):
+    raise UserError(f'{file}: no category has keypoints')
+  return tuple(category._replace(keypoints=named[category.id].keypoints, skeleton=named[category.id].skeleton)
+               if category.id in named else category for category in categories)

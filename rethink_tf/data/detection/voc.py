@@ -1,0 +1,312 @@
+"""Photographs with annotations in PASCAL VOC's layout: one year or several, of VOC itself or of anyone's data."""
+
+import os
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import gin
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from rethink_tf.data.categories import Category, categories_to_json, is_text, shorten
+from rethink_tf.data.detection.annotations import AnnotationReader, Annotations
+from rethink_tf.data.detection.voc_xml import MAX_BYTES, VocAnnotation, XmlError, parse, too_large
+from rethink_tf.data.folders import list_names
+from rethink_tf.data.images import MAX_PIXELS, ImageError, decode, read_bounded
+from rethink_tf.data.subset import select
+from rethink_tf.errors import UserError
+from rethink_tf.structures import Example
+
+VOC_CLASSES = ('aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow', 'diningtable',
+               'dog', 'horse', 'motorbike', 'person', 'pottedplant', 'sheep', 'sofa', 'train', 'tvmonitor')
+_EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
+_READERS = 16  # threads; on gs:// they mostly wait
+_SHOWN = 3  # examples in a message
+_MAX_LIST_BYTES = 1 << 28  # of an image set
+
+
+class _Photograph(NamedTuple):
+  name: str  # without extension, as the image set has it
+  xml: str  # path of its annotation
+  picture: str | None  # path relative to the folder of the data, None where there is none
+
+
+@gin.register('voc')
+class VocSource:
+  """PASCAL VOC (section 5.2), or any data set with the same files: Annotations/, ImageSets/Main/, JPEGImages/.
+
+  Attributes: those of `CocoSource`. An image's id is the number that the digits of its name make (2008000001 for
+  2008_000001), or its place in the lists where those do not tell all images apart.
+  """
+
+  def __init__(self, data_dir: str, sets: Sequence[str] = ('VOC2007/trainval', 'VOC2012/train'),
+               classes: Sequence[str] | None = VOC_CLASSES, use_difficult: bool = False, fraction: float = 1.0,
+               num_images: int | None = None, subset_seed: int = 0, training: bool = False,
+               max_pixels: int = MAX_PIXELS) -> None:
+    """Reads image sets and annotations; photographs are read by `load`.
+
+    Args:
+      data_dir: VOCdevkit (or the folder that holds it), local or gs://; of a data set without years, its one folder.
+      sets: image sets that are joined, in this order: '<year folder>/<set>', or '<set>' without years. A photograph
+        that is listed twice counts once.
+      classes: class k is classes[k - 1]; None: all names in the annotations of these folders, sorted.
+      use_difficult: whether to train on objects marked difficult, too (Detectron2 does; Detectron, which the paper
+        follows, does not). The ground truth of an evaluation has the mark in any case.
+      fraction, num_images, subset_seed: a seeded, nested subset, see `subset.subset`.
+      training: leave out images without a usable box, and those whose picture or annotation is missing or damaged.
+      max_pixels: height x width that a file may claim of a photograph.
+
+    Raises:
+      UserError: a set is missing or empty, nothing in it can be used, or an annotation that an evaluation needs is
+        missing or damaged.
+    """
+    data_dir, sets = _devkit(os.path.expanduser(data_dir), sets)
+    self._folder, self._max_pixels = data_dir, max_pixels
+    self.name = f'{os.path.basename(os.path.normpath(data_dir))}/{"+".join(sets)}'
+    photographs = _list_photographs(data_dir, sets, self.name)
+    photographs, found = self._read_annotations(photographs, training)
+    if classes is None:
+      classes = _find_classes(data_dir, sets, max_pixels)
+    self.categories = tuple(Category(k, name) for k, name in enumerate(_check_classes(classes), start=1))
+    self.num_classes, self.num_keypoints = len(self.categories), 0
+
+    ids = _number([photograph.name for photograph in photographs])
+    order = np.argsort(ids)
+    photographs, found = [photographs[i] for i in order], [found[i] for i in order]
+    sizes = np.array([annotation.size or self._measure(photograph)
+                      for photograph, annotation in zip(photographs, found, strict=True)], np.int32)
+    reader = self._take_in(ids[order], found, use_difficult)
+    self._table = Annotations(reader, ids[order], sizes, self.categories)
+    self._table.problems.log(self.name)
+    self._check_names(found)
+
+    self._positions = select(self.name, ids[order], self._table.num_usable, training, fraction, num_images, subset_seed)
+    self.image_ids, self.sizes = ids[order][self._positions], sizes[self._positions]
+    self.file_names = [photographs[i].picture or f'{photographs[i].name}.jpg' for i in self._positions]
+    self.num_instances = self._table.num_usable[self._positions]
+    logging.info('%s: %d images, %d instances, %d classes', self.name, len(self._positions), self.num_instances.sum(),
+                 self.num_classes)
+
+  def load(self, i: int) -> Example:
+    """Image i with its usable annotations; as masks, the whole boxes.
+
+    Raises:
+      ImageError: the file is missing, damaged or of another size than annotated.
+    """
+    image = decode(self.read(i), self.file_names[i], tuple(self.sizes[i].tolist()), self._max_pixels)
+    return self._table.example(self._positions[i], image)
+
+  def read(self, i: int) -> bytes:
+    """The file of image i as it is; ImageError where it cannot be read."""
+    return self._read_picture(self.file_names[i])
+
+  def image_annotations(self, i: int) -> list[dict[str, Any]]:
+    """The annotations of image i as COCO json objects with VOC's "difficult", which to COCO's metric are crowds."""
+    return [entry | {'iscrowd': difficult, 'difficult': difficult} for entry in self._table.to_json(self._positions[i])
+            for difficult in (int(self._difficult[entry['id'] - 1]),)]
+
+  def annotations(self) -> dict[str, Any]:
+    """The COCO json of exactly these images, difficult objects included: what an evaluator scores against."""
+    images = [{'id': int(id_), 'file_name': name, 'height': int(height), 'width': int(width)}
+              for id_, name, (height, width) in zip(self.image_ids, self.file_names, self.sizes, strict=True)]
+    annotations = [entry for i in range(len(images)) for entry in self.image_annotations(i)]
+    return {'images': images, 'annotations': annotations, 'categories': categories_to_json(self.categories)}
+
+  @property
+  def skipped(self) -> dict[str, int]:
+    """Reason -> number of annotations of the joined sets that were left out or changed."""
+    return dict(self._table.problems.counts)
+
+  def digest(self) -> str:
+    """A fingerprint of the annotations' content."""
+    return self._table.digest()
+
+  def _read_annotations(self, photographs: list[_Photograph],
+                        training: bool) -> tuple[list[_Photograph], list[VocAnnotation]]:
+    """Those that can be used, with their annotations. In training the others are left out and counted."""
+    results = _read_all([photograph.xml for photograph in photographs], self._max_pixels)
+    damaged = [str(result) for result in results if isinstance(result, XmlError)]
+    if damaged and (not training or len(damaged) == len(results)):
+      raise UserError(damaged[0] + (f' ({len(damaged)} of {len(results)} annotations are like this)'
+                                    if len(damaged) > 1 else ''))
+    missing = [photograph.name for photograph in photographs if photograph.picture is None]
+    if len(missing) == len(photographs):
+      raise UserError(f'{self.name}: none of the {len(missing)} photographs is there (e.g. {missing[0]}.jpg): unpack '
+                      'them into JPEGImages/, beside Annotations/')
+    outcome = ' and left out' if training else '; their objects count as missed'
+    for what, examples in (('annotations are damaged', damaged), ('photographs are missing', missing)):
+      if examples:
+        logging.warning('%s: %d of %d %s%s, e.g. %s', self.name, len(examples), len(photographs), what, outcome,
+                        '; '.join(examples[:_SHOWN]))
+    usable = [(photograph, result) for photograph, result in zip(photographs, results, strict=True)
+              if not isinstance(result, XmlError) and (photograph.picture or not training)]
+    if not usable:
+      raise UserError(f'{self.name}: no photograph has both a picture and an annotation')
+    return [photograph for photograph, _ in usable], [result for _, result in usable]
+
+  def _take_in(self, image_ids: np.ndarray, found: list[VocAnnotation], use_difficult: bool) -> AnnotationReader:
+    """All objects as columns; difficult ones as crowds, which are no training targets, unless `use_difficult`."""
+    numbers = {category.name: category.id for category in self.categories}
+    reader, self._difficult = AnnotationReader(), []
+    for image_id, annotation in zip(image_ids.tolist(), found, strict=True):
+      for name, difficult, (y0, x0, y1, x1) in annotation.objects:
+        self._difficult.append(difficult)
+        reader.add({'id': len(self._difficult), 'image_id': image_id, 'category_id': numbers.get(name, 0),
+                    'bbox': [x0, y0, x1 - x0, y1 - y0], 'area': (x1 - x0) * (y1 - y0),
+                    'iscrowd': int(difficult and not use_difficult),
+                    'segmentation': [[x0, y0, x0, y1, x1, y1, x1, y0]]})
+    return reader
+
+  def _check_names(self, found: list[VocAnnotation]) -> None:
+    there = {object_.name for annotation in found for object_ in annotation.objects}
+    known = {category.name for category in self.categories}
+    if there and not there & known:
+      raise UserError(f'{self.name}: none of its objects ({_some(sorted(there))}) is one of voc.classes '
+                      f'({_some(sorted(known))}): set voc.classes = None to take all names that occur')
+    if there - known:
+      logging.warning('%s: names that are not among voc.classes: %s', self.name, _some(sorted(there - known)))
+
+  def _measure(self, photograph: _Photograph) -> tuple[int, int]:
+    """Height and width by the picture itself, where the annotation does not give them."""
+    if photograph.picture is None:
+      raise UserError(f'{photograph.xml}: has no <size>, and the photograph is missing: remove it from the image set')
+    try:
+      data = self._read_picture(photograph.picture)
+      return decode(data, photograph.picture, max_pixels=self._max_pixels).shape[:2]
+    except ImageError as error:
+      raise UserError(f'{photograph.xml}: has no <size>, and {error}: remove it from the image set') from error
+
+  def _read_picture(self, name: str) -> bytes:
+    try:
+      with tf.io.gfile.GFile(os.path.join(self._folder, name), 'rb') as file:
+        return read_bounded(file, name)
+    except tf.errors.OpError as error:
+      raise ImageError(f'{name}: cannot be read: {error.message}') from error
+
+
+def _devkit(data_dir: str, sets: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+  """The folder that holds the years, and the checked names of the sets."""
+  sets = (sets,) if isinstance(sets, str) else tuple(sets)
+  if not sets:
+    raise UserError("voc.sets is empty: name image sets, as ('VOC2007/trainval', 'VOC2012/train')")
+  for name in sets:
+    if not isinstance(name, str) or not re.fullmatch(r'[\w. -]+(/[\w. -]+)?', name) or '..' in name:
+      raise UserError(f"voc.sets: {name!r} should be '<year folder>/<set>' or '<set>', as 'VOC2007/trainval'")
+  nested = os.path.join(data_dir, 'VOCdevkit')
+  year = sets[0].rpartition('/')[0]
+  if year and not tf.io.gfile.isdir(os.path.join(data_dir, year)) and tf.io.gfile.isdir(os.path.join(nested, year)):
+    data_dir = nested
+  return data_dir, sets
+
+
+def _list_photographs(data_dir: str, sets: Sequence[str], name: str) -> list[_Photograph]:
+  """The photographs of all sets, each once."""
+  listed: dict[tuple[str, str], _Photograph] = {}
+  repeated, folders = 0, {}
+  for joined in sets:
+    year, _, which = joined.rpartition('/')
+    if year not in folders:
+      folders[year] = _list_pictures(os.path.join(data_dir, year, 'JPEGImages'))
+    for image in _read_image_set(os.path.join(data_dir, year, 'ImageSets', 'Main', f'{which}.txt')):
+      repeated += (year, image) in listed
+      picture = folders[year].get(image)
+      listed[year, image] = _Photograph(image, os.path.join(data_dir, year, 'Annotations', f'{image}.xml'),
+                                        picture and os.path.join(year, 'JPEGImages', picture))
+  if repeated:
+    logging.warning('%s: %d photographs are listed more than once and count once', name, repeated)
+  return list(listed.values())
+
+
+def _read_image_set(file: str) -> list[str]:
+  """Names in a file of ImageSets/Main: one a line, in files of a class (dog_train.txt) with -1, 0 or 1 behind it."""
+  try:
+    with tf.io.gfile.GFile(file, 'rb') as stream:
+      if stream.size() > _MAX_LIST_BYTES:
+        raise UserError(f'{file}: {stream.size():,} bytes are too many for a list of photographs')
+      lines = [line.strip() for line in stream.read().decode('utf-8-sig').splitlines() if line.strip()]
+  except tf.errors.OpError as error:
+    there = [os.path.basename(path) for path in sorted(tf.io.gfile.glob(os.path.join(os.path.dirname(file), '*.txt')))]
+    raise UserError(f'{file}: no such image set' + (f' (there is {_some(there)})' if there else '') + '. For PASCAL '
+                    'VOC, unpack the archives of http://host.robots.ox.ac.uk/pascal/VOC/ into one folder and name its '
+                    'VOCdevkit with --data_dir; for your own photographs, name the sets with voc.sets') from error
+  except UnicodeDecodeError as error:
+    raise UserError(f'{file}: not a text of names: {error}') from error
+  if not lines:
+    raise UserError(f'{file}: lists no photographs')
+  marked = [re.fullmatch(r'(\S.*?)\s+(?:-1|0|1)', line) for line in lines]
+  names = [match.group(1) for match in marked] if all(marked) else lines
+  for name in names:
+    if '/' in name or '\\' in name or name in ('.', '..') or not is_text(name):
+      raise UserError(f'{file}: {shorten(name)} should be the name of a photograph without folder and extension')
+  return names
+
+
+def _list_pictures(folder: str) -> dict[str, str]:
+  """Name without extension -> file, by one listing."""
+  try:
+    files = sorted(list_names(folder))
+  except tf.errors.OpError as error:
+    raise UserError(f'{folder}: no such folder; the photographs should be there') from error
+  pictures = (os.path.splitext(file) for file in files)
+  return {stem: stem + extension for stem, extension in pictures if extension.lower() in _EXTENSIONS}
+
+
+def _read_all(files: list[str], max_pixels: int) -> list[VocAnnotation | XmlError]:
+  """Annotations, or why they cannot be used."""
+  def read(file: str) -> VocAnnotation | XmlError:
+    try:
+      with tf.io.gfile.GFile(file, 'rb') as stream:
+        if stream.size() > MAX_BYTES:
+          raise too_large(stream.size(), file)
+        annotation = parse(stream.read(), file)
+      if annotation.size is not None and annotation.size[0] * annotation.size[1] > max_pixels:
+        raise XmlError(f'{file}: <size> is {annotation.size[1]}x{annotation.size[0]}, more than voc.max_pixels = '
+                       f'{max_pixels:,}')
+      return annotation
+    except tf.errors.NotFoundError:
+      return XmlError(f'{file}: no such annotation')
+    except tf.errors.OpError as error:
+      return XmlError(f'{file}: cannot be read: {error.message}')
+    except XmlError as error:
+      return error
+
+  with ThreadPoolExecutor(_READERS) as pool:
+    return list(pool.map(read, files))
+
+
+def _find_classes(data_dir: str, sets: Sequence[str], max_pixels: int) -> list[str]:
+  """All names in the annotations of the folders, whatever the set, so that training and test sets agree."""
+  years = sorted({joined.rpartition('/')[0] for joined in sets})
+  folders = [os.path.join(data_dir, year, 'Annotations') for year in years]
+  files = [os.path.join(folder, name) for folder in folders for name in sorted(list_names(folder))
+           if name.endswith('.xml')]
+  names = sorted({object_.name for annotation in _read_all(files, max_pixels) if not isinstance(annotation, XmlError)
+                  for object_ in annotation.objects})
+  if not names:
+    raise UserError(f'{data_dir}: voc.classes is None and no annotation has an object')
+  return names
+
+
+def _check_classes(classes: Sequence[str]) -> tuple[str, ...]:
+  classes = tuple(classes)
+  if not classes or len(set(classes)) < len(classes) or not all(isinstance(name, str) and name for name in classes):
+    raise UserError(f'voc.classes = {_some(classes)}: should be different names, or None for all that occur')
+  return classes
+
+
+def _number(names: list[str]) -> np.ndarray:
+  """Image ids, int64 [N]: the digits of the names where they tell all apart, else their places from 1 on."""
+  digits = [''.join(re.findall('[0-9]', name)) for name in names]
+  if all(0 < len(number) <= 18 for number in digits):
+    ids = np.array([int(number) for number in digits], np.int64)
+    if len(np.unique(ids)) == len(ids):
+      return ids
+  return np.arange(1, len(names) + 1)
+
+
+def _some(names: Sequence[Any]) -> str:
+  shown = ', '.join(str(name)[:40] for name in names[:5])
+  return shown + (', ...' if len(names) > 5 else '')

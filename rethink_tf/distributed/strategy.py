@@ -1,0 +1,329 @@
+"""Where the computation runs: one device, all devices of a machine, several machines, or a TPU (section 4: 8 GPUs)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import gin
+import tensorflow as tf
+from absl import logging
+
+from rethink_tf import console
+from rethink_tf.distributed.coordination import publish, published
+from rethink_tf.distributed.workers import ALONE, Workers, assemble
+from rethink_tf.errors import UserError, WorkerLost, in_one_line
+from rethink_tf.storage.run_folder import RunFolder
+
+KINDS = ('default', 'one_device', 'mirrored', 'multi_worker', 'tpu')
+COMMUNICATIONS = ('auto', 'ring', 'nccl')
+_HEARTBEAT_SECONDS = 30  # without a sign of life, after which a worker counts as dead
+_LOOK_SECONDS = 0.5
+_FORM = '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}'
+
+
+class Cluster(NamedTuple):
+  """The machines that train together, as the environment variable TF_CONFIG lists them."""
+
+  addresses: tuple[str, ...]  # host:port of every worker; the chief, if one is named, comes first
+  index: int  # which of them this process is
+  jobs: tuple[tuple[str, int], ...]  # ('chief', 1), ('worker', 3): as TensorFlow counts them
+
+
+@gin.register
+def strategy(
+  kind: str = 'default',
+  num_devices: int | None = None,
+  logical_cpus: int | None = None,
+  tpu: str = 'local',
+  communication: str = 'auto',
+  timeout_minutes: float = 10.0,
+) -> tf.distribute.Strategy:
+  """The distribution strategy of a run.
+
+  kind 'one_device' takes the first GPU, or the CPU without any; 'mirrored' copies the model to all GPUs, or to the
+  logical CPUs; 'multi_worker' to the GPUs, or the CPU, of every machine that TF_CONFIG lists; 'tpu' to the cores of a
+  TPU. 'default' is multi_worker when TF_CONFIG lists several machines, mirrored when there are several GPUs or logical
+  CPUs, else one device.
+  num_devices takes only the first so many of this machine. logical_cpus splits the CPU, to run replicas without GPUs.
+  tpu: 'local' on a TPU VM, or its name; of one host. communication: between machines, 'auto', 'ring' or 'nccl'.
+  timeout_minutes: how long machines wait for one another, at the start and for an evaluation's results.
+  To be called before any TensorFlow op.
+
+  Raises:
+    UserError: unknown kind, fewer devices than asked for, or TensorFlow has started before `logical_cpus`; TF_CONFIG is
+      missing, malformed or describes another kind; there is no TPU.
+    WorkerLost: a machine does not come within the time.
+  """
+  if kind not in KINDS:
+    raise UserError(f"strategy.kind = '{kind}' must be one of {', '.join(KINDS)}")
+  if communication not in COMMUNICATIONS:
+    raise UserError(f"strategy.communication = '{communication}' must be one of {', '.join(COMMUNICATIONS)}")
+  for name, count in (('num_devices', num_devices), ('logical_cpus', logical_cpus)):
+    if count is not None and count < 1:
+      raise UserError(f'strategy.{name} = {count} must be at least 1')
+  if timeout_minutes <= 0:
+    raise UserError(f'strategy.timeout_minutes = {timeout_minutes:g} must be above 0')
+  found = cluster()
+  if kind == 'tpu':
+    return _tpu(tpu)
+  if found is not None and kind in ('default', 'multi_worker'):
+    if logical_cpus is not None:
+      raise UserError("strategy.logical_cpus is for one machine: TensorFlow gives each of several workers one CPU")
+    return _multi_worker(found, num_devices, communication, timeout_minutes)
+  if found is not None:
+    raise UserError(f"strategy.kind = '{kind}' is for one machine, but TF_CONFIG lists {len(found.addresses)} workers: "
+                    "use strategy.kind = 'multi_worker', or unset TF_CONFIG")
+  if kind == 'multi_worker':
+    raise UserError(f"strategy.kind = 'multi_worker' needs the environment variable TF_CONFIG with all workers, "
+                    f"{_FORM}; on one machine use strategy.kind = 'default'")
+  return _one_machine(kind, num_devices, logical_cpus)
+
+
+def cluster() -> Cluster | None:
+  """The machines of TF_CONFIG; None without it, for a single worker, and in the evaluator, who trains with nobody.
+
+  Raises:
+    UserError: it is malformed, or this task is not in it.
+  """
+  text = os.environ.get('TF_CONFIG', '').strip()
+  try:
+    config = json.loads(text) if text else {}
+  except ValueError as error:
+    raise UserError(f'the environment variable TF_CONFIG is no JSON ({error}): write {_FORM}') from error
+  jobs, task = (config.get(name) if isinstance(config, dict) else None for name in ('cluster', 'task'))
+  if config == {} or jobs == {}:
+    return None
+  listed = isinstance(jobs, dict) and all(
+    isinstance(hosts, list) and all(isinstance(host, str) and ':' in host for host in hosts) for hosts in jobs.values())
+  if not listed or not isinstance(task, dict):
+    raise UserError(f'the environment variable TF_CONFIG is not of the form {_FORM}')
+  if jobs.get('ps'):
+    raise UserError('TF_CONFIG lists parameter servers (ps), which synchronous training has none of: leave them out')
+  kind, index = task.get('type'), task.get('index', 0)
+  if kind == 'evaluator':
+    return None
+  chiefs, workers = jobs.get('chief', []), jobs.get('worker', [])
+  if kind not in ('chief', 'worker') or kind not in jobs:
+    raise UserError(f"TF_CONFIG says task.type = {kind!r}, but its cluster has {', '.join(jobs) or 'no job'}: name one "
+                    "of them, 'chief' or 'worker'")
+  if not str(index).isdecimal() or not 0 <= int(index) < len(jobs[kind]):
+    raise UserError(f'TF_CONFIG says task.index = {index!r}, but its cluster has {len(jobs[kind])} {kind}(s): give '
+                    f'each its own index, 0 to {len(jobs[kind]) - 1}')
+  addresses = (*chiefs, *workers)
+  if len(set(addresses)) < len(addresses):
+    double = next(address for address in addresses if addresses.count(address) > 1)
+    raise UserError(f'TF_CONFIG lists {double} twice: each worker needs an address of its own')
+  if len(addresses) == 1:
+    return None
+  counts = tuple((name, len(jobs[name])) for name in ('chief', 'worker') if jobs.get(name))
+  return Cluster(addresses, int(index) + (len(chiefs) if kind == 'worker' else 0), counts)
+
+
+def _one_machine(kind: str, num_devices: int | None, logical_cpus: int | None) -> tf.distribute.Strategy:
+  if logical_cpus is not None:
+    _split_cpu(logical_cpus)
+  gpus, cpus = ([device.name.removeprefix('/device:') for device in tf.config.list_logical_devices(type_)]
+                for type_ in ('GPU', 'CPU'))
+  devices = cpus[:logical_cpus] if logical_cpus is not None or not gpus else gpus
+  if num_devices is not None and num_devices > len(devices):
+    raise UserError(f'strategy.num_devices = {num_devices}, but TensorFlow finds {len(gpus)} GPU(s) and {len(cpus)} '
+                    'CPU device(s): lower it, install the CUDA libraries (pip install "tensorflow[and-cuda]"), or '
+                    'split the CPU with strategy.logical_cpus')
+  if kind == 'one_device' and (num_devices or 1) > 1:
+    raise UserError(f"strategy.num_devices = {num_devices} needs strategy.kind = 'mirrored'")
+  devices = devices[:1] if kind == 'one_device' else devices[:num_devices]
+  if kind == 'mirrored' or len(devices) > 1:
+    return tf.distribute.MirroredStrategy(devices)
+  return tf.distribute.OneDeviceStrategy(devices[0])
+
+
+def _split_cpu(count: int):
+  cpu = tf.config.list_physical_devices('CPU')[0]
+  try:
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
+  except RuntimeError as error:
+    found = len(tf.config.list_logical_devices('CPU'))
+    if found < count:
+      raise UserError(f'strategy.logical_cpus = {count}: TensorFlow has started with {found} CPU device(s) already; '
+                      'call strategy() before any TensorFlow op, in a fresh process') from error
+
+
+def _multi_worker(found: Cluster, num_devices: int | None, communication: str,
+                  timeout_minutes: float) -> tf.distribute.Strategy:
+  from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
+  from tensorflow.python.eager import context  # no public function sets these time-outs: one waits an hour
+
+  gpus = tf.config.list_physical_devices('GPU')
+  if num_devices is not None and num_devices > max(len(gpus), 1):
+    raise UserError(f'strategy.num_devices = {num_devices}, but this worker has {len(gpus)} GPU(s)')
+  tf.config.set_visible_devices(gpus[:num_devices], 'GPU')
+  leader = found.jobs[0][0]
+  options = tf.distribute.experimental.CommunicationOptions(
+    implementation=tf.distribute.experimental.CommunicationImplementation(communication.upper()))
+  context.context().configure_coordination_service(
+    'standalone', service_leader=f'/job:{leader}/task:0',
+    cluster_register_timeout_in_ms=int(60000 * timeout_minutes), heartbeat_timeout_in_ms=1000 * _HEARTBEAT_SECONDS,
+    coordinated_jobs=[coordination_config_pb2.CoordinatedJob(name=name, num_tasks=n) for name, n in found.jobs])
+  logging.info('worker %d of %d waits for the others (%s), at most %g minutes', found.index, len(found.addresses),
+               ', '.join(found.addresses), timeout_minutes)
+  assemble(found.addresses, found.index, 60 * timeout_minutes)
+  try:
+    with console.stderr_closed():  # a line for the server's start, whatever the log level
+      made = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+  except (tf.errors.OpError, RuntimeError) as error:
+    raise WorkerLost(f'worker {found.index} of {len(found.addresses)} could not join the others, start all of them '
+                     f'again: {in_one_line(error)[:300]}') from error
+  made.timeout_seconds = 60 * timeout_minutes
+  return made
+
+
+def _tpu(address: str) -> tf.distribute.Strategy:
+  from official.common import distribute_utils
+
+  if '://' in address:  # connecting to one that is not there would never end
+    raise UserError(f"strategy.tpu = '{address}' is another machine, where Python cannot read the photographs: run on "
+                    'the TPU VM itself with --tpu=local')
+  try:
+    made = distribute_utils.get_distribution_strategy('tpu', tpu_address=address)
+  except Exception as error:  # of whatever kind: ValueError, OpError, RuntimeError, those of the cloud's libraries
+    raise UserError(f"strategy.tpu = '{address}': no TPU found ({in_one_line(error)[:100]}); run on a TPU VM with its "
+                    'TensorFlow and --tpu=local, or check the name') from error
+  if made.extended.num_hosts > 1:
+    raise UserError(f"strategy.tpu = '{address}' has {made.extended.num_hosts} hosts, and Python reads photographs on "
+                    'one only: use a TPU of one host (up to 8 cores)')
+  return made
+
+
+def meet(strategy: tf.distribute.Strategy, model_dir: str, create: bool, settings: str) -> tuple[RunFolder, Workers]:
+  """The run folder, which the chief alone writes to, and this process's place among the workers.
+
+  From here on the others print no more than warnings and errors.
+
+  settings: the configuration, a line a setting; that of all workers must be the chief's.
+
+  Raises:
+    UserError: another worker is configured differently, or does not see the chief's run folder.
+  """
+  found = cluster() if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) else None
+  if found is None:
+    return RunFolder(model_dir, create=create), ALONE
+  index, count = found.index, len(found.addresses)
+  settings = f'--model_dir={model_dir}\n{settings}'
+  if index == 0:
+    folder = RunFolder(model_dir, create=create)
+    token = uuid.uuid4().hex
+    if create and tf.io.gfile.isdir(folder.join('gather')):
+      tf.io.gfile.rmtree(folder.join('gather'))  # what an earlier start of the job has left behind
+    tf.io.gfile.makedirs(folder.join('gather'))
+    with tf.io.gfile.GFile(folder.join('gather', token), 'w') as file:
+      file.write(token)
+    publish('settings', f'{token}\n{settings}')
+    for other in range(1, count):
+      complaint = published(f'ready/{other}', strategy.timeout_seconds)
+      if complaint:
+        raise UserError(f'worker {other}: {complaint}')
+    tf.io.gfile.remove(folder.join('gather', token))
+  else:
+    token, _, chiefs = published('settings', strategy.timeout_seconds).partition('\n')
+    try:
+      _check_same(chiefs, settings)
+      folder = SilentFolder(model_dir, token)
+    except UserError as error:
+      publish(f'ready/{index}', error.line())
+      raise
+    publish(f'ready/{index}', '')
+    logging.info('worker %d of %d: the chief reports', index, count)
+    logging.set_verbosity(logging.WARNING)
+    sys.stdout = open(os.devnull, 'w')
+  return folder, Workers(index, count, token, strategy.timeout_seconds)
+
+
+@contextlib.contextmanager
+def report_lost_workers(workers: Workers) -> Iterator[None]:
+  """Turns TensorFlow's error about a worker that has ended into one line, and stops what waits for workers.
+
+  Raises:
+    WorkerLost: another worker has ended or does not answer.
+  """
+  try:
+    yield
+  except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError,
+          tf.errors.InternalError, tf.errors.FailedPreconditionError) as error:
+    workers.stop()
+    if workers.count == 1 or 'ollective' not in error.message:
+      raise
+    told = ' '.join(error.message[error.message.find('Collective ops is aborted'):].split())[:200]
+    raise WorkerLost('another worker has ended or cannot be reached: look at its log; the same command on all workers '
+                     f'continues from the last checkpoint ({told})') from error
+  except BaseException:
+    workers.stop()
+    raise
+
+
+def check_same_step(workers: Workers, step: int) -> None:
+  """All workers start from the chief's checkpoint, or a UserError is raised by those that read another."""
+  if workers.count == 1:
+    return
+  if workers.chief:
+    publish('step', str(step))
+  elif int(published('step', workers.timeout)) != step:
+    raise UserError(f'worker {workers.index} finds the checkpoint of step {step} in the run folder, the chief another '
+                    'one: the folder must be the same for all; give the same command on all workers again')
+
+
+class SilentFolder(RunFolder):
+  """The run folder as the workers beside the chief see it: they read it and write nothing.
+
+  token: name of a file that the chief has put into its folder gather/.
+
+  Raises:
+    UserError: the folder is not the chief's.
+  """
+
+  def __init__(self, path: str, token: str):
+    for _ in range(int(60 / _LOOK_SECONDS)):  # network file systems remember for a while that a file was not there
+      if tf.io.gfile.exists(os.path.join(os.path.expanduser(path), 'gather', token)):
+        break
+      time.sleep(_LOOK_SECONDS)
+    else:
+      raise UserError(f'the run folder {path} is not the one that the chief writes to: give --model_dir a place that '
+                      'all workers share, gs://... or a network file system')
+    super().__init__(path, create=False)
+
+  def writer(self, name: str = '') -> tf.summary.SummaryWriter:
+    return tf.summary.create_noop_writer()
+
+  def attempt(self, what: str, action: Callable[[], Any]) -> bool:
+    return True
+
+  def write_text(self, name: str, text: str) -> None:
+    pass
+
+  def append_metrics(self, metrics: Mapping[str, Any]) -> None:
+    pass
+
+  def put_text(self, name: str, text: str) -> None:
+    pass
+
+  def save_provenance(self, argv: Sequence[str], operative_config: str) -> None:
+    pass
+
+  def flush(self) -> None:
+    pass
+
+
+def _check_same(chiefs: str, own: str):
+  if chiefs == own:
+    return
+  theirs, ours = (set(text.splitlines()) for text in (chiefs, own))
+  different = [f'{", ".join(sorted(lines)[:3]) or "nothing"} {where}'
+               for lines, where in ((ours - theirs, 'here'), (theirs - ours, 'on the chief'))]
+  raise UserError(f'this worker has another configuration than the chief: {"; ".join(different)}: give all the same '
+                  'command')

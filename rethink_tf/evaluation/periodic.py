@@ -1,0 +1,83 @@
+"""When an evaluator evaluates: every so many steps, at the end of training, and after a kill what it cut short."""
+
+import abc
+from collections.abc import Mapping
+from typing import Any
+
+import tf_keras
+
+from rethink_tf.distributed.workers import ALONE, Workers
+from rethink_tf.storage import files
+from rethink_tf.storage.checkpoints import iterations
+from rethink_tf.storage.run_folder import RunFolder
+
+
+class PeriodicEvaluation(tf_keras.callbacks.Callback, abc.ABC):
+  """Calls `evaluate(step)` during `fit`.
+
+  Args:
+    run_folder: where results go.
+    every: iterations between evaluations during training; 0 = only at the end.
+    at_end: also evaluate when training ends.
+
+  Attributes:
+    last: the figures of the latest evaluation in percent, {} before the first.
+    workers: who shares the images among themselves; the chief alone scores and reports. To be set before the first
+      evaluation.
+    main_metric: the figure that tells which of two checkpoints is the better one.
+    evaluated_step: of the evaluation that began last, -1 before the first.
+  """
+
+  main_metric = ''
+  workers: Workers = ALONE
+
+  def __init__(self, run_folder: RunFolder, every: int, at_end: bool):
+    super().__init__()
+    self._run_folder, self._every, self._at_end = run_folder, every, at_end
+    self._evaluated_step = -1
+    self.last: dict[str, float] = {}
+
+  @abc.abstractmethod
+  def evaluate(self, step: int, extra: Mapping[str, Any] | None = None) -> dict[str, float]:
+    """Scores the weights of a step and calls `_keep`."""
+
+  def start(self, step: int) -> None:
+    """Begins an evaluation; an evaluator that scores beside training comes back before its end."""
+    self.evaluate(step)
+
+  def _keep(self, step: int, figures: dict[str, float]) -> None:
+    self._evaluated_step, self.last = step, figures
+
+  def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+    """Makes up for an evaluation that a kill cut short after its checkpoint had been written."""
+    step = self._step()
+    lines = self._run_folder.read_metrics()
+    if step and self.due(step) and not any(line['kind'] == 'eval' and line['step'] == step for line in lines):
+      self.start(step)
+
+  def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+    step = self._step()
+    if self.due(step) and step != self._evaluated_step:
+      self.start(step)
+
+  def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
+    step = self._step()
+    if self._at_end and step != self._evaluated_step:
+      self.start(step)
+
+  @property
+  def evaluated_step(self) -> int:
+    return self._evaluated_step
+
+  def _step(self) -> int:
+    return iterations(self.model.optimizer)
+
+  def due(self, step: int) -> bool:
+    """Whether training is evaluated at a step, its end apart."""
+    return bool(self._every) and step % self._every == 0
+
+  def _write(self, step: int, name: str, data: bytes) -> str:
+    """Writes a file of eval/step-…/ beside its place and renames it: no half-written one is ever found there."""
+    path = self._run_folder.join('eval', f'step-{step:08d}', name)
+    files.write(path, data)
+    return path

@@ -1,0 +1,211 @@
+"""TopKEvaluator: top-1 and top-5 of a classifier on the standard centre crop of held-out photographs."""
+
+import csv
+import io
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import gin
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from rethink_tf.errors import UserError
+from rethink_tf.evaluation.periodic import PeriodicEvaluation
+from rethink_tf.storage.run_folder import RunFolder
+from rethink_tf.structures import LabelledImages
+from rethink_tf.visualization import pictures
+
+KS = (1, 5)
+PROGRESS_SECONDS = 10.0
+_RIGHT, _WRONG = (58, 154, 91), (209, 73, 91)  # colours of the frames
+_COLUMNS, _FRAME, _WIDTH = 6, 6, 220
+
+
+class Guesses(NamedTuple):
+  """What a classifier says about images, a row each."""
+
+  image_ids: np.ndarray  # int64 [N]
+  labels: np.ndarray  # int32 [N, T], -1 = empty slot
+  ranks: np.ndarray  # int64 [N] how many classes score higher than the best of the labels
+  entropies: np.ndarray  # float64 [N] cross-entropy of targets 1/k on k labels
+  classes: np.ndarray  # int64 [N] the first guess
+  probabilities: np.ndarray  # float64 [N] of the first guess
+
+
+def guesses(logits: np.ndarray, labels: np.ndarray, image_ids: np.ndarray) -> Guesses:
+  """Ranks and probabilities from logits [N, L] and labels [N, T]; rows of image_id -1 are left out.
+
+  Of equal scores the lower class ranks higher. A row that is not finite has no right answer.
+  """
+  real = np.asarray(image_ids) >= 0
+  logits, labels = np.asarray(logits, np.float64)[real], np.asarray(labels)[real]
+  finite = np.isfinite(logits).all(axis=1)
+  logits = np.where(finite[:, None], logits, 0.0)
+  order = np.argsort(-logits, axis=1, kind='stable')
+  places = np.argsort(order, axis=1)  # [N, L] rank of each class
+  used = labels >= 0
+  own = np.maximum(labels, 0)
+  ranks = np.where(used, np.take_along_axis(places, own, 1), logits.shape[1]).min(axis=1)
+  shifted = logits - logits.max(axis=1, keepdims=True)
+  log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+  entropies = -(np.take_along_axis(log_probabilities, own, 1) * used).sum(1) / np.maximum(used.sum(1), 1)
+  first = order[:, 0]
+  probabilities = np.exp(np.take_along_axis(log_probabilities, first[:, None], 1))[:, 0]
+  return Guesses(np.asarray(image_ids)[real], labels, np.where(finite, ranks, logits.shape[1]), entropies, first,
+                 probabilities)
+
+
+_NONE = guesses(np.zeros([0, 1]), np.zeros([0, 1], np.int32), np.zeros([0], np.int64))
+
+
+@gin.register
+class TopKEvaluator(PeriodicEvaluation):
+  """Top-1 and top-5 accuracy on all images of a source, every so many steps and at the end of training.
+
+  An image counts for top-k if one of its labels is among the k highest scores; with fewer than five classes top-5 is
+  100 %. Each evaluation leaves under eval/step-00001234/ the accuracy by class (categories.csv) and photographs with
+  the first guess, framed green or red (pictures.png); a line in metrics.jsonl; and in TensorBoard the scalars
+  eval/top-1, eval/top-5, eval/cross-entropy and the pictures. A file that cannot be written is logged and costs
+  nothing else.
+
+  Args:
+    eval_input: batches of every image of the source, once.
+    predict: LabelledImages -> logits [B, L].
+    source: the photographs and their classes.
+    run_folder, every, at_end: as in PeriodicEvaluation.
+    num_pictures: photographs drawn, the same ones every time.
+  """
+
+  main_metric = 'top-1'
+
+  def __init__(
+    self,
+    eval_input: Any,
+    predict: Callable[[LabelledImages], tf.Tensor],
+    source: Any,
+    run_folder: RunFolder,
+    every: int = 5000,
+    at_end: bool = True,
+    num_pictures: int = 24,
+  ):
+    super().__init__(run_folder, every, at_end)
+    self._input, self._predict, self._source = eval_input, predict, source
+    ids = np.asarray(source.image_ids)
+    chosen = np.unique(np.linspace(0, len(ids) - 1, min(num_pictures, len(ids))).astype(int))
+    self._shown_ids = ids[chosen]
+
+  def evaluate(self, step: int, extra: Mapping[str, Any] | None = None) -> dict[str, float]:
+    """Predicts, scores and reports.
+
+    Args:
+      step: iteration of the weights.
+      extra: further fields of the line in metrics.jsonl.
+
+    Returns:
+      'top-1' and 'top-5' in percent, 'cross-entropy' in nats.
+
+    Raises:
+      UserError: the batches do not hold every image of the source exactly once.
+      WorkerLost: another worker has not sent its share.
+    """
+    start = time.monotonic()
+    found, shown = self._guess(step)
+    self._evaluated_step = step
+    if not self.workers.chief:
+      self.workers.send(self._run_folder, f'guesses-{step}', _to_bytes(found, shown))
+      return self.last
+    for data in self.workers.receive(self._run_folder, f'guesses-{step}'):
+      others, drawn = _from_bytes(data)
+      found = Guesses(*(np.concatenate(columns) for columns in zip(found, others, strict=True)))
+      shown |= drawn
+    self._check_complete(found)
+    metrics = {f'top-{k}': 100 * float((found.ranks < k).mean()) for k in KS}
+    metrics['cross-entropy'] = float(found.entropies.mean())
+    seconds = time.monotonic() - start
+    self._keep(step, metrics)
+    timing = {'eval_seconds': round(seconds, 3), 'time': round(time.time(), 3)}
+    self._run_folder.append_metrics({'kind': 'eval', 'step': step, **(extra or {}), **timing, **metrics})
+    print(f'evaluation at step {step}: {len(found.ranks)} images of {self._source.name}, {seconds:.1f} s\n  '
+          + '  '.join(f'{name} {value:.4g}' for name, value in metrics.items()), flush=True)
+    self._save(step, metrics, found, shown)
+    return metrics
+
+  def _guess(self, step: int) -> tuple[Guesses, dict[int, np.ndarray]]:
+    """Guesses for this worker's images, and the crops that are drawn, by image id."""
+    total, parts, shown = -(-len(self._source.image_ids) // self.workers.count), [_NONE], {}
+    reported, done = time.monotonic(), 0
+    for batch in self._input.dataset((self.workers.index, self.workers.count)):
+      ids = np.asarray(batch.image_ids)
+      parts.append(guesses(np.asarray(self._predict(batch)), np.asarray(batch.classes), ids))
+      for row in np.flatnonzero(np.isin(ids, self._shown_ids)):
+        shown[int(ids[row])] = batch.images[row].numpy()
+      done += len(parts[-1].ranks)
+      if time.monotonic() - reported > PROGRESS_SECONDS:
+        reported = time.monotonic()
+        print(f'evaluation at step {step}: {done}/{total} images', flush=True)
+    used = [part for part in parts if len(part.ranks)] or parts[:1]
+    return Guesses(*(np.concatenate(column) for column in zip(*used, strict=True))), shown
+
+  def _check_complete(self, found: Guesses) -> None:
+    if sorted(found.image_ids.tolist()) != sorted(np.asarray(self._source.image_ids).tolist()):
+      raise UserError(f'{self._source.name}: evaluation saw {len(found.image_ids)} of {len(self._source.image_ids)} '
+                      'images: build eval_input from the source that is scored')
+
+  def _save(self, step: int, metrics: Mapping[str, float], found: Guesses, shown: Mapping[int, np.ndarray]) -> None:
+    """Everything but the line in metrics.jsonl. What cannot be written is logged: it ends no training."""
+    folder = self._run_folder.join('eval', f'step-{step:08d}')
+    try:
+      tf.io.gfile.makedirs(folder)
+      with self._run_folder.writer().as_default(step=step):
+        for name, value in metrics.items():
+          tf.summary.scalar(f'eval/{name}', value)
+        self._write(step, 'categories.csv', self._categories_csv(found))
+        if shown:
+          sheet = self._sheet(found, shown)
+          tf.summary.image('eval/pictures', sheet[None])
+          self._write(step, 'pictures.png', pictures.png(sheet))
+      self._run_folder.writer().flush()
+    except (OSError, tf.errors.OpError) as error:
+      reason = ' '.join(str(getattr(error, 'message', None) or error).split())
+      logging.warning('%s: results of the evaluation could not be written: %s', folder, reason)
+
+  def _categories_csv(self, found: Guesses) -> bytes:
+    """A class a line: its images, and how many percent of them have it among their best guesses."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator='\n')
+    writer.writerow(['id', 'category', 'images', *(f'top-{k}' for k in KS)])
+    for number, category in enumerate(self._source.categories):
+      ranks = found.ranks[(found.labels == number).any(axis=1)]
+      accuracies = (f'{100 * (ranks < k).mean():.3f}' if len(ranks) else '' for k in KS)
+      writer.writerow([category.id, category.name, len(ranks), *accuracies])
+    return text.getvalue().encode()
+
+  def _sheet(self, found: Guesses, shown: Mapping[int, np.ndarray]) -> np.ndarray:
+    rows = {int(image_id): row for row, image_id in enumerate(found.image_ids)}
+    names = [category.name for category in self._source.categories]
+    drawn, titles = [], []
+    for image_id in sorted(shown):
+      row = rows[image_id]
+      right = found.ranks[row] < 1
+      framed = np.empty([side + 2 * _FRAME for side in shown[image_id].shape[:2]] + [3], np.uint8)
+      framed[:] = _RIGHT if right else _WRONG
+      framed[_FRAME:-_FRAME, _FRAME:-_FRAME] = shown[image_id]
+      drawn.append(framed)
+      truth = ', '.join(names[k] for k in found.labels[row] if k >= 0)
+      titles.append(f'{names[found.classes[row]]} {found.probabilities[row]:.2f}' + ('' if right else f', is {truth}'))
+    return pictures.sheet(drawn, min(_COLUMNS, len(drawn)), titles, _WIDTH)
+
+
+def _to_bytes(found: Guesses, shown: Mapping[int, np.ndarray]) -> bytes:
+  """What a worker hands to the chief."""
+  buffer = io.BytesIO()
+  np.savez(buffer, **found._asdict(), **{f'image {image_id}': image for image_id, image in shown.items()})
+  return buffer.getvalue()
+
+
+def _from_bytes(data: bytes) -> tuple[Guesses, dict[int, np.ndarray]]:
+  with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+    shown = {int(name[6:]): arrays[name] for name in arrays.files if name.startswith('image ')}
+    return Guesses(*(arrays[name] for name in Guesses._fields)), shown

@@ -1,0 +1,142 @@
+"""Detectron2 checkpoints (.pkl) out of a Mask R-CNN: the inverse of weights/detectron2.py, array by array."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from rethink_tf.errors import UserError
+from rethink_tf.storage import files
+from rethink_tf.weights.detectron2 import Entry, table
+
+AUTHOR = 'rethink_tf'  # any '__author__' tells Detectron2 that names and layout are its own
+
+
+def arrays_of(model: Any, channels: str = 'bgr') -> dict[str, np.ndarray]:
+  """Every variable of a built MaskRCNN as float32, by Detectron2's names and in its layout.
+
+  channels: 'bgr' or 'rgb', the order in which the Detectron2 model will be given its pictures (INPUT.FORMAT).
+  """
+  if channels not in ('rgb', 'bgr'):
+    raise UserError(f"channels = {channels!r}: say 'bgr' (Detectron2's default) or 'rgb'")
+  return {name: invert(entry) for name, entry in table(model, channels).items()}
+
+
+def invert(entry: Entry) -> np.ndarray:
+  """The array that `entry.convert` turns into the variable's value.
+
+  Every conversion moves elements and computes nothing. So converting the numbers 0, 1, 2, … tells where each element of
+  the file goes.
+  """
+  value = np.asarray(entry.variable, np.float32)
+  shape = file_shape(value.shape)
+  source = entry.convert(np.arange(value.size).reshape(shape))  # the element of the file that lands at each place
+  array = np.empty(value.size, np.float32)
+  array[source.ravel()] = value.ravel()
+  return array.reshape(shape)
+
+
+def file_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+  """Shape in Detectron2: kernels (h, w, in / groups, out) are (out, in / groups, h, w), matrices are transposed."""
+  return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape[::-1]
+
+
+def save(model: Any, path: str, *, channels: str = 'bgr') -> list[str]:
+  """Writes a checkpoint that Detectron2 and weights/detectron2.py read, and its `settings` beside it as .yaml.
+
+  Returns the names in it. Each file is written beside its place and renamed: there is the whole of it or none.
+
+  Raises:
+    UserError: the folder cannot be written to, or a variable has no name in Detectron2.
+  """
+  arrays = arrays_of(model, channels)
+  try:
+    tf.io.gfile.makedirs(os.path.dirname(path) or '.')
+    # Protocol 2 is what Detectron2's own files have, and what every Python reads.
+    files.write(path, pickle.dumps({'model': arrays, '__author__': AUTHOR}, protocol=2))
+    files.write(settings_path(path), settings(model, channels).encode())
+  except (OSError, tf.errors.OpError) as error:
+    reason = ' '.join(str(getattr(error, 'message', None) or error).split())
+    raise UserError(f'{path}: cannot be written ({reason}): choose another place with --out') from error
+  return list(arrays)
+
+
+def settings_path(path: str) -> str:
+  return f"{path.removesuffix('.pkl')}.yaml"
+
+
+def settings(model: Any, channels: str = 'bgr') -> str:
+  """The Detectron2 configuration (YAML) of a model that computes what this one does: the checkpoint does not say."""
+  step = -1 if channels == 'bgr' else 1
+  backbone, box, mask, rpn = model.backbone, model.box_head, model.mask_head, model.proposal_generator
+  final, anchors = model.detection_generator, model.anchors
+  levels = [f'p{level}' for level in range(2, 7)]
+  pooler = {'POOLER_SAMPLING_RATIO': model.box_pooler.sampling_ratio,
+            'POOLER_TYPE': 'ROIAlignV2' if model.box_pooler.aligned else 'ROIAlign'}
+  tree = {
+    'META_ARCHITECTURE': 'GeneralizedRCNN', 'MASK_ON': mask is not None,
+    'PIXEL_MEAN': list(model.pixel_mean)[::step], 'PIXEL_STD': list(model.pixel_std)[::step],
+    'BACKBONE': {'NAME': 'build_resnet_fpn_backbone', 'FREEZE_AT': 0},
+    'RESNETS': {
+      'DEPTH': backbone.depth, 'NUM_GROUPS': backbone.groups, 'WIDTH_PER_GROUP': backbone.width_per_group,
+      'STRIDE_IN_1X1': backbone.stride_in_1x1, 'STEM_OUT_CHANNELS': backbone.stem_width,
+      'RES2_OUT_CHANNELS': backbone.res2_width, 'NORM': _norm(backbone.stem),
+      'OUT_FEATURES': ['res2', 'res3', 'res4', 'res5']},
+    'FPN': {'IN_FEATURES': ['res2', 'res3', 'res4', 'res5'], 'OUT_CHANNELS': _width(model.fpn.outputs[0]),
+            'NORM': _norm(model.fpn.outputs[0])},
+    'ANCHOR_GENERATOR': {'SIZES': [[size] for size in anchors.sizes], 'ASPECT_RATIOS': [list(anchors.ratios)],
+                         'OFFSET': anchors.offset},
+    'RPN': {'IN_FEATURES': levels, 'PRE_NMS_TOPK_TEST': rpn.pre_nms[False], 'POST_NMS_TOPK_TEST': rpn.post_nms[False],
+            'NMS_THRESH': rpn.nms_iou},
+    'ROI_HEADS': {'NAME': 'StandardROIHeads', 'IN_FEATURES': levels[:4], 'NUM_CLASSES': model.num_classes,
+                  'SCORE_THRESH_TEST': final.score_threshold, 'NMS_THRESH_TEST': final.nms_iou},
+    'ROI_BOX_HEAD': {
+      'NAME': 'FastRCNNConvFCHead', 'NUM_CONV': len(box.convs), 'NUM_FC': len(box.fcs),
+      **({'CONV_DIM': _width(box.convs[0]), 'NORM': _norm(box.convs[0])} if box.convs else {}),
+      **({'FC_DIM': box.fcs[0].units} if box.fcs else {}), 'POOLER_RESOLUTION': model.box_pooler.size,
+      'BBOX_REG_WEIGHTS': [model.roi_sampler.box_weights[i] for i in (1, 0, 3, 2)], **pooler},
+  }
+  if mask is not None:
+    tree['ROI_MASK_HEAD'] = {
+      'NAME': 'MaskRCNNConvUpsampleHead', 'NUM_CONV': len(mask.convs), 'CONV_DIM': mask.deconv.filters,
+      'NORM': _norm(mask.convs[0]) if mask.convs else '', 'POOLER_RESOLUTION': model.mask_pooler.size, **pooler}
+  if model.cascade is not None:
+    tree['ROI_HEADS']['NAME'] = 'CascadeROIHeads'
+    tree['ROI_BOX_HEAD']['CLS_AGNOSTIC_BBOX_REG'] = True
+    weights = [model.roi_sampler.box_weights, *model.cascade.box_weights]
+    tree['ROI_BOX_CASCADE_HEAD'] = {'IOUS': [model.roi_sampler.foreground_iou, *model.cascade.ious],
+                                    'BBOX_REG_WEIGHTS': [[each[i] for i in (1, 0, 3, 2)] for each in weights]}
+  if model.keypoint_head is not None:
+    tree['KEYPOINT_ON'] = True
+    tree['ROI_KEYPOINT_HEAD'] = {
+      'NUM_KEYPOINTS': model.keypoint_predictor.deconv.filters,
+      'CONV_DIMS': [_width(conv) for conv in model.keypoint_head.convs],
+      'POOLER_RESOLUTION': model.keypoint_pooler.size, **pooler}
+  lines = ['MODEL:', *_yaml(tree, '  '), 'INPUT:', f'  FORMAT: {channels.upper()}', 'TEST:',
+           f'  DETECTIONS_PER_IMAGE: {final.max_detections}']
+  return '\n'.join(lines) + '\n'
+
+
+def _norm(layer):
+  """Detectron2's word for the norm of a ConvNorm."""
+  known = {'GroupNorm': 'GN', 'GroupNormalization': 'GN', 'SyncBatchNorm': 'SyncBN', 'FrozenBatchNorm': 'FrozenBN',
+           'NoNorm': ''}
+  return known[type(layer.norm).__name__]
+
+
+def _width(layer):
+  return layer.conv.filters
+
+
+def _yaml(tree, indent):
+  for name, value in tree.items():
+    if isinstance(value, dict):
+      yield f'{indent}{name}:'
+      yield from _yaml(value, f'{indent}  ')
+    else:
+      yield f'{indent}{name}: {json.dumps(value)}'  # JSON's scalars and lists are YAML's

@@ -1,0 +1,48 @@
+"""Atomic writing: readers find the old file or the whole new one, on local disks and on gs://."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import tensorflow as tf
+
+from rethink_tf.errors import UserError, in_one_line
+
+
+@contextlib.contextmanager
+def replacing(path: str) -> Iterator[str]:
+  """Yields a temporary path beside `path`; what is written there replaces `path` at the end, unless an error is raised.
+
+  Raises:
+    OSError, tf.errors.OpError: whatever the storage raises.
+  """
+  folder, name = os.path.split(path)
+  temporary = os.path.join(folder, f'.{name}.{os.getpid()}.partial')
+  try:
+    yield temporary
+    tf.io.gfile.rename(temporary, path, overwrite=True)
+  except BaseException:
+    with contextlib.suppress(OSError, tf.errors.OpError):
+      tf.io.gfile.remove(temporary)
+    raise
+
+
+def write(path: str, data: bytes | str) -> None:
+  """Writes a file atomically; its folder must exist. Raises what the storage raises."""
+  with replacing(path) as temporary, tf.io.gfile.GFile(temporary, 'wb') as file:
+    file.write(data)
+
+
+def write_output(path: str, data: bytes | str) -> None:
+  """Writes a result of a command with --output, and the folders above it.
+
+  Raises:
+    UserError: the storage refuses it.
+  """
+  try:
+    tf.io.gfile.makedirs(os.path.dirname(path) or '.')
+    write(path, data)
+  except (OSError, tf.errors.OpError) as error:
+    raise UserError(f'{path}: cannot be written: {in_one_line(error)}; choose another place with --output') from error

@@ -1,0 +1,246 @@
+"""What accompanies `fit`: progress and metrics, samples seen (Fig. 2), the stop at NaN, checkpoints.
+
+Order in `fit(callbacks=...)`: StopOnNonFinite before the rest, ProgressAndMetrics before SaveCheckpoints. All are keyed
+by the optimizer's iterations, so that a resumed run counts on. `logs` holds means since the last reset_metrics:
+loss/total, loss/rpn/objectness, ...
+
+`facts(step)` describes the batch that iteration `step` (from 0) consumes: epoch, image_ids [B], instances, pixels of
+the resized images, padded_pixels of the canvas.
+"""
+
+import collections
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import tf_keras
+
+from rethink_tf.console import duration
+from rethink_tf.errors import UserError
+from rethink_tf.storage.checkpoints import iterations
+from rethink_tf.storage.run_folder import RunFolder
+from rethink_tf.training.preemption import Interruption
+
+
+class Checkpoints(Protocol):
+  """What SaveCheckpoints writes to: `checkpoints.RunCheckpoints`."""
+
+  def save(self, step: int, trackables: Mapping[str, Any], state: Mapping[str, Any]) -> bool: ...
+
+
+class Seen(NamedTuple):
+  """All that a run has looked at so far (Fig. 2), across restarts."""
+
+  images: int = 0
+  instances: int = 0
+  pixels: int = 0
+  padded_pixels: int = 0
+  seconds: float = 0.  # inside training steps, waiting for data included, evaluation and checkpoints excluded
+
+
+class StopOnNonFinite(tf_keras.callbacks.Callback):
+  """Ends training at the first loss that is NaN or infinite.
+
+  Raises:
+    UserError: names the loss, the step and the images of its batch.
+  """
+
+  def __init__(self, facts: Callable[[int], Any]):
+    super().__init__()
+    self._facts = facts
+
+  def on_train_batch_end(self, batch, logs=None):
+    bad = [name for name, value in (logs or {}).items() if not np.isfinite(value).all()]
+    if bad and not getattr(self.model, 'overflowed', False):  # of float16: that step was skipped (trainer.py)
+      step = iterations(self.model.optimizer)
+      images = ', '.join(str(int(image)) for image in self._facts(step - 1).image_ids)
+      raise UserError(f'{", ".join(bad)} not finite at step {step}, image ids {images}: look at them, lower the '
+                      'learning rate or lengthen the warm-up; the checkpoints before this step are intact')
+
+
+class ProgressAndMetrics(tf_keras.callbacks.Callback):
+  """A progress line every `seconds`, or every `every` steps, with the same figures to metrics.jsonl and TensorBoard.
+
+  Every report resets the model's metrics: its losses are means over the steps since the last one. A report is
+  also made at the first step, at the end of each epoch of `fit`, and at the end.
+
+  Args:
+    facts: what each step sees (module docstring).
+    start_state: `state()` of the run that is resumed; None starts from zero.
+  """
+
+  def __init__(
+    self,
+    run_folder: RunFolder,
+    total_steps: int,
+    facts: Callable[[int], Any],
+    every: int | None = None,
+    seconds: float = 10.,
+    start_state: Mapping[str, Any] | None = None,
+  ):
+    super().__init__()
+    self._run_folder, self._total_steps, self._facts = run_folder, total_steps, facts
+    self._every, self._seconds = every, seconds
+    self._seen = Seen(**(start_state or {}))
+    self._epoch = 0
+    self._step = self._reported_step = 0
+    self._logs: dict[str, float] = {}
+    self._batch_began = self._reported_at = time.monotonic()
+    self._recent = collections.deque(maxlen=20)  # (steps, images, seconds) of the latest reports
+
+  def state(self) -> dict[str, Any]:
+    """The counters, for the checkpoint."""
+    return self._seen._asdict()
+
+  def on_train_begin(self, logs=None):
+    self._step = self._reported_step = iterations(self.model.optimizer)
+    self._run_folder.continue_at(self._step)
+    self._interval = Seen()
+    self._first = True
+
+  def on_train_batch_begin(self, batch, logs=None):
+    self._batch_began = time.monotonic()
+
+  def on_train_batch_end(self, batch, logs=None):
+    now = time.monotonic()
+    step = iterations(self.model.optimizer)
+    self._interval = self._count(range(self._step, step), now - self._batch_began)
+    self._step, self._logs = step, dict(logs or {})
+    due = now - self._reported_at >= self._seconds if self._every is None else step % self._every == 0
+    if due or self._first or step >= self._total_steps:
+      self._report()
+
+  def on_epoch_end(self, epoch, logs=None):
+    self._report()  # fit resets the metrics at the next epoch
+
+  def on_train_end(self, logs=None):
+    self._report()
+    self._run_folder.flush()
+
+  def _count(self, steps: range, seconds: float) -> Seen:
+    interval = self._interval._replace(seconds=self._interval.seconds + seconds)
+    for step in steps:
+      facts = self._facts(step)
+      self._epoch = int(facts.epoch)
+      one = Seen(len(facts.image_ids), int(facts.instances), int(facts.pixels), int(facts.padded_pixels), 0.)
+      interval = Seen(*map(sum, zip(interval, one, strict=True)))
+      self._seen = Seen(*map(sum, zip(self._seen, one, strict=True)))
+    self._seen = self._seen._replace(seconds=self._seen.seconds + seconds)
+    return interval
+
+  def _report(self):
+    steps = self._step - self._reported_step
+    if not steps:
+      return
+    if not self._first:
+      self._recent.append((steps, self._interval.images, self._interval.seconds))
+    speed = _Speed.of(self._recent or [(steps, self._interval.images, self._interval.seconds)])
+    losses = {name: float(value) for name, value in self._logs.items()}
+    rate = float(self.model.optimizer.learning_rate.numpy())
+    print(self._line(losses, rate, speed) + '\n', end='', file=sys.stdout, flush=True)  # one write: others print too
+    self._run_folder.append_metrics({
+      'kind': 'train', 'step': self._step, 'epoch': self._epoch, **self._seen._asdict(), 'time': round(time.time(), 3),
+      'learning_rate': rate, 'images_per_second': speed.images_per_second, **losses})
+    scalars = {**losses, 'learning_rate': rate, 'images_per_second': speed.images_per_second,
+               'images': self._seen.images, 'instances': self._seen.instances, 'pixels': self._seen.pixels}
+    self._run_folder.add_scalars(self._step, {f'train/{name}': value for name, value in scalars.items()})
+    self.model.reset_metrics()
+    self._interval, self._reported_step, self._reported_at = Seen(), self._step, time.monotonic()
+    self._first = False
+
+  def _line(self, losses: Mapping[str, float], rate: float, speed: '_Speed') -> str:
+    parts = [f'step {self._step}/{self._total_steps} ({100 * self._step / self._total_steps:.3g} %)']
+    if 'loss/total' in losses:
+      parts.append(f'loss {losses["loss/total"]:.4g}')
+    groups = collections.defaultdict(float)  # loss/rpn/objectness and loss/rpn/box count as rpn
+    for name, value in losses.items():
+      if name.startswith('loss/') and name != 'loss/total':
+        groups[name.split('/')[1]] += value
+    if groups:
+      parts.append(' '.join(f'{name} {value:.3g}' for name, value in groups.items()))
+    remaining = max(self._total_steps - self._step, 0) * speed.seconds_per_step
+    parts.append(f'lr {rate:.3g}')
+    if not self._first:  # the first step is spent on tracing and says nothing about the others
+      parts += [f'{speed.images_per_second:.3g} img/s', f'ETA {duration(remaining)}']
+    return '  '.join(parts)
+
+
+class SaveCheckpoints(tf_keras.callbacks.Callback):
+  """Writes a checkpoint every `every` steps, when a signal asks training to end, and at its end.
+
+  Args:
+    trackables: what is saved, by name: the model, the optimizer.
+    state: called for the rest, such as ProgressAndMetrics.state.
+    also: step -> whether it is saved besides: those that are evaluated.
+    interruption: what tells of signals; entered around `fit`.
+
+  Raises:
+    UserError: the last checkpoint could not be written; at earlier ones training goes on.
+    Interrupted: after a signal, at the end of the step under way, once its checkpoint is written.
+  """
+
+  def __init__(
+    self,
+    checkpoints: Checkpoints,
+    trackables: Mapping[str, Any],
+    state: Callable[[], Mapping[str, Any]],
+    every: int,
+    also: Callable[[int], bool] = lambda step: False,
+    interruption: Interruption | None = None,
+  ):
+    super().__init__()
+    self._checkpoints, self._trackables, self._state, self._every = checkpoints, trackables, state, every
+    self._also, self._interruption = also, interruption or Interruption()
+    self._saved_step: int | None = None
+    self._before = 0
+    self._traced = False
+
+  def on_train_begin(self, logs=None):
+    # Step 0 holds nothing, any other one is on the disk.
+    self._before = self._saved_step = iterations(self.model.optimizer)
+    self._settle(self._before, self._interruption.received is not None)
+
+  def on_train_batch_begin(self, batch, logs=None):
+    self._interruption.deferred = self._traced  # the first step may take minutes to trace, and loses nothing
+
+  def on_train_batch_end(self, batch, logs=None):
+    step = iterations(self.model.optimizer)
+    due = step // self._every > self._before // self._every or self._also(step)
+    ends = self._interruption.ends(step, 2 * step - self._before)  # an execution further, of one step or several
+    if due or ends:
+      self._save(step)
+    self._before, self._traced = step, True
+    self._settle(step, ends)
+
+  def on_train_end(self, logs=None):
+    step = iterations(self.model.optimizer)
+    if step != self._saved_step and not self._save(step):
+      raise UserError(f'the last checkpoint (step {step}) could not be written, the reason is logged above: make room '
+                      'and give the same command again; it goes on from the newest checkpoint')
+    self._settle(step, not self._interruption.shared and self._interruption.received is not None)
+
+  def _save(self, step: int) -> bool:
+    saved = self._checkpoints.save(step, self._trackables, self._state())
+    if saved:
+      self._saved_step = step
+    return saved
+
+  def _settle(self, step: int, ends: bool):
+    """Between steps: lets signals end training at once while there is nothing to lose, and ends it if one has come."""
+    interruption = self._interruption
+    interruption.deferred = step != self._saved_step or interruption.shared  # other workers would lose something
+    interruption.told = f'stopped; the same command continues from step {self._saved_step}'
+    if ends:
+      raise interruption.error()
+
+
+class _Speed(NamedTuple):
+  seconds_per_step: float
+  images_per_second: float
+
+  @classmethod
+  def of(cls, recent) -> '_Speed':
+    steps, images, seconds = map(sum, zip(*recent, strict=True))
+    return cls(seconds / steps, images / max(seconds, 1e-9))

@@ -1,0 +1,154 @@
+"""TFRecords in the ImageNet schema of tf-models-official."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from rethink_tf.data.classification.image_folder import ImageFolder
+from rethink_tf.data.classification.records import ImageRecords
+from rethink_tf.data.images import ImageError
+from rethink_tf.errors import UserError
+from tests.small_classes import COLOURS, picture, write_folders
+
+NAMES = tuple(COLOURS)
+
+
+def example(label, seed, **others):
+  """A record as official's ImageNet scripts write it, label from 1."""
+  encoded = cv2.imencode('.jpg', picture(COLOURS[NAMES[(label - 1) % 3]], seed)[..., ::-1])[1].tobytes()
+  features = {'image/encoded': encoded, 'image/class/label': label, 'image/class/text': NAMES[(label - 1) % 3].encode(),
+              'image/filename': f'n{label}_{seed}.JPEG'.encode(), 'image/height': 48, 'image/width': 64} | others
+  return tf.train.Example(features=tf.train.Features(feature={
+    key: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value])) if isinstance(value, bytes) else
+    tf.train.Feature(int64_list=tf.train.Int64List(value=value if isinstance(value, list) else [value]))
+    for key, value in features.items() if value is not None}))
+
+
+def write_shards(folder, split, labels, shards=2, suffix='', **others):
+  for shard in range(shards):
+    with tf.io.TFRecordWriter(str(folder / f'{split}-{shard:05d}-of-{shards:05d}{suffix}')) as writer:
+      for n in range(shard, len(labels), shards):
+        writer.write(example(labels[n], n, **others).SerializeToString())
+
+
+@pytest.mark.parametrize('suffix', ['', '.tfrecord'])
+def test_labels_count_from_one(tmp_path, suffix):
+  write_shards(tmp_path, 'train', [1, 2, 3, 3, 1], suffix=suffix)
+  write_shards(tmp_path, 'validation', [2, 2], suffix=suffix)
+  source = ImageRecords(str(tmp_path), training=True)
+  assert [category.name for category in source.categories] == ['blue', 'green', 'red'] and source.num_classes == 3
+  assert source.classes[:, 0].tolist() == [0, 2, 0, 1, 2] and source.classes.dtype == np.int32
+  assert source.image_ids.tolist() == [1, 2, 3, 4, 5]
+  for i, k in enumerate(source.classes[:, 0].tolist()):
+    assert np.abs(source.load(i).mean((0, 1)) - COLOURS[NAMES[k]]).max() < 20
+  held_out = ImageRecords(str(tmp_path), 'validation')
+  assert held_out.categories == source.categories and held_out.classes[:, 0].tolist() == [1, 1]
+
+
+def test_official_decoder_reads_the_same_labels(tmp_path):
+  from official.vision.dataloaders import classification_input
+  write_shards(tmp_path, 'train', [3, 1], shards=1)
+  decoder = classification_input.Decoder()
+  source = ImageRecords(str(tmp_path))
+  for i, record in enumerate(tf.data.TFRecordDataset(str(tmp_path / 'train-00000-of-00001'))):
+    decoded = decoder.decode(record)
+    assert int(decoded['image/class/label']) - 1 == source.classes[i, 0]
+    np.testing.assert_array_equal(tf.io.decode_jpeg(decoded['image/encoded'], dct_method='INTEGER_ACCURATE').numpy(),
+                                  source.load(i))
+
+
+def test_the_index_is_written_once_and_made_anew_when_shards_change(tmp_path):
+  write_shards(tmp_path, 'train', [1, 2, 3])
+  first = ImageRecords(str(tmp_path))
+  index = tmp_path / 'train-classes-index.json'
+  content = json.loads(index.read_text())
+  assert [shard['labels'] for shard in content['shards']] == [[1, 3], [2]]
+  content['texts']['1'] = 'azure'  # shows that the file is read
+  index.write_text(json.dumps(content))
+  assert ImageRecords(str(tmp_path)).categories[0].name == 'azure'
+  index.write_text('{"shards": [1')
+  assert ImageRecords(str(tmp_path)).categories == first.categories
+  write_shards(tmp_path, 'train', [1, 2, 3, 3])
+  assert len(ImageRecords(str(tmp_path)).image_ids) == 4
+
+
+def test_only_the_validation_shards_are_there(tmp_path):
+  write_shards(tmp_path, 'validation', [1, 3])
+  assert ImageRecords(str(tmp_path), 'validation').num_classes == 3
+
+
+def test_subsets_are_those_of_file_names(tmp_path):
+  write_shards(tmp_path, 'train', [1, 2, 3] * 8, shards=3)
+  small, large = (ImageRecords(str(tmp_path), num_images=n) for n in (5, 11))
+  assert set(small.file_names) < set(large.file_names) and len(small.image_ids) == 5
+  whole = ImageRecords(str(tmp_path))
+  for i, image_id in enumerate(small.image_ids):
+    assert small.file_names[i] == whole.file_names[image_id - 1] and small.classes[i] == whole.classes[image_id - 1]
+    np.testing.assert_array_equal(small.load(i), whole.load(image_id - 1))
+
+
+def test_damaged_records_are_counted_and_left_out(tmp_path, see_logs, caplog):
+  write_shards(tmp_path, 'train', [1, 2, 3, 1], shards=1)
+  path = tmp_path / 'train-00000-of-00001'
+  with tf.io.TFRecordWriter(str(tmp_path / 'more')) as writer:
+    writer.write(b'no example')
+    writer.write(example(1, 0, **{'image/class/label': [1, 2]}).SerializeToString())
+    writer.write(example(1, 0, **{'image/encoded': None}).SerializeToString())
+  data = bytearray(path.read_bytes())
+  data[300] ^= 0xFF  # inside the first picture
+  path.write_bytes(bytes(data) + (tmp_path / 'more').read_bytes())
+  source = ImageRecords(str(tmp_path))
+  assert source.classes[:, 0].tolist() == [1, 2, 0]
+  assert '4 records are left out' in caplog.text and 'damaged (1)' in caplog.text
+  path.write_bytes(path.read_bytes()[:1000])
+  with pytest.raises(ImageError, match='cannot be read'):
+    source.load(2)
+
+
+def test_records_that_cannot_be_used_are_one_line(tmp_path):
+  for folder in ('zero', 'more', 'one', 'bare', 'gap'):
+    (tmp_path / folder).mkdir()
+  write_shards(tmp_path / 'zero', 'train', [1, 2], **{'image/class/label': 0})
+  write_shards(tmp_path / 'more', 'train', [1, 2])
+  write_shards(tmp_path / 'more', 'validation', [3, 3])
+  write_shards(tmp_path / 'one', 'train', [2, 2])
+  write_shards(tmp_path / 'bare', 'train', [1, 2], **{'image/class/label': None})
+  write_shards(tmp_path / 'gap', 'train', [1, 2])
+  (tmp_path / 'gap/train-00001-of-00002').unlink()
+  for folder, split, said in (('zero', 'train', 'first_label'), ('more', 'validation', 'class_split'),
+                              ('one', 'train', 'one class'), ('bare', 'train', 'image/class/label'),
+                              ('gap', 'train', '1 of the 2 shards'), ('gap', 'test', '--data_dir')):
+    with pytest.raises(UserError, match=said) as error:
+      ImageRecords(str(tmp_path / folder), split, training=True)
+    assert '\n' not in str(error.value)
+  assert ImageRecords(str(tmp_path / 'zero'), first_label=0).num_classes == 1
+
+
+def test_folders_and_records_share_their_attributes(tmp_path):
+  write_shards(tmp_path, 'train', [1, 2])
+  records, folders = ImageRecords(str(tmp_path)), ImageFolder(str(write_folders(tmp_path / 'folders')))
+  for name in ('name', 'categories', 'num_classes', 'image_ids', 'classes', 'num_instances', 'file_names'):
+    assert type(getattr(records, name)) is type(getattr(folders, name)), name
+
+
+def test_a_label_beyond_all_reason_is_left_out(tmp_path, see_logs, caplog):
+  """As many classes as it says would fill the memory."""
+  write_shards(tmp_path, 'train', [1, 2, 2 ** 62, -5])
+  source = ImageRecords(str(tmp_path))
+  assert source.num_classes == 2 and len(source.image_ids) == 2
+  assert 'with a label that is not from 0 to 1000000 (2)' in caplog.text
+
+
+@pytest.mark.parametrize('fields', [{'labels': [2 ** 62]}, {'labels': ['1']}, {'offsets': [-1]}, {'names': [None]},
+                                    {'labels': []}], ids=str)
+def test_an_index_with_other_types_is_made_anew(tmp_path, fields):
+  write_shards(tmp_path, 'train', [1], shards=1)
+  ImageRecords(str(tmp_path))
+  path = tmp_path / 'train-classes-index.json'
+  content = json.loads(path.read_text())
+  content['shards'][0] |= fields
+  path.write_text(json.dumps(content))
+  assert ImageRecords(str(tmp_path)).num_classes == 1

@@ -1,0 +1,184 @@
+"""Devices: what is there is used, what is missing is said."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import tensorflow as tf
+
+from rethink_tf.distributed import strategy as distribute
+from rethink_tf.distributed.workers import Workers
+from rethink_tf.errors import UserError, WorkerLost
+from rethink_tf.storage.run_folder import RunFolder
+
+
+def in_fresh_process(code):
+  return subprocess.run([sys.executable, '-c', f'from rethink_tf import distribute\n{code}'], capture_output=True,
+                        text=True, check=False)
+
+
+def test_two_replicas_compute_together(two_replicas):
+  assert two_replicas.num_replicas_in_sync == 2
+
+  @tf.function
+  def total():
+    ids = two_replicas.run(lambda: tf.distribute.get_replica_context().replica_id_in_sync_group + 1)
+    return two_replicas.reduce('sum', ids, axis=None)
+
+  assert int(total()) == 3
+
+
+def test_one_device():
+  strategy = distribute.strategy(kind='one_device')
+  assert strategy.num_replicas_in_sync == 1
+  assert int(strategy.run(lambda: tf.constant(3))) == 3
+
+
+@pytest.mark.parametrize('arguments, message', [
+  ({'kind': 'tpu_pod'}, "strategy.kind = 'tpu_pod' must be"),
+  ({'kind': 'multi_worker'}, "strategy.kind = 'multi_worker' needs the environment variable TF_CONFIG"),
+  ({'communication': 'mpi'}, "strategy.communication = 'mpi' must be one of auto, ring, nccl"),
+  ({'timeout_minutes': 0}, 'strategy.timeout_minutes = 0 must be above 0'),
+  ({'kind': 'tpu', 'tpu': 'grpc://10.0.0.2:8470'}, 'another machine, where Python cannot read the photographs'),
+  ({'num_devices': 0}, 'strategy.num_devices = 0 must be at least 1'),
+  ({'kind': 'mirrored', 'num_devices': 64}, r'num_devices = 64, but TensorFlow finds \d+ GPU\(s\) and 2 CPU'),
+  ({'kind': 'one_device', 'num_devices': 2}, "num_devices = 2 needs strategy.kind = 'mirrored'"),
+  ({'logical_cpus': 4}, r'logical_cpus = 4: TensorFlow has started with 2 CPU device\(s\)'),
+])
+def test_requests_that_cannot_be_met(two_replicas, arguments, message):
+  with pytest.raises(UserError, match=message) as caught:
+    distribute.strategy(**arguments)
+  assert '\n' not in str(caught.value)
+
+
+def test_logical_cpus_in_a_fresh_process():
+  result = in_fresh_process('import tensorflow as tf\n'
+                            'strategy = distribute.strategy(logical_cpus=3)\n'
+                            'print(type(strategy).__name__, strategy.num_replicas_in_sync)\n'
+                            'print(type(distribute.strategy("one_device")).__name__)')
+  assert result.stdout.split() == ['MirroredStrategy', '3', 'OneDeviceStrategy'], result.stderr
+
+
+HOSTS = ['a:1', 'b:1', 'c:1']
+
+
+def config(task, **cluster):
+  return json.dumps({'cluster': cluster, 'task': task})
+
+
+@pytest.mark.parametrize('text, expected', [
+  ('', None),
+  ('{}', None),
+  (config({'type': 'worker', 'index': 0}, worker=['a:1']), None),
+  (config({'type': 'evaluator', 'index': 0}, worker=HOSTS, evaluator=['d:1']), None),
+  (config({'type': 'worker', 'index': 2}, worker=HOSTS), (tuple(HOSTS), 2, (('worker', 3),))),
+  (config({'type': 'worker', 'index': '1'}, worker=HOSTS), (tuple(HOSTS), 1, (('worker', 3),))),
+  (config({'type': 'chief', 'index': 0}, worker=HOSTS[1:], chief=['a:1']),
+   (tuple(HOSTS), 0, (('chief', 1), ('worker', 2)))),
+  (config({'type': 'worker', 'index': 1}, worker=HOSTS[1:], chief=['a:1']),
+   (tuple(HOSTS), 2, (('chief', 1), ('worker', 2)))),
+], ids=['unset', 'empty', 'single', 'evaluator', 'worker', 'text', 'chief', 'beside-a-chief'])
+def test_the_place_among_the_workers(monkeypatch, text, expected):
+  monkeypatch.setenv('TF_CONFIG', text)
+  assert distribute.cluster() == expected
+
+
+@pytest.mark.parametrize('text, message', [
+  ('{"cluster": ', 'TF_CONFIG is no JSON'),
+  ('["a:1"]', 'TF_CONFIG is not of the form {"cluster"'),
+  (config({'type': 'worker', 'index': 0}, worker='a:1,b:1'), 'TF_CONFIG is not of the form'),
+  (config({'type': 'worker', 'index': 0}, worker=['a', 'b']), 'TF_CONFIG is not of the form'),
+  (json.dumps({'cluster': {'worker': HOSTS}}), 'TF_CONFIG is not of the form'),
+  (config({'type': 'worker', 'index': 3}, worker=HOSTS), r'task.index = 3, but its cluster has 3 worker\(s\)'),
+  (config({'type': 'worker', 'index': -1}, worker=HOSTS), 'task.index = -1'),
+  (config({'type': 'master', 'index': 0}, worker=HOSTS), "task.type = 'master', but its cluster has worker"),
+  (config({'type': 'worker', 'index': 0}, worker=['a:1', 'a:1']), 'lists a:1 twice'),
+  (config({'type': 'worker', 'index': 0}, worker=HOSTS, ps=['d:1']), 'parameter servers'),
+])
+def test_a_malformed_cluster_is_told_in_one_line(monkeypatch, text, message):
+  monkeypatch.setenv('TF_CONFIG', text)
+  with pytest.raises(UserError, match=message) as caught:
+    distribute.strategy()
+  assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('arguments, message', [
+  ({'kind': 'mirrored'}, "strategy.kind = 'mirrored' is for one machine, but TF_CONFIG lists 3 workers"),
+  ({'logical_cpus': 2}, 'strategy.logical_cpus is for one machine'),
+])
+def test_several_machines_need_their_own_kind(monkeypatch, arguments, message):
+  monkeypatch.setenv('TF_CONFIG', config({'type': 'worker', 'index': 0}, worker=HOSTS))
+  with pytest.raises(UserError, match=message):
+    distribute.strategy(**arguments)
+
+
+def test_the_evaluator_of_a_cluster_works_alone(monkeypatch, two_replicas):
+  monkeypatch.setenv('TF_CONFIG', config({'type': 'evaluator', 'index': 0}, worker=HOSTS, evaluator=['d:1']))
+  assert distribute.strategy(num_devices=1).num_replicas_in_sync == 1
+
+
+def test_without_a_tpu_the_line_says_so():
+  result = in_fresh_process('from rethink_tf.errors import UserError\n'
+                            'try:\n  distribute.strategy("tpu")\n'
+                            'except UserError as error:\n  print(error)')
+  assert result.stdout.startswith("strategy.tpu = 'local': no TPU found"), result.stderr
+  assert result.stdout.count('\n') == 1
+
+
+def test_a_worker_beside_the_chief_writes_nothing(tmp_path):
+  chief = RunFolder(str(tmp_path / 'run'))
+  chief.append_metrics({'kind': 'train', 'step': 1})
+  (tmp_path / 'run/gather').mkdir()
+  (tmp_path / 'run/gather/token').write_text('token')
+  before = sorted(path for path in tmp_path.rglob('*'))
+  worker = distribute.SilentFolder(chief.path, 'token')
+  worker.append_metrics({'kind': 'train', 'step': 2})
+  worker.write_text('a.json', '{}')
+  worker.put_text('b.json', '{}')
+  worker.save_provenance(['train'], 'x = 1')
+  worker.add_scalars(1, {'loss': 1.0})
+  worker.continue_at(1)
+  worker.part('ema').append_metrics({'kind': 'eval', 'step': 2})
+  with worker.writer().as_default(step=1):
+    tf.summary.scalar('loss', 1.0)
+  worker.flush()
+  assert [line['step'] for line in worker.read_metrics()] == [1]
+  assert sorted(path for path in tmp_path.rglob('*')) == before
+
+
+def test_a_folder_that_is_not_the_chiefs_is_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(distribute, '_LOOK_SECONDS', 20)
+  monkeypatch.setattr(distribute.time, 'sleep', lambda seconds: None)
+  with pytest.raises(UserError, match='not the one that the chief writes to'):
+    distribute.SilentFolder(str(tmp_path), 'token')
+
+
+def test_another_configuration_is_named():
+  chief = '--model_dir=runs/a\nBATCH_SIZE = 16\nrun.seed = 0'
+  distribute._check_same(chief, chief)
+  with pytest.raises(UserError, match='BATCH_SIZE = 8 here; BATCH_SIZE = 16 on the chief') as caught:
+    distribute._check_same(chief, chief.replace('16', '8'))
+  assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('error, workers, expected', [
+  (tf.errors.UnavailableError(None, None, 'Error:\n\nCollective ops is aborted by: task 1 is down\nx'), 2,
+   r'another worker has ended .*\(Collective ops is aborted by: task 1 is down x\)'),
+  (tf.errors.UnavailableError(None, None, 'Collective ops is aborted'), 1, None),
+  (tf.errors.InternalError(None, None, 'out of something else'), 2, None),
+])
+def test_a_lost_worker_is_told_in_one_line(error, workers, expected):
+  here = Workers(0, workers)
+  with pytest.raises(WorkerLost if expected else tf.errors.OpError, match=expected) as caught:
+    with distribute.report_lost_workers(here):
+      raise error
+  if expected:
+    assert '\n' not in str(caught.value) and caught.value.exit_code == 69
+    with pytest.raises(WorkerLost):  # nobody waits any more
+      next(here.receive(FakeFolder(), 'x'))
+
+
+class FakeFolder:
+  def join(self, *parts):
+    return '/'.join(('/nowhere', *parts))

@@ -1,0 +1,80 @@
+"""Results on their way to the chief."""
+
+import threading
+import time
+
+import pytest
+
+from rethink_tf.distributed.workers import ALONE, Workers, assemble
+from rethink_tf.errors import UserError, WorkerLost
+from rethink_tf.storage.run_folder import RunFolder
+from tests import two_workers
+
+
+def test_the_chief_receives_everybodys_in_their_order(tmp_path):
+  folder = RunFolder(str(tmp_path))
+  first, *others = (Workers(index, 4, 'token') for index in range(4))
+  threads = [threading.Thread(target=one.send, args=(folder, 'found-7', f'of {one.index}'.encode()))
+             for one in reversed(others)]
+  for thread in threads:
+    thread.start()
+  assert list(first.receive(folder, 'found-7')) == [b'of 1', b'of 2', b'of 3']
+  assert list((tmp_path / 'gather').iterdir()) == []
+
+
+def test_an_earlier_start_of_the_job_is_not_taken_for_this_one(tmp_path):
+  folder = RunFolder(str(tmp_path))
+  Workers(1, 2, 'before').send(folder, 'found-7', b'old')
+  with pytest.raises(WorkerLost, match='worker 1 has sent no found-7') as caught:
+    next(Workers(0, 2, 'now', timeout=0.1).receive(folder, 'found-7'))
+  assert '\n' not in str(caught.value)
+
+
+def test_a_process_that_ends_does_not_wait(tmp_path):
+  chief = Workers(0, 2, 'token', timeout=3600)
+  chief.stop()
+  before = time.monotonic()
+  with pytest.raises(WorkerLost):
+    next(chief.receive(RunFolder(str(tmp_path)), 'found-7'))
+  assert time.monotonic() - before < 600
+
+
+def test_alone_there_is_nobody_to_wait_for(tmp_path):
+  assert ALONE.chief and list(ALONE.receive(RunFolder(str(tmp_path)), 'found-7')) == []
+
+
+def assembled(number, present, seconds):
+  """What becomes of each of the workers present, out of `number`: None, or the error."""
+  addresses = tuple(f'127.0.0.1:{port}' for port in two_workers.free_ports(number))
+  results = {}
+
+  def one(index):
+    try:
+      results[index] = assemble(addresses, index, seconds)
+    except UserError as error:
+      results[index] = error
+
+  threads = [threading.Thread(target=one, args=[index]) for index in present]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  return results
+
+
+def test_workers_wait_until_all_are_there():
+  assert assembled(3, [2, 0, 1], 600) == {0: None, 1: None, 2: None}
+
+
+@pytest.mark.parametrize('present', [[0], [1], [0, 1]], ids=str)
+def test_a_worker_that_does_not_come_is_waited_for_so_long(present):
+  for index, error in assembled(3, present, 1.2).items():
+    assert isinstance(error, WorkerLost) and '\n' not in str(error)
+    assert str(error).startswith(f'worker {index} of 3 did not meet the others within 0.02 minutes')
+
+
+def test_a_port_that_is_taken_is_told():
+  [port] = two_workers.free_ports(1)
+  with two_workers.socket.create_server(('', port)):
+    with pytest.raises(UserError, match=f'the chief cannot listen on port {port} of TF_CONFIG'):
+      assemble((f'127.0.0.1:{port}', 'b:1'), 0, 1)

@@ -1,0 +1,106 @@
+"""A follower scores every checkpoint once and knows when to stop."""
+
+import pytest
+
+from rethink_tf.errors import UserError
+from rethink_tf.evaluation import follow
+from rethink_tf.storage import run_folder
+from rethink_tf.storage.run_folder import RunFolder
+
+
+class Run:
+  """A training job: at each look at its checkpoints something more has happened."""
+
+  def __init__(self, path, events):
+    self.folder, self.events, self.present, self.evaluated = RunFolder(str(path)), list(events), [], []
+    self.follower = follow.FollowedFolder(str(path))
+
+  def steps(self):
+    if self.events:
+      self.events.pop(0)(self)
+    return list(self.present)
+
+  def evaluate(self, step):
+    if step not in self.present:
+      raise UserError(f'no checkpoint of step {step}')
+    self.evaluated.append(step)
+    self.follower.append_metrics({'kind': 'eval', 'step': step, 'box/AP': float(step), 'time': 100.0 + step})
+
+  def follow(self, minutes=0.0):
+    follow.follow(self, self.evaluate, self.follower, minutes, look_seconds=0)
+
+
+def saved(*steps):
+  return lambda run: setattr(run, 'present', list(steps))
+
+
+def nothing(run):
+  pass
+
+
+def trained(run):
+  run.folder.append_metrics({'kind': 'train', 'step': 30, 'time': 90.0})
+
+
+def test_every_checkpoint_is_scored_once_until_the_last(tmp_path):
+  run = Run(tmp_path, [nothing, saved(10), saved(10, 20), trained, saved(20, 30)])
+  run_folder.write_schedule(run.folder, 30)
+  run.follow(minutes=60)
+  assert run.evaluated == [10, 20, 30]
+  assert [line['step'] for line in RunFolder(str(tmp_path)).read_metrics()] == [30, 10, 20, 30]
+  assert (tmp_path / 'metrics.jsonl').read_text().count('eval') == 0  # training's file is left alone
+
+
+def test_a_follower_that_is_started_again_goes_on(tmp_path):
+  run = Run(tmp_path, [saved(10, 20, 30)])
+  run_folder.write_schedule(run.folder, 30)
+  run.follower.append_metrics({'kind': 'eval', 'step': 10, 'box/AP': 1.0, 'time': 1.0})
+  run.follow(minutes=60)
+  assert run.evaluated == [20, 30]
+
+
+def test_what_a_resumed_training_makes_again_is_scored_again(tmp_path):
+  run = Run(tmp_path, [saved(10, 20)])
+  run_folder.write_schedule(run.folder, 20)
+  run.follower.append_metrics({'kind': 'eval', 'step': 20, 'box/AP': 1.0, 'time': 1.0})
+  run.folder.append_metrics({'kind': 'resume', 'step': 10, 'time': 2.0})
+  run.follow(minutes=60)
+  assert run.evaluated == [10, 20]
+
+
+def test_a_checkpoint_that_goes_before_its_turn_is_passed_over(tmp_path, caplog):
+  run = Run(tmp_path, [saved(10), lambda run: (saved(20)(run))])
+  run_folder.write_schedule(run.folder, 20)
+  run.evaluate, evaluate = lambda step: (saved(20)(run), evaluate(step)), run.evaluate
+  run.follow(minutes=60)
+  assert run.evaluated == [20]
+  assert 'the checkpoint of step 10 went before it was scored' in caplog.text
+
+
+def test_a_follower_gives_up_when_training_has_stopped(tmp_path):
+  run = Run(tmp_path, [saved(10)])
+  run_folder.write_schedule(run.folder, 30)
+  with pytest.raises(UserError, match='no new checkpoint in .* for 0 minutes .* of step 10, the last step is 30'):
+    run.follow()
+  assert run.evaluated == [10]
+
+
+def test_a_wrong_checkpoint_ends_the_follower(tmp_path):
+  run = Run(tmp_path, [saved(10)])
+  def wrong(step):
+    raise UserError('wrong checkpoint')
+  run.evaluate = wrong
+  with pytest.raises(UserError, match='wrong checkpoint'):
+    run.follow(minutes=60)
+
+
+def test_events_go_to_a_run_of_their_own_with_the_same_tags(tmp_path):
+  run = Run(tmp_path, [])
+  run.follower.add_scalars(10, {'eval/box/AP': 1.0})
+  run.follower.flush()
+  assert list((tmp_path / 'tensorboard/evaluator').glob('events*'))
+
+
+def test_no_folder_to_follow(tmp_path):
+  with pytest.raises(UserError, match='no run folder'):
+    follow.FollowedFolder(str(tmp_path / 'none'))

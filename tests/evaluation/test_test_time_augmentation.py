@@ -1,0 +1,344 @@
+"""Test-time augmentation: merging against NumPy, mirrors against mirrors, and one view against none at all."""
+
+import functools
+import types
+
+import gin
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from rethink_tf import experiment, gin_files
+from rethink_tf.data.augment import Resize
+from rethink_tf.data.categories import Category
+from rethink_tf.data.detection.input import EvalInput
+from rethink_tf.data.detection.synthetic import SyntheticSource
+from rethink_tf.errors import UserError
+from rethink_tf.evaluation import test_time_augmentation as tta
+from rethink_tf.models.classifier import Classifier
+from rethink_tf.models.resnet import ResNet
+from rethink_tf.models.rois import DetectionGenerator
+from rethink_tf.structures import Detections, Views
+from rethink_tf.training.trainer import Trainer
+from tests import tiny
+
+ORDER = (0, 2, 1, 4, 3)  # of tiny.KEYPOINTS keypoints in the mirror
+SOURCE = functools.partial(SyntheticSource, 4, image_size=(64, 96), object_size=(16, 40), num_classes=tiny.CLASSES)
+GENERATOR = functools.partial(DetectionGenerator, score_threshold=0.3, max_detections=20)
+
+
+@pytest.fixture(autouse=True)
+def no_configuration_is_left():
+  yield
+  gin.clear_config()
+
+
+def trainer_of(detector):
+  """A trainer of a detector with scores far enough apart to be worth sorting, and boxes that move."""
+  batch = tiny.batch(1)
+  detector(batch.images, batch.image_sizes)
+  for i, variable in enumerate(detector.variables):
+    if 'predictor' in variable.name and 'kernel' in variable.name:
+      wide = 0.05 if 'deltas' in variable.name else 0.3
+      variable.assign(tf.random.stateless_normal(variable.shape, [i, 7], stddev=wide))
+  return Trainer(detector, losses=None)
+
+
+@functools.cache
+def trainer(kind):
+  parts = {'plain': {}, 'faster': {'mask_head': None}, 'cascade': {'cascade': tiny.cascade()}, 'xla': {'xla': True}}
+  make = tiny.keypoint_detector if kind == 'keypoints' else functools.partial(tiny.detector, **parts[kind])
+  return trainer_of(make(detection_generator=GENERATOR()))
+
+
+@functools.cache
+def predictor(kind, **settings):
+  """Predictor of a detector, and the settings."""
+  settings = {'flip_order': ORDER} | settings
+  chosen = tta.TestTimeAugmentation(**settings)
+  return chosen.predictor(trainer(kind), SOURCE()), chosen
+
+
+def looks(images, sizes, widths=None):
+  """Views of square photographs uint8 [B, s, s, 3], of which the first `widths` columns are used, at some sizes."""
+  b, side = images.shape[:2]
+  width = side if widths is None else widths
+  padded_shapes, shown = [], []
+  for size in sizes:
+    resized = tf.image.resize(images[:, :, :width], [size, round(width * size / side)])
+    resized = tf.cast(tf.round(resized), tf.uint8)
+    padded_shapes.append(tf.pad(resized, [[0, 0], [0, 0], [0, size - resized.shape[2]], [0, 0]]))
+    shown.append(tf.constant([[size, resized.shape[2]]] * b, tf.float32))
+  return Views(tf.range(b, dtype=tf.int64), tf.constant([[side, width]] * b, tf.int32), tuple(padded_shapes),
+               tuple(shown), tuple(each / tf.constant([[side, width]], tf.float32) for each in shown))
+
+
+def mirrored(views):
+  return views._replace(images=tuple(tta.mirror(*pair, tf.constant(True))
+                                     for pair in zip(views.images, views.image_sizes, strict=True)))
+
+
+def mirror_boxes(boxes, width):
+  return np.stack([boxes[..., 0], width - boxes[..., 3], boxes[..., 2], width - boxes[..., 1]], -1)
+
+
+def real_images(number=1, side=64):
+  return tiny.batch(number, side=side).images
+
+
+def numpy_iou(a, b):
+  low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
+  common = np.maximum(high - low, 0).prod(2)
+  areas = [(box[:, 2:] - box[:, :2]).prod(1) for box in (a, b)]
+  return common / (areas[0][:, None] + areas[1] - common)
+
+
+def numpy_nms(boxes, scores, threshold, iou, number):
+  """Greedy suppression within each class of float64 boxes [N, K, 4], scores [N, K] -> boxes, scores, classes."""
+  kept = []
+  for k in range(scores.shape[1]):
+    order = [i for i in np.argsort(-scores[:, k], kind='stable') if scores[i, k] > threshold]
+    while order:
+      best, *order = order
+      kept.append((scores[best, k], k + 1, boxes[best, k]))
+      order = [i for i in order if numpy_iou(boxes[None, best, k], boxes[None, i, k])[0, 0] <= iou]
+  kept.sort(key=lambda one: -one[0])
+  kept = kept[:number]
+  return (np.array([one[i] for one in kept]) for i in (2, 0, 1))
+
+
+def numpy_votes(box, class_, boxes, scores, threshold, iou):
+  own, weights = boxes[:, class_ - 1], scores[:, class_ - 1]
+  voters = (numpy_iou(box[None], own)[0] >= iou) & (weights > threshold)
+  return (own[voters] * weights[voters, None]).sum(0) / weights[voters].sum()
+
+
+def candidates(number, seed, classes=tiny.CLASSES):
+  """Clusters of boxes that differ little, as views would find them: boxes [1, N, K, 4], scores [1, N, K]."""
+  rng = np.random.default_rng(seed)
+  centres = rng.uniform(20, 180, (6, 2))
+  low = centres[rng.integers(6, size=(number, classes))] + rng.normal(0, 1, (number, classes, 2))
+  boxes = np.concatenate([low, low + rng.normal(50, 1, (number, classes, 2))], -1).astype(np.float32)
+  return boxes[None], rng.uniform(0, 1, (1, number, classes)).astype(np.float32)
+
+
+def merge(parts, **settings):
+  found = [(tf.constant(boxes), tf.constant(scores), tf.ones(boxes.shape[:2], tf.bool)) for boxes, scores in parts]
+  return predictor('faster', **settings)[0].merge(found)
+
+
+def test_union_of_all_views_and_votes_as_in_numpy():
+  parts = [candidates(40, 0), candidates(25, 1)]
+  plain, voted = merge(parts, vote_iou=None), merge(parts, vote_iou=0.8)
+  boxes, scores = (np.concatenate(each, 1)[0].astype(np.float64) for each in zip(*parts, strict=True))
+  expected, expected_scores, classes = numpy_nms(boxes, scores, 0.3, 0.5, 20)
+  n = len(expected)
+  assert n > 12
+  for found in (plain, voted):
+    np.testing.assert_allclose(found.scores[0, :n], expected_scores, rtol=1e-6)  # voting keeps them
+    np.testing.assert_array_equal(found.classes[0, :n], classes)
+    assert not found.classes[0, n:].numpy().any() and not found.boxes[0, n:].numpy().any()
+  np.testing.assert_allclose(plain.boxes[0, :n], expected, rtol=1e-6)
+  votes = [numpy_votes(box, k, boxes, scores, 0.3, 0.8) for box, k in zip(expected, classes, strict=True)]
+  np.testing.assert_allclose(voted.boxes[0, :n], votes, rtol=1e-5)
+  assert np.abs(voted.boxes - plain.boxes).max() > 0.3
+
+
+def test_votes_of_class_agnostic_boxes():
+  boxes, scores = candidates(30, 2)
+  shared = boxes[:, :, :1]
+  voted = merge([(shared, scores)], vote_iou=0.7)
+  expected, _, classes = numpy_nms(np.repeat(shared[0], 3, 1).astype(np.float64), scores[0], 0.3, 0.5, 20)
+  votes = [numpy_votes(box, k, np.repeat(shared[0], 3, 1), scores[0], 0.3, 0.7)
+           for box, k in zip(expected, classes, strict=True)]
+  np.testing.assert_allclose(voted.boxes[0, :len(votes)], votes, rtol=1e-5)
+
+
+def test_nothing_found_gives_nothing():
+  boxes, scores = candidates(5, 3)
+  found = merge([(boxes, scores * 0.1)], vote_iou=0.9)
+  assert not found.scores.numpy().any() and not found.classes.numpy().any() and not found.boxes.numpy().any()
+
+
+def test_detectron_and_detectron2_merge_different_things():
+  """A covers C in the first view; B of the second covers A and not C: only who still has C can give it."""
+  a, b, c = [0, 0, 100, 100], [-40, 0, 60, 100], [30, 0, 130, 100]
+  one = np.float32([[a, c]])[:, :, None], np.float32([[[0.8], [0.7]]]) * [1, 0, 0]
+  two = np.float32([[b]])[:, :, None], np.float32([[[0.9]]]) * [1, 0, 0]
+  generator = GENERATOR()
+  generator.nms_iou = 0.4
+  view = generator.select(*(tf.constant(x, tf.float32) for x in one), tf.ones([1, 2], tf.bool), False)
+  assert view.classes[0].numpy().tolist()[:2] == [1, 0]  # C is gone already
+  trainer('faster').detector.detection_generator.nms_iou = 0.4
+  try:
+    union = merge([tuple(np.float32(x) for x in part) for part in (one, two)], vote_iou=None)
+    finals = merge([(np.float32([[a]])[:, :, None], np.float32([[[0.8, 0, 0]]])), tuple(np.float32(x) for x in two)],
+                   merge='detections', vote_iou=None)
+  finally:
+    trainer('faster').detector.detection_generator.nms_iou = 0.5
+  np.testing.assert_allclose(union.scores[0, :3], [0.9, 0.7, 0])
+  np.testing.assert_allclose(finals.scores[0, :3], [0.9, 0, 0])
+
+
+@pytest.mark.parametrize('kind, merge', [('plain', 'candidates'), ('cascade', 'candidates'), ('faster', 'detections')])
+def test_one_view_is_plain_prediction(kind, merge):
+  resize = Resize((64,), 96)
+  plain = EvalInput(SOURCE(), 2, resize)
+  predict, settings = predictor(kind, views=((64, 96),), flip=False, merge=merge, vote_iou=None)
+  views = settings.views_of(plain)
+  assert views.num_batches == plain.num_batches
+  batch, view = (next(iter(inputs.dataset())) for inputs in (plain, views))
+  for field in ('image_ids', 'original_sizes', 'scales'):
+    np.testing.assert_array_equal(getattr(view, field), getattr(batch, field))
+  np.testing.assert_array_equal(view.images[0], batch.images)
+  expected, found = trainer(kind).predict_batch(batch), predict(view)
+  assert (expected.classes.numpy() > 0).sum() > 5
+  assert (found.masks is None) == (expected.masks is None) == (kind == 'faster')
+  for name, ours, theirs in zip(Detections._fields, found, expected, strict=True):
+    if theirs is not None:
+      np.testing.assert_array_equal(ours, theirs, err_msg=name)
+
+
+@pytest.mark.parametrize('kind', ['cascade', 'keypoints', pytest.param('xla', marks=pytest.mark.slow)])
+def test_the_mirror_of_a_photograph_gives_the_mirror_of_its_detections(kind):
+  """At two sizes, beside padding that is wider on one of them."""
+  views = looks(real_images(), (64, 96), widths=51)
+  predict, _ = predictor(kind, views=((64, 64), (96, 96)), vote_iou=0.8, keypoint_area=300.0)
+  found, other = predict(views), predict(mirrored(views))
+  n = int((found.classes[0].numpy() > 0).sum())
+  assert n > 5
+  np.testing.assert_allclose(other.scores, found.scores, rtol=1e-5)
+  np.testing.assert_array_equal(other.classes, found.classes)
+  np.testing.assert_allclose(other.boxes[0, :n], mirror_boxes(found.boxes[0, :n].numpy(), 51), atol=1e-3)
+  assert found.boxes[0, :n].numpy()[:, 3].max() <= 51.001  # inside the photograph, not its padding
+  if kind == 'keypoints':
+    points = np.array(found.keypoints[0, :n])[:, ORDER]
+    points[..., 1] = 50 - points[..., 1]
+    shown = np.array(other.keypoints[0, :n])
+    np.testing.assert_allclose(shown[..., 2], points[..., 2], rtol=1e-4)  # the height of each maximum
+    # Where it lies is settled by rounding, which differs between processors, once two pixels are equally high.
+    assert (np.abs(shown[..., :2] - points[..., :2]).max(-1) < 0.05).mean() > 0.7
+  else:
+    np.testing.assert_allclose(other.masks[0, :n], found.masks[0, :n, :, ::-1], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_masks_are_means_over_the_views():
+  views = looks(real_images(), (64, 128))
+  predict, _ = predictor('plain', views=((64, 64), (128, 128)), flip=False)
+  found = predict(views)
+  masks = []
+  for i, factor in ((0, 1.0), (1, 2.0)):
+    detector = trainer('plain').detector
+    features = detector.fpn(detector.backbone(detector.normalise(views.images[i], views.image_sizes[i])))
+    at = Detections(found.boxes * factor, found.scores, found.classes)
+    masks.append(detector.detect_masks(tta.roi_pyramid(features), at).masks.numpy())
+  assert np.abs(masks[0] - masks[1]).max() > 0.01
+  np.testing.assert_allclose(found.masks, (masks[0] + masks[1]) / 2, atol=1e-5)
+
+
+def test_detectron2_keeps_boxes_of_the_views_as_they_are():
+  views = looks(real_images(), (64, 96))
+  single = [predictor('faster', views=((size, size),), flip=False, vote_iou=None)[0] for size in (64, 96)]
+  finals = [predict(views._replace(images=views.images[i:i + 1], image_sizes=views.image_sizes[i:i + 1],
+                                   view_scales=views.view_scales[i:i + 1])) for i, predict in enumerate(single)]
+  pool = np.concatenate([finals[0].boxes[0], finals[1].boxes[0] / 1.5])
+  both, _ = predictor('faster', views=((64, 64), (96, 96)), flip=False, merge='detections', vote_iou=None)
+  found = both(views)
+  boxes = found.boxes[0].numpy()[found.classes[0].numpy() > 0]
+  nearest = np.abs(boxes[:, None] - pool).max(2)
+  assert len(boxes) > 5 and nearest.min(1).max() < 1e-3
+  assert {int(i) // 20 for i in nearest.argmin(1)} == {0, 1}  # from both views
+
+
+def test_size_dependent_keypoints():
+  predict, _ = predictor('keypoints', views=((64, 64), (96, 96), (32, 32)), keypoint_area=30.0 * 30)
+  boxes = tf.constant([[[0, 0, 20, 20], [0, 0, 60, 60]]], tf.float32)
+  one = tf.ones([1, 2])
+  fits = [predict._fits(boxes, scale * one, one).numpy()[0].tolist() for scale in (1.0, 1.5, 0.5)]
+  assert fits == [[True, True], [True, False], [False, True]]  # small ones from large views, and the other way round
+  half = predict._fits(boxes, 0.5 * one, 0.5 * one).numpy()  # pixels of the photograph are meant
+  assert half.all()
+  assert not predict._fits(boxes * 0.5, 0.4 * one, 0.5 * one).numpy()[0, 0]
+
+
+def test_a_mirror_leaves_the_padding_where_it_is():
+  images = np.random.default_rng(0).integers(1, 255, (2, 8, 10, 3), np.uint8)
+  images[0, :, 6:] = 0
+  sizes = tf.constant([[8.0, 6.0], [8.0, 10.0]])
+  found = tta.mirror(tf.constant(images), sizes, tf.constant(True)).numpy()
+  np.testing.assert_array_equal(found[0, :, :6], images[0, :, 5::-1])
+  assert not found[0, :, 6:].any()
+  np.testing.assert_array_equal(found[1], images[1, :, ::-1])
+  np.testing.assert_array_equal(tta.mirror(tf.constant(images), sizes, tf.constant(False)), images)
+
+
+def test_boxes_go_from_view_to_view_and_back():
+  boxes = tf.constant(np.random.default_rng(1).uniform(0, 50, (2, 7, 3, 4)), tf.float32)
+  sizes, scales = tf.constant([[60.0, 80.0], [50.0, 70.0]]), tf.constant([[1.5, 1.6], [2.0, 1.9]])
+  first = tf.constant([[0.7, 0.8], [1.1, 1.2]])
+  for flag in (False, True):
+    there = tta.to_first_view(boxes, sizes, scales, first, tf.constant(flag))
+    np.testing.assert_allclose(tta.from_first_view(there, sizes, scales, first, tf.constant(flag)), boxes, atol=1e-3)
+    expected = mirror_boxes(boxes[1, 0].numpy(), 70) if flag else boxes[1, 0].numpy()
+    np.testing.assert_allclose(there[1, 0], expected * np.array([0.55, 1.2 / 1.9] * 2), rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_two_devices_see_what_one_sees(two_replicas):
+  views = looks(real_images(2), (64, 96))
+  settings = tta.TestTimeAugmentation(((64, 64), (96, 96)))
+  expected = settings.predictor(trainer('plain'), SOURCE())(views)
+  with two_replicas.scope():
+    shared = trainer_of(tiny.detector(detection_generator=GENERATOR()))
+  for ours, theirs in zip(shared.detector.variables, trainer('plain').detector.variables, strict=True):
+    ours.assign(theirs)
+  found = settings.predictor(shared, SOURCE())(views)
+  for ours, theirs in zip(found[:4], expected[:4], strict=True):
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize('settings, said', [
+  (dict(views=()), 'views'), (dict(views=((800,),)), 'views'), (dict(views=((800, 400),)), 'short_side'),
+  (dict(merge='both'), 'merge'), (dict(vote_iou=0.0), 'vote_iou'), (dict(vote_iou=1.1), 'vote_iou')])
+def test_settings_that_make_no_sense_are_one_line(settings, said):
+  with pytest.raises(UserError, match=said) as error:
+    tta.TestTimeAugmentation(**settings)
+  assert '\n' not in str(error.value)
+
+
+def test_what_cannot_be_merged_is_refused():
+  with pytest.raises(UserError, match='keypoints'):
+    tta.TestTimeAugmentation(merge='detections').predictor(trainer('keypoints'), SOURCE())
+  with pytest.raises(UserError, match='detections'):
+    tta.TestTimeAugmentation().predictor(Trainer(Classifier(3, ResNet(14)), None), SOURCE())
+
+
+def test_the_mirror_of_keypoints_comes_from_the_names_of_the_data():
+  """As with photographs of people; the drawn shapes of the other tests have no named keypoints."""
+  names = ('nose', 'left_eye', 'right_eye', 'left_ear', 'right_ear')
+  source = types.SimpleNamespace(categories=(Category(1, 'person', names),), num_keypoints=len(names))
+  assert tta.TestTimeAugmentation().predictor(trainer('keypoints'), source).flip_order == ORDER
+  assert tta.TestTimeAugmentation().predictor(trainer('plain'), source).flip_order == ()
+
+
+def test_evaluate_with_one_gin_file(tmp_path):
+  """Through the front door: a checkpoint, and Detectron's way of looking at it."""
+  params = (
+    *tiny.GIN, 'train/synthetic.num_images = 8', 'eval/synthetic.num_images = 3', 'ResNet.depth = 14',
+    "strategy.kind = 'one_device'", 'synthetic.image_size = (64, 64)', 'synthetic.object_size = (16, 40)',
+    'DetectionGenerator.score_threshold = 0.001', 'TestTimeAugmentation.views = ((64, 64), (96, 96))')
+
+  def save(parts):
+    trackables = {'detector': parts.trainer.detector, 'optimizer': parts.trainer.optimizer}
+    return parts.checkpoints.save(0, trackables, {})
+
+  def run(task):
+    gin_files.parse(['gin_configs/demo.gin', 'gin_configs/augment/tta_detectron.gin'], params)
+    return experiment.run(task, str(tmp_path))
+
+  assert run(save)
+  gin.clear_config()
+  figures = run('evaluate')
+  assert {'box/AP', 'mask/AP'} <= set(figures) and all(np.isfinite(value) for value in figures.values())
+  assert len(list((tmp_path / 'eval').glob('*/bbox.json'))) == 1

@@ -1,0 +1,125 @@
+"""VocEvaluator with a detector that knows the answers, on two small pictures and on voc100."""
+
+import csv
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from rethink_tf.data.detection.input import EvalInput
+from rethink_tf.data.detection.voc import VocSource
+from rethink_tf.errors import UserError
+from rethink_tf.evaluation.voc_evaluator import VocEvaluator, read_results
+from rethink_tf.storage.run_folder import RunFolder
+from rethink_tf.structures import Detections
+from tests.small_voc import item, write, xml
+
+
+@pytest.fixture
+def source(tmp_path):
+  return VocSource(write(tmp_path / 'data', {'val': {
+    '7': xml(item('dog', (1, 1, 40, 60)), item('cat', (41, 1, 80, 60), difficult=1)),
+    '8': xml(item('dog', (11, 21, 30, 50)), item('old cat', (31, 1, 50, 20)))}}),
+    sets=('val',), classes=('cat', 'dog', 'old cat', 'owl'))
+
+
+def know(batch):
+  """The ground truth that training sees, all scores .9."""
+  return Detections(batch.gt_boxes, tf.cast(batch.gt_classes > 0, tf.float32) * 0.9, batch.gt_classes)
+
+
+def make(source, path, predict=know, **changes):
+  return VocEvaluator(EvalInput(source, 2), predict, source, RunFolder(str(path)), **changes)
+
+
+def test_knowing_the_answers_scores_100(source, tmp_path, capsys):
+  evaluator = make(source, tmp_path)
+  metrics = evaluator.evaluate(12, {'images': 3})
+  assert metrics == pytest.approx({'voc/mAP': 100.0, 'voc/AP75': 100.0, 'voc/AP': 100.0}) and evaluator.last == metrics
+  line = RunFolder(str(tmp_path)).read_metrics()[-1]
+  assert line['kind'] == 'eval' and line['step'] == 12 and line['images'] == 3 and line['voc/mAP'] == metrics['voc/mAP']
+  printed = capsys.readouterr().out
+  assert 'mAP 100.0' in printed and 'voc AP50 by category' in printed and 'owl' not in printed
+
+
+def test_files_of_an_evaluation(source, tmp_path):
+  evaluator = make(source, tmp_path, competition='comp3')
+  evaluator.evaluate(1)
+  evaluator.evaluate(2)
+  folder = tmp_path / 'eval/step-00000002'
+  assert {p.name for p in folder.iterdir()} == {
+    'categories.csv', 'pictures.png', 'comp3_det_test_cat.txt', 'comp3_det_test_dog.txt',
+    'comp3_det_test_old_cat-3.txt', 'comp3_det_test_owl.txt'}
+  assert {p.name for p in (tmp_path / 'eval/step-00000001').iterdir()} == {'categories.csv', 'pictures.png'}
+  lines = [line.split() for line in (folder / 'comp3_det_test_dog.txt').read_text().splitlines()]
+  assert [line[0] for line in lines] == ['7', '8'] and float(lines[0][1]) == np.float32(0.9)
+  np.testing.assert_allclose([[float(x) for x in line[2:]] for line in lines], [[1, 1, 40, 60], [11, 21, 30, 50]],
+                             atol=0.01)  # the corners of the xml
+  rows = list(csv.reader((folder / 'categories.csv').read_text().splitlines()))
+  assert rows[0] == ['id', 'category', 'voc/AP50', 'voc/AP75', 'voc/AP']
+  assert [row[2] for row in rows[1:]] == ['-1.000', '100.000', '100.000', '-1.000']  # a difficult cat, and no owl
+  make(source, tmp_path / 'b', save_results=False, num_pictures=0).evaluate(3)
+  assert [p.name for p in (tmp_path / 'b').glob('eval/*/*')] == ['categories.csv']
+
+
+def test_results_are_read_as_they_were_written(source, tmp_path):
+  """Names of classes and images come back, and boxes in COCO's x, y, w, h."""
+  gt = source.annotations()
+  assert read_results(str(tmp_path), gt) is None
+  make(source, tmp_path).evaluate(2)
+  results = read_results(str(tmp_path / 'eval/step-00000002'), gt)
+  easy = [a for a in gt['annotations'] if not a['difficult']]
+  key = lambda entry: (entry['category_id'], entry['image_id'])  # noqa: E731
+  assert sorted(map(key, results)) == sorted(map(key, easy)) and len(results) == 3
+  for result, expected in zip(sorted(results, key=key), sorted(easy, key=key), strict=True):
+    np.testing.assert_allclose(result['bbox'], expected['bbox'], atol=0.01)
+    assert result['score'] == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize('line, words', [
+  ('7 0.9 1 1 40', 'image score xmin'), ('7 0.9 1 1 40 x', 'image score xmin'), ('9 0.9 1 1 40 60', 'image 9 is not'),
+])
+def test_results_that_cannot_be_read(source, tmp_path, line, words):
+  (tmp_path / 'comp4_det_test_dog.txt').write_text(f'7 0.9 1 1 40 60\n{line}\n')
+  with pytest.raises(UserError, match=f'comp4_det_test_dog.txt:2: .*{words}'):
+    read_results(str(tmp_path), source.annotations())
+
+
+def test_false_and_difficult_detections(source, tmp_path):
+  def also_cats(batch):
+    """Before the truth, with a higher score: a cat on the difficult one, and dogs on nothing."""
+    rows = batch.gt_boxes.shape[0]
+    scale = tf.tile(batch.scales, [1, 2])[:, None]
+    cat = tf.constant([[[0, 40, 60, 80], [50, 60, 60, 79]]], tf.float32) * scale
+    kinds = tf.where(batch.image_ids[:, None] == 7, [[1, 2]], [[0, 2]])
+    truth = know(batch)
+    return Detections(tf.concat([cat, truth.boxes], 1), tf.concat([tf.fill([rows, 2], 0.95), truth.scores], 1),
+                      tf.concat([tf.cast(kinds, tf.int32), truth.classes], 1))
+
+  metrics = make(source, tmp_path, also_cats).evaluate(1)
+  assert metrics['voc/mAP'] == pytest.approx((50 + 100) / 2)  # two of four dogs are false and come first
+  seven = make(source, tmp_path / 'b', also_cats, rule='11-point').evaluate(1)
+  assert seven['voc/mAP'] == pytest.approx((50 + 100) / 2)
+
+
+def test_without_detections(source, tmp_path):
+  metrics = make(source, tmp_path, lambda batch: Detections(*map(tf.zeros_like, know(batch)[:3]))).evaluate(1)
+  assert metrics == {'voc/mAP': 0.0, 'voc/AP75': 0.0, 'voc/AP': 0.0}
+
+
+def test_without_objects(tmp_path):
+  empty = VocSource(write(tmp_path / 'data', {'val': {'1': xml(item(difficult=1))}}), sets=('val',))
+  assert make(empty, tmp_path).evaluate(1) == {'voc/mAP': -1.0, 'voc/AP75': -1.0, 'voc/AP': -1.0}
+
+
+def test_unknown_choices_are_user_errors(source, tmp_path):
+  with pytest.raises(UserError, match='VocEvaluator.rule'):
+    make(source, tmp_path, rule='12-point')
+  with pytest.raises(UserError, match='VocEvaluator.competition'):
+    make(source, tmp_path, competition='comp5')
+
+
+def test_voc100_through_the_pipeline(real_images, tmp_path):
+  source = VocSource(str(real_images / 'voc100'), sets=('val',))
+  metrics = make(source, tmp_path).evaluate(1)
+  assert metrics['voc/mAP'] == pytest.approx(100.0) and metrics['voc/AP'] == pytest.approx(100.0)

@@ -1,0 +1,107 @@
+"""The index of a TensorFlow checkpoint is looked through first: a forged one would end the process."""
+
+import struct
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from rethink_tf.data.tfrecord import masked_crc
+from rethink_tf.errors import UserError
+from rethink_tf.storage import checkpoint_index
+from rethink_tf.storage.checkpoints import RunCheckpoints
+from rethink_tf.storage.run_folder import RunFolder
+from rethink_tf.weights import formats
+
+KEY = b'kernel/.ATTRIBUTES/VARIABLE_VALUE'
+
+
+@pytest.fixture
+def prefix(tmp_path):
+  values = {'layer_with_weights-0': tf.train.Checkpoint(kernel=tf.Variable(np.ones([7, 7, 3, 4], 'f'))),
+            'many': [tf.Variable(np.ones([i], 'f')) for i in range(100)], 'none': tf.Variable(np.zeros([0, 4], 'f')),
+            'half': tf.Variable(np.ones([2], np.float16)), 'yes': tf.Variable(True)}
+  tf.train.Checkpoint(**values).write(str(tmp_path / 'official'))
+  return str(tmp_path / 'official')
+
+
+def forge(prefix, change):
+  """Changes the block of entries; its checksum agrees afterwards."""
+  with open(f'{prefix}.index', 'rb') as file:
+    data = file.read()
+  meta, _ = checkpoint_index._varint(data, len(data) - 48)
+  block = bytearray(data[:meta - 5])
+  change(block)
+  assert len(block) == meta - 5
+  checked = bytes(block) + b'\0'
+  with open(f'{prefix}.index', 'wb') as file:
+    file.write(checked + struct.pack('<I', masked_crc(checked)) + data[meta:])
+
+
+def test_sound_checkpoints_have_no_problem(prefix):
+  assert checkpoint_index.problem(prefix) is None
+  with open(f'{prefix}.index', 'rb') as file:
+    entries = checkpoint_index._entries(file.read())
+  names = {name for name, _ in tf.train.list_variables(prefix)}
+  assert {key.decode() for key in entries if key} == names and len(names) == 105
+
+
+def test_an_entry_that_is_none(prefix):
+  def spoil(block):
+    place = block.index(KEY) + len(KEY)
+    block[place] = 0xff
+  forge(prefix, spoil)
+  assert checkpoint_index.problem(prefix) == 'its index is damaged'
+  with pytest.raises(UserError, match='not a complete TensorFlow checkpoint.*index is damaged'):
+    formats.read(prefix)
+
+
+@pytest.mark.parametrize('old, new, said', [
+  # shape { dim { size: 7 } }, then 127: more numbers than the file has bytes for
+  (b'\x12\x02\x08\x07\x12\x02\x08\x07', b'\x12\x02\x08\x07\x12\x02\x08\x7f', 'bytes for the shape'),
+  (b'\x08\x01\x12\x10\x12\x02\x08\x07', b'\x08\x00\x12\x10\x12\x02\x08\x07', 'unknown type|bytes for the shape'),
+  (b'\x08\x01\x12\x10\x12\x02\x08\x07', b'\x08\x02\x12\x10\x12\x02\x08\x07', 'bytes for the shape')],
+  ids=['shape', 'no type', 'type'])
+def test_entries_that_do_not_fit_their_files(prefix, old, new, said):
+  def spoil(block):
+    place = block.index(old)
+    block[place:place + len(old)] = new
+  forge(prefix, spoil)
+  with pytest.raises(UserError, match=said) as error:
+    formats.read(prefix)
+  assert '\n' not in str(error.value)
+
+
+def test_a_data_file_that_is_short_or_gone(prefix, tmp_path):
+  data = tmp_path / 'official.data-00000-of-00001'
+  data.write_bytes(data.read_bytes()[:1000])
+  assert 'behind the end of its data file' in checkpoint_index.problem(prefix)
+  data.unlink()
+  assert 'behind the end of its data file' in checkpoint_index.problem(prefix)
+
+
+@pytest.mark.parametrize('keep', [0, 7, 40, 60, 500])
+def test_an_index_that_is_cut(prefix, tmp_path, keep):
+  path = tmp_path / 'official.index'
+  path.write_bytes(path.read_bytes()[:keep])
+  assert checkpoint_index.problem(prefix) == 'its index is damaged'
+  path.write_bytes(bytes(keep))
+  assert checkpoint_index.problem(prefix) == 'its index is damaged'
+
+
+def test_a_run_passes_over_a_forged_checkpoint(tmp_path):
+  variable = tf.Variable(5.0)
+  run = RunCheckpoints(RunFolder(str(tmp_path)))
+  run.save(1, {'v': tf.train.Checkpoint(kernel=variable)}, {})
+  run.save(2, {'v': tf.train.Checkpoint(kernel=variable)}, {})
+  folder = tmp_path / 'checkpoints/step-00000002'
+
+  def spoil(block):
+    block[block.index(KEY) + len(KEY)] = 0xff
+  forge(str(folder / 'weights'), spoil)
+  manifest = folder / 'manifest.json'
+  import json
+  content = json.loads(manifest.read_text())
+  manifest.write_text(json.dumps({key: content[key] for key in ('step', 'files', 'state')}))  # as before checksums
+  variable.assign(0.0)
+  assert run.restore({'v': tf.train.Checkpoint(kernel=variable)}) == {} and variable.numpy() == 5.0

@@ -1,0 +1,307 @@
+"""Metrics survive kills and full disks; provenance says what made a run."""
+
+import contextlib
+import errno
+import json
+import math
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorboard.backend.event_processing import plugin_event_accumulator
+
+import rethink_tf
+from rethink_tf.errors import UserError
+from rethink_tf.storage import run_folder
+from rethink_tf.storage.run_folder import RunFolder
+
+
+@pytest.fixture(params=['local', 'ram://'])
+def folder(request, tmp_path):
+  if request.param == 'local':
+    return RunFolder(str(tmp_path / 'runs' / 'demo'))
+  return RunFolder(f'ram://{tmp_path.name}/demo')
+
+
+def test_metrics_are_read_back_in_order(folder):
+  folder.append_metrics({'kind': 'train', 'step': np.int64(1), 'loss/total': np.float32(.5)})
+  folder.append_metrics({'kind': 'train', 'step': 2, 'loss/total': tf.constant(float('nan'))})
+  folder.append_metrics({'kind': 'eval', 'step': 2, 'box/AP': 40., 'per_class': {'cat': math.inf, 'dog': [1, 2.5]}})
+  assert folder.read_metrics() == [
+    {'kind': 'train', 'step': 1, 'loss/total': .5}, {'kind': 'train', 'step': 2, 'loss/total': None},
+    {'kind': 'eval', 'step': 2, 'box/AP': 40., 'per_class': {'cat': None, 'dog': [1, 2.5]}}]
+  with tf.io.gfile.GFile(folder.join('metrics.jsonl')) as file:
+    assert all(json.loads(line) for line in file)  # valid JSON, one object a line
+  again = RunFolder(folder.path)
+  again.append_metrics({'kind': 'eval', 'step': 3})
+  assert [line['step'] for line in again.read_metrics()] == [1, 2, 2, 3]
+
+
+def test_two_threads_lose_no_line(folder):
+  """Scoring writes beside training."""
+  def write(kind):
+    for step in range(30):
+      folder.append_metrics({'kind': kind, 'step': step, 'text': 'x' * 500})
+
+  threads = [threading.Thread(target=write, args=[kind]) for kind in ('eval', 'train', 'eval')]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  folder.flush()
+  lines = RunFolder(folder.path).read_metrics()
+  assert len(lines) == 90
+  assert [line['step'] for line in lines if line['kind'] == 'train'] == list(range(30))
+
+
+def test_remote_training_lines_wait_for_the_minute_or_the_flush(tmp_path):
+  folder = RunFolder(f'ram://{tmp_path.name}/waits')
+  for step in range(3):
+    folder.append_metrics({'kind': 'train', 'step': step})
+  reader = RunFolder(folder.path, create=False)
+  assert len(folder.read_metrics()) == 3 and len(reader.read_metrics()) == 1  # the first goes at once
+  folder.flush()
+  assert len(reader.read_metrics()) == 3
+
+
+def test_torn_last_line_is_skipped_and_not_continued(tmp_path):
+  folder = RunFolder(str(tmp_path))
+  folder.append_metrics({'step': 1})
+  with open(folder.join('metrics.jsonl'), 'a') as file:
+    file.write('{"step": 2, "loss/to')
+  assert folder.read_metrics() == [{'step': 1}]
+  folder.append_metrics({'step': 3})
+  assert folder.read_metrics() == [{'step': 1}, {'step': 3}]
+
+
+def test_a_resumed_run_overtakes_the_lines_it_repeats(folder):
+  for line in ({'kind': 'train', 'step': 10}, {'kind': 'eval', 'step': 10}, {'kind': 'train', 'step': 20},
+               {'kind': 'resume', 'step': 10}, {'kind': 'train', 'step': 15}):
+    folder.append_metrics(line)
+  kept = [(line['kind'], line['step']) for line in folder.read_metrics()]
+  assert kept == [('train', 10), ('eval', 10), ('train', 15)]
+
+
+def test_lines_of_a_killed_writer_are_whole(tmp_path):
+  code = ('import sys; from rethink_tf.storage.run_folder import RunFolder\nfolder = RunFolder(sys.argv[1])\n'
+          'print("ready", flush=True)\nstep = 0\nwhile True:\n'
+          '  step += 1\n  folder.append_metrics({"step": step, "text": "x" * 5000})\n')
+  with subprocess.Popen([sys.executable, '-c', code, str(tmp_path)], stdout=subprocess.PIPE) as process:
+    process.stdout.readline()
+    folder = RunFolder(str(tmp_path), create=False)
+    while len(folder.read_metrics()) < 5:
+      assert process.poll() is None
+    process.kill()
+  assert [line['step'] for line in folder.read_metrics()] == list(range(1, len(folder.read_metrics()) + 1))
+
+
+@contextlib.contextmanager
+def file_size_limit(size):
+  """What a full disk looks like to a writer."""
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize('room', [0, 5])
+def test_lines_wait_while_the_disk_is_full(tmp_path, caplog, room):
+  folder = RunFolder(str(tmp_path))
+  folder.append_metrics({'step': 1})
+  size = os.path.getsize(folder.join('metrics.jsonl'))
+  with file_size_limit(size + room):
+    for step in (2, 3, 4):
+      folder.append_metrics({'step': step})
+    assert os.path.getsize(folder.join('metrics.jsonl')) == size  # no part of a line either
+    assert [line['step'] for line in folder.read_metrics()] == [1, 2, 3, 4]
+  assert folder.failures == {'metrics.jsonl': 3}
+  assert len([record for record in caplog.records if 'metrics.jsonl could not be written' in record.message]) == 1
+  folder.append_metrics({'step': 5})
+  assert [line['step'] for line in RunFolder(str(tmp_path)).read_metrics()] == [1, 2, 3, 4, 5]
+  assert not folder.failures
+
+
+def test_the_end_writes_what_waits(tmp_path):
+  folder = RunFolder(str(tmp_path))
+  with file_size_limit(0):
+    folder.append_metrics({'step': 1})
+  folder.flush()
+  assert RunFolder(str(tmp_path)).read_metrics() == [{'step': 1}]
+
+
+def test_a_folder_that_vanishes_costs_figures_but_not_the_run(tmp_path, caplog):
+  folder = RunFolder(str(tmp_path / 'run'))
+  folder.append_metrics({'step': 1})
+  folder.add_scalars(1, {'loss': 1.})
+  folder.flush()
+  shutil.rmtree(folder.path)
+  for step in (2, 3):
+    folder.append_metrics({'step': step})
+    folder.add_scalars(step, {'loss': 1.})
+    folder.flush()
+  assert folder.failures['metrics.jsonl'] >= 2
+  messages = [record.getMessage() for record in caplog.records]
+  assert len([message for message in messages if 'metrics.jsonl could not be written' in message]) == 1
+  with pytest.raises(UserError, match='cannot write to the run folder .*config.gin'):
+    folder.write_text('config.gin', '')
+  os.mkdir(folder.path)
+  folder.flush()
+  assert [line['step'] for line in folder.read_metrics()] == [2, 3]
+
+
+def test_storage_that_fails_for_a_moment_is_asked_again(tmp_path, monkeypatch):
+  folder = RunFolder(str(tmp_path))
+  rename, calls = tf.io.gfile.rename, []
+
+  def flaky(*arguments, **settings):
+    calls.append(arguments)
+    if len(calls) < 3:
+      raise tf.errors.UnavailableError(None, None, 'restarting')
+    return rename(*arguments, **settings)
+
+  monkeypatch.setattr(tf.io.gfile, 'rename', flaky)
+  monkeypatch.setattr('rethink_tf.storage.retries.time.sleep', lambda seconds: None)
+  folder.write_text('note.txt', 'kept')
+  with tf.io.gfile.GFile(folder.join('note.txt')) as file:
+    assert file.read() == 'kept'
+  assert len(calls) == 3
+
+
+def test_what_cannot_be_written_is_told_once_and_counted(tmp_path, caplog):
+  folder = RunFolder(str(tmp_path))
+
+  def full():
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  assert not any(folder.attempt('curves.png', full) for _ in range(5))
+  assert folder.failures == {'curves.png': 5}
+  (told,) = [record.getMessage() for record in caplog.records]
+  assert 'curves.png could not be written: No space left on device; the run goes on' in told
+  assert folder.attempt('curves.png', lambda: None) and not folder.failures
+
+
+def scalars(folder, name=''):
+  """TensorBoard's own view of a curve: (step, value)."""
+  accumulator = plugin_event_accumulator.EventAccumulator(folder.join('tensorboard', *filter(None, [name])))
+  accumulator.Reload()
+  return {tag: [(event.step, float(tf.make_ndarray(event.tensor_proto))) for event in accumulator.Tensors(tag)]
+          for tag in accumulator.Tags()[plugin_event_accumulator.TENSORS]}
+
+
+def test_a_curve_goes_on_where_the_run_does(tmp_path):
+  """Of steps that were lost, TensorBoard and metrics.jsonl show what the second time gave."""
+  for start, end, value in ((0, 6, 1.), (3, 5, 2.)):
+    folder = RunFolder(str(tmp_path))
+    folder.continue_at(start)
+    for step in range(start + 1, end + 1):
+      folder.append_metrics({'kind': 'train', 'step': step, 'loss': value})
+      folder.add_scalars(step, {'train/loss': value})
+    folder.flush()
+    time.sleep(1.1)  # event files are told apart by the second
+  expected = [(1, 1.), (2, 1.), (3, 1.), (4, 2.), (5, 2.)]
+  assert [(line['step'], line['loss']) for line in folder.read_metrics()] == expected
+  assert scalars(folder)['train/loss'] == expected
+
+
+def test_a_part_keeps_its_figures_apart_in_the_same_records(folder):
+  part = folder.part('ema')
+  folder.append_metrics({'kind': 'eval', 'step': 2, 'time': 1., 'box/AP': 40.})
+  part.append_metrics({'kind': 'eval', 'step': 2, 'time': 2., 'box/AP': 41., 'eval_seconds': 3.})
+  assert folder.read_metrics() == [
+    {'kind': 'eval', 'step': 2, 'time': 1., 'box/AP': 40.},
+    {'kind': 'eval/ema', 'step': 2, 'time': 2., 'ema/box/AP': 41., 'ema/eval_seconds': 3.}]
+  assert part.read_metrics() == [{'kind': 'eval', 'step': 2, 'time': 2., 'box/AP': 41., 'eval_seconds': 3.}]
+  assert part.join('eval', 'x') == folder.join('ema', 'eval', 'x') and part.writer() is folder.writer('ema')
+
+
+def test_tensorboard_events(folder):
+  with folder.writer().as_default(step=3):
+    tf.summary.scalar('eval/box/AP', 41.3)
+  assert folder.writer() is folder.writer()
+  folder.flush()
+  (events,) = tf.io.gfile.glob(folder.join('tensorboard', '*'))
+  found = [(event.step, value.tag, float(tf.make_ndarray(value.tensor)))
+           for event in tf.compat.v1.train.summary_iterator(events) for value in event.summary.value]
+  assert found == [(3, 'eval/box/AP', pytest.approx(41.3))]
+
+
+def test_provenance(folder):
+  folder.save_provenance(['train.py', '--gin_file=a.gin'], 'run.batch_size = 16\n')
+  with tf.io.gfile.GFile(folder.join('config.gin')) as file:
+    assert file.read() == 'run.batch_size = 16\n'
+  command = folder.read_command()
+  assert command['argv'] == ['train.py', '--gin_file=a.gin'] and command['earlier_starts'] == []
+  assert command['versions']['tensorflow'] == tf.__version__
+  assert command['versions']['rethink_tf'] == rethink_tf.__version__
+  assert {'tf_keras', 'official', 'numpy', 'python'} <= set(command['versions'])
+  assert os.uname().nodename not in json.dumps(command) or len(os.uname().nodename) < 4
+  folder.save_provenance(['again'], '')
+  folder.save_provenance(['and again'], '')
+  command = folder.read_command()
+  assert [start['argv'] for start in command['earlier_starts']] == [['train.py', '--gin_file=a.gin'], ['again']]
+  assert all('earlier_starts' not in start for start in command['earlier_starts'])
+
+
+def test_damaged_command_file_does_not_stop_a_run(tmp_path):
+  folder = RunFolder(str(tmp_path))
+  (tmp_path / 'command.json').write_text('{"argv": [')
+  folder.save_provenance(['train'], '')
+  assert folder.read_command()['argv'] == ['train']
+
+
+def test_git_commit_is_that_of_the_package(tmp_path, monkeypatch):
+  def git(*arguments):
+    environment = {**os.environ, 'GIT_AUTHOR_NAME': 'a', 'GIT_AUTHOR_EMAIL': 'a@b', 'GIT_COMMITTER_NAME': 'a',
+                   'GIT_COMMITTER_EMAIL': 'a@b'}
+    return subprocess.run(['git', '-C', str(tmp_path), *arguments], check=True, capture_output=True, text=True,
+                          env=environment).stdout.strip()
+  package = tmp_path / 'rethink_tf'
+  package.mkdir()
+  (package / '__init__.py').write_text('')
+  monkeypatch.setattr(rethink_tf, '__file__', str(package / '__init__.py'))
+  assert run_folder.git_commit() is None  # no repository
+  git('init', '-q')
+  git('add', '.')
+  git('commit', '-q', '-m', 'first')
+  assert run_folder.git_commit() == git('rev-parse', 'HEAD')
+  (package / '__init__.py').write_text('edited = True\n')
+  assert run_folder.git_commit() == git('rev-parse', 'HEAD') + '+changes'
+  installed = tmp_path / 'site-packages' / 'rethink_tf' / '__init__.py'
+  monkeypatch.setattr(rethink_tf, '__file__', str(installed))
+  installed.parent.mkdir(parents=True)
+  assert run_folder.git_commit() is None  # inside a repository that is not the package's
+
+
+def test_unusable_paths(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(UserError, match='cannot write to the run folder .*file/run: .*; choose another'):
+    RunFolder(str(tmp_path / 'file' / 'run'))
+  with pytest.raises(UserError, match='cannot write to the run folder /proc/run') as caught:
+    RunFolder('/proc/run')
+  assert '\n' not in str(caught.value)
+  with pytest.raises(UserError, match='no run folder at .*nowhere'):
+    RunFolder(str(tmp_path / 'nowhere'), create=False)
+  with pytest.raises(UserError, match='no run folder given'):
+    RunFolder('')
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason='root may write everywhere')
+def test_write_protected_folder(tmp_path):
+  tmp_path.chmod(0o500)
+  with pytest.raises(UserError, match='Permission denied; choose another with --model_dir'):
+    RunFolder(str(tmp_path / 'run'))
+  assert RunFolder(str(tmp_path), create=False).read_metrics() == []
+
+
+def test_creation_leaves_no_traces(tmp_path):
+  RunFolder(str(tmp_path / 'run'))
+  assert os.listdir(tmp_path / 'run') == []

@@ -1,0 +1,71 @@
+"""A grid expands to its runs; every shipped study parses, and its runs' configurations with it."""
+
+import itertools
+import pathlib
+
+import pytest
+
+from rethink_tf.errors import UserError
+from rethink_tf.study import grid
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+STUDIES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / 'gin_configs/studies').glob('*.gin'))
+AXES = {'init': {'scratch': (), 'pre': ('init/p.gin', 'WEIGHTS = {net}')}, 'k': {'1x': ('K = 1',), '2x': ('K = 2',)}}
+
+
+def test_every_combination_in_order():
+  study = grid.Study(('base.gin', 'A = 1'), AXES, {'net': ('pre.gin',)})
+  trials = study.trials({'net': '/runs/net'})
+  assert [trial.name for trial in trials] == ['scratch_1x', 'scratch_2x', 'pre_1x', 'pre_2x']
+  assert trials[3].files == ('base.gin', 'init/p.gin')
+  assert trials[3].params == ('A = 1', "WEIGHTS = '/runs/net'", 'K = 2')
+  assert trials[3].choice == {'init': 'pre', 'k': '2x'}
+
+
+def test_combinations_are_left_out():
+  study = grid.Study((), AXES, {'net': ()}, leave_out=({'init': 'pre', 'k': '1x'},))
+  assert [trial.name for trial in study.trials({'net': 'n'})] == ['scratch_1x', 'scratch_2x', 'pre_2x']
+
+
+@pytest.mark.parametrize('make, message', [
+  (lambda: grid.Study((), {'k': {}}), 'k has no values'),
+  (lambda: grid.Study((), {'k': {'a/b': ()}}), 'folder'),
+  (lambda: grid.Study((), AXES, leave_out=({'k': '3x'},)), "no k = '3x'"),
+  (lambda: grid.Study((), AXES).trials({}), 'names no pre-training'),
+  (lambda: grid.Study((), {'k': {'1x': ()}}, leave_out=({'k': '1x'},)).trials({}), 'nothing is left'),
+  (lambda: grid.read_study('gin_configs/studies/figure1.gin', ['Study.axis = {}']), "no parameter 'axis'"),
+])
+def test_mistakes_are_one_line(make, message):
+  with pytest.raises(UserError, match=message) as error:
+    make()
+  assert '\n' not in error.value.line()
+
+
+def test_a_file_without_axes_is_no_study(tmp_path):
+  (tmp_path / 'half.gin').write_text('Study.base = ()')
+  with pytest.raises(UserError, match='is no study'):
+    grid.read_study(str(tmp_path / 'half.gin'))
+
+
+@pytest.mark.parametrize('name', STUDIES)
+def test_a_shipped_study(name):
+  """Its run sheet is whole, and its first and last run have a configuration that parses."""
+  text = (ROOT / name).read_text()
+  assert all(f'# {field}' in text for field in ('Reproduces', 'Cost', 'Command', 'Override')) and name in text
+  study = grid.read_study(name)
+  trials = study.trials(dict.fromkeys(study.pretraining, '/runs/net'))
+  assert len(trials) > 1 and len({trial.name for trial in trials}) == len(trials)
+  for trial in (trials[0], trials[-1]):
+    found = grid.length(trial, ["WEIGHTS = 'w'"] if 'init' in study.axes and 'WEIGHTS' not in str(trial) and
+                        'pretrain' in trial.name else [])
+    assert found.steps > 0 and found.quiet == ('CocoEvaluator.at_end = False',)
+
+
+def test_trials_that_differ_in_length_alone_are_of_one_kind():
+  study = grid.read_study('gin_configs/studies/figure1.gin')
+  lengths = {trial.name: grid.length(trial, ["WEIGHTS = 'w'"] if 'pretrain' in trial.name else [])
+             for trial in study.trials({})}
+  assert lengths['scratch_6x'].steps == 540_000 and lengths['scratch_6x'].first_drop == 480_000
+  assert lengths['scratch_6x'].images == 8_640_000
+  for (name, one), (other, two) in itertools.combinations(lengths.items(), 2):
+    assert (one.kind == two.kind) == (name.split('_')[0] == other.split('_')[0])

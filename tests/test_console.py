@@ -1,0 +1,57 @@
+"""Results are written with their folders, and progress has an end in sight."""
+
+import io
+import math
+
+import pytest
+
+from rethink_tf import console
+from rethink_tf.errors import UserError
+from rethink_tf.storage import files
+
+
+def test_a_file_and_the_folders_above_it(tmp_path):
+  files.write_output(f'{tmp_path}/a/b/c.txt', b'text')
+  assert (tmp_path / 'a' / 'b' / 'c.txt').read_bytes() == b'text'
+  with pytest.raises(UserError, match=r'c.txt/d.txt: cannot be written: .*--output') as error:
+    files.write_output(f'{tmp_path}/a/b/c.txt/d.txt', b'text')
+  assert '\n' not in str(error.value)
+
+
+def test_progress(monkeypatch, capsys):
+  """After a slow first one, two a second; a line at most every ten seconds."""
+  clock = [1000.0]
+  monkeypatch.setattr(console.time, 'monotonic', lambda: clock[0])
+  progress = console.Progress('images', 100)
+  for _ in range(41):
+    progress.count()
+    clock[0] += 0.5
+  lines = capsys.readouterr().out.splitlines()
+  assert lines == ['images: 21/100, 2/s, ETA 40 s', 'images: 41/100, 2/s, ETA 30 s']
+
+
+class Terminal(io.StringIO):
+  def isatty(self):
+    return True
+
+
+@pytest.mark.parametrize('stream', [Terminal(), io.StringIO()], ids=['terminal', 'file'])
+def test_a_terminal_has_one_line_that_is_rewritten(stream, monkeypatch):
+  clock = [1000.0]
+  monkeypatch.setattr(console.time, 'monotonic', lambda: clock[0])
+  progress = console.Progress('images', 200, stream)
+  for _ in range(200):
+    clock[0] += 10.0
+    progress.count()
+  progress.close()
+  lines = stream.getvalue().split('\r' if stream.isatty() else '\n')
+  assert any('images: 102/200, 0.1/s, ETA 16 min 20 s' in line for line in lines)
+  assert '200/200' in stream.getvalue() and stream.getvalue().endswith('\n')
+  assert stream.getvalue().count('\n') == (1 if stream.isatty() else 199)
+
+
+@pytest.mark.parametrize('seconds, text', [
+  (0, '0 s'), (59.4, '59 s'), (61, '1 min 1 s'), (3 * 3600 + 12 * 60, '3 h 12 min'), (90_000, '1 d 1 h'),
+  (math.inf, '?'), (math.nan, '?')])
+def test_durations(seconds, text):
+  assert console.duration(seconds) == text

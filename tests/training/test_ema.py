@@ -1,0 +1,264 @@
+"""Moving averages of the weights: their closed form, on one device and two, and that training never sees them."""
+
+import types
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+from rethink_tf.errors import UserError
+from rethink_tf.evaluation.periodic import PeriodicEvaluation
+from rethink_tf.models.norms import sync_batch_norm
+from rethink_tf.storage.checkpoints import RunCheckpoints
+from rethink_tf.storage.run_folder import RunFolder
+from rethink_tf.structures import LabelledImages
+from rethink_tf.training.ema import EvaluationOfBoth, ExponentialMovingAverage, OnAverages, restored
+from rethink_tf.training.optimizers import SGD
+from rethink_tf.training.trainer import Trainer
+
+
+class Detector(tf_keras.layers.Layer):
+  """Two numbers a picture: a dense layer on its mean colour, normalised."""
+
+  def __init__(self):
+    super().__init__(name='detector')
+    self.dense, self.norm = tf_keras.layers.Dense(2, use_bias=False), sync_batch_norm('norm')
+
+  def call(self, images, image_sizes, labels=None, training=False):
+    colour = tf.reduce_mean(tf.cast(images, tf.float32), [1, 2], keepdims=True) / 255
+    return tf.reshape(self.norm(self.dense(colour), training=training), [-1, 2])
+
+
+def losses(outputs, batch):
+  return {'class': tf.reduce_mean(tf.square(outputs - tf.one_hot(batch.classes[:, 0], 2)))}
+
+
+def batch(images=4, seed=0):
+  rng = np.random.default_rng(seed)
+  return LabelledImages(tf.constant(rng.integers(0, 255, (images, 8, 8, 3)), tf.uint8),
+                        tf.fill([images, 2], 8.), tf.range(images, dtype=tf.int64),
+                        tf.constant(rng.integers(0, 2, (images, 1)), tf.int32))
+
+
+def make(micro_batches=1, steps_per_execution=1, **settings):
+  tf_keras.utils.set_random_seed(3)
+  trainer = Trainer(Detector(), losses, micro_batches)
+  trainer.compile(SGD(.5), steps_per_execution=steps_per_execution)
+  trainer.make_variables(batch())
+  return trainer, ExponentialMovingAverage(trainer, **settings)
+
+
+class Record(tf_keras.callbacks.Callback):
+  """The detector's variables after each step."""
+
+  def __init__(self):
+    super().__init__()
+    self.values = []
+
+  def on_train_batch_end(self, step, logs=None):
+    self.values.append(weights(self.model))
+
+
+def weights(trainer):
+  return [variable.numpy() for variable in trainer.detector.variables]
+
+
+def averages(average):
+  return [variable.numpy() for variable in average.state.averages]
+
+
+def fit(trainer, callbacks, steps):
+  trainer.fit(tf.data.Dataset.from_tensors(batch()).repeat(), steps_per_epoch=steps, verbose=0, callbacks=callbacks)
+
+
+def closed_form(start, values, decays):
+  """decay · average + (1 - decay) · weights, step by step in float64."""
+  average = [np.float64(value) for value in start]
+  for step, decay in zip(values, decays, strict=True):
+    average = [decay * a + (1 - decay) * np.float64(w) for a, w in zip(average, step, strict=True)]
+  return average
+
+
+def assert_close(actual, expected):
+  for a, b in zip(actual, expected, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def assert_same(actual, expected):
+  for a, b in zip(actual, expected, strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize('settings, decays', [
+  ({'decay': .9, 'warm_up': False}, [.9] * 6),
+  ({'decay': .35}, [2 / 11, 3 / 12, 4 / 13, .35, .35, .35]),  # (1 + n) / (10 + n) up to the decay
+  ({'decay': 0.}, [0.] * 6)], ids=['constant', 'warm-up', 'none'])
+def test_closed_form(settings, decays):
+  trainer, average = make(**settings)
+  start, record = weights(trainer), Record()
+  fit(trainer, [average, record], 6)
+  assert not np.array_equal(record.values[0][0], record.values[-1][0])  # it trains
+  assert_close(averages(average), closed_form(start, record.values, decays))
+  assert average.state.updates.numpy() == 6
+
+
+def test_statistics_of_norms_are_averaged_like_weights():
+  trainer, average = make(decay=.5, warm_up=False)
+  names = [variable.name for variable in trainer.detector.variables]
+  moving = next(i for i, name in enumerate(names) if 'moving_mean' in name)
+  record = Record()
+  fit(trainer, [average, record], 3)
+  shares = (.125, .25, .5)
+  expected = sum(share * np.float64(values[moving]) for share, values in zip(shares, record.values, strict=True))
+  np.testing.assert_allclose(averages(average)[moving], expected, rtol=1e-5, atol=1e-7)  # it began at zero
+
+
+def test_accumulated_gradients_are_one_step():
+  trainer, average = make(micro_batches=2, decay=.9, warm_up=False)
+  start, record = weights(trainer), Record()
+  fit(trainer, [average, record], 3)
+  assert average.state.updates.numpy() == 3
+  assert_close(averages(average), closed_form(start, record.values, [.9] * 3))
+
+
+def test_several_steps_an_execution_average_the_last_of_each():
+  trainer, average = make(steps_per_execution=3, decay=.9, warm_up=False)
+  start, record = weights(trainer), Record()
+  fit(trainer, [average, record], 6)
+  assert average.state.updates.numpy() == 6 and len(record.values) == 2
+  assert_close(averages(average), closed_form(start, record.values, [.9 ** 3] * 2))
+
+
+def test_two_replicas_average_what_one_does(two_replicas):
+  alone, of_one = make(decay=.8)
+  fit(alone, [of_one], 4)
+  with two_replicas.scope():
+    shared, of_two = make(decay=.8)
+  data = two_replicas.experimental_distribute_dataset(tf.data.Dataset.from_tensors(batch()).repeat())
+  shared.fit(data, steps_per_epoch=4, verbose=0, callbacks=[of_two])
+  for one, two in zip(of_one.state.averages, of_two.state.averages, strict=True):
+    for value in two_replicas.experimental_local_results(two):
+      np.testing.assert_allclose(value, one, atol=2e-4)
+  before = weights(shared)
+  with of_two.applied():
+    assert_same(weights(shared), averages_then := [value.numpy() for value in shared.detector.variables])
+    assert not np.array_equal(averages_then[0], before[0])
+  assert_same(weights(shared), before)
+
+
+def test_training_does_not_see_them():
+  plain, _ = make()
+  fit(plain, [], 4)
+  trainer, average = make(decay=.9)
+  seen = []
+
+  class Look(tf_keras.callbacks.Callback):
+    def on_train_batch_end(self, step, logs=None):
+      seen.append(weights(trainer))
+
+  fit(trainer, [average, OnAverages(average, Look(), lambda step: step % 2 == 0)], 4)
+  assert_same(weights(trainer), weights(plain))
+  assert len(seen) == 2 and not np.array_equal(seen[0][0], seen[1][0])
+  assert_same(seen[1], averages(average))
+
+
+def test_taking_turns_is_exact_also_after_an_error():
+  trainer, average = make(decay=.9)
+  fit(trainer, [average], 3)
+  raw, averaged = weights(trainer), averages(average)
+  with pytest.raises(ZeroDivisionError), average.applied():
+    assert_same(weights(trainer), averaged)
+    assert_same(averages(average), raw)
+    raise ZeroDivisionError
+  assert_same(weights(trainer), raw)
+  assert_same(averages(average), averaged)
+
+
+def test_a_run_in_two_parts_has_the_averages_of_one(tmp_path):
+  whole, of_whole = make(decay=.9)
+  fit(whole, [of_whole], 5)
+  first, of_first = make(decay=.9)
+  fit(first, [of_first], 2)
+  checkpoints = RunCheckpoints(RunFolder(str(tmp_path)))
+  checkpoints.save(2, {'detector': first.detector, 'optimizer': first.optimizer, 'ema': of_first.state}, {})
+  second, of_second = make(decay=.9)
+  second.detector.dense.kernel.assign_add(tf.ones([3, 2]))
+  checkpoints.restore({'detector': second.detector, 'optimizer': second.optimizer, 'ema': of_second.state})
+  fit(second, [of_second], 3)
+  assert_same(averages(of_second), averages(of_whole))
+  assert of_second.state.updates.numpy() == 5
+  with pytest.raises(UserError, match='only in the model: ema/averages/0'):  # a run that began without
+    checkpoints.save(3, {'detector': first.detector}, {})
+    checkpoints.restore({'detector': second.detector, 'ema': of_second.state})
+
+
+def test_a_detector_is_restored_with_its_weights_or_their_averages(tmp_path):
+  """What export and predict do; and what they say of a run that has none, or keeps none in its checkpoint."""
+  trainer, average = make(decay=.5, warm_up=False)
+  checkpoints = RunCheckpoints(RunFolder(str(tmp_path)))
+  saved = []
+  for step in (2, 4):
+    fit(trainer, [average], 2)
+    checkpoints.save(step, {'detector': trainer.detector, 'ema': average.state}, {})
+    saved.append((weights(trainer), averages(average)))
+  fresh, of_fresh = make()
+  parts = types.SimpleNamespace(trainer=fresh, checkpoints=checkpoints, averages=of_fresh)
+  for averaged in (0, 1):
+    for step, values in ((None, saved[1]), (2, saved[0])):
+      with restored(parts, 'run', bool(averaged), step):
+        assert_same(weights(fresh), values[averaged])
+      assert_same(weights(fresh), values[0])
+  parts.averages = None
+  with pytest.raises(UserError, match='--averages.*run.ema is not set'), restored(parts, 'run', True):
+    pass
+  parts.checkpoints = RunCheckpoints(RunFolder(str(tmp_path / 'new')))
+  with pytest.raises(UserError, match='no checkpoint in runs/new.*--model_dir'), restored(parts, 'runs/new', False):
+    pass
+
+
+def test_a_restart_takes_the_weights_at_hand():
+  trainer, average = make(decay=.9)
+  fit(trainer, [average], 2)
+  average.restart()
+  assert_same(averages(average), weights(trainer))
+  assert average.state.updates.numpy() == 0
+
+
+class Kernel(PeriodicEvaluation):
+  """Its only figure is the first weight."""
+
+  main_metric = 'kernel'
+
+  def __init__(self, trainer, run_folder):
+    super().__init__(run_folder, every=2, at_end=True)
+    self._trainer = trainer
+
+  def evaluate(self, step, extra=None):
+    figures = {'kernel': float(self._trainer.detector.dense.kernel[0, 0])}
+    self._run_folder.append_metrics({'kind': 'eval', 'step': step, **(extra or {}), **figures})
+    self._keep(step, figures)
+    return figures
+
+
+def test_both_are_evaluated_under_names_of_their_own(tmp_path):
+  trainer, average = make(decay=.9)
+  folder = RunFolder(str(tmp_path))
+  both = EvaluationOfBoth(Kernel(trainer, folder), Kernel(trainer, folder.part(EvaluationOfBoth.NAME)), average)
+  record = Record()
+  fit(trainer, [average, record, both], 5)
+  lines = folder.read_metrics()
+  assert [(line['kind'], line['step']) for line in lines] == [
+    (kind, step) for step in (2, 4, 5) for kind in ('eval', 'eval/ema')]
+  assert lines[-2]['kernel'] == record.values[-1][0][0, 0]
+  assert lines[-1]['ema/kernel'] == averages(average)[0][0, 0] != lines[-2]['kernel']
+  assert both.last == {'kernel': lines[-2]['kernel'], 'ema/kernel': lines[-1]['ema/kernel']}
+  assert both.main_metric == 'kernel' and both.evaluated_step == 5 and both.due(4) and not both.due(5)
+  assert both.evaluate(5, {'on_demand': True}) == both.last
+  assert folder.read_metrics()[-1]['ema/on_demand'] is True
+
+
+@pytest.mark.parametrize('decay', [-.1, 1., 2.])
+def test_a_decay_out_of_range_is_refused(decay):
+  with pytest.raises(UserError, match='ExponentialMovingAverage.decay'):
+    make(decay=decay)

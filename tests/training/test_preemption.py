@@ -1,0 +1,69 @@
+"""Signals during training: the first waits for what is unsaved, the second for nothing."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from rethink_tf.errors import EXIT_CODES, Interrupted
+from rethink_tf.training.preemption import Interruption
+
+
+@pytest.mark.parametrize('signum', EXIT_CODES)
+def test_a_signal_is_noted_while_something_is_unsaved(signum):
+  with Interruption() as interruption:
+    interruption.deferred, interruption.told = True, 'continues from step 7'
+    os.kill(os.getpid(), signum)
+    assert interruption.received == signum
+    error = interruption.error()
+  assert isinstance(error, Interrupted) and error.signum == signum and error.told == 'continues from step 7'
+
+
+@pytest.mark.parametrize('signum', EXIT_CODES)
+def test_a_signal_ends_the_work_at_once_when_nothing_is(signum):
+  with pytest.raises(Interrupted) as caught, Interruption():
+    os.kill(os.getpid(), signum)
+    signal.pause()
+  assert caught.value.signum == signum
+  assert isinstance(caught.value, KeyboardInterrupt)  # passes by what catches Exception
+
+
+def test_handlers_are_as_before_afterwards():
+  before = [signal.getsignal(signum) for signum in EXIT_CODES], signal.set_wakeup_fd(-1)
+  with Interruption():
+    assert [signal.getsignal(signum) for signum in EXIT_CODES] != before[0]
+  assert ([signal.getsignal(signum) for signum in EXIT_CODES], signal.set_wakeup_fd(-1)) == before
+
+
+def test_elsewhere_than_in_the_main_thread_it_does_nothing():
+  before, found = signal.getsignal(signal.SIGTERM), []
+
+  def work():
+    with Interruption() as interruption:
+      found.append((signal.getsignal(signal.SIGTERM), interruption.received))
+
+  thread = threading.Thread(target=work)
+  thread.start()
+  thread.join()
+  assert found == [(before, None)]
+
+
+LONG = ('import hashlib, sys\nfrom rethink_tf.training.preemption import Interruption\n'
+        'with Interruption() as interruption:\n  interruption.deferred = True\n  print("ready", flush=True)\n'
+        '  hashlib.pbkdf2_hmac("sha256", b"", b"", 300_000_000)  # one call into C that takes minutes\n'
+        'print("complete")\n')
+
+
+@pytest.mark.parametrize('signum', EXIT_CODES)
+def test_the_second_signal_ends_the_process_in_the_middle_of_a_long_call(signum):
+  process = subprocess.Popen([sys.executable, '-c', LONG], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+  assert process.stdout.readline() == 'ready\n'
+  process.send_signal(signum)
+  line = process.stderr.readline()  # told while the call is under way
+  assert signal.Signals(signum).name in line and f'code {EXIT_CODES[signum]}' in line and 'a second' in line
+  process.send_signal(signum)
+  out, rest = process.communicate()
+  assert process.returncode == EXIT_CODES[signum] and out == '' and rest == ''
