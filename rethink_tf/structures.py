@@ -1,8 +1,8 @@
-"""What travels between the parts: named tuples, and the glossary of their shapes.
+"""Data structures shared by all modules: named tuples of tensors, protocols of the parts, and a glossary of shapes.
 
 Shapes
   B  images of a batch (one replica's micro-batch inside the model)
-  H, W  the padded canvas in pixels, multiples of 32, the same for a whole batch
+  H, W  the padded shape in pixels, multiples of 32, the same for a whole batch
   G  ground-truth slots of an image (padded), P  keypoints of an instance (0 without keypoints)
   A  anchors of all levels, S  sampled anchor slots, N  proposals, R  sampled RoIs, D  detections
   K  object classes; class 0 is the background, so class scores have K + 1 columns
@@ -12,7 +12,8 @@ Conventions
   +1 of old Detectron; box deltas are [dy, dx, dh, dw]. Images are RGB. Padding slots have class 0 and a zero box.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -160,3 +161,47 @@ class ClassifierOutputs(NamedTuple):
   def predictions(self) -> tf.Tensor:
     """What an evaluator scores: the logits."""
     return self.logits
+
+
+class Source(Protocol):
+  """Images with annotations. A classification source has `classes` (int32 [N, T], -1 = none) instead of the last three.
+
+  A part's constructor takes `training`: True leaves out what cannot be trained on (images without objects, say).
+  """
+
+  name: str  # for messages: the annotation file or folder
+  categories: Sequence[Any]  # data.categories.Category, in the order of classes 1..K
+  num_classes: int
+  image_ids: np.ndarray  # int64 [N]
+  sizes: np.ndarray  # int32 [N, 2] height, width in the file
+  num_instances: np.ndarray  # int32 [N]
+  num_keypoints: int  # P, 0 without keypoints
+
+  def load(self, i: int) -> Any:
+    """Return the Example (or the RGB image, for classification) of index i; raises ImageError if it cannot be read."""
+
+
+class Input(Protocol):
+  """Batches of a source as a `tf.data.Dataset`."""
+
+  source: Source
+  batch_size: int
+  failure: Exception | None  # the error that ended the data set; TensorFlow raises a wrapped one
+
+  def dataset(self, *position: Any) -> tf.data.Dataset:
+    """Training: endless, from (step, InputContext | None). Evaluation: one pass over every n-th batch, from (i, n)."""
+
+
+class Evaluator(Protocol):
+  """A callback of `fit` that scores the model on held-out images."""
+
+  main_metric: str  # by which the best checkpoint is chosen: 'box/AP'
+  workers: Any  # distributed.workers.Workers that share the images
+  evaluated_step: int  # of the evaluation that began last, -1 before the first
+  last: dict[str, float]  # metrics of the latest evaluation in percent, {} before the first
+
+  def evaluate(self, step: int, extra: Mapping[str, Any] | None = None) -> dict[str, float]:
+    """Score the current weights as those of `step`; return metrics in percent."""
+
+  def due(self, step: int) -> bool:
+    """Whether training is evaluated at a step, its end apart."""
