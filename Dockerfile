@@ -10,7 +10,7 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /src
-# The dependencies first: they stay in the cache while the code changes.
+# Dependencies first: their layer stays cached while the code changes.
 COPY setup.py pyproject.toml constraints.txt ./
 COPY rethink_tf/__init__.py rethink_tf/
 RUN mkdir gin_configs && pip install -c constraints.txt . && \

@@ -1,5 +1,5 @@
-# make demo   environment, training, evaluation, pictures        make test   environment, tests
-# make install   the environment alone, .venv
+# make demo      install, train, evaluate, plot        make test   install, run the tests
+# make install   only create the environment, .venv    make lint   install, run ruff
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/demo
@@ -7,7 +7,7 @@ RUN := runs/demo
 .PHONY: demo test lint install
 demo: .venv/installed
 	$(BIN)/python -m rethink_tf.train --gin_file=gin_configs/demo.gin --model_dir=$(RUN)
-	@echo; echo "Pictures of $(RUN):"; find $(RUN) -name '*.png' | sort
+	@echo; echo "Images in $(RUN):"; find $(RUN) -name '*.png' | sort
 
 test: .venv/installed
 	$(BIN)/python -m pytest -q
@@ -18,8 +18,8 @@ install: .venv/installed
 lint: .venv/installed
 	$(BIN)/ruff check .
 
-# Once, and again whenever the pins change. uv installs in half a minute what takes pip three; pip is used where uv
-# cannot be (it does not read pip's configuration of mirrors). The exact pins have wheels for Python 3.11 and later.
+# Again whenever the pins change. uv installs in half a minute, pip in three; pip is the fallback, since uv does not read
+# pip's configuration of mirrors. The exact pins have wheels for Python 3.11 and later.
 .venv/installed: setup.py constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))" || \
 	  { echo "error: TensorFlow 2.20 needs Python 3.10, 3.11 or 3.12: make PYTHON=python3.11 ..."; exit 1; }

@@ -1,23 +1,23 @@
 #!/usr/bin/env bash
-# Several workers that train together; see usage. Needs bash 4.
+# Start several workers that train together; see usage. Needs bash 4.
 set -euo pipefail
 
 usage() {
   cat <<'TEXT'
-Trains with several workers (gin_configs/runtime/multi_worker.gin): the same command for each, with its own TF_CONFIG.
+Train with several workers (gin_configs/runtime/multi_worker.gin): the same command for each, with its own TF_CONFIG.
 
-On this machine, over the loopback (for trying out; the GPUs of one machine are better shared by runtime/mirrored.gin):
+On this machine, over the loopback, for tests (for the GPUs of one machine use runtime/mirrored.gin):
   launch/multi_worker.sh --workers=2 -- python -m rethink_tf.train --gin_file=gin_configs/demo.gin \
       --gin_file=gin_configs/runtime/multi_worker.gin --model_dir=runs/two
 
-On several machines, on each of them with its own --index (0 writes the run folder, which all must be able to read):
+On several machines, each with its own --index (0 writes the run folder, which all must be able to read):
   launch/multi_worker.sh --hosts=node1:2222,node2:2222 --index=0 -- python -m rethink_tf.train ...
 
-  --print   prints the command line of each worker, with its TF_CONFIG, and starts nothing
-  --grace=N seconds that workers have to end once one of them has failed or a signal has come (120)
+  --print   print the command line of each worker with its TF_CONFIG, and start nothing
+  --grace=N seconds that workers have to exit after a failure or a signal (120)
 
-SIGINT and SIGTERM are passed on to all workers, a second one kills them. When a worker fails, the others are ended, and
-its exit code is that of this command.
+SIGINT and SIGTERM are forwarded to all workers; a second one kills them. When a worker fails, the others are
+terminated, and its exit code is that of this command.
 TEXT
 }
 
@@ -36,11 +36,11 @@ while (($#)); do
     --print) print=true ;;
     -h | --help) usage && exit 0 ;;
     --) shift && break ;;
-    *) fail "unknown option $1: the command goes behind --; see --help" ;;
+    *) fail "unknown option $1: the command goes after --; see --help" ;;
   esac
   shift
 done
-(($#)) || fail 'no command: give it behind --; see --help'
+(($#)) || fail 'no command: give it after --; see --help'
 [[ $grace =~ ^[0-9]+$ ]] || fail "--grace=$grace is not a number of seconds"
 [[ -z $workers || -z $hosts ]] || fail 'give --workers for this machine or --hosts for several, not both'
 
@@ -50,7 +50,7 @@ if [[ -n $workers ]]; then
   [[ -z $index ]] || fail '--index belongs to --hosts: --workers starts all of them'
   port=$((20000 + RANDOM % 10000))
   while ((${#addresses[@]} < workers)); do
-    # A port at which nobody answers is free.
+    # A port that refuses connections is free.
     (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null || addresses+=("127.0.0.1:$port")
     port=$((port + 1))
   done
@@ -60,7 +60,7 @@ elif [[ -n $hosts ]]; then
     [[ $address =~ ^[A-Za-z0-9._-]+:[0-9]+$ ]] || fail "--hosts: '$address' is not host:port"
   done
   $print || [[ $index =~ ^[0-9]+$ && $index -lt ${#addresses[@]} ]] ||
-    fail "--index='$index' must be the place of this machine in --hosts, 0 to $((${#addresses[@]} - 1))"
+    fail "--index='$index' must be the index of this machine in --hosts, 0 to $((${#addresses[@]} - 1))"
 else
   fail 'give --workers or --hosts; see --help'
 fi
@@ -85,14 +85,14 @@ fi
 
 pids=() deadline='' result=0 signalled=''
 
-signal_all() {  # the workers that live, with all they have started
+signal_all() {  # running workers and their child processes
   local pid
   for pid in "${pids[@]}"; do
     [[ -z $pid ]] || kill "-$1" -- "-$pid" 2>/dev/null || true
   done
 }
 
-named() {  # puts the number of the worker before its lines, also those it writes on its end
+named() {  # prefix output lines with the index of the worker, also those written at its end
   trap '' INT TERM
   exec sed -u "s/^/[$1] /"
 }
@@ -111,7 +111,7 @@ trap 'on_signal INT' INT
 trap 'on_signal TERM' TERM
 trap 'signal_all KILL' EXIT
 
-set -m  # each worker in a process group of its own, so that its children end with it
+set -m  # a process group per worker, so that its child processes end with it
 for i in "${!addresses[@]}"; do
   TF_CONFIG=$(tf_config "$i") "$@" </dev/null > >(named "$i") 2> >(named "$i" >&2) &
   pids[i]=$!
@@ -129,7 +129,7 @@ while ((running)); do
     pids[i]=''
     running=$((running - 1))
     if ((code)) && [[ -z $deadline ]]; then
-      echo "multi_worker.sh: worker $i ended with code $code; ending the others" >&2
+      echo "multi_worker.sh: worker $i exited with code $code; terminating the others" >&2
       deadline=$((SECONDS + grace))
       signal_all TERM
     fi

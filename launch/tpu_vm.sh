@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# Makes a TPU VM, trains on it, and starts again when it is taken away; see usage.
+# Create a TPU VM, train on it, and restart after preemption; see usage.
 set -euo pipefail
 
 usage() {
   cat <<'TEXT'
-Trains on a TPU VM of one host (v2-8, v3-8, v4-8, v5litepod-1 -4 -8, v6e-1 -4 -8):
+Train on a TPU VM with one host (v2-8, v3-8, v4-8, v5litepod-1 -4 -8, v6e-1 -4 -8):
 
   launch/tpu_vm.sh --name=scratch-6x --zone=us-central1-a --type=v3-8 --spot -- \
       --gin_file=gin_configs/scratch_6x.gin --data_dir=gs://my-bucket/coco --model_dir=gs://my-bucket/runs/scratch_6x
 
-What stands behind -- goes to rethink_tf.train, with gin_configs/runtime/tpu.gin added. The VM is made when it is not
-there; this checkout is copied to it and installed with tensorflow-tpu. Training goes on when the connection is lost:
-give the same command again to see how far it is. A spot VM that is taken away is made anew, and training continues.
+Arguments after -- go to rethink_tf.train, with gin_configs/runtime/tpu.gin added. The VM is created if it does not
+exist; this checkout is copied to it and installed with tensorflow-tpu. Training continues when the connection is lost:
+run the same command again to see the log. A preempted spot VM is created again, and training resumes.
 
   --version=V  software of the VM; default: the one for the type     --project=P  default: gcloud's
-  --keep       leave the VM there at the end (and pay for it)        --dry_run    print gcloud's commands, run none
+  --keep       keep the VM at the end (and pay for it)               --dry_run    print gcloud's commands, run none
 TEXT
 }
 
@@ -23,7 +23,7 @@ fail() {
   exit 2
 }
 
-# Over there: started by follow, below.
+# On the VM: started by follow, below.
 if [[ ${1:-} == --on_the_vm ]]; then
   shift
   cd "$(dirname "$0")/.."
@@ -34,14 +34,14 @@ if [[ ${1:-} == --on_the_vm ]]; then
     pins=$("$python" -c "import sys; print('-c constraints.txt' * (sys.version_info >= (3, 11)))")
     # shellcheck disable=SC2086  # two words or none
     "$python" -m pip install --quiet $pins -e .
-    # The same module for TPUs; pip takes it for another package.
+    # The same module for TPUs, under another package name.
     "$python" -m pip uninstall --quiet --yes tensorflow
     "$python" -m pip install --quiet 'tensorflow-tpu~=2.20.0'
     touch "$HOME/.rethink_tf/installed"
   fi
   if ! kill -0 "$(cat "$state.pid" 2>/dev/null)" 2>/dev/null; then
     rm -f "$state.code"
-    : >"$state.log"  # there before tail looks for it
+    : >"$state.log"  # exists before tail opens it
     # shellcheck disable=SC2016  # for the inner shell
     setsid nohup bash -c '"$1" -m rethink_tf.train "${@:3}"; echo $? >"$2.code"' _ "$python" "$state" "$@" \
       >"$state.log" 2>&1 </dev/null &
@@ -64,12 +64,12 @@ while (($#)); do
     --dry_run) dry_run=true ;;
     -h | --help) usage && exit 0 ;;
     --) shift && break ;;
-    *) fail "unknown option $1: what is for training goes behind --; see --help" ;;
+    *) fail "unknown option $1: arguments of training go after --; see --help" ;;
   esac
   shift
 done
 [[ $name =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] || fail "--name='$name': small letters, digits and hyphens"
-[[ $zone =~ ^[a-z]+-[a-z]+[0-9]+-[a-z]$ ]] || fail "--zone='$zone' is none, such as us-central1-a"
+[[ $zone =~ ^[a-z]+-[a-z]+[0-9]+-[a-z]$ ]] || fail "--zone='$zone' is not a zone, such as us-central1-a"
 case $type in
   v2-8 | v3-8 | v4-8) default=tpu-ubuntu2204-base ;;
   v5litepod-[148]) default=v2-alpha-tpuv5-lite ;;
@@ -81,7 +81,7 @@ for argument; do
   [[ $argument != --model_dir=* ]] || model_dir=${argument#*=}
 done
 [[ $model_dir == gs://?*/?* ]] ||
-  fail "--model_dir='$model_dir': the run folder must outlive the VM; behind --, give --model_dir=gs://bucket/runs/name"
+  fail "--model_dir='$model_dir': the run folder must outlive the VM; after --, give --model_dir=gs://bucket/runs/name"
 
 place=("$name" "--zone=$zone" ${project:+"--project=$project"})
 
@@ -132,25 +132,25 @@ fi
 
 while true; do
   case $(state_of_vm) in
-    READY)  # perhaps an earlier start came no further
+    READY)  # an earlier start may have failed before the copy
       tpu ssh "${place[@]}" --command='test -f rethink_tf/launch/tpu_vm.sh' || copy_checkout
       ;;
     ABSENT) make_vm ;;
-    PREEMPTED | TERMINATED)  # gone with its disk: only a new one helps
+    PREEMPTED | TERMINATED)  # its disk is lost: create a new VM
       tpu delete "${place[@]}" --quiet
       make_vm
       ;;
     STOPPED | FAILED) fail "the VM is stopped: gcloud compute tpus tpu-vm start, or delete, ${place[*]}" ;;
-    *) sleep 10 && continue ;;  # on its way
+    *) sleep 10 && continue ;;  # being created
   esac
   code=0
   follow "$@" || code=$?
   ((code == 0)) && break
-  if [[ $(state_of_vm) == READY && $code != 75 ]]; then  # 75: ended by a signal, not done
-    echo "tpu_vm.sh: training or the connection ended with code $code; the VM is still there: give the same command" \
-      "again to go on, or gcloud compute tpus tpu-vm delete ${place[*]}" >&2
+  if [[ $(state_of_vm) == READY && $code != 75 ]]; then  # 75: stopped by a signal, not complete
+    echo "tpu_vm.sh: training or the connection ended with code $code; the VM still exists: run the same command" \
+      "again to continue, or gcloud compute tpus tpu-vm delete ${place[*]}" >&2
     exit "$code"
   fi
-  echo 'tpu_vm.sh: the VM is being taken away; training continues on a new one' >&2
+  echo 'tpu_vm.sh: the VM was preempted; training resumes on a new one' >&2
 done
 $keep || tpu delete "${place[@]}" --quiet

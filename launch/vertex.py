@@ -1,4 +1,4 @@
-"""Trains on Vertex AI, as a custom job:
+"""Train on Vertex AI, as a custom job:
 
 python launch/vertex.py --gin_file=gin_configs/scratch_6x.gin --data_dir=gs://my-bucket/coco \\
     --model_dir=gs://my-bucket/runs/scratch_6x --image=us-docker.pkg.dev/my-project/my-repo/rethink_tf:1 \\
@@ -25,20 +25,20 @@ from rethink_tf.redaction import redact
 
 FLAGS = flags.FLAGS
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-DOORS = ('train', 'pretrain')
+COMMANDS = ('train', 'pretrain')
 MULTI_WORKER, TPU = 'gin_configs/runtime/multi_worker.gin', 'gin_configs/runtime/tpu.gin'
 
 
 def _n1(default: int, most: int) -> tuple[str, ...]:
-  """N1 machines of up to `most` vCPUs, the one of `default` first."""
+  """N1 machine types with up to `most` vCPUs, the one with `default` first."""
   sizes = [default, *(size for size in (4, 8, 16, 32, 64, 96) if size <= most and size != default)]
   kinds = (('standard', 4), ('highmem', 4), ('highcpu', 16))
   return tuple(f'n1-{kind}-{size}' for kind, least in kinds for size in sizes if size >= least)
 
 
-# Accelerator -> how many a machine has -> the machine types that have so many, the default first. A card can be added
-# to an N1 machine of few vCPUs only; the other types come with their cards. From "Configure compute resources for
-# custom training". Left out: what TensorFlow 2.20 has no kernels for, and TPU slices of several hosts.
+# Accelerator -> accelerators per machine -> machine types, the default first. N1 machines with many vCPUs need several
+# accelerators; the other types have a fixed number. From "Configure compute resources for custom training". Left out:
+# accelerators without kernels in TensorFlow 2.20, and TPU slices of several hosts.
 MACHINES: dict[str, dict[int, tuple[str, ...]]] = {
   'NVIDIA_TESLA_T4': {1: _n1(8, 16), 2: _n1(16, 32), 4: _n1(32, 96)},
   'NVIDIA_TESLA_P100': {1: _n1(8, 16), 2: _n1(16, 32), 4: _n1(32, 32)},
@@ -59,13 +59,13 @@ _CPU_MACHINE = re.compile(r'(e2|n1|n2|n2d|c2|c2d)-(standard|highmem|highcpu)-\d+
 
 
 class Request(NamedTuple):
-  """What the flags ask for."""
+  """The values of the flags."""
 
   gin_files: Sequence[str]
   model_dir: str
   image: str
   accelerator: str
-  count: int = 1  # accelerators of a host
+  count: int = 1  # accelerators per host
   hosts: int = 1
   gin_params: Sequence[str] = ()
   door: str = 'train'
@@ -82,10 +82,10 @@ class Request(NamedTuple):
 
 
 def custom_job(request: Request) -> dict[str, Any]:
-  """The CustomJob in its JSON form.
+  """Return the CustomJob in its JSON form.
 
   Raises:
-    UserError: something in the request is wrong, or does not fit together.
+    UserError: a value is invalid, or values do not fit together.
   """
   _check(request)
   pool = {'machineSpec': machine_spec(request), 'replicaCount': 1, 'diskSpec': {'bootDiskSizeGb': request.disk_gb},
@@ -99,8 +99,8 @@ def custom_job(request: Request) -> dict[str, Any]:
     'workerPoolSpecs': pools,
     'scheduling': {
       'timeout': f'{request.hours * 3600}s',
-      # Whoever is taken away takes the others along: collectives cannot go on without one. The same command then
-      # continues from the run folder's last checkpoint.
+      # A preempted worker stops the others, since collectives need all of them. The same command then resumes from the
+      # last checkpoint of the run folder.
       'restartJobOnWorkerRestart': True,
       'strategy': 'SPOT' if request.spot else 'STANDARD',
     },
@@ -110,13 +110,13 @@ def custom_job(request: Request) -> dict[str, Any]:
       spec[{'service_account': 'serviceAccount'}.get(field, field)] = getattr(request, field)
   if request.tensorboard:
     spec['tensorboard'] = request.tensorboard
-    spec['baseOutputDirectory'] = {'outputUriPrefix': request.model_dir}  # gives AIP_TENSORBOARD_LOG_DIR its place
+    spec['baseOutputDirectory'] = {'outputUriPrefix': request.model_dir}  # AIP_TENSORBOARD_LOG_DIR is below it
   name = request.name or request.model_dir.rstrip('/').rsplit('/', 1)[-1]
   return {'displayName': name[:128], 'jobSpec': spec}
 
 
 def arguments(request: Request) -> list[str]:
-  """The command line of the job's processes; what belongs to the machines is added to the user's gin files."""
+  """Return the arguments of the job's processes: those of the user and the gin files for the machines."""
   files = [_in_image(name) for name in request.gin_files]
   if request.hosts > 1:
     files.append(MULTI_WORKER)
@@ -130,13 +130,13 @@ def arguments(request: Request) -> list[str]:
 
 
 def machine_spec(request: Request) -> dict[str, Any]:
-  """A host of the job, checked: this accelerator, so many of them, on a machine type that has them."""
+  """Return the machine spec of a host: accelerator, count and a machine type that offers them, validated."""
   accelerator, count, machine = request.accelerator, request.count, request.machine_type
   if accelerator == 'none':
     if count != 1:
       raise UserError(f'--count={count} counts accelerators: leave it out with --accelerator=none')
     if machine and not _CPU_MACHINE.fullmatch(machine):
-      raise UserError(f'--machine_type={machine} is none without accelerators, such as n1-standard-16')
+      raise UserError(f'--machine_type={machine} is not a machine type without accelerators, such as n1-standard-16')
     return {'machineType': machine or 'n1-standard-16'}
   if accelerator not in MACHINES:
     raise UserError(f'--accelerator={accelerator}: use one of {", ".join(MACHINES)} or none')
@@ -154,8 +154,8 @@ def machine_spec(request: Request) -> dict[str, Any]:
 def _check(request):
   if not request.gin_files:
     raise UserError('no configuration: give --gin_file=gin_configs/scratch_6x.gin or another file of gin_configs/')
-  if request.door not in DOORS:
-    raise UserError(f'--door={request.door}: use {_or(DOORS)}')
+  if request.door not in COMMANDS:
+    raise UserError(f'--door={request.door}: use {_or(COMMANDS)}')
   if not re.fullmatch(r'gs://[a-z0-9][\w.-]{1,220}[a-z0-9]/[^\s*?\[\]#]+', request.model_dir or ''):
     raise UserError(f'--model_dir={request.model_dir}: the run folder must outlive the machine: gs://bucket/runs/name')
   for flag, path in (('data_dir', request.data_dir), ('weights', request.weights)):
@@ -193,7 +193,7 @@ def _check_access(request):
 
 
 def _in_image(name: str) -> str:
-  """A gin file as the image knows it: gin_configs/... of the checkout, or gs://."""
+  """Return the path of a gin file in the image: gin_configs/... of the checkout, or gs://."""
   if name.startswith('gs://'):
     return name
   path = next((path for path in (pathlib.Path(name), ROOT / name) if path.is_file()), None)
@@ -211,7 +211,7 @@ def _or(values) -> str:
 
 
 def validated(job: dict[str, Any]):
-  """The job as the service's own message; UserError when a field or a name is unknown to it."""
+  """Return the job as the message of the service; UserError for an unknown field or name."""
   from google.cloud import aiplatform_v1
   from google.protobuf import json_format
 
@@ -219,12 +219,12 @@ def validated(job: dict[str, Any]):
   try:
     json_format.ParseDict(job, aiplatform_v1.CustomJob.pb(message))
   except json_format.ParseError as error:
-    raise UserError(f'google-cloud-aiplatform does not know this job: {error}') from error
+    raise UserError(f'google-cloud-aiplatform rejects this job: {error}') from error
   return message
 
 
 def submit(message, project: str, region: str) -> str:
-  """Sends a job and returns its name."""
+  """Submit a job and return its name."""
   from google.api_core.exceptions import GoogleAPIError
   from google.auth.exceptions import GoogleAuthError
   from google.cloud import aiplatform_v1
@@ -239,13 +239,13 @@ def submit(message, project: str, region: str) -> str:
 
 
 def check_configuration(request: Request) -> None:
-  """Reads the configuration as the job will, so that a misspelt name costs no machine; gs:// files are left aside."""
+  """Parse the configuration as the job will, so that a misspelt name costs nothing; gs:// files are not read."""
   files = [argument.removeprefix('--gin_file=') for argument in arguments(request) if '--gin_file=' in argument]
   remote = [name for name in files if name.startswith('gs://')]
   if remote:
-    print(f'{remote[0]} is not read here: the configuration is checked when the job starts', file=sys.stderr)
+    print(f'{remote[0]} is not read locally: the configuration is checked when the job starts', file=sys.stderr)
     return
-  from rethink_tf import experiment, gin_files  # noqa: F401  the parts that gin files name
+  from rethink_tf import experiment, gin_files  # noqa: F401  registers what gin files name
 
   command_line.configure(files)
   batch, replicas = gin_files.bound('%BATCH_SIZE'), request.count * request.hosts
@@ -259,26 +259,26 @@ def _define_flags():
   here = {'module_name': sys.argv[0]}
   flags.DEFINE_string('image', None, 'image built from the Dockerfile, in a registry', **here)
   flags.DEFINE_string('accelerator', None, f'{", ".join(MACHINES)}, or none', **here)
-  flags.DEFINE_integer('count', 1, 'accelerators of a host', **here)
+  flags.DEFINE_integer('count', 1, 'accelerators per host', **here)
   flags.DEFINE_integer('hosts', 1, 'machines that train together', **here)
   flags.DEFINE_string('machine_type', None, 'default: the one for the accelerators', **here)
-  flags.DEFINE_bool('spot', False, 'cheaper machines, which may be taken away: the job starts again and continues',
+  flags.DEFINE_bool('spot', False, 'cheaper machines that may be preempted: the job restarts and resumes',
                     **here)
   flags.DEFINE_integer('disk_gb', 200, 'boot disk of each host', **here)
-  flags.DEFINE_integer('hours', 168, 'end the job after so long; the same command continues it', **here)
-  flags.DEFINE_enum('door', 'train', DOORS, 'train a detector, or pre-train a backbone', **here)
+  flags.DEFINE_integer('hours', 168, 'stop the job after this time; the same command resumes it', **here)
+  flags.DEFINE_enum('door', 'train', COMMANDS, 'command of the job: train a detector, or pre-train a backbone', **here)
   flags.DEFINE_string('name', None, 'name of the job; default: that of the run folder', **here)
   flags.DEFINE_string('project', os.environ.get('GOOGLE_CLOUD_PROJECT'), 'default: GOOGLE_CLOUD_PROJECT', **here)
-  flags.DEFINE_string('region', 'us-central1', 'where to run; best where the bucket is', **here)
-  flags.DEFINE_string('service_account', None, 'whom the job runs as; needs access to the buckets', **here)
-  flags.DEFINE_string('tensorboard', None, 'projects/…/tensorboards/…: shows the curves while training', **here)
+  flags.DEFINE_string('region', 'us-central1', 'region of the job; use that of the bucket', **here)
+  flags.DEFINE_string('service_account', None, 'account of the job; needs access to the buckets', **here)
+  flags.DEFINE_string('tensorboard', None, 'projects/…/tensorboards/…, to show the curves while training', **here)
   flags.DEFINE_string('network', None, 'projects/<number>/global/networks/…, to peer with', **here)
-  flags.DEFINE_bool('dry_run', False, 'print the job and check it, send nothing', **here)
+  flags.DEFINE_bool('dry_run', False, 'validate and print the job without submitting it', **here)
 
 
 def main() -> None:
   if FLAGS.tpu:
-    raise UserError('--tpu is for the machine itself: here, give --accelerator=TPU_V3 or another')
+    raise UserError('--tpu is for training on the machine itself: use --accelerator=TPU_V3 or another')
   if FLAGS.accelerator is None:
     raise UserError(f'give --accelerator: {", ".join(MACHINES)} or none')
   request = Request(gin_files=FLAGS.gin_file, gin_params=FLAGS.gin_param, **{
@@ -309,4 +309,4 @@ def _installed() -> bool:
 
 if __name__ == '__main__':
   _define_flags()
-  app.run(lambda argv: as_command(main, argv, 'stopped; a job that was sent goes on: see the console'))
+  app.run(lambda argv: as_command(main, argv, 'stopped; a submitted job continues: see the console'))

@@ -1,4 +1,4 @@
-"""What the doors share: flags -> gin -> one call, and errors as one line."""
+"""Shared code of the commands: flags -> gin -> one call, and errors in one line. Only it and __main__ read flags."""
 
 from __future__ import annotations
 
@@ -8,29 +8,27 @@ from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 
-from rethink_tf.distributed import cluster
-from rethink_tf.errors import EXIT_CODES, UserError, WorkerLost, as_command
+from rethink_tf.errors import EXIT_CODES, WorkerLost, as_command
 from rethink_tf.redaction import RedactingFilter
 
 FLAGS = flags.FLAGS
 
 
 def run_command(task: str) -> None:
-  """Parses flags and gin and calls experiment.run(task)."""
+  """Parse flags and gin files, build the experiment and train or evaluate it."""
   define_flags()
   if task == 'evaluate':
-    flags.DEFINE_string('checkpoint', 'latest', 'which one: latest, best (run.keep_best) or a step, as 12000',
-                        module_name=sys.argv[0])
-    flags.DEFINE_bool('follow', False, 'score every new checkpoint of a run that another job trains, up to its last '
-                      'step', module_name=sys.argv[0])
-    flags.DEFINE_float('follow_minutes', 120.0, 'with --follow: how long to wait for a new checkpoint',
-                       module_name=sys.argv[0])
-  start(lambda: _run(task))
+    here = {'module_name': sys.argv[0]}
+    flags.DEFINE_string('checkpoint', 'latest', 'latest, best (run.keep_best) or a step, as 12000', **here)
+    flags.DEFINE_bool('follow', False, 'score every new checkpoint of a run that another job trains, until its '
+                      'last step', **here)
+    flags.DEFINE_float('follow_minutes', 120.0, 'with --follow: how long to wait for a new checkpoint', **here)
+  start(_evaluate if task == 'evaluate' else _train)
 
 
 def define_flags() -> None:
-  """The flags of every door that takes a configuration."""
-  here = {'module_name': sys.argv[0]}  # the door's own flags, which --help lists
+  """Define the flags of every command that takes a configuration."""
+  here = {'module_name': sys.argv[0]}  # the flags of the command itself, which --help lists
   flags.DEFINE_multi_string('gin_file', [], 'gin file; give several, later ones override earlier ones', **here)
   flags.DEFINE_multi_string('gin_param', [], "binding that overrides the files, as 'SCHEDULE = 2'", **here)
   flags.DEFINE_string('model_dir', None, 'run folder; default: runs/<name of the first gin file>', **here)
@@ -40,14 +38,14 @@ def define_flags() -> None:
 
 
 def start(main: Callable[..., None], takes_arguments: bool = False,
-          interrupted: str = 'stopped; the same command continues from the last checkpoint') -> None:
-  """Parses the command line, calls main, and turns what it raises into one line and an exit code (errors.as_command).
+          interrupted: str = 'stopped; the same command resumes from the last checkpoint') -> None:
+  """Parse the command line, call main, and turn errors into one line and an exit code (errors.as_command).
 
-  takes_arguments: main is called with what stands on the command line beside the flags.
-  After a signal, or the loss of a worker, the process ends there and then: Python would first wait for the scoring
-  thread, and TensorFlow for the worker.
+  takes_arguments: main is called with the positional arguments.
+  After a signal or the loss of a worker the process exits at once: Python would wait for the scoring thread, and
+  TensorFlow for the worker.
   """
-  def command(argv):
+  def command(argv: list[str]) -> None:
     try:
       call, others = (lambda: main(argv[1:]), argv[:1]) if takes_arguments else (main, argv)
       as_command(call, others, interrupted)
@@ -63,44 +61,34 @@ def start(main: Callable[..., None], takes_arguments: bool = False,
 
 
 def configure(files: Sequence[str], params: Sequence[str] = ()) -> None:
-  """Reads gin files, the given bindings, then those of the command line."""
-  cluster.adopt()
-  from rethink_tf import console, gin_files  # TensorFlow takes seconds: --help and misspelt flags do not wait
+  """Read gin files, `params`, then the bindings of the command line."""
+  from rethink_tf import experiment  # imports TensorFlow, which takes seconds: not needed for --help and misspelt flags
 
-  console.hide_library_info()
-  if not files:
-    raise UserError('no configuration: give --gin_file=gin_configs/demo.gin or another file of gin_configs/')
-  params = [*params, *FLAGS.gin_param]
-  if FLAGS.data_dir:
-    params.append(f'DATA_DIR = {FLAGS.data_dir!r}')
-  if FLAGS.tpu is not None:
-    params += ["strategy.kind = 'tpu'", f'strategy.tpu = {FLAGS.tpu!r}']
-  if FLAGS.weights:
-    params.append(f'WEIGHTS = {FLAGS.weights!r}')
-  gin_files.parse(files, params)
-  if FLAGS.weights and gin_files.bound('run.initial_weights') is None:
-    raise UserError('--weights is given, but the configuration starts from random weights: add '
-                    '--gin_file=gin_configs/init/imagenet.gin or another file of gin_configs/init')
+  experiment.configure(files, [*params, *FLAGS.gin_param], FLAGS.data_dir, FLAGS.weights, FLAGS.tpu)
 
 
-def _run(task):
+def _train() -> None:
   from rethink_tf import experiment, gin_files
-  from rethink_tf.evaluation import follow
+  from rethink_tf.training import loop
+
+  configure(FLAGS.gin_file)
+  loop.train(experiment.run('train', FLAGS.model_dir or gin_files.default_run_folder(FLAGS.gin_file)))
+
+
+def _evaluate() -> None:
+  from rethink_tf import experiment, gin_files
+  from rethink_tf.evaluation import follow, on_demand
 
   model_dir = FLAGS.model_dir or gin_files.default_run_folder(FLAGS.gin_file)
   files = FLAGS.gin_file
-  if task != 'evaluate':
-    configure(files)
-    experiment.run(task, model_dir)
-    return
   elsewhere = FLAGS.follow or not files
   if not files and model_dir:
     if FLAGS.follow:
       follow.wait_for(f'{model_dir}/config.gin', FLAGS.follow_minutes)
     files = [gin_files.saved_config(model_dir)]
-  # A run is evaluated on whatever devices there are here.
+  # A run is evaluated on the devices of this machine, whatever it was trained on.
   configure(files, ["strategy.kind = 'default'"] if elsewhere else ())
   if FLAGS.follow:
-    experiment.run('follow', model_dir, follow_minutes=FLAGS.follow_minutes)
+    follow.follow(experiment.run('follow', model_dir, follow_minutes=FLAGS.follow_minutes))
   else:
-    experiment.run(task, model_dir, checkpoint=FLAGS.checkpoint)
+    on_demand.evaluate(experiment.run('evaluate', model_dir, checkpoint=FLAGS.checkpoint))

@@ -43,7 +43,7 @@ class Progress:
         self._shown = now
         speed = (self._done - 1) / (now - self._first)
         line = (f'{self._name}: {self._done}/{self._total}, {speed:.3g}/s, '
-                f'ETA {duration((self._total - self._done) / speed)}')
+                f'ETA {duration(max(self._total - self._done, 0) / speed)}')
         print(f'\r{line}\x1b[K' if self._terminal else line, end='' if self._terminal else '\n', file=self._stream,
               flush=True)
 

@@ -1,54 +1,57 @@
-"""The error that is shown to people as one line, the end by a signal, and the place where both meet the shell."""
+"""Errors that are shown to users as one line, interruption by a signal, and the exit codes of both."""
 
 from __future__ import annotations
 
 import re
 import signal
 import sys
+import types
 from collections.abc import Callable, Sequence
 
 from rethink_tf.redaction import redact, redacted_tracebacks
 
-# Of a command that a signal has ended. 75 is EX_TEMPFAIL of sysexits.h: not done, give the same command again.
+# Of a command ended by a signal. 75 is EX_TEMPFAIL of sysexits.h: incomplete, run the same command again.
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 75}
 
 
 class UserError(Exception):
-  """Something the user can mend: the message is one line that names the file, the field and the fix.
+  """An error that the user can fix: one line that names the file, the field and the fix.
 
-  The command-line doors print it without a traceback and exit with code 1.
+  Commands print it without a traceback and exit with code 1.
   """
 
   exit_code = 1
 
   def line(self) -> str:
-    """The message by itself: gin appends the constructors it was calling, a line each."""
+    """Return the message without the lines that gin appends, one for each constructor being called."""
     return str(self).split('\n')[0]
 
 
 class WorkerLost(UserError):
-  """Another worker of the job has ended or cannot be reached: start all of them again."""
+  """Another worker of the job has ended or cannot be reached; all workers must be restarted."""
 
   exit_code = 69  # EX_UNAVAILABLE of sysexits.h
 
 
 class Interrupted(KeyboardInterrupt):
-  """A signal has ended the work at a place where it may end: what should be saved is saved.
+  """A signal has ended the work after everything was saved.
 
-  signum: SIGINT (Ctrl-C) or SIGTERM (pre-emption). told: how to go on, None for what the command says.
+  signum: SIGINT (Ctrl-C) or SIGTERM (pre-emption).
+  message: how to continue; None: the default of the command.
   """
 
-  def __init__(self, signum: int, told: str | None = None):
-    super().__init__(told or '')
-    self.signum, self.told = signal.Signals(signum), told
+  def __init__(self, signum: int, message: str | None = None):
+    super().__init__(message or '')
+    self.signum, self.message = signal.Signals(signum), message
 
 
 @redacted_tracebacks()
 def as_command(main: Callable[[], None], argv: Sequence[str], interrupted: str) -> None:
-  """Calls main, if no argument is left over, and turns what it raises into a line and an exit code.
+  """Call main, unless an argument is left over, and turn exceptions into a line and an exit code.
 
-  A UserError is one line and its exit code (1; 69 of a WorkerLost). Ctrl-C and SIGTERM are `interrupted`, or what an
-  Interrupted says instead, and 130 or 75. Anything else is Python's traceback, redacted.
+  A UserError prints one line and exits with its exit code (1; 69 for WorkerLost). Ctrl-C and SIGTERM print
+  `interrupted`, or the message of Interrupted, and exit with 130 or 75. Any other exception gives Python's traceback,
+  redacted.
   """
   earlier = {}
   try:
@@ -61,7 +64,7 @@ def as_command(main: Callable[[], None], argv: Sequence[str], interrupted: str) 
     sys.exit(error.exit_code)
   except KeyboardInterrupt as error:
     signum = getattr(error, 'signum', signal.SIGINT)
-    print(getattr(error, 'told', None) or interrupted, file=sys.stderr)
+    print(getattr(error, 'message', None) or interrupted, file=sys.stderr)
     sys.exit(EXIT_CODES[signum])
   finally:
     for signum, handler in earlier.items():
@@ -69,11 +72,11 @@ def as_command(main: Callable[[], None], argv: Sequence[str], interrupted: str) 
 
 
 def in_one_line(error: BaseException) -> str:
-  """The part of an OS or TensorFlow error that says what happened, as one line."""
+  """Return the message of an OS or TensorFlow error as one line, without file names and operations."""
   text = getattr(error, 'strerror', None) or getattr(error, 'message', None) or str(error) or type(error).__name__
-  text = re.sub(r'^\{\{\w+ [^}]*\}\} ', '', str(text))  # the operation, which says nothing to the user
+  text = re.sub(r'^\{\{\w+ [^}]*\}\} ', '', str(text))  # the operation, meaningless to the user
   return ' '.join(str(text).split())
 
 
-def _interrupt(signum, frame):
+def _interrupt(signum: int, frame: types.FrameType | None) -> None:
   raise Interrupted(signum)

@@ -1,6 +1,6 @@
-"""Scores a run's newest checkpoint: python -m rethink_tf.evaluate --model_dir=runs/scratch_6x.
+"""Evaluate the newest checkpoint of a run: python -m rethink_tf.evaluate --model_dir=runs/scratch_6x.
 
---checkpoint=best scores the one that training's evaluations liked best (best.json), --checkpoint=12000 that of a step.
+--checkpoint=best evaluates the one with the best metric during training (best.json), --checkpoint=12000 that of a step.
 """
 
 from rethink_tf import command_line

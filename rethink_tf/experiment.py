@@ -1,65 +1,77 @@
-"""One experiment from its parts: the only place that knows all of them, and the root of every gin file."""
+"""The root of every gin file: builds an Experiment from its parts; the only module that knows all of them."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 import gin
 import tensorflow as tf
 import tf_keras
 
-from rethink_tf import console, gin_files  # noqa: F401  some so that gin files find them
-from rethink_tf.data.categories import categories_to_json
-from rethink_tf.data.classification import (  # noqa: F401  so that gin files find them
-  hashtag_shards,
-  hashtag_stream,
-  image_folder,
-  input,
-  synthetic,
-)
-from rethink_tf.data.classification import records as classification_records  # noqa: F401  so that gin files find them
-from rethink_tf.data.detection import coco, records, voc  # noqa: F401  so that gin files find them
+from rethink_tf import console, gin_files
 from rethink_tf.data.detection.input import EvalInput, TrainInput
 from rethink_tf.data.detection.synthetic import SyntheticSource
-from rethink_tf.distributed import strategy as distribute  # noqa: F401  some so that gin files find them
+from rethink_tf.distributed import cluster
+from rethink_tf.distributed import strategy as distribution
 from rethink_tf.distributed.workers import ALONE
 from rethink_tf.errors import UserError
-from rethink_tf.evaluation import test_time_augmentation, top_k_evaluator, voc_evaluator  # noqa: F401  some so that gin files find them
 from rethink_tf.evaluation.coco_evaluator import CocoEvaluator
-from rethink_tf.evaluation.follow import FollowedFolder, follow
-from rethink_tf.models import cascade, cbnet, classifier, vgg  # noqa: F401  so that gin files find them
+from rethink_tf.evaluation.follow import FollowedFolder
 from rethink_tf.models.mask_rcnn import MaskRCNN
-from rethink_tf.storage.checkpoints import ON_DEMAND, RunCheckpoints
-from rethink_tf.training.ema import EvaluationOfBoth
-from rethink_tf.training.loop import _Built, _train, spread
+from rethink_tf.storage.checkpoints import RunCheckpoints
+from rethink_tf.structures import Evaluator, Experiment, Input, Source
+from rethink_tf.training.ema import EvaluatorWithAverages
+from rethink_tf.training.loop import spread
+from rethink_tf.training.loss_scaling import LossScaleTrainer
 from rethink_tf.training.losses import MaskRCNNLoss
 from rethink_tf.training.optimizers import SGD
-from rethink_tf.training.precise_bn import PreciseStatistics  # noqa: F401  so that gin files find it
 from rethink_tf.training.schedules import KTimesSchedule
 from rethink_tf.training.trainer import Trainer
-from rethink_tf.visualization import curves  # noqa: F401  some so that gin files find them
-from rethink_tf.weights import plain_run, pretrained  # noqa: F401  so that gin files find it
 
+# isort: split
+# Imported so that gin files find what they register.
+from rethink_tf.data.classification import hashtag_shards, hashtag_stream, image_folder, input, synthetic  # noqa: F401
+from rethink_tf.data.classification import records as classification_records  # noqa: F401
+from rethink_tf.data.detection import coco, records, voc  # noqa: F401
+from rethink_tf.evaluation import test_time_augmentation, top_k_evaluator, voc_evaluator  # noqa: F401
+from rethink_tf.models import cascade, cbnet, classifier, vgg  # noqa: F401
+from rethink_tf.training import precise_bn  # noqa: F401
+from rethink_tf.weights import plain_run, pretrained  # noqa: F401
+
+TASKS = ('train', 'evaluate', 'follow')
 PRECISIONS = ('float32', 'mixed_bfloat16', 'mixed_float16')
 
 
-class Parts(NamedTuple):
-  """What `run` has built from a configuration, for a task of one's own (bench, export)."""
+def configure(files: Sequence[str], params: Sequence[str] = (), data_dir: str | None = None,
+              weights: str | None = None, tpu: str | None = None) -> None:
+  """Read gin files, then bindings such as 'SCHEDULE = 2'; the last of a name wins. `run` builds what they describe.
 
-  trainer: Trainer  # all variables made; nothing restored yet
-  training_input: Callable[[], Any]  # reads the annotations of the training images, hence only on demand
-  scoring: Any  # the input of evaluation
-  checkpoints: RunCheckpoints
-  test_augmentation: Any = None  # what looks at several views of each photograph, if the configuration has it
-  averages: Any = None  # of the weights, if the configuration has them; nothing restored yet either
+  data_dir, weights: values of the macros DATA_DIR and WEIGHTS. tpu: 'local', or the name of a TPU to train on.
+
+  Raises:
+    UserError: a file or a name does not exist, or weights are given to a configuration that starts from random ones.
+  """
+  cluster.adopt()
+  console.hide_library_info()
+  if not files:
+    raise UserError('no configuration: give --gin_file=gin_configs/demo.gin or another file of gin_configs/')
+  params = list(params)
+  if data_dir:
+    params.append(f'DATA_DIR = {data_dir!r}')
+  if tpu is not None:
+    params += ["strategy.kind = 'tpu'", f'strategy.tpu = {tpu!r}']
+  if weights:
+    params.append(f'WEIGHTS = {weights!r}')
+  gin_files.parse(files, params)
+  if weights and gin_files.bound('run.initial_weights') is None:
+    raise UserError('--weights is given, but the configuration starts from random weights: add '
+                    '--gin_file=gin_configs/init/imagenet.gin or another file of gin_configs/init')
 
 
 # Over 60 lines: half of them list and explain the parts, which is what the root of a gin file is for.
 @gin.configurable
 def run(
-  task: str | Callable[[Parts], Any],
+  task: str,
   model_dir: str,
   model=MaskRCNN,
   train_source=SyntheticSource,
@@ -70,7 +82,7 @@ def run(
   optimizer=SGD,
   schedule=KTimesSchedule,
   evaluator=CocoEvaluator,
-  strategy=distribute.strategy,
+  strategy=distribution.strategy,
   precise_statistics=None,
   initial_weights=None,
   test_augmentation=None,
@@ -89,89 +101,87 @@ def run(
   own_evaluation: bool = True,
   follow_minutes: float = 120.0,
   steps_per_execution: int = 1,
-) -> Any:
-  """Trains a detector from a gin file, or evaluates a run; returns the last evaluation's figures in percent.
+) -> Experiment:
+  """Build an experiment from its parts; restore and write nothing but the run folder itself.
 
-  task: 'train' (continues where the run folder stands), 'evaluate' (its newest checkpoint), 'follow' (every new one of
-  a run that another job trains, follow.py), or a function of the Parts, whose result is returned.
+  task: 'train' (training.loop.train: starts or continues the run folder), 'evaluate' (evaluation.on_demand.evaluate;
+  also for predict, export and bench), 'follow' (evaluation.follow.follow: every new checkpoint of a run that another
+  job trains).
   model, *_source, *_input, losses, optimizer, schedule, evaluator, strategy: constructors, called here once devices,
-  batch size and data are known; what gin binds on them is theirs.
+  batch size and data are known; their arguments are bound by gin.
   precise_statistics: constructor of a callback that corrects the network before each evaluation and checkpoint.
-  initial_weights: what a run that begins calls with its detector (weights.pretrained); None: random ones.
-  test_augmentation: what makes every evaluation look at several views of each photograph (tta.py); None: at one.
-  ema: ExponentialMovingAverage, evaluated beside the weights themselves as 'ema/box/AP', …; None: no average.
+  initial_weights: called with the detector of a run that begins (weights.pretrained); None: random weights.
+  test_augmentation: makes every evaluation see several views of each image (test_time_augmentation.py); None: one.
+  ema: ExponentialMovingAverage, evaluated beside the weights themselves as 'ema/box/AP', ...; None: no average.
   batch_size: images of a step over all devices. images_per_device: at most so many at a time (the paper's 2 an 8-GPU
   machine's card); a device that has to do more accumulates gradients.
-  keep_checkpoints: so many of the newest stay, and the one with the highest figure: the evaluator's main one, or the
-  one that keep_best names ('mask/AP', 'ema/box/AP'); False: none. checkpoint: what 'evaluate' takes: 'latest', 'best'
-  or a step.
+  keep_checkpoints: number of newest ones that stay, with the one of the highest metric: the evaluator's main one, or
+  the one that keep_best names ('mask/AP', 'ema/box/AP'); False: none. checkpoint: for 'evaluate': 'latest', 'best' or a
+  step.
   precision: Keras policy. deterministic: two runs give identical weights, at some cost in speed.
-  own_evaluation: False leaves evaluation to a follower. follow_minutes: how long that one waits for a new checkpoint.
-  steps_per_execution: so many steps between two looks at the losses (Keras' argument; a TPU then need not wait for the
-  host); log_every, checkpoint_every and the evaluator's `every` are multiples of it.
-  Errors: UserError for everything that a user can mend.
+  own_evaluation: False leaves evaluation to a follower. follow_minutes: its time-out for a new checkpoint.
+  steps_per_execution: steps between two reads of the losses (Keras' argument; a TPU then need not wait for the host);
+  log_every, checkpoint_every and the evaluator's `every` are multiples of it.
+
+  Raises:
+    UserError: everything that a user can mend.
   """
-  if not callable(task) and task not in ('train', 'evaluate', 'follow'):
-    raise UserError(f"task = {task!r}: use 'train', 'evaluate' or 'follow'")
+  if task not in TASKS:
+    raise UserError(f'task = {task!r}: use one of {", ".join(TASKS)}')
   strategy = strategy()  # first of all: it decides which devices TensorFlow starts with
   if task == 'follow':
     folder, workers = FollowedFolder(model_dir, follow_minutes), ALONE
   else:
-    folder, workers = distribute.meet(strategy, model_dir, create=task == 'train', settings=gin.config_str())
+    folder, workers = distribution.join_workers(strategy, model_dir, create=task == 'train', settings=gin.config_str())
   _set_up(precision, seed, deterministic)
   devices = spread(batch_size, images_per_device, strategy.num_replicas_in_sync)
   held_out = eval_source(training=False)
-  scoring = eval_input(held_out, eval_images_per_device * devices.replicas // workers.count)
-  photographs, inputs = held_out, scoring
-  if task == 'train':
-    photographs = train_source(training=True)
-    inputs = train_input(photographs, batch_size, seed)
-    _check_same_classes(photographs, held_out)
-    folder.write_text('categories.json', json.dumps(categories_to_json(photographs.categories)))
-  rates = schedule(batch_size=batch_size, num_images=len(photographs.image_ids))
+  held_out_input = eval_input(held_out, eval_images_per_device * devices.replicas // workers.count)
+
+  def make_train_input() -> Input:
+    source = train_source(training=True)
+    _check_same_classes(source, held_out)
+    return train_input(source, batch_size, seed)
+
+  training = make_train_input() if task == 'train' else None
+  inputs = training or held_out_input
+  rates = schedule(batch_size=batch_size, num_images=len(inputs.source.image_ids))
   with strategy.scope():
-    trainer = Trainer(model(**_counts(photographs)), losses(), devices.micro_batches)
-    trainer.compile(_scaled(optimizer(learning_rate=rates), precision, strategy),
-                    steps_per_execution=steps_per_execution)
+    scaled = precision == 'mixed_float16'
+    make_trainer = LossScaleTrainer if scaled else Trainer
+    trainer = make_trainer(model(**_counts(inputs.source)), losses(), devices.micro_batches)
+    optimizer = optimizer(learning_rate=rates)
+    trainer.compile(_loss_scaled(optimizer, strategy) if scaled else optimizer, steps_per_execution=steps_per_execution)
     trainer.make_variables(inputs.dataset().element_spec)
     averages = ema(trainer) if ema is not None else None
-  trackables = {'detector': trainer.detector, 'optimizer': trainer.optimizer}
-  if averages is not None:
-    trackables['ema'] = averages.state
-  checkpoints = RunCheckpoints(folder, keep=keep_checkpoints, writes=workers.chief)
-  if callable(task):
-    training_input = lambda: train_input(train_source(training=True), batch_size, seed)  # noqa: E731
-    return task(Parts(trainer, training_input, scoring, checkpoints, test_augmentation, averages))
-  shown, predict = scoring, trainer.predict_batch
-  if test_augmentation is not None:
-    shown, predict = test_augmentation.views_of(scoring), test_augmentation.predictor(trainer, held_out)
-  score = evaluator(shown, predict, held_out, folder)
-  score.workers = workers
-  if averages is not None:
-    of_averages = evaluator(shown, predict, held_out, folder.part(EvaluationOfBoth.NAME))
+
+  def make_evaluator() -> Evaluator:
+    views, predict = held_out_input, trainer.predict_batch
+    if test_augmentation is not None:
+      views, predict = test_augmentation.views_of(held_out_input), test_augmentation.predictor(trainer, held_out)
+    of_weights = evaluator(views, predict, held_out, folder)
+    of_weights.workers = workers
+    if averages is None:
+      return of_weights
+    of_averages = evaluator(views, predict, held_out, folder.subfolder(EvaluatorWithAverages.NAME))
     of_averages.workers = workers
-    score = EvaluationOfBoth(score, of_averages, averages)
-  metric = keep_best if isinstance(keep_best, str) else score.main_metric
-  if task == 'follow':
-    return _follow(checkpoints, trackables, score, folder, follow_minutes)
-  if task == 'evaluate':
-    return _evaluate(checkpoints, trackables, checkpoints.choose(checkpoint, metric), score, folder)
-  if keep_best:
-    checkpoints.keep_best(metric, lambda: score.evaluated_step)
-  built = _Built(folder, workers, strategy, devices, trainer, inputs, averages, trackables, checkpoints, score,
-                 rates.total_steps, {'log_every': log_every, 'checkpoint_every': checkpoint_every}, own_evaluation)
-  correcting = [precise_statistics(trainer, built.batches, built.evaluated)] if precise_statistics is not None else []
-  return _train(built, initial_weights, correcting, steps_per_execution)
+    return EvaluatorWithAverages(of_weights, of_averages, averages)
+
+  return Experiment(
+    folder, workers, strategy, devices, trainer, RunCheckpoints(folder, keep=keep_checkpoints, writes=workers.chief),
+    (lambda: training) if training is not None else make_train_input, held_out_input, make_evaluator, rates.total_steps,
+    initial_weights, averages, precise_statistics, test_augmentation, log_every, checkpoint_every, steps_per_execution,
+    keep_best, checkpoint, own_evaluation, follow_minutes)
 
 
-def _counts(source):
-  """What the data decides about a model."""
+def _counts(source: Source) -> dict[str, int]:
+  """Arguments of a model that the data set decides."""
   counts = {'num_classes': source.num_classes}
   return counts | ({'num_keypoints': source.num_keypoints} if getattr(source, 'num_keypoints', 0) else {})
 
 
-def _set_up(precision, seed, deterministic):
-  """What is global in TensorFlow: the precision policy, the seed of initial weights, determinism."""
+def _set_up(precision: str, seed: int, deterministic: bool) -> None:
+  """Set TensorFlow's global state: precision policy, seed of the initial weights, determinism."""
   if precision not in PRECISIONS:
     raise UserError(f'run.precision = {precision!r}: use one of {", ".join(PRECISIONS)}')
   console.compile_once()
@@ -181,30 +191,14 @@ def _set_up(precision, seed, deterministic):
     tf.config.experimental.enable_op_determinism()
 
 
-def _follow(checkpoints, trackables, score, folder, minutes):
-  def evaluate(step):
-    checkpoints.restore(trackables, step)
-    score.evaluate(step)
-
-  follow(checkpoints, evaluate, folder, minutes)
-  return score.last
-
-
-def _evaluate(checkpoints, trackables, step, score, folder):
-  if checkpoints.restore(trackables, step) is None:
-    raise UserError(f'no checkpoint in {folder.path}: train first, or check --model_dir')
-  return score.evaluate(int(trackables['optimizer'].iterations.numpy()), {ON_DEMAND: True})
-
-
-def _check_same_classes(train, held_out):
+def _check_same_classes(train: Source, held_out: Source) -> None:
   if [c.name for c in train.categories] != [c.name for c in held_out.categories]:
     raise UserError(f'{train.name} and {held_out.name} have different categories '
                     f'({len(train.categories)} and {len(held_out.categories)}): use annotation files of one data set')
 
 
-def _scaled(optimizer, precision, strategy):
-  if precision == 'mixed_float16' and isinstance(strategy, tf.distribute.TPUStrategy):
+def _loss_scaled(optimizer: tf_keras.optimizers.Optimizer,
+                 strategy: tf.distribute.Strategy) -> tf_keras.mixed_precision.LossScaleOptimizer:
+  if isinstance(strategy, tf.distribute.TPUStrategy):
     raise UserError("run.precision = 'mixed_float16' is not for TPUs: use 'mixed_bfloat16'")
-  return tf_keras.mixed_precision.LossScaleOptimizer(optimizer) if precision == 'mixed_float16' else optimizer
-
-
+  return tf_keras.mixed_precision.LossScaleOptimizer(optimizer)

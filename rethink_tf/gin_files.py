@@ -1,11 +1,13 @@
-"""Finding, reading and checking gin configurations: every mistake ends in one line that names the file and the fix.
+"""Finding, reading and checking gin configurations: every error is one line that names the file and the fix.
 
-gin itself accepts three slips in silence, which are rejected here: a misspelt macro, a misspelt scope, and an include
-that a folder of the same name in the working directory hides.
+gin itself silently accepts three errors that are rejected here: a misspelt macro, a misspelt scope, and an include
+hidden by a folder of the same name in the working directory.
 
-A configuration is data, also one that came with somebody else's run: it can name the parts that this package registers,
-and nothing else. What a file may import is this package; other modules only the command line can ask for.
+A configuration is data, also that of a run of unknown origin: it can only name parts that this package registers. A
+file may import only this package; other modules are imported with a binding of the command line.
 """
+
+from __future__ import annotations
 
 import contextlib
 import copy
@@ -16,7 +18,7 @@ import io
 import pathlib
 import re
 import tokenize
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import gin
@@ -25,30 +27,28 @@ from gin import config_parser
 
 from rethink_tf.errors import UserError
 
-_SCOPES = {'train', 'eval'}  # the only ones the code enters; others must be named by a reference (@scope/Part())
+_SCOPES = {'train', 'eval'}  # entered by the code; others must be named by a reference (@scope/Part())
 _PARAM = '--gin_param'
-_MAX_BYTES = 1 << 20  # of a file; the longest one here has a few thousand
+_MAX_BYTES = 1 << 20  # of a file; the largest shipped one has a few thousand
 
 
 def parse(gin_files: Sequence[str], gin_params: Sequence[str] = ()) -> None:
-  """Replaces gin's configuration by that of the files, then the bindings, and locks it.
+  """Replace gin's configuration by that of the files, then the bindings, and lock it.
 
-  A file name is looked up from the working directory first, then among the configurations that are shipped with the
-  package, wherever that is installed; so are the includes in it. Local paths and gs://.
-
-  'import my_parts' among the bindings registers parts of the user's own before the files are read.
+  Files and their includes are looked up in the working directory first, then among the configurations shipped with the
+  package. Local paths and gs://. A binding 'import my_parts' registers the user's own parts before the files are read.
 
   Raises:
-    UserError: file not found, syntax error, unknown configurable, parameter, macro or scope, a macro that nothing
-      uses, a required value that is not given, an import in a file that the bindings do not ask for.
+    UserError: a file is not found; a syntax error; an unknown configurable, parameter, macro or scope; an unused
+      macro; a missing required value; an import in a file that no binding allows.
   """
   try:
     _parse(gin_files, gin_params)
-  except UserError as error:  # what it quotes of a file may steer a terminal
+  except UserError as error:  # text quoted from a file may contain terminal control characters
     raise UserError(''.join(letter if letter.isprintable() else '?' for letter in str(error))) from error
 
 
-def _parse(gin_files, gin_params):
+def _parse(gin_files: Sequence[str], gin_params: Sequence[str]) -> None:
   gin.clear_config()
   reader = _Reader()
   imports = [binding for binding in gin_params if re.fullmatch(r'\s*(import|from)\s.*', binding)]
@@ -65,12 +65,12 @@ def _parse(gin_files, gin_params):
 
 
 def operative_config() -> str:
-  """The values in use, as a gin file that parses back to the same run; complete once the parts are built."""
+  """Return the values in use as a gin file that parses back to the same run; complete once the parts are built."""
   return gin.operative_config_str()
 
 
 def bound(parameter: str) -> Any:
-  """What the configuration binds to 'configurable.parameter', None when it binds nothing."""
+  """Return the value bound to 'configurable.parameter', None without a binding."""
   try:
     return gin.query_parameter(parameter)
   except ValueError:
@@ -78,23 +78,23 @@ def bound(parameter: str) -> Any:
 
 
 def argument(function: Callable[..., Any], name: str) -> Any:
-  """What gin would call a configurable with: the value that is bound, references resolved, or the default."""
+  """Return the argument that gin would pass: the bound value with resolved references, or the default."""
   bound_value = bound(f'{function.__name__}.{name}')
   if bound_value is None:
     return inspect.signature(function).parameters[name].default
-  return copy.deepcopy(bound_value)  # gin's own way from a reference to what it names
+  return copy.deepcopy(bound_value)  # resolves references, as gin does
 
 
 def default_run_folder(gin_files: Sequence[str]) -> str | None:
-  """runs/<name of the first file>, relative to the working directory; None without a file."""
+  """Return runs/<name of the first file>, relative to the working directory; None without files."""
   return f'runs/{pathlib.PurePosixPath(gin_files[0]).stem}' if gin_files else None
 
 
 def saved_config(model_dir: str) -> str:
-  """The gin file that a run has left in its folder (RunFolder.save_provenance).
+  """Return the path of the gin file in a run folder (RunFolder.save_provenance).
 
   Raises:
-    UserError: there is none.
+    UserError: it does not exist.
   """
   path = f'{model_dir.rstrip("/")}/config.gin'
   if not tf.io.gfile.exists(path):
@@ -103,34 +103,34 @@ def saved_config(model_dir: str) -> str:
 
 
 def shipped_root() -> pathlib.Path:
-  """The folder that holds gin_configs/: inside the package when installed, beside it in a checkout."""
+  """Return the folder that contains gin_configs/: the package if installed, its parent in a checkout."""
   package = pathlib.Path(str(importlib.resources.files('rethink_tf')))
   return package if (package / 'gin_configs').is_dir() else package.parent
 
 
 class _Reader(config_parser.ParserDelegate):
-  """Reads files with their includes, and notes which macros and scopes are set and used, and where."""
+  """Reads files with their includes, and records where macros and scopes are set and used."""
 
   def __init__(self):
     self._stack: list[str] = []  # files being read, the outermost first
     self._where = ''
-    self._macros_set: dict[str, str] = {}  # name -> place
+    self._macros_set: dict[str, str] = {}  # name -> file and line
     self._macros_used: dict[str, str] = {}
     self._scopes_set: dict[str, str] = {}
-    self._imports_asked_for: set[str] = set()
+    self._allowed_imports: set[str] = set()
     self._scopes_used = set(_SCOPES)
 
-  # What config_parser calls on the right-hand sides.
-  def configurable_reference(self, scoped_configurable_name, evaluate):
+  # config_parser calls the next two for the right-hand sides of bindings.
+  def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> None:
     self._scopes_used.update(scoped_configurable_name.split('/')[:-1])
 
-  def macro(self, macro_name):
+  def macro(self, macro_name: str) -> None:
     self._macros_used.setdefault(macro_name, self._where)
 
   def read_file(self, name: str) -> None:
     path = _find(name, self._stack)
     if path in self._stack:
-      raise UserError(f'{self._stack[-1]}: include "{name}" closes a circle of includes')
+      raise UserError(f'{self._stack[-1]}: include "{name}" is circular')
     with _explained(name), tf.io.gfile.GFile(path) as file:
       if file.size() > _MAX_BYTES:
         raise UserError(f'{name}: {file.size():,} bytes are too many for a configuration')
@@ -140,21 +140,21 @@ class _Reader(config_parser.ParserDelegate):
     self._stack.pop()
 
   def read_text(self, name: str, text: str) -> None:
-    """Parses piece by piece, from include to include: gin's own search for included files is left aside."""
+    """Parse the text between includes piece by piece; includes are looked up here, not by gin."""
     with _explained(name):
-      includes = self._note(name, text)
+      includes = self._record(name, text)
     lines = text.splitlines(keepends=True)
-    begin = 0
+    start = 0
     for line, included in [*includes, (len(lines) + 1, None)]:
-      piece = _Text('\n' * begin + ''.join(lines[begin:line - 1]), name)  # keeps the line numbers
+      piece = _Text('\n' * start + ''.join(lines[start:line - 1]), name)  # keeps the line numbers
       with _explained(name):
         gin.parse_config(piece)
       if included is not None:
         self.read_file(included)
-      begin = line
+      start = line
 
-  def _note(self, name: str, text: str) -> list[tuple[int, str]]:
-    """Notes the macros and scopes of a text; returns its includes as (line, file)."""
+  def _record(self, name: str, text: str) -> list[tuple[int, str]]:
+    """Record the macros and scopes of a text; return its includes as (line, file)."""
     includes = []
     self._where = name
     for statement in config_parser.ConfigParser(_Text(text, name), self):
@@ -173,27 +173,28 @@ class _Reader(config_parser.ParserDelegate):
 
   def _check_import(self, module: str, where: str) -> None:
     if module.startswith('__gin__'):
-      raise UserError(f'{where}: dynamic registration would let a file call any function: name the parts of rethink_tf')
+      raise UserError(f'{where}: dynamic registration would let a file call any function: name parts of rethink_tf')
     if where == _PARAM:
-      self._imports_asked_for.add(module)
-    elif module.split('.')[0] != 'rethink_tf' and module not in self._imports_asked_for:
+      self._allowed_imports.add(module)
+    elif module.split('.')[0] != 'rethink_tf' and module not in self._allowed_imports:
       raise UserError(f"{where}: imports {module}, which would run it: if you trust it, add {_PARAM}='import {module}'")
 
   def check_names(self) -> None:
-    used = {name: where for name, where in self._macros_used.items() if '.' not in name}  # %gin.REQUIRED is no macro
+    """Raise a UserError for a macro or scope that is only set or only used."""
+    used = {name: where for name, where in self._macros_used.items() if '.' not in name}  # %gin.REQUIRED is not a macro
     for name, where in self._macros_set.items():
       if name not in used:
-        raise UserError(f'{where}: {name} is set, but no binding uses it{_meant(name, used)}')
+        raise UserError(f'{where}: {name} is set, but no binding uses it{_suggestion(name, used)}')
     for name, where in used.items():
       if name not in self._macros_set:
-        raise UserError(f'{where}: %{name} is used, but nothing sets it{_meant(name, self._macros_set)}')
+        raise UserError(f'{where}: %{name} is used, but nothing sets it{_suggestion(name, self._macros_set)}')
     for name, where in self._scopes_set.items():
       if name not in self._scopes_used:
-        raise UserError(f'{where}: nothing enters the scope {name}/{_meant(name, self._scopes_used)}')
+        raise UserError(f'{where}: nothing enters the scope {name}/{_suggestion(name, self._scopes_used)}')
 
 
 class _Text(io.StringIO):
-  """A text with a file name, which gin shows in its messages."""
+  """A text with a file name, which gin's error messages contain."""
 
   def __init__(self, text: str, name: str):
     super().__init__(text)
@@ -201,6 +202,7 @@ class _Text(io.StringIO):
 
 
 def _find(name: str, stack: Sequence[str]) -> str:
+  """Return the path of a file. stack: the files that include it, the outermost first."""
   remote = '://' in name
   candidates = [name] if remote or pathlib.Path(name).is_absolute() else [name, str(shipped_root() / name)]
   for path in candidates:
@@ -209,14 +211,14 @@ def _find(name: str, stack: Sequence[str]) -> str:
         return path
   shipped = [path.relative_to(shipped_root()).as_posix()
              for path in sorted((shipped_root() / 'gin_configs').glob('**/*.gin'))]
-  looked = '' if len(candidates) == 1 else f' in {pathlib.Path.cwd()} or {shipped_root()}'
+  searched = '' if len(candidates) == 1 else f' in {pathlib.Path.cwd()} or {shipped_root()}'
   included = f', included by {stack[-1]}' if stack else ''
-  raise UserError(f'no gin file {name}{looked}{included}{_meant(name, shipped)}')
+  raise UserError(f'no gin file {name}{searched}{included}{_suggestion(name, shipped)}')
 
 
 @contextlib.contextmanager
-def _explained(name: str):
-  """Turns what gin raises while it handles `name` into a UserError of one line."""
+def _explained(name: str) -> Iterator[None]:
+  """Turn errors of gin about the file `name` into a UserError of one line."""
   try:
     yield
   except UserError:
@@ -238,18 +240,18 @@ def _line_of(error: Exception, name: str) -> str:
 def _reason(error: Exception) -> str:
   message = str(error.args[0] if isinstance(error, (KeyError, tokenize.TokenError)) else error)
   statement = re.search(r'\n  In .*\n\s*(.*)', message)
-  told = f' ({statement.group(1).strip()})' if statement else ''
+  quoted = f' ({statement.group(1).strip()})' if statement else ''
   first = re.sub(r' \(.*line \d+\)$', '', message.split('\n')[0]).rstrip('.')
   if match := re.match(r"No configurable matching (?:reference )?'@?([^'()]+)", first):
     name = match.group(1).split('/')[-1]
-    return f"there is nothing called '{name}' to configure{told}{_meant(name, _configurables())}"
+    return f"there is nothing called '{name}' to configure{quoted}{_suggestion(name, _configurables())}"
   if match := re.match(r"Configurable '(.+)' doesn't have a parameter named '(.+)'", first):
     parameters = _parameters(match.group(1))
-    return f"{match.group(1)} has no parameter '{match.group(2)}'{told}{_meant(match.group(2), parameters)}"
+    return f"{match.group(1)} has no parameter '{match.group(2)}'{quoted}{_suggestion(match.group(2), parameters)}"
   if match := re.match(r'(.+) set to `%gin.REQUIRED`', first):
     name = match.group(1).removesuffix('/macro.value')
     return f"{name} must be given: add {_PARAM}='{name} = ...'"
-  return f'{first}{told}'
+  return f'{first}{quoted}'
 
 
 # gin has no public view of what is registered.
@@ -261,6 +263,6 @@ def _parameters(selector: str) -> list[str]:
   return list(inspect.signature(gin.config._REGISTRY.get_match(selector).wrapped).parameters)
 
 
-def _meant(name: str, known: Iterable[str]) -> str:
+def _suggestion(name: str, known: Iterable[str]) -> str:
   close = difflib.get_close_matches(name, list(known), n=1, cutoff=.6)
   return f'; did you mean {close[0]}?' if close else ''

@@ -1,4 +1,4 @@
-"""Keeps passwords, tokens and signed links out of logs, tracebacks and run folders."""
+"""Redaction of passwords, tokens and signed links in logs, tracebacks and run folders."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 import sys
 import threading
 import traceback
+import types
 from collections.abc import Iterator
 
 HIDDEN = '***'
@@ -29,7 +30,7 @@ _PATTERNS = (
               r'(?:password|passwd|secret|api[-_]?key):\s{0,3})'
               r'(?:(["\'])(?:(?!\2)[^\n])*\2|[^\s,;&\'")}\]]*[^\s,;&\'")}\]:.])', re.IGNORECASE),
    rf'\g<1>\g<2>{HIDDEN}\g<2>'),
-  # The shapes that services give their tokens: Google, GitHub, Hugging Face, Slack, signed JSON.
+  # Token formats of services: Google, GitHub, Hugging Face, Slack, signed JSON.
   (re.compile(r'\b(?:ya29\.[\w.-]{20,}|AIza[\w-]{30,}|gh[pousr]_\w{30,}|github_pat_\w{30,}|hf_\w{30,}|'
               r'xox[abprs]-[\w-]{10,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]+)'), HIDDEN),
   (re.compile(r'(-----BEGIN [A-Z ]*PRIVATE KEY-----).*?(?=-----END|\Z)', re.DOTALL), rf'\g<1>{HIDDEN}'),
@@ -37,14 +38,14 @@ _PATTERNS = (
 
 
 def redact(text: str) -> str:
-  """The text with what looks like a credential replaced by ***; other text comes back unchanged."""
+  """Replace everything that looks like a credential by ***."""
   for pattern, hidden in _PATTERNS:
     text = pattern.sub(hidden, text)
   return text
 
 
 class RedactingFilter(logging.Filter):
-  """For a log handler: redacts its lines, with their tracebacks, before they are written."""
+  """A filter for log handlers that redacts lines and tracebacks before they are written."""
 
   def filter(self, record: logging.LogRecord) -> bool:
     record.msg, record.args = redact(record.getMessage()), ()
@@ -57,24 +58,21 @@ class RedactingFilter(logging.Filter):
 
 @contextlib.contextmanager
 def redacted_tracebacks() -> Iterator[None]:
-  """What Python prints of an exception that nobody catches is redacted: of a thread's inside, and of one that leaves.
-
-  Also a decorator.
-  """
+  """Redact the tracebacks of uncaught exceptions, of threads and of the body itself. Also a decorator."""
   earlier, threading.excepthook = threading.excepthook, _show_end_of_thread
   try:
     yield
   except Exception:
-    sys.excepthook = _show  # stays: Python calls it when all is over
+    sys.excepthook = _show  # not restored: Python calls it at exit
     raise
   finally:
     threading.excepthook = earlier
 
 
-def _show(kind, error, trace, before=''):
+def _show(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None, before: str = '') -> None:
   sys.stderr.write(before + redact(''.join(traceback.format_exception(kind, error, trace))))
 
 
-def _show_end_of_thread(ended):
+def _show_end_of_thread(ended: threading.ExceptHookArgs) -> None:
   if not issubclass(ended.exc_type, SystemExit):
     _show(ended.exc_type, ended.exc_value, ended.exc_traceback, f'Exception in thread {ended.thread.name}:\n')

@@ -12,17 +12,31 @@ Conventions
   +1 of old Detectron; box deltas are [dy, dx, dh, dw]. Images are RGB. Padding slots have class 0 and a zero box.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import tensorflow as tf
+import tf_keras
+
+if TYPE_CHECKING:  # types of higher floors, for annotations alone
+  from rethink_tf.distributed.workers import Workers
+  from rethink_tf.evaluation.test_time_augmentation import TestTimeAugmentation
+  from rethink_tf.storage.checkpoints import RunCheckpoints
+  from rethink_tf.storage.run_folder import RunFolder
+  from rethink_tf.training.ema import ExponentialMovingAverage
+  from rethink_tf.training.trainer import Trainer
+  from rethink_tf.weights.pretrained import PretrainedWeights
 
 MASK_CROP = 112  # side of the box-relative crop in which a ground-truth mask travels
 
 
 class Example(NamedTuple):
-  """One annotated photograph in original pixels, as `source.load(i)` gives it (NumPy)."""
+  """One annotated image in original pixels, as `source.load(i)` gives it (NumPy)."""
 
   image: np.ndarray  # uint8 [h, w, 3] RGB
   boxes: np.ndarray  # float32 [n, 4] y0 x0 y1 x1, clipped to the image, crowds left out
@@ -32,12 +46,12 @@ class Example(NamedTuple):
 
 
 class Batch(NamedTuple):
-  """One padded batch, the only thing the data floor hands to the model."""
+  """One padded batch, all that the data floor passes to the model."""
 
   images: tf.Tensor  # uint8 [B, H, W, 3] RGB; what lies outside image_sizes is padding
-  image_sizes: tf.Tensor  # float32 [B, 2] height, width of the resized image on the canvas
+  image_sizes: tf.Tensor  # float32 [B, 2] height, width of the resized image within the padded shape
   scales: tf.Tensor  # float32 [B, 2] resized / original, y and x
-  original_sizes: tf.Tensor  # int32 [B, 2] height, width of the photograph
+  original_sizes: tf.Tensor  # int32 [B, 2] height, width of the image file
   image_ids: tf.Tensor  # int64 [B]; -1 fills up the last batch of an evaluation
   seeds: tf.Tensor  # int32 [B, 2] key of all randomness of this image in this epoch
   gt_boxes: tf.Tensor  # float32 [B, G, 4]
@@ -47,12 +61,12 @@ class Batch(NamedTuple):
 
 
 class Views(NamedTuple):
-  """The same photographs at V sizes, for test-time augmentation. Detections are in pixels of the first size."""
+  """The same images at V sizes, for test-time augmentation. Detections are in pixels of the first size."""
 
   image_ids: tf.Tensor  # int64 [B]; -1 fills up the last batch of an evaluation
-  original_sizes: tf.Tensor  # int32 [B, 2] height, width of the photograph
-  images: tuple[tf.Tensor, ...]  # V of uint8 [B, H, W, 3] RGB, each with a canvas of its own
-  image_sizes: tuple[tf.Tensor, ...]  # V of float32 [B, 2] height, width of the resized image on its canvas
+  original_sizes: tf.Tensor  # int32 [B, 2] height, width of the image file
+  images: tuple[tf.Tensor, ...]  # V of uint8 [B, H, W, 3] RGB, each with a padded shape of its own
+  image_sizes: tuple[tf.Tensor, ...]  # V of float32 [B, 2] height, width of the resized image within its padded shape
   view_scales: tuple[tf.Tensor, ...]  # V of float32 [B, 2] resized / original, y and x
 
   @property
@@ -65,7 +79,7 @@ class LabelledImages(NamedTuple):
   """One batch of image classification: crops of one size, with one label each or several (hashtags)."""
 
   images: tf.Tensor  # uint8 [B, H, W, 3] RGB
-  image_sizes: tf.Tensor  # float32 [B, 2] height, width: the whole canvas
+  image_sizes: tf.Tensor  # float32 [B, 2] height, width: all of it
   image_ids: tf.Tensor  # int64 [B]; -1 fills up the last batch of an evaluation
   classes: tf.Tensor  # int32 [B, T] 0..L - 1, all different in a row; -1 = empty slot. Targets are 1/k on k labels
 
@@ -187,6 +201,7 @@ class Input(Protocol):
   source: Source
   batch_size: int
   failure: Exception | None  # the error that ended the data set; TensorFlow raises a wrapped one
+  facts: Callable[[int], Any]  # of training: step -> data.batching.StepFacts
 
   def dataset(self, *position: Any) -> tf.data.Dataset:
     """Training: endless, from (step, InputContext | None). Evaluation: one pass over every n-th batch, from (i, n)."""
@@ -205,3 +220,76 @@ class Evaluator(Protocol):
 
   def due(self, step: int) -> bool:
     """Whether training is evaluated at a step, its end apart."""
+
+
+class Devices(NamedTuple):
+  """Distribution of a global batch."""
+
+  replicas: int
+  micro_batches: int  # slices of a replica's batch whose gradients are accumulated
+  images: int  # images of a micro-batch
+
+
+@dataclasses.dataclass
+class Experiment:
+  """All that `experiment.run` builds from a configuration. Nothing is restored and nothing written yet.
+
+  Consumed by training.loop.train, evaluation.on_demand.evaluate, evaluation.follow.follow and by commands such as
+  predict and export.
+  """
+
+  folder: RunFolder
+  workers: Workers
+  strategy: tf.distribute.Strategy
+  devices: Devices
+  trainer: Trainer  # all variables exist
+  checkpoints: RunCheckpoints
+  make_train_input: Callable[[], Input]  # reads the annotations of the training images
+  eval_input: Input
+  make_evaluator: Callable[[], Evaluator]
+  total_steps: int
+  initial_weights: PretrainedWeights | None = None  # None: random
+  averages: ExponentialMovingAverage | None = None  # of the weights
+  precise_statistics: Callable[..., tf_keras.callbacks.Callback] | None = None
+  test_augmentation: TestTimeAugmentation | None = None
+  log_every: int = 20
+  checkpoint_every: int = 2500
+  steps_per_execution: int = 1
+  keep_best: bool | str = True
+  checkpoint: str | int = 'latest'  # that is evaluated
+  own_evaluation: bool = True  # False: a follower evaluates
+  follow_minutes: float = 120.0
+
+  @functools.cached_property
+  def train_input(self) -> Input:
+    return self.make_train_input()
+
+  @functools.cached_property
+  def evaluator(self) -> Evaluator:
+    return self.make_evaluator()
+
+  @property
+  def trackables(self) -> dict[str, Any]:
+    """What checkpoints hold, by name."""
+    averages = {} if self.averages is None else {'ema': self.averages.state}
+    return {'detector': self.trainer.detector, 'optimizer': self.trainer.optimizer} | averages
+
+  @property
+  def metric(self) -> str:
+    """The metric that chooses the best checkpoint."""
+    return self.keep_best if isinstance(self.keep_best, str) else self.evaluator.main_metric
+
+  def batches(self, step: int) -> tf.data.Dataset | tf.distribute.DistributedDataset:
+    """Training batches from a step on, for `fit`."""
+    if self.strategy.num_replicas_in_sync == 1:
+      return self.train_input.dataset(step)
+    return self.strategy.distribute_datasets_from_function(lambda context: self.train_input.dataset(step, context))
+
+  def due(self, step: int) -> bool:
+    """Whether this job evaluates after a step."""
+    return self.own_evaluation and self.evaluator.due(step)
+
+  def evaluated(self, step: int) -> bool:
+    """Whether this job or a follower evaluates after a step."""
+    apart = not self.own_evaluation and step % self.checkpoint_every == 0
+    return step == self.total_steps or self.due(step) or apart

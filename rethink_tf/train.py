@@ -1,8 +1,8 @@
-"""Trains a detector, or continues: python -m rethink_tf.train --gin_file=gin_configs/scratch_6x.gin.
+"""Train a detector, or resume: python -m rethink_tf.train --gin_file=gin_configs/scratch_6x.gin.
 
-The same command continues an interrupted run. SIGTERM (pre-emption) and Ctrl-C save a checkpoint at the end of the step
-and end it; a second signal ends at once. Exit codes: 0 complete, 1 an error told in one line, 75 SIGTERM (EX_TEMPFAIL:
-give the same command again), 130 Ctrl-C.
+The same command resumes an interrupted run. SIGTERM (pre-emption) and Ctrl-C end it after the current step, once its
+checkpoint is saved; a second signal ends it at once. Exit codes: 0 complete; 1 an error, reported in one line;
+69 another worker was lost; 75 SIGTERM (EX_TEMPFAIL: run the same command again); 130 Ctrl-C.
 """
 
 from rethink_tf import command_line

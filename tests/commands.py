@@ -1,4 +1,4 @@
-"""Command lines that the documentation names: which flags a door has, and whether what they name exists."""
+"""Command lines of the documentation: the flags of each command, and whether everything that they name exists."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 @functools.cache
 def flags_of(module: str) -> frozenset[str]:
-  """Names of the flags of `python -m <module>`, read from its source: to ask it with --help takes seconds a module."""
-  path = ROOT / (module.replace('.', '/') + '.py')
-  assert path.is_file() or module == 'rethink_tf.weights', f'there is no module {module}'
-  if module == 'rethink_tf.weights':
-    return frozenset()
+  """Names of the flags of `python -m <module>`, read from its source: running it with --help takes seconds."""
+  path = ROOT / module.replace('.', '/')
+  path = path / '__main__.py' if path.is_dir() else path.with_suffix('.py')
+  assert path.is_file(), f'there is no module {module}'
   text = path.read_text()
   found = _defined(ast.parse(text))
   shared = ast.parse((ROOT / 'rethink_tf/command_line.py').read_text())
-  if 'command_line.define_flags' in text or 'command_line.open_door' in text:
+  if 'command_line.define_flags' in text or 'command_line.run_command' in text:
     found |= _defined(next(node for node in shared.body if getattr(node, 'name', '') == 'define_flags'))
-  if "open_door('evaluate')" in text:
-    found |= _defined(next(node for node in shared.body if getattr(node, 'name', '') == 'open_door'))
+  if "run_command('evaluate')" in text:
+    found |= _defined(next(node for node in shared.body if getattr(node, 'name', '') == 'run_command'))
   return frozenset(found | {'help'})
 
 
@@ -35,19 +34,19 @@ def _defined(tree):
 
 
 def flags_of_script(path: str) -> frozenset[str]:
-  """Names of the options of a shell script, as its --help lists them."""
+  """Names of the options of a shell script, as listed by its --help."""
   return frozenset(re.findall(r'--(\w+)', (ROOT / path).read_text()))
 
 
 def values(words: Sequence[str], flag: str) -> list[str]:
-  """What a command line gives to --flag, in order."""
+  """Values of --flag on a command line, in order."""
   return [word.partition('=')[2] for word in words if word.startswith(f'--{flag}=')]
 
 
 def check(words: Sequence[str]) -> None:
-  """Fails unless the program, its flags and the gin files of a command line exist."""
+  """Fail unless the program, its flags and the gin files of a command line exist."""
   words = list(words)
-  while words and words[0] in ('sbatch', 'nice'):  # its own options stand before the script
+  while words and words[0] in ('sbatch', 'nice'):  # their own options precede the script
     words = words[1:]
     while words[0].startswith('--'):
       words = words[1:]
@@ -60,10 +59,10 @@ def check(words: Sequence[str]) -> None:
     assert (ROOT / program).is_file(), f'there is no {program}'
     known = flags_of_script(program)
     if '--' in arguments:
-      behind = arguments.index('--')
-      check(['python', '-m', 'rethink_tf.train', *arguments[behind + 1:]]
-            if arguments[behind + 1].startswith('--') else arguments[behind + 1:])
-      arguments = arguments[:behind]
+      end = arguments.index('--')
+      check(['python', '-m', 'rethink_tf.train', *arguments[end + 1:]]
+            if arguments[end + 1].startswith('--') else arguments[end + 1:])
+      arguments = arguments[:end]
     elif program == 'launch/slurm.sh':
       known |= flags_of('rethink_tf.train')
   for word in arguments:

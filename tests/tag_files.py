@@ -1,4 +1,4 @@
-"""Json-lines files of images with hashtags, made for tests: noisy tags on drawn pictures or on real photographs."""
+"""JSON Lines files of images with hashtags for tests: noisy tags on rendered or real images."""
 
 import json
 import pathlib
@@ -17,21 +17,21 @@ RARE = ('#vintage', 'handmade', '#secondhand')
 
 
 def write_json_lines(path, rows):
-  """A line for each (image, tags); a string stands for a line that is written as it is."""
+  """Write a line for each (image, tags); a string is written as it is."""
   lines = (row if isinstance(row, str) else json.dumps({'image': str(row[0]), 'tags': list(row[1])}) for row in rows)
   pathlib.Path(path).write_text(''.join(f'{line}\n' for line in lines))
   return str(path)
 
 
 def write_synonyms(path):
-  """The table that belongs to `noisy_tags`."""
+  """Write the table of synonyms for `noisy_tags`."""
   pathlib.Path(path).write_text('# tag\n' + ''.join(
     f'{variant}\t{tag}\n' for tag, variants in SYNONYMS.items() for variant in variants))
   return str(path)
 
 
 def noisy_tags(rng, name, names):
-  """Tags of an image of class `name`: itself or a synonym in any spelling, common, rare and sometimes wrong ones."""
+  """Return tags of an image of class `name`: a spelling of its name or synonyms, common, rare and some wrong ones."""
   tags = [str(rng.choice([name, name.upper(), f'#{name.title()}', *SYNONYMS.get(name, ())]))]
   tags += [tag for tag in COMMON if rng.random() < 0.6]
   tags += [tag for tag in RARE if rng.random() < 0.03]
@@ -42,8 +42,8 @@ def noisy_tags(rng, name, names):
   return [str(tag) for tag in rng.permutation(tags)]
 
 
-def draw_pictures(folder, count, names=('red', 'green', 'blue', 'grey'), side=40, seed=0):
-  """Noise in the colour of a class, as PNG -> [(name of the file, class)]; classes become rarer along `names`."""
+def render_images(folder, count, names=('red', 'green', 'blue', 'grey'), side=40, seed=0):
+  """Write noise in the colour of a class as PNG -> [(file name, class)]; classes become rarer along `names`."""
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   rng = np.random.default_rng(seed)
@@ -58,24 +58,24 @@ def draw_pictures(folder, count, names=('red', 'green', 'blue', 'grey'), side=40
 
 
 def clothing(real_images, split, per_class=None):
-  """[(path of the photograph, class)] of clothing_cls, class by class."""
+  """Return [(path, class)] of the images of clothing_cls, class by class."""
   folders = sorted((real_images / 'clothing_cls' / split).iterdir())
   return [(path, folder.name) for folder in folders if folder.is_dir()
           for path in sorted(folder.glob('*.jpg'))[:per_class]]
 
 
 def tagged(rows, seed=0):
-  """[(image, class)] -> [(image, noisy tags)]."""
+  """Map [(image, class)] to [(image, noisy tags)]."""
   rng, names = np.random.default_rng(seed), sorted({name for _, name in rows})
   return [(image, noisy_tags(rng, name, names)) for image, name in rows]
 
 
 def write_shards(folder, count=60, num_shards=4, tags=None, **options):
-  """Drawn pictures in shards -> (folder of the shards, vocabulary, [(image, tags)])."""
+  """Write rendered images to shards -> (folder of the shards, vocabulary, [(image, tags)])."""
   folder = pathlib.Path(folder)
-  rows = draw_pictures(folder / 'pictures', count)
+  rows = render_images(folder / 'images', count)
   rows = tagged(rows) if tags is None else [(image, tags(i)) for i, (image, _) in enumerate(rows)]
-  file = write_json_lines(folder / 'pictures' / 'images.jsonl', rows)
+  file = write_json_lines(folder / 'images' / 'images.jsonl', rows)
   vocabulary = build_vocabulary(file)
   convert_hashtags(file, vocabulary, str(folder / 'shards'), num_shards=num_shards, num_workers=2, **options)
   return str(folder / 'shards'), Vocabulary.load(str(folder / 'shards' / 'train-vocabulary.json')), rows

@@ -1,4 +1,4 @@
-"""The doors as people meet them: one line that says what is wrong, exit code 1, and no noise."""
+"""Commands as processes: errors are one line with exit code 1 and no other output; --help lists the flags."""
 
 import os
 import pathlib
@@ -10,10 +10,10 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
-def call(door, *arguments, cwd):
+def call(command, *arguments, cwd):
   environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
   environment.pop('TF_CPP_MIN_LOG_LEVEL', None)
-  return subprocess.run([sys.executable, '-m', f'rethink_tf.{door}', *arguments], cwd=cwd, env=environment,
+  return subprocess.run([sys.executable, '-m', f'rethink_tf.{command}', *arguments], cwd=cwd, env=environment,
                         capture_output=True, text=True, timeout=300)
 
 
@@ -27,7 +27,7 @@ def assert_one_line(result, *words):
 
 
 def test_the_command_of_the_readme_without_a_data_set(tmp_path):
-  """As written, from any folder: says where the data set was looked for, and how to get one."""
+  """From any folder: the error names where the data set was looked for, and the flag to set."""
   result = call('train', '--gin_file=gin_configs/scratch_6x.gin', cwd=tmp_path)
   assert_one_line(result, 'data/coco', 'instances_val2017.json', '--data_dir')
 
@@ -42,7 +42,7 @@ def test_a_wrong_configuration(arguments, words, tmp_path):
   assert_one_line(call('train', *arguments, cwd=tmp_path), *words)
 
 
-def test_weights_belong_to_a_start_that_uses_them(tmp_path):
+def test_weights_need_a_configuration_that_uses_them(tmp_path):
   result = call('train', '--gin_file=gin_configs/demo.gin', '--weights=R-50.pkl', cwd=tmp_path)
   assert_one_line(result, '--weights', 'random weights', 'gin_configs/init/imagenet.gin')
   result = call('train', '--gin_file=gin_configs/pretrain_6x.gin', cwd=tmp_path)
@@ -55,7 +55,7 @@ def test_a_run_folder_that_cannot_be_written(tmp_path):
   assert_one_line(result, f'{tmp_path}/file/run', '--model_dir')
 
 
-def test_evaluating_what_was_never_trained(tmp_path):
+def test_evaluating_a_missing_run(tmp_path):
   assert_one_line(call('evaluate', f'--model_dir={tmp_path}/nothing', cwd=tmp_path), 'nothing', '--model_dir')
 
 

@@ -1,8 +1,8 @@
-"""README and docs/: every command, file, flag, binding and error line that they name exists, and their code runs."""
+"""README and docs/: every command, file, flag, binding and error text that they name exists, and their code runs."""
 
 import ast
 import functools
-import importlib
+import importlib.util
 import inspect
 import pathlib
 import re
@@ -22,7 +22,10 @@ from tests import commands, tiny
 ROOT = commands.ROOT
 PAGES = ['README.md', *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / 'docs').glob('*.md'))]
 PROGRAMS = ('python ', 'sbatch ', 'launch/')
-# Files of the reader's own, and of a run folder.
+FOLDERS = '|'.join(['gin_configs', 'rethink_tf', 'tests', 'tools', 'launch', 'results', 'docs', *sorted(
+  path.name for path in (ROOT / 'rethink_tf').iterdir()
+  if path.is_dir() and path.name not in ('__pycache__', 'data'))])  # data/coco is a folder of the reader
+# Files of the reader and of a run folder.
 THEIRS = re.compile(r'my_\w+\.py|config\.gin|command\.json|\w+\.(json|jsonl|png|yaml|pkl|csv|pth|h5|html)$|saved_model')
 
 
@@ -34,7 +37,7 @@ def no_configuration_is_left():
 
 @pytest.fixture(scope='module')
 def own_parts(tmp_path_factory):
-  """{name: module} of the files that docs/extend.md shows, written and imported as a reader would."""
+  """{name: module} of the files in docs/extend.md, written and imported as a reader would."""
   folder = tmp_path_factory.mktemp('own')
   blocks = re.findall(r'^```python\n# (\w+)\.py\n(.*?)^```', (ROOT / 'docs/extend.md').read_text(), re.S | re.M)
   for name, text in blocks:
@@ -45,7 +48,7 @@ def own_parts(tmp_path_factory):
 
 
 def fenced(page):
-  """The commands in the fenced blocks of a page, continued lines joined."""
+  """Commands in the fenced blocks of a page, with continuation lines joined."""
   text = (ROOT / page).read_text()
   found = re.findall(r'^```(\w*)\n(.*?)^```', text, re.S | re.M)
   lines = '\n'.join(block for language, block in found if not language).replace('\\\n', ' ').splitlines()
@@ -53,7 +56,7 @@ def fenced(page):
 
 
 def inline(page):
-  """What a page sets in backticks in its running text."""
+  """Text in backticks outside the fenced blocks of a page."""
   text = re.sub(r'^```.*?^```', '', (ROOT / page).read_text(), flags=re.S | re.M)
   return [' '.join(token.split()) for token in re.findall(r'`([^`]+)`', text)]
 
@@ -91,7 +94,7 @@ def test_a_command_names_what_exists(page, words, own_parts, monkeypatch):
 @pytest.mark.parametrize('line', [
   'python -m rethink_tf.trian', 'python -m rethink_tf.train --gin_fiel=a.gin', 'launch/vertex.sh --count=8',
   'python -m rethink_tf.train --gin_file=gin_configs/scratch_7x.gin', 'launch/tpu_vm.sh --name=a -- --weight=b'])
-def test_a_slip_in_a_command_is_found(line):
+def test_a_misspelt_command_is_found(line):
   with pytest.raises(AssertionError, match='there is no|has no flag'):
     commands.check(line.split())
 
@@ -103,18 +106,18 @@ def test_links_lead_somewhere(page):
     assert target.startswith('https://') or (folder / target).exists(), f'{page}: {target}'
 
 
-def test_what_make_is_asked_for_exists():
+def test_make_targets_exist():
   targets = set(re.findall(r'^([\w./]+):', (ROOT / 'Makefile').read_text(), re.M))
-  asked = {word for page in PAGES for word in re.findall(r'(?:^|`)make (?:\w+=\S+ )?([a-z]\w*)(?=`| {2})',
+  named = {word for page in PAGES for word in re.findall(r'(?:^|`)make (?:\w+=\S+ )?([a-z]\w*)(?=`| {2})',
                                                          (ROOT / page).read_text(), re.M)}
-  assert {'demo', 'test'} <= asked <= targets
+  assert {'demo', 'test'} <= named <= targets
 
 
 @pytest.mark.parametrize('page', PAGES)
 def test_files_in_the_text_exist(page):
   for token in inline(page):
     token = token.removeprefix('--gin_file=')
-    if re.fullmatch(r'(gin_configs|rethink_tf|tests|tools|launch|results|docs|models)/[\w/.]*', token) or (
+    if re.fullmatch(rf'({FOLDERS})/[\w/.]*', token) or (
         re.fullmatch(r'\w+\.(py|gin|sh)', token) and not THEIRS.fullmatch(token)):
       places = [ROOT / token, ROOT / 'rethink_tf' / token, ROOT / 'tests' / token]
       assert any(path.exists() for path in places), f'{page}: {token}'
@@ -122,18 +125,18 @@ def test_files_in_the_text_exist(page):
 
 @pytest.mark.parametrize('page', PAGES)
 def test_flags_in_the_text_exist(page):
-  doors = ['.'.join(path.relative_to(ROOT).with_suffix('').parts) for folder in ('rethink_tf', 'launch', 'tools')
-           for path in (ROOT / folder).rglob('*.py')]
-  known = frozenset().union(*map(commands.flags_of, doors), *(
+  modules = ['.'.join(path.relative_to(ROOT).with_suffix('').parts) for folder in ('rethink_tf', 'launch', 'tools')
+             for path in (ROOT / folder).rglob('*.py') if path.name != '__init__.py']
+  known = frozenset().union(*map(commands.flags_of, modules), *(
     commands.flags_of_script(path.relative_to(ROOT).as_posix()) for path in (ROOT / 'launch').glob('*.sh')))
   for token in inline(page):
     for name in re.findall(r'(?:^| )--(\w+)', token) if not token.startswith(('docker', 'tensorboard')) else ():
       assert name in known, f'{page}: --{name}'
 
 
-def test_configurations_in_the_table_of_the_readme_exist():
+def test_configurations_in_the_table_of_rows_exist():
   """`scratch_2x` `3x` stands for scratch_2x and scratch_3x; … for anything."""
-  rows = [line.split('|')[1] for line in (ROOT / 'README.md').read_text().splitlines()
+  rows = [line.split('|')[1] for line in (ROOT / 'docs/reproduce.md').read_text().splitlines()
           if re.match(r'\| `(scratch|pretrain|keypoints|vgg16|voc|cbnet|demo|lsj)', line)]
   assert len(rows) > 8
   for row in rows:
@@ -144,8 +147,31 @@ def test_configurations_in_the_table_of_the_readme_exist():
       assert list((ROOT / 'gin_configs').glob(full.replace('…', '*') + ('' if full.endswith('…') else '.gin'))), full
 
 
+@functools.cache
+def python_blocks(page):
+  """The Python blocks of a page, parsed."""
+  return [ast.parse(block) for block in re.findall(r'^```python\n(.*?)^```', (ROOT / page).read_text(), re.S | re.M)]
+
+
+def python_names(page):
+  """Names and attributes in the Python blocks of a page: in its text they are no bindings."""
+  nodes = [node for block in python_blocks(page) for node in ast.walk(block)]
+  return ({node.id for node in nodes if isinstance(node, ast.Name)}
+          | {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+          | {alias.name for node in nodes if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names})
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_python_in_the_pages_imports_what_exists(page):
+  for node in (node for block in python_blocks(page) for node in ast.walk(block)):
+    if isinstance(node, ast.ImportFrom) and node.module.split('.')[0] == 'rethink_tf':
+      module = importlib.import_module(node.module)
+      for alias in node.names:
+        assert hasattr(module, alias.name) or importlib.util.find_spec(f'{node.module}.{alias.name}'), alias.name
+
+
 def bindings(page):
-  """(configurable, parameter or None) in a page's text."""
+  """(configurable, parameter or None) of each binding in the text of a page."""
   for token in inline(page):
     token = re.sub(r'^--gin_param=["\']?', '', token)
     if match := re.match(r'(?:train/|eval/)?([A-Za-z_]\w*)\.([a-z_]\w*)(?: = .*)?["\']?$', token):
@@ -157,34 +183,36 @@ def bindings(page):
 @pytest.mark.parametrize('page', PAGES)
 def test_bindings_in_the_text_exist(page, own_parts):
   for name, parameter in bindings(page):
-    if name in ('rethink_tf', 'tensorboard', 'Study'):
-      assert name != 'rethink_tf' or (ROOT / name / f'{parameter}.py').is_file(), parameter
+    if name in python_names(page):
       continue
-    configurable = gin.config._REGISTRY.get_match(name)  # gin has no public view of what is registered
-    assert configurable is not None, f'{page}: nothing is called {name}'
+    if name in ('rethink_tf', 'tensorboard', 'Study'):
+      assert name != 'rethink_tf' or commands.flags_of(f'rethink_tf.{parameter}'), parameter
+      continue
+    configurable = gin.config._REGISTRY.get_match(name)  # gin has no public list of what is registered
+    assert configurable is not None, f'{page}: there is no {name}'
     assert parameter is None or parameter in inspect.signature(configurable.wrapped).parameters, (
       f'{page}: {name}.{parameter}')
 
 
-# Error lines.
+# Error texts.
 
 
 @functools.cache
-def said():
-  """Every text that the sources can print, … for each part that differs."""
+def texts():
+  """Every string of the sources, with … for each formatted value."""
   found = []
   for path in [*(ROOT / 'rethink_tf').rglob('*.py'), *(ROOT / 'launch').glob('*.py')]:
     for node in ast.walk(ast.parse(path.read_text())):
       if isinstance(node, ast.Constant) and isinstance(node.value, str):
         found.append(node.value)
       elif isinstance(node, ast.JoinedStr):
-        found.append(''.join(part.value if isinstance(part, ast.Constant) else '…' for part in node.values))
+        found.append(''.join(value.value if isinstance(value, ast.Constant) else '…' for value in node.values))
   found += [path.read_text() for path in [ROOT / 'Makefile', *(ROOT / 'launch').glob('*.sh')]]
   return re.sub(r'%\.?\d*[sdrf]', '…', '\n'.join(found))
 
 
 def occurs(phrase):
-  return re.search('.*?'.join(re.escape(part) for part in phrase.split('…')), said()) is not None
+  return re.search('.*?'.join(map(re.escape, phrase.split('…'))), texts()) is not None
 
 
 def quoted():
@@ -198,29 +226,29 @@ def test_quoted_errors_are_those_of_the_sources():
   assert not [phrase for phrase in phrases if not occurs(phrase)]
 
 
-def test_only_what_is_said_occurs():
+def test_only_texts_of_the_sources_occur():
   assert occurs('no config.gin in …: check --model_dir') and occurs('… layers would stay at random values')
   assert not occurs('no config.gin in …: check --data_dir') and not occurs('layers should stay at random values')
 
 
-# What docs/extend.md shows.
+# Python code.
 
 
-def test_the_norm_that_is_shown_trains(own_parts):
+def test_the_norm_of_the_page_trains(own_parts):
   takes_a_step(tiny.detector(norm=own_parts['my_parts'].layer_norm))
   assert not own_parts['my_parts'].layer_norm('n', zero_gamma=True)(tf.ones([1, 2, 2, 4])).numpy().any()
 
 
-def test_the_backbone_that_is_shown_trains(own_parts):
+def test_the_backbone_of_the_page_trains(own_parts):
   features = own_parts['my_backbone'].PlainNet(width=32)(tf.zeros([1, 64, 96, 3]))
   assert {name: tuple(x.shape) for name, x in features.items()} == {
     f'C{level}': (1, 64 >> level, 96 >> level, 32 << level - 2) for level in range(2, 6)}
-  norm = own_parts['my_parts'].layer_norm  # GroupNorm compiles each shape, half a minute in all
+  norm = own_parts['my_parts'].layer_norm  # GroupNorm compiles each shape: half a minute in all
   takes_a_step(tiny.detector(norm=norm, backbone=own_parts['my_backbone'].PlainNet(norm, width=32)))
 
 
 def takes_a_step(detector):
-  """Losses are finite and every variable has a gradient."""
+  """Assert finite losses and a gradient for every variable."""
   from rethink_tf.training.losses import MaskRCNNLoss
   batch = tiny.batch(1)
   with tf.GradientTape() as tape:
@@ -232,7 +260,7 @@ def takes_a_step(detector):
   assert detector.trainable_variables and all(gradient is not None for gradient in gradients)
 
 
-def test_every_code_block_of_the_page_is_a_file_that_is_tried(own_parts):
+def test_every_code_block_of_the_page_is_tested(own_parts):
   text = (ROOT / 'docs/extend.md').read_text()
   assert text.count('```python') == len(own_parts) == 2
   assert pathlib.Path(own_parts['my_parts'].__file__).name == 'my_parts.py'

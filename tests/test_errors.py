@@ -1,4 +1,4 @@
-"""How a command ends: one line, one exit code."""
+"""Exit lines and exit codes of commands."""
 
 import errno
 import os
@@ -11,7 +11,7 @@ from rethink_tf.errors import EXIT_CODES, Interrupted, UserError, as_command, in
 
 
 def end(main, capsys, argv=('command',)):
-  """Exit code and the error output of a command."""
+  """Return the exit code and the error output of a command."""
   with pytest.raises(SystemExit) as caught:
     as_command(main, argv, 'stopped; the same command continues')
   return caught.value.code, capsys.readouterr().err
@@ -21,14 +21,14 @@ def throw(error):
   raise error
 
 
-def test_a_user_error_is_its_first_line(capsys):
+def test_a_user_error_prints_its_first_line(capsys):
   assert end(lambda: throw(UserError('no such file: give another\n  in call to x')), capsys) == (
     1, 'error: no such file: give another\n')
 
 
-def test_an_argument_too_many_is_refused_before_anything_is_done(capsys):
-  code, told = end(lambda: throw(AssertionError('was called')), capsys, ('command', 'gin_file=x'))
-  assert code == 1 and "'gin_file=x'" in told and '--help' in told
+def test_an_unexpected_argument_is_refused_before_the_command_runs(capsys):
+  code, output = end(lambda: throw(AssertionError('was called')), capsys, ('command', 'gin_file=x'))
+  assert code == 1 and "'gin_file=x'" in output and '--help' in output
 
 
 @pytest.mark.parametrize('signum, code', [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
@@ -43,7 +43,7 @@ def test_signals_have_their_exit_codes(signum, code, capsys):
   assert signal.getsignal(signum) == before
 
 
-def test_an_interruption_may_say_where_it_goes_on(capsys):
+def test_the_message_of_an_interruption_is_printed(capsys):
   assert end(lambda: throw(Interrupted(signal.SIGTERM, 'stopped; continues from step 7')), capsys) == (
     75, 'stopped; continues from step 7\n')
 
@@ -59,5 +59,5 @@ def test_a_programming_error_keeps_its_traceback():
   (tf.errors.ResourceExhaustedError(None, None, '{{function_node __wrapped__SaveV2_device_/device:CPU:0}} /x; full'),
    '/x; full'),
   (ValueError('a\nb'), 'a b'), (ValueError(), 'ValueError')], ids=['system', 'status', 'operation', 'value', 'empty'])
-def test_errors_in_one_line(error, text):
+def test_in_one_line(error, text):
   assert in_one_line(error) == text

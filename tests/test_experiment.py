@@ -1,4 +1,4 @@
-"""From a gin file to figures and back: train, evaluate, continue, and the refusals."""
+"""Experiments through gin: training, evaluation, resuming, initial weights, and one-line errors."""
 
 import json
 import pathlib
@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from rethink_tf import experiment, gin_files
 from rethink_tf.errors import UserError
+from rethink_tf.evaluation import on_demand
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.training import loop
 from tests import small_voc, tiny
@@ -35,16 +36,16 @@ def configure(*params, files=('gin_configs/demo.gin',)):
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-  """A run of four steps, and what it returned."""
+  """Folder of a run of four steps, and its metrics."""
   path = tmp_path_factory.mktemp('run')
   configure()
-  figures = experiment.run('train', str(path))
+  metrics = loop.train(experiment.run('train', str(path)))
   gin.clear_config()
-  return path, figures
+  return path, metrics
 
 
-def test_training_leaves_everything_in_the_run_folder(trained):
-  path, figures = trained
+def test_files_of_the_run_folder(trained):
+  path, metrics = trained
   for name in ('config.gin', 'command.json', 'metrics.jsonl', 'curves.png', 'checkpoints', 'tensorboard', 'eval'):
     assert (path / name).exists(), name
   lines = RunFolder(path, create=False).read_metrics()
@@ -55,38 +56,38 @@ def test_training_leaves_everything_in_the_run_folder(trained):
   scored = [line for line in lines if line['kind'] == 'eval']
   assert [line['step'] for line in scored] == [2, 4]
   assert {'box/AP', 'box/AP50', 'box/APs', 'box/AR100', 'mask/AP', 'mask/AP75'} <= set(scored[-1])
-  assert figures['box/AP'] == scored[-1]['box/AP']
+  assert metrics['box/AP'] == scored[-1]['box/AP']
   results = json.loads(next((path / 'eval').glob('*4/bbox.json')).read_text())
   assert all(set(result) == {'image_id', 'category_id', 'bbox', 'score'} for result in results)
 
 
-def test_the_saved_configuration_describes_the_same_run(trained):
-  path, figures = trained
+def test_evaluating_the_saved_configuration_gives_the_same_metrics(trained):
+  path, metrics = trained
   gin_files.parse([str(path / 'config.gin')])
-  again = experiment.run('evaluate', str(path))
-  assert again == pytest.approx(figures, abs=1e-6)
+  again = on_demand.evaluate(experiment.run('evaluate', str(path)))
+  assert again == pytest.approx(metrics, abs=1e-6)
 
 
 def test_a_complete_run_is_not_trained_again(trained):
-  path, figures = trained
+  path, metrics = trained
   configure()
   before = sorted(p.name for p in (path / 'checkpoints').iterdir())
-  assert experiment.run('train', str(path)) == pytest.approx(figures, abs=1e-6)
+  assert loop.train(experiment.run('train', str(path))) == pytest.approx(metrics, abs=1e-6)
   assert sorted(p.name for p in (path / 'checkpoints').iterdir()) == before
 
 
 def test_a_longer_schedule_continues_with_the_counters(trained):
   path, _ = trained
   configure('KTimesSchedule.unit = 0.75')
-  experiment.run('train', str(path))
+  loop.train(experiment.run('train', str(path)))
   last = [line for line in RunFolder(path, create=False).read_metrics() if line['kind'] == 'train'][-1]
   assert (last['step'], last['images'], last['epoch']) == (6, 12, 1)
 
 
-def test_not_a_number_stops_the_run_and_names_loss_step_and_images(tmp_path):
+def test_a_non_finite_loss_stops_the_run_and_names_loss_step_and_images(tmp_path):
   configure('KTimesSchedule.base_rate = 1e30', 'CocoEvaluator.every = 0')
   with pytest.raises(UserError, match=r'loss/.* step \d') as error:
-    experiment.run('train', str(tmp_path))
+    loop.train(experiment.run('train', str(tmp_path)))
   assert 'image' in error.value.line()
   steps = [int(p.name.split('-')[-1]) for p in pathlib.Path(tmp_path, 'checkpoints').glob('step-*')] \
     if (tmp_path / 'checkpoints').exists() else []
@@ -96,22 +97,22 @@ def test_not_a_number_stops_the_run_and_names_loss_step_and_images(tmp_path):
                if reader.get_variable_to_dtype_map()[name].is_floating)
 
 
-def test_another_network_does_not_continue_a_run(trained):
+def test_a_run_is_not_resumed_with_another_network(trained):
   path, _ = trained
   configure('FPN.channels = 64')
   with pytest.raises(UserError, match='checkpoint') as error:
-    experiment.run('train', str(path))
+    loop.train(experiment.run('train', str(path)))
   assert 'checkpoint' in error.value.line()
 
 
-@pytest.mark.parametrize('binding, said', [
+@pytest.mark.parametrize('binding, text', [
   ('ResNet.freeze_at = 2', 'freeze_at'),
   ('NORM = @frozen_batch_norm', 'frozen_batch_norm'),
 ])
-def test_a_frozen_layer_with_random_weights_is_refused(binding, said, tmp_path):
+def test_a_frozen_layer_with_random_weights_is_refused(binding, text, tmp_path):
   configure(binding)
-  with pytest.raises(UserError, match=said):
-    experiment.run('train', str(tmp_path))
+  with pytest.raises(UserError, match=text):
+    loop.train(experiment.run('train', str(tmp_path)))
 
 
 @pytest.fixture(scope='module')
@@ -132,13 +133,13 @@ def start_from(path, *params):
 
 
 def test_a_run_starts_from_pre_trained_weights_once(weights, tmp_path):
-  """Frozen layers are allowed when a file fills them; a run that continues or is evaluated needs no file any more."""
+  """Frozen layers are allowed with weights of a file; resuming and evaluating do not need the file."""
   path, arrays = weights
   copy = tmp_path / 'copy.pth'
   copy.write_bytes(pathlib.Path(path).read_bytes())
   folder = tmp_path / 'run'
   start_from(str(copy))
-  figures = experiment.run('train', str(folder))
+  metrics = loop.train(experiment.run('train', str(folder)))
   record = json.loads((folder / 'initial_weights.json').read_text())
   assert record['path'] == str(copy) and len(record['sha256']) == 64 and 'torchvision' in record['format']
   newest = sorted((folder / 'checkpoints').iterdir())[-1]
@@ -148,83 +149,74 @@ def test_a_run_starts_from_pre_trained_weights_once(weights, tmp_path):
                                 arrays['stem.conv1.weight'].transpose(2, 3, 1, 0))  # frozen
   tuned = reader.get_tensor(f'detector/backbone/stages/3/0/conv2/conv/kernel{value}')
   start = arrays['res5.0.conv2.weight'].transpose(2, 3, 1, 0)
-  assert 0 < np.abs(tuned - start).max() < 0.1  # trained, from where the file had it
+  assert 0 < np.abs(tuned - start).max() < 0.1  # trained from the value in the file
   copy.unlink()
   gin.clear_config()
   gin_files.parse([str(folder / 'config.gin')])
-  assert experiment.run('evaluate', str(folder)) == pytest.approx(figures, abs=1e-6)
+  assert on_demand.evaluate(experiment.run('evaluate', str(folder))) == pytest.approx(metrics, abs=1e-6)
   start_from(str(copy), 'KTimesSchedule.unit = 0.75')
-  experiment.run('train', str(folder))
+  loop.train(experiment.run('train', str(folder)))
 
 
-def test_a_cascade_goes_on_where_a_plain_run_stood(trained, tmp_path):
+def test_a_cascade_continues_from_a_plain_run(trained, tmp_path):
   configure(f"WEIGHTS = '{trained[0]}/checkpoints/step-00000002'", 'run.initial_weights = @PlainRun()',
             'PlainRun.path = %WEIGHTS', 'MaskRCNN.pixel_std = (58.0, 58.0, 58.0)',
             files=('gin_configs/demo.gin', 'gin_configs/init/detector.gin', 'gin_configs/models/cascade.gin'))
-  experiment.run('train', str(tmp_path))
+  loop.train(experiment.run('train', str(tmp_path)))
   before, after = ([line for line in RunFolder(str(path)).read_metrics() if line['kind'] == 'train']
                    for path in (trained[0], tmp_path))
   assert [line['step'] for line in after] == [3, 4]
   before = [line for line in before if line['step'] in (3, 4)]
-  assert [line['images'] for line in after] == [line['images'] for line in before]  # counted on
+  assert [line['images'] for line in after] == [line['images'] for line in before]  # the counters continue
   assert 'loss/box/class/stage3' in after[-1] and after[-1]['learning_rate'] == before[-1]['learning_rate']
 
 
 @pytest.mark.slow
-def test_layers_that_a_file_does_not_fill_may_not_be_frozen(weights, tmp_path):
+def test_layers_without_weights_in_the_file_cannot_be_frozen(weights, tmp_path):
   start_from(weights[0], 'FPN.norm = @frozen_batch_norm')
   with pytest.raises(UserError, match='would stay at random values'):
-    experiment.run('train', str(tmp_path))
+    loop.train(experiment.run('train', str(tmp_path)))
 
 
 def test_a_missing_weight_file_is_one_line(tmp_path):
   start_from(str(tmp_path / 'none.pth'))
   with pytest.raises(UserError, match='none.pth: no such file') as error:
-    experiment.run('train', str(tmp_path / 'run'))
+    loop.train(experiment.run('train', str(tmp_path / 'run')))
   assert 'none.pth' in error.value.line()
 
 
-@pytest.mark.parametrize('binding, said', [
+@pytest.mark.parametrize('binding, text', [
   ("run.precision = 'float8'", 'run.precision'),
   ('ResNet.depth = 51', 'ResNet.depth'),
   ('synthetic.num_images = 0', 'num_images'),
 ])
-def test_a_value_out_of_range_is_one_line(binding, said, tmp_path):
+def test_a_value_out_of_range_is_one_line(binding, text, tmp_path):
   configure(binding, *(['train/' + binding] if 'synthetic' in binding else []))
-  with pytest.raises(UserError, match=said) as error:
-    experiment.run('train', str(tmp_path))
-  assert said in error.value.line()
+  with pytest.raises(UserError, match=text) as error:
+    loop.train(experiment.run('train', str(tmp_path)))
+  assert text in error.value.line()
 
 
-def test_evaluating_without_a_checkpoint_says_so(tmp_path):
+def test_evaluating_without_a_checkpoint(tmp_path):
   configure()
   with pytest.raises(UserError, match='no checkpoint'):
-    experiment.run('evaluate', str(tmp_path))
+    on_demand.evaluate(experiment.run('evaluate', str(tmp_path)))
 
 
-def test_batches_are_cut_evenly():
-  assert loop.spread(16, 2, 8) == (8, 1, 2)
-  assert loop.spread(16, 2, 1) == (1, 8, 2)
-  assert loop.spread(16, 3, 2) == (2, 4, 2)  # 8 images a device: parts of 2, since 3 does not divide them
-  assert loop.spread(3, 2, 1) == (1, 3, 1)
-  with pytest.raises(UserError, match='BATCH_SIZE = 15'):
-    loop.spread(15, 2, 2)
-
-
-def test_the_two_data_sets_must_have_the_same_classes(tmp_path):
+def test_both_data_sets_must_have_the_same_classes(tmp_path):
   configure('eval/synthetic.num_classes = 2')
   with pytest.raises(UserError, match='categories'):
-    experiment.run('train', str(tmp_path))
+    loop.train(experiment.run('train', str(tmp_path)))
 
 
 @pytest.mark.slow
 def test_the_best_checkpoint_of_keypoints(tmp_path):
   configure('run.keep_checkpoints = 1', files=('gin_configs/demo.gin', 'gin_configs/models/keypoints.gin'))
-  figures = experiment.run('train', str(tmp_path))
+  metrics = loop.train(experiment.run('train', str(tmp_path)))
   best = json.loads((tmp_path / 'best.json').read_text())
   values = {line['step']: line['keypoint/AP'] for line in RunFolder(tmp_path, create=False).read_metrics()
             if line['kind'] == 'eval'}
-  assert set(values) == {2, 4} and figures['keypoint/AP'] == values[4]
+  assert set(values) == {2, 4} and metrics['keypoint/AP'] == values[4]
   assert best['metric'] == 'keypoint/AP' and best['value'] == values[best['step']] == max(values.values())
 
 
@@ -233,22 +225,8 @@ def test_faster_r_cnn_on_voc_by_its_own_metric(tmp_path):
                                              for which in ('train', 'val')})
   configure(f'DATA_DIR = {data!r}', "train/voc.sets = ('train',)", "eval/voc.sets = ('val',)",
             files=('gin_configs/demo.gin', 'gin_configs/models/faster_rcnn.gin', 'gin_configs/data/voc.gin'))
-  figures = experiment.run('train', str(tmp_path / 'run'))
-  assert set(figures) == {'voc/mAP', 'voc/AP75', 'voc/AP'} and 0 <= figures['voc/mAP'] <= 100
+  metrics = loop.train(experiment.run('train', str(tmp_path / 'run')))
+  assert set(metrics) == {'voc/mAP', 'voc/AP75', 'voc/AP'} and 0 <= metrics['voc/mAP'] <= 100
   lines = RunFolder(tmp_path / 'run', create=False).read_metrics()
-  assert lines[-1]['voc/mAP'] == figures['voc/mAP'] and 'loss/mask' not in lines[0]
+  assert lines[-1]['voc/mAP'] == metrics['voc/mAP'] and 'loss/mask' not in lines[0]
   assert (tmp_path / 'run/eval/step-00000004/comp4_det_test_dog.txt').exists()
-
-
-def test_steps_between_two_looks_divide_every_interval():
-  def check(steps, start=0, total=100, every=20):
-    loop._check_whole_executions(steps, start, total, {'log_every': 20, 'checkpoint_every': 50},
-                                       lambda step: step % every == 0)
-  check(1, start=7, total=99)
-  check(10)
-  for arguments, said in (({'steps': 0}, 'use 1 or more'), ({'steps': 4}, 'run.checkpoint_every, 50'),
-                          ({'steps': 10, 'start': 7}, 'the step at which the run stands, 7'),
-                          ({'steps': 10, 'total': 95}, 'the length of the schedule, 95'),
-                          ({'steps': 10, 'every': 25}, 'the interval of evaluation, 25')):
-    with pytest.raises(UserError, match=said):
-      check(**arguments)

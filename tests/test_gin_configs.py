@@ -1,4 +1,4 @@
-"""Every shipped gin file parses and builds; every complete configuration takes a step; files keep to their axis."""
+"""Every shipped gin file parses and builds, complete configurations take a step, axis files bind only their axis."""
 
 import itertools
 import pathlib
@@ -22,14 +22,14 @@ from rethink_tf.training.trainer import Trainer
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-# Studies bind no run, but a grid of runs: tests/studies.
+# Studies bind a grid of runs: tests/study.
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / 'gin_configs').glob('**/*.gin')
                if path.parent.name != 'studies')
 COMPLETE = [name for name in FILES if name.count('/') == 1]
 PRETRAINING = [name for name in FILES if name.startswith('gin_configs/pretraining/')]
 AXES = [name for name in FILES if name not in [*COMPLETE, *PRETRAINING]]
 INIT = [name for name in FILES if name.startswith('gin_configs/init/')]
-# Chosen in tests of their own: one needs an extra, the other is refused from random weights.
+# Tested elsewhere: one needs an extra, the other is refused with random weights.
 NOT_BUILT = ('norms/addons_gn.gin', 'norms/frozen_bn.gin')
 
 
@@ -40,7 +40,7 @@ def no_configuration_is_left():
 
 
 def parse(*names, params=()):
-  import rethink_tf.experiment  # noqa: F401  registers what the files name
+  import rethink_tf.experiment  # noqa: F401  registers what gin files name
   narrow = ('ResNet.groups = 2', 'ResNet.width_per_group = 16') if any('x1' in name for name in names) else ()
   shallow = ('ResNet.depth = 14',) if any('cbnet' in name for name in names) else ()
   single = ('VGG.width = 8', 'Anchors.sizes = (8, 16, 32, 64)') if any('vgg16' in name for name in names) else ()
@@ -48,12 +48,12 @@ def parse(*names, params=()):
 
 
 def bindings():
-  """{name: value} of everything the parsed configuration sets."""
+  """{name: value} of the parsed configuration."""
   return dict(line.split(' = ', 1) for line in gin.config_str(max_line_length=1000).splitlines() if ' = ' in line)
 
 
 def build():
-  """The trainer that a parsed configuration describes, on synthetic pictures, as experiment.run makes it."""
+  """The trainer of the parsed configuration and its input of synthetic images, built as by experiment.run."""
   configured = gin.get_configurable
   tf_keras.utils.set_random_seed(0)
   source = SyntheticSource(8, image_size=(64, 64), object_size=(16, 40), num_classes=3, training=True)
@@ -73,27 +73,27 @@ DEPTH = r'|ResNet\.(depth|groups|width_per_group|stem_width|res2_width|stride_in
 
 
 def signature(name, left_out):
-  """What decides how a complete configuration computes: its config without the bindings that are left out."""
+  """The bindings of a complete configuration, except those that match `left_out`."""
   parse(name)
   return '\n'.join(line for line in gin.config_str().splitlines() if not re.match(left_out, line))
 
 
 def one_of_each(left_out):
-  """One configuration of each kind of step: scratch_1x ... 9x differ in the schedule alone."""
+  """One configuration for each different train step: scratch_1x ... 9x differ only in the schedule."""
   names = [(signature(name, left_out), name) for name in COMPLETE if not name.endswith('base.gin')]
   gin.clear_config()
   return [next(group)[1] for _, group in itertools.groupby(sorted(names), key=lambda pair: pair[0])]
 
 
 @pytest.mark.parametrize('name', COMPLETE)
-def test_a_complete_configuration_parses_and_its_parts_can_be_made(name):
+def test_a_complete_configuration_parses_and_builds(name):
   parse(name)
   schedule = gin.get_configurable('KTimesSchedule')(batch_size=16)
   assert schedule.total_steps > 0
   assert isinstance(gin.get_configurable('ResNet')(), tf_keras.layers.Layer)
 
 
-# Their parts take a step in others of the list; the slow test below takes all.
+# Their parts take a step in other configurations of the list; the slow test below has all.
 COVERED = re.compile(r'triple|bench\.gin|demo\.gin|pretrain_10k|pretrain_6x_cbnet|32x16d|lsj|x152_cascade')
 
 
@@ -126,24 +126,24 @@ def test_an_axis_file_switches_a_complete_configuration(name):
   switched = set(gin.config_str().splitlines())
   already_chosen = name.endswith(('norms/gn.gin', 'models/r50.gin', 'data/coco.gin', 'init/scratch.gin'))
   assert (switched == plain) == already_chosen
-  assert gin.query_parameter('KTimesSchedule.k').scoped_configurable_fn() == 3  # an axis file leaves the others alone
+  assert gin.query_parameter('KTimesSchedule.k').scoped_configurable_fn() == 3  # an axis file changes no other axis
 
 
 @pytest.mark.parametrize('name', PRETRAINING)
-def test_a_pre_training_configuration_parses_and_its_network_can_be_made(name):
+def test_a_pre_training_configuration_parses_and_builds(name):
   parse_whole(name)
   assert isinstance(gin.get_configurable('ResNet')(), tf_keras.layers.Layer)
   assert gin.query_parameter('run.model').configurable.wrapped.__name__ == 'Classifier'
 
 
 def parse_whole(*names, weights="'weights.pkl'"):
-  """As shipped, without the words that make it tiny."""
+  """Parse as shipped, without the bindings that make it small."""
   import rethink_tf.experiment  # noqa: F401
   gin_files.parse(names, [] if weights is None else [f'WEIGHTS = {weights}'])
 
 
 def axis(name):
-  """The bindings that a file itself sets."""
+  """Names that a file itself binds."""
   return set(re.findall(r'^([\w./]+) = ', (ROOT / name).read_text(), re.MULTILINE))
 
 
@@ -155,14 +155,14 @@ def axis(name):
   ('pretrain_2x_x101_32x8d', ['scratch_2x.gin', 'models/x101_32x8d.gin', 'norms/syncbn.gin'], 'imagenet_torchvision'),
   *((f'pretrain_2x_x101_32x{width}d_wsl', ['scratch_2x.gin', f'models/x101_32x{width}d.gin', 'norms/syncbn.gin'], 'wsl')
     for width in (8, 16, 32, 48))])
-def test_a_pre_trained_row_is_the_scratch_row_with_another_start(pretrained, scratch, init):
+def test_a_pre_trained_row_is_the_scratch_row_with_other_initial_weights(pretrained, scratch, init):
   parse_whole(f'gin_configs/{pretrained}.gin')
   ours = bindings()
   parse_whole(*(f'gin_configs/{name}' for name in scratch), weights=None)
   theirs = bindings()
   differing = {name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name)}
   assert {'WEIGHTS', 'run.initial_weights'} <= differing <= axis(f'gin_configs/init/{init}.gin')
-  assert ours['ResNet.freeze_at'] == '0'  # all layers are tuned, as in the paper
+  assert ours['ResNet.freeze_at'] == '0'  # all layers are fine-tuned, as in the paper
   parse_whole(f'gin_configs/{pretrained}.gin', 'gin_configs/init/scratch.gin', weights=None)
   assert bindings() == theirs
 
@@ -172,7 +172,7 @@ def test_a_pre_trained_row_is_the_scratch_row_with_another_start(pretrained, scr
   *((f'pretrain_{size}', f'scratch_{size}', {'KTimesSchedule.boundaries', 'KTimesSchedule.total'})
     for size in ('10k', '3500', '1k')),
   ('voc_pretrain', 'voc_scratch', {'SCHEDULE', 'VocEvaluator.competition'})])
-def test_a_pre_trained_row_of_little_data_also_has_its_own_length(pretrained, scratch, own):
+def test_a_pre_trained_row_of_little_data_also_has_another_length(pretrained, scratch, own):
   parse_whole(f'gin_configs/{pretrained}.gin')
   ours = bindings()
   parse_whole(f'gin_configs/{scratch}.gin', weights=None)
@@ -184,7 +184,7 @@ def test_a_pre_trained_row_of_little_data_also_has_its_own_length(pretrained, sc
 @pytest.mark.parametrize('batch_size', [8, 16, 64])
 @pytest.mark.parametrize('name', ['scratch_35k', 'pretrain_35k', 'scratch_10k', 'pretrain_10k', 'scratch_3500',
                                   'pretrain_3500', 'scratch_1k', 'pretrain_1k', 'voc_scratch', 'voc_pretrain'])
-def test_a_row_of_little_data_names_the_steps_it_takes(name, batch_size):
+def test_the_run_sheet_of_a_row_of_little_data_states_its_steps(name, batch_size):
   parse_whole(f'gin_configs/{name}.gin')
   first, second, end = gin.get_configurable('KTimesSchedule')(batch_size=16).points
   sheet = (ROOT / f'gin_configs/{name}.gin').read_text()
@@ -215,19 +215,19 @@ def test_voc_is_faster_r_cnn():
 
 
 @pytest.mark.parametrize('name', ['keypoints_scratch_2x', 'keypoints_scratch_3x', 'keypoints_pretrain_2x'])
-def test_the_best_checkpoint_of_keypoints_is_that_with_the_best_keypoints(name):
+def test_keypoint_rows_keep_the_checkpoint_with_the_best_keypoint_ap(name):
   parse_whole(f'gin_configs/{name}.gin')
   assert gin.query_parameter('run.keep_best') == 'keypoint/AP'
   parse_whole('gin_configs/scratch_2x.gin', weights=None)
-  assert 'run.keep_best' not in bindings()  # the evaluator's own: box AP
+  assert 'run.keep_best' not in bindings()  # the evaluator's main metric: box AP
 
 
-def test_every_start_sets_the_same_bindings():
+def test_all_init_files_bind_the_same_names():
   assert len(INIT) == 8
   assert {frozenset(axis(name)) for name in INIT} == {frozenset(axis(INIT[0]))}
 
 
-def test_a_row_with_pre_training_asks_for_its_weights():
+def test_a_pre_trained_row_requires_weights():
   with pytest.raises(UserError, match='WEIGHTS must be given'):
     parse_whole('gin_configs/pretrain_3x.gin', weights=None)
 
@@ -239,7 +239,7 @@ def test_widths_of_resnext(width):
   assert (backbone.depth, backbone.groups, backbone.width_per_group) == (101, 32, width)
 
 
-def test_a_norm_is_one_line():
+def test_a_norm_is_one_binding():
   parse('gin_configs/demo.gin', params=['NORM = @no_norm'])
   trainer, inputs = build()
   assert not [v.name for v in trainer.detector.trainable_variables if 'norm' in v.name]
@@ -247,8 +247,7 @@ def test_a_norm_is_one_line():
 
 
 @pytest.mark.parametrize('k', [1, 2, 3, 4, 5, 6, 9])
-def test_a_schedule_file_names_the_steps_it_takes(k):
-  """The run sheet and the code tell the same numbers."""
+def test_the_run_sheet_of_a_schedule_states_its_steps(k):
   name = f'gin_configs/scratch_{k}x.gin'
   parse(name)
   points = schedule_points(k)
@@ -259,7 +258,7 @@ def test_a_schedule_file_names_the_steps_it_takes(k):
 
 @pytest.mark.parametrize('name', COMPLETE)
 def test_every_complete_configuration_can_be_shrunk_to_a_laptop(name):
-  """Its schedule, its pictures and its numbers all come out small."""
+  """Its schedule and its images are small."""
   parse_whole(name, 'gin_configs/runtime/laptop.gin')
   assert bindings()['BATCH_SIZE'] == '4' and gin.query_parameter('run.precision') == 'float32'
   schedule = gin.get_configurable('KTimesSchedule')(batch_size=4, num_images=1000)
@@ -284,7 +283,7 @@ def test_run_sheets_open_every_complete_configuration():
   ('cbnet_dual_r50', 16), ('scratch_6x_cbnet_dual_r50', 16), ('pretrain_6x_cbnet_dual_r50', 16),
   ('cbnet_triple_x152_cascade', 8), ('scratch_9x_cbnet_triple_x152_cascade', 16), ('vgg16_scratch_11x', 16),
   ('vgg16_pretrain_9x', 16)])
-def test_rows_of_composites_and_vgg_name_the_steps_they_take(name, batch_size):
+def test_the_run_sheets_of_composites_and_vgg_state_their_steps(name, batch_size):
   parse_whole(f'gin_configs/{name}.gin')
   first, second, end = gin.get_configurable('KTimesSchedule')(batch_size=batch_size).points
   sheet = (ROOT / f'gin_configs/{name}.gin').read_text()
@@ -295,7 +294,7 @@ def test_rows_of_composites_and_vgg_name_the_steps_they_take(name, batch_size):
 @pytest.mark.parametrize('pretrained, scratch, init, own', [
   ('pretrain_6x_cbnet_dual_r50', 'scratch_6x_cbnet_dual_r50', 'imagenet', set()),
   ('vgg16_pretrain_9x', 'vgg16_scratch_11x', 'imagenet_torchvision', {'SCHEDULE'})])
-def test_pre_trained_composites_and_vgg_differ_in_their_start(pretrained, scratch, init, own):
+def test_pre_trained_composites_and_vgg_differ_in_their_initial_weights(pretrained, scratch, init, own):
   parse_whole(f'gin_configs/{pretrained}.gin')
   ours = bindings()
   parse_whole(f'gin_configs/{scratch}.gin', weights=None)
@@ -304,7 +303,7 @@ def test_pre_trained_composites_and_vgg_differ_in_their_start(pretrained, scratc
   assert {'WEIGHTS', 'run.initial_weights', *own} <= differing <= axis(f'gin_configs/init/{init}.gin') | own
 
 
-def test_composites_hold_what_their_names_say():
+def test_backbones_of_composites():
   for name, backbones, depth, cells in (('cbnet_dual_r50', 2, 50, (1, 64)),
                                         ('cbnet_triple_x152_cascade', 3, 152, (32, 8)),
                                         ('scratch_9x_cbnet_triple_x152_cascade', 3, 152, (8, 32))):
@@ -331,7 +330,7 @@ def test_depths_of_the_models():
     assert gin.query_parameter('ResNet.depth') == depth and depth in BLOCKS
 
 
-def test_a_subset_of_the_training_images_leaves_the_test_images_alone():
+def test_a_subset_of_the_training_images_does_not_change_the_test_images():
   parse('gin_configs/scratch_6x.gin', 'gin_configs/data/coco_10k.gin', params=['coco.fraction = 0.5'])
   assert gin.query_parameter('coco.num_images') == 10000 and gin.query_parameter('coco.fraction') == 0.5
   assert gin.query_parameter('eval/coco.num_images') is None and gin.query_parameter('eval/coco.fraction') == 1.0
@@ -339,14 +338,14 @@ def test_a_subset_of_the_training_images_leaves_the_test_images_alone():
 
 @pytest.mark.parametrize('param, meant', [
   ('SCHEDUEL = 2', 'SCHEDULE'), ('ResNet.dpeth = 50', 'depth'), ('ResNett.depth = 50', 'ResNet')])
-def test_a_misspelt_name_is_one_line_that_suggests_the_right_one(param, meant):
+def test_a_misspelt_name_is_one_line_with_a_suggestion(param, meant):
   with pytest.raises(UserError, match=rf'\b{meant}\b') as error:
     parse('gin_configs/scratch_1x.gin', params=[param])
   assert '\n' not in str(error.value)
 
 
 def test_configurations_are_found_from_another_folder(tmp_path):
-  (tmp_path / 'gin_configs').mkdir()  # a folder of the same name hides nothing
+  (tmp_path / 'gin_configs').mkdir()  # does not hide the shipped files
   code = ("import rethink_tf.experiment; from rethink_tf import gin_files; "
           "gin_files.parse(['gin_configs/scratch_6x.gin']); import gin; print(gin.query_parameter('ResNet.depth'))")
   found = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env={'PYTHONPATH': str(ROOT), 'PATH': ''},
@@ -354,7 +353,7 @@ def test_configurations_are_found_from_another_folder(tmp_path):
   assert found.stdout.split() == ['50'], found.stderr
 
 
-def test_the_input_keeps_what_gin_binds():
+def test_gin_binds_the_input():
   parse('gin_configs/scratch_1x.gin')
   source = SyntheticSource(4, image_size=(64, 64), object_size=(16, 40))
   inputs = gin.get_configurable('TrainInput')(source, 2, 0)

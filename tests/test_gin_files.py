@@ -1,4 +1,4 @@
-"""Configurations are found from anywhere, and no slip of the pen passes in silence."""
+"""Lookup and order of gin files, one-line errors for misspelt names, and limits of imports."""
 
 import gin
 import pytest
@@ -57,7 +57,7 @@ def test_includes_then_overrides_then_command_line(folder):
   net, steps = toy_run()
   assert (steps, net().depth, net().norm) == (2, 101, 8)
   assert gin.config_is_locked()
-  gin_files.parse(['gin_configs/base.gin'])  # replaces what was parsed before
+  gin_files.parse(['gin_configs/base.gin'])  # replaces the previous configuration
   assert toy_run()[1] == 6 and toy_run()[0]().depth == 50
 
 
@@ -93,14 +93,14 @@ def test_remote_files():
 def test_shipped_files_are_found_from_elsewhere(folder, tmp_path_factory, monkeypatch):
   monkeypatch.setattr(gin_files, 'shipped_root', lambda: folder)
   elsewhere = tmp_path_factory.mktemp('elsewhere')
-  (elsewhere / 'gin_configs').mkdir()  # hides nothing, although Python would take it for a namespace package
+  (elsewhere / 'gin_configs').mkdir()  # hides nothing, although it is a namespace package to Python
   (elsewhere / 'mine.gin').write_text("include 'gin_configs/toy_2x.gin'\ntoy_norm.groups = 2\n")
   monkeypatch.chdir(elsewhere)
   gin_files.parse(['mine.gin'])
   net, steps = toy_run()
   assert (steps, net().norm) == (2, 2)
   (elsewhere / 'gin_configs' / 'base.gin').write_text(BASE.replace('GROUPS = 32', 'GROUPS = 16'))
-  gin_files.parse(['gin_configs/toy_2x.gin'])  # a file of the user's own comes first
+  gin_files.parse(['gin_configs/toy_2x.gin'])  # files in the working directory come first
   assert toy_run()[0]().norm == 16
 
 
@@ -123,30 +123,30 @@ def test_the_package_ships_its_configurations():
   (['toy_net.depth = %gin.REQUIRED'], "configuration: toy_net.depth must be given: "
                                       "add --gin_param='toy_net.depth = ...'"),
 ])
-def test_slips_on_the_command_line(folder, params, message):
+def test_errors_on_the_command_line(folder, params, message):
   with pytest.raises(UserError) as caught:
     gin_files.parse(['gin_configs/base.gin'], params)
   assert str(caught.value) == message
 
 
 @pytest.mark.parametrize('line, message', [
-  ('SCHEDUEL = 2', 'slip.gin:3: SCHEDUEL is set, but no binding uses it; did you mean SCHEDULE?'),
-  ('toy_net.dept = 2', "slip.gin:3: toy_net has no parameter 'dept' (toy_net.dept = 2); did you mean depth?"),
-  ('toy_net.depth = ', 'slip.gin:3: Unable to parse value'),
-  ('import rethink_tf.no_such_module', "slip.gin:3: No module named 'rethink_tf.no_such_module' "
+  ('SCHEDUEL = 2', 'wrong.gin:3: SCHEDUEL is set, but no binding uses it; did you mean SCHEDULE?'),
+  ('toy_net.dept = 2', "wrong.gin:3: toy_net has no parameter 'dept' (toy_net.dept = 2); did you mean depth?"),
+  ('toy_net.depth = ', 'wrong.gin:3: Unable to parse value'),
+  ('import rethink_tf.no_such_module', "wrong.gin:3: No module named 'rethink_tf.no_such_module' "
                                        '(import rethink_tf.no_such_module)'),
 ])
-def test_slips_in_a_file(folder, line, message):
-  (folder / 'slip.gin').write_text(f"include 'gin_configs/base.gin'\n\n{line}\n")
+def test_errors_in_a_file(folder, line, message):
+  (folder / 'wrong.gin').write_text(f"include 'gin_configs/base.gin'\n\n{line}\n")
   with pytest.raises(UserError) as caught:
-    gin_files.parse(['slip.gin'])
+    gin_files.parse(['wrong.gin'])
   assert str(caught.value) == message
 
 
 @pytest.mark.parametrize('line', [
   'import os', 'import my_parts', 'from my_parts import inner', 'import my_parts as rethink_tf', 'from os import path',
   'import rethink_tf_parts', "toy_run.steps = 1\n  \nimport my_parts"])
-def test_a_file_imports_nothing_but_this_package(folder, monkeypatch, line):
+def test_a_file_can_import_only_this_package(folder, monkeypatch, line):
   (folder / 'my_parts.py').write_text("raise AssertionError('it ran')\n")
   (folder / 'inner.gin').write_text(f'{line}\n')
   (folder / 'outer.gin').write_text("include 'gin_configs/base.gin'\ninclude 'inner.gin'\n")
@@ -157,7 +157,7 @@ def test_a_file_imports_nothing_but_this_package(folder, monkeypatch, line):
     assert '\n' not in str(caught.value)
 
 
-def test_the_command_line_may_import_and_a_file_may_then_repeat_it(folder, monkeypatch):
+def test_a_file_can_import_what_the_command_line_imports(folder, monkeypatch):
   (folder / 'parts_of_mine.py').write_text(
     "import gin\n\n@gin.register(module='parts_of_mine')\ndef half_norm(groups=2):\n  return groups / 2\n")
   (folder / 'mine.gin').write_text("import parts_of_mine\nimport rethink_tf.errors\ninclude 'gin_configs/base.gin'\n"
@@ -165,44 +165,44 @@ def test_the_command_line_may_import_and_a_file_may_then_repeat_it(folder, monke
   monkeypatch.syspath_prepend(folder)
   with pytest.raises(UserError, match="mine.gin:1: imports parts_of_mine"):
     gin_files.parse(['mine.gin'], ['toy_run.steps = 1'])
-  gin_files.parse(['mine.gin'], ['toy_norm.groups = 1', 'import parts_of_mine'])  # before the files, wherever it stands
+  gin_files.parse(['mine.gin'], ['toy_norm.groups = 1', 'import parts_of_mine'])  # imported before the files
   assert toy_run()[0]().norm == 1.0
   (folder / 'config.gin').write_text(gin_files.operative_config())
-  with pytest.raises(UserError, match='imports parts_of_mine'):  # whoever gets that run decides for themselves
+  with pytest.raises(UserError, match='imports parts_of_mine'):  # the receiver of a run must allow it
     gin_files.parse(['config.gin'])
 
 
 @pytest.mark.parametrize('params', [[], ['import os']])
-def test_dynamic_registration_is_off(folder, params):
-  """gin's own feature calls whatever a file names."""
-  (folder / 'evil.gin').write_text("from __gin__ import dynamic_registration\nimport os\n"
+def test_dynamic_registration_is_refused(folder, params):
+  """It would call any function that a file names."""
+  (folder / 'hostile.gin').write_text("from __gin__ import dynamic_registration\nimport os\n"
                                    "os.system.command = 'touch attacked'\n")
-  with pytest.raises(UserError, match='evil.gin:1: dynamic registration'):
-    gin_files.parse(['evil.gin'], params)
+  with pytest.raises(UserError, match='hostile.gin:1: dynamic registration'):
+    gin_files.parse(['hostile.gin'], params)
   with pytest.raises(UserError, match='dynamic registration'):
     gin_files.parse([], ['from __gin__ import dynamic_registration'])
-  (folder / 'evil.gin').write_text('toy_net.norm = @os.system()\n')
+  (folder / 'hostile.gin').write_text('toy_net.norm = @os.system()\n')
   with pytest.raises(UserError, match="nothing called 'os.system'"):
-    gin_files.parse(['evil.gin'], params)
+    gin_files.parse(['hostile.gin'], params)
   assert not (folder / 'attacked').exists()
 
 
 @pytest.mark.parametrize('line', ["include 'a\x7f\x1b[2J.gin'", "toy_net.depth = '\x1b[2J' 5", '\x1b[2J = 1',
                                   'a\x9b = 2'])
-def test_what_is_quoted_of_a_file_steers_no_terminal(folder, line):
-  (folder / 'evil.gin').write_text(f'{line}\n')
+def test_errors_contain_no_control_characters_of_a_file(folder, line):
+  (folder / 'hostile.gin').write_text(f'{line}\n')
   with pytest.raises(UserError, match='gin') as caught:
-    gin_files.parse(['evil.gin'])
+    gin_files.parse(['hostile.gin'])
   assert str(caught.value).isprintable()
 
 
-def test_a_file_that_is_too_long(folder):
+def test_a_file_that_is_too_large(folder):
   (folder / 'long.gin').write_text('#' * (1 << 20) + '\n')
   with pytest.raises(UserError, match='long.gin: 1,048,577 bytes are too many'):
     gin_files.parse(['long.gin'])
 
 
-def test_scopes_that_a_reference_enters_are_known(folder):
+def test_scopes_of_references_are_known(folder):
   gin_files.parse(['gin_configs/base.gin'], ['toy_net.norm = @small/toy_norm()', 'small/toy_norm.groups = 1',
                                              'eval/toy_norm.groups = 2'])
   assert toy_run()[0]().norm == 1
@@ -221,14 +221,14 @@ def test_missing_files(folder, monkeypatch):
     gin_files.parse(['ram://nowhere/x.gin'])
 
 
-def test_circle_of_includes(folder):
+def test_circular_include(folder):
   (folder / 'a.gin').write_text("include 'b.gin'\n")
   (folder / 'b.gin').write_text("include 'a.gin'\n")
-  with pytest.raises(UserError, match='b.gin: include "a.gin" closes a circle'):
+  with pytest.raises(UserError, match='b.gin: include "a.gin" is circular'):
     gin_files.parse(['a.gin'])
 
 
-def test_run_folder_takes_the_name_of_the_first_file():
+def test_the_run_folder_has_the_name_of_the_first_file():
   files = ['gin_configs/scratch_6x.gin', 'gin_configs/data/coco_10k.gin']
   assert gin_files.default_run_folder(files) == 'runs/scratch_6x'
   assert gin_files.default_run_folder(['gs://bucket/mine.gin']) == 'runs/mine'
@@ -244,10 +244,10 @@ def test_configuration_of_a_run(tmp_path):
 
 
 def test_arguments_as_gin_would_pass_them(folder):
-  """References become what they name, macros their values, and what is not bound stays the default."""
+  """References and macros are resolved; without a binding it is the default."""
   gin_files.parse(['gin_configs/toy_2x.gin'])
   assert gin_files.argument(toy_run, 'steps') == 2
   net = gin_files.argument(toy_run, 'net')
-  assert (net().depth, net().norm) == (101, 32), 'not called yet'
+  assert (net().depth, net().norm) == (101, 32)
   gin_files.parse([], ['toy_run.steps = 3'])
   assert gin_files.argument(toy_run, 'net') is None

@@ -1,15 +1,16 @@
-"""Detectron2's numbers, stage by stage: the same weights and pictures must give what Detectron2 computed.
+"""Comparison with Detectron2, stage by stage: the same weights and images must give the same results.
 
-The cases are the .npz files of the folder RETHINK_TF_GOLDEN (default ../shared/golden); its README explains their keys.
-Models are built from the shapes in the checkpoint and the name of the case, so a new case is two files.
+The cases are the .npz files of the folder RETHINK_TF_GOLDEN (default ../shared/golden); its README documents their
+keys. Models are built from the shapes in the checkpoint and the name of the case, so a new case is two files.
 
-The reference model was rounded to float16 as a whole: not only the weights but its cell anchors, pixel mean and pixel
-standard deviation too. With these constants rounded likewise, anchors agree to the last bit and maps to 1e-5.
+The whole reference model was rounded to float16: the weights, and also its cell anchors, pixel mean and pixel standard
+deviation. With these constants rounded likewise, anchors are bit-identical and feature maps agree to 1e-5.
 
-Tolerances are the README's but for two, which float32 does not allow. Gradient norms: against a float64 evaluation of
-the same loss Detectron2's own are off by up to 5e-3 (GN) and 1.4e-2 (BN), as are ours, and relative noise of 1e-6 on
-the input moves the float64 ones as far: units at the kink of a ReLU change sides. Trajectory: relative noise of 1e-7
-on the first kernel moves the total loss of the fifth step by up to 8 %, because RoIs at an IoU of 0.5 change sides.
+Tolerances are the README's except for two, which float32 cannot meet. Gradient norms: compared with a float64
+evaluation of the same loss, Detectron2's differ by up to 5e-3 (GN) and 1.4e-2 (BN), as do ours, and relative noise of
+1e-6 in the input changes the float64 ones as much, because units at the kink of a ReLU switch. Trajectory: relative
+noise of 1e-7 in the first kernel changes the total loss of the fifth step by up to 8 %, because RoIs with an IoU of
+0.5 switch between foreground and background.
 """
 
 import functools
@@ -39,8 +40,8 @@ from rethink_tf.training.trainer import Trainer
 from rethink_tf.weights import detectron2
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / os.environ.get('RETHINK_TF_GOLDEN', '../shared/golden')
-QUICK = ('mask_rcnn_r50_fpn_gn', 'mask_rcnn_r50_fpn_bn')  # the others take as long, and are run with -m slow
-QUICK_LOSSES = ('cascade_r50_fpn_gn', 'keypoint_r50_fpn_gn')  # of these the first step alone is quick
+QUICK = ('mask_rcnn_r50_fpn_gn', 'mask_rcnn_r50_fpn_bn')  # the others are run with -m slow
+QUICK_LOSSES = ('cascade_r50_fpn_gn', 'keypoint_r50_fpn_gn')  # of these only the first step is quick
 LOSSES = {'loss_cls': 'box/class', 'loss_box_reg': 'box/regression', 'loss_mask': 'mask', 'loss_keypoint': 'keypoint',
           'loss_rpn_cls': 'rpn/objectness', 'loss_rpn_loc': 'rpn/box',
           **{f'{loss}_stage{stage}': f'{ours}/stage{stage + 1}' for stage in range(3)
@@ -65,7 +66,7 @@ def half(values):
 
 
 class HalfAnchors(Anchors):
-  """Anchors around cells rounded to float16, as the reference has them."""
+  """Anchors from cell anchors rounded to float16, as in the reference."""
 
   def __call__(self, features):
     exact = anchor_ops.cell_anchors
@@ -74,9 +75,9 @@ class HalfAnchors(Anchors):
 
 
 class ExactMasks:
-  """The losses with masks rasterised from the polygons in the frame of each RoI, by Detectron2's rule.
+  """The losses with mask targets rasterised from polygons inside each RoI, as in Detectron2.
 
-  What our own targets, looked up in crops of 112 x 112, would make of it is kept: cells that differ, and the loss.
+  Our targets, sampled from crops of 112 x 112, are compared with them: share of cells that differ, and the loss.
   """
 
   def __init__(self, polygons):
@@ -109,7 +110,7 @@ class ExactMasks:
 
 
 class RecordingTrainer(Trainer):
-  """The real trainer, which keeps the norm of every gradient of its last step."""
+  """The trainer, with the norms of all gradients of its last step."""
 
   def make_variables(self, batch):
     super().make_variables(batch)
@@ -122,11 +123,11 @@ class RecordingTrainer(Trainer):
 
 
 def build_detector(name, weights):
-  """The detector whose arrays a checkpoint holds."""
+  """The detector of a checkpoint's arrays."""
   def out(layer):
     return weights[f'{layer}.weight'].shape[0]
 
-  def count(pattern):  # layers 1, 2, … of that name
+  def count(pattern):  # of layers 1, 2, … of that name
     numbers = range(1, 100)
     return next(n for n in numbers if f'{pattern.format(n)}.weight' not in weights) - 1
 
@@ -168,7 +169,7 @@ def build_detector(name, weights):
 
 
 def read_batch(golden):
-  """The two pictures of a case with their ground truth."""
+  """The two images of a case with their ground truth."""
   images = np.stack([golden['image0'], golden['image1']])
   height, width = images.shape[1:3]
   boxes = np.stack([swap(golden[f'gt{i}_boxes']) for i in (0, 1)])
@@ -187,7 +188,7 @@ def read_batch(golden):
 
 
 class Case:
-  """One case: the detector with its weights, and what it computes, each stage once."""
+  """One case: the detector with its weights, and cached results of each stage."""
 
   def __init__(self, name):
     self.name = name
@@ -209,7 +210,7 @@ class Case:
 
   @functools.cached_property
   def maps(self):
-    """C2..C5 and P2..P6 of both pictures."""
+    """C2..C5 and P2..P6 of both images."""
     c = self.detector.backbone(self.detector.normalise(self.batch.images, self.batch.image_sizes))
     return c | self.detector.fpn(c)
 
@@ -227,13 +228,13 @@ class Case:
     return tf.function(self.trainer.train_step, autograph=False)
 
   def step(self):
-    """The losses of one more training step."""
+    """Losses of another training step."""
     self.trainer.reset_metrics()
     return {name.removeprefix('loss/'): float(value) for name, value in self.train_step(self.batch).items()}
 
   @functools.cached_property
   def first_step(self):
-    """Losses and gradient norms; of masks, how many cells differ when cut from crops, and the loss then."""
+    """Losses and gradient norms; for mask targets from crops, the share of cells that differ, and the loss."""
     losses, norms = self.step(), self.trainer.norms.numpy()
     return losses, norms, (float(self.losses.differing), float(self.losses.crop_loss))
 
@@ -243,12 +244,12 @@ class Case:
     return [self.first_step[0], *(self.step() for _ in self.golden['trajectory_total'][1:])]
 
   def check(self, stage, error, limit):
-    """Keeps the error for the report; it must not exceed the limit."""
+    """Assert that an error does not exceed its limit, and add it to the report."""
     self.report.append((stage, error, limit))
     assert error <= limit, f'{self.name}: {stage}: {error:.3g} > {limit:g}'
 
   def compare(self, stage, ours, golden, limit=1e-4):
-    """Largest difference relative to the largest value."""
+    """Check the largest difference relative to the largest value."""
     ours = np.asarray(ours)
     assert ours.shape == golden.shape
     self.check(stage, np.abs(ours - golden).max() / np.abs(golden).max(), limit)
@@ -278,7 +279,7 @@ def test_anchors_and_rpn(case):
     case.compare(f'RPN deltas P{level}', swap(deltas[0]), case.golden[f'rpn_deltas_p{level}'].reshape(-1, 4))
   exact = tf.concat(Anchors(offset=0.0)(case.pyramid), axis=0)
   rounded = np.concatenate([case.golden[f'anchors_p{level}'] for level in range(2, 7)])
-  np.testing.assert_allclose(swap(exact), rounded, atol=512 * 2**-10)  # what float16 does to the largest cell
+  np.testing.assert_allclose(swap(exact), rounded, atol=512 * 2**-10)  # rounding of the largest cell anchor to float16
 
 
 def overlaps(a, b):
@@ -289,7 +290,7 @@ def overlaps(a, b):
 
 
 def partners(golden, ours):
-  """Which of our boxes [N] each golden one corresponds to: same class, IoU > 0.99, score within 1e-3."""
+  """Index of our box for each golden one [N], and whether they agree: same class, IoU > 0.99, score within 1e-3."""
   (boxes, scores, classes), (our_boxes, our_scores, our_classes) = golden, ours
   assert len(our_boxes) == len(boxes)
   iou = np.where(classes[:, None] == our_classes[None], overlaps(boxes, our_boxes), 0)
@@ -340,12 +341,12 @@ def test_detections_and_masks(case):
       check_keypoints(case, i, detections.keypoints.numpy()[i][kept][partner][good],
                       case.golden[f'det{i}_keypoints'][good])
   found = np.concatenate(found)
-  # Where two scores agree to 1e-7, as once in the BN case, suppression may be decided the other way: two boxes differ.
+  # If two scores agree to 1e-7, as once in the BN case, suppression may keep the other one: then two boxes differ.
   case.check('detections without partner', np.sum(~found) / len(found), 0.01)
 
 
 def check_keypoints(case, i, ours, golden):
-  """Of flat maps, as random weights give, the highest pixel may be another one of the same height."""
+  """Random weights give flat heat maps, in which another pixel may have the same maximum."""
   distance = np.abs(ours[..., 1::-1] + 0.5 - golden[..., :2]).max(-1)
   case.check(f'keypoints of image {i}: further than 0.1 pixels', (distance > 0.1).mean(), 0.01)
   case.check(f'keypoints of image {i}: scores', np.abs(ours[..., 2] / golden[..., 2] - 1).max(), 1e-3)
@@ -369,10 +370,10 @@ def test_gradient_norms(case):
   golden = np.float64([case.golden[f'gradnorm/{name}'] for name in names])
   assert len(golden) == sum(key.startswith('gradnorm/') for key in case.golden)
   ours = case.first_step[1]
-  # A constant added to a heat map changes nothing: the gradient of its bias is zero, and rounding in both.
-  nothing = np.array(['score_lowres.bias' in name for name in names])
-  assert (golden[nothing] < 1e-6).all() and (ours[nothing] < 1e-6).all()
-  names, golden, ours = (np.array(x)[~nothing] for x in (names, golden, ours))
+  # A constant added to a heat map has no effect: the gradient of its bias is zero up to rounding.
+  without_effect = np.array(['score_lowres.bias' in name for name in names])
+  assert (golden[without_effect] < 1e-6).all() and (ours[without_effect] < 1e-6).all()
+  names, golden, ours = (np.array(x)[~without_effect] for x in (names, golden, ours))
   errors = np.abs(ours / golden - 1)
   last = [any(f'.{predictor}.' in name for predictor in PREDICTORS) for name in names]
   case.check('gradient norms: predictors', errors[last].max(), 1e-3)
@@ -395,7 +396,7 @@ def test_trajectory_of_further_heads(name):
 
 
 def check_trajectory(case):
-  """Five steps of SGD. What discrete choices of RoIs do not touch keeps to the README's 2 %."""
+  """Five steps of SGD. Losses that do not depend on discrete choices of RoIs stay within the README's 2 %."""
   totals = np.array([losses['total'] for losses in case.steps])
   golden = case.golden['trajectory_total']
   case.check('trajectory: first total', abs(totals[0] / golden[0] - 1), 1e-4)

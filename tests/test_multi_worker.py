@@ -1,4 +1,4 @@
-"""Two workers on this machine, as processes that talk over the loopback: the same losses, figures and files as one."""
+"""Two workers as processes connected over the loopback device: the same losses, metrics and files as one."""
 
 import json
 import os
@@ -20,37 +20,38 @@ PARAMS = (
   'run.log_every = 1', 'run.checkpoint_every = 10', 'run.eval_images_per_device = 2', 'PreciseStatistics.batches = 4',
   'CocoEvaluator.every = 10', 'CocoEvaluator.num_pictures = 1', 'strategy.timeout_minutes = 15',
 )
-# What one device computes on micro-batches of two is what two devices compute on two images each. Batch statistics are
-# those of a step over all devices, so there one device takes the four images at once, and losses that are divided by a
-# count over a device's images must have the same count on each: no mask head, and so few RoIs that all are in use.
+# One device computes on micro-batches of two images what two devices compute on two images each. Batch statistics of
+# SyncBatchNorm are over all devices, so there one device takes the four images at once, and losses that are divided by
+# a count over a device's images need the same count on each: no mask head, and so few RoIs that all are in use.
 KINDS = {
   'gn': ('run.images_per_device = 2',),
   'syncbn': ('run.images_per_device = 4', '--gin_file=gin_configs/norms/syncbn.gin',
              '--gin_file=gin_configs/models/faster_rcnn.gin', 'RoISampler.batch_size = 4'),
 }
 TOLERANCE = 1e-5  # relative, of the total loss at a step
-# How long one device is the measure. At the fifth step a ReLU of the first stage whose input is zero to rounding opens
-# on one side only. The losses still agree to 2e-7, the gradients before that layer no longer do, and from then on these
-# are two trainings; so they are on one device with one bit of one weight changed, the measure of the other steps.
+# Steps that are compared with one device. At the fifth step of SyncBatchNorm a ReLU of the first stage whose input is
+# zero up to rounding opens in one of the two runs only. The losses still agree to 2e-7, the gradients before that layer
+# do not, and the runs diverge from there on. So do runs on one device that differ in one bit of one weight: the other
+# steps are compared with these.
 COMPARED = {'gn': STEPS, 'syncbn': 4}
 ONE_BIT = """
 import runpy
 import numpy as np
-from rethink_tf import experiment
-initialise = experiment.initialise
-def and_change_one_bit(trainer, *rest):
+from rethink_tf.training import loop
+initialise = loop.initialise
+def change_one_bit(trainer, *rest):
   weight = trainer.trainable_variables[0]
   values = weight.numpy()
   values.flat[0] = np.nextafter(values.flat[0], np.float32(np.inf))
   weight.assign(values)
   return initialise(trainer, *rest)
-experiment.initialise = and_change_one_bit
+loop.initialise = change_one_bit
 runpy.run_module('rethink_tf.train', run_name='__main__')
 """
 
 
 def command(folder, *further, task='train'):
-  """Arguments of python; further ones that do not begin with -- are gin bindings."""
+  """Return the arguments of python; further ones that do not begin with -- are gin bindings."""
   files = [one for one in further if one.startswith('--gin_file')]
   flags = [one for one in further if one.startswith('--') and one not in files]
   params = [f'--gin_param={param}' for param in (*PARAMS, *(one for one in further if not one.startswith('--')))]
@@ -73,7 +74,7 @@ def lines(folder, kind, name='metrics.jsonl'):
 
 @pytest.fixture(scope='module', params=sorted(KINDS))
 def runs(request, tmp_path_factory):
-  """The same training on one device, on two logical CPUs and on two workers: folders, and what the workers printed."""
+  """Train on one device, two logical CPUs and two workers; return the kind, the folder and the workers' outputs."""
   path, settings = tmp_path_factory.mktemp(request.param), KINDS[request.param]
   alone(command(path / 'one', *settings, "strategy.kind = 'one_device'"))
   alone(command(path / 'two_cpus', *settings, "strategy.kind = 'mirrored'", 'strategy.logical_cpus = 2'))
@@ -83,7 +84,7 @@ def runs(request, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_loss_curve_is_that_of_one_device(runs):
+def test_losses_equal_those_of_one_device(runs):
   kind, path, _ = runs
   one, cpus, workers = (lines(path / name, 'train') for name in ('one', 'two_cpus', 'two_workers'))
   assert [line['step'] for line in one] == list(range(1, STEPS + 1))
@@ -96,7 +97,7 @@ def test_the_loss_curve_is_that_of_one_device(runs):
 
 
 @pytest.mark.slow
-def test_batch_statistics_over_workers_depart_no_further_than_one_bit_does(runs, tmp_path):
+def test_syncbn_on_two_workers_deviates_no_more_than_one_changed_bit(runs, tmp_path):
   kind, path, _ = runs
   if kind != 'syncbn':
     pytest.skip('the losses with GroupNorm are equal')
@@ -104,15 +105,15 @@ def test_batch_statistics_over_workers_depart_no_further_than_one_bit_does(runs,
   one, bit, workers = (np.array([line['loss/total'] for line in lines(folder, 'train')])
                        for folder in (path / 'one', tmp_path / 'bit', path / 'two_workers'))
   by_bit, by_workers = (np.median(np.abs(other / one - 1)[COMPARED[kind]:]) for other in (bit, workers))
-  print(f'median departure of the loss after step {COMPARED[kind]}: one bit {by_bit:.2g}, two workers {by_workers:.2g}')
+  print(f'median deviation of the loss after step {COMPARED[kind]}: one bit {by_bit:.2g}, two workers {by_workers:.2g}')
   assert by_workers < 2 * by_bit
 
 
 @pytest.mark.slow
-def test_the_chief_alone_reports(runs):
+def test_only_the_chief_prints_and_writes(runs):
   _, path, (chief, worker) = runs
   assert f'step {STEPS}/{STEPS}' in chief and f'evaluation at step {STEPS}' in chief
-  assert 'worker 1 of 2: the chief reports' in worker and 'step 1/' not in worker and 'evaluation' not in worker
+  assert 'worker 1 of 2: the chief prints' in worker and 'step 1/' not in worker and 'evaluation' not in worker
   assert [line['step'] for line in lines(path / 'two_workers', 'train')] == list(range(1, STEPS + 1))
   assert [line['step'] for line in lines(path / 'two_workers', 'eval')] == [10, 20]
   assert len(list(path.glob('two_workers/tensorboard/events*'))) == 1
@@ -120,7 +121,7 @@ def test_the_chief_alone_reports(runs):
 
 
 @pytest.mark.slow
-def test_two_workers_score_what_one_does(runs):
+def test_metrics_of_two_workers_equal_those_of_one_device(runs):
   """The same checkpoint, scored by two workers during training and by one device afterwards."""
   kind, path, _ = runs
   results = path / f'two_workers/eval/step-{STEPS:08d}'
@@ -136,7 +137,7 @@ def test_two_workers_score_what_one_does(runs):
 
 
 @pytest.mark.slow
-def test_where_one_worker_dies_the_other_ends_and_both_continue(tmp_path):
+def test_after_a_kill_of_one_worker_the_other_exits_and_both_resume(tmp_path):
   settings = ('KTimesSchedule.unit = 100', 'CocoEvaluator.every = 0', 'run.checkpoint_every = 5', 'run.log_every = 5')
   processes = two_workers.start(command(tmp_path / 'run', *settings))
   try:
@@ -160,15 +161,15 @@ def test_where_one_worker_dies_the_other_ends_and_both_continue(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('asked', [0, 1])
-def test_where_one_worker_is_asked_to_end_both_save_and_continue(tmp_path, asked):
+@pytest.mark.parametrize('signalled', [0, 1])
+def test_after_sigterm_to_one_worker_both_save_and_resume(tmp_path, signalled):
   settings = ('KTimesSchedule.unit = 100', 'CocoEvaluator.every = 0', 'run.checkpoint_every = 1000',
               'run.log_every = 1')
   processes = two_workers.start(command(tmp_path / 'run', *settings))
   while not (tmp_path / 'run/metrics.jsonl').exists() or len(lines(tmp_path / 'run', 'train')) < 3:
     assert all(process.poll() is None for process in processes)
     time.sleep(0.1)
-  processes[asked].send_signal(signal.SIGTERM)
+  processes[signalled].send_signal(signal.SIGTERM)
   results = two_workers.finish(processes)
   assert [code for code, _ in results] == [75, 75], results
   reported = max(line['step'] for line in lines(tmp_path / 'run', 'train'))
@@ -181,7 +182,7 @@ def test_where_one_worker_is_asked_to_end_both_save_and_continue(tmp_path, asked
 
 
 @pytest.mark.slow
-def test_workers_of_different_configurations_refuse(tmp_path):
+def test_different_configurations_are_refused(tmp_path):
   processes = two_workers.start(command(tmp_path / 'run'), others=['--gin_param=BATCH_SIZE = 8'])
   for code, output in two_workers.finish(processes):
     assert code == 1 and 'Traceback' not in output
@@ -189,16 +190,16 @@ def test_workers_of_different_configurations_refuse(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_worker_that_does_not_come_is_waited_for_so_long(tmp_path):
+def test_a_missing_worker_is_an_error_after_the_timeout(tmp_path):
   process, other = two_workers.start(command(tmp_path / 'run', 'strategy.timeout_minutes = 0.2'))
   other.kill()
   output, _ = process.communicate(timeout=600)
   assert process.returncode == 69, output
-  assert 'worker 0 of 2 did not meet the others within 0.2 minutes' in output.strip().splitlines()[-1]
+  assert 'worker 0 of 2 could not connect to the other workers within 0.2 minutes' in output.strip().splitlines()[-1]
 
 
 @pytest.mark.slow
-def test_a_follower_scores_what_training_leaves_to_it(tmp_path):
+def test_a_follower_evaluates_the_checkpoints_of_another_job(tmp_path):
   folder, settings = tmp_path / 'run', ('run.own_evaluation = False',)
   environment = {name: value for name, value in two_workers.environment(0, [1]).items() if name != 'TF_CONFIG'}
   follower = subprocess.Popen(

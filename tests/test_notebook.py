@@ -1,12 +1,16 @@
-"""The notebook of docs/: well formed, without outputs, naming only what exists; and, slow, run from end to end."""
+"""The notebook docs/demo.ipynb: valid, without outputs, naming only what exists; and, slow, running from end to end."""
 
 import ast
+import inspect
 import json
+import operator
 import re
 import shlex
 
+import gin
 import pytest
 
+from rethink_tf import api, gin_files
 from tests import commands
 
 NOTEBOOK = commands.ROOT / 'docs/demo.ipynb'
@@ -17,7 +21,7 @@ TINY = {
            'train/synthetic.num_images = 24', 'eval/synthetic.num_images = 4', 'CocoEvaluator.num_pictures = 2'],
   'PRETRAINING': ['train/synthetic_classes.num_images = 64', 'eval/synthetic_classes.num_images = 10',
                   'EpochSchedule.epochs = 1', 'EpochSchedule.drops = ()'],
-  'SCORE': 0.0,
+  'SCORE': 0.0,  # so that there are detections
 }
 
 
@@ -46,7 +50,7 @@ def test_cells_are_plain_python():
 
 
 def constants():
-  """What the cells set to constants and names made of them: settings and paths."""
+  """Values that the cells assign as constants: settings and paths."""
   known = {}
   for source in cells():
     for node in ast.parse(source).body:
@@ -55,36 +59,33 @@ def constants():
   return known
 
 
-def calls(function):
-  """(arguments, keywords) of each call of that name in the cells, evaluated where constants suffice, else None."""
-  known, found = constants(), []
+def calls():
+  """Yield (name, arguments by parameter) of each call api.<name>(...), evaluated with the constants."""
+  known = {'__builtins__': {}, **constants()}
   for source in cells():
     for node in ast.walk(ast.parse(source)):
-      if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == function:
-        parts = ast.Expression(ast.Tuple([ast.List(node.args, ast.Load()),
-                                          ast.Dict([ast.Constant(k.arg) for k in node.keywords],
-                                                   [k.value for k in node.keywords])], ast.Load()))
-        found.append(eval(compile(ast.fix_missing_locations(parts), 'cell', 'eval'), dict(known))
-                     if not any(isinstance(n, ast.Name) and n.id not in known for a in node.args for n in ast.walk(a))
-                     else None)
-  return found
+      if isinstance(node, ast.Call) and ast.unparse(node.func).startswith('api.'):
+        name = ast.unparse(node.func).removeprefix('api.')
+        signature = inspect.signature(operator.attrgetter(name)(api))
+        arguments = eval(f'bind({", ".join(map(ast.unparse, [*node.args, *node.keywords]))})',
+                         known | {'bind': signature.bind})
+        yield name, arguments.arguments
 
 
-def test_what_its_commands_name_exists():
+def test_its_calls_of_the_api_are_valid():
   import rethink_tf.experiment  # noqa: F401  registers what gin files name
-  from rethink_tf import gin_files
-  lines = calls('command')
-  assert [arguments[0] for arguments, _ in lines] == [
-    'inspect_data', 'train', 'evaluate', 'inspect_run', 'pretrain', 'train', 'compare', 'predict']
-  for (door, *arguments), keywords in lines:
-    commands.check(['python', '-m', f'rethink_tf.{door}', *arguments])
-    files = commands.values(arguments, 'gin_file')
-    weights = [f'WEIGHTS = {path!r}' for path in commands.values(arguments, 'weights')]
+  found = list(calls())
+  assert [name for name, _ in found] == [
+    'inspect_data', 'train', 'evaluate', 'inspect_run', 'train', 'train', 'compare', 'Detector.from_run']
+  for _, arguments in found:
+    files = arguments.get('gin_files', [])
+    weights = [f'WEIGHTS = {arguments["weights"]!r}'] if 'weights' in arguments else []
     if files:
-      gin_files.parse(files, [*keywords.get('bindings', ()), *weights])
+      gin_files.parse([files] if isinstance(files, str) else files, [*arguments.get('gin_params', []), *weights])
+  gin.clear_config()
 
 
-def test_what_its_words_name_exists():
+def test_what_its_text_names_exists():
   for text in [*cells('markdown'), *cells()]:
     for name in re.findall(r'gin_configs/[\w/]+\.gin', text):
       assert (commands.ROOT / name).is_file(), name
@@ -97,7 +98,6 @@ def test_what_its_words_name_exists():
 @pytest.mark.slow
 def test_it_runs_from_its_first_cell_to_its_last(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  monkeypatch.setenv('PYTHONPATH', str(commands.ROOT))
   first, *others = cells()
   names = {'__name__': '__main__'}
   exec(compile(first, 'settings', 'exec'), names)
@@ -105,7 +105,6 @@ def test_it_runs_from_its_first_cell_to_its_last(tmp_path, monkeypatch):
   names.update(TINY)
   for number, source in enumerate(others):
     exec(compile(source, f'cell {number}', 'exec'), names)
-  shown = [arguments[0] for arguments, _ in filter(None, calls('show'))]
-  assert len(shown) >= 6 and all((tmp_path / path).is_file() for path in shown)
   assert (names['evaluation'] / 'pictures.png').is_file()
-  assert json.loads((tmp_path / 'runs/notebook/predictions/predictions.json').read_text())
+  assert names['metrics'].keys() >= {'box/AP', 'mask/AP'} and len(names['comparison'].runs) == 2
+  assert len(names['detections'].scores) and names['detections'].masks.any()

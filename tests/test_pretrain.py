@@ -1,4 +1,4 @@
-"""Pre-training through gin from class folders: it learns, continues, is evaluated, and refuses what cannot work."""
+"""Pre-training through gin from class folders: training, resuming, evaluation, averages, and one-line errors."""
 
 import json
 import os
@@ -18,9 +18,11 @@ from rethink_tf import experiment, gin_files
 from rethink_tf.data.classification.image_folder import ImageFolder
 from rethink_tf.data.classification.input import ClassificationEvalInput
 from rethink_tf.errors import Interrupted, UserError
+from rethink_tf.evaluation import on_demand
 from rethink_tf.models.classifier import Classifier
 from rethink_tf.models.resnet import ResNet
 from rethink_tf.storage.run_folder import RunFolder
+from rethink_tf.training import loop
 from rethink_tf.training.losses import ClassificationLoss
 from rethink_tf.training.trainer import Trainer
 from tests.small_classes import write_folders
@@ -47,18 +49,18 @@ def configure(data, *params):
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-  """A run of 24 steps on 12 pictures, evaluated on the same, and what it returned."""
+  """Data, folder and metrics of a run of 24 steps on 12 images, evaluated on the same images."""
   data = write_folders(tmp_path_factory.mktemp('data'))
   path = tmp_path_factory.mktemp('run')
   configure(data, "eval/image_folder.split = 'train'", 'EpochSchedule.epochs = 12')
-  figures = experiment.run('train', str(path))
+  metrics = loop.train(experiment.run('train', str(path)))
   gin.clear_config()
-  return data, path, figures
+  return data, path, metrics
 
 
-def test_it_learns_its_training_pictures_by_heart(trained):
-  _, path, figures = trained
-  assert figures['top-1'] == 100 and figures['top-5'] == 100 and figures['cross-entropy'] < 0.7
+def test_training_overfits_12_images(trained):
+  _, path, metrics = trained
+  assert metrics['top-1'] == 100 and metrics['top-5'] == 100 and metrics['cross-entropy'] < 0.7
   lines = [line for line in RunFolder(path, create=False).read_metrics() if line['kind'] == 'train']
   assert [line['images'] for line in lines] == list(range(6, 150, 6)) and lines[-1]['epoch'] == 11
   assert lines[-1]['instances'] == 144 and lines[-1]['pixels'] == 144 * 32 * 32
@@ -67,22 +69,22 @@ def test_it_learns_its_training_pictures_by_heart(trained):
     assert (path / name).exists(), name
 
 
-def test_the_saved_configuration_evaluates_to_the_same(trained):
-  _, path, figures = trained
+def test_evaluating_the_saved_configuration_gives_the_same_metrics(trained):
+  _, path, metrics = trained
   gin_files.parse([str(path / 'config.gin')])
-  assert experiment.run('evaluate', str(path)) == pytest.approx(figures, abs=1e-5)
+  assert on_demand.evaluate(experiment.run('evaluate', str(path))) == pytest.approx(metrics, abs=1e-5)
 
 
-def test_a_run_in_two_parts_is_the_run_in_one(trained, tmp_path):
+def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(trained, tmp_path):
   data, _, _ = trained
   runs = {}
-  for name, lengths in (('whole', (4,)), ('parts', (2, 4))):
+  for name, lengths in (('whole', (4,)), ('resumed', (2, 4))):
     for epochs in lengths:
       configure(data, f'EpochSchedule.epochs = {epochs}')
-      experiment.run('train', str(tmp_path / name))
+      loop.train(experiment.run('train', str(tmp_path / name)))
       gin.clear_config()
     runs[name] = [line for line in RunFolder(tmp_path / name, create=False).read_metrics() if line['kind'] == 'train']
-  assert [line['step'] for line in runs['parts']] == [line['step'] for line in runs['whole']] == list(range(1, 9))
+  assert [line['step'] for line in runs['resumed']] == [line['step'] for line in runs['whole']] == list(range(1, 9))
   np.testing.assert_allclose(*([line['loss/class'] for line in run] for run in runs.values()), rtol=1e-2)
 
 
@@ -94,19 +96,19 @@ def variables(path):
 
 
 @pytest.mark.slow
-def test_averages_are_scored_beside_the_weights(trained, tmp_path):
-  """… saved, restored, evaluated again, and the best checkpoint is the one that they say."""
+def test_averages_are_evaluated_beside_the_weights(trained, tmp_path):
+  """They are saved, restored and evaluated again, and their metric chooses the best checkpoint."""
   data, _, _ = trained
   params = ('run.ema = @ExponentialMovingAverage', 'TopKEvaluator.every = 2', 'run.keep_checkpoints = 1',
             "run.keep_best = 'ema/top-1'", 'NORM = @sync_batch_norm')
-  for epochs in (1, 2):  # in two parts
+  for epochs in (1, 2):  # the second resumes
     configure(data, f'EpochSchedule.epochs = {epochs}', *params)
-    figures = experiment.run('train', str(tmp_path))
+    metrics = loop.train(experiment.run('train', str(tmp_path)))
     gin.clear_config()
   lines = RunFolder(tmp_path, create=False).read_metrics()
   assert [(line['kind'], line['step']) for line in lines if line['kind'] != 'train'] == [
     (kind, step) for step in (2, 4) for kind in ('eval', 'eval/ema')]
-  assert figures['ema/cross-entropy'] == lines[-1]['ema/cross-entropy'] != figures['cross-entropy']
+  assert metrics['ema/cross-entropy'] == lines[-1]['ema/cross-entropy'] != metrics['cross-entropy']
   assert (tmp_path / 'ema/eval/step-00000004/categories.csv').exists()
   saved = variables(tmp_path)
   assert saved['ema/updates/.ATTRIBUTES/VARIABLE_VALUE'] == 4
@@ -114,34 +116,36 @@ def test_averages_are_scored_beside_the_weights(trained, tmp_path):
   assert best['metric'] == 'ema/top-1' and best['step'] in (2, 4)
   assert {path.name for path in (tmp_path / 'checkpoints').iterdir()} == {'step-00000004', f'step-{best["step"]:08d}'}
   gin_files.parse([str(tmp_path / 'config.gin')])
-  assert experiment.run('evaluate', str(tmp_path), checkpoint='4') == pytest.approx(figures, abs=1e-4)
-  assert experiment.run('evaluate', str(tmp_path), checkpoint='best')['ema/top-1'] == pytest.approx(best['value'])
+  latest, chosen = (on_demand.evaluate(experiment.run('evaluate', str(tmp_path), checkpoint=which))
+                    for which in ('4', 'best'))
+  assert latest == pytest.approx(metrics, abs=1e-4)
+  assert chosen['ema/top-1'] == pytest.approx(best['value'])
   with pytest.raises(UserError, match='no checkpoint of step 3'):
-    experiment.run('evaluate', str(tmp_path), checkpoint='3')
+    on_demand.evaluate(experiment.run('evaluate', str(tmp_path), checkpoint='3'))
 
 
-def test_a_pre_empted_run_has_saved_its_last_step(trained, tmp_path):
+def test_a_preempted_run_saves_its_last_step(trained, tmp_path):
   data, _, _ = trained
   configure(data, 'EpochSchedule.epochs = 1000', 'run.checkpoint_every = 1000')
   folder = RunFolder(tmp_path)
 
-  def pre_empt():
+  def preempt():
     while not any(line['kind'] == 'train' and line['step'] >= 3 for line in folder.read_metrics()):
       time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGTERM)
 
-  thread = threading.Thread(target=pre_empt)
+  thread = threading.Thread(target=preempt)
   thread.start()
-  with pytest.raises(Interrupted, match='continues from step') as caught:
-    experiment.run('train', str(tmp_path))
+  with pytest.raises(Interrupted, match='resumes from step') as caught:
+    loop.train(experiment.run('train', str(tmp_path)))
   thread.join()
   assert caught.value.signum == signal.SIGTERM
   last = folder.read_metrics()[-1]['step']
   assert 3 <= last < 2000 and [path.name for path in (tmp_path / 'checkpoints').iterdir()] == [f'step-{last:08d}']
   configure(data, f'EpochSchedule.epochs = {last // 2 + 1}')
-  experiment.run('train', str(tmp_path))
+  loop.train(experiment.run('train', str(tmp_path)))
   steps = [line['step'] for line in folder.read_metrics() if line['kind'] == 'train']
-  assert steps == list(range(1, 2 * (last // 2 + 1) + 1))  # none was lost, none trained twice
+  assert steps == list(range(1, 2 * (last // 2 + 1) + 1))  # no step was lost or trained twice
 
 
 def test_micro_batches_and_several_settings_of_the_input(trained, tmp_path):
@@ -149,12 +153,12 @@ def test_micro_batches_and_several_settings_of_the_input(trained, tmp_path):
   configure(data, 'run.images_per_device = 3', 'EpochSchedule.epochs = 1', 'ClassificationTrainInput.lighting = 0.1',
             'ClassificationTrainInput.colour_jitter = 0.4', 'ClassificationLoss.label_smoothing = 0.1',
             'train/image_folder.fraction = 0.5', 'NORM = @sync_batch_norm')
-  figures = experiment.run('train', str(tmp_path))
-  assert figures['top-5'] == 100
+  metrics = loop.train(experiment.run('train', str(tmp_path)))
+  assert metrics['top-5'] == 100
   assert [line['images'] for line in RunFolder(tmp_path, create=False).read_metrics() if line['kind'] == 'train'] == [6]
 
 
-def test_two_replicas_predict_what_one_does(trained, two_replicas):
+def test_prediction_on_two_replicas_equals_one(trained, two_replicas):
   inputs = ClassificationEvalInput(ImageFolder(str(trained[0]), 'val'), 4, crop_size=32, short_side=32)
   batch = next(iter(inputs.dataset()))
   with two_replicas.scope():
@@ -165,17 +169,17 @@ def test_two_replicas_predict_what_one_does(trained, two_replicas):
   np.testing.assert_allclose(trainer.predict_batch(batch), one, rtol=1e-4, atol=1e-5)
 
 
-def test_data_that_cannot_work_is_one_line(tmp_path):
+def test_unusable_data_is_one_line(tmp_path):
   write_folders(tmp_path / 'other', splits=('train',))
   write_folders(tmp_path / 'other', splits=('val',), classes=('red',))
   (tmp_path / 'other/val/mauve').mkdir()
-  for data, said in ((tmp_path / 'other', "'mauve'"), (tmp_path / 'none', '--data_dir')):
+  for data, text in ((tmp_path / 'other', "'mauve'"), (tmp_path / 'none', '--data_dir')):
     configure(data)
-    with pytest.raises(UserError, match=said):
-      experiment.run('train', str(tmp_path / 'run'))
+    with pytest.raises(UserError, match=text):
+      loop.train(experiment.run('train', str(tmp_path / 'run')))
 
 
-def test_the_door_says_what_is_wrong_in_one_line(tmp_path):
+def test_an_error_of_the_command_is_one_line(tmp_path):
   done = subprocess.run(
     [sys.executable, '-m', 'rethink_tf.pretrain', '--gin_file=gin_configs/pretraining/clothing.gin',
      f'--data_dir={tmp_path}/none', f'--model_dir={tmp_path}/run'], cwd=ROOT, capture_output=True, text=True)

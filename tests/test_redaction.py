@@ -1,4 +1,4 @@
-"""Nothing secret reaches a log or a run folder, and nothing else is changed."""
+"""Credentials never reach logs or run folders; other text is unchanged."""
 
 import io
 import logging
@@ -32,10 +32,10 @@ SECRET = 'Zm9vYmFyL3NlY3JldA-42'
   'ya29.' + 'a0' * 20, 'hf_' + 'b1' * 17, 'ghp_' + 'c2' * 18, 'AIza' + 'd3' * 18,
   f'-----BEGIN RSA PRIVATE KEY-----\n{SECRET}\n{SECRET}\n-----END RSA PRIVATE KEY-----',
 ])
-def test_credentials_disappear(text):
+def test_credentials_are_hidden(text):
   hidden = redact(text)
   assert '***' in hidden and SECRET not in hidden
-  assert not any(shape in hidden for shape in ('a0a0', 'b1b1', 'c2c2', 'd3d3'))
+  assert not any(token in hidden for token in ('a0a0', 'b1b1', 'c2c2', 'd3d3'))
   assert redact(hidden) == hidden
 
 
@@ -45,7 +45,7 @@ def test_credentials_disappear(text):
   (f'https://host.example/w?a=1&X-Goog-Signature={SECRET}&b=2', 'https://host.example/w?a=1&X-Goog-Signature=***&b=2'),
   (f"TOKEN = '{SECRET}'\nSCHEDULE = 6", "TOKEN = '***'\nSCHEDULE = 6"),
 ])
-def test_what_stands_around_them_stays(text, hidden):
+def test_surrounding_text_is_unchanged(text, hidden):
   assert redact(text) == hidden
 
 
@@ -56,16 +56,16 @@ def test_what_stands_around_them_stays(text, hidden):
   'mail me@host.example', "strategy.kind = 'multi_worker'", 'key = 3', 'a basic understanding of 10',
   'the bearer understandably-moved', "unexpected token: 'a' (line 3)",
 ])
-def test_other_text_is_left_alone(text):
+def test_other_text_is_unchanged(text):
   assert redact(text) == text
 
 
-def test_long_hostile_text_takes_no_long():
+def test_hostile_text_takes_linear_time():
   for text in ('token' * 20_000, 'a-' * 50_000, 'a://' * 20_000, '?' * 100_000, '"' * 100_000 + 'token="'):
-    assert redact(text) is not None  # a pattern that backtracks would not come back
+    assert redact(text) is not None  # a backtracking pattern would not return
 
 
-def test_log_lines_and_tracebacks():
+def test_log_lines_and_their_tracebacks_are_redacted():
   stream = io.StringIO()
   handler = logging.StreamHandler(stream)
   handler.addFilter(RedactingFilter())
@@ -103,8 +103,8 @@ as_command(main, ['train'], 'stopped')
 """
 
 
-def test_tracebacks_of_a_command_and_its_threads():
-  """With what they were caused by; all that is no secret is as Python has it."""
+def test_tracebacks_of_a_command_and_its_threads_are_redacted():
+  """Causes included; the rest is as Python prints it."""
   result = subprocess.run([sys.executable, '-c', COMMAND], capture_output=True, text=True, timeout=100)
   assert result.returncode == 1 and result.stdout == '' and SECRET not in result.stderr
   of_thread, of_command = result.stderr.split('thread.example/w\n')[:2], result.stderr
@@ -115,7 +115,7 @@ def test_tracebacks_of_a_command_and_its_threads():
   assert of_command.count('Traceback') == 4 and 'SystemExit' not in of_command
 
 
-def test_hooks_are_put_back(monkeypatch, capsys):
+def test_exception_hooks_are_restored(monkeypatch, capsys):
   monkeypatch.setattr(sys, 'excepthook', sys.excepthook)
   before = sys.excepthook, threading.excepthook
   as_command(lambda: None, ['train'], 'stopped')
@@ -127,7 +127,7 @@ def test_hooks_are_put_back(monkeypatch, capsys):
   assert capsys.readouterr().err.endswith("No such file or directory: '/no/?token=***'\n")
 
 
-def test_run_folders_hold_none(tmp_path):
+def test_run_folders_hold_no_credentials(tmp_path):
   RunFolder(str(tmp_path)).save_provenance(
     ['train', f'--weights=https://me:{SECRET}@host.example/w'], f"WEIGHTS = 'https://host.example/w?sig={SECRET}'\n")
   written = {path.name: path.read_text() for path in tmp_path.iterdir()}
@@ -136,7 +136,7 @@ def test_run_folders_hold_none(tmp_path):
   assert written['config.gin'] == "WEIGHTS = 'https://host.example/w?sig=***'\n"
 
 
-def test_errors_show_none(capsys):
+def test_errors_show_no_credentials(capsys):
   def fail():
     raise UserError(f'no file https://host.example/w?X-Goog-Signature={SECRET}: check --weights')
 

@@ -1,4 +1,4 @@
-"""A killed run continues where it was: a deterministic one ends with the weights of the undisturbed one."""
+"""Deterministic runs that are killed and resumed end with the weights of an uninterrupted one."""
 
 import os
 import pathlib
@@ -39,7 +39,7 @@ def finish(folder):
 
 
 def kill_after(folder, step):
-  """Starts or continues a run and kills it once it has reported `step`; False if it ended before."""
+  """Start or resume a run and kill it once it has reported `step`; False if it ended before."""
   process = start(folder)
   while process.poll() is None:
     lines = RunFolder(folder, create=False).read_metrics() if (folder / 'metrics.jsonl').exists() else []
@@ -64,24 +64,24 @@ def assert_equal_weights(a, b):
 
 
 @pytest.fixture(scope='module')
-def undisturbed(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('undisturbed')
+def uninterrupted(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('uninterrupted')
   finish(folder)
   return folder
 
 
-def test_a_killed_run_ends_with_the_same_weights(undisturbed, tmp_path):
+def test_a_killed_run_ends_with_the_same_weights(uninterrupted, tmp_path):
   assert kill_after(tmp_path, 7)
   finish(tmp_path)
-  assert_equal_weights(final_weights(tmp_path), final_weights(undisturbed))
+  assert_equal_weights(final_weights(tmp_path), final_weights(uninterrupted))
   steps = [line['step'] for line in RunFolder(tmp_path, create=False).read_metrics() if line['kind'] == 'train']
-  assert steps == list(range(1, STEPS + 1))  # the lines of lost steps were taken back, none is missing
+  assert steps == list(range(1, STEPS + 1))  # lines of lost steps were removed, none is missing
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_five_random_steps_ends_with_the_same_weights(undisturbed, tmp_path):
+def test_a_run_killed_five_times_ends_with_the_same_weights(uninterrupted, tmp_path):
   seed = int(os.environ.get('RETHINK_TF_KILL_SEED', '0'))
   for step in sorted(random.Random(seed).sample(range(1, STEPS), 5)):
     assert kill_after(tmp_path, step)
   finish(tmp_path)
-  assert_equal_weights(final_weights(tmp_path), final_weights(undisturbed))
+  assert_equal_weights(final_weights(tmp_path), final_weights(uninterrupted))

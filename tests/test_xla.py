@@ -1,4 +1,4 @@
-"""The train and predict steps as a TPU needs them: compiled whole, for every canvas, without a call to the host."""
+"""Train and predict steps for TPUs: compiled as a whole, for every padded shape, without calls to the host."""
 
 import re
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
-from tensorflow.python.framework import kernels  # what TensorFlow has kernels for: nothing public tells
+from tensorflow.python.framework import kernels  # TensorFlow's registry of kernels has no public API
 
 from rethink_tf.data.buckets import bucket_shapes
 from rethink_tf.models.heads import MaskHead
@@ -16,20 +16,20 @@ from rethink_tf.training.optimizers import SGD
 from rethink_tf.training.trainer import Trainer
 from tests import tiny
 
-CANVASES = [tuple(shape) for shape in bucket_shapes(160, 267).tolist()]  # as many as 800/1333 has, a fifth as large
-REAL_CANVASES = [tuple(shape) for shape in bucket_shapes(800, 1333).tolist()]
-# What calls back to Python, and what XLA has no kernel for.
+SHAPES = [tuple(shape) for shape in bucket_shapes(160, 267).tolist()]  # as many as 800/1333 has, a fifth as large
+REAL_SHAPES = [tuple(shape) for shape in bucket_shapes(800, 1333).tolist()]
+# Operations that call Python, and those without a kernel in XLA.
 FORBIDDEN = re.compile(
   'PyFunc|Numpy|Print|SparseMatrix|SparseTensor|CombinedNonMax|CropAndResize|DynamicStitch|DynamicPartition|'
   'HostCompute|XlaSend|XlaRecv|Outfeed|Infeed|Assert|Where$|Unique')
 
 
 def batch(padded_shape, side=160, keypoints=0):
-  """A picture that fills a canvas, with objects in its upper left corner."""
+  """An image without padding, with objects in its upper left corner."""
   height, width = padded_shape
   pixels = np.random.default_rng([height, width]).integers(0, 255, (1, height, width, 3))
-  return tiny.batch(1, side=side, keypoints=keypoints)._replace(images=tf.constant(pixels, tf.uint8),
-                                           image_sizes=tf.constant([[height, width]], tf.float32))
+  return tiny.batch(1, side=side, keypoints=keypoints)._replace(
+    images=tf.constant(pixels, tf.uint8), image_sizes=tf.constant([[height, width]], tf.float32))
 
 
 def make(detector, inputs):
@@ -70,14 +70,14 @@ def operations(function, inputs):
 
 @pytest.fixture(scope='module')
 def trainer():
-  return tiny_trainer(batch(CANVASES[0]))
+  return tiny_trainer(batch(SHAPES[0]))
 
 
-def test_there_are_as_many_canvases_as_at_full_size():
-  assert len(CANVASES) == len(REAL_CANVASES) == 7
+def test_there_are_as_many_shapes_as_at_full_size():
+  assert len(SHAPES) == len(REAL_SHAPES) == 7
 
 
-@pytest.mark.parametrize('canvas', CANVASES, ids=str)
+@pytest.mark.parametrize('padded_shape', SHAPES, ids=str)
 def test_no_operation_needs_the_host(trainer, padded_shape):
   inputs = batch(padded_shape)
   for name, step in steps(trainer).items():
@@ -87,36 +87,36 @@ def test_no_operation_needs_the_host(trainer, padded_shape):
 
 
 def test_xla_has_a_kernel_for_every_operation(trainer):
-  """By TensorFlow's own registry, which lists XLA's kernels for CPU and GPU; a TPU's are in no wheel."""
+  """By TensorFlow's registry, which lists XLA's kernels for CPU and GPU; those for TPUs are not in the wheel."""
   tf.function(lambda x: x + 1.0, jit_compile=True)(tf.constant(0.0))  # registers them
   def compiles(op):
     return any(kernel.device_type.startswith('XLA_') for kernel in kernels.get_registered_kernels_for_op(op).kernel)
   assert compiles('Conv2D') and not compiles('CombinedNonMaxSuppression') and not compiles('CropAndResize')
   for name, step in steps(trainer).items():
-    found = operations(step, batch(CANVASES[0])) - {'Placeholder'}
+    found = operations(step, batch(SHAPES[0])) - {'Placeholder'}
     assert len(found) > 60 and [op for op in found if not compiles(op)] == [], name
 
 
-def test_convolutions_are_bfloat16_but_for_predictions(bfloat16):
-  inputs = batch(CANVASES[0])
+def test_convolutions_are_bfloat16_except_for_predictions(bfloat16):
+  inputs = batch(SHAPES[0])
   trainer = tiny_trainer(inputs)
   assert all(variable.dtype == tf.float32 for variable in trainer.detector.variables)
   predictions = re.compile('rpn_head/(objectness|deltas)/|box_predictor/(classes|deltas)/|mask_predictor/conv/')
-  number = {}
+  found = {}
   for name, step in steps(trainer).items():
     graph = step.get_concrete_function(inputs).graph.as_graph_def()
     nodes = [node for nodes in (graph.node, *(f.node_def for f in graph.library.function)) for node in nodes]
     convolutions = [node for node in nodes if node.op == 'Conv2D']
-    number[name] = {kind: [node.name for node in convolutions if node.attr['T'].type == kind.as_datatype_enum]
-                    for kind in (tf.float32, tf.bfloat16)}
-    # Statistics of norms, losses and what orders boxes are float32; gradients of bfloat16 tensors are added up as such.
+    found[name] = {dtype: [node.name for node in convolutions if node.attr['T'].type == dtype.as_datatype_enum]
+                   for dtype in (tf.float32, tf.bfloat16)}
+    # Statistics of norms, losses and scores of boxes are float32; gradients of bfloat16 tensors are summed in bfloat16.
     precise = {'Sum', 'Mean', 'Exp', 'Log1p', 'SquaredDifference', 'Rsqrt', 'TopKV2', 'SoftmaxCrossEntropyWithLogits'}
     rough = [f'{node.op} {node.name}' for node in nodes if node.op in precise and 'gradient_tape' not in node.name
              and node.attr['T'].type == tf.bfloat16.as_datatype_enum]
     assert not rough, (name, rough)
-  assert all(predictions.search(one) for one in number['predict'][tf.float32])
-  assert len(number['predict'][tf.bfloat16]) > 2 * len(number['predict'][tf.float32])
-  assert len(number['train'][tf.float32]) == len(number['predict'][tf.float32])
+  assert all(predictions.search(node) for node in found['predict'][tf.float32])
+  assert len(found['predict'][tf.bfloat16]) > 2 * len(found['predict'][tf.float32])
+  assert len(found['train'][tf.float32]) == len(found['predict'][tf.float32])
 
 
 @pytest.mark.parametrize('replicas, steps_per_execution', [
@@ -144,13 +144,13 @@ def test_fit_traces_every_padded_shape_with_its_static_size(two_replicas, replic
 
 @pytest.mark.parametrize('kind', ['cascade', 'keypoints'])
 def test_no_operation_of_further_heads_needs_the_host(kind):
-  inputs = batch(CANVASES[0], keypoints=tiny.KEYPOINTS)
+  inputs = batch(SHAPES[0], keypoints=tiny.KEYPOINTS)
   for name, step in steps(tiny_trainer(inputs, kind)).items():
     assert not [op for op in operations(step, inputs) if FORBIDDEN.search(op)], name
 
 
 def check_compiled(padded_shape, kind='plain'):
-  """Compiled and run, each step gives what the same graph gives without compilation."""
+  """Each compiled step gives the same results as the graph without compilation."""
   inputs = batch(padded_shape, keypoints=tiny.KEYPOINTS)
   results = []
   for jit in (True, False):
@@ -164,56 +164,56 @@ def check_compiled(padded_shape, kind='plain'):
   np.testing.assert_array_equal(compiled[1].classes, plain[1].classes)
   for a, b in zip(tf.nest.flatten(compiled[1]), tf.nest.flatten(plain[1]), strict=True):
     if b is None:
-      continue  # what this detector does not predict
+      continue  # not predicted by this detector
     np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
   for a, b in zip(compiled[2], plain[2], strict=True):
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * max(np.abs(b).max(), 1e-2))
 
 
-def test_compiled_whole_the_steps_give_the_same():
-  check_compiled(CANVASES[-1])
+def test_compiled_steps_give_the_same_results():
+  check_compiled(SHAPES[-1])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('canvas', CANVASES[:-1], ids=str)
-def test_compiled_whole_the_steps_give_the_same_on_every_canvas(padded_shape):
+@pytest.mark.parametrize('padded_shape', SHAPES[:-1], ids=str)
+def test_compiled_steps_give_the_same_results_for_every_shape(padded_shape):
   check_compiled(padded_shape)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', ['cascade', 'keypoints'])
-def test_compiled_whole_further_heads_give_the_same(kind):
-  check_compiled(CANVASES[-1], kind)
+def test_compiled_steps_of_further_heads_give_the_same_results(kind):
+  check_compiled(SHAPES[-1], kind)
 
 
 def check_lowered(step, inputs):
-  """The step becomes one XLA module of XLA's own operations: no custom call, no traffic with the host."""
+  """The step is one XLA module of XLA's own operations, without custom calls or transfers to the host."""
   text = step.experimental_get_compiler_ir(inputs)(stage='hlo')
   assert text.count(' convolution(') > 10
   assert not re.findall(r' (custom-call|infeed|outfeed|send|recv)\(.*', text)
 
 
-def test_the_module_calls_nothing_outside_xla(trainer):
+def test_the_module_has_only_operations_of_xla(trainer):
   for step in steps(trainer).values():
-    check_lowered(step, batch(CANVASES[1]))
+    check_lowered(step, batch(SHAPES[1]))
 
 
 @pytest.fixture(scope='module')
 def real_trainer():
   tf_keras.utils.set_random_seed(7)
-  return make(MaskRCNN(80, mask_head=MaskHead(), xla=True), batch(REAL_CANVASES[0]))
+  return make(MaskRCNN(80, mask_head=MaskHead(), xla=True), batch(REAL_SHAPES[0]))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('canvas', REAL_CANVASES, ids=str)
-def test_the_papers_detector_lowers_on_every_canvas(real_trainer, padded_shape):
+@pytest.mark.parametrize('padded_shape', REAL_SHAPES, ids=str)
+def test_the_papers_detector_lowers_for_every_shape(real_trainer, padded_shape):
   for step in steps(real_trainer).values():
     check_lowered(step, batch(padded_shape))
 
 
 @pytest.mark.slow
 def test_the_papers_detector_compiles_and_runs(real_trainer):
-  inputs = batch(REAL_CANVASES[0])
+  inputs = batch(REAL_SHAPES[0])
   both = steps(real_trainer)
   assert all(np.isfinite(loss) for loss in both['train'](inputs).values())
   assert np.isfinite(both['predict'](inputs).boxes).all()

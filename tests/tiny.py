@@ -1,6 +1,8 @@
 """A detector small enough for a test to train, and batches to train it on."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -10,14 +12,14 @@ from rethink_tf.models.fpn import FPN
 from rethink_tf.models.heads import BoxHead, MaskHead, RPNHead
 from rethink_tf.models.keypoints import KeypointHead
 from rethink_tf.models.mask_rcnn import MaskRCNN
-from rethink_tf.models.norms import group_norm
+from rethink_tf.models.norms import MakeNorm, group_norm
 from rethink_tf.models.resnet import ResNet
 from rethink_tf.models.rois import Anchors, AnchorSampler, ProposalGenerator, RoISampler
 from rethink_tf.structures import MASK_CROP, Batch
 
 CLASSES, KEYPOINTS = 3, 5
 
-# The same detector in gin's words, for tests that go through the front door.
+# The same detector as gin bindings, for tests of commands.
 GIN = (
   'ResNet.stem_width = 32', 'ResNet.res2_width = 32', 'ResNet.width_per_group = 32', 'FPN.channels = 32',
   'RPNHead.channels = 32', 'BoxHead.channels = 32', 'BoxHead.fc_width = 32', 'MaskHead.channels = 32',
@@ -31,7 +33,7 @@ GIN = (
 )
 
 
-def detector(norm=group_norm, xla: bool = False, **parts) -> MaskRCNN:
+def detector(norm: MakeNorm = group_norm, xla: bool = False, **parts: Any) -> MaskRCNN:
   """A Mask R-CNN of depth 14 and width 32."""
   defaults = dict(
     backbone=ResNet(14, norm=norm, stem_width=32, res2_width=32, width_per_group=32), fpn=FPN(32, norm=norm),
@@ -41,19 +43,20 @@ def detector(norm=group_norm, xla: bool = False, **parts) -> MaskRCNN:
   return MaskRCNN(CLASSES, xla=xla, **(defaults | parts))
 
 
-def cascade(**settings):
-  """For detector(cascade=…)."""
+def cascade(**settings: Any) -> Callable[[int], Cascade]:
+  """Constructor for detector(cascade=…)."""
   return functools.partial(Cascade, head=functools.partial(BoxHead, 1, 1, 32, 32), **settings)
 
 
-def keypoint_detector(xla: bool = False, keypoints: int = KEYPOINTS, **parts) -> MaskRCNN:
+def keypoint_detector(xla: bool = False, keypoints: int = KEYPOINTS, **parts: Any) -> MaskRCNN:
+  """The same detector with a keypoint head instead of a mask head."""
   return detector(xla=xla, mask_head=None, keypoint_head=KeypointHead(2, 32), num_keypoints=keypoints, **parts)
 
 
 def batch(images: int, seed: int = 0, objects: int = 3, side: int = 64, keypoints: int = 0) -> Batch:
-  """Random pictures with `objects` boxes each; image i is the same whatever the size of the batch.
+  """Random images with `objects` boxes each; image i is the same for every batch size.
 
-  keypoints: so many an object, inside its box, the first one not labelled.
+  keypoints: number per object, inside its box; the first is not labelled.
   """
   slots = max(objects, 4)
   pixels, boxes, classes = [], np.zeros((images, slots, 4), np.float32), np.zeros((images, slots), np.int32)

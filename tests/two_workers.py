@@ -1,4 +1,4 @@
-"""Starts the workers of a job as processes of this machine, as several machines would run them."""
+"""The workers of a multi-worker job as processes of this machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 
 def free_ports(number: int) -> list[int]:
-  """Ports that nobody listens on right now."""
+  """Return ports that are free at this moment."""
   sockets = [socket.socket() for _ in range(number)]
   try:
     for one in sockets:
@@ -23,14 +23,14 @@ def free_ports(number: int) -> list[int]:
 
 
 def environment(index: int, ports: Sequence[int], **variables: str) -> dict[str, str]:
-  """That of worker `index` of those that listen on the ports of this machine."""
+  """Return the environment of worker `index` of the workers on these ports of this machine."""
   config = {'cluster': {'worker': [f'127.0.0.1:{port}' for port in ports]}, 'task': {'type': 'worker', 'index': index}}
   threads = {'TF_NUM_INTRAOP_THREADS': '1', 'TF_NUM_INTEROP_THREADS': '2', 'TF_ENABLE_ONEDNN_OPTS': '0'}
   return {**os.environ, **threads, 'TF_CONFIG': json.dumps(config), **variables}
 
 
 def start(arguments: Sequence[str], workers: int = 2, others: Sequence[str] = ()) -> list[subprocess.Popen]:
-  """python <arguments> on every worker; `others` are added on all but the chief. Outputs are text, errors included."""
+  """Start python <arguments> on every worker; `others` are added on all but the chief. Outputs include stderr."""
   ports = free_ports(workers)
   return [subprocess.Popen([sys.executable, *arguments, *(others if index else ())], env=environment(index, ports),
                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -38,7 +38,7 @@ def start(arguments: Sequence[str], workers: int = 2, others: Sequence[str] = ()
 
 
 def finish(processes: Sequence[subprocess.Popen], seconds: float = 900) -> list[tuple[int, str]]:
-  """Exit code and output of each; whoever is still there after the time is killed."""
+  """Return the exit code and output of each process; those that run after `seconds` are killed."""
   try:
     outputs = [process.communicate(timeout=seconds)[0] for process in processes]
   finally:

@@ -1,11 +1,11 @@
-"""What a training survives: disturbs small ones in every way at hand and writes down what became of them.
+"""Fault injection: interrupt small training runs in every available way and report the results.
 
   python -m tools.faults --output=results/faults.md
 
-Each row trains the same small classifier on drawn pictures (deterministic, with averaged weights) through the door that
-everybody uses, disturbs it, gives the same command again until it is complete, and compares its last checkpoint, bit
-for bit, with that of a training that nobody disturbed. Starts are forks of a process that has imported TensorFlow and
-not begun to use it, which saves the import. `--only=sigkill` makes one row, `--quick` the least of some.
+Each row trains the same small classifier on synthetic images (deterministic, with averaged weights) with the usual
+command, injects a fault, repeats the command until the run is complete, and compares its last checkpoint, bit for bit,
+with that of a run without faults. Starts are forks of a process that has imported TensorFlow without using it, which
+saves the import. `--only=sigkill` runs one row, `--quick` a short combination.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import tempfile
 import time
 from typing import NamedTuple
 
-from tools.disturbed import EVERY, ROOT, Bench, Training, variables  # first of all: it prepares for TensorFlow
+from tools.small_runs import EVERY, ROOT, Bench, Training, variables  # first: it sets up the environment for TensorFlow
 
 import numpy as np  # isort: skip
 import tensorflow as tf  # isort: skip
@@ -43,14 +43,14 @@ class Row(NamedTuple):
   kind: str
   faults: int
   runs: int
-  outcome: str
+  outcome: str  # one sentence
   lost: list[int]  # steps of each restart
   codes: list[int]
   equal: bool | None  # None: nothing to compare
 
 
 def sigkill(bench: Bench, faults: int) -> Row:
-  """SIGKILL at random moments: a quarter anywhere in a start, the others after up to 25 steps and a part of one."""
+  """SIGKILL at random moments: a quarter anywhere in a start, the others after up to 25 steps and a fraction."""
   done, runs, lost, codes, equal = 0, 0, [], [], True
   while done < faults:
     training, runs = Training(bench), runs + 1
@@ -74,18 +74,18 @@ def sigkill(bench: Bench, faults: int) -> Row:
 
 def sigterm(bench: Bench, faults: int) -> Row:
   training, seconds = _terminated(bench, faults, signals=1)
-  outcome = f'ended at the next step, its checkpoint saved, {max(seconds):.1f} s after the signal at most'
+  outcome = f'exited after the next step with a checkpoint, at most {max(seconds):.1f} s after the signal'
   return Row('SIGTERM', faults, 1, outcome, training.lost(), training.codes, training.equal())
 
 
 def sigterm_twice(bench: Bench, faults: int) -> Row:
   training, seconds = _terminated(bench, faults, signals=2)
-  outcome = f'ended at once, {max(seconds):.2f} s after the first signal at most'
+  outcome = f'exited at once, at most {max(seconds):.2f} s after the first signal'
   return Row('SIGTERM twice, 1 ms apart', faults, 1, outcome, training.lost(), training.codes, training.equal())
 
 
 def _terminated(bench: Bench, faults: int, signals: int) -> tuple[Training, list[float]]:
-  """A training ended so often by so many SIGTERMs and then completed, and the seconds that each end took."""
+  """Return a run stopped `faults` times by `signals` SIGTERMs and then completed, and the seconds of each stop."""
   training, seconds = Training(bench), []
   for _ in range(faults):
     training.start()
@@ -101,7 +101,7 @@ def _terminated(bench: Bench, faults: int, signals: int) -> tuple[Training, list
 
 
 def damaged(bench: Bench, faults: int) -> Row:
-  """The newest checkpoint damaged between two starts: a bit flipped anywhere, a file cut or deleted."""
+  """Damage the newest checkpoint between two starts: flip a bit, truncate or delete a file."""
   training = Training(bench)
   for number in range(faults):
     training.start()
@@ -110,9 +110,9 @@ def damaged(bench: Bench, faults: int) -> Row:
     training.wait()
     _damage(training.checkpoints()[-1], number, bench.random)
   training.finish()
-  passed = training.told('Passing over the damaged checkpoint')
-  outcome = f'{passed} damaged checkpoints noticed; continued from the one before, and the curve with it'
-  kind = 'newest checkpoint damaged after a SIGKILL: a bit of data, of the index, of the manifest; data cut; deleted'
+  passed = training.count_logged('Skipping the damaged checkpoint')
+  outcome = f'{passed} damaged checkpoints detected; resumed from the one before, curves included'
+  kind = 'newest checkpoint damaged after a SIGKILL: a bit of data, index or manifest; data truncated; deleted'
   good = training.equal() and passed == faults
   return Row(kind, faults, 1, outcome, training.lost(), training.codes, good)
 
@@ -132,7 +132,7 @@ def _damage(checkpoint: pathlib.Path, number: int, rng: random.Random) -> None:
 
 
 def full_disk(bench: Bench, faults: int) -> Row:
-  """A small file system of its own where that is allowed, else a limit on the size of files."""
+  """Use a small file system of its own where that is allowed, else a limit on the file size."""
   mount = pathlib.Path(tempfile.mkdtemp(dir=bench.scratch))
   mounted = os.geteuid() == 0 and subprocess.run(
     ['mount', '-t', 'tmpfs', '-o', 'size=64m', 'none', str(mount)], capture_output=True).returncode == 0
@@ -150,9 +150,9 @@ def full_disk(bench: Bench, faults: int) -> Row:
     training.wait()
     (mount / 'ballast').unlink(missing_ok=True)
     training.finish()
-    failed = training.told('could not be written [(]failure')
-    outcome = (f'trained on to the end; {failed} checkpoints could not be written, each told in a line; figures waited '
-               'in memory; the end is one line; after room was made the same command completed it')
+    failed = training.count_logged('could not be written [(]failure')
+    outcome = (f'trained to the end; {failed} checkpoints could not be written, one log line each; metrics waited in '
+               'memory; the last error is one line; with free space the same command completed the run')
     kind = f'full disk ({"tmpfs" if mounted else "RLIMIT_FSIZE"})'
     return Row(kind, 1, 1, outcome, training.lost(), training.codes, training.equal())
   finally:
@@ -169,12 +169,12 @@ def deleted_folder(bench: Bench, faults: int) -> Row:
     if not training.folder.exists():
       break
   training.wait()
-  outcome = 'trained on; the checkpoints that followed are in a new folder'
+  outcome = 'training continued; later checkpoints are in a new folder'
   return Row('run folder deleted while it trains', 1, 1, outcome, training.lost(), training.codes, training.equal())
 
 
 def nan(bench: Bench, faults: int) -> Row:
-  """One batch whose loss is NaN, at step 42: as it is met, met again, and mended."""
+  """A batch whose loss is NaN, at step 42: twice, then repaired."""
   def inject():
     batch, loss = ClassificationTrainInput.batch, ClassificationLoss.__call__
 
@@ -197,14 +197,14 @@ def nan(bench: Bench, faults: int) -> Row:
   finite = all(np.isfinite(value).all() for path in training.checkpoints() for value in variables(path).values()
                if value.dtype.kind == 'f')
   training.finish()
-  named = training.told('not finite at step 42, image ids')
+  named = training.count_logged('not finite at step 42, image ids')
   outcome = (f'{named} times one line that names loss, step and images; every checkpoint '
-             f'{"finite" if finite else "NOT FINITE"}; with the batch mended, completed')
+             f'{"finite" if finite else "NOT FINITE"}; completed with the batch repaired')
   return Row('NaN in the loss of one batch', 2, 1, outcome, training.lost(), training.codes, training.equal())
 
 
 def flaky_reads(bench: Bench, faults: int) -> Row:
-  """Every 50th read fails once, in turns as a source of one's own and as TensorFlow would fail."""
+  """Every 50th read fails once, alternately with an OSError and with an error of TensorFlow."""
   def inject():
     load, calls = ImageFolder.load, [0]
 
@@ -221,13 +221,13 @@ def flaky_reads(bench: Bench, faults: int) -> Row:
   training = Training(bench)
   training.start(inject)
   training.wait()
-  retried = training.told('; attempt 2 of ')
-  return Row('a read that fails once (EIO, Unavailable)', retried, 1, f'{retried} reads tried again, a line each',
+  retried = training.count_logged('; attempt 2 of ')
+  return Row('a read that fails once (EIO, Unavailable)', retried, 1, f'{retried} reads retried, one log line each',
              training.lost(), training.codes, training.equal())
 
 
 def lost_reader(bench: Bench, faults: int) -> Row:
-  """From some moment on every read fails."""
+  """Every read fails from some step on."""
   def inject():
     load, calls = ImageFolder.load, [0]
 
@@ -242,45 +242,45 @@ def lost_reader(bench: Bench, faults: int) -> Row:
   training = Training(bench)
   training.start(inject)
   training.wait()
-  one_line = training.told(r'(?m)^error: .* cannot be read: Input/output error$')
+  one_line = training.count_logged(r'(?m)^error: .* cannot be read: Input/output error$')
   training.finish()
-  tried = training.told('; attempt ')
-  outcome = (f'tried again {tried} times in a minute, then {one_line} line that names the picture; when storage was '
-             'back, completed')
-  return Row('every read fails from some moment on', 1, 1, outcome, training.lost(), training.codes, training.equal())
+  tried = training.count_logged('; attempt ')
+  outcome = (f'retried {tried} times in a minute, then {one_line} error line that names the image; completed when '
+             'storage was back')
+  return Row('every read fails from some step on', 1, 1, outcome, training.lost(), training.codes, training.equal())
 
 
 def killed_worker(bench: Bench, faults: int) -> Row:
-  """One of two workers on this machine, through the launcher of several workers."""
+  """SIGKILL one of two workers on this machine, started by the multi-worker launcher."""
   kind = 'SIGKILL of one of two workers'
   launcher, runtime = ROOT / 'launch' / 'multi_worker.sh', 'gin_configs/runtime/multi_worker.gin'
   if not launcher.exists() or not (ROOT / runtime).exists():
-    return Row(kind, 0, 0, f'not tried: there is no {launcher.name} or no {runtime}', [], [], None)
+    return Row(kind, 0, 0, f'not run: no {launcher.name} or {runtime}', [], [], None)
 
   def command(training):
     own = [argument for argument in training.command() if 'strategy.kind' not in argument]
     return ['bash', str(launcher), '--workers=2', '--grace=20', '--', sys.executable, '-m', 'rethink_tf.pretrain',
             *own, f'--gin_file={runtime}', '--gin_param=run.images_per_device = 3']
 
-  undisturbed, training = Training(bench), Training(bench)
-  for each, disturb in ((undisturbed, False), (training, True), (training, False)):
+  reference, training = Training(bench), Training(bench)
+  for each, kill in ((reference, False), (training, True), (training, False)):
     with open(each.log, 'ab') as log:
       process = subprocess.Popen(command(each), cwd=ROOT, stdout=log, stderr=log)
-    if disturb:
+    if kill:
       while len(each.lines('train')) < 2 * EVERY and process.poll() is None:
         time.sleep(0.02)
       children = pathlib.Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
       os.kill(int(children[-1]), signal.SIGKILL)
     each.codes.append(process.wait())
-  complete = undisturbed.codes == [0] and training.codes[-1] == 0
-  outcome = ('the launcher ended the other one; the same command on both completed it, compared with two workers '
-             'that nobody disturbed' if complete else 'NOT COMPLETE')
-  equal = complete and training.equal(undisturbed)
+  complete = reference.codes == [0] and training.codes[-1] == 0
+  outcome = ('the launcher ended the other worker; the same command on both completed the run, compared with two '
+             'workers without faults' if complete else 'NOT COMPLETE')
+  equal = complete and training.equal(reference)
   return Row(kind, 1, 1, outcome, training.lost(), training.codes, equal)
 
 
 def several(bench: Bench, faults: int) -> Row:
-  """One of each of the commonest, in one run."""
+  """The most common faults in one run."""
   training = Training(bench)
   for signum in (signal.SIGTERM, signal.SIGKILL):
     training.start()
@@ -289,7 +289,7 @@ def several(bench: Bench, faults: int) -> Row:
     training.wait()
   _damage(training.checkpoints()[-1], 0, bench.random)
   training.finish()
-  outcome = f'completed; {training.told("Passing over the damaged checkpoint")} damaged checkpoint noticed'
+  outcome = f'completed; {training.count_logged("Skipping the damaged checkpoint")} damaged checkpoint detected'
   return Row('SIGTERM, SIGKILL, a damaged checkpoint', 3, 1, outcome, training.lost(), training.codes, training.equal())
 
 
@@ -300,7 +300,7 @@ QUICK = {'several': (several, 3)}
 
 
 def table(rows: list[Row]) -> str:
-  text = ['| fault | times | runs | what happened | steps lost at a restart: mean, most | exit codes | '
+  text = ['| fault | times | runs | outcome | steps lost per restart: mean, maximum | exit codes | '
           'final weights equal |',
           '|---|---|---|---|---|---|---|']
   for row in rows:
@@ -313,11 +313,11 @@ def table(rows: list[Row]) -> str:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-  parser.add_argument('--output', help='Markdown file for the table; default: the terminal alone')
-  parser.add_argument('--only', action='append', choices=ROWS, help='this row; several times for several')
+  parser.add_argument('--output', help='Markdown file for the table; default: print only')
+  parser.add_argument('--only', action='append', choices=ROWS, help='run only this row; repeatable')
   parser.add_argument('--quick', action='store_true', help='one run with three faults')
   parser.add_argument('--epochs', type=int, default=30, help='of 10 steps each')
-  parser.add_argument('--seed', type=int, default=0, help='of the moments and the places that are hit')
+  parser.add_argument('--seed', type=int, default=0, help='of the times and places of the faults')
   flags = parser.parse_args()
   begin, rows = time.monotonic(), []
   chosen = QUICK if flags.quick else {name: ROWS[name] for name in flags.only or ROWS}
@@ -332,18 +332,18 @@ def main() -> None:
           command=command, steps=bench.steps, every=EVERY, minutes=(time.monotonic() - begin) / 60,
           python=platform.python_version(), tensorflow=tf.__version__, table=table(rows)))
   if not all(row.equal in (True, None) for row in rows):
-    sys.exit('error: a disturbed training ended with other weights')
+    sys.exit('error: a run with faults ended with other weights')
 
 
-HEAD = '''# What a training survives
+HEAD = '''# Fault injection
 
 `{command}`: {minutes:.0f} minutes on one core (Python {python}, TensorFlow {tensorflow}).
 
-A classifier (ResNet-14, averaged weights) is trained for {steps} steps through the usual door, with
-`run.deterministic`, a checkpoint every {every} steps and a line of metrics every step. It is disturbed, started again
-with the same command until it is complete, and its last checkpoint (weights, velocities, averages) is compared bit for
-bit with that of a training that nobody disturbed. Steps lost are those that had been reported and were trained again.
-Exit codes: 0 complete, 1 an error told in one line, 75 SIGTERM; -9 is a process that was killed.
+A classifier (ResNet-14, averaged weights) is trained for {steps} steps with the usual command, `run.deterministic`, a
+checkpoint every {every} steps and a line of metrics every step. After each fault the same command is repeated until the
+run is complete, and its last checkpoint (weights, velocities, averages) is compared bit for bit with that of a run
+without faults. Steps lost are those that had been logged and were trained again. Exit codes: 0 complete, 1 an error in
+one line, 75 SIGTERM; -9 is a process that was killed.
 
 {table}
 '''

@@ -1,13 +1,13 @@
-"""Spoilt files of every kind that the package reads: what becomes of them, written down.
+"""Fuzzer: read corrupted files of every kind that the package reads, and report the outcomes.
 
   python -m tools.fuzz --cases=20000 --output=results/fuzz.md
 
-Whatever is in a file of data, annotations, weights or settings, the package reads it, leaves it out and counts it, or
-says in one line what is wrong with it. Anything else is a failure: another exception, a message of several lines, a
-process that ends or hangs, memory out of all proportion. Case i of a kind depends on the seed, the kind and i alone;
-`--only=pictures --case=17` runs one and shows the traceback.
+Whatever a file of data, annotations, weights or settings holds, the package reads it, skips and counts it, or reports
+the problem in one line. Anything else is a failure: another exception, a message of several lines, a process that
+exits or hangs, excessive memory. Case i of a kind depends on the seed, the kind and i only; `--only=images --case=17`
+runs one case and shows the traceback.
 
-Cases run in forks of this process, which has imported TensorFlow and not begun to use it: a crash costs one case.
+Cases run in forks of this process, which has imported TensorFlow without using it: a crash costs one case.
 """
 
 from __future__ import annotations
@@ -35,40 +35,40 @@ import numpy as np
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
-CHUNK = 50  # cases of a fork
-CPU_SECONDS = 20  # of a case; the whole chunk is killed after
-WALL_SECONDS = 180  # without a sign of life, for what waits instead of working
-ADDRESS_SPACE = 8 << 30  # bytes beyond what the process has when it is forked
-MEMORY = 1 << 30  # bytes by which a case may enlarge the process; a picture of 100 megapixels takes 300 MB
+CHUNK = 50  # cases per fork
+CPU_SECONDS = 20  # per case; then the whole chunk is killed
+WALL_SECONDS = 180  # without output, for processes that wait without using the CPU
+ADDRESS_SPACE = 8 << 30  # bytes beyond those of the process at the fork
+MEMORY = 1 << 30  # bytes that a case may add to the process; an image of 100 megapixels takes 300 MB
 FAILURE = 'FAILURE'
 OUTCOMES = ('accepted', 'clear error', 'counted skip', FAILURE)
 
 
 @dataclasses.dataclass
 class Tally:
-  """What became of the cases of one kind."""
+  """Outcomes of the cases of one kind."""
 
   outcomes: collections.Counter = dataclasses.field(default_factory=collections.Counter)
   failures: list[tuple[int, str]] = dataclasses.field(default_factory=list)
   slowest: tuple[float, int] = (0.0, 0)  # CPU seconds, case
   largest: tuple[int, int] = (0, 0)  # bytes, case
 
-  def add(self, case: int, outcome: str, told: str, seconds: float, memory: int) -> None:
+  def add(self, case: int, outcome: str, message: str, seconds: float, memory: int) -> None:
     if outcome != FAILURE and memory > MEMORY:
-      outcome, told = FAILURE, f'{memory >> 20} MB of memory ({outcome}: {told})'
+      outcome, message = FAILURE, f'{memory >> 20} MB of memory ({outcome}: {message})'
     self.outcomes[outcome] += 1
     if outcome == FAILURE:
-      self.failures.append((case, told))
+      self.failures.append((case, message))
     self.slowest = max(self.slowest, (seconds, case))
     self.largest = max(self.largest, (memory, case))
 
 
 class OutOfTime(BaseException):
-  """A case has used up its processor time."""
+  """A case has exceeded its CPU time."""
 
 
 def targets() -> tuple:
-  """All kinds. Imported late: TensorFlow takes seconds, --help does not wait."""
+  """All kinds, imported late: importing TensorFlow takes seconds, and --help should not wait."""
   from tools import fuzz_data, fuzz_weights
   return fuzz_data.TARGETS + fuzz_weights.TARGETS
 
@@ -78,36 +78,37 @@ def generator(seed: int, kind: str, case: int) -> np.random.Generator:
 
 
 def judge(target, seed: int, case: int, seeds: pathlib.Path, work: pathlib.Path) -> tuple[str, str]:
-  """Runs a case -> (outcome, what it said)."""
+  """Run a case -> (outcome, message)."""
   from rethink_tf.data.images import ImageError
   from rethink_tf.errors import UserError
   try:
     return target.run(generator(seed, target.name, case), seeds, work), ''
   except UserError as error:
-    said = str(error)
-    # gin appends the constructors it was calling, a line each; the doors print the first.
-    if any(letter != '\t' and (letter < ' ' or '\x7f' <= letter < '\xa0') for letter in said.split('\n  In call')[0]):
-      return FAILURE, f'UserError with control characters or of several lines: {said[:300]!r}'
-    return 'clear error', said
+    message = str(error)
+    # gin appends the constructors being called, a line each; the commands print the first.
+    shown = message.split('\n  In call')[0]
+    if any(letter != '\t' and (letter < ' ' or '\x7f' <= letter < '\xa0') for letter in shown):
+      return FAILURE, f'UserError with control characters or of several lines: {message[:300]!r}'
+    return 'clear error', message
   except ImageError as error:
     return ('counted skip', str(error)) if '\n' not in str(error) else (FAILURE, f'of several lines: {error!r}')
   except OutOfTime:
     return FAILURE, f'over {CPU_SECONDS} s: {"; ".join(_places(sys.exc_info()[2]))}'
-  except BaseException as error:  # KeyboardInterrupt apart, whatever it is, is what is looked for
+  except BaseException as error:  # any other than KeyboardInterrupt is a failure
     if isinstance(error, KeyboardInterrupt):
       raise
     return FAILURE, f'{type(error).__name__}: {str(error)[:200]!r} at {"; ".join(_places(error.__traceback__))}'
 
 
 def _places(trace) -> list[str]:
-  """The last places of a traceback that are in this package."""
+  """The last frames of a traceback within this package."""
   found = [f'{pathlib.Path(frame.filename).name}:{frame.lineno} {frame.name}' for frame in traceback.extract_tb(trace)
            if 'rethink_tf' in frame.filename]
   return found[-2:]
 
 
 def _work_through(target, seed, cases, seeds, work, pipe):
-  """In a fork: one line of json before and after each case."""
+  """In a fork: run cases, and write one line of JSON before and after each."""
   def out_of_time(*_):
     raise OutOfTime
 
@@ -123,25 +124,25 @@ def _work_through(target, seed, cases, seeds, work, pipe):
   resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
   resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
-  def tell(**what):
-    os.write(pipe, json.dumps(what).encode() + b'\n')
+  def report(**fields):
+    os.write(pipe, json.dumps(fields).encode() + b'\n')
 
   for case in cases:
-    tell(begin=case)
+    report(begin=case)
     before = _memory(reset=True)
     began = time.process_time()
     signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
     try:
-      outcome, told = judge(target, seed, case, seeds, work)
+      outcome, message = judge(target, seed, case, seeds, work)
     except OutOfTime:  # between two lines of `judge`
-      outcome, told = FAILURE, f'over {CPU_SECONDS} s'
+      outcome, message = FAILURE, f'over {CPU_SECONDS} s'
     signal.setitimer(signal.ITIMER_PROF, 0)
-    tell(end=case, outcome=outcome, told=told[:500], seconds=time.process_time() - began,
-         memory=max(_memory() - before, 0))
+    report(end=case, outcome=outcome, message=message[:500], seconds=time.process_time() - began,
+           memory=max(_memory() - before, 0))
 
 
 def _memory(reset: bool = False) -> int:
-  """The most bytes that this process has held since the last reset."""
+  """Peak memory of this process in bytes since the last reset."""
   if reset:
     pathlib.Path('/proc/self/clear_refs').write_text('5')
   status = pathlib.Path('/proc/self/status').read_text()
@@ -149,7 +150,7 @@ def _memory(reset: bool = False) -> int:
 
 
 def _forked(work) -> tuple[int, int]:
-  """(process, pipe to read) of a fork that calls work(pipe)."""
+  """Fork a process that calls work(pipe) -> (process, pipe to read)."""
   reading, writing = os.pipe()
   child = os.fork()
   if child == 0:
@@ -165,7 +166,7 @@ def _forked(work) -> tuple[int, int]:
 
 
 def _chunk(target, seed, cases, seeds, work, tally: Tally) -> None:
-  """Cases in forks until all are done: after a crash or a hang another one goes on behind it."""
+  """Run cases in forks until all are done; after a crash or a hang a new fork continues with the next case."""
   cases = list(cases)
   while cases:
     child, pipe = _forked(lambda pipe, rest=tuple(cases): _work_through(target, seed, rest, seeds, work, pipe))
@@ -183,7 +184,7 @@ def _chunk(target, seed, cases, seeds, work, tally: Tally) -> None:
         if 'begin' in line:
           current = line['begin']
         else:
-          tally.add(current, line['outcome'], line['told'], line['seconds'], line['memory'])
+          tally.add(current, line['outcome'], line['message'], line['seconds'], line['memory'])
           cases.remove(current)
           current = None
     os.close(pipe)
@@ -198,7 +199,7 @@ def _chunk(target, seed, cases, seeds, work, tally: Tally) -> None:
 
 
 def run(cases: int, seed: int = 0, only: str | None = None, first: int = 0) -> dict[str, Tally]:
-  """`cases` of all kinds together, dealt out evenly; kind -> what became of them."""
+  """Run `cases` in all, divided evenly among the kinds -> {kind: outcomes}."""
   chosen = [target for target in targets() if only in (None, target.name)]
   if not chosen:
     raise SystemExit(f'--only={only}: the kinds are {", ".join(target.name for target in targets())}')
@@ -206,30 +207,30 @@ def run(cases: int, seed: int = 0, only: str | None = None, first: int = 0) -> d
   root = pathlib.Path(tempfile.mkdtemp(prefix='fuzz-'))
   try:
     for number, target in enumerate(chosen):
-      seeds = root / f'{number}-sound'
+      seeds = root / f'{number}-valid'
       seeds.mkdir()
       child, pipe = _forked(lambda pipe, target=target, seeds=seeds: target.build(seeds))
       os.close(pipe)
       if os.waitpid(child, 0)[1]:
-        raise RuntimeError(f'{target.name}: the sound files could not be made')
+        raise RuntimeError(f'{target.name}: the valid files could not be written')
       tally = tallies[target.name] = Tally()
       count = cases // len(chosen) + (number < cases % len(chosen))
       for begin in range(first, first + count, CHUNK):
         _chunk(target, seed, range(begin, min(begin + CHUNK, first + count)), seeds, root / f'{number}-work', tally)
-      print(f'{target.name}: {dict(tally.outcomes)}, slowest {tally.slowest[0]:.1f} s, most memory '
+      print(f'{target.name}: {dict(tally.outcomes)}, slowest {tally.slowest[0]:.1f} s, peak memory '
             f'{tally.largest[0] >> 20} MB', file=sys.stderr, flush=True)
-      for case, told in tally.failures[:20]:
-        print(f'  {FAILURE} case {case}: {told}', file=sys.stderr, flush=True)
+      for case, message in tally.failures[:20]:
+        print(f'  {FAILURE} case {case}: {message}', file=sys.stderr, flush=True)
   finally:
     shutil.rmtree(root, ignore_errors=True)
   return tallies
 
 
 def show(kind: str, seed: int, case: int) -> None:
-  """One case in this process, with its traceback."""
+  """Run one case in this process, with its traceback."""
   target, = (target for target in targets() if target.name == kind)
   with tempfile.TemporaryDirectory() as folder:
-    seeds = pathlib.Path(folder) / 'sound'
+    seeds = pathlib.Path(folder) / 'valid'
     seeds.mkdir()
     target.build(seeds)
     print(target.run(generator(seed, kind, case), seeds, pathlib.Path(folder) / 'work'))
@@ -241,15 +242,15 @@ def report(tallies: dict[str, Tally], cases: int, seed: int, seconds: float) -> 
               'protobuf', 'gin-config')
   total = sum((tally.outcomes for tally in tallies.values()), collections.Counter())
   lines = [
-    '# Spoilt files', '',
-    'Every file that the package reads may come from somebody else. Here sound ones are spoilt at random (bits,',
-    'pieces, fields, types, numbers, names, headers under correct checksums, programs in pickles) and read as a',
-    'command would read them. *Accepted*: what was left made sense. *Clear error*: one line that names the file.',
-    '*Counted skip*: left out and counted. A *failure* is anything else: another exception, a crash, over '
-    f'{CPU_SECONDS} s of', f'processor time, or over {MEMORY >> 20} MB of memory.', '',
+    '# Corrupted files', '',
+    'Every file that the package reads may come from an untrusted source. Here valid files are corrupted at random',
+    '(bits, byte ranges, fields, types, numbers, names, headers under correct checksums, programs in pickles) and read',
+    'as a command would read them. *Accepted*: the rest was valid. *Clear error*: one line that names the file.',
+    '*Counted skip*: skipped and counted. A *failure* is anything else: another exception, a crash, over '
+    f'{CPU_SECONDS} s of', f'CPU time, or over {MEMORY >> 20} MB of memory.', '',
     f'`python -m tools.fuzz --cases={cases} --seed={seed} --output=results/fuzz.md`: {sum(total.values()):,} cases, '
     f'{total[FAILURE]} failures, {seconds / 60:.0f} minutes', f'on {os.cpu_count()} shared cores.', '',
-    f'| kind | cases | {" | ".join(OUTCOMES).replace(FAILURE, "failures")} | slowest | most memory |',
+    f'| kind | cases | {" | ".join(OUTCOMES).replace(FAILURE, "failures")} | slowest | peak memory |',
     '|---|---:|---:|---:|---:|---:|---:|---:|']
   for kind, tally in tallies.items():
     lines.append(f'| {kind} | {sum(tally.outcomes.values()):,} | '
@@ -259,8 +260,8 @@ def report(tallies: dict[str, Tally], cases: int, seed: int, seconds: float) -> 
   every = ' | '.join(f'{total[outcome]:,}' for outcome in OUTCOMES)
   lines.append(f'| all | {sum(total.values()):,} | {every} | | |')
   for kind, tally in tallies.items():
-    lines += [f'\n{FAILURE} {kind}, case {case}: {told}' for case, told in tally.failures]
-  lines += ['', 'Slowest is processor time of one case, memory what it added to the process at its peak. `python -m',
+    lines += [f'\n{FAILURE} {kind}, case {case}: {message}' for case, message in tally.failures]
+  lines += ['', 'Slowest: CPU time of one case. Peak memory: what a case added to the process. `python -m',
             f'tools.fuzz --only=KIND --case=N --seed={seed}` repeats one. Python {platform.python_version()},',
             ', '.join(f'{name} {importlib.metadata.version(name)}' for name in packages) + '.', '']
   return '\n'.join(lines)
@@ -272,8 +273,8 @@ def main() -> int:
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--first', type=int, default=0, help='number of the first case of each kind')
   parser.add_argument('--only', help='one kind')
-  parser.add_argument('--case', type=int, help='one case of that kind, here and with its traceback')
-  parser.add_argument('--output', help='where to write the table')
+  parser.add_argument('--case', type=int, help='run one case of that kind in this process, with its traceback')
+  parser.add_argument('--output', help='file for the table')
   options = parser.parse_args()
   if options.case is not None:
     show(options.only, options.seed, options.case)

@@ -1,4 +1,4 @@
-"""Spoilt data sets: annotations, photographs, records, hashtags."""
+"""Corrupted data sets: annotations, images, TFRecords, hashtags."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from rethink_tf.data.convert import convert
 from rethink_tf.data.detection import segmentation, voc_xml
 from rethink_tf.data.detection.coco import CocoSource
 from rethink_tf.data.detection.input import EvalInput
-from rethink_tf.data.detection.record_format import Record, sift
+from rethink_tf.data.detection.record_format import Record, validate
 from rethink_tf.data.detection.records import RecordSource
 from rethink_tf.data.detection.voc import VocSource
 from rethink_tf.data.images import ImageError, decode
 from tests import small_coco, small_voc, tag_files
 from tools import mutations
 from tools.fuzz_kinds import ACCEPTED, SKIPPED, Target, fresh, load_all, one_line, pick
-from tools.mutations import spoil_bytes, spoil_json, spoil_text, spoil_tree
+from tools.mutations import corrupt_bytes, corrupt_json, corrupt_text, corrupt_tree
 
 HEIGHT, WIDTH = 60, 80
 
@@ -61,7 +61,7 @@ def _run_coco(rng, seeds, work):
   if not work.exists():
     shutil.copytree(seeds, work)
   file = work / 'annotations/instances_train2017.json'
-  file.write_bytes(spoil_json(rng, coco_json()))
+  file.write_bytes(corrupt_json(rng, coco_json()))
   source = CocoSource(str(work), training=bool(rng.random() < 0.5), keypoints=bool(rng.random() < 0.3))
   content = source.annotations()
   for entry in content['annotations']:
@@ -78,10 +78,10 @@ def _run_coco(rng, seeds, work):
 
 def _run_segmentations(rng, work, seeds):
   entry = small_coco.annotation(1, segmentation=pick(rng, seeds), bbox=(5, 5, 40, 30))
-  spoilt = spoil_tree(rng, entry if rng.random() < 0.2 else entry['segmentation'])
-  if rng.random() < 0.8 or not isinstance(spoilt, dict):
-    spoilt = entry | {'segmentation': spoilt}
-  table = sift(Record('1', 'x.jpg', HEIGHT, WIDTH, b'', [spoilt]), 1, (Category(1, 'thing'),), 1)
+  corrupted = corrupt_tree(rng, entry if rng.random() < 0.2 else entry['segmentation'])
+  if rng.random() < 0.8 or not isinstance(corrupted, dict):
+    corrupted = entry | {'segmentation': corrupted}
+  table = validate(Record('1', 'x.jpg', HEIGHT, WIDTH, b'', [corrupted]), 1, (Category(1, 'thing'),), 1)
   table.example(0, np.zeros([HEIGHT, WIDTH, 3], np.uint8))
   for kept in json.loads(json.dumps(table.to_json(0), allow_nan=False)):
     segmentation.to_rle(kept['segmentation'], HEIGHT, WIDTH)
@@ -131,8 +131,8 @@ def _run_xml(rng, seeds, work):
   for _ in range(int(rng.choice([0, 0, 1, 2]))):
     place = pick(rng, [0, text.find('<object>'), text.find('</name>'), int(rng.integers(len(text) + 1))])
     text = text[:place] + pick(rng, _EVIL_XML) + text[place:]
-  data = spoil_text(rng, text.replace('><', '>\n<')).encode(errors='surrogatepass')
-  data = spoil_bytes(rng, data) if rng.random() < 0.3 else data
+  data = corrupt_text(rng, text.replace('><', '>\n<')).encode(errors='surrogatepass')
+  data = corrupt_bytes(rng, data) if rng.random() < 0.3 else data
   (work / 'VOC2007/Annotations/000001.xml').write_bytes(data)
   source = VocSource(str(work), ['VOC2007/train'], pick(rng, [None, ('dog', 'cat')]), training=bool(rng.random() < 0.7))
   source.annotations()
@@ -157,22 +157,23 @@ def _run_lists(rng, seeds, work):
     shutil.copytree(seeds, work)
   if rng.random() < 0.5:
     text = pick(rng, ['000001\n000002\n000003\n', '000001  1\n000002 -1\n000003  0\n'])
-    data = spoil_text(rng, text).encode(errors='surrogatepass')
-    (work / 'voc/VOC2007/ImageSets/Main/train.txt').write_bytes(spoil_bytes(rng, data) if rng.random() < 0.2 else data)
+    data = corrupt_text(rng, text).encode(errors='surrogatepass')
+    data = corrupt_bytes(rng, data) if rng.random() < 0.2 else data
+    (work / 'voc/VOC2007/ImageSets/Main/train.txt').write_bytes(data)
     source = VocSource(str(work / 'voc'), ['VOC2007/train'], None, training=bool(rng.random() < 0.5))
   else:
     text = pick(rng, ['0.jpg a\n1.jpg b\n2.jpg 0\n3.jpg 1\n', 'ImageId,PredictionString\n0,a 1 2 3 4\n1,b 1 2\n',
                       'a\nb\na\nb\n'])
-    data = spoil_text(rng, text).encode(errors='surrogatepass')
-    (work / 'classes/val.txt').write_bytes(spoil_bytes(rng, data) if rng.random() < 0.2 else data)
+    data = corrupt_text(rng, text).encode(errors='surrogatepass')
+    (work / 'classes/val.txt').write_bytes(corrupt_bytes(rng, data) if rng.random() < 0.2 else data)
     source = ImageFolder(str(work / 'classes'), 'val', training=bool(rng.random() < 0.5))
   return load_all(source)
 
 
-# Pictures.
+# Images.
 
 
-def _build_pictures(folder):
+def _build_images(folder):
   rng = np.random.default_rng(0)
   pixels = cv2.blur(rng.integers(0, 256, (48, 64, 3)).astype(np.uint8), (5, 5))
   exif = Image.Exif()
@@ -190,11 +191,11 @@ def _build_pictures(folder):
     (folder / f'{name}.{kind.lower()}').write_bytes(stream.getvalue())
 
 
-def _run_pictures(rng, seeds, _):
+def _run_images(rng, seeds, _):
   paths = sorted(seeds.iterdir())
   jpegs = [path for path in paths if path.suffix == '.jpeg']
   data = pick(rng, jpegs if rng.random() < 0.5 else paths).read_bytes()
-  data = spoil_bytes(rng, data, [path.read_bytes() for path in paths])
+  data = corrupt_bytes(rng, data, [path.read_bytes() for path in paths])
   try:
     image = decode(data, 'x', pick(rng, [None, (48, 64), (64, 48)]))
   except ImageError as error:
@@ -204,7 +205,7 @@ def _run_pictures(rng, seeds, _):
   return ACCEPTED
 
 
-# TFRecords, with what lies beside them.
+# TFRecords, with the files beside them.
 
 
 def _build_records(folder):
@@ -215,11 +216,11 @@ def _build_records(folder):
   (folder / 'classes').mkdir()
   with tf.io.TFRecordWriter(str(folder / 'classes/train-00000-of-00001.tfrecord')) as writer:
     for i in range(4):
-      picture = cv2.imencode('.jpg', np.full([20, 20, 3], 50 * i, np.uint8))[1].tobytes()
-      writer.write(_example({'image/encoded': [picture], 'image/class/label': [1 + i % 2],
+      image = cv2.imencode('.jpg', np.full([20, 20, 3], 50 * i, np.uint8))[1].tobytes()
+      writer.write(_example({'image/encoded': [image], 'image/class/label': [1 + i % 2],
                              'image/class/text': [b'cat'], 'image/filename': [b'%d.jpg' % i]}))
   tag_files.write_shards(folder / 'tags', 12, 2)
-  shutil.rmtree(folder / 'tags/pictures')
+  shutil.rmtree(folder / 'tags/images')
   list(map(RecordSource, [str(folder / 'coco')], ['train']))
   ImageRecords(str(folder / 'classes'))
 
@@ -235,8 +236,8 @@ def _example(values):
   return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True)
 
 
-def _spoil_example(rng, payload):
-  """Another value, number of values or type in one or two fields of a tf.train.Example."""
+def _corrupt_example(rng, payload):
+  """Change value, number of values or type of one or two fields of a tf.train.Example."""
   features = tf.train.Example.FromString(payload).features.feature
   values = {name: list(getattr(one, one.WhichOneof('kind')).value) if one.WhichOneof('kind') else []
             for name, one in sorted(features.items())}
@@ -256,20 +257,20 @@ def _spoil_example(rng, payload):
       case 3:
         values[name] = [mutations.word(rng).encode(errors='surrogatepass')] * int(rng.choice([1, 2, 3]))
       case _ if values[name] and isinstance(values[name][0], bytes):
-        values[name] = [spoil_bytes(rng, value) for value in values[name]]
+        values[name] = [corrupt_bytes(rng, value) for value in values[name]]
       case _:
         values[name] = values[name] * 2
   return _example(values)
 
 
-def _spoil_shard(rng, data_path):
-  """A file of records: any bytes, or a record that is framed as it should be with something else in it."""
+def _corrupt_shard(rng, data_path):
+  """Corrupt a TFRecord file: any bytes, or the contents of a record with valid framing."""
   data = data_path.read_bytes()
   if rng.random() < 0.4:
-    return spoil_bytes(rng, data)
+    return corrupt_bytes(rng, data)
   payloads = [payload for _, payload in tfrecord.scan(str(data_path))]
   i = int(rng.integers(len(payloads)))
-  payloads[i] = spoil_bytes(rng, payloads[i]) if rng.random() < 0.3 else _spoil_example(rng, payloads[i])
+  payloads[i] = corrupt_bytes(rng, payloads[i]) if rng.random() < 0.3 else _corrupt_example(rng, payloads[i])
   lengths = [len(payload) for payload in payloads]
   if rng.random() < 0.1:
     lengths[i] = pick(rng, [2 ** 24, 2 ** 31, 2 ** 40, 2 ** 62, 2 ** 64 - 1, 2 ** 64 - 5])
@@ -286,13 +287,13 @@ def _run_records(rng, seeds, work):
   fresh(seeds / which / 'shards' if which == 'tags' else seeds / which, work)
   path = pick(rng, sorted(work.iterdir()))
   if path.suffix == '.tfrecord':
-    path.write_bytes(_spoil_shard(rng, path))
+    path.write_bytes(_corrupt_shard(rng, path))
     for index in work.glob('*-index.json') if rng.random() < 0.8 and which != 'tags' else ():
       index.unlink()
   elif path.suffix == '.json':
-    path.write_bytes(spoil_json(rng, json.loads(path.read_text())))
+    path.write_bytes(corrupt_json(rng, json.loads(path.read_text())))
   else:
-    path.write_bytes(_spoil_columns(rng, path))
+    path.write_bytes(_corrupt_columns(rng, path))
   if which == 'coco':
     source = RecordSource(str(work), 'train', keypoints=bool(rng.random() < 0.5), training=bool(rng.random() < 0.5))
     json.dumps(source.annotations(), allow_nan=False)
@@ -304,10 +305,10 @@ def _run_records(rng, seeds, work):
   return load_all(source, bool(getattr(source, 'skipped', {})))
 
 
-def _spoil_columns(rng, path):
+def _corrupt_columns(rng, path):
   data = path.read_bytes()
   if rng.random() < 0.5:
-    return spoil_bytes(rng, data)
+    return corrupt_bytes(rng, data)
   arrays = dict(np.load(io.BytesIO(data)))
   name = pick(rng, list(arrays))
   arrays[name] = pick(rng, [np.array(2 ** 40), np.arange(5), np.zeros([3, 3]), np.array('x'), arrays[name][..., None],
@@ -317,29 +318,29 @@ def _spoil_columns(rng, path):
   return stream.getvalue()
 
 
-# Json-lines of hashtags.
+# JSON lines of hashtags.
 
 
 def _build_tags(folder):
-  rows = tag_files.tagged(tag_files.draw_pictures(folder / 'pictures', 6, side=8))
-  tag_files.write_json_lines(folder / 'pictures/images.jsonl', rows)
+  rows = tag_files.tagged(tag_files.render_images(folder / 'images', 6, side=8))
+  tag_files.write_json_lines(folder / 'images/images.jsonl', rows)
   tag_files.write_synonyms(folder / 'synonyms.tsv')
-  hashtags.build_vocabulary(str(folder / 'pictures/images.jsonl')).save(str(folder / 'vocabulary.json'))
+  hashtags.build_vocabulary(str(folder / 'images/images.jsonl')).save(str(folder / 'vocabulary.json'))
 
 
 def _run_tags(rng, seeds, work):
   fresh(seeds, work)
-  path = pick(rng, [work / 'pictures/images.jsonl', work / 'pictures/images.jsonl', work / 'synonyms.tsv',
+  path = pick(rng, [work / 'images/images.jsonl', work / 'images/images.jsonl', work / 'synonyms.tsv',
                      work / 'vocabulary.json'])
   text = path.read_text()
   if path.suffix == '.jsonl':
     lines = text.splitlines()
     i = int(rng.integers(len(lines)))
-    lines[i] = spoil_json(rng, json.loads(lines[i])).decode(errors='replace')
+    lines[i] = corrupt_json(rng, json.loads(lines[i])).decode(errors='replace')
     text = '\n'.join(lines) + '\n'
-  path.write_bytes(spoil_json(rng, json.loads(text)) if path.suffix == '.json' else spoil_bytes(rng, text.encode())
-                   if rng.random() < 0.3 else spoil_text(rng, text).encode(errors='surrogatepass'))
-  rows = str(work / 'pictures/images.jsonl')
+  path.write_bytes(corrupt_json(rng, json.loads(text)) if path.suffix == '.json' else corrupt_bytes(rng, text.encode())
+                   if rng.random() < 0.3 else corrupt_text(rng, text).encode(errors='surrogatepass'))
+  rows = str(work / 'images/images.jsonl')
   synonyms = hashtags.load_synonyms(str(work / 'synonyms.tsv'))
   vocabulary = hashtags.build_vocabulary(rows, synonyms)
   vocabulary.save(str(work / 'again.json'))
@@ -357,8 +358,8 @@ TARGETS = (
   Target('run lengths', _nothing, lambda rng, _, work: _run_segmentations(rng, work, _rles())),
   Target('polygons', _nothing, lambda rng, _, work: _run_segmentations(rng, work, _polygons())),
   Target('VOC xml', _build_voc, _run_xml),
-  Target('lists of pictures', _build_lists, _run_lists),
-  Target('pictures', _build_pictures, _run_pictures),
+  Target('image lists', _build_lists, _run_lists),
+  Target('images', _build_images, _run_images),
   Target('TFRecords', _build_records, _run_records),
   Target('hashtags', _build_tags, _run_tags),
 )

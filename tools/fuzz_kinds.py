@@ -1,8 +1,8 @@
-"""What the fuzzer's kinds share.
+"""Shared code of the fuzzer's kinds.
 
-`build` writes sound files into a folder; `run` spoils one by a generator's numbers, reads it with the package's own
-readers as a command would, and returns ACCEPTED, or SKIPPED where something was left out and counted. Everything else
-is an exception.
+`build` writes valid files into a folder; `run` corrupts one with a random generator, reads it with the package's own
+readers as a command would, and returns ACCEPTED, or SKIPPED where something was skipped and counted. Everything else is
+an exception.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ACCEPTED, SKIPPED = 'accepted', 'counted skip'
 class Target:
   name: str
   build: Callable[[pathlib.Path], None]
-  run: Callable[[np.random.Generator, pathlib.Path, pathlib.Path], str]  # generator, sound files, folder to write to
+  run: Callable[[np.random.Generator, pathlib.Path, pathlib.Path], str]  # generator, valid files, output folder
 
 
 def pick(rng: np.random.Generator, items: Sequence[Any]) -> Any:
@@ -37,7 +37,7 @@ def fresh(seeds: pathlib.Path, work: pathlib.Path) -> None:
 
 
 def load_all(source: Any, skipped: bool = False) -> str:
-  """Every picture; SKIPPED if one cannot be read."""
+  """Load every image; SKIPPED if one cannot be read."""
   for i in range(min(len(source.image_ids), 8)):
     try:
       source.load(i)

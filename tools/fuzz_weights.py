@@ -1,4 +1,4 @@
-"""Spoilt weight files, configurations, and the other files of a run."""
+"""Corrupted weight files, configurations and other files of a run folder."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from rethink_tf.weights import formats
 from tests.weights import files
 from tools.fuzz_data import coco_json
 from tools.fuzz_kinds import ACCEPTED, Target, fresh, pick
-from tools.mutations import spoil_bytes, spoil_json, spoil_text
+from tools.mutations import corrupt_bytes, corrupt_json, corrupt_text
 
 # Weight files.
 
 
 def _arrays():
-  """A ResNet with a block a stage and hardly any channels, by Detectron2's names."""
+  """A ResNet with one block per stage and few channels, with Detectron2's names."""
   rng, arrays, into = np.random.default_rng(0), {}, 4
 
   def conv(name, out, into, side):
@@ -36,9 +36,9 @@ def _arrays():
       arrays[f'{name}.norm.{kind}'] = rng.uniform(0.5, 1.5, out).astype('f')
   conv('stem.conv1', 4, 3, 7)
   for stage in range(2, 6):
-    for part, out, inner, side in (('conv1', 2, into, 1), ('conv2', 2, 2, 3), ('conv3', 4, 2, 1),
+    for layer, out, inner, side in (('conv1', 2, into, 1), ('conv2', 2, 2, 3), ('conv3', 4, 2, 1),
                                    ('shortcut', 4, into, 1)):
-      conv(f'res{stage}.0.{part}', out, inner, side)
+      conv(f'res{stage}.0.{layer}', out, inner, side)
   return arrays
 
 
@@ -62,7 +62,7 @@ def _build_weights(folder):
 
 
 def _build_checkpoints(folder):
-  """One of tf-models-official and one of a run, from nested trackables that have the right names."""
+  """A checkpoint of tf-models-official and one of a run, from nested trackables with the right names."""
   def node(tree):
     return tf.Variable(tree) if isinstance(tree, np.ndarray) else [node(item) for item in tree] \
       if isinstance(tree, list) else tf.train.Checkpoint(**{name: node(item) for name, item in tree.items()})
@@ -72,12 +72,12 @@ def _build_checkpoints(folder):
 
   def norm(width):
     return dict.fromkeys(('gamma', 'beta', 'moving_mean', 'moving_variance'), np.ones(width, 'f'))
-  parts = {'1': (1, 2), '2': (3, 2), '3': (1, 4)}
+  convs = {'1': (1, 2), '2': (3, 2), '3': (1, 4)}
   layers = {'layer_with_weights-0': {'kernel': kernel(7, 7, 3, 4)}, 'layer_with_weights-1': norm(4)}
   blocks = []
   for stage in range(4):
     layer, block = {'_shortcut': {'kernel': kernel(1, 1, 4, 4)}, '_norm0': norm(4)}, {}
-    for number, (side, out) in parts.items():
+    for number, (side, out) in convs.items():
       shape = (side, side, 2 if number != '1' else 4, out)
       layer |= {f'_conv{number}': {'kernel': kernel(*shape)}, f'_norm{number}': norm(out)}
       block[f'conv{number}'] = {'conv': {'kernel': kernel(*shape)}, 'norm': {'gamma': np.ones(out, 'f')}}
@@ -93,7 +93,7 @@ def _build_checkpoints(folder):
 
 
 def _read_weights(path, known):
-  """As a command would: describes the file, and reads every array that fits a model's shapes."""
+  """Describe a file and read every array that fits the shapes of a model, as a command would."""
   contents = formats.read(str(path))
   weights_main.describe(contents)
   contents.backbone()
@@ -111,19 +111,19 @@ _CODES = b'0(.)]}tlduseaRbcopqrhjgUTXBCNKJMIFGLSQP2i\x80\x81' + bytes(range(0x85
 def _run_weights(rng, folder, work):
   paths = sorted(folder.iterdir())
   data = pick(rng, paths).read_bytes()
-  if folder.name == 'pickles' and rng.random() < 0.25:  # another program: operations put in at a place, or swapped
+  if folder.name == 'pickles' and rng.random() < 0.25:  # another program: operations inserted or replaced
     place = int(rng.integers(min(len(data), 400)))
     codes = bytes(pick(rng, _CODES) for _ in range(int(rng.choice([1, 3, 10]))))
     data = data[:place] + codes + rng.bytes(int(rng.choice([0, 1, 4, 8]))) + data[place + len(codes):]
   else:
-    data = spoil_bytes(rng, data, [path.read_bytes() for path in paths])
+    data = corrupt_bytes(rng, data, [path.read_bytes() for path in paths])
   work.mkdir(exist_ok=True)
   (work / 'weights').write_bytes(data)
   return _read_weights(work / 'weights', _SHAPES)
 
 
-def _spoil_table(rng, data):
-  """A checkpoint's .index with a spoilt block under a checksum that agrees."""
+def _corrupt_table(rng, data):
+  """Corrupt a block of a checkpoint's .index and correct its checksum."""
   meta, _, begin, length = _varints(data[-48:], 4)  # the footer
   place, inner = pick(rng, [(0, meta - 5), (0, meta - 5), (begin, length)])  # the only block of entries, or the index
   block = bytearray(data[place:place + inner])
@@ -155,13 +155,13 @@ def _run_checkpoints(rng, seeds, work):
                      step / 'manifest.json', work / 'run/config.gin'])
   data = path.read_bytes()
   if path.suffix == '.index' and rng.random() < 0.6:
-    data = _spoil_table(rng, data)
+    data = _corrupt_table(rng, data)
   elif path.suffix == '.json':
-    data = spoil_json(rng, json.loads(data))
+    data = corrupt_json(rng, json.loads(data))
   else:
-    data = spoil_bytes(rng, data)
+    data = corrupt_bytes(rng, data)
   path.write_bytes(data)
-  if path.parent == step and path.name != 'manifest.json':  # else it is passed over for its size
+  if path.parent == step and path.name != 'manifest.json':  # else it is skipped for its size
     manifest = json.loads((step / 'manifest.json').read_text())
     manifest['files'][path.name] = len(data)
     (step / 'manifest.json').write_text(json.dumps(manifest))
@@ -195,11 +195,11 @@ def _run_gin(rng, seeds, work):
   lines = pick(rng, sorted(seeds.iterdir())).read_text().split('\n')
   for _ in range(int(rng.choice([0, 1, 1, 2]))):
     lines.insert(int(rng.integers(len(lines) + 1)), pick(rng, _EVIL_GIN))
-  text = spoil_text(rng, '\n'.join(lines)) if rng.random() < 0.8 else '\n'.join(lines)
+  text = corrupt_text(rng, '\n'.join(lines)) if rng.random() < 0.8 else '\n'.join(lines)
   data = text.encode(errors='surrogatepass')
   work.mkdir(exist_ok=True)
-  (work / 'config.gin').write_bytes(spoil_bytes(rng, data) if rng.random() < 0.2 else data)
-  params = [spoil_text(rng, 'SCHEDULE = 2')] if rng.random() < 0.3 else []
+  (work / 'config.gin').write_bytes(corrupt_bytes(rng, data) if rng.random() < 0.2 else data)
+  params = [corrupt_text(rng, 'SCHEDULE = 2')] if rng.random() < 0.3 else []
   gin_files.parse([gin_files.saved_config(str(work))], params)
   gin_files.operative_config()
   return ACCEPTED
@@ -219,10 +219,10 @@ def _run_run(rng, seeds, work):
   if path.suffix == '.jsonl':
     lines = path.read_bytes().splitlines()
     i = int(rng.integers(len(lines)))
-    lines[i] = spoil_json(rng, json.loads(lines[i]))
+    lines[i] = corrupt_json(rng, json.loads(lines[i]))
     path.write_bytes(b'\n'.join(lines) + b'\n')
   else:
-    path.write_bytes(spoil_json(rng, json.loads(path.read_text())))
+    path.write_bytes(corrupt_json(rng, json.loads(path.read_text())))
   folder = RunFolder(str(work), create=False)
   folder.read_metrics()
   folder.read_command()
@@ -231,8 +231,8 @@ def _run_run(rng, seeds, work):
 
 
 TARGETS = (
-  *(Target(name, _build_weights, lambda rng, seeds, work, part=part: _run_weights(rng, seeds / part, work))
-    for name, part in (('pickles', 'pickles'), ('torch files', 'torch'), ('safetensors', 'safetensors'),
+  *(Target(name, _build_weights, lambda rng, seeds, work, folder=folder: _run_weights(rng, seeds / folder, work))
+    for name, folder in (('pickles', 'pickles'), ('torch files', 'torch'), ('safetensors', 'safetensors'),
                        ('HDF5', 'h5'))),
   Target('TensorFlow checkpoints', _build_weights, _run_checkpoints),
   Target('gin', _build_gin, _run_gin),

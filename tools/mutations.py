@@ -1,4 +1,4 @@
-"""How the fuzzer spoils things: bytes, json trees, texts. All is drawn from one generator, so it can be repeated."""
+"""Mutations of the fuzzer: bytes, JSON trees, texts. All draws come from one generator, so cases can be repeated."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def word(rng: np.random.Generator) -> str:
   return WORDS[int(rng.integers(len(WORDS)))]
 
 
-def spoil_bytes(rng: np.random.Generator, data: bytes, others: Sequence[bytes] = ()) -> bytes:
-  """One to eight changes: flips, other bytes, huge integers, pieces cut, doubled, moved, or taken from other files."""
+def corrupt_bytes(rng: np.random.Generator, data: bytes, others: Sequence[bytes] = ()) -> bytes:
+  """One to eight changes: bit flips, other bytes, huge integers, ranges cut, repeated or taken from other files."""
   found = bytearray(data)
   for _ in range(int(rng.choice([1, 1, 1, 2, 3, 8]))):
-    # Headers decide most, so half of all changes are near the front.
+    # Headers matter most, so half of all changes are near the start.
     limit = min(len(found), 200) if rng.random() < 0.5 else len(found)
     place = int(rng.integers(limit + 1)) if limit else 0
     end = min(place + int(rng.choice([1, 2, 4, 8, 64, 1000])), len(found))
@@ -68,7 +68,7 @@ def spoil_bytes(rng: np.random.Generator, data: bytes, others: Sequence[bytes] =
 
 
 def _places(tree: Any, path: tuple = ()) -> list[tuple]:
-  """Paths of everything in a json tree; of long lists only the first few members."""
+  """Paths of all nodes of a JSON tree; of long lists only those of the first items."""
   items = tree.items() if isinstance(tree, dict) else enumerate(tree[:6]) if isinstance(tree, list) else ()
   return [path, *(found for key, value in items for found in _places(value, (*path, key)))]
 
@@ -99,8 +99,8 @@ def strange(rng: np.random.Generator) -> Any:
       return value
 
 
-def spoil_tree(rng: np.random.Generator, tree: Any) -> Any:
-  """One to four changes to a json tree: fields with other types and numbers, missing, renamed, swapped, repeated."""
+def corrupt_tree(rng: np.random.Generator, tree: Any) -> Any:
+  """One to four changes to a JSON tree: fields with other types and numbers, missing, renamed, swapped, repeated."""
   holder = [copy.deepcopy(tree)]
   for _ in range(int(rng.choice([1, 1, 2, 4]))):
     places = [path for path in _places(holder) if path]
@@ -119,24 +119,24 @@ def spoil_tree(rng: np.random.Generator, tree: Any) -> Any:
       case 4 if isinstance(parent[key], list):
         parent[key] = parent[key] * int(rng.choice([0, 2, 40]))
       case 5 if isinstance(parent[key], str):
-        parent[key] = spoil_text(rng, parent[key])
+        parent[key] = corrupt_text(rng, parent[key])
       case _:
         parent[key] = strange(rng)
   return holder[0]
 
 
-def spoil_json(rng: np.random.Generator, tree: Any) -> bytes:
-  """A json text of a spoilt tree, or a spoilt text."""
+def corrupt_json(rng: np.random.Generator, tree: Any) -> bytes:
+  """A JSON text of a corrupted tree, or a corrupted text."""
   if rng.random() < 0.15:
-    return spoil_bytes(rng, json.dumps(tree).encode())
+    return corrupt_bytes(rng, json.dumps(tree).encode())
   if rng.random() < 0.03:
     return [b'', b'[' * 200_000, b'{"a":' * 200_000, b'\xef\xbb\xbf{}', b'\x1f\x8b\x08' + bytes(50), b'9' * 10_000,
             json.dumps(tree).encode('utf-16')][int(rng.integers(7))]
-  return json.dumps(spoil_tree(rng, tree)).encode()
+  return json.dumps(corrupt_tree(rng, tree)).encode()
 
 
-def spoil_text(rng: np.random.Generator, text: str) -> str:
-  """A text with words, numbers and lines replaced, doubled, moved or dropped."""
+def corrupt_text(rng: np.random.Generator, text: str) -> str:
+  """A text with words, numbers and lines replaced, repeated, moved or dropped."""
   lines = text.split('\n')
   for _ in range(int(rng.choice([1, 1, 2, 5]))):
     i = int(rng.integers(len(lines)))

@@ -1,15 +1,21 @@
-"""Measures a part or the whole: python -m rethink_tf.bench --task=train --gin_file=gin_configs/bench.gin."""
+"""Benchmark kernels, steps or the input: python -m rethink_tf.bench --task=train --gin_file=gin_configs/bench.gin."""
 
 from __future__ import annotations
 
 import json
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from rethink_tf import command_line
 from rethink_tf.errors import UserError
+
+if TYPE_CHECKING:  # imports TensorFlow, which takes seconds: not needed for --help and misspelt flags
+  from rethink_tf.bench.measure import Row
+  from rethink_tf.structures import Experiment
 
 KERNELS = {'group_norm': 'group_norm', 'roi_align': 'roi_alignment', 'nms': 'suppression', 'paste': 'pasting'}
 TASKS = ('train', 'predict', 'systems', 'input', 'padding', 'evaluate', *KERNELS)
@@ -17,122 +23,121 @@ TASKS = ('train', 'predict', 'systems', 'input', 'padding', 'evaluate', *KERNELS
 FLAGS = flags.FLAGS
 
 
+def define_flags() -> None:
+  command_line.define_flags()
+  here = {'module_name': sys.argv[0]}
+  flags.DEFINE_enum('task', None, TASKS, 'what to measure', required=True, **here)
+  flags.DEFINE_integer('rounds', 5, 'number of measurements', **here)
+  flags.DEFINE_integer('images', 1000, 'evaluate: number of images, with 100 detections each', **here)
+  flags.DEFINE_bool('peers', False, "train: beside tf-models-official's Mask R-CNN, in the same process", **here)
+  flags.DEFINE_bool('json', False, 'print JSON', **here)
+
+
 def main() -> None:
-  """Runs one task and prints its table, or JSON."""
+  """Run one task and print its table, or JSON."""
   from rethink_tf import console
   from rethink_tf.bench import measure
 
   console.hide_library_info()
   if FLAGS.rounds < 1 or FLAGS.images < 1:
     raise UserError('--rounds and --images must be 1 or more')
-  split: dict[str, float] = {}
+  shares: dict[str, float] = {}
   if FLAGS.task in KERNELS:
     from rethink_tf.bench import kernels
     console.compile_once()
     rows = getattr(kernels, KERNELS[FLAGS.task])(FLAGS.rounds)
   elif FLAGS.task == 'systems':
-    rows = _of_systems()
+    rows = _measure_systems(FLAGS.gin_file, FLAGS.rounds)
   elif FLAGS.task == 'evaluate':
     from rethink_tf.bench import pipelines
     rows = pipelines.scoring(FLAGS.rounds, FLAGS.images)
   else:
-    rows, split = _of_configuration()
-  memory = measure.peak_memory()  # before the matrices of the machine's peak
+    rows, shares = _measure_configuration(FLAGS.task, FLAGS.gin_file, FLAGS.rounds, FLAGS.peers)
+  memory = measure.peak_memory()  # before the matrices of matmul_peak
   peaks = {dtype: measure.matmul_peak(dtype, min(FLAGS.rounds, 5)) for dtype in ('float32', 'bfloat16')}
   if FLAGS.json:
-    print(json.dumps({'task': FLAGS.task, 'rows': [_plain(row) for row in rows], 'peak_gflops': peaks,
-                      'peak_memory_mb': memory, 'share_by_part': split}, indent=1))
+    print(json.dumps({'task': FLAGS.task, 'rows': [_as_json(row) for row in rows], 'peak_gflops': peaks,
+                      'peak_memory_mb': memory, 'share_by_component': shares}, indent=1))
   else:
-    _print(rows, split, peaks, memory)
+    _print(rows, shares, peaks, memory)
 
 
-def _of_configuration():
-  """The tasks that need a configuration: rows, and for `train` the share of each part."""
+def _measure_configuration(task: str, files: Sequence[str], rounds: int, with_peers: bool
+                           ) -> tuple[list[Row], dict[str, float]]:
+  """Run a task that needs a configuration; return its rows and, for `train`, the share of each component."""
   from rethink_tf import experiment
   from rethink_tf.bench import detectors, pipelines
 
-  split: dict[str, float] = {}
-
-  def measured(parts):
-    if FLAGS.task == 'predict':
-      return detectors.predict(parts, FLAGS.rounds)
-    if FLAGS.task == 'input':
-      return pipelines.feeding(parts, FLAGS.rounds)
-    if FLAGS.task == 'padding':
-      return pipelines.padding(parts, FLAGS.rounds)
-    rows = detectors.train(parts, FLAGS.rounds, FLAGS.peers)
-    split.update(detectors.by_part(parts))
-    return rows
-
   with tempfile.TemporaryDirectory() as folder:
-    files = FLAGS.gin_file or ['gin_configs/bench.gin']
     params = []
-    if FLAGS.task in ('input', 'padding') and not FLAGS.gin_file:  # nothing is decoded from drawn shapes: write files
-      print('writing drawn photographs in COCO layout', file=sys.stderr)
-      files, params = ['gin_configs/scratch_6x.gin'], [f'DATA_DIR = {pipelines.photographs(folder)!r}']
-    command_line.configure(files, params)
-    return experiment.run(measured, folder), split
+    if task in ('input', 'padding') and not files:  # synthetic images are not decoded: write image files
+      print('writing synthetic images in COCO layout', file=sys.stderr)
+      files, params = ['gin_configs/scratch_6x.gin'], [f'DATA_DIR = {pipelines.write_images(folder)!r}']
+    command_line.configure(files or ['gin_configs/bench.gin'], params)
+    built = experiment.run('evaluate', folder)
+    if task == 'predict':
+      return detectors.predict(built, rounds), {}
+    if task == 'input':
+      return pipelines.input_speed(built, rounds), {}
+    if task == 'padding':
+      return pipelines.padding(built, rounds), {}
+    return detectors.train(built, rounds, with_peers), detectors.shares(built)
 
 
-def _of_systems():
-  """The systems of models/, each made of the configuration and its own gin file."""
+def _measure_systems(files: Sequence[str], rounds: int) -> list[Row]:
+  """Measure variants of the detector, each built from the configuration and a gin file of models/."""
   from rethink_tf import experiment
   from rethink_tf.bench import systems
 
-  def make(files):
-    command_line.configure([*(FLAGS.gin_file or ['gin_configs/bench.gin']), *files])
-    return experiment.run(lambda parts: parts, folder)
+  def make(further: Sequence[str]) -> Experiment:
+    command_line.configure([*(files or ['gin_configs/bench.gin']), *further])
+    return experiment.run('evaluate', folder)
 
   with tempfile.TemporaryDirectory() as folder:
-    return systems.compare(systems.build(make), FLAGS.rounds)
+    return systems.compare(systems.build(make), rounds)
 
 
-def _plain(row):
+def _as_json(row: Row) -> dict[str, Any]:
   return {**row._asdict(), 'timing': row.timing._asdict()}
 
 
-def _print(rows, split, peaks, memory):
+def _print(rows: Sequence[Row], shares: Mapping[str, float], peaks: Mapping[str, float], memory: float) -> None:
   width = max(len(row.name) for row in rows)
-  first = {}
-  for row in rows:
-    first.setdefault(row.group, row.timing.median)
   for group in dict.fromkeys(row.group for row in rows):
     members = [row for row in rows if row.group == group]
     print(f'{group}: {members[0].note}' if members[0].note else group)
     for row in members:
-      median, fastest, slowest, rounds = row.timing
-      parts = [f'  {row.name:{width}} {_seconds(median)} ({_seconds(fastest)} to {_seconds(slowest)}, {rounds} rounds)']
-      if len(members) > 1:
-        parts.append(f'{median / first[group]:.2f} x {members[0].name}')
-      if row.parameters:
-        parts.append(f'{row.parameters / 1e6:.1f} M parameters, {row.parameters / members[0].parameters:.2f} x')
-      if row.memory:
-        parts.append(f'{row.memory / 1024:.2f} GB, {row.memory / members[0].memory:.2f} x')
-      if row.images:
-        parts.append(f'{row.images / median:.3g} images/s')
-      if row.gflop:
-        rate = row.gflop / median
-        share = 100 * rate / peaks['float32']
-        parts.append(f'{row.gflop:.0f} GFLOP, {rate:.0f} GFLOP/s, {share:.0f} % of the float32 peak')
-      if row.note and row.note != members[0].note:
-        parts.append(row.note)
-      print('  '.join(parts))
-  for part, share in split.items():
-    print(f'  {100 * share:5.1f} %  {part}')
+      print('  '.join(_columns(row, members[0], len(members) > 1, width, peaks['float32'])))
+  for component, share in shares.items():
+    print(f'  {100 * share:5.1f} %  {component}')
   print(f'matrix product of this machine: {peaks["float32"]:.0f} GFLOP/s float32, {peaks["bfloat16"]:.0f} bfloat16; '
         f'peak memory {memory:.0f} MB')
 
 
-def _seconds(value):
+def _columns(row: Row, first: Row, compared: bool, width: int, peak: float) -> list[str]:
+  """Return the columns of a row. first: the row of its group that it is compared with. peak: float32 GFLOP/s."""
+  median, fastest, slowest, rounds = row.timing
+  columns = [f'  {row.name:{width}} {_seconds(median)} ({_seconds(fastest)} to {_seconds(slowest)}, {rounds} rounds)']
+  if compared:
+    columns.append(f'{median / first.timing.median:.2f} x {first.name}')
+  if row.parameters:
+    columns.append(f'{row.parameters / 1e6:.1f} M parameters, {row.parameters / first.parameters:.2f} x')
+  if row.memory:
+    columns.append(f'{row.memory / 1024:.2f} GB, {row.memory / first.memory:.2f} x')
+  if row.images:
+    columns.append(f'{row.images / median:.3g} images/s')
+  if row.gflop:
+    rate = row.gflop / median
+    columns.append(f'{row.gflop:.0f} GFLOP, {rate:.0f} GFLOP/s, {100 * rate / peak:.0f} % of the float32 peak')
+  if row.note and row.note != first.note:
+    columns.append(row.note)
+  return columns
+
+
+def _seconds(value: float) -> str:
   return f'{value:.3g} s' if value >= 1 else f'{1000 * value:.3g} ms'
 
 
 if __name__ == '__main__':
-  command_line.define_flags()
-  _here = {'module_name': sys.argv[0]}
-  flags.DEFINE_enum('task', None, TASKS, 'what to measure', required=True, **_here)
-  flags.DEFINE_integer('rounds', 5, 'how often each thing is measured', **_here)
-  flags.DEFINE_integer('images', 1000, 'evaluate: pictures that are scored, with 100 detections each', **_here)
-  flags.DEFINE_bool('peers', False, "train: beside tf-models-official's Mask R-CNN, in the same process", **_here)
-  flags.DEFINE_bool('json', False, 'print JSON', **_here)
+  define_flags()
   command_line.start(main)

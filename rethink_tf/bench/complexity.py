@@ -1,13 +1,12 @@
-"""Parameters and multiply-adds of networks, counted in their graphs: nothing is allocated and nothing computed.
+"""Parameters and multiply-adds of networks, counted in their graphs: nothing is allocated or computed.
 
   python -m rethink_tf.bench.complexity --output=results/complexity.md
 
 prints (and writes) the table of the classification networks at 224 x 224 and of the detectors at 800 x 1344.
 
-Convention: one multiply-add is one multiplication with its addition; FLOPs are twice as many. What counts are
-convolutions, transposed convolutions and fully connected layers, as in the published tables; biases, norms,
-activations, pooling, RoIAlign and suppression do not. Parameters are the trainable ones, gamma and beta among them,
-moving statistics not.
+Convention: one multiply-add is one multiplication with its addition; FLOPs are twice as many. Convolutions, transposed
+convolutions and fully connected layers are counted, as in published tables; biases, norms, activations, pooling,
+RoIAlign and suppression are not. Parameters are the trainable ones, including gamma and beta but not moving statistics.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ import functools
 import math
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import tensorflow as tf
 import tf_keras
 from absl import app, flags
 
-from rethink_tf.errors import UserError
+from rethink_tf.errors import as_command
 from rethink_tf.models.cascade import Cascade
 from rethink_tf.models.cbnet import CBNet
 from rethink_tf.models.classifier import Classifier
@@ -34,6 +33,10 @@ from rethink_tf.models.norms import group_norm, no_norm, sync_batch_norm
 from rethink_tf.models.resnet import ResNet
 from rethink_tf.models.rois import Anchors
 from rethink_tf.models.vgg import VGG
+from rethink_tf.storage.files import write_output
+
+FLAGS = flags.FLAGS
+T = TypeVar('T')
 
 CLASSIFIERS = {
   'ResNet-50': dict(depth=50), 'ResNet-101': dict(depth=101), 'ResNet-152': dict(depth=152),
@@ -41,14 +44,15 @@ CLASSIFIERS = {
 }
 
 
-def _resnet(depth: int, groups: int = 1, width_per_group: int = 64, count: int = 1) -> Callable[[], Any]:
-  """A ResNet or ResNeXt with GroupNorm, or a CBNet of `count` of them."""
+def _resnet(depth: int, groups: int = 1, width_per_group: int = 64, count: int = 1
+            ) -> Callable[[], ResNet | CBNet]:
+  """Return the constructor of a ResNet or ResNeXt with GroupNorm, or of a CBNet of `count` of them."""
   one = functools.partial(ResNet, depth, group_norm, groups=groups, width_per_group=width_per_group)
   return one if count == 1 else functools.partial(CBNet, one, count)
 
 
 def _vgg() -> MaskRCNN:
-  """gin_configs/models/vgg16.gin."""
+  """Build the detector of gin_configs/models/vgg16.gin."""
   return MaskRCNN(80, backbone=VGG(16), fpn=SingleLevel(4), anchors=Anchors((64, 128, 256, 512)),
                   rpn_head=RPNHead(512, anchors_per_cell=12),
                   box_head=BoxHead(num_convs=0, num_fcs=2, fc_width=4096, norm=no_norm))
@@ -58,7 +62,7 @@ def _keypoints() -> MaskRCNN:
   return MaskRCNN(1, backbone=_resnet(50)(), keypoint_head=KeypointHead(), num_keypoints=17)
 
 
-def _mask_rcnn(*backbone: int, cascade: Any = None) -> Callable[[], MaskRCNN]:
+def _mask_rcnn(*backbone: int, cascade: type[Cascade] | None = None) -> Callable[[], MaskRCNN]:
   return lambda: MaskRCNN(80, backbone=_resnet(*backbone)(), mask_head=MaskHead(), cascade=cascade)
 
 
@@ -77,7 +81,7 @@ DETECTORS = {
 
 
 class Cost(NamedTuple):
-  """What a part needs."""
+  """Size and work of a component."""
 
   parameters: int
   multiply_adds: int
@@ -86,8 +90,8 @@ class Cost(NamedTuple):
     return Cost(self.parameters + other.parameters, self.multiply_adds + other.multiply_adds)
 
 
-def count(make: Callable[[], Any], *shapes: Sequence[int]) -> Cost:
-  """Cost of the layer that `make()` builds, called on float32 inputs of the given static shapes."""
+def count(make: Callable[[], tf_keras.layers.Layer], *shapes: Sequence[int]) -> Cost:
+  """Return the cost of the layer that `make()` builds, called on float32 inputs of the given static shapes."""
   with tf.Graph().as_default():
     layer = make()
     layer(*(tf.zeros(shape) for shape in shapes))
@@ -95,7 +99,7 @@ def count(make: Callable[[], Any], *shapes: Sequence[int]) -> Cost:
 
 
 def count_classifier(make: Callable[[], Classifier], side: int = 224) -> Cost:
-  """A classifier on one image [side, side, 3]."""
+  """Return the cost of a classifier on one image [side, side, 3]."""
   with tf.Graph().as_default():
     classifier = make()
     classifier(tf.zeros([1, side, side, 3], tf.uint8), tf.zeros([1, 2]))
@@ -103,49 +107,49 @@ def count_classifier(make: Callable[[], Classifier], side: int = 224) -> Cost:
 
 
 def count_detector(make: Callable[[], MaskRCNN], height: int = 800, width: int = 1344) -> dict[str, Cost]:
-  """The parts of a Mask R-CNN at inference on one image of the given canvas.
+  """Return the costs of the components of a Mask R-CNN at inference on one image of the given padded shape.
 
-  The box head runs on all its proposals, the mask head on all its detections: the most they can be.
+  An upper bound: the box head runs on all proposals, the mask head on all detections.
   """
   costs = {}
   with tf.Graph().as_default() as graph:
     model = make()
 
-    def part(name, layers, call):
+    def add(name: str, layers: list[tf_keras.layers.Layer], call: Callable[[], T]) -> T:
       before = multiply_adds_of(graph)
       result = call()
       costs[name] = Cost(sum(_parameters(layer) for layer in layers), multiply_adds_of(graph) - before)
       return result
 
-    features = part('backbone', [model.backbone], lambda: model.backbone(tf.zeros([1, height, width, 3])))
-    pyramid = part('fpn', [model.fpn], lambda: model.fpn(features))
-    part('rpn', [model.rpn_head], lambda: [model.rpn_head(pyramid[level]) for level in sorted(pyramid)])
+    features = add('backbone', [model.backbone], lambda: model.backbone(tf.zeros([1, height, width, 3])))
+    pyramid = add('fpn', [model.fpn], lambda: model.fpn(features))
+    add('rpn', [model.rpn_head], lambda: [model.rpn_head(pyramid[level]) for level in sorted(pyramid)])
     channels = pyramid[min(pyramid)].shape[-1]
     rois = model.proposal_generator.post_nms[False]
     pooled = tf.zeros([1, rois, *[model.box_pooler.size] * 2, channels])
-    part('box head', [model.box_head, model.box_predictor], lambda: model.box_predictor(model.box_head(pooled)))
+    add('box head', [model.box_head, model.box_predictor], lambda: model.box_predictor(model.box_head(pooled)))
     if model.cascade is not None:
-      part('cascade', [model.cascade],
-           lambda: [predictor(head(pooled)) for head, predictor in model.cascade.stages((None, None))[1:]])
+      add('cascade', [model.cascade],
+          lambda: [predictor(head(pooled)) for head, predictor in model.cascade.stages((None, None))[1:]])
     detections = model.detection_generator.max_detections
     if model.keypoint_head is not None:
       pooled_keypoints = tf.zeros([1, detections, *[model.keypoint_pooler.size] * 2, channels])
-      part('keypoint head', [model.keypoint_head, model.keypoint_predictor],
-           lambda: model.keypoint_predictor(model.keypoint_head(pooled_keypoints)))
+      add('keypoint head', [model.keypoint_head, model.keypoint_predictor],
+          lambda: model.keypoint_predictor(model.keypoint_head(pooled_keypoints)))
     if model.mask_head is not None:
       pooled_masks = tf.zeros([1, detections, *[model.mask_pooler.size] * 2, channels])
-      part('mask head', [model.mask_head, model.mask_predictor],
-           lambda: model.mask_predictor(model.mask_head(pooled_masks)))
+      add('mask head', [model.mask_head, model.mask_predictor],
+          lambda: model.mask_predictor(model.mask_head(pooled_masks)))
   return costs | {'total': sum(costs.values(), Cost(0, 0))}
 
 
 def cost_of(layer: tf_keras.layers.Layer) -> Cost:
-  """Cost of a layer that alone was called, once, in the current graph."""
+  """Return the cost of a layer, the only one that was called in the current graph, once."""
   return Cost(_parameters(layer), multiply_adds_of(tf.compat.v1.get_default_graph()))
 
 
 def multiply_adds_of(graph: tf.Graph) -> int:
-  """Sum over a graph and the functions it calls.
+  """Return the multiply-adds of a graph and the functions that it calls.
 
   Raises:
     ValueError: a shape is not static.
@@ -155,18 +159,18 @@ def multiply_adds_of(graph: tf.Graph) -> int:
     if op.type in _COUNTED:
       total += _COUNTED[op.type](op)
     elif op.type in ('PartitionedCall', 'StatefulPartitionedCall'):
-      # tf_keras wraps a grouped convolution into a function. There is no public way from a call to its graph.
+      # tf_keras wraps a grouped convolution in a function. Private API: there is no public way to its graph.
       total += multiply_adds_of(graph._get_function(op.get_attr('f').name).graph)
   return total
 
 
 def _convolution(op: tf.Operation) -> int:
-  """Each output element [N, H, W, out] is a sum over a kernel [h, w, in / groups, out] without its last axis."""
+  """Each output element [N, H, W, out] is a sum over the kernel [h, w, in / groups, out] without its last axis."""
   return _size(op.outputs[0], op) * _size(op.inputs[1], op) // op.inputs[1].shape[-1]
 
 
 def _transposed(op: tf.Operation) -> int:
-  """A gradient with respect to the input: each element of the small map is spread by a kernel [h, w, out, in]."""
+  """A gradient with respect to the input: each element of the smaller map is multiplied by a kernel [h, w, out, in]."""
   return _size(op.inputs[2], op) * _size(op.inputs[1], op) // op.inputs[1].shape[-1]
 
 
@@ -189,16 +193,18 @@ def _parameters(layer: tf_keras.layers.Layer) -> int:
 
 
 def classifier_costs() -> dict[str, Cost]:
+  """Return the costs of CLASSIFIERS with 1000 classes at 224 x 224."""
   return {name: count_classifier(lambda settings=settings: Classifier(1000, ResNet(norm=sync_batch_norm, **settings)))
           for name, settings in CLASSIFIERS.items()}
 
 
 def detector_costs() -> dict[str, dict[str, Cost]]:
+  """Return the costs of DETECTORS at 800 x 1344, by component."""
   return {name: count_detector(make) for name, make in DETECTORS.items()}
 
 
 def tables() -> str:
-  """Markdown: both tables and their convention."""
+  """Return both tables and their convention, in Markdown."""
   lines = ['# Parameters and multiply-adds', '',
            'Counted in the graphs of this package by `python -m rethink_tf.bench.complexity '
            '--output=results/complexity.md`.',
@@ -208,31 +214,26 @@ def tables() -> str:
   for name, cost in classifier_costs().items():
     lines.append(f'| {name} | {cost.parameters:,} | {cost.multiply_adds:,} | {2e-9 * cost.multiply_adds:.1f} |')
   lines += ['', '## Detection, 80 classes, GroupNorm, one image of 800 x 1344, 1000 proposals, 100 masks or people', '',
-            '| detector | part | parameters | multiply-adds | GFLOPs |', '|---|---|---|---|---|']
-  for name, parts in detector_costs().items():
-    lines += [f'| {name} | {part} | {cost.parameters:,} | {cost.multiply_adds:,} | {2e-9 * cost.multiply_adds:.1f} |'
-              for part, cost in parts.items()]
+            '| detector | component | parameters | multiply-adds | GFLOPs |', '|---|---|---|---|---|']
+  for name, costs in detector_costs().items():
+    lines += [
+      f'| {name} | {component} | {cost.parameters:,} | {cost.multiply_adds:,} | {2e-9 * cost.multiply_adds:.1f} |'
+      for component, cost in costs.items()]
   return '\n'.join(lines) + '\n'
 
 
-def main(argv: list[str]) -> None:
-  """The command line."""
-  try:
-    if argv[1:]:
-      raise UserError(f'unexpected argument {argv[1]!r}: options are written --name=value; see --help')
-    text = tables()
-    print(text, end='')
-    if flags.FLAGS.output:
-      try:
-        with tf.io.gfile.GFile(flags.FLAGS.output, 'w') as file:
-          file.write(text)
-      except (OSError, tf.errors.OpError) as error:
-        raise UserError(f'{flags.FLAGS.output}: cannot be written ({getattr(error, "message", error)})') from error
-  except UserError as error:
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(1)
+def define_flags() -> None:
+  flags.DEFINE_string('output', None, 'file to write the tables to, too', module_name=sys.argv[0])
+
+
+def main() -> None:
+  """Print the tables, and write them to --output."""
+  text = tables()
+  print(text, end='')
+  if FLAGS.output:
+    write_output(FLAGS.output, text)
 
 
 if __name__ == '__main__':
-  flags.DEFINE_string('output', None, 'file to write the tables to as well')
-  app.run(main)
+  define_flags()
+  app.run(lambda argv: as_command(main, argv, 'stopped; nothing was written'))

@@ -1,7 +1,7 @@
-"""Timing in fair conditions: everything compared runs in turns in one process, and medians are taken.
+"""Timing: functions that are compared alternate in one process, and medians are taken.
 
-Machines differ and share their cores: what travels is a ratio of two medians taken in turns, or a rate against the
-matrix product that the same process measured.
+Machines differ and share their cores. Ratios of medians from one process are comparable between machines, and so are
+rates relative to the matrix product measured in the same process.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-PEAK_SIDE = 4096  # of the matrix product whose rate counts as the machine's peak
+PEAK_SIDE = 4096  # of the matrix product whose rate is the machine's peak
 _PROGRESS_SECONDS = 5.0
 
 
@@ -33,40 +33,40 @@ class Timing(NamedTuple):
 class Row(NamedTuple):
   """One line of a benchmark's table."""
 
-  group: str  # what is compared with each other
+  group: str  # rows that are compared with each other
   name: str
   timing: Timing
-  images: int = 0  # in one call, where images are what is counted
-  gflop: float = 0.0  # of one call: a multiply-add is two
+  images: int = 0  # per call, 0 if images are not counted
+  gflop: float = 0.0  # per call: a multiply-add is two
   note: str = ''
-  parameters: int = 0  # that train
-  memory: float = 0.0  # MB in use at the peak of a call, where it can be told
+  parameters: int = 0  # trainable
+  memory: float = 0.0  # MB in use at the peak of a call, 0 if unknown
 
 
 def in_turns(functions: Mapping[str, Callable[[], Any]], rounds: int, warm_up: int = 1) -> dict[str, Timing]:
-  """Calls each function once a round, in an order that turns, and times it to its result on the host.
+  """Call each function once per round, in a rotating order, and time it until its result is on the host.
 
-  functions: return tensors, arrays or None; tensors are waited for. The warm-up calls (tracing, compilation) are not
-  counted.
+  functions: return tensors, arrays or None; tensors are waited for. warm_up: rounds that are not counted (tracing,
+  compilation).
   """
   names = list(functions)
   seconds: dict[str, list[float]] = {name: [] for name in names}
-  told = time.monotonic()
+  reported = time.monotonic()
   for turn in range(-warm_up, rounds):
-    gc.collect(1)  # here, so that Python's rubbish is collected on nobody's time
+    gc.collect(1)  # here, so that no measured call collects garbage
     for name in names[turn % len(names):] + names[:turn % len(names)]:
-      began = time.perf_counter()
+      start = time.perf_counter()
       wait(functions[name]())
       if turn >= 0:
-        seconds[name].append(time.perf_counter() - began)
-    if time.monotonic() - told > _PROGRESS_SECONDS:
+        seconds[name].append(time.perf_counter() - start)
+    if time.monotonic() - reported > _PROGRESS_SECONDS:
       print(f'  round {turn + 1 + warm_up} of {rounds + warm_up}', file=sys.stderr, flush=True)
-      told = time.monotonic()
+      reported = time.monotonic()
   return {name: Timing(statistics.median(s), min(s), max(s), rounds) for name, s in seconds.items()}
 
 
 def matmul_peak(dtype: str = 'float32', rounds: int = 5) -> float:
-  """GFLOP/s of this machine's matrix product of two 4096² matrices, the fastest of `rounds`."""
+  """Return GFLOP/s of the matrix product of two 4096² matrices on this machine, the fastest of `rounds`."""
   a = tf.cast(tf.random.stateless_normal([PEAK_SIDE, PEAK_SIDE], [0, 1]), dtype)
   product = tf.function(lambda: tf.matmul(a, a))
   fastest = in_turns({'matmul': product}, rounds)['matmul'].fastest
@@ -74,20 +74,14 @@ def matmul_peak(dtype: str = 'float32', rounds: int = 5) -> float:
 
 
 def peak_memory() -> float:
-  """Largest resident memory of this process so far, in MB."""
+  """Return the peak resident memory of this process, in MB."""
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != 'darwin' else 1024**2)
 
 
-def current_memory() -> float:
-  """Resident memory of this process now, in MB."""
-  with open('/proc/self/statm') as file:
-    return int(file.read().split()[1]) * resource.getpagesize() / 2**20
-
-
 def memory_growth(function: Callable[[], Any]) -> float | None:
-  """MB that TensorFlow's allocator hands out during a call, at its peak, beyond what is in use before.
+  """Return MB that a call adds at its peak to the memory in use by TensorFlow's allocator.
 
-  Of the first GPU, or the CPU; None where its allocator keeps no count, as that of builds without oneDNN.
+  Of the first GPU, or the CPU; None if its allocator keeps no statistics, as in builds without oneDNN.
   """
   device = 'GPU:0' if tf.config.list_physical_devices('GPU') else 'CPU:0'
   gc.collect()
@@ -101,7 +95,7 @@ def memory_growth(function: Callable[[], Any]) -> float | None:
 
 
 def wait(result: Any) -> None:
-  """Nothing is timed before its numbers are there."""
+  """Wait until the tensors in `result` are computed."""
   for tensor in tf.nest.flatten(result):
     if isinstance(tensor, tf.Tensor) and tensor.dtype.is_numpy_compatible:
       tensor.numpy() if tensor.shape.rank == 0 else np.asarray(tf.reshape(tensor, [-1])[:1])

@@ -1,8 +1,9 @@
-"""tf-models-official's Mask R-CNN, trained on the same pictures, as the yardstick of a step."""
+"""The train step of tf-models-official's Mask R-CNN on the same images, as a reference."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import gin
 import numpy as np
@@ -12,9 +13,13 @@ import tf_keras
 from rethink_tf.structures import Batch
 
 
-def train_step(batch: Batch, padded_shape: tuple[int, int], num_classes: int, policy: str) -> Callable[[], dict]:
-  """Its train step (R50-FPN, BN, 4conv1fc, 512 RoIs, 128 masks) on our batch in NumPy arrays."""
-  with gin.unlock_config():  # it registers parts of its own
+def train_step(batch: Batch, padded_shape: tuple[int, int], num_classes: int, policy: str
+               ) -> Callable[[], dict[str, tf.Tensor]]:
+  """Return its train step (R50-FPN, BN, 4conv1fc, 512 RoIs, 128 masks) on a batch of arrays.
+
+  policy: 'float32' or 'mixed_bfloat16'.
+  """
+  with gin.unlock_config():  # it registers its own configurables
     from official.core import exp_factory
     from official.vision.configs import maskrcnn as _registered  # noqa: F401
     from official.vision.tasks import maskrcnn
@@ -24,12 +29,12 @@ def train_step(batch: Batch, padded_shape: tuple[int, int], num_classes: int, po
   config = exp_factory.get_exp_config('maskrcnn_resnetfpn_coco').task
   config.init_checkpoint, config.annotation_file = None, None
   config.model.num_classes, config.model.input_size = num_classes + 1, [*padded_shape, 3]
-  config.model.norm_activation.use_sync_bn = False  # one device: plain BN is the faster layer
+  config.model.norm_activation.use_sync_bn = False  # plain BN is faster on one device
   task = maskrcnn.MaskRCNNTask(config)
   model = task.build_model()
   optimizer = tf_keras.optimizers.legacy.SGD(0.01, momentum=0.9)
-  parsed = [_parsed(batch, i, padded_shape, config) for i in range(len(batch.images))]
-  images, labels = tf.nest.map_structure(lambda *parts: tf.stack(parts), *parsed)
+  parsed = [_parse(batch, i, padded_shape, config) for i in range(len(batch.images))]
+  images, labels = tf.nest.map_structure(lambda *x: tf.stack(x), *parsed)
   if policy == 'mixed_bfloat16':
     images = tf.cast(images, tf.bfloat16)
   step = tf.function(lambda: task.train_step((images, labels), model, optimizer), autograph=False)
@@ -38,8 +43,8 @@ def train_step(batch: Batch, padded_shape: tuple[int, int], num_classes: int, po
   return step
 
 
-def _parsed(batch, i, padded_shape, config):
-  """Image i as its own parser gives it: anchors matched on the host."""
+def _parse(batch: Batch, i: int, padded_shape: tuple[int, int], config: Any) -> tuple[tf.Tensor, dict[str, Any]]:
+  """Return image i and its labels from the parser of tf-models-official, which matches anchors on the host."""
   from official.vision.dataloaders import maskrcnn_input
 
   model = config.model
@@ -56,8 +61,8 @@ def _parsed(batch, i, padded_shape, config):
     'groundtruth_is_crowd': tf.zeros([int(used.sum())], tf.bool)})
 
 
-def _full_masks(crops, boxes, height, width):
-  """Box-relative crops [n, 112, 112] -> float32 [n, height, width]."""
+def _full_masks(crops: np.ndarray, boxes: np.ndarray, height: int, width: int) -> np.ndarray:
+  """Resize box-relative crops [n, 112, 112] into masks float32 [n, height, width]."""
   import cv2
 
   masks = np.zeros([len(crops), height, width], np.float32)

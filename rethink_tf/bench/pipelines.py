@@ -1,55 +1,57 @@
-"""What stands before and after the network: the input pipeline, and scoring."""
+"""The input pipeline, padding, and the scoring of detections."""
 
 from __future__ import annotations
 
 import functools
 import json
 import os
-import time
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import cv2
 import numpy as np
 import tensorflow as tf
 
+from rethink_tf import console
 from rethink_tf.bench.kernels import blobs, random_boxes
 from rethink_tf.bench.measure import Row, Timing, in_turns
 from rethink_tf.data.buckets import padding_waste
+from rethink_tf.data.detection.input import TrainInput
 from rethink_tf.data.detection.synthetic import SyntheticSource
 from rethink_tf.evaluation import coco_metrics
-from rethink_tf.experiment import Parts
 from rethink_tf.ops.masks import paste
-from rethink_tf.structures import Batch
+from rethink_tf.structures import Batch, Experiment
 
 CATEGORIES = 80
 
 
-def feeding(parts: Parts, rounds: int, images: int = 200) -> list[Row]:
-  """Training batches as fast as they come: read, flipped, resized, with boxes and masks; nothing consumes them."""
-  inputs = parts.training_input()
+def input_speed(experiment: Experiment, rounds: int, images: int = 200) -> list[Row]:
+  """Measure the input of training alone: images read, flipped and resized, with boxes and masks."""
+  inputs = experiment.train_input
   batches = max(images // inputs.batch_size, 1)
-  stream = iter(inputs.dataset())
-  timing = in_turns({'input': lambda: _take(stream, batches)}, rounds)['input']
+  iterator = iter(inputs.dataset())
+  timing = in_turns({'input': lambda: _take(iterator, batches)}, rounds)['input']
   waste = 100 * padding_waste(inputs.resize.largest_sizes(inputs.source.sizes), inputs.padded_shapes, inputs.buckets)
   note = f'{inputs.source.name}, batches of {inputs.batch_size}, {waste:.1f} % of the pixels are padding'
   return [Row('input', 'rethink_tf', timing, batches * inputs.batch_size, note=note)]
 
 
-def _take(stream, number):
+def _take(iterator: Iterator[Batch], number: int) -> None:
   for _ in range(number):
-    next(stream)
+    next(iterator)
 
 
-def padding(parts: Parts, rounds: int) -> list[Row]:
-  """Train steps on each padded shape and on one square, weighted by how often the data has each shape."""
-  inputs = parts.training_input()
+def padding(experiment: Experiment, rounds: int) -> list[Row]:
+  """Measure train steps with each padded shape and with one square, and their mean weighted by the data."""
+  inputs = experiment.train_input
   largest = int(inputs.padded_shapes.max())
   sizes = inputs.resize.largest_sizes(inputs.source.sizes)
   shares = np.bincount(inputs.buckets, minlength=len(inputs.padded_shapes)) / len(inputs.buckets)
   used = [(tuple(padded_shape), share)
           for padded_shape, share in zip(inputs.padded_shapes.tolist(), shares, strict=True) if share]
   square = (largest, largest)
-  steps = {padded_shape: functools.partial(_step(parts), _on_canvas(inputs, list(padded_shape)))
+  steps = {padded_shape: functools.partial(_step(experiment), _padded_batch(inputs, list(padded_shape)))
            for padded_shape, _ in [*used, (square, 0.0)]}
   timings = in_turns(steps, rounds)
   rows = [Row('padding', f'{padded_shape[0]} x {padded_shape[1]}', timings[padded_shape], inputs.batch_size,
@@ -58,17 +60,17 @@ def padding(parts: Parts, rounds: int) -> list[Row]:
   wasted = 100 * padding_waste(sizes, np.array([square]), np.zeros(len(sizes), int))
   waste = 100 * padding_waste(sizes, inputs.padded_shapes, inputs.buckets)
   gain = timings[square].median / mixed
-  note = f'{gain:.2f} times faster than the square; padding {waste:.1f} % against {wasted:.1f} %'
+  note = f'{gain:.2f} times faster than the square; padding {waste:.1f} % instead of {wasted:.1f} %'
   return [*rows, Row('padding', 'mixed stream', Timing(mixed, mixed, mixed, rounds), inputs.batch_size, note=note)]
 
 
-def _step(parts):
-  """A function of its own for each shape: of one for many TensorFlow warns that it is traced again."""
-  return tf.function(parts.trainer.train_step, autograph=False)
+def _step(experiment: Experiment) -> Callable[[Batch], dict[str, tf.Tensor]]:
+  """Return a new tf.function: TensorFlow warns about retracing if one is used for several shapes."""
+  return tf.function(experiment.trainer.train_step, autograph=False)
 
 
-def _on_canvas(inputs: Any, padded_shape: list[int]) -> Batch:
-  """The first batch whose pictures fit, laid on another canvas."""
+def _padded_batch(inputs: TrainInput, padded_shape: list[int]) -> Batch:
+  """Return the first batch whose images fit into a padded shape, padded to it."""
   for step in range(1000):
     batch = inputs.batch(step)
     height, width = batch.images.shape[1:3]
@@ -77,37 +79,41 @@ def _on_canvas(inputs: Any, padded_shape: list[int]) -> Batch:
       images = np.zeros([len(batch.images), *padded_shape, 3], np.uint8)
       images[:, :height, :width] = batch.images
       return tf.nest.map_structure(tf.constant, batch._replace(images=images))
-  raise AssertionError(f'the plan of 1000 steps has no batch for {padded_shape}')
+  raise AssertionError(f'the first 1000 batches do not fit into {padded_shape}')
 
 
 def scoring(rounds: int, images: int) -> list[Row]:
-  """COCO's figures of boxes and masks of `images` pictures with 100 detections each, by both libraries."""
-  truth, found = drawn_results(images)
+  """Measure COCO's box and mask metrics of `images` images with 100 detections each, with both libraries."""
+  truth, found = synthetic_results(images)
   rows = []
   for kind in ('bbox', 'segm'):
     results = found[kind]
     scores = {}
 
-    def run(backend, results=results, kind=kind, scores=scores):
+    def run(backend: str, results: Any = results, kind: str = kind, scores: dict[str, Any] = scores) -> None:
       scores[backend] = coco_metrics.evaluate(truth, results, kind, backend)
 
     timings = in_turns({name: functools.partial(run, name) for name in ('hotcoco', 'pycocotools')}, rounds, warm_up=0)
-    ours, theirs = scores['hotcoco'].figures, scores['pycocotools'].figures
+    ours, theirs = scores['hotcoco'].metrics, scores['pycocotools'].metrics
     difference = max(abs(ours[name] - theirs[name]) for name in theirs)
-    note = f'{images} images x 100 detections; largest difference of the {len(theirs)} figures {difference:.0e}'
+    note = f'{images} images x 100 detections; largest difference of the {len(theirs)} metrics {difference:.0e}'
     names = {'hotcoco': 'rethink_tf (hotcoco)', 'pycocotools': 'pycocotools'}
     rows += [Row(f'COCO {kind}', names[name], timing, images, note=note) for name, timing in timings.items()]
   return rows
 
 
-def drawn_results(images: int, height: int = 480, width: int = 640) -> tuple[dict, dict[str, list[dict]]]:
-  """Ground truth of 7 objects a picture, some of them crowds, and 100 detections, of which some are near them."""
+def synthetic_results(images: int, height: int = 480, width: int = 640
+                      ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, list[dict[str, Any]]]]:
+  """Return ground truth and detections in COCO's format.
+
+  Each image has 7 objects, some of them crowds, and 100 detections, some of them near the objects.
+  """
   rng = np.random.default_rng(0)
   truth = {'images': [{'id': i, 'height': height, 'width': width} for i in range(1, images + 1)], 'annotations': [],
            'categories': [{'id': k, 'name': str(k)} for k in range(1, CATEGORIES + 1)]}
   found: dict[str, list[dict]] = {'bbox': [], 'segm': []}
   shapes = blobs(500, rng)
-  began = told = time.monotonic()
+  progress = console.Progress('synthetic detections', images, sys.stderr)
   for i in range(1, images + 1):
     own = random_boxes(7, height, width, seed=2 * i)
     near = own[rng.integers(0, 7, 30)] + rng.normal(0, 6, [30, 4])
@@ -116,7 +122,7 @@ def drawn_results(images: int, height: int = 480, width: int = 640) -> tuple[dic
     boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 2)
     pasted = paste(shapes[rng.integers(0, len(shapes), len(boxes))], boxes, height, width)
     classes = rng.integers(1, CATEGORIES + 1, 7)
-    given = np.concatenate([classes[rng.integers(0, 7, 30)], rng.integers(1, CATEGORIES + 1, 70)])
+    predicted = np.concatenate([classes[rng.integers(0, 7, 30)], rng.integers(1, CATEGORIES + 1, 70)])
     xywh = np.concatenate([boxes[:, 1::-1], boxes[:, 3:1:-1] - boxes[:, 1::-1]], axis=1)
     for k in range(7):
       truth['annotations'].append({
@@ -124,21 +130,21 @@ def drawn_results(images: int, height: int = 480, width: int = 640) -> tuple[dic
         'area': float(xywh[k, 2] * xywh[k, 3] * 0.7), 'segmentation': _text(pasted[k]),
         'iscrowd': int(rng.uniform() < 0.013)})
     for k, score in enumerate(rng.uniform(0, 1, 100).round(4).tolist()):
-      common = {'image_id': i, 'category_id': int(given[k]), 'score': score}
+      common = {'image_id': i, 'category_id': int(predicted[k]), 'score': score}
       found['bbox'].append({**common, 'bbox': xywh[7 + k].tolist()})
       found['segm'].append({**common, 'segmentation': _text(pasted[7 + k])})
-    if time.monotonic() - told > 5:
-      told = time.monotonic()
-      print(f'  drawing detections: {i} of {images}, {(told - began) / i * (images - i):.0f} s to go', flush=True)
+    progress.count()
+  progress.close()
   return truth, found
 
 
-def _text(rle):
+def _text(rle: Mapping[str, Any]) -> dict[str, Any]:
+  """Return an RLE mask as in result files, with text counts."""
   return {'size': rle['size'], 'counts': rle['counts'].decode() if isinstance(rle['counts'], bytes) else rle['counts']}
 
 
-def photographs(folder: str, number: int = 120) -> str:
-  """Writes drawn pictures of 480 to 640 pixels as JPEG with their annotations, in COCO's layout; returns `folder`."""
+def write_images(folder: str, number: int = 120) -> str:
+  """Write synthetic images of 480 to 640 pixels as JPEG, with annotations, in COCO's layout; return `folder`."""
   for split in ('train', 'val'):
     os.makedirs(os.path.join(folder, f'{split}2017'), exist_ok=True)
     source = SyntheticSource(num_images=number, split=split, image_size=(480, 640), object_size=(60, 300))

@@ -1,11 +1,10 @@
-"""The table of every shipped configuration, what it reproduces and what it costs.
+"""Write the table of all shipped configurations: the published row and the size of the network.
 
   python -m rethink_tf.bench.rows --output=results/rows.md
   python -m rethink_tf.bench.rows --output=results/rows.md --gin_file=gin_configs/scratch_6x.gin
 
-The second counts this row anew and keeps the others.
-
-Nothing is allocated, computed or read from a data set: networks are counted in their graphs.
+The second command counts this row again and keeps the others. Nothing is allocated, computed or read from a data set:
+networks are counted in their graphs.
 """
 
 from __future__ import annotations
@@ -14,37 +13,45 @@ import pathlib
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Hashable, Mapping, Sequence
+from typing import NamedTuple
 
+import gin
+import tensorflow as tf
+import tf_keras
 from absl import app, flags
 
+import rethink_tf.experiment  # noqa: F401  registers what gin files name
+from rethink_tf import console, gin_files
+from rethink_tf.bench import activations, complexity
+from rethink_tf.bench.capacity import PADDED_SHAPE, batch_specs
 from rethink_tf.compare.published import reproduces
-from rethink_tf.errors import UserError
+from rethink_tf.data.detection.synthetic import SyntheticSource
+from rethink_tf.errors import UserError, as_command, in_one_line
+from rethink_tf.storage.files import write_output
+from rethink_tf.structures import LabelledImages
 
-CANVAS = (800, 1344)  # height and width on which a photograph of 800 x 1333 lies
-SLOTS = 100  # of ground truth
-CLASSES = {'voc': 20, 'data/clothing': 10}  # by source, or by folder; else COCO's 80 or ImageNet's 1000
+CLASSES = {'voc': 20, 'data/clothing': 10}  # by source or by folder; others: COCO's 80 or ImageNet's 1000
 
-HEAD = f'''# Every row
+HEAD = f'''# All configurations
 
 Written by `python -m rethink_tf.bench.rows --output=results/rows.md`, which counts networks in their graphs.
 
 ## Configurations
 
-- **reproduces**: the first sentence of the file's run sheet; **published**: the first figure in it. What was measured
-  here is in README.md.
-- **parameters** train; **classes** are those of the data set: COCO 80 (people 1, with 17 keypoints), VOC 20, ImageNet
-  1000, which also stands for hashtags; drawn shapes 6.
+- **reproduces**: the first sentence of the file's run sheet; **published**: the first result in it. Results measured
+  here are in README.md.
+- **parameters**: trainable ones; **classes**: those of the data set: COCO 80 (people 1, with 17 keypoints), VOC 20,
+  ImageNet 1000, also used for hashtags, synthetic shapes 6.
 - **multiply-adds**: one image at inference; convolutions, transposed convolutions and fully connected layers, one
-  multiply-add being two FLOPs. A detector's image lies on a canvas of {CANVAS[0]} x {CANVAS[1]}, that of 800 x 1333
-  pixels, whatever sizes the configuration trains on; its box head runs on all proposals, its mask head on all
-  detections: the most they can be. A classifier's image is a crop of its training size.
-- **fixed memory**: all variables, with a gradient and a velocity for each that trains. **per image**: the tensors of
-  the forward pass in training that the backward pass reads, on the same canvas, all RoI slots in use. Both in float32,
-  in 10^9 bytes, by this rule and not measured. What a step has at its peak is more, by what exists for a moment only
-  and by the framework: 4.7 GB were measured for R50-FPN with GroupNorm (gin_configs/runtime/recompute.gin), where the
-  rule gives 0.55 + 3.10.
+  multiply-add being two FLOPs. A detector's image has 800 x 1333 pixels, padded to {'{} x {}'.format(*PADDED_SHAPE)},
+  whatever sizes the configuration trains on; as an upper bound, its box head runs on all proposals, its mask head on
+  all detections. A classifier's image is a crop of its training size.
+- **fixed memory**: all variables, with a gradient and a velocity for each trainable one. **per image**: the tensors of
+  the forward pass in training that the backward pass reads, for the same image, with all RoI slots in use. Both in
+  float32, in 10^9 bytes, counted by this rule and not measured. The peak of a step is higher because of short-lived
+  tensors and the framework: 4.7 GB were measured for R50-FPN with GroupNorm (gin_configs/runtime/recompute.gin), where
+  the rule gives 0.55 + 3.10.
 
 | gin file | reproduces | published | classes | parameters | G multiply-adds | fixed GB | GB per image |
 |---|---|---|---|---|---|---|---|
@@ -53,8 +60,8 @@ Written by `python -m rethink_tf.bench.rows --output=results/rows.md`, which cou
 OTHERS_HEAD = '''
 ## Published by others, for comparison
 
-The code bases differ in augmentation and losses: compare within one. Box and mask AP on val2017 unless said. Where a
-file here follows one of them, the table above says so.
+The code bases differ in augmentation and losses: compare within one. Box and mask AP on val2017 unless stated. If a
+gin file follows one of them, the table above says so.
 
 | system | schedule | box AP | mask AP | source |
 |---|---|---|---|---|
@@ -89,15 +96,18 @@ OTHERS = (  # system, schedule, box, mask, source
   ('CBNet Triple-X152 cascade, multi-scale test', '-', '53.3', '43.3', "paperswithcode.com, the paper's page"),
 )
 
-# What says nothing about a network's cost. An unknown name counts as if it did.
+# Bindings that do not affect a network's cost. Unknown names are assumed to affect it.
 _COSTLESS = re.compile(
   r'(SCHEDULE|BATCH_SIZE|WEIGHTS|DATA_DIR|IMAGES|SHORT_SIDE|macro)\b'
   r'|(\w+/)?(\w*Schedule|SteppedHalving|SGD|PretrainedWeights|\w*Evaluator|\w*Input|PreciseStatistics|Resize|strategy'
   r'|coco|records|image_records|voc|synthetic|synthetic_classes|image_folder|hashtags)\.|run\.(?!model|losses)')
 
 
+FLAGS = flags.FLAGS
+
+
 class Cost(NamedTuple):
-  """Of a configuration's network."""
+  """Size and work of a configuration's network."""
 
   classes: int
   parameters: int
@@ -107,19 +117,14 @@ class Cost(NamedTuple):
 
 
 def shipped() -> list[str]:
-  """Every complete configuration, in the order of the table."""
-  from rethink_tf import gin_files
+  """Return the names of all complete configurations, in the order of the table."""
   root = gin_files.shipped_root()
   found = [*sorted((root / 'gin_configs').glob('*.gin')), *sorted((root / 'gin_configs/pretraining').glob('*.gin'))]
   return [path.relative_to(root).as_posix() for path in found if not path.stem.endswith('base')]
 
 
-def cost(name: str, known: dict[Any, Cost]) -> Cost:
-  """Cost of a configuration's network; `known`, by what decides it, is read and added to."""
-  import gin
-
-  import rethink_tf.experiment  # noqa: F401  registers what gin files name
-  from rethink_tf import gin_files
+def cost(name: str, known: dict[Hashable, Cost]) -> Cost:
+  """Return the cost of a configuration's network. known: cache by the bindings that affect it."""
   gin_files.parse([name], ["WEIGHTS = 'weights'"])
   try:
     classifies = gin.query_parameter('run.model').configurable.name == 'Classifier'
@@ -135,11 +140,7 @@ def cost(name: str, known: dict[Any, Cost]) -> Cost:
 
 
 def _counts(classifies: bool) -> dict[str, int]:
-  """num_classes, and num_keypoints where there are any, of the data that the parsed configuration trains on."""
-  import gin
-
-  from rethink_tf import gin_files
-  from rethink_tf.data.detection.synthetic import SyntheticSource
+  """Return num_classes, and num_keypoints if any, of the training data of the parsed configuration."""
   source = gin.query_parameter('run.train_source').configurable.name
   if gin_files.bound('coco.keypoints') and source == 'coco':
     return {'num_classes': 1, 'num_keypoints': 17}
@@ -150,105 +151,94 @@ def _counts(classifies: bool) -> dict[str, int]:
 
 
 def _count(counts: Mapping[str, int], side: int, classifies: bool) -> Cost:
-  """Traces the parsed configuration's network, at inference and in training, on one image."""
-  import gin
-  import tensorflow as tf
+  """Trace the network of the parsed configuration, at inference and in training, on one image.
 
-  from rethink_tf.bench import activations, complexity
-  from rethink_tf.structures import MASK_CROP, Batch, LabelledImages
-
-  def make():
+  side: of a classifier's image.
+  """
+  def make() -> tf_keras.layers.Layer:
     model = gin.query_parameter('run.model').scoped_configurable_fn(**counts)
-    model.xla = True  # static shapes: every slot of RoIs and detections is there
+    model.xla = True  # static shapes, with every slot of RoIs and detections
     return model
 
-  height, width = (side, side) if classifies else CANVAS
-  image = tf.TensorSpec([1, height, width, 3], tf.uint8), tf.TensorSpec([1, 2], tf.float32)
-  ids, points = tf.TensorSpec([1], tf.int64), counts.get('num_keypoints', 0)
-  batch = LabelledImages(*image, ids, tf.TensorSpec([1, 1], tf.int32)) if classifies else Batch(
-    *image, tf.TensorSpec([1, 2]), tf.TensorSpec([1, 2], tf.int32), ids, tf.TensorSpec([1, 2], tf.int32),
-    tf.TensorSpec([1, SLOTS, 4]), tf.TensorSpec([1, SLOTS], tf.int32),
-    tf.TensorSpec([1, SLOTS, MASK_CROP, MASK_CROP], tf.uint8), tf.TensorSpec([1, SLOTS, points, 3]))
+  batch = LabelledImages(
+    tf.TensorSpec([1, side, side, 3], tf.uint8), tf.TensorSpec([1, 2]), tf.TensorSpec([1], tf.int64),
+    tf.TensorSpec([1, 1], tf.int32)) if classifies else batch_specs(counts.get('num_keypoints', 0))
   _, graph = activations.traced(make, lambda model, batch: model(batch.images, batch.image_sizes).predictions, batch)
   memory = activations.of_training(make, gin.query_parameter('run.losses').scoped_configurable_fn(), batch)
   multiply_adds = complexity.multiply_adds_of(graph)
   return Cost(counts['num_classes'], memory.parameters, multiply_adds, memory.fixed, memory.activations)
 
 
-def line(name: str, known: dict[Any, Cost]) -> str:
-  """The row of a configuration.
+def line(name: str, known: dict[Hashable, Cost]) -> str:
+  """Return the row of a configuration. known: as for `cost`.
 
   Raises:
-    UserError: it cannot be read or counted; names the file.
+    UserError: the configuration cannot be read or counted.
   """
-  from rethink_tf import gin_files
   try:
-    sentence, figure = reproduces((gin_files.shipped_root() / name).read_text())
+    sentence, published = reproduces((gin_files.shipped_root() / name).read_text())
     found = cost(name, known)
   except (UserError, ValueError, TypeError, AttributeError) as error:
-    raise UserError(f'{name}: {" ".join(str(error).split())}') from error
+    raise UserError(f'{name}: {in_one_line(error)}') from error
   sentence = sentence.replace('|', r'\|')
-  return (f'| `{name}` | {sentence} | {figure} | {found.classes} | {found.parameters:,} | '
+  return (f'| `{name}` | {sentence} | {published} | {found.classes} | {found.parameters:,} | '
           f'{found.multiply_adds / 1e9:,.1f} | {found.fixed / 1e9:.2f} | {found.activations / 1e9:.2f} |')
 
 
 def rows_in(text: str) -> dict[str, str]:
-  """{gin file: line} of a table."""
+  """Return {gin file: row} of a table."""
   return {found.group(1): found.group() for found in re.finditer(r'^\| `(gin_configs/\S+)` \|.*$', text, re.MULTILINE)}
 
 
 def document(rows: Mapping[str, str]) -> str:
-  """Both tables, in Markdown."""
+  """Return both tables, in Markdown."""
   others = (f'| {" | ".join(row)} |' for row in OTHERS)
   return HEAD + '\n'.join(rows.values()) + '\n' + OTHERS_HEAD + '\n'.join(others) + '\n'
 
 
-def write(output: str, anew: Sequence[str] = ()) -> None:
-  """Writes the table; with `anew` only these rows are counted, and what else the file holds stays.
+def write(output: str, again: Sequence[str] = ()) -> None:
+  """Write the table. again: the only rows that are counted; the other rows of the file are kept.
 
   Raises:
-    UserError: a name is no shipped configuration, a row cannot be counted (the others are written first), or the file
-      cannot be written.
+    UserError: a name is not a shipped configuration, a row cannot be counted (the others are written first), or the
+      file cannot be read or written.
   """
   names, path = shipped(), pathlib.Path(output)
-  unknown = sorted(set(anew) - set(names))
+  unknown = sorted(set(again) - set(names))
   if unknown:
-    raise UserError(f'{unknown[0]} is no complete configuration of this package: give one of gin_configs/*.gin')
+    raise UserError(f'{unknown[0]} is not a complete configuration of this package: give one of gin_configs/*.gin')
   try:
-    old = rows_in(path.read_text()) if anew and path.exists() else {}
-    rows, failures, known = {name: old[name] for name in names if name in old}, [], {}
-    for name in names:
-      if name in rows and name not in anew:
-        continue
-      begin = time.monotonic()
-      try:
-        rows[name] = line(name, known)
-        print(f'{time.monotonic() - begin:6.1f} s  {rows[name]}', file=sys.stderr, flush=True)
-      except UserError as error:
-        failures.append(error.line())
-      rows = {one: rows[one] for one in names if one in rows}
-      path.write_text(document(rows))  # row by row: what was counted is kept
+    old = rows_in(path.read_text()) if again and path.exists() else {}
   except OSError as error:
-    raise UserError(f'{output}: cannot be read or written ({error.strerror})') from error
+    raise UserError(f'{output}: cannot be read: {in_one_line(error)}') from error
+  rows, failures, known = {name: old[name] for name in names if name in old}, [], {}
+  for name in names:
+    if name in rows and name not in again:
+      continue
+    start = time.monotonic()
+    try:
+      rows[name] = line(name, known)
+      print(f'{time.monotonic() - start:6.1f} s  {rows[name]}', file=sys.stderr, flush=True)
+    except UserError as error:
+      failures.append(error.line())
+    rows = {one: rows[one] for one in names if one in rows}
+    write_output(output, document(rows))  # after each row, so that an interruption loses none
   if failures:
     raise UserError('; '.join(failures))
 
 
-def main(argv: list[str]) -> None:
-  """The command line."""
-  from rethink_tf import console
+def define_flags() -> None:
+  here = {'module_name': sys.argv[0]}
+  flags.DEFINE_string('output', 'results/rows.md', 'file to write', **here)
+  flags.DEFINE_multi_string('gin_file', [], 'count only this configuration again; give several', **here)
+
+
+def main() -> None:
+  """Write the table."""
   console.hide_library_info()
-  try:
-    if argv[1:]:
-      raise UserError(f'unexpected argument {argv[1]!r}: options are written --name=value; see --help')
-    write(flags.FLAGS.output, flags.FLAGS.gin_file)
-  except UserError as error:
-    print(f'error: {error.line()}', file=sys.stderr)
-    sys.exit(1)
+  write(FLAGS.output, FLAGS.gin_file)
 
 
 if __name__ == '__main__':
-  _here = {'module_name': sys.argv[0]}
-  flags.DEFINE_string('output', 'results/rows.md', 'file to write', **_here)
-  flags.DEFINE_multi_string('gin_file', [], 'count only this configuration anew; give several', **_here)
-  app.run(main)
+  define_flags()
+  app.run(lambda argv: as_command(main, argv, 'stopped; finished rows are written'))

@@ -1,4 +1,4 @@
-"""Floating-point operations of a step, read off the graph that runs: convolutions and matrix products."""
+"""Floating-point operations of a step, counted in its graph: convolutions and matrix products."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ _CONVOLUTIONS = {'Conv2D', 'Conv2DBackpropInput', 'Conv2DBackpropFilter'}
 
 
 def train_step(trainer: Trainer, batch: Batch) -> float:
-  """GFLOP of a micro-batch's forward and backward pass times the micro-batches; a multiply-add counts as two.
+  """Return GFLOP of a train step, forward and backward, over all micro-batches; a multiply-add counts as two.
 
-  The mask head's share is for as many RoIs as the batch really has.
+  The mask head is counted for the number of RoIs in the first micro-batch.
   """
   images = batch.images.shape[0] // trainer.micro_batches
-  part = tf.nest.map_structure(lambda x: x[:images], batch)
-  masks = trainer(part, training=True).masks
+  micro_batch = tf.nest.map_structure(lambda x: x[:images], batch)
+  masks = trainer(micro_batch, training=True).masks
   rois = 0 if masks is None else int(tf.size(masks.weights))
-  graph = tf.function(trainer.gradients, autograph=False).get_concrete_function(part).graph
+  graph = tf.function(trainer.gradients, autograph=False).get_concrete_function(micro_batch).graph
   return gflop(graph, rois) * trainer.micro_batches
 
 
 def predict_step(trainer: Trainer, batch: Batch) -> float:
-  """GFLOP of detecting in a batch."""
+  """Return GFLOP of detection in a batch."""
   detections = trainer.predict_batch(batch)
   rois = int(tf.reduce_max(tf.reduce_sum(tf.cast(detections.classes > 0, tf.int32), 1))) * batch.images.shape[0]
   graph = tf.function(trainer.predict_step, autograph=False).get_concrete_function(batch).graph
@@ -34,11 +34,11 @@ def predict_step(trainer: Trainer, batch: Batch) -> float:
 
 
 def gflop(graph: tf.Graph, unknown: int) -> float:
-  """Of all convolutions and matrix products in a graph; `unknown` stands for the dimension that is not static."""
+  """Return GFLOP of the convolutions and matrix products of a graph. unknown: value of non-static dimensions."""
   return sum(_operation(op, unknown) for op in graph.get_operations()) / 1e9
 
 
-def _operation(op, unknown):
+def _operation(op: tf.Operation, unknown: int) -> float:
   if op.type in _CONVOLUTIONS:
     return _convolution(op, unknown)
   if op.type in ('MatMul', 'BatchMatMulV2'):
@@ -48,8 +48,8 @@ def _operation(op, unknown):
   return 0.0
 
 
-def _convolution(op, unknown):
-  """Each output pixel of the forward convolution meets the whole kernel once, in all three directions."""
+def _convolution(op: tf.Operation, unknown: int) -> float:
+  """In all three directions each output pixel of the forward convolution is combined with the whole kernel once."""
   if op.type == 'Conv2D':
     pixels, kernel = op.outputs[0], op.inputs[1]
   elif op.type == 'Conv2DBackpropInput':
@@ -58,10 +58,10 @@ def _convolution(op, unknown):
     pixels, kernel = op.inputs[2], op.outputs[0]
   batch, height, width, _ = _shape(pixels, unknown)
   shape = kernel.shape
-  if not shape.is_fully_defined():  # a filter's gradient is shaped like the filter, whose shape is an argument
+  if not shape.is_fully_defined():  # the gradient of a filter, whose shape is an argument
     shape = tf.TensorShape(tf.get_static_value(op.inputs[1]))
   return 2.0 * batch * height * width * math.prod(shape.as_list())
 
 
-def _shape(tensor, unknown):
+def _shape(tensor: tf.Tensor, unknown: int) -> list[int]:
   return [unknown if side is None else side for side in tensor.shape.as_list()]

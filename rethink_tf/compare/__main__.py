@@ -1,4 +1,7 @@
-"""Compares runs: python -m rethink_tf.compare runs/scratch_6x runs/pretrain_2x [--output=runs/comparison]."""
+"""Compare runs: python -m rethink_tf.compare runs/scratch_6x runs/pretrain_2x [--output=runs/comparison].
+
+From Python: rethink_tf.compare.report.compare.
+"""
 
 from __future__ import annotations
 
@@ -11,26 +14,26 @@ from rethink_tf.errors import as_command
 FLAGS = flags.FLAGS
 
 
-def _main(paths: list[str]) -> None:
-  from rethink_tf import console  # TensorFlow takes seconds: --help and misspelt flags do not wait
-
-  console.hide_library_info()
-  from rethink_tf.compare.report import compare
-
-  found = compare(paths, FLAGS.output, FLAGS.figure, FLAGS.margin, FLAGS.draws, FLAGS.confidence)
-  print(found.text)
-  print(f'\nreport: {found.page}\ntensorboard --logdir={FLAGS.output}/tensorboard')
-
-
 def define_flags() -> None:
   here = {'module_name': sys.argv[0]}
-  flags.DEFINE_string('output', 'runs/comparison', 'folder for report, pictures and TensorBoard log', **here)
-  flags.DEFINE_string('figure', None, 'what to compare by, as box/AP or mask/AP50; default: box/AP where there', **here)
+  flags.DEFINE_string('output', 'runs/comparison', 'folder for report, plots and TensorBoard log', **here)
+  flags.DEFINE_string('figure', None, 'metric to compare by, as box/AP or mask/AP50; default: box/AP if available',
+                      **here)
   flags.DEFINE_float('margin', 0.5, 'AP points within which two runs count as equal', **here)
   flags.DEFINE_integer('draws', 1000, 'draws of the bootstrap over images', **here)
-  flags.DEFINE_float('confidence', 0.95, 'of the intervals', **here)
+  flags.DEFINE_float('confidence', 0.95, 'coverage of the intervals', **here)
+
+
+def main(run_folders: list[str]) -> None:
+  from rethink_tf import console  # imports TensorFlow, which takes seconds: not needed for --help and misspelt flags
+  from rethink_tf.compare.report import compare
+
+  console.hide_library_info()
+  comparison = compare(run_folders, FLAGS.output, FLAGS.figure, FLAGS.margin, FLAGS.draws, FLAGS.confidence)
+  print(comparison.text)
+  print(f'\nreport: {comparison.page}\ntensorboard --logdir={FLAGS.output}/tensorboard')
 
 
 if __name__ == '__main__':
   define_flags()
-  app.run(lambda argv: as_command(lambda: _main(argv[1:]), argv[:1], 'stopped'))
+  app.run(lambda argv: as_command(lambda: main(argv[1:]), argv[:1], 'stopped'))

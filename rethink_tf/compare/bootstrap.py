@@ -1,8 +1,8 @@
-"""How sure an AP is: matches of detections by image, COCO's AP from them, and paired bootstrap over images.
+"""Confidence intervals of AP differences: COCO's AP from per-image matches, and paired bootstrap over images.
 
-An evaluation on N photographs is one draw of N photographs; drawing N of them again, with repetitions, shows how far
-its AP would move on others of the same kind (Efron 1979). Two runs are drawn with the same photographs, so that the
-difficulty of a photograph, which both share, cancels in their difference.
+The bootstrap (Efron 1979) resamples the N evaluated images with replacement and takes the spread of AP over the
+resamples. Two runs are resampled with the same images, so that image difficulty, which they share, cancels in their
+difference.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ RECALLS = np.linspace(0.0, 1.0, 101)  # COCO's
 
 
 class CategoryMatches(NamedTuple):
-  """Detections of one category in all images, best first, matched to objects at T thresholds of IoU."""
+  """Detections of one category in all images, best first, matched to objects at T IoU thresholds."""
 
   images: np.ndarray  # int64 [n] index of each detection's image
   matched: np.ndarray  # bool [T, n]
-  ignored: np.ndarray  # bool [T, n]: counts neither way (matched to a crowd)
-  objects: np.ndarray  # int64 [num images] that count
+  ignored: np.ndarray  # bool [T, n]: neither true nor false positive (matched to a crowd)
+  objects: np.ndarray  # int64 [num images] number of objects, without ignored ones
 
 
 class Matches(NamedTuple):
-  """All categories that have objects, over the same list of images."""
+  """Matches of all categories that have objects, over the same list of images."""
 
   image_ids: np.ndarray  # int64 [num images], ascending
   categories: tuple[CategoryMatches, ...]
 
 
 class Interval(NamedTuple):
-  """An estimate in percent with the range that holds `confidence` of the bootstrap's draws."""
+  """An estimate in percent with the range that contains `confidence` of the bootstrap draws."""
 
   value: float
   low: float
@@ -44,38 +44,40 @@ class Interval(NamedTuple):
 
 
 def average_precision(matches: Matches, weights: np.ndarray) -> np.ndarray:
-  """COCO's AP in percent for weights of the images: 1 for each gives the AP itself, 2 counts a photograph twice.
+  """Return COCO's AP in percent with weighted images: all 1 gives AP itself, 2 counts an image twice.
 
   Args:
-    matches: of one run.
+    matches: matches of one run.
     weights: [draws, num images], not negative.
 
   Returns:
-    float64 [draws]; NaN where no object has any weight.
+    float64 [draws]; NaN where all objects have weight 0.
   """
   totals, counts = np.zeros(len(weights)), np.zeros(len(weights))
   for one in matches.categories:
     objects = weights @ one.objects.astype(np.float64)  # [draws]
-    there = objects > 0
-    if not there.any():
+    present = objects > 0
+    if not present.any():
       continue
-    of_detection = weights[there][:, one.images]  # [draws, n]
+    detection_weights = weights[present][:, one.images]  # [draws, n]
     for matched, ignored in zip(one.matched, one.ignored, strict=True):
-      counted = of_detection * ~ignored
-      precision = _mean_precision(np.cumsum(counted * matched, 1), np.cumsum(counted, 1), objects[there])
-      totals[there] += precision
-      counts[there] += 1
+      counted = detection_weights * ~ignored
+      totals[present] += _mean_precision(np.cumsum(counted * matched, 1), np.cumsum(counted, 1), objects[present])
+      counts[present] += 1
   with np.errstate(invalid='ignore', divide='ignore'):
     return np.where(counts > 0, 100.0 * totals / counts, np.nan)
 
 
-def _mean_precision(true: np.ndarray, seen: np.ndarray, objects: np.ndarray) -> np.ndarray:
-  """Precision at COCO's 101 recalls, mean: [draws, n] cumulative true and counted detections, [draws] objects."""
+def _mean_precision(true: np.ndarray, counted: np.ndarray, objects: np.ndarray) -> np.ndarray:
+  """Return the mean precision at COCO's 101 recalls, [draws].
+
+  true, counted: cumulative true positives and counted detections, [draws, n]. objects: [draws].
+  """
   draws, n = true.shape
   if not n:
     return np.zeros(draws)
-  precision = true / np.maximum(seen, np.spacing(1))
-  precision = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]  # never rising with recall
+  precision = true / np.maximum(counted, np.spacing(1))
+  precision = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]  # non-increasing with recall
   recall = true / objects[:, None]
   result = np.zeros(draws)
   for row in range(draws):
@@ -86,19 +88,19 @@ def _mean_precision(true: np.ndarray, seen: np.ndarray, objects: np.ndarray) -> 
 
 
 def draw_weights(num_images: int, draws: int, seed: int) -> np.ndarray:
-  """How often each image is drawn: int64 [draws, num images], each row with the sum num_images."""
+  """Draw images with replacement: int64 [draws, num images] counts, each row summing to num_images."""
   return np.random.default_rng(seed).multinomial(num_images, np.full(num_images, 1 / num_images), draws)
 
 
 def paired_difference(first: Sequence[Matches], second: Sequence[Matches], draws: int = 1000, seed: int = 0,
                       confidence: float = 0.95) -> Interval:
-  """AP of the first side minus that of the second, in percent, with its paired bootstrap interval over images.
+  """Return AP of the first side minus AP of the second, in percent, with its paired bootstrap interval over images.
 
-  A side is one run, or several that differ in their seed alone: then the mean of their APs, of runs drawn anew with
-  the photographs, so that the interval holds the spread between seeds as well.
+  A side is one run or several that differ only in their seed. The AP of a side is the mean over its runs, which are
+  resampled along with the images, so that the interval includes the variance between seeds.
 
   Raises:
-    ValueError: the runs were not evaluated on the same images.
+    ValueError: the runs were evaluated on different images.
   """
   ids = first[0].image_ids
   if any(not np.array_equal(ids, one.image_ids) for one in (*first, *second)):
@@ -107,7 +109,7 @@ def paired_difference(first: Sequence[Matches], second: Sequence[Matches], draws
   value = _mean_ap(first, ones) - _mean_ap(second, ones)
   noise = np.random.default_rng(seed + 1)
   differences = []
-  for begin in range(0, draws, 100):  # a hundred at a time bounds the memory
+  for begin in range(0, draws, 100):  # 100 draws at a time bound the memory
     weights = draw_weights(len(ids), min(100, draws - begin), seed + begin + 2)
     differences.append(_mean_ap(first, weights, noise) - _mean_ap(second, weights, noise))
   tail = 100 * (1 - confidence) / 2
@@ -116,7 +118,7 @@ def paired_difference(first: Sequence[Matches], second: Sequence[Matches], draws
 
 
 def _mean_ap(side: Sequence[Matches], weights: np.ndarray, noise: np.random.Generator | None = None) -> np.ndarray:
-  """Mean over the runs of a side, or over as many drawn from them: [draws]."""
+  """Return the mean AP over the runs of a side, resampled if `noise` is given: [draws]."""
   each = np.stack([average_precision(one, weights) for one in side])  # [runs, draws]
   if noise is None or len(side) == 1:
     return each.mean(0)

@@ -1,4 +1,4 @@
-"""Runs of a comparison grouped into sides."""
+"""Grouping of the runs of a comparison by their settings, and into sides by initial weights and schedule."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from rethink_tf.compare.run_summary import Run, Seen
 
 
 class Side(NamedTuple):
-  """Runs that differ in nothing but their seed."""
+  """Runs that differ only in their seed."""
 
   schedule: str
   runs: tuple[Run, ...]
 
-  def ap(self, figure: str) -> float:
-    return float(np.mean([run.final(figure) for run in self.runs]))
+  def mean(self, metric: str) -> float:
+    """Return the mean of a final metric over seeds."""
+    return float(np.mean([run.final(metric) for run in self.runs]))
 
-  def spread(self, figure: str) -> float:
-    """Standard deviation between seeds; NaN of one run."""
-    values = [run.final(figure) for run in self.runs]
+  def spread(self, metric: str) -> float:
+    """Return the standard deviation of a final metric between seeds, NaN for one run."""
+    values = [run.final(metric) for run in self.runs]
     return float(np.std(values, ddof=1)) if len(values) > 1 else float('nan')
 
   @property
   def seen(self) -> Seen:
+    """Samples seen, mean over seeds."""
     return Seen(*np.mean([run.seen for run in self.runs], 0))
 
   @property
@@ -36,18 +38,18 @@ class Side(NamedTuple):
 
 
 def groups(runs: Sequence[Run]) -> list[list[Run]]:
-  """Runs by what else they are set to, in the order of their first."""
-  found = collections.OrderedDict()
+  """Group runs that differ only in initial weights, schedule and seed, in the order of their first run."""
+  by_key = collections.OrderedDict()
   for run in runs:
-    found.setdefault(run.twin_key, []).append(run)
-  return list(found.values())
+    by_key.setdefault(run.twin_key, []).append(run)
+  return list(by_key.values())
 
 
 def sides(runs: Sequence[Run], init: str) -> list[Side]:
-  """The runs of a group from some initial weights, by schedule, the one that has seen least first."""
-  found = collections.OrderedDict()
+  """Return the runs of a group with initial weights `init` as one side per schedule, by images seen."""
+  by_schedule = collections.OrderedDict()
   for run in runs:
     if run.init == init:
-      found.setdefault(run.schedule, []).append(run)
-  made = [Side(schedule, tuple(each)) for schedule, each in found.items()]
-  return sorted(made, key=lambda side: side.seen.images)
+      by_schedule.setdefault(run.schedule, []).append(run)
+  return sorted((Side(schedule, tuple(each)) for schedule, each in by_schedule.items()),
+                key=lambda side: side.seen.images)

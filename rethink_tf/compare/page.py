@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs no network: verdict, figures, tables; readable on a telephone."""
+"""The report as one HTML file without external links: verdicts, plots, tables; for wide and narrow screens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _STYLE = '''
 body { margin: 0 auto; padding: 1rem; max-width: 62rem; font: 16px/1.5 system-ui, sans-serif; color: #24272c; }
 h1 { font-size: 1.4rem; line-height: 1.25; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 .verdict { border-left: 4px solid #1f6fb4; background: #f2f6fa; padding: .7rem 1rem; margin: 1rem 0; }
-figure { margin: 1rem 0; } figure svg { width: 100%; height: auto; max-width: 46rem; }
+.plot { margin: 1rem 0; } .plot svg { width: 100%; height: auto; max-width: 46rem; }
 .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 0 1rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid #e3e5e8; text-align: right; white-space: nowrap; }
@@ -19,32 +19,32 @@ th:first-child, td:first-child { text-align: left; } footer { margin-top: 2rem; 
 '''
 
 
-def page(title: str, verdicts: Sequence[str], panels: Mapping[str, bytes], drawings: Mapping[str, bytes],
+def page(title: str, verdicts: Sequence[str], panels: Mapping[str, bytes], plots: Mapping[str, bytes],
          tables: Mapping[str, Sequence[Sequence[str]]], notes: Sequence[str]) -> str:
-  """The HTML of a report.
+  """Return the HTML of a report.
 
   Args:
-    title: its heading.
-    verdicts: in words, most important first.
+    title: heading of the page.
+    verdicts: paragraphs, most important first.
     panels: SVG files by caption, side by side where there is room.
-    drawings: the same, one below another.
-    tables: by heading; the first row of each holds the names of its columns.
-    notes: small print.
+    plots: SVG files by caption, one below another.
+    tables: rows by heading; the first row of each is its header.
+    notes: paragraphs of the footer.
   """
-  parts = [f'<h1>{html.escape(title)}</h1>']
-  parts += [f'<p class="verdict">{html.escape(words)}</p>' for words in verdicts]
-  figures = [f'<figure role="img" aria-label="{html.escape(caption)}">{_inline(svg, number)}</figure>'
-             for number, (caption, svg) in enumerate([*panels.items(), *drawings.items()])]
-  parts += ['<div class="panels">', *figures[:len(panels)], '</div>', *figures[len(panels):]]
+  elements = [f'<h1>{html.escape(title)}</h1>']
+  elements += [f'<p class="verdict">{html.escape(words)}</p>' for words in verdicts]
+  drawn = [f'<div class="plot" role="img" aria-label="{html.escape(caption)}">{_inline(svg, number)}</div>'
+           for number, (caption, svg) in enumerate([*panels.items(), *plots.items()])]
+  elements += ['<div class="panels">', *drawn[:len(panels)], '</div>', *drawn[len(panels):]]
   for heading, rows in tables.items():
     if rows:
       body = ''.join(f'<tr>{_cells(row)}</tr>' for row in rows[1:])
-      parts.append(f'<h2>{html.escape(heading)}</h2><div class="wide"><table><thead><tr>{_cells(rows[0], "th")}</tr>'
-                   f'</thead><tbody>{body}</tbody></table></div>')
-  parts.append(f'<footer>{"".join(f"<p>{html.escape(note)}</p>" for note in notes)}</footer>')
+      elements.append(f'<h2>{html.escape(heading)}</h2><div class="wide"><table><thead><tr>{_cells(rows[0], "th")}</tr>'
+                      f'</thead><tbody>{body}</tbody></table></div>')
+  elements.append(f'<footer>{"".join(f"<p>{html.escape(note)}</p>" for note in notes)}</footer>')
   return ('<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
           '<meta name="viewport" content="width=device-width, initial-scale=1">'
-          f'<title>{html.escape(title)}</title><style>{_STYLE}</style></head>\n<body>\n' + '\n'.join(parts)
+          f'<title>{html.escape(title)}</title><style>{_STYLE}</style></head>\n<body>\n' + '\n'.join(elements)
           + '\n</body></html>\n')
 
 
@@ -53,7 +53,7 @@ def _cells(row: Sequence[str], tag: str = 'td') -> str:
 
 
 def _inline(svg: bytes, number: int) -> str:
-  """An SVG file inside a page: its names made its own, since a page has one space of names for all."""
+  """Return an SVG file for inclusion in a page: without fixed size, and with ids that are unique in the page."""
   text = svg.decode()
   text = text[text.index('<svg'):]
   text = re.sub(r'<metadata>.*?</metadata>', '', text, flags=re.DOTALL)

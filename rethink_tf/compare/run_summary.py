@@ -1,6 +1,6 @@
-"""A run folder as the comparison sees it: its settings, its curve against what it has seen, its end point.
+"""Summary of a run folder: settings, metrics against the training samples seen, final metrics.
 
-Nothing of TensorFlow's graph or of gin is needed: a folder copied from elsewhere can be read.
+Only files of the folder are read, without building the model: it may be copied from another machine.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ import tensorflow as tf
 from rethink_tf.errors import UserError
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.training.schedules import KTimesSchedule
+from rethink_tf.visualization.curves import run_names
 
 SCRATCH, PRETRAINED = 'scratch', 'pre-trained'
-MAIN_FIGURES = ('mask/AP', 'box/AP', 'keypoint/AP', 'voc/mAP', 'top-1')
-IMAGENET_IMAGES = 1_281_167 * 100  # section 3: models in use are trained for about 100 epochs
+MAIN_METRICS = ('box/AP', 'mask/AP', 'keypoint/AP', 'voc/mAP', 'top-1')  # in order of preference
+IMAGENET_IMAGES = 1_281_167 * 100  # section 3: common models are trained for about 100 epochs
 IMAGENET_SIDE = 224
 
-# Bindings that belong to the choice of initial weights (gin_configs/init); a pre-trained network brings its input's
-# normalisation and the place of its strides along.
+# Bindings that belong to the choice of initial weights (gin_configs/init): pre-trained weights determine the input
+# normalisation and the position of the strides.
 _INIT = re.compile(r'run\.initial_weights$|PretrainedWeights\.|PlainRun\w*\.|WEIGHTS$|\w+\.freeze_at$|'
                    r'\w+\.stride_in_1x1$|MaskRCNN\.pixel_(mean|std)$')
 _SCHEDULE = re.compile(r'SCHEDULE$|\w*Schedule\.(k|boundaries|total|stop_k|points_batch)$')
-# Bindings that change nothing in what is computed, or only where and how often it is looked at.
+# Bindings that do not affect training: logging, evaluation, devices, paths.
 _SILENT = re.compile(r'run\.(log_every|checkpoint_every|keep_\w+|strategy|images_per_device|eval_images_per_device|'
                      r'steps_per_execution|deterministic|evaluator)$|strategy\.|\w*Evaluator\.|ResNet\.recompute$|'
                      r'\w+Input\.workers$|DATA_DIR$|.*\.(data_dir|name)$')
@@ -36,18 +37,18 @@ _SEED = re.compile(r'run\.seed$')
 
 
 class Curve(NamedTuple):
-  """Evaluations of a run, ascending in steps; each array has one number an evaluation."""
+  """Evaluations of a run in ascending steps; each array has one value per evaluation."""
 
   steps: np.ndarray
-  images: np.ndarray  # seen in training up to there, with repetitions
+  images: np.ndarray  # seen in training so far, with repetitions
   instances: np.ndarray
   pixels: np.ndarray  # of the resized images, without padding
   seconds: np.ndarray  # inside training steps
-  figures: dict[str, np.ndarray]  # 'box/AP', ... in percent; NaN where an evaluation does not have it
+  metrics: dict[str, np.ndarray]  # 'box/AP', ... in percent; NaN where an evaluation has none
 
 
 class Seen(NamedTuple):
-  """Samples (Fig. 2)."""
+  """Training samples seen (Fig. 2)."""
 
   images: float
   instances: float
@@ -58,41 +59,45 @@ class Seen(NamedTuple):
 
 
 class Run(NamedTuple):
-  """What there is to know of a run."""
+  """Summary of a run."""
 
   name: str
   folder: RunFolder
   settings: dict[str, Any]  # binding -> value, macros resolved
   init: str  # SCRATCH or PRETRAINED
-  schedule: str  # '6x', or '220k' for free points
+  schedule: str  # '6x', or '220k' with explicit boundaries
   seed: int
   curve: Curve
   losses: tuple[np.ndarray, np.ndarray]  # steps, total loss
   rates: tuple[np.ndarray, np.ndarray]  # steps, learning rate
   pretraining: Seen | None  # None: from scratch, or unknown
-  pretraining_source: str  # in words; '' from scratch
+  pretraining_source: str  # description; '' from scratch
 
   @property
-  def main_figure(self) -> str:
-    """The figure by which runs are compared: mask AP is there only with masks, so box AP comes before it."""
-    for figure in ('box/AP', *MAIN_FIGURES):
-      if figure in self.curve.figures and np.isfinite(self.curve.figures[figure][-1]):
-        return figure
+  def main_metric(self) -> str:
+    """The default metric of a comparison: the first of MAIN_METRICS in the last evaluation.
+
+    Raises:
+      UserError: the last evaluation has none of them.
+    """
+    for metric in MAIN_METRICS:
+      if np.isfinite(self.final(metric)):
+        return metric
     raise UserError(f'{self.folder.path}: no evaluation in metrics.jsonl yet: train or evaluate it first')
 
-  def final(self, figure: str) -> float:
-    """The last evaluation's figure in percent; NaN without it."""
-    values = self.curve.figures.get(figure)
+  def final(self, metric: str) -> float:
+    """Return a metric of the last evaluation in percent, NaN if missing."""
+    values = self.curve.metrics.get(metric)
     return float(values[-1]) if values is not None and len(values) else float('nan')
 
   @property
   def seen(self) -> Seen:
-    """By the last evaluation, pre-training not included."""
+    """Samples seen up to the last evaluation, without pre-training."""
     return Seen(*(float(values[-1]) for values in (self.curve.images, self.curve.instances, self.curve.pixels)))
 
   @property
   def drops(self) -> list[int]:
-    """Steps at which the learning rate falls, as far as the run has come: by its schedule, else as it was logged."""
+    """Steps so far at which the learning rate drops, from the schedule if known, else from the logged rates."""
     end = int(self.curve.steps[-1])
     named = {name.split('.')[1]: value for name, value in self.settings.items()
              if name.startswith('KTimesSchedule.') and name != 'KTimesSchedule.stop_k'}
@@ -103,30 +108,34 @@ class Run(NamedTuple):
     return [int(steps[i]) for i in range(1, len(steps)) if rates[i] < rates[i - 1] * 2 / 3]
 
   @property
-  def twin_key(self) -> tuple:
-    """Equal for runs that differ in initial weights, schedule and seed alone."""
+  def twin_key(self) -> tuple[tuple[str, str], ...]:
+    """Key that is equal for runs that differ only in initial weights, schedule and seed."""
     return tuple(sorted((name, str(value)) for name, value in self.settings.items()
                         if not any(pattern.match(name.split('/')[-1]) or pattern.match(name)
                                    for pattern in (_INIT, _SCHEDULE, _SILENT, _SEED))))
 
 
 def read_runs(paths: Sequence[str]) -> list[Run]:
-  """Reads run folders; names are the shortest ends of their paths that tell them apart.
+  """Read run folders; names are the shortest ends of their paths that differ.
 
   Raises:
-    UserError: no folder, a folder without configuration or evaluations, the same folder twice.
+    UserError: no folder, a folder without configuration or evaluations, or the same folder twice.
   """
   if not paths:
     raise UserError('no run given: name run folders, as in: python -m rethink_tf.compare runs/scratch runs/pretrained')
   folders = [RunFolder(path, create=False) for path in paths]
-  doubles = {folder.path for folder in folders if sum(other.path == folder.path for other in folders) > 1}
-  if doubles:
-    raise UserError(f'{min(doubles)} is named twice')
-  return [read_run(folder, name) for folder, name in zip(folders, short_names(folders), strict=True)]
+  duplicates = {folder.path for folder in folders if sum(other.path == folder.path for other in folders) > 1}
+  if duplicates:
+    raise UserError(f'{min(duplicates)} is named twice')
+  return [read_run(folder, name) for folder, name in zip(folders, run_names(folders), strict=True)]
 
 
 def read_run(folder: RunFolder, name: str) -> Run:
-  """One run folder."""
+  """Read one run folder.
+
+  Raises:
+    UserError: it has no configuration or no evaluation.
+  """
   settings = read_settings(folder)
   lines = folder.read_metrics()
   train = _by_step(lines, 'train')
@@ -137,31 +146,20 @@ def read_run(folder: RunFolder, name: str) -> Run:
   source, pretraining = '', None
   if init == PRETRAINED:
     source, pretraining = _pretraining(folder)
-  steps, losses = _series(train, 'loss/total')
-  rates = _series(train, 'learning_rate')
   return Run(name, folder, settings, init, _schedule(settings, evaluations), int(settings.get('run.seed') or 0),
-             _curve(train, evaluations), (steps, losses), rates, pretraining, source)
-
-
-def short_names(folders: Sequence[RunFolder]) -> list[str]:
-  """The last part of each run's path, or as many parts as tell the runs apart."""
-  parts = [folder.path.rstrip('/').split('/') for folder in folders]
-  for count in range(1, max((len(p) for p in parts), default=1) + 1):
-    names = ['/'.join(p[-count:]) for p in parts]
-    if len(set(names)) == len(names):
-      break
-  return names if parts else []
+             _curve(train, evaluations), _series(train, 'loss/total'), _series(train, 'learning_rate'), pretraining,
+             source)
 
 
 def read_settings(folder: RunFolder) -> dict[str, Any]:
-  """The bindings of a run's config.gin, macros resolved; references stay text ('@group_norm').
+  """Return the bindings of a run's config.gin with macros resolved; references stay strings ('@group_norm').
 
   Raises:
     UserError: the folder has no config.gin.
   """
   path = folder.join('config.gin')
   if not tf.io.gfile.exists(path):
-    raise UserError(f'{folder.path} is no run folder: there is no config.gin in it')
+    raise UserError(f'{folder.path} is not a run folder: it has no config.gin')
   with tf.io.gfile.GFile(path) as file:
     text = file.read()
   text = re.sub(r'^\s*#.*$', '', text.replace('\\\n', ' '), flags=re.MULTILINE)
@@ -172,13 +170,13 @@ def read_settings(folder: RunFolder) -> dict[str, Any]:
     if begins:
       name = begins.group(1)
       raw[name] = begins.group(2).strip()
-    elif name and line.strip():  # a long value goes on
+    elif name and line.strip():  # continuation of a long value
       raw[name] += ' ' + line.strip()
   return {name: _value(value, raw) for name, value in raw.items() if '.' in name}
 
 
 def _value(text: str, raw: Mapping[str, str]) -> Any:
-  for _ in range(10):  # a macro may name another
+  for _ in range(10):  # a macro may refer to another
     if not text.startswith('%'):
       break
     text = raw.get(text[1:], 'None')
@@ -189,9 +187,9 @@ def _value(text: str, raw: Mapping[str, str]) -> Any:
 
 
 def _by_step(lines: Sequence[Mapping[str, Any]], kind: str) -> list[Mapping[str, Any]]:
-  """Lines of a kind by step; of a step that was written twice, the later line."""
-  found = {line['step']: line for line in lines if line.get('kind') == kind and isinstance(line.get('step'), int)}
-  return [found[step] for step in sorted(found)]
+  """Return the lines of a kind by step; of a step that was written twice, the later line."""
+  by_step = {line['step']: line for line in lines if line.get('kind') == kind and isinstance(line.get('step'), int)}
+  return [by_step[step] for step in sorted(by_step)]
 
 
 def _series(lines: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -208,12 +206,12 @@ def _curve(train: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str
   names = sorted({name for line in evaluations for name, value in line.items()
                   if ('/' in name or name.startswith('top-')) and isinstance(value, int | float)})
 
-  def figure(name):
+  def metric(name: str) -> np.ndarray:
     values = [line.get(name) for line in evaluations]
     return np.array([v if isinstance(v, int | float) and v >= 0 else np.nan for v in values], np.float64)
 
   return Curve(steps, *(seen[key] for key in ('images', 'instances', 'pixels', 'seconds')),
-               {name: figure(name) for name in names})
+               {name: metric(name) for name in names})
 
 
 def _schedule(settings: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]]) -> str:
@@ -226,7 +224,7 @@ def _schedule(settings: Mapping[str, Any], evaluations: Sequence[Mapping[str, An
 
 
 def _pretraining(folder: RunFolder) -> tuple[str, Seen | None]:
-  """Where the initial weights come from, in words, and what making them has looked at."""
+  """Return a description of the initial weights and the samples seen in pre-training, None if unknown."""
   path = folder.join('initial_weights.json')
   if not tf.io.gfile.exists(path):
     return 'weights of unknown origin', None
@@ -241,6 +239,6 @@ def _pretraining(folder: RunFolder) -> tuple[str, Seen | None]:
       seen = Seen(*(float(last.get(key) or last.get('images', 0)) for key in Seen._fields))
       return f'run {origin}', seen
   if 'run of this package' in str(record.get('format', '')):
-    return f'run {origin}, which is not there any more', None
+    return f'run {origin}, which no longer exists', None
   seen = Seen(IMAGENET_IMAGES, IMAGENET_IMAGES, IMAGENET_IMAGES * float(IMAGENET_SIDE ** 2))
-  return f'{origin}, taken for 100 epochs of ImageNet at 224 x 224 (section 3)', seen
+  return f'{origin}, assumed to be 100 epochs of ImageNet at 224 x 224 (section 3)', seen

@@ -1,8 +1,9 @@
-"""The comparison in TensorBoard: every run's curves under the same tags, a layout of them, hyper-parameters."""
+"""TensorBoard log of a comparison: curves of all runs under the same tags, a layout of them, hyper-parameters."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -17,36 +18,36 @@ LAYOUT = {  # chart -> tags, as regular expressions
 }
 
 
-def write(runs: Sequence[Run], figure: str, logdir: str) -> None:
-  """Writes one event folder a run under `logdir`, and one for the layout; what is there already is replaced.
+def write(runs: Sequence[Run], metric: str, logdir: str) -> None:
+  """Write one event folder per run under `logdir`, and one for the layout; an existing `logdir` is replaced.
 
-  Tags: eval/box/AP, ... and loss/total, learning_rate by iterations; by_images/box/AP by images seen. The HPARAMS tab
-  has initial weights, schedule, fraction, norm, learning rate and seed against the final figure and the cost.
+  Tags: eval/box/AP, ..., loss/total and learning_rate by iterations; by_images/box/AP by images seen. The HPARAMS tab
+  has initial weights, schedule, fraction, norm, learning rate and seed, with the final metric and the cost.
   """
   if tf.io.gfile.isdir(logdir):
     tf.io.gfile.rmtree(logdir)
   shown = [hyper_parameters(run) for run in runs]
-  # The tab shows five columns by itself, in alphabetical order: what all runs share would crowd out the rest.
+  # The tab shows the first five columns in alphabetical order: leave out some that do not differ.
   same = {name for name in ('batch_size', 'images', 'seed') if len({each.get(name) for each in shown}) == 1}
   shown = [{name: value for name, value in each.items() if name not in same} for each in shown]
-  _raw(f'{logdir}/layout', [_layout(), _experiment(shown, figure)])
+  _raw(f'{logdir}/layout', [_layout(), _experiment(shown, metric)])
   for run, each in zip(runs, shown, strict=True):
     folder = f'{logdir}/{run.name.replace("/", "_")}'
     _raw(folder, _session(run.name, each))
     writer = tf.summary.create_file_writer(folder)
     with writer.as_default():
-      _scalars(run, figure)
+      _scalars(run, metric)
     writer.close()
 
 
 def hyper_parameters(run: Run) -> dict[str, str | float]:
-  """What the HPARAMS tab can show of a run; `write` leaves out some that all runs share."""
+  """Return the hyper-parameters of a run for the HPARAMS tab; `write` leaves out some that do not differ."""
   settings = run.settings
 
-  def first(*names):
+  def first(*names: str) -> Any:
     return next((settings[name] for name in names if settings.get(name) is not None), None)
 
-  found = {
+  values = {
     'init': run.init, 'schedule': run.schedule, 'seed': float(run.seed),
     'norm': str(first('ResNet.norm', 'FPN.norm') or 'none').lstrip('@'),
     'learning_rate': first('KTimesSchedule.base_rate', 'EpochSchedule.base_rate'),
@@ -54,26 +55,28 @@ def hyper_parameters(run: Run) -> dict[str, str | float]:
     'images': first('train/coco.num_images', 'coco.num_images', 'train/synthetic.num_images', 'voc.num_images'),
     'fraction': first('train/coco.fraction', 'coco.fraction'),
   }
-  return {name: value if isinstance(value, str) else float(value) for name, value in found.items() if value is not None}
+  return {name: value if isinstance(value, str) else float(value) for name, value in values.items()
+          if value is not None}
 
 
-def _scalars(run: Run, figure: str) -> None:
+def _scalars(run: Run, metric: str) -> None:
   for name, (steps, values) in {'loss/total': run.losses, 'learning_rate': run.rates}.items():
     for step, value in zip(steps, values, strict=True):
       tf.summary.scalar(name, value, int(step))
-  for name, values in run.curve.figures.items():
+  for name, values in run.curve.metrics.items():
     for step, images, value in zip(run.curve.steps, run.curve.images, values, strict=True):
       if np.isfinite(value):
         tf.summary.scalar(f'eval/{name}', value, int(step))
         if name.endswith('/AP') and np.isfinite(images):
           tf.summary.scalar(f'by_images/{name}', value, int(images))
-  if np.isfinite(final := run.final(figure)):
+  if np.isfinite(final := run.final(metric)):
     tf.summary.scalar('final', final, int(run.curve.steps[-1]))
   tf.summary.scalar('cost/pixels', run.seen.pixels, int(run.curve.steps[-1]))
   tf.summary.scalar('cost/seconds', run.curve.seconds[-1], int(run.curve.steps[-1]))
 
 
 def _raw(folder: str, messages: Sequence[bytes]) -> None:
+  """Write serialized summaries of plugins."""
   writer = tf.summary.create_file_writer(folder)
   with writer.as_default():
     for message in messages:
@@ -92,7 +95,7 @@ def _layout() -> bytes:
   return summary.pb(layout_pb2.Layout(category=categories)).SerializeToString()
 
 
-def _experiment(shown: Sequence[dict[str, str | float]], figure: str) -> bytes:
+def _experiment(shown: Sequence[dict[str, str | float]], metric: str) -> bytes:
   from tensorboard.plugins.hparams import api
 
   values = {}
@@ -101,7 +104,7 @@ def _experiment(shown: Sequence[dict[str, str | float]], figure: str) -> bytes:
       values.setdefault(name, set()).add(value)
   kinds = {name: str if any(isinstance(value, str) for value in each) else float for name, each in values.items()}
   domains = [api.HParam(name, api.Discrete(sorted(each, key=str), dtype=kinds[name])) for name, each in values.items()]
-  metrics = [api.Metric('final', display_name=f'final {figure}'), api.Metric('cost/pixels', display_name='pixels seen'),
+  metrics = [api.Metric('final', display_name=f'final {metric}'), api.Metric('cost/pixels', display_name='pixels seen'),
              api.Metric('cost/seconds', display_name='seconds in training steps')]
   return api.hparams_config_pb(domains, metrics).SerializeToString()
 

@@ -1,8 +1,8 @@
-"""What all inputs share: threads that fill batches, the data set around them, and pictures that cannot be read.
+"""Base class of all inputs: a thread pool that fills batches, the tf.data.Dataset around it, unreadable images.
 
-A batch is assembled in NumPy as a pure function of its number (`batch(step)`): the pictures are read and worked on by
-a pool of threads straight into their places in the batch, whose memory is aligned as TensorFlow likes it. tf.data only
-counts steps and keeps a few batches ahead.
+A batch is assembled in NumPy as a pure function of its number (`batch(step)`): a thread pool reads, decodes and
+augments the images directly into the rows of the batch, in memory that TensorFlow takes over without a copy. tf.data
+only counts steps and prefetches a few batches.
 """
 
 import abc
@@ -24,70 +24,72 @@ from absl import logging
 from rethink_tf.data.images import ImageError
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.storage import retries
+from rethink_tf.structures import Batch, Example, LabelledImages, Source, Views
 
-GREY = 127  # what stands for a picture that cannot be read
+GREY = 127  # value of the pixels that replace an unreadable image
 _LOGGED = 10  # occurrences that are logged one by one; later ones at each power of ten
 _ALIGNMENT = 64  # bytes; TensorFlow takes over arrays that begin at a multiple of it without a copy
-_BATCHES_AT_ONCE = 2  # so that the pool has work while the last pictures of a batch are finished
+_PARALLEL_BATCHES = 2  # keeps the thread pool busy while the last images of a batch are finished
 
 _in_flight: set[object] = set()  # calls from TensorFlow's threads into Python
 
 
 @atexit.register
-def _settle() -> None:
-  """Waits, when Python ends, until tf.data has filled its buffers and none of its threads is in Python.
+def _wait_for_tf_data() -> None:
+  """Wait at interpreter exit until tf.data has filled its buffers and none of its threads runs Python code.
 
-  Python kills such a thread as it takes itself down, and the iterator would wait for the dead one for ever.
+  Python would kill such a thread during its shutdown, and the iterator would wait for it forever.
   """
-  quiet = 0
-  while quiet < 5:
+  idle = 0
+  while idle < 5:
     time.sleep(0.01)
-    quiet = 0 if _in_flight else quiet + 1
+    idle = 0 if _in_flight else idle + 1
 
 
 class StepFacts(NamedTuple):
-  """What a training step sees, for counters and messages."""
+  """Contents of the batch of a training step, for metrics and messages."""
 
-  epoch: int  # in which the batch is complete
+  epoch: int  # epoch in which the batch is completed
   image_ids: np.ndarray  # int64 [B]
   instances: int
-  pixels: int  # of the resized pictures
-  padded_pixels: int  # of the canvases they lie on
+  pixels: int  # of the resized images
+  padded_pixels: int  # of the padded images
 
 
-class Part(NamedTuple):
-  """A replica's rows of a global batch: the `number`-th of `of` equal parts."""
+class BatchShare(NamedTuple):
+  """The rows of a global batch that one replica receives: share `index` of `count` equal shares."""
 
-  number: int = 0
-  of: int = 1
+  index: int = 0
+  count: int = 1
 
   def rows(self, batch_size: int) -> slice:
-    share = batch_size // self.of
-    return slice(self.number * share, (self.number + 1) * share)
+    """Return the rows of this share in a batch of batch_size images."""
+    size = batch_size // self.count
+    return slice(self.index * size, (self.index + 1) * size)
 
 
-WHOLE = Part()
+WHOLE_BATCH = BatchShare()
 
 
 class BatchedInput(abc.ABC):
   """Batches of a source, by number.
 
   Args:
-    source: with name, image_ids [N], load(i).
+    source: images with annotations.
     batch_size: of the global batch.
-    max_unreadable: share of unreadable pictures that is put up with.
-    workers: threads that read pictures; None is one per core.
+    max_unreadable: tolerated fraction of unreadable images.
+    workers: threads that read images; None is one per core.
 
   Attributes: the arguments, and
-    unreadable: indices of pictures that could not be read.
-    failure: the exception that ended the data set, None so far. TensorFlow wraps it into an OpError of many lines;
-      callers raise this one instead.
+    unreadable: indices of images that could not be read.
+    failure: exception that ended the data set, None so far. TensorFlow wraps it in an OpError of many lines; callers
+      raise this one instead.
 
   Raises:
     UserError: no images, or a batch size below 1.
   """
 
-  def __init__(self, source: Any, batch_size: int, max_unreadable: float, workers: int | None):
+  def __init__(self, source: Source, batch_size: int, max_unreadable: float, workers: int | None):
     if batch_size < 1:
       raise UserError(f'{type(self).__name__}: batch_size is {batch_size}; use 1 or more')
     if len(source.image_ids) == 0:
@@ -102,19 +104,19 @@ class BatchedInput(abc.ABC):
     self._lock = threading.Lock()
     self._pool = ThreadPoolExecutor(workers or os.cpu_count(), thread_name_prefix='input')
     self._spec = self._signature()
-    cv2.setNumThreads(1)  # the pool works on several pictures at once; OpenCV's own threads would only get in its way
+    cv2.setNumThreads(1)  # the pool processes several images in parallel; OpenCV's threads would only compete with it
 
   @abc.abstractmethod
-  def batch(self, step: int) -> Any:
-    """Batch number `step` in NumPy arrays."""
+  def batch(self, step: int) -> Batch | Views | LabelledImages:
+    """Return batch number `step` as NumPy arrays."""
 
   @abc.abstractmethod
-  def _signature(self) -> Any:
-    """The named tuple of a batch, of tf.TensorSpec."""
+  def _signature(self) -> Batch | Views | LabelledImages:
+    """Return the named tuple of a batch, with a tf.TensorSpec for each field."""
 
   def _dataset(self, numbers: tf.data.Dataset, spec: Any = None,
                batch: Callable[[int], Any] | None = None) -> tf.data.Dataset:
-    """Batches of the given numbers, in this order whatever the threads do; by default of what `batch` gives."""
+    """Return batches of the given numbers in deterministic order; by default those of the method `batch`."""
     spec, batch = spec or self._spec, batch or self.batch
 
     def assemble(number: tf.Tensor) -> Any:
@@ -126,32 +128,32 @@ class BatchedInput(abc.ABC):
     options = tf.data.Options()
     options.deterministic = True
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    return numbers.map(assemble, num_parallel_calls=_BATCHES_AT_ONCE).prefetch(1).with_options(options)
+    return numbers.map(assemble, num_parallel_calls=_PARALLEL_BATCHES).prefetch(1).with_options(options)
 
   def _endless(self, start_step: int, context: tf.distribute.InputContext | None) -> tf.data.Dataset:
-    """Batches of steps start_step, start_step + 1, ... by `batch(step, part)`.
+    """Return batches of steps start_step, start_step + 1, ... by `batch(step, share)`.
 
-    With a context, as `strategy.distribute_datasets_from_function` gives it, those of this host's replicas in turn:
-    replica r of R has the r-th part of every global batch, so that step s has the same images on any R, and a host
-    reads no more than its own.
+    With a context of `strategy.distribute_datasets_from_function`, yields the shares of this host's replicas in turn:
+    replica r of R receives the r-th share of every global batch, so that step s has the same images for any R, and a
+    host reads only its own images.
 
     Raises:
-      UserError: the batch cannot be shared out evenly.
+      UserError: the batch cannot be divided evenly among the replicas.
     """
     if context is None:
       return self._dataset(count_from(start_step))
     replicas = context.num_replicas_in_sync
-    here = replicas // context.num_input_pipelines
+    local_replicas = replicas // context.num_input_pipelines
     if self.batch_size % replicas:
-      raise UserError(f'a batch of {self.batch_size} images cannot be shared out evenly among {replicas} replicas')
+      raise UserError(f'a batch of {self.batch_size} images cannot be divided evenly among {replicas} replicas')
     spec = tf.nest.map_structure(
       lambda one: tf.TensorSpec([self.batch_size // replicas, *one.shape[1:]], one.dtype), self._spec)
 
     def batch(number: int) -> Any:
-      step, replica = divmod(number, here)
-      return self.batch(step, Part(context.input_pipeline_id * here + replica, replicas))
+      step, replica = divmod(number, local_replicas)
+      return self.batch(step, BatchShare(context.input_pipeline_id * local_replicas + replica, replicas))
 
-    return self._dataset(count_from(start_step * here), spec, batch)
+    return self._dataset(count_from(start_step * local_replicas), spec, batch)
 
   def _assemble(self, batch: Callable[[int], Any], number: np.int64) -> tuple[np.ndarray, ...]:
     call = object()
@@ -164,11 +166,11 @@ class BatchedInput(abc.ABC):
     finally:
       _in_flight.discard(call)
 
-  def _load(self, index: int, consequence: str) -> Any:
-    """Reads a picture; None when it cannot be read, which is counted and logged with its consequence.
+  def _load(self, index: int, consequence: str) -> Example | np.ndarray | None:
+    """Read an image; None if it is unreadable, which is counted and logged together with its consequence.
 
     Raises:
-      UserError: too many pictures of the data set cannot be read, or storage fails for longer than a moment.
+      UserError: too many unreadable images, or a storage error that persists after several attempts.
     """
     self._tried.add(index)
     try:
@@ -180,31 +182,31 @@ class BatchedInput(abc.ABC):
       message = f'{error}; {consequence}'
     self._report(self.unreadable, index, message)
     count, tried = len(self.unreadable), len(self._tried)
-    # A share of the first hundred at least, so that one bad picture in the first batch ends nothing.
+    # Relative to at least a hundred images, so that one unreadable image in the first batch is not fatal.
     if count > self.max_unreadable * max(tried, min(100, len(self.source.image_ids))):
       raise UserError(f'{self.source.name}: {count} of the first {tried} images cannot be read, more than '
-                      f'max_unreadable = {self.max_unreadable:g}; mend or remove them, the last was: {message}')
+                      f'max_unreadable = {self.max_unreadable:g}; repair or remove them. Last error: {message}')
     return None
 
-  def _report(self, found: set[int], index: int, message: str) -> bool:
-    """Notes an image once and logs it: the first ones, then how many they are. False if it was known."""
+  def _report(self, reported: set[int], index: int, message: str) -> bool:
+    """Record an image once and log it: the first ones each, later ones as a count. Return False if it was recorded."""
     with self._lock:
-      if index in found:
+      if index in reported:
         return False
-      found.add(index)
-      count = len(found)
+      reported.add(index)
+      count = len(reported)
     if count <= _LOGGED:
       logging.warning('%s: %s', self.source.name, message)
     elif str(count).strip('0') == '1':
-      logging.warning('%s: %d images like this so far: %s', self.source.name, count, message)
+      logging.warning('%s: %d such images so far: %s', self.source.name, count, message)
     return True
 
-  def _together(self, fill: Callable[[int, int], None], indices: np.ndarray) -> None:
-    """Calls fill(row, index) for each row of a batch, on the pool; the first exception is raised here.
+  def _fill_rows(self, fill: Callable[[int, int], None], indices: np.ndarray) -> None:
+    """Call fill(row, index) for each row of a batch on the thread pool, and re-raise its first exception.
 
     Raises:
-      UserError: as the rows raise it.
-      RuntimeError: anything unforeseen, naming the picture.
+      UserError: as raised by fill.
+      RuntimeError: any other exception; names the image.
     """
     def named(row: int, index: int) -> None:
       try:
@@ -220,27 +222,27 @@ class BatchedInput(abc.ABC):
 
 
 def count_from(start: int) -> tf.data.Dataset:
-  """start, start + 1, ...: without an end, which spares several workers to ask one another for it at each step."""
+  """Return start, start + 1, ...; infinite, so that several workers need not agree on its end at each step."""
   return tf.data.Dataset.counter(start, 1)
 
 
 def every_nth(batches: int, share: tuple[int, int]) -> tf.data.Dataset:
-  """The numbers of the batches of an evaluation that worker `share[0]` of `share[1]` takes."""
+  """Return the batch numbers of an evaluation that worker `share[0]` of `share[1]` processes."""
   return tf.data.Dataset.range(share[0], batches, share[1])
 
 
 def aligned_zeros(shape: list[int], dtype: np.dtype) -> np.ndarray:
-  """Zeros that begin at a multiple of _ALIGNMENT bytes."""
+  """Return zeros whose memory begins at a multiple of _ALIGNMENT bytes."""
   size = int(np.prod(shape)) * np.dtype(dtype).itemsize
   buffer = np.zeros(size + _ALIGNMENT, np.uint8)
   start = -buffer.ctypes.data % _ALIGNMENT
   return buffer[start:start + size].view(dtype).reshape(shape)
 
 
-class Shelf:
-  """Large arrays for use again and again: fresh memory costs a fifth of the time that a picture takes.
+class BufferPool:
+  """Pool of large arrays that are reused: allocating new memory takes a fifth of the time of an image.
 
-  TensorFlow keeps an array of ours alive as long as it reads it; when it lets go, the memory returns here.
+  TensorFlow keeps a reference to an array while it reads it; when the reference is dropped, the memory returns here.
   """
 
   def __init__(self, limit: int = 3):
@@ -248,7 +250,7 @@ class Shelf:
     self._free: dict[int, collections.deque[np.ndarray]] = collections.defaultdict(collections.deque)
 
   def take(self, shape: list[int], dtype: np.dtype) -> np.ndarray:
-    """An aligned array with anything in it."""
+    """Return an aligned array with undefined contents."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     free = self._free[size]
     try:
@@ -259,13 +261,13 @@ class Shelf:
     weakref.finalize(lease, self._put_back, free, memory).atexit = False
     return np.asarray(lease).view(dtype).reshape(shape)
 
-  def _put_back(self, free, memory):
+  def _put_back(self, free: collections.deque[np.ndarray], memory: np.ndarray) -> None:
     if len(free) < self._limit:
       free.append(memory)
 
 
 class _Lease:
-  """What the arrays on borrowed memory hold on to; it goes when the last of them goes."""
+  """Base object of all arrays that view one buffer of a pool; finalised with the last of them."""
 
   def __init__(self, memory: np.ndarray):
     self.__array_interface__ = memory.__array_interface__

@@ -1,4 +1,4 @@
-"""The classes of a data set: class k of 1..K is the category with the k-th smallest id, class 0 the background."""
+"""Categories of a data set: class k of 1..K is the category with the k-th smallest id, class 0 is the background."""
 
 import unicodedata
 from typing import Any, NamedTuple
@@ -8,22 +8,22 @@ from absl import logging
 
 from rethink_tf.errors import UserError
 
-_MAX_KEYPOINTS = 1000  # of a category; every annotation takes memory for all of them
+_MAX_KEYPOINTS = 1000  # of a category; every annotation allocates memory for all of them
 
 
 class Category(NamedTuple):
-  """One category as the annotation file numbers it; `id` may be any integer from 0 on, with gaps."""
+  """A category with its id in the annotation file: any integer of at least 0, gaps allowed."""
 
   id: int
   name: str
   keypoints: tuple[str, ...] = ()
-  skeleton: tuple[tuple[int, int], ...] = ()  # pairs of keypoints, counted from 1 as COCO does
+  skeleton: tuple[tuple[int, int], ...] = ()  # pairs of keypoint numbers, 1-based as in COCO
 
 
 def parse_categories(entries: Any, file: str) -> tuple[Category, ...]:
-  """The `categories` list of a COCO json, sorted by id, checked.
+  """Validate the `categories` list of a COCO json, and return it sorted by id.
 
-  A name that occurs twice is kept as two classes and logged: ids, not names, tell classes apart.
+  A repeated name is logged and kept as two classes: classes are identified by id, not by name.
 
   Raises:
     UserError: not a list of objects with an integer id >= 0 and a printable name, empty, or with a repeated id.
@@ -35,17 +35,17 @@ def parse_categories(entries: Any, file: str) -> tuple[Category, ...]:
   by_name: dict[str, Category] = {}
   for category in categories:
     if category.id in by_id:
-      raise UserError(f'{file}: category id {category.id} is given to both {by_id[category.id].name!r} and '
-                      f'{category.name!r}: every category needs an id of its own')
+      raise UserError(f'{file}: category id {category.id} is used by both {by_id[category.id].name!r} and '
+                      f'{category.name!r}: category ids must be unique')
     if category.name in by_name:
-      logging.warning('%s: categories %d and %d are both named %r; they stay two separate classes',
+      logging.warning('%s: categories %d and %d are both named %r; they are kept as two separate classes',
                       file, by_name[category.name].id, category.id, category.name)
     by_id[category.id] = by_name[category.name] = category
   return tuple(by_id[i] for i in sorted(by_id))
 
 
 def categories_to_json(categories: tuple[Category, ...]) -> list[dict[str, Any]]:
-  """The inverse of `parse_categories`."""
+  """Convert categories to the `categories` list of a COCO json; inverse of `parse_categories`."""
   entries = []
   for category in categories:
     entry: dict[str, Any] = {'id': category.id, 'name': category.name}
@@ -57,12 +57,12 @@ def categories_to_json(categories: tuple[Category, ...]) -> list[dict[str, Any]]
 
 
 def without_keypoints(categories: tuple[Category, ...]) -> tuple[Category, ...]:
-  """The same classes, for a detector of boxes and masks."""
+  """Return the categories without keypoints, for a detector of boxes and masks."""
   return tuple(Category(category.id, category.name) for category in categories)
 
 
 def classes_of(category_ids: np.ndarray, categories: tuple[Category, ...]) -> np.ndarray:
-  """Category ids [n] -> int32 classes [n] in 1..K, 0 where no category has the id."""
+  """Map category ids [n] to int32 classes [n] in 1..K, 0 for unknown ids."""
   known = np.array([category.id for category in categories], np.int64)  # ascending
   positions = np.minimum(np.searchsorted(known, category_ids), len(known) - 1)
   return np.where(known[positions] == category_ids, positions + 1, 0).astype(np.int32)
@@ -73,7 +73,7 @@ def _parse_category(entry: Any, where: str) -> Category:
     raise UserError(f'{where} should be an object with "id" and "name", is {shorten(entry)}')
   id_, name = entry.get('id'), entry.get('name')
   if type(id_) is not int or not 0 <= id_ < 2 ** 63:
-    raise UserError(f'{where}.id should be an integer from 0 on, is {shorten(id_)}')
+    raise UserError(f'{where}.id should be an integer of at least 0, is {shorten(id_)}')
   if not is_text(name):
     raise UserError(f'{where}.name should be a string without control characters, is {shorten(name)}')
   keypoints, skeleton = entry.get('keypoints', []), entry.get('skeleton', [])
@@ -84,28 +84,30 @@ def _parse_category(entry: Any, where: str) -> Category:
     raise UserError(f'{where}.skeleton should be a list of pairs of keypoint numbers, is {shorten(skeleton)}')
   bones = tuple((a, b) for a, b in skeleton if 1 <= min(a, b) and max(a, b) <= len(keypoints))
   if len(bones) < len(skeleton):
-    logging.warning('%s.skeleton: %d of %d lines join keypoints that are not there (1 to %d) and are left out', where,
+    logging.warning('%s.skeleton: %d of %d edges refer to keypoints that do not exist (1 to %d) and are dropped', where,
                     len(skeleton) - len(bones), len(skeleton), len(keypoints))
   return Category(id_, name, tuple(keypoints), bones)
 
 
 def is_text(value: Any) -> bool:
-  """Whether a value from a file is a string that terminals, tables and file names bear: no control characters (they
-  could steer a terminal), no halves of characters (they cannot be written)."""
+  """Whether a value from a file is a string that is safe in terminals, tables and file names.
+
+  It has no control characters (terminal escape sequences) and no surrogates (which cannot be encoded).
+  """
   return isinstance(value, str) and (
     value.isprintable() or not any(unicodedata.category(letter) in ('Cc', 'Cs') for letter in value))
 
 
 def as_text(value: str) -> str:
-  """A name for show: what `is_text` does not bear becomes U+FFFD."""
+  """Replace the characters that `is_text` rejects by U+FFFD."""
   return ''.join(letter if is_text(letter) else '\ufffd' for letter in value)
 
 
 def shorten(value: Any) -> str:
-  """A value from a file as it is quoted in a message."""
+  """Format a value from a file for a message: printable, at most 60 characters."""
   try:
     text = 'missing' if value is None else repr(value)
-  except (RecursionError, ValueError):  # an integer of more digits than Python writes
+  except (RecursionError, ValueError):  # an integer with more digits than Python converts
     text = f'a {type(value).__name__}'
   text = as_text(text)
   return text if len(text) <= 60 else text[:57] + '...'

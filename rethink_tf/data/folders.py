@@ -1,4 +1,4 @@
-"""Names in folders, which anybody may have written: what is no text is told, and no name leads out of its folder."""
+"""Untrusted file names: names that are not UTF-8 are reported, and no name resolves to a path outside its folder."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from rethink_tf.errors import UserError
 
 
 def list_names(folder: str) -> list[str]:
-  """What tf.io.gfile lists, local or gs://.
+  """List the names in a folder with tf.io.gfile, local or gs://.
 
   Raises:
     tf.errors.OpError: no such folder.
-    UserError: a name in it is not UTF-8, as archives from elsewhere leave behind; TensorFlow can then list nothing.
+    UserError: a name in it is not UTF-8, as in archives of other systems; TensorFlow then lists nothing.
   """
   try:
     return tf.io.gfile.listdir(folder)
@@ -24,9 +24,9 @@ def list_names(folder: str) -> list[str]:
 
 
 def inside(folder: str, name: str) -> str | None:
-  """The path of a name that a data file gives, relative to a folder or absolute; None where it leads out of it.
+  """Return the path of a name from a data file, relative to a folder or absolute; None if it is outside the folder.
 
-  Links are followed: whoever owns the disk makes them, a data file cannot.
+  Symbolic links are followed: the owner of the disk creates them, a data file cannot.
   """
   if '://' in folder:
     root = folder.rstrip('/')

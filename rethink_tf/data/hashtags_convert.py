@@ -1,11 +1,11 @@
-"""Json-lines of (image, tags) and the photographs -> sharded TFRecords for weakly supervised pre-training.
+"""Conversion of images with hashtags, listed in JSON Lines, to sharded TFRecords for weakly supervised pre-training.
 
   python -m rethink_tf.data.hashtags_convert --json=images.jsonl --vocabulary=vocabulary.json --out=gs://bucket/tags
 
-First the rows are dealt out to the shards as text, each round of as many rows as there are shards in a random
-order of its own: a shard is a random sample of the file however that is sorted. Then shards are written in parallel,
-beside their place and renamed. Memory holds a buffer of rows and one photograph a thread. An interrupted conversion is
-finished by the same command: shards that are done are kept.
+First the rows are distributed among the shards as text files, round by round, in a new random order of the shards each
+round: every shard is a random sample of the file, even if that is sorted. Then the shards are written in parallel and
+atomically, with a buffer of rows and one image per thread in memory. To finish an interrupted conversion, run the same
+command again: finished shards are kept.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 import tensorflow as tf
 from absl import app, flags, logging
 
-from rethink_tf.console import Progress
+from rethink_tf.console import Progress, hide_library_info
 from rethink_tf.data.categories import shorten
 from rethink_tf.data.classification.hashtag_shards import (
   ShardColumns,
@@ -48,35 +48,35 @@ from rethink_tf.data.keyed_random import keyed_bits
 from rethink_tf.data.problems import Problems
 from rethink_tf.data.shards import shard_path
 from rethink_tf.data.tfrecord import FOOTER, HEADER
-from rethink_tf.errors import UserError, as_command
+from rethink_tf.errors import UserError, as_command, in_one_line
 from rethink_tf.storage import files
 
 IMAGES_PER_SHARD = 8192
-_BUFFER = 32 << 20  # bytes of rows that are held before they are dealt out
+_BUFFER = 32 << 20  # bytes of rows that are buffered before they are written
 
 
 def convert_hashtags(json_file: str, vocabulary: Vocabulary, output_dir: str, split: str = 'train',
                      image_dir: str | None = None, num_shards: int | None = None, max_tags: int = 64, seed: int = 0,
                      num_workers: int | None = None) -> StreamIndex:
-  """Writes all images that carry a tag of the vocabulary, and the index that `HashtagSource` reads.
+  """Write all images that have a tag of the vocabulary, and the index that `HashtagSource` reads.
 
-  An image that is missing or unreadable is left out, and counted in the index.
+  Missing and unreadable images are dropped, and counted in the index.
 
   Args:
-    json_file: a line an image, {"image": path, "tags": [...]}.
-    vocabulary: whose classes are written; copied beside the shards.
-    output_dir: local or gs://; made if need be.
-    split: first part of the file names.
-    image_dir: where the images are, and nowhere else: the paths in the file are relative to it. By default the file's
-      own folder.
-    num_shards: number of files; by default one for each 8192 images of the vocabulary. At least one a host.
-    max_tags: of an image; of more, those that come first in the vocabulary are kept.
-    seed: of the dealing out.
-    num_workers: threads; by default two a core.
+    json_file: one image per line, {"image": path, "tags": [...]}.
+    vocabulary: defines the classes; copied to output_dir.
+    output_dir: local or gs://; created if it does not exist.
+    split: prefix of the file names.
+    image_dir: folder of the images: the paths in the file are relative to it, and may not lead out of it. By default
+      the folder of the file.
+    num_shards: number of files; by default one for 8192 images of the vocabulary. At least one per host of a training.
+    max_tags: maximum number of tags of an image; beyond it, those that come first in the vocabulary are kept.
+    seed: of the distribution among the shards.
+    num_workers: threads; by default two per core.
 
   Raises:
-    UserError: the file cannot be read, nothing in it can be used, nothing can be written, or another conversion has
-      begun in that folder.
+    UserError: the file cannot be read, contains no usable image, or the folder cannot be written to or contains another
+      conversion.
   """
   if num_shards is None:
     num_shards = -(-vocabulary.num_images // IMAGES_PER_SHARD)
@@ -89,102 +89,103 @@ def convert_hashtags(json_file: str, vocabulary: Vocabulary, output_dir: str, sp
     paths = [shard_path(output_dir, split, i, num_shards) for i in range(num_shards)]
     done = [read_columns(path, fingerprint) for path in paths]
     todo = [i for i, columns in enumerate(done) if columns is None]
-    _refuse_others(output_dir, split, fingerprint)
+    _check_fingerprint(output_dir, split, fingerprint)
     write_stream_index(stream_index_path(output_dir, split), StreamIndex(fingerprint, vocabulary.digest()))
     vocabulary.save(vocabulary_path(output_dir, split))
     if len(todo) < num_shards:
-      logging.info('%s: %d of %d shards are there already, %d to do', output_dir, num_shards - len(todo), num_shards,
+      logging.info('%s: %d of %d shards exist already, %d remain', output_dir, num_shards - len(todo), num_shards,
                    len(todo))
     if todo:
-      dealt = _Dealt(_spool_dir(output_dir, split, fingerprint), num_shards)
-      dealt.deal(json_file, vocabulary, max_tags, seed, todo)
-      _write_shards(dealt, paths, todo, image_dir, fingerprint, num_workers)
-      dealt.remove()
+      rows = _ShardRows(_rows_dir(output_dir, split, fingerprint), num_shards)
+      rows.distribute(json_file, vocabulary, max_tags, seed, todo)
+      _write_shards(rows, paths, todo, image_dir, fingerprint, num_workers)
+      rows.remove()
     return _finish(output_dir, split, paths, fingerprint, vocabulary)
-  except tf.errors.OpError as error:
-    raise UserError(f'{output_dir}: cannot be written: {error.message}') from error
-  except OSError as error:
-    raise UserError(f'{output_dir}: cannot be written: {error}') from error
+  except (OSError, tf.errors.OpError) as error:
+    raise UserError(f'{output_dir}: cannot be written: {in_one_line(error)}') from error
 
 
 def _fingerprint(json_file: str, vocabulary: Vocabulary, num_shards: int, max_tags: int, seed: int) -> str:
-  """Of what decides which image lies in which shard with which tags."""
+  """Return a hash of everything that determines the contents of the shards."""
   try:
     stat = tf.io.gfile.stat(json_file)
   except tf.errors.OpError as error:
-    raise UserError(f'{json_file}: cannot be read: {error.message}') from error
+    raise UserError(f'{json_file}: cannot be read: {in_one_line(error)}') from error
   options = f'{stat.length} {stat.mtime_nsec} {vocabulary.digest()} {num_shards} {max_tags} {seed}'
   return hashlib.sha256(options.encode()).hexdigest()
 
 
-def _refuse_others(output_dir: str, split: str, fingerprint: str) -> None:
+def _check_fingerprint(output_dir: str, split: str, fingerprint: str) -> None:
   path = stream_index_path(output_dir, split)
   if not tf.io.gfile.exists(path):
     return
   index = StreamIndex.load(path)
   if index.fingerprint != fingerprint:
-    raise UserError(f'{path}: is of a conversion of another file or vocabulary or with other options; take another '
+    raise UserError(f'{path}: belongs to a conversion of another file or vocabulary or with other options; use another '
                     '--out or delete that folder')
 
 
-def _spool_dir(output_dir: str, split: str, fingerprint: str) -> str:
-  """A local folder for the rows: in the output, or where that is not local among the temporary files."""
+def _rows_dir(output_dir: str, split: str, fingerprint: str) -> str:
+  """Return a local folder for the rows: inside output_dir, or a temporary one if that is remote."""
   parent = tempfile.gettempdir() if '://' in output_dir else output_dir
   return os.path.join(parent, f'{split}-rows-{fingerprint[:16]}')
 
 
-class _Dealt:
-  """The rows of every shard as a text file: [number of the line, image, [class, ...]]."""
+class _ShardRows:
+  """The rows of each shard, in a text file: [line number, image, [class, ...]]."""
 
   def __init__(self, folder: str, num_shards: int) -> None:
     self._folder, self._num_shards = folder, num_shards
 
   def path(self, shard: int) -> str:
+    """Return the path of the rows of a shard."""
     return os.path.join(self._folder, f'{shard:05d}.jsonl')
 
   def count(self, shards: list[int]) -> int:
-    """Rows of these shards."""
+    """Return the number of rows of some shards."""
     with open(self._manifest()) as file:
       counts = json.load(file)
     return sum(counts[i] for i in shards)
 
   def rows(self, shard: int) -> Iterator[tuple[int, str, list[int]]]:
+    """Yield the rows of a shard."""
     with open(self.path(shard), 'rb') as file:
       yield from map(json.loads, file)
 
-  def deal(self, json_file: str, vocabulary: Vocabulary, max_tags: int, seed: int, shards: list[int]) -> None:
-    """Makes the files of all shards, unless those that are needed are there."""
+  def distribute(self, json_file: str, vocabulary: Vocabulary, max_tags: int, seed: int, shards: list[int]) -> None:
+    """Write the rows of all shards, unless those of `shards` exist."""
     if os.path.exists(self._manifest()) and all(os.path.exists(self.path(i)) for i in shards):
       return
     self.remove()
     os.makedirs(self._folder)
     problems = Problems()
-    waiting: list[list[bytes]] = [[] for _ in range(self._num_shards)]
+    buffers: list[list[bytes]] = [[] for _ in range(self._num_shards)]
     counts = [0] * self._num_shards
-    size, order, dealt_out = 0, [], 0
+    size, order, total = 0, [], 0
     for number, image, classes in self._usable(json_file, vocabulary, max_tags, problems):
-      if not order:  # a round is over: a new random order of all shards
-        turn = dealt_out // self._num_shards
+      if not order:  # a new round: a new random order of all shards
+        turn = total // self._num_shards
         order = np.argsort(keyed_bits(seed, 'deal', turn, np.arange(self._num_shards))).tolist()
       shard = order.pop()
-      dealt_out += 1
-      if dealt_out % 1_000_000 == 0:
-        logging.info('%s: %d images are dealt out to the shards', json_file, dealt_out)
+      total += 1
+      if total % 1_000_000 == 0:
+        logging.info('%s: %d images are distributed among the shards', json_file, total)
       line = json.dumps([number, image, classes]).encode() + b'\n'
-      waiting[shard].append(line)
+      buffers[shard].append(line)
       counts[shard] += 1
       size += len(line)
       if size > _BUFFER:
-        self._flush(waiting)
+        self._flush(buffers)
         size = 0
-    self._flush(waiting)
+    self._flush(buffers)
     problems.log(json_file)
     if not any(counts):
-      raise UserError(f'{json_file}: no image has a tag of the vocabulary {vocabulary.path}: is it of another file?')
-    with open(self._manifest(), 'w') as file:
-      json.dump(counts, file)
+      raise UserError(f'{json_file}: no image has a tag of the vocabulary {vocabulary.path}; was it built from another '
+                      'file?')
+    files.write(self._manifest(), json.dumps(counts))
 
   def remove(self) -> None:
+    """Delete the rows of all shards."""
     shutil.rmtree(self._folder, ignore_errors=True)
 
   def _usable(self, json_file: str, vocabulary: Vocabulary, max_tags: int,
@@ -198,8 +199,8 @@ class _Dealt:
         problems.add(f'images with more than max_tags = {max_tags} tags', 1, row.image)
       yield row.number, row.image, classes[:max_tags]
 
-  def _flush(self, waiting: list[list[bytes]]) -> None:
-    for shard, lines in enumerate(waiting):
+  def _flush(self, buffers: list[list[bytes]]) -> None:
+    for shard, lines in enumerate(buffers):
       with open(self.path(shard), 'ab') as file:
         file.writelines(lines)
       lines.clear()
@@ -208,14 +209,14 @@ class _Dealt:
     return os.path.join(self._folder, 'counts.json')
 
 
-def _write_shards(dealt: _Dealt, paths: list[str], todo: list[int], image_dir: str, fingerprint: str,
+def _write_shards(rows: _ShardRows, paths: list[str], todo: list[int], image_dir: str, fingerprint: str,
                   num_workers: int | None) -> None:
-  """All shards that are missing, a thread each; an error or an interrupt stops the others at their next image."""
-  progress = Progress('images', dealt.count(todo), sys.stderr)
+  """Write the missing shards, one per thread; an error or an interrupt stops all threads at their next image."""
+  progress = Progress('images', rows.count(todo), sys.stderr)
   stop = threading.Event()
   with ThreadPoolExecutor(num_workers or 2 * (os.cpu_count() or 1)) as pool:
     try:
-      futures = [pool.submit(_write_shard, dealt.rows(i), paths[i], image_dir, fingerprint, progress, stop)
+      futures = [pool.submit(_write_shard, rows.rows(i), paths[i], image_dir, fingerprint, progress, stop)
                  for i in todo]
       for future in as_completed(futures):
         future.result()
@@ -226,7 +227,7 @@ def _write_shards(dealt: _Dealt, paths: list[str], todo: list[int], image_dir: s
 
 def _write_shard(rows: Iterator[tuple[int, str, list[int]]], path: str, image_dir: str, fingerprint: str,
                  progress: Progress, stop: threading.Event) -> None:
-  """One file and its columns, which say that it is finished."""
+  """Write one file, and then its columns, which mark it as finished."""
   offsets, starts, tags, left_out, size = [], [0], [], 0, 0
   with files.replacing(path) as temporary, tf.io.TFRecordWriter(temporary) as writer:
     for number, name, classes in rows:
@@ -234,15 +235,15 @@ def _write_shard(rows: Iterator[tuple[int, str, list[int]]], path: str, image_di
         raise InterruptedError('stopped')
       progress.count()
       try:
-        inner = inside(image_dir, name)
-        if inner is None:
+        file = inside(image_dir, name)
+        if file is None:
           raise ImageError(f'{shorten(name)}: is not in the folder {image_dir} (--image_dir)')
-        encoded = _read(inner)
+        encoded = _read(file)
         decode_image(encoded, name)
       except ImageError as error:
         left_out += 1
         if left_out <= 3:
-          logging.warning('%s: left out: %s', os.path.basename(path), error)
+          logging.warning('%s: image dropped: %s', os.path.basename(path), error)
         continue
       payload = encode(TagRecord(number, name, encoded, tuple(classes)))
       writer.write(payload)
@@ -259,23 +260,23 @@ def _read(path: str) -> bytes:
     with tf.io.gfile.GFile(path, 'rb') as file:
       return read_bounded(file, path)
   except tf.errors.OpError as error:
-    raise ImageError(f'{shorten(path)}: cannot be read: {error.message}') from error
+    raise ImageError(f'{shorten(path)}: cannot be read: {in_one_line(error)}') from error
 
 
 def _finish(output_dir: str, split: str, paths: list[str], fingerprint: str, vocabulary: Vocabulary) -> StreamIndex:
-  """Sums up the columns of all shards, one after another, in the index."""
+  """Summarise the columns of all shards in the index, and write it."""
   counts = np.zeros(len(vocabulary), np.int64)
   shards, left_out = [], 0
   for path in paths:
     columns = read_columns(path, fingerprint)
     if columns is None:
-      raise UserError(f'{columns_path(path)}: is gone; the same command continues')
+      raise UserError(f'{columns_path(path)}: was deleted or damaged; run the same command again to continue')
     counts += np.bincount(columns.tags, minlength=len(vocabulary))
     shards.append(StreamShard(os.path.basename(path), columns.bytes, len(columns.offsets),
                               int(np.diff(columns.starts).max(initial=0))))
     left_out += columns.left_out
   if left_out:
-    logging.warning('%s: %d images were left out, missing or unreadable', output_dir, left_out)
+    logging.warning('%s: %d missing or unreadable images were dropped', output_dir, left_out)
   if not sum(shard.images for shard in shards):
     raise UserError(f'{output_dir}: none of the {left_out} images can be read; check --image_dir')
   index = StreamIndex(fingerprint, vocabulary.digest(), shards, counts.tolist(), left_out)
@@ -283,30 +284,33 @@ def _finish(output_dir: str, split: str, paths: list[str], fingerprint: str, voc
   return index
 
 
-def main(argv: list[str]) -> None:
-  """The command line."""
-  args: Any = flags.FLAGS
-  logging.set_verbosity(logging.INFO)
-  logging.get_absl_handler().setFormatter(None)  # plain lines, without the prefix of a server log
+def define_flags() -> None:
+  """Define the flags of the command line."""
+  flags.DEFINE_string('json', None, 'JSON Lines of {"image": path, "tags": [...]}, local or gs://', required=True)
+  flags.DEFINE_string('vocabulary', None, 'of `python -m rethink_tf.data.classification.hashtags`', required=True)
+  flags.DEFINE_string('out', None, 'folder to write to, local or gs://', required=True)
+  flags.DEFINE_string('split', 'train', 'prefix of the shard names')
+  flags.DEFINE_string('image_dir', None, 'folder of the images; default that of --json')
+  flags.DEFINE_integer('shards', None, f'number of files; default one for {IMAGES_PER_SHARD} images', lower_bound=1)
+  flags.DEFINE_integer('max_tags', 64, 'maximum number of tags of an image', lower_bound=1)
+  flags.DEFINE_integer('num_workers', None, 'threads; default two per core', lower_bound=1)
 
-  def work():
+
+def main(argv: list[str]) -> None:
+  """Convert images with hashtags with the options of the command line."""
+  args: Any = flags.FLAGS
+  hide_library_info()
+
+  def command() -> None:
     index = convert_hashtags(os.path.expanduser(args.json), Vocabulary.load(os.path.expanduser(args.vocabulary)),
                              os.path.expanduser(args.out), args.split, args.image_dir, args.shards, args.max_tags,
                              num_workers=args.num_workers)
     print(f'{index.num_images} images in {len(index.shards)} shards in {args.out}; read them with @hashtags(), '
           f'hashtags.data_dir and hashtags.split = {args.split!r}')
 
-  as_command(work, argv, 'stopped; the same command continues')
+  as_command(command, argv, 'stopped; run the same command again to continue')
 
 
 if __name__ == '__main__':
-  flags.DEFINE_string('json', None, 'json-lines of {"image": path, "tags": [...]}, local or gs://', required=True)
-  flags.DEFINE_string('vocabulary', None, 'of `python -m rethink_tf.data.classification.hashtags`', required=True)
-  flags.DEFINE_string('out', None, 'folder to write to, local or gs://', required=True)
-  flags.DEFINE_string('split', 'train', 'names the shards')
-  flags.DEFINE_string('image_dir', None, 'folder that holds the images; default the json\'s own')
-  flags.DEFINE_integer('shards', None, f'number of files; default one for each {IMAGES_PER_SHARD} images',
-                       lower_bound=1)
-  flags.DEFINE_integer('max_tags', 64, 'tags that an image keeps', lower_bound=1)
-  flags.DEFINE_integer('num_workers', None, 'threads; default two a core', lower_bound=1)
+  define_flags()
   app.run(main)

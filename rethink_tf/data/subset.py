@@ -8,26 +8,26 @@ from rethink_tf.errors import UserError
 
 
 def subset(image_ids: np.ndarray, fraction: float = 1.0, num_images: int | None = None, seed: int = 0) -> np.ndarray:
-  """Chooses the images of a smaller training set: the lowest ranks by a hash of (seed, image id).
+  """Select the images of a smaller training set: those with the lowest hash of (seed, image id).
 
-  A rank depends on nothing but seed and image id, so the choice is the same on every machine and in every order of
-  the files, and a smaller subset lies inside every larger one of the same seed.
+  The hash depends on seed and image id alone, so that the selection is the same on every machine and for every order of
+  the files, and a smaller subset is contained in every larger one of the same seed.
 
   Args:
-    image_ids: int64 [N], all different.
-    fraction: part of the N images to keep, in (0, 1].
-    num_images: how many to keep, in 1..N; instead of `fraction`.
+    image_ids: int64 [N], unique.
+    fraction: fraction of the N images to keep, in (0, 1].
+    num_images: number of images to keep, in 1..N; instead of `fraction`.
     seed: another seed gives another family of subsets.
 
   Returns:
     int64 [n] positions in `image_ids`, ascending.
 
   Raises:
-    UserError: both limits given, or one out of range.
+    UserError: both limits are given, or one is out of range.
   """
   total = len(image_ids)
   if num_images is not None and fraction != 1.0:
-    raise UserError(f'fraction = {fraction} and num_images = {num_images} are both given: give one of them')
+    raise UserError(f'fraction = {fraction} and num_images = {num_images} are both set: set only one of them')
   if not 0.0 < fraction <= 1.0:
     raise UserError(f'fraction = {fraction} should be above 0 and at most 1')
   if num_images is None:
@@ -41,23 +41,23 @@ def subset(image_ids: np.ndarray, fraction: float = 1.0, num_images: int | None 
 
 def select(name: str, image_ids: np.ndarray, num_instances: np.ndarray, training: bool, fraction: float,
            num_images: int | None, seed: int, num_visible: np.ndarray | None = None) -> np.ndarray:
-  """The images of a source: for training those with a usable box (and a keypoint), and of these the subset.
+  """Select the images of a source: for training those with a usable box (and a keypoint), and of these a subset.
 
-  Detectron and Detectron2 leave the same images out.
+  Detectron and Detectron2 drop the same images.
 
   Args:
     name: of the data set, for messages.
     image_ids: int64 [N].
     num_instances: int32 [N] usable boxes of each image.
-    training: whether to leave out images without one.
+    training: drop images without a usable box.
     fraction, num_images, seed: as for `subset`.
-    num_visible: int32 [N] visible keypoints of each image, where keypoints are trained on.
+    num_visible: int32 [N] visible keypoints of each image, if keypoints are trained.
 
   Returns:
     int64 [n] positions, ascending.
 
   Raises:
-    UserError: nothing left, or as for `subset`.
+    UserError: no image remains, or as for `subset`.
   """
   if not len(image_ids):
     raise UserError(f'{name}: lists no images')
@@ -67,21 +67,19 @@ def select(name: str, image_ids: np.ndarray, num_instances: np.ndarray, training
     if not len(positions):
       raise UserError(f'{name}: none of its {len(image_ids)} images has a box to train on')
     if len(positions) < len(image_ids):
-      logging.info('%s: %d of %d images have no box to train on (none at all or only crowds) and are left out',
+      logging.info('%s: %d of %d images have no box to train on (no annotation or only crowds) and are dropped',
                    name, len(image_ids) - len(positions), len(image_ids))
     if num_visible is not None:
       boxed, positions = len(positions), positions[num_visible[positions] > 0]
       if not len(positions):
         raise UserError(f'{name}: none of its {len(image_ids)} images has a visible keypoint to train on')
       if len(positions) < boxed:
-        logging.info('%s: %d of %d images have boxes but no visible keypoint and are left out', name,
+        logging.info('%s: %d of %d images have boxes but no visible keypoint and are dropped', name,
                      boxed - len(positions), len(image_ids))
   return positions[subset(image_ids[positions], fraction, num_images, seed)]
 
 
 def _ranks(image_ids: np.ndarray, seed: int) -> np.ndarray:
-  """uint64 [N]. Both mixes are bijections, so different images never share a rank."""
+  """Hash image ids -> uint64 [N]. Both mixes are bijections, so that different images never have equal ranks."""
   key = splitmix64(np.array([seed], np.int64).astype(np.uint64))
   return splitmix64(np.asarray(image_ids, np.int64).astype(np.uint64) ^ key)
-
-

@@ -1,7 +1,7 @@
-"""TFRecord files read at any place: framing, checksums, offsets.
+"""Random access to TFRecord files: framing, checksums, offsets.
 
-A record is its length (uint64), the masked CRC-32C of the length, the payload and the masked CRC-32C of the payload,
-all little-endian. TensorFlow's own readers go from the front, or fetch 16 MB around every record.
+A record consists of its length (uint64), the masked CRC-32C of the length, the payload and the masked CRC-32C of the
+payload, all little-endian. TensorFlow's own readers read sequentially, or fetch 16 MB around every record.
 """
 
 import functools
@@ -12,17 +12,17 @@ import numpy as np
 import tensorflow as tf
 
 HEADER, FOOTER = 12, 4  # bytes around the payload
-_LONG = 1 << 24  # bytes; a length beyond is compared with the file's before memory is taken for it
-_LONGEST = 1 << 31  # bytes; protocol buffers are no longer
-_LANE = 64  # bytes that one lane of the vectorised checksum takes
+_CHECKED_LENGTH = 1 << 24  # bytes; a longer record is checked against the size of the file before memory is allocated
+_MAX_LENGTH = 1 << 31  # bytes; the limit of protocol buffers
+_LANE = 64  # bytes processed by one lane of the vectorised checksum
 _POLYNOMIAL = 0x82F63B78
 
 
 class DamagedRecord(Exception):
-  """A record whose bytes do not match their checksum, or that is cut off.
+  """A record that does not match its checksum, or that is truncated.
 
   Attributes:
-    next_offset: where the next record begins, None where that is lost too.
+    next_offset: offset of the next record, None if it is unknown.
   """
 
   def __init__(self, message: str, next_offset: int | None = None) -> None:
@@ -31,10 +31,10 @@ class DamagedRecord(Exception):
 
 
 def read_record(file: tf.io.gfile.GFile, offset: int) -> tuple[bytes, int]:
-  """The payload of the record at `offset`, and where the next one begins.
+  """Return the payload of the record at `offset`, and the offset of the next one.
 
   Raises:
-    DamagedRecord: cut off, or not what was written.
+    DamagedRecord: the record is truncated, or its checksum does not match.
     EOFError: `offset` is the end of the file.
   """
   file.seek(offset)
@@ -44,11 +44,11 @@ def read_record(file: tf.io.gfile.GFile, offset: int) -> tuple[bytes, int]:
   if len(header) < HEADER or masked_crc(header[:8]) != struct.unpack('<I', header[8:])[0]:
     raise DamagedRecord(f'the record at byte {offset} has a damaged header')
   length = struct.unpack('<Q', header[:8])[0]
-  if length > _LONG and length > min(file.size() - offset - HEADER - FOOTER, _LONGEST):
-    raise DamagedRecord(f'the record at byte {offset} is cut off')
+  if length > _CHECKED_LENGTH and length > min(file.size() - offset - HEADER - FOOTER, _MAX_LENGTH):
+    raise DamagedRecord(f'the record at byte {offset} is truncated')
   body = file.read(length + FOOTER)
   if len(body) < length + FOOTER:
-    raise DamagedRecord(f'the record at byte {offset} is cut off')
+    raise DamagedRecord(f'the record at byte {offset} is truncated')
   next_offset = offset + HEADER + length + FOOTER
   if masked_crc(body[:length]) != struct.unpack('<I', body[length:])[0]:
     raise DamagedRecord(f'the record at byte {offset} is damaged (its checksum does not match)', next_offset)
@@ -56,7 +56,7 @@ def read_record(file: tf.io.gfile.GFile, offset: int) -> tuple[bytes, int]:
 
 
 def scan(path: str) -> Iterator[tuple[int, bytes | DamagedRecord]]:
-  """Offset and payload of every record of a file, damage in place of a payload; ends where the framing is lost."""
+  """Yield offset and payload of every record, or the DamagedRecord; stops where the next offset is unknown."""
   with tf.io.gfile.GFile(path, 'rb') as file:
     offset: int | None = 0
     while offset is not None:
@@ -71,16 +71,16 @@ def scan(path: str) -> Iterator[tuple[int, bytes | DamagedRecord]]:
 
 
 def masked_crc(data: bytes) -> int:
-  """CRC-32C (Castagnoli), rotated and shifted as TFRecord stores it."""
+  """Return the CRC-32C (Castagnoli), masked as in TFRecord files."""
   crc = _crc32c(data)
   return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def _crc32c(data: bytes) -> int:
-  """The checksum by lanes: NumPy has none, and a loop over 150,000 bytes in Python takes 30 ms.
+  """Compute the CRC-32C in vectorised lanes: NumPy has none, and a Python loop over 150,000 bytes takes 30 ms.
 
-  What does not fill lanes of 64 bytes goes first, byte by byte. The lanes are advanced together, a 16-bit word at a
-  time, then joined in pairs: crc(a + b) is crc(a), moved past as many zero bytes as b has, xor crc(b).
+  The bytes that do not fill lanes of 64 bytes are processed first, one by one. The lanes advance in parallel, a 16-bit
+  word at a time, and are combined in pairs: crc(a + b) is crc(a), advanced past len(b) zero bytes, xor crc(b).
   """
   crc = 0xFFFFFFFF
   front = len(data) % _LANE
@@ -97,7 +97,7 @@ def _crc32c(data: bytes) -> int:
     level = 0
     while len(crcs) > 1:
       if len(crcs) % 2:
-        crcs = np.concatenate([np.zeros(1, np.int64), crcs])  # zeros in front change nothing
+        crcs = np.concatenate([np.zeros(1, np.int64), crcs])  # leading zeros do not change the result
       crcs = _shift(crcs[0::2], _lane_tables(level)) ^ crcs[1::2]
       level += 1
     crc = int(crcs[0])
@@ -105,14 +105,14 @@ def _crc32c(data: bytes) -> int:
 
 
 def _shift(crcs: np.ndarray, tables: tuple[np.ndarray, ...]) -> np.ndarray:
-  """Checksums (as int64, NumPy's own type of index) moved on: one table moves the lower half out, two move both."""
-  moved = tables[0][crcs & 0xFFFF]
-  return moved ^ (tables[1][crcs >> 16] if len(tables) == 2 else crcs >> 16)
+  """Advance checksums (int64, NumPy's index type): by the lower 16 bits with one table, by both halves with two."""
+  shifted = tables[0][crcs & 0xFFFF]
+  return shifted ^ (tables[1][crcs >> 16] if len(tables) == 2 else crcs >> 16)
 
 
 @functools.cache
 def _word_table() -> np.ndarray:
-  """int64 [65536]: what 16 bits become when they are shifted out."""
+  """Return int64 [65536]: the checksum of each 16-bit word after it is shifted out."""
   crc = np.arange(1 << 16)
   for _ in range(16):
     crc = (crc >> 1) ^ (crc & 1) * _POLYNOMIAL
@@ -121,10 +121,10 @@ def _word_table() -> np.ndarray:
 
 @functools.cache
 def _lane_tables(level: int) -> tuple[np.ndarray, np.ndarray]:
-  """int64 [65536] for the lower and for the upper half of a checksum: moved past 64 * 2**level zero bytes."""
+  """Return int64 [65536] for the lower and the upper half of a checksum, advanced past 64 * 2**level zero bytes."""
   low = np.arange(1 << 16)
   halves = [low, low << 16]
-  # A lane is 32 words; twice as many bytes are the tables of half as many, applied to themselves.
+  # A lane has 32 words; the tables for twice as many bytes are those for half as many, applied to themselves.
   steps, tables = (_LANE // 2, (_word_table(),)) if level == 0 else (2, _lane_tables(level - 1))
   for _ in range(steps):
     halves = [_shift(half, tables) for half in halves]

@@ -1,4 +1,4 @@
-"""Where the computation runs: one device, all devices of a machine, several machines, or a TPU (section 4: 8 GPUs)."""
+"""Distribution strategies: one device, all devices of a machine, several machines, or a TPU (section 4: 8 GPUs)."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from rethink_tf.storage.run_folder import RunFolder
 
 KINDS = ('default', 'one_device', 'mirrored', 'multi_worker', 'tpu')
 COMMUNICATIONS = ('auto', 'ring', 'nccl')
-_HEARTBEAT_SECONDS = 30  # without a sign of life, after which a worker counts as dead
-_LOOK_SECONDS = 0.5
+_HEARTBEAT_SECONDS = 30  # without a heartbeat, after which a worker counts as lost
+_POLL_SECONDS = 0.5
 _FORM = '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}'
 
 
 class Cluster(NamedTuple):
-  """The machines that train together, as the environment variable TF_CONFIG lists them."""
+  """The machines of a job, as listed in the environment variable TF_CONFIG."""
 
-  addresses: tuple[str, ...]  # host:port of every worker; the chief, if one is named, comes first
-  index: int  # which of them this process is
-  jobs: tuple[tuple[str, int], ...]  # ('chief', 1), ('worker', 3): as TensorFlow counts them
+  addresses: tuple[str, ...]  # host:port of every worker, the chief first if there is one
+  index: int  # of this process
+  jobs: tuple[tuple[str, int], ...]  # name and number of tasks: ('chief', 1), ('worker', 3)
 
 
 @gin.register
@@ -45,21 +45,22 @@ def strategy(
   communication: str = 'auto',
   timeout_minutes: float = 10.0,
 ) -> tf.distribute.Strategy:
-  """The distribution strategy of a run.
+  """Return the distribution strategy of a run. Call it before any TensorFlow op.
 
-  kind 'one_device' takes the first GPU, or the CPU without any; 'mirrored' copies the model to all GPUs, or to the
-  logical CPUs; 'multi_worker' to the GPUs, or the CPU, of every machine that TF_CONFIG lists; 'tpu' to the cores of a
-  TPU. 'default' is multi_worker when TF_CONFIG lists several machines, mirrored when there are several GPUs or logical
-  CPUs, else one device.
-  num_devices takes only the first so many of this machine. logical_cpus splits the CPU, to run replicas without GPUs.
-  tpu: 'local' on a TPU VM, or its name; of one host. communication: between machines, 'auto', 'ring' or 'nccl'.
-  timeout_minutes: how long machines wait for one another, at the start and for an evaluation's results.
-  To be called before any TensorFlow op.
+  Args:
+    kind: 'one_device', the first GPU, or the CPU without GPUs; 'mirrored', all GPUs or logical CPUs; 'multi_worker',
+      the GPUs, or the CPU, of every machine in TF_CONFIG; 'tpu', the cores of a TPU; 'default', multi_worker if
+      TF_CONFIG lists several machines, mirrored if there are several GPUs or logical CPUs, else one_device.
+    num_devices: use the first devices of this machine only.
+    logical_cpus: split the CPU, for replicas without GPUs.
+    tpu: 'local' on a TPU VM, or the name of a TPU with one host.
+    communication: between machines, 'auto', 'ring' or 'nccl'.
+    timeout_minutes: how long machines wait for one another, at the start and for the results of an evaluation.
 
   Raises:
-    UserError: unknown kind, fewer devices than asked for, or TensorFlow has started before `logical_cpus`; TF_CONFIG is
+    UserError: unknown kind, fewer devices than requested, or TensorFlow has started before `logical_cpus`; TF_CONFIG is
       missing, malformed or describes another kind; there is no TPU.
-    WorkerLost: a machine does not come within the time.
+    WorkerLost: a machine is missing after the timeout.
   """
   if kind not in KINDS:
     raise UserError(f"strategy.kind = '{kind}' must be one of {', '.join(KINDS)}")
@@ -87,16 +88,16 @@ def strategy(
 
 
 def cluster() -> Cluster | None:
-  """The machines of TF_CONFIG; None without it, for a single worker, and in the evaluator, who trains with nobody.
+  """Return the machines of TF_CONFIG; None if unset, for a single worker, and for a task of type 'evaluator'.
 
   Raises:
-    UserError: it is malformed, or this task is not in it.
+    UserError: TF_CONFIG is malformed or does not list this task.
   """
   text = os.environ.get('TF_CONFIG', '').strip()
   try:
     config = json.loads(text) if text else {}
   except ValueError as error:
-    raise UserError(f'the environment variable TF_CONFIG is no JSON ({error}): write {_FORM}') from error
+    raise UserError(f'the environment variable TF_CONFIG is not valid JSON ({error}): write {_FORM}') from error
   jobs, task = (config.get(name) if isinstance(config, dict) else None for name in ('cluster', 'task'))
   if config == {} or jobs == {}:
     return None
@@ -105,21 +106,21 @@ def cluster() -> Cluster | None:
   if not listed or not isinstance(task, dict):
     raise UserError(f'the environment variable TF_CONFIG is not of the form {_FORM}')
   if jobs.get('ps'):
-    raise UserError('TF_CONFIG lists parameter servers (ps), which synchronous training has none of: leave them out')
+    raise UserError('TF_CONFIG lists parameter servers (ps), which synchronous training does not use: leave them out')
   kind, index = task.get('type'), task.get('index', 0)
   if kind == 'evaluator':
     return None
   chiefs, workers = jobs.get('chief', []), jobs.get('worker', [])
   if kind not in ('chief', 'worker') or kind not in jobs:
-    raise UserError(f"TF_CONFIG says task.type = {kind!r}, but its cluster has {', '.join(jobs) or 'no job'}: name one "
+    raise UserError(f"TF_CONFIG says task.type = {kind!r}, but its cluster has {', '.join(jobs) or 'no job'}: use one "
                     "of them, 'chief' or 'worker'")
   if not str(index).isdecimal() or not 0 <= int(index) < len(jobs[kind]):
     raise UserError(f'TF_CONFIG says task.index = {index!r}, but its cluster has {len(jobs[kind])} {kind}(s): give '
-                    f'each its own index, 0 to {len(jobs[kind]) - 1}')
+                    f'each task its own index, 0 to {len(jobs[kind]) - 1}')
   addresses = (*chiefs, *workers)
   if len(set(addresses)) < len(addresses):
-    double = next(address for address in addresses if addresses.count(address) > 1)
-    raise UserError(f'TF_CONFIG lists {double} twice: each worker needs an address of its own')
+    duplicate = next(address for address in addresses if addresses.count(address) > 1)
+    raise UserError(f'TF_CONFIG lists {duplicate} twice: each worker needs its own address')
   if len(addresses) == 1:
     return None
   counts = tuple((name, len(jobs[name])) for name in ('chief', 'worker') if jobs.get(name))
@@ -144,7 +145,7 @@ def _one_machine(kind: str, num_devices: int | None, logical_cpus: int | None) -
   return tf.distribute.OneDeviceStrategy(devices[0])
 
 
-def _split_cpu(count: int):
+def _split_cpu(count: int) -> None:
   cpu = tf.config.list_physical_devices('CPU')[0]
   try:
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
@@ -158,7 +159,7 @@ def _split_cpu(count: int):
 def _multi_worker(found: Cluster, num_devices: int | None, communication: str,
                   timeout_minutes: float) -> tf.distribute.Strategy:
   from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
-  from tensorflow.python.eager import context  # no public function sets these time-outs: one waits an hour
+  from tensorflow.python.eager import context  # no public function sets these timeouts, an hour by default
 
   gpus = tf.config.list_physical_devices('GPU')
   if num_devices is not None and num_devices > max(len(gpus), 1):
@@ -171,45 +172,46 @@ def _multi_worker(found: Cluster, num_devices: int | None, communication: str,
     'standalone', service_leader=f'/job:{leader}/task:0',
     cluster_register_timeout_in_ms=int(60000 * timeout_minutes), heartbeat_timeout_in_ms=1000 * _HEARTBEAT_SECONDS,
     coordinated_jobs=[coordination_config_pb2.CoordinatedJob(name=name, num_tasks=n) for name, n in found.jobs])
-  logging.info('worker %d of %d waits for the others (%s), at most %g minutes', found.index, len(found.addresses),
+  logging.info('worker %d of %d: waiting for all of %s, at most %g minutes', found.index, len(found.addresses),
                ', '.join(found.addresses), timeout_minutes)
   assemble(found.addresses, found.index, 60 * timeout_minutes)
   try:
-    with console.stderr_closed():  # a line for the server's start, whatever the log level
-      made = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+    with console.stderr_closed():  # the server logs its start at every log level
+      result = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
   except (tf.errors.OpError, RuntimeError) as error:
-    raise WorkerLost(f'worker {found.index} of {len(found.addresses)} could not join the others, start all of them '
-                     f'again: {in_one_line(error)[:300]}') from error
-  made.timeout_seconds = 60 * timeout_minutes
-  return made
+    raise WorkerLost(f'worker {found.index} of {len(found.addresses)} could not join the others, restart all workers: '
+                     f'{in_one_line(error)[:300]}') from error
+  result.timeout_seconds = 60 * timeout_minutes
+  return result
 
 
 def _tpu(address: str) -> tf.distribute.Strategy:
   from official.common import distribute_utils
 
-  if '://' in address:  # connecting to one that is not there would never end
-    raise UserError(f"strategy.tpu = '{address}' is another machine, where Python cannot read the photographs: run on "
-                    'the TPU VM itself with --tpu=local')
+  if '://' in address:  # connecting to a missing TPU would never return
+    raise UserError(f"strategy.tpu = '{address}' is another machine, where Python cannot read the images: run on the "
+                    'TPU VM itself with --tpu=local')
   try:
-    made = distribute_utils.get_distribution_strategy('tpu', tpu_address=address)
-  except Exception as error:  # of whatever kind: ValueError, OpError, RuntimeError, those of the cloud's libraries
+    result = distribute_utils.get_distribution_strategy('tpu', tpu_address=address)
+  except Exception as error:  # ValueError, OpError, RuntimeError or an error of the cloud libraries
     raise UserError(f"strategy.tpu = '{address}': no TPU found ({in_one_line(error)[:100]}); run on a TPU VM with its "
                     'TensorFlow and --tpu=local, or check the name') from error
-  if made.extended.num_hosts > 1:
-    raise UserError(f"strategy.tpu = '{address}' has {made.extended.num_hosts} hosts, and Python reads photographs on "
-                    'one only: use a TPU of one host (up to 8 cores)')
-  return made
+  if result.extended.num_hosts > 1:
+    raise UserError(f"strategy.tpu = '{address}' has {result.extended.num_hosts} hosts, and Python reads images on one "
+                    'only: use a TPU of one host (up to 8 cores)')
+  return result
 
 
-def meet(strategy: tf.distribute.Strategy, model_dir: str, create: bool, settings: str) -> tuple[RunFolder, Workers]:
-  """The run folder, which the chief alone writes to, and this process's place among the workers.
+def join_workers(strategy: tf.distribute.Strategy, model_dir: str, create: bool,
+                 settings: str) -> tuple[RunFolder, Workers]:
+  """Connect the workers of a job; return the run folder and the index of this process.
 
-  From here on the others print no more than warnings and errors.
+  The chief alone writes to the run folder. From here on the other workers print warnings and errors only.
 
-  settings: the configuration, a line a setting; that of all workers must be the chief's.
+  settings: the configuration, one setting per line; it must be the same on all workers.
 
   Raises:
-    UserError: another worker is configured differently, or does not see the chief's run folder.
+    UserError: the configuration of a worker differs, or it does not see the chief's run folder.
   """
   found = cluster() if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) else None
   if found is None:
@@ -220,26 +222,26 @@ def meet(strategy: tf.distribute.Strategy, model_dir: str, create: bool, setting
     folder = RunFolder(model_dir, create=create)
     token = uuid.uuid4().hex
     if create and tf.io.gfile.isdir(folder.join('gather')):
-      tf.io.gfile.rmtree(folder.join('gather'))  # what an earlier start of the job has left behind
+      tf.io.gfile.rmtree(folder.join('gather'))  # files of an earlier start of the job
     tf.io.gfile.makedirs(folder.join('gather'))
     with tf.io.gfile.GFile(folder.join('gather', token), 'w') as file:
       file.write(token)
     publish('settings', f'{token}\n{settings}')
     for other in range(1, count):
-      complaint = published(f'ready/{other}', strategy.timeout_seconds)
-      if complaint:
-        raise UserError(f'worker {other}: {complaint}')
+      problem = published(f'ready/{other}', strategy.timeout_seconds)
+      if problem:
+        raise UserError(f'worker {other}: {problem}')
     tf.io.gfile.remove(folder.join('gather', token))
   else:
-    token, _, chiefs = published('settings', strategy.timeout_seconds).partition('\n')
+    token, _, expected = published('settings', strategy.timeout_seconds).partition('\n')
     try:
-      _check_same(chiefs, settings)
-      folder = SilentFolder(model_dir, token)
+      _check_same_settings(expected, settings)
+      folder = ReadOnlyFolder(model_dir, token)
     except UserError as error:
       publish(f'ready/{index}', error.line())
       raise
     publish(f'ready/{index}', '')
-    logging.info('worker %d of %d: the chief reports', index, count)
+    logging.info('worker %d of %d: the chief prints progress and results', index, count)
     logging.set_verbosity(logging.WARNING)
     sys.stdout = open(os.devnull, 'w')
   return folder, Workers(index, count, token, strategy.timeout_seconds)
@@ -247,7 +249,7 @@ def meet(strategy: tf.distribute.Strategy, model_dir: str, create: bool, setting
 
 @contextlib.contextmanager
 def report_lost_workers(workers: Workers) -> Iterator[None]:
-  """Turns TensorFlow's error about a worker that has ended into one line, and stops what waits for workers.
+  """Turn TensorFlow's error about a lost worker into one line, and stop waiting for results of other workers.
 
   Raises:
     WorkerLost: another worker has ended or does not answer.
@@ -259,48 +261,52 @@ def report_lost_workers(workers: Workers) -> Iterator[None]:
     workers.stop()
     if workers.count == 1 or 'ollective' not in error.message:
       raise
-    told = ' '.join(error.message[error.message.find('Collective ops is aborted'):].split())[:200]
+    reason = ' '.join(error.message[error.message.find('Collective ops is aborted'):].split())[:200]
     raise WorkerLost('another worker has ended or cannot be reached: look at its log; the same command on all workers '
-                     f'continues from the last checkpoint ({told})') from error
+                     f'continues from the last checkpoint ({reason})') from error
   except BaseException:
     workers.stop()
     raise
 
 
 def check_same_step(workers: Workers, step: int) -> None:
-  """All workers start from the chief's checkpoint, or a UserError is raised by those that read another."""
+  """Check that this worker has restored the same checkpoint as the chief.
+
+  Raises:
+    UserError: it has restored another one.
+  """
   if workers.count == 1:
     return
   if workers.chief:
     publish('step', str(step))
   elif int(published('step', workers.timeout)) != step:
     raise UserError(f'worker {workers.index} finds the checkpoint of step {step} in the run folder, the chief another '
-                    'one: the folder must be the same for all; give the same command on all workers again')
+                    'one: all workers must share one folder; run the same command on all of them again')
 
 
-class SilentFolder(RunFolder):
-  """The run folder as the workers beside the chief see it: they read it and write nothing.
+class ReadOnlyFolder(RunFolder):
+  """The run folder on workers other than the chief, which read it and write nothing.
 
-  token: name of a file that the chief has put into its folder gather/.
+  token: name of a file that the chief has written to gather/ in its run folder.
 
   Raises:
-    UserError: the folder is not the chief's.
+    UserError: the folder is not the one of the chief.
   """
 
   def __init__(self, path: str, token: str):
-    for _ in range(int(60 / _LOOK_SECONDS)):  # network file systems remember for a while that a file was not there
+    for _ in range(int(60 / _POLL_SECONDS)):  # network file systems cache the absence of a file for a while
       if tf.io.gfile.exists(os.path.join(os.path.expanduser(path), 'gather', token)):
         break
-      time.sleep(_LOOK_SECONDS)
+      time.sleep(_POLL_SECONDS)
     else:
-      raise UserError(f'the run folder {path} is not the one that the chief writes to: give --model_dir a place that '
+      raise UserError(f'the run folder {path} is not the one that the chief writes to: set --model_dir to storage that '
                       'all workers share, gs://... or a network file system')
     super().__init__(path, create=False)
 
   def writer(self, name: str = '') -> tf.summary.SummaryWriter:
     return tf.summary.create_noop_writer()
 
-  def attempt(self, what: str, action: Callable[[], Any]) -> bool:
+  def attempt(self, name: str, action: Callable[[], Any]) -> bool:
     return True
 
   def write_text(self, name: str, text: str) -> None:
@@ -319,11 +325,11 @@ class SilentFolder(RunFolder):
     pass
 
 
-def _check_same(chiefs: str, own: str):
-  if chiefs == own:
+def _check_same_settings(expected: str, own: str) -> None:
+  if expected == own:
     return
-  theirs, ours = (set(text.splitlines()) for text in (chiefs, own))
+  theirs, ours = (set(text.splitlines()) for text in (expected, own))
   different = [f'{", ".join(sorted(lines)[:3]) or "nothing"} {where}'
                for lines, where in ((ours - theirs, 'here'), (theirs - ours, 'on the chief'))]
-  raise UserError(f'this worker has another configuration than the chief: {"; ".join(different)}: give all the same '
-                  'command')
+  raise UserError(f'this worker has another configuration than the chief: {"; ".join(different)}: run the '
+                  'same command on all workers')

@@ -1,7 +1,7 @@
-"""The processes that train together, one a machine: how they meet, and how results come to the chief, as files.
+"""The processes that train together, one per machine: connecting them, and collecting results on the chief as files.
 
-Files rather than a collective: detections of COCO's val2017 with masks are 150 MB, for which no worker should wait
-while it could train, and a chief that reads them beside its own steps needs no other worker at that moment.
+Files rather than a collective operation: detections of COCO's val2017 with masks are 150 MB. No worker waits for their
+transfer while it could train, and the chief reads them in parallel to its own steps.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import tensorflow as tf
 
 from rethink_tf.errors import UserError, WorkerLost, in_one_line
 from rethink_tf.storage import files
+from rethink_tf.storage.run_folder import RunFolder
 
-_LOOK_SECONDS = 0.5  # between two looks for a file
+_POLL_SECONDS = 0.5
 
 
 class Workers:
-  """This process's place among those that train together.
+  """The index of this process among the workers of a job, and the exchange of their results.
 
   index, count: worker 0 of `count` is the chief, the only one that writes results.
-  token: of this start of the job, so that what an earlier one has left behind is not taken for new.
+  token: names this start of the job, so that files of an earlier start are not read.
   timeout: seconds that the chief waits for another worker's results.
   """
 
@@ -38,26 +38,26 @@ class Workers:
     return self.index == 0
 
   def stop(self) -> None:
-    """Ends all waiting: the process is about to end."""
+    """End all waiting, because the process is about to end."""
     self._stopped.set()
 
-  def send(self, run_folder: Any, name: str, data: bytes) -> None:
-    """Puts down this worker's results for the chief."""
+  def send(self, run_folder: RunFolder, name: str, data: bytes) -> None:
+    """Write this worker's results to a file for the chief."""
     path = self._path(run_folder, name, self.index)
     tf.io.gfile.makedirs(run_folder.join('gather'))
     files.write(path, data)
 
-  def receive(self, run_folder: Any, name: str) -> Iterator[bytes]:
-    """What each other worker has sent under this name, in their order; the files are then removed.
+  def receive(self, run_folder: RunFolder, name: str) -> Iterator[bytes]:
+    """Yield the results that each other worker has sent under this name, in order of index, and remove their files.
 
     Raises:
-      WorkerLost: one has sent nothing within `timeout`, or `stop` was called.
+      WorkerLost: a worker has sent nothing within `timeout`, or `stop` was called.
     """
     for index in range(1, self.count):
       path = self._path(run_folder, name, index)
       until = time.monotonic() + self.timeout
       while not tf.io.gfile.exists(path):
-        if self._stopped.wait(_LOOK_SECONDS) or time.monotonic() > until:
+        if self._stopped.wait(_POLL_SECONDS) or time.monotonic() > until:
           raise WorkerLost(f'worker {index} has sent no {name} within {self.timeout / 60:g} minutes (strategy.'
                            'timeout_minutes): look at its log; the same command on all workers continues from the '
                            'last checkpoint')
@@ -66,7 +66,7 @@ class Workers:
       tf.io.gfile.remove(path)
       yield data
 
-  def _path(self, run_folder: Any, name: str, index: int) -> str:
+  def _path(self, run_folder: RunFolder, name: str, index: int) -> str:
     return run_folder.join('gather', f'{self.token}-{name}-worker-{index}')
 
 
@@ -74,52 +74,62 @@ ALONE = Workers()
 
 
 def assemble(addresses: Sequence[str], own: int, seconds: float) -> None:
-  """Comes back when all workers are there, of which this one is number `own`.
+  """Wait until all workers are running; this process is worker number `own`.
 
-  TensorFlow would wait for a missing one without an end, deaf to signals.
-
-  The others knock at the chief's port, which TensorFlow takes over afterwards.
+  TensorFlow would wait for a missing worker forever, without reacting to signals. The others connect to the chief's
+  port, which TensorFlow uses afterwards.
 
   Raises:
     UserError: the chief cannot listen on its port.
-    WorkerLost: one is not there in time.
+    WorkerLost: a worker is missing after `seconds`.
   """
+  until = time.monotonic() + seconds
+  lost = WorkerLost(f'worker {own} of {len(addresses)} could not connect to the other workers within '
+                    f'{seconds / 60:g} minutes (strategy.timeout_minutes): start all with the same list in TF_CONFIG, '
+                    'and check that they can reach one another')
   host, _, port = addresses[0].rpartition(':')
-  until, count = time.monotonic() + seconds, len(addresses)
-  lost = WorkerLost(f'worker {own} of {count} did not meet the others within {seconds / 60:g} minutes (strategy.'
-                    'timeout_minutes): start all with the same list in TF_CONFIG, and let them reach one another')
   if own == 0:
-    try:
-      listener = socket.create_server(('', int(port)), backlog=count)
-    except (OSError, ValueError, OverflowError) as error:
-      raise UserError(f'the chief cannot listen on port {port} of TF_CONFIG: {in_one_line(error)}; choose another, or '
-                      'end the process that has it') from error
-    present: dict[int, socket.socket] = {}
-    with listener, contextlib.ExitStack() as open_ones:
-      while len(present) < count - 1:
-        listener.settimeout(max(until - time.monotonic(), 0.001))
-        try:
-          connection = open_ones.enter_context(listener.accept()[0])
-          connection.settimeout(_LOOK_SECONDS)
-          index = int(connection.recv(16))
-        except TimeoutError:
-          if time.monotonic() >= until:
-            raise lost from None
-        except (OSError, ValueError):  # whoever else knocks at ports
-          continue
-        else:
-          present[index] = connection
-      for connection in present.values():
-        connection.sendall(b'go')
-    return
+    _wait_for_connections(port, len(addresses), until, lost)
+  else:
+    _connect(host, port, own, until, lost)
+
+
+def _wait_for_connections(port: str, count: int, until: float, lost: WorkerLost) -> None:
+  """On the chief: accept a connection of every other worker, then release all of them."""
+  try:
+    listener = socket.create_server(('', int(port)), backlog=count)
+  except (OSError, ValueError, OverflowError) as error:
+    raise UserError(f'the chief cannot listen on port {port} of TF_CONFIG: {in_one_line(error)}; choose another port, '
+                    'or end the process that uses it') from error
+  connected: dict[int, socket.socket] = {}
+  with listener, contextlib.ExitStack() as connections:
+    while len(connected) < count - 1:
+      listener.settimeout(max(until - time.monotonic(), 0.001))
+      try:
+        connection = connections.enter_context(listener.accept()[0])
+        connection.settimeout(_POLL_SECONDS)
+        index = int(connection.recv(16))
+      except TimeoutError:
+        if time.monotonic() >= until:
+          raise lost from None
+      except (OSError, ValueError):  # a connection by something else, such as a port scan
+        continue
+      else:
+        connected[index] = connection
+    for connection in connected.values():
+      connection.sendall(b'go')
+
+
+def _connect(host: str, port: str, own: int, until: float, lost: WorkerLost) -> None:
+  """On the other workers: connect to the chief until it releases this one."""
   while time.monotonic() < until:
     try:
-      with socket.create_connection((host, int(port)), timeout=_LOOK_SECONDS) as connection:
+      with socket.create_connection((host, int(port)), timeout=_POLL_SECONDS) as connection:
         connection.sendall(str(own).encode())
         connection.settimeout(max(until - time.monotonic(), 0.001))
         if connection.recv(2) == b'go':
           return
     except OSError:
       pass
-    time.sleep(_LOOK_SECONDS)
+    time.sleep(_POLL_SECONDS)
   raise lost

@@ -1,9 +1,11 @@
-"""COCO average precision and recall of boxes, masks and keypoints, by hotcoco where installed or by pycocotools."""
+"""COCO average precision and recall of boxes, masks and keypoints, by hotcoco if installed, else by pycocotools."""
+
+from __future__ import annotations
 
 import contextlib
 import importlib.util
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +19,7 @@ BACKENDS = ('auto', 'hotcoco', 'pycocotools')
 RESULT_FIELDS = {'bbox': 'bbox', 'segm': 'segmentation', 'keypoints': 'keypoints'}
 
 # name: (precision or recall, IoU threshold index or all, area index, index of the limit of detections per image)
-FIGURES = {
+METRICS = {
   'AP': ('precision', None, 0, -1),
   'AP50': ('precision', 0, 0, -1),
   'AP75': ('precision', 5, 0, -1),
@@ -31,7 +33,7 @@ FIGURES = {
   'ARm': ('recall', None, 2, -1),
   'ARl': ('recall', None, 3, -1),
 }
-KEYPOINT_FIGURES = {  # there are no small people with keypoints in COCO, so areas are all, medium, large
+KEYPOINT_METRICS = {  # areas are all, medium, large: COCO has no small people with keypoints
   'AP': ('precision', None, 0, -1),
   'AP50': ('precision', 0, 0, -1),
   'AP75': ('precision', 5, 0, -1),
@@ -46,7 +48,7 @@ KEYPOINT_FIGURES = {  # there are no small people with keypoints in COCO, so are
 
 
 class CategoryScores(NamedTuple):
-  """Figures of one category, in [0, 1]; -1 where the data has no such object."""
+  """Metrics of one category, in [0, 1]; -1 where the data has no such object."""
 
   id: int
   name: str
@@ -57,48 +59,48 @@ class CategoryScores(NamedTuple):
 
 
 class CocoScores(NamedTuple):
-  """COCO's figures over all categories, by name (`FIGURES`), and the table by category."""
+  """COCO's metrics over all categories, by name (METRICS or KEYPOINT_METRICS), and by category."""
 
-  figures: dict[str, float]  # in [0, 1]; -1 where no category has such an object
+  metrics: dict[str, float]  # in [0, 1]; -1 where no category has such an object
   categories: tuple[CategoryScores, ...]
 
 
 def evaluate(gt: dict, results: list[dict], iou_type: str, backend: str = 'auto',
              sigmas: Sequence[float] | None = None) -> CocoScores:
-  """COCO's average precision and recall of detections over all images of the ground truth.
+  """Compute COCO's average precision and recall over all images of the ground truth.
 
   Args:
-    gt: ground truth as in COCO's json: images, annotations (with bbox, area and, by iou_type,
-      segmentation or keypoints; crowds included), categories.
-    results: detections in COCO's submission format: image_id, category_id, score and bbox [x, y, w, h],
-      segmentation (compressed RLE) or keypoints. Neither argument is changed.
+    gt: ground truth as in COCO's json: images, annotations (with bbox, area and, by iou_type, segmentation or
+      keypoints; crowds included), categories. Not modified.
+    results: detections in COCO's submission format: image_id, category_id, score and bbox [x, y, w, h], segmentation
+      (compressed RLE) or keypoints. Not modified.
     iou_type: 'bbox', 'segm' or 'keypoints'.
-    backend: 'hotcoco', 'pycocotools' (the arbiter; the figures are the same) or 'auto': the first one installed.
-    sigmas: of keypoint similarity, one a keypoint; None: those of COCO's 17.
+    backend: 'hotcoco', 'pycocotools' (the reference, with equal results) or 'auto': the first one installed.
+    sigmas: of keypoint similarity, one per keypoint; None: those of COCO's 17.
 
   Raises:
     ValueError: unknown iou_type or backend.
-    UserError: a detection in an image that the ground truth does not list.
+    UserError: a detection is in an image that the ground truth does not list.
   """
   scorer = _scorer(gt, results, iou_type, backend, sigmas)
   with _without_printing():
     scorer.evaluate()
     scorer.accumulate()
   arrays, category_ids = scorer.eval, [int(i) for i in scorer.params.catIds]
-  figures = KEYPOINT_FIGURES if iou_type == 'keypoints' else FIGURES
+  metrics = KEYPOINT_METRICS if iou_type == 'keypoints' else METRICS
   names = {c['id']: c['name'] for c in gt['categories']}
   return CocoScores(
-    {name: _mean(arrays, *figure) for name, figure in figures.items()},
+    {name: _mean(arrays, *selection) for name, selection in metrics.items()},
     tuple(_category(arrays, k, category, names[category]) for k, category in enumerate(category_ids)),
   )
 
 
 def matches(gt: dict, results: list[dict], iou_type: str, backend: str = 'auto',
             sigmas: Sequence[float] | None = None) -> tuple[list[int], list[int], list[dict]]:
-  """Which detections COCO's metric matches, image by image: arguments and errors as for `evaluate`.
+  """Match detections to objects as COCO's metric does. Arguments and errors as for `evaluate`.
 
   Returns:
-    Category ids and image ids in the metric's order, and its record of each image and category with objects or
+    Category ids and image ids in pycocotools' order, and its record of each image and category with objects or
     detections (image_id, category_id, dtScores, dtMatches [T, n], dtIgnore [T, n], gtIgnore), objects of any area.
   """
   scorer = _scorer(gt, results, iou_type, backend, sigmas)
@@ -110,22 +112,22 @@ def matches(gt: dict, results: list[dict], iou_type: str, backend: str = 'auto',
   return [int(i) for i in scorer.params.catIds], [int(i) for i in scorer.params.imgIds], records
 
 
-def _scorer(gt: dict, results: list[dict], iou_type: str, backend: str, sigmas: Sequence[float] | None):
-  """The backend's COCOeval over checked arguments, nothing evaluated yet."""
+def _scorer(gt: dict, results: list[dict], iou_type: str, backend: str, sigmas: Sequence[float] | None) -> Any:
+  """Check the arguments and return the backend's COCOeval, not evaluated yet."""
   if iou_type not in RESULT_FIELDS:
     raise ValueError(f'iou_type {iou_type!r} is not one of {tuple(RESULT_FIELDS)}')
   if backend not in BACKENDS:
     raise ValueError(f'backend {backend!r} is not one of {BACKENDS}')
-  strangers = {r['image_id'] for r in results} - {i['id'] for i in gt['images']}
-  if strangers:
+  unknown = {r['image_id'] for r in results} - {i['id'] for i in gt['images']}
+  if unknown:
     raise UserError(
-      f'detections: image_id {min(strangers)} is not in the ground truth: score against the data they were made from'
+      f'detections: image_id {min(unknown)} is not in the ground truth: score against the data they were made from'
     )
-  foreign = set(RESULT_FIELDS.values()) - {RESULT_FIELDS[iou_type]}
-  if not all(foreign.isdisjoint(result) for result in results):
-    # Else masks would count as small, medium or large by the area of a box that came along.
-    results = [{key: result[key] for key in result.keys() - foreign} for result in results]
-  # Numbered anew from 1, because to pycocotools a detection that is matched to annotation 0 is unmatched.
+  others = set(RESULT_FIELDS.values()) - {RESULT_FIELDS[iou_type]}
+  if not all(others.isdisjoint(result) for result in results):
+    # With a box in the result, pycocotools takes the area of a mask (small, medium, large) from the box.
+    results = [{key: result[key] for key in result.keys() - others} for result in results]
+  # Numbered from 1: pycocotools takes a detection that is matched to annotation 0 for unmatched.
   annotations = [{'iscrowd': 0, **a, 'id': number} for number, a in enumerate(gt['annotations'], start=1)]
   gt = {**gt, 'annotations': annotations}
   if backend == 'auto':
@@ -138,20 +140,20 @@ def _scorer(gt: dict, results: list[dict], iou_type: str, backend: str, sigmas: 
   return scorer
 
 
-def _hotcoco(gt: dict, results: list[dict], iou_type: str):
+def _hotcoco(gt: dict, results: list[dict], iou_type: str) -> Any:
   import hotcoco
 
   truth = hotcoco.COCO(gt)
   return hotcoco.COCOeval(truth, truth.load_res(results), iou_type)
 
 
-def _pycocotools(gt: dict, results: list[dict], iou_type: str):
+def _pycocotools(gt: dict, results: list[dict], iou_type: str) -> COCOeval:
   with _without_printing():
     truth = COCO()
     truth.dataset = gt
     truth.createIndex()
     if results:
-      detections = truth.loadRes([dict(result) for result in results])  # it writes into them
+      detections = truth.loadRes([dict(result) for result in results])  # loadRes modifies them
     else:  # loadRes fails on an empty list
       detections = COCO()
       detections.dataset = {**gt, 'annotations': []}
@@ -163,8 +165,8 @@ _quiet = threading.local()
 
 
 @contextlib.contextmanager
-def _without_printing():
-  """Nothing of what pycocotools prints as it goes, in this thread: others print their own lines meanwhile."""
+def _without_printing() -> Iterator[None]:
+  """Suppress the output of pycocotools in this thread; other threads print meanwhile."""
   coco.print = cocoeval.print = _print_unless_quiet
   _quiet.on = True
   try:
@@ -173,13 +175,13 @@ def _without_printing():
     _quiet.on = False
 
 
-def _print_unless_quiet(*values, **options):
+def _print_unless_quiet(*values: Any, **options: Any) -> None:
   if not getattr(_quiet, 'on', False):
     print(*values, **options)
 
 
 def _mean(arrays: dict[str, Any], kind: str, threshold: int | None, area: int, limit: int) -> float:
-  """Mean over thresholds, recall points and categories: precision [T, R, K, A, M] or recall [T, K, A, M]."""
+  """Average precision [T, R, K, A, M] or recall [T, K, A, M] over thresholds, recall points and categories."""
   values = np.asarray(arrays[kind])[..., area, limit]
   if threshold is not None:
     values = values[threshold]
@@ -187,10 +189,10 @@ def _mean(arrays: dict[str, Any], kind: str, threshold: int | None, area: int, l
   return float(values.mean()) if values.size else -1.0
 
 
-def _category(arrays: dict[str, Any], k: int, category: int, name: str) -> CategoryScores:
+def _category(arrays: dict[str, Any], k: int, category_id: int, name: str) -> CategoryScores:
   one = {
     'precision': np.asarray(arrays['precision'])[:, :, k : k + 1],
     'recall': np.asarray(arrays['recall'])[:, k : k + 1],
   }
-  ap, ap50, ap75 = (_mean(one, *FIGURES[figure]) for figure in ('AP', 'AP50', 'AP75'))
-  return CategoryScores(category, name, ap, ap50, ap75, _mean(one, 'recall', None, 0, -1))
+  ap, ap50, ap75 = (_mean(one, *METRICS[metric]) for metric in ('AP', 'AP50', 'AP75'))
+  return CategoryScores(category_id, name, ap, ap50, ap75, _mean(one, 'recall', None, 0, -1))

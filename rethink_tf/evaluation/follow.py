@@ -1,31 +1,32 @@
-"""An evaluator of its own: a job that scores every new checkpoint of a run which another job trains."""
+"""A separate evaluation job, which scores every new checkpoint of a run that another job trains."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import tensorflow as tf
 from absl import logging
 
 from rethink_tf.errors import UserError
+from rethink_tf.storage.checkpoints import RunCheckpoints
 from rethink_tf.storage.run_folder import RunFolder, total_steps
+from rethink_tf.structures import Experiment
 
 METRICS = 'metrics-evaluator.jsonl'
 
 
 class FollowedFolder(RunFolder):
-  """A run folder in which another job trains: what is added does not get into the way of what that one writes.
+  """The run folder of another job, to which results are written in files of their own.
 
-  Lines go to metrics-evaluator.jsonl, which RunFolder.read_metrics reads along (object stores cannot append: two who
-  write the same file would undo each other's lines); TensorBoard's events, with the same tags, to the run `evaluator`.
+  Lines go to metrics-evaluator.jsonl, which RunFolder.read_metrics reads too (object stores cannot append: two writers
+  of one file would overwrite each other's lines); TensorBoard events, with the same tags, to the run `evaluator`.
   """
 
   METRICS = METRICS
 
   def __init__(self, path: str, wait_minutes: float = 0.0):
-    """Waits for a training job that has yet to begin."""
+    """Wait up to `wait_minutes` for the training job to create the folder."""
     wait_for(path, wait_minutes)
     super().__init__(path, create=False)
 
@@ -34,43 +35,54 @@ class FollowedFolder(RunFolder):
 
 
 def wait_for(path: str, minutes: float) -> None:
-  """Until a file or folder is there, or the time is over."""
+  """Wait until a file or folder exists, at most `minutes`."""
   until = time.monotonic() + 60 * minutes
   while not tf.io.gfile.exists(path) and time.monotonic() < until:
     time.sleep(1)
 
 
-def follow(checkpoints: Any, evaluate: Callable[[int], Any], folder: RunFolder, timeout_minutes: float,
-           look_seconds: float = 15.0) -> None:
-  """Evaluates every checkpoint that has no figures yet, oldest first, until that of the run's last step has them.
+def follow(experiment: Experiment) -> dict[str, float]:
+  """Evaluate every new checkpoint of a run that another job trains, until its last step; return the last metrics."""
 
-  checkpoints: with steps(). evaluate: restores and scores that of a step; raises UserError when it is gone or damaged,
-  which is logged: training keeps no more than the newest ones.
+  def evaluate(step: int) -> None:
+    experiment.checkpoints.restore(experiment.trackables, step)
+    experiment.evaluator.evaluate(step)
+
+  follow_checkpoints(experiment.checkpoints, evaluate, experiment.folder, experiment.follow_minutes)
+  return experiment.evaluator.last
+
+
+def follow_checkpoints(checkpoints: RunCheckpoints, evaluate: Callable[[int], None], folder: RunFolder,
+                       timeout_minutes: float, poll_seconds: float = 15.0) -> None:
+  """Evaluate every checkpoint that has no metrics yet, oldest first, until that of the run's last step has them.
+
+  evaluate: restores and scores the checkpoint of a step; raises UserError when it is gone or damaged, which is logged:
+  training keeps the newest checkpoints only.
 
   Raises:
     UserError: no new checkpoint within timeout_minutes.
   """
-  passed_over: set[int] = set()
-  news = time.monotonic()
+  skipped: set[int] = set()
+  last_news = time.monotonic()
   while True:
     scored = {line['step'] for line in folder.read_metrics() if line['kind'] == 'eval'}
-    waiting = [step for step in checkpoints.steps() if step not in scored | passed_over]
+    pending = [step for step in checkpoints.steps() if step not in scored | skipped]
     last = total_steps(folder)
-    if waiting:
+    if pending:
       try:
-        evaluate(waiting[0])
+        evaluate(pending[0])
       except UserError as error:
-        if waiting[0] in checkpoints.steps():
+        if pending[0] in checkpoints.steps():
           raise
-        passed_over.add(waiting[0])
-        logging.warning('the checkpoint of step %d went before it was scored (%s)', waiting[0], error.line())
-      news = time.monotonic()
+        skipped.add(pending[0])
+        logging.warning('the checkpoint of step %d was removed before it was evaluated (%s)', pending[0], error.line())
+      last_news = time.monotonic()
     elif last is not None and last in scored:
-      logging.info('the last step, %d, is scored', last)
+      logging.info('the last step, %d, is evaluated', last)
       return
-    elif time.monotonic() - news > 60 * timeout_minutes:
+    elif time.monotonic() - last_news > 60 * timeout_minutes:
       raise UserError(f'no new checkpoint in {folder.path} for {timeout_minutes:g} minutes (--follow_minutes); the '
-                      f'newest one scored is of step {max(scored, default="none")}, the last step is '
-                      f'{last if last is not None else "not known"}: look whether training goes on')
+                      f'newest one evaluated is of step {max(scored, default="none")}, the last step is '
+                      f'{last if last is not None else "not known"}: check whether training is still running')
     else:
-      time.sleep(look_seconds)
+      time.sleep(poll_seconds)

@@ -1,4 +1,6 @@
-"""When an evaluator evaluates: every so many steps, at the end of training, and after a kill what it cut short."""
+"""The schedule of evaluations: every n steps, at the end of training, and after a restart the one that was lost."""
+
+from __future__ import annotations
 
 import abc
 from collections.abc import Mapping
@@ -16,16 +18,15 @@ class PeriodicEvaluation(tf_keras.callbacks.Callback, abc.ABC):
   """Calls `evaluate(step)` during `fit`.
 
   Args:
-    run_folder: where results go.
+    run_folder: for the results.
     every: iterations between evaluations during training; 0 = only at the end.
     at_end: also evaluate when training ends.
 
   Attributes:
-    last: the figures of the latest evaluation in percent, {} before the first.
-    workers: who shares the images among themselves; the chief alone scores and reports. To be set before the first
-      evaluation.
-    main_metric: the figure that tells which of two checkpoints is the better one.
-    evaluated_step: of the evaluation that began last, -1 before the first.
+    last: metrics of the latest evaluation in percent, {} before the first.
+    workers: the workers that share the images; only the chief scores and reports. Set it before the first evaluation.
+    main_metric: the metric that chooses the best checkpoint.
+    evaluated_step: step of the evaluation that began last, -1 before the first.
   """
 
   main_metric = ''
@@ -39,17 +40,17 @@ class PeriodicEvaluation(tf_keras.callbacks.Callback, abc.ABC):
 
   @abc.abstractmethod
   def evaluate(self, step: int, extra: Mapping[str, Any] | None = None) -> dict[str, float]:
-    """Scores the weights of a step and calls `_keep`."""
+    """Score the weights of a step, call `_keep`, and return the metrics."""
 
   def start(self, step: int) -> None:
-    """Begins an evaluation; an evaluator that scores beside training comes back before its end."""
+    """Begin an evaluation; one that scores in a thread returns before its end."""
     self.evaluate(step)
 
-  def _keep(self, step: int, figures: dict[str, float]) -> None:
-    self._evaluated_step, self.last = step, figures
+  def _keep(self, step: int, metrics: dict[str, float]) -> None:
+    self._evaluated_step, self.last = step, metrics
 
   def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-    """Makes up for an evaluation that a kill cut short after its checkpoint had been written."""
+    """Repeat an evaluation that was interrupted after its checkpoint had been written."""
     step = self._step()
     lines = self._run_folder.read_metrics()
     if step and self.due(step) and not any(line['kind'] == 'eval' and line['step'] == step for line in lines):
@@ -73,11 +74,11 @@ class PeriodicEvaluation(tf_keras.callbacks.Callback, abc.ABC):
     return iterations(self.model.optimizer)
 
   def due(self, step: int) -> bool:
-    """Whether training is evaluated at a step, its end apart."""
+    """Whether `step` is one of the periodic evaluations, which the end of training is not."""
     return bool(self._every) and step % self._every == 0
 
   def _write(self, step: int, name: str, data: bytes) -> str:
-    """Writes a file of eval/step-…/ beside its place and renames it: no half-written one is ever found there."""
+    """Write a file of eval/step-…/ atomically; return its path."""
     path = self._run_folder.join('eval', f'step-{step:08d}', name)
     files.write(path, data)
     return path

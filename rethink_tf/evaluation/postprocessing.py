@@ -1,4 +1,6 @@
-"""Detections of an image in original pixels: restoring them, COCO results, and bytes between workers."""
+"""Detections in original pixels: restoring them from network outputs, COCO's submission format, serialization."""
+
+from __future__ import annotations
 
 import json
 from collections.abc import Sequence
@@ -11,7 +13,7 @@ from rethink_tf.ops.masks import paste
 
 
 class ImageDetections(NamedTuple):
-  """The detections of one photograph, in its own pixels, best first."""
+  """The detections of one image, in original pixels, best first."""
 
   image_id: int
   boxes: np.ndarray  # float64 [n, 4] y0 x0 y1 x1
@@ -21,65 +23,25 @@ class ImageDetections(NamedTuple):
   keypoints: np.ndarray | None = None  # float64 [n, P, 3] y, x (indices of pixel centres), score
 
 
-def to_bytes(found: list[ImageDetections]) -> bytes:
-  """Detections as JSON, to the last bit: what a worker hands to the chief."""
-  rows = [[value.tolist() if isinstance(value, np.ndarray) else value for value in one] for one in found]
-  return json.dumps(rows, separators=(',', ':')).encode()
+def restore(
+  mask_paste: str,
+  image_ids: np.ndarray,
+  scales: np.ndarray,
+  sizes: np.ndarray,
+  boxes: np.ndarray,
+  scores: np.ndarray,
+  classes: np.ndarray,
+  masks: np.ndarray | None,
+  keypoints: np.ndarray | None,
+) -> list[ImageDetections]:
+  """Return a batch of detections in original pixels, without empty slots and the images that fill up the batch.
 
-
-def from_bytes(data: bytes) -> list[ImageDetections]:
-  """The inverse of to_bytes."""
-  return [ImageDetections(image_id, np.array(boxes, np.float64).reshape(-1, 4), np.array(scores, np.float64),
-                np.array(classes, np.int64), masks,
-                None if keypoints is None else np.array(keypoints, np.float64).reshape(len(scores), -1, 3))
-          for image_id, boxes, scores, classes, masks, keypoints in json.loads(data)]
-
-
-def submission(found: list[ImageDetections], categories: Sequence[Category]) -> dict[str, list[dict]]:
-  """Detections in COCO's submission format by kind: 'box', and 'mask' and 'keypoint' where the detector has them."""
-  ids = [category.id for category in categories]
-  results = {'box': _box_results(found, ids)}
-  if all(one.masks is not None for one in found):
-    results['mask'] = _mask_results(found, ids)
-  if any(category.keypoints for category in categories) and all(one.keypoints is not None for one in found):
-    results['keypoint'] = _keypoint_results(found, categories)
-  return results
-
-
-def _box_results(found, category_ids):
+  Args:
+    mask_paste: 'accurate' or 'detectron' (ops/masks.py).
+    image_ids, scales, sizes: of the batch, int64 [B] (-1: filled up), float32 [B, 2], int32 [B, 2] (structures.Batch).
+    boxes, scores, classes, masks, keypoints: as in structures.Detections.
+  """
   results = []
-  for one in found:
-    # Thousandths of a pixel halve the size of the file.
-    xywh = np.round(np.concatenate([one.boxes[:, 1::-1], (one.boxes[:, 2:] - one.boxes[:, :2])[:, ::-1]], 1), 3)
-    for box, score, number in zip(xywh.tolist(), one.scores.tolist(), one.classes.tolist(), strict=True):
-      results.append({'image_id': one.image_id, 'category_id': category_ids[number - 1], 'bbox': box, 'score': score})
-  return results
-
-
-def _mask_results(found, category_ids):
-  results = []
-  for one in found:
-    for rle, score, number in zip(one.masks, one.scores.tolist(), one.classes.tolist(), strict=True):
-      results.append({'image_id': one.image_id, 'category_id': category_ids[number - 1], 'segmentation': rle,
-                      'score': score})
-  return results
-
-
-def _keypoint_results(found, categories):
-  """Of the categories that have keypoints: x, y and a third number each, which COCO does not score."""
-  results = []
-  for one in found:
-    points = np.round(one.keypoints[..., [1, 0, 2]], 3).reshape(-1, 3 * one.keypoints.shape[1])
-    for each, score, number in zip(points.tolist(), one.scores.tolist(), one.classes.tolist(), strict=True):
-      category = categories[number - 1]
-      if category.keypoints:
-        results.append({'image_id': one.image_id, 'category_id': category.id, 'keypoints': each, 'score': score})
-  return results
-
-
-def restore(mask_paste, image_ids, scales, sizes, boxes, scores, classes, masks, keypoints) -> list[ImageDetections]:
-  """One batch of detections (NumPy) in pixels of the photographs, without empty slots and filling images."""
-  found = []
   for i in np.flatnonzero(image_ids >= 0):
     height, width = sizes[i].tolist()
     restored = boxes[i].astype(np.float64) / scales[i][[0, 1, 0, 1]]
@@ -95,6 +57,62 @@ def restore(mask_paste, image_ids, scales, sizes, boxes, scores, classes, masks,
     if keypoints is not None:
       points = keypoints[i][slots].astype(np.float64)
       points[..., :2] = (points[..., :2] + 0.5) / scales[i] - 0.5  # indices of pixel centres
-    one = restored[slots], scores[i][slots].astype(np.float64), classes[i][slots].astype(np.int64), rles, points
-    found.append(ImageDetections(int(image_ids[i]), *one))
-  return found
+    results.append(ImageDetections(int(image_ids[i]), restored[slots], scores[i][slots].astype(np.float64),
+                                   classes[i][slots].astype(np.int64), rles, points))
+  return results
+
+
+def submission(detections: Sequence[ImageDetections], categories: Sequence[Category]) -> dict[str, list[dict]]:
+  """Return detections in COCO's submission format by kind: 'box', and 'mask' and 'keypoint' if there are any."""
+  ids = [category.id for category in categories]
+  results = {'box': _box_results(detections, ids)}
+  if all(one.masks is not None for one in detections):
+    results['mask'] = _mask_results(detections, ids)
+  if any(category.keypoints for category in categories) and all(one.keypoints is not None for one in detections):
+    results['keypoint'] = _keypoint_results(detections, categories)
+  return results
+
+
+def _box_results(detections: Sequence[ImageDetections], category_ids: Sequence[int]) -> list[dict]:
+  results = []
+  for one in detections:
+    # Rounding to thousandths of a pixel halves the size of the file.
+    xywh = np.round(np.concatenate([one.boxes[:, 1::-1], (one.boxes[:, 2:] - one.boxes[:, :2])[:, ::-1]], 1), 3)
+    for box, score, k in zip(xywh.tolist(), one.scores.tolist(), one.classes.tolist(), strict=True):
+      results.append({'image_id': one.image_id, 'category_id': category_ids[k - 1], 'bbox': box, 'score': score})
+  return results
+
+
+def _mask_results(detections: Sequence[ImageDetections], category_ids: Sequence[int]) -> list[dict]:
+  results = []
+  for one in detections:
+    for rle, score, k in zip(one.masks, one.scores.tolist(), one.classes.tolist(), strict=True):
+      results.append({'image_id': one.image_id, 'category_id': category_ids[k - 1], 'segmentation': rle,
+                      'score': score})
+  return results
+
+
+def _keypoint_results(detections: Sequence[ImageDetections], categories: Sequence[Category]) -> list[dict]:
+  """Of categories with keypoints: x, y and the score of each keypoint, which COCO's metric ignores."""
+  results = []
+  for one in detections:
+    points = np.round(one.keypoints[..., [1, 0, 2]], 3).reshape(-1, 3 * one.keypoints.shape[1])
+    for each, score, k in zip(points.tolist(), one.scores.tolist(), one.classes.tolist(), strict=True):
+      category = categories[k - 1]
+      if category.keypoints:
+        results.append({'image_id': one.image_id, 'category_id': category.id, 'keypoints': each, 'score': score})
+  return results
+
+
+def to_bytes(detections: Sequence[ImageDetections]) -> bytes:
+  """Serialize detections as JSON, without loss, for the chief of several workers."""
+  rows = [[value.tolist() if isinstance(value, np.ndarray) else value for value in one] for one in detections]
+  return json.dumps(rows, separators=(',', ':')).encode()
+
+
+def from_bytes(data: bytes) -> list[ImageDetections]:
+  """Invert `to_bytes`."""
+  return [ImageDetections(image_id, np.array(boxes, np.float64).reshape(-1, 4), np.array(scores, np.float64),
+                          np.array(classes, np.int64), masks,
+                          None if keypoints is None else np.array(keypoints, np.float64).reshape(len(scores), -1, 3))
+          for image_id, boxes, scores, classes, masks, keypoints in json.loads(data)]

@@ -1,13 +1,15 @@
-"""Scoring of detections and its report: figures, tables, pictures, COCO's submission files.
+"""Scoring of detections and its report: metrics, tables, rendered images, COCO's submission files.
 
-Nothing here needs the model or its devices: during training the evaluator lets it run in a thread beside the steps.
+Nothing here needs the model or its devices: during training it runs in a thread in parallel to the steps.
 """
+
+from __future__ import annotations
 
 import csv
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -16,45 +18,46 @@ from pycocotools import mask as coco_mask
 
 from rethink_tf.data.detection.segmentation import to_rle
 from rethink_tf.data.images import ImageError
-from rethink_tf.errors import UserError
+from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.evaluation import coco_metrics
 from rethink_tf.evaluation.postprocessing import ImageDetections, submission
 from rethink_tf.storage.run_folder import RunFolder
-from rethink_tf.visualization import pictures
+from rethink_tf.structures import Source
+from rethink_tf.visualization import drawing
 
 SHOWN_SCORE = 0.5  # detections below it are scored but not drawn
 SHOWN_TITLE = f'predictions, score >= {SHOWN_SCORE}'
 IOU_TYPES = {'box': 'bbox', 'mask': 'segm', 'keypoint': 'keypoints'}
-COCO_KEYPOINTS = 17  # of COCO's person, for which alone sigmas are published
+COCO_KEYPOINTS = 17  # of COCO's person, the only category with published sigmas
 
 
 class Scores(NamedTuple):
-  """What one scoring gives."""
+  """The result of one scoring."""
 
-  metrics: dict[str, float]  # COCO's figures in percent: 'box/AP', ..., 'mask/AP', ...; -1 where there is no object
+  metrics: dict[str, float]  # in percent: 'box/AP', ..., 'mask/AP', ...; -1 where the data has no such object
   tables: dict[str, coco_metrics.CocoScores]  # by kind: 'box', 'mask', 'keypoint'
   results: dict[str, list]  # by kind: detections in COCO's submission format
 
 
 class Scorer:
-  """Scores the detections of all images of a source, and reports them.
+  """Scores the detections of all images of a source and writes a report.
 
-  source: the photographs and their ground truth. run_folder: where reports go.
-  write: (step, name, bytes) -> path, puts a file into the folder of a step.
-  num_pictures, backend, save_results, keypoint_sigmas: as for the evaluator.
-  FIGURES: columns of categories.csv for each kind; LISTED: the one that is printed by category.
+  source: the images and their ground truth. run_folder: for the report.
+  write: (step, name, bytes) -> path, writes a file to the folder of a step.
+  num_images, backend, save_results, keypoint_sigmas: as num_pictures etc. of CocoEvaluator.
+  COLUMNS: of categories.csv, for each kind. LISTED: the metric that is printed by category.
   """
 
-  FIGURES = ('AP', 'AP50', 'AP75', 'AR')
+  COLUMNS = ('AP', 'AP50', 'AP75', 'AR')
   LISTED = 'AP'
 
-  def __init__(self, source: Any, run_folder: RunFolder, write: Callable[[int, str, bytes], str], num_pictures: int,
+  def __init__(self, source: Source, run_folder: RunFolder, write: Callable[[int, str, bytes], str], num_images: int,
                backend: str, save_results: bool, keypoint_sigmas: Sequence[float] | None = None):
     self._source, self._run_folder, self._write = source, run_folder, write
-    self._num_pictures, self._backend, self._save_results = num_pictures, backend, save_results
+    self._num_images, self._backend, self._save_results = num_images, backend, save_results
     self._names = [category.name for category in source.categories]
     self._category_ids = [category.id for category in source.categories]
-    self._saved_results: list[str] = []
+    self._saved_results: list[str] = []  # paths of the previous evaluation
     self._skeleton = next((category.skeleton for category in source.categories if category.keypoints), ())
     self._num_keypoints = max((len(category.keypoints) for category in source.categories), default=0)
     if keypoint_sigmas is not None and len(keypoint_sigmas) != self._num_keypoints:
@@ -62,9 +65,9 @@ class Scorer:
                       f'{self._num_keypoints} keypoints of {source.name}')
     self._sigmas = default_sigmas(self._num_keypoints) if keypoint_sigmas is None else keypoint_sigmas
 
-  def score(self, found: list[ImageDetections], gt: dict) -> Scores:
-    """Average precision and recall of the detections of all images against COCO's ground truth."""
-    results = submission(found, self._source.categories)
+  def score(self, detections: list[ImageDetections], gt: dict) -> Scores:
+    """Return the metrics of the detections of all images; gt: ground truth as in COCO's json."""
+    results = submission(detections, self._source.categories)
     tables = {
       kind: coco_metrics.evaluate(gt, results[kind], IOU_TYPES[kind], self._backend)
       for kind in ('box', 'mask') if kind in results
@@ -73,15 +76,15 @@ class Scorer:
       truth = keypoint_truth(gt, self._num_keypoints)
       tables['keypoint'] = coco_metrics.evaluate(truth, results['keypoint'], 'keypoints', self._backend, self._sigmas)
     metrics = {
-      f'{kind}/{name}': _percent(value) for kind, one in tables.items() for name, value in one.figures.items()
+      f'{kind}/{name}': _percent(value) for kind, one in tables.items() for name, value in one.metrics.items()
     }
     return Scores(metrics, tables, results)
 
-  def print(self, step: int, tables: Mapping[str, coco_metrics.CocoScores], seconds: float) -> None:
-    """The figures and AP by category, in one write: lines of training do not get in between."""
+  def print_tables(self, step: int, tables: Mapping[str, coco_metrics.CocoScores], seconds: float) -> None:
+    """Print all metrics and the AP by category, in one write so that lines of training do not get in between."""
     lines = [f'evaluation at step {step}: {len(self._source.image_ids)} images of {self._source.name}, {seconds:.1f} s']
     for kind, one in tables.items():
-      lines.append(f'  {kind:4} ' + '  '.join(f'{name} {_percent(value):.1f}' for name, value in one.figures.items()))
+      lines.append(f'  {kind:4} ' + '  '.join(f'{name} {_percent(value):.1f}' for name, value in one.metrics.items()))
     rows = zip(*(one.categories for one in tables.values()), strict=True)
     rows = [row for row in rows if getattr(row[0], self.LISTED) >= 0]
     lines.append(f'  {" / ".join(tables)} {self.LISTED} by category')
@@ -92,8 +95,8 @@ class Scorer:
       lines.append('  ' + '  '.join(f'{name[:width]:{width}} {value:>11}' for name, value in cells[i : i + columns]))
     print('\n'.join(lines) + '\n', end='', flush=True)
 
-  def save(self, step: int, scores: Scores, found: list[ImageDetections], gt: dict) -> None:
-    """Everything but the line in metrics.jsonl. What cannot be written is logged: it ends no training."""
+  def save(self, step: int, scores: Scores, detections: list[ImageDetections], gt: dict) -> None:
+    """Write everything but the line in metrics.jsonl. Errors of storage are logged and do not end training."""
     folder = self._run_folder.join('eval', f'step-{step:08d}')
     try:
       tf.io.gfile.makedirs(folder)
@@ -108,21 +111,20 @@ class Scorer:
           for path in set(outdated) - set(self._saved_results):
             tf.io.gfile.remove(path)
         drawn, titles = [], []
-        for image_id, truth, prediction in self._draw(found, gt):
-          pair = pictures.sheet([truth, prediction], 2, ['ground truth', SHOWN_TITLE])
+        for image_id, truth, prediction in self._draw(detections, gt):
+          pair = drawing.image_grid([truth, prediction], 2, ['ground truth', SHOWN_TITLE])
           tf.summary.image(f'eval/picture/{image_id}', pair[None])
           drawn += [truth, prediction]
           titles += [f'{image_id}: ground truth', f'{image_id}: {SHOWN_TITLE}']
         if drawn:
-          sheet = pictures.sheet(drawn, 2 if len(drawn) == 2 else 4, titles)
-          self._write(step, 'pictures.png', pictures.png(sheet))
+          grid = drawing.image_grid(drawn, 2 if len(drawn) == 2 else 4, titles)
+          self._write(step, 'pictures.png', drawing.png(grid))
       self._run_folder.writer().flush()
     except (OSError, tf.errors.OpError) as error:
-      reason = ' '.join(str(getattr(error, 'message', None) or error).split())
-      logging.warning('%s: results of the evaluation could not be written: %s', folder, reason)
+      logging.warning('%s: results of the evaluation could not be written: %s', folder, in_one_line(error))
 
   def _result_files(self, results: Mapping[str, list], gt: dict) -> Iterator[tuple[str, bytes]]:
-    """Name and content of each file of results, and of the ground truth that they were scored against."""
+    """Yield the name and content of each file of results, and of the ground truth they were scored against."""
     if 'keypoint' in results:
       padded = {a['id']: a['keypoints'] for a in keypoint_truth(gt, self._num_keypoints)['annotations']}
       gt = {**gt, 'annotations': [{**a, 'keypoints': padded.get(a['id'], [])} for a in gt['annotations']]}
@@ -134,18 +136,18 @@ class Scorer:
   def _categories_csv(self, tables: Mapping[str, coco_metrics.CocoScores]) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
-    writer.writerow(['id', 'category', *(f'{kind}/{name}' for kind in tables for name in self.FIGURES)])
+    writer.writerow(['id', 'category', *(f'{kind}/{name}' for kind in tables for name in self.COLUMNS)])
     for row in zip(*(one.categories for one in tables.values()), strict=True):
-      values = [_percent(getattr(one, name)) for one in row for name in self.FIGURES]
+      values = [_percent(getattr(one, name)) for one in row for name in self.COLUMNS]
       writer.writerow([row[0].id, row[0].name, *(f'{value:.3f}' for value in values)])
     return text.getvalue().encode()
 
-  def _draw(self, found: list[ImageDetections], gt: dict) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Image id, ground truth and predictions of a fixed choice of photographs, spread over those with objects."""
+  def _draw(self, detections: list[ImageDetections], gt: dict) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yield image id, ground truth and predictions of a fixed choice of images, spread over those with objects."""
     ids = np.asarray(self._source.image_ids)
     candidates = np.flatnonzero(np.asarray(self._source.num_instances) > 0)
-    chosen = np.unique(np.linspace(0, len(candidates) - 1, min(self._num_pictures, len(candidates))).astype(int))
-    by_id = {one.image_id: one for one in found}
+    chosen = np.unique(np.linspace(0, len(candidates) - 1, min(self._num_images, len(candidates))).astype(int))
+    by_id = {one.image_id: one for one in detections}
     classes = {category_id: k for k, category_id in enumerate(self._category_ids, start=1)}
     for i in candidates[chosen].tolist():
       try:
@@ -161,25 +163,30 @@ class Scorer:
       yield (
         int(ids[i]),
         self._draw_truth(image, truth, classes),
-        pictures.draw(image, prediction.boxes[shown], prediction.classes[shown], self._names,
-                      prediction.scores[shown], masks, keypoints, self._skeleton),
+        drawing.draw(image, prediction.boxes[shown], prediction.classes[shown], self._names,
+                     prediction.scores[shown], masks, keypoints, self._skeleton),
       )
 
   def _draw_truth(self, image: np.ndarray, annotations: list[dict], classes: Mapping[int, int]) -> np.ndarray:
-    xywh = np.array([a['bbox'] for a in annotations], np.float64).reshape(-1, 4)
-    boxes = np.concatenate([xywh[:, 1::-1], (xywh[:, :2] + xywh[:, 2:])[:, ::-1]], axis=1)
+    boxes = boxes_of(annotations)
     masks = [coco_mask.decode(to_rle(a['segmentation'], *image.shape[:2])) for a in annotations]
     keypoints = None
     if self._num_keypoints:
       size = 3 * self._num_keypoints
       keypoints = np.array([(list(a.get('keypoints', ())) + [0] * size)[:size] for a in annotations], np.float64)
       keypoints = keypoints.reshape(-1, self._num_keypoints, 3)[..., [1, 0, 2]]
-    return pictures.draw(image, boxes, [classes[a['category_id']] for a in annotations], self._names, masks=masks,
-                         keypoints=keypoints, skeleton=self._skeleton)
+    return drawing.draw(image, boxes, [classes[a['category_id']] for a in annotations], self._names, masks=masks,
+                        keypoints=keypoints, skeleton=self._skeleton)
+
+
+def boxes_of(annotations: Sequence[Mapping]) -> np.ndarray:
+  """Return the boxes of COCO annotations as float64 [n, 4] y0 x0 y1 x1."""
+  xywh = np.array([a['bbox'] for a in annotations], np.float64).reshape(-1, 4)
+  return np.concatenate([xywh[:, 1::-1], (xywh[:, :2] + xywh[:, 2:])[:, ::-1]], axis=1)
 
 
 def keypoint_truth(gt: dict, num_keypoints: int) -> dict:
-  """The ground truth of the categories that have keypoints, all with P of them: missing ones are not labelled."""
+  """Return the annotations with keypoints, padded to P keypoints each with unlabelled ones."""
   size = 3 * num_keypoints
   annotations = [{**a, 'keypoints': (list(a['keypoints']) + [0] * size)[:size]} for a in gt['annotations']
                  if a.get('keypoints')]
@@ -187,7 +194,7 @@ def keypoint_truth(gt: dict, num_keypoints: int) -> dict:
 
 
 def default_sigmas(num_keypoints: int) -> tuple[float, ...] | None:
-  """Of keypoint similarity: None, which stands for COCO's, for 17 keypoints, 1/P each for another P."""
+  """Return the sigmas of keypoint similarity: 1/P each; None, which stands for COCO's, for 17 keypoints."""
   return None if num_keypoints in (0, COCO_KEYPOINTS) else (1.0 / num_keypoints,) * num_keypoints
 
 

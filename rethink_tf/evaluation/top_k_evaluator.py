@@ -1,4 +1,6 @@
-"""TopKEvaluator: top-1 and top-5 of a classifier on the standard centre crop of held-out photographs."""
+"""TopKEvaluator: top-1 and top-5 accuracy of a classifier on the standard centre crop of held-out images."""
+
+from __future__ import annotations
 
 import csv
 import io
@@ -11,80 +13,79 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from rethink_tf.errors import UserError
+from rethink_tf.console import Progress
+from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.evaluation.periodic import PeriodicEvaluation
 from rethink_tf.storage.run_folder import RunFolder
-from rethink_tf.structures import LabelledImages
-from rethink_tf.visualization import pictures
+from rethink_tf.structures import Input, LabelledImages, Source
+from rethink_tf.visualization import drawing
 
 KS = (1, 5)
-PROGRESS_SECONDS = 10.0
-_RIGHT, _WRONG = (58, 154, 91), (209, 73, 91)  # colours of the frames
+_TRUE_COLOUR, _FALSE_COLOUR = (58, 154, 91), (209, 73, 91)  # of the frames
 _COLUMNS, _FRAME, _WIDTH = 6, 6, 220
 
 
-class Guesses(NamedTuple):
-  """What a classifier says about images, a row each."""
+class Predictions(NamedTuple):
+  """Predictions of a classifier, one row per image."""
 
   image_ids: np.ndarray  # int64 [N]
   labels: np.ndarray  # int32 [N, T], -1 = empty slot
-  ranks: np.ndarray  # int64 [N] how many classes score higher than the best of the labels
+  ranks: np.ndarray  # int64 [N] number of classes that score higher than the best of the labels
   entropies: np.ndarray  # float64 [N] cross-entropy of targets 1/k on k labels
-  classes: np.ndarray  # int64 [N] the first guess
-  probabilities: np.ndarray  # float64 [N] of the first guess
+  classes: np.ndarray  # int64 [N] with the highest score
+  probabilities: np.ndarray  # float64 [N] of these classes
 
 
-def guesses(logits: np.ndarray, labels: np.ndarray, image_ids: np.ndarray) -> Guesses:
-  """Ranks and probabilities from logits [N, L] and labels [N, T]; rows of image_id -1 are left out.
+def rank_labels(logits: np.ndarray, labels: np.ndarray, image_ids: np.ndarray) -> Predictions:
+  """Rank labels [N, T] among the classes by logits [N, L]; rows of image_id -1 are left out.
 
-  Of equal scores the lower class ranks higher. A row that is not finite has no right answer.
+  Of equal scores the lower class ranks higher. A row that is not finite has the rank L of its labels.
   """
   real = np.asarray(image_ids) >= 0
   logits, labels = np.asarray(logits, np.float64)[real], np.asarray(labels)[real]
   finite = np.isfinite(logits).all(axis=1)
   logits = np.where(finite[:, None], logits, 0.0)
   order = np.argsort(-logits, axis=1, kind='stable')
-  places = np.argsort(order, axis=1)  # [N, L] rank of each class
+  class_ranks = np.argsort(order, axis=1)  # [N, L]
   used = labels >= 0
   own = np.maximum(labels, 0)
-  ranks = np.where(used, np.take_along_axis(places, own, 1), logits.shape[1]).min(axis=1)
+  ranks = np.where(used, np.take_along_axis(class_ranks, own, 1), logits.shape[1]).min(axis=1)
   shifted = logits - logits.max(axis=1, keepdims=True)
   log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
   entropies = -(np.take_along_axis(log_probabilities, own, 1) * used).sum(1) / np.maximum(used.sum(1), 1)
   first = order[:, 0]
   probabilities = np.exp(np.take_along_axis(log_probabilities, first[:, None], 1))[:, 0]
-  return Guesses(np.asarray(image_ids)[real], labels, np.where(finite, ranks, logits.shape[1]), entropies, first,
-                 probabilities)
+  return Predictions(np.asarray(image_ids)[real], labels, np.where(finite, ranks, logits.shape[1]), entropies, first,
+                     probabilities)
 
 
-_NONE = guesses(np.zeros([0, 1]), np.zeros([0, 1], np.int32), np.zeros([0], np.int64))
+_NONE = rank_labels(np.zeros([0, 1]), np.zeros([0, 1], np.int32), np.zeros([0], np.int64))
 
 
 @gin.register
 class TopKEvaluator(PeriodicEvaluation):
-  """Top-1 and top-5 accuracy on all images of a source, every so many steps and at the end of training.
+  """Top-1 and top-5 accuracy on all images of a source, every n steps and at the end of training.
 
   An image counts for top-k if one of its labels is among the k highest scores; with fewer than five classes top-5 is
-  100 %. Each evaluation leaves under eval/step-00001234/ the accuracy by class (categories.csv) and photographs with
-  the first guess, framed green or red (pictures.png); a line in metrics.jsonl; and in TensorBoard the scalars
-  eval/top-1, eval/top-5, eval/cross-entropy and the pictures. A file that cannot be written is logged and costs
-  nothing else.
+  100 %. Each evaluation writes a line to metrics.jsonl; to eval/step-00001234/ the accuracy by class (categories.csv)
+  and images with the predicted class, framed green or red (pictures.png); and to TensorBoard the scalars eval/top-1,
+  eval/top-5, eval/cross-entropy and the rendered images. A file that cannot be written is logged and skipped.
 
   Args:
     eval_input: batches of every image of the source, once.
     predict: LabelledImages -> logits [B, L].
-    source: the photographs and their classes.
+    source: the images and their classes.
     run_folder, every, at_end: as in PeriodicEvaluation.
-    num_pictures: photographs drawn, the same ones every time.
+    num_pictures: number of images that are rendered, the same ones every time.
   """
 
   main_metric = 'top-1'
 
   def __init__(
     self,
-    eval_input: Any,
+    eval_input: Input,
     predict: Callable[[LabelledImages], tf.Tensor],
-    source: Any,
+    source: Source,
     run_folder: RunFolder,
     every: int = 5000,
     at_end: bool = True,
@@ -97,7 +98,7 @@ class TopKEvaluator(PeriodicEvaluation):
     self._shown_ids = ids[chosen]
 
   def evaluate(self, step: int, extra: Mapping[str, Any] | None = None) -> dict[str, float]:
-    """Predicts, scores and reports.
+    """Predict, score and report.
 
     Args:
       step: iteration of the weights.
@@ -108,18 +109,18 @@ class TopKEvaluator(PeriodicEvaluation):
 
     Raises:
       UserError: the batches do not hold every image of the source exactly once.
-      WorkerLost: another worker has not sent its share.
+      WorkerLost: another worker has not sent its results.
     """
     start = time.monotonic()
-    found, shown = self._guess(step)
+    found, shown = self._predict_all(step)
     self._evaluated_step = step
     if not self.workers.chief:
-      self.workers.send(self._run_folder, f'guesses-{step}', _to_bytes(found, shown))
+      self.workers.send(self._run_folder, f'predictions-{step}', _to_bytes(found, shown))
       return self.last
-    for data in self.workers.receive(self._run_folder, f'guesses-{step}'):
-      others, drawn = _from_bytes(data)
-      found = Guesses(*(np.concatenate(columns) for columns in zip(found, others, strict=True)))
-      shown |= drawn
+    for data in self.workers.receive(self._run_folder, f'predictions-{step}'):
+      others, crops = _from_bytes(data)
+      found = Predictions(*(np.concatenate(columns) for columns in zip(found, others, strict=True)))
+      shown |= crops
     self._check_complete(found)
     metrics = {f'top-{k}': 100 * float((found.ranks < k).mean()) for k in KS}
     metrics['cross-entropy'] = float(found.entropies.mean())
@@ -132,29 +133,28 @@ class TopKEvaluator(PeriodicEvaluation):
     self._save(step, metrics, found, shown)
     return metrics
 
-  def _guess(self, step: int) -> tuple[Guesses, dict[int, np.ndarray]]:
-    """Guesses for this worker's images, and the crops that are drawn, by image id."""
-    total, parts, shown = -(-len(self._source.image_ids) // self.workers.count), [_NONE], {}
-    reported, done = time.monotonic(), 0
+  def _predict_all(self, step: int) -> tuple[Predictions, dict[int, np.ndarray]]:
+    """Return the predictions for this worker's images, and by image id the crops that are rendered."""
+    progress = Progress(f'evaluation at step {step}, images', -(-len(self._source.image_ids) // self.workers.count))
+    batches, shown = [_NONE], {}
     for batch in self._input.dataset((self.workers.index, self.workers.count)):
       ids = np.asarray(batch.image_ids)
-      parts.append(guesses(np.asarray(self._predict(batch)), np.asarray(batch.classes), ids))
+      batches.append(rank_labels(np.asarray(self._predict(batch)), np.asarray(batch.classes), ids))
       for row in np.flatnonzero(np.isin(ids, self._shown_ids)):
         shown[int(ids[row])] = batch.images[row].numpy()
-      done += len(parts[-1].ranks)
-      if time.monotonic() - reported > PROGRESS_SECONDS:
-        reported = time.monotonic()
-        print(f'evaluation at step {step}: {done}/{total} images', flush=True)
-    used = [part for part in parts if len(part.ranks)] or parts[:1]
-    return Guesses(*(np.concatenate(column) for column in zip(*used, strict=True))), shown
+      for _ in range(len(batches[-1].ranks)):
+        progress.count()
+    progress.close()
+    used = [one for one in batches if len(one.ranks)] or batches[:1]
+    return Predictions(*(np.concatenate(column) for column in zip(*used, strict=True))), shown
 
-  def _check_complete(self, found: Guesses) -> None:
+  def _check_complete(self, found: Predictions) -> None:
     if sorted(found.image_ids.tolist()) != sorted(np.asarray(self._source.image_ids).tolist()):
       raise UserError(f'{self._source.name}: evaluation saw {len(found.image_ids)} of {len(self._source.image_ids)} '
                       'images: build eval_input from the source that is scored')
 
-  def _save(self, step: int, metrics: Mapping[str, float], found: Guesses, shown: Mapping[int, np.ndarray]) -> None:
-    """Everything but the line in metrics.jsonl. What cannot be written is logged: it ends no training."""
+  def _save(self, step: int, metrics: Mapping[str, float], found: Predictions, shown: Mapping[int, np.ndarray]) -> None:
+    """Write everything but the line in metrics.jsonl. Errors of storage are logged and do not end training."""
     folder = self._run_folder.join('eval', f'step-{step:08d}')
     try:
       tf.io.gfile.makedirs(folder)
@@ -163,16 +163,15 @@ class TopKEvaluator(PeriodicEvaluation):
           tf.summary.scalar(f'eval/{name}', value)
         self._write(step, 'categories.csv', self._categories_csv(found))
         if shown:
-          sheet = self._sheet(found, shown)
-          tf.summary.image('eval/pictures', sheet[None])
-          self._write(step, 'pictures.png', pictures.png(sheet))
+          grid = self._image_grid(found, shown)
+          tf.summary.image('eval/pictures', grid[None])
+          self._write(step, 'pictures.png', drawing.png(grid))
       self._run_folder.writer().flush()
     except (OSError, tf.errors.OpError) as error:
-      reason = ' '.join(str(getattr(error, 'message', None) or error).split())
-      logging.warning('%s: results of the evaluation could not be written: %s', folder, reason)
+      logging.warning('%s: results of the evaluation could not be written: %s', folder, in_one_line(error))
 
-  def _categories_csv(self, found: Guesses) -> bytes:
-    """A class a line: its images, and how many percent of them have it among their best guesses."""
+  def _categories_csv(self, found: Predictions) -> bytes:
+    """Return a table of the number of images and the accuracies in percent, one class per line."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
     writer.writerow(['id', 'category', 'images', *(f'top-{k}' for k in KS)])
@@ -182,30 +181,30 @@ class TopKEvaluator(PeriodicEvaluation):
       writer.writerow([category.id, category.name, len(ranks), *accuracies])
     return text.getvalue().encode()
 
-  def _sheet(self, found: Guesses, shown: Mapping[int, np.ndarray]) -> np.ndarray:
+  def _image_grid(self, found: Predictions, shown: Mapping[int, np.ndarray]) -> np.ndarray:
     rows = {int(image_id): row for row, image_id in enumerate(found.image_ids)}
     names = [category.name for category in self._source.categories]
-    drawn, titles = [], []
+    images, titles = [], []
     for image_id in sorted(shown):
       row = rows[image_id]
-      right = found.ranks[row] < 1
+      true = found.ranks[row] < 1
       framed = np.empty([side + 2 * _FRAME for side in shown[image_id].shape[:2]] + [3], np.uint8)
-      framed[:] = _RIGHT if right else _WRONG
+      framed[:] = _TRUE_COLOUR if true else _FALSE_COLOUR
       framed[_FRAME:-_FRAME, _FRAME:-_FRAME] = shown[image_id]
-      drawn.append(framed)
+      images.append(framed)
       truth = ', '.join(names[k] for k in found.labels[row] if k >= 0)
-      titles.append(f'{names[found.classes[row]]} {found.probabilities[row]:.2f}' + ('' if right else f', is {truth}'))
-    return pictures.sheet(drawn, min(_COLUMNS, len(drawn)), titles, _WIDTH)
+      titles.append(f'{names[found.classes[row]]} {found.probabilities[row]:.2f}' + ('' if true else f', is {truth}'))
+    return drawing.image_grid(images, min(_COLUMNS, len(images)), titles, _WIDTH)
 
 
-def _to_bytes(found: Guesses, shown: Mapping[int, np.ndarray]) -> bytes:
-  """What a worker hands to the chief."""
+def _to_bytes(found: Predictions, shown: Mapping[int, np.ndarray]) -> bytes:
+  """Serialize a worker's results for the chief."""
   buffer = io.BytesIO()
   np.savez(buffer, **found._asdict(), **{f'image {image_id}': image for image_id, image in shown.items()})
   return buffer.getvalue()
 
 
-def _from_bytes(data: bytes) -> tuple[Guesses, dict[int, np.ndarray]]:
+def _from_bytes(data: bytes) -> tuple[Predictions, dict[int, np.ndarray]]:
   with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
     shown = {int(name[6:]): arrays[name] for name in arrays.files if name.startswith('image ')}
-    return Guesses(*(arrays[name] for name in Guesses._fields)), shown
+    return Predictions(*(arrays[name] for name in Predictions._fields)), shown

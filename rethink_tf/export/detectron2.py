@@ -1,68 +1,67 @@
-"""Detectron2 checkpoints (.pkl) out of a Mask R-CNN: the inverse of weights/detectron2.py, array by array."""
+"""Detectron2 checkpoints (.pkl) of a Mask R-CNN: the inverse of weights/detectron2.py, array by array."""
 
 from __future__ import annotations
 
 import json
 import os
 import pickle
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from rethink_tf.errors import UserError
+from rethink_tf.errors import UserError, in_one_line
+from rethink_tf.models.layers import ConvNorm
+from rethink_tf.models.mask_rcnn import MaskRCNN
 from rethink_tf.storage import files
 from rethink_tf.weights.detectron2 import Entry, table
 
-AUTHOR = 'rethink_tf'  # any '__author__' tells Detectron2 that names and layout are its own
+AUTHOR = 'rethink_tf'  # with any '__author__' Detectron2 converts neither names nor layout
 
 
-def arrays_of(model: Any, channels: str = 'bgr') -> dict[str, np.ndarray]:
-  """Every variable of a built MaskRCNN as float32, by Detectron2's names and in its layout.
+def arrays_of(model: MaskRCNN, channels: str = 'bgr') -> dict[str, np.ndarray]:
+  """Return every variable of a built MaskRCNN as float32, by Detectron2's names and in its layout.
 
-  channels: 'bgr' or 'rgb', the order in which the Detectron2 model will be given its pictures (INPUT.FORMAT).
+  channels: 'bgr' or 'rgb', the order of the input of the Detectron2 model (INPUT.FORMAT).
   """
   if channels not in ('rgb', 'bgr'):
-    raise UserError(f"channels = {channels!r}: say 'bgr' (Detectron2's default) or 'rgb'")
+    raise UserError(f"channels = {channels!r}: use 'bgr' (Detectron2's default) or 'rgb'")
   return {name: invert(entry) for name, entry in table(model, channels).items()}
 
 
 def invert(entry: Entry) -> np.ndarray:
-  """The array that `entry.convert` turns into the variable's value.
+  """Return the array that `entry.convert` converts to the value of the variable.
 
-  Every conversion moves elements and computes nothing. So converting the numbers 0, 1, 2, … tells where each element of
-  the file goes.
+  Conversions only move elements, so converting 0, 1, 2, … gives the position of each element.
   """
   value = np.asarray(entry.variable, np.float32)
   shape = file_shape(value.shape)
-  source = entry.convert(np.arange(value.size).reshape(shape))  # the element of the file that lands at each place
+  source = entry.convert(np.arange(value.size).reshape(shape))  # index in the file of each element of the variable
   array = np.empty(value.size, np.float32)
   array[source.ravel()] = value.ravel()
   return array.reshape(shape)
 
 
 def file_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-  """Shape in Detectron2: kernels (h, w, in / groups, out) are (out, in / groups, h, w), matrices are transposed."""
+  """Return the shape in Detectron2: (h, w, in / groups, out) is (out, in / groups, h, w), matrices are transposed."""
   return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape[::-1]
 
 
-def save(model: Any, path: str, *, channels: str = 'bgr') -> list[str]:
-  """Writes a checkpoint that Detectron2 and weights/detectron2.py read, and its `settings` beside it as .yaml.
-
-  Returns the names in it. Each file is written beside its place and renamed: there is the whole of it or none.
+def save(model: MaskRCNN, path: str, *, channels: str = 'bgr') -> list[str]:
+  """Write a checkpoint that Detectron2 and weights/detectron2.py read, and its `settings` as .yaml; return its names.
 
   Raises:
-    UserError: the folder cannot be written to, or a variable has no name in Detectron2.
+    UserError: a file cannot be written, or a variable has no name in Detectron2.
   """
   arrays = arrays_of(model, channels)
   try:
     tf.io.gfile.makedirs(os.path.dirname(path) or '.')
-    # Protocol 2 is what Detectron2's own files have, and what every Python reads.
+    # Protocol 2, as in Detectron2's own files.
     files.write(path, pickle.dumps({'model': arrays, '__author__': AUTHOR}, protocol=2))
     files.write(settings_path(path), settings(model, channels).encode())
   except (OSError, tf.errors.OpError) as error:
-    reason = ' '.join(str(getattr(error, 'message', None) or error).split())
-    raise UserError(f'{path}: cannot be written ({reason}): choose another place with --out') from error
+    raise UserError(f'{path}: cannot be written ({in_one_line(error)}): choose another place with --out') from error
   return list(arrays)
 
 
@@ -70,8 +69,8 @@ def settings_path(path: str) -> str:
   return f"{path.removesuffix('.pkl')}.yaml"
 
 
-def settings(model: Any, channels: str = 'bgr') -> str:
-  """The Detectron2 configuration (YAML) of a model that computes what this one does: the checkpoint does not say."""
+def settings(model: MaskRCNN, channels: str = 'bgr') -> str:
+  """Return the Detectron2 configuration (YAML) of the same model, which a checkpoint does not contain."""
   step = -1 if channels == 'bgr' else 1
   backbone, box, mask, rpn = model.backbone, model.box_head, model.mask_head, model.proposal_generator
   final, anchors = model.detection_generator, model.anchors
@@ -122,18 +121,18 @@ def settings(model: Any, channels: str = 'bgr') -> str:
   return '\n'.join(lines) + '\n'
 
 
-def _norm(layer):
-  """Detectron2's word for the norm of a ConvNorm."""
+def _norm(layer: ConvNorm) -> str:
+  """Return Detectron2's name of the norm."""
   known = {'GroupNorm': 'GN', 'GroupNormalization': 'GN', 'SyncBatchNorm': 'SyncBN', 'FrozenBatchNorm': 'FrozenBN',
            'NoNorm': ''}
   return known[type(layer.norm).__name__]
 
 
-def _width(layer):
+def _width(layer: ConvNorm) -> int:
   return layer.conv.filters
 
 
-def _yaml(tree, indent):
+def _yaml(tree: Mapping[str, Any], indent: str) -> Iterator[str]:
   for name, value in tree.items():
     if isinstance(value, dict):
       yield f'{indent}{name}:'

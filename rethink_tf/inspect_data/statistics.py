@@ -1,6 +1,6 @@
-"""What a data set holds, and what in it looks wrong: counts by class and size, doubtful annotations, files seen twice.
+"""Statistics of a data set: counts by class and size, suspicious annotations, duplicate and unreadable files.
 
-Works on any source. Shapes: A annotations (crowds included) of N images.
+Works with any detection source. Shapes: A annotations (crowds included) of N images.
 """
 
 from __future__ import annotations
@@ -16,22 +16,23 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from rethink_tf.data.images import ImageError
+from rethink_tf.structures import Source
 
 AREAS = {'small': (0.0, 32.0**2), 'medium': (32.0**2, 96.0**2), 'large': (96.0**2, np.inf)}  # COCO's, in pixels
-STICKS_OUT = 1.0  # pixels by which a box may leave its image; COCO's own are rounded
+MAX_OVERHANG = 1.0  # pixels by which a box may exceed its image; COCO's own boxes are rounded
 TINY = 4.0  # pixels of the longer side
-SAME = 0.95  # IoU from which two boxes are one
-MASK_OFF = (2.0, 0.05)  # a mask's edge may differ from its box's by so many pixels, or by this share of its side
-FEW = 10  # instances of a class
+SAME_IOU = 0.95  # IoU above which two boxes count as duplicates
+MASK_TOLERANCE = (2.0, 0.05)  # distance of the edges of mask and box: pixels, or fraction of the side of the box
+FEW_INSTANCES = 10  # of a class
 
-# What can be doubtful about an annotation.
+# Kinds of suspicious annotations.
 OUTSIDE, DEGENERATE, TINY_BOX = 'box outside the image', 'box without area', f'box of less than {TINY:g} pixels'
 REPEATED, TWO_CLASSES = 'same box twice in a class', 'same box in two classes'
-MASK_ELSEWHERE, TOO_LARGE = "mask's extent is not the box", 'area larger than the box'
+MASK_ELSEWHERE, TOO_LARGE = 'extent of the mask differs from the box', 'area larger than the box'
 
 
 class Table(NamedTuple):
-  """The annotations of a source as columns, by image."""
+  """The annotations of a source as columns, ordered by image."""
 
   images: np.ndarray  # int64 [A] index into the source
   ids: np.ndarray  # int64 [A] of the annotation
@@ -39,19 +40,19 @@ class Table(NamedTuple):
   boxes: np.ndarray  # float64 [A, 4] y0 x0 y1 x1, as annotated: not clipped
   areas: np.ndarray  # float64 [A] as annotated
   crowds: np.ndarray  # bool [A]
-  mask_boxes: np.ndarray  # float64 [A, 4] extent of the segmentation, nan without
+  mask_boxes: np.ndarray  # float64 [A, 4] extent of the segmentation, nan without one
 
 
 class SuspiciousAnnotation(NamedTuple):
-  """An annotation that looks wrong: rows of the table, the second one where two are involved."""
+  """An annotation that is probably wrong."""
 
   kind: str
-  row: int
-  other: int | None = None
+  row: int  # of the table
+  other: int | None = None  # row of the annotation that it duplicates
 
 
-def collect(source: Any) -> Table:
-  """Reads all annotations of a source, as an evaluator sees them."""
+def collect(source: Source) -> Table:
+  """Read all annotations of a source, as an evaluator receives them."""
   class_of = {category.id: k for k, category in enumerate(source.categories, start=1)}
   columns: dict[str, list] = defaultdict(list)
   for i, entries in enumerate(_by_image(source)):
@@ -69,8 +70,8 @@ def collect(source: Any) -> Table:
   return Table(**{name: array.reshape(-1, 4) if 'boxes' in name else array for name, array in arrays.items()})
 
 
-def _by_image(source: Any) -> Iterator[list[dict[str, Any]]]:
-  if hasattr(source, 'image_annotations'):  # image by image: the objects of a whole COCO are gigabytes
+def _by_image(source: Source) -> Iterator[list[dict[str, Any]]]:
+  if hasattr(source, 'image_annotations'):  # image by image: the annotations of COCO take gigabytes
     for i in range(len(source.image_ids)):
       yield source.image_annotations(i)
     return
@@ -82,7 +83,7 @@ def _by_image(source: Any) -> Iterator[list[dict[str, Any]]]:
 
 
 def _extent(segmentation: Any) -> tuple[float, ...]:
-  """y0, x0, y1, x1."""
+  """Return the bounding box y0, x0, y1, x1 of a segmentation."""
   if isinstance(segmentation, dict):
     x, y, w, h = coco_mask.toBbox(segmentation).tolist()
     return y, x, y + h, x + w
@@ -93,17 +94,17 @@ def _extent(segmentation: Any) -> tuple[float, ...]:
   return *points.min(axis=0)[::-1].tolist(), *points.max(axis=0)[::-1].tolist()
 
 
-def suspicious(table: Table, sizes: np.ndarray) -> list[SuspiciousAnnotation]:
-  """Annotations that look wrong; sizes: int [N, 2] height, width of the images."""
+def find_suspicious(table: Table, sizes: np.ndarray) -> list[SuspiciousAnnotation]:
+  """Return the suspicious annotations; sizes: int [N, 2] height, width of the images."""
   boxes, sides = table.boxes, table.boxes[:, 2:] - table.boxes[:, :2]
   limits = np.asarray(sizes, np.float64).reshape(-1, 2)[table.images]
-  out = np.maximum(-boxes[:, :2], boxes[:, 2:] - limits).max(axis=1, initial=0.0) > STICKS_OUT
+  out = np.maximum(-boxes[:, :2], boxes[:, 2:] - limits).max(axis=1, initial=0.0) > MAX_OVERHANG
   flat = (sides <= 0).any(axis=1) | (table.areas <= 0)
   tiny = ~flat & (sides.max(axis=1, initial=0.0) < TINY)
-  # A drawn outline may leave the image where the box was clipped to it.
+  # An outline may exceed the image although its box is clipped.
   extents = np.clip(table.mask_boxes, 0.0, np.tile(limits, 2))
   off = np.abs(extents - np.clip(boxes, 0.0, np.tile(limits, 2)))
-  elsewhere = ~flat & (off > np.maximum(MASK_OFF[0], MASK_OFF[1] * np.tile(sides, 2))).any(axis=1)
+  elsewhere = ~flat & (off > np.maximum(MASK_TOLERANCE[0], MASK_TOLERANCE[1] * np.tile(sides, 2))).any(axis=1)
   large = ~flat & (table.areas > 1.05 * sides.prod(axis=1) + 1)
   found = [SuspiciousAnnotation(kind, int(row)) for kind, rows in (
     (OUTSIDE, out), (DEGENERATE, flat), (TINY_BOX, tiny), (MASK_ELSEWHERE, elsewhere), (TOO_LARGE, large))
@@ -112,7 +113,7 @@ def suspicious(table: Table, sizes: np.ndarray) -> list[SuspiciousAnnotation]:
 
 
 def _repeated(table: Table, usable: np.ndarray) -> Iterator[SuspiciousAnnotation]:
-  """Boxes that are there twice; the first one stays beyond doubt."""
+  """Yield boxes that duplicate an earlier one of their image."""
   rows = np.flatnonzero(usable)
   starts = np.flatnonzero(np.diff(table.images[rows], prepend=-1))
   for group in np.split(rows, starts[1:]):
@@ -122,15 +123,15 @@ def _repeated(table: Table, usable: np.ndarray) -> Iterator[SuspiciousAnnotation
     low, high = np.maximum(boxes[:, None, :2], boxes[:, :2]), np.minimum(boxes[:, None, 2:], boxes[:, 2:])
     common = np.maximum(high - low, 0).prod(axis=2)
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    same = np.tril(common >= SAME * (areas[:, None] + areas - common), -1)
+    same = np.tril(common >= SAME_IOU * (areas[:, None] + areas - common), -1)
     for second in np.flatnonzero(same.any(axis=1)):
       first = int(same[second].argmax())
       alike = table.classes[group[first]] == table.classes[group[second]]
       yield SuspiciousAnnotation(REPEATED if alike else TWO_CLASSES, int(group[second]), int(group[first]))
 
 
-def summary(table: Table, source: Any) -> dict[str, Any]:
-  """Counts and quantiles of a source, ready for json."""
+def summarise(table: Table, source: Source) -> dict[str, Any]:
+  """Return counts and quantiles of a source, as JSON."""
   objects = ~table.crowds
   sizes = np.asarray(source.sizes).reshape(-1, 2)
   sides = np.maximum(table.boxes[objects, 2:] - table.boxes[objects, :2], 0)
@@ -144,7 +145,8 @@ def summary(table: Table, source: Any) -> dict[str, Any]:
     'crowds': int(table.crowds.sum()),
     'classes': [{'id': category.id, 'name': category.name, 'instances': int(count), 'images': images}
                 for category, count, images in zip(source.categories, counts[1:], in_images, strict=True)],
-    'few': [category.name for category, count in zip(source.categories, counts[1:], strict=True) if count < FEW],
+    'few': [category.name for category, count in zip(source.categories, counts[1:], strict=True)
+            if count < FEW_INSTANCES],
     'areas': {name: int(((table.areas[objects] >= low) & (table.areas[objects] < high)).sum())
               for name, (low, high) in AREAS.items()},
     'box_side': quantiles(np.sqrt(positive.prod(axis=1))), 'aspect_ratio': quantiles(positive[:, 1] / positive[:, 0]),
@@ -154,7 +156,7 @@ def summary(table: Table, source: Any) -> dict[str, Any]:
 
 
 def quantiles(values: np.ndarray) -> dict[str, float] | None:
-  """Least, 10 %, median, 90 % and largest; None of nothing."""
+  """Return minimum, 10 %, median, 90 % and maximum; None without values."""
   if not len(values):
     return None
   names = ('min', '10%', 'median', '90%', 'max')
@@ -162,20 +164,24 @@ def quantiles(values: np.ndarray) -> dict[str, float] | None:
 
 
 class Files(NamedTuple):
-  """What the files of a source are: a fingerprint of each, None where it cannot be read."""
+  """Fingerprints of the files of a source, None for unreadable ones."""
 
   fingerprints: list[str | None]
-  unreadable: dict[int, str]  # index -> why
+  unreadable: dict[int, str]  # index -> reason
 
 
-def fingerprints(source: Any, decode: bool, workers: int = 8, tell: Callable[[], None] = lambda: None) -> Files:
-  """Looks at every file: of its bytes where the source has them, else of its pixels. decode: decodes it, too.
+def fingerprints(source: Source, decode: bool, workers: int = 8, on_file: Callable[[], None] | None = None) -> Files:
+  """Hash every file: its bytes if the source provides them, else its pixels.
 
-  tell: called when one is done.
+  Args:
+    source: the images.
+    decode: decode every file, to find damaged ones.
+    workers: threads.
+    on_file: called after each file.
   """
   unreadable: dict[int, str] = {}
 
-  def look(i: int) -> str | None:
+  def fingerprint(i: int) -> str | None:
     try:
       image = source.load(i).image if decode or not hasattr(source, 'read') else None
       data = source.read(i) if hasattr(source, 'read') else image.tobytes() + str(image.shape).encode()
@@ -184,16 +190,17 @@ def fingerprints(source: Any, decode: bool, workers: int = 8, tell: Callable[[],
       unreadable[i] = str(error)
       return None
 
-  found = []
+  hashes = []
   with ThreadPoolExecutor(workers) as pool:
-    for fingerprint in pool.map(look, range(len(source.image_ids))):
-      found.append(fingerprint)
-      tell()
-  return Files(found, unreadable)
+    for digest in pool.map(fingerprint, range(len(source.image_ids))):
+      hashes.append(digest)
+      if on_file is not None:
+        on_file()
+  return Files(hashes, unreadable)
 
 
-def twice(keys: Sequence[Any]) -> list[list[int]]:
-  """Indices of equal keys, None left out: each group of two or more."""
+def duplicates(keys: Sequence[Any]) -> list[list[int]]:
+  """Return groups of indices with equal keys; None is ignored."""
   groups: dict[Any, list[int]] = defaultdict(list)
   for i, key in enumerate(keys):
     if key is not None:
@@ -201,13 +208,13 @@ def twice(keys: Sequence[Any]) -> list[list[int]]:
   return [group for group in groups.values() if len(group) > 1]
 
 
-def in_both(ours: Sequence[Any], theirs: Sequence[Any]) -> list[tuple[int, int]]:
-  """Pairs of indices whose keys are equal, None left out; one for each of theirs."""
-  place = {key: i for i, key in reversed(list(enumerate(ours))) if key is not None}
-  return [(place[key], j) for j, key in enumerate(theirs) if key is not None and key in place]
+def matching_pairs(first: Sequence[Any], second: Sequence[Any]) -> list[tuple[int, int]]:
+  """Return pairs of indices with equal keys, at most one for each key of `second`; None is ignored."""
+  index = {key: i for i, key in reversed(list(enumerate(first))) if key is not None}
+  return [(index[key], j) for j, key in enumerate(second) if key is not None and key in index]
 
 
-def base_names(source: Any) -> list[str | None]:
-  """Names of the files without their folders; None where the source knows none."""
+def base_names(source: Source) -> list[str | None]:
+  """Return the names of the files without folders; None if the source has none."""
   names = getattr(source, 'file_names', None) or [None] * len(source.image_ids)
   return [name and os.path.basename(name) for name in names]

@@ -1,20 +1,20 @@
-"""What keeps average precision from 100: errors by kind, and what mending each kind would gain.
+"""Errors of detections by kind, and the AP gained by fixing each kind.
 
-In the manner of TIDE (Bolya et al., "TIDE: A General Toolbox for Identifying Object Detection Errors", ECCV 2020). A
-detection that COCO's matching at IoU 0.5 leaves over is one of five kinds of error, by its largest overlap with the
-objects of its image; an object that was not found, and that no classification or localisation error stands for, is
-missed. Where several definitions hold, which the paper leaves open, it is the first in this order:
+After TIDE (Bolya et al., "TIDE: A General Toolbox for Identifying Object Detection Errors", ECCV 2020). A detection
+that COCO's matching at IoU 0.5 leaves unmatched is one of five kinds of error, by its largest IoU with the objects of
+its image. An object that is neither matched nor the target of a classification or localisation error is missed. If
+several definitions hold, which the paper leaves open, the first in this order applies:
 
-  duplicate       IoU >= 0.5 with an object of its class, which a higher score has taken
+  duplicate       IoU >= 0.5 with an object of its class that is matched by a higher score
   classification  IoU >= 0.5 with an object of another class
   localisation    0.1 <= IoU < 0.5 with an object of its class
   both            0.1 <= IoU < 0.5 with an object of another class
-  background      IoU < 0.1 with everything
-  missed          an object
+  background      IoU < 0.1 with all objects
+  missed          (an object)
 
-Mending gives classification and localisation errors the class and the place of their object (of several detections of
-one object the highest score stays), removes duplicates, 'both' and background, and takes missed objects off the list.
-All mended, AP is 100. Gains do not add up to what is missing: mending one kind changes what another costs.
+A fix moves classification and localisation errors to the class and box of their target (of several detections of one
+object the highest score is kept), removes 'duplicate', 'both' and 'background' detections, and ignores missed objects.
+With all kinds fixed AP is 100. Gains do not add up to 100 - AP, since fixing one kind changes the cost of others.
 """
 
 from __future__ import annotations
@@ -28,70 +28,70 @@ from pycocotools import mask as coco_mask
 from rethink_tf.errors import UserError
 
 KINDS = ('classification', 'localisation', 'both', 'duplicate', 'background', 'missed')
-FOREGROUND, BACKGROUND = 0.5, 0.1  # IoU from which an object is found, below which nothing is there
-MAX_DETECTIONS = 100  # of an image and class, as in COCO's metric
+FOREGROUND, BACKGROUND = 0.5, 0.1  # IoU of a match; below the second a detection is background
+MAX_DETECTIONS = 100  # per image and class, as in COCO's metric
 
-_CORRECT, _IGNORED, _LEFT_OVER = -1, -2, -3  # beside the indices of KINDS
+_CORRECT, _IGNORED, _UNMATCHED = -1, -2, -3  # in addition to the indices of KINDS
 _MOVED = (KINDS.index('classification'), KINDS.index('localisation'))
 _MISSED = KINDS.index('missed')
 _RECALLS = np.linspace(0, 1, 101)
 
 
-class Mistake(NamedTuple):
-  """One error: indices into the list of results and the list of annotations, None where there is none."""
+class ErrorExample(NamedTuple):
+  """One error: indices into the lists of results and annotations, or None."""
 
   kind: str
   image_id: int
   result: int | None
   annotation: int | None
-  overlap: float  # IoU of the two
+  overlap: float  # IoU of result and annotation
 
 
 class Breakdown(NamedTuple):
-  """AP at IoU 0.5 and what is lost. Figures in [0, 1]; -1 for a class without objects."""
+  """AP at IoU 0.5 and its loss by kind of error. Values in [0, 1]; AP is -1 for a class without objects."""
 
   ap: float
-  gained: dict[str, float]  # kind -> AP gained when all errors of this kind are mended
-  false_positives: float  # gained when everything wrong is removed
-  false_negatives: float  # gained when every object that was not found is taken off the list
-  all_mended: float  # AP when every kind is mended
+  gained: dict[str, float]  # kind -> AP gained by fixing all errors of this kind
+  false_positives: float  # gained by removing all false positives
+  false_negatives: float  # gained by ignoring all unmatched objects
+  all_fixed: float  # AP with every kind fixed
   counts: dict[str, int]  # kind -> number of errors
-  correct: int
+  correct: int  # number of matched detections
   objects: int
   category_names: tuple[str, ...]
   category_ap: np.ndarray  # float64 [K]
-  category_gained: np.ndarray  # float64 [6, K], AP of each class that each kind costs
-  worst: dict[str, list[Mistake]]  # kind -> the surest errors; missed: the largest objects
+  category_gained: np.ndarray  # float64 [6, K], AP of each class gained by fixing each kind
+  worst: dict[str, list[ErrorExample]]  # kind -> most confident errors; missed: largest objects
 
 
 def analyse(gt: dict[str, Any], results: Sequence[dict[str, Any]], iou_type: str = 'bbox',
             examples: int = 8) -> Breakdown:
-  """Breaks down the errors of detections over all images of the ground truth.
+  """Break down the errors of detections over all images of the ground truth.
 
   Args:
-    gt, results: as for coco_metrics.evaluate; crowds make detections neither right nor wrong.
+    gt, results: as for coco_metrics.evaluate; detections matched to crowds are ignored.
     iou_type: 'bbox' or 'segm'.
-    examples: worst mistakes of each kind, at most two of one image.
+    examples: number of examples of each kind, at most two per image.
 
   Raises:
     ValueError: another iou_type.
-    UserError: a detection of a category that the ground truth does not list.
+    UserError: the category of a detection is not in the ground truth.
   """
   if iou_type not in ('bbox', 'segm'):
     raise ValueError(f"iou_type {iou_type!r} is not 'bbox' or 'segm'")
   data = _Data(gt, results, iou_type)
   for image in data.images():
-    _judge_image(data, *image)
+    _classify_image(data, *image)
   data.find_missed()
-  aps = [_average_precisions(data, mended) for mended in
+  aps = [_average_precisions(data, fixed) for fixed in
          (set(), *({k} for k in range(len(KINDS))), set(range(len(KINDS))))]
-  base, everything = aps[0], aps[-1]
+  base, all_fixed = aps[0], aps[-1]
   gains = np.stack(aps[1:-1]) - base
   scored = data.objects_of_class > 0
   false_positives = _average_precisions(data, set(), only_correct=True)
-  false_negatives = _average_precisions(data, set(), only_found=True)
+  false_negatives = _average_precisions(data, set(), only_matched=True)
 
-  def mean(values):
+  def mean(values: np.ndarray) -> float:
     return float(values[scored].mean()) if scored.any() else 0.0
 
   counts = np.bincount(data.kinds[data.kinds >= 0], minlength=len(KINDS))
@@ -99,7 +99,7 @@ def analyse(gt: dict[str, Any], results: Sequence[dict[str, Any]], iou_type: str
   return Breakdown(
     ap=mean(base) if scored.any() else -1.0, gained=dict(zip(KINDS, map(mean, gains), strict=True)),
     false_positives=mean(false_positives - base), false_negatives=mean(false_negatives - base),
-    all_mended=mean(everything) if scored.any() else -1.0,
+    all_fixed=mean(all_fixed) if scored.any() else -1.0,
     counts=dict(zip(KINDS, counts.tolist(), strict=True)), correct=int((data.kinds == _CORRECT).sum()),
     objects=int(data.objects_of_class.sum()), category_names=data.category_names,
     category_ap=np.where(scored, base, -1.0), category_gained=np.where(scored, gains, 0.0),
@@ -107,9 +107,9 @@ def analyse(gt: dict[str, Any], results: Sequence[dict[str, Any]], iou_type: str
 
 
 class _Data:
-  """Detections D and annotations A as columns, in the metric's order: by image, then by score."""
+  """Columns of detections [D], by image and then by score as in COCO's metric, and of annotations [A]."""
 
-  def __init__(self, gt, results, iou_type):
+  def __init__(self, gt: dict[str, Any], results: Sequence[dict[str, Any]], iou_type: str):
     self.gt, self.results, self.iou_type = gt, results, iou_type
     categories = sorted(gt['categories'], key=lambda category: category['id'])
     self.category_names = tuple(category['name'] for category in categories)
@@ -122,23 +122,23 @@ class _Data:
     self._images_of_objects = np.array([a['image_id'] for a in annotations], np.int64)
     self.objects_of_class = np.bincount(self.classes_of_objects[~self.crowds], minlength=len(categories))  # [K]
 
-    strangers = {r['category_id'] for r in results} - self._class_of.keys()
-    if strangers:
-      raise UserError(f'detections: category_id {min(strangers)} is not in the ground truth: analyse them against the '
-                      'data they were made from')
+    unknown = {r['category_id'] for r in results} - self._class_of.keys()
+    if unknown:
+      raise UserError(f'detections: category_id {min(unknown)} is not in the ground truth: use the data set that was '
+                      'evaluated')
     image_ids = np.array([r['image_id'] for r in results], np.int64)
     scores = np.array([r['score'] for r in results], np.float64)
     self.order = np.lexsort([np.arange(len(scores)), -scores, image_ids])  # [D] index into results
     self.image_ids, self.scores = image_ids[self.order], scores[self.order]
     self.classes = np.array([self._class_of[results[i]['category_id']] for i in self.order], np.int64)
     self.kinds = np.full(len(scores), _IGNORED)
-    self.targets = np.full(len(scores), -1)  # [D] the object that a detection stands for
-    self.overlaps = np.zeros(len(scores))  # [D] with it
-    self.found = np.zeros(len(annotations), bool)
+    self.targets = np.full(len(scores), -1)  # [D] index of the object a detection is assigned to
+    self.overlaps = np.zeros(len(scores))  # [D] IoU with it
+    self.matched = np.zeros(len(annotations), bool)
     self.missed = np.zeros(len(annotations), bool)
 
   def images(self) -> Iterable[tuple[np.ndarray, np.ndarray]]:
-    """Detections and annotations of each image that has detections: rows [d], [a]."""
+    """Yield indices of the detections [d] and annotations [a] of each image with detections."""
     by_image = np.argsort(self._images_of_objects, kind='stable')
     sorted_images = self._images_of_objects[by_image]
     for image_id in np.unique(self.image_ids):
@@ -147,19 +147,20 @@ class _Data:
       yield self._within_limit(np.arange(low, high)), by_image[first:last]
 
   def find_missed(self) -> None:
-    """Objects that nothing has found, and no classification or localisation error stands for."""
-    stood_for = np.zeros_like(self.found)
-    stood_for[self.targets[np.isin(self.kinds, _MOVED)]] = True
-    self.missed = ~self.crowds & ~self.found & ~stood_for
+    """Set `missed`: objects that are neither matched nor the target of a classification or localisation error."""
+    targeted = np.zeros_like(self.matched)
+    targeted[self.targets[np.isin(self.kinds, _MOVED)]] = True
+    self.missed = ~self.crowds & ~self.matched & ~targeted
 
-  def _within_limit(self, rows):
+  def _within_limit(self, rows: np.ndarray) -> np.ndarray:
+    """Keep the best MAX_DETECTIONS of each class."""
     keep = np.zeros(len(rows), bool)
     for k in np.unique(self.classes[rows]):
       keep[np.flatnonzero(self.classes[rows] == k)[:MAX_DETECTIONS]] = True
     return rows[keep]
 
   def iou(self, rows: np.ndarray, objects: np.ndarray) -> np.ndarray:
-    """[d, a]; with a crowd, the share of the detection that it covers."""
+    """Return the IoU [d, a]; for crowds, the fraction of the detection that they cover."""
     if not len(rows) or not len(objects):
       return np.zeros([len(rows), len(objects)])
     results = [self.results[i] for i in self.order[rows]]
@@ -172,7 +173,7 @@ class _Data:
     return np.asarray(coco_mask.iou(*masks, self.crowds[objects].astype(np.uint8))).reshape(len(rows), len(objects))
 
 
-def _box_iou(a, b, crowds):
+def _box_iou(a: np.ndarray, b: np.ndarray, crowds: np.ndarray) -> np.ndarray:
   """[d, 4], [a, 4] x, y, w, h -> [d, a]."""
   low = np.maximum(a[:, None, :2], b[:, :2])
   high = np.minimum(a[:, None, :2] + a[:, None, 2:], b[:, :2] + b[:, 2:])
@@ -182,35 +183,35 @@ def _box_iou(a, b, crowds):
   return np.divide(common, union, out=np.zeros_like(common), where=union > 0)
 
 
-def _rle(segmentation, height, width):
+def _rle(segmentation: dict[str, Any] | list, height: int, width: int) -> dict[str, Any]:
   if isinstance(segmentation, dict):
     return coco_mask.frPyObjects(segmentation, height, width) if isinstance(segmentation['counts'], list) else (
       segmentation)
   return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
 
 
-def _judge_image(data: _Data, rows: np.ndarray, objects: np.ndarray) -> None:
-  """Matches the detections of one image as COCO's metric does, and finds the kind of each that is left over."""
+def _classify_image(data: _Data, rows: np.ndarray, objects: np.ndarray) -> None:
+  """Match the detections of one image as COCO's metric does, and classify the unmatched ones."""
   iou = data.iou(rows, objects)
   crowds, classes = data.crowds[objects], data.classes_of_objects[objects]
   free = ~crowds
   for d, row in enumerate(rows):
     candidates = np.where(free & (classes == data.classes[row]), iou[d], -1.0)
-    best = len(candidates) - 1 - int(np.argmax(candidates[::-1])) if len(candidates) else -1  # of equals, the last
+    best = len(candidates) - 1 - int(np.argmax(candidates[::-1])) if len(candidates) else -1  # the last of equals
     if best >= 0 and candidates[best] >= FOREGROUND:
       free[best] = False
-      data.found[objects[best]] = True
-      _note(data, row, _CORRECT, objects[best], iou[d, best])
+      data.matched[objects[best]] = True
+      _assign(data, row, _CORRECT, objects[best], iou[d, best])
     elif not np.any(crowds & (classes == data.classes[row]) & (iou[d] >= FOREGROUND)):
-      data.kinds[row] = _LEFT_OVER  # until the rest is matched
-  for d in np.flatnonzero(data.kinds[rows] == _LEFT_OVER):
+      data.kinds[row] = _UNMATCHED  # classified below
+  for d in np.flatnonzero(data.kinds[rows] == _UNMATCHED):
     row = rows[d]
     own = np.where(~crowds & (classes == data.classes[row]), iou[d], -1.0)
     other = np.where(~crowds & (classes != data.classes[row]), iou[d], -1.0)
     largest = [one.max(initial=-1.0) for one in (own, other)]
     if largest[0] >= FOREGROUND:
       kind, target = 'duplicate', own.argmax()
-    elif largest[1] >= FOREGROUND:  # the object that nothing has found, if one of several is
+    elif largest[1] >= FOREGROUND:  # unmatched objects first
       kind, target = 'classification', (other + (free & (other >= FOREGROUND))).argmax()
     elif largest[0] >= BACKGROUND:
       kind, target = 'localisation', own.argmax()
@@ -219,29 +220,29 @@ def _judge_image(data: _Data, rows: np.ndarray, objects: np.ndarray) -> None:
     else:
       data.kinds[row] = KINDS.index('background')
       continue
-    _note(data, row, KINDS.index(kind), objects[target], iou[d, target])
+    _assign(data, row, KINDS.index(kind), objects[target], iou[d, target])
 
 
-def _note(data, row, kind, target, overlap):
+def _assign(data: _Data, row: int, kind: int, target: int, overlap: float) -> None:
   data.kinds[row], data.targets[row], data.overlaps[row] = kind, target, overlap
 
 
-def _average_precisions(data: _Data, mended: set[int], only_correct: bool = False,
-                        only_found: bool = False) -> np.ndarray:
-  """AP of each class, float64 [K], with kinds of errors mended.
+def _average_precisions(data: _Data, fixed: set[int], only_correct: bool = False,
+                        only_matched: bool = False) -> np.ndarray:
+  """Return the AP of each class, float64 [K], with kinds of errors fixed.
 
-  only_correct: everything wrong is removed. only_found: what was not found does not count.
+  only_correct: remove all false positives. only_matched: ignore all unmatched objects.
   """
-  moved = np.isin(data.kinds, [k for k in mended if k in _MOVED])
+  moved = np.isin(data.kinds, [k for k in fixed if k in _MOVED])
   positive = (data.kinds == _CORRECT) | moved
-  removed = np.isin(data.kinds, [k for k in mended if k not in _MOVED]) | (data.kinds == _IGNORED)
+  removed = np.isin(data.kinds, [k for k in fixed if k not in _MOVED]) | (data.kinds == _IGNORED)
   keep = ~removed & (positive | (not only_correct))
-  classes = np.where(moved, data.classes_of_objects[data.targets] if len(data.found) else 0, data.classes)
+  classes = np.where(moved, data.classes_of_objects[data.targets] if len(data.matched) else 0, data.classes)
   ranks = np.argsort(-data.scores, kind='stable')
   candidates = ranks[positive[ranks]]
   keep[candidates] = False
-  keep[candidates[np.unique(data.targets[candidates], return_index=True)[1]]] = True  # the first for each object
-  counted = ~data.crowds & (data.found | (not only_found)) & ~(data.missed & (_MISSED in mended))
+  keep[candidates[np.unique(data.targets[candidates], return_index=True)[1]]] = True  # the first of each object
+  counted = ~data.crowds & (data.matched | (not only_matched)) & ~(data.missed & (_MISSED in fixed))
   numbers = np.bincount(data.classes_of_objects[counted], minlength=len(data.category_names))
   ranks = ranks[keep[ranks]]
   return np.array([average_precision(positive[ranks[classes[ranks] == k]], number)
@@ -249,33 +250,33 @@ def _average_precisions(data: _Data, mended: set[int], only_correct: bool = Fals
 
 
 def average_precision(correct: np.ndarray, objects: int) -> float:
-  """COCO's: mean precision at 101 recalls. correct: bool [n], best score first.
+  """Return COCO's AP, the mean precision at 101 recalls; without objects, 1 if there are no detections, else 0.
 
-  Without objects it is 1 if nothing was found either, else 0.
+  correct: bool [n], best score first.
   """
   if not objects:
     return float(not len(correct))
-  right = np.cumsum(correct)
-  precision = right / (np.arange(1, len(correct) + 1) + np.spacing(1))
+  true = np.cumsum(correct)
+  precision = true / (np.arange(1, len(correct) + 1) + np.spacing(1))
   envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
-  return float(envelope[np.searchsorted(right / objects, _RECALLS, side='left')].mean())
+  return float(envelope[np.searchsorted(true / objects, _RECALLS, side='left')].mean())
 
 
-def _worst(data: _Data, kind: int, number: int) -> list[Mistake]:
+def _worst(data: _Data, kind: int, number: int) -> list[ErrorExample]:
   if kind == _MISSED:
     annotations = data.gt['annotations']
     largest = sorted(np.flatnonzero(data.missed).tolist(), key=lambda i: -np.prod(annotations[i]['bbox'][2:]))
-    mistakes = (Mistake(KINDS[kind], int(annotations[i]['image_id']), None, i, 0.0) for i in largest)
+    errors = (ErrorExample(KINDS[kind], int(annotations[i]['image_id']), None, i, 0.0) for i in largest)
   else:
     rows = np.flatnonzero(data.kinds == kind)
-    mistakes = (Mistake(KINDS[kind], int(data.image_ids[row]), int(data.order[row]),
-                        int(data.targets[row]) if data.targets[row] >= 0 else None, float(data.overlaps[row]))
-                for row in rows[np.argsort(-data.scores[rows], kind='stable')])
+    errors = (ErrorExample(KINDS[kind], int(data.image_ids[row]), int(data.order[row]),
+                           int(data.targets[row]) if data.targets[row] >= 0 else None, float(data.overlaps[row]))
+              for row in rows[np.argsort(-data.scores[rows], kind='stable')])
   chosen, of_image = [], {}
-  for mistake in mistakes:
-    of_image[mistake.image_id] = of_image.get(mistake.image_id, 0) + 1
+  for error in errors:
+    of_image[error.image_id] = of_image.get(error.image_id, 0) + 1
     if len(chosen) == number:
       break
-    if of_image[mistake.image_id] <= 2:
-      chosen.append(mistake)
+    if of_image[error.image_id] <= 2:
+      chosen.append(error)
   return chosen

@@ -1,4 +1,4 @@
-"""Cascade R-CNN (Cai and Vasconcelos 2018, section 4): box heads in a row, each on the boxes the one before refined."""
+"""Cascade R-CNN (Cai and Vasconcelos 2018, section 4): a sequence of box heads, each refines the boxes of the last."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ Stage = tuple[tf_keras.layers.Layer, tf_keras.layers.Layer]  # box head, box pre
 
 @gin.register
 class Cascade(tf_keras.layers.Layer):
-  """The stages behind the first one, which is MaskRCNN's own box head with the RoISampler's 0.5 and (10, 10, 5, 5).
+  """Stages after the first, which is MaskRCNN's box head with the RoISampler's IoU 0.5 and weights (10, 10, 5, 5).
 
-  All stages regress class-agnostic boxes. All boxes that a stage refined are labelled anew for the next, none sampled.
+  All stages regress class-agnostic boxes. All boxes refined by a stage are relabelled for the next, without sampling.
 
-  head: constructor of a stage's box head, called once a stage.
-  ious, box_weights: foreground IoU and box weights of stages 2, 3, …; () and () leave the plain detector.
-  gradient_scales: of each stage's gradient, the first's too, into the shared features: the cascade's loss weights
+  head: constructor of a stage's box head, called once per stage.
+  ious, box_weights: foreground IoU and box weights of stages 2, 3, …; () and () give the plain detector.
+  gradient_scales: of each stage's gradient (the first's included) into the shared features: the cascade's loss weights
     without their effect on the heads, which all learn at the full rate (Detectron's fork). (1/3, 1/3, 1/3) is
-    Detectron2's. Weights on the losses themselves are MaskRCNNLoss.stage_weights.
-  append_ground_truth: True adds it to the RoIs of every stage, and takes out what was ground truth (Detectron's fork).
+    Detectron2's. Weights of the losses themselves are MaskRCNNLoss.stage_weights.
+  append_ground_truth: True adds it to the RoIs of every stage, replacing that of the previous one (Detectron's fork).
   score_rois: scores are means over the stages' classifiers, each on the RoIs of its 'own' stage (Detectron2), or all
     on those of the 'last' (Detectron's fork, the paper).
-  mask_stage: the stage on whose samples mask and keypoint heads learn: 'last' (section 5.1 of Rethinking) or 'first'
-    (Detectron2). At test time they see the final boxes.
+  mask_stage: the stage whose samples train the mask and keypoint heads: 'last' (section 5.1 of Rethinking) or 'first'
+    (Detectron2). At test time they use the final boxes.
   """
 
-  def __init__(self, num_classes: int, head=BoxHead, ious: Sequence[float] = (0.6, 0.7),
+  def __init__(self, num_classes: int, head: Callable[..., BoxHead] = BoxHead, ious: Sequence[float] = (0.6, 0.7),
                box_weights: Sequence[Sequence[float]] = ((20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0)),
                gradient_scales: Sequence[float] = (1.0, 0.5, 0.25), append_ground_truth: bool = False,
                score_rois: str = 'own', mask_stage: str = 'last', name: str = 'cascade'):
@@ -61,11 +61,12 @@ class Cascade(tf_keras.layers.Layer):
     self.score_rois, self.mask_stage = score_rois, mask_stage
 
   def stages(self, first: Stage) -> list[Stage]:
+    """Return all stages, given the first one."""
     return [first, *zip(self.heads, self.predictors, strict=True)]
 
   def learn(self, first: Stage, first_weights: Sequence[float], pool: Pool, rois: RoISamples, image_sizes: tf.Tensor,
             labels: Batch) -> tuple[BoxOutputs, ...]:
-    """Training: outputs of all stages, on RoIs of their own. first_weights: box weights of the first stage."""
+    """Training: return the outputs of all stages, each on its own RoIs. first_weights: box weights of stage 1."""
     weights = [tuple(first_weights), *self.box_weights]
     outputs = []
     for stage, (head, predictor) in enumerate(self.stages(first)):
@@ -77,9 +78,9 @@ class Cascade(tf_keras.layers.Layer):
 
   def next_samples(self, outputs: BoxOutputs, box_weights: Sequence[float], stage: int, image_sizes: tf.Tensor,
                    labels: Batch) -> RoISamples:
-    """The refined boxes of the stage before, labelled at this one's IoU; foreground first, empty ones last.
+    """Return the boxes refined by the previous stage, labelled at this stage's IoU; foreground first, unused last.
 
-    Departure: Detectron's fork does not clip them to the image. Detectron2's way is ours.
+    Departure: Detectron's fork does not clip them to the image; Detectron2 does.
     """
     rois = outputs.rois
     boxes, used = refine(outputs, rois.boxes, box_weights, image_sizes), rois.weights > 0
@@ -89,15 +90,15 @@ class Cascade(tf_keras.layers.Layer):
       same = tf.reduce_all(rois.boxes[:, :, None, :] == labels.gt_boxes[:, None, :, :], axis=-1)  # [B, R, G]
       used &= ~tf.reduce_any(same & gt_valid[:, None, :], axis=-1)
       boxes, used = tf.concat([boxes, labels.gt_boxes], 1), tf.concat([used, gt_valid], 1)
-      size += labels.gt_boxes.shape[1] if stage == 1 else 0  # what was appended before has just been taken out
+      size += labels.gt_boxes.shape[1] if stage == 1 else 0  # the ground truth appended before is unused now
     roi_labels, matched = matching.match_proposals(box_ops.iou(boxes, labels.gt_boxes), gt_valid, used,
                                                    self.ious[stage - 1])
-    order = tf.math.top_k(tf.cast(roi_labels, tf.float32), size)  # 1, 0, -1; equal ones stay in their order
+    order = tf.math.top_k(tf.cast(roi_labels, tf.float32), size)  # 1, 0, -1; ties keep their order
     return take(boxes, roi_labels, matched, order.indices, order.values >= 0, labels, self.box_weights[stage - 1])
 
   def score(self, first: Stage, first_weights: Sequence[float], pool: Pool, proposals: Proposals,
             image_sizes: tf.Tensor) -> tuple[tuple[BoxOutputs, ...], tf.Tensor, tf.Tensor]:
-    """Inference: outputs of all stages at the RoIs that score, the last stage's boxes [B, N, 1, 4], the mean scores."""
+    """Inference: return the outputs of all stages at the scored RoIs, the final boxes [B, N, 1, 4] and mean scores."""
     weights = [tuple(first_weights), *self.box_weights]
     stages, outputs, boxes = self.stages(first), [], proposals.boxes
     for stage, (head, predictor) in enumerate(stages):
@@ -113,18 +114,18 @@ class Cascade(tf_keras.layers.Layer):
 
 
 def refine(outputs: BoxOutputs, boxes: tf.Tensor, box_weights: Sequence[float], image_sizes: tf.Tensor) -> tf.Tensor:
-  """Boxes [B, R, 4] moved by class-agnostic deltas [B, R, 1, 4] and clipped to the images; no gradient."""
+  """Apply class-agnostic deltas [B, R, 1, 4] to boxes [B, R, 4] and clip them to the images; no gradient."""
   return box_ops.clip(box_ops.decode(tf.stop_gradient(outputs.box_deltas[:, :, 0]), boxes, box_weights), image_sizes)
 
 
 def scale_gradient(x: tf.Tensor, scale: float) -> tf.Tensor:
-  """x itself, with `scale` times its gradient."""
+  """Return x unchanged; its gradient is multiplied by `scale`."""
   if scale == 1:
     return x
 
   @tf.custom_gradient
-  def scaled(x):
-    def gradient(upstream):
+  def scaled(x: tf.Tensor):
+    def gradient(upstream: tf.Tensor) -> tf.Tensor:
       with tf.name_scope('scale_gradient'):
         return upstream * tf.cast(scale, upstream.dtype)
 

@@ -1,18 +1,20 @@
-"""CBNet (Liu et al. 2020, arXiv 1909.03625): several backbones in a row, each adding to the inputs of the next.
+"""CBNet (Liu et al. 2020, arXiv 1909.03625): a sequence of backbones, each adding to the inputs of the next.
 
-The last backbone is the lead, whose maps the detector takes; the others are its assistants. They share no weights.
-Levels are counted as in the paper: 1 is the stem's output, 2..5 are the stages', so that stage l turns the level
-x^(l-1) into x^l. Adding to the input of stage l of backbone k, from the levels of backbone k - 1 (section 3):
+The last backbone is the lead, whose feature maps the detector uses; the others are its assistants. They share no
+weights. Levels are numbered as in the paper: 1 is the stem's output, 2..5 are the stages', so that stage l maps the
+level x^(l-1) to x^l. The input of stage l of backbone k is increased by, from levels of backbone k - 1 (section 3):
 
   'ahlc'  adjacent higher level   g(x^l)                       the default
   'dhlc'  dense higher level      sum of g_i(x^i) for i >= l   (also CBNetV2, arXiv 2107.00420)
-  'slc'   same level              x^(l-1), as it is
-  'allc'  adjacent lower level    g(x^(l-2)), from l = 3 on
+  'slc'   same level              x^(l-1), unchanged
+  'allc'  adjacent lower level    g(x^(l-2)), for l >= 3
 
-g is a 1x1 convolution to the width of x^(l-1), a norm, and nearest upsampling to its size. ('allc': a stride instead.)
+g is a 1x1 convolution to the width of x^(l-1), a norm, and nearest upsampling to its size ('allc': a stride instead).
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import gin
 import tensorflow as tf
@@ -20,9 +22,12 @@ import tf_keras
 
 from rethink_tf.errors import UserError
 from rethink_tf.models import initializers
+from rethink_tf.models.initializers import MakeInitializer
 from rethink_tf.models.layers import ConvNorm, upsample
-from rethink_tf.models.norms import group_norm
+from rethink_tf.models.norms import MakeNorm, group_norm
 from rethink_tf.models.resnet import ResNet
+
+Backbone = tf_keras.layers.Layer  # with `widths` and `strides`
 
 SOURCES = {  # style -> levels that are added to the input of stage l of L
   'ahlc': lambda stage, last: (stage,),
@@ -34,20 +39,21 @@ SOURCES = {  # style -> levels that are added to the input of stage l of L
 
 @gin.register
 class CBNet(tf_keras.layers.Layer):
-  """images [B, H, W, 3] -> the maps of the lead, {'C2'…'C5'} of a ResNet; takes the place of one backbone.
+  """images [B, H, W, 3] -> the feature maps of the lead, {'C2'…'C5'} of a ResNet; used like a single backbone.
 
-  backbone: constructor, called `count` times with a name, and with what gin binds on it. Any layer with `widths`,
-  `strides`, and a call that takes `stem_output` and `before_stage` (resnet.py, vgg.py); freeze_at freezes in each.
-  count: 1, 2 (Dual) or 3 (Triple), assistants included. style: see the head of this module.
+  backbone: constructor, called `count` times with a name. A layer with `widths` and `strides` whose call takes
+  `stem_output` and `before_stage` (resnet.py, vgg.py); its freeze_at applies to each.
+  count: 1, 2 (Dual) or 3 (Triple), assistants included. style: see the module's docstring.
   shared_stem: False is the paper's; True, one stem for all, is mmdetection's and CBNetV2's.
-  connector_*: of g. The paper has BatchNorm, its released Caffe2 code none and a bias (@no_norm), CBNetV2 a
-  BatchNorm whose gamma starts at 0 (connector_zero_gamma), which makes the lead a plain backbone at first.
+  connector_*: of g. The paper has BatchNorm, its released Caffe2 code no norm but a bias (@no_norm), CBNetV2 a
+  BatchNorm whose gamma starts at 0 (connector_zero_gamma), so that the lead is a plain backbone at first.
   """
 
-  # Departure: the norm of g is BatchNorm in CBNet, whose backbones hold frozen ones. Here it is GroupNorm by default,
-  # as everywhere in this package, so that from scratch nothing depends on the batch.
-  def __init__(self, backbone=ResNet, count: int = 2, style: str = 'ahlc', shared_stem: bool = False,
-               connector_norm=group_norm, connector_initializer=initializers.xavier, connector_zero_gamma: bool = False,
+  # Departure: the norm of g is BatchNorm in CBNet, whose backbones have frozen BatchNorm. Here the default is
+  # GroupNorm, as everywhere in this package, so that training from scratch does not depend on the batch.
+  def __init__(self, backbone: Callable[..., Backbone] = ResNet, count: int = 2, style: str = 'ahlc',
+               shared_stem: bool = False, connector_norm: MakeNorm = group_norm,
+               connector_initializer: MakeInitializer = initializers.xavier, connector_zero_gamma: bool = False,
                name: str = 'backbone'):
     super().__init__(name=name)
     if count not in (1, 2, 3):
@@ -60,7 +66,7 @@ class CBNet(tf_keras.layers.Layer):
     if shared_stem:
       for other in self.backbones[1:]:
         other.stem = self.backbones[0].stem
-    self.connectors = []  # between backbone k and k + 1: one dictionary a stage, {'<level>': g}
+    self.connectors = []  # between backbones k and k + 1: one dictionary per stage, {'<level>': g}
     for target in names[1:]:
       self.connectors.append([
         {str(level): self._connector(level, stage, f'{target}_stage{stage}_from{level}', connector_norm,
@@ -69,7 +75,7 @@ class CBNet(tf_keras.layers.Layer):
         for stage in range(2, self.last + 1)])
 
   @property
-  def lead(self):
+  def lead(self) -> Backbone:
     return self.backbones[-1]
 
   @property
@@ -77,28 +83,30 @@ class CBNet(tf_keras.layers.Layer):
     """The highest level, 5 of a ResNet."""
     return len(self.lead.widths)
 
-  def call(self, images):
+  def call(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
     features, levels = self._run(self.backbones[0], images, None, None)
     for backbone, connectors in zip(self.backbones[1:], self.connectors, strict=True):
       stem_output = levels[0] if self.shared_stem else None
       features, levels = self._run(backbone, images, stem_output, self._additions(levels, connectors))
     return features
 
-  def _run(self, backbone, images, stem_output, additions):
-    """Maps of a backbone with additions [stage][number] to its stages' inputs, and its levels 1…last."""
+  def _run(self, backbone: Backbone, images: tf.Tensor, stem_output: tf.Tensor | None,
+           additions: Sequence[Sequence[tf.Tensor]] | None) -> tuple[dict[str, tf.Tensor], list[tf.Tensor]]:
+    """Return feature maps of a backbone with additions [stage][number] to its stages' inputs, and its levels 1…last."""
     levels = []
 
-    def before_stage(stage, x):
+    def before_stage(stage: int, x: tf.Tensor) -> tf.Tensor:
       levels.append(x)
       for addition in additions[stage] if additions else ():
         x = x + addition
-      return tf.identity(x)  # one use here, one in the composite: keeps gradients sums of two (ops/roi_align.py)
+      return tf.identity(x)  # used here and in the composite: its gradient is a sum of two (ops/roi_align.py, Pyramid)
 
     features = backbone(images, stem_output=stem_output, before_stage=before_stage)
     return features, [*levels, features[max(features)]]
 
-  def _additions(self, levels, connectors):
-    """What the levels of a backbone give to the inputs of all stages of the next one."""
+  def _additions(self, levels: Sequence[tf.Tensor],
+                 connectors: Sequence[dict[str, ConvNorm]]) -> list[list[tf.Tensor]]:
+    """Return what the levels of a backbone add to the inputs of all stages of the next one."""
     additions = []
     for stage, connect in enumerate(connectors, 2):
       sources = {level: levels[level - 1] for level in SOURCES[self.style](stage, self.last)}
@@ -106,15 +114,16 @@ class CBNet(tf_keras.layers.Layer):
       additions.append([self._fit(x, level, stage, levels[stage - 2]) for level, x in connected.items()])
     return additions
 
-  def _fit(self, x, level, stage, target):
-    """Nearest upsampling from a level to the input of a stage, of `target`'s size: what odd sizes exceed is cut off."""
+  def _fit(self, x: tf.Tensor, level: int, stage: int, target: tf.Tensor) -> tf.Tensor:
+    """Upsample a level to the size of `target`, the input of a stage; excess rows and columns of odd sizes are cut."""
     factor = self.lead.strides[level - 1] // self.lead.strides[stage - 2]
     if factor <= 1:
       return x
     shape = tf.shape(target)
     return upsample(x, factor)[:, :shape[1], :shape[2]]
 
-  def _connector(self, level, stage, name, norm, initializer, zero_gamma):
+  def _connector(self, level: int, stage: int, name: str, norm: MakeNorm, initializer: MakeInitializer,
+                 zero_gamma: bool) -> ConvNorm:
     strides, width = self.lead.strides, self.lead.widths[stage - 2]
     return ConvNorm(width, 1, norm, initializer, max(1, strides[stage - 2] // strides[level - 1]),
                     zero_gamma=zero_gamma, name=name)

@@ -1,4 +1,4 @@
-"""Image classifier on the backbones of the detectors (He et al. 2016, table 1): what pre-training trains."""
+"""Image classifier with a detector's backbone (He et al. 2016, table 1), for pre-training."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Classifier(tf_keras.layers.Layer):
   """backbone -> global average pooling of its last stage -> `linear` layer.
 
   model(images uint8 [B, H, W, 3], image_sizes [B, 2], labels=LabelledImages, training=...) -> ClassifierOutputs.
-  A crop fills its canvas, so that image_sizes say nothing, and the outputs do not depend on the labels.
-  pixel_mean, pixel_std: as in MaskRCNN, so that the backbone sees the same input after the hand-over.
+  image_sizes are unused, since crops have no padding; so are labels.
+  pixel_mean, pixel_std: as in MaskRCNN, so that the backbone has the same input in the detector.
   linear_stddev: of the last layer's weights (Goyal et al., section 5.1); its bias starts at 0.
   """
 
@@ -27,7 +27,7 @@ class Classifier(tf_keras.layers.Layer):
     self,
     num_classes: int,
     backbone: ResNet | None = None,
-    pixel_mean: Sequence[float] = (122.7717, 115.9465, 102.9801),  # Detectron's, here in RGB order
+    pixel_mean: Sequence[float] = (122.7717, 115.9465, 102.9801),  # Detectron's, in RGB order
     pixel_std: Sequence[float] = (1.0, 1.0, 1.0),
     linear_stddev: float = 0.01,
     name: str = 'classifier',

@@ -1,7 +1,7 @@
 """RPN, box and mask heads (Faster R-CNN 3.1; Mask R-CNN 3; Group Normalization 4.2 for the 4conv1fc box head).
 
-The norm follows every convolution of the box and mask heads and nothing else: not the RPN, not fully connected layers,
-not the deconvolution, not the predictors. Predictors compute in float32 under every precision policy.
+Only the convolutions of the box and mask heads have norms: the RPN, fully connected layers, the deconvolution and the
+predictors have none. Predictors compute in float32 under every precision policy.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import tf_keras
 
 from rethink_tf.errors import UserError
 from rethink_tf.models import initializers
+from rethink_tf.models.initializers import MakeInitializer
 from rethink_tf.models.layers import ConvNorm
-from rethink_tf.models.norms import group_norm
+from rethink_tf.models.norms import MakeNorm, group_norm
 
 
 @gin.register
 class RPNHead(tf_keras.layers.Layer):
-  """One head over all levels: map [B, H, W, C] -> objectness [B, H * W * anchors], deltas [B, H * W * anchors, 4].
+  """Shared by all levels: map [B, H, W, C] -> objectness [B, H * W * anchors], deltas [B, H * W * anchors, 4].
 
   num_convs: 3x3 convolutions before the predictions; Detectron2's later baselines have two.
   """
@@ -30,13 +31,13 @@ class RPNHead(tf_keras.layers.Layer):
              for i in range(num_convs)]
     if not convs:
       raise UserError(f'RPNHead.num_convs = {num_convs}: use 1 or more')
-    self.conv, self.further_convs = convs[0], convs[1:]  # the first has its name in every checkpoint
+    self.conv, self.further_convs = convs[0], convs[1:]  # the first one's name in checkpoints is fixed
     self.objectness = tf_keras.layers.Conv2D(anchors_per_cell, 1, kernel_initializer=initializers.gaussian(),
                                              dtype='float32', name='objectness')
     self.deltas = tf_keras.layers.Conv2D(4 * anchors_per_cell, 1, kernel_initializer=initializers.gaussian(),
                                          dtype='float32', name='deltas')
 
-  def call(self, feature):
+  def call(self, feature: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     x = self.conv(feature)
     for conv in self.further_convs:
       x = conv(x)
@@ -46,19 +47,20 @@ class RPNHead(tf_keras.layers.Layer):
 
 @gin.register
 class BoxHead(tf_keras.layers.Layer):
-  """RoI features [B, R, 7, 7, C] -> [B, R, fc_width]: 4conv1fc by default, the classical 2fc with (0, 2).
+  """RoI features [B, R, 7, 7, C] -> [B, R, fc_width]: 4conv1fc by default, the original 2fc with (0, 2).
 
-  used: [B, R], 1 for RoIs that are no padding (None: all), for norms whose statistics run over the batch.
+  used: [B, R], 1 for RoIs that are not padding (None: all), for norms with batch statistics.
   """
 
-  def __init__(self, num_convs: int = 4, num_fcs: int = 1, channels: int = 256, fc_width: int = 1024, norm=group_norm,
-               initializer=initializers.msra, fc_initializer=initializers.xavier, name: str = 'box_head'):
+  def __init__(self, num_convs: int = 4, num_fcs: int = 1, channels: int = 256, fc_width: int = 1024,
+               norm: MakeNorm = group_norm, initializer: MakeInitializer = initializers.msra,
+               fc_initializer: MakeInitializer = initializers.xavier, name: str = 'box_head'):
     super().__init__(name=name)
     self.convs = [ConvNorm(channels, 3, norm, initializer, relu=True, name=f'conv{i + 1}') for i in range(num_convs)]
     self.fcs = [tf_keras.layers.Dense(fc_width, 'relu', kernel_initializer=fc_initializer(), name=f'fc{i + 1}')
                 for i in range(num_fcs)]
 
-  def call(self, pooled, used=None):
+  def call(self, pooled: tf.Tensor, used: tf.Tensor | None = None) -> tf.Tensor:
     x, batch = merge_rois(pooled)
     used = None if used is None else tf.reshape(used, [-1])
     for conv in self.convs:
@@ -80,7 +82,7 @@ class BoxPredictor(tf_keras.layers.Layer):
     self.deltas = tf_keras.layers.Dense(4 * self.boxes, kernel_initializer=initializers.gaussian(0.001),
                                         dtype='float32', name='deltas')
 
-  def call(self, x):
+  def call(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     deltas = self.deltas(x)
     return self.classes(x), tf.reshape(deltas, tf.concat([tf.shape(deltas)[:2], [self.boxes, 4]], 0))
 
@@ -92,14 +94,14 @@ class MaskHead(tf_keras.layers.Layer):
   used: [B, M], as for the box head.
   """
 
-  def __init__(self, num_convs: int = 4, channels: int = 256, norm=group_norm, initializer=initializers.msra,
-               name: str = 'mask_head'):
+  def __init__(self, num_convs: int = 4, channels: int = 256, norm: MakeNorm = group_norm,
+               initializer: MakeInitializer = initializers.msra, name: str = 'mask_head'):
     super().__init__(name=name)
     self.convs = [ConvNorm(channels, 3, norm, initializer, relu=True, name=f'conv{i + 1}') for i in range(num_convs)]
     self.deconv = tf_keras.layers.Conv2DTranspose(channels, 2, 2, activation='relu', kernel_initializer=initializer(),
                                                   name='deconv')
 
-  def call(self, pooled, used=None):
+  def call(self, pooled: tf.Tensor, used: tf.Tensor | None = None) -> tf.Tensor:
     x, batch = merge_rois(pooled)
     used = None if used is None else tf.reshape(used, [-1])
     for conv in self.convs:
@@ -108,15 +110,15 @@ class MaskHead(tf_keras.layers.Layer):
 
 
 class MaskPredictor(tf_keras.layers.Layer):
-  """[B, M, 28, 28, C] -> one map a class, float32 logits [B, M, 28, 28, K]."""
+  """[B, M, 28, 28, C] -> one map per class, float32 logits [B, M, 28, 28, K]."""
 
   def __init__(self, num_classes: int, name: str = 'mask_predictor'):
     super().__init__(name=name, dtype='float32')
-    # Departure: Detectron draws this layer by MSRA; N(0, 0.001) is Detectron2's.
+    # Departure: Detectron initializes this layer by MSRA; N(0, 0.001) is Detectron2's.
     self.conv = tf_keras.layers.Conv2D(num_classes, 1, kernel_initializer=initializers.gaussian(0.001),
                                        dtype='float32', name='conv')
 
-  def call(self, x):
+  def call(self, x: tf.Tensor) -> tf.Tensor:
     x, batch = merge_rois(x)
     return split_rois(self.conv(x), batch)
 

@@ -1,4 +1,4 @@
-"""Convolutions as Detectron pads them: symmetric, also where TensorFlow's 'same' would not be."""
+"""Convolutions with Detectron's symmetric padding, where TensorFlow's 'same' may be asymmetric."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import tensorflow as tf
 import tf_keras
 from tensorflow.python.util import _pywrap_util_port
 
-from rethink_tf.models.norms import NoNorm
+from rethink_tf.models.initializers import MakeInitializer
+from rethink_tf.models.norms import MakeNorm, NoNorm
 
 
 class Convolution(tf_keras.layers.Conv2D):
-  """Keras' convolution, but its groups are computed by oneDNN where TensorFlow uses that.
+  """Keras' convolution, with grouped convolutions computed by oneDNN where available.
 
-  Keras sends every convolution with groups through XLA, since without oneDNN a CPU has no gradient of it: on a CPU that
-  takes 17 to 60 times as long (ResNeXt-152 8x32d, forward and backward).
+  Keras compiles every grouped convolution with XLA, because on a CPU without oneDNN there is no gradient of it. On a
+  CPU that is 17 to 60 times slower (ResNeXt-152 8x32d, forward and backward).
   """
 
-  def _jit_compiled_convolution_op(self, inputs, kernel):
+  def _jit_compiled_convolution_op(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     if _pywrap_util_port.IsMklEnabled():
       return self.convolution_op(inputs, kernel)
     return super()._jit_compiled_convolution_op(inputs, kernel)
@@ -25,12 +26,12 @@ class Convolution(tf_keras.layers.Conv2D):
 class ConvNorm(tf_keras.layers.Layer):
   """Convolution, norm, optional ReLU: [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), filters].
 
-  The convolution has a bias only where no norm follows. used: [B], 1 for the rows that are no padding; only norms whose
-  statistics run over the batch ask for it.
+  The convolution has a bias only without a norm. used: [B], 1 for rows that are not padding, for norms with batch
+  statistics.
   """
 
-  def __init__(self, filters: int, kernel_size: int, norm, initializer, stride: int = 1, groups: int = 1,
-               relu: bool = False, zero_gamma: bool = False, name: str | None = None):
+  def __init__(self, filters: int, kernel_size: int, norm: MakeNorm, initializer: MakeInitializer, stride: int = 1,
+               groups: int = 1, relu: bool = False, zero_gamma: bool = False, name: str | None = None):
     super().__init__(name=name)
     self.padding = kernel_size // 2 if stride > 1 else 0  # 'same' is symmetric at stride 1 only
     self.norm = norm(name='norm', zero_gamma=zero_gamma)
@@ -39,25 +40,25 @@ class ConvNorm(tf_keras.layers.Layer):
       use_bias=isinstance(self.norm, NoNorm), kernel_initializer=initializer(), name='conv')
     self.relu = relu
 
-  def call(self, x, used=None):
+  def call(self, x: tf.Tensor, used: tf.Tensor | None = None) -> tf.Tensor:
     x = self.conv(pad(x, self.padding))
     x = self.norm(x, used=used) if getattr(self.norm, 'over_batch', False) else self.norm(x)
     return tf.nn.relu(x) if self.relu else x
 
 
 def unchanged(stage: int, x: tf.Tensor) -> tf.Tensor:
-  """What a backbone that is in no composite does to the input of a stage."""
+  """Return the input of a stage, for a backbone that is not in a composite."""
   del stage
   return x
 
 
 def pad(x: tf.Tensor, padding: int) -> tf.Tensor:
-  """Zeros on all four sides of maps [B, H, W, C]."""
+  """Zero-pad feature maps [B, H, W, C] on all four sides."""
   return tf.pad(x, [[0, 0], [padding, padding], [padding, padding], [0, 0]]) if padding else x
 
 
 def upsample(x: tf.Tensor, factor: int = 2) -> tf.Tensor:
-  """Nearest neighbour of maps [B, H, W, C], by broadcasting: UpSampling2D has a gradient that XLA cannot compile."""
+  """Nearest upsampling of maps [B, H, W, C], by broadcasting: XLA cannot compile the gradient of UpSampling2D."""
   if factor == 1:
     return x
   shape = tf.shape(x)

@@ -1,16 +1,17 @@
-"""Mask R-CNN on a feature pyramid (He et al. 2017), end to end with its RPN."""
+"""Mask R-CNN with a feature pyramid network (He et al. 2017), trained end to end with its RPN."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import gin
 import tensorflow as tf
 import tf_keras
 
 from rethink_tf.errors import UserError
-from rethink_tf.models.fpn import FPN
+from rethink_tf.models.cascade import Cascade
+from rethink_tf.models.fpn import FPN, SingleLevel
 from rethink_tf.models.heads import BoxHead, BoxPredictor, MaskHead, MaskPredictor, RPNHead
 from rethink_tf.models.keypoints import HEATMAP_SIZE, KeypointHead, KeypointPredictor
 from rethink_tf.models.resnet import ResNet
@@ -38,7 +39,9 @@ from rethink_tf.structures import (
   RPNOutputs,
 )
 
-MASK_SLOT_STEP = 8  # the mask head runs on a multiple of so many RoIs an image: few shapes, little waste
+MASK_SLOT_STEP = 8  # the number of RoIs of an image in the mask head is a multiple of this: few different shapes
+
+Size = tuple[int | tf.Tensor, int | tf.Tensor]  # height, width
 
 
 @gin.register
@@ -46,30 +49,31 @@ class MaskRCNN(tf_keras.layers.Layer):
   """backbone -> FPN -> RPN -> box head -> mask head; every part is an argument, the defaults are the paper's.
 
   model(images uint8 [B, H, W, 3], image_sizes [B, 2], labels=Batch, training=...) -> structures.Outputs.
-  mask_head: None makes it Faster R-CNN. keypoint_head: for data whose instances have num_keypoints of them.
+  backbone: any layer that returns feature maps 'C2'.. (resnet.py, vgg.py, cbnet.py).
+  mask_head: None gives Faster R-CNN. keypoint_head: for data whose instances have num_keypoints keypoints.
   cascade: constructor, called with num_classes, of further box stages (cascade.py); box deltas are then class-agnostic.
-  roi_pooler: constructor, called with the heads' sizes, 7 and 14.
-  pixel_mean, pixel_std: RGB, of the 0-255 range; padding is 0 after both.
-  xla: True uses only operations that XLA compiles, with static shapes (TPU); False the faster ones of CPU and GPU.
+  roi_pooler: constructor, called with the sizes 7 and 14.
+  pixel_mean, pixel_std: RGB, range 0-255; padding is 0 after normalisation.
+  xla: True uses only operations that XLA compiles, with static shapes (TPU); False the faster ones for CPU and GPU.
   """
 
   def __init__(
     self,
     num_classes: int,
-    backbone: ResNet | None = None,
-    fpn: FPN | None = None,
+    backbone: tf_keras.layers.Layer | None = None,
+    fpn: FPN | SingleLevel | None = None,
     rpn_head: RPNHead | None = None,
     box_head: BoxHead | None = None,
     mask_head: MaskHead | None = None,
     keypoint_head: KeypointHead | None = None,
-    cascade=None,
+    cascade: Callable[[int], Cascade] | None = None,
     anchors: Anchors | None = None,
     anchor_sampler: AnchorSampler | None = None,
     proposal_generator: ProposalGenerator | None = None,
     roi_sampler: RoISampler | None = None,
-    roi_pooler=RoIPooler,
+    roi_pooler: Callable[..., RoIPooler] = RoIPooler,
     detection_generator: DetectionGenerator | None = None,
-    pixel_mean: Sequence[float] = (122.7717, 115.9465, 102.9801),  # Detectron's, here in RGB order
+    pixel_mean: Sequence[float] = (122.7717, 115.9465, 102.9801),  # Detectron's, in RGB order
     pixel_std: Sequence[float] = (1.0, 1.0, 1.0),
     xla: bool = False,
     num_keypoints: int = 0,
@@ -107,15 +111,16 @@ class MaskRCNN(tf_keras.layers.Layer):
     return self.detect(features, rpn, proposals, image_sizes)
 
   def normalise(self, images: tf.Tensor, image_sizes: tf.Tensor) -> tf.Tensor:
-    """uint8 RGB -> float32 [B, H, W, 3], zero outside the photograph."""
+    """Normalise pixels: uint8 RGB -> float32 [B, H, W, 3], zero in the padding."""
     x = (tf.cast(images, tf.float32) - tf.constant(self.pixel_mean)) / tf.constant(self.pixel_std)
     shape = tf.shape(images)
     rows = tf.range(shape[1], dtype=tf.float32)[None, :] < image_sizes[:, :1]  # [B, H]
     columns = tf.range(shape[2], dtype=tf.float32)[None, :] < image_sizes[:, 1:]  # [B, W]
     return tf.where((rows[:, :, None] & columns[:, None, :])[..., None], x, 0.0)
 
-  def propose(self, features: dict[str, tf.Tensor], image_sizes: tf.Tensor, training: bool):
-    """Region proposal network over P2..P6 -> RPNOutputs, Proposals."""
+  def propose(self, features: dict[str, tf.Tensor], image_sizes: tf.Tensor,
+              training: bool) -> tuple[RPNOutputs, Proposals]:
+    """Region proposal network on P2..P6."""
     anchors = self.anchors(features)
     logits, deltas = zip(*(self.rpn_head(features[level]) for level in sorted(features)), strict=True)
     with tf.name_scope('proposals'):
@@ -125,7 +130,7 @@ class MaskRCNN(tf_keras.layers.Layer):
 
   def learn(self, features: dict[str, tf.Tensor], rpn: RPNOutputs, proposals: Proposals, image_sizes: tf.Tensor,
             labels: Batch) -> Outputs:
-    """Training: samples, heads on the samples, targets."""
+    """Training: sampling, heads on the samples, targets."""
     with tf.name_scope('samples'):
       rpn = self.anchor_sampler(rpn, image_sizes, labels)
       rois = self.roi_sampler(proposals, labels)
@@ -138,7 +143,7 @@ class MaskRCNN(tf_keras.layers.Layer):
 
   def learn_boxes(self, pyramid: Pyramid, rois: RoISamples, image_sizes: tf.Tensor,
                   labels: Batch) -> tuple[BoxOutputs, ...]:
-    """The box head on the samples; in a cascade every stage on its own."""
+    """Box head on the samples; in a cascade, each stage on its own samples."""
     if self.cascade is not None:
       pool = functools.partial(self.box_pooler, pyramid, xla=self.xla)
       return self.cascade.learn((self.box_head, self.box_predictor), self.roi_sampler.box_weights, pool, rois,
@@ -147,7 +152,7 @@ class MaskRCNN(tf_keras.layers.Layer):
     return (BoxOutputs(*self.box_predictor(self.box_head(pooled, rois.weights)), rois),)
 
   def learn_masks(self, pyramid: Pyramid, rois: RoISamples, labels: Batch) -> MaskOutputs:
-    """Mask head on the foreground RoIs, which come first among the samples."""
+    """Mask head on the foreground RoIs, which are the first samples."""
     slots = self.mask_slots(rois.classes, min(self.roi_sampler.max_foreground, rois.boxes.shape[1]))
     boxes, classes, gt_index = rois.boxes[:, :slots], rois.classes[:, :slots], rois.gt_index[:, :slots]
     logits = self.mask_logits(pyramid, boxes, classes)
@@ -155,7 +160,7 @@ class MaskRCNN(tf_keras.layers.Layer):
     return MaskOutputs(logits, targets, tf.cast(classes > 0, tf.float32))
 
   def learn_keypoints(self, pyramid: Pyramid, rois: RoISamples, labels: Batch) -> KeypointOutputs:
-    """Keypoint head on the foreground RoIs; one without a visible keypoint inside has no weight in the loss."""
+    """Keypoint head on the foreground RoIs; those without a visible keypoint inside have weight 0 in the loss."""
     slots = self.mask_slots(rois.classes, min(self.roi_sampler.max_foreground, rois.boxes.shape[1]))
     boxes, gt_index, foreground = rois.boxes[:, :slots], rois.gt_index[:, :slots], rois.classes[:, :slots] > 0
     points = tf.gather(labels.gt_keypoints, gt_index, batch_dims=1)  # [B, M, P, 3]
@@ -164,19 +169,19 @@ class MaskRCNN(tf_keras.layers.Layer):
     return KeypointOutputs(logits, targets, tf.cast(valid & foreground[..., None], tf.float32))
 
   def keypoint_logits(self, pyramid: Pyramid, boxes: tf.Tensor, used: tf.Tensor) -> tf.Tensor:
-    """Heat maps [B, M, P, 56, 56] for boxes [B, M, 4]; used: bool [B, M]."""
+    """Return heat maps [B, M, P, 56, 56] for boxes [B, M, 4]; used: bool [B, M]."""
     pooled = self.keypoint_pooler(pyramid, boxes, self.xla)  # [B, M, 14, 14, C]
     return self.keypoint_predictor(self.keypoint_head(pooled, used))
 
   def mask_slots(self, classes: tf.Tensor, limit: int) -> int | tf.Tensor:
-    """How many leading slots [B, R] hold an object in some image; where shapes are static, all of them."""
+    """Return the number of leading slots [B, R] that hold the objects of every image; all if shapes must be static."""
     if self.xla:
       return limit
-    most = tf.reduce_max(tf.reduce_sum(tf.cast(classes > 0, tf.int32), axis=1))
-    return tf.minimum(limit, tf.maximum(-(-most // MASK_SLOT_STEP), 1) * MASK_SLOT_STEP)
+    largest = tf.reduce_max(tf.reduce_sum(tf.cast(classes > 0, tf.int32), axis=1))
+    return tf.minimum(limit, tf.maximum(-(-largest // MASK_SLOT_STEP), 1) * MASK_SLOT_STEP)
 
   def mask_logits(self, pyramid: Pyramid, boxes: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
-    """Map of the given class [B, M, 28, 28] for boxes [B, M, 4], classes [B, M] (0, background, gives class 1's)."""
+    """Return mask logits [B, M, 28, 28] of the given classes [B, M] (class 1 for background) for boxes [B, M, 4]."""
     pooled = self.mask_pooler(pyramid, boxes, self.xla)  # [B, M, 14, 14, C]
     maps = self.mask_predictor(self.mask_head(pooled, classes > 0))  # [B, M, 28, 28, K]
     own = tf.one_hot(tf.maximum(classes, 1) - 1, self.num_classes)
@@ -184,7 +189,7 @@ class MaskRCNN(tf_keras.layers.Layer):
 
   def detect(self, features: dict[str, tf.Tensor], rpn: RPNOutputs, proposals: Proposals,
              image_sizes: tf.Tensor) -> Outputs:
-    """Inference: heads on all proposals, suppression, masks at the final boxes."""
+    """Inference: box head on all proposals, non-maximum suppression, mask and keypoint heads on the final boxes."""
     pyramid = roi_pyramid(features)
     boxes, detections = self.detect_boxes(pyramid, proposals, image_sizes)
     if self.mask_head is not None:
@@ -195,15 +200,15 @@ class MaskRCNN(tf_keras.layers.Layer):
 
   def detect_boxes(self, pyramid: Pyramid, proposals: Proposals,
                    image_sizes: tf.Tensor) -> tuple[tuple[BoxOutputs, ...], Detections]:
-    """All classes' boxes at all proposals, and suppression."""
+    """Boxes of all classes for all proposals, and non-maximum suppression."""
     outputs, boxes, scores = self.score_boxes(pyramid, proposals, image_sizes)
     return outputs, self.detection_generator.select(boxes, scores, proposals.valid, self.xla)
 
   def score_boxes(self, pyramid: Pyramid, proposals: Proposals,
                   image_sizes: tf.Tensor) -> tuple[tuple[BoxOutputs, ...], tf.Tensor, tf.Tensor]:
-    """The box head on all proposals, or the stages of a cascade one after the other, before suppression.
+    """Box head on all proposals, or all stages of a cascade, before non-maximum suppression.
 
-    Returns their outputs, clipped boxes [B, N, K or 1, 4] and probabilities [B, N, K].
+    Returns the outputs, clipped boxes [B, N, K or 1, 4] and probabilities [B, N, K].
     """
     weights = self.roi_sampler.box_weights
     if self.cascade is not None:
@@ -216,7 +221,7 @@ class MaskRCNN(tf_keras.layers.Layer):
     return (outputs,), box_ops.clip(boxes, image_sizes), scores
 
   def detect_masks(self, pyramid: Pyramid, detections: Detections) -> Detections:
-    """Adds mask probabilities [B, D, 28, 28] of each detection's class; zero in empty slots."""
+    """Add mask probabilities [B, D, 28, 28] of each detection's class; zero in empty slots."""
     limit = detections.classes.shape[1]
     slots = self.mask_slots(detections.classes, limit)
     logits = self.mask_logits(pyramid, detections.boxes[:, :slots], detections.classes[:, :slots])
@@ -224,14 +229,14 @@ class MaskRCNN(tf_keras.layers.Layer):
     masks = tf.where((detections.classes > 0)[..., None, None], masks, 0.0)
     return detections._replace(masks=tf.ensure_shape(masks, [None, limit, *masks.shape[2:]]))
 
-  def detect_keypoints(self, pyramid: Pyramid, detections: Detections, limits: tuple) -> Detections:
-    """Adds keypoints [B, D, P, 3] of each detection; zero in empty slots. limits: of the boxes, in pixels."""
+  def detect_keypoints(self, pyramid: Pyramid, detections: Detections, limits: Size) -> Detections:
+    """Add keypoints [B, D, P, 3] of each detection; zero in empty slots. limits: largest size of boxes in pixels."""
     slots = self.mask_slots(detections.classes, detections.classes.shape[1])
     boxes, used = detections.boxes[:, :slots], detections.classes[:, :slots] > 0
     return self.place_keypoints(self.keypoint_logits(pyramid, boxes, used), detections, limits)
 
-  def place_keypoints(self, logits: tf.Tensor, detections: Detections, limits: tuple) -> Detections:
-    """Adds keypoints from the heat maps [B, M, P, 56, 56] of the first M slots, which hold all detections."""
+  def place_keypoints(self, logits: tf.Tensor, detections: Detections, limits: Size) -> Detections:
+    """Add keypoints decoded from heat maps [B, M, P, 56, 56] of the first M slots, which hold all detections."""
     limit, slots = detections.classes.shape[1], tf.shape(logits)[1]
     boxes, used = detections.boxes[:, :slots], detections.classes[:, :slots] > 0
     points = decode_heatmaps(tf.reshape(logits, [-1, *logits.shape[2:]]), tf.reshape(boxes, [-1, 4]),
@@ -241,14 +246,14 @@ class MaskRCNN(tf_keras.layers.Layer):
     return detections._replace(keypoints=tf.ensure_shape(points, [None, limit, *points.shape[2:]]))
 
 
-def padded_shape(features: dict[str, tf.Tensor]) -> tuple:
-  """Height and width in pixels of the images that feature maps were made of; static where they are."""
+def padded_shape(features: dict[str, tf.Tensor]) -> Size:
+  """Return the padded shape in pixels from feature maps; static if theirs is."""
   level = min(features)
   shape = tf.shape(features[level])
   return tuple((static or shape[i]) * 2**int(level[1:]) for i, static in enumerate(features[level].shape[1:3], 1))
 
 
 def roi_pyramid(features: dict[str, tf.Tensor]) -> Pyramid:
-  """Those of P2..P5 that there are, from which RoIs are pooled (P6 is for the RPN alone)."""
+  """Return the existing levels of P2..P5, from which RoIs are pooled (P6 is for the RPN only)."""
   levels = [level for level in ('P2', 'P3', 'P4', 'P5') if level in features]
   return flatten([features[level] for level in levels], int(levels[0][1:]))

@@ -1,8 +1,8 @@
 """Normalisation as an argument: `norm(name, zero_gamma=False) -> layer` (section 3.1).
 
 group_norm, sync_batch_norm, frozen_batch_norm, no_norm and addons_group_norm are interchangeable by one gin line:
-`NORM = @group_norm`. A new norm is one function of this contract. One whose statistics run over the batch sets
-`over_batch = True` on its layer and is then called as `layer(x, used=...)` on RoIs, some of which are padding.
+`NORM = @group_norm`. A new norm is one function of this contract. If its layer has batch statistics, it sets
+`over_batch = True` and is called as `layer(x, used=...)` on RoIs, some of which are padding.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import gin
 import tensorflow as tf
@@ -20,17 +21,19 @@ from rethink_tf.errors import UserError
 from rethink_tf.ops.group_norm import channel_sums
 from rethink_tf.ops.group_norm import group_norm as normalise_groups
 
-EPSILON = 1e-5  # Detectron's for every norm; Keras would take 1e-3
+MakeNorm = Callable[..., tf_keras.layers.Layer]  # (name, zero_gamma=False)
+Statistics = tuple[tf.Tensor, tf.Tensor, tf.Tensor]  # mean [C], variance [C], number of elements
 
+EPSILON = 1e-5  # Detectron's for every norm; Keras' default is 1e-3
 
-_recording = threading.local()  # a replica is traced in a thread of its own
+_recording = threading.local()  # each replica is traced in its own thread
 
 
 @contextlib.contextmanager
-def recorded_statistics() -> Iterator[dict]:
-  """Inside, in this thread, SyncBatchNorm leaves its moving statistics alone and notes each batch's.
+def recorded_statistics() -> Iterator[dict[tf_keras.layers.Layer, list[Statistics]]]:
+  """Record batch statistics of SyncBatchNorm in this thread, instead of updating its moving statistics.
 
-  Yields {layer: [(mean [C], variance [C], unbiased, number of elements), …]}, one entry for each call in training.
+  Yields {layer: [(mean, unbiased variance, number of elements), …]}, one entry for each call in training.
   """
   _recording.found = found = {}
   try:
@@ -46,7 +49,7 @@ class GroupNorm(tf_keras.layers.Layer):
     super().__init__(name=name)
     self.groups, self.epsilon, self.zero_gamma = groups, epsilon, zero_gamma
 
-  def build(self, input_shape):
+  def build(self, input_shape: tf.TensorShape) -> None:
     channels = input_shape[-1]
     if channels % self.groups:
       raise UserError(f'group_norm.groups = {self.groups} does not divide the {channels} channels of {self.name}: '
@@ -55,17 +58,17 @@ class GroupNorm(tf_keras.layers.Layer):
                                  experimental_autocast=False)
     self.beta = self.add_weight('beta', [channels], tf.float32, 'zeros', experimental_autocast=False)
 
-  def call(self, x):
+  def call(self, x: tf.Tensor) -> tf.Tensor:
     return normalise_groups(x, tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta),
                             self.groups, self.epsilon)
 
 
 class SyncBatchNorm(tf_keras.layers.Layer):
-  """Batch normalisation over the batches of all replicas together; two-pass float32 statistics, float32 parameters.
+  """Batch normalisation over the batches of all replicas; two-pass float32 statistics, float32 parameters.
 
-  Replicas count by their number of elements (Detectron2's NaiveSyncBatchNorm with stats_mode 'N'), of which padded RoIs
-  are none: a replica without any foreground changes nothing. tf_keras' synchronised layer would count padding, take
-  the difference of two means of squares, and sum in bfloat16 under that policy.
+  Replicas are weighted by their number of elements (Detectron2's NaiveSyncBatchNorm with stats_mode 'N'), not counting
+  padded RoIs, so a replica without foreground has no effect. tf_keras' synchronised layer counts padding, uses
+  one-pass variances, and sums in bfloat16 under that policy.
   """
 
   over_batch = True
@@ -75,79 +78,84 @@ class SyncBatchNorm(tf_keras.layers.Layer):
     super().__init__(name=name)
     self.momentum, self.epsilon, self.zero_gamma = momentum, epsilon, zero_gamma
 
-  def build(self, input_shape):
-    def weight(name, initial, **statistics):
+  def build(self, input_shape: tf.TensorShape) -> None:
+    def weight(name: str, initial: str, **statistics: Any) -> tf.Variable:
       return self.add_weight(name, [input_shape[-1]], tf.float32, initial, experimental_autocast=False, **statistics)
     self.gamma, self.beta = weight('gamma', 'zeros' if self.zero_gamma else 'ones'), weight('beta', 'zeros')
     statistics = dict(trainable=False, synchronization=tf.VariableSynchronization.ON_READ,
-                      aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)  # all have the same, so none need be asked
+                      aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)  # equal on all replicas
     self.moving_mean = weight('moving_mean', 'zeros', **statistics)
     self.moving_variance = weight('moving_variance', 'ones', **statistics)
 
-  def call(self, x, used=None, training=False):
-    """x: [N, H, W, C]; used: [N] 1 for the rows that count, all when None."""
+  def call(self, x: tf.Tensor, used: tf.Tensor | None = None, training: bool = False) -> tf.Tensor:
+    """x: [N, H, W, C]; used: [N], 1 for rows that are not padding (None: all)."""
     if not (training and self.trainable):
       return self._scale(x, self.moving_mean, self.moving_variance)
     context = tf.distribute.get_replica_context()
-    alone = context is None or context.num_replicas_in_sync == 1
-    if alone and used is None:  # TensorFlow's fused kernel, which knows neither padding nor other replicas
+    single = context is None or context.num_replicas_in_sync == 1
+    if single and used is None:  # TensorFlow's fused kernel supports neither padding nor several replicas
       y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
         x=x, scale=self.gamma, offset=self.beta, mean=[], variance=[], epsilon=self.epsilon)
-      self._remember(mean, variance, tf.cast(tf.reduce_prod(tf.shape(x)[:3]), tf.float32))
+      self._update(mean, variance, tf.cast(tf.reduce_prod(tf.shape(x)[:3]), tf.float32))
       return y
-    mean, variance, count = _moments(tf.cast(x, tf.float32), used, (lambda t: t) if alone else _add_replicas)
-    self._remember(mean, variance * tf.math.divide_no_nan(count, count - 1.0), count)
+    mean, variance, count = _moments(tf.cast(x, tf.float32), used, (lambda t: t) if single else _sum_replicas)
+    self._update(mean, variance * tf.math.divide_no_nan(count, count - 1.0), count)
     return self._scale(x, mean, variance)
 
-  def _scale(self, x, mean, variance):
+  def _scale(self, x: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
     scale = self.gamma * tf.math.rsqrt(variance + self.epsilon)
     return tf.cast(tf.cast(x, tf.float32) * scale + (self.beta - mean * scale), x.dtype)
 
-  def _remember(self, mean, variance, count):
+  def _update(self, mean: tf.Tensor, variance: tf.Tensor, count: tf.Tensor) -> None:
+    """Update the moving statistics, or record those of the batch."""
     found = getattr(_recording, 'found', None)
     if found is not None:
       found.setdefault(self, []).append((mean, variance, count))
       return
     for moving, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
       step = (1.0 - self.momentum) * (tf.stop_gradient(new) - moving)
-      # A float16 number that overflowed costs a step (trainer.py), not the statistics for good.
+      # With float16 a step can overflow and is skipped (training/loss_scaling.py): keep its statistics out.
       moving.assign_add(tf.where((count > 0.0) & tf.math.is_finite(step), step, 0.0))
 
 
-def _moments(x, used, add_up):
-  """Mean [C], variance [C] and number of elements of x float32 [N, H, W, C] over the used rows of all replicas."""
+def _moments(x: tf.Tensor, used: tf.Tensor | None,
+             total_of: Callable[[Sequence[tf.Tensor]], Sequence[tf.Tensor]]) -> Statistics:
+  """Return mean [C], variance [C] and number of elements of float32 x [N, H, W, C] over the used rows.
+
+  total_of: sums tensors over the replicas.
+  """
   shape = tf.shape(x)
   used = tf.ones([shape[0]]) if used is None else tf.cast(used, tf.float32)
   count = tf.reduce_sum(used) * tf.cast(shape[1] * shape[2], tf.float32)
-  count, total = add_up([count, tf.linalg.matvec(channel_sums(x), used, transpose_a=True)])
+  count, total = total_of([count, tf.linalg.matvec(channel_sums(x), used, transpose_a=True)])
   mean = tf.math.divide_no_nan(total, count)
   squares = channel_sums(tf.math.squared_difference(x, mean))  # [N, C]
-  squares, = add_up([tf.linalg.matvec(squares, used, transpose_a=True)])
+  squares, = total_of([tf.linalg.matvec(squares, used, transpose_a=True)])
   return mean, tf.math.divide_no_nan(squares, count), count
 
 
-def _add_replicas(tensors):
+def _sum_replicas(tensors: Sequence[tf.Tensor]) -> Sequence[tf.Tensor]:
   return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tensors)
 
 
 class FrozenBatchNorm(tf_keras.layers.Layer):
-  """Batch normalisation as a fixed affine map: nothing in it trains (Detectron's AffineChannel).
+  """Batch normalisation as a fixed affine map without trainable parameters (Detectron's AffineChannel).
 
-  It has no meaning with random weights: the experiment refuses it unless pre-trained statistics are loaded.
+  It is only meaningful with pre-trained statistics: training refuses it with random weights.
   """
 
   def __init__(self, epsilon: float = EPSILON, name: str | None = None):
     super().__init__(name=name, trainable=False)
     self.epsilon = epsilon
 
-  def build(self, input_shape):
-    def weight(name, initial):
+  def build(self, input_shape: tf.TensorShape) -> None:
+    def weight(name: str, initial: str) -> tf.Variable:
       return self.add_weight(name, [input_shape[-1]], tf.float32, initial, trainable=False,
                              experimental_autocast=False)
     self.gamma, self.beta = weight('gamma', 'ones'), weight('beta', 'zeros')
     self.moving_mean, self.moving_variance = weight('moving_mean', 'zeros'), weight('moving_variance', 'ones')
 
-  def call(self, x):
+  def call(self, x: tf.Tensor) -> tf.Tensor:
     scale = self.gamma * tf.math.rsqrt(self.moving_variance + self.epsilon)
     return x * tf.cast(scale, x.dtype) + tf.cast(self.beta - self.moving_mean * scale, x.dtype)
 
@@ -155,32 +163,33 @@ class FrozenBatchNorm(tf_keras.layers.Layer):
 class NoNorm(tf_keras.layers.Layer):
   """Identity."""
 
-  def call(self, x):
+  def call(self, x: tf.Tensor) -> tf.Tensor:
     return x
 
 
 @gin.register
-def group_norm(name: str, zero_gamma: bool = False, groups: int = 32, epsilon: float = EPSILON):
-  """GN: 32 groups, epsilon 1e-5; independent of the batch, hence of how many images a device holds."""
+def group_norm(name: str, zero_gamma: bool = False, groups: int = 32, epsilon: float = EPSILON) -> GroupNorm:
+  """GN: 32 groups, epsilon 1e-5; independent of the number of images per device."""
   return GroupNorm(groups, epsilon, zero_gamma, name)
 
 
 @gin.register
-def sync_batch_norm(name: str, zero_gamma: bool = False, momentum: float = 0.9, epsilon: float = EPSILON):
+def sync_batch_norm(name: str, zero_gamma: bool = False, momentum: float = 0.9,
+                    epsilon: float = EPSILON) -> SyncBatchNorm:
   """SyncBN: batch statistics over all replicas (torch's momentum 0.1 is Keras' 0.9)."""
   return SyncBatchNorm(momentum, epsilon, zero_gamma, name)
 
 
 @gin.register
-def frozen_batch_norm(name: str, zero_gamma: bool = False, epsilon: float = EPSILON):
-  """Frozen BN: the pre-trained statistics, fixed. `zero_gamma` has no meaning here: gamma comes from the weights."""
+def frozen_batch_norm(name: str, zero_gamma: bool = False, epsilon: float = EPSILON) -> FrozenBatchNorm:
+  """Frozen BN: fixed pre-trained statistics. `zero_gamma` has no effect: gamma is that of the weights."""
   del zero_gamma
   return FrozenBatchNorm(epsilon, name)
 
 
 @gin.register
-def no_norm(name: str, zero_gamma: bool = False):
-  """No normalisation (section 5.1: VGG-16 trains from a normalised initialisation alone)."""
+def no_norm(name: str, zero_gamma: bool = False) -> NoNorm:
+  """No normalisation (section 5.1: VGG-16 trains with an appropriate initialisation only)."""
   if zero_gamma:
     raise UserError('no_norm has no gamma to start at zero: set ResNet.zero_init_residual = False, or '
                     'CBNet.connector_zero_gamma = False')
@@ -188,12 +197,13 @@ def no_norm(name: str, zero_gamma: bool = False):
 
 
 @gin.register
-def addons_group_norm(name: str, zero_gamma: bool = False, groups: int = 32, epsilon: float = EPSILON):
+def addons_group_norm(name: str, zero_gamma: bool = False, groups: int = 32,
+                      epsilon: float = EPSILON) -> tf_keras.layers.Layer:
   """tensorflow-addons' GroupNormalization, for comparison with code that uses it (extra: `.[addons]`).
 
   Under a 16-bit policy it computes in float32, and its input and output are 16-bit, as with group_norm.
   """
-  # The last release (0.23) predates Keras 3: it looks for modules that now live in tf_keras.
+  # The last release (0.23) predates Keras 3 and imports modules that have moved to tf_keras.
   from tf_keras.src import engine
   from tf_keras.src.engine import keras_tensor
   sys.modules.setdefault('keras.src.engine', engine)
@@ -204,9 +214,9 @@ def addons_group_norm(name: str, zero_gamma: bool = False, groups: int = 32, eps
     raise UserError(f"NORM = @addons_group_norm needs the extra: pip install -e '.[addons]' ({error})") from error
 
   class InFloat32(GroupNormalization):
-    """It would take its statistics in the policy's type, where a variance overflows or has 8 bits."""
+    """Float32 statistics: in the policy's type a variance overflows (float16) or has 8 bits (bfloat16)."""
 
-    def call(self, inputs):
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
       return tf.cast(super().call(tf.cast(inputs, tf.float32)), inputs.dtype)
 
   return InFloat32(groups=groups, epsilon=epsilon, name=name, gamma_initializer='zeros' if zero_gamma else 'ones',

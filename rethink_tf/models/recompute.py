@@ -1,31 +1,31 @@
-"""Activations that are computed again in the backward pass instead of being kept (Chen et al. 2016, section 4).
+"""Gradient checkpointing: activations are recomputed in the backward pass (Chen et al. 2016, section 4).
 
-tf.recompute_grad is not used: what keeps its second computation apart from the first is a comparison of a boolean with
-itself, which XLA folds away; it then merges the two computations and keeps every activation after all.
+tf.recompute_grad is not used: it separates the second computation from the first by comparing a boolean with itself.
+XLA folds that away, merges the two computations and keeps all activations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
 
 def recomputed(block: Callable[[tf.Tensor], tf.Tensor]) -> Callable[[tf.Tensor], tf.Tensor]:
-  """The same function of one tensor, of which the backward pass keeps the input alone and then calls it again.
+  """Return the same function of one tensor, with only its input kept for the backward pass, which calls it again.
 
-  Results and gradients, of the input and of all variables that `block` reads, are the same up to the order in which the
-  gradients of x are added up. `block` must be free of side effects: it runs twice.
+  Results and gradients, of the input and of all variables that `block` reads, are the same up to the order in which
+  gradients of x are summed. `block` must have no side effects: it runs twice.
   """
   @tf.custom_gradient
-  def call(x):
-    def gradient(dy, variables=None):
+  def call(x: tf.Tensor):
+    def gradient(dy: tf.Tensor, variables: Sequence[tf.Variable] | None = None):
       variables = list(variables or ())
       with tf.GradientTape(watch_accessed_variables=False) as tape:
-        again = _once_there(x, dy)
-        tape.watch([again, *variables])
-        y = block(again)
-      dx, *rest = tape.gradient(y, [again, *variables], dy, unconnected_gradients='zero')
+        delayed = _delayed(x, dy)
+        tape.watch([delayed, *variables])
+        y = block(delayed)
+      dx, *rest = tape.gradient(y, [delayed, *variables], dy, unconnected_gradients='zero')
       return (dx, rest) if variables else dx
 
     return block(x), gradient
@@ -33,8 +33,8 @@ def recomputed(block: Callable[[tf.Tensor], tf.Tensor]) -> Callable[[tf.Tensor],
   return call
 
 
-def _once_there(x, dy):
-  """x, to be had only after dy: else the copy could be made, or merged with the original, in the forward pass."""
-  with tf.control_dependencies([dy]):  # what TensorFlow's executor goes by
-    # What XLA goes by, which knows no control dependencies: 0 times a float is not 0 to it (NaN stays NaN).
+def _delayed(x: tf.Tensor, dy: tf.Tensor) -> tf.Tensor:
+  """Return x, available only after dy, so that nothing is recomputed, or merged with the original, before."""
+  with tf.control_dependencies([dy]):  # for TensorFlow's executor
+    # For XLA, which ignores control dependencies and does not simplify 0 times a float (NaN stays NaN).
     return x + 0.0 * tf.cast(tf.reshape(dy, [-1])[0], x.dtype)

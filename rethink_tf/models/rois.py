@@ -1,7 +1,7 @@
-"""Everything between the heads: anchors, proposals, samples, pooled features, detections.
+"""Anchors, sampling, proposals, RoI pooling and detections: everything between the heads, without variables.
 
-No variables here: each class holds its settings (the paper's in the signature) and is called on tensors. Box arithmetic
-is float32 whatever the precision policy.
+Each class holds its settings (defaults are the paper's) and is called on tensors. Box arithmetic is float32 under every
+precision policy.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from rethink_tf.ops import matching, nms
 from rethink_tf.ops.roi_align import Pyramid, roi_align
 from rethink_tf.structures import Batch, Detections, Proposals, RoISamples, RPNOutputs
 
-ANCHOR_STREAM, ROI_STREAM = 1, 2  # random streams of an image's seed
+ANCHOR_STREAM, ROI_STREAM = 1, 2  # random streams of the seed of an image
 
 
 @gin.register
 class Anchors:
-  """Anchors: one size a level of the pyramid, `ratios` (height / width) a cell (FPN, section 4.1).
+  """Anchors of one size per pyramid level and of several `ratios` (height / width) per cell (FPN, section 4.1).
 
-  A single level gets all sizes, len(sizes) * len(ratios) anchors a cell (Faster R-CNN, section 3.1.1).
+  A single level has all sizes, hence len(sizes) * len(ratios) anchors per cell (Faster R-CNN, section 3.1.1).
   offset: centre of the first cell in strides; 0.5, or 0.0 for weights trained with Detectron2.
   """
 
@@ -34,32 +34,32 @@ class Anchors:
     self.sizes, self.ratios, self.offset = tuple(sizes), tuple(ratios), offset
 
   def __call__(self, features: dict[str, tf.Tensor]) -> list[tf.Tensor]:
-    """One [H * W * anchors of a cell, 4] a level, for maps {'P2': [B, H, W, C], …} of stride 2^level."""
+    """Return [H * W * anchors per cell, 4] per level, for feature maps {'P2': [B, H, W, C], …} of stride 2^level."""
     levels = sorted(features)
     sizes = [self.sizes] if len(levels) == 1 else [(size,) for size in self.sizes]
     if len(sizes) != len(levels):
       raise UserError(f'Anchors.sizes has {len(sizes)} sizes for the {len(levels)} levels {", ".join(levels)}: give '
-                      'one a level')
+                      'one per level')
     return [self._of_level(features[level], 2**int(level[1:]), own) for level, own in zip(levels, sizes, strict=True)]
 
-  def _of_level(self, feature, stride, sizes):
+  def _of_level(self, feature: tf.Tensor, stride: int, sizes: Sequence[float]) -> tf.Tensor:
     grids = [anchor_ops.grid_anchors(*_height_width(feature), stride, size, self.ratios, self.offset) for size in sizes]
     cells = [tf.reshape(grid, [-1, len(self.ratios), 4]) for grid in grids]
-    return tf.reshape(tf.concat(cells, 1), [-1, 4])  # row by row, the sizes of a cell together
+    return tf.reshape(tf.concat(cells, 1), [-1, 4])  # row by row, all sizes of a cell together
 
 
 @gin.register
 class AnchorSampler:
-  """Which anchors the RPN learns from: 256 an image, at most half positive (Faster R-CNN, section 3.1.3)."""
+  """Anchors that train the RPN: 256 per image, at most half of them positive (Faster R-CNN, section 3.1.3)."""
 
   def __init__(self, batch_size: int = 256, positive_fraction: float = 0.5, positive_iou: float = 0.7,
                negative_iou: float = 0.3, drop_straddling: bool = True):
     self.batch_size, self.positive_fraction = batch_size, positive_fraction
     self.positive_iou, self.negative_iou = positive_iou, negative_iou
-    self.drop_straddling = drop_straddling  # anchors across the border of the photograph; Detectron2 keeps them
+    self.drop_straddling = drop_straddling  # anchors that cross the image border; Detectron2 keeps them
 
   def __call__(self, rpn: RPNOutputs, image_sizes: tf.Tensor, labels: Batch) -> RPNOutputs:
-    """Fills sampled, labels, weights [B, S] and target_deltas [B, S, 4]."""
+    """Return `rpn` with sampled, labels, weights [B, S] and target_deltas [B, S, 4]."""
     gt_valid = labels.gt_classes > 0
     usable = tf.ones(tf.shape(rpn.logits), tf.bool)
     if self.drop_straddling:
@@ -77,19 +77,19 @@ class AnchorSampler:
 
 @gin.register
 class ProposalGenerator:
-  """The best boxes of each level before, and of all levels after suppression (FPN, section 4.1)."""
+  """Top-scoring boxes: per level before non-maximum suppression, of all levels after it (FPN, section 4.1)."""
 
   def __init__(self, pre_nms_train: int = 2000, pre_nms_test: int = 1000, post_nms_train: int = 1000,
                post_nms_test: int = 1000, nms_iou: float = 0.7):
-    # Departure: Detectron keeps the best 2000 of all images of a device; here it is 1000 an image, so that results do
-    # not depend on the images per device (facebookresearch/Detectron issue 459).
+    # Departure: Detectron keeps the best 2000 of all images on a device; here 1000 per image, so that results do not
+    # depend on the number of images per device (facebookresearch/Detectron issue 459).
     self.pre_nms = {True: pre_nms_train, False: pre_nms_test}
     self.post_nms = {True: post_nms_train, False: post_nms_test}
     self.nms_iou = nms_iou
 
   def __call__(self, logits: list[tf.Tensor], deltas: list[tf.Tensor], anchors: list[tf.Tensor],
                image_sizes: tf.Tensor, training: bool, xla: bool) -> Proposals:
-    """Per level: logits [B, A_l], deltas [B, A_l, 4], anchors [A_l, 4]. Clipped to the images, empty boxes left out."""
+    """Per level: logits [B, A_l], deltas [B, A_l, 4], anchors [A_l, 4]. Boxes are clipped, empty ones removed."""
     limit = self.pre_nms[bool(training)]
     boxes, scores, valid = [], [], []
     for level_logits, level_deltas, level_anchors in zip(logits, deltas, anchors, strict=True):
@@ -112,7 +112,7 @@ class ProposalGenerator:
 
 @gin.register
 class RoISampler:
-  """RoIs the heads learn from: 512 an image, at most a quarter foreground (Mask R-CNN, section 3.1)."""
+  """RoIs that train the heads: 512 per image, at most a quarter of them foreground (Mask R-CNN, section 3.1)."""
 
   def __init__(self, batch_size: int = 512, positive_fraction: float = 0.25, foreground_iou: float = 0.5,
                box_weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0)):
@@ -124,7 +124,7 @@ class RoISampler:
     return int(self.batch_size * self.positive_fraction)
 
   def __call__(self, proposals: Proposals, labels: Batch) -> RoISamples:
-    """Proposals and ground truth are sampled together; foreground comes first."""
+    """Sample from proposals and ground truth together; foreground comes first."""
     gt_valid = labels.gt_classes > 0
     boxes = tf.stop_gradient(tf.concat([proposals.boxes, labels.gt_boxes], axis=1))  # [B, N + G, 4]
     valid = tf.concat([proposals.valid, gt_valid], axis=1)
@@ -137,7 +137,7 @@ class RoISampler:
 
 def take(boxes: tf.Tensor, roi_labels: tf.Tensor, matched: tf.Tensor, sampled: tf.Tensor, used: tf.Tensor,
          labels: Batch, box_weights: Sequence[float]) -> RoISamples:
-  """The samples [B, R] out of labelled boxes [B, N, 4] (matching.py), with their targets."""
+  """Return the samples [B, R] of labelled boxes [B, N, 4] (ops/matching.py), with their targets."""
   rois = tf.where(used[..., None], tf.gather(boxes, sampled, batch_dims=1), 0.0)
   foreground = used & (tf.gather(roi_labels, sampled, batch_dims=1) == 1)
   gt_index = tf.where(foreground, tf.gather(matched, sampled, batch_dims=1), 0)
@@ -148,16 +148,16 @@ def take(boxes: tf.Tensor, roi_labels: tf.Tensor, matched: tf.Tensor, sampled: t
 
 @gin.register
 class RoIPooler:
-  """RoIAlign from P2..P5, or from the only level there is (Mask R-CNN, section 3).
+  """RoIAlign on P2..P5, or on a single level (Mask R-CNN, section 3).
 
-  aligned: False is the paper's grid (Detectron); Detectron2's models use True: switch it on for their weights.
+  aligned: False is the paper's grid (Detectron); set True for weights of Detectron2's models.
   """
 
   def __init__(self, size: int, sampling_ratio: int = 2, aligned: bool = False):
     self.size, self.sampling_ratio, self.aligned = size, sampling_ratio, aligned
 
   def __call__(self, pyramid: Pyramid, boxes: tf.Tensor, xla: bool) -> tf.Tensor:
-    """[B, R, size, size, C] of boxes [B, R, 4]; pyramid: levels P2..P5, or a single one, flattened."""
+    """Return [B, R, size, size, C] for boxes [B, R, 4]; pyramid: levels P2..P5, or a single one, flattened."""
     with tf.name_scope('roi_align'):
       return roi_align(pyramid, boxes, self.size, pyramid.min_level, self.sampling_ratio, self.aligned,
                        'gather' if xla else 'csr')
@@ -165,19 +165,19 @@ class RoIPooler:
 
 @gin.register
 class DetectionGenerator:
-  """Final boxes: score > 0.05, suppression within a class, the best 100 of an image (Mask R-CNN, section 3.1)."""
+  """Final boxes: score > 0.05, non-maximum suppression per class, the best 100 of an image (Mask R-CNN, 3.1)."""
 
   def __init__(self, score_threshold: float = 0.05, nms_iou: float = 0.5, max_detections: int = 100):
     self.score_threshold, self.nms_iou, self.max_detections = score_threshold, nms_iou, max_detections
 
   def select(self, boxes: tf.Tensor, scores: tf.Tensor, valid: tf.Tensor, xla: bool) -> Detections:
-    """Suppression among boxes [B, N, K or 1, 4] with probabilities [B, N, K] of the classes; valid: bool [B, N]."""
+    """Suppress boxes [B, N, K or 1, 4] with class probabilities [B, N, K]; valid: bool [B, N]."""
     valid = (scores > self.score_threshold) & valid[..., None]
     boxes, scores, classes, kept = nms.grouped_nms(boxes, scores, valid, self.nms_iou, self.max_detections,
                                                    self.max_detections, xla)
     return Detections(boxes, scores, tf.where(kept, classes + 1, 0))
 
 
-def _height_width(feature):
+def _height_width(feature: tf.Tensor) -> tuple[int | tf.Tensor, ...]:
   shape = tf.shape(feature)
   return tuple(static if static is not None else shape[i + 1] for i, static in enumerate(feature.shape[1:3]))

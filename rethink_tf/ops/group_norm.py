@@ -1,20 +1,20 @@
 """Group normalisation with a closed-form gradient (Wu and He, ECCV 2018, equations 1-4).
 
-tf_keras' layer normalises through a transposed reduction, in the input's precision, and costs more than half of a
-convolution network's step. Here sums are matrix products with ones (row by row, so that float32 accumulation stays
-short), statistics are two-pass float32 whatever the input's type, and both directions are small XLA clusters that save
-nothing but the input.
+tf_keras' layer uses a transposed reduction in the input's precision, which takes more than half of a convolutional
+network's step. Here sums are matrix products with ones (row by row, for short float32 accumulations), statistics are
+two-pass float32 for every input type, and forward and backward pass are small XLA clusters that keep only the input.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import tensorflow as tf
 
 
 def group_norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, groups: int, epsilon: float) -> tf.Tensor:
-  """Normalises x [N, H, W, C] over each of `groups` runs of channels of each image; y has x's shape and type.
+  """Normalise x [N, H, W, C] over groups of consecutive channels of each image; the result has x's shape and type.
 
   gamma, beta: float32 [C]. C must be a multiple of `groups`. Statistics are float32.
   """
@@ -22,59 +22,62 @@ def group_norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, groups: int, eps
 
 
 @functools.cache
-def _group_norm(groups, epsilon):
+def _group_norm(groups: int, epsilon: float) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]:
   forward = tf.function(functools.partial(_forward, groups, epsilon), jit_compile=True)
   backward = tf.function(functools.partial(_backward, groups), jit_compile=True)
 
   @tf.custom_gradient
-  def normalise(x, gamma, beta):
+  def normalise(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):
     y, mean, inverse_std = forward(x, gamma, beta)
     return y, lambda dy: backward(x, gamma, mean, inverse_std, dy)
 
   return normalise
 
 
-def _forward(groups, epsilon, x, gamma, beta):
+def _forward(groups: int, epsilon: float, x: tf.Tensor, gamma: tf.Tensor,
+             beta: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
   x32 = tf.cast(x, tf.float32)
   count = _elements(x, groups)
   mean = _group_sums(x32, groups) / count  # [N, C], equal inside a group
   variance = _group_sums(tf.math.squared_difference(x32, mean[:, None, None, :]), groups) / count
   inverse_std = tf.math.rsqrt(variance + epsilon)
   scale = inverse_std * gamma
-  y = (x32 - mean[:, None, None, :]) * scale[:, None, None, :] + beta  # x·scale first would round away far means
+  y = (x32 - mean[:, None, None, :]) * scale[:, None, None, :] + beta  # x·scale first would lose precision
   return tf.cast(y, x.dtype), mean, inverse_std
 
 
-def _backward(groups, x, gamma, mean, inverse_std, dy):
+def _backward(groups: int, x: tf.Tensor, gamma: tf.Tensor, mean: tf.Tensor, inverse_std: tf.Tensor,
+              dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
   x32, dy32 = tf.cast(x, tf.float32), tf.cast(dy, tf.float32)
   x_hat = (x32 - mean[:, None, None, :]) * inverse_std[:, None, None, :]
   sum_dy, sum_dy_x = channel_sums(dy32), channel_sums(dy32 * x_hat)  # [N, C]
   count = _elements(x, groups)
-  mean_dy = _spread(sum_dy * gamma, groups) / count
-  mean_dy_x = _spread(sum_dy_x * gamma, groups) / count
+  mean_dy = _sum_groups(sum_dy * gamma, groups) / count
+  mean_dy_x = _sum_groups(sum_dy_x * gamma, groups) / count
   # dx = (gamma dy - mean(gamma dy) - x_hat mean(gamma dy x_hat)) / std
   dx = (dy32 * gamma - mean_dy[:, None, None, :] - x_hat * mean_dy_x[:, None, None, :])
   dx = dx * inverse_std[:, None, None, :]
   return tf.cast(dx, x.dtype), tf.reduce_sum(sum_dy_x, axis=0), tf.reduce_sum(sum_dy, axis=0)
 
 
-def _elements(x, groups):
+def _elements(x: tf.Tensor, groups: int) -> tf.Tensor:
+  """Return the number of elements in a group."""
   shape = tf.shape(x)
   return tf.cast(shape[1] * shape[2] * (shape[3] // groups), tf.float32)
 
 
-def _group_sums(x, groups):
-  return _spread(channel_sums(x), groups)
+def _group_sums(x: tf.Tensor, groups: int) -> tf.Tensor:
+  return _sum_groups(channel_sums(x), groups)
 
 
-def channel_sums(x):
-  """Sums [N, C] over the pixels of x [N, H, W, C]: a matrix product for each row, then a short sum over the rows."""
+def channel_sums(x: tf.Tensor) -> tf.Tensor:
+  """Return sums [N, C] over the pixels of x [N, H, W, C]: a matrix product per row, then a short sum over the rows."""
   ones = tf.ones(tf.concat([tf.shape(x)[:2], [1], tf.shape(x)[2:3]], 0), tf.float32)  # [N, H, 1, W]
   return tf.reduce_sum(tf.matmul(ones, x), axis=[1, 2])
 
 
-def _spread(sums, groups):
-  """Adds up the channels [N, C] of each group and gives every channel its group's sum."""
+def _sum_groups(sums: tf.Tensor, groups: int) -> tf.Tensor:
+  """Sum the channels [N, C] of each group, and return the group's sum for every channel."""
   channels = sums.shape[1]
   grouped = tf.reduce_sum(tf.reshape(sums, [-1, groups, channels // groups]), axis=2, keepdims=True)
   return tf.reshape(tf.repeat(grouped, channels // groups, axis=2), [-1, channels])

@@ -1,7 +1,7 @@
-"""Matching boxes to ground truth, and drawing fixed-size samples without replacement.
+"""Matching of boxes to ground truth, and fixed-size sampling without replacement.
 
-Everything has static shapes. Randomness is stateless: keyed by the seed of each image, so that a step draws the
-same samples on one device, on many, and after a restart.
+All shapes are static. Randomness is stateless and keyed by the seed of each image, so that a step draws the same
+samples on one device, on several, and after a restart.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import tensorflow as tf
 def match_anchors(
   overlaps: tf.Tensor, gt_valid: tf.Tensor, usable: tf.Tensor, positive: float = 0.7, negative: float = 0.3
 ) -> tuple[tf.Tensor, tf.Tensor]:
-  """RPN labels [B, A] (1 object, 0 background, -1 ignored) and the matched ground truth [B, A] (Faster R-CNN, 3.1.2).
+  """Return RPN labels [B, A] (1 object, 0 background, -1 ignored), matched ground truth [B, A] (Faster R-CNN, 3.1.2).
 
-  An anchor is positive at IoU >= `positive`, or where it is the best of some ground-truth box (all ties).
-  overlaps: [B, A, G]; gt_valid: bool [B, G]; usable: bool [B, A], anchors left out of training are labelled -1.
+  An anchor is positive at IoU >= `positive`, or if its IoU is the highest of a ground-truth box (including ties).
+  overlaps: [B, A, G]; gt_valid: bool [B, G]; usable: bool [B, A], other anchors are labelled -1.
   """
   overlaps = tf.where(gt_valid[:, None, :] & usable[:, :, None], overlaps, -1.0)
   best = tf.reduce_max(overlaps, axis=2)  # [B, A]
@@ -30,7 +30,7 @@ def match_anchors(
 def match_proposals(
   overlaps: tf.Tensor, gt_valid: tf.Tensor, valid: tf.Tensor, foreground: float = 0.5
 ) -> tuple[tf.Tensor, tf.Tensor]:
-  """RoI labels [B, N] (1 foreground, 0 background, -1 unused) and the matched ground truth [B, N] (Fast R-CNN, 2.3)."""
+  """Return RoI labels [B, N] (1 foreground, 0 background, -1 unused), matched ground truth [B, N] (Fast R-CNN, 2.3)."""
   overlaps = tf.where(gt_valid[:, None, :], overlaps, -1.0)
   best = tf.reduce_max(overlaps, axis=2)
   matched = tf.argmax(overlaps, axis=2, output_type=tf.int32)
@@ -40,9 +40,9 @@ def match_proposals(
 def sample(
   labels: tf.Tensor, seeds: tf.Tensor, stream: int, size: int, positive_fraction: float
 ) -> tuple[tf.Tensor, tf.Tensor]:
-  """Draws up to `size` candidates of each image, at most `positive_fraction` of them positive, positives first.
+  """Sample up to `size` candidates of each image, at most `positive_fraction` of them positive, positives first.
 
-  labels: int32 [B, N] 1, 0 or -1; seeds: int32 [B, 2]; `stream` keeps the draws of different callers independent.
+  labels: int32 [B, N] 1, 0 or -1; seeds: int32 [B, 2]; stream: makes the samples of different callers independent.
   Returns indices int32 [B, size] into the candidates and used bool [B, size]; unused slots hold index 0.
   """
   count = labels.shape[1] if labels.shape[1] is not None else tf.shape(labels)[1]
@@ -61,10 +61,10 @@ def sample(
   return tf.where(used, indices, 0), used
 
 
-def _uniform(seeds, stream, count):
-  """Uniform numbers [B, count] in [0, 1), an independent stateless stream for every image and caller.
+def _uniform(seeds: tf.Tensor, stream: int, count: int | tf.Tensor) -> tf.Tensor:
+  """Return uniform random numbers [B, count] in [0, 1), an independent stateless stream for every image and caller.
 
-  A hash of seed, stream and position, and not tf.random: XLA draws other numbers there from the same seed.
+  A hash of seed, stream and position; tf.random gives other numbers under XLA for the same seed.
   """
   seeds = tf.bitcast(seeds, tf.uint32)
   key = _mix(seeds[:, 0] + _mix(seeds[:, 1] + _mix(tf.constant([stream], tf.uint32))))  # [B]
@@ -73,16 +73,16 @@ def _uniform(seeds, stream, count):
   return tf.cast(tf.bitwise.right_shift(bits, tf.constant(8, tf.uint32)), tf.float32) * 2.0**-24
 
 
-def _mix(x):
-  """Finaliser of MurmurHash3: every bit of the uint32 depends on all."""
+def _mix(x: tf.Tensor) -> tf.Tensor:
+  """Finalizer of MurmurHash3 of uint32: every bit depends on all bits."""
   for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
     x = tf.bitwise.bitwise_xor(x, tf.bitwise.right_shift(x, tf.constant(shift, tf.uint32)))
     x *= tf.constant(factor, tf.uint32)
   return tf.bitwise.bitwise_xor(x, tf.bitwise.right_shift(x, tf.constant(16, tf.uint32)))
 
 
-def _draw(eligible, keys, size):
-  """Random order [B, size] of the eligible candidates, and how many there are (at most `size`)."""
+def _draw(eligible: tf.Tensor, keys: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
+  """Return a random order [B, size] of the eligible candidates, and their number (at most `size`)."""
   if not size:
     return tf.zeros([tf.shape(keys)[0], 1], tf.int32), tf.zeros([tf.shape(keys)[0]], tf.int32)
   number = tf.minimum(tf.reduce_sum(tf.cast(eligible, tf.int32), axis=1), size)

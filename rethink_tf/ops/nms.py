@@ -1,7 +1,7 @@
 """Non-maximum suppression: per level for proposals, per class for detections.
 
-Two forms with the same result: `combined` runs TensorFlow's fused kernel (CPU, GPU; 5-9 times faster than a loop over
-levels), `batched` one XLA-compilable loop over all images and groups together, for TPUs.
+Two implementations with the same result: `_combined` runs TensorFlow's fused kernel (5-9 times faster on CPU and GPU
+than a loop over levels), `_batched` an XLA-compilable loop over all images and groups together, for TPUs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def grouped_nms(
   max_total: int,
   xla: bool = False,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-  """Suppression inside each group (a level, a class), then the best `max_total` of all groups, best first.
+  """Suppress within each group (a level, a class); return the best `max_total` boxes of all groups, sorted by score.
 
   boxes: [B, N, Q, 4] for Q groups, or [B, N, 1, 4] shared by all; scores: [B, N, Q]; valid: bool [B, N, Q].
   Returns boxes [B, max_total, 4], scores, group int32 and valid bool [B, max_total]; empty slots are zero.
@@ -32,16 +32,17 @@ def grouped_nms(
   return _combined(boxes, scores, iou_threshold, max_per_group, max_total)
 
 
-def _combined(boxes, scores, iou_threshold, max_per_group, max_total):
-  # The kernel fills its groups up with scores of -1, which would displace every logit below. So it is given ranks,
-  # which are positive and exact: the lowest score of an image has rank 1, and 0 is never kept.
+def _combined(boxes: tf.Tensor, scores: tf.Tensor, iou_threshold: float, max_per_group: int,
+              max_total: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+  # The kernel pads its groups with scores of -1, which would rank above lower logits. Ranks replace the scores, since
+  # they are positive and exact: the lowest score of an image has rank 1, and 0 is never kept.
   batch, groups = tf.shape(scores)[0], scores.shape[2]
   flat = tf.reshape(scores, [batch, -1])  # [B, N * Q]
   number = tf.shape(flat)[1]
   ordered = tf.math.top_k(flat, number)
   image = tf.broadcast_to(tf.range(batch)[:, None], tf.shape(flat))
-  falling = tf.broadcast_to(tf.cast(tf.range(number, 0, -1), tf.float32)[None], tf.shape(flat))
-  ranks = tf.scatter_nd(tf.stack([image, ordered.indices], axis=-1), falling, tf.shape(flat))
+  descending = tf.broadcast_to(tf.cast(tf.range(number, 0, -1), tf.float32)[None], tf.shape(flat))
+  ranks = tf.scatter_nd(tf.stack([image, ordered.indices], axis=-1), descending, tf.shape(flat))
   ranks = tf.where(flat > _FLOOR, ranks, 0.0)
   kept = tf.image.combined_non_max_suppression(
     boxes, tf.reshape(ranks, [batch, -1, groups]), max_per_group, max_total, iou_threshold, score_threshold=0.0,
@@ -52,7 +53,8 @@ def _combined(boxes, scores, iou_threshold, max_per_group, max_total):
   return kept.nmsed_boxes, scores, tf.cast(kept.nmsed_classes, tf.int32), valid
 
 
-def _batched(boxes, scores, iou_threshold, max_per_group, max_total):
+def _batched(boxes: tf.Tensor, scores: tf.Tensor, iou_threshold: float, max_per_group: int,
+             max_total: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
   batch, number, groups = scores.shape
   max_per_group = min(max_per_group, number)
   boxes = tf.broadcast_to(tf.transpose(boxes, [0, 2, 1, 3]), [batch, groups, number, 4])

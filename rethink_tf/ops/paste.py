@@ -1,4 +1,4 @@
-"""Masks of detections as pixels, in TensorFlow operations: ops/masks.paste for graphs that run without Python."""
+"""Pasting of masks in TensorFlow operations: ops/masks.paste for graphs that run without Python."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import tensorflow as tf
 
 
 def paste_pixels(masks: tf.Tensor, boxes: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
-  """Pastes masks [D, M, M] (probabilities over each box) into a picture: uint8 0/1 [D, height, width].
+  """Paste masks [D, M, M] (probabilities over each box) into an image: uint8 0/1 [D, height, width].
 
-  The mask is sampled bilinearly at the pixel centres of the continuous box [D, 4] y0 x0 y1 x1 (pixels of the picture)
-  and fades to zero outside; one half and more is on. Detectron2 does so, and `paste`'s mode 'accurate'. One mask at a
-  time and only inside its box: beside the result, memory is what the largest box needs. Float64, so that pixels near
-  one half come out as `paste` has them. An empty, inverted or non-finite box gives an empty mask.
+  The mask is sampled bilinearly at the pixel centres of the continuous box [D, 4] y0 x0 y1 x1 (pixels of the image),
+  with zeros outside, and thresholded at 0.5, as by Detectron2 and `paste`'s mode 'accurate'. Masks are pasted one by
+  one and only inside their boxes: besides the result, memory is that of the largest box. Float64, so that pixels near
+  0.5 are those of `paste`. An empty, inverted or non-finite box gives an empty mask.
   """
   size = tf.stack([height, width])
   number = tf.shape(boxes)[0]
-  dummy = tf.maximum(1 - number, 0)  # map_fn cannot stack nothing
+  dummy = tf.maximum(1 - number, 0)  # map_fn cannot stack zero results
   padded = tf.cast(tf.pad(masks, [[0, dummy], [1, 1], [1, 1]]), tf.float64)
   boxes = tf.pad(tf.cast(boxes, tf.float64), [[0, dummy], [0, 0]])
-  good = tf.reduce_all(tf.math.is_finite(boxes), 1) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-  boxes = tf.where(good[:, None], boxes, tf.constant([-9.0, -9.0, -8.0, -8.0], tf.float64))  # outside every picture
+  valid = tf.reduce_all(tf.math.is_finite(boxes), 1) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+  boxes = tf.where(valid[:, None], boxes, tf.constant([-9.0, -9.0, -8.0, -8.0], tf.float64))  # outside every image
 
-  def one(inputs):
+  def paste_one(inputs: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
     mask, box = inputs
     first_row, row, row_weight = _samples(box[0], box[2], size[0], masks.shape[1])
     first_column, column, column_weight = _samples(box[1], box[3], size[1], masks.shape[2])
@@ -34,11 +34,12 @@ def paste_pixels(masks: tf.Tensor, boxes: tf.Tensor, height: tf.Tensor, width: t
     return tf.pad(pixels, tf.stack([begin, size - begin - tf.shape(pixels)], axis=1))
 
   spec = tf.TensorSpec([None, None], tf.uint8)
-  return tf.map_fn(one, (padded, boxes), fn_output_signature=spec, parallel_iterations=1)[:number]
+  return tf.map_fn(paste_one, (padded, boxes), fn_output_signature=spec, parallel_iterations=1)[:number]
 
 
-def _samples(low: tf.Tensor, high: tf.Tensor, length: tf.Tensor, cells: int):
-  """The pixels along an axis whose centres lie in the box: the first one; for each the padded cell and the fraction."""
+def _samples(low: tf.Tensor, high: tf.Tensor, length: tf.Tensor,
+             cells: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+  """Return, of the pixels along an axis with centres in the box, the first; and padded cell and fraction of each."""
   limit = tf.cast(length, tf.float64)
   first = tf.clip_by_value(tf.math.ceil(low - 0.5), 0.0, limit)
   end = tf.clip_by_value(tf.floor(high - 0.5) + 1.0, first, limit)

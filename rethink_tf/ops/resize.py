@@ -1,4 +1,4 @@
-"""OpenCV's bilinear resizing of 8-bit pictures in TensorFlow operations, for graphs that run without OpenCV."""
+"""OpenCV's bilinear resizing of 8-bit images in TensorFlow operations, for graphs that run without OpenCV."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ _ONE = 2048  # OpenCV's fixed point: weights have 11 bits
 
 
 def resize_uint8(image: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
-  """uint8 [h, w, C] -> uint8 [size[0], size[1], C], to the bit what cv2.resize(INTER_LINEAR) gives.
+  """Resize uint8 [h, w, C] to uint8 [size[0], size[1], C], bit-identical to cv2.resize(INTER_LINEAR).
 
-  OpenCV (imgproc, resize.cpp) interpolates along rows with 11-bit weights in integers, and then along columns of the
-  sums without their lowest 4 bits.
+  OpenCV (imgproc, resize.cpp) interpolates along rows in integers with 11-bit weights, drops the lowest 4 bits of the
+  sums, and interpolates these along columns.
   """
   y, next_y, y_weight, next_y_weight = _taps(tf.shape(image)[0], size[0])
   x, next_x, x_weight, next_x_weight = _taps(tf.shape(image)[1], size[1])
-  # Outside the outermost centres both neighbours are the same pixel; along rows OpenCV then gives all weight to one.
+  # At the border both neighbours are the same pixel; along rows OpenCV then gives the whole weight to one of them.
   x_weight = tf.where(x == next_x, _ONE, x_weight)
   next_x_weight = tf.where(x == next_x, 0, next_x_weight)
 
-  def along_row(rows):  # -> int32 [n, size[1], C]
+  def along_row(rows: tf.Tensor) -> tf.Tensor:  # int32 [n, size[1], C]
     rows = tf.cast(rows, tf.int32)
     return tf.gather(rows, x, axis=1) * x_weight[:, None] + tf.gather(rows, next_x, axis=1) * next_x_weight[:, None]
 
@@ -29,12 +29,12 @@ def resize_uint8(image: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
   return tf.cast(tf.bitwise.right_shift(upper + lower + 2, 2), tf.uint8)
 
 
-def _taps(length: tf.Tensor, new_length: tf.Tensor):
-  """Both neighbours of every new pixel along an axis, and their weights in 1 / 2048: int32 [new_length] each."""
+def _taps(length: tf.Tensor, new_length: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+  """Return both neighbours of every new pixel along an axis, and their weights in 1 / 2048: int32 [new_length] each."""
   scale = tf.cast(length, tf.float64) / tf.cast(new_length, tf.float64)
   position = tf.cast((tf.range(tf.cast(new_length, tf.float64), dtype=tf.float64) + 0.5) * scale - 0.5, tf.float32)
   low = tf.floor(position)
   fraction = position - low
   low = tf.cast(low, tf.int32)
-  weight, next_weight = (tf.cast(tf.round(part * _ONE), tf.int32) for part in (1.0 - fraction, fraction))
+  weight, next_weight = (tf.cast(tf.round(share * _ONE), tf.int32) for share in (1.0 - fraction, fraction))
   return tf.clip_by_value(low, 0, length - 1), tf.clip_by_value(low + 1, 0, length - 1), weight, next_weight

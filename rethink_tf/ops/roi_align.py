@@ -1,9 +1,9 @@
 """RoIAlign over the levels of a feature pyramid (Mask R-CNN, section 3; FPN, equation 1).
 
-A bin is the mean of `sampling_ratio`² bilinear samples, which is a fixed sparse linear map of the feature maps. It is
-written as such: taps (which pixel, which weight) are computed once, then applied as one sparse matrix product over all
-images and levels (`csr`: exact, bit-deterministic in both directions, unlike tf.image.crop_and_resize, whose gradient
-races on a multi-threaded CPU), or as a gather (`gather`: what XLA compiles).
+A bin is the mean of `sampling_ratio`² bilinear samples, hence a sparse linear map of the feature maps. Its taps (pixel
+indices and weights) are computed once, then applied as one sparse matrix product over all images and levels (`csr`:
+exact and bit-deterministic in forward and backward pass; the gradient of tf.image.crop_and_resize has a data race on a
+multi-threaded CPU), or as a gather (`gather`: for XLA).
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from rethink_tf.ops import boxes as box_ops
 
 
 def assign_levels(boxes: tf.Tensor, min_level: int, max_level: int) -> tf.Tensor:
-  """Pyramid level int32 [...] of boxes [..., 4]: 224² belongs to P4 (FPN, equation 1)."""
+  """Return the pyramid level int32 [...] of boxes [..., 4]: P4 for an area of 224² (FPN, equation 1)."""
   size = tf.sqrt(box_ops.area(boxes))
   level = tf.floor(4.0 + tf.math.log(size / 224.0 + 1e-8) / tf.math.log(2.0))
   return tf.cast(tf.clip_by_value(level, min_level, max_level), tf.int32)
 
 
 class Pyramid(NamedTuple):
-  """Maps of consecutive levels as one list of pixels, which all RoI heads share.
+  """Feature maps of consecutive levels as one list of pixels, shared by all RoI heads.
 
-  Flattened once, a map has one use here and one in the RPN, so that its gradient is a sum of two. Of three or more,
-  TensorFlow's AddN begins with whichever buffer happens to be free, and runs differ in the last bit.
+  Flattened once, a map is used here and in the RPN, so that its gradient is a sum of two. A sum of three or more
+  (AddN) is not deterministic: TensorFlow adds in the order of free buffers, and runs differ in the last bit.
   """
 
   pixels: tf.Tensor  # [pixels of all levels and images, C]
@@ -37,7 +37,7 @@ class Pyramid(NamedTuple):
 
 
 def flatten(features: Sequence[tf.Tensor], min_level: int = 2) -> Pyramid:
-  """Lays maps [B, H / 2^l, W / 2^l, C] of consecutive levels l = min_level, … one after the other."""
+  """Concatenate the pixels of maps [B, H / 2^l, W / 2^l, C] of consecutive levels l = min_level, …"""
   pixels = tf.concat([tf.reshape(f, [-1, f.shape[-1]]) for f in features], axis=0)
   return Pyramid(pixels, *(tf.stack([tf.shape(f)[axis] for f in features]) for axis in (1, 2)), min_level)
 
@@ -51,11 +51,11 @@ def roi_align(
   aligned: bool = False,
   method: str = 'csr',
 ) -> tf.Tensor:
-  """Features [B, R, size, size, C] of boxes [B, R, 4], each from the level its area belongs to.
+  """Return features [B, R, size, size, C] of boxes [B, R, 4], each from the level of its area.
 
   pyramid: `flatten` of levels min_level, min_level + 1, …; boxes in input pixels.
   aligned: False is Detectron's grid (RoIs at least one cell wide), True shifts by half a cell (Detectron2).
-  method: 'csr' or 'gather' (XLA); both give the same numbers, in the features' type.
+  method: 'csr' or 'gather' (XLA); both give the same values, in the features' type.
   """
   pixels = pyramid.pixels
   index, weight = _taps(pyramid, boxes, size, min_level, sampling_ratio, aligned)  # [B, R, size, size, taps]
@@ -69,8 +69,9 @@ def roi_align(
   return tf.cast(tf.reshape(pooled, [tf.shape(boxes)[0], -1, size, size, pixels.shape[-1]]), pixels.dtype)
 
 
-def _taps(pyramid, boxes, size, min_level, sampling_ratio, aligned):
-  """Flat pixel index int32 and weight float32 [B, R, size, size, (2 sampling_ratio)²] of every bin."""
+def _taps(pyramid: Pyramid, boxes: tf.Tensor, size: int, min_level: int, sampling_ratio: int,
+          aligned: bool) -> tuple[tf.Tensor, tf.Tensor]:
+  """Return flat pixel indices int32 and weights float32 [B, R, size, size, (2 sampling_ratio)²] of every bin."""
   batch = tf.shape(boxes)[0]
   heights, widths = pyramid.heights, pyramid.widths
   starts = tf.cumsum(batch * heights * widths, exclusive=True)  # first row of each level in the flat list
@@ -89,8 +90,9 @@ def _taps(pyramid, boxes, size, min_level, sampling_ratio, aligned):
   return tf.reshape(index, shape), tf.reshape(weight, shape)
 
 
-def _axis_taps(start, length, limit, size, sampling_ratio, aligned):
-  """Cells and weights [B, R, size, 2 * sampling_ratio] of the samples along one axis, as in Caffe2's RoIAlign."""
+def _axis_taps(start: tf.Tensor, length: tf.Tensor, limit: tf.Tensor, size: int, sampling_ratio: int,
+               aligned: bool) -> tuple[tf.Tensor, tf.Tensor]:
+  """Return cells and weights [B, R, size, 2 * sampling_ratio] of samples along an axis, as in Caffe2's RoIAlign."""
   if not aligned:
     length = tf.maximum(length, 1.0)
   steps = (tf.range(size * sampling_ratio, dtype=tf.float32) + 0.5) / (size * sampling_ratio)
@@ -107,12 +109,12 @@ def _axis_taps(start, length, limit, size, sampling_ratio, aligned):
 
 
 @tf.custom_gradient
-def _gathered_product(flat, index, weight):
-  """Weighted sums [..., C] of rows of flat [pixels, C] at index [..., taps].
+def _gathered_product(flat: tf.Tensor, index: tf.Tensor, weight: tf.Tensor):
+  """Return weighted sums [..., C] of rows of flat [pixels, C] at index [..., taps].
 
-  The gradient that TensorFlow derives for a gather is twice as slow under XLA as this sum over equal indices.
+  TensorFlow's gradient of a gather is twice as slow under XLA as this segment sum.
   """
-  def gradient(upstream):
+  def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, None, None]:
     shares = upstream[..., None, :] * weight[..., None]  # [..., taps, C]
     rows = tf.reshape(shares, [-1, flat.shape[-1]])
     return tf.math.unsorted_segment_sum(rows, tf.reshape(index, [-1]), tf.shape(flat)[0]), None, None
@@ -121,10 +123,10 @@ def _gathered_product(flat, index, weight):
 
 
 @tf.custom_gradient
-def _sparse_product(flat, index, weight):
-  """Rows [bins, C]: weighted sums of rows of flat [pixels, C]; the gradient is the product with the transpose.
+def _sparse_product(flat: tf.Tensor, index: tf.Tensor, weight: tf.Tensor):
+  """Return weighted sums [bins, C] of rows of flat [pixels, C]; the gradient is the product with the transpose.
 
-  Without bins there is one row of zeros: TensorFlow's kernel divides by the number of rows, and crashes at none.
+  Without bins, one row of zeros is returned: TensorFlow's kernel divides by the number of rows.
   """
   taps = index.shape[-1]
   bins = tf.size(index) // taps
@@ -134,7 +136,7 @@ def _sparse_product(flat, index, weight):
   matrix = tf.raw_ops.SparseTensorToCSRSparseMatrix(
     indices=indices, values=tf.reshape(weight, [-1]), dense_shape=shape)
 
-  def gradient(upstream):
+  def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, None, None]:
     transposed = tf.raw_ops.SparseMatrixTranspose(input=matrix, type=tf.float32)
     return tf.raw_ops.SparseMatrixMatMul(a=transposed, b=upstream), None, None
 

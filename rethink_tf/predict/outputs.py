@@ -1,127 +1,201 @@
-"""Files that predict writes: annotated images and videos, predictions.json, images.json."""
+"""Files that predict writes: rendered images and videos, predictions.json, images.json."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
-from absl import flags
+import cv2
+import numpy as np
+from absl import logging
+from pycocotools import mask as coco_mask
 
+from rethink_tf import console
+from rethink_tf.data.categories import Category, categories_to_json
 from rethink_tf.errors import UserError
+from rethink_tf.evaluation.postprocessing import ImageDetections, submission
+from rethink_tf.predict.detectors import TrainedDetector, detect_all
+from rethink_tf.predict.image_files import ImageFiles, UnannotatedImages, Video, output_names, relative_names
+from rethink_tf.storage import files
+from rethink_tf.visualization import drawing
 
-FLAGS = flags.FLAGS
-
-THREADS = 2  # that paste masks, draw and write beside prediction
-WAITING = 4  # batches at most that wait for them
 JPEG_QUALITY = 92
-MAX_FILM_SIDE = 8192  # pixels; encoders have limits
+MAX_VIDEO_SIDE = 8192  # pixels; encoders have limits
 
 
-def above(found: Any, threshold: float) -> Any:
-  """The detections of one picture with at least this score; they are in order of it."""
-  count = int((found.scores >= threshold).sum())
-  return found._replace(**{name: getattr(found, name)[:count] for name in found._fields[1:]
-                           if getattr(found, name) is not None})
+class OutputOptions(NamedTuple):
+  """What is written beside predictions.json and images.json."""
+
+  images: bool = True  # render the detections
+  format: str = 'jpg'  # of rendered images: 'jpg' or 'png'
+  video: bool = True  # of videos: predictions.mp4
+  frames: bool = False  # of videos: each frame as an image
 
 
-def drawn(image: Any, found: Any, source: Any) -> Any:
-  """A picture with what was found in it."""
-  from pycocotools import mask as coco_mask
+class Writer(Protocol):
+  """Destination of the rendered images of a source."""
 
-  from rethink_tf.visualization import pictures
+  unit: str  # plural, for the log
 
-  masks = None if found.masks is None else [coco_mask.decode(rle) for rle in found.masks]
-  skeleton = next((category.skeleton for category in source.categories if category.keypoints), ())
-  return pictures.draw(image, found.boxes, found.classes, [category.name for category in source.categories],
-                       found.scores, masks, found.keypoints, skeleton)
+  def prepare(self, rendered: np.ndarray) -> Any:
+    """Encode an image, on any thread."""
+
+  def write(self, index: int, prepared: Any) -> None:
+    """Write an encoded image."""
 
 
-def results(found: list[Any], source: Any) -> list[dict[str, Any]]:
-  """COCO's results format, box, mask and keypoints of a detection in one object, with names for people."""
-  from rethink_tf.evaluation.postprocessing import submission
+class ImageWriter:
+  """Writes images of image files, in the same folder structure."""
 
+  unit = 'images'
+
+  def __init__(self, folder: str, names: Sequence[str], options: OutputOptions):
+    self._options = options
+    self._paths = [os.path.join(folder, 'images', name) for name in output_names(names, f'.{options.format}')]
+
+  def prepare(self, rendered: np.ndarray) -> bytes:
+    return encode(rendered, self._options.format)
+
+  def write(self, index: int, prepared: bytes) -> None:
+    files.write_output(self._paths[index], prepared)
+
+
+class VideoWriter:
+  """Writes frames, in order, to a video (MPEG-4, which every OpenCV can encode), and as images if requested."""
+
+  unit = 'frames'
+
+  def __init__(self, folder: str, frames_per_second: float, options: OutputOptions):
+    self._folder, self._rate, self._options = folder, frames_per_second, options
+    self._video: cv2.VideoWriter | None = None
+
+  def prepare(self, rendered: np.ndarray) -> tuple[np.ndarray, bytes | None]:
+    return rendered, encode(rendered, self._options.format) if self._options.frames else None
+
+  def write(self, index: int, prepared: tuple[np.ndarray, bytes | None]) -> None:
+    rendered, data = prepared
+    if data is not None:
+      files.write_output(os.path.join(self._folder, 'frames', f'{index + 1:06d}.{self._options.format}'), data)
+    if self._options.video:
+      self._append(rendered)
+
+  def close(self) -> None:
+    if self._video is not None:
+      self._video.release()
+
+  def _append(self, frame: np.ndarray) -> None:
+    scale = min(1.0, MAX_VIDEO_SIDE / max(frame.shape[:2]))
+    height, width = (2 * max(1, round(side * scale / 2)) for side in frame.shape[:2])  # encoders need even sides
+    if self._video is None:
+      path = os.path.join(self._folder, 'predictions.mp4')
+      self._video = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*'mp4v'), self._rate, (width, height))
+      if not self._video.isOpened():
+        raise UserError(f'{path}: OpenCV cannot write this video: use --novideo --frames, or a local disk')
+    frame = frame if frame.shape[:2] == (height, width) else cv2.resize(frame, (width, height))
+    self._video.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+
+
+def write_predictions(detector: TrainedDetector, image_files: Sequence[str], videos: Sequence[str], output: str,
+                      threshold: float = 0.5, upright: bool = False, options: OutputOptions | None = None) -> None:
+  """Detect objects in image files and videos, and write the results.
+
+  Args:
+    detector: of predict.detectors.
+    image_files, videos: paths, as image_files.find_images returns them.
+    output: folder of the results of all image files; each video has a subfolder.
+    threshold: minimum score of a detection.
+    upright: apply the EXIF orientation.
+    options: what to write; None for the defaults.
+
+  Raises:
+    UserError: no image can be read, or the output cannot be written.
+  """
+  options = options or OutputOptions()
+  skipped = total = 0
+  if image_files:
+    source = ImageFiles(image_files, detector.categories, upright)
+    if source.turned:
+      logging.info('%d images have an EXIF orientation: %s', source.turned,
+                   'applied' if upright else 'ignored, as in training; --upright applies it')
+    total = len(image_files)
+    if len(source.image_ids):
+      _write_source(detector, source, output, threshold, options, ImageWriter(output, source.file_names, options))
+    skipped = len(source.skipped)
+  for path, name in zip(videos, output_names(relative_names(videos), ''), strict=True):
+    source = Video(path, detector.categories)
+    folder = os.path.join(output, name)
+    with contextlib.closing(VideoWriter(folder, source.frames_per_second, options)) as writer:
+      _write_source(detector, source, folder, threshold, options, writer)
+    total, skipped = total + len(source.image_ids), skipped + len(source.skipped)
+  if skipped:
+    print(f'{skipped} of {total} images could not be read and were skipped', flush=True)
+  if skipped == total:
+    raise UserError('none of the images could be read')
+
+
+def _write_source(detector: TrainedDetector, source: UnannotatedImages, folder: str, threshold: float,
+                  options: OutputOptions, writer: Writer) -> None:
+  """Write the results of one source: rendered images as soon as they are ready, JSON at the end."""
+  _write_images_json(folder, source)  # first, so that an output that cannot be written is reported at once
+  detections: dict[int, ImageDetections] = {}
+  progress = console.Progress(source.name, len(source.image_ids))
+
+  def process(pixels: np.ndarray, found: ImageDetections) -> tuple[ImageDetections, Any]:
+    return found, writer.prepare(render(pixels, found, source.categories)) if options.images else None
+
+  for index, result in detect_all(detector, source, threshold, process):
+    if result is not None:
+      detections[index], prepared = result
+      if options.images:
+        writer.write(index, prepared)
+    progress.count()
+  progress.close()
+  _write_images_json(folder, source)
+  entries = results([detections[index] for index in sorted(detections)], source)
+  lines = ',\n'.join(json.dumps(entry) for entry in entries)
+  files.write_output(os.path.join(folder, 'predictions.json'), f'[\n{lines}\n]\n'.encode())
+  print(f'{folder}: {len(entries)} objects in {len(detections)} {writer.unit}, score >= {threshold:g}', flush=True)
+
+
+def render(pixels: np.ndarray, detections: ImageDetections, categories: Sequence[Category]) -> np.ndarray:
+  """Draw detections on an image, uint8 [h, w, 3] RGB."""
+  masks = None if detections.masks is None else [coco_mask.decode(rle) for rle in detections.masks]
+  skeleton = next((category.skeleton for category in categories if category.keypoints), ())
+  return drawing.draw(pixels, detections.boxes, detections.classes, [category.name for category in categories],
+                      detections.scores, masks, detections.keypoints, skeleton)
+
+
+def results(detections: list[ImageDetections], source: UnannotatedImages) -> list[dict[str, Any]]:
+  """Convert to COCO's results format: box, mask and keypoints in one object, with the names of file and category."""
   names = dict(zip(source.image_ids.tolist(), source.file_names, strict=True))
-  of_category = {category.id: category for category in source.categories}
-  kinds = submission(found, source.categories)
-  points = iter(kinds.get('keypoint', []))
+  by_id = {category.id: category for category in source.categories}
+  kinds = submission(detections, source.categories)
+  keypoints = iter(kinds.get('keypoint', []))
   entries = []
   for i, entry in enumerate(kinds['box']):
-    category = of_category[entry['category_id']]
+    category = by_id[entry['category_id']]
     entry |= {'category_name': category.name, 'file_name': names[entry['image_id']]}
     if 'mask' in kinds:
       entry['segmentation'] = kinds['mask'][i]['segmentation']
     if category.keypoints and 'keypoint' in kinds:
-      entry['keypoints'] = next(points)['keypoints']
+      entry['keypoints'] = next(keypoints)['keypoints']
     entries.append(entry)
   return entries
 
 
-def _write_images(folder, source):
-  """What the ids in predictions.json stand for, and what was skipped so far."""
-  from rethink_tf.data.categories import categories_to_json
-  from rethink_tf.storage import files
+def encode(image: np.ndarray, kind: str) -> bytes:
+  """Encode uint8 [h, w, 3] RGB as 'jpg' or 'png'."""
+  options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if kind == 'jpg' else []
+  return cv2.imencode(f'.{kind}', image[..., ::-1].copy(), options)[1].tobytes()
 
+
+def _write_images_json(folder: str, source: UnannotatedImages) -> None:
+  """Write the image of each id in predictions.json, and the images skipped so far."""
   images = [{'id': id_, 'file_name': name, 'height': height, 'width': width}
             for id_, name, (height, width) in zip(source.image_ids.tolist(), source.file_names, source.sizes.tolist(),
                                                   strict=True)]
-  about = {'images': images, 'categories': categories_to_json(source.categories), 'skipped': source.skipped}
-  files.write_output(os.path.join(folder, 'images.json'), json.dumps(about, indent=1).encode())
-
-
-class _Pictures:
-  """Pictures of photographs, in folders like theirs."""
-
-  film = False
-
-  def __init__(self, folder, names):
-    self._paths = [os.path.join(folder, 'pictures', name) for name in names]
-
-  def prepare(self, picture):
-    return _encode(picture)
-
-  def write(self, index, data):
-    from rethink_tf.storage import files
-    files.write_output(self._paths[index], data)
-
-
-class _FilmFile:
-  """Frames as a film (MPEG-4, what every OpenCV can write) and, if wanted, as pictures. Frames come in order."""
-
-  film = True
-
-  def __init__(self, folder, frames_per_second):
-    self._folder, self._rate, self._film = folder, frames_per_second, None
-
-  def prepare(self, picture):
-    return picture, _encode(picture) if FLAGS.frames else None
-
-  def write(self, index, prepared):
-    from rethink_tf.storage import files
-    picture, data = prepared
-    if data is not None:
-      files.write_output(os.path.join(self._folder, 'frames', f'{index + 1:06d}.{FLAGS.format}'), data)
-    if FLAGS.film:
-      self._add(picture)
-
-  def _add(self, picture):
-    import cv2
-    scale = min(1.0, MAX_FILM_SIDE / max(picture.shape[:2]))
-    height, width = (2 * max(1, round(side * scale / 2)) for side in picture.shape[:2])  # encoders want even sides
-    if self._film is None:
-      path = os.path.join(self._folder, 'predictions.mp4')
-      self._film = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*'mp4v'), self._rate, (width, height))
-      if not self._film.isOpened():
-        raise UserError(f'{path}: OpenCV cannot write this film: use --nofilm --frames, or a local disk')
-    frame = picture if picture.shape[:2] == (height, width) else cv2.resize(picture, (width, height))
-    self._film.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
-
-  def close(self):
-    if self._film is not None:
-      self._film.release()
-
-
-def _encode(picture):
-  import cv2
-  options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if FLAGS.format == 'jpg' else []
-  return cv2.imencode(f'.{FLAGS.format}', picture[..., ::-1].copy(), options)[1].tobytes()
+  content = {'images': images, 'categories': categories_to_json(source.categories), 'skipped': source.skipped}
+  files.write_output(os.path.join(folder, 'images.json'), json.dumps(content, indent=1).encode())

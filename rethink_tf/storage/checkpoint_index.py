@@ -1,10 +1,10 @@
-"""The index of a TensorFlow checkpoint, looked through before TensorFlow reads it.
+"""Validation of the index of a TensorFlow checkpoint, before TensorFlow reads it.
 
-TensorFlow takes an index at its word: an entry that is none ends the whole process, and a shape is memory before
-anything is read. A checkpoint may come from anybody, so what its index says is compared with the files first.
+TensorFlow trusts an index: an invalid entry aborts the whole process, and for a shape, memory is allocated before
+anything is read. A checkpoint may come from anybody, so its index is first compared with its files.
 
-The index is a sorted table (LevelDB's): blocks of entries that share the beginnings of their keys, an index of the
-blocks, and a footer that tells where that is. The value of a key is a BundleEntryProto, that of '' a BundleHeaderProto.
+The index is a sorted string table (LevelDB's): blocks of entries with prefix-compressed keys, an index of the blocks,
+and a footer with the position of that. The value of a key is a BundleEntryProto, that of '' a BundleHeaderProto.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from tensorflow.core.protobuf import tensor_bundle_pb2
 
 _MAX_BYTES = 256 << 20  # of an index; a detector's has 100 kB
 _MAGIC = 0xdb4775248b80fb57
-_FOOTER, _TRAILER = 48, 5  # bytes at the end of the file, and behind each block: kind of compression, checksum
+_FOOTER, _TRAILER = 48, 5  # bytes at the end of the file, and after each block: type of compression, checksum
 
 
 def problem(prefix: str) -> str | None:
-  """What is wrong with the index of the checkpoint at `prefix`, or with the lengths of its data files; None if nothing.
+  """Return a description of the first error in the index or the lengths of the data files, None without errors.
 
-  Checksums are left to TensorFlow.
+  Checksums are compared by TensorFlow. prefix: of the checkpoint's files.
 
   Raises:
     tf.errors.OpError: the index cannot be read.
@@ -37,18 +37,20 @@ def problem(prefix: str) -> str | None:
     entries = _entries(data)
     header = tensor_bundle_pb2.BundleHeaderProto.FromString(entries.pop(b'', b''))
     if not 1 <= header.num_shards < 100_000 or header.endianness != tensor_bundle_pb2.BundleHeaderProto.LITTLE:
-      return 'its index has no header that fits this machine'
+      return 'its index has no valid header'
     lengths: dict[int, int] = {}
     for key, value in entries.items():
-      wrong = _problem_of(tensor_bundle_pb2.BundleEntryProto.FromString(value), prefix, header.num_shards, lengths)
-      if wrong:
-        return f'{key[:80].decode()!r} {wrong}'
+      error = _problem_of(tensor_bundle_pb2.BundleEntryProto.FromString(value), prefix, header.num_shards, lengths)
+      if error:
+        return f'{key[:80].decode()!r} {error}'
   except (DecodeError, UnicodeDecodeError, IndexError, ValueError, struct.error):
     return 'its index is damaged'
   return None
 
 
-def _problem_of(entry, prefix, num_shards, lengths):
+def _problem_of(entry: tensor_bundle_pb2.BundleEntryProto, prefix: str, num_shards: int,
+                lengths: dict[int, int]) -> str | None:
+  """Return a description of an error in an entry, None without one. lengths: of the data files seen so far."""
   if entry.slices:
     return 'is stored in slices'
   try:
@@ -66,57 +68,58 @@ def _problem_of(entry, prefix, num_shards, lengths):
     path = f'{prefix}.data-{entry.shard_id:05d}-of-{num_shards:05d}'
     lengths[entry.shard_id] = tf.io.gfile.stat(path).length if tf.io.gfile.exists(path) else -1
   if entry.offset + entry.size > lengths[entry.shard_id]:
-    return 'lies behind the end of its data file'
+    return 'exceeds the end of its data file'
   return None
 
 
 def _entries(data: bytes) -> dict[bytes, bytes]:
-  """Key -> value of a whole table; ValueError and its like where it is none."""
+  """Return {key: value} of the whole table; a damaged one raises ValueError, IndexError or struct.error."""
   if len(data) < _FOOTER or struct.unpack('<Q', data[-8:])[0] != _MAGIC:
     raise ValueError('no footer')
-  place = len(data) - _FOOTER
-  for _ in range(2):  # the handle of the block of properties comes first
-    _, place = _varint(data, place)
-  handle, place = _handle(data, place)
-  found: dict[bytes, bytes] = {}
+  position = len(data) - _FOOTER
+  for _ in range(2):  # skip the handle of the block of properties
+    _, position = _varint(data, position)
+  handle, position = _handle(data, position)
+  entries: dict[bytes, bytes] = {}
   for value in _block(data, *handle).values():
-    found |= _block(data, *_handle(value, 0)[0])
-  return found
-
-
-def _block(data: bytes, begin: int, size: int) -> dict[bytes, bytes]:
-  if begin + size + _TRAILER > len(data) or size < 4 or data[begin + size] != 0:  # 1: compressed, which none is
-    raise ValueError('no block')
-  block = data[begin:begin + size]
-  end = size - 4 - 4 * struct.unpack('<I', block[-4:])[0]  # the places where keys are written in full stand behind
-  if end < 0:
-    raise ValueError('no block')
-  place, key, entries = 0, b'', {}
-  while place < end:
-    shared, place = _varint(block, place)
-    unshared, place = _varint(block, place)
-    length, place = _varint(block, place)
-    if shared > len(key) or place + unshared + length > end:
-      raise ValueError('an entry behind the end of its block')
-    key = key[:shared] + block[place:place + unshared]
-    entries[key] = block[place + unshared:place + unshared + length]
-    place += unshared + length
+    entries |= _block(data, *_handle(value, 0)[0])
   return entries
 
 
-def _handle(data: bytes, place: int) -> tuple[tuple[int, int], int]:
-  begin, place = _varint(data, place)
-  size, place = _varint(data, place)
-  return (begin, size), place
+def _block(data: bytes, begin: int, size: int) -> dict[bytes, bytes]:
+  if begin + size + _TRAILER > len(data) or size < 4 or data[begin + size] != 0:  # TensorFlow does not compress blocks
+    raise ValueError('no block')
+  block = data[begin:begin + size]
+  end = size - 4 - 4 * struct.unpack('<I', block[-4:])[0]  # followed by the positions of keys stored in full
+  if end < 0:
+    raise ValueError('no block')
+  position, key, entries = 0, b'', {}
+  while position < end:
+    shared, position = _varint(block, position)
+    unshared, position = _varint(block, position)
+    length, position = _varint(block, position)
+    if shared > len(key) or position + unshared + length > end:
+      raise ValueError('an entry exceeds its block')
+    key = key[:shared] + block[position:position + unshared]
+    entries[key] = block[position + unshared:position + unshared + length]
+    position += unshared + length
+  return entries
 
 
-def _varint(data: bytes, place: int) -> tuple[int, int]:
-  """An integer, and where the next one begins."""
+def _handle(data: bytes, position: int) -> tuple[tuple[int, int], int]:
+  """Return begin and size of a block, and the position after them."""
+  begin, position = _varint(data, position)
+  size, position = _varint(data, position)
+  return (begin, size), position
+
+
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+  """Return an integer, and the position after it."""
   value = 0
   for shift in range(0, 70, 7):
-    byte = data[place]
-    place += 1
+    byte = data[position]
+    position += 1
     value |= (byte & 127) << shift
     if byte < 128:
-      return value, place
+      return value, position
   raise ValueError('an integer without an end')

@@ -1,4 +1,4 @@
-"""Atomic writing: readers find the old file or the whole new one, on local disks and on gs://."""
+"""Atomic writing: readers see the old file or the complete new one, on local disks and on gs://."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from rethink_tf.errors import UserError, in_one_line
 
 @contextlib.contextmanager
 def replacing(path: str) -> Iterator[str]:
-  """Yields a temporary path beside `path`; what is written there replaces `path` at the end, unless an error is raised.
+  """Yield a temporary path in the same folder; the file written there replaces `path` unless an error is raised.
 
   Raises:
-    OSError, tf.errors.OpError: whatever the storage raises.
+    OSError, tf.errors.OpError: the storage refuses it.
   """
   folder, name = os.path.split(path)
   temporary = os.path.join(folder, f'.{name}.{os.getpid()}.partial')
@@ -30,13 +30,13 @@ def replacing(path: str) -> Iterator[str]:
 
 
 def write(path: str, data: bytes | str) -> None:
-  """Writes a file atomically; its folder must exist. Raises what the storage raises."""
+  """Write a file atomically; its folder must exist. Raises OSError or tf.errors.OpError."""
   with replacing(path) as temporary, tf.io.gfile.GFile(temporary, 'wb') as file:
     file.write(data)
 
 
 def write_output(path: str, data: bytes | str) -> None:
-  """Writes a result of a command with --output, and the folders above it.
+  """Write a result of a command with --output atomically, creating its folder.
 
   Raises:
     UserError: the storage refuses it.

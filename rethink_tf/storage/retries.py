@@ -1,10 +1,9 @@
-"""Errors of storage that pass: tried again, later and later, then left to the caller.
+"""Retries with exponential backoff after transient storage errors.
 
-Transient, since the next attempt may succeed: storage that is unavailable, slow to answer or restarting. These are
-TensorFlow's Unavailable, DeadlineExceeded, Aborted (its name for ESTALE) and Unknown (for EIO), and the operating
-system's EIO, ESTALE, ETIMEDOUT, broken and refused connections. Not transient: what is missing (NotFound, ENOENT),
-forbidden (PermissionDenied, EACCES, EROFS), full (ResourceExhausted, ENOSPC, EDQUOT), damaged (DataLoss) or wrong
-(InvalidArgument and the rest).
+Transient: the storage is unavailable, slow or restarting. These are TensorFlow's Unavailable, DeadlineExceeded, Aborted
+(its name for ESTALE) and Unknown (for EIO), and the operating system's EIO, ESTALE, ETIMEDOUT, broken and refused
+connections. Not transient: missing files (NotFound, ENOENT), missing permissions (PermissionDenied, EACCES, EROFS),
+full disks (ResourceExhausted, ENOSPC, EDQUOT), damaged data (DataLoss) and invalid calls (InvalidArgument and others).
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ TRANSIENT_ERRNO = frozenset((
   errno.ECONNABORTED, errno.ECONNREFUSED, errno.EPIPE, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN,
   errno.ENETRESET, errno.ENETUNREACH))
 
-_jitter = random.SystemRandom()  # not the generator that the run has seeded
+_jitter = random.SystemRandom()  # leaves the seeded generator of the run alone
 
 
 def is_transient(error: BaseException | None) -> bool:
-  """Whether the next attempt may succeed; an error that was raised from such an error is one."""
+  """Whether the next attempt may succeed: for a transient error, or an error raised from one."""
   while error is not None:
     if isinstance(error, TRANSIENT_STATUS) or (isinstance(error, OSError) and error.errno in TRANSIENT_ERRNO):
       return True
@@ -42,14 +41,14 @@ def is_transient(error: BaseException | None) -> bool:
 
 
 def call(action: Callable[[], T], what: str, attempts: int = 8, first: float = 0.5, longest: float = 30.0) -> T:
-  """The result of `action`, which is called again after a transient error, `attempts` times at most.
+  """Return the result of `action`, retried with backoff after transient errors, up to `attempts` calls in all.
 
-  The n-th pause lasts first · 2^(n-1) seconds, at most `longest`, less up to half of it by chance: hosts that failed
-  together do not come back together. Each one is a line in the log, which begins with `what`. As given they sum up to a
-  minute or less.
+  The n-th pause lasts min(longest, first · 2^(n-1)) seconds, minus a random share of up to a half so that hosts do not
+  retry at the same moment. Each retry is logged, in a line that begins with `what`. By default the pauses add up to a
+  minute at most.
 
   Raises:
-    Whatever `action` raises: at once when it is not transient, else from the last attempt.
+    The error of `action`: at once if it is not transient, otherwise that of the last attempt.
   """
   for attempt in range(1, attempts):
     try:

@@ -1,15 +1,15 @@
 """One folder per run: its configuration, provenance, metrics, TensorBoard events and checkpoints.
 
-Local paths and whatever `tf.io.gfile` opens (gs://...). Layout:
+Local or any path of `tf.io.gfile` (gs://...). Layout:
 
-  config.gin      the operative configuration; it parses back to the same run
-  command.json    argv, versions, git commit and start time, with the earlier starts of a resumed run
-  metrics.jsonl   one object a line, kind 'train' or 'eval'
+  config.gin      the operative configuration, from which the same run can be started
+  command.json    argv, versions, git commit and start time, also of the earlier starts of a resumed run
+  metrics.jsonl   one object per line, kind 'train' or 'eval'
   tensorboard/    event files        checkpoints/, best.json   see checkpoints.py
-  <part>/         files of a RunPart, such as the evaluations of averaged weights
+  <name>/         files of a RunSubfolder, such as the evaluations of averaged weights
 
-Storage that fails for a moment is asked again (retries.py). Storage that is full or gone costs figures, not the run:
-lines of metrics.jsonl wait in memory until they can be written.
+Transient storage errors are retried with backoff (retries.py). Full or missing storage does not end the run: lines of
+metrics.jsonl are kept in memory until they can be written.
 """
 
 import collections
@@ -38,7 +38,8 @@ from rethink_tf.redaction import redact
 from rethink_tf.storage import files, retries
 
 _REMOTE_REWRITE_SECONDS = 60.0
-_WAITING_LINES = 100_000  # some 40 MB; the oldest go first
+_PENDING_LINES = 100_000  # some 40 MB; beyond it the oldest are dropped
+SCHEDULE = 'schedule.json'  # {"total_steps": 180000}, from which a follower knows the last step
 _PACKAGES = {
   'tensorflow': ('tensorflow', 'tensorflow-cpu', 'tf-nightly'),
   'tf_keras': ('tf_keras',),
@@ -50,15 +51,15 @@ _PACKAGES = {
 class RunFolder:
   """The folder of one run.
 
-  `create=False` opens an existing run for reading (evaluate, compare), also one that is write-protected. Threads may
-  share a run folder: scoring writes beside training.
+  create=False opens an existing run for reading (evaluate, compare), write-protected ones too. Thread-safe, since
+  scoring writes in parallel to training.
 
   Raises:
     UserError: the folder cannot be created or written to, or (create=False) does not exist.
   """
 
   METRICS = 'metrics.jsonl'
-  ALL_METRICS = ('metrics.jsonl', 'metrics-evaluator.jsonl')  # the second one is a follower's (follow.py)
+  ALL_METRICS = ('metrics.jsonl', 'metrics-evaluator.jsonl')  # the second one of a follower (follow.py)
 
   def __init__(self, path: str, create: bool = True):
     if not path:
@@ -70,17 +71,17 @@ class RunFolder:
     self._writers: dict[str, tf.summary.SummaryWriter] = {}
     self._lines: list[bytes] | None = None  # remote only: object stores cannot append
     self._rewritten = -math.inf
-    self._waiting = collections.deque(maxlen=_WAITING_LINES)  # lines that could not be written yet
-    self.failures: collections.Counter[str] = collections.Counter()  # of what could not be written
+    self._pending: collections.deque[bytes] = collections.deque(maxlen=_PENDING_LINES)  # lines still to be written
+    self.failures: collections.Counter[str] = collections.Counter()  # of writing, by file
     if create:
       self._create()
     elif not tf.io.gfile.isdir(self.path):
       raise UserError(f'no run folder at {self.path}: check --model_dir')
 
-  def _create(self):
+  def _create(self) -> None:
     probe = self.join(f'.writable-{os.getpid()}')
 
-    def write():
+    def write() -> None:
       tf.io.gfile.makedirs(self.path)
       with tf.io.gfile.GFile(probe, 'w') as file:
         file.write('')
@@ -92,39 +93,42 @@ class RunFolder:
       raise UserError(f'cannot write to the run folder {self.path}: {in_one_line(error)}; '
                       'choose another with --model_dir') from error
 
-  def join(self, *parts: str) -> str:
-    return '/'.join((self.path, *parts)) if self.remote else os.path.join(self.path, *parts)
+  def join(self, *components: str) -> str:
+    """Return a path inside this folder."""
+    return '/'.join((self.path, *components)) if self.remote else os.path.join(self.path, *components)
 
   def writer(self, name: str = '') -> tf.summary.SummaryWriter:
-    """The TensorBoard writer of tensorboard/<name>, made once."""
+    """Return the TensorBoard writer of tensorboard/<name>, created on first use."""
     with self._lock:
       if name not in self._writers:
-        root = os.environ.get('AIP_TENSORBOARD_LOG_DIR') or self.join('tensorboard')  # what Vertex AI shows
+        root = os.environ.get('AIP_TENSORBOARD_LOG_DIR') or self.join('tensorboard')  # the folder of Vertex AI
         self._writers[name] = tf.summary.create_file_writer('/'.join([root.rstrip('/'), *filter(None, [name])]))
       return self._writers[name]
 
-  def part(self, name: str) -> 'RunPart':
-    """A folder in this one for figures of the same steps by other weights."""
-    return RunPart(self, name)
+  def subfolder(self, name: str) -> 'RunSubfolder':
+    """Return a subfolder for evaluations of the same steps with other weights."""
+    return RunSubfolder(self, name)
 
-  def attempt(self, what: str, action: Callable[[], Any]) -> bool:
-    """Calls `action`, again after errors that pass. Whatever storage refuses ends no training: it is counted in
-    `failures[what]` and told the first time. Returns whether it succeeded."""
+  def attempt(self, name: str, action: Callable[[], Any]) -> bool:
+    """Call `action`, which writes `name`, with retries; return whether it succeeded.
+
+    Errors of storage do not end training: they are counted in `failures[name]`, and the first is logged.
+    """
     try:
-      retries.call(action, f'{self.path}: {what}', attempts=1 if self.failures[what] else 3)
+      retries.call(action, f'{self.path}: {name}', attempts=1 if self.failures[name] else 3)
     except (OSError, tf.errors.OpError) as error:
-      self.failures[what] += 1
-      if self.failures[what] == 1:
-        logging.warning('%s: %s could not be written: %s; the run goes on, further failures are only counted',
-                        self.path, what, in_one_line(error))
+      self.failures[name] += 1
+      if self.failures[name] == 1:
+        logging.warning('%s: %s could not be written: %s; the run continues, further failures are only counted',
+                        self.path, name, in_one_line(error))
       return False
-    if self.failures[what]:
-      logging.info('%s: %s can be written again after %d failure(s)', self.path, what, self.failures.pop(what))
+    if self.failures[name]:
+      logging.info('%s: %s can be written again after %d failure(s)', self.path, name, self.failures.pop(name))
     return True
 
   def add_scalars(self, step: int, values: Mapping[str, float]) -> None:
-    """Writes scalars for TensorBoard."""
-    def write():
+    """Write scalars for TensorBoard."""
+    def write() -> None:
       with self.writer().as_default(step=step):
         for name, value in values.items():
           tf.summary.scalar(name, value)
@@ -132,19 +136,18 @@ class RunFolder:
     self.attempt('TensorBoard events', write)
 
   def continue_at(self, step: int) -> None:
-    """Says in metrics.jsonl and to TensorBoard that the run goes on from `step`: what they hold of later steps belongs
-    to lost training and is taken back."""
+    """Record in metrics.jsonl and in TensorBoard that the run resumes at `step`, which cancels later steps there."""
     self.append_metrics({'kind': 'resume', 'step': step, 'time': round(time.time(), 3)})
     started = event_pb2.Event(wall_time=time.time(), step=step + 1,
                               session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
     self.attempt('TensorBoard events', lambda: tf.raw_ops.ImportEvent(
-      writer=self.writer()._resource, event=started.SerializeToString()))  # no public function writes any but summaries
+      writer=self.writer()._resource, event=started.SerializeToString()))  # public functions write summaries only
 
   def write_text(self, name: str, text: str) -> None:
-    """Writes a file in one move: readers see the old text or the new one, never a part.
+    """Write a file atomically, with retries.
 
     Raises:
-      UserError: storage refuses it.
+      UserError: it cannot be written.
     """
     try:
       retries.call(lambda: self.put_text(name, text), self.join(name))
@@ -152,47 +155,50 @@ class RunFolder:
       raise UserError(f'cannot write to the run folder {self.path}: {name}: {in_one_line(error)}') from error
 
   def put_text(self, name: str, text: str) -> None:
-    """As write_text, once, raising what storage raises: for `attempt`."""
+    """Write a file atomically, without retries, raising the error of the storage: for `attempt`."""
     files.write(self.join(name), text)
 
   def append_metrics(self, metrics: Mapping[str, Any]) -> None:
-    """Appends one line to metrics.jsonl: whole or not at all, and on the disk when this returns.
+    """Append one line to metrics.jsonl, as a whole and synchronously.
 
-    A number that is not finite becomes null. On gs:// training lines are uploaded once a minute (`flush` at the
-    end), other lines at once. A line that cannot be written waits for the next one: a full disk ends no training.
+    Numbers that are not finite become null. On gs:// training lines are uploaded once a minute (`flush` at the end),
+    other lines at once. A line that cannot be written is written with the next one.
     """
     line = json.dumps(_jsonable(metrics), allow_nan=False).encode() + b'\n'
     with self._lock:
       if self.remote:
         self._append_remote(line, now=metrics.get('kind') != 'train')
         return
-      self._waiting.append(line)
-      if self.attempt(self.METRICS, lambda: self._append_local(b''.join(self._waiting))):
-        self._waiting.clear()
+      self._pending.append(line)
+      self._write_pending()
 
-  def _append_local(self, lines: bytes):
+  def _write_pending(self) -> None:
+    if self.attempt(self.METRICS, lambda: self._append_local(b''.join(self._pending))):
+      self._pending.clear()
+
+  def _append_local(self, lines: bytes) -> None:
     descriptor = os.open(self.join(self.METRICS), os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
       size = os.fstat(descriptor).st_size
       if size and os.pread(descriptor, 1, size - 1) != b'\n':
-        lines = b'\n' + lines  # a kill tore the last line: leave it alone
+        lines = b'\n' + lines  # the last line is incomplete after a kill: leave it alone
       written = os.write(descriptor, lines)
-      if written < len(lines):  # the disk is full; what fitted must not stay, for it will be written again
+      if written < len(lines):  # the disk is full; remove the beginning, since all will be written again
         os.ftruncate(descriptor, size)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
       os.fsync(descriptor)
     finally:
       os.close(descriptor)
 
-  def _append_remote(self, line: bytes, now: bool):
+  def _append_remote(self, line: bytes, now: bool) -> None:
     if self._lines is None:
-      self._lines = [part + b'\n' for part in self._read_bytes().split(b'\n') if part]
+      self._lines = [earlier + b'\n' for earlier in self._read_bytes().split(b'\n') if earlier]
     self._lines.append(line)
     if now or time.monotonic() - self._rewritten > _REMOTE_REWRITE_SECONDS:
       self.flush()
 
   def flush(self) -> None:
-    """Uploads pending metrics lines (gs://) and flushes the TensorBoard writers, as far as storage lets it."""
+    """Upload pending metrics lines (gs://) and flush the TensorBoard writers; failures are logged."""
     with self._lock:
       for writer in self._writers.values():
         self.attempt('TensorBoard events', writer.flush)
@@ -200,18 +206,18 @@ class RunFolder:
         text = b''.join(self._lines).decode()
         self._rewritten = time.monotonic()
         self.attempt(self.METRICS, lambda: self.put_text(self.METRICS, text))
-      elif self._waiting and self.attempt(self.METRICS, lambda: self._append_local(b''.join(self._waiting))):
-        self._waiting.clear()
+      elif self._pending:
+        self._write_pending()
 
   def _read_bytes(self) -> bytes:
     if self._lines is not None:
       return b''.join(self._lines)
-    return b'\n'.join((self._read_file(self.METRICS), *self._waiting))
+    return b'\n'.join((self._read_file(self.METRICS), *self._pending))
 
   def _read_file(self, name: str) -> bytes:
     path = self.join(name)
 
-    def read():
+    def read() -> bytes:
       with tf.io.gfile.GFile(path, 'rb') as file:
         return file.read()
 
@@ -221,9 +227,9 @@ class RunFolder:
       return b''
 
   def read_metrics(self) -> list[dict[str, Any]]:
-    """All metrics lines in order, without torn ones and without what a resumed run has overtaken.
+    """Return all metrics lines in order, without incomplete ones and those of steps that a resumed run repeats.
 
-    A line {'kind': 'resume', 'step': s} cancels earlier lines of later steps: they belong to lost training.
+    A line {'kind': 'resume', 'step': s} cancels earlier lines of steps after s.
     """
     lines = []
     for _, line in sorted(self._all_lines(), key=lambda line: line[0]):
@@ -234,14 +240,14 @@ class RunFolder:
     return lines
 
   def _all_lines(self) -> Iterator[tuple[float, dict[str, Any]]]:
-    """The lines of all writers, each with a time by which those of one writer stay in their order."""
+    """Yield the lines of all files, each with a time to sort by that keeps the order within each file."""
     for name in self.ALL_METRICS:
       now = -math.inf
       for raw in (self._read_bytes() if name == self.METRICS else self._read_file(name)).split(b'\n'):
         try:
           line = json.loads(raw) if raw.strip() else None
         except (ValueError, RecursionError):
-          logging.warning('%s: skipped a torn line', self.join(name))
+          logging.warning('%s: skipped an incomplete line', self.join(name))
           continue
         if isinstance(line, dict) and isinstance(line.get('step', 0), (int, float)) and \
             isinstance(line.get('kind', ''), str):
@@ -249,7 +255,7 @@ class RunFolder:
           yield now, line
 
   def save_provenance(self, argv: Sequence[str], operative_config: str) -> None:
-    """Writes config.gin and command.json; the record of an earlier start is kept inside the new one."""
+    """Write config.gin and command.json; the records of earlier starts are kept in the latter."""
     record = {
       'argv': [redact(argument) for argument in argv],
       'versions': versions(),
@@ -264,7 +270,7 @@ class RunFolder:
     self.write_text('command.json', json.dumps(record, indent=2) + '\n')
 
   def read_command(self) -> dict[str, Any]:
-    """The record of the latest start (command.json), or {} when there is none."""
+    """Return the record of the latest start (command.json), {} if there is none."""
     path = self.join('command.json')
     if not tf.io.gfile.exists(path):
       return {}
@@ -279,39 +285,56 @@ class RunFolder:
     return record
 
 
-class RunPart:
-  """What an evaluator needs of a run folder, for figures of the same steps by other weights: averaged ones, say.
+class RunSubfolder:
+  """The interface of a run folder that evaluators use, for evaluations of the same steps with other weights.
 
-  Files go to a folder of that name in the run folder, TensorBoard's events to a run of that name beside the run's own,
-  with the same tags. Lines go to the run's metrics.jsonl as kind '<kind>/<name>' with figures '<name>/<figure>', and
-  are read back from there without either.
+  Files go to a subfolder of that name, TensorBoard events to a run of that name with the same tags. Lines go to the
+  metrics.jsonl of the run as kind '<kind>/<name>' with metrics '<name>/<metric>', and are read without both prefixes.
   """
 
-  _FIELDS = ('step', 'time')  # of a line that are no figures
+  _FIELDS = ('step', 'time')  # of a line that are not renamed
 
-  def __init__(self, whole: RunFolder, name: str):
-    self._whole, self.name = whole, name
-    self.remote, self.path = whole.remote, whole.join(name)
+  def __init__(self, folder: RunFolder, name: str):
+    self._folder, self.name = folder, name
+    self.remote, self.path = folder.remote, folder.join(name)
 
-  def join(self, *parts: str) -> str:
-    return self._whole.join(self.name, *parts)
+  def join(self, *components: str) -> str:
+    """Return a path inside this folder."""
+    return self._folder.join(self.name, *components)
 
   def writer(self) -> tf.summary.SummaryWriter:
-    return self._whole.writer(self.name)
+    """Return the TensorBoard writer of tensorboard/<name>."""
+    return self._folder.writer(self.name)
 
   def append_metrics(self, metrics: Mapping[str, Any]) -> None:
-    figures = {key if key in self._FIELDS else f'{self.name}/{key}': value for key, value in metrics.items()
+    """Append one line to the metrics.jsonl of the run."""
+    renamed = {key if key in self._FIELDS else f'{self.name}/{key}': value for key, value in metrics.items()
                if key != 'kind'}
-    self._whole.append_metrics({'kind': f'{metrics["kind"]}/{self.name}', **figures})
+    self._folder.append_metrics({'kind': f'{metrics["kind"]}/{self.name}', **renamed})
 
   def read_metrics(self) -> list[dict[str, Any]]:
+    """Return the lines that were appended through subfolders of this name."""
     return [{key.removeprefix(f'{self.name}/'): value for key, value in line.items()}
             | {'kind': line['kind'].removesuffix(f'/{self.name}')}
-            for line in self._whole.read_metrics() if line.get('kind', '').endswith(f'/{self.name}')]
+            for line in self._folder.read_metrics() if line.get('kind', '').endswith(f'/{self.name}')]
+
+
+def write_schedule(folder: RunFolder, total_steps: int) -> None:
+  """Record the run's last step in schedule.json."""
+  folder.write_text(SCHEDULE, json.dumps({'total_steps': total_steps}) + '\n')
+
+
+def total_steps(folder: RunFolder) -> int | None:
+  """Return the run's last step, None if training has not recorded it yet."""
+  path = folder.join(SCHEDULE)
+  if not tf.io.gfile.exists(path):
+    return None
+  with tf.io.gfile.GFile(path) as file:
+    return int(json.load(file)['total_steps'])
 
 
 def versions() -> dict[str, str | None]:
-  """What a run depends on: the versions of Python, this package and its main dependencies."""
+  """Return the versions of Python, this package and its main dependencies."""
   found: dict[str, str | None] = {'python': platform.python_version(), 'rethink_tf': rethink_tf.__version__}
   for name, distributions in _PACKAGES.items():
     found[name] = None
@@ -325,7 +348,7 @@ def versions() -> dict[str, str | None]:
 
 
 def git_commit() -> str | None:
-  """The commit of the checkout this package runs from ('+changes' when edited); None when it is installed."""
+  """Return the commit of this package's checkout ('+changes' if edited); None if the package is installed."""
   root = pathlib.Path(rethink_tf.__file__).resolve().parents[1]
 
   def git(*arguments: str) -> str:
@@ -333,7 +356,7 @@ def git_commit() -> str | None:
                           timeout=20).stdout.strip()
   try:
     if pathlib.Path(git('rev-parse', '--show-toplevel')).resolve() != root:
-      return None  # site-packages inside somebody's repository: that commit says nothing about this package
+      return None  # site-packages inside another repository
     return git('rev-parse', 'HEAD') + ('+changes' if git('status', '--porcelain', '--', 'rethink_tf') else '')
   except (OSError, subprocess.SubprocessError):
     return None
@@ -349,20 +372,3 @@ def _jsonable(value: Any) -> Any:
   if isinstance(value, float) and not math.isfinite(value):
     return None
   return value
-
-
-SCHEDULE = 'schedule.json'  # {"total_steps": 180000}, by which a follower knows the end
-
-
-def write_schedule(folder: RunFolder, total_steps: int) -> None:
-  """Leaves word of the run's last step."""
-  folder.write_text(SCHEDULE, json.dumps({'total_steps': total_steps}) + '\n')
-
-
-def total_steps(folder: RunFolder) -> int | None:
-  """The run's last step, None as long as training has not said."""
-  path = folder.join(SCHEDULE)
-  if not tf.io.gfile.exists(path):
-    return None
-  with tf.io.gfile.GFile(path) as file:
-    return int(json.load(file)['total_steps'])

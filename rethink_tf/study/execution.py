@@ -1,4 +1,4 @@
-"""Makes a study's runs, one after another, each in a process of its own; what is there already is not made again."""
+"""Execution of a study's runs one after another, each in its own process; completed stages are skipped."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from rethink_tf.console import duration
 from rethink_tf.errors import UserError
@@ -26,23 +27,26 @@ _FORKED = ('checkpoints', 'eval', 'tensorboard', 'metrics.jsonl', 'initial_weigh
 
 
 class Runner:
-  """Runs stages under one output folder.
+  """Runs the stages of a study."""
 
-  output: holds a run folder for each trial, and <trial>.log with what its process has printed.
-  more: arguments that every call of the training door gets (--data_dir=…).
-  say: where progress goes, a line at a time.
-  """
+  def __init__(self, output: str, more: Sequence[str] = (), log: Callable[[str], None] = print) -> None:
+    """Create the output folder.
 
-  def __init__(self, output: str, more: Sequence[str] = (), say: Callable[[str], None] = print):
-    self._output, self._more, self._say = output, tuple(more), say
-    self._images_per_second = None  # of the latest stage that trained
+    Args:
+      output: folder for the run folder of each trial, and <trial>.log with the output of its process.
+      more: arguments of every call of the training command (--data_dir=...).
+      log: prints a line of progress.
+    """
+    self._output, self._more, self._log = output, tuple(more), log
+    self._images_per_second: float | None = None  # of the latest stage
     os.makedirs(output, exist_ok=True)
 
   def folder(self, name: str) -> str:
+    """Return the run folder of a trial."""
     return os.path.join(self._output, name)
 
   def done(self, stage: Stage) -> bool:
-    """Whether a stage needs nothing any more: its checkpoint is there, and for a whole run its last evaluation."""
+    """Whether the last checkpoint of a stage exists, and, at the end of a run, its last evaluation."""
     path = self.folder(stage.trial.name)
     if not os.path.isdir(path):
       return False
@@ -54,40 +58,49 @@ class Runner:
                                 for line in folder.read_metrics())
 
   def evaluated(self, name: str) -> bool:
-    """Whether a run has something to compare."""
+    """Whether the run of a trial has an evaluation."""
     path = self.folder(name)
     return os.path.isdir(path) and any(line.get('kind') == 'eval'
                                        for line in RunFolder(path, create=False).read_metrics())
 
   def pretrain(self, path: str, files: Sequence[str], params: Sequence[str], more: Sequence[str]) -> None:
-    """Makes, or completes, the pre-training run of a folder."""
+    """Pre-train in a run folder, or continue.
+
+    Raises:
+      UserError: the command failed.
+    """
     os.makedirs(os.path.dirname(path), exist_ok=True)
     self._call('rethink_tf.pretrain', path, arguments(files, params, path, more), lambda: _last_step(f'{path}.log'))
 
   def run(self, stages: Sequence[Stage]) -> list[str]:
-    """Makes what is not done; returns one line for each stage that failed. What a failed one forks into is left out."""
+    """Run the stages that are not done; return one line per failed stage. Later stages of a failed run are skipped."""
     failures, failed = [], set()
     for number, stage in enumerate(stages):
       name = stage.trial.name
+      head = f'[{number + 1}/{len(stages)}] {name}'
       if self.done(stage):
-        self._say(f'[{number + 1}/{len(stages)}] {name}: complete to iteration {stage.end}')
+        self._log(f'{head}: complete to iteration {stage.end}')
         continue
       if name in failed or (stage.fork_of and stage.fork_of.name in failed):
-        failures.append(f'{name}: left out, since the run it continues has failed')
+        failures.append(f'{name}: skipped, since the run it continues has failed')
         failed.add(name)
         continue
       try:
         if stage.fork_of is not None:
           self._fork(stage)
-        self._train(stage, f'[{number + 1}/{len(stages)}] {name}', stages[number + 1:])
+        self._train(stage, head, stages[number + 1:])
       except UserError as error:
-        self._say(f'[{number + 1}/{len(stages)}] {name}: {error.line()}')
+        self._log(f'{head}: {error.line()}')
         failures.append(f'{name}: {error.line()}')
         failed.add(name)
     return failures
 
   def calibrate(self, stage: Stage) -> float:
-    """Images a second of a few steps of a stage's run, made in a folder that is then removed."""
+    """Return the images per second of a few steps of a stage, run in a temporary folder.
+
+    Raises:
+      UserError: the command failed.
+    """
     path = self.folder('.calibration')
     shutil.rmtree(path, ignore_errors=True)
     steps = min(CALIBRATION_STEPS, stage.length.steps)
@@ -108,13 +121,16 @@ class Runner:
     if stage.partial:
       params += [*stage.length.quiet, _stop(stage.end, stage)]
     path = self.folder(stage.trial.name)
-    still = sum((s.end - s.start) * s.length.batch_size for s in later if not self.done(s))
-    self._say(f'{head}: iterations {stage.start} to {stage.end}')
+    remaining = sum((s.end - s.start) * s.length.batch_size for s in later if not self.done(s))
+    self._log(f'{head}: iterations {stage.start} to {stage.end}')
     self._call('rethink_tf.train', path, arguments(stage.trial.files, params, path, self._more),
-               lambda: self._progress(path, stage, head, still))
+               lambda: self._progress(path, stage, head, remaining))
 
-  def _progress(self, path: str, stage: Stage, head: str, still: int) -> str:
-    """A line about a run under way and the study's end; '' before there is something to say."""
+  def _progress(self, path: str, stage: Stage, head: str, remaining: int) -> str:
+    """Return a line about the current run and the time left, '' before its first step.
+
+    remaining: images of the later stages.
+    """
     if not os.path.isfile(os.path.join(path, 'metrics.jsonl')):
       return ''
     lines = [line for line in RunFolder(path, create=False).read_metrics()
@@ -122,90 +138,93 @@ class Runner:
     if not lines:
       return ''
     step, speed = lines[-1]['step'], self._images_per_second
-    if len(lines) > 1:  # the first one holds the tracing
+    if len(lines) > 1:  # the first one includes tracing
       speed = lines[-1].get('images_per_second') or speed
     if not speed:
       return f'{head}: iteration {step}/{stage.end}'
     self._images_per_second = speed
-    left = (stage.end - step) * stage.length.batch_size / speed
-    return (f'{head}: iteration {step}/{stage.end}, {speed:.3g} images/s, ETA {duration(left)}, '
-            f'study {duration(left + still / speed)} (evaluations not counted)')
+    seconds = (stage.end - step) * stage.length.batch_size / speed
+    return (f'{head}: iteration {step}/{stage.end}, {speed:.3g} images/s, ETA {duration(seconds)}, '
+            f'study {duration(seconds + remaining / speed)} (evaluations not counted)')
 
   def _fork(self, stage: Stage) -> None:
-    """Copies the trunk's run as it stands at `start`, in one move; metrics of later iterations stay behind."""
+    """Copy the trunk's run up to iteration `start` into the run folder of a stage, atomically."""
     target = self.folder(stage.trial.name)
     if os.path.isdir(target):
-      return  # forked before, perhaps trained on
+      return  # forked before
     source = self.folder(stage.fork_of.name)
     if stage.start not in RunCheckpoints(RunFolder(source, create=False)).steps():
-      raise UserError(f'{source} has no checkpoint of iteration {stage.start} any more, from which {stage.trial.name} '
-                      'would go on: set Study.share_prefixes = False, or remove that folder to make it again')
-    building = f'{target}.forking'
-    shutil.rmtree(building, ignore_errors=True)
-    os.makedirs(building)
+      raise UserError(f'{source} no longer has the checkpoint of iteration {stage.start}, from which '
+                      f'{stage.trial.name} continues: set Study.share_prefixes = False, or remove that folder to train '
+                      'it again')
+    temporary = f'{target}.forking'
+    shutil.rmtree(temporary, ignore_errors=True)
+    os.makedirs(temporary)
     for name in _FORKED:
       path = os.path.join(source, name)
       if os.path.isdir(path):
-        shutil.copytree(path, os.path.join(building, name))
+        shutil.copytree(path, os.path.join(temporary, name))
       elif os.path.isfile(path):
-        shutil.copy2(path, os.path.join(building, name))
-    for step in RunCheckpoints(RunFolder(building, create=False)).steps():
+        shutil.copy2(path, os.path.join(temporary, name))
+    for step in RunCheckpoints(RunFolder(temporary, create=False)).steps():
       if step > stage.start:
-        shutil.rmtree(os.path.join(building, 'checkpoints', f'step-{step:08d}'))
-    # The run that continues cancels lines of later iterations itself, by the line it begins with.
-    os.rename(building, target)
+        shutil.rmtree(os.path.join(temporary, 'checkpoints', f'step-{step:08d}'))
+    # Metrics of later iterations are cancelled by the line with which the new run resumes.
+    os.rename(temporary, target)
 
   def _call(self, module: str, path: str, arguments: Sequence[str], progress: Callable[[], str]) -> None:
-    """Runs a door to its end, with a progress line now and then; <path>.log gets what it prints.
+    """Run a command to its end with its output in <path>.log, and log its progress.
 
     Raises:
-      UserError: it failed; the message is its own last line.
+      UserError: it failed; the message is its error line.
     """
     log = f'{path}.log'
     with open(log, 'ab') as file:
       process = subprocess.Popen([sys.executable, '-m', module, *arguments], stdout=file, stderr=subprocess.STDOUT)
       try:
-        said, latest = time.monotonic(), ''
+        reported, latest = time.monotonic(), ''
         while process.poll() is None:
           time.sleep(POLL_SECONDS)
-          if time.monotonic() - said > REPORT_SECONDS:
-            said, line = time.monotonic(), progress()
-            if line and line != latest:  # evaluations and tracing report nothing
-              self._say(line)
+          if time.monotonic() - reported > REPORT_SECONDS:
+            reported, line = time.monotonic(), progress()
+            if line and line != latest:  # no progress during evaluation and tracing
+              self._log(line)
             latest = line
-      except BaseException:  # Ctrl-C or an end from outside: the run saves itself, and this one waits for it
+      except BaseException:  # Ctrl-C or SIGTERM: wait until the run has saved a checkpoint
         process.send_signal(signal.SIGTERM)
         process.wait()
         raise
     if process.returncode:
-      raise UserError(f'failed with exit code {process.returncode}: {_last_error(log)} (all of it: {log})')
-
-
-def _stop(steps: int, stage: Stage) -> str:
-  return f'KTimesSchedule.stop_k = {steps / stage.length.unit!r}'
+      raise UserError(f'failed with exit code {process.returncode}: {_last_error(log)} (output: {log})')
 
 
 def arguments(files: Sequence[str], params: Sequence[str], path: str, more: Sequence[str]) -> list[str]:
-  """Of the training door, for one run."""
+  """Return the arguments of the training command for one run."""
   return [*(f'--gin_file={file}' for file in files), *(f'--gin_param={param}' for param in params),
           f'--model_dir={path}', *more]
 
 
-def _speed(lines: Sequence[dict]) -> float:
-  """Images a second by the median step: the first one of each padded shape holds its tracing."""
+def _stop(steps: int, stage: Stage) -> str:
+  """Return the binding that ends a run after some steps."""
+  return f'KTimesSchedule.stop_k = {steps / stage.length.unit!r}'
+
+
+def _speed(lines: Sequence[Mapping[str, Any]]) -> float:
+  """Return the images per second of the median step: the first step of each padded shape includes tracing."""
   steps = [(after['images'] - before['images']) / max(after['seconds'] - before['seconds'], 1e-9)
            for before, after in itertools.pairwise(lines)]
   return statistics.median(steps or [lines[0]['images'] / max(lines[0]['seconds'], 1e-9)])
 
 
 def _last_step(log: str) -> str:
-  """The door's own last line of progress; '' before there is one."""
+  """Return the last progress line in a command's output, '' if there is none."""
   with open(log, errors='replace') as file:
     return next((line.strip() for line in reversed(file.readlines()) if line.startswith('step ')), '')
 
 
 def _last_error(log: str) -> str:
+  """Return the last error line in a command's output, else its last line."""
   with open(log, errors='replace') as file:
     lines = [line.strip() for line in file.read().splitlines() if line.strip()]
   errors = [line for line in lines if line.startswith('error:')]
-  return re.sub(r'^error: ', '', errors[-1] if errors else lines[-1] if lines else 'it printed nothing')
+  return re.sub(r'^error: ', '', errors[-1] if errors else lines[-1] if lines else 'no output')

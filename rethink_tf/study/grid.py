@@ -1,4 +1,4 @@
-"""A study as its gin file describes it, and the runs it expands to."""
+"""Studies: a grid of training runs described by a gin file."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ _LENGTH = re.compile(r'(SCHEDULE|KTimesSchedule\.k) = ')
 class Trial(NamedTuple):
   """One run of a study."""
 
-  name: str  # of its run folder: the values of the axes
+  name: str  # name of the run folder: the values of the axes
   choice: dict[str, str]  # axis -> value
   files: tuple[str, ...]
   params: tuple[str, ...]
 
 
 class Length(NamedTuple):
-  """What a trial's configuration says about its schedule."""
+  """Schedule of a trial, from its configuration."""
 
   steps: int
   batch_size: int
-  first_drop: int | None  # iterations until which every longer schedule is the same; None: its points are free
-  unit: float  # iterations of 1x
-  kind: str  # equal for trials that differ in the length of a k x schedule alone
-  quiet: tuple[str, ...]  # bindings that leave out the evaluation at the end
+  first_drop: int | None  # up to here all longer schedules are the same; None: explicit boundaries
+  unit: float  # number of iterations of 1x
+  kind: str  # equal for trials that differ only in the length of their k x schedule
+  quiet: tuple[str, ...]  # bindings that disable the evaluation at the end
 
   @property
   def images(self) -> int:
@@ -42,23 +42,26 @@ class Length(NamedTuple):
 
 @gin.register
 class Study:
-  """A grid: every combination of one value from each axis is a run.
-
-  base: gin files and bindings that all runs begin with.
-  axes: axis -> value -> gin files and bindings that choose it, in the order in which they are applied. A string that
-    ends in .gin is a file, any other a binding. '{name}' in a binding stands for the run folder of that pre-training.
-  pretraining: name -> gin files and bindings of a run of python -m rethink_tf.pretrain that is made first.
-  leave_out: combinations that are not run, each as axis -> value for some of the axes.
-  share_prefixes: whether schedules of different length share the iterations before the shorter one's first drop,
-    which are the same (section 4: the rule moves nothing but the end).
-
-  Raises:
-    UserError: an axis without values, or a combination named that does not exist.
-  """
+  """A grid of runs, one for each combination of one value per axis."""
 
   def __init__(self, base: Sequence[str], axes: Mapping[str, Mapping[str, Sequence[str]]],
                pretraining: Mapping[str, Sequence[str]] | None = None,
-               leave_out: Sequence[Mapping[str, str]] = (), share_prefixes: bool = True):
+               leave_out: Sequence[Mapping[str, str]] = (), share_prefixes: bool = True) -> None:
+    """Check the axes.
+
+    Args:
+      base: gin files and bindings that come first in all runs.
+      axes: axis -> value -> gin files and bindings of this value, in the order in which they are applied. A string that
+        ends in .gin is a file, any other a binding. '{name}' in a binding is replaced by the run folder of that
+        pre-training.
+      pretraining: name -> gin files and bindings of a run of python -m rethink_tf.pretrain, trained first.
+      leave_out: combinations to leave out, each as axis -> value for some of the axes.
+      share_prefixes: share the iterations before the shorter schedule's first drop, which schedules of different length
+        have in common (section 4).
+
+    Raises:
+      UserError: an axis has no values or a value that cannot name a folder, or leave_out names an unknown value.
+    """
     self.base, self.axes = tuple(base), {axis: dict(values) for axis, values in axes.items()}
     self.pretraining, self.share_prefixes = dict(pretraining or {}), share_prefixes
     for axis, values in self.axes.items():
@@ -66,7 +69,7 @@ class Study:
         raise UserError(f'Study.axes: {axis} has no values')
       for value in values:
         if not re.fullmatch(r'[\w.+-]+', value):
-          raise UserError(f'Study.axes: {axis} = {value!r}: use letters, digits, _ . + -, it becomes a folder\'s name')
+          raise UserError(f'Study.axes: {axis} = {value!r}: use letters, digits, _ . + - (it names a folder)')
     for combination in leave_out:
       for axis, value in combination.items():
         if value not in self.axes.get(axis, {}):
@@ -74,47 +77,46 @@ class Study:
     self.leave_out = tuple(dict(combination) for combination in leave_out)
 
   def trials(self, pretrained: Mapping[str, str]) -> list[Trial]:
-    """All runs, in the order of the axes.
+    """Return all runs in the order of the axes.
 
     pretrained: run folder of each pre-training, by name.
 
     Raises:
-      UserError: a placeholder names no pre-training, or nothing is left to run.
+      UserError: a binding names an unknown pre-training, or all combinations are left out.
     """
-    found = []
+    trials = []
     for values in itertools.product(*self.axes.values()):
       choice = dict(zip(self.axes, values, strict=True))
       if any(combination.items() <= choice.items() for combination in self.leave_out):
         continue
       words = [*self.base, *(word for axis, value in choice.items() for word in self.axes[axis][value])]
       files, params = split_words(words, pretrained)
-      found.append(Trial('_'.join(values), choice, files, params))
-    if not found:
-      raise UserError('Study: nothing is left to run: see Study.axes and Study.leave_out')
-    return found
+      trials.append(Trial('_'.join(values), choice, files, params))
+    if not trials:
+      raise UserError('Study: all runs are left out: see Study.axes and Study.leave_out')
+    return trials
 
 
 def read_study(gin_file: str, params: Sequence[str] = ()) -> Study:
-  """The study of a gin file; gin's configuration is empty again afterwards.
+  """Read the study of a gin file; gin's configuration is empty afterwards.
 
   Raises:
-    UserError: it binds no Study, or something else.
+    UserError: the file is not valid or does not bind Study.
   """
   gin_files.parse([gin_file], params)
   try:
     if gin_files.bound('Study.axes') is None or gin_files.bound('Study.base') is None:
-      raise UserError(f'{gin_file} is no study: it must bind Study.base and Study.axes (gin_configs/studies)')
+      raise UserError(f'{gin_file} is not a study: it must bind Study.base and Study.axes (gin_configs/studies)')
     return gin.get_configurable('Study')()
   finally:
     gin.clear_config()
 
 
 def split_words(words: Sequence[str], pretrained: Mapping[str, str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-  """Gin files and bindings, apart, each in its order; placeholders replaced."""
-  def fill(match):
+  """Separate gin files and bindings, and replace '{name}' by the run folder of that pre-training."""
+  def fill(match: re.Match[str]) -> str:
     if match.group(1) not in pretrained:
-      raise UserError(f'Study: {{{match.group(1)}}} names no pre-training of Study.pretraining '
-                      f'({", ".join(pretrained) or "there is none"})')
+      raise UserError(f'Study: {{{match.group(1)}}} is not in Study.pretraining ({", ".join(pretrained) or "empty"})')
     return repr(pretrained[match.group(1)])
 
   words = [re.sub(r'\{(\w+)\}', fill, word) for word in words]
@@ -122,10 +124,10 @@ def split_words(words: Sequence[str], pretrained: Mapping[str, str]) -> tuple[tu
 
 
 def length(trial: Trial, more: Sequence[str] = ()) -> Length:
-  """Parses a trial's configuration and asks its schedule; `more` are bindings of the command line.
+  """Parse a trial's configuration, with `more` bindings, and return its schedule.
 
   Raises:
-    UserError: the configuration has a mistake.
+    UserError: the configuration is not valid, or its schedule is not a KTimesSchedule.
   """
   import rethink_tf.experiment  # noqa: F401  registers what gin files name
 
@@ -133,15 +135,15 @@ def length(trial: Trial, more: Sequence[str] = ()) -> Length:
   try:
     schedule, evaluator = gin_files.bound('run.schedule'), gin_files.bound('run.evaluator')
     if schedule is not None and schedule.configurable.name != 'KTimesSchedule':
-      raise UserError(f'{trial.name}: a study needs runs by KTimesSchedule, not {schedule.configurable.name}')
+      raise UserError(f'{trial.name}: a study needs KTimesSchedule, not {schedule.configurable.name}')
     batch = gin_files.bound('run.batch_size')
     if not isinstance(batch, int):
       batch = PAPER_BATCH if batch is None else gin_files.bound('BATCH_SIZE/macro.value')
-    made = gin.get_configurable('KTimesSchedule')(batch_size=batch)
-    free = gin_files.bound('KTimesSchedule.boundaries') is not None
+    k_times = gin.get_configurable('KTimesSchedule')(batch_size=batch)
+    explicit = gin_files.bound('KTimesSchedule.boundaries') is not None
     unit = (gin_files.bound('KTimesSchedule.unit') or PAPER_UNIT) * PAPER_BATCH / batch
     kind = '\n'.join(line for line in gin.config_str().splitlines() if not _LENGTH.match(line))
     quiet = (f'{evaluator.configurable.name}.at_end = False',) if evaluator is not None else ()
-    return Length(made.total_steps, batch, None if free else made.points[0], unit, kind, quiet)
+    return Length(k_times.total_steps, batch, None if explicit else k_times.points[0], unit, kind, quiet)
   finally:
     gin.clear_config()

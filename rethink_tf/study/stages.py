@@ -1,4 +1,4 @@
-"""In which order a study's runs are made, and which iterations they share."""
+"""Order of a study's runs, and the iterations that they share."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from rethink_tf.study.grid import Length, Trial
 
 
 class Stage(NamedTuple):
-  """One call of the training door."""
+  """One call of the training command."""
 
   trial: Trial
   length: Length
-  start: int  # iteration at which it begins, when nothing of it is done
+  start: int  # first iteration, if nothing of it is done yet
   end: int
-  fork_of: Trial | None = None  # begins with a copy of this run's checkpoint of iteration `start`
+  fork_of: Trial | None = None  # starts from a copy of this run's checkpoint of iteration `start`
 
   @property
   def partial(self) -> bool:
-    """The run goes on in a later stage."""
+    """Whether the run continues in a later stage."""
     return self.end < self.length.steps
 
 
 def plan(trials: Sequence[Trial], lengths: Sequence[Length], share_prefixes: bool = True) -> list[Stage]:
-  """Stages in the order of execution.
+  """Return the stages in the order of execution.
 
-  Of trials that differ in the length of their k x schedule alone, the longest is the trunk: it is trained to the first
-  drop of the shortest, whose run goes on from there on its own, then to the first drop of the next. Every run then
-  holds just the iterations it would have made alone.
+  Of trials that differ only in the length of their k x schedule, the longest is the trunk: it is trained to the first
+  drop of the shortest, which is forked and trained to its end, then to the first drop of the next. Each run has the
+  iterations that it would have if it were trained alone.
   """
   kinds = collections.OrderedDict()
   for trial, length in zip(trials, lengths, strict=True):
@@ -40,7 +40,7 @@ def plan(trials: Sequence[Trial], lengths: Sequence[Length], share_prefixes: boo
     trunk, whole = members[-1]
     done = 0
     for trial, length in members[:-1]:
-      # Free points are no k x schedule: nothing says that two of them begin alike.
+      # Schedules with explicit boundaries may differ from the start.
       shared = length.first_drop if share_prefixes and whole.first_drop is not None else 0
       if shared and shared > done:
         stages.append(Stage(trunk, whole, done, shared))
@@ -51,15 +51,15 @@ def plan(trials: Sequence[Trial], lengths: Sequence[Length], share_prefixes: boo
 
 
 def images(stages: Sequence[Stage]) -> int:
-  """That are trained on in all stages."""
+  """Return the number of images to train on in all stages."""
   return sum((stage.end - stage.start) * stage.length.batch_size for stage in stages)
 
 
 def table(stages: Sequence[Stage]) -> list[list[str]]:
-  """One row a stage, the header first."""
+  """Return one row per stage, the header first."""
   rows = [['run', 'iterations', 'images', 'shared']]
   for stage in stages:
-    note = 'goes on below' if stage.partial else ''
+    note = 'continued below' if stage.partial else ''
     if stage.fork_of is not None:
       note = f'up to {stage.start} from {stage.fork_of.name}'
     rows.append([stage.trial.name, f'{stage.start}-{stage.end}',

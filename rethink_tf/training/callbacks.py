@@ -1,73 +1,75 @@
-"""What accompanies `fit`: progress and metrics, samples seen (Fig. 2), the stop at NaN, checkpoints.
+"""Callbacks of `fit`: progress and metrics, samples seen (Fig. 2), the stop at a non-finite loss, checkpoints.
 
-Order in `fit(callbacks=...)`: StopOnNonFinite before the rest, ProgressAndMetrics before SaveCheckpoints. All are keyed
-by the optimizer's iterations, so that a resumed run counts on. `logs` holds means since the last reset_metrics:
-loss/total, loss/rpn/objectness, ...
-
-`facts(step)` describes the batch that iteration `step` (from 0) consumes: epoch, image_ids [B], instances, pixels of
-the resized images, padded_pixels of the canvas.
+Order in `fit(callbacks=...)`: StopOnNonFinite before the rest, ProgressAndMetrics before SaveCheckpoints. All count the
+optimizer's iterations, so that a resumed run continues them. `logs` holds means since the last reset_metrics:
+loss/total, loss/rpn/objectness, ... `facts(step)` describes the batch of iteration `step` (from 0).
 """
+
+from __future__ import annotations
 
 import collections
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import tf_keras
 
 from rethink_tf.console import duration
+from rethink_tf.data.batching import StepFacts
 from rethink_tf.errors import UserError
 from rethink_tf.storage.checkpoints import iterations
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.training.preemption import Interruption
 
+Logs = Mapping[str, float]
+
 
 class Checkpoints(Protocol):
-  """What SaveCheckpoints writes to: `checkpoints.RunCheckpoints`."""
+  """The target of SaveCheckpoints: `storage.checkpoints.RunCheckpoints`."""
 
   def save(self, step: int, trackables: Mapping[str, Any], state: Mapping[str, Any]) -> bool: ...
 
 
 class Seen(NamedTuple):
-  """All that a run has looked at so far (Fig. 2), across restarts."""
+  """Samples that a run has seen so far (Fig. 2), across restarts."""
 
   images: int = 0
   instances: int = 0
   pixels: int = 0
   padded_pixels: int = 0
-  seconds: float = 0.  # inside training steps, waiting for data included, evaluation and checkpoints excluded
+  seconds: float = 0.  # in training steps with their wait for data, without evaluation and checkpoints
 
 
 class StopOnNonFinite(tf_keras.callbacks.Callback):
-  """Ends training at the first loss that is NaN or infinite.
+  """Stops training at the first loss that is NaN or infinite.
 
   Raises:
-    UserError: names the loss, the step and the images of its batch.
+    UserError: with the loss, the step and the images of its batch.
   """
 
-  def __init__(self, facts: Callable[[int], Any]):
+  def __init__(self, facts: Callable[[int], StepFacts]):
     super().__init__()
     self._facts = facts
 
-  def on_train_batch_end(self, batch, logs=None):
+  def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
     bad = [name for name, value in (logs or {}).items() if not np.isfinite(value).all()]
-    if bad and not getattr(self.model, 'overflowed', False):  # of float16: that step was skipped (trainer.py)
+    if bad and not getattr(self.model, 'overflowed', False):  # skipped (loss_scaling.py)
       step = iterations(self.model.optimizer)
       images = ', '.join(str(int(image)) for image in self._facts(step - 1).image_ids)
-      raise UserError(f'{", ".join(bad)} not finite at step {step}, image ids {images}: look at them, lower the '
-                      'learning rate or lengthen the warm-up; the checkpoints before this step are intact')
+      raise UserError(f'{", ".join(bad)} not finite at step {step}, image ids {images}: inspect them, lower the '
+                      'learning rate or lengthen the warm-up; earlier checkpoints are intact')
 
 
 class ProgressAndMetrics(tf_keras.callbacks.Callback):
-  """A progress line every `seconds`, or every `every` steps, with the same figures to metrics.jsonl and TensorBoard.
+  """Prints a progress line and writes its values to metrics.jsonl and TensorBoard.
 
-  Every report resets the model's metrics: its losses are means over the steps since the last one. A report is
-  also made at the first step, at the end of each epoch of `fit`, and at the end.
+  It reports at the first step, then every `seconds` or every `every` steps, at the end of each epoch of `fit`, and at
+  the end of training. Every report resets the model's metrics, so that losses are means over the steps since the last.
 
   Args:
-    facts: what each step sees (module docstring).
+    facts: images and pixels of each step (module docstring).
     start_state: `state()` of the run that is resumed; None starts from zero.
   """
 
@@ -75,7 +77,7 @@ class ProgressAndMetrics(tf_keras.callbacks.Callback):
     self,
     run_folder: RunFolder,
     total_steps: int,
-    facts: Callable[[int], Any],
+    facts: Callable[[int], StepFacts],
     every: int | None = None,
     seconds: float = 10.,
     start_state: Mapping[str, Any] | None = None,
@@ -91,19 +93,19 @@ class ProgressAndMetrics(tf_keras.callbacks.Callback):
     self._recent = collections.deque(maxlen=20)  # (steps, images, seconds) of the latest reports
 
   def state(self) -> dict[str, Any]:
-    """The counters, for the checkpoint."""
+    """Return the counters, for the checkpoint."""
     return self._seen._asdict()
 
-  def on_train_begin(self, logs=None):
+  def on_train_begin(self, logs: Logs | None = None) -> None:
     self._step = self._reported_step = iterations(self.model.optimizer)
     self._run_folder.continue_at(self._step)
     self._interval = Seen()
     self._first = True
 
-  def on_train_batch_begin(self, batch, logs=None):
+  def on_train_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
     self._batch_began = time.monotonic()
 
-  def on_train_batch_end(self, batch, logs=None):
+  def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
     now = time.monotonic()
     step = iterations(self.model.optimizer)
     self._interval = self._count(range(self._step, step), now - self._batch_began)
@@ -112,10 +114,10 @@ class ProgressAndMetrics(tf_keras.callbacks.Callback):
     if due or self._first or step >= self._total_steps:
       self._report()
 
-  def on_epoch_end(self, epoch, logs=None):
+  def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
     self._report()  # fit resets the metrics at the next epoch
 
-  def on_train_end(self, logs=None):
+  def on_train_end(self, logs: Logs | None = None) -> None:
     self._report()
     self._run_folder.flush()
 
@@ -130,7 +132,7 @@ class ProgressAndMetrics(tf_keras.callbacks.Callback):
     self._seen = self._seen._replace(seconds=self._seen.seconds + seconds)
     return interval
 
-  def _report(self):
+  def _report(self) -> None:
     steps = self._step - self._reported_step
     if not steps:
       return
@@ -139,7 +141,7 @@ class ProgressAndMetrics(tf_keras.callbacks.Callback):
     speed = _Speed.of(self._recent or [(steps, self._interval.images, self._interval.seconds)])
     losses = {name: float(value) for name, value in self._logs.items()}
     rate = float(self.model.optimizer.learning_rate.numpy())
-    print(self._line(losses, rate, speed) + '\n', end='', file=sys.stdout, flush=True)  # one write: others print too
+    print(self._line(losses, rate, speed) + '\n', end='', file=sys.stdout, flush=True)  # one write: threads print too
     self._run_folder.append_metrics({
       'kind': 'train', 'step': self._step, 'epoch': self._epoch, **self._seen._asdict(), 'time': round(time.time(), 3),
       'learning_rate': rate, 'images_per_second': speed.images_per_second, **losses})
@@ -150,35 +152,35 @@ class ProgressAndMetrics(tf_keras.callbacks.Callback):
     self._interval, self._reported_step, self._reported_at = Seen(), self._step, time.monotonic()
     self._first = False
 
-  def _line(self, losses: Mapping[str, float], rate: float, speed: '_Speed') -> str:
-    parts = [f'step {self._step}/{self._total_steps} ({100 * self._step / self._total_steps:.3g} %)']
+  def _line(self, losses: Mapping[str, float], rate: float, speed: _Speed) -> str:
+    fields = [f'step {self._step}/{self._total_steps} ({100 * self._step / self._total_steps:.3g} %)']
     if 'loss/total' in losses:
-      parts.append(f'loss {losses["loss/total"]:.4g}')
+      fields.append(f'loss {losses["loss/total"]:.4g}')
     groups = collections.defaultdict(float)  # loss/rpn/objectness and loss/rpn/box count as rpn
     for name, value in losses.items():
       if name.startswith('loss/') and name != 'loss/total':
         groups[name.split('/')[1]] += value
     if groups:
-      parts.append(' '.join(f'{name} {value:.3g}' for name, value in groups.items()))
+      fields.append(' '.join(f'{name} {value:.3g}' for name, value in groups.items()))
     remaining = max(self._total_steps - self._step, 0) * speed.seconds_per_step
-    parts.append(f'lr {rate:.3g}')
-    if not self._first:  # the first step is spent on tracing and says nothing about the others
-      parts += [f'{speed.images_per_second:.3g} img/s', f'ETA {duration(remaining)}']
-    return '  '.join(parts)
+    fields.append(f'lr {rate:.3g}')
+    if not self._first:  # the first step is mostly tracing
+      fields += [f'{speed.images_per_second:.3g} img/s', f'ETA {duration(remaining)}']
+    return '  '.join(fields)
 
 
 class SaveCheckpoints(tf_keras.callbacks.Callback):
-  """Writes a checkpoint every `every` steps, when a signal asks training to end, and at its end.
+  """Writes a checkpoint every `every` steps, after a signal, and at the end of training.
 
   Args:
-    trackables: what is saved, by name: the model, the optimizer.
-    state: called for the rest, such as ProgressAndMetrics.state.
-    also: step -> whether it is saved besides: those that are evaluated.
-    interruption: what tells of signals; entered around `fit`.
+    trackables: the objects that are saved, by name: the model, the optimizer.
+    state: returns further state as JSON, such as ProgressAndMetrics.state.
+    also: step -> whether it is saved in addition: those that are evaluated.
+    interruption: the signal handlers, entered around `fit`.
 
   Raises:
-    UserError: the last checkpoint could not be written; at earlier ones training goes on.
-    Interrupted: after a signal, at the end of the step under way, once its checkpoint is written.
+    UserError: the last checkpoint could not be written; at earlier ones training continues.
+    Interrupted: after a signal, at the end of the current step, once its checkpoint is written.
   """
 
   def __init__(
@@ -197,28 +199,28 @@ class SaveCheckpoints(tf_keras.callbacks.Callback):
     self._before = 0
     self._traced = False
 
-  def on_train_begin(self, logs=None):
-    # Step 0 holds nothing, any other one is on the disk.
+  def on_train_begin(self, logs: Logs | None = None) -> None:
+    # Step 0 has nothing to save; any other one has been restored from a checkpoint.
     self._before = self._saved_step = iterations(self.model.optimizer)
     self._settle(self._before, self._interruption.received is not None)
 
-  def on_train_batch_begin(self, batch, logs=None):
-    self._interruption.deferred = self._traced  # the first step may take minutes to trace, and loses nothing
+  def on_train_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
+    self._interruption.deferred = self._traced  # tracing the first step may take minutes, with nothing to save
 
-  def on_train_batch_end(self, batch, logs=None):
+  def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
     step = iterations(self.model.optimizer)
     due = step // self._every > self._before // self._every or self._also(step)
-    ends = self._interruption.ends(step, 2 * step - self._before)  # an execution further, of one step or several
+    ends = self._interruption.ends(step, 2 * step - self._before)  # the step after the next execution
     if due or ends:
       self._save(step)
     self._before, self._traced = step, True
     self._settle(step, ends)
 
-  def on_train_end(self, logs=None):
+  def on_train_end(self, logs: Logs | None = None) -> None:
     step = iterations(self.model.optimizer)
     if step != self._saved_step and not self._save(step):
-      raise UserError(f'the last checkpoint (step {step}) could not be written, the reason is logged above: make room '
-                      'and give the same command again; it goes on from the newest checkpoint')
+      raise UserError(f'the last checkpoint (step {step}) could not be written (the reason is logged above): free '
+                      'space and run the same command again; it resumes from the newest checkpoint')
     self._settle(step, not self._interruption.shared and self._interruption.received is not None)
 
   def _save(self, step: int) -> bool:
@@ -227,11 +229,11 @@ class SaveCheckpoints(tf_keras.callbacks.Callback):
       self._saved_step = step
     return saved
 
-  def _settle(self, step: int, ends: bool):
-    """Between steps: lets signals end training at once while there is nothing to lose, and ends it if one has come."""
+  def _settle(self, step: int, ends: bool) -> None:
+    """Between steps: let signals end training at once if everything is saved; raise Interrupted if `ends`."""
     interruption = self._interruption
-    interruption.deferred = step != self._saved_step or interruption.shared  # other workers would lose something
-    interruption.told = f'stopped; the same command continues from step {self._saved_step}'
+    interruption.deferred = step != self._saved_step or interruption.shared  # other workers must end at the same step
+    interruption.message = f'stopped; the same command resumes from step {self._saved_step}'
     if ends:
       raise interruption.error()
 
@@ -241,6 +243,7 @@ class _Speed(NamedTuple):
   images_per_second: float
 
   @classmethod
-  def of(cls, recent) -> '_Speed':
+  def of(cls, recent: Iterable[tuple[int, int, float]]) -> _Speed:
+    """Return the speed over reports of (steps, images, seconds)."""
     steps, images, seconds = map(sum, zip(*recent, strict=True))
     return cls(seconds / steps, images / max(seconds, 1e-9))

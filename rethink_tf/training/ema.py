@@ -1,7 +1,7 @@
-"""Exponential moving averages of the weights, which are evaluated beside the raw ones.
+"""Exponential moving averages of the weights, evaluated beside the weights themselves.
 
-Of the two at hand neither fits: tf-models-official's is a wrapper of legacy optimizers, which SGD is not, and Keras'
-`use_ema` leaves out what does not train (statistics of norms), does not warm up and cannot be taken back.
+Neither existing implementation fits: tf-models-official's wraps legacy optimizers, and Keras' `use_ema` leaves out
+statistics of norms, has no warm-up and cannot swap the weights back.
 """
 
 from __future__ import annotations
@@ -16,30 +16,33 @@ import tf_keras
 
 from rethink_tf.errors import UserError
 from rethink_tf.storage.checkpoints import iterations
+from rethink_tf.structures import Evaluator, Experiment
+from rethink_tf.training.callbacks import Logs
+from rethink_tf.training.trainer import Trainer
 
 
 @gin.register
 class ExponentialMovingAverage(tf_keras.callbacks.Callback):
   """After each step: average = decay · average + (1 - decay) · weights, of all variables of the detector.
 
-  A step is one of the optimizer: accumulated gradients count once. The first average is the weights the run starts
-  with. Moving statistics of norms are averaged like the weights they belong to; PreciseStatistics, where they are
-  configured, are computed for the averaged weights and take their place. Training itself never sees an average. With
-  steps_per_execution = k only every k-th step's weights are averaged, with decay to the power of k.
+  A step is one update of the optimizer, with accumulated gradients too. The averages start at the initial weights.
+  Moving statistics of norms are averaged as well; PreciseStatistics, if configured, replace them with statistics of the
+  averaged weights. Training does not depend on the averages. With steps_per_execution = k only the weights of every
+  k-th step are averaged, with decay to the power of k.
 
   Args:
-    trainer: its detector has all its variables; made in the scope of its strategy.
-    decay: 0.9999 averages over the last 10,000 steps or so.
-    warm_up: the n-th update takes min(decay, (1 + n) / (10 + n)), so that the random start is soon forgotten.
+    trainer: its detector has all its variables, created in the scope of its strategy.
+    decay: 0.9999 averages over about the last 10,000 steps.
+    warm_up: the n-th update uses min(decay, (1 + n) / (10 + n)), so that the random initial weights soon vanish.
 
   Attributes:
-    state: what a checkpoint holds.
+    state: the variables that a checkpoint saves.
 
   Raises:
     UserError: decay outside [0, 1).
   """
 
-  def __init__(self, trainer: Any, decay: float = 0.9999, warm_up: bool = True):
+  def __init__(self, trainer: Trainer, decay: float = 0.9999, warm_up: bool = True):
     super().__init__()
     if not 0 <= decay < 1:
       raise UserError(f'ExponentialMovingAverage.decay = {decay} must lie in [0, 1)')
@@ -53,28 +56,32 @@ class ExponentialMovingAverage(tf_keras.callbacks.Callback):
     self._exchange = tf.function(self._exchange_all, autograph=False)
 
   def restart(self) -> None:
-    """Takes the weights as they are for the average: those a run starts with are in place after this was made."""
+    """Set the averages to the current weights: initial weights are loaded after the averages are created."""
     self.state.updates.assign(0)
     for average, variable in zip(self.state.averages, self._variables, strict=True):
       average.assign(variable.read_value())
 
-  def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+  def on_train_begin(self, logs: Logs | None = None) -> None:
     self._step = iterations(self.model.optimizer)
 
-  def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+  def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
     before, self._step = self._step, iterations(self.model.optimizer)
     self._update(tf.constant(self._step - before, tf.int64))
 
+  def apply(self) -> None:
+    """Exchange the weights of the detector and the averages."""
+    self._exchange()
+
   @contextlib.contextmanager
-  def applied(self):
-    """Inside, the detector has the averages, and the averages hold its weights; afterwards each has its own again."""
+  def applied(self) -> Iterator[None]:
+    """Exchange the weights of the detector and the averages within this context."""
     self._exchange()
     try:
       yield
     finally:
       self._exchange()
 
-  def _update_all(self, steps):
+  def _update_all(self, steps: tf.Tensor) -> None:
     count = tf.cast(self.state.updates.assign_add(steps), tf.float32)
     decay = tf.minimum(self._decay, (1 + count) / (10 + count)) if self._warm_up else tf.constant(self._decay)
     decay = decay ** tf.cast(steps, tf.float32)
@@ -82,15 +89,16 @@ class ExponentialMovingAverage(tf_keras.callbacks.Callback):
       self._strategy.extended.update(
         average, lambda old, new: old.assign_sub((1 - decay) * (old - tf.convert_to_tensor(new))), args=(variable,))
 
-  def _exchange_all(self):
+  def _exchange_all(self) -> None:
     for average, variable in zip(self.state.averages, self._variables, strict=True):
       self._strategy.extended.update(variable, _swap, args=(average,))
 
 
 class OnAverages(tf_keras.callbacks.Callback):
-  """Lets a callback of `fit` see the averages in place of the weights, at the steps that are due and at the end.
+  """Runs a callback of `fit` on the averages in place of the weights.
 
-  averages: what holds them. callback: PreciseStatistics, an evaluator. due: step -> whether it has something to do.
+  callback: PreciseStatistics or an evaluator. due: step -> whether the callback acts after it; it is also called when
+  training begins and ends.
   """
 
   def __init__(self, averages: ExponentialMovingAverage, callback: tf_keras.callbacks.Callback,
@@ -102,33 +110,33 @@ class OnAverages(tf_keras.callbacks.Callback):
     super().set_model(model)
     self._callback.set_model(model)
 
-  def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+  def on_train_begin(self, logs: Logs | None = None) -> None:
     with self._averages.applied():
       self._callback.on_train_begin(logs)
 
-  def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+  def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
     if self._due(iterations(self.model.optimizer)):
       with self._averages.applied():
         self._callback.on_train_batch_end(batch, logs)
 
-  def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
+  def on_train_end(self, logs: Logs | None = None) -> None:
     with self._averages.applied():
       self._callback.on_train_end(logs)
 
 
-class EvaluationOfBoth(tf_keras.callbacks.Callback):
-  """An evaluator of the weights and one of their averages, as one. What is asked of an evaluator, the first answers.
+class EvaluatorWithAverages(tf_keras.callbacks.Callback):
+  """An evaluator of the weights and one of their averages, used as one (structures.Evaluator).
 
-  evaluator, of_averages: the same but for their run folder: the second one's is RunFolder.part(NAME).
-  averages: what holds them.
+  evaluator, of_averages: equal but for their run folders: that of the second is RunFolder.subfolder(NAME).
 
   Attributes:
-    last: the figures of both, those of the averages as 'ema/box/AP', ….
+    last: metrics of both, those of the averages as 'ema/box/AP', ….
+    main_metric, due, evaluated_step: those of the first evaluator.
   """
 
   NAME = 'ema'
 
-  def __init__(self, evaluator: Any, of_averages: Any, averages: ExponentialMovingAverage):
+  def __init__(self, evaluator: Evaluator, of_averages: Evaluator, averages: ExponentialMovingAverage):
     super().__init__()
     self._evaluator, self._of_averages, self._averages = evaluator, of_averages, averages
     self._callbacks = (evaluator, OnAverages(averages, of_averages, evaluator.due))
@@ -152,41 +160,40 @@ class EvaluationOfBoth(tf_keras.callbacks.Callback):
     for callback in self._callbacks:
       callback.set_model(model)
 
-  def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+  def on_train_begin(self, logs: Logs | None = None) -> None:
     for callback in self._callbacks:
       callback.on_train_begin(logs)
 
-  def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+  def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
     for callback in self._callbacks:
       callback.on_train_batch_end(batch, logs)
 
-  def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
+  def on_train_end(self, logs: Logs | None = None) -> None:
     for callback in self._callbacks:
       callback.on_train_end(logs)
 
 
-@contextlib.contextmanager
-def restored(parts: Any, model_dir: str, averaged: bool, step: int | None = None) -> Iterator[None]:
-  """Inside, the detector of experiment.run's Parts has the weights of a checkpoint, or the averages of them.
+def restore(experiment: Experiment, averaged: bool = False, step: int | None = None) -> None:
+  """Restore the detector of an experiment from a checkpoint, or, with `averaged`, the averages of its weights.
 
-  averaged: what --averages says. step: None for the newest sound checkpoint.
+  step: None for the newest intact checkpoint.
 
   Raises:
-    UserError: the run keeps no averages, or has no such checkpoint.
+    UserError: the run has no averages, or no such checkpoint.
   """
-  wanted = {'detector': parts.trainer.detector}
+  trackables = {'detector': experiment.trainer.detector}
   if averaged:
-    if parts.averages is None:
-      raise UserError('--averages is given, but the run keeps none (run.ema is not set): leave it out, for the weights '
-                      'themselves')
-    wanted['ema'] = parts.averages.state
-  if parts.checkpoints.restore(wanted, step) is None:
-    raise UserError(f'no checkpoint in {model_dir}: train first, or check --model_dir')
-  with parts.averages.applied() if averaged else contextlib.nullcontext():
-    yield
+    if experiment.averages is None:
+      raise UserError('--averages is given, but the run has none (run.ema is not set): without it, the weights '
+                      'themselves are used')
+    trackables['ema'] = experiment.averages.state
+  if experiment.checkpoints.restore(trackables, step) is None:
+    raise UserError(f'no checkpoint in {experiment.folder.path}: train first, or check --model_dir')
+  if averaged:
+    experiment.averages.apply()
 
 
-def _swap(variable, average):
+def _swap(variable: tf.Variable, average: tf.Variable) -> None:
   old = tf.identity(variable)
   with tf.control_dependencies([old]):
     taken = variable.assign(tf.convert_to_tensor(average), read_value=False)

@@ -1,6 +1,6 @@
-"""Losses of detection and classification: pure functions of what the network computed, with Detectron's normalisers.
+"""Losses of detection and classification: pure functions of the network's outputs, with Detectron's normalisers.
 
-Every loss is the mean of this replica, as in Detectron; the trainer divides by the number of replicas and adds.
+Every loss is a mean over this replica, as in Detectron; the trainer divides by the number of replicas and adds.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ from rethink_tf.structures import (
 class MaskRCNNLoss:
   """loss(outputs, batch) -> {'rpn/objectness', 'rpn/box', 'box/class', 'box/regression', …}: float32 scalars.
 
-  'mask' and 'keypoint' come with those heads. A cascade's box losses end in '/stage1', '/stage2', ….
+  'mask' and 'keypoint' are present with those heads. A cascade's box losses end in '/stage1', '/stage2', ….
 
-  rpn_smooth_l1_beta, box_smooth_l1_beta: width of the quadratic part; 0 is plain L1 (Detectron2).
-  rpn_box_divisor: 'sampled' divides an image's RPN box loss by the anchors really drawn (Detectron), 'batch_size' by
-  the 256 asked for (Detectron2); the same number unless an image has fewer usable anchors.
-  stage_weights: of the box losses of a cascade's stages, None: all 1 (Cascade.gradient_scales spares the heads).
-  keypoint_weight, keypoint_divisor: the keypoint loss is divided by its visible keypoints (None), or by a fixed number
-  an image (Detectron: weight 4 and 128 RoIs x 17 keypoints = 2176). min_keypoints: with fewer visible ones it is zero.
+  rpn_smooth_l1_beta, box_smooth_l1_beta: width of the quadratic region; 0 is plain L1 (Detectron2).
+  rpn_box_divisor: 'sampled' divides an image's RPN box loss by the number of sampled anchors (Detectron), 'batch_size'
+  by the 256 requested ones (Detectron2); they are equal unless an image has fewer usable anchors.
+  stage_weights: weights of the box losses of a cascade's stages; None: all 1 (Cascade.gradient_scales acts on the
+  features alone).
+  keypoint_weight, keypoint_divisor: the keypoint loss is divided by the visible keypoints (None), or by a fixed number
+  per image (Detectron: weight 4 and 128 RoIs x 17 keypoints = 2176). min_keypoints: with fewer visible ones it is zero.
   """
 
   def __init__(self, rpn_smooth_l1_beta: float = 1 / 9, box_smooth_l1_beta: float = 1.0,
@@ -45,11 +46,11 @@ class MaskRCNNLoss:
     self.rpn_beta, self.box_beta, self.rpn_box_divisor = rpn_smooth_l1_beta, box_smooth_l1_beta, rpn_box_divisor
     self.stage_weights = stage_weights if stage_weights is None else tuple(stage_weights)
     self.keypoint_weight, self.keypoint_divisor = keypoint_weight, keypoint_divisor
-    # Departure: Detectron draws another batch when 20 keypoints or fewer are visible; here it trains the rest.
+    # Departure: Detectron skips a batch with 20 visible keypoints or fewer; here its other losses train.
     self.min_keypoints = min_keypoints
 
   def __call__(self, outputs: Outputs, batch: Batch) -> dict[str, tf.Tensor]:
-    del batch  # everything a loss needs was matched inside the model's graph
+    del batch  # ground truth is matched in the model's graph
     losses = rpn_losses(outputs.rpn, self.rpn_beta, self.rpn_box_divisor)
     for stage, boxes in enumerate(outputs.boxes):
       suffix = f'/stage{stage + 1}' if len(outputs.boxes) > 1 else ''
@@ -66,10 +67,10 @@ class MaskRCNNLoss:
 
 @gin.register
 class ClassificationLoss:
-  """loss(outputs, batch) -> {'class': float32 scalar}: softmax cross-entropy, mean over the images that have a label.
+  """loss(outputs, batch) -> {'class': float32 scalar}: softmax cross-entropy, mean over the labelled images.
 
-  The target is 1/k on each of an image's k labels (Mahajan et al. 2018, section 2.2), so 1 on a single one.
-  label_smoothing: e moves each target t to (1 - e) t + e / L (Szegedy et al. 2016, section 7); off in Goyal et al.
+  The target is 1/k on each of an image's k labels (Mahajan et al. 2018, section 2.2).
+  label_smoothing: e changes each target t to (1 - e) t + e / L (Szegedy et al. 2016, section 7); off in Goyal et al.
   """
 
   def __init__(self, label_smoothing: float = 0.0):
@@ -82,9 +83,9 @@ class ClassificationLoss:
 
 
 def classification_loss(logits: tf.Tensor, classes: tf.Tensor, label_smoothing: float = 0.0) -> tf.Tensor:
-  """Softmax cross-entropy of logits [B, L] with 1/k on each of the k labels in classes [B, T] (-1 = empty slot).
+  """Softmax cross-entropy of logits [B, L] with targets 1/k on the k labels in classes [B, T] (-1 = empty slot).
 
-  Without a [B, L] table of targets: the sum over labels is gathered, the smoothing is a mean over all classes.
+  Computed without a [B, L] table of targets: the labels' terms are gathered, the smoothing is a mean over all classes.
   """
   log_probabilities = tf.nn.log_softmax(tf.cast(logits, tf.float32))
   used = tf.cast(classes >= 0, tf.float32)  # [B, T]
@@ -99,7 +100,7 @@ def classification_loss(logits: tf.Tensor, classes: tf.Tensor, label_smoothing: 
 
 
 def rpn_losses(rpn: RPNOutputs, beta: float, box_divisor: str = 'sampled') -> dict[str, tf.Tensor]:
-  """Binary cross-entropy and smooth L1 at the sampled anchors, means over images (Faster R-CNN, equation 1)."""
+  """Binary cross-entropy and smooth L1 at the sampled anchors, mean over images (Faster R-CNN, equation 1)."""
   logits = tf.gather(rpn.logits, rpn.sampled, batch_dims=1)  # [B, S]
   deltas = tf.gather(rpn.deltas, rpn.sampled, batch_dims=1)  # [B, S, 4]
   entropy = tf.nn.sigmoid_cross_entropy_with_logits(rpn.labels, logits) * rpn.weights
@@ -127,7 +128,7 @@ def box_losses(boxes: BoxOutputs, beta: float) -> tuple[tf.Tensor, tf.Tensor]:
 def mask_loss(masks: MaskOutputs) -> tf.Tensor:
   """Binary cross-entropy, mean over the foreground RoIs' 28x28 cells, own class only (Mask R-CNN, section 3)."""
   entropy = tf.nn.sigmoid_cross_entropy_with_logits(masks.targets, masks.logits)  # [B, M, 28, 28]
-  number = tf.maximum(tf.reduce_sum(masks.weights), 1.0)  # without foreground the loss, and every gradient, is zero
+  number = tf.maximum(tf.reduce_sum(masks.weights), 1.0)  # without foreground the loss and its gradients are zero
   return tf.reduce_sum(tf.reduce_mean(entropy, axis=[2, 3]) * masks.weights) / number
 
 

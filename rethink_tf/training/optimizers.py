@@ -1,8 +1,13 @@
-"""Stochastic gradient descent as the detection code bases do it (recipe of section 4).
+"""Stochastic gradient descent of the detection code bases (recipe of section 4).
 
-Not Keras' SGD: there the learning rate is part of the velocity, so that each drop of the rate leaves a velocity that is
-ten times too large behind. Here v = m·v + g and w = w - lr·v, with the decay in g.
+In Keras' SGD the velocity contains the learning rate, so that after each drop of the rate it is ten times too large.
+Here v = m·v + g and w = w - lr·v, with the decay in g.
 """
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import gin
 import tensorflow as tf
@@ -15,12 +20,12 @@ from rethink_tf.errors import UserError
 class SGD(tf_keras.optimizers.Optimizer):
   """Momentum SGD of the paper's recipe: v = momentum·v + g + decay·w;  w -= rate·v.
 
-  What a variable is follows from the last component of its name: `bias`, `gamma` and `beta` (norm parameters),
-  anything else is a kernel. Kernels decay, norm parameters never do; biases by `bias_rule`:
-    'detectron'   biases and norm betas learn at twice the rate and do not decay
-    'detectron2'  biases learn at the rate of the kernels and decay as they do
+  The last component of a variable's name is its kind: `bias`, `gamma` and `beta` (norm parameters); anything else is a
+  kernel. Weight decay applies to kernels and never to norm parameters.
+  bias_rule: 'detectron': biases and norm betas have twice the rate and no decay; 'detectron2': biases have the rate and
+  the decay of kernels.
   nesterov: w -= rate·(g + momentum·v) instead of rate·v (Goyal et al., section 5.1; not for detection).
-  `clip_norm` bounds the norm of all gradients together. Sparse gradients are made dense.
+  clip_norm: upper bound of the global norm of all gradients. Sparse gradients are converted to dense ones.
 
   Raises:
     UserError: an argument is out of range.
@@ -36,7 +41,7 @@ class SGD(tf_keras.optimizers.Optimizer):
     nesterov: bool = False,
     name: str = 'SGD',
   ):
-    # weight_decay=None: Keras' own decays outside the velocity. jit_compile=False: the update is one kernel anyway.
+    # weight_decay=None: Keras' decay bypasses the velocity. jit_compile=False: the update is a single kernel anyway.
     super().__init__(name=name, weight_decay=None, global_clipnorm=clip_norm, jit_compile=False)
     if not 0 <= momentum < 1:
       raise UserError(f'SGD.momentum = {momentum} must lie in [0, 1)')
@@ -47,8 +52,8 @@ class SGD(tf_keras.optimizers.Optimizer):
     self.momentum, self.decay, self.bias_rule, self.nesterov = momentum, weight_decay, bias_rule, nesterov
     self._learning_rate = self._build_learning_rate(learning_rate)
 
-  def build(self, var_list):
-    """Makes the velocities, float32 zeros of the variables' shapes."""
+  def build(self, var_list: Sequence[tf.Variable]) -> None:
+    """Create the velocities, float32 zeros of the variables' shapes."""
     super().build(var_list)
     if not getattr(self, '_built', False):
       self.velocities = [self.add_variable_from_reference(variable, 'velocity') for variable in var_list]
@@ -56,16 +61,16 @@ class SGD(tf_keras.optimizers.Optimizer):
       self._built = True
 
   def rule(self, name: str) -> tuple[float, float]:
-    """(multiple of the rate, weight decay) of the variable of that name."""
+    """Return (multiple of the rate, weight decay) of a variable by its name."""
     kind = name.split(':')[0].rsplit('/', 1)[-1]
     if self.bias_rule == 'detectron' and kind in ('bias', 'beta'):
       return 2., 0.
     return 1., 0. if kind in ('gamma', 'beta') else self.decay
 
-  def update_step(self, gradient, variable):
+  def update_step(self, gradient: tf.Tensor | tf.IndexedSlices, variable: tf.Variable) -> None:
     if isinstance(gradient, tf.IndexedSlices):
       gradient = tf.convert_to_tensor(gradient)
-    # By index: on the second replica this variable's own name ends in `replica_1`.
+    # By index: the variable's name on the second replica ends in `replica_1`.
     index = self._index_dict[self._var_key(variable)]
     velocity, (multiple, decay) = self.velocities[index], self._rules[index]
     if decay:
@@ -75,7 +80,7 @@ class SGD(tf_keras.optimizers.Optimizer):
       grad=tf.cast(gradient, variable.dtype), momentum=tf.cast(self.momentum, variable.dtype),
       use_nesterov=self.nesterov)
 
-  def get_config(self):
+  def get_config(self) -> dict[str, Any]:
     return {'name': self.name, 'learning_rate': self._serialize_hyperparameter(self._learning_rate),
             'momentum': self.momentum, 'weight_decay': self.decay, 'bias_rule': self.bias_rule,
             'clip_norm': self.global_clipnorm, 'nesterov': self.nesterov}

@@ -1,7 +1,7 @@
-"""PreciseStatistics: what SyncBatchNorm normalises by in evaluation, made anew before each.
+"""PreciseStatistics: recomputes the statistics of SyncBatchNorm before each evaluation.
 
-A moving average lags behind weights that change, and one of variances leaves out how batches differ. Here mean and
-variance are those of all elements of many training batches taken together ("population statistics" of Wu and Johnson
+A moving average lags behind changing weights, and an average of variances leaves out the variance between batches. Here
+mean and variance are those of all elements of many training batches together ("population statistics" of Wu and Johnson
 2021, Rethinking "Batch" in BatchNorm, section 3; TEST.PRECISE_BN of Detectron2).
 """
 
@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import gin
 import numpy as np
@@ -19,18 +18,23 @@ import tf_keras
 from absl import logging
 
 from rethink_tf.errors import UserError
-from rethink_tf.models.norms import SyncBatchNorm, recorded_statistics
+from rethink_tf.models.norms import Statistics, SyncBatchNorm, recorded_statistics
 from rethink_tf.storage.checkpoints import iterations
+from rethink_tf.structures import Batch
+from rethink_tf.training.callbacks import Logs
+from rethink_tf.training.trainer import Trainer
+
+Data = tf.data.Dataset | tf.distribute.DistributedDataset
 
 
 class Moments:
-  """Mean and variance of all elements that were added, batch by batch, in float64 (Chan et al. 1979)."""
+  """Running mean and variance over batches, in float64 (Chan et al. 1979)."""
 
   def __init__(self):
     self.count, self.mean, self._squares = 0.0, np.float64(0.0), np.float64(0.0)
 
   def add(self, mean: np.ndarray, unbiased_variance: np.ndarray, count: float) -> None:
-    """A batch of `count` elements; none changes nothing, and neither does one that has overflowed in float16."""
+    """Add a batch of `count` elements; ignore an empty batch and one that has overflowed in float16."""
     if not count or not np.isfinite(mean).all():
       return
     difference = np.float64(mean) - self.mean
@@ -42,32 +46,31 @@ class Moments:
 
   @property
   def variance(self) -> np.ndarray:
-    """Mean squared distance from the mean: variance inside batches and between them."""
+    """Mean squared distance from the mean: variance within batches and between them."""
     return self._squares / self.count
 
 
 @gin.register
 class PreciseStatistics(tf_keras.callbacks.Callback):
-  """Replaces the moving statistics of every SyncBatchNorm that trains, right before an evaluation and at the end.
+  """Replaces the moving statistics of every trainable SyncBatchNorm before each evaluation.
 
   The forward pass is that of training: the same replicas and micro-batches, normalised by their own batch statistics,
-  padded RoIs left out. The batches are those of the steps to come. Weights, optimizer and batches of training stay as
-  they would be without it; training does not read the statistics, which are *kept* (as Detectron2 keeps them), so that
-  a checkpoint holds what was scored, and move on from there. In `fit` it stands before SaveCheckpoints.
-  A network without SyncBatchNorm is left alone. So is a norm that does not train, and one that met no element (a mask
-  head without foreground).
+  without padded RoIs, on the batches of the next steps. Weights, optimizer and batches of training are not affected.
+  The new statistics are kept, as in Detectron2: the checkpoint holds the weights that were scored, and the moving
+  averages continue from there. In `fit` it comes before SaveCheckpoints.
+  A norm that is not trainable keeps its statistics; so does one without any element (a mask head without foreground).
 
   Args:
     trainer: its detector, micro_batches and distribution strategy are used.
     training_batches: step -> data set of the training batches from that step on, distributed as for `fit`.
     due: step -> whether it is evaluated.
-    batches: training batches that are averaged over (Detectron2: 200).
+    batches: number of training batches (Detectron2: 200).
 
   Raises:
     UserError: batches below 1.
   """
 
-  def __init__(self, trainer: Any, training_batches: Callable[[int], Iterable], due: Callable[[int], bool],
+  def __init__(self, trainer: Trainer, training_batches: Callable[[int], Data], due: Callable[[int], bool],
                batches: int = 200):
     super().__init__()
     if batches < 1:
@@ -75,46 +78,47 @@ class PreciseStatistics(tf_keras.callbacks.Callback):
     self._trainer, self._training_batches, self._due, self._batches = trainer, training_batches, due, batches
     self._layers = [layer for layer in trainer.detector.submodules
                     if isinstance(layer, SyncBatchNorm) and layer.trainable]
-    self._statistics: Callable | None = None  # one graph for all padded shapes, made when first needed
+    self._statistics: Callable[..., list[list[Statistics]]] | None = None  # one graph for all padded shapes
 
-  def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+  def on_train_begin(self, logs: Logs | None = None) -> None:
     if not self._layers:
-      logging.info('precise statistics: no SyncBatchNorm trains, so there is nothing to compute')
+      logging.info('precise statistics: no SyncBatchNorm is trainable, so there is nothing to compute')
 
-  def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+  def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
     step = iterations(self._trainer.optimizer)
     if self._layers and self._due(step):
       self.compute(step)
 
   def compute(self, step: int) -> None:
-    """Averages over the batches of the steps `step`, `step` + 1, …, and puts the result into the layers."""
-    begin, moments = time.monotonic(), [Moments() for _ in self._layers]
+    """Set the statistics of the layers to those of the batches of the steps `step`, `step` + 1, …."""
+    start, moments = time.monotonic(), [Moments() for _ in self._layers]
     data = self._training_batches(step)
     if self._statistics is None:
       signature = [data.element_spec, tf.TensorSpec([], tf.int32)]
       self._statistics = tf.function(self._of_all_replicas, autograph=False, input_signature=signature)
     for batch in itertools.islice(data, self._batches):
-      for part in range(self._trainer.micro_batches):
-        for moment, calls in zip(moments, self._statistics(batch, tf.constant(part)), strict=True):
+      for index in range(self._trainer.micro_batches):
+        for moment, calls in zip(moments, self._statistics(batch, tf.constant(index)), strict=True):
           for mean, variance, count in calls:
             moment.add(mean.numpy(), variance.numpy(), count.numpy())
-    met = [(layer, moment) for layer, moment in zip(self._layers, moments, strict=True) if moment.count]
-    for layer, moment in met:
+    computed = [(layer, moment) for layer, moment in zip(self._layers, moments, strict=True) if moment.count]
+    for layer, moment in computed:
       layer.moving_mean.assign(np.float32(moment.mean))
       layer.moving_variance.assign(np.float32(moment.variance))
-    logging.info('precise statistics of %d norms over %d training batches at step %d: %.1f s%s', len(met),
-                 self._batches, step, time.monotonic() - begin,
-                 f'; {len(moments) - len(met)} met no element and keep theirs' if len(met) < len(moments) else '')
+    empty = len(moments) - len(computed)
+    logging.info('precise statistics of %d norms over %d training batches at step %d: %.1f s%s', len(computed),
+                 self._batches, step, time.monotonic() - start,
+                 f'; {empty} had no element and keep theirs' if empty else '')
 
-  def _of_all_replicas(self, batch, part):
+  def _of_all_replicas(self, batch: Batch, index: tf.Tensor) -> list[list[Statistics]]:
     strategy = self._trainer.distribute_strategy
-    shared = strategy.run(self._of_micro_batch, (batch, part))
+    shared = strategy.run(self._of_micro_batch, (batch, index))
     return tf.nest.map_structure(lambda x: strategy.experimental_local_results(x)[0], shared)  # equal on all of them
 
-  def _of_micro_batch(self, batch, part):
-    """For each layer its calls: (mean [C], unbiased variance [C], elements) over this micro-batch of all replicas."""
+  def _of_micro_batch(self, batch: Batch, index: tf.Tensor) -> list[list[Statistics]]:
+    """Return the statistics of each call of each layer, over this micro-batch of all replicas."""
     if self._trainer.micro_batches > 1:
-      batch = tf.nest.map_structure(lambda x: x[part], self._trainer.cut(batch))
+      batch = tf.nest.map_structure(lambda x: x[index], self._trainer.cut(batch))
     with recorded_statistics() as found:
       self._trainer.detector(batch.images, batch.image_sizes, labels=batch, training=True)
     return [found.get(layer, []) for layer in self._layers]

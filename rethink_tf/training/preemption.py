@@ -1,10 +1,11 @@
-"""SIGTERM and Ctrl-C during training: the first one waits for a checkpoint, the second one does not."""
+"""SIGTERM and Ctrl-C during training: the first ends it after a checkpoint, the second at once."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+import types
 
 from absl import logging
 
@@ -13,39 +14,39 @@ from rethink_tf.errors import EXIT_CODES, Interrupted
 
 
 class Interruption:
-  """What the two signals do while this context is entered, in the main thread.
+  """Handles SIGTERM and SIGINT in the main thread while this context is entered.
 
-  The first is noted in `received` and told in one line. While `deferred` it is for the owner to raise `error()` once
-  the work is saved; otherwise Interrupted is raised at once, wherever the main thread is. A second signal ends the
-  process on the spot, in the middle of a long step too: a thread watches for it, because Python calls its handlers
-  only between two of its own instructions.
+  The first signal is stored in `received` and logged. While `deferred`, the owner raises `error()` once the work is
+  saved; otherwise Interrupted is raised at once, wherever the main thread is. A second signal ends the process at once,
+  also within a long step: a thread watches for it, because Python calls signal handlers only between two of its own
+  instructions.
 
-  together: among several workers, what they end by; None alone.
+  together: agreement of several workers on the last step; None for a single one.
 
   Attributes:
-    received: the signal, None so far.
-    deferred: whether something is unsaved.
-    told: what Interrupted says.
+    received: the signal, None before the first.
+    deferred: whether there is unsaved work.
+    message: that of Interrupted: how to resume.
   """
 
   def __init__(self, together: StopTogether | None = None):
     self._together = together
-    self._asked = False
+    self._proposed = False
     self.received: int | None = None
     self.deferred = False
-    self.told: str | None = None
+    self.message: str | None = None
     self._handlers: dict[int, object] = {}
 
   @property
   def shared(self) -> bool:
-    """Whether there are other workers, whom a signal concerns too."""
+    """Whether there are other workers, which must end at the same step."""
     return self._together is not None
 
   def __enter__(self) -> Interruption:
     if self._together is not None:
       self._together.watch()
     if threading.current_thread() is not threading.main_thread():
-      return self  # signals reach the main thread only: whoever owns it decides
+      return self  # signals reach the main thread only: its owner handles them
     reading, self._writing = os.pipe()
     os.set_blocking(self._writing, False)
     self._earlier = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
@@ -53,7 +54,7 @@ class Interruption:
     threading.Thread(target=self._watch, args=[reading], name='signals', daemon=True).start()
     return self
 
-  def __exit__(self, *exception) -> None:
+  def __exit__(self, *exception: object) -> None:
     if self._together is not None:
       self._together.end()
     if self._handlers:
@@ -64,30 +65,30 @@ class Interruption:
       self._handlers = {}
 
   def ends(self, step: int, following: int) -> bool:
-    """Whether work ends after `step`, because of a signal to this process or to another worker's.
+    """Whether training ends after `step`, because of a signal to this process or another worker.
 
-    following: the step after which one may be asked next.
+    following: the next step at which this is called.
     """
     if self._together is None:
       return self.received is not None
-    if self.received is not None and not self._asked:
-      self._asked = True
-      self._together.ask(self.received, following)
+    if self.received is not None and not self._proposed:
+      self._proposed = True
+      self._together.propose(self.received, following)
     return self._together.step is not None and step >= self._together.step
 
   def error(self) -> Interrupted:
-    """What ends the work, which is saved."""
+    """Return the exception that ends training, once the work is saved."""
     if self._together is not None and self._together.step is not None:
-      self._together.saved()
-    return Interrupted(self.received or self._together.signum, self.told)
+      self._together.confirm_saved()
+    return Interrupted(self.received or self._together.signum, self.message)
 
-  def _note(self, signum, frame):
+  def _note(self, signum: int, frame: types.FrameType | None) -> None:
     self.received = signum
     if not self.deferred:
       raise self.error()
 
-  def _watch(self, reading: int):
-    """Reads the number of each signal as it comes in, from the pipe that Python's own handler in C writes to."""
+  def _watch(self, reading: int) -> None:
+    """Read the number of each signal from the pipe that Python's handler in C writes to."""
     first = True
     with os.fdopen(reading, 'rb', buffering=0) as numbers:
       while number := numbers.read(1):

@@ -1,13 +1,15 @@
 """Learning-rate schedules: the paper's k× rule (section 4), and epochs for pre-training (Goyal et al. 2017).
 
-A k× schedule has k·90k iterations of 16 images. For every k >= 2 the rate falls tenfold 60k and 20k iterations before
-the end: the two low-rate phases have the same length in all schedules, and only the first, high-rate one grows. 1× is
-the exception: 60k / 80k of 90k. A batch of B images scales the rate by B/16 and all iterations by 16/B; the
+A k× schedule has k·90k iterations of 16 images. For every k >= 2 the rate drops by a factor of 10 at 60k and 20k
+iterations before the end: the two low-rate phases have the same length in all schedules, and only the first one grows.
+1× is the exception: 60k / 80k of 90k. A batch of B images scales the rate by B/16 and all iterations by 16/B; the
 warm-up keeps its length.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gin
 import tensorflow as tf
@@ -20,7 +22,7 @@ PAPER_UNIT = 90_000  # iterations of 1×
 
 
 class SchedulePoints(NamedTuple):
-  """Iterations at which the rate falls, and the number of iterations."""
+  """Iterations at which the rate drops, and the total number of iterations."""
 
   first_drop: int
   second_drop: int
@@ -28,14 +30,13 @@ class SchedulePoints(NamedTuple):
 
 
 def schedule_points(k: float, batch_size: int = PAPER_BATCH, unit: float = 90_000) -> SchedulePoints:
-  """Drops and end of the k× schedule (section 4), in iterations of `batch_size` images.
+  """Return drops and end of the k× schedule (section 4), in iterations of `batch_size` images.
 
-  `unit` is the length of 1× at batch 16. The low-rate phases end-first_drop and end-second_drop are 2/3 and 2/9 of it
-  (the paper's 60k and 20k of 90k) for k >= 2, and k/3 and k/9 below, which is the paper's 1× at k = 1 and
-  meets the rule at k = 2.
+  unit: length of 1× at batch 16. For k >= 2 the drops are 2/3 and 2/9 of it before the end (the paper's 60k and 20k of
+  90k), below k/3 and k/9, which is the paper's 1× at k = 1 and equals the rule at k = 2.
 
   Raises:
-    UserError: k, batch_size or unit is not positive, or less than one iteration is left.
+    UserError: k, batch_size or unit is not positive, or the schedule is shorter than one iteration.
   """
   if not (k > 0 and batch_size > 0 and unit > 0):
     raise UserError(f'schedule: k = {k}, batch_size = {batch_size} and unit = {unit} must be positive')
@@ -52,13 +53,13 @@ class KTimesSchedule(tf_keras.optimizers.schedules.LearningRateSchedule):
   """The k× learning rate (section 4): linear warm-up, then divided by 10 at each drop.
 
   The rate of iteration s (from 0) is base_rate·B/16 · decay_factor^(drops at or before s); during the first
-  `warmup_steps` it also rises linearly from `warmup_factor` of that. `boundaries` with `total` replace
-  the k× points by any others (k is then unused); both count iterations at `batch_size` as it is, or, with
-  `points_batch`, iterations of so many images, and then scale by points_batch/B and unit/90k as the k× points do.
-  num_images, the size of the training set, is taken because every schedule is told it, and unused: this one counts
-  iterations, whatever part of the data is trained on (section 5.2).
-  warmup_limit, a part of the first phase, shortens a longer warm-up to it: for schedules of any length (laptop.gin).
-  stop_k ends the run there, in units of 1×, at the rates of the whole schedule: another run goes on from it.
+  `warmup_steps` it rises linearly from `warmup_factor` of that.
+  boundaries, total: drops and end that replace the k× points (k is then unused). They count iterations of `batch_size`,
+  or, with `points_batch`, iterations of that many images, scaled by points_batch/B and unit/90k as the k× points are.
+  num_images: size of the training set, which every schedule receives; unused: the schedule counts iterations whatever
+  fraction of the data is trained on (section 5.2).
+  warmup_limit: longest warm-up, as a fraction of the first phase, for schedules of any length (laptop.gin).
+  stop_k: end of the run in units of 1×, with the rates of the whole schedule; another run can continue from it.
 
   Raises:
     UserError: the warm-up does not end before the first drop, or the points are not increasing within `total`.
@@ -102,11 +103,11 @@ class KTimesSchedule(tf_keras.optimizers.schedules.LearningRateSchedule):
     if stop_k is not None:
       self.total_steps = round(stop_k * unit * PAPER_BATCH / batch_size)
       if not 1 <= self.total_steps <= self.points[-1]:
-        raise UserError(f'KTimesSchedule.stop_k = {stop_k} is no part of the schedule, which ends at iteration '
+        raise UserError(f'KTimesSchedule.stop_k = {stop_k} is outside the schedule, which ends at iteration '
                         f'{self.points[-1]}')
     if warmup_limit is not None:
       if not 0 <= warmup_limit <= 1:
-        raise UserError(f'KTimesSchedule.warmup_limit = {warmup_limit} is a part of the first phase: use 0 to 1')
+        raise UserError(f'KTimesSchedule.warmup_limit = {warmup_limit} is a fraction of the first phase: use 0 to 1')
       warmup_steps = min(warmup_steps, int(warmup_limit * self.points[0]))
     if warmup_steps > self.points[0]:
       raise UserError(f'KTimesSchedule.warmup_steps = {warmup_steps} is longer than the first phase of the schedule, '
@@ -116,8 +117,8 @@ class KTimesSchedule(tf_keras.optimizers.schedules.LearningRateSchedule):
     base_rate = base_rate * batch_size / PAPER_BATCH
     self._rates = [base_rate * decay_factor ** drops for drops in range(len(self._drops) + 1)]
 
-  def __call__(self, step) -> tf.Tensor:
-    """The rate at iteration `step` (from 0), float32 scalar."""
+  def __call__(self, step: int | tf.Tensor) -> tf.Tensor:
+    """Return the rate at iteration `step` (from 0), float32 scalar."""
     step = tf.cast(step, tf.int64)  # float32 cannot count past 16.7 M
     drops = tf.reduce_sum(tf.cast(step >= tf.constant(self._drops, tf.int64), tf.int32))
     rate = tf.gather(tf.constant(self._rates, tf.float32), drops)
@@ -126,15 +127,15 @@ class KTimesSchedule(tf_keras.optimizers.schedules.LearningRateSchedule):
     progress = tf.minimum(tf.cast(step, tf.float32) / self._warmup_steps, 1.)
     return rate * (self._warmup_factor + (1 - self._warmup_factor) * progress)
 
-  def get_config(self):
+  def get_config(self) -> dict[str, Any]:
     return dict(self._config)
 
 
-class _StepsOfImages(tf_keras.optimizers.schedules.LearningRateSchedule):
-  """What pre-training schedules share: rates between drops, a linear warm-up from `_warmup_rate`."""
+class _PretrainingSchedule(tf_keras.optimizers.schedules.LearningRateSchedule):
+  """Base class of the pre-training schedules: constant rates between drops, a linear warm-up from `_warmup_rate`."""
 
-  def __call__(self, step) -> tf.Tensor:
-    """The rate at iteration `step` (from 0), float32 scalar."""
+  def __call__(self, step: int | tf.Tensor) -> tf.Tensor:
+    """Return the rate at iteration `step` (from 0), float32 scalar."""
     step = tf.cast(step, tf.int64)  # float32 cannot count past 16.7 M
     drops = tf.reduce_sum(tf.cast(step >= tf.constant(self._drops, tf.int64), tf.int32))
     rate = tf.gather(tf.constant(self._rates, tf.float32), drops)
@@ -143,22 +144,22 @@ class _StepsOfImages(tf_keras.optimizers.schedules.LearningRateSchedule):
     progress = tf.minimum(tf.cast(step, tf.float32) / self._warmup_steps, 1.)
     return rate + (1 - progress) * (self._warmup_rate - rate)
 
-  def get_config(self):
+  def get_config(self) -> dict[str, Any]:
     return dict(self._config)
 
 
 @gin.register
-class EpochSchedule(_StepsOfImages):
-  """Epochs with linear scaling, gradual warm-up and steps (Goyal et al. 2017, sections 2.1, 2.2 and 5.1).
+class EpochSchedule(_PretrainingSchedule):
+  """Epochs with linear scaling, gradual warm-up and step decay (Goyal et al. 2017, sections 2.1, 2.2 and 5.1).
 
   With n images and batches of B, an epoch is n/B iterations. The rate is base_rate·B/base_batch, times decay_factor at
-  each of `drops`. In the first `warmup_epochs` it rises, the same amount each iteration, from `warmup_rate`: None is
-  base_rate, the rate of the unscaled batch, or the scaled rate where that is lower (and the warm-up is then none).
-  ImageNet, ResNet-50: 90 epochs, drops at 30, 60, 80; Detectron's GN models: 100 epochs, drops at 30, 60, 90. Every
-  other number of epochs needs drops of its own.
+  each of `drops`. In the first `warmup_epochs` it rises linearly from `warmup_rate`; None: from base_rate, the rate of
+  the unscaled batch, or from the scaled rate if that is lower (no warm-up then).
+  ImageNet, ResNet-50: 90 epochs, drops at 30, 60, 80; Detectron's GN models: 100 epochs, drops at 30, 60, 90. Other
+  numbers of epochs need their own drops.
 
   Raises:
-    UserError: not positive, drops that do not increase within `epochs`, or a warm-up beyond the first drop.
+    UserError: a value is not positive, drops do not increase within `epochs`, or the warm-up ends after the first drop.
   """
 
   def __init__(
@@ -187,7 +188,7 @@ class EpochSchedule(_StepsOfImages):
       'num_images': num_images, 'batch_size': batch_size, 'epochs': epochs, 'drops': list(drops),
       'decay_factor': decay_factor, 'base_rate': base_rate, 'base_batch': base_batch, 'warmup_epochs': warmup_epochs,
       'warmup_rate': warmup_rate}
-    iterations = num_images / batch_size  # of an epoch; whole epochs are not whole iterations
+    iterations = num_images / batch_size  # of an epoch, not an integer
     self.total_steps = max(1, round(epochs * iterations))
     self._drops = [round(drop * iterations) for drop in drops]
     rate = base_rate * batch_size / base_batch
@@ -197,17 +198,17 @@ class EpochSchedule(_StepsOfImages):
 
 
 @gin.register
-class SteppedHalving(_StepsOfImages):
-  """A length in images, with the rate halved at equal steps (weakly supervised pre-training, Mahajan et al. 2018).
+class SteppedHalving(_PretrainingSchedule):
+  """A length in images, with the rate halved at equal intervals (weakly supervised pre-training, Mahajan et al. 2018).
 
-  `images` are cut into halvings + 1 equal phases, each with half the rate of the one before. The first rate is
-  base_rate·B/base_batch (3.15 at their batch of 8,064); over `warmup_images` it rises, the same amount each iteration,
-  from base_rate, or from the scaled rate where that is lower. Published are neither the length (between 100 epochs of
-  1.28M images and 2 of 3.5G) nor the number of halvings (10 to 20) nor the warm-up (here Goyal et al.'s five epochs of
-  ImageNet). num_images, the size of the training set, is taken because every schedule is told it, and unused.
+  `images` are divided into halvings + 1 equal phases, each with half the rate of the one before. The first rate is
+  base_rate·B/base_batch (3.15 at their batch of 8,064); over `warmup_images` it rises linearly from base_rate, or from
+  the scaled rate if that is lower. Neither the length (between 100 epochs of 1.28M images and 2 of 3.5G) nor the number
+  of halvings (10 to 20) nor the warm-up (here Goyal et al.'s five epochs of ImageNet) is published.
+  num_images: size of the training set, which every schedule receives; unused.
 
   Raises:
-    UserError: not positive, more phases than iterations, or a warm-up beyond the first phase.
+    UserError: a value is not positive, there are more phases than iterations, or the warm-up is longer than a phase.
   """
 
   def __init__(
@@ -230,7 +231,7 @@ class SteppedHalving(_StepsOfImages):
                     'base_batch': base_batch, 'warmup_images': warmup_images}
     self.total_steps = max(1, round(images / batch_size))
     if halvings >= self.total_steps:
-      raise UserError(f'SteppedHalving.halvings = {halvings} needs as many phases and more, but {images:g} images are '
+      raise UserError(f'SteppedHalving.halvings = {halvings} needs {halvings + 1} phases, but {images:g} images are '
                       f'{self.total_steps} iterations of {batch_size}: lengthen the schedule')
     if warmup_images > images / (halvings + 1):
       raise UserError(f'SteppedHalving.warmup_images = {warmup_images:g} is longer than the first phase of the '

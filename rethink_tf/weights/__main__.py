@@ -1,15 +1,19 @@
-"""Shows what a weight file holds and which gin lines use it: python -m rethink_tf.weights FILE."""
+"""Describe a weight file and the options that use it: python -m rethink_tf.weights FILE."""
 
 from __future__ import annotations
 
 import math
 import sys
+from typing import TYPE_CHECKING
 
 from rethink_tf.errors import UserError
 
+if TYPE_CHECKING:
+  from rethink_tf.weights.contents import Contents
+
 
 def main(arguments: list[str]) -> int:
-  """Prints the description of each file; exit code 1 and one line for one that cannot be read."""
+  """Print the description of each file; return exit code 1, with an error of one line, if one cannot be read."""
   from rethink_tf import console
   console.hide_library_info()
   from rethink_tf.weights import formats
@@ -25,10 +29,10 @@ def main(arguments: list[str]) -> int:
   return 0
 
 
-def describe(contents) -> str:
-  """A table of what is known about a file, and the command line that starts from it."""
+def describe(contents: Contents) -> str:
+  """Return a table of a file's properties, and the options of a run that starts from it."""
   parameters = sum(math.prod(array.shape) for array in contents.arrays.values())
-  unknown = 'the file does not tell'
+  unknown = 'unknown (not in the file)'
   norms = {'bn': 'BatchNorm with statistics', 'folded': 'BatchNorm folded into a fixed affine map', 'gn': 'GroupNorm',
            'none': 'none', None: 'scale and shift without statistics (GroupNorm or folded BatchNorm)'}
   strides = {True: 'on the first 1x1 of a block', False: 'on the 3x3', None: unknown}
@@ -44,15 +48,15 @@ def describe(contents) -> str:
     ('strides', strides[contents.stride_in_1x1]),
     ('licence', contents.licence),
     *(('note', note) for note in contents.notes),
-    ('left aside', ', '.join(contents.ignored[:4]) + (f', … ({len(contents.ignored)})' if contents.ignored[4:] else '')
-     or 'nothing'),
+    ('ignored', ', '.join(contents.ignored[:4]) + (f', … ({len(contents.ignored)})' if contents.ignored[4:] else '')
+     or 'none'),
     ('use it with', ' '.join(command_line(contents))),
   ]
   return '\n'.join(f'{name:<13} {value}' for name, value in rows)
 
 
-def command_line(contents) -> list[str]:
-  """The options that start a run from a file."""
+def command_line(contents: Contents) -> list[str]:
+  """Return the options of a run that starts from a file."""
   if contents.own:
     init = 'detector' if contents.kind == 'detector' else 'pretrained_run'
   elif contents.kind == 'detector':
@@ -72,11 +76,10 @@ def command_line(contents) -> list[str]:
   if norm is not None and not contents.own and contents.kind == 'backbone':
     options.append(f'--gin_file=gin_configs/norms/{norm}.gin')
   options.append(f'--weights={contents.path}')
-  shape = contents.architecture
-  if shape is not None:
-    usual = {'depth': 50, 'groups': 1, 'width_per_group': 64, 'stem_width': 64, 'res2_width': 256}
-    options += [f"--gin_param='ResNet.{name} = {value}'" for name, value in shape._asdict().items()
-                if value != usual[name]]
+  if contents.architecture is not None:
+    defaults = {'depth': 50, 'groups': 1, 'width_per_group': 64, 'stem_width': 64, 'res2_width': 256}
+    options += [f"--gin_param='ResNet.{name} = {value}'" for name, value in contents.architecture._asdict().items()
+                if value != defaults[name]]
   if contents.stride_in_1x1 is not None and init == 'detector' and contents.stride_in_1x1:
     options.append("--gin_param='ResNet.stride_in_1x1 = True'")
   if contents.channels is None:

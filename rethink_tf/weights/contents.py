@@ -1,33 +1,41 @@
-"""What a weight file holds, whatever its format: arrays by Detectron2's names, and how the network was trained.
+"""Contents of a weight file in any format: arrays by Detectron2's names, and how the network was trained.
 
-Every reader of this folder gives a `Contents`. Backbones use the names stem.conv1.weight, stem.conv1.norm.{weight,
+Every reader in this folder returns a `Contents`. Backbones use the names stem.conv1.weight, stem.conv1.norm.{weight,
 bias, running_mean, running_var}, res2.0.{conv1, conv2, conv3, shortcut}[.norm].* and linear.{weight, bias} for a
-classifier; whole detectors Detectron2's full names. Convolutions are (out, in / groups, h, w). Our own runs keep our
-own names.
+classifier; whole detectors use Detectron2's full names. Convolutions are (out, in / groups, h, w). Runs of this package
+keep their own names.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from rethink_tf.errors import UserError
 
-EPSILON = 1e-5  # of torch's, Caffe2's and our own norms
+EPSILON = 1e-5  # of the norms of torch, Caffe2 and this package
 DETECTRON_MEAN = (122.7717, 115.9465, 102.9801)
 DETECTRON2_MEAN = (123.675, 116.28, 103.53)
 TORCH_STD = (58.395, 57.12, 57.375)
 UNIT_STD = (1.0, 1.0, 1.0)
 BACKBONE = 'backbone.bottom_up.'  # prefix of the backbone in a detector's names
-_LONGEST_NAME = 500  # characters
 LINEAR = ('linear.weight', 'linear.bias')  # the classifier
+_LONGEST_NAME = 500  # characters
+
+
+class Array(Protocol):
+  """An array that `np.asarray` reads: a NumPy array, a variable's value, or `Lazy`."""
+
+  shape: tuple[int, ...]
+
+  def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray: ...
 
 
 class Architecture(NamedTuple):
-  """A ResNet's shape, in the words of models.resnet.ResNet's arguments."""
+  """Shape of a ResNet, by the names of models.resnet.ResNet's arguments."""
 
   depth: int
   groups: int
@@ -35,7 +43,7 @@ class Architecture(NamedTuple):
   stem_width: int
   res2_width: int
 
-  def __str__(self):
+  def __str__(self) -> str:
     kind = f'ResNet-{self.depth}' if self.groups == 1 else f'ResNeXt-{self.depth} {self.groups}x{self.width_per_group}d'
     usual = (self.stem_width, self.res2_width) == (64, 256) and (self.groups > 1 or self.width_per_group == 64)
     inner = self.groups * self.width_per_group
@@ -43,28 +51,29 @@ class Architecture(NamedTuple):
 
 
 class Lazy:
-  """An array of known shape that is read when NumPy asks for it, one at a time: a large file is never held whole."""
+  """An array of known shape, read when NumPy converts it: a large file is never in memory as a whole."""
 
   def __init__(self, shape: Sequence[int], read: Callable[[], np.ndarray]):
     self.shape, self._read = tuple(int(side) for side in shape), read
 
-  def __array__(self, dtype=None, copy=None):
+  def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
     return np.asarray(self._read(), dtype)
 
 
 class Contents(NamedTuple):
   """A weight file.
 
-  kind: 'backbone' or 'detector'. own: names and layout are those of our own checkpoints ('stem/conv/kernel').
-  norm: 'bn' (with statistics), 'folded' (BN as a fixed affine map), 'gn', 'none'; None where the file does not tell.
-  channels 'rgb' | 'bgr', stride_in_1x1, pixel_mean and pixel_std (RGB, of 0-255): None where the file does not tell.
-  epsilon: the norm's. ignored: names in the file that are no weights of the network. notes: what to know, a line each.
+  kind: 'backbone' or 'detector'. own: names and layouts of this package's checkpoints ('stem/conv/kernel').
+  norm: 'bn' (with statistics), 'folded' (BN as a fixed affine map), 'gn', 'none'; None: unknown.
+  channels 'rgb' | 'bgr', stride_in_1x1, pixel_mean and pixel_std (RGB, range 0-255): None if unknown from the file.
+  epsilon: of the norm. ignored: names in the file that are not weights of the network. notes: warnings, a line each.
+  checkpoint: of a run, the folder of the checkpoint that was read.
   """
 
   path: str
   format: str
   kind: str
-  arrays: Mapping[str, Any]  # anything with a shape that np.asarray reads
+  arrays: Mapping[str, Array]
   norm: str | None
   architecture: Architecture | None
   channels: str | None = None
@@ -72,13 +81,14 @@ class Contents(NamedTuple):
   pixel_mean: tuple[float, ...] | None = None
   pixel_std: tuple[float, ...] | None = None
   epsilon: float = EPSILON
-  licence: str = 'see where the file comes from'
+  licence: str = 'see the source of the file'
   ignored: tuple[str, ...] = ()
   notes: tuple[str, ...] = ()
   own: bool = False
+  checkpoint: str | None = None
 
-  def backbone(self) -> dict[str, Any]:
-    """The backbone's arrays by names without a prefix."""
+  def backbone(self) -> dict[str, Array]:
+    """Return the backbone's arrays by names without a prefix."""
     if self.own:
       return {name.removeprefix('backbone/'): a for name, a in self.arrays.items() if name.startswith('backbone/')}
     if self.kind == 'backbone':
@@ -87,17 +97,17 @@ class Contents(NamedTuple):
 
 
 def norm_of(names: Sequence[str]) -> str:
-  """'bn', 'gn' or 'none' from a backbone's names; scale and shift without statistics count as GN."""
+  """Return 'bn', 'gn' or 'none' from a backbone's names; scale and shift without statistics count as GN."""
   if 'stem.conv1.norm.running_mean' in names:
     return 'bn'
   return 'gn' if 'stem.conv1.norm.weight' in names else 'none'
 
 
-def architecture_of(arrays: Mapping[str, Any], path: str) -> Architecture:
-  """The ResNet that backbone arrays by Detectron2's names belong to.
+def architecture_of(arrays: Mapping[str, Array], path: str) -> Architecture:
+  """Return the architecture of a ResNet whose backbone arrays have Detectron2's names.
 
   Raises:
-    UserError: they are no ResNet of bottleneck blocks.
+    UserError: not a ResNet of bottleneck blocks.
   """
   blocks = {(int(match[1]), int(match[2])) for name in arrays if (match := re.match(r'res([2-5])\.(\d+)\.', name))}
   needed = ('stem.conv1.weight', *(f'res{stage}.0.conv1.weight' for stage in (2, 3, 4, 5)))
@@ -110,14 +120,14 @@ def architecture_of(arrays: Mapping[str, Any], path: str) -> Architecture:
   shapes = {name: tuple(array.shape) for name, array in arrays.items()}
   inner, conv3, stem = (shapes[name] for name in ('res2.0.conv2.weight', 'res2.0.conv3.weight', 'stem.conv1.weight'))
   if not all(len(shape) == 4 and min(shape) > 0 for shape in (inner, conv3, stem)):
-    raise UserError(f'{path}: res2.0.conv2.weight has the shape {inner}, stem.conv1.weight {stem}: these are no '
+    raise UserError(f'{path}: res2.0.conv2.weight has the shape {inner}, stem.conv1.weight {stem}: these are not '
                     'convolutions of a ResNet')
   groups = max(inner[0] // inner[1], 1)
   return Architecture(3 * len(blocks) + 2, groups, inner[0] // groups, stem[0], conv3[0])
 
 
 def check_arrays(arrays: Mapping[Any, Any], path: str) -> None:
-  """Refuses what is not text -> array of numbers."""
+  """Raise a UserError unless all keys are names and all values arrays of numbers."""
   check_names(arrays, path)
   for name, array in arrays.items():
     if not isinstance(array, Lazy) and not (isinstance(array, np.ndarray | np.generic) and array.dtype.kind in 'fiu'):
@@ -125,8 +135,8 @@ def check_arrays(arrays: Mapping[Any, Any], path: str) -> None:
 
 
 def check_names(names: Iterable[Any], path: str) -> None:
-  """Refuses what a network calls nothing: names are shown, and taken apart."""
+  """Raise a UserError unless all names are short printable strings: they are logged and parsed."""
   for name in names:
     if not isinstance(name, str) or not name.isprintable() or len(name) > _LONGEST_NAME:
       shown = name[:80] if isinstance(name, str) else type(name).__name__
-      raise UserError(f'{path}: {shown!r} is no name of an array: this is not a weight file')
+      raise UserError(f'{path}: {shown!r} is not the name of an array: this is not a weight file')

@@ -13,6 +13,8 @@ from rethink_tf.weights.contents import (
   BACKBONE,
   DETECTRON_MEAN,
   UNIT_STD,
+  Architecture,
+  Array,
   Contents,
   architecture_of,
   check_arrays,
@@ -20,11 +22,11 @@ from rethink_tf.weights.contents import (
   norm_of,
 )
 
-_ENDINGS = (('_bn_s', '.norm.weight'), ('_gn_s', '.norm.weight'), ('_bn_b', '.norm.bias'), ('_gn_b', '.norm.bias'),
-            ('_bn_rm', '.norm.running_mean'), ('_bn_riv', '.norm.running_var'), ('_w', '.weight'), ('_b', '.bias'))
+_SUFFIXES = (('_bn_s', '.norm.weight'), ('_gn_s', '.norm.weight'), ('_bn_b', '.norm.bias'), ('_gn_b', '.norm.bias'),
+             ('_bn_rm', '.norm.running_mean'), ('_bn_riv', '.norm.running_var'), ('_w', '.weight'), ('_b', '.bias'))
 _BRANCHES = {'1': 'shortcut', '2a': 'conv1', '2b': 'conv2', '2c': 'conv3'}
-_CLASSIFIERS = ('fc1000', 'pred')  # MSRA's models, Caffe2's
-_PARTS = (
+_CLASSIFIERS = ('fc1000', 'pred')  # of MSRA's models, of Caffe2's
+_LAYERS = (
   (re.compile(r'(res_)?conv1'), f'{BACKBONE}stem.conv1'),
   (re.compile(r'res([2-5])_(\d+)_branch(1|2[abc])'),
    lambda match: f'{BACKBONE}res{match[1]}.{match[2]}.{_BRANCHES[match[3]]}'),
@@ -47,17 +49,21 @@ _PARTS = (
 
 
 def recognizes(content: Any) -> bool:
-  """Whether an unpickled object is Detectron's: wrapped in 'blobs', or bare blobs."""
+  """Return whether an unpickled object is Detectron's: {'blobs': …}, or the blobs themselves."""
   return isinstance(content, dict) and ('blobs' in content or 'conv1_w' in content)
 
 
 def contents(content: Mapping[str, Any], path: str) -> Contents:
-  """Contents of an unpickled file; a name that Detectron's networks do not have stays, for the loader to refuse."""
+  """Return the contents of an unpickled file; unknown names are kept, for the loader to refuse.
+
+  Raises:
+    UserError: not a dictionary of arrays, or not a ResNet.
+  """
   blobs, config = (content['blobs'], content.get('cfg')) if 'blobs' in content else (content, None)
   if not isinstance(blobs, Mapping):
-    raise UserError(f"{path}: its 'blobs' are no dictionary, so it is not a Detectron file: use another file")
+    raise UserError(f"{path}: its 'blobs' are not a dictionary, so it is not a Detectron file: use another file")
   check_names(blobs, path)
-  # Learning state; and conv1_b, which Detectron's own network has no place for: its stem has no bias.
+  # Optimizer state; and conv1_b, which Detectron's network does not have: its stem has no bias.
   ignored = tuple(name for name in blobs
                   if str(name).endswith('_momentum') or name in ('conv1_b', 'lr', 'weight_order'))
   blobs = {name: array for name, array in blobs.items() if name not in ignored}
@@ -75,7 +81,7 @@ def contents(content: Mapping[str, Any], path: str) -> Contents:
   if norm == 'gn' and not any('_gn_' in name for name in blobs):
     norm = 'folded'
   architecture = architecture_of(backbone, path)
-  notes = ('boxes were trained with Detectron\'s widths x1 - x0 + 1 and its rounded anchors: figures differ slightly',)
+  notes = ('boxes were trained with Detectron\'s widths x1 - x0 + 1 and its rounded anchors: metrics differ slightly',)
   return found._replace(
     norm=norm, architecture=architecture, channels='bgr', pixel_mean=DETECTRON_MEAN, pixel_std=UNIT_STD,
     stride_in_1x1=_stride_in_1x1(blobs, config, norm, architecture), licence='CC BY-SA 3.0 (Detectron\'s model zoo)',
@@ -83,21 +89,24 @@ def contents(content: Mapping[str, Any], path: str) -> Contents:
 
 
 def canonical(name: str) -> str:
-  """res4_5_branch2a_bn_s -> backbone.bottom_up.res4.5.conv1.norm.weight; an unknown name as it is."""
-  for ending, tail in _ENDINGS:
-    stem = name.removesuffix(ending)
-    if stem == name:
+  """Return Detectron2's name: res4_5_branch2a_bn_s -> backbone.bottom_up.res4.5.conv1.norm.weight.
+
+  An unknown name is returned unchanged.
+  """
+  for suffix, canonical_suffix in _SUFFIXES:
+    layer = name.removesuffix(suffix)
+    if layer == name:
       continue
-    if stem in _CLASSIFIERS:
-      return f'linear{tail}'
-    for rule, replacement in _PARTS:
-      if match := rule.fullmatch(stem):
-        return (replacement(match) if callable(replacement) else match.expand(replacement)) + tail
+    if layer in _CLASSIFIERS:
+      return f'linear{canonical_suffix}'
+    for rule, replacement in _LAYERS:
+      if match := rule.fullmatch(layer):
+        return (replacement(match) if callable(replacement) else match.expand(replacement)) + canonical_suffix
   return name
 
 
-def _background_last(name, array):
-  """Detectron's class 0 is the background, Detectron2's the last one; boxes and masks of the background go."""
+def _background_last(name: str, array: Array) -> Array:
+  """Move the background from class 0 (Detectron) to the last one (Detectron2); drop its boxes and masks."""
   if not array.shape:
     return array
   if name.startswith('roi_heads.box_predictor.cls_score.'):
@@ -109,11 +118,11 @@ def _background_last(name, array):
   return array
 
 
-def _stride_in_1x1(blobs, config, norm, architecture):
-  """A detector's configuration tells. Of backbones only MSRA's have fc1000, and they alone stride in the 1x1."""
-  told = re.search(r'STRIDE_1X1:\s*(true|false)', config, re.IGNORECASE) if isinstance(config, str) else None
-  if told:
-    return told[1].lower() == 'true'
+def _stride_in_1x1(blobs: Mapping[str, Array], config: Any, norm: str, architecture: Architecture) -> bool | None:
+  """From a detector's configuration. Of backbones only MSRA's have fc1000, and only they have strides on the 1x1."""
+  match = re.search(r'STRIDE_1X1:\s*(true|false)', config, re.IGNORECASE) if isinstance(config, str) else None
+  if match:
+    return match[1].lower() == 'true'
   if norm == 'gn' or architecture.groups > 1:
     return False
   if any(f'{name}_w' in blobs for name in _CLASSIFIERS):

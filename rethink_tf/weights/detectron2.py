@@ -1,17 +1,18 @@
-"""Detectron2 checkpoints (.pkl, .pth) of Mask R-CNN: exact names, nothing left over on either side.
+"""Detectron2 checkpoints (.pkl, .pth) of Mask R-CNN, loaded strictly: the names of file and model must be the same.
 
 Detectron2 is channels-first, has x before y in box deltas and the background as the last class; here channels are
-last, y comes first and the background is class 0. Every layout rule below was compared with its outputs.
+last, y comes first and the background is class 0. Every layout rule below was verified against Detectron2's outputs.
 """
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+import tf_keras
 from absl import logging
 
 from rethink_tf.errors import UserError
@@ -20,28 +21,43 @@ from rethink_tf.weights.contents import (
   BACKBONE,
   DETECTRON2_MEAN,
   TORCH_STD,
+  Array,
   Contents,
   architecture_of,
   check_arrays,
   norm_of,
 )
 
-# Constants of a Detectron2 model that some versions store beside its weights.
+if TYPE_CHECKING:
+  from rethink_tf.models.fpn import FPN
+  from rethink_tf.models.heads import BoxHead, BoxPredictor, MaskHead, MaskPredictor, RPNHead
+  from rethink_tf.models.keypoints import KeypointHead, KeypointPredictor
+  from rethink_tf.models.layers import ConvNorm
+  from rethink_tf.models.mask_rcnn import MaskRCNN
+  from rethink_tf.models.resnet import ResNet
+
+Convert = Callable[[np.ndarray], np.ndarray]
+
+# Constants of a Detectron2 model that some versions store with its weights.
 NOT_WEIGHTS = ('*.cell_anchors.*', 'pixel_mean', 'pixel_std', '*.num_batches_tracked')
 
 
 class Entry(NamedTuple):
-  """Where a Detectron2 array goes, and how it is laid out there."""
+  """The variable that an array of a file is assigned to, and the conversion to its layout."""
 
   variable: tf.Variable
-  convert: Callable[[np.ndarray], np.ndarray]
+  convert: Convert
+
+
+def identity(w: np.ndarray) -> np.ndarray:
+  return w
 
 
 def read(path: str) -> dict[str, np.ndarray]:
-  """The arrays of a checkpoint by Detectron2's names, as they are stored.
+  """Return the arrays of a checkpoint by Detectron2's names, in its layout.
 
   Raises:
-    UserError: the file cannot be read, runs code, or is not Detectron2's.
+    UserError: the file cannot be read, could run code, or is not a Detectron2 checkpoint.
   """
   content = pickles.load(path)
   if not isinstance(content, dict) or not isinstance(content.get('model'), dict):
@@ -55,13 +71,17 @@ def read(path: str) -> dict[str, np.ndarray]:
   return arrays
 
 
-def recognizes(names) -> bool:
-  """Whether names of arrays are Detectron2's, of a backbone or a detector."""
+def recognizes(names: Collection[str]) -> bool:
+  """Return whether names of arrays are Detectron2's, of a backbone or a detector."""
   return any(f'{prefix}stem.conv1.weight' in names for prefix in ('', 'backbone.', BACKBONE))
 
 
-def contents(arrays: Mapping[str, Any], path: str, container: str, author: str = '') -> Contents:
-  """Contents of a checkpoint's arrays. Detectron2 keeps strides, colours and means in its configuration, not here."""
+def contents(arrays: Mapping[str, Array], path: str, container: str, author: str = '') -> Contents:
+  """Return the contents of a checkpoint. Detectron2 keeps strides, channel order and means in its configuration only.
+
+  Raises:
+    UserError: not a ResNet.
+  """
   constants = tuple(name for name in arrays if _matches(name, NOT_WEIGHTS))
   weights = {_full(name): array for name, array in arrays.items() if name not in constants}
   detector = any(name.startswith(('proposal_generator.', 'roi_heads.', 'backbone.fpn_')) for name in weights)
@@ -74,9 +94,9 @@ def contents(arrays: Mapping[str, Any], path: str, container: str, author: str =
   if norm == 'gn' and detector:  # without statistics: GN, or BN folded into a fixed affine map
     norm = 'gn' if 'backbone.fpn_lateral2.norm.weight' in weights else 'folded'
   elif norm == 'gn':
-    norm, notes = None, ('norms without statistics: GN, or folded BN; the file does not tell',)
+    norm, notes = None, ('norms without statistics: GN or folded BN, which the file does not specify',)
   found = found._replace(norm=norm, architecture=architecture_of(backbone, path), notes=notes)
-  if author == 'torchvision':  # what Detectron2's own converter of torchvision's files writes
+  if author == 'torchvision':  # written by Detectron2's converter of torchvision's files
     return found._replace(channels='rgb', stride_in_1x1=False, pixel_mean=DETECTRON2_MEAN, pixel_std=TORCH_STD)
   mean, std = (arrays.get(name) for name in ('pixel_mean', 'pixel_std'))
   if mean is not None and std is not None and np.size(mean) == np.size(std) == 3:
@@ -88,95 +108,101 @@ def contents(arrays: Mapping[str, Any], path: str, container: str, author: str =
   return found
 
 
-def _full(name):
-  """A detector's name of an array: backbones come as stem.…, backbone.stem.… or backbone.bottom_up.stem.…"""
-  if name in ('stem.fc.weight', 'stem.fc.bias'):  # the classifier, as Detectron2's converter of torchvision calls it
+def _full(name: str) -> str:
+  """Return the name in a detector of stem.…, backbone.stem.… or backbone.bottom_up.stem.…"""
+  if name in ('stem.fc.weight', 'stem.fc.bias'):  # the classifier, by Detectron2's converter of torchvision's files
     return name.replace('stem.fc', 'linear')
   bare = name.removeprefix('backbone.')
   return f'{BACKBONE}{bare}' if bare.startswith(('stem.', 'res2.', 'res3.', 'res4.', 'res5.')) else name
 
 
-def load(model: Any, path: str, *, channels: str, exceptions: Sequence[str] = ()) -> list[str]:
-  """Reads a checkpoint into a built MaskRCNN and returns the names it loaded.
+def load(model: MaskRCNN, path: str, *, channels: str, exceptions: Sequence[str] = ()) -> list[str]:
+  """Load a checkpoint into a built MaskRCNN; return the names that were loaded.
 
-  channels: 'rgb' or 'bgr', what the weights were trained on (Detectron2's model zoo: bgr); the model always takes RGB.
-  exceptions: patterns ('roi_heads.box_predictor.*') of Detectron2 names that stay as they are, on both sides.
+  channels: 'rgb' or 'bgr', the order the weights were trained on (Detectron2's model zoo: bgr); the model takes RGB.
+  exceptions: patterns ('roi_heads.box_predictor.*') of Detectron2 names that are not loaded, in file and model.
 
   Raises:
-    UserError: a name is missing or left over, a shape differs, or the file is not a Detectron2 checkpoint. Nothing is
+    UserError: a name is missing or unexpected, a shape differs, or the file is not a Detectron2 checkpoint. Nothing is
       loaded then.
   """
   if channels not in ('rgb', 'bgr'):
-    raise UserError(f"channels = {channels!r}: say 'rgb' or 'bgr', the order the weights were trained on")
+    raise UserError(f"channels = {channels!r}: use 'rgb' or 'bgr', the order the weights were trained on")
   return assign(table(model, channels), read(path), path, exceptions)
 
 
-def assign(entries: Mapping[str, Entry], arrays: Mapping[str, Any], path: str, exceptions: Sequence[str] = (),
-           unused: Sequence[str] = ()) -> list[str]:
-  """Puts arrays into variables: all names on both sides, or a UserError that lists what differs and no change.
+def assign(entries: Mapping[str, Entry], arrays: Mapping[str, Array], path: str, exceptions: Sequence[str] = (),
+           ignored: Sequence[str] = ()) -> list[str]:
+  """Assign arrays, read one by one, to the variables of the same names; return these names.
 
-  arrays: anything with a shape that np.asarray reads; they are read one by one. exceptions: patterns of names that stay
-  as they are, on both sides; unused: of names in the file that are left aside.
+  exceptions: patterns of names that are not loaded, in file and model. ignored: patterns of further names in the file.
+
+  Raises:
+    UserError: names or shapes differ. Nothing is assigned then, and all differences are logged.
   """
   excepted = {name for name in {*entries, *arrays} if _matches(name, exceptions)}
   expected = entries.keys() - excepted
-  given = {name for name in arrays.keys() - excepted if not _matches(name, (*NOT_WEIGHTS, *unused))}
-  missing, left_over, wrong = sorted(expected - given), sorted(given - expected), []
+  given = {name for name in arrays.keys() - excepted if not _matches(name, (*NOT_WEIGHTS, *ignored))}
+  missing, unexpected, wrong = sorted(expected - given), sorted(given - expected), []
   for name in sorted(expected & given):
     shape, wanted = tuple(arrays[name].shape), tuple(entries[name].variable.shape)
     if _converted_shape(entries[name], shape) != wanted:
       wrong.append(f'{name} {shape} for {wanted}')
-  if missing or left_over or wrong:
-    for kind, names in (('missing in the file', missing), ('not in the model', left_over), ('wrong shape', wrong)):
+  if missing or unexpected or wrong:
+    for kind, names in (('missing in the file', missing), ('not in the model', unexpected), ('wrong shape', wrong)):
       logging.error('%s: %d %s%s', path, len(names), kind, ''.join(f'\n  {name}' for name in names))
-    raise UserError(f'{path}: {some(missing)} missing in the file, {some(left_over)} not in the model, '
-                    f'{some(wrong)} of another shape: build the model of the checkpoint, or name exceptions')
+    raise UserError(f'{path}: {shortened(missing)} missing in the file, {shortened(unexpected)} not in the model, '
+                    f'{shortened(wrong)} of another shape: build the model of the checkpoint, or name exceptions')
   for name in sorted(expected):
     value = entries[name].convert(np.asarray(arrays[name], np.float32))
     if not np.isfinite(value).all():
-      raise UserError(f'{path}: {name} holds numbers that are not finite: use another file')
+      raise UserError(f'{path}: {name} holds non-finite values: use another file')
     entries[name].variable.assign(value)
-  logging.info('%s: loaded %d arrays; left as they are: %s', path, len(expected), sorted(excepted) or 'none')
+  logging.info('%s: loaded %d arrays; not loaded: %s', path, len(expected), sorted(excepted) or 'none')
   return sorted(expected)
 
 
-def _converted_shape(entry, shape):
-  """Shape after the conversion; that of the file where it cannot be laid out so, hence is not that layer's."""
+def _converted_shape(entry: Entry, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+  """Return the shape after conversion; None if an array of this shape cannot be converted."""
   try:
     return entry.convert(np.broadcast_to(np.float32(0), shape)).shape
   except ValueError:
     return None
 
 
-def is_resnet(backbone: Any) -> bool:
+def is_resnet(backbone: tf_keras.layers.Layer) -> bool:
   return hasattr(backbone, 'stem') and hasattr(backbone, 'stride_in_1x1')
 
 
-def backbone_table(backbone: Any, prefix: str = '', channels: str = 'rgb') -> dict[str, Entry]:
-  """{Detectron2 name: Entry} of every variable of a built ResNet; prefix: 'backbone.bottom_up.' in a detector."""
+def backbone_table(backbone: ResNet, prefix: str = '', channels: str = 'rgb') -> dict[str, Entry]:
+  """Return {Detectron2 name: Entry} of the variables of a built ResNet; prefix: 'backbone.bottom_up.' in a detector."""
   entries = _conv_norm(backbone.stem, f'{prefix}stem.conv1')
   if channels == 'bgr':
     name = f'{prefix}stem.conv1.weight'
     entries[name] = Entry(entries[name].variable, lambda w: kernel(w[:, ::-1]))
   for stage, blocks in enumerate(backbone.stages, 2):
     for i, block in enumerate(blocks):
-      for part in ('shortcut', 'conv1', 'conv2', 'conv3'):
-        layer = getattr(block, part)
+      for name in ('shortcut', 'conv1', 'conv2', 'conv3'):
+        layer = getattr(block, name)
         if layer is not None:
-          entries |= _conv_norm(layer, f'{prefix}res{stage}.{i}.{part}')
+          entries |= _conv_norm(layer, f'{prefix}res{stage}.{i}.{name}')
   return entries
 
 
-def linear_table(layer: Any) -> dict[str, Entry]:
-  """A classifier's fully connected layer."""
+def linear_table(layer: tf_keras.layers.Dense) -> dict[str, Entry]:
+  """Return the entries of a classifier's fully connected layer."""
   return _layer(layer, 'linear', np.transpose)
 
 
-def table(model: Any, channels: str = 'rgb') -> dict[str, Entry]:
-  """{Detectron2 name: Entry} of every variable of a built MaskRCNN, whose backbone is a ResNet."""
+def table(model: MaskRCNN, channels: str = 'rgb') -> dict[str, Entry]:
+  """Return {Detectron2 name: Entry} of every variable of a built MaskRCNN with a ResNet backbone.
+
+  Raises:
+    UserError: Detectron2 has no names for the backbone, the FPN or some variables.
+  """
   if not (is_resnet(model.backbone) and hasattr(model.fpn, 'laterals')):
-    part = model.fpn if is_resnet(model.backbone) else model.backbone
-    raise UserError(f'{type(part).__name__} has no names in Detectron2: only weights of a run of this '
+    layer = model.fpn if is_resnet(model.backbone) else model.backbone
+    raise UserError(f'{type(layer).__name__} has no names in Detectron2: only weights of a run of this '
                     'package can be loaded into it')
   entries = {
     **backbone_table(model.backbone, BACKBONE, channels),
@@ -194,20 +220,20 @@ def table(model: Any, channels: str = 'rgb') -> dict[str, Entry]:
   if model.keypoint_head is not None:
     entries |= _keypoint_head(model.keypoint_head, model.keypoint_predictor, 'roi_heads.keypoint_head')
   named = {id(entry.variable) for entry in entries.values()}
-  forgotten = [variable.name for variable in model.variables if id(variable) not in named]
-  if forgotten:
-    raise UserError(f'{some(forgotten)} of the model have no name in Detectron2: its weights cannot be loaded into it')
+  unnamed = [variable.name for variable in model.variables if id(variable) not in named]
+  if unnamed:
+    raise UserError(f'{shortened(unnamed)} of the model have no name in Detectron2: its weights cannot be loaded')
   return entries
 
 
-def _fpn(fpn, prefix):
+def _fpn(fpn: FPN, prefix: str) -> dict[str, Entry]:
   entries = {}
   for i, (lateral, output) in enumerate(zip(fpn.laterals, fpn.outputs, strict=True), 2):
     entries |= _conv_norm(lateral, f'{prefix}.fpn_lateral{i}') | _conv_norm(output, f'{prefix}.fpn_output{i}')
   return entries
 
 
-def _rpn(head, prefix):
+def _rpn(head: RPNHead, prefix: str) -> dict[str, Entry]:
   return {
     **_layer(head.conv, f'{prefix}.conv', kernel),
     **_layer(head.objectness, f'{prefix}.objectness_logits', kernel),
@@ -215,7 +241,7 @@ def _rpn(head, prefix):
   }
 
 
-def _box_head(head, size, prefix):
+def _box_head(head: BoxHead, size: int, prefix: str) -> dict[str, Entry]:
   entries = {}
   for i, conv in enumerate(head.convs, 1):
     entries |= _conv_norm(conv, f'{prefix}.conv{i}')
@@ -224,76 +250,73 @@ def _box_head(head, size, prefix):
   return entries
 
 
-def _box_predictor(predictor, prefix):
+def _box_predictor(predictor: BoxPredictor, prefix: str) -> dict[str, Entry]:
   return {
     **_layer(predictor.classes, f'{prefix}.cls_score', lambda w: background_first(w).T, background_first),
     **_layer(predictor.deltas, f'{prefix}.bbox_pred', lambda w: swap_deltas(w).T, swap_deltas),
   }
 
 
-def _mask_head(head, predictor, prefix):
+def _mask_head(head: MaskHead, predictor: MaskPredictor, prefix: str) -> dict[str, Entry]:
   entries = {}
   for i, conv in enumerate(head.convs, 1):
     entries |= _conv_norm(conv, f'{prefix}.mask_fcn{i}')
-  entries |= _layer(head.deconv, f'{prefix}.deconv', kernel)  # (in, out, h, w) -> (h, w, out, in) all the same
+  entries |= _layer(head.deconv, f'{prefix}.deconv', kernel)  # (in, out, h, w) -> (h, w, out, in)
   return entries | _layer(predictor.conv, f'{prefix}.predictor', kernel)
 
 
-def _keypoint_head(head, predictor, prefix):
+def _keypoint_head(head: KeypointHead, predictor: KeypointPredictor, prefix: str) -> dict[str, Entry]:
   entries = {}
   for i, conv in enumerate(head.convs, 1):
     entries |= _conv_norm(conv, f'{prefix}.conv_fcn{i}')
   return entries | _layer(predictor.deconv, f'{prefix}.score_lowres', kernel)
 
 
-def _conv_norm(layer, prefix):
-  """A ConvNorm: the convolution's own arrays, and those of its norm under `.norm`."""
+def _conv_norm(layer: ConvNorm, prefix: str) -> dict[str, Entry]:
+  """Return the entries of a ConvNorm: those of the convolution, and those of its norm under `.norm`."""
   entries = _layer(layer.conv, prefix, kernel)
   for attribute, name in (('gamma', 'weight'), ('beta', 'bias'), ('moving_mean', 'running_mean'),
                           ('moving_variance', 'running_var')):
     variable = getattr(layer.norm, attribute, None)
     if variable is not None:
-      entries[f'{prefix}.norm.{name}'] = Entry(variable, same)
+      entries[f'{prefix}.norm.{name}'] = Entry(variable, identity)
   return entries
 
 
-def _layer(layer, prefix, convert_kernel, convert_bias=None):
+def _layer(layer: tf_keras.layers.Layer, prefix: str, convert_kernel: Convert,
+           convert_bias: Convert = identity) -> dict[str, Entry]:
   entries = {f'{prefix}.weight': Entry(layer.kernel, convert_kernel)}
   if layer.bias is not None:
-    entries[f'{prefix}.bias'] = Entry(layer.bias, convert_bias or same)
+    entries[f'{prefix}.bias'] = Entry(layer.bias, convert_bias)
   return entries
-
-
-def same(w: np.ndarray) -> np.ndarray:
-  return w
 
 
 def kernel(w: np.ndarray) -> np.ndarray:
-  """Convolution (out, in / groups, h, w) -> (h, w, in / groups, out)."""
+  """Kernel of a convolution: (out, in / groups, h, w) -> (h, w, in / groups, out)."""
   return w.transpose(2, 3, 1, 0)
 
 
 def flattened(w: np.ndarray, size: int) -> np.ndarray:
-  """Fully connected (out, C · size²) after a flattened map of C, H, W -> (size² · C, out) after one of H, W, C."""
+  """Fully connected layer after a flattened map: (out, C · size²), flattened as C H W -> (size² · C, out), as H W C."""
   return w.reshape(len(w), -1, size, size).transpose(2, 3, 1, 0).reshape(-1, len(w))
 
 
 def swap_deltas(w: np.ndarray) -> np.ndarray:
-  """First axis dx dy dw dh of each box -> dy dx dh dw."""
+  """First axis: dx dy dw dh of each box -> dy dx dh dw."""
   return w.reshape(-1, 4, *w.shape[1:])[:, [1, 0, 3, 2]].reshape(w.shape)
 
 
 def background_first(w: np.ndarray) -> np.ndarray:
-  """First axis of classes, background last -> background first."""
+  """First axis: classes with the background last -> first."""
   return np.roll(w, 1, axis=0)
 
 
-def _matches(name, patterns):
+def _matches(name: str, patterns: Sequence[str]) -> bool:
   return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def some(names: Sequence[str], limit: int = 4) -> str:
-  """'none', or how many and the first few."""
+def shortened(names: Sequence[str], limit: int = 4) -> str:
+  """Return 'none', or the number of names and the first few."""
   if not names:
     return 'none'
   return f"{len(names)} ({', '.join(names[:limit])}{', …' if len(names) > limit else ''})"

@@ -1,4 +1,4 @@
-"""Which format a weight file has, told by what is in it and not by its name; `read` gives its Contents."""
+"""Detection of a weight file's format, by its content and not by its name; `read` returns its Contents."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from rethink_tf.errors import UserError
+from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.weights import (
   detectron,
   detectron2,
@@ -32,21 +32,21 @@ KNOWN = ('Detectron and Detectron2 .pkl, .pth of torch (torchvision, WSL, Detect
 
 
 def read(path: str) -> Contents:
-  """Contents of a weight file, a TensorFlow checkpoint (its prefix, or one of its files) or a run folder.
+  """Return the contents of a weight file, a TensorFlow checkpoint (its prefix, or one of its files) or a run folder.
 
   Raises:
-    UserError: one line: missing, damaged, of an unknown format, or a pickle that could run code.
+    UserError: missing, damaged, of an unknown format, or a pickle that could run code.
   """
   try:
     return _read(path)
   except (tf.errors.OpError, OSError) as error:
-    reason = str(getattr(error, 'message', None) or getattr(error, 'strerror', None) or error)
-    raise UserError(f'{path}: cannot be read ({pickles.printable(reason)}): give the path of a weight file') from error
-  except UserError as error:  # what it quotes of the file may steer a terminal
+    reason = pickles.printable(in_one_line(error))
+    raise UserError(f'{path}: cannot be read ({reason}): give the path of a weight file') from error
+  except UserError as error:  # it may quote control characters of the file
     raise UserError(pickles.printable(str(error))) from error
 
 
-def _read(path):
+def _read(path: str) -> Contents:
   if tf.io.gfile.isdir(path):
     return own.read(path)
   prefix = checkpoint_prefix(path)
@@ -58,15 +58,15 @@ def _read(path):
 
 
 def checkpoint_prefix(path: str) -> str | None:
-  """The prefix of the TensorFlow checkpoint that a path means, None if it means none."""
+  """Return the prefix of the TensorFlow checkpoint that a path belongs to, None for other files."""
   prefix = path.removesuffix('.index')
   if '.data-0' in os.path.basename(path):
     prefix = path[:path.rindex('.data-0')]
   return prefix if tf.io.gfile.exists(f'{prefix}.index') else None
 
 
-def _local(path):
-  """A path that can be mapped into memory: remote files are copied here for as long as the process lives."""
+def _local(path: str) -> str:
+  """Return a path that can be mapped into memory: remote files are copied, and deleted when the process ends."""
   if '://' not in path:
     return path
   folder = tempfile.mkdtemp(prefix='rethink_tf_weights_')
@@ -76,7 +76,7 @@ def _local(path):
   return local
 
 
-def _read_file(local, path):
+def _read_file(local: str, path: str) -> Contents:
   with open(local, 'rb') as file:
     head = file.read(1024)
   if head[:4] == b'PK\x03\x04':
@@ -91,13 +91,13 @@ def _read_file(local, path):
     raise UserError(f'{path}: the tar container of the oldest torch is not read: load and save it again with torch')
   if head[:1] in (b'\x80', b'(', b'}', b'c') and len(head) > 1:
     return _named(pickles.load(local), path, '.pkl')
-  what = 'is empty' if not head else 'is a web page, not weights' if head.lstrip()[:5].lower() in (b'<!doc', b'<html') \
-    else 'has no format that is known here'
-  raise UserError(f'{path}: {what}: known are {KNOWN}')
+  problem = 'is empty' if not head else \
+    'is a web page, not weights' if head.lstrip()[:5].lower() in (b'<!doc', b'<html') else 'has an unknown format'
+  raise UserError(f'{path}: {problem}: known are {KNOWN}')
 
 
 def _named(content: Any, path: str, container: str) -> Contents:
-  """Contents of what came out of a container, by the names of its arrays."""
+  """Return the contents of an unpacked container, recognized by the names of its arrays."""
   if detectron.recognizes(content):
     return detectron.contents(content, path)
   author = content.get('__author__', '') if isinstance(content, Mapping) else ''
@@ -114,5 +114,5 @@ def _named(content: Any, path: str, container: str) -> Contents:
     return torchvision.contents(arrays, path, container)
   if torchvision_vgg.recognizes(arrays):
     return torchvision_vgg.contents(arrays, path, container)
-  raise UserError(f'{path}: the names of its {len(arrays)} arrays ({", ".join(list(arrays)[:3])}, …) are of no network '
-                  f'that is known here: known are {KNOWN}')
+  raise UserError(f'{path}: the names of its {len(arrays)} arrays ({", ".join(list(arrays)[:3])}, …) belong to no '
+                  f'known network: known are {KNOWN}')

@@ -1,27 +1,26 @@
 """ResNets of keras.applications (.h5): convolutions with biases, batch normalisation with epsilon 1.001e-5.
 
-The biases go into the moving means, and the caller makes up for the epsilon: the function stays the same.
+Biases are folded into the moving means, and the loader compensates for the epsilon: the network's function is the same.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import h5py
 import numpy as np
 
-from rethink_tf.errors import UserError
+from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.weights.contents import UNIT_STD, Contents, Lazy, architecture_of, check_names
 
 _EPSILON = 1.001e-5
 _MEAN = (123.68, 116.779, 103.939)
-_PARTS = {'0': 'shortcut', '1': 'conv1', '2': 'conv2', '3': 'conv3'}
+_LAYERS = {'0': 'shortcut', '1': 'conv1', '2': 'conv2', '3': 'conv3'}
 _NORM = {'gamma': 'weight', 'beta': 'bias', 'moving_mean': 'running_mean', 'moving_variance': 'running_var'}
 
 
 def read(path: str) -> Contents:
-  """Contents of an .h5 file.
+  """Return the contents of an .h5 file.
 
   Raises:
     UserError: damaged, not a ResNet of keras.applications, or one of its V2 (pre-activation) or ResNeXt networks.
@@ -30,16 +29,16 @@ def read(path: str) -> Contents:
     file = h5py.File(path, 'r')
     datasets = _datasets(file, path)
   except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, UnicodeDecodeError) as error:
-    raise UserError(f'{path}: not a complete HDF5 weight file ({" ".join(str(error).split())[:200]}): fetch it '
+    raise UserError(f'{path}: not a complete HDF5 weight file ({in_one_line(error)[:200]}): fetch it '
                     'again') from error
   layers = {name.split('/')[0] for name in datasets}
   if any('preact' in layer or layer == 'post_bn' for layer in layers):
     raise UserError(f'{path}: a ResNet V2 (pre-activation) cannot be loaded: use the file of ResNet50, 101 or 152')
   if any(name.endswith('depthwise_kernel') for name in datasets):
-    raise UserError(f'{path}: ResNeXt files of keras.applications are not read: use torchvision\'s')
+    raise UserError(f'{path}: ResNeXt files of keras.applications are not supported: use torchvision\'s')
   if 'conv1_conv/kernel' not in datasets:
-    raise UserError(f'{path}: has no layer conv1_conv, so it is no ResNet of keras.applications: use a file '
-                    'resnet50_weights_tf_dim_ordering_tf_kernels.h5 or its like')
+    raise UserError(f'{path}: has no layer conv1_conv, so it is not a ResNet of keras.applications: use a file such as '
+                    'resnet50_weights_tf_dim_ordering_tf_kernels.h5')
   arrays, ignored = {}, []
   for name, dataset in datasets.items():
     layer, _, kind = name.partition('/')
@@ -57,15 +56,15 @@ def read(path: str) -> Contents:
                   ('biases of convolutions are folded into the moving means',))
 
 
-def _datasets(file, path):
-  """{'conv1_conv/kernel': dataset} by the lists of names that Keras keeps as attributes."""
+def _datasets(file: h5py.File, path: str) -> dict[str, h5py.Dataset]:
+  """Return {'conv1_conv/kernel': dataset}, by the lists of names that Keras stores as attributes."""
   root = file['model_weights'] if 'model_weights' in file else file
   datasets = {}
   for layer in map(_text, root.attrs['layer_names']):
     for weight in map(_text, root[layer].attrs['weight_names']):
       check_names((layer, weight), path)
       dataset = root[layer][weight]
-      # A data set may point into any other file of the reader's machine.
+      # A data set may refer to any other file of this machine.
       if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual or \
           dataset.file.filename != file.filename or dataset.dtype.kind not in 'fiu':
         raise UserError(f'{path}: {layer}/{weight} is not an array of numbers in this file: fetch it again')
@@ -73,25 +72,25 @@ def _datasets(file, path):
   return datasets
 
 
-def _text(name: Any) -> str:
+def _text(name: bytes | str) -> str:
   return name.decode() if isinstance(name, bytes) else str(name)
 
 
-def _canonical(layer):
-  """conv3_block2_1_bn -> res3.1.conv1; an unknown layer as it is."""
+def _canonical(layer: str) -> str:
+  """Return Detectron2's name: conv3_block2_1_bn -> res3.1.conv1. An unknown layer is returned unchanged."""
   if layer in ('conv1_conv', 'conv1_bn'):
     return 'stem.conv1'
   match = re.fullmatch(r'conv([2-5])_block(\d+)_([0-3])_(conv|bn)', layer)
-  return f'res{match[1]}.{int(match[2]) - 1}.{_PARTS[match[3]]}' if match else layer
+  return f'res{match[1]}.{int(match[2]) - 1}.{_LAYERS[match[3]]}' if match else layer
 
 
-def _transposed(dataset, kind):
-  """(h, w, in, out) -> (out, in, h, w), and matrices and biases of the classifier."""
+def _transposed(dataset: h5py.Dataset, kind: str) -> Lazy:
+  """(h, w, in, out) -> (out, in, h, w); matrices and biases of the classifier are transposed."""
   axes = (3, 2, 0, 1) if kind == 'kernel' and len(dataset.shape) == 4 else tuple(range(len(dataset.shape)))[::-1]
   return Lazy([dataset.shape[axis] for axis in axes], lambda: dataset[...].transpose(axes))
 
 
-def _minus(dataset, bias, name, path):
+def _minus(dataset: h5py.Dataset, bias: h5py.Dataset | None, name: str, path: str) -> Lazy:
   if bias is not None and bias.shape != dataset.shape:
     raise UserError(f'{path}: {name} and the bias of its convolution differ in shape: fetch the file again')
   return Lazy(dataset.shape, lambda: dataset[...] if bias is None else np.float64(dataset[...]) - bias[...])

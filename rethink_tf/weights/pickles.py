@@ -1,9 +1,9 @@
-"""Reading pickles without running what is in them: plain containers and arrays come through, all else is refused.
+"""A restricted unpickler: plain containers and arrays are read, everything else is refused, and no code is run.
 
-A pickle is a program that names functions and calls them. Here it can name a few stand-ins of our own, which note what
-they are given: nothing of NumPy's or torch's is called (a forged element type would make NumPy follow pointers of the
-file's choice), and arrays are made afterwards, from checked shapes. The interpreter is Python's own slow one: the fast
-one obeys five bytes that ask for 32 GB.
+A pickle is a program that names functions and calls them. Here it can name only a few placeholders, which record their
+arguments: no function of NumPy or torch is called (a forged element type would make NumPy dereference pointers from the
+file), and arrays are created afterwards, from validated shapes. The interpreter is Python's slow one: for the C one,
+five bytes are enough to allocate 32 GB.
 """
 
 from __future__ import annotations
@@ -16,66 +16,66 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from rethink_tf.errors import UserError
+from rethink_tf.errors import UserError, in_one_line
 
 _ELEMENTS = {f'{kind}{size}' for kind, sizes in (('f', '248'), ('i', '1248'), ('u', '1248'), ('b', '1'))
              for size in sizes}
-_MAX_DEPTH = 100  # of containers inside containers; a checkpoint has five
+_MAX_DEPTH = 100  # of nested containers; a checkpoint has five
 
 
 class Refused(Exception):
-  """Carries the name of what a pickle may not refer to."""
+  """A pickle refers to something that is not allowed; the message names it."""
 
 
 class Built:
-  """What a pickle may make first and give a state afterwards (`__setstate__`).
+  """Base class of placeholders that a pickle creates first and gives a state afterwards (`__setstate__`).
 
-  One that is no container itself has `finished()`: what it stands for.
+  Unless it is a container itself, `finished()` returns the object that it is replaced by.
   """
 
 
 class _Dtype(Built):
-  """Stand-in of numpy.dtype: numbers only. Python 2 writes 'f4', and the byte order as a state."""
+  """Placeholder of numpy.dtype, for numbers only. Python 2 writes 'f4', and the byte order as a state."""
 
-  def __init__(self, name, *_):
+  def __init__(self, name: Any, *_: Any):
     if not isinstance(name, str) or name not in _ELEMENTS:
       raise Refused(f'elements of type {str(name)[:20]!r}')
     self._name, self._order = name, '<'
 
-  def __setstate__(self, state):
+  def __setstate__(self, state: Any) -> None:
     order = state[1]
     if order not in ('<', '>', '|', '='):
       raise ValueError('byte order')
     self._order = '<' if order == '=' else order
 
-  def finished(self):
+  def finished(self) -> np.dtype:
     return np.dtype(self._order + self._name)
 
 
 class _Array(Built):
-  """Stand-in of numpy.ndarray."""
+  """Placeholder of an instance of numpy.ndarray."""
 
   def __init__(self):
-    self._value = None
+    self._value: np.ndarray | None = None
 
-  def __setstate__(self, state):
+  def __setstate__(self, state: Any) -> None:
     _, shape, dtype, fortran, raw = state
     self._value = _from_bytes(raw, dtype, shape, 'F' if fortran else 'C')
 
-  def finished(self):
+  def finished(self) -> np.ndarray:
     if self._value is None:
       raise ValueError('an array without content')
     return self._value
 
 
 def _encode(text: str, encoding: str = 'latin1') -> bytes:
-  """What protocols below 3 make bytes of; every other codec is refused."""
+  """Placeholder of _codecs.encode, by which protocols below 3 write bytes; other codecs are refused."""
   if encoding not in ('latin1', 'latin-1'):
     raise Refused(f'the codec {str(encoding)[:20]!r}')
   return text.encode('latin1')
 
 
-def _from_bytes(raw, dtype, shape, order):
+def _from_bytes(raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
   if not isinstance(dtype, _Dtype):
     raise ValueError('an array without an element type')
   dtype, raw = dtype.finished(), raw.encode('latin1') if isinstance(raw, str) else raw  # str: Python 2's
@@ -85,16 +85,16 @@ def _from_bytes(raw, dtype, shape, order):
   return np.frombuffer(raw, dtype).reshape(shape, order=order)
 
 
-def _scalar(dtype, raw):
+def _scalar(dtype: Any, raw: Any) -> np.generic:
   return _from_bytes(raw, dtype, (), 'C')[()]
 
 
-def _ndarray():
-  """Stand-in of the class numpy.ndarray, which arrays are made of by name only."""
+def _ndarray() -> None:
+  """Placeholder of the class numpy.ndarray, which pickles of arrays only name."""
   raise ValueError('numpy.ndarray is not called')
 
 
-def _reconstruct(cls, shape, kind):
+def _reconstruct(cls: Any, shape: Any, kind: Any) -> _Array:
   if cls is not _ndarray:
     raise ValueError('an array of another class')
   return _Array()
@@ -112,22 +112,22 @@ ALLOWED = {
 
 
 def load(path: str) -> Any:
-  """The object in a pickle of dictionaries, lists, strings, numbers and arrays; Python 2's strings as latin-1.
+  """Return the object in a pickle of dictionaries, lists, strings, numbers and arrays; Python 2's strings as latin-1.
 
   Raises:
-    UserError: no such file, not a whole pickle, or one that refers to any other class or function.
+    UserError: no such file, not a complete pickle, or one that refers to any other class or function.
   """
   try:
     file = open(path, 'rb')
   except OSError as error:
-    raise UserError(f'{path}: cannot be read ({error.strerror}): give the path of a weight file') from error
+    raise UserError(f'{path}: cannot be read ({in_one_line(error)}): give the path of a weight file') from error
   with file:
     return load_from(file, path)
 
 
 def load_from(file: BinaryIO, path: str, allowed: Mapping[tuple[str, str], Any] = ALLOWED,
               persistent: Callable[[Any], Any] | None = None) -> Any:
-  """The next pickle of an open file; persistent: makes an object of a persistent id. Errors as of `load`."""
+  """Return the object in the next pickle of an open file. persistent: converts persistent ids. Errors as of `load`."""
   try:
     return replaced(_Unpickler(_Bounded(file), allowed, persistent).load(), Built, lambda found: found.finished())
   except Refused as error:
@@ -135,47 +135,47 @@ def load_from(file: BinaryIO, path: str, allowed: Mapping[tuple[str, str], Any] 
                     'arrays') from error
   except UserError:
     raise
-  except Exception as error:  # a damaged pickle raises nearly anything
+  except Exception as error:  # a damaged pickle raises almost any exception
     reason = printable(f'{type(error).__name__}: {error}')[:200]
     raise UserError(f'{path}: not a complete pickle ({reason}): fetch it again') from error
 
 
 def printable(text: str) -> str:
-  """A text from a file as one line that a terminal can be shown."""
+  """Return a text from a file as one line without control characters."""
   return ''.join(letter if letter.isprintable() else '?' for letter in ' '.join(text.split()))
 
 
 def replaced(content: Any, kind: type, replacement: Callable[[Any], Any]) -> Any:
-  """Containers of any depth with replacement(object) in the place of each object of a kind.
+  """Return nested containers with every object of a type replaced by replacement(object).
 
-  A container that occurs in many places is gone through once: by references, a few bytes can mean millions of them.
+  A container that is referred to many times is visited once: a few bytes can refer to one millions of times.
   """
   known: dict[int, Any] = {}
 
-  def go(value, depth):
+  def visit(value: Any, depth: int) -> Any:
     if not isinstance(value, kind | dict | list | tuple):
       return value
     if depth > _MAX_DEPTH:
-      raise ValueError(f'containers inside containers, over {_MAX_DEPTH} deep')
+      raise ValueError(f'containers are nested over {_MAX_DEPTH} deep')
     if id(value) not in known:
       if isinstance(value, dict):
-        known[id(value)] = {key: go(item, depth + 1) for key, item in value.items()}
+        known[id(value)] = {key: visit(item, depth + 1) for key, item in value.items()}
       elif isinstance(value, kind):
         known[id(value)] = replacement(value)
       else:
-        known[id(value)] = type(value)([go(item, depth + 1) for item in value])
+        known[id(value)] = type(value)([visit(item, depth + 1) for item in value])
     return known[id(value)]
-  return go(content, 0)
+  return visit(content, 0)
 
 
 class _Bounded:
-  """A file that is never asked for more than it holds: a length in a pickle is memory before it is read."""
+  """A file that refuses to read beyond its end: for a length in a pickle, memory is allocated before it is read."""
 
   def __init__(self, file: BinaryIO):
     self._file = file
-    place = file.tell()
+    position = file.tell()
     self._end = file.seek(0, os.SEEK_END)
-    file.seek(place)
+    file.seek(position)
     self.readline = file.readline
 
   def read(self, size: int) -> bytes:
@@ -185,56 +185,57 @@ class _Bounded:
 
 
 class _Unpickler(pickle._Unpickler):
-  """Python's own, without what plain data does not need."""
+  """Python's unpickler without the operations that plain data does not need."""
 
   dispatch = dict(pickle._Unpickler.dispatch)
 
-  def __init__(self, file, allowed, persistent):
+  def __init__(self, file: _Bounded, allowed: Mapping[tuple[str, str], Any],
+               persistent: Callable[[Any], Any] | None):
     super().__init__(file, encoding='latin1')
     self._allowed, self._persistent = allowed, persistent
 
-  def find_class(self, module, name):
+  def find_class(self, module: str, name: str) -> Any:
     try:
       return self._allowed[module, name]
     except KeyError:
       raise Refused(f'{str(module)[:60]}.{str(name)[:60]}') from None
 
-  def persistent_load(self, pid):
+  def persistent_load(self, pid: Any) -> Any:
     if self._persistent is None:
-      raise pickle.UnpicklingError('a persistent id where none belongs')
+      raise pickle.UnpicklingError('an unexpected persistent id')
     return self._persistent(pid)
 
-  def _build(self):
-    """A state is for stand-ins alone: set on a function or a class, it would change this process."""
+  def _build(self) -> None:
+    """Set a state on a placeholder only: set on a function or a class, it would change this process."""
     state = self.stack.pop()
     if not isinstance(self.stack[-1], Built):
       raise Refused(f'the state of {type(self.stack[-1]).__name__!r}')
     self.stack[-1].__setstate__(state)
 
-  def _set_item(self):
+  def _set_item(self) -> None:
     value, key = self.stack.pop(), self.stack.pop()
     self._put(key, value)
 
-  def _set_items(self):
+  def _set_items(self) -> None:
     items = self.pop_mark()
     for key, value in zip(items[::2], items[1::2], strict=True):
       self._put(key, value)
 
-  def _new_dict(self):
+  def _new_dict(self) -> None:
     items = self.pop_mark()
     self.append({})
     for key, value in zip(items[::2], items[1::2], strict=True):
       self._put(key, value)
 
-  def _put(self, key, value):
-    # Tuples of tuples of one tuple take for ever to be hashed.
+  def _put(self, key: Any, value: Any) -> None:
+    # Nested tuples that refer to one tuple many times take practically infinite time to hash.
     if not isinstance(key, str | int | bytes):
       raise Refused(f'keys of type {type(key).__name__!r}')
     if not isinstance(self.stack[-1], dict):
-      raise pickle.UnpicklingError('an item of what is no dictionary')
+      raise pickle.UnpicklingError('an item is set on an object that is not a dictionary')
     self.stack[-1][key] = value
 
-  def _refuse(self):
+  def _refuse(self) -> None:
     raise Refused('objects of classes, or sets')
 
   dispatch.update({pickle.BUILD[0]: _build, pickle.SETITEM[0]: _set_item, pickle.SETITEMS[0]: _set_items,

@@ -1,25 +1,35 @@
-"""Pre-trained weights as the start of a run: strict, and only into a model that fits what the file brings."""
+"""Initial weights of a run from a pre-trained file, loaded strictly into a model that must match the file."""
 
 from __future__ import annotations
 
 import fnmatch
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, Union
 
 import gin
 import numpy as np
 import tensorflow as tf
+import tf_keras
 from absl import logging
 
 from rethink_tf.errors import UserError
 from rethink_tf.redaction import redact
 from rethink_tf.weights import detectron2, formats, own, torchvision_vgg
-from rethink_tf.weights.contents import BACKBONE, LINEAR, Contents
+from rethink_tf.weights.contents import BACKBONE, LINEAR, Array, Contents
+from rethink_tf.weights.detectron2 import Entry
+
+if TYPE_CHECKING:
+  from rethink_tf.models.classifier import Classifier
+  from rethink_tf.models.mask_rcnn import MaskRCNN
+
+Model: TypeAlias = Union['MaskRCNN', 'Classifier']
+Backbone: TypeAlias = tf_keras.layers.Layer
+Tables: TypeAlias = tuple[dict[str, Entry], dict[str, Array]]  # of the model and of the file, by the same names
 
 PARTS = ('backbone', 'detector', 'detector_backbone', 'classifier')
-_MODEL_OF = {  # norm of the file -> norms of the model that take it, and what to do otherwise
+_NORMS = {  # norm of the file -> norms of the model that it fits, and the error otherwise
   'bn': (('sync_bn', 'frozen_bn'), 'holds BatchNorm: set NORM = @sync_batch_norm (gin_configs/norms/syncbn.gin), or '
          'freeze it with gin_configs/norms/frozen_bn.gin'),
   'folded': (('frozen_bn',), 'holds folded BatchNorm, which cannot train: set ResNet.norm = @frozen_batch_norm '
@@ -32,33 +42,33 @@ _MODEL_OF = {  # norm of the file -> norms of the model that take it, and what t
 
 
 class Loaded(NamedTuple):
-  """What a run started from."""
+  """Initial weights of a run."""
 
   path: str
   format: str
   licence: str
   sha256: str
   names: list[str]
-  variables: frozenset[int]  # the id of each variable that was loaded
-  step: int = 0  # iteration of its schedule at which the run goes on, for weights that continue another run
+  variables: frozenset[int]  # ids of the variables that were loaded
+  step: int = 0  # iteration at which the run starts its schedule, for weights that continue another run
   progress: dict[str, Any] | None = None  # images, instances and pixels that run had seen
 
   def record(self) -> dict[str, Any]:
-    """What is worth keeping beside a run, for JSON."""
+    """Return what a run folder records, as JSON."""
     return {'path': redact(self.path), 'format': self.format, 'licence': self.licence, 'sha256': self.sha256,
             'arrays': len(self.names)}
 
 
 @gin.register
 class PretrainedWeights:
-  """weights(detector) loads a file into a built detector or classifier; the file's format is recognised.
+  """weights(detector) loads a file into a built detector or classifier; the file's format is detected.
 
   path: a file, a TensorFlow checkpoint or a run folder. part: 'backbone'; 'detector' for a whole trained one;
-  'detector_backbone' for the backbone out of a detector; 'classifier' for a backbone with its fully connected layer.
-  channels ('rgb', 'bgr'), stride_in_1x1: for files that do not tell; they go before what a file tells.
-  new: patterns of the model's names that stay as they are, also where the file has them ('roi_heads.box_predictor.*':
-  other classes). ignore: patterns of names in the file that are left aside.
-  A composite of several backbones (CBNet, section 3) starts each from the same file; its connectors stay new.
+  'detector_backbone' for the backbone of a detector; 'classifier' for a backbone with its fully connected layer.
+  channels ('rgb', 'bgr'), stride_in_1x1: for files that do not record them; they override those of the file.
+  new: patterns of the model's names that are not loaded, even if the file has them ('roi_heads.box_predictor.*':
+  other classes). ignore: patterns of names in the file that are not loaded.
+  A composite of several backbones (CBNet, section 3) loads the same file into each; its connectors are not loaded.
   """
 
   def __init__(self, path: str, part: str = 'backbone', channels: str | None = None, stride_in_1x1: bool | None = None,
@@ -66,30 +76,32 @@ class PretrainedWeights:
     if part not in PARTS:
       raise UserError(f'PretrainedWeights.part = {part!r}: use one of {", ".join(PARTS)}')
     if channels not in ('rgb', 'bgr', None):
-      raise UserError(f"PretrainedWeights.channels = {channels!r}: say 'rgb' or 'bgr', or None where the file tells")
+      raise UserError(f"PretrainedWeights.channels = {channels!r}: use 'rgb' or 'bgr', or None if the file records it")
     if not isinstance(path, str) or not path:
       raise UserError(f'PretrainedWeights.path = {path!r}: name a weight file with --weights=FILE')
     self.path, self.part, self.new, self.ignore = path, part, tuple(new), tuple(ignore)
     self.channels, self.stride_in_1x1 = channels, stride_in_1x1
 
-  def __call__(self, detector: Any) -> Loaded:
-    """Loads all or nothing.
+  def __call__(self, detector: Model) -> Loaded:
+    """Load the file; if anything does not match, nothing is loaded.
 
     Raises:
-      UserError: one line that names the gin binding which makes model and file agree, or the names that differ.
+      UserError: file and model differ: it names the gin binding to set, or the names that differ.
     """
-    contents = self._told(formats.read(self.path))
+    return self._load(self._overridden(formats.read(self.path)), detector)
+
+  def _load(self, contents: Contents, detector: Model) -> Loaded:
     self._check_kind(contents)
     check_model(contents, detector)
     entries, arrays = self._tables(contents, detector)
-    for pattern, names, where in [*((p, {*entries, *arrays}, 'new') for p in self.new),
-                                  *((p, arrays, 'ignore') for p in self.ignore)]:
+    for pattern, names, parameter in [*((p, {*entries, *arrays}, 'new') for p in self.new),
+                                      *((p, arrays, 'ignore') for p in self.ignore)]:
       if not fnmatch.filter(names, pattern):
-        raise UserError(f'PretrainedWeights.{where}: {pattern!r} matches no name: python -m rethink_tf.weights '
-                        f'{self.path} lists those of the file')
+        raise UserError(f'PretrainedWeights.{parameter}: {pattern!r} matches no name: python -m rethink_tf.weights '
+                        f'{self.path} describes the file')
     new = (*self.new, *(name for name in entries if name.startswith('connectors/') and name not in arrays))
     names = detectron2.assign(entries, arrays, self.path, new, self.ignore)
-    loaded = Loaded(self.path, contents.format, contents.licence, sha256(self.path), names,
+    loaded = Loaded(self.path, contents.format, contents.licence, sha256(contents.checkpoint or self.path), names,
                     frozenset(id(entries[name].variable) for name in names))
     for note in contents.notes:
       logging.warning('%s: %s', self.path, note)
@@ -97,23 +109,23 @@ class PretrainedWeights:
                  self.path, contents.format, loaded.sha256[:16], contents.licence)
     return loaded
 
-  def _told(self, contents):
-    """The contents with what the user says about them."""
+  def _overridden(self, contents: Contents) -> Contents:
+    """Return the contents with channels and stride_in_1x1 overridden by the arguments; both must be known then."""
     for name in ('channels', 'stride_in_1x1'):
-      said, told = getattr(self, name), getattr(contents, name)
-      if said is not None and told is not None and said != told:
-        logging.warning('%s: taken as %s = %r, against %r by the file', self.path, name, said, told)
-      if said is not None:
-        contents = contents._replace(**{name: said})
+      argument, recorded = getattr(self, name), getattr(contents, name)
+      if argument is not None and recorded is not None and argument != recorded:
+        logging.warning('%s: %s = %r overrides %r of the file', self.path, name, argument, recorded)
+      if argument is not None:
+        contents = contents._replace(**{name: argument})
     if contents.channels is None:
-      raise UserError(f"{self.path}: does not tell its colour order: set PretrainedWeights.channels = 'bgr' "
+      raise UserError(f"{self.path}: does not record its channel order: set PretrainedWeights.channels = 'bgr' "
                       "(Detectron2's model zoo) or 'rgb' (converted from torchvision)")
     if contents.stride_in_1x1 is None and not contents.own:
-      raise UserError(f'{self.path}: does not tell where its strides are: set PretrainedWeights.stride_in_1x1 = True '
+      raise UserError(f'{self.path}: does not record where its strides are: set PretrainedWeights.stride_in_1x1 = True '
                       "(MSRA's ResNet-50 and 101, and detectors trained from them) or False (all others)")
     return contents
 
-  def _check_kind(self, contents):
+  def _check_kind(self, contents: Contents) -> None:
     wants = 'detector' if self.part.startswith('detector') else 'backbone'
     if contents.kind == wants:
       return
@@ -123,8 +135,8 @@ class PretrainedWeights:
     raise UserError(f"{self.path}: holds a backbone and no detector: set PretrainedWeights.part = 'backbone' (another "
                     'file of gin_configs/init)')
 
-  def _tables(self, contents, detector):
-    """Entries of the model and arrays of the file, by the same names."""
+  def _tables(self, contents: Contents, detector: Model) -> Tables:
+    """Return the entries of the model and the arrays of the file, by the same names."""
     if contents.own:
       if self.part == 'detector' or self.part == 'classifier':
         return own.table(detector), dict(contents.arrays)
@@ -148,15 +160,15 @@ class PretrainedWeights:
     return entries, arrays
 
 
-def single_backbones(contents: Contents, backbone: Any) -> list[Any]:
-  """The backbones that a file's one goes into: all of a composite, unless the file holds a composite itself."""
+def single_backbones(contents: Contents, backbone: Backbone) -> list[Backbone]:
+  """Return the backbones that a file is loaded into: all of a composite, unless the file holds a composite itself."""
   if contents.own and any(name.startswith('backbones/') for name in contents.backbone()):
     return [backbone]
   return list(getattr(backbone, 'backbones', [backbone]))
 
 
-def _in_each(contents, backbone, tables):
-  """tables(backbone) of the only one, or of all together, by names that tell them apart, and of what connects them."""
+def _in_each(contents: Contents, backbone: Backbone, tables: Callable[[Backbone], Tables]) -> Tables:
+  """Return tables(backbone); of a composite, those of all backbones, by unique names, and of the connectors."""
   singles = single_backbones(contents, backbone)
   if singles == [backbone]:
     return tables(backbone)
@@ -169,10 +181,11 @@ def _in_each(contents, backbone, tables):
   return entries, arrays
 
 
-def match_norms(contents: Contents, entries: Mapping[str, Any], arrays: Mapping[str, Any], prefix: str, norm: Any):
-  """(entries, arrays) such that the backbone's norms compute what the file's did.
+def match_norms(contents: Contents, entries: Mapping[str, Entry], arrays: Mapping[str, Array], prefix: str,
+                norm: tf_keras.layers.Layer) -> Tables:
+  """Return entries and arrays with which the backbone's norms compute what the file's did.
 
-  An affine map becomes a frozen BatchNorm of mean 0 and variance 1 - epsilon; variances make up for another epsilon.
+  An affine map becomes a frozen BatchNorm of mean 0 and variance 1 - epsilon; variances compensate for another epsilon.
   """
   entries, arrays = dict(entries), dict(arrays)
   epsilon = getattr(norm, 'epsilon', contents.epsilon)
@@ -185,12 +198,12 @@ def match_norms(contents: Contents, entries: Mapping[str, Any], arrays: Mapping[
       arrays[name] = np.full(entry.variable.shape, 1.0 - epsilon, np.float32)
     elif name.endswith('.norm.running_var') and epsilon != contents.epsilon:
       difference = np.float32(contents.epsilon - epsilon)
-      entries[name] = detectron2.Entry(entry.variable, lambda w, difference=difference: w + difference)
+      entries[name] = Entry(entry.variable, lambda w, difference=difference: w + difference)
   return entries, arrays
 
 
-def norm_kind(norm: Any) -> str:
-  """'none', 'gn', 'sync_bn' or 'frozen_bn' of a built norm layer."""
+def norm_kind(norm: tf_keras.layers.Layer) -> str:
+  """Return 'none', 'gn', 'sync_bn' or 'frozen_bn' for a built norm layer."""
   if getattr(norm, 'gamma', None) is None:
     return 'none'
   if not hasattr(norm, 'moving_mean'):
@@ -198,25 +211,25 @@ def norm_kind(norm: Any) -> str:
   return 'sync_bn' if getattr(norm, 'over_batch', False) else 'frozen_bn'
 
 
-def check_model(contents: Contents, detector: Any) -> None:
-  """Compares what a file brings along with a built detector or classifier.
+def check_model(contents: Contents, detector: Model) -> None:
+  """Compare architecture, norm, strides and pixel normalisation of a file with a built detector or classifier.
 
   Raises:
-    UserError: they differ; the line names the bindings to set.
+    UserError: they differ; it names the binding to set.
   """
   for backbone in single_backbones(contents, detector.backbone):
     _check_backbone(contents, backbone)
   for name in ('pixel_mean', 'pixel_std'):
-    told, has = getattr(contents, name), getattr(detector, name, None)
-    if told is None or has is None:
+    recorded, configured = getattr(contents, name), getattr(detector, name, None)
+    if recorded is None or configured is None:
       continue
-    if not np.allclose(told, has, rtol=1e-3, atol=1e-3):
-      values = tuple(round(float(value), 4) for value in told)
+    if not np.allclose(recorded, configured, rtol=1e-3, atol=1e-3):
+      values = tuple(round(float(value), 4) for value in recorded)
       raise UserError(f'{contents.path}: was trained with another normalisation of pixels: set '
                       f'{type(detector).__name__}.{name} = {values}')
 
 
-def _check_backbone(contents, backbone):
+def _check_backbone(contents: Contents, backbone: Backbone) -> None:
   path = contents.path
   if torchvision_vgg.is_of(contents):
     if not torchvision_vgg.is_vgg(backbone):
@@ -225,10 +238,10 @@ def _check_backbone(contents, backbone):
     return
   if detectron2.is_resnet(backbone) and contents.architecture is not None:
     _check_architecture(contents, backbone)
-    takers, advice = _MODEL_OF[contents.norm]
+    fitting, message = _NORMS[contents.norm]
     kind = norm_kind(backbone.stem.norm)
-    if kind not in takers and not (contents.own and kind.endswith('bn') and contents.norm == 'bn'):
-      raise UserError(f'{path}: {advice}')
+    if kind not in fitting and not (contents.own and kind.endswith('bn') and contents.norm == 'bn'):
+      raise UserError(f'{path}: {message}')
     if contents.stride_in_1x1 is not None and contents.stride_in_1x1 != backbone.stride_in_1x1:
       raise UserError(f'{path}: was trained with strides on the {"1x1" if contents.stride_in_1x1 else "3x3"}: set '
                       f'ResNet.stride_in_1x1 = {contents.stride_in_1x1}')
@@ -237,7 +250,7 @@ def _check_backbone(contents, backbone):
                     '@ResNet()')
 
 
-def _check_architecture(contents, backbone):
+def _check_architecture(contents: Contents, backbone: Backbone) -> None:
   for name, value in contents.architecture._asdict().items():
     if getattr(backbone, name) != value:
       raise UserError(f'{contents.path}: is a {contents.architecture}: set ResNet.{name} = {value} (the model has '
@@ -245,10 +258,9 @@ def _check_architecture(contents, backbone):
 
 
 def sha256(path: str) -> str:
-  """Of a file, or of the files of a checkpoint one after the other, in the order of their names."""
+  """Return the digest of a file, or of the concatenated files of a checkpoint (folder or prefix), sorted by name."""
   if tf.io.gfile.isdir(path):
-    folder = own.newest_step(path)
-    files = [os.path.join(folder, name) for name in tf.io.gfile.listdir(folder)]
+    files = [os.path.join(path, name) for name in tf.io.gfile.listdir(path)]
   else:
     prefix = formats.checkpoint_prefix(path)
     files = [path] if prefix is None else tf.io.gfile.glob(f'{prefix}.index') + tf.io.gfile.glob(f'{prefix}.data-*')

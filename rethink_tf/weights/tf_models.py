@@ -1,77 +1,81 @@
-"""ResNets of tf-models-official: TF2 object checkpoints, whose layers have no names but a number.
+"""ResNets of tf-models-official: TF2 object checkpoints, whose layers are numbered instead of named.
 
 layer_with_weights-0 and -1 are the stem's convolution and norm, every further one is a block with _conv1.._conv3,
-_norm1.._norm3 and, where a stage begins, _shortcut and _norm0.
+_norm1.._norm3 and, in the first block of a stage, _shortcut and _norm0.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
-from rethink_tf.errors import UserError
+from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.storage import checkpoint_index
 from rethink_tf.weights.contents import DETECTRON2_MEAN, TORCH_STD, Contents, Lazy, architecture_of, check_names
 
 _VALUE = '/.ATTRIBUTES/VARIABLE_VALUE'
 _EPSILON = 1e-3
 _NORM = {'gamma': 'weight', 'beta': 'bias', 'moving_mean': 'running_mean', 'moving_variance': 'running_var'}
-_PARTS = {'_conv1': 'conv1', '_conv2': 'conv2', '_conv3': 'conv3', '_shortcut': 'shortcut',
-          '_norm1': 'conv1', '_norm2': 'conv2', '_norm3': 'conv3', '_norm0': 'shortcut'}
+_LAYERS = {'_conv1': 'conv1', '_conv2': 'conv2', '_conv3': 'conv3', '_shortcut': 'shortcut',
+           '_norm1': 'conv1', '_norm2': 'conv2', '_norm3': 'conv3', '_norm0': 'shortcut'}
+
+Reader = Any  # of tf.train.load_checkpoint, whose type has no public name
+Shape = tuple[int, ...]
 
 
-def open_checkpoint(prefix: str, path: str):
-  """(reader, {name without the suffix of values: shape}) of a TensorFlow checkpoint.
+def open_checkpoint(prefix: str, path: str) -> tuple[Reader, dict[str, Shape]]:
+  """Return a reader of a TensorFlow checkpoint and {name of a variable: shape}.
 
   Raises:
     UserError: it cannot be read.
   """
   try:
-    wrong = checkpoint_index.problem(prefix)
-    if wrong:
-      raise ValueError(wrong)
+    problem = checkpoint_index.problem(prefix)
+    if problem:
+      raise ValueError(problem)
     reader = tf.train.load_checkpoint(prefix)
     shapes = reader.get_variable_to_shape_map()
   except (tf.errors.OpError, OSError, ValueError, RuntimeError) as error:
-    reason = ' '.join(str(getattr(error, 'message', None) or error).split())[:200]
-    raise UserError(f'{path}: not a complete TensorFlow checkpoint ({reason}): copy its .index and .data files '
-                    'again') from error
+    raise UserError(f'{path}: not a complete TensorFlow checkpoint ({in_one_line(error)[:200]}): copy its .index and '
+                    '.data files again') from error
   check_names(shapes, path)
   return reader, {name.removesuffix(_VALUE): tuple(shape) for name, shape in shapes.items() if name.endswith(_VALUE)}
 
 
-def tensor(reader, name: str, shape, path: str, axes=None) -> Lazy:
-  """A variable of a checkpoint, read on demand; TensorFlow compares its checksum then."""
-  def read():
+def tensor(reader: Reader, name: str, shape: Shape, path: str, axes: Sequence[int] | None = None) -> Lazy:
+  """Return a variable of a checkpoint, with its axes permuted; it is read, and its checksum compared, on demand."""
+  def read_value() -> np.ndarray:
     try:
       value = reader.get_tensor(name + _VALUE)
     except (tf.errors.OpError, RuntimeError, ValueError, IndexError) as error:  # IndexError: fewer bytes than listed
       raise UserError(f'{path}: {name} cannot be read (checksum or length): copy the checkpoint again') from error
     return value if axes is None else value.transpose(axes)
-  return Lazy(shape if axes is None else [shape[axis] for axis in axes], read)
+  return Lazy(shape if axes is None else [shape[axis] for axis in axes], read_value)
 
 
 def read(prefix: str, path: str) -> Contents:
-  """Contents of a checkpoint of a classifier or a detector with a ResNet backbone: the backbone, and a classifier.
+  """Return the ResNet backbone of a classifier's or a detector's checkpoint.
 
   Raises:
-    UserError: damaged, or its network is none that this reader knows.
+    UserError: damaged, or another network.
   """
   reader, shapes = open_checkpoint(prefix, path)
   root = _root(shapes, path)
   arrays, ignored, stage, block = {}, [], 1, 0
   layers = _layers(shapes, root)
   for number in sorted(layers):
-    parts = layers[number]
     if number > 1:
-      stage, block = (stage + 1, 0) if '_shortcut/kernel' in parts else (stage, block + 1)
-    for part in parts:
-      name, axes = _canonical(number, part, stage, block)
+      stage, block = (stage + 1, 0) if '_shortcut/kernel' in layers[number] else (stage, block + 1)
+    for variable in layers[number]:
+      full = f'{root}layer_with_weights-{number}/{variable}'
+      name, axes = _canonical(number, variable, stage, block)
       if name is None:
-        raise UserError(f'{path}: {root}layer_with_weights-{number}/{part} has no place in a ResNet of bottleneck '
-                        'blocks: ResNet-D stems, squeeze-and-excitation (ResNet-RS) and basic blocks are not read')
-      full = f'{root}layer_with_weights-{number}/{part}'
+        raise UserError(f'{path}: {full} does not belong to a ResNet of bottleneck blocks: ResNet-D stems, '
+                        'squeeze-and-excitation (ResNet-RS) and basic blocks are not supported')
       arrays[name] = tensor(reader, full, shapes[full], path, axes if len(shapes[full]) == 4 else None)
   ignored = [name for name in shapes if not name.startswith(root)]
   notes = ("trained with TensorFlow's padding 'same', which is asymmetric on even sizes: features differ slightly at "
@@ -80,18 +84,18 @@ def read(prefix: str, path: str) -> Contents:
                   False, DETECTRON2_MEAN, TORCH_STD, _EPSILON, 'Apache-2.0 (tf-models-official)', tuple(ignored), notes)
 
 
-def _root(shapes, path):
-  """What stands before layer_with_weights-0: the model, and its backbone if it has one."""
+def _root(shapes: Mapping[str, Shape], path: str) -> str:
+  """Return the prefix of layer_with_weights-0: the path to the model, or to its backbone if it has one."""
   for name in sorted(shapes):
     match = re.fullmatch(r'(.*?/?)layer_with_weights-0/kernel', name)
     if match and not name.startswith('optimizer/') and len(shapes[name]) == 4 and shapes[name][:2] == (7, 7):
       return match[1]
-  raise UserError(f'{path}: no 7x7 convolution layer_with_weights-0, so it is no ResNet of tf-models-official: '
+  raise UserError(f'{path}: no 7x7 convolution layer_with_weights-0, so it is not a ResNet of tf-models-official: '
                   f'{len(shapes)} variables, first {min(shapes, default="none")}')
 
 
-def _layers(shapes, root):
-  """{number: ['_conv1/kernel', …]} of the backbone."""
+def _layers(shapes: Iterable[str], root: str) -> dict[int, list[str]]:
+  """Return {number of a layer: ['_conv1/kernel', …]} of the backbone."""
   layers = {}
   for name in sorted(shapes):
     match = re.fullmatch(r'layer_with_weights-(\d+)/(.+)', name.removeprefix(root)) if name.startswith(root) else None
@@ -100,14 +104,14 @@ def _layers(shapes, root):
   return layers
 
 
-def _canonical(number, part, stage, block):
-  """(Detectron2's name, transposition) of a part of a layer, (None, None) if it belongs to no ResNet."""
-  layer, _, kind = part.rpartition('/')
-  if number == 0 and part == 'kernel':
+def _canonical(number: int, variable: str, stage: int, block: int) -> tuple[str | None, tuple[int, ...] | None]:
+  """Return Detectron2's name of a layer's variable and the permutation of its axes; (None, None) if unknown."""
+  layer, _, kind = variable.rpartition('/')
+  if number == 0 and variable == 'kernel':
     return 'stem.conv1.weight', (3, 2, 0, 1)
-  if number == 1 and part in _NORM:
-    return f'stem.conv1.norm.{_NORM[part]}', None
-  if number > 1 and layer in _PARTS and (kind == 'kernel' or kind in _NORM):
-    place = f'res{stage}.{block}.{_PARTS[layer]}'
-    return (f'{place}.weight', (3, 2, 0, 1)) if kind == 'kernel' else (f'{place}.norm.{_NORM[kind]}', None)
+  if number == 1 and variable in _NORM:
+    return f'stem.conv1.norm.{_NORM[variable]}', None
+  if number > 1 and layer in _LAYERS and (kind == 'kernel' or kind in _NORM):
+    convolution = f'res{stage}.{block}.{_LAYERS[layer]}'
+    return (f'{convolution}.weight', (3, 2, 0, 1)) if kind == 'kernel' else (f'{convolution}.norm.{_NORM[kind]}', None)
   return None, None

@@ -1,8 +1,8 @@
-"""torch's files without torch: what torch.save wrote, in the old container (pickles in a row, then raw storages) and in
-the zip container (data.pkl and data/<key>).
+"""Files of torch.save, read without torch: the legacy format (a sequence of pickles, then raw storages) and the zip
+format (data.pkl and data/<key>).
 
-The pickle is read by an allow-list whose entries of torch are the stand-ins below. Storages are mapped into memory, not
-read; a tensor is a window (offset, size, stride) whose bounds are checked before it is opened.
+The pickle is read by an allow-list, in which the placeholders below replace torch's classes. Storages are mapped into
+memory, not read; a tensor is a view (offset, size, stride) of a storage whose bounds are checked first.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import os
 import struct
 import zipfile
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from rethink_tf.errors import UserError
+from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.weights import pickles
 from rethink_tf.weights.contents import Lazy
 
@@ -34,7 +35,7 @@ STORAGES = {'FloatStorage': '<f4', 'HalfStorage': '<f2', 'BFloat16Storage': 'bfl
 
 @dataclasses.dataclass(frozen=True)
 class StorageType:
-  """Stand-in of torch.FloatStorage and its like."""
+  """Placeholder of torch.FloatStorage and similar classes."""
 
   name: str
 
@@ -46,7 +47,7 @@ class StorageType:
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-  """Raw numbers of the file, by their key."""
+  """A storage of the file, by its key."""
 
   type: StorageType
   key: str
@@ -55,7 +56,7 @@ class Storage:
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-  """A window into a storage: offset, sizes and strides in elements."""
+  """A view of a storage: offset, sizes and strides in elements."""
 
   storage: Storage
   offset: int
@@ -64,22 +65,22 @@ class Tensor:
 
 
 class _OrderedDict(dict, pickles.Built):
-  """Stand-in of collections.OrderedDict, which torch hangs attributes on: they are dropped."""
+  """Placeholder of collections.OrderedDict; attributes that torch sets on it are dropped."""
 
   def __init__(self):
     super().__init__()
 
-  def __setstate__(self, state):
+  def __setstate__(self, state: Any) -> None:
     pass
 
 
-def _rebuild_tensor(storage, offset, size, stride, *_):
+def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
   if not isinstance(storage, Storage):
     raise ValueError('a tensor without a storage')
   return Tensor(storage, offset, tuple(size), tuple(stride))
 
 
-def _rebuild_parameter(data, *_):
+def _rebuild_parameter(data: Any, *_: Any) -> Any:
   return data
 
 
@@ -94,25 +95,25 @@ _ALLOWED = {
 
 
 def load(path: str) -> Any:
-  """The object in a file of torch.save, its tensors as arrays that are read on demand.
+  """Return the object in a file of torch.save, with its tensors as arrays that are read on demand.
 
   Raises:
-    UserError: not a whole file, another byte order, a tensor outside its storage, or a pickle that refers to anything
-      else than tensors and plain containers.
+    UserError: incomplete file, big-endian, a tensor outside its storage, or a pickle that refers to anything but
+      tensors and plain containers.
   """
   try:
     data = np.memmap(path, np.uint8, 'r')
   except (OSError, ValueError) as error:
-    raise UserError(f'{path}: cannot be read ({error}): give the path of a weight file') from error
+    raise UserError(f'{path}: cannot be read ({in_one_line(error)}): give the path of a weight file') from error
   content, storages = (_zip if data[:4].tobytes() == b'PK\x03\x04' else _legacy)(path, data)
-  return pickles.replaced(content, Tensor, lambda tensor: _window(tensor, storages[tensor.storage.key], path))
+  return pickles.replaced(content, Tensor, lambda tensor: _view(tensor, storages[tensor.storage.key], path))
 
 
-def _persistent(path):
-  """Reads persistent ids ('storage', type, key, device, count[, view])."""
+def _persistent(path: str) -> tuple[Callable[[Any], Storage], dict[str, Storage]]:
+  """Return a reader of persistent ids ('storage', type, key, device, count[, view]), and the storages it has read."""
   known = {}
 
-  def make(pid):
+  def make(pid: Any) -> Storage:
     if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != 'storage' or \
         not isinstance(pid[1], StorageType) or not isinstance(pid[2], str) or not _is_count(pid[4]):
       raise ValueError(f'unknown persistent id {str(pid)[:80]}')
@@ -125,14 +126,14 @@ def _persistent(path):
   return make, known
 
 
-def _legacy(path, data):
-  """Five pickles in a row, then for every key its number of elements (int64) and the elements."""
+def _legacy(path: str, data: np.ndarray) -> tuple[Any, dict[str, np.ndarray]]:
+  """Read five pickles, then for every key its number of elements (int64) and the elements."""
   make, known = _persistent(path)
   with open(path, 'rb') as file:
-    def read(persistent=None):
+    def read(persistent: Callable[[Any], Storage] | None = None) -> Any:
       return pickles.load_from(file, path, _ALLOWED, persistent)
     if read() != MAGIC or read() != PROTOCOL:
-      raise UserError(f'{path}: not a file of torch.save as this reader knows it: save the weights again')
+      raise UserError(f'{path}: not a known version of the legacy format of torch.save: save the weights again')
     system = read()
     if not isinstance(system, dict) or system.get('little_endian') is not True:
       raise UserError(f'{path}: written on a big-endian machine: save the weights again on a little-endian one')
@@ -153,8 +154,8 @@ def _legacy(path, data):
   return content, storages
 
 
-def _zip(path, data):
-  """<root>/data.pkl, <root>/data/<key>, <root>/byteorder; everything stored without compression."""
+def _zip(path: str, data: np.ndarray) -> tuple[Any, dict[str, np.ndarray]]:
+  """Read <root>/data.pkl, <root>/data/<key> and <root>/byteorder; everything is stored without compression."""
   try:
     with zipfile.ZipFile(path) as archive:
       entries = {entry.filename: entry for entry in archive.infolist()}
@@ -164,7 +165,7 @@ def _zip(path, data):
                         'file itself')
       root = roots[0]
       if entries[f'{root}data.pkl'].file_size > _MAX_PICKLE:
-        raise UserError(f'{path}: its data.pkl is no list of weights (over {_MAX_PICKLE >> 20} MB)')
+        raise UserError(f'{path}: its data.pkl is not a list of weights (over {_MAX_PICKLE >> 20} MB)')
       if any(entries[name].compress_type != zipfile.ZIP_STORED for name in (f'{root}data.pkl', f'{root}byteorder')
              if name in entries):  # decompressing could take any time and memory
         raise UserError(f'{path}: its data.pkl is compressed: save the weights again with torch.save')
@@ -173,7 +174,7 @@ def _zip(path, data):
         order = file.read(16)
   except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError, KeyError, IndexError,
           OverflowError, MemoryError, struct.error, zlib.error) as error:
-    raise UserError(f'{path}: not a complete zip archive ({" ".join(repr(error).split())}): fetch it again') from error
+    raise UserError(f'{path}: not a complete zip archive ({in_one_line(error)}): fetch it again') from error
   if order != b'little':
     raise UserError(f'{path}: written on a big-endian machine: save the weights again on a little-endian one')
   make, known = _persistent(path)
@@ -196,32 +197,32 @@ def _zip(path, data):
   return content, storages
 
 
-def _window(tensor, raw, path):
+def _view(tensor: Tensor, raw: np.ndarray, path: str) -> Lazy:
+  """Return a tensor as an array, after checking that it lies inside its storage."""
   storage, offset, size, stride = tensor.storage, tensor.offset, tensor.size, tensor.stride
-  sound = len(size) == len(stride) <= 32 and all(map(_is_count, (offset, *size, *stride)))
-  if sound and 0 not in size:
+  valid = len(size) == len(stride) <= 32 and all(map(_is_count, (offset, *size, *stride)))
+  if valid and 0 not in size:
     last = offset + sum((side - 1) * step for side, step in zip(size, stride, strict=True))
-    sound = last < storage.count and math.prod(size) <= storage.count
-  if not sound:
+    valid = last < storage.count and math.prod(size) <= storage.count
+  if not valid:
     raise UserError(f'{path}: a tensor of size {str(size)[:60]} lies outside its storage {storage.key!r}: the file is '
                     'damaged or forged; fetch it again')
   if 0 in size:
     return Lazy(size, lambda: np.zeros(size, np.float32))
 
-  def read():
+  def read() -> np.ndarray:
     values = raw.view(storage.type.dtype)[offset:]
-    window = np.lib.stride_tricks.as_strided(values, size, [step * values.itemsize for step in stride],
-                                             writeable=False)
+    array = np.lib.stride_tricks.as_strided(values, size, [step * values.itemsize for step in stride], writeable=False)
     if storage.type.name == 'BFloat16Storage':
-      return (window.astype('<u4') << 16).view('<f4')
-    return window
+      return (array.astype('<u4') << 16).view('<f4')
+    return array
   return Lazy(size, read)
 
 
-def _is_count(value):
+def _is_count(value: Any) -> bool:
   return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
 
 
-def _truncated(path, key):
-  return UserError(f'{path}: ends before its storage {str(key)[:40]!r} does ({os.path.getsize(path):,} bytes): fetch '
+def _truncated(path: str, key: str) -> UserError:
+  return UserError(f'{path}: ends before its storage {key[:40]!r} does ({os.path.getsize(path):,} bytes): fetch '
                    'it again')

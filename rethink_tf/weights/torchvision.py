@@ -1,12 +1,11 @@
-"""Names of torchvision's ResNets (conv1, bn1, layer1.0.conv1, downsample.0, fc), which WSL, SWSL and timm share."""
+"""ResNets by torchvision's names (conv1, bn1, layer1.0.conv1, downsample.0, fc), which WSL, SWSL and timm share."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
 
-from rethink_tf.weights.contents import DETECTRON2_MEAN, TORCH_STD, Contents, architecture_of, norm_of
+from rethink_tf.weights.contents import DETECTRON2_MEAN, TORCH_STD, Array, Contents, architecture_of, norm_of
 
 _RULES = (
   (re.compile(r'conv1\.weight'), 'stem.conv1.weight'),
@@ -20,12 +19,17 @@ _RULES = (
 _WSL = {8: '32x8d', 16: '32x16d', 32: '32x32d', 48: '32x48d'}
 
 
-def recognizes(names) -> bool:
+def recognizes(names: Collection[str]) -> bool:
+  """Return whether names of arrays are those of a ResNet of torchvision."""
   return 'conv1.weight' in names and 'layer1.0.conv1.weight' in names
 
 
-def contents(arrays: Mapping[str, Any], path: str, container: str) -> Contents:
-  """Contents of a state dict; a name that torchvision does not have stays as it is, for the loader to refuse."""
+def contents(arrays: Mapping[str, Array], path: str, container: str) -> Contents:
+  """Return the contents of a state dict; unknown names are kept, for the loader to refuse.
+
+  Raises:
+    UserError: not a ResNet of bottleneck blocks.
+  """
   converted, ignored = {}, []
   for name, array in arrays.items():
     if name.endswith('num_batches_tracked'):
@@ -33,17 +37,17 @@ def contents(arrays: Mapping[str, Any], path: str, container: str) -> Contents:
     else:
       converted[canonical(name)] = array
   architecture = architecture_of(converted, path)
-  notes = ['mean and standard deviation are torchvision\'s: the file does not tell them']
+  notes = ('mean and standard deviation are torchvision\'s: they are not in the file',)
   licence = 'BSD-3-Clause for torchvision\'s own weights'
   if architecture.depth == 101 and architecture.groups == 32 and architecture.width_per_group in _WSL:
     licence += '; CC BY-NC 4.0 (no commercial use) for the WSL and SWSL weights of this architecture'
   return Contents(path, f'torchvision names in {container}', 'backbone', converted, norm_of(list(converted)),
                   architecture, 'rgb', False, DETECTRON2_MEAN, TORCH_STD, licence=licence, ignored=tuple(ignored),
-                  notes=tuple(notes))
+                  notes=notes)
 
 
 def canonical(name: str) -> str:
-  """layer1.0.bn2.weight -> res2.0.conv2.norm.weight."""
+  """Return Detectron2's name: layer1.0.bn2.weight -> res2.0.conv2.norm.weight."""
   for rule, replacement in _RULES:
     if rule.fullmatch(name):
       name = rule.sub(replacement, name)

@@ -1,4 +1,4 @@
-"""Memory read off graphs: layers counted by hand, aliases once, nothing allocated."""
+"""Memory counted in graphs: layers by hand, aliases once, nothing allocated."""
 
 import functools
 import resource
@@ -25,7 +25,7 @@ MAP = 8 * 8 * 4 * 4  # bytes of a float32 [1, 8, 8, 4]
 
 
 class Chain(tf_keras.layers.Layer):
-  """Layers one after the other."""
+  """A sequence of layers."""
 
   def __init__(self, *layers):
     super().__init__()
@@ -52,32 +52,32 @@ def of(*layers):
 
 
 def test_a_convolution_keeps_its_input_and_a_relu_its_output():
-  """The first one's input is the photograph, which does not count."""
+  """The input of the first one is the image, which is not counted."""
   assert of(conv).activations == 0
   assert of(conv, conv).activations == MAP
   relu = functools.partial(tf_keras.layers.Activation, 'relu')
-  assert of(conv, relu, conv).activations == MAP  # one tensor that both of them read
+  assert of(conv, relu, conv).activations == MAP  # one tensor, read by both
   assert of(conv, relu, conv, relu).activations == 2 * MAP
 
 
-def test_a_reshape_is_the_same_memory():
-  def there_and_back():
+def test_a_reshape_shares_memory():
+  def reshaped():
     return tf_keras.layers.Lambda(lambda x: tf.reshape(tf.reshape(x, [1, -1]), tf.shape(x)))
-  assert of(conv, there_and_back, conv).activations == MAP
+  assert of(conv, reshaped, conv).activations == MAP
 
 
 def test_a_grouped_convolution_keeps_its_input_once():
-  """tf_keras wraps it into a function, through which its input comes out again."""
+  """tf_keras wraps it in a function, which returns its input too."""
   relu = functools.partial(tf_keras.layers.Activation, 'relu')
   assert of(conv, relu, functools.partial(conv, groups=2)).activations == MAP
 
 
-def test_group_norm_keeps_its_input_and_two_numbers_a_channel():
+def test_group_norm_keeps_its_input_and_two_numbers_per_channel():
   norm = functools.partial(group_norm, 'norm', groups=2)
   assert of(conv, norm).activations == MAP + 2 * 4 * 4
 
 
-def test_sync_batch_norm_keeps_its_input_and_a_few_numbers_a_channel():
+def test_sync_batch_norm_keeps_its_input_and_a_few_numbers_per_channel():
   kept = of(conv, functools.partial(sync_batch_norm, 'norm')).activations
   assert MAP <= kept <= MAP + 4 * 4 * 4
 
@@ -86,29 +86,29 @@ def test_fixed_memory_is_values_gradients_and_velocities():
   kernel = 3 * 3 * 4 * 4
   assert of(conv)[:2] == (kernel, 3 * 4 * kernel)
   norm = functools.partial(sync_batch_norm, 'norm')
-  assert of(conv, norm)[:2] == (kernel + 8, 3 * 4 * (kernel + 8) + 4 * 8)  # moving statistics are values alone
+  assert of(conv, norm)[:2] == (kernel + 8, 3 * 4 * (kernel + 8) + 4 * 8)  # moving statistics: no gradient
 
   def frozen():
     layer = conv()
     layer.trainable = False
     return layer
   assert of(frozen, conv) == (kernel, 4 * kernel + 3 * 4 * kernel, MAP)
-  assert of(frozen, frozen, conv).activations == MAP  # nothing is kept for what gets no gradient
+  assert of(frozen, frozen, conv).activations == MAP  # nothing is kept for layers without gradient
 
 
 def test_mixed_precision_keeps_half_as_much_and_a_copy_of_each_kernel(bfloat16):
   relu = functools.partial(tf_keras.layers.Activation, 'relu')
   kernel = 3 * 3 * 4 * 4
-  # The photograph too is copied to 16 bit, and the first kernel's gradient reads it.
+  # The image is cast to 16 bit, too, and the gradient of the first kernel reads it.
   assert of(conv, relu, conv) == (2 * kernel, 2 * 3 * 4 * kernel + 2 * 2 * kernel, 2 * MAP // 2)
   shared = conv()
 
-  def again():
+  def twice():
     return tf_keras.layers.Lambda(lambda x: shared(shared(x)))
-  assert of(lambda: shared, again).fixed == 3 * 4 * kernel + 2 * kernel  # one copy, not three
+  assert of(lambda: shared, twice).fixed == 3 * 4 * kernel + 2 * kernel  # one copy, not three
 
 
-def test_recomputation_keeps_the_input_of_a_block_and_does_its_work_twice():
+def test_recomputation_keeps_the_input_of_a_block_and_computes_it_twice():
   class Block(tf_keras.layers.Layer):
     def __init__(self, recompute):
       super().__init__()
@@ -122,14 +122,14 @@ def test_recomputation_keeps_the_input_of_a_block_and_does_its_work_twice():
       return recomputed(block)(x) if self.recompute else block(x)
 
   one = 8 * 8 * 4 * 4 * 9
-  plain, again = (activations.of_step(lambda r=r: Chain(conv(), Block(r)), total, SPEC) for r in (False, True))
-  assert plain[0].activations == 4 * MAP and again[0].activations <= 2 * MAP
-  assert plain[0][:2] == again[0][:2]
-  assert plain[1].forward == again[1].forward == 4 * one and again[1].all - plain[1].all == 3 * one
+  plain, recomputing = (activations.of_step(lambda r=r: Chain(conv(), Block(r)), total, SPEC) for r in (False, True))
+  assert plain[0].activations == 4 * MAP and recomputing[0].activations <= 2 * MAP
+  assert plain[0][:2] == recomputing[0][:2]
+  assert plain[1].forward == recomputing[1].forward == 4 * one and recomputing[1].all - plain[1].all == 3 * one
 
 
 def test_a_detector():
-  """The whole train step is traced; a second image costs as much as the first; multiply-adds are complexity's."""
+  """Memory is proportional to the images; parameters and multiply-adds equal those of complexity.py."""
   def make():
     model = tiny.detector()
     model.xla = True
@@ -154,6 +154,6 @@ def test_nothing_is_allocated():
   assert 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) < 0.5e9
 
 
-def test_unknown_shapes_are_not_guessed():
+def test_unknown_shapes_are_an_error():
   with pytest.raises(ValueError, match='not static'):
     activations.of_training(lambda: Chain(conv(), conv()), total, Images(tf.TensorSpec([None, 8, 8, 4]), SPEC[1]))

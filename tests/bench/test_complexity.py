@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds against published figures and counts by hand; nothing is allocated."""
+"""Parameters and multiply-adds against published numbers and counts by hand; nothing is allocated."""
 
 import resource
 import subprocess
@@ -25,7 +25,7 @@ GFLOPS = {'ResNeXt-101 32x48d': 306, 'ResNeXt-101 32x32d': 174, 'ResNeXt-101 32x
 
 @pytest.fixture(scope='module')
 def counted():
-  """The costs of all classifiers, and by how much counting them raised this process's peak memory, in bytes."""
+  """The costs of all classifiers, and the increase of this process's peak memory by counting them, in bytes."""
   before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   costs = complexity.classifier_costs()
   return costs, 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
@@ -69,21 +69,21 @@ def test_single_layers(make, shape, expected):
   assert complexity.count(make, shape) == expected
 
 
-def test_a_transposed_convolution_with_stride_2_meets_each_input_once():
-  """2 x 2 at stride 2: every output pixel comes from one input pixel."""
+def test_multiply_adds_of_a_transposed_convolution_with_stride_2():
+  """2 x 2 at stride 2: every output pixel depends on one input pixel."""
   cost = complexity.count(lambda: tf_keras.layers.Conv2DTranspose(1, 2, 2, use_bias=False), [1, 4, 4, 1])
   assert cost == (4, 8 * 8)
 
 
-def test_group_norm_costs_no_multiply_adds_but_has_parameters():
+def test_norms_have_parameters_but_no_multiply_adds():
   batch, group = (complexity.count(lambda norm=norm: ResNet(14, norm=norm), [1, 64, 64, 3])
                   for norm in (sync_batch_norm, group_norm))
   plain = complexity.count(lambda: ResNet(14, norm=no_norm), [1, 64, 64, 3])
   assert batch == group and batch.multiply_adds == plain.multiply_adds
-  assert batch.parameters > plain.parameters  # a bias in place of gamma and beta
+  assert batch.parameters > plain.parameters  # without a norm: biases in place of gamma and beta
 
 
-def test_parts_of_a_detector_add_up():
+def test_components_of_a_detector_add_up():
   costs = complexity.count_detector(tiny.detector, 64, 96)
   assert list(costs) == ['backbone', 'fpn', 'rpn', 'box head', 'mask head', 'total']
   model = tiny.detector()
@@ -102,9 +102,8 @@ def test_parts_of_a_detector_add_up():
   assert list(without) == ['backbone', 'fpn', 'rpn', 'box head', 'total']
 
 
-
-@pytest.mark.parametrize('name, part, parameters', [
-  # two networks, their connectors without bias (the count of CBNet's code), gamma and beta of these
+@pytest.mark.parametrize('name, component, parameters', [
+  # two networks, their connectors without bias (as counted by CBNet's code) and gamma and beta of these
   ('Mask R-CNN CBNet dual R50-FPN', 'backbone', 2 * 23_508_032 + 2_768_896 + 2 * (64 + 256 + 512 + 1024)),
   # two further heads of four convolutions with a norm and fc1, 81 scores and 4 deltas each
   ('Cascade Mask R-CNN R50-FPN', 'cascade',
@@ -114,11 +113,11 @@ def test_parts_of_a_detector_add_up():
    (256 * 9 + 1) * 512 + 7 * (512 * 9 + 1) * 512 + 512 * 17 * 16 + 17),
   ('Faster R-CNN VGG-16, one level, no norm', 'backbone', 14_714_688),  # torchvision's `features`
 ])
-def test_parts_of_further_systems(name, part, parameters):
-  assert complexity.count_detector(complexity.DETECTORS[name])[part].parameters == parameters
+def test_components_of_further_systems(name, component, parameters):
+  assert complexity.count_detector(complexity.DETECTORS[name])[component].parameters == parameters
 
 
-def test_unknown_shapes_are_not_guessed():
+def test_unknown_shapes_are_an_error():
   with tf.Graph().as_default():
     layer = tf_keras.layers.Conv2D(3, 1)
     layer(tf.compat.v1.placeholder(tf.float32, [None, 4, 4, 3]))
@@ -145,7 +144,7 @@ print(size, (peak() - before) / size, std)
 
 @pytest.mark.slow
 def test_the_largest_is_not_allocated_twice():
-  """ResNeXt-101 32x48d, 3.3 GB: variables are made one by one, each with its own initial value and no more."""
+  """ResNeXt-101 32x48d, 3.3 GB: no second copy of the variables exists while they are initialised."""
   result = subprocess.run([sys.executable, '-c', LARGEST], capture_output=True, text=True, timeout=1800)
   assert result.returncode == 0, result.stderr
   size, ratio, std = map(float, result.stdout.split())

@@ -1,11 +1,11 @@
-"""Where the time of a step is counted."""
+"""The component that each operation of a step belongs to."""
 
 import pytest
 
 from rethink_tf.bench import detectors
 
 
-@pytest.mark.parametrize('operation, part', [
+@pytest.mark.parametrize('operation, component', [
   ('mask_rcnn/backbone/res2_0/conv1/conv/Conv2D:_MklNativeConv2D', 'backbone'),
   ('gradient_tape/mask_rcnn/backbone/stem/conv/Conv2D/Conv2DBackpropFilter:_MklNativeConv2D', 'backbone'),
   ('mask_rcnn/backbone/res2_0/conv1/norm/ReadVariableOp:ReadVariableOp', 'norms'),
@@ -17,5 +17,5 @@ from rethink_tf.bench import detectors
   ('SGD/ResourceApplyMomentum_32:ResourceApplyMomentum', 'optimizer'),
   ('add_7:AddV2', 'the rest'),
 ])
-def test_operations_are_counted_with_the_part_that_names_them(operation, part):
-  assert detectors.part_of(operation) == part
+def test_component_of_an_operation(operation, component):
+  assert detectors.component_of(operation) == component

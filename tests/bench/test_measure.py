@@ -1,4 +1,4 @@
-"""Timing in turns."""
+"""Timing of alternating functions, memory, and peak rates."""
 
 import os
 import pathlib
@@ -14,11 +14,11 @@ from rethink_tf.bench import measure
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def test_everything_is_called_once_a_round_and_in_turns():
+def test_functions_are_called_once_per_round_in_a_rotating_order():
   calls = []
   timings = measure.in_turns({'a': lambda: calls.append('a'), 'b': lambda: calls.append('b')}, rounds=4, warm_up=2)
   assert calls.count('a') == calls.count('b') == 6
-  assert {tuple(calls[i:i + 2]) for i in range(0, 12, 2)} == {('a', 'b'), ('b', 'a')}  # nobody is always first
+  assert {tuple(calls[i:i + 2]) for i in range(0, 12, 2)} == {('a', 'b'), ('b', 'a')}  # none is always first
   assert all(t.rounds == 4 and t.fastest <= t.median <= t.slowest for t in timings.values())
 
 
@@ -47,7 +47,7 @@ def test_tensors_are_waited_for():
 
 MEMORY = '''
 import tensorflow as tf
-from rethink_tf.benchmarks import measure
+from rethink_tf.bench import measure
 
 call = lambda megabytes: tf.reduce_sum(tf.ones([megabytes, 2**18]) + 1.0)
 held = tf.ones([30, 2**18])
@@ -56,18 +56,18 @@ print(*(measure.memory_growth(lambda: call(megabytes)) for megabytes in (20, 60)
 '''
 
 
-def test_memory_growth_is_what_a_call_has_in_use_at_its_peak():
-  """In a process with oneDNN, whose allocator counts."""
+def test_memory_growth_is_the_peak_that_a_call_adds():
+  """In a process with oneDNN, whose allocator keeps statistics."""
   ran = subprocess.run([sys.executable, '-c', MEMORY], cwd=ROOT, capture_output=True, text=True,
                        env={**os.environ, 'TF_ENABLE_ONEDNN_OPTS': '1', 'PYTHONPATH': str(ROOT)})
   assert ran.returncode == 0, ran.stderr
   if 'None' in ran.stdout:
-    pytest.skip('the allocator of this build keeps no count')
+    pytest.skip('the allocator of this build keeps no statistics')
   small, large, none = map(float, ran.stdout.split())
   assert large - small == pytest.approx(80, rel=0.2) and none < 1  # a tensor and its sum, in chunks of the allocator
 
 
-def test_memory_growth_is_none_where_it_cannot_be_told(monkeypatch):
+def test_memory_growth_is_none_without_statistics(monkeypatch):
   def refuse(device):
     raise ValueError(f'no statistics of {device}')
 
@@ -75,7 +75,7 @@ def test_memory_growth_is_none_where_it_cannot_be_told(monkeypatch):
   assert measure.memory_growth(lambda: None) is None
 
 
-def test_peaks_are_plausible(monkeypatch):
+def test_peak_rate_and_memory_are_plausible(monkeypatch):
   monkeypatch.setattr(measure, 'PEAK_SIDE', 256)
   assert 0.1 < measure.matmul_peak(rounds=1) < 1e5
   assert measure.peak_memory() > 50

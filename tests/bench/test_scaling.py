@@ -1,4 +1,4 @@
-"""The page: its schedules against the paper's rule, its rows against figures computed by hand."""
+"""The page of estimates: schedules against the paper's rule, rows against numbers computed by hand."""
 
 import pytest
 
@@ -18,15 +18,15 @@ def page():
 
 
 def rows(page, *cells):
-  """Cells of the only row that begins with these."""
+  """Cells of the only row that begins with `cells`."""
   found = [line for line in page.splitlines() if line.startswith(f'| {" | ".join(cells)} |')]
   assert len(found) == 1, cells
   return [cell.strip() for cell in found[0].strip('|').split('|')]
 
 
-def test_it_says_what_it_is(page):
-  assert page.startswith('# On many devices: derived, not measured')
-  assert 'No GPU and no TPU was there' in page and 'assumption' in page
+def test_the_page_states_that_nothing_was_measured(page):
+  assert page.startswith('# Many devices: estimates')
+  assert 'Nothing was measured on a GPU or TPU' in page and 'assumption' in page
 
 
 @pytest.mark.parametrize('batch, rate, points', [
@@ -65,6 +65,3 @@ def test_tables_are_rectangular(page):
       assert above.count('|') == line.count('|'), line
   assert all(len(line) <= 120 for line in lines if not line.startswith(('|', 'Written')))
 
-
-def test_a_table():
-  assert scaling.table(['a', 'b'], [[1, 'x']]) == '| a | b |\n| --- | --- |\n| 1 | x |'

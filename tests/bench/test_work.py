@@ -1,4 +1,4 @@
-"""Floating-point operations read off a graph, against the arithmetic of the layers."""
+"""Floating-point operations counted in a graph, against the arithmetic of the layers."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def test_matrix_products(transpose):
   assert work.gflop(graph, 0) * 1e9 == pytest.approx(3 * 2 * 4 * 5 * 6)
 
 
-def test_what_is_not_static_is_given():
+def test_dimensions_that_are_not_static_are_given():
   graph = tf.function(lambda a, b: tf.matmul(a, b)).get_concrete_function(
     tf.TensorSpec([None, 6]), tf.TensorSpec([6, 5])).graph
   assert work.gflop(graph, 7) * 1e9 == pytest.approx(2 * 7 * 6 * 5)
@@ -58,10 +58,10 @@ def test_micro_batches_multiply_the_work_and_the_mask_head_counts_its_rois():
 
   trainer, whole = counted(1)
   _, halves = counted(2)
-  # Two halves do the work of the whole, but for the RoIs of the mask head, which fill up multiples of eight.
+  # Equal but for the RoIs of the mask head, whose number is rounded up to a multiple of eight.
   assert np.isclose(whole, halves, rtol=0.2) and whole > 0
   batch = tiny.batch(2)
   forward = tf.function(trainer.predict_step, autograph=False).get_concrete_function(batch).graph
   without_masks = work.gflop(forward, 0)
-  assert 0 < without_masks < whole / 2  # the other direction costs twice the forward pass
+  assert 0 < without_masks < whole / 2  # backward costs twice as much as forward
   assert work.predict_step(trainer, batch) > without_masks

@@ -1,4 +1,4 @@
-"""Run folders as training leaves them, with detections whose AP is known."""
+"""Run folders with detections of known AP."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ResNet.norm = @group_norm
 
 
 def truth(images: int = 200) -> dict:
-  """One object an image, of two categories in turn."""
+  """Ground truth with one object per image, of two categories in turn."""
   return {
     'images': [{'id': 10 + i, 'height': 100, 'width': 100} for i in range(images)],
     'categories': [{'id': 3, 'name': 'a'}, {'id': 7, 'name': 'b'}],
@@ -38,16 +38,17 @@ def truth(images: int = 200) -> dict:
                      'iscrowd': 0} for i in range(images)]}
 
 
-def detections(gt: dict, found: np.ndarray, score: float = 0.9) -> list[dict]:
-  """The right box in every image of `found`, a wrong one of lower score in the others."""
+def detections(gt: dict, detected: np.ndarray, score: float = 0.9) -> list[dict]:
+  """A correct box in each image of `detected`, a wrong one of lower score in the others."""
   return [{'image_id': a['image_id'], 'category_id': a['category_id'], 'score': score if right else 0.1,
-           'bbox': a['bbox'] if right else [60, 60, 20, 20]} for a, right in zip(gt['annotations'], found, strict=True)]
+           'bbox': a['bbox'] if right else [60, 60, 20, 20]}
+          for a, right in zip(gt['annotations'], detected, strict=True)]
 
 
-def write(folder: pathlib.Path, found: np.ndarray, k: float = 1, init: str | None = None, seed: int = 0,
+def write(folder: pathlib.Path, detected: np.ndarray, k: float = 1, init: str | None = None, seed: int = 0,
           rate: float = 0.02, images: int = 400, save: bool = True) -> str:
-  """A run that has seen `images` images and found the objects of the images in `found`; its box AP is their share."""
-  gt = truth(len(found))
+  """Write a run trained on `images` images that detects the objects of the images in `detected`; AP is their share."""
+  gt = truth(len(detected))
   folder.mkdir(parents=True)
   (folder / 'config.gin').write_text(CONFIG.format(k=k, init='@PretrainedWeights()' if init else 'None', seed=seed,
                                                    rate=rate))
@@ -58,19 +59,36 @@ def write(folder: pathlib.Path, found: np.ndarray, k: float = 1, init: str | Non
   for step in (1, steps // 2, steps):
     lines.append({'kind': 'train', 'step': step, 'images': 4 * step, 'instances': 12 * step, 'pixels': 40_000 * step,
                   'seconds': float(step), 'loss/total': 3.0 / step, 'learning_rate': rate})
-  ap = 100 * float(np.mean(found))
+  ap = 100 * float(np.mean(detected))
   lines += [{'kind': 'eval', 'step': steps // 2, 'box/AP': ap / 2}, {'kind': 'eval', 'step': steps, 'box/AP': ap,
                                                                     'box/APs': -1, 'box/APm': ap, 'box/APl': -1}]
   (folder / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
   if save:
     (folder / f'eval/step-{steps:08d}').mkdir(parents=True)
     (folder / f'eval/step-{steps:08d}/ground_truth.json').write_text(json.dumps(gt))
-    (folder / f'eval/step-{steps:08d}/bbox.json').write_text(json.dumps(detections(gt, found)))
+    (folder / f'eval/step-{steps:08d}/bbox.json').write_text(json.dumps(detections(gt, detected)))
   return str(folder)
 
 
 def share(of: int, images: int = 200, seed: int = 0) -> np.ndarray:
-  """A mask with `of` of the images, drawn."""
-  found = np.zeros(images, bool)
-  found[np.random.default_rng(seed).permutation(images)[:of]] = True
-  return found
+  """Return a mask with `of` of the images, drawn at random."""
+  detected = np.zeros(images, bool)
+  detected[np.random.default_rng(seed).permutation(images)[:of]] = True
+  return detected
+
+
+HALF = share(100)
+
+
+def worse(by: int) -> np.ndarray:
+  """Return HALF without `by` of its images."""
+  detected = HALF.copy()
+  detected[np.flatnonzero(detected)[:by]] = False
+  return detected
+
+
+def better(by: int) -> np.ndarray:
+  """Return HALF with `by` more images."""
+  detected = HALF.copy()
+  detected[np.flatnonzero(~detected)[:by]] = True
+  return detected

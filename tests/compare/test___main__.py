@@ -1,4 +1,4 @@
-"""The door: run folders on the command line, options, one-line errors."""
+"""The command: run folders as arguments, flags, one-line errors."""
 
 import subprocess
 import sys
@@ -6,16 +6,16 @@ import sys
 from tests.compare.fake_runs import share, write
 
 
-def door(*arguments):
+def command(*arguments):
   return subprocess.run([sys.executable, '-m', 'rethink_tf.compare', *arguments], capture_output=True, text=True)
 
 
-def test_two_runs_and_then_a_folder_that_is_none(tmp_path):
+def test_two_runs_and_a_missing_folder(tmp_path):
   paths = [write(tmp_path / 's', share(60), k=6), write(tmp_path / 'p', share(100), k=2, init='w.pkl')]
-  done = door(*paths, f'--output={tmp_path}/out', '--draws=20')
+  done = command(*paths, f'--output={tmp_path}/out', '--draws=20')
   assert done.returncode == 0, done.stderr
   assert 'Scratch does not catch up by 6x' in done.stdout
   assert f'report: {tmp_path}/out/index.html' in done.stdout
-  failed = door(str(tmp_path / 'nowhere'))
+  failed = command(str(tmp_path / 'nowhere'))
   assert failed.returncode == 1 and failed.stderr.strip() == (
     f'error: no run folder at {tmp_path}/nowhere: check --model_dir')

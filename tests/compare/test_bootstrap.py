@@ -1,4 +1,4 @@
-"""AP from matches equals the metric's, weights equal copies, and intervals hold what they should."""
+"""AP from matches equals COCO's, a weight equals copies of an image, intervals have the expected width."""
 
 import copy
 
@@ -10,7 +10,7 @@ from rethink_tf.evaluation import coco_metrics
 
 
 def scene(seed=0, images=30, categories=3):
-  """Ground truth with crowds and detections of all kinds: right, loose, doubled, wrong, equal in score."""
+  """Ground truth with crowds, and detections that are correct, shifted, duplicate, wrong or equal in score."""
   noise = np.random.default_rng(seed)
   gt = {'images': [{'id': 5 * i + 1, 'height': 200, 'width': 200} for i in range(images)],
         'categories': [{'id': 2 * c + 1, 'name': f'c{c}'} for c in range(categories)], 'annotations': []}
@@ -31,18 +31,18 @@ def scene(seed=0, images=30, categories=3):
 
 @pytest.mark.parametrize('backend', ['hotcoco', 'pycocotools'])
 @pytest.mark.parametrize('seed', [0, 1])
-def test_all_weights_one_give_the_metrics_ap(seed, backend):
+def test_weights_of_one_give_cocos_ap(seed, backend):
   gt, results = scene(seed)
-  expected = coco_metrics.evaluate(gt, results, 'bbox', 'pycocotools').figures['AP']
-  table = matching.table(gt, results, 'bbox', backend)
-  found = bootstrap.average_precision(table, np.ones((2, len(gt['images']))))
-  np.testing.assert_allclose(found, 100 * expected, rtol=1e-12)
+  expected = coco_metrics.evaluate(gt, results, 'bbox', 'pycocotools').metrics['AP']
+  table = matching.match_detections(gt, results, 'bbox', backend)
+  ap = bootstrap.average_precision(table, np.ones((2, len(gt['images']))))
+  np.testing.assert_allclose(ap, 100 * expected, rtol=1e-12)
 
 
-def test_a_weight_of_two_is_the_same_photograph_twice():
+def test_a_weight_equals_copies_of_an_image():
   gt, results = scene(2)
   for result in results:
-    result['score'] = float(result['score'] + 1e-6 * results.index(result))  # copies are ordered among themselves alone
+    result['score'] = float(result['score'] + 1e-6 * results.index(result))  # no ties except between copies
   weights = np.random.default_rng(3).integers(0, 3, len(gt['images']))
   copies = {'images': [], 'annotations': [], 'categories': gt['categories']}
   detections = []
@@ -53,55 +53,56 @@ def test_a_weight_of_two_is_the_same_photograph_twice():
       copies['annotations'] += [{**copy.deepcopy(a), 'image_id': new} for a in gt['annotations']
                                 if a['image_id'] == image['id']]
       detections += [{**r, 'image_id': new} for r in results if r['image_id'] == image['id']]
-  expected = coco_metrics.evaluate(copies, detections, 'bbox').figures['AP']
-  found = bootstrap.average_precision(matching.table(gt, results, 'bbox'), weights[None])
-  np.testing.assert_allclose(found, 100 * expected, rtol=1e-12)
+  expected = coco_metrics.evaluate(copies, detections, 'bbox').metrics['AP']
+  ap = bootstrap.average_precision(matching.match_detections(gt, results, 'bbox'), weights[None])
+  np.testing.assert_allclose(ap, 100 * expected, rtol=1e-12)
 
 
 def test_without_detections_ap_is_zero_and_without_objects_there_is_none():
   gt, _ = scene(0)
-  table = matching.table(gt, [], 'bbox')
+  table = matching.match_detections(gt, [], 'bbox')
   assert bootstrap.average_precision(table, np.ones((1, 30))).tolist() == [0.0]
   assert np.isnan(bootstrap.average_precision(table, np.zeros((1, 30)))).all()
 
 
-def test_draws_choose_as_many_photographs_as_there_are():
+def test_draws_are_as_many_images_as_evaluated():
   weights = bootstrap.draw_weights(40, 500, 0)
   assert weights.shape == (500, 40) and (weights.sum(1) == 40).all()
   assert abs(weights.mean(0) - 1).max() < 0.25
   np.testing.assert_array_equal(weights, bootstrap.draw_weights(40, 500, 0))
 
 
-def test_a_run_against_itself_differs_by_nothing_in_every_draw():
-  table = matching.table(*scene(0), 'bbox')
-  found = bootstrap.paired_difference([table], [table], draws=50)
-  assert (found.value, found.low, found.high) == (0.0, 0.0, 0.0)
+def test_a_run_does_not_differ_from_itself_in_any_draw():
+  table = matching.match_detections(*scene(0), 'bbox')
+  interval = bootstrap.paired_difference([table], [table], draws=50)
+  assert (interval.value, interval.low, interval.high) == (0.0, 0.0, 0.0)
 
 
-def test_the_interval_is_about_right_for_a_mean_of_coins():
-  """Each image has one object that is found or not, so that AP is nearly a share, whose error is known."""
+def test_width_of_the_interval_for_independent_images():
+  """With one object per image, AP is nearly a proportion, whose standard error is known."""
   from tests.compare.fake_runs import detections, share, truth
   gt = truth(400)
   for annotation in gt['annotations']:
     annotation['category_id'] = 3
-  tables = [matching.table(gt, detections(gt, share(of, 400, seed)), 'bbox') for of, seed in ((240, 1), (200, 2))]
-  found = bootstrap.paired_difference(tables[:1], tables[1:], draws=400)
-  width = 1.96 * 100 * np.sqrt((0.6 * 0.4 + 0.5 * 0.5) / 400)  # unpaired draws: independent coins
-  assert abs(found.value - 10) < 0.6  # recall is read at 101 points
-  assert found.low < found.value < found.high
-  assert abs((found.high - found.low) / 2 / width - 1) < 0.2
+  tables = [matching.match_detections(gt, detections(gt, share(of, 400, seed)), 'bbox')
+            for of, seed in ((240, 1), (200, 2))]
+  interval = bootstrap.paired_difference(tables[:1], tables[1:], draws=400)
+  width = 1.96 * 100 * np.sqrt((0.6 * 0.4 + 0.5 * 0.5) / 400)  # independent runs
+  assert abs(interval.value - 10) < 0.6  # recall is read at 101 points
+  assert interval.low < interval.value < interval.high
+  assert abs((interval.high - interval.low) / 2 / width - 1) < 0.2
 
 
-def test_seeds_widen_the_interval_when_they_disagree():
+def test_different_seeds_widen_the_interval():
   gt, results = scene(4)
-  good = matching.table(gt, results, 'bbox')
-  bad = matching.table(gt, results[::2], 'bbox')
+  good = matching.match_detections(gt, results, 'bbox')
+  bad = matching.match_detections(gt, results[::2], 'bbox')
   one = bootstrap.paired_difference([good, good], [good, good], draws=60)
   two = bootstrap.paired_difference([good, bad], [good, good], draws=60)
   assert one.high - one.low == 0 < two.high - two.low
 
 
-def test_other_photographs_are_refused():
-  first, second = matching.table(*scene(0), 'bbox'), matching.table(*scene(0, images=29), 'bbox')
+def test_different_images_are_rejected():
+  first, second = matching.match_detections(*scene(0), 'bbox'), matching.match_detections(*scene(0, images=29), 'bbox')
   with pytest.raises(ValueError, match='different images'):
     bootstrap.paired_difference([first], [second])

@@ -1,4 +1,4 @@
-"""Flip and resize, and the keyed randomness that decides on them."""
+"""Flip, resize, cropping and the keyed random numbers."""
 
 import gin
 import numpy as np
@@ -28,14 +28,14 @@ def test_flip_order():
   assert augment.flip_order(('left_only', 'tail')).tolist() == [0, 1]  # no partner: stays
 
 
-def test_two_flips_are_none(example):
+def test_two_flips_are_the_identity(example):
   twice = augment.flip(augment.flip(example, ORDER), ORDER)
   for before, after in zip(example, twice, strict=True):
     np.testing.assert_allclose(after, before, atol=1e-5)
     assert after.dtype == before.dtype
 
 
-def test_a_flip_mirrors_everything_together(example):
+def test_flip_is_consistent(example):
   flipped = augment.flip(example, ORDER)
   width = example.image.shape[1]
   np.testing.assert_array_equal(flipped.image, example.image[:, ::-1])
@@ -52,14 +52,14 @@ def test_a_flip_mirrors_everything_together(example):
         np.testing.assert_array_equal(flipped.image[int(point[0]), int(point[1])], example.image[int(y), int(x)])
 
 
-def test_left_of_the_mirror_is_left(example):
-  """Landmarks are extreme points, so that after a flip 'left' must again be the leftmost."""
+def test_flip_swaps_left_and_right_keypoints(example):
+  """Keypoints are extreme points, so that 'left' must be the leftmost one after a flip too."""
   keypoints = augment.flip(example, ORDER).keypoints
   seen = (keypoints[:, 1, 2] > 0) & (keypoints[:, 2, 2] > 0)
   assert seen.any() and np.all(keypoints[seen, 1, 1] <= keypoints[seen, 2, 1])
 
 
-def test_resize_there_and_back(example):
+def test_resize_is_invertible(example):
   scale = np.array([2.5, 1.75])
   np.testing.assert_allclose(
       augment.resize_boxes(augment.resize_boxes(example.boxes, scale), 1 / scale), example.boxes, rtol=1e-6)
@@ -85,10 +85,10 @@ def test_flip_and_resize_commute(example):
 
 def test_resize_image_writes_into_a_window(example):
   import cv2
-  padded_shape = np.full((224, 256, 3), 7, np.uint8)
-  augment.resize_image(example.image, padded_shape[:200, :190])
-  np.testing.assert_array_equal(padded_shape[:200, :190], cv2.resize(example.image, (190, 200)))
-  assert np.all(padded_shape[200:] == 7) and np.all(padded_shape[:, 190:] == 7)
+  padded = np.full((224, 256, 3), 7, np.uint8)
+  augment.resize_image(example.image, padded[:200, :190])
+  np.testing.assert_array_equal(padded[:200, :190], cv2.resize(example.image, (190, 200)))
+  assert np.all(padded[200:] == 7) and np.all(padded[:, 190:] == 7)
   same = np.zeros_like(example.image)
   augment.resize_image(example.image, same)
   np.testing.assert_array_equal(same, example.image)
@@ -103,7 +103,7 @@ def test_no_instances():
   assert augment.flip_keypoints(no_keypoints, 10, augment.flip_order(())).shape == (3, 0, 3)
 
 
-def test_chance_is_uniform_and_independent():
+def test_keyed_numbers_are_uniform_and_independent():
   ids = np.arange(20_000)
   draws = {(purpose, seed, epoch): keyed_random.keyed_uniform(seed, purpose, np.full(len(ids), epoch), ids)
            for purpose in ('flip', 'scale') for seed in (0, 1) for epoch in (0, 1)}
@@ -115,7 +115,7 @@ def test_chance_is_uniform_and_independent():
   assert np.abs(correlation - np.eye(len(draws))).max() < 0.035  # 5 sigma
 
 
-def test_chance_depends_on_the_key_alone():
+def test_keyed_numbers_depend_on_the_key_only():
   ids, epochs = np.array([5, 9, -1]), np.array([3, 3, 0])
   together = keyed_random.keyed_uniform(7, 'flip', epochs, ids)
   alone = [keyed_random.keyed_uniform(7, 'flip', epochs[i:i + 1], ids[i:i + 1])[0] for i in range(3)]
@@ -123,11 +123,11 @@ def test_chance_depends_on_the_key_alone():
   seeds = keyed_random.keyed_seeds(7, epochs, ids)
   assert seeds.shape == (3, 2) and seeds.dtype == np.int32
   assert len(np.unique(keyed_random.keyed_seeds(0, 0, np.arange(100_000)), axis=0)) == 100_000
-  # Golden: a run must find its own order again after an upgrade.
+  # Golden: the order of a run must survive an upgrade.
   assert keyed_random.keyed_bits(1, 'flip', np.array([2]), np.array([3])).tolist() == [8954059479541566549]
 
 
-def test_resize_draws():
+def test_resize_samples_sizes():
   sizes = np.array([[480, 640]] * 1000)
   uniform = keyed_random.keyed_uniform(0, 'scale', np.zeros(1000), np.arange(1000))
   assert np.unique(Resize().sizes(sizes, uniform), axis=0).tolist() == [[800, 1067]]
@@ -140,7 +140,7 @@ def test_resize_draws():
 
 
 @pytest.mark.parametrize('arguments', [dict(short_side=()), dict(short_side=(0,)), dict(short_side=1400)])
-def test_bad_sizes_end_in_one_line(arguments):
+def test_invalid_sizes(arguments):
   with pytest.raises(UserError, match='short_side'):
     Resize(**arguments)
 
@@ -154,27 +154,28 @@ def test_gin_binds_resize():
 
 
 def pixels(masks, boxes, height, width):
-  """Masks [n, 112, 112] in their boxes [n, 4] as bool [n, height, width]."""
+  """Paste masks [n, 112, 112] into their boxes [n, 4] -> bool [n, height, width]."""
   rles = paste(masks.astype(np.float32), boxes, height, width)
   return np.stack([coco_mask.decode(rle) for rle in rles]).astype(bool)
 
 
 @pytest.mark.parametrize('tighten', [False, True])
 @pytest.mark.parametrize('low, high', [((30.3, 20.7), (80.1, 95.2)), ((0, 60.5), (80, 150)), ((41, 33), (110, 200))])
-def test_a_window_cuts_everything_together(example, low, high, tighten):
-  """What is pasted after the cut is what was pasted before, cut; at eight pixels a pixel."""
+def test_crop_is_consistent(example, low, high, tighten):
+  """Pasted masks of cropped instances equal cropped pasted masks, at eight times the resolution."""
   low, high = np.array(low, float), np.minimum(high, example.image.shape[:2])
   scale = 8
-  cut = augment.cut_instances(example, low, high, tighten)
-  assert 0 < len(cut.boxes) <= len(example.boxes)
+  cropped = augment.crop_instances(example, low, high, tighten)
+  assert 0 < len(cropped.boxes) <= len(example.boxes)
   whole = pixels(example.masks, scale * example.boxes.astype(float), *(scale * np.array(example.image.shape[:2])))
   top, left, bottom, right = np.round(scale * np.concatenate([low, high])).astype(int)
   expected = whole[:, top:bottom, left:right]
   seen = expected.any((1, 2))
   shift = np.concatenate([low, low])
-  found = pixels(cut.masks, scale * cut.boxes.astype(float), bottom - top, right - left)
-  np.testing.assert_array_equal(cut.classes, example.classes[seen])
-  for mask, truth, box, old in zip(found, expected[seen], cut.boxes, example.boxes[seen].astype(float), strict=True):
+  found = pixels(cropped.masks, scale * cropped.boxes.astype(float), bottom - top, right - left)
+  np.testing.assert_array_equal(cropped.classes, example.classes[seen])
+  boxes = example.boxes[seen].astype(float)
+  for mask, truth, box, old in zip(found, expected[seen], cropped.boxes, boxes, strict=True):
     assert (mask ^ truth).sum() <= 0.03 * truth.sum() + 2 * scale * sum(np.ptp(np.nonzero(truth), axis=1))
     assert (mask & truth).sum() / (mask | truth).sum() > 0.8
     clipped = np.concatenate([np.maximum(old[:2], low), np.minimum(old[2:], high)]) - shift
@@ -188,39 +189,39 @@ def test_a_window_cuts_everything_together(example, low, high, tighten):
       np.testing.assert_allclose(box, clipped, atol=1e-4)
 
 
-def test_keypoints_of_a_window(example):
+def test_crop_of_keypoints(example):
   low, high = np.array([30.0, 20.0]), np.array([90.0, 100.0])
-  cut = augment.cut_instances(example, low, high, True)
+  cropped = augment.crop_instances(example, low, high, True)
   kept = [i for i, box in enumerate(example.boxes) if np.all(np.minimum(box[2:], high) > np.maximum(box[:2], low))]
-  assert len(kept) == len(cut.boxes)
-  for before, after in zip(example.keypoints[kept], cut.keypoints, strict=True):
+  assert len(kept) == len(cropped.boxes)
+  for before, after in zip(example.keypoints[kept], cropped.keypoints, strict=True):
     for (y, x, visibility), point in zip(before, after, strict=True):
       inside = visibility > 0 and 30 <= y + 0.5 < 90 and 20 <= x + 0.5 < 100
       np.testing.assert_allclose(point, [y - 30, x - 20, visibility] if inside else [0, 0, 0])
 
 
-def test_what_is_not_cut_stays_as_it_is(example):
-  whole = augment.cut_instances(example, np.zeros(2), np.array(example.image.shape[:2], float), True)
+def test_crop_of_the_whole_image_changes_nothing(example):
+  whole = augment.crop_instances(example, np.zeros(2), np.array(example.image.shape[:2], float), True)
   for name in ('boxes', 'classes', 'masks', 'keypoints'):
     np.testing.assert_array_equal(getattr(whole, name), getattr(example, name))
 
 
-def test_objects_cut_away_are_left_out():
-  """One outside the window, one of which the window has a corner of the box but nothing of the object."""
+def test_invisible_objects_are_dropped():
+  """One outside the window, one with a corner of its box in the window but no pixel of the object."""
   ring = np.ones((112, 112), np.uint8)
   ring[:60, :60] = 0
   boxes = np.float32([[50, 50, 90, 90], [0, 0, 10, 10]])
   example = Example(np.zeros((100, 100, 3), np.uint8), np.concatenate([boxes, boxes[:1]]), np.int32([1, 2, 3]),
                     np.stack([ring, np.ones_like(ring), np.ones_like(ring)]), np.zeros((3, 0, 3), np.float32))
-  cut = augment.cut_instances(example, np.array([20.0, 20.0]), np.array([60.0, 60.0]), True)
-  assert cut.classes.tolist() == [3] and cut.keypoints.shape == (1, 0, 3)
-  np.testing.assert_allclose(cut.boxes, [[30, 30, 40, 40]])
-  assert cut.masks.all()
-  nothing = augment.cut_instances(example, np.array([12.0, 12.0]), np.array([40.0, 40.0]), True)
+  cropped = augment.crop_instances(example, np.array([20.0, 20.0]), np.array([60.0, 60.0]), True)
+  assert cropped.classes.tolist() == [3] and cropped.keypoints.shape == (1, 0, 3)
+  np.testing.assert_allclose(cropped.boxes, [[30, 30, 40, 40]])
+  assert cropped.masks.all()
+  nothing = augment.crop_instances(example, np.array([12.0, 12.0]), np.array([40.0, 40.0]), True)
   assert nothing.boxes.shape == (0, 4) and nothing.masks.shape == (0, 112, 112) and nothing.classes.shape == (0,)
 
 
-def test_large_scale_jitter_draws():
+def test_large_scale_jitter_samples_sizes_and_offsets():
   sizes = np.array([[480, 640]] * 2000)
   uniform, y, x = (keyed_random.keyed_uniform(0, key, np.zeros(2000), np.arange(2000)) for key in ('scale', 'y', 'x'))
   jitter = LargeScaleJitter()
@@ -239,6 +240,6 @@ def test_large_scale_jitter_draws():
 
 
 @pytest.mark.parametrize('arguments', [dict(side=0), dict(scales=(0, 1)), dict(scales=(2, 1)), dict(scales=(1,))])
-def test_bad_jitter_ends_in_one_line(arguments):
+def test_invalid_jitter(arguments):
   with pytest.raises(UserError, match='LargeScaleJitter'):
     LargeScaleJitter(**arguments)

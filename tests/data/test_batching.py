@@ -1,38 +1,38 @@
-"""Memory that is used again and again."""
+"""The buffer pool of the inputs."""
 
 import numpy as np
 import tensorflow as tf
 
-from rethink_tf.data.batching import Shelf
+from rethink_tf.data.batching import BufferPool
 
 
-def test_memory_that_was_let_go_is_used_again():
-  shelf = Shelf(limit=1)
-  first = shelf.take([2, 3], np.float32)
-  place, view = first.ctypes.data, first[1:]
+def test_released_memory_is_reused():
+  pool = BufferPool(limit=1)
+  first = pool.take([2, 3], np.float32)
+  address, view = first.ctypes.data, first[1:]
   del first
-  second = shelf.take([2, 3], np.float32)
-  assert second.ctypes.data != place  # a view of the first is still looked at
+  second = pool.take([2, 3], np.float32)
+  assert second.ctypes.data != address  # a view of the first array is still alive
   del view
-  third = shelf.take([6], np.float32)
-  assert third.ctypes.data == place and third.shape == (6,) and place % 64 == 0
+  third = pool.take([6], np.float32)
+  assert third.ctypes.data == address and third.shape == (6,) and address % 64 == 0
 
 
-def test_no_more_is_kept_than_the_limit():
-  shelf = Shelf(limit=2)
-  arrays = [shelf.take([8], np.uint8) for _ in range(5)]
-  places = {array.ctypes.data for array in arrays}
+def test_at_most_limit_buffers_are_kept():
+  pool = BufferPool(limit=2)
+  arrays = [pool.take([8], np.uint8) for _ in range(5)]
+  addresses = {array.ctypes.data for array in arrays}
   del arrays
-  again = [shelf.take([8], np.uint8) for _ in range(5)]
-  assert len({array.ctypes.data for array in again} & places) >= 2
+  again = [pool.take([8], np.uint8) for _ in range(5)]
+  assert len({array.ctypes.data for array in again} & addresses) >= 2
   assert len({array.ctypes.data for array in again}) == 5
 
 
-def test_tensorflow_holds_on_to_what_it_reads():
-  shelf = Shelf()
+def test_tensorflow_keeps_a_reference_to_its_arrays():
+  pool = BufferPool()
 
   def fill(i):
-    array = shelf.take([1000], np.float32)
+    array = pool.take([1000], np.float32)
     array[:] = i
     return array
 

@@ -16,7 +16,7 @@ def test_detectrons_rule(size, expected):
   assert resized_size(*size, 800, 1333) == expected
 
 
-def test_vectorised_rule_with_a_short_side_each():
+def test_vectorised_rule_with_one_short_side_per_image():
   sizes = np.array([[480, 640], [640, 480], [200, 900]])
   sides = np.array([800, 400, 800])
   expected = [resized_size(*size, side, 1333) for size, side in zip(sizes.tolist(), sides.tolist(), strict=True)]
@@ -24,7 +24,7 @@ def test_vectorised_rule_with_a_short_side_each():
 
 
 @pytest.mark.parametrize(('short_side', 'max_side'), [(800, 1333), (128, 160), (600, 1000), (100, 100), (33, 700)])
-def test_any_picture_lies_on_the_smallest_canvas_that_holds_it(short_side, max_side):
+def test_every_image_is_assigned_the_smallest_padded_shape_that_holds_it(short_side, max_side):
   padded_shapes = bucket_shapes(short_side, max_side)
   assert np.all(padded_shapes % 32 == 0) and len(padded_shapes) <= 7
   assert {tuple(c) for c in padded_shapes.tolist()} == {tuple(c[::-1]) for c in padded_shapes.tolist()}
@@ -36,12 +36,12 @@ def test_any_picture_lies_on_the_smallest_canvas_that_holds_it(short_side, max_s
     assert all(padded_shape.prod() >= area for padded_shape in padded_shapes if np.all(size <= padded_shape))
 
 
-def test_the_papers_canvases():
+def test_padded_shapes_of_the_paper():
   assert bucket_shapes(800, 1333).tolist() == [
       [800, 800], [800, 1088], [1088, 800], [800, 1216], [1216, 800], [800, 1344], [1344, 800]]
 
 
-def test_a_picture_too_large_for_every_canvas_is_an_error():
+def test_image_larger_than_every_padded_shape():
   with pytest.raises(ValueError, match=r'\[900, 2000\]'):
     assign(np.array([[10, 10], [900, 2000]]), bucket_shapes(800, 1333))
 

@@ -1,3 +1,5 @@
+"""Conversion of COCO json to TFRecords: sharding, interruption, options, and the command line."""
+
 import pathlib
 import subprocess
 import sys
@@ -40,12 +42,12 @@ def test_shards_are_named_and_filled_evenly(source, tmp_path):
   assert RecordSource(str(tmp_path / 'out'), 'mine').image_ids.tolist() == list(range(1, 11))
 
 
-def test_more_shards_than_photographs(source, tmp_path):
+def test_more_shards_than_images(source, tmp_path):
   assert len(convert(source, str(tmp_path / 'out'), 'mine', num_shards=50).shards) == 10
 
 
-class Stops(Exception):
-  """Stands for a kill."""
+class Interruption(Exception):
+  """Simulates a kill."""
 
 
 @pytest.mark.parametrize('stop_at', [0, 4, 9])
@@ -55,27 +57,27 @@ def test_interrupted_conversion_is_finished_by_the_same_call(source, tmp_path, m
 
   def stopping_read(self, i):
     if i == stop_at:
-      raise Stops
+      raise Interruption
     return read(self, i)
 
   monkeypatch.setattr(CocoSource, 'read', stopping_read)
-  with pytest.raises(Stops):
+  with pytest.raises(Interruption):
     convert(source, str(out), 'mine', num_shards=5, num_workers=1)
   finished = {path.name: path.stat().st_mtime_ns for path in out.glob('*.tfrecord')}
-  assert stop_at // 2 <= len(finished) < 5  # the worker may be one shard further before it hears of the error
+  assert stop_at // 2 <= len(finished) < 5  # the worker may finish another shard before it is stopped
 
   wanted = []
   monkeypatch.setattr(CocoSource, 'read', lambda self, i: wanted.append(i) or read(self, i))
   convert(source, str(out), 'mine', num_shards=5, num_workers=1)
   todo = [k for k in range(5) if f'mine-0000{k}-of-00005.tfrecord' not in finished]
-  assert stop_at // 2 in todo and wanted == [i for k in todo for i in (2 * k, 2 * k + 1)]  # the unfinished, no others
+  assert stop_at // 2 in todo and wanted == [i for k in todo for i in (2 * k, 2 * k + 1)]  # only the unfinished ones
   assert {name: (out / name).stat().st_mtime_ns for name in finished} == finished
   assert files(out) == files(tmp_path / 'whole')
   if finished:
-    assert any(f'{len(finished)} of 5 shards are there already' in r.getMessage() for r in caplog.records)
+    assert any(f'{len(finished)} of 5 shards exist already' in r.getMessage() for r in caplog.records)
 
 
-def test_finished_conversion_is_left_alone(source, tmp_path, monkeypatch):
+def test_finished_conversion_is_not_repeated(source, tmp_path, monkeypatch):
   convert(source, str(tmp_path / 'out'), 'mine', num_shards=3)
   before = files(tmp_path / 'out')
   monkeypatch.setattr(CocoSource, 'read', lambda self, i: pytest.fail('read again'))
@@ -83,7 +85,7 @@ def test_finished_conversion_is_left_alone(source, tmp_path, monkeypatch):
   assert files(tmp_path / 'out') == before
 
 
-def test_lost_or_shortened_shards_are_written_again(source, tmp_path):
+def test_missing_or_truncated_shards_are_rewritten(source, tmp_path):
   convert(source, str(tmp_path / 'out'), 'mine', num_shards=3)
   before = files(tmp_path / 'out')
   (tmp_path / 'out/mine-00001-of-00003.tfrecord').unlink()
@@ -92,20 +94,20 @@ def test_lost_or_shortened_shards_are_written_again(source, tmp_path):
   assert files(tmp_path / 'out') == before
 
 
-def test_number_of_workers_does_not_matter(source, tmp_path):
+def test_result_does_not_depend_on_the_number_of_workers(source, tmp_path):
   convert(source, str(tmp_path / 'one'), 'mine', num_shards=4, num_workers=1)
   convert(source, str(tmp_path / 'many'), 'mine', num_shards=4, num_workers=8)
   assert files(tmp_path / 'one') == files(tmp_path / 'many')
 
 
 @pytest.mark.parametrize('options', [{'num_shards': 2}, {'png_masks': False}])
-def test_other_options_do_not_mix(source, tmp_path, options):
+def test_other_options_are_rejected(source, tmp_path, options):
   convert(source, str(tmp_path / 'out'), 'mine', num_shards=3)
   with pytest.raises(UserError, match='other options'):
     convert(source, str(tmp_path / 'out'), 'mine', **{'num_shards': 3} | options)
 
 
-def test_other_annotations_do_not_mix(source, tmp_path):
+def test_other_annotations_are_rejected(source, tmp_path):
   convert(source, str(tmp_path / 'out'), 'mine', num_shards=3)
   moved = CocoSource(write(tmp_path / 'moved', [image(i) for i in range(1, 11)], [
     annotation(i, image_id=i, segmentation=[[10, 10, 30, 10, 30, 39, 10, 40]]) for i in range(1, 11)]))
@@ -113,16 +115,17 @@ def test_other_annotations_do_not_mix(source, tmp_path):
     convert(moved, str(tmp_path / 'out'), 'mine', num_shards=3)
 
 
-def test_missing_and_unreadable_photographs_are_left_out(source, tmp_path, caplog):
+def test_missing_and_unreadable_images_are_dropped(source, tmp_path, caplog):
   (tmp_path / 'coco/train2017/000003.jpg').unlink()
-  (tmp_path / 'coco/train2017/000007.jpg').write_bytes(b'no picture')
+  (tmp_path / 'coco/train2017/000007.jpg').write_bytes(b'no image')
   index = convert(source, str(tmp_path / 'out'), 'mine', num_shards=3)
   assert len(index.left_out) == 2
-  assert any('2 photographs were left out' in r.getMessage() and '000003.jpg' in r.getMessage() for r in caplog.records)
+  assert any('2 missing or unreadable images were dropped' in r.getMessage() and '000003.jpg' in r.getMessage()
+             for r in caplog.records)
   caplog.clear()
   records = RecordSource(str(tmp_path / 'out'), 'mine')
   assert records.image_ids.tolist() == [1, 2, 4, 5, 6, 8, 9, 10]
-  assert any('2 photographs are missing' in record.getMessage() for record in caplog.records)
+  assert any('2 images are missing' in record.getMessage() for record in caplog.records)
 
 
 def test_remote_paths_go_through_gfile(source):
@@ -132,7 +135,7 @@ def test_remote_paths_go_through_gfile(source):
   assert tf.io.gfile.glob('ram://records/deep/*.partial') == []
 
 
-def test_nothing_can_be_written_there(source, tmp_path):
+def test_output_that_cannot_be_written(source, tmp_path):
   (tmp_path / 'file').touch()
   with pytest.raises(UserError, match='cannot be written'):
     convert(source, str(tmp_path / 'file'), 'mine')
@@ -151,7 +154,7 @@ def run(*flags):
 def test_command_line(source, tmp_path):
   done = run(f'--data_dir={tmp_path}/coco', f'--output_dir={tmp_path}/out', '--num_shards=3')
   assert done.returncode == 0, done.stderr
-  assert '10 photographs in 3 shards' in done.stdout and '100% 10/10' in done.stderr
+  assert '10 images in 3 shards' in done.stdout
   convert(source, str(tmp_path / 'here'), 'train2017', num_shards=3)
   assert files(tmp_path / 'out') == files(tmp_path / 'here')  # byte by byte, though in another process
 

@@ -1,3 +1,5 @@
+"""Decoding of image files: formats, EXIF, damaged files, and headers with false sizes."""
+
 import io
 import resource
 import struct
@@ -24,7 +26,7 @@ def with_orientation(pixels, orientation):
 
 
 @pytest.fixture(scope='module')
-def photograph(real_images):
+def real_jpeg(real_images):
   return (real_images / 'coco_dev/train2017/000000000009.jpg').read_bytes()
 
 
@@ -34,7 +36,7 @@ def pixels():
   return np.stack(np.broadcast_arrays(ramp[:48, None], ramp[None, :], np.uint8(90)), axis=2)  # [48, 64, 3]
 
 
-def test_real_photographs_equal_pillow(real_images):
+def test_real_images_equal_pillow(real_images):
   for path in sorted((real_images / 'coco_dev/val2017').glob('*.jpg'))[:20]:
     expected = np.asarray(Image.open(path).convert('RGB'))
     decoded = decode(path.read_bytes(), path.name)
@@ -54,9 +56,9 @@ def test_grey_jpeg_becomes_three_channels(pixels):
   assert (decoded == decoded[..., :1]).all()
 
 
-def test_cmyk_jpeg_has_pillows_colours(photograph):
+def test_cmyk_jpeg_has_the_colours_of_pillow(real_jpeg):
   stream = io.BytesIO()
-  Image.open(io.BytesIO(photograph)).convert('CMYK').save(stream, 'JPEG', quality=95)
+  Image.open(io.BytesIO(real_jpeg)).convert('CMYK').save(stream, 'JPEG', quality=95)
   expected = np.asarray(Image.open(io.BytesIO(stream.getvalue())).convert('RGB')).astype(int)
   assert np.abs(decode(stream.getvalue(), 'cmyk') - expected).max() <= 1
 
@@ -69,7 +71,7 @@ def test_png_with_alpha_keeps_its_colours(pixels):
 @pytest.mark.parametrize('damage', [b'', b'\0' * 2000], ids=['opencv', 'pillow'])
 def test_16_bit_png_is_scaled_not_clipped(damage):
   deep = np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)
-  data = cv2.imencode('.png', deep)[1].tobytes() + damage  # bytes behind the end lead through Pillow
+  data = cv2.imencode('.png', deep)[1].tobytes() + damage  # with trailing bytes, Pillow decodes the file
   assert (decode(data, 'deep') == (deep >> 8)[..., None]).all()
 
 
@@ -79,22 +81,22 @@ def test_other_formats(pixels, kind):
   assert decoded.shape == pixels.shape and np.abs(decoded.astype(int) - pixels).mean() < 10
 
 
-def test_bytes_behind_the_end_are_harmless(photograph):
-  assert (decode(photograph + b'\0' * 300, 'padded') == decode(photograph, 'whole')).all()
-  assert (decode(photograph + b'x' * 5000, 'padded') == decode(photograph, 'whole')).all()
+def test_trailing_bytes_are_ignored(real_jpeg):
+  assert (decode(real_jpeg + b'\0' * 300, 'padded') == decode(real_jpeg, 'whole')).all()
+  assert (decode(real_jpeg + b'x' * 5000, 'padded') == decode(real_jpeg, 'whole')).all()
 
 
 @pytest.mark.parametrize('kept', [0.02, 0.3, 0.7, 0.999])
 @pytest.mark.parametrize('filler', [b'', b'\0' * 200_000], ids=['cut', 'zeros'])
-def test_truncated_jpeg(photograph, kept, filler, capfd):
+def test_truncated_jpeg(real_jpeg, kept, filler, capfd):
   with pytest.raises(ImageError, match=r'^torn\.jpg: .*truncated|^torn\.jpg: .*broken'):
-    decode(photograph[:int(len(photograph) * kept)] + filler, 'torn.jpg')
+    decode(real_jpeg[:int(len(real_jpeg) * kept)] + filler, 'torn.jpg')
   assert capfd.readouterr().err == ''
 
 
-def test_jpeg_without_its_last_byte(photograph):
+def test_jpeg_without_its_last_byte(real_jpeg):
   with pytest.raises(ImageError, match='truncated'):
-    decode(photograph[:-1], 'torn.jpg')
+    decode(real_jpeg[:-1], 'torn.jpg')
 
 
 @pytest.mark.parametrize('kind', ['PNG', 'BMP', 'WEBP', 'GIF'])
@@ -105,35 +107,35 @@ def test_other_truncated_formats(pixels, kind, capfd):
   assert capfd.readouterr().err == ''
 
 
-@pytest.mark.parametrize('data, reason', [(b'', 'empty'), (b'hello, this is no picture', 'not a picture'),
+@pytest.mark.parametrize('data, reason', [(b'', 'empty'), (b'hello, this is no image', 'not an image'),
                                           (b'\xff\xd8\xff\xd9', 'truncated'), (b'\x89PNGIEND\xaeB`\x82', 'cannot')])
-def test_no_picture(data, reason, capfd):
+def test_not_an_image(data, reason, capfd):
   with pytest.raises(ImageError, match=f'^page.html: .*{reason}') as raised:
     decode(data, 'page.html')
   assert '\n' not in str(raised.value)
   assert capfd.readouterr().err == ''
 
 
-def test_size_that_disagrees_names_both(pixels):
+def test_unexpected_size_is_reported(pixels):
   with pytest.raises(ImageError, match='64x48.*70x50'):
     decode(encode(pixels), 'odd.jpg', (50, 70))
 
 
-def test_exif_is_ignored_where_the_stored_size_is_annotated(pixels):
+def test_exif_is_ignored_if_the_stored_size_is_expected(pixels):
   data = with_orientation(pixels, 6)
   assert (decode(data, 'p', (48, 64)) == decode(encode(pixels, quality=95), 'p')).all()
   assert decode(data, 'p').shape == (48, 64, 3)
 
 
 @pytest.mark.parametrize('orientation, turn', [(6, -1), (8, 1)])
-def test_exif_is_obeyed_where_the_upright_size_is_annotated(pixels, orientation, turn):
+def test_exif_is_applied_if_the_upright_size_is_expected(pixels, orientation, turn):
   upright = decode(with_orientation(pixels, orientation), 'p', (64, 48))
   assert (upright == np.rot90(decode(encode(pixels, quality=95), 'p'), turn)).all()
   padded = decode(with_orientation(pixels, orientation) + b'x' * 5000, 'through Pillow', (64, 48))
   assert np.abs(upright.astype(int) - padded).max() <= 2
 
 
-def test_square_and_half_turned_photographs_stay_as_stored(pixels):
+def test_images_rotated_by_180_degrees_stay_as_stored(pixels):
   assert (decode(with_orientation(pixels, 3), 'p', (48, 64)) == decode(encode(pixels, quality=95), 'p')).all()
 
 
@@ -142,11 +144,11 @@ def test_swapped_size_without_exif_is_an_error(pixels):
     decode(encode(pixels), 'p', (64, 48))
 
 
-# Headers that claim more than they should.
+# Headers with false sizes.
 
 
-def claims(kind, height, width):
-  """A small picture whose header claims another size."""
+def with_false_size(kind, height, width):
+  """Return a small image whose header contains another size."""
   data = encode(np.zeros([16, 16, 3], np.uint8), kind)
   if kind == 'JPEG':
     place = data.index(b'\xff\xc0') + 5
@@ -164,15 +166,15 @@ def peak_megabytes():
 
 
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'BMP', 'GIF'])
-def test_a_decompression_bomb_is_refused_by_its_header(kind):
+def test_decompression_bomb_is_rejected_by_its_header(kind):
   before = peak_megabytes()
-  with pytest.raises(ImageError, match=r'^bomb: the picture is 12000x10000 .*, more than max_pixels = 100,000,000$'):
-    decode(claims(kind, 10000, 12000), 'bomb')
+  with pytest.raises(ImageError, match=r'^bomb: the image is 12000x10000 .*, more than max_pixels = 100,000,000$'):
+    decode(with_false_size(kind, 10000, 12000), 'bomb')
   assert peak_megabytes() - before < 100
 
 
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'WEBP'])
-def test_the_limit_is_an_argument(kind):
+def test_max_pixels(kind):
   data = encode(np.zeros([30, 40, 3], np.uint8), kind)
   assert decode(data, 'p', max_pixels=1200).shape == (30, 40, 3)
   with pytest.raises(ImageError, match='40x30.*max_pixels = 1,199'):
@@ -180,23 +182,23 @@ def test_the_limit_is_an_argument(kind):
 
 
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
-def test_a_size_that_disagrees_is_found_before_decoding(kind):
+def test_unexpected_size_is_found_before_decoding(kind):
   before = peak_megabytes()
   with pytest.raises(ImageError, match='9000x9000.*annotation says 16x16'):
-    decode(claims(kind, 9000, 9000), 'p', (16, 16))
+    decode(with_false_size(kind, 9000, 9000), 'p', (16, 16))
   assert peak_megabytes() - before < 100
 
 
-def test_header_sizes(pixels, photograph):
+def test_header_size(pixels, real_jpeg):
   assert header_size(encode(pixels, progressive=True)) == header_size(encode(pixels, 'PNG')) == (48, 64)
-  assert header_size(photograph) == decode(photograph, 'p').shape[:2]
+  assert header_size(real_jpeg) == decode(real_jpeg, 'p').shape[:2]
   assert header_size(with_orientation(pixels, 6)) == (48, 64)  # as stored
-  for data in (b'', b'\xff\xd8', b'\xff\xd8\xff\xd9', photograph[:40], encode(pixels, 'PNG')[:20], b'GIF89a'):
+  for data in (b'', b'\xff\xd8', b'\xff\xd8\xff\xd9', real_jpeg[:40], encode(pixels, 'PNG')[:20], b'GIF89a'):
     assert header_size(data) is None
 
 
-def test_a_progressive_jpeg_of_many_empty_scans_is_refused(pixels):
-  """Each goes over all pixels: a thousand of them in 12 kB kept a decoder busy for half a minute."""
+def test_progressive_jpeg_with_many_empty_scans_is_rejected(pixels):
+  """Each one is decoded over all pixels: a thousand of them, 12 kB, take half a minute."""
   data = encode(pixels, progressive=True)
   begin = data.index(b'\xff\xda')
   scan = data[begin:begin + 2 + struct.unpack('>H', data[begin + 2:begin + 4])[0]] + b'\0\0'
@@ -208,7 +210,7 @@ def test_a_progressive_jpeg_of_many_empty_scans_is_refused(pixels):
 @pytest.mark.parametrize('data', [
   b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n', b'%PDF-1.4\n', b'\0\0\1\0\1\0\x10\x10' + bytes(60)],
   ids=['eps', 'pdf', 'ico'])
-def test_formats_that_are_no_photographs_are_not_even_opened(data):
-  """Pillow would start Ghostscript for the first of them."""
-  with pytest.raises(ImageError, match='not a picture in a known format'):
+def test_other_formats_are_not_opened(data):
+  """Pillow would start Ghostscript for the first one."""
+  with pytest.raises(ImageError, match='not an image in a known format'):
     decode(data, 'page')

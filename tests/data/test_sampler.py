@@ -1,4 +1,4 @@
-"""The sampling plan: nothing dropped, nothing repeated, any step reached from anywhere."""
+"""The sampling plan: every image once per epoch, random access to any step."""
 
 import time
 
@@ -9,7 +9,7 @@ from rethink_tf.data.sampler import SamplingPlan
 
 
 def _simulated(buckets, batch_size, plan, epochs):
-  """Batches by going through the epochs one image after the other, with real queues."""
+  """Yield batches by a simulation of all epochs with real queues."""
   queues = {bucket: [] for bucket in set(buckets.tolist())}
   for epoch in range(epochs):
     order = np.random.Generator(np.random.Philox(key=[plan.seed, epoch])).permutation(len(buckets))
@@ -26,7 +26,7 @@ CASES = [  # images in each bucket, batch size
 
 
 @pytest.mark.parametrize(('counts', 'batch_size'), CASES)
-def test_equals_the_queues_it_stands_for(counts, batch_size):
+def test_equals_a_simulation_with_queues(counts, batch_size):
   buckets = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
   plan = SamplingPlan(buckets, batch_size, seed=5)
   expected = list(_simulated(buckets, batch_size, plan, epochs=20))
@@ -56,7 +56,7 @@ def test_every_image_once_per_epoch(counts, batch_size):
   assert all(len(images) == len(set(images)) for images in seen.values())
 
 
-def test_any_step_from_anywhere():
+def test_random_access():
   buckets = np.random.default_rng(0).integers(0, 5, 300)
   forward = [SamplingPlan(buckets, 16, seed=2)[step] for step in range(100)]
   plan = SamplingPlan(buckets, 16, seed=2)
@@ -73,7 +73,7 @@ def test_seeds_and_epochs_differ():
   assert not any(np.array_equal(orders[i], orders[j]) for i in range(3) for j in range(i))
 
 
-def test_the_end_of_a_9x_schedule_is_reached_at_once():
+def test_end_of_a_9x_schedule_takes_no_time():
   """COCO's 118k images at step 810k (epoch 110)."""
   buckets = np.random.default_rng(0).choice(7, 118_287)
   plan = SamplingPlan(buckets, 16)

@@ -1,3 +1,5 @@
+"""Seeded subsets: nested, independent of order, and the images that training drops."""
+
 import numpy as np
 import pytest
 
@@ -12,7 +14,7 @@ def chosen(ids, **limits):
   return set(ids[subset(ids, **limits)].tolist())
 
 
-def test_smaller_subsets_lie_inside_larger_ones():
+def test_subsets_are_nested():
   sizes = [1, 10, 350, 1000, 3500, 5000]
   sets = [chosen(IDS, num_images=size) for size in sizes]
   assert [len(s) for s in sets] == sizes
@@ -47,8 +49,8 @@ def test_subset_is_spread_over_the_ids():
   assert abs(picked.mean() / IDS.mean() - 1) < 0.05
 
 
-def test_golden_choice_never_changes():
-  # Published runs name their subset by (number, seed): these digits may not change with NumPy or the machine.
+def test_golden_selection():
+  # Published runs identify their subset by (number, seed): it may not change with NumPy or the machine.
   assert subset(np.arange(1000), num_images=8).tolist() == GOLDEN
   assert subset(np.arange(1000, dtype=np.int32), num_images=8).tolist() == GOLDEN
 
@@ -64,8 +66,7 @@ def test_select_drops_images_without_boxes_only_in_training():
   ids, boxes = np.arange(10), np.array([0, 1] * 5)
   assert select('d', ids, boxes, True, 1.0, None, 0).tolist() == [1, 3, 5, 7, 9]
   assert select('d', ids, boxes, False, 1.0, None, 0).tolist() == list(range(10))
-  assert len(select('d', ids, boxes, True, 1.0, 5, 0)) == 5  # the count is of images that are trained on
-
+  assert len(select('d', ids, boxes, True, 1.0, 5, 0)) == 5  # counts images that are trained on
 
 
 def test_select_for_keypoints_drops_images_without_visible_ones(see_logs, caplog):
@@ -78,7 +79,7 @@ def test_select_for_keypoints_drops_images_without_visible_ones(see_logs, caplog
     select('d', ids, boxes, True, 1.0, None, 0, np.zeros(6, int))
 
 
-def test_select_with_nothing_left():
+def test_select_without_remaining_images():
   with pytest.raises(UserError, match='d: lists no images'):
     select('d', np.zeros(0, int), np.zeros(0, int), False, 1.0, None, 0)
   with pytest.raises(UserError, match='none of its 2 images has a box'):

@@ -1,3 +1,5 @@
+"""TFRecord files: checksums, random access, damaged and truncated records."""
+
 import struct
 
 import numpy as np
@@ -7,7 +9,7 @@ import tensorflow as tf
 from rethink_tf.data.tfrecord import FOOTER, HEADER, DamagedRecord, masked_crc, read_record, scan
 
 
-def test_checksum_of_the_standards_example():
+def test_checksum_of_the_example_in_the_standard():
   crc = 0xE3069283  # CRC-32C of "123456789" (RFC 3720)
   assert masked_crc(b'123456789') == ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
@@ -52,31 +54,31 @@ def test_flipped_bit(shard, place, survivors):
   open(path, 'wb').write(content)
   records = [payload for _, payload in scan(path)]
   assert isinstance(records[1], DamagedRecord)
-  assert records[2:] == (payloads[2:] if survivors == 4 else [])  # without the length, where the next begins is unknown
+  assert records[2:] == (payloads[2:] if survivors == 4 else [])  # without the length the next offset is unknown
 
 
-def test_cut_off(shard):
+def test_truncated_file(shard):
   path, payloads = shard
   content = open(path, 'rb').read()
   open(path, 'wb').write(content[:-3])
   records = [payload for _, payload in scan(path)]
   assert records[:-1] == payloads[:-1]
-  with pytest.raises(DamagedRecord, match='cut off'):
+  with pytest.raises(DamagedRecord, match='truncated'):
     raise records[-1]
 
 
 @pytest.mark.parametrize('length', [1 << 25, 1 << 32, 1 << 60, (1 << 64) - 1, (1 << 64) - 16])
-def test_a_length_with_a_right_checksum_that_the_file_does_not_have(shard, length):
-  """Asked for so much, TensorFlow's reader ends the process."""
+def test_length_beyond_the_file_with_a_valid_checksum(shard, length):
+  """TensorFlow's reader aborts the process when it allocates as much memory."""
   path, payloads = shard
   header = struct.pack('<Q', length)
   with open(path, 'ab') as file:
     file.write(header + struct.pack('<I', masked_crc(header)) + b'little')
   records = [payload for _, payload in scan(path)]
-  assert records[:-1] == payloads and 'cut off' in str(records[-1])
+  assert records[:-1] == payloads and 'truncated' in str(records[-1])
 
 
-def test_a_long_record_is_read(tmp_path):
+def test_long_record(tmp_path):
   with tf.io.TFRecordWriter(str(tmp_path / 'x')) as writer:
     writer.write(bytes(17 << 20))
   (_, payload), = scan(str(tmp_path / 'x'))

@@ -1,4 +1,4 @@
-"""Devices: what is there is used, what is missing is said."""
+"""Distribution strategies: choice of devices, the cluster of TF_CONFIG, errors of missing devices and workers."""
 
 import json
 import subprocess
@@ -7,15 +7,15 @@ import sys
 import pytest
 import tensorflow as tf
 
-from rethink_tf.distributed import strategy as distribute
+from rethink_tf.distributed import strategy as distribution
 from rethink_tf.distributed.workers import Workers
 from rethink_tf.errors import UserError, WorkerLost
 from rethink_tf.storage.run_folder import RunFolder
 
 
 def in_fresh_process(code):
-  return subprocess.run([sys.executable, '-c', f'from rethink_tf import distribute\n{code}'], capture_output=True,
-                        text=True, check=False)
+  code = f'from rethink_tf.distributed import strategy as distribution\n{code}'
+  return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
 
 
 def test_two_replicas_compute_together(two_replicas):
@@ -30,7 +30,7 @@ def test_two_replicas_compute_together(two_replicas):
 
 
 def test_one_device():
-  strategy = distribute.strategy(kind='one_device')
+  strategy = distribution.strategy(kind='one_device')
   assert strategy.num_replicas_in_sync == 1
   assert int(strategy.run(lambda: tf.constant(3))) == 3
 
@@ -40,23 +40,23 @@ def test_one_device():
   ({'kind': 'multi_worker'}, "strategy.kind = 'multi_worker' needs the environment variable TF_CONFIG"),
   ({'communication': 'mpi'}, "strategy.communication = 'mpi' must be one of auto, ring, nccl"),
   ({'timeout_minutes': 0}, 'strategy.timeout_minutes = 0 must be above 0'),
-  ({'kind': 'tpu', 'tpu': 'grpc://10.0.0.2:8470'}, 'another machine, where Python cannot read the photographs'),
+  ({'kind': 'tpu', 'tpu': 'grpc://10.0.0.2:8470'}, 'another machine, where Python cannot read the images'),
   ({'num_devices': 0}, 'strategy.num_devices = 0 must be at least 1'),
   ({'kind': 'mirrored', 'num_devices': 64}, r'num_devices = 64, but TensorFlow finds \d+ GPU\(s\) and 2 CPU'),
   ({'kind': 'one_device', 'num_devices': 2}, "num_devices = 2 needs strategy.kind = 'mirrored'"),
   ({'logical_cpus': 4}, r'logical_cpus = 4: TensorFlow has started with 2 CPU device\(s\)'),
 ])
-def test_requests_that_cannot_be_met(two_replicas, arguments, message):
+def test_impossible_requests_are_user_errors(two_replicas, arguments, message):
   with pytest.raises(UserError, match=message) as caught:
-    distribute.strategy(**arguments)
+    distribution.strategy(**arguments)
   assert '\n' not in str(caught.value)
 
 
 def test_logical_cpus_in_a_fresh_process():
   result = in_fresh_process('import tensorflow as tf\n'
-                            'strategy = distribute.strategy(logical_cpus=3)\n'
+                            'strategy = distribution.strategy(logical_cpus=3)\n'
                             'print(type(strategy).__name__, strategy.num_replicas_in_sync)\n'
-                            'print(type(distribute.strategy("one_device")).__name__)')
+                            'print(type(distribution.strategy("one_device")).__name__)')
   assert result.stdout.split() == ['MirroredStrategy', '3', 'OneDeviceStrategy'], result.stderr
 
 
@@ -78,14 +78,14 @@ def config(task, **cluster):
    (tuple(HOSTS), 0, (('chief', 1), ('worker', 2)))),
   (config({'type': 'worker', 'index': 1}, worker=HOSTS[1:], chief=['a:1']),
    (tuple(HOSTS), 2, (('chief', 1), ('worker', 2)))),
-], ids=['unset', 'empty', 'single', 'evaluator', 'worker', 'text', 'chief', 'beside-a-chief'])
-def test_the_place_among_the_workers(monkeypatch, text, expected):
+], ids=['unset', 'empty', 'single', 'evaluator', 'worker', 'text', 'chief', 'worker-with-chief'])
+def test_the_cluster_of_tf_config(monkeypatch, text, expected):
   monkeypatch.setenv('TF_CONFIG', text)
-  assert distribute.cluster() == expected
+  assert distribution.cluster() == expected
 
 
 @pytest.mark.parametrize('text, message', [
-  ('{"cluster": ', 'TF_CONFIG is no JSON'),
+  ('{"cluster": ', 'TF_CONFIG is not valid JSON'),
   ('["a:1"]', 'TF_CONFIG is not of the form {"cluster"'),
   (config({'type': 'worker', 'index': 0}, worker='a:1,b:1'), 'TF_CONFIG is not of the form'),
   (config({'type': 'worker', 'index': 0}, worker=['a', 'b']), 'TF_CONFIG is not of the form'),
@@ -96,10 +96,10 @@ def test_the_place_among_the_workers(monkeypatch, text, expected):
   (config({'type': 'worker', 'index': 0}, worker=['a:1', 'a:1']), 'lists a:1 twice'),
   (config({'type': 'worker', 'index': 0}, worker=HOSTS, ps=['d:1']), 'parameter servers'),
 ])
-def test_a_malformed_cluster_is_told_in_one_line(monkeypatch, text, message):
+def test_a_malformed_cluster_is_a_user_error(monkeypatch, text, message):
   monkeypatch.setenv('TF_CONFIG', text)
   with pytest.raises(UserError, match=message) as caught:
-    distribute.strategy()
+    distribution.strategy()
   assert '\n' not in str(caught.value)
 
 
@@ -107,39 +107,39 @@ def test_a_malformed_cluster_is_told_in_one_line(monkeypatch, text, message):
   ({'kind': 'mirrored'}, "strategy.kind = 'mirrored' is for one machine, but TF_CONFIG lists 3 workers"),
   ({'logical_cpus': 2}, 'strategy.logical_cpus is for one machine'),
 ])
-def test_several_machines_need_their_own_kind(monkeypatch, arguments, message):
+def test_several_machines_need_a_multi_worker_strategy(monkeypatch, arguments, message):
   monkeypatch.setenv('TF_CONFIG', config({'type': 'worker', 'index': 0}, worker=HOSTS))
   with pytest.raises(UserError, match=message):
-    distribute.strategy(**arguments)
+    distribution.strategy(**arguments)
 
 
-def test_the_evaluator_of_a_cluster_works_alone(monkeypatch, two_replicas):
+def test_a_task_of_type_evaluator_uses_its_own_devices_only(monkeypatch, two_replicas):
   monkeypatch.setenv('TF_CONFIG', config({'type': 'evaluator', 'index': 0}, worker=HOSTS, evaluator=['d:1']))
-  assert distribute.strategy(num_devices=1).num_replicas_in_sync == 1
+  assert distribution.strategy(num_devices=1).num_replicas_in_sync == 1
 
 
-def test_without_a_tpu_the_line_says_so():
+def test_without_a_tpu_the_error_is_one_line():
   result = in_fresh_process('from rethink_tf.errors import UserError\n'
-                            'try:\n  distribute.strategy("tpu")\n'
+                            'try:\n  distribution.strategy("tpu")\n'
                             'except UserError as error:\n  print(error)')
   assert result.stdout.startswith("strategy.tpu = 'local': no TPU found"), result.stderr
   assert result.stdout.count('\n') == 1
 
 
-def test_a_worker_beside_the_chief_writes_nothing(tmp_path):
+def test_only_the_chief_writes(tmp_path):
   chief = RunFolder(str(tmp_path / 'run'))
   chief.append_metrics({'kind': 'train', 'step': 1})
   (tmp_path / 'run/gather').mkdir()
   (tmp_path / 'run/gather/token').write_text('token')
   before = sorted(path for path in tmp_path.rglob('*'))
-  worker = distribute.SilentFolder(chief.path, 'token')
+  worker = distribution.ReadOnlyFolder(chief.path, 'token')
   worker.append_metrics({'kind': 'train', 'step': 2})
   worker.write_text('a.json', '{}')
   worker.put_text('b.json', '{}')
   worker.save_provenance(['train'], 'x = 1')
   worker.add_scalars(1, {'loss': 1.0})
   worker.continue_at(1)
-  worker.part('ema').append_metrics({'kind': 'eval', 'step': 2})
+  worker.subfolder('ema').append_metrics({'kind': 'eval', 'step': 2})
   with worker.writer().as_default(step=1):
     tf.summary.scalar('loss', 1.0)
   worker.flush()
@@ -148,17 +148,17 @@ def test_a_worker_beside_the_chief_writes_nothing(tmp_path):
 
 
 def test_a_folder_that_is_not_the_chiefs_is_refused(tmp_path, monkeypatch):
-  monkeypatch.setattr(distribute, '_LOOK_SECONDS', 20)
-  monkeypatch.setattr(distribute.time, 'sleep', lambda seconds: None)
+  monkeypatch.setattr(distribution, '_POLL_SECONDS', 20)
+  monkeypatch.setattr(distribution.time, 'sleep', lambda seconds: None)
   with pytest.raises(UserError, match='not the one that the chief writes to'):
-    distribute.SilentFolder(str(tmp_path), 'token')
+    distribution.ReadOnlyFolder(str(tmp_path), 'token')
 
 
-def test_another_configuration_is_named():
+def test_differences_of_configuration_are_listed():
   chief = '--model_dir=runs/a\nBATCH_SIZE = 16\nrun.seed = 0'
-  distribute._check_same(chief, chief)
+  distribution._check_same_settings(chief, chief)
   with pytest.raises(UserError, match='BATCH_SIZE = 8 here; BATCH_SIZE = 16 on the chief') as caught:
-    distribute._check_same(chief, chief.replace('16', '8'))
+    distribution._check_same_settings(chief, chief.replace('16', '8'))
   assert '\n' not in str(caught.value)
 
 
@@ -168,17 +168,17 @@ def test_another_configuration_is_named():
   (tf.errors.UnavailableError(None, None, 'Collective ops is aborted'), 1, None),
   (tf.errors.InternalError(None, None, 'out of something else'), 2, None),
 ])
-def test_a_lost_worker_is_told_in_one_line(error, workers, expected):
+def test_a_lost_worker_is_reported_in_one_line(error, workers, expected):
   here = Workers(0, workers)
   with pytest.raises(WorkerLost if expected else tf.errors.OpError, match=expected) as caught:
-    with distribute.report_lost_workers(here):
+    with distribution.report_lost_workers(here):
       raise error
   if expected:
     assert '\n' not in str(caught.value) and caught.value.exit_code == 69
-    with pytest.raises(WorkerLost):  # nobody waits any more
+    with pytest.raises(WorkerLost):  # without waiting
       next(here.receive(FakeFolder(), 'x'))
 
 
 class FakeFolder:
-  def join(self, *parts):
-    return '/'.join(('/nowhere', *parts))
+  def join(self, *components):
+    return '/'.join(('/nowhere', *components))

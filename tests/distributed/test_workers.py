@@ -1,4 +1,4 @@
-"""Results on their way to the chief."""
+"""Connecting the workers, and sending their results to the chief."""
 
 import threading
 import time
@@ -11,40 +11,40 @@ from rethink_tf.storage.run_folder import RunFolder
 from tests import two_workers
 
 
-def test_the_chief_receives_everybodys_in_their_order(tmp_path):
+def test_the_chief_receives_the_results_of_all_workers_in_order(tmp_path):
   folder = RunFolder(str(tmp_path))
   first, *others = (Workers(index, 4, 'token') for index in range(4))
-  threads = [threading.Thread(target=one.send, args=(folder, 'found-7', f'of {one.index}'.encode()))
+  threads = [threading.Thread(target=one.send, args=(folder, 'results-7', f'of {one.index}'.encode()))
              for one in reversed(others)]
   for thread in threads:
     thread.start()
-  assert list(first.receive(folder, 'found-7')) == [b'of 1', b'of 2', b'of 3']
+  assert list(first.receive(folder, 'results-7')) == [b'of 1', b'of 2', b'of 3']
   assert list((tmp_path / 'gather').iterdir()) == []
 
 
-def test_an_earlier_start_of_the_job_is_not_taken_for_this_one(tmp_path):
+def test_results_of_an_earlier_start_are_ignored(tmp_path):
   folder = RunFolder(str(tmp_path))
-  Workers(1, 2, 'before').send(folder, 'found-7', b'old')
-  with pytest.raises(WorkerLost, match='worker 1 has sent no found-7') as caught:
-    next(Workers(0, 2, 'now', timeout=0.1).receive(folder, 'found-7'))
+  Workers(1, 2, 'before').send(folder, 'results-7', b'old')
+  with pytest.raises(WorkerLost, match='worker 1 has sent no results-7') as caught:
+    next(Workers(0, 2, 'now', timeout=0.1).receive(folder, 'results-7'))
   assert '\n' not in str(caught.value)
 
 
-def test_a_process_that_ends_does_not_wait(tmp_path):
+def test_stop_ends_waiting(tmp_path):
   chief = Workers(0, 2, 'token', timeout=3600)
   chief.stop()
   before = time.monotonic()
   with pytest.raises(WorkerLost):
-    next(chief.receive(RunFolder(str(tmp_path)), 'found-7'))
+    next(chief.receive(RunFolder(str(tmp_path)), 'results-7'))
   assert time.monotonic() - before < 600
 
 
-def test_alone_there_is_nobody_to_wait_for(tmp_path):
-  assert ALONE.chief and list(ALONE.receive(RunFolder(str(tmp_path)), 'found-7')) == []
+def test_a_single_worker_receives_nothing(tmp_path):
+  assert ALONE.chief and list(ALONE.receive(RunFolder(str(tmp_path)), 'results-7')) == []
 
 
 def assembled(number, present, seconds):
-  """What becomes of each of the workers present, out of `number`: None, or the error."""
+  """Assemble the workers `present` out of `number`; return None or the error of each."""
   addresses = tuple(f'127.0.0.1:{port}' for port in two_workers.free_ports(number))
   results = {}
 
@@ -67,13 +67,13 @@ def test_workers_wait_until_all_are_there():
 
 
 @pytest.mark.parametrize('present', [[0], [1], [0, 1]], ids=str)
-def test_a_worker_that_does_not_come_is_waited_for_so_long(present):
+def test_a_missing_worker_is_an_error_after_the_timeout(present):
   for index, error in assembled(3, present, 1.2).items():
     assert isinstance(error, WorkerLost) and '\n' not in str(error)
-    assert str(error).startswith(f'worker {index} of 3 did not meet the others within 0.02 minutes')
+    assert str(error).startswith(f'worker {index} of 3 could not connect to the other workers within 0.02 minutes')
 
 
-def test_a_port_that_is_taken_is_told():
+def test_a_port_in_use_is_a_user_error():
   [port] = two_workers.free_ports(1)
   with two_workers.socket.create_server(('', port)):
     with pytest.raises(UserError, match=f'the chief cannot listen on port {port} of TF_CONFIG'):

@@ -1,4 +1,4 @@
-"""COCO's figures: both backends against pycocotools itself, and laws they must keep."""
+"""COCO's metrics: both backends against pycocotools itself, and laws they must satisfy."""
 
 import contextlib
 import copy
@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from rethink_tf.errors import UserError
-from rethink_tf.evaluation.coco_metrics import FIGURES, KEYPOINT_FIGURES, evaluate
+from rethink_tf.evaluation.coco_metrics import METRICS, evaluate
 
 BACKENDS = ['pycocotools', 'hotcoco']
 
@@ -79,7 +79,7 @@ def by_pycocotools(gt: dict, results: list[dict], iou_type: str) -> np.ndarray:
 
 @pytest.fixture(scope='module', params=[('bbox', False), ('bbox', True), ('segm', False), ('segm', True)], ids=str)
 def detections(coco_dev, request):
-  """IoU type, detections without and with tied scores, and pycocotools' own figures."""
+  """IoU type, detections with and without tied scores, and pycocotools' own metrics."""
   iou_type, ties = request.param
   results = perturbed(coco_dev, ties)
   if iou_type == 'segm':
@@ -87,43 +87,43 @@ def detections(coco_dev, request):
   return iou_type, results, by_pycocotools(coco_dev, results, iou_type)
 
 
-def test_twelve_figures_are_those_of_pycocotools(coco_dev, detections, backend):
+def test_twelve_metrics_equal_pycocotools(coco_dev, detections, backend):
   iou_type, results, expected = detections
   before = json.dumps((coco_dev, results))
   scores = evaluate(coco_dev, results, iou_type, backend)
   assert 0.1 < expected[0] < 0.9
-  np.testing.assert_allclose(list(scores.figures.values()), expected, rtol=0, atol=1e-12)
-  assert list(scores.figures) == 'AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl'.split()
+  np.testing.assert_allclose(list(scores.metrics.values()), expected, rtol=0, atol=1e-12)
+  assert list(scores.metrics) == 'AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl'.split()
   assert json.dumps((coco_dev, results)) == before
 
 
-def test_category_table_averages_to_the_figures(coco_dev, backend):
+def test_metrics_are_means_over_categories(coco_dev, backend):
   scores = evaluate(coco_dev, perturbed(coco_dev)[::4], 'bbox', backend)
   assert [c.id for c in scores.categories] == sorted(c['id'] for c in coco_dev['categories'])
   names = {c['id']: c['name'] for c in coco_dev['categories']}
   assert all(c.name == names[c.id] for c in scores.categories)
-  for figure, column in (('AP', 'AP'), ('AP50', 'AP50'), ('AP75', 'AP75'), ('AR100', 'AR')):
+  for metric, column in (('AP', 'AP'), ('AP50', 'AP50'), ('AP75', 'AP75'), ('AR100', 'AR')):
     values = np.array([getattr(c, column) for c in scores.categories])
-    assert values[values >= 0].mean() == pytest.approx(scores.figures[figure], abs=1e-12)
+    assert values[values >= 0].mean() == pytest.approx(scores.metrics[metric], abs=1e-12)
 
 
 @pytest.mark.parametrize('iou_type', ['bbox', 'segm'])
 @pytest.mark.parametrize('split', ['train2017', 'val2017'])
-def test_ground_truth_as_detections_is_perfect(real_images, backend, split, iou_type):
+def test_ground_truth_as_detections_scores_one(real_images, backend, split, iou_type):
   gt = json.loads((real_images / f'coco_dev/annotations/instances_{split}.json').read_text())
   assert any(a['iscrowd'] for a in gt['annotations'])
-  figures = evaluate(gt, truth_as_detections(gt), iou_type, backend).figures
+  metrics = evaluate(gt, truth_as_detections(gt), iou_type, backend).metrics
   for name in ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl', 'AR100', 'ARs', 'ARm', 'ARl'):
-    assert figures[name] == pytest.approx(1.0, abs=1e-12), name
+    assert metrics[name] == pytest.approx(1.0, abs=1e-12), name
 
 
-def test_a_box_that_comes_along_does_not_change_mask_figures(coco_dev, backend):
+def test_boxes_in_the_results_do_not_change_mask_metrics(coco_dev, backend):
   results = perturbed(coco_dev)[::4]
   bare = [{k: v for k, v in r.items() if k != 'bbox'} for r in results]
   assert evaluate(coco_dev, results, 'segm', backend) == evaluate(coco_dev, bare, 'segm', backend)
 
 
-def test_keypoints(real_images, backend):
+def test_ten_keypoint_metrics_equal_pycocotools(real_images, backend):
   gt = json.loads((real_images / 'coco_dev/annotations/person_keypoints_val2017.json').read_text())
   rng = np.random.default_rng(0)
   results = []
@@ -132,9 +132,9 @@ def test_keypoints(real_images, backend):
       points = np.reshape(a['keypoints'], (-1, 3)) + rng.normal(0, 3, (17, 3)) * [1, 1, 0]
       results.append({'image_id': a['image_id'], 'category_id': 1, 'keypoints': points.ravel().tolist(),
                       'score': float(rng.random())})
-  figures = evaluate(gt, results, 'keypoints', backend).figures
-  assert list(figures) == list(KEYPOINT_FIGURES) and len(figures) == 10
-  np.testing.assert_allclose(list(figures.values()), by_pycocotools(gt, results, 'keypoints'), rtol=0, atol=1e-12)
+  metrics = evaluate(gt, results, 'keypoints', backend).metrics
+  assert list(metrics) == 'AP AP50 AP75 APm APl AR AR50 AR75 ARm ARl'.split()
+  np.testing.assert_allclose(list(metrics.values()), by_pycocotools(gt, results, 'keypoints'), rtol=0, atol=1e-12)
 
 
 def one_image(**changes) -> dict:
@@ -149,37 +149,37 @@ def one_image(**changes) -> dict:
 def test_one_image_whose_annotation_has_id_zero(backend, capfd):
   detection = {'image_id': 7, 'category_id': 3, 'bbox': [10, 10, 50, 50], 'score': 0.5}
   scores = evaluate(one_image(), [detection], 'bbox', backend)
-  assert scores.figures['AP'] == pytest.approx(1.0)
-  assert scores.figures['APs'] == -1.0  # no small object anywhere
+  assert scores.metrics['AP'] == pytest.approx(1.0)
+  assert scores.metrics['APs'] == -1.0  # no small object anywhere
   assert scores.categories[0].AP == pytest.approx(1.0)
   assert scores.categories[1][2:] == (-1.0, -1.0, -1.0, -1.0)  # no dog anywhere
   assert capfd.readouterr().out == ''
 
 
 @pytest.mark.parametrize('iou_type', ['bbox', 'segm'])
-def test_no_detections_is_zero(backend, iou_type):
+def test_metrics_without_detections_are_zero(backend, iou_type):
   scores = evaluate(one_image(), [], iou_type, backend)
-  assert {name for name, value in scores.figures.items() if value == 0.0} == set(FIGURES) - {'APs', 'APl', 'ARs', 'ARl'}
+  assert {name for name, value in scores.metrics.items() if value == 0.0} == set(METRICS) - {'APs', 'APl', 'ARs', 'ARl'}
 
 
-def test_nothing_to_find_is_minus_one(backend):
+def test_metrics_without_objects_are_minus_one(backend):
   gt = one_image(iscrowd=1, segmentation={'size': [100, 100], 'counts': [0, 10000]})
   detection = {'image_id': 7, 'category_id': 3, 'bbox': [10, 10, 50, 50], 'score': 0.5}
   for results in ([], [detection]):
-    assert set(evaluate(gt, results, 'bbox', backend).figures.values()) == {-1.0}
+    assert set(evaluate(gt, results, 'bbox', backend).metrics.values()) == {-1.0}
 
 
 @pytest.mark.parametrize('share', [0.48, 0.52, 0.72, 0.93, 1.0])
 @pytest.mark.parametrize('iou_type', ['bbox', 'segm'])
-def test_overlap_with_a_crowd_is_over_the_detection(backend, iou_type, share):
-  """A detection of which `share` lies on the crowd is ignored up to that threshold, and false beyond it."""
+def test_overlap_with_a_crowd_is_relative_to_the_detection(backend, iou_type, share):
+  """A detection of which `share` lies on the crowd is ignored up to this threshold, and false above it."""
   def entry(x0, y0, x1, y1):
     return {'bbox': [x0, y0, x1 - x0, y1 - y0]} if iou_type == 'bbox' else {'segmentation': coco_mask.encode(
       np.asfortranarray(np.pad(np.ones((y1 - y0, x1 - x0), np.uint8), ((y0, 200 - y1), (x0, 300 - x1)))))}
   gt = one_image()
   gt['images'][0] |= {'height': 200, 'width': 300}
   crowd = np.zeros((200, 300), np.uint8)
-  crowd[100:, 100:] = 1  # far larger than any detection: intersection over union would be next to nothing
+  crowd[100:, 100:] = 1  # far larger than any detection, so that IoU would be close to 0
   runs = np.diff(np.concatenate([[0], np.flatnonzero(np.diff(crowd.T.ravel())) + 1, [crowd.size]])).tolist()
   gt['annotations'].append({'id': 1, 'image_id': 7, 'category_id': 3, 'bbox': [100, 100, 200, 100], 'area': 20000,
                             'iscrowd': 1, 'segmentation': {'size': [200, 300], 'counts': runs}})
@@ -187,11 +187,11 @@ def test_overlap_with_a_crowd_is_over_the_detection(backend, iou_type, share):
   results = [{'image_id': 7, 'category_id': 3, 'score': 0.9, **entry(50 + inside, 120, 100 + inside, 160)},
              {'image_id': 7, 'category_id': 3, 'score': 0.8, **entry(10, 10, 60, 60)}]
   thresholds = np.linspace(0.5, 0.95, 10)
-  expected = np.where(thresholds <= inside / 50, 1.0, 0.5).mean()  # a false one before the true one halves precision
-  assert evaluate(gt, results, iou_type, backend).figures['AP'] == pytest.approx(expected, abs=1e-12)
+  expected = np.where(thresholds <= inside / 50, 1.0, 0.5).mean()  # a false one of higher score halves precision
+  assert evaluate(gt, results, iou_type, backend).metrics['AP'] == pytest.approx(expected, abs=1e-12)
 
 
-def test_refuses_strangers_and_unknown_names():
+def test_unknown_images_iou_types_and_backends_are_errors():
   with pytest.raises(UserError, match='image_id 8'):
     evaluate(one_image(), [{'image_id': 8, 'category_id': 3, 'bbox': [0, 0, 1, 1], 'score': 1.0}], 'bbox')
   with pytest.raises(ValueError, match='boxes'):
@@ -200,8 +200,8 @@ def test_refuses_strangers_and_unknown_names():
     evaluate(one_image(), [], 'bbox', 'mine')
 
 
-def test_what_other_threads_print_is_left_alone(coco_dev, capsys):
-  """pycocotools prints as it goes; training prints its own lines while a thread beside it scores."""
+def test_output_of_other_threads_is_not_suppressed(coco_dev, capsys):
+  """pycocotools prints; training prints its own lines while another thread scores."""
   done = threading.Event()
 
   def score():

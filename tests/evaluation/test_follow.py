@@ -1,4 +1,4 @@
-"""A follower scores every checkpoint once and knows when to stop."""
+"""A follower evaluates every checkpoint once, until the last step or a timeout."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from rethink_tf.storage.run_folder import RunFolder
 
 
 class Run:
-  """A training job: at each look at its checkpoints something more has happened."""
+  """A training job: each listing of its checkpoints is preceded by the next event."""
 
   def __init__(self, path, events):
     self.folder, self.events, self.present, self.evaluated = RunFolder(str(path)), list(events), [], []
@@ -27,7 +27,7 @@ class Run:
     self.follower.append_metrics({'kind': 'eval', 'step': step, 'box/AP': float(step), 'time': 100.0 + step})
 
   def follow(self, minutes=0.0):
-    follow.follow(self, self.evaluate, self.follower, minutes, look_seconds=0)
+    follow.follow_checkpoints(self, self.evaluate, self.follower, minutes, poll_seconds=0)
 
 
 def saved(*steps):
@@ -42,16 +42,16 @@ def trained(run):
   run.folder.append_metrics({'kind': 'train', 'step': 30, 'time': 90.0})
 
 
-def test_every_checkpoint_is_scored_once_until_the_last(tmp_path):
+def test_every_checkpoint_is_evaluated_once_until_the_last(tmp_path):
   run = Run(tmp_path, [nothing, saved(10), saved(10, 20), trained, saved(20, 30)])
   run_folder.write_schedule(run.folder, 30)
   run.follow(minutes=60)
   assert run.evaluated == [10, 20, 30]
   assert [line['step'] for line in RunFolder(str(tmp_path)).read_metrics()] == [30, 10, 20, 30]
-  assert (tmp_path / 'metrics.jsonl').read_text().count('eval') == 0  # training's file is left alone
+  assert (tmp_path / 'metrics.jsonl').read_text().count('eval') == 0  # the file of training is unchanged
 
 
-def test_a_follower_that_is_started_again_goes_on(tmp_path):
+def test_a_restarted_follower_continues(tmp_path):
   run = Run(tmp_path, [saved(10, 20, 30)])
   run_folder.write_schedule(run.folder, 30)
   run.follower.append_metrics({'kind': 'eval', 'step': 10, 'box/AP': 1.0, 'time': 1.0})
@@ -59,7 +59,7 @@ def test_a_follower_that_is_started_again_goes_on(tmp_path):
   assert run.evaluated == [20, 30]
 
 
-def test_what_a_resumed_training_makes_again_is_scored_again(tmp_path):
+def test_repeated_steps_of_a_resumed_run_are_evaluated_again(tmp_path):
   run = Run(tmp_path, [saved(10, 20)])
   run_folder.write_schedule(run.folder, 20)
   run.follower.append_metrics({'kind': 'eval', 'step': 20, 'box/AP': 1.0, 'time': 1.0})
@@ -68,16 +68,16 @@ def test_what_a_resumed_training_makes_again_is_scored_again(tmp_path):
   assert run.evaluated == [10, 20]
 
 
-def test_a_checkpoint_that_goes_before_its_turn_is_passed_over(tmp_path, caplog):
+def test_a_removed_checkpoint_is_skipped(tmp_path, caplog):
   run = Run(tmp_path, [saved(10), lambda run: (saved(20)(run))])
   run_folder.write_schedule(run.folder, 20)
   run.evaluate, evaluate = lambda step: (saved(20)(run), evaluate(step)), run.evaluate
   run.follow(minutes=60)
   assert run.evaluated == [20]
-  assert 'the checkpoint of step 10 went before it was scored' in caplog.text
+  assert 'the checkpoint of step 10 was removed before it was evaluated' in caplog.text
 
 
-def test_a_follower_gives_up_when_training_has_stopped(tmp_path):
+def test_without_new_checkpoints_the_follower_ends(tmp_path):
   run = Run(tmp_path, [saved(10)])
   run_folder.write_schedule(run.folder, 30)
   with pytest.raises(UserError, match='no new checkpoint in .* for 0 minutes .* of step 10, the last step is 30'):
@@ -85,7 +85,7 @@ def test_a_follower_gives_up_when_training_has_stopped(tmp_path):
   assert run.evaluated == [10]
 
 
-def test_a_wrong_checkpoint_ends_the_follower(tmp_path):
+def test_an_error_of_restoring_ends_the_follower(tmp_path):
   run = Run(tmp_path, [saved(10)])
   def wrong(step):
     raise UserError('wrong checkpoint')
@@ -94,13 +94,13 @@ def test_a_wrong_checkpoint_ends_the_follower(tmp_path):
     run.follow(minutes=60)
 
 
-def test_events_go_to_a_run_of_their_own_with_the_same_tags(tmp_path):
+def test_events_are_written_to_the_run_evaluator(tmp_path):
   run = Run(tmp_path, [])
   run.follower.add_scalars(10, {'eval/box/AP': 1.0})
   run.follower.flush()
   assert list((tmp_path / 'tensorboard/evaluator').glob('events*'))
 
 
-def test_no_folder_to_follow(tmp_path):
+def test_a_missing_folder_is_a_user_error(tmp_path):
   with pytest.raises(UserError, match='no run folder'):
     follow.FollowedFolder(str(tmp_path / 'none'))

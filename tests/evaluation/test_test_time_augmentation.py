@@ -1,4 +1,4 @@
-"""Test-time augmentation: merging against NumPy, mirrors against mirrors, and one view against none at all."""
+"""Test-time augmentation: merging against NumPy, symmetry under mirroring, one view against plain prediction."""
 
 import functools
 import types
@@ -14,6 +14,7 @@ from rethink_tf.data.categories import Category
 from rethink_tf.data.detection.input import EvalInput
 from rethink_tf.data.detection.synthetic import SyntheticSource
 from rethink_tf.errors import UserError
+from rethink_tf.evaluation import on_demand
 from rethink_tf.evaluation import test_time_augmentation as tta
 from rethink_tf.models.classifier import Classifier
 from rethink_tf.models.resnet import ResNet
@@ -22,19 +23,19 @@ from rethink_tf.structures import Detections, Views
 from rethink_tf.training.trainer import Trainer
 from tests import tiny
 
-ORDER = (0, 2, 1, 4, 3)  # of tiny.KEYPOINTS keypoints in the mirror
+ORDER = (0, 2, 1, 4, 3)  # flip_order of the tiny.KEYPOINTS keypoints
 SOURCE = functools.partial(SyntheticSource, 4, image_size=(64, 96), object_size=(16, 40), num_classes=tiny.CLASSES)
 GENERATOR = functools.partial(DetectionGenerator, score_threshold=0.3, max_detections=20)
 
 
 @pytest.fixture(autouse=True)
-def no_configuration_is_left():
+def clear_gin_configuration():
   yield
   gin.clear_config()
 
 
 def trainer_of(detector):
-  """A trainer of a detector with scores far enough apart to be worth sorting, and boxes that move."""
+  """Return a trainer of the detector, with weights that give distinct scores and shifted boxes."""
   batch = tiny.batch(1)
   detector(batch.images, batch.image_sizes)
   for i, variable in enumerate(detector.variables):
@@ -46,23 +47,22 @@ def trainer_of(detector):
 
 @functools.cache
 def trainer(kind):
-  parts = {'plain': {}, 'faster': {'mask_head': None}, 'cascade': {'cascade': tiny.cascade()}, 'xla': {'xla': True}}
-  make = tiny.keypoint_detector if kind == 'keypoints' else functools.partial(tiny.detector, **parts[kind])
+  settings = {'plain': {}, 'faster': {'mask_head': None}, 'cascade': {'cascade': tiny.cascade()}, 'xla': {'xla': True}}
+  make = tiny.keypoint_detector if kind == 'keypoints' else functools.partial(tiny.detector, **settings[kind])
   return trainer_of(make(detection_generator=GENERATOR()))
 
 
 @functools.cache
 def predictor(kind, **settings):
-  """Predictor of a detector, and the settings."""
-  settings = {'flip_order': ORDER} | settings
-  chosen = tta.TestTimeAugmentation(**settings)
-  return chosen.predictor(trainer(kind), SOURCE()), chosen
+  """Return the predictor of a detector, and its TestTimeAugmentation."""
+  augmentation = tta.TestTimeAugmentation(**({'flip_order': ORDER} | settings))
+  return augmentation.predictor(trainer(kind), SOURCE()), augmentation
 
 
-def looks(images, sizes, widths=None):
-  """Views of square photographs uint8 [B, s, s, 3], of which the first `widths` columns are used, at some sizes."""
+def resized_views(images, sizes, columns=None):
+  """Return views of square images uint8 [B, s, s, 3], cropped to the first `columns`, at some sizes."""
   b, side = images.shape[:2]
-  width = side if widths is None else widths
+  width = side if columns is None else columns
   padded_shapes, shown = [], []
   for size in sizes:
     resized = tf.image.resize(images[:, :, :width], [size, round(width * size / side)])
@@ -82,7 +82,7 @@ def mirror_boxes(boxes, width):
   return np.stack([boxes[..., 0], width - boxes[..., 3], boxes[..., 2], width - boxes[..., 1]], -1)
 
 
-def real_images(number=1, side=64):
+def random_images(number=1, side=64):
   return tiny.batch(number, side=side).images
 
 
@@ -94,7 +94,7 @@ def numpy_iou(a, b):
 
 
 def numpy_nms(boxes, scores, threshold, iou, number):
-  """Greedy suppression within each class of float64 boxes [N, K, 4], scores [N, K] -> boxes, scores, classes."""
+  """Suppress greedily within each class: boxes float64 [N, K, 4], scores [N, K] -> boxes, scores, classes."""
   kept = []
   for k in range(scores.shape[1]):
     order = [i for i in np.argsort(-scores[:, k], kind='stable') if scores[i, k] > threshold]
@@ -114,7 +114,7 @@ def numpy_votes(box, class_, boxes, scores, threshold, iou):
 
 
 def candidates(number, seed, classes=tiny.CLASSES):
-  """Clusters of boxes that differ little, as views would find them: boxes [1, N, K, 4], scores [1, N, K]."""
+  """Return clusters of similar boxes, as from several views: boxes [1, N, K, 4], scores [1, N, K]."""
   rng = np.random.default_rng(seed)
   centres = rng.uniform(20, 180, (6, 2))
   low = centres[rng.integers(6, size=(number, classes))] + rng.normal(0, 1, (number, classes, 2))
@@ -122,20 +122,20 @@ def candidates(number, seed, classes=tiny.CLASSES):
   return boxes[None], rng.uniform(0, 1, (1, number, classes)).astype(np.float32)
 
 
-def merge(parts, **settings):
-  found = [(tf.constant(boxes), tf.constant(scores), tf.ones(boxes.shape[:2], tf.bool)) for boxes, scores in parts]
+def merge(views, **settings):
+  found = [(tf.constant(boxes), tf.constant(scores), tf.ones(boxes.shape[:2], tf.bool)) for boxes, scores in views]
   return predictor('faster', **settings)[0].merge(found)
 
 
-def test_union_of_all_views_and_votes_as_in_numpy():
-  parts = [candidates(40, 0), candidates(25, 1)]
-  plain, voted = merge(parts, vote_iou=None), merge(parts, vote_iou=0.8)
-  boxes, scores = (np.concatenate(each, 1)[0].astype(np.float64) for each in zip(*parts, strict=True))
+def test_suppression_and_voting_over_all_views_equal_numpy():
+  views = [candidates(40, 0), candidates(25, 1)]
+  plain, voted = merge(views, vote_iou=None), merge(views, vote_iou=0.8)
+  boxes, scores = (np.concatenate(each, 1)[0].astype(np.float64) for each in zip(*views, strict=True))
   expected, expected_scores, classes = numpy_nms(boxes, scores, 0.3, 0.5, 20)
   n = len(expected)
   assert n > 12
   for found in (plain, voted):
-    np.testing.assert_allclose(found.scores[0, :n], expected_scores, rtol=1e-6)  # voting keeps them
+    np.testing.assert_allclose(found.scores[0, :n], expected_scores, rtol=1e-6)  # voting does not change them
     np.testing.assert_array_equal(found.classes[0, :n], classes)
     assert not found.classes[0, n:].numpy().any() and not found.boxes[0, n:].numpy().any()
   np.testing.assert_allclose(plain.boxes[0, :n], expected, rtol=1e-6)
@@ -144,7 +144,7 @@ def test_union_of_all_views_and_votes_as_in_numpy():
   assert np.abs(voted.boxes - plain.boxes).max() > 0.3
 
 
-def test_votes_of_class_agnostic_boxes():
+def test_voting_with_class_agnostic_boxes():
   boxes, scores = candidates(30, 2)
   shared = boxes[:, :, :1]
   voted = merge([(shared, scores)], vote_iou=0.7)
@@ -154,24 +154,24 @@ def test_votes_of_class_agnostic_boxes():
   np.testing.assert_allclose(voted.boxes[0, :len(votes)], votes, rtol=1e-5)
 
 
-def test_nothing_found_gives_nothing():
+def test_low_scores_give_no_detections():
   boxes, scores = candidates(5, 3)
   found = merge([(boxes, scores * 0.1)], vote_iou=0.9)
   assert not found.scores.numpy().any() and not found.classes.numpy().any() and not found.boxes.numpy().any()
 
 
-def test_detectron_and_detectron2_merge_different_things():
-  """A covers C in the first view; B of the second covers A and not C: only who still has C can give it."""
+def test_detectron_and_detectron2_merge_differently():
+  """A suppresses C in the first view, B of the second A but not C: C survives only if candidates are merged."""
   a, b, c = [0, 0, 100, 100], [-40, 0, 60, 100], [30, 0, 130, 100]
   one = np.float32([[a, c]])[:, :, None], np.float32([[[0.8], [0.7]]]) * [1, 0, 0]
   two = np.float32([[b]])[:, :, None], np.float32([[[0.9]]]) * [1, 0, 0]
   generator = GENERATOR()
   generator.nms_iou = 0.4
   view = generator.select(*(tf.constant(x, tf.float32) for x in one), tf.ones([1, 2], tf.bool), False)
-  assert view.classes[0].numpy().tolist()[:2] == [1, 0]  # C is gone already
+  assert view.classes[0].numpy().tolist()[:2] == [1, 0]  # C is suppressed within the view
   trainer('faster').detector.detection_generator.nms_iou = 0.4
   try:
-    union = merge([tuple(np.float32(x) for x in part) for part in (one, two)], vote_iou=None)
+    union = merge([tuple(np.float32(x) for x in view) for view in (one, two)], vote_iou=None)
     finals = merge([(np.float32([[a]])[:, :, None], np.float32([[[0.8, 0, 0]]])), tuple(np.float32(x) for x in two)],
                    merge='detections', vote_iou=None)
   finally:
@@ -181,7 +181,7 @@ def test_detectron_and_detectron2_merge_different_things():
 
 
 @pytest.mark.parametrize('kind, merge', [('plain', 'candidates'), ('cascade', 'candidates'), ('faster', 'detections')])
-def test_one_view_is_plain_prediction(kind, merge):
+def test_one_view_equals_plain_prediction(kind, merge):
   resize = Resize((64,), 96)
   plain = EvalInput(SOURCE(), 2, resize)
   predict, settings = predictor(kind, views=((64, 96),), flip=False, merge=merge, vote_iou=None)
@@ -200,9 +200,9 @@ def test_one_view_is_plain_prediction(kind, merge):
 
 
 @pytest.mark.parametrize('kind', ['cascade', 'keypoints', pytest.param('xla', marks=pytest.mark.slow)])
-def test_the_mirror_of_a_photograph_gives_the_mirror_of_its_detections(kind):
-  """At two sizes, beside padding that is wider on one of them."""
-  views = looks(real_images(), (64, 96), widths=51)
+def test_a_mirrored_image_gives_mirrored_detections(kind):
+  """At two sizes, with padding of different widths."""
+  views = resized_views(random_images(), (64, 96), columns=51)
   predict, _ = predictor(kind, views=((64, 64), (96, 96)), vote_iou=0.8, keypoint_area=300.0)
   found, other = predict(views), predict(mirrored(views))
   n = int((found.classes[0].numpy() > 0).sum())
@@ -210,13 +210,13 @@ def test_the_mirror_of_a_photograph_gives_the_mirror_of_its_detections(kind):
   np.testing.assert_allclose(other.scores, found.scores, rtol=1e-5)
   np.testing.assert_array_equal(other.classes, found.classes)
   np.testing.assert_allclose(other.boxes[0, :n], mirror_boxes(found.boxes[0, :n].numpy(), 51), atol=1e-3)
-  assert found.boxes[0, :n].numpy()[:, 3].max() <= 51.001  # inside the photograph, not its padding
+  assert found.boxes[0, :n].numpy()[:, 3].max() <= 51.001  # inside the image, not in its padding
   if kind == 'keypoints':
     points = np.array(found.keypoints[0, :n])[:, ORDER]
     points[..., 1] = 50 - points[..., 1]
     shown = np.array(other.keypoints[0, :n])
     np.testing.assert_allclose(shown[..., 2], points[..., 2], rtol=1e-4)  # the height of each maximum
-    # Where it lies is settled by rounding, which differs between processors, once two pixels are equally high.
+    # Between two equally high pixels rounding decides, which differs between processors.
     assert (np.abs(shown[..., :2] - points[..., :2]).max(-1) < 0.05).mean() > 0.7
   else:
     np.testing.assert_allclose(other.masks[0, :n], found.masks[0, :n, :, ::-1], atol=1e-4)
@@ -224,7 +224,7 @@ def test_the_mirror_of_a_photograph_gives_the_mirror_of_its_detections(kind):
 
 @pytest.mark.slow
 def test_masks_are_means_over_the_views():
-  views = looks(real_images(), (64, 128))
+  views = resized_views(random_images(), (64, 128))
   predict, _ = predictor('plain', views=((64, 64), (128, 128)), flip=False)
   found = predict(views)
   masks = []
@@ -237,8 +237,8 @@ def test_masks_are_means_over_the_views():
   np.testing.assert_allclose(found.masks, (masks[0] + masks[1]) / 2, atol=1e-5)
 
 
-def test_detectron2_keeps_boxes_of_the_views_as_they_are():
-  views = looks(real_images(), (64, 96))
+def test_detectron2_merging_selects_from_the_boxes_of_the_views():
+  views = resized_views(random_images(), (64, 96))
   single = [predictor('faster', views=((size, size),), flip=False, vote_iou=None)[0] for size in (64, 96)]
   finals = [predict(views._replace(images=views.images[i:i + 1], image_sizes=views.image_sizes[i:i + 1],
                                    view_scales=views.view_scales[i:i + 1])) for i, predict in enumerate(single)]
@@ -255,14 +255,14 @@ def test_size_dependent_keypoints():
   predict, _ = predictor('keypoints', views=((64, 64), (96, 96), (32, 32)), keypoint_area=30.0 * 30)
   boxes = tf.constant([[[0, 0, 20, 20], [0, 0, 60, 60]]], tf.float32)
   one = tf.ones([1, 2])
-  fits = [predict._fits(boxes, scale * one, one).numpy()[0].tolist() for scale in (1.0, 1.5, 0.5)]
-  assert fits == [[True, True], [True, False], [False, True]]  # small ones from large views, and the other way round
-  half = predict._fits(boxes, 0.5 * one, 0.5 * one).numpy()  # pixels of the photograph are meant
+  counts = [predict._counts(boxes, scale * one, one).numpy()[0].tolist() for scale in (1.0, 1.5, 0.5)]
+  assert counts == [[True, True], [True, False], [False, True]]  # small ones from large views and vice versa
+  half = predict._counts(boxes, 0.5 * one, 0.5 * one).numpy()  # the area is in original pixels
   assert half.all()
-  assert not predict._fits(boxes * 0.5, 0.4 * one, 0.5 * one).numpy()[0, 0]
+  assert not predict._counts(boxes * 0.5, 0.4 * one, 0.5 * one).numpy()[0, 0]
 
 
-def test_a_mirror_leaves_the_padding_where_it_is():
+def test_mirroring_leaves_the_padding_in_place():
   images = np.random.default_rng(0).integers(1, 255, (2, 8, 10, 3), np.uint8)
   images[0, :, 6:] = 0
   sizes = tf.constant([[8.0, 6.0], [8.0, 10.0]])
@@ -273,20 +273,20 @@ def test_a_mirror_leaves_the_padding_where_it_is():
   np.testing.assert_array_equal(tta.mirror(tf.constant(images), sizes, tf.constant(False)), images)
 
 
-def test_boxes_go_from_view_to_view_and_back():
+def test_from_first_view_inverts_to_first_view():
   boxes = tf.constant(np.random.default_rng(1).uniform(0, 50, (2, 7, 3, 4)), tf.float32)
   sizes, scales = tf.constant([[60.0, 80.0], [50.0, 70.0]]), tf.constant([[1.5, 1.6], [2.0, 1.9]])
   first = tf.constant([[0.7, 0.8], [1.1, 1.2]])
   for flag in (False, True):
-    there = tta.to_first_view(boxes, sizes, scales, first, tf.constant(flag))
-    np.testing.assert_allclose(tta.from_first_view(there, sizes, scales, first, tf.constant(flag)), boxes, atol=1e-3)
+    moved = tta.to_first_view(boxes, sizes, scales, first, tf.constant(flag))
+    np.testing.assert_allclose(tta.from_first_view(moved, sizes, scales, first, tf.constant(flag)), boxes, atol=1e-3)
     expected = mirror_boxes(boxes[1, 0].numpy(), 70) if flag else boxes[1, 0].numpy()
-    np.testing.assert_allclose(there[1, 0], expected * np.array([0.55, 1.2 / 1.9] * 2), rtol=1e-4)
+    np.testing.assert_allclose(moved[1, 0], expected * np.array([0.55, 1.2 / 1.9] * 2), rtol=1e-4)
 
 
 @pytest.mark.slow
-def test_two_devices_see_what_one_sees(two_replicas):
-  views = looks(real_images(2), (64, 96))
+def test_two_devices_equal_one(two_replicas):
+  views = resized_views(random_images(2), (64, 96))
   settings = tta.TestTimeAugmentation(((64, 64), (96, 96)))
   expected = settings.predictor(trainer('plain'), SOURCE())(views)
   with two_replicas.scope():
@@ -298,24 +298,24 @@ def test_two_devices_see_what_one_sees(two_replicas):
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
-@pytest.mark.parametrize('settings, said', [
+@pytest.mark.parametrize('settings, message', [
   (dict(views=()), 'views'), (dict(views=((800,),)), 'views'), (dict(views=((800, 400),)), 'short_side'),
   (dict(merge='both'), 'merge'), (dict(vote_iou=0.0), 'vote_iou'), (dict(vote_iou=1.1), 'vote_iou')])
-def test_settings_that_make_no_sense_are_one_line(settings, said):
-  with pytest.raises(UserError, match=said) as error:
+def test_impossible_settings_are_user_errors(settings, message):
+  with pytest.raises(UserError, match=message) as error:
     tta.TestTimeAugmentation(**settings)
   assert '\n' not in str(error.value)
 
 
-def test_what_cannot_be_merged_is_refused():
+def test_unsupported_models_are_user_errors():
   with pytest.raises(UserError, match='keypoints'):
     tta.TestTimeAugmentation(merge='detections').predictor(trainer('keypoints'), SOURCE())
   with pytest.raises(UserError, match='detections'):
     tta.TestTimeAugmentation().predictor(Trainer(Classifier(3, ResNet(14)), None), SOURCE())
 
 
-def test_the_mirror_of_keypoints_comes_from_the_names_of_the_data():
-  """As with photographs of people; the drawn shapes of the other tests have no named keypoints."""
+def test_flip_order_from_the_names_of_keypoints():
+  """As in images of people; the drawn shapes of the other tests have no named keypoints."""
   names = ('nose', 'left_eye', 'right_eye', 'left_ear', 'right_ear')
   source = types.SimpleNamespace(categories=(Category(1, 'person', names),), num_keypoints=len(names))
   assert tta.TestTimeAugmentation().predictor(trainer('keypoints'), source).flip_order == ORDER
@@ -323,22 +323,14 @@ def test_the_mirror_of_keypoints_comes_from_the_names_of_the_data():
 
 
 def test_evaluate_with_one_gin_file(tmp_path):
-  """Through the front door: a checkpoint, and Detectron's way of looking at it."""
+  """A checkpoint of random weights, evaluated with Detectron's augmentation."""
   params = (
     *tiny.GIN, 'train/synthetic.num_images = 8', 'eval/synthetic.num_images = 3', 'ResNet.depth = 14',
     "strategy.kind = 'one_device'", 'synthetic.image_size = (64, 64)', 'synthetic.object_size = (16, 40)',
     'DetectionGenerator.score_threshold = 0.001', 'TestTimeAugmentation.views = ((64, 64), (96, 96))')
-
-  def save(parts):
-    trackables = {'detector': parts.trainer.detector, 'optimizer': parts.trainer.optimizer}
-    return parts.checkpoints.save(0, trackables, {})
-
-  def run(task):
-    gin_files.parse(['gin_configs/demo.gin', 'gin_configs/augment/tta_detectron.gin'], params)
-    return experiment.run(task, str(tmp_path))
-
-  assert run(save)
-  gin.clear_config()
-  figures = run('evaluate')
-  assert {'box/AP', 'mask/AP'} <= set(figures) and all(np.isfinite(value) for value in figures.values())
+  gin_files.parse(['gin_configs/demo.gin', 'gin_configs/augment/tta_detectron.gin'], params)
+  built = experiment.run('evaluate', str(tmp_path))
+  assert built.checkpoints.save(0, built.trackables, {})
+  metrics = on_demand.evaluate(built)
+  assert {'box/AP', 'mask/AP'} <= set(metrics) and all(np.isfinite(value) for value in metrics.values())
   assert len(list((tmp_path / 'eval').glob('*/bbox.json'))) == 1

@@ -1,4 +1,4 @@
-"""Top-k against NumPy, and what an evaluation leaves behind."""
+"""Top-k against NumPy, and the files of an evaluation."""
 
 import csv
 
@@ -10,7 +10,7 @@ from rethink_tf.data.classification.image_folder import ImageFolder
 from rethink_tf.data.classification.input import ClassificationEvalInput
 from rethink_tf.distributed.workers import Workers
 from rethink_tf.errors import UserError
-from rethink_tf.evaluation.top_k_evaluator import TopKEvaluator, guesses
+from rethink_tf.evaluation.top_k_evaluator import TopKEvaluator, rank_labels
 from rethink_tf.storage.run_folder import RunFolder
 from tests.small_classes import write_folders
 
@@ -20,7 +20,7 @@ def test_ranks_and_entropies_equal_a_loop(classes):
   rng = np.random.default_rng(classes)
   logits = rng.normal(0, 3, (50, classes)).astype(np.float32)
   labels = rng.integers(0, classes, (50, 1))
-  found = guesses(logits, labels, np.arange(50))
+  found = rank_labels(logits, labels, np.arange(50))
   for row in range(50):
     own = labels[row, 0]
     assert found.ranks[row] == sum(logits[row] > logits[row, own]) and found.classes[row] == logits[row].argmax()
@@ -29,12 +29,12 @@ def test_ranks_and_entropies_equal_a_loop(classes):
     np.testing.assert_allclose(found.probabilities[row], probabilities.max(), rtol=1e-6)
 
 
-def test_several_labels_fillers_ties_and_broken_rows():
+def test_several_labels_padding_ties_and_rows_that_are_not_finite():
   logits = np.array([[3., 2, 1], [1, 1, 1], [9, 0, 0], [np.nan, 0, 0]])
   labels = np.array([[2, 1], [1, -1], [0, -1], [1, -1]])
-  found = guesses(logits, labels, np.array([7, 8, -1, 9]))
+  found = rank_labels(logits, labels, np.array([7, 8, -1, 9]))
   assert found.image_ids.tolist() == [7, 8, 9]
-  assert found.ranks.tolist() == [1, 1, 3]  # the best of two labels; the second of three equals; never right
+  assert found.ranks.tolist() == [1, 1, 3]  # the best of two labels; the second of three equal scores; not finite
   assert np.isfinite(found.entropies).all()
 
 
@@ -46,24 +46,24 @@ def evaluator(tmp_path, predict, batch_size=5, **arguments):
 
 
 def by_colour(batch):
-  """Right for blue and green; red pictures (class 2) are called blue (class 0)."""
+  """Predict blue and green images correctly, red ones (class 2) as blue (class 0)."""
   means = tf.reduce_mean(tf.cast(batch.images, tf.float32), [1, 2])  # RGB
   return tf.stack([means[:, 2] + 300 * tf.cast(means[:, 0] > 150, tf.float32), means[:, 1], means[:, 0]], axis=1) / 10
 
 
-def test_an_evaluation_leaves_figures_a_table_and_pictures(tmp_path):
+def test_files_of_an_evaluation(tmp_path):
   one, _, folder = evaluator(tmp_path, by_colour)
-  figures = one.evaluate(30, {'weights': 'x'})
-  assert figures['top-1'] == pytest.approx(100 * 8 / 12) and figures['top-5'] == 100 and one.last == figures
+  metrics = one.evaluate(30, {'weights': 'x'})
+  assert metrics['top-1'] == pytest.approx(100 * 8 / 12) and metrics['top-5'] == 100 and one.last == metrics
   line = folder.read_metrics()[-1]
-  assert (line['kind'], line['step'], line['weights'], line['top-1']) == ('eval', 30, 'x', figures['top-1'])
+  assert (line['kind'], line['step'], line['weights'], line['top-1']) == ('eval', 30, 'x', metrics['top-1'])
   results = tmp_path / 'run/eval/step-00000030'
   rows = list(csv.DictReader(open(results / 'categories.csv')))
   assert [(row['category'], row['images'], float(row['top-1'])) for row in rows] == [
     ('blue', '4', 100), ('green', '4', 100), ('red', '4', 0)]
-  sheet = tf.io.decode_png((results / 'pictures.png').read_bytes()).numpy()
-  green, red = ((sheet == colour).all(-1).sum() for colour in ((58, 154, 91), (209, 73, 91)))
-  assert green > 1.5 * red > 0  # frames: eight right, four wrong
+  grid = tf.io.decode_png((results / 'pictures.png').read_bytes()).numpy()
+  green, red = ((grid == colour).all(-1).sum() for colour in ((58, 154, 91), (209, 73, 91)))
+  assert green > 1.5 * red > 0  # frames of eight true and four false predictions
   folder.flush()
   events = list((tmp_path / 'run/tensorboard').rglob('*tfevents*'))
   tags = {value.tag for path in events for event in tf.compat.v1.train.summary_iterator(str(path))
@@ -71,7 +71,7 @@ def test_an_evaluation_leaves_figures_a_table_and_pictures(tmp_path):
   assert {'eval/top-1', 'eval/top-5', 'eval/cross-entropy', 'eval/pictures'} <= tags
 
 
-def test_another_source_than_the_input_shows_is_refused(tmp_path):
+def test_a_source_other_than_that_of_the_input_is_a_user_error(tmp_path):
   one, source, _ = evaluator(tmp_path, by_colour)
   source.image_ids = source.image_ids + 1
   one._input.source = ImageFolder(str(tmp_path / 'data'), 'val')
@@ -79,23 +79,23 @@ def test_another_source_than_the_input_shows_is_refused(tmp_path):
     one.evaluate(1)
 
 
-def test_no_pictures_and_a_folder_that_cannot_be_written(tmp_path, caplog):
+def test_a_failed_write_is_logged(tmp_path, caplog):
   one, _, folder = evaluator(tmp_path, by_colour, num_pictures=0)
-  (tmp_path / 'run/eval').write_text('in the way')
+  (tmp_path / 'run/eval').write_text('a file instead of a folder')
   assert one.evaluate(1)['top-1'] > 60
   assert 'could not be written' in caplog.text and folder.read_metrics()[-1]['step'] == 1
 
 
-@pytest.mark.parametrize('count', [2, 4])  # three batches: of four workers one has none
+@pytest.mark.parametrize('count', [2, 4])  # three batches: of four workers one has no batch
 def test_workers_share_the_images(tmp_path, count):
   alone, *_ = evaluator(tmp_path / 'alone', by_colour)
-  figures = alone.evaluate(30)
+  metrics = alone.evaluate(30)
   last = []
   for index in reversed(range(count)):
     one, _, folder = evaluator(tmp_path / 'shared', by_colour)
     one.workers = Workers(index, count, 'token')
     last.append(one.evaluate(30))
-  assert last[-1] == pytest.approx(figures, abs=1e-12) and last[:-1] == [{}] * (count - 1)
+  assert last[-1] == pytest.approx(metrics, abs=1e-12) and last[:-1] == [{}] * (count - 1)
   assert len(folder.read_metrics()) == 1
   tables = [tmp_path / name / 'run/eval/step-00000030/categories.csv' for name in ('alone', 'shared')]
   assert tables[0].read_bytes() == tables[1].read_bytes()

@@ -1,4 +1,4 @@
-"""VocEvaluator with a detector that knows the answers, on two small pictures and on voc100."""
+"""VocEvaluator with a detector that outputs the ground truth, on two small images and on voc100."""
 
 import csv
 
@@ -23,16 +23,16 @@ def source(tmp_path):
     sets=('val',), classes=('cat', 'dog', 'old cat', 'owl'))
 
 
-def know(batch):
-  """The ground truth that training sees, all scores .9."""
+def detect(batch):
+  """Return the ground truth of training, with scores of 0.9."""
   return Detections(batch.gt_boxes, tf.cast(batch.gt_classes > 0, tf.float32) * 0.9, batch.gt_classes)
 
 
-def make(source, path, predict=know, **changes):
+def make(source, path, predict=detect, **changes):
   return VocEvaluator(EvalInput(source, 2), predict, source, RunFolder(str(path)), **changes)
 
 
-def test_knowing_the_answers_scores_100(source, tmp_path, capsys):
+def test_ground_truth_scores_100(source, tmp_path, capsys):
   evaluator = make(source, tmp_path)
   metrics = evaluator.evaluate(12, {'images': 3})
   assert metrics == pytest.approx({'voc/mAP': 100.0, 'voc/AP75': 100.0, 'voc/AP': 100.0}) and evaluator.last == metrics
@@ -57,13 +57,13 @@ def test_files_of_an_evaluation(source, tmp_path):
                              atol=0.01)  # the corners of the xml
   rows = list(csv.reader((folder / 'categories.csv').read_text().splitlines()))
   assert rows[0] == ['id', 'category', 'voc/AP50', 'voc/AP75', 'voc/AP']
-  assert [row[2] for row in rows[1:]] == ['-1.000', '100.000', '100.000', '-1.000']  # a difficult cat, and no owl
+  assert [row[2] for row in rows[1:]] == ['-1.000', '100.000', '100.000', '-1.000']  # only a difficult cat, and no owl
   make(source, tmp_path / 'b', save_results=False, num_pictures=0).evaluate(3)
   assert [p.name for p in (tmp_path / 'b').glob('eval/*/*')] == ['categories.csv']
 
 
-def test_results_are_read_as_they_were_written(source, tmp_path):
-  """Names of classes and images come back, and boxes in COCO's x, y, w, h."""
+def test_read_results_inverts_the_files(source, tmp_path):
+  """In COCO's format, boxes as x, y, w, h."""
   gt = source.annotations()
   assert read_results(str(tmp_path), gt) is None
   make(source, tmp_path).evaluate(2)
@@ -76,34 +76,34 @@ def test_results_are_read_as_they_were_written(source, tmp_path):
     assert result['score'] == pytest.approx(0.9)
 
 
-@pytest.mark.parametrize('line, words', [
+@pytest.mark.parametrize('line, message', [
   ('7 0.9 1 1 40', 'image score xmin'), ('7 0.9 1 1 40 x', 'image score xmin'), ('9 0.9 1 1 40 60', 'image 9 is not'),
 ])
-def test_results_that_cannot_be_read(source, tmp_path, line, words):
+def test_malformed_results_are_user_errors(source, tmp_path, line, message):
   (tmp_path / 'comp4_det_test_dog.txt').write_text(f'7 0.9 1 1 40 60\n{line}\n')
-  with pytest.raises(UserError, match=f'comp4_det_test_dog.txt:2: .*{words}'):
+  with pytest.raises(UserError, match=f'comp4_det_test_dog.txt:2: .*{message}'):
     read_results(str(tmp_path), source.annotations())
 
 
 def test_false_and_difficult_detections(source, tmp_path):
   def also_cats(batch):
-    """Before the truth, with a higher score: a cat on the difficult one, and dogs on nothing."""
+    """Add, with higher scores, a cat at the difficult one and dogs where there is nothing."""
     rows = batch.gt_boxes.shape[0]
     scale = tf.tile(batch.scales, [1, 2])[:, None]
     cat = tf.constant([[[0, 40, 60, 80], [50, 60, 60, 79]]], tf.float32) * scale
     kinds = tf.where(batch.image_ids[:, None] == 7, [[1, 2]], [[0, 2]])
-    truth = know(batch)
+    truth = detect(batch)
     return Detections(tf.concat([cat, truth.boxes], 1), tf.concat([tf.fill([rows, 2], 0.95), truth.scores], 1),
                       tf.concat([tf.cast(kinds, tf.int32), truth.classes], 1))
 
   metrics = make(source, tmp_path, also_cats).evaluate(1)
-  assert metrics['voc/mAP'] == pytest.approx((50 + 100) / 2)  # two of four dogs are false and come first
-  seven = make(source, tmp_path / 'b', also_cats, rule='11-point').evaluate(1)
-  assert seven['voc/mAP'] == pytest.approx((50 + 100) / 2)
+  assert metrics['voc/mAP'] == pytest.approx((50 + 100) / 2)  # two of four dogs are false, with the highest scores
+  eleven_points = make(source, tmp_path / 'b', also_cats, rule='11-point').evaluate(1)
+  assert eleven_points['voc/mAP'] == pytest.approx((50 + 100) / 2)
 
 
 def test_without_detections(source, tmp_path):
-  metrics = make(source, tmp_path, lambda batch: Detections(*map(tf.zeros_like, know(batch)[:3]))).evaluate(1)
+  metrics = make(source, tmp_path, lambda batch: Detections(*map(tf.zeros_like, detect(batch)[:3]))).evaluate(1)
   assert metrics == {'voc/mAP': 0.0, 'voc/AP75': 0.0, 'voc/AP': 0.0}
 
 

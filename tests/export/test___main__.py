@@ -1,31 +1,28 @@
-"""The door: a run folder in, files out, and the refusals."""
+"""The command export: from a run folder to a SavedModel or a Detectron2 checkpoint, and its errors."""
 
 import pathlib
 import pickle
+import shutil
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests import tiny_run
 from tests.test_command_line import assert_one_line, call
-from tests.test_experiment import PARAMS
 
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-  """A run of two steps."""
+  """A copy of the run, to write into."""
   path = tmp_path_factory.mktemp('run') / 'tiny'
-  params = [*PARAMS, 'KTimesSchedule.unit = 0.25', 'CocoEvaluator.every = 0', 'CocoEvaluator.at_end = False',
-            'run.ema = @ExponentialMovingAverage']
-  result = call('train', '--gin_file=gin_configs/demo.gin', f'--model_dir={path}',
-                *(f'--gin_param={param}' for param in params), cwd=path.parent)
-  assert result.returncode == 0, result.stderr
+  shutil.copytree(tiny_run.make(tmp_path_factory) / 'run', path)
   return path
 
 
 @pytest.mark.slow
 def test_a_saved_model_without_the_data_set(run):
-  """The configuration of the run is told of another data set, which is not there."""
+  """The configuration names a data set that does not exist here."""
   config = run / 'config.gin'
   config.write_text(config.read_text().replace('run.eval_source = @eval/synthetic', 'run.eval_source = @eval/coco'))
   result = call('export', f'--model_dir={run}', '--score_threshold=0.01', cwd=run.parent)
@@ -49,7 +46,7 @@ def test_a_detectron2_checkpoint(run, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('averaged', [True, False], ids=['averages', 'weights'])
-def test_what_is_written_is_in_the_checkpoint(run, tmp_path, averaged):
+def test_the_written_weights_are_those_of_the_checkpoint(run, tmp_path, averaged):
   result = call('export', f'--model_dir={run}', '--format=detectron2', f'--out={tmp_path}/model.pkl',
                 *['--averages'] * averaged, cwd=tmp_path)
   assert result.returncode == 0, result.stderr
@@ -59,21 +56,20 @@ def test_what_is_written_is_in_the_checkpoint(run, tmp_path, averaged):
   kernel = reader.get_tensor('detector/box_predictor/classes/kernel/.ATTRIBUTES/VARIABLE_VALUE')
   averages = [reader.get_tensor(name) for name, shape in reader.get_variable_to_shape_map().items()
               if name.startswith('ema/averages/') and shape == list(kernel.shape)]
-  wanted = averages if averaged else [kernel]
-  foreign = [kernel] if averaged else averages
-  same = lambda array: np.array_equal(np.roll(array.T, -1, 0), written)  # noqa: E731  background comes last there
-  assert any(map(same, wanted)) and not any(map(same, foreign))
+  expected, others = (averages, [kernel]) if averaged else ([kernel], averages)
+  same = lambda array: np.array_equal(np.roll(array.T, -1, 0), written)  # noqa: E731  background is the last class
+  assert any(map(same, expected)) and not any(map(same, others))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('door', [['export'], ['predict', 'a.png']], ids=['export', 'predict'])
-def test_a_run_without_averages(run, tmp_path, door):
+@pytest.mark.parametrize('command', [['export'], ['predict', 'a.png']], ids=['export', 'predict'])
+def test_a_run_without_averages(run, tmp_path, command):
   (tmp_path / 'a.png').write_bytes(tf.io.encode_png(np.zeros([60, 60, 3], np.uint8)).numpy())
-  result = call(*door, f'--model_dir={run}', '--averages', '--gin_param=run.ema = None', cwd=tmp_path)
+  result = call(*command, f'--model_dir={run}', '--averages', '--gin_param=run.ema = None', cwd=tmp_path)
   assert_one_line_at_end(result, '--averages', 'run.ema')
 
 
-def test_what_was_never_trained(tmp_path):
+def test_a_folder_without_a_run(tmp_path):
   assert_one_line(call('export', f'--model_dir={tmp_path}/nothing', cwd=tmp_path), 'nothing', '--model_dir')
   assert_one_line(call('export', cwd=tmp_path), '--model_dir')
 

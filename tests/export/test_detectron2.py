@@ -1,4 +1,4 @@
-"""Detectron2 checkpoints out: what is written reads back to the same model, in Detectron2's shapes."""
+"""Detectron2 checkpoints: reading restores the model that was written, and shapes are Detectron2's."""
 
 import functools
 import json
@@ -31,7 +31,7 @@ def model(norm=group_norm, **parts):
 
 
 def resnext():
-  """Grouped convolutions, and two fully connected layers of which one follows no map."""
+  """Grouped convolutions, and two fully connected layers, of which one follows another."""
   return model(backbone=ResNet(14, stem_width=32, res2_width=64, groups=4, width_per_group=8),
                box_head=BoxHead(0, 2, 32, 48))
 
@@ -40,7 +40,7 @@ def resnext():
 @pytest.mark.parametrize('make', [model, functools.partial(model, no_norm), functools.partial(model, sync_batch_norm),
                                   functools.partial(model, frozen_batch_norm), resnext],
                          ids=['gn', 'none', 'syncbn', 'frozen', 'resnext'])
-def test_reading_undoes_writing(make, channels, tmp_path):
+def test_reading_inverts_writing(make, channels, tmp_path):
   built = make()
   before = [variable.numpy() for variable in built.variables]
   path = str(tmp_path / 'new' / 'model.pkl')
@@ -54,8 +54,8 @@ def test_reading_undoes_writing(make, channels, tmp_path):
     np.testing.assert_array_equal(variable.numpy(), value, err_msg=variable.name)
 
 
-def test_writing_undoes_reading():
-  """Every array of a checkpoint, its elements all different, comes back as it was."""
+def test_writing_inverts_reading():
+  """For every array of a checkpoint, with distinct elements."""
   built = model()
   for name, entry in detectron2.table(built, 'bgr').items():
     array = np.random.default_rng(1).permutation(int(tf.size(entry.variable))).astype(np.float32)
@@ -64,7 +64,7 @@ def test_writing_undoes_reading():
     np.testing.assert_array_equal(writer.invert(entry), array, err_msg=name)
 
 
-def test_shapes_and_meaning_are_detectron2s():
+def test_layout_is_detectron2s():
   built = model()
   arrays = writer.arrays_of(built, 'rgb')
   assert arrays['backbone.bottom_up.stem.conv1.weight'].shape == (32, 3, 7, 7)
@@ -81,7 +81,7 @@ def test_shapes_and_meaning_are_detectron2s():
   np.testing.assert_array_equal(red, stem[:, :, 0].transpose(2, 0, 1))
 
 
-def test_the_file_is_what_detectron2_writes(tmp_path):
+def test_the_file_format_is_detectron2s(tmp_path):
   path = tmp_path / 'model.pkl'
   writer.save(model(), str(path))
   data = path.read_bytes()
@@ -89,10 +89,10 @@ def test_the_file_is_what_detectron2_writes(tmp_path):
   content = pickle.loads(data)
   assert set(content) == {'model', '__author__'}
   assert all(type(array) is np.ndarray and array.dtype == np.float32 for array in content['model'].values())
-  assert sorted(one.name for one in tmp_path.iterdir()) == ['model.pkl', 'model.yaml']  # nothing half-written is left
+  assert sorted(one.name for one in tmp_path.iterdir()) == ['model.pkl', 'model.yaml']  # no temporary files
 
 
-def test_the_settings_say_what_the_arrays_do_not():
+def test_settings():
   lines = writer.settings(resnext(), 'bgr').splitlines()
   settings = {name.strip(): json.loads(value) for name, value in (
     line.split(': ', 1) for line in lines if ': ' in line and 'FORMAT' not in line)}

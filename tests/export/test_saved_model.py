@@ -1,4 +1,4 @@
-"""SavedModels of a detector: loaded by a process that knows nothing of this package, they find what predict finds."""
+"""SavedModels of a detector: without this package, their detections equal those of predict."""
 
 import pathlib
 import subprocess
@@ -17,12 +17,12 @@ from rethink_tf.errors import UserError
 from rethink_tf.export import saved_model
 from tests import tiny
 
-# What a server does. Random weights are sure of nothing: the threshold is low.
+# Random weights are never confident, so the threshold is low.
 SERVER = '''
 import sys, numpy as np, tensorflow as tf
-folder, pictures, out = sys.argv[1:]
+folder, images, out = sys.argv[1:]
 loaded = tf.saved_model.load(folder)
-files = [open(path, 'rb').read() for path in pictures.split(',')]
+files = [open(path, 'rb').read() for path in images.split(',')]
 results = {}
 for i, file in enumerate(files):
   image = tf.io.decode_png(file, channels=3)
@@ -34,14 +34,14 @@ for name, value in loaded.signatures['categories']().items():
   results[f'categories/{name}'] = value.numpy()
 results['none'] = loaded.detect(image, 0.999)['num_detections'].numpy()
 for name, value in loaded.detect_files(tf.constant(files), 0.3).items():
-  results[f'sure/{name}'] = value.numpy()
-assert not any(name.split('.')[0] in ('rethink_tf', 'official') for name in sys.modules), 'not alone'
+  results[f'high/{name}'] = value.numpy()
+assert not any(name.split('.')[0] in ('rethink_tf', 'official') for name in sys.modules)
 np.savez(out, **results)
 '''
 
 
 class Trained:
-  """A tiny detector that finds something on drawn pictures, exported."""
+  """A tiny detector with some detections on synthetic images, exported."""
 
   def __init__(self, folder: pathlib.Path, detector):
     self.detector = detector
@@ -49,39 +49,39 @@ class Trained:
     tf.function(lambda b: self.detector(b.images, b.image_sizes, labels=b, training=True),
                 autograph=False).get_concrete_function(batch)
     rng = np.random.default_rng(0)
-    of_shapes = detector.mask_predictor or detector.keypoint_predictor
-    for variable in detector.box_predictor.variables + of_shapes.variables:
+    other_heads = detector.mask_predictor or detector.keypoint_predictor
+    for variable in detector.box_predictor.variables + other_heads.variables:
       variable.assign(rng.normal(scale=0.2, size=variable.shape))
     self.source = SyntheticSource(3, num_classes=tiny.CLASSES, image_size=(60, 130),
                                   object_size=(20, 50))
-    self.scoring = EvalInput(self.source, 1, Resize((64,), 96))
+    self.inputs = EvalInput(self.source, 1, Resize((64,), 96))
     self.path = str(folder / 'saved_model')
-    saved_model.export(self.path, self.detector, self.predict, self.scoring, 0.1)
+    saved_model.export(self.path, self.detector, self.predict, self.inputs, 0.1)
     self.left = sorted(one.name for one in folder.iterdir())
 
   def predict(self, batch):
     return self.detector(batch.images, batch.image_sizes, training=False).detections
 
   def expected(self, i):
-    """predict and paste, picture i."""
-    step = [int(self.scoring.batch(step).image_ids[0]) for step in range(3)].index(int(self.source.image_ids[i]))
-    batch = self.scoring.batch(step)
+    """Return the restored and pasted detections of image i."""
+    step = [int(self.inputs.batch(step).image_ids[0]) for step in range(3)].index(int(self.source.image_ids[i]))
+    batch = self.inputs.batch(step)
     generator = self.detector.detection_generator
     generator.score_threshold = 0.1
     return saved_model._in_pixels(batch, tf.function(self.predict, autograph=False)(batch))
 
 
 class Served(Trained):
-  """With what a server made of the file."""
+  """With the results of a server that loads the SavedModel."""
 
   def __init__(self, folder: pathlib.Path):
     super().__init__(folder, tiny.detector())
-    pictures = [str(folder / f'{i}.png') for i in range(3)]
-    for i, picture in enumerate(pictures):
-      cv2.imwrite(picture, self.source.load(i).image[..., ::-1])
+    paths = [str(folder / f'{i}.png') for i in range(3)]
+    for i, path in enumerate(paths):
+      cv2.imwrite(path, self.source.load(i).image[..., ::-1])
     script, out = folder / 'server.py', folder / 'out.npz'
     script.write_text(SERVER)
-    result = subprocess.run([sys.executable, str(script), self.path, ','.join(pictures), str(out)], cwd=folder,
+    result = subprocess.run([sys.executable, str(script), self.path, ','.join(paths), str(out)], cwd=folder,
                             capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
     self.served = dict(np.load(out, allow_pickle=True))  # names are objects
@@ -93,7 +93,7 @@ def trained(tmp_path_factory):
 
 
 @pytest.mark.parametrize('i', range(3))
-def test_a_server_finds_what_predict_finds(trained, i):
+def test_a_server_returns_the_detections_of_predict(trained, i):
   expected = trained.expected(i)
   found = {name.split('/')[1]: value for name, value in trained.served.items() if name.startswith(f'image{i}/')}
   number = len(expected['scores'])
@@ -107,7 +107,7 @@ def test_a_server_finds_what_predict_finds(trained, i):
   assert found['boxes'].min() >= 0 and (found['boxes'][:, 2:] <= [height, width]).all()
 
 
-def test_a_batch_of_files_is_its_pictures(trained):
+def test_a_batch_of_files_equals_single_images(trained):
   served, sizes = trained.served, trained.source.sizes[:3]
   np.testing.assert_array_equal(served['batch/image_sizes'], sizes)
   most = max(int(served[f'image{i}/num_detections']) for i in range(3))
@@ -124,37 +124,37 @@ def test_a_batch_of_files_is_its_pictures(trained):
 
 
 def test_a_batch_at_another_threshold(trained):
-  """The surest of the same detections, and no masks for others."""
+  """The most confident of the same detections, and no masks for others."""
   served, fewer = trained.served, 0
   for i in range(3):
-    number, all_scores = int(served['sure/num_detections'][i]), served[f'image{i}/scores']
+    number, all_scores = int(served['high/num_detections'][i]), served[f'image{i}/scores']
     assert number == (all_scores > 0.3).sum()
-    np.testing.assert_allclose(served['sure/scores'][i, :number], all_scores[:number], atol=1e-6)
-    np.testing.assert_array_equal(served['sure/masks'][i, :number], served['batch/masks'][i, :number])
+    np.testing.assert_allclose(served['high/scores'][i, :number], all_scores[:number], atol=1e-6)
+    np.testing.assert_array_equal(served['high/masks'][i, :number], served['batch/masks'][i, :number])
     fewer += len(all_scores) - number
-  assert fewer > 0 and served['sure/masks'].shape[1] < served['batch/masks'].shape[1]
+  assert fewer > 0 and served['high/masks'].shape[1] < served['batch/masks'].shape[1]
 
 
 @pytest.mark.slow
-def test_keypoints_are_those_that_predict_finds(tmp_path):
-  """In pixels of the picture; the file says which is which."""
+def test_keypoints_equal_those_of_predict(tmp_path):
+  """In pixels of the image, with their names."""
   trained = Trained(tmp_path, tiny.keypoint_detector(keypoints=len(KEYPOINTS)))
   loaded = saved_model.load(trained.path)
-  pictures = [trained.source.load(i).image for i in range(3)]
-  files = tf.stack([tf.io.encode_png(picture) for picture in pictures])
+  images = [trained.source.load(i).image for i in range(3)]
+  files = tf.stack([tf.io.encode_png(image) for image in images])
   batch = {name: value.numpy() for name, value in loaded.signatures['serving_default'](images=files).items()}
   assert 'masks' not in batch
-  for i, picture in enumerate(pictures):
+  for i, image in enumerate(images):
     expected = trained.expected(i)
-    found = {name: value.numpy() for name, value in loaded.signatures['image'](image=tf.constant(picture)).items()}
+    found = {name: value.numpy() for name, value in loaded.signatures['image'](image=tf.constant(image)).items()}
     number = len(expected['scores'])
     assert number > 3 and found['keypoints'].shape == (number, len(KEYPOINTS), 3) and 'masks' not in found
     np.testing.assert_allclose(found['scores'], expected['scores'], atol=1e-5)
     apart = np.abs(found['keypoints'] - expected['keypoints']).max(-1)
-    assert (apart < 0.01).mean() > 0.95  # where two cells of a heat map are equally high, rounding chooses
+    assert (apart < 0.01).mean() > 0.95  # rounding decides between equally high cells of a heat map
     low, high = found['boxes'][:, None, :2], found['boxes'][:, None, 2:]
     inside = (found['keypoints'][..., :2] >= low - 1) & (found['keypoints'][..., :2] <= high + 1)
-    assert inside.mean() > 0.9  # boxes, unlike keypoints, are cut to the picture
+    assert inside.mean() > 0.9  # boxes, unlike keypoints, are clipped to the image
     np.testing.assert_array_equal(batch['keypoints'][i, :number], found['keypoints'])
     assert not batch['keypoints'][i, number:].any()
   names = loaded.signatures['categories']()['keypoint_names'].numpy()
@@ -168,7 +168,7 @@ def test_categories_and_threshold(trained):
   assert trained.served['none'] == 0 and 'categories/keypoint_names' not in trained.served
 
 
-def test_the_file_needs_neither_xla_nor_python(trained):
+def test_the_graph_needs_neither_xla_nor_python(trained):
   model = saved_model_pb2.SavedModel.FromString((pathlib.Path(trained.path) / 'saved_model.pb').read_bytes())
   graph = model.meta_graphs[0].graph_def
   nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
@@ -176,10 +176,10 @@ def test_the_file_needs_neither_xla_nor_python(trained):
   assert not any('_XlaMustCompile' in node.attr for node in nodes)
   assert not any('_XlaMustCompile' in function.attr for function in graph.library.function)
   assert not any(node.op in ('PyFunc', 'EagerPyFunc', 'PyFuncStateless') for node in nodes)
-  assert trained.left == ['saved_model']  # nothing half-written beside it
+  assert trained.left == ['saved_model']  # no temporary files
 
 
-def test_jpeg_pixels_are_the_pipelines(real_images):
+def test_jpeg_pixels_equal_those_of_the_input_pipeline(real_images):
   from rethink_tf.data.images import decode
   differences = []
   for path in sorted((real_images / 'coco_dev').rglob('*.jpg'))[:20]:
@@ -197,21 +197,21 @@ def test_png_pixels_grey_and_transparent():
   np.testing.assert_array_equal(read(coloured), coloured[..., 2::-1])
 
 
-def test_a_difference_is_an_error_and_leaves_nothing(trained, tmp_path):
+def test_a_difference_is_an_error_and_leaves_no_files(trained, tmp_path):
   def wrong(batch):
-    found = trained.predict(batch)
-    return found._replace(boxes=found.boxes * 0.9)
+    detections = trained.predict(batch)
+    return detections._replace(boxes=detections.boxes * 0.9)
 
   with pytest.raises(UserError, match='differs from predict'):
-    saved_model.export(str(tmp_path / 'model'), trained.detector, wrong, trained.scoring, 0.1)
+    saved_model.export(str(tmp_path / 'model'), trained.detector, wrong, trained.inputs, 0.1)
   assert not list(tmp_path.iterdir())
 
 
-def test_refusals(trained, tmp_path):
+def test_errors(trained, tmp_path):
   with pytest.raises(UserError, match='exists already'):
-    saved_model.export(str(tmp_path), trained.detector, trained.predict, trained.scoring)
+    saved_model.export(str(tmp_path), trained.detector, trained.predict, trained.inputs)
   with pytest.raises(UserError, match='score_threshold = 1.5'):
-    saved_model.export(str(tmp_path / 'new'), trained.detector, trained.predict, trained.scoring, 1.5)
+    saved_model.export(str(tmp_path / 'new'), trained.detector, trained.predict, trained.inputs, 1.5)
 
 
 def detections(boxes, scores, classes):
@@ -223,17 +223,17 @@ def test_comparison():
   one = detections([[0, 0, 10, 10], [5, 5, 20, 20]], [.9, .6], [1, 2])
   assert saved_model.compare(one, one, 0.05, 100) == (4, 1.0, 0.0, 0.0, 0.0)
   other_class = detections(one['boxes'], one['scores'], [1, 3])
-  assert saved_model.compare(one, other_class, 0.05, 100).partners == 0.5
-  assert saved_model.compare(one, detections([], [], []), 0.05, 100).partners == 0.0
+  assert saved_model.compare(one, other_class, 0.05, 100).matched == 0.5
+  assert saved_model.compare(one, detections([], [], []), 0.05, 100).matched == 0.0
   moved = detections(one['boxes'] + [0, 0, 1, 1], one['scores'], [1, 2])
-  assert saved_model.compare(one, moved, 0.05, 100).partners < 1
+  assert saved_model.compare(one, moved, 0.05, 100).matched < 1
   one['keypoints'] = np.full((2, 4, 3), 7.0)
-  moved = one | {'keypoints': one['keypoints'] + [0.9, 0, 0.005]}  # less than a pixel, about as sure
+  moved = one | {'keypoints': one['keypoints'] + [0.9, 0, 0.005]}  # less than a pixel, nearly the same score
   assert saved_model.compare(one, moved, 0.05, 100) == (4, 1.0, 0.0, 0.0, 0.0)
   moved['keypoints'][0, :2, 1] += 1.1
   moved['keypoints'][1, 0, 2] += 0.1
   assert saved_model.compare(one, moved, 0.05, 100).keypoints == 3 / 8
   del one['keypoints']
-  barely = detections([*one['boxes'], [0, 0, 3, 3]], [.9, .6, .05001], [1, 2, 1])  # may be above or below
-  assert saved_model.compare(one, barely, 0.05, 100).partners == 1.0
-  assert saved_model.compare(detections([], [], []), detections([], [], []), 0.05, 100).partners == 1.0
+  border = detections([*one['boxes'], [0, 0, 3, 3]], [.9, .6, .05001], [1, 2, 1])  # may be above or below the threshold
+  assert saved_model.compare(one, border, 0.05, 100).matched == 1.0
+  assert saved_model.compare(detections([], [], []), detections([], [], []), 0.05, 100).matched == 1.0

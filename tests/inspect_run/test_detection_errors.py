@@ -1,4 +1,4 @@
-"""Errors by kind: hand-made cases with known answers, COCO's own AP, and the law that all mended is 100."""
+"""Errors by kind: cases with known breakdown, AP equal to COCO's, AP 100 with all errors fixed."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ CATEGORIES = [{'id': 3, 'name': 'cat'}, {'id': 7, 'name': 'dog'}]
 
 
 def truth(*objects, images=1):
-  """objects: (image_id, category_id, [x, y, w, h]), and True behind a crowd."""
+  """objects: (image_id, category_id, [x, y, w, h]), followed by True for a crowd."""
   annotations = []
   for number, (image_id, category, (x, y, w, h), *crowd) in enumerate(objects):
     annotations.append({'id': number, 'image_id': image_id, 'category_id': category, 'bbox': [x, y, w, h],
@@ -22,7 +22,7 @@ def truth(*objects, images=1):
           'annotations': annotations, 'categories': CATEGORIES}
 
 
-def found(*detections):
+def detected(*detections):
   return [{'image_id': image, 'category_id': category, 'bbox': box, 'score': score}
           for image, category, box, score in detections]
 
@@ -31,16 +31,16 @@ def rle(box):
   return coco_mask.frPyObjects(np.array([box]), 200, 200)[0]
 
 
-def mistakes(result):
+def errors(result):
   return {kind: number for kind, number in result.counts.items() if number}
 
 
 BOX = [10, 10, 40, 40]
 
 
-def test_nothing_wrong():
-  result = analyse(truth((1, 3, BOX)), found((1, 3, BOX, 0.9)))
-  assert result.ap == pytest.approx(1) and not mistakes(result) and result.correct == result.objects == 1
+def test_without_errors():
+  result = analyse(truth((1, 3, BOX)), detected((1, 3, BOX, 0.9)))
+  assert result.ap == pytest.approx(1) and not errors(result) and result.correct == result.objects == 1
   assert all(abs(gain) < 1e-9 for gain in result.gained.values())
 
 
@@ -53,33 +53,33 @@ def test_nothing_wrong():
   ('missed', [], 0.0),
 ])
 def test_one_error_of_each_kind(kind, detections, ap):
-  """An object of which nothing else is known: what the error does not stand for is missed as well."""
-  result = analyse(truth((1, 3, BOX)), found(*detections))
-  stands_for_the_object = kind in ('classification', 'localisation', 'missed')
-  assert mistakes(result) == {kind: 1} | ({} if stands_for_the_object else {'missed': 1})
-  assert result.ap == ap and result.all_mended == pytest.approx(1)
-  if stands_for_the_object:
-    assert result.gained[kind] == pytest.approx(1), 'nothing else is wrong'
+  """A single object: unless the error is assigned to it, it is missed too."""
+  result = analyse(truth((1, 3, BOX)), detected(*detections))
+  assigned = kind in ('classification', 'localisation', 'missed')
+  assert errors(result) == {kind: 1} | ({} if assigned else {'missed': 1})
+  assert result.ap == ap and result.all_fixed == pytest.approx(1)
+  if assigned:
+    assert result.gained[kind] == pytest.approx(1), 'the only error'
 
 
-def test_a_duplicate_costs_what_stands_behind_it():
+def test_cost_of_a_duplicate():
   """Two cats; a second detection of the first one ranks before that of the other: precision at recall 1 is 2/3."""
   other = [100, 100, 40, 40]
   result = analyse(truth((1, 3, BOX), (1, 3, other)),
-                   found((1, 3, BOX, 0.9), (1, 3, [12, 10, 40, 40], 0.8), (1, 3, other, 0.7)))
-  assert mistakes(result) == {'duplicate': 1}
+                   detected((1, 3, BOX, 0.9), (1, 3, [12, 10, 40, 40], 0.8), (1, 3, other, 0.7)))
+  assert errors(result) == {'duplicate': 1}
   expected = (51 + 50 * 2 / 3) / 101  # recalls 0 ... 0.5 at precision 1
   assert result.ap == pytest.approx(expected)
   assert result.gained['duplicate'] == result.false_positives == pytest.approx(1 - expected)
   assert result.false_negatives == 0
 
 
-def test_a_mended_detection_of_a_found_object_is_no_second_one():
-  """The better score stays: the surer one was badly placed, so mending it makes the other superfluous."""
+def test_a_fixed_detection_of_a_matched_object_is_no_duplicate():
+  """The higher score is kept: once its box is fixed, the other detection is removed."""
   far = [100, 100, 40, 40]
   result = analyse(truth((1, 3, BOX), (1, 3, far)),
-                   found((1, 3, [30, 10, 40, 40], 0.9), (1, 3, BOX, 0.8)))
-  assert mistakes(result) == {'localisation': 1, 'missed': 1}
+                   detected((1, 3, [30, 10, 40, 40], 0.9), (1, 3, BOX, 0.8)))
+  assert errors(result) == {'localisation': 1, 'missed': 1}
   before = 51 / 101 / 2  # precision 1/2 up to recall 0.5
   assert result.ap == pytest.approx(before)
   assert result.gained['localisation'] == pytest.approx(51 / 101 - before)
@@ -88,56 +88,56 @@ def test_a_mended_detection_of_a_found_object_is_no_second_one():
 
 def test_a_classification_error_counts_for_the_class_of_its_object():
   result = analyse(truth((1, 3, BOX), (1, 7, [100, 100, 40, 40])),
-                   found((1, 7, BOX, 0.9), (1, 7, [100, 100, 40, 40], 0.8)))
-  assert mistakes(result) == {'classification': 1}
+                   detected((1, 7, BOX, 0.9), (1, 7, [100, 100, 40, 40], 0.8)))
+  assert errors(result) == {'classification': 1}
   assert result.category_ap.tolist() == pytest.approx([0, 0.5])
   assert result.category_gained[KINDS.index('classification')].tolist() == pytest.approx([1, 0.5])
   assert result.ap == pytest.approx(0.25) and result.gained['classification'] == pytest.approx(0.75)
 
 
-def test_an_object_that_nothing_found_is_preferred():
-  """A wrong class over two dogs, one of which is found already."""
+def test_an_unmatched_object_is_preferred():
+  """A detection of the wrong class on two dogs, one of them matched already."""
   gt = truth((1, 7, BOX), (1, 7, [14, 10, 40, 40]))
-  result = analyse(gt, found((1, 7, BOX, 0.9), (1, 3, [11, 10, 40, 40], 0.8)))
-  assert mistakes(result) == {'classification': 1}, 'the second dog is not missed'
+  result = analyse(gt, detected((1, 7, BOX, 0.9), (1, 3, [11, 10, 40, 40], 0.8)))
+  assert errors(result) == {'classification': 1}, 'the second dog is not missed'
   assert result.worst['classification'][0].annotation == 1
 
 
-def test_crowds_make_detections_neither_right_nor_wrong():
+def test_detections_on_crowds_are_ignored():
   gt = truth((1, 3, BOX), (1, 3, [100, 100, 90, 90], True))
-  result = analyse(gt, found((1, 3, BOX, 0.5), (1, 3, [110, 110, 10, 10], 0.9), (1, 7, [110, 110, 10, 10], 0.9)))
-  assert mistakes(result) == {'background': 1}, 'a dog in a crowd of cats'
+  result = analyse(gt, detected((1, 3, BOX, 0.5), (1, 3, [110, 110, 10, 10], 0.9), (1, 7, [110, 110, 10, 10], 0.9)))
+  assert errors(result) == {'background': 1}, 'a dog in a crowd of cats'
   assert result.ap == pytest.approx(1) and result.objects == 1
 
 
 def test_empty_inputs():
   nothing = analyse(truth(), [])
-  assert nothing.ap == nothing.all_mended == -1 and not mistakes(nothing)
-  only_wrong = analyse(truth(), found((1, 3, BOX, 0.5)))
-  assert only_wrong.ap == -1 and mistakes(only_wrong) == {'background': 1}
+  assert nothing.ap == nothing.all_fixed == -1 and not errors(nothing)
+  only_wrong = analyse(truth(), detected((1, 3, BOX, 0.5)))
+  assert only_wrong.ap == -1 and errors(only_wrong) == {'background': 1}
   all_missed = analyse(truth((1, 3, BOX), images=2), [])
   assert all_missed.ap == 0 and all_missed.gained['missed'] == all_missed.false_negatives == 1
 
 
-def test_worst_cases_are_the_surest_and_the_largest():
+def test_examples_are_the_most_confident_errors_and_largest_objects():
   gt = truth((1, 3, [0, 0, 10, 10]), (2, 3, [0, 0, 90, 90]), images=4)
   far = [150, 150, 20, 20]
-  result = analyse(gt, found(*((image, 3, far, 0.1 * image + 0.01 * k) for image in (1, 2, 3, 4) for k in range(4))),
+  result = analyse(gt, detected(*((image, 3, far, 0.1 * image + 0.01 * k) for image in (1, 2, 3, 4) for k in range(4))),
                    examples=3)
-  assert [(m.image_id, m.result, m.annotation) for m in result.worst['background']] == [
+  assert [(e.image_id, e.result, e.annotation) for e in result.worst['background']] == [
     (4, 15, None), (4, 14, None), (3, 11, None)]
-  assert [m.annotation for m in result.worst['missed']] == [1, 0]
+  assert [e.annotation for e in result.worst['missed']] == [1, 0]
 
 
-def test_strangers():
+def test_unknown_categories_and_types_are_rejected():
   with pytest.raises(UserError, match='category_id 9'):
-    analyse(truth((1, 3, BOX)), found((1, 9, BOX, 0.9)))
+    analyse(truth((1, 3, BOX)), detected((1, 9, BOX, 0.9)))
   with pytest.raises(ValueError, match='keypoints'):
     analyse(truth((1, 3, BOX)), [], 'keypoints')
 
 
 def random_case(seed, images=12):
-  """Objects, crowds, and detections that are right, moved, of another class, repeated or made up."""
+  """Objects, crowds, and detections that are correct, shifted, of another class, duplicate or background."""
   rng = np.random.default_rng(seed)
   objects, detections = [], []
   for image in range(1, images + 1):
@@ -151,22 +151,22 @@ def random_case(seed, images=12):
         detections.append((image, other, moved, float(rng.integers(1, 20)) / 20))  # many equal scores
     if rng.random() < 0.5:
       detections.append((image, 3, [150.0, 150.0, 20.0, 20.0], float(rng.random())))
-  return truth(*objects, images=images), found(*detections)
+  return truth(*objects, images=images), detected(*detections)
 
 
 @pytest.mark.parametrize('iou_type', ['bbox', 'segm'])
 @pytest.mark.parametrize('seed', range(6))
 def test_laws_on_random_cases(seed, iou_type):
-  """AP is COCO's AP50; all mended it is 1; nothing is counted twice; mending what is wrong never costs anything."""
+  """AP is COCO's AP50, and 1 with all errors fixed; no detection counts twice; no fix lowers AP."""
   gt, results = random_case(seed)
   if iou_type == 'segm':
     results = [{'image_id': r['image_id'], 'category_id': r['category_id'], 'score': r['score'],
                 'segmentation': rle(r['bbox'])} for r in results]
   result = analyse(gt, results, iou_type)
   official = coco_metrics.evaluate(gt, results, iou_type, backend='pycocotools')
-  assert result.ap == pytest.approx(official.figures['AP50'], abs=1e-12)
+  assert result.ap == pytest.approx(official.metrics['AP50'], abs=1e-12)
   assert result.category_ap.tolist() == pytest.approx([row.AP50 for row in official.categories], abs=1e-12)
-  assert result.all_mended == pytest.approx(1, abs=1e-12)
+  assert result.all_fixed == pytest.approx(1, abs=1e-12)
   wrong = sum(number for kind, number in result.counts.items() if kind != 'missed')
   assert wrong + result.correct <= len(results)
   assert result.correct + result.counts['missed'] <= result.objects
@@ -179,10 +179,10 @@ def test_laws_on_random_cases(seed, iou_type):
 def test_more_than_a_hundred_detections_of_an_image():
   rng = np.random.default_rng(0)
   gt = truth((1, 3, BOX))
-  results = found((1, 3, BOX, 0.001), *((1, 3, [150, 150, 20, 20], float(s)) for s in rng.random(120)))
+  results = detected((1, 3, BOX, 0.001), *((1, 3, [150, 150, 20, 20], float(s)) for s in rng.random(120)))
   result = analyse(gt, results)
-  assert result.ap == coco_metrics.evaluate(gt, results, 'bbox').figures['AP50'] == 0
-  assert mistakes(result) == {'background': 100, 'missed': 1}
+  assert result.ap == coco_metrics.evaluate(gt, results, 'bbox').metrics['AP50'] == 0
+  assert errors(result) == {'background': 100, 'missed': 1}
 
 
 @pytest.mark.parametrize('correct, objects, expected', [

@@ -1,4 +1,4 @@
-"""The image: pinned, small, not root, and made of files that exist."""
+"""The Docker image: pinned, small, not root, and built from files that exist."""
 
 import pathlib
 import re
@@ -30,25 +30,26 @@ def of(stage, instruction):
   return [arguments for name, arguments in stage if name == instruction]
 
 
-def sent(name):
-  """Whether .dockerignore lets a path of the checkout into the build."""
+def included(name):
+  """Whether .dockerignore includes a path of the checkout in the build."""
   allowed = True
   for pattern in IGNORED:
     bare = pattern.lstrip('!')
-    parts = name.split('/')
-    if bare in ('*', parts[0]) or bare.startswith('**/') and bare[3:] in parts:
+    components = name.split('/')
+    if bare in ('*', components[0]) or bare.startswith('**/') and bare[3:] in components:
       allowed = pattern.startswith('!')
   return allowed
 
 
-def test_base_images_are_pinned_to_a_python_that_is_supported(stages):
+def test_base_images_are_pinned_to_a_supported_python(stages):
   bases = [of(stage, 'FROM')[0].split()[0] for stage in stages]
-  assert len(set(bases)) == 1  # built where it runs
+  assert len(set(bases)) == 1  # built on the base that it runs on
   assert re.fullmatch(r'python:3\.(10|11|12)\.\d+-slim-\w+(@sha256:[0-9a-f]{64})?', bases[0]), bases
 
 
-def test_everything_that_pip_resolves_is_constrained(stages):
-  installs = [part for run in of(stages[0], 'RUN') for part in re.split(r'&&|;;|; ', run) if 'pip install' in part]
+def test_every_installation_is_constrained(stages):
+  installs = [command for run in of(stages[0], 'RUN') for command in re.split(r'&&|;;|; ', run)
+              if 'pip install' in command]
   assert len(installs) >= 3
   for install in installs:
     assert '-c constraints.txt' in install or '--no-deps' in install, install
@@ -67,17 +68,17 @@ def test_the_image_runs_training_and_not_as_root(stages):
   names = [name for name, _ in last]
   assert of(last, 'USER') == ['trainer'] and names.index('USER') < names.index('ENTRYPOINT')
   assert any('useradd' in run and 'trainer' in run for run in of(last, 'RUN'))
-  assert of(last, 'ENTRYPOINT') == ['["python", "-m", "rethink_tf.train"]']  # no shell in between: signals arrive
+  assert of(last, 'ENTRYPOINT') == ['["python", "-m", "rethink_tf.train"]']  # no shell in between: signals reach Python
   assert train.__name__ == 'rethink_tf.train' and not of(last, 'ADD') and not of(stages[0], 'ADD')
   assert not any('sudo' in run or 'apt-get' in run for run in of(last, 'RUN'))
 
 
-def test_copied_files_exist_and_are_sent(stages):
+def test_copied_files_exist_and_are_included(stages):
   sources = [source for stage in stages for copied in of(stage, 'COPY') if not copied.startswith('--from')
              for source in copied.split()[:-1] if source != '.']
   assert 'constraints.txt' in sources
   for source in sources:
-    assert (ROOT / source).exists() and sent(source), source
+    assert (ROOT / source).exists() and included(source), source
 
 
 @pytest.mark.parametrize('name, expected', [
@@ -85,5 +86,5 @@ def test_copied_files_exist_and_are_sent(stages):
   ('runs/demo/config.gin', False), ('.git/config', False), ('.venv/bin/python', False), ('data/coco/x.jpg', False),
   ('tests/test_train.py', False), ('rethink_tf/__pycache__/train.pyc', False), ('key.json', False), ('.env', False),
 ])
-def test_what_is_sent_to_the_build(name, expected):
-  assert sent(name) == expected
+def test_files_included_in_the_build(name, expected):
+  assert included(name) == expected

@@ -1,4 +1,4 @@
-"""The shell scripts, run: real processes for the workers, stand-ins on the PATH for the clusters' own commands."""
+"""The shell scripts, executed: real processes as workers, fake cluster commands on the PATH."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from tests import tiny
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((ROOT / 'launch').glob('*.sh'))
 MULTI_WORKER, SLURM, TPU_VM = (ROOT / 'launch' / name for name in ('multi_worker.sh', 'slurm.sh', 'tpu_vm.sh'))
-# Prints its place, then does what it is told.
+# Prefix of the code that a worker runs: its index.
 WORKER = 'import json, os; task = json.loads(os.environ["TF_CONFIG"]); index = task["task"]["index"]; '
 
 
@@ -30,7 +30,7 @@ def call(*command, cwd=ROOT, path=None, timeout=100, **environment):
                         timeout=timeout, stdin=subprocess.DEVNULL)
 
 
-def placeholder(folder, name, text):
+def fake_command(folder, name, text):
   folder.mkdir(exist_ok=True)
   (folder / name).write_text('#!/usr/bin/env bash\n' + textwrap.dedent(text))
   (folder / name).chmod(0o755)
@@ -71,7 +71,7 @@ def test_help(script):
   ([MULTI_WORKER, '--hosts=a,b:2', '--index=0', '--', 'true'], "'a' is not host:port"),
   ([MULTI_WORKER, '--hosts=a"b:1', '--index=0', '--', 'true'], 'not host:port'),
   ([MULTI_WORKER, '--workers=2', '--hosts=a:1', '--', 'true'], 'not both'),
-  ([SLURM], 'no configuration'), ([SLURM, '--gin_file=x'], 'no Slurm job'),
+  ([SLURM], 'no configuration'), ([SLURM, '--gin_file=x'], 'not a Slurm job'),
   ([TPU_VM, '--name=a', '--', 'x'], '--zone'), ([TPU_VM, '--nmae=a'], '--nmae'), ([TPU_VM, '--name=A b'], '--name'),
   ([TPU_VM, '--name=a', '--zone=us-central1-a', '--type=v3-32', '--', 'x'], 'v3-32'),
   ([TPU_VM, '--name=a', '--zone=us-central1-a', '--type=v3-8', '--', '--model_dir=runs/x'], 'gs://'),
@@ -83,7 +83,7 @@ def test_a_wrong_call_is_one_line(command, words):
   assert len(result.stderr.splitlines()) == 1 and words in result.stderr
 
 
-def test_workers_know_each_other():
+def test_every_worker_has_its_own_tf_config():
   result = workers('print(json.dumps(task))', count=3)
   assert result.returncode == 0, result.stderr
   lines = dict(line.split(' ', 1) for line in result.stdout.splitlines())
@@ -95,28 +95,28 @@ def test_workers_know_each_other():
   assert all(re.fullmatch(r'127\.0\.0\.1:\d+', address) for address in addresses)
 
 
-def test_one_that_fails_ends_the_others_with_their_children():
-  """Workers wait in a child process; a survivor would hold the pipe that `call` reads until its timeout."""
+def test_a_failing_worker_ends_the_others_with_their_child_processes():
+  """Workers wait in a child process; a survivor would keep open the pipe that `call` reads until its timeout."""
   result = workers('import subprocess, sys; index == 1 and sys.exit(7); subprocess.run(["sleep", "600"])', count=3)
   assert result.returncode == 7
-  assert 'worker 1 ended with code 7' in result.stderr
+  assert 'worker 1 exited with code 7' in result.stderr
 
 
-def test_one_that_does_not_listen_is_killed():
+def test_a_worker_that_ignores_sigterm_is_killed():
   result = workers('import signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print("ready"); '
                    'index == 1 and sys.exit(3); time.sleep(600)', '--grace=1')
   assert result.returncode == 3
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT], ids=['term', 'int'])
-def test_signals_reach_all_workers_which_may_save(number):
+def test_signals_reach_all_workers(number):
   code = ('import signal, sys, time\n'
           'def end(number, frame): print("saved", number, flush=True); sys.exit(75)\n'
           'for number in (signal.SIGTERM, signal.SIGINT): signal.signal(number, end)\n'
           'print("ready", flush=True); time.sleep(600)')
   process = subprocess.Popen([MULTI_WORKER, '--workers=2', '--', sys.executable, '-c', WORKER + '\n' + code],
                              stdout=subprocess.PIPE, text=True, start_new_session=True,
-                             # A shell cannot trap what it was started to ignore, as it is by one that runs it behind.
+                             # A shell cannot trap a signal that it inherits as ignored, as background jobs do.
                              preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
   ready = [process.stdout.readline() for _ in range(2)]
   assert sorted(ready) == ['[0] ready\n', '[1] ready\n']
@@ -137,35 +137,35 @@ def test_two_workers_train(tmp_path):
                 f'--model_dir={tmp_path}/run', *(f'--gin_param={param}' for param in params), timeout=900)
   assert result.returncode == 0, result.stderr[-2000:]
   lines = RunFolder(str(tmp_path / 'run'), create=False).read_metrics()
-  assert [line['step'] for line in lines if line['kind'] == 'train'] == [1, 2, 3, 4, 5, 6]  # from one worker
+  assert [line['step'] for line in lines if line['kind'] == 'train'] == [1, 2, 3, 4, 5, 6]  # written by one worker
 
 
 def test_hosts():
-  told = call(MULTI_WORKER, '--hosts=n1:2222,n2:2222', '--print', '--', 'echo', 'two words')
-  assert told.returncode == 0
-  lines = [line for line in told.stdout.splitlines() if not line.startswith('#')]
+  printed = call(MULTI_WORKER, '--hosts=n1:2222,n2:2222', '--print', '--', 'echo', 'two words')
+  assert printed.returncode == 0
+  lines = [line for line in printed.stdout.splitlines() if not line.startswith('#')]
   assert len(lines) == 2
-  for i, line in enumerate(lines):  # what is printed does, in a shell, what --index does
-    as_told = call('bash', '-c', line.replace(' echo ', ' printenv TF_CONFIG # '))
-    done = call(MULTI_WORKER, '--hosts=n1:2222,n2:2222', f'--index={i}', '--', 'printenv', 'TF_CONFIG')
-    assert as_told.stdout == done.stdout and done.returncode == 0
-    assert json.loads(done.stdout) == {'cluster': {'worker': ['n1:2222', 'n2:2222']},
+  for i, line in enumerate(lines):  # a printed command has the effect of --index
+    by_print = call('bash', '-c', line.replace(' echo ', ' printenv TF_CONFIG # '))
+    by_index = call(MULTI_WORKER, '--hosts=n1:2222,n2:2222', f'--index={i}', '--', 'printenv', 'TF_CONFIG')
+    assert by_print.stdout == by_index.stdout and by_index.returncode == 0
+    assert json.loads(by_index.stdout) == {'cluster': {'worker': ['n1:2222', 'n2:2222']},
                                        'task': {'type': 'worker', 'index': i}}
 
 
 @pytest.fixture
 def slurm(tmp_path):
-  """srun runs a task for each node, one after the other; the code of the last that failed is its own."""
-  folder = placeholder(tmp_path / 'bin', 'srun', '''
+  """A fake srun that runs a task per node, one after another, and exits with the code of the last failure."""
+  folder = fake_command(tmp_path / 'bin', 'srun', '''
     while [[ $1 == --* ]]; do shift; done
     code=0
     for ((i = 0; i < NODES; i++)); do SLURM_PROCID=$i "$@" || code=$?; done
     exit $code
     ''')
-  placeholder(folder, 'scontrol', '''
+  fake_command(folder, 'scontrol', '''
     if [[ $1 == show ]]; then for ((i = 0; i < NODES; i++)); do echo "node$i"; done; else echo "$@" >&2; fi
     ''')
-  placeholder(folder, 'trainer', 'echo "${TF_CONFIG:-alone} $*"; exit "${CODE:-0}"')
+  fake_command(folder, 'trainer', 'echo "${TF_CONFIG:-alone} $*"; exit "${CODE:-0}"')
   checkout = tmp_path / 'checkout'
   shutil.copytree(ROOT / 'launch', checkout / 'launch')
 
@@ -177,7 +177,7 @@ def slurm(tmp_path):
   return submit
 
 
-def test_slurm_gives_every_node_its_place(slurm):
+def test_slurm_gives_every_node_its_index(slurm):
   result = slurm(3, '--gin_file=a.gin', '--gin_param=SCHEDULE = 2')
   assert result.returncode == 0, result.stderr
   lines = result.stdout.splitlines()
@@ -196,7 +196,7 @@ def test_slurm_on_one_node_needs_no_cluster(slurm):
 
 @pytest.mark.parametrize('nodes', [1, 2])
 @pytest.mark.parametrize('code, again', [(75, True), (1, False), (69, False), (137, False)])
-def test_slurm_goes_back_into_the_queue_only_when_ended_by_a_signal(nodes, code, again, slurm):
+def test_slurm_requeues_only_after_a_signal(nodes, code, again, slurm):
   result = slurm(nodes, '--gin_file=a.gin', CODE=str(code))
   assert result.returncode == code
   assert ('requeue 1234' in result.stderr) == again
@@ -204,9 +204,9 @@ def test_slurm_goes_back_into_the_queue_only_when_ended_by_a_signal(nodes, code,
 
 @pytest.fixture
 def cloud(tmp_path):
-  """gcloud with one VM, whose home is a folder here; ENDS: how each training ends: a code, or 'taken' with the VM."""
+  """A fake gcloud with one VM, whose home is a folder; each run ends with an exit code, or preempted with the VM."""
   home = tmp_path / 'vm'
-  folder = placeholder(tmp_path / 'bin', 'gcloud', f'''
+  folder = fake_command(tmp_path / 'bin', 'gcloud', f'''
     home={home}
     echo "$4 ${{*:6}}" >>{tmp_path}/calls
     case $4 in
@@ -221,11 +221,11 @@ def cloud(tmp_path):
         exit $code ;;
     esac
     ''')
-  placeholder(tmp_path, 'python', f'''
+  fake_command(tmp_path, 'python', f'''
     printf '%s|' "$@" >>{tmp_path}/trainings; echo >>{tmp_path}/trainings
     end=$(head -n 1 {tmp_path}/ends); sed -i 1d {tmp_path}/ends
     echo "training in $(basename "$PWD")"
-    if [[ $end == taken ]]; then echo PREEMPTED >{tmp_path}/state; exit 143; fi
+    if [[ $end == preempted ]]; then echo PREEMPTED >{tmp_path}/state; exit 143; fi
     exit "$end"
     ''')
 
@@ -243,7 +243,7 @@ TRAINING = ("-m|rethink_tf.train|--gin_file=a.gin|--gin_param=x.name = 'b c'|--m
             '--gin_file=gin_configs/runtime/tpu.gin|')
 
 
-def test_tpu_vm_is_made_used_and_deleted(cloud):
+def test_tpu_vm_is_created_used_and_deleted(cloud):
   result, verbs, trainings, calls = cloud(0)
   assert result.returncode == 0, result.stderr
   assert verbs == ['describe', 'create', 'scp', 'ssh', 'ssh', 'delete'] and trainings == [TRAINING]
@@ -251,8 +251,8 @@ def test_tpu_vm_is_made_used_and_deleted(cloud):
   assert 'training in rethink_tf' in result.stdout
 
 
-def test_tpu_vm_that_is_taken_away_is_made_anew(cloud):
-  result, verbs, trainings, _ = cloud('taken', 75, 0)
+def test_a_preempted_tpu_vm_is_created_again(cloud):
+  result, verbs, trainings, _ = cloud('preempted', 75, 0)
   assert result.returncode == 0, result.stderr
   assert trainings == [TRAINING] * 3
   assert [verb for verb in verbs if verb in ('create', 'delete')] == ['create', 'delete', 'create', 'delete']
@@ -262,7 +262,7 @@ def test_tpu_vm_stays_when_training_fails(cloud):
   result, verbs, trainings, _ = cloud(1)
   assert result.returncode == 1 and trainings == [TRAINING] and 'delete' not in verbs
   assert 'ended with code 1' in result.stderr
-  result, verbs, trainings, _ = cloud(0)  # the same command again: the VM and the checkout are there
+  result, verbs, trainings, _ = cloud(0)  # the same command again: VM and checkout exist
   assert result.returncode == 0 and verbs.count('create') == 1 and verbs.count('scp') == 1 and len(trainings) == 2
 
 

@@ -1,4 +1,4 @@
-"""Jobs for Vertex AI, made and checked without an account. What needs google-cloud-aiplatform is skipped without it."""
+"""Jobs for Vertex AI, created and validated without an account; tests that need google-cloud-aiplatform are skipped."""
 
 import importlib.util
 import json
@@ -77,7 +77,7 @@ def test_gin_files_are_named_as_in_the_image(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('spot, strategy', [(True, 'SPOT'), (False, 'STANDARD')])
-def test_a_restart_concerns_all_hosts(spot, strategy):
+def test_a_restart_covers_all_hosts(spot, strategy):
   scheduling = vertex.custom_job(REQUEST._replace(spot=spot, hours=10))['jobSpec']['scheduling']
   assert scheduling == {'timeout': '36000s', 'restartJobOnWorkerRestart': True, 'strategy': strategy}
 
@@ -89,7 +89,7 @@ def test_tensorboard_reads_beside_the_run():
 
 
 def test_events_go_where_the_service_looks(tmp_path, monkeypatch):
-  """It sets the variable to a folder in baseOutputDirectory."""
+  """The service sets the variable to a folder in baseOutputDirectory."""
   run = RunFolder(str(tmp_path / 'run'))
   monkeypatch.setenv('AIP_TENSORBOARD_LOG_DIR', f'{tmp_path}/run/logs/')
   for name in ('', 'averaged'):
@@ -131,7 +131,7 @@ def test_no_accelerator():
   ({'machine_type': 'n1-standard-8'}, '--machine_type=n1-standard-8 does not come with 8 x NVIDIA_TESLA_A100'),
   ({'accelerator': 'NVIDIA_TESLA_V100', 'count': 1, 'machine_type': 'n1-standard-32'}, 'does not come with 1 x'),
   ({'accelerator': 'none'}, '--count=8 counts accelerators'),
-  ({'accelerator': 'none', 'count': 1, 'machine_type': 'a2-highgpu-1g'}, 'none without accelerators'),
+  ({'accelerator': 'none', 'count': 1, 'machine_type': 'a2-highgpu-1g'}, 'not a machine type without accelerators'),
   ({'accelerator': 'TPU_V3', 'hosts': 2}, 'one TPU host'),
   ({'hosts': 0}, '--hosts=0 must lie between 1 and 100'), ({'hours': 0}, '--hours=0'),
   ({'disk_gb': 10}, '--disk_gb=10'),
@@ -146,7 +146,7 @@ def test_no_accelerator():
   ({'gin_params': ["x.token = 'abc'"]}, "x.token = '***' holds a credential"),
   ({'weights': 'gs://b/w?X-Goog-Signature=0badc0de'}, 'holds a credential'),
 ])
-def test_what_does_not_fit_is_one_line(changes, words):
+def test_an_invalid_request_is_one_line(changes, words):
   with pytest.raises(UserError) as error:
     vertex.custom_job(REQUEST._replace(**changes))
   message = str(error.value)
@@ -181,13 +181,13 @@ def test_the_command_without_the_sdk():
   assert_one_line(launch('-c', absent, LAUNCH, *JOB, '--dry_run'), "pip install -e '.[vertex]'")
 
 
-def test_mistakes_on_the_command_line():
+def test_errors_on_the_command_line():
   assert_one_line(launch(LAUNCH, *JOB[:-2]), '--accelerator', 'TPU_V5_LITEPOD')
   assert_one_line(launch(LAUNCH, *JOB, '--count=5'), '--count=5')
   assert_one_line(launch(LAUNCH, *JOB, '--tpu=local'), '--accelerator=TPU')
 
 
-def test_the_configuration_is_read_before_anything_is_sent(monkeypatch):
+def test_the_configuration_is_checked_before_submission(monkeypatch):
   monkeypatch.setattr(vertex, 'FLAGS', None)
   checked = vertex.command_line.FLAGS
   if 'gin_file' not in checked:
@@ -207,7 +207,7 @@ def test_the_configuration_is_read_before_anything_is_sent(monkeypatch):
   {'tensorboard': TENSORBOARD, 'service_account': ACCOUNT, 'network': 'projects/7/global/networks/n'},
   {'door': 'pretrain'}, *({'accelerator': name, 'count': min(counts)} for name, counts in vertex.MACHINES.items()),
 ], ids=lambda changes: '-'.join(map(str, changes.values()))[:40] or 'plain')
-def test_the_service_knows_the_job(changes):
+def test_the_service_accepts_the_job(changes):
   from google.protobuf import json_format
   job = vertex.custom_job(REQUEST._replace(**changes))
   message = vertex.validated(job)
@@ -219,10 +219,10 @@ def test_the_service_knows_the_job(changes):
 
 
 @needs_sdk
-def test_the_service_refuses_what_it_does_not_know():
+def test_the_service_rejects_unknown_fields():
   for place, value in (('jobSpec', {'workerPools': []}), ('jobSpec', {'scheduling': {'strategy': 'CHEAP'}}),
                        ('jobspec', {})):
-    with pytest.raises(UserError, match='does not know this job'):
+    with pytest.raises(UserError, match='rejects this job'):
       vertex.validated({**vertex.custom_job(REQUEST), place: value})
 
 

@@ -1,4 +1,4 @@
-"""Cascade R-CNN's laws: one stage is the plain head, what the next stage gets, where gradients go, whose scores."""
+"""Cascade R-CNN: one stage equals the plain head; RoIs of further stages, gradients, losses and scores."""
 
 import functools
 
@@ -33,14 +33,14 @@ def trained():
 
 
 def copy(source, target):
-  """Variables of the same name."""
+  """Copy variables by name."""
   named = {v.name: v for v in source.variables}
   for v in target.variables:
     v.assign(named[v.name])
 
 
-def test_one_stage_is_the_plain_head():
-  """The same class-agnostic weights, with the cascade's code and without it."""
+def test_one_stage_equals_the_plain_head():
+  """With the same class-agnostic weights, by the cascade and without it."""
   one = make(ious=(), box_weights=(), gradient_scales=(1.0,))
   plain = make(ious=(), box_weights=(), gradient_scales=(1.0,))
   batch = tiny.batch(2)
@@ -65,10 +65,10 @@ def test_shapes_and_names_of_losses():
   detections = detector(batch.images, batch.image_sizes).detections
   assert detections.boxes.shape == (2, 100, 4) and detections.masks.shape == (2, 100, 28, 28)
   names = {v.name.split('/')[1] for v in detector.variables}
-  assert {f'{part}{stage}' for part in ('box_head', 'box_predictor') for stage in ('', 2, 3)} < names
+  assert {f'{layer}{stage}' for layer in ('box_head', 'box_predictor') for stage in ('', 2, 3)} < names
 
 
-def test_each_stage_learns_from_the_boxes_of_the_one_before():
+def test_each_stage_trains_on_the_boxes_of_the_previous_one():
   _, batch, outputs = trained()
   gt = batch.gt_boxes.numpy()
   for stage, iou in ((1, 0.6), (2, 0.7)):
@@ -77,7 +77,7 @@ def test_each_stage_learns_from_the_boxes_of_the_one_before():
     for i in range(2):
       used = rois.weights[i].numpy() > 0
       ours, theirs = rois.boxes[i].numpy()[used], refined[i][before.rois.weights[i].numpy() > 0]
-      assert len(ours) == len(theirs)  # all of them, in another order
+      assert len(ours) == len(theirs)  # all, in another order
       np.testing.assert_allclose(ours[np.lexsort(ours.T)], theirs[np.lexsort(theirs.T)], rtol=1e-5, atol=1e-4)
       best = box_ops.iou(tf.constant(ours), tf.constant(gt[i])).numpy().max(1)
       np.testing.assert_array_equal(rois.classes[i].numpy()[used] > 0, best >= iou)
@@ -89,14 +89,14 @@ def test_each_stage_learns_from_the_boxes_of_the_one_before():
 
 
 def samples(batch, boxes, deltas):
-  """Outputs of a stage that has just moved the given RoIs."""
+  """Outputs of a stage on the given RoIs."""
   boxes = tf.constant(boxes, tf.float32)
   n = boxes.shape[1]
   rois = RoISamples(boxes, tf.zeros([1, n], tf.int32), tf.zeros([1, n], tf.int32), tf.ones([1, n]), tf.zeros([1, n, 4]))
   return BoxOutputs(tf.zeros([1, n, 4]), tf.constant(deltas, tf.float32)[:, :, None], rois)
 
 
-def test_empty_boxes_do_not_count_and_boxes_are_clipped():
+def test_boxes_are_clipped_and_empty_ones_unused():
   batch = tiny.batch(1)
   outputs = samples(batch, [[[10, 10, 30, 30], [40, 40, 60, 60]]], [[[0, 0, 0, 0], [500, 0, 0, 0]]])
   rois = Cascade(3, functools.partial(lambda name: tf_keras.layers.Layer(name=name))).next_samples(
@@ -105,16 +105,16 @@ def test_empty_boxes_do_not_count_and_boxes_are_clipped():
   np.testing.assert_allclose(rois.boxes[0, 0], [10, 10, 30, 30], atol=1e-4)
 
 
-def test_ground_truth_is_added_anew_and_not_twice():
+def test_ground_truth_is_appended_once_per_stage():
   batch = tiny.batch(1)
   truth = batch.gt_boxes[0].numpy()  # three objects in four slots
   cascade = Cascade(3, functools.partial(lambda name: tf_keras.layers.Layer(name=name)), append_ground_truth=True)
   boxes = np.concatenate([truth[:3], [[10, 10, 30, 30]]])[None]
   first = cascade.next_samples(samples(batch, boxes, np.full([1, 4, 4], 0.3)), WEIGHTS[0], 1, batch.image_sizes, batch)
-  assert first.boxes.shape == (1, 8, 4) and first.weights.numpy().sum() == 4  # three anew, and the one that was none
-  kept = first.boxes[0].numpy()[first.weights[0].numpy() > 0]
+  assert first.boxes.shape == (1, 8, 4) and first.weights.numpy().sum() == 4  # three appended, and one proposal
+  used = first.boxes[0].numpy()[first.weights[0].numpy() > 0]
   for box in truth[:3]:
-    assert (np.abs(kept - box).max(1) < 1e-6).sum() == 1
+    assert (np.abs(used - box).max(1) < 1e-6).sum() == 1
   outputs = BoxOutputs(tf.zeros([1, 8, 4]), tf.fill([1, 8, 1, 4], 0.3), first)
   second = cascade.next_samples(outputs, WEIGHTS[1], 2, batch.image_sizes, batch)
   assert second.boxes.shape == (1, 8, 4) and second.weights.numpy().sum() == 4
@@ -129,7 +129,7 @@ def test_scaled_gradients():
 
 
 def gradients(detector, batch, stage):
-  """Of one stage's class loss alone: of its head, and of the pyramid."""
+  """Gradients of one stage's class loss: of its head, of the pyramid, and of the first head."""
   with tf.GradientTape() as tape:
     outputs = train(detector, batch)
     loss = MaskRCNNLoss()(outputs, batch)[f'box/class/stage{stage}']
@@ -140,7 +140,7 @@ def gradients(detector, batch, stage):
 
 
 @pytest.mark.parametrize('stage, scale', [(2, 0.5), (3, 0.25)])
-def test_the_scale_of_a_stage_touches_the_shared_features_alone(stage, scale):
+def test_the_scale_of_a_stage_affects_only_the_shared_features(stage, scale):
   detector, batch, _ = trained()
   scaled = gradients(detector, batch, stage)
   configured, detector.cascade.gradient_scales = detector.cascade.gradient_scales, (1.0, 1.0, 1.0)
@@ -148,7 +148,7 @@ def test_the_scale_of_a_stage_touches_the_shared_features_alone(stage, scale):
   detector.cascade.gradient_scales = configured
   np.testing.assert_allclose(scaled[0], plain[0], rtol=1e-4, atol=1e-7)
   np.testing.assert_allclose(scaled[1], scale * plain[1], rtol=1e-3, atol=1e-7)
-  assert scaled[2] is None  # a stage's boxes carry no gradient to the stage before
+  assert scaled[2] is None  # a stage's boxes have no gradient
 
 
 def test_stage_weights_scale_losses():
@@ -176,20 +176,20 @@ def test_scores_are_means_over_the_stages(score_rois):
     assert (np.abs(candidates - found.scores[i].numpy()[kept]).min(0) < 1e-6).all()
 
 
-def test_masks_learn_on_the_stage_that_is_asked_for():
+def test_masks_train_on_the_configured_stage():
   detector, batch, outputs = trained()
   slots = outputs.masks.weights.shape[1]
   np.testing.assert_array_equal(outputs.masks.weights, (outputs.boxes[2].rois.classes[:, :slots].numpy() > 0))
   detector.cascade.mask_stage = 'first'
-  again = train(detector, batch)
+  outputs = train(detector, batch)
   detector.cascade.mask_stage = 'last'
-  np.testing.assert_array_equal(again.masks.weights,
-                                again.boxes[0].rois.classes[:, :again.masks.weights.shape[1]].numpy() > 0)
+  np.testing.assert_array_equal(outputs.masks.weights,
+                                outputs.boxes[0].rois.classes[:, :outputs.masks.weights.shape[1]].numpy() > 0)
 
 
 @pytest.mark.parametrize('settings, message', [
   (dict(ious=(0.6,)), '1 ious, 2 box_weights'), (dict(score_rois='all'), "score_rois = 'all'"),
   (dict(mask_stage='middle'), "mask_stage = 'middle'")])
-def test_mistakes_are_named(settings, message):
+def test_invalid_arguments(settings, message):
   with pytest.raises(UserError, match=message):
     Cascade(3, **settings)

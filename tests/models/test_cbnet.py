@@ -1,4 +1,4 @@
-"""CBNet's laws: connections at zero leave the lead alone, each style is its formula, everything takes part."""
+"""CBNet: zero connections give the lead, each style equals its formula, every variable has a gradient."""
 
 import functools
 
@@ -46,7 +46,7 @@ def zero_connections(made):
   (2, 'ahlc', small, group_norm), (2, 'dhlc', small, sync_batch_norm), (2, 'allc', small, group_norm),
   (3, 'ahlc', small, no_norm), (3, 'dhlc', functools.partial(VGG, 11, width=4), no_norm),
 ], ids=['dual', 'dual dense', 'dual lower', 'triple', 'triple dense vgg'])
-def test_zeroed_connections_leave_the_lead(count, style, backbone, norm):
+def test_zero_connections_give_the_lead(count, style, backbone, norm):
   made = composite(backbone, count=count, style=style, connector_norm=norm)
   whole, lead = made(images()), made.lead(images())
   assert any(not np.allclose(whole[name], lead[name], atol=1e-3) for name in lead)
@@ -54,19 +54,19 @@ def test_zeroed_connections_leave_the_lead(count, style, backbone, norm):
   assert_same(made(images()), lead)
 
 
-def test_gamma_at_zero_starts_as_the_lead():
+def test_zero_gamma_starts_as_the_lead():
   made = composite(connector_zero_gamma=True)
   assert_same(made(images()), made.lead(images()))
 
 
-def test_one_is_the_backbone_itself():
+def test_a_count_of_one_is_the_backbone():
   made = composite(count=1)
   assert_same(made(images()), made.lead(images()))
   assert len(made.variables) == len(made.lead.variables) and not made.connectors
 
 
 def levels_of(backbone, x, additions=(0, 0, 0, 0)):
-  """Levels 1 to 5 of a ResNet, stage by stage, with additions to the stages' inputs; the inputs are unchanged."""
+  """Levels 1 to 5 of a ResNet, stage by stage, with additions to the stages' inputs."""
   levels = [backbone.begin(x) if x.shape[-1] == 3 else x]
   for blocks, addition in zip(backbone.stages, additions, strict=True):
     y = levels[-1] + addition
@@ -77,7 +77,7 @@ def levels_of(backbone, x, additions=(0, 0, 0, 0)):
 
 
 def connect(made, pair, stage, level, x):
-  """g of a level, in NumPy: a matrix product over channels, a group norm, pixels repeated."""
+  """g of a level in NumPy: a matrix product over channels, a group norm, repeated pixels."""
   g = made.connectors[pair][stage - 2][str(level)]
   step = g.conv.strides[0]
   y = np.einsum('byxc,cd->byxd', x.numpy()[:, ::step, ::step], g.conv.kernel.numpy()[0, 0], dtype=np.float64)
@@ -90,7 +90,7 @@ def connect(made, pair, stage, level, x):
 
 
 def additions_of(made, style, pair, levels):
-  """The formulas of the module's head, from the levels [1..5] of the backbone before."""
+  """The formulas of the module's docstring, from the levels [1..5] of the previous backbone."""
   x = dict(enumerate(levels, 1))
   stages = (2, 3, 4, 5)
   if style == 'ahlc':
@@ -105,7 +105,7 @@ def additions_of(made, style, pair, levels):
 @pytest.mark.parametrize('count, style, shared', [
   *((2, style, False) for style in STYLES), (2, 'slc', True), (3, 'ahlc', False), (3, 'ahlc', True),
   (3, 'dhlc', False)])
-def test_each_style_is_its_formula(count, style, shared):
+def test_each_style_equals_its_formula(count, style, shared):
   made, x = composite(count=count, style=style, shared_stem=shared), images()
   levels = levels_of(made.backbones[0], x)
   stem = levels[0]
@@ -129,7 +129,7 @@ def test_odd_sizes_are_resized_to_nearest():
 @pytest.mark.parametrize('count, style, unused', [
   (2, 'ahlc', ()), (3, 'ahlc', ()), (2, 'dhlc', ()), (2, 'slc', ('res5_0',)), (2, 'allc', ('res4_0', 'res5_0'))])
 def test_gradients_reach_every_variable(count, style, unused):
-  """All of the assistants, but for levels that the style takes nowhere."""
+  """Except for stages of the assistants whose outputs the style does not use."""
   made = composite(count=count, style=style)
   with tf.GradientTape() as tape:
     loss = tf.add_n([tf.reduce_mean(y ** 2) for y in made(images()).values()])
@@ -142,7 +142,7 @@ def test_gradients_reach_every_variable(count, style, unused):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('style', STYLES)
-def test_xla_compiles_it_and_computes_the_same(style):
+def test_xla_gives_the_same_results(style):
   made = composite(style=style)
 
   def step(x):
@@ -161,7 +161,7 @@ def test_xla_compiles_it_and_computes_the_same(style):
   (group_norm, 2 * 1856), pytest.param(sync_batch_norm, 2 * 1856, marks=pytest.mark.slow),
   pytest.param(no_norm, 1856, marks=pytest.mark.slow)])
 def test_parameters_of_the_connectors(norm, extra):
-  """By the public code's wiring of a ResNet-50: 2,768,896 weights."""
+  """2,768,896 weights for a ResNet-50, by the public code."""
   pair = complexity.count(lambda: CBNet(connector_norm=norm), [1, 224, 224, 3])
   single = complexity.count(ResNet, [1, 224, 224, 3])
   assert pair.parameters - 2 * single.parameters == 2_768_896 + extra
@@ -176,26 +176,26 @@ def test_a_shared_stem_is_one_stem():
   assert all(backbone.stem is made.backbones[0].stem for backbone in made.backbones)
 
 
-def test_freezing_freezes_in_each():
+def test_freezing_applies_to_each_backbone():
   made = composite(functools.partial(small, freeze_at=2))
   frozen = {v.name for v in made.variables} - {v.name for v in made.trainable_variables}
   assert {tuple(name.split('/')[1:3]) for name in frozen} == {
-    (backbone, part) for backbone in ('assistant1', 'lead') for part in ('stem', 'res2_0')}
+    (backbone, layer) for backbone in ('assistant1', 'lead') for layer in ('stem', 'res2_0')}
 
 
-def test_recomputation_gives_the_same():
+def test_recomputation_gives_the_same_gradients():
   results = []
   for recompute in (False, True):
     made = composite(functools.partial(small, recompute=recompute))
     with tf.GradientTape() as tape:
       loss = tf.add_n([tf.reduce_mean(y ** 2) for y in made(images()).values()])
     results.append([loss, *tape.gradient(loss, made.trainable_variables)])
-  for plain, again in zip(*results, strict=True):
-    np.testing.assert_allclose(again, plain, rtol=1e-6, atol=1e-7)
+  for plain, recomputed in zip(*results, strict=True):
+    np.testing.assert_allclose(recomputed, plain, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize('count', [2, 3])
-def test_a_detector_takes_it_as_it_takes_a_resnet(count):
+def test_a_detector_with_a_composite_backbone(count):
   detector, batch = tiny.detector(backbone=CBNet(small, count=count), mask_head=None), tiny.batch(1)
   outputs = detector(batch.images, batch.image_sizes, labels=batch, training=True)
   assert outputs.features['P2'].shape == (1, 16, 16, 32)
@@ -205,12 +205,12 @@ def test_a_detector_takes_it_as_it_takes_a_resnet(count):
 @pytest.mark.parametrize('arguments, message', [
   ({'count': 4}, 'CBNet.count = 4'), ({'style': 'hlc'}, 'CBNet.style'),
   ({'connector_norm': no_norm, 'connector_zero_gamma': True}, 'CBNet.connector_zero_gamma')])
-def test_mistakes_are_named(arguments, message):
+def test_invalid_arguments(arguments, message):
   with pytest.raises(UserError, match=message):
     CBNet(small, **arguments)
 
 
-def test_frozen_statistics_of_connectors_are_an_identity_until_loaded():
+def test_connectors_without_a_norm_have_biases():
   made = composite(functools.partial(small, norm=frozen_batch_norm), connector_norm=no_norm)
   assert not [v.name for v in made.variables if 'from' in v.name and 'norm' in v.name]
   assert len([v.name for v in made.variables if 'from' in v.name and 'bias' in v.name]) == 4

@@ -1,4 +1,4 @@
-"""The classifier: its shapes, its arithmetic, and the backbone it shares with the detector."""
+"""The classifier: shapes, arithmetic, and the same backbone as in the detector."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def network(norm=group_norm, **arguments):
   return Classifier(5, backbone)
 
 
-def pictures(count=3, side=64):
+def random_images(count=3, side=64):
   return tf.constant(np.random.default_rng(0).integers(0, 256, (count, side, side, 3)), tf.uint8)
 
 
@@ -25,7 +25,7 @@ SIZES = tf.fill([3, 2], 64.0)
 
 def test_logits_are_a_linear_map_of_the_mean_of_the_last_stage():
   model = network()
-  images = pictures()
+  images = random_images()
   outputs = model(images, SIZES)
   assert outputs.logits.shape == (3, 5) and outputs.logits.dtype == tf.float32
   assert outputs.features['C5'].shape == (3, 2, 2, 256)
@@ -35,38 +35,38 @@ def test_logits_are_a_linear_map_of_the_mean_of_the_last_stage():
   assert outputs.predictions is outputs.logits
 
 
-def test_the_backbone_sees_the_pixels_as_a_detector_does():
+def test_pixels_are_normalised_as_in_a_detector():
   model = network(no_norm)
-  features = model(pictures(), SIZES).features
-  expected = model.backbone(tf.cast(pictures(), tf.float32) - [122.7717, 115.9465, 102.9801])
+  features = model(random_images(), SIZES).features
+  expected = model.backbone(tf.cast(random_images(), tf.float32) - [122.7717, 115.9465, 102.9801])
   np.testing.assert_allclose(features['C2'], expected['C2'], rtol=1e-5, atol=1e-4)
 
 
-def test_the_linear_layer_starts_small_and_the_bias_at_zero():
+def test_initialisation_of_the_linear_layer():
   model = Classifier(1000, network().backbone)
-  model(pictures(), SIZES)
+  model(random_images(), SIZES)
   kernel, bias = model.linear.weights
   assert kernel.shape == (256, 1000) and abs(float(tf.math.reduce_std(kernel)) - 0.01) < 2e-4
   assert not bias.numpy().any()
-  assert {v.name.split('/')[-1] for v in model.linear.weights} == {'kernel:0', 'bias:0'}  # the optimizer goes by it
+  assert {v.name.split('/')[-1] for v in model.linear.weights} == {'kernel:0', 'bias:0'}  # used by the optimizer
 
 
-def test_training_moves_statistics_and_every_variable_gets_a_gradient():
+def test_training_updates_statistics_and_every_variable_has_a_gradient():
   model = network(sync_batch_norm)
   with tf.GradientTape() as tape:
-    outputs = model(pictures(), SIZES, training=True)
+    outputs = model(random_images(), SIZES, training=True)
     loss = tf.reduce_sum(outputs.logits ** 2)
   before = [v.numpy() for v in model.non_trainable_variables]
   assert all(g is not None and np.isfinite(g).all() for g in tape.gradient(loss, model.trainable_variables))
-  model(pictures(), SIZES, training=True)
+  model(random_images(), SIZES, training=True)
   assert not all(np.array_equal(a, v) for a, v in zip(before, model.non_trainable_variables, strict=True))
-  still = [v.numpy() for v in model.non_trainable_variables]
-  model(pictures(), SIZES)
-  assert all(np.array_equal(a, v) for a, v in zip(still, model.non_trainable_variables, strict=True))
+  after = [v.numpy() for v in model.non_trainable_variables]
+  model(random_images(), SIZES)
+  assert all(np.array_equal(a, v) for a, v in zip(after, model.non_trainable_variables, strict=True))
 
 
-def test_a_block_begins_as_its_shortcut_when_the_last_gamma_is_zero():
-  images = tf.cast(pictures(), tf.float32)
+def test_a_block_with_zero_gamma_is_its_shortcut():
+  images = tf.cast(random_images(), tf.float32)
   zero, one = (network(zero_init_residual=flag).backbone for flag in (True, False))
   x = zero.stem(images)
   block = zero.stages[0][0]
@@ -80,7 +80,7 @@ def test_a_block_begins_as_its_shortcut_when_the_last_gamma_is_zero():
 def test_logits_are_float32_under_a_mixed_policy(policy):
   tf_keras.mixed_precision.set_global_policy(policy)
   try:
-    outputs = network()(pictures(), SIZES)
+    outputs = network()(random_images(), SIZES)
   finally:
     tf_keras.mixed_precision.set_global_policy('float32')
   assert outputs.logits.dtype == tf.float32 and outputs.features['C5'].dtype == tf.bfloat16

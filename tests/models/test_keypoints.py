@@ -1,4 +1,4 @@
-"""The keypoint head: shapes, enlarging, what its loss and its detections are made of."""
+"""The keypoint head: shapes, upsampling, loss and detections."""
 
 import numpy as np
 import pytest
@@ -37,11 +37,11 @@ def test_the_papers_head():
   assert shape[2:] == (17, 56, 56)
   assert [conv.conv.kernel.shape[-1] for conv in head.convs] == [512] * 8 and all(c.conv.use_bias for c in head.convs)
   assert predictor.deconv.kernel.shape == (4, 4, 17, 512)
-  std = np.sqrt(2 / (16 * 512))  # MSRA, fan-out as Detectron2 counts it
+  std = np.sqrt(2 / (16 * 512))  # MSRA, with Detectron2's fan-out
   np.testing.assert_allclose(predictor.deconv.kernel.numpy().std(), std, rtol=0.02)
 
 
-def test_enlarging_is_bilinear():
+def test_upsampling_is_bilinear():
   maps = tf.random.stateless_normal([1, 28, 28, 3], [1, 2])
   matrix = bilinear(28)
   ours = np.einsum('Yy,nyxp,Xx->nYXp', matrix, maps, matrix)
@@ -76,21 +76,21 @@ def test_inference_outputs(detector):
 
 
 def test_xla_operations_give_the_same_results(detector):
-  twin, inputs = tiny.keypoint_detector(xla=True), batch()
-  train(twin, inputs)
-  for a, b in zip(twin.variables, detector.variables, strict=True):
+  compiled, inputs = tiny.keypoint_detector(xla=True), batch()
+  train(compiled, inputs)
+  for a, b in zip(compiled.variables, detector.variables, strict=True):
     a.assign(b)
-  ours, theirs = (each(inputs.images, inputs.image_sizes).detections for each in (detector, twin))
+  ours, theirs = (each(inputs.images, inputs.image_sizes).detections for each in (detector, compiled))
   for x, y in zip(ours, theirs, strict=True):
     if x is not None:
       np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-3)
-  ours, theirs = (train(each, inputs) for each in (detector, twin))
+  ours, theirs = (train(each, inputs) for each in (detector, compiled))
   losses = [MaskRCNNLoss(min_keypoints=0)(each, inputs)['keypoint'].numpy() for each in (ours, theirs)]
   np.testing.assert_allclose(*losses, rtol=1e-4)
   assert losses[0] > 1
 
 
-def test_an_image_without_keypoints_has_no_loss_and_a_zero_gradient(detector):
+def test_without_keypoints_loss_and_gradient_are_zero(detector):
   inputs = batch(1)
   inputs = inputs._replace(gt_keypoints=tf.zeros_like(inputs.gt_keypoints))
   with tf.GradientTape() as tape:
@@ -101,13 +101,13 @@ def test_an_image_without_keypoints_has_no_loss_and_a_zero_gradient(detector):
 
 
 def test_with_a_cascade():
-  """Both heads on the last stage."""
+  """With RoIs of the last stage."""
   detector, inputs = tiny.keypoint_detector(cascade=tiny.cascade()), batch()
   outputs = train(detector, inputs)
   assert len(outputs.boxes) == 3 and outputs.keypoints.logits.shape[2:] == (P, 56, 56)
   assert detector(inputs.images, inputs.image_sizes).detections.keypoints.shape == (2, 100, P, 3)
 
 
-def test_data_without_keypoints_is_named():
+def test_data_without_keypoints():
   with pytest.raises(UserError, match='the data has no keypoints'):
     tiny.detector(keypoint_head=KeypointHead())

@@ -1,4 +1,4 @@
-"""The detector's laws: shapes, which layer has what, what trains, what an image's results depend on."""
+"""The detector: shapes, norms and biases of its layers, trainable variables, independence of images."""
 
 import functools
 
@@ -13,7 +13,7 @@ from rethink_tf.models.resnet import ResNet
 from rethink_tf.models.rois import AnchorSampler, ProposalGenerator, RoISampler
 from tests import tiny
 
-K, R, CANVAS = tiny.CLASSES, 16, 64
+K, R, SIDE = tiny.CLASSES, 16, 64
 
 
 @functools.cache
@@ -42,21 +42,21 @@ def detected():
 
 
 def present(outputs):
-  """All tensors of the outputs; what training or inference leaves out is None."""
+  """All tensors of the outputs that are not None."""
   return [x for x in tf.nest.flatten(outputs) if x is not None]
 
 
 def build(layer, *shape):
-  """Output shapes of a layer; its variables exist afterwards, nothing is computed."""
+  """Build a layer without computing anything; return its output shapes."""
   function = tf.function(layer, autograph=False).get_concrete_function(tf.TensorSpec(shape, tf.float32))
   return {name: tuple(value.shape) for name, value in function.structured_outputs.items()}
 
 
 def test_training_shapes():
   outputs = trained()
-  anchors = 3 * sum((CANVAS >> level) ** 2 for level in range(2, 7))
+  anchors = 3 * sum((SIDE >> level) ** 2 for level in range(2, 7))
   assert {level: tuple(x.shape) for level, x in outputs.features.items()} == {
-    f'P{level}': (2, CANVAS >> level, CANVAS >> level, 32) for level in range(2, 7)}
+    f'P{level}': (2, SIDE >> level, SIDE >> level, 32) for level in range(2, 7)}
   rpn, boxes, masks = outputs.rpn, outputs.boxes[0], outputs.masks
   assert rpn.logits.shape == (2, anchors) and rpn.deltas.shape == (2, anchors, 4) and rpn.anchors.shape == (anchors, 4)
   assert rpn.labels.shape == rpn.weights.shape == rpn.sampled.shape == (2, 2048)
@@ -74,11 +74,11 @@ def test_inference_shapes():
   assert detections.boxes.shape == (2, 100, 4) and detections.masks.shape == (2, 100, 28, 28)
   scores, classes = detections.scores.numpy(), detections.classes.numpy()
   assert (np.diff(scores) <= 0).all() and ((classes > 0) == (scores > 0.05)).all() and classes.max() <= K
-  assert ((detections.masks.numpy() > 0).all((2, 3)) == (classes > 0)).all()  # nothing in empty slots
+  assert ((detections.masks.numpy() > 0).all((2, 3)) == (classes > 0)).all()  # zero in empty slots
 
 
 def test_samples_follow_the_recipe():
-  """A quarter of the RoIs foreground, first; targets only where there is an object; masks on the foreground."""
+  """A quarter of the RoIs is foreground, and first; only foreground has targets and masks."""
   outputs, batch = trained(), tiny.batch(2)
   rois = outputs.boxes[0].rois
   classes, weights = rois.classes.numpy(), rois.weights.numpy()
@@ -95,13 +95,12 @@ def test_samples_follow_the_recipe():
   assert (labels.sum(1) <= 1024).all() and (labels <= used).all() and labels.any()
 
 
-def test_norms_are_where_the_paper_has_them():
+def test_layers_with_norms_are_those_of_the_paper():
   trained()
-  normed = {v.name.rsplit('/norm/', 1)[0].split('/', 1)[1] for v in model().variables if '/norm/' in v.name}
+  with_norm = {v.name.rsplit('/norm/', 1)[0].split('/', 1)[1] for v in model().variables if '/norm/' in v.name}
   convolutions = {v.name.rsplit('/conv/', 1)[0].split('/', 1)[1] for v in model().variables if '/conv/' in v.name}
-  bare = {'rpn_head', 'mask_predictor'}
-  assert convolutions - normed == bare
-  assert {f'fpn/{kind}{level}' for kind in ('lateral', 'output') for level in '2345'} < normed
+  assert convolutions - with_norm == {'rpn_head', 'mask_predictor'}
+  assert {f'fpn/{kind}{level}' for kind in ('lateral', 'output') for level in '2345'} < with_norm
   with_bias = {v.name.rsplit('/bias', 1)[0].split('/', 1)[1] for v in model().variables if '/bias' in v.name}
   assert with_bias == {'rpn_head/conv', 'rpn_head/objectness', 'rpn_head/deltas', 'box_head/fc1', 'mask_head/deconv',
                        'box_predictor/classes', 'box_predictor/deltas', 'mask_predictor/conv'}
@@ -114,7 +113,7 @@ def test_from_scratch_everything_trains():
   assert gammas and all((gamma == 1).all() for gamma in gammas)
 
 
-def test_initial_weights_have_the_papers_spread():
+def test_initial_weights_have_the_papers_deviation():
   trained()
   wide = ResNet(14)
   build(wide, 1, 64, 64, 3)
@@ -127,27 +126,27 @@ def test_initial_weights_have_the_papers_spread():
 
 
 def test_xla_operations_give_the_same_results():
-  """The forms that a TPU compiles compute what those of CPU and GPU compute."""
-  twin, batch = model(xla=True), tiny.batch(2)
-  train(twin, batch)
-  for a, b in zip(twin.variables, model().variables, strict=True):
+  """The implementations for TPUs compute the same as those for CPU and GPU."""
+  compiled, batch = model(xla=True), tiny.batch(2)
+  train(compiled, batch)
+  for a, b in zip(compiled.variables, model().variables, strict=True):
     a.assign(b)
-  ours, theirs = trained(), train(twin, batch)
+  ours, theirs = trained(), train(compiled, batch)
   slots = ours.masks.weights.shape[1]
   theirs = theirs._replace(masks=type(ours.masks)(*(x[:, :slots] for x in theirs.masks)))
-  for a, b in ((ours, theirs), (detected(), detect(twin, batch))):
+  for a, b in ((ours, theirs), (detected(), detect(compiled, batch))):
     for x, y in zip(present(a), present(b), strict=True):
       np.testing.assert_allclose(tf.cast(x, tf.float32), tf.cast(y, tf.float32), rtol=1e-4, atol=1e-4)
 
 
-def test_an_image_does_not_depend_on_its_neighbours():
+def test_an_image_does_not_depend_on_others_of_the_batch():
   batch = tiny.batch(2)
   alone = detect(model(), tf.nest.map_structure(lambda x: x[:1], batch)).detections
   for x, y in zip(present(detected().detections), present(alone), strict=True):
     np.testing.assert_allclose(x[:1], y, rtol=1e-4, atol=1e-4)
 
 
-def test_what_lies_outside_the_photograph_is_nothing():
+def test_padding_has_no_effect():
   batch = tiny.batch(2)
   sizes = tf.constant([[64.0, 40.0], [33.0, 64.0]])
   pixels = model().normalise(batch.images, sizes).numpy()
@@ -217,13 +216,13 @@ def test_zero_init_residual_makes_blocks_the_identity():
 
 
 @pytest.mark.parametrize('arguments, message', [({'depth': 42}, 'depth = 42'), ({'freeze_at': 6}, 'freeze_at = 6')])
-def test_mistakes_are_named(arguments, message):
+def test_invalid_arguments(arguments, message):
   with pytest.raises(UserError, match=message):
     ResNet(**arguments)
 
 
 def test_even_sizes_are_padded_on_both_sides():
-  """TensorFlow's 'same' would pad two rows and three below."""
+  """TensorFlow's 'same' pads two rows above and three below."""
   backbone = ResNet(14, norm=no_norm, stem_width=4, res2_width=8, width_per_group=4)
   x = tf.random.stateless_normal([1, 64, 64, 3], [1, 2])
   backbone(x)
@@ -240,7 +239,7 @@ def proposals_of(logits, deltas, anchors, size, **settings):
                                        [tf.constant(x) for x in anchors], tf.constant(size), False, False)]
 
 
-def test_proposals_leave_out_empty_boxes_and_keep_levels_apart():
+def test_proposals_without_empty_boxes_and_with_separate_levels():
   box = np.float32([[10, 10, 30, 30]])
   outside = np.float32([[200, 10, 230, 30]])
   anchors = [np.concatenate([box, box + 1, outside]), box]
@@ -248,15 +247,15 @@ def test_proposals_leave_out_empty_boxes_and_keep_levels_apart():
   deltas = [np.zeros([1, 3, 4], np.float32), np.zeros([1, 1, 4], np.float32)]
   boxes, scores, valid = proposals_of(logits, deltas, anchors, [[100.0, 100.0]], pre_nms_test=3, post_nms_test=5)
   np.testing.assert_array_equal(valid, [[True, True, False, False, False]])
-  np.testing.assert_array_equal(scores[0, :2], [-3, -9])  # same box on two levels: suppressed within a level only
+  np.testing.assert_array_equal(scores[0, :2], [-3, -9])  # the same box on two levels is not suppressed
   np.testing.assert_array_equal(boxes[0, :2], np.concatenate([box, box]))
   assert not boxes[0, 2:].any()
 
 
-def test_samplers_take_ground_truth_and_drop_the_border():
+def test_samplers_with_only_ground_truth_and_straddling_anchors():
   batch = tiny.batch(2)
   rois = RoISampler(4, 0.5)(type(trained().proposals)(*(x[:, :0] for x in trained().proposals)), batch)
-  used = rois.weights.numpy() > 0  # nothing but the ground truth to choose from, of which half the slots may be
+  used = rois.weights.numpy() > 0  # ground truth is all there is, limited to half of the slots
   assert (used.sum(1) == 2).all() and rois.boxes.shape == (2, 4, 4)
   np.testing.assert_allclose(rois.target_deltas, np.zeros([2, 4, 4]), atol=1e-5)
   rpn = trained().rpn._replace(sampled=None)
@@ -265,5 +264,5 @@ def test_samplers_take_ground_truth_and_drop_the_border():
     sampled = AnchorSampler(10000, 1.0, drop_straddling=drop)(rpn, batch.image_sizes, batch)
     counts.append(sampled.weights.numpy().sum())
     boxes = rpn.anchors.numpy()[sampled.sampled.numpy()[sampled.weights.numpy() > 0]]
-    assert ((boxes >= 0) & (boxes <= CANVAS)).all() == drop
+    assert ((boxes >= 0) & (boxes <= SIDE)).all() == drop
   assert counts[0] < counts[1]

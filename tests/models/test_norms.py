@@ -1,4 +1,4 @@
-"""The norms: one contract, float64 references, padding that does not count, replicas that do."""
+"""Norms: their contract, float64 references, padding and replicas."""
 
 import importlib.util
 import sys
@@ -45,10 +45,10 @@ def make(norm, x, **arguments):
 
 
 def reference(x, layer, rows=slice(None)):
-  """Batch normalisation with the statistics of some rows, in float64; and these statistics, variance unbiased."""
-  counted = np.float64(x)[rows]
-  mean, variance = counted.mean((0, 1, 2)), counted.var((0, 1, 2))
-  number = counted[..., 0].size
+  """Batch normalisation with the statistics of some rows in float64, their mean and unbiased variance."""
+  used = np.float64(x)[rows]
+  mean, variance = used.mean((0, 1, 2)), used.var((0, 1, 2))
+  number = used[..., 0].size
   y = (x - mean) / np.sqrt(variance + norms.EPSILON) * np.float64(layer.gamma) + np.float64(layer.beta)
   return y, mean, variance * number / (number - 1)
 
@@ -82,8 +82,8 @@ def test_batch_norm_in_training(x, used):
   np.testing.assert_allclose(layer.moving_variance, 0.9 * moving[1] + 0.1 * variance, rtol=1e-5)
 
 
-def test_batch_norm_gradients_do_not_depend_on_the_path(x):
-  """The fused kernel, the general one with every row in use, and tf_keras' layer."""
+def test_batch_norm_gradients_of_all_implementations(x):
+  """The fused kernel, the general implementation with all rows in use, and tf_keras' layer."""
   layer = make(norms.sync_batch_norm, x)
   keras = tf_keras.layers.BatchNormalization(epsilon=norms.EPSILON)
   keras.build(x.shape)
@@ -105,7 +105,7 @@ def test_batch_norm_gradients_do_not_depend_on_the_path(x):
       np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
-def test_batch_norm_without_any_row_changes_nothing(x):
+def test_batch_norm_without_rows_has_no_effect(x):
   layer = make(norms.sync_batch_norm, x)
   before = [v.numpy() for v in layer.variables]
   with tf.GradientTape() as tape:
@@ -118,7 +118,7 @@ def test_batch_norm_without_any_row_changes_nothing(x):
 
 
 @pytest.mark.parametrize('frozen', [False, True])
-def test_batch_norm_outside_training_uses_what_it_remembers(x, frozen):
+def test_batch_norm_outside_training_uses_moving_statistics(x, frozen):
   layer = make(norms.sync_batch_norm, x)
   layer.trainable = not frozen
   moving = layer.moving_mean.numpy(), layer.moving_variance.numpy()
@@ -140,11 +140,11 @@ def test_batch_norm_of_bfloat16_has_float32_statistics(x, used):
   np.testing.assert_allclose(layer.moving_mean, 0.1 * mean, rtol=1e-5)
 
 
-UNEQUAL = ([[1, 1, 1, 0], [0, 0, 1, 0]], [[0, 0, 0, 0], [1, 0, 1, 1]])  # rows in use on either replica
+UNEQUAL = ([[1, 1, 1, 0], [0, 0, 1, 0]], [[0, 0, 0, 0], [1, 0, 1, 1]])  # rows in use on the two replicas
 
 
 def on_replicas(strategy, function, *arrays):
-  """function on row i of each array [replicas, ...] on replica i -> its results, replica by replica."""
+  """Run a function with row i of each array [replicas, ...] on replica i; return the results of each replica."""
   shared = [strategy.experimental_distribute_values_from_function(
     lambda context, array=array: tf.constant(array[context.replica_id_in_sync_group])) for array in arrays]
   results = tf.function(lambda *x: strategy.run(function, x), autograph=False)(*shared)
@@ -152,8 +152,8 @@ def on_replicas(strategy, function, *arrays):
 
 
 @pytest.mark.parametrize('used', UNEQUAL)
-def test_replicas_count_by_their_rows(x, two_replicas, used):
-  """One replica has three rows in use, the other one or none: as a single device with them all."""
+def test_replicas_are_weighted_by_their_rows(x, two_replicas, used):
+  """With different numbers of rows in use on each replica, the result is that of a single device."""
   used = np.float32(used)
   inputs = np.stack([x, x[::-1] + 5])
   alone = make(norms.sync_batch_norm, x)
@@ -168,7 +168,7 @@ def test_replicas_count_by_their_rows(x, two_replicas, used):
 
 
 @pytest.mark.parametrize('used', UNEQUAL)
-def test_gradients_of_unequal_replicas_are_those_of_one_big_batch(x, two_replicas, used):
+def test_gradients_of_unequal_replicas_are_those_of_one_batch(x, two_replicas, used):
   inputs, used = np.stack([x, x[::-1] + 5]), np.float32(used)
   upstream = np.random.default_rng(2).normal(size=inputs.shape).astype(np.float32) * used[..., None, None, None]
 
@@ -184,11 +184,11 @@ def test_gradients_of_unequal_replicas_are_those_of_one_big_batch(x, two_replica
     layer = make(norms.sync_batch_norm, x)
   dx, *parameters = on_replicas(two_replicas, lambda *a: gradients(layer, *a), inputs, used, upstream)
   np.testing.assert_allclose(np.concatenate(dx), whole[0], rtol=1e-4, atol=1e-5)
-  for ours, expected in zip(parameters, whole[1:], strict=True):  # the trainer adds up what the replicas have
+  for ours, expected in zip(parameters, whole[1:], strict=True):  # the trainer sums over replicas
     np.testing.assert_allclose(np.sum(ours, 0), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_replicas_without_any_row_change_nothing(x, two_replicas):
+def test_replicas_without_rows_have_no_effect(x, two_replicas):
   with two_replicas.scope():
     layer = make(norms.sync_batch_norm, x)
   moving = layer.moving_mean.numpy(), layer.moving_variance.numpy()
@@ -200,12 +200,12 @@ def test_replicas_without_any_row_change_nothing(x, two_replicas):
 
 
 @pytest.mark.parametrize('used', [None, [1, 0, 1, 1], [0, 0, 0, 0]])
-def test_recorded_statistics_leave_the_moving_ones_alone(x, used):
+def test_recorded_statistics_do_not_change_the_moving_ones(x, used):
   layer = make(norms.sync_batch_norm, x)
   before = [v.numpy() for v in layer.variables]
   with norms.recorded_statistics() as found:
     layer(x, used=used, training=True)
-    layer(x, used=used)  # outside training there is nothing to note
+    layer(x, used=used)  # not recorded outside training
   for a, b in zip(before, layer.variables, strict=True):
     np.testing.assert_array_equal(a, b)
   (mean, variance, count), = found[layer]
@@ -225,7 +225,7 @@ def test_frozen_batch_norm_is_an_affine_map(x):
     np.testing.assert_allclose(layer(x, training=training), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_group_norm_is_tf_keras_with_our_epsilon(x):
+def test_group_norm_equals_tf_keras_with_our_epsilon(x):
   layer = make(norms.group_norm, x, groups=8)
   keras = tf_keras.layers.GroupNormalization(8, epsilon=1e-5)
   keras.build(x.shape)
@@ -233,7 +233,7 @@ def test_group_norm_is_tf_keras_with_our_epsilon(x):
   np.testing.assert_allclose(layer(x), keras(x), rtol=1e-4, atol=1e-5)
 
 
-def test_mistakes_are_named(x):
+def test_invalid_arguments(x):
   with pytest.raises(UserError, match='groups = 24 does not divide the 32 channels of norm'):
     norms.group_norm('norm', groups=24)(x)
   with pytest.raises(UserError, match='zero_init_residual = False'):
@@ -249,7 +249,7 @@ def test_addons_group_norm_equals_ours(x):
 
 @pytest.fixture(params=['addons', 'keras'])
 def addons(request, monkeypatch):
-  """tensorflow-addons, or tf_keras' layer in its place: that is where the layer went (its arguments, its method)."""
+  """tensorflow-addons, or its successor, tf_keras' layer of the same interface."""
   if request.param == 'keras':
     layers = types.SimpleNamespace(GroupNormalization=tf_keras.layers.GroupNormalization)
     monkeypatch.setitem(sys.modules, 'tensorflow_addons', types.SimpleNamespace(layers=layers))
@@ -262,7 +262,7 @@ def addons(request, monkeypatch):
 @pytest.mark.parametrize('eager', [True, False], ids=['eager', 'graph'])
 @pytest.mark.usefixtures('addons')
 def test_addons_group_norm_computes_in_float32(policy, eager, x):
-  """Deviations of 400 have a variance that float16 cannot hold, around a mean that leaves bfloat16 no digits."""
+  """The variance of a deviation of 400 overflows in float16, and the mean exceeds the digits of bfloat16."""
   dtype = tf.float32 if policy == 'float32' else tf.as_dtype(policy.removeprefix('mixed_'))
   inputs = tf.cast(200 * x, dtype)
   layer = make(norms.addons_group_norm, inputs, groups=8)
@@ -289,6 +289,6 @@ def test_addons_group_norm_computes_in_float32(policy, eager, x):
 
 
 @pytest.mark.skipif(ADDONS, reason="the extra '.[addons]' is installed")
-def test_a_missing_extra_is_named():
+def test_a_missing_extra():
   with pytest.raises(UserError, match=r"NORM = @addons_group_norm needs the extra: pip install -e '\.\[addons\]'"):
     norms.addons_group_norm('norm')

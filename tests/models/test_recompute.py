@@ -1,4 +1,4 @@
-"""Recomputation changes memory and nothing else: alone, in bfloat16, on two replicas, under XLA."""
+"""Recomputation gives the same results and gradients: on one or two replicas, in bfloat16, under XLA."""
 
 import numpy as np
 import pytest
@@ -63,7 +63,7 @@ def images(two):
 
 
 def backbone_gradients(recompute, images, jit=False, **changes):
-  """The same for the sum of squares of all maps of a backbone."""
+  """Losses and gradients of the mean squares of a backbone's feature maps."""
   tf_keras.utils.set_random_seed(7)
   model = backbone(recompute, **changes)
 
@@ -82,40 +82,40 @@ def backbone_gradients(recompute, images, jit=False, **changes):
 
 
 @pytest.mark.parametrize('changes', [{}, {'norm': no_norm}, {'norm': frozen_batch_norm}, {'freeze_at': 3}])
-def test_gradients_are_the_same_to_the_bit(images, changes):
+def test_gradients_are_bit_identical(images, changes):
   assert_equal(*(backbone_gradients(recompute, images, **changes) for recompute in (False, True)))
 
 
 @pytest.mark.slow
-def test_and_under_xla(images):
-  """XLA may fuse the second computation otherwise than the first: equal to rounding."""
+def test_gradients_under_xla(images):
+  """Equal up to rounding: XLA may fuse the second computation differently."""
   assert_equal(*(backbone_gradients(recompute, images, jit=True) for recompute in (False, True)), tolerance=1e-5)
 
 
-def test_the_losses_and_gradients_of_a_detector_are_the_same_to_the_bit(two):
+def test_losses_and_gradients_of_a_detector_are_bit_identical(two):
   assert_equal(*(losses_and_gradients(recompute, two) for recompute in (False, True)))
 
 
 @pytest.mark.slow
-def test_and_in_bfloat16(two, bfloat16):
+def test_losses_and_gradients_of_a_detector_in_bfloat16(two, bfloat16):
   assert_equal(*(losses_and_gradients(recompute, two) for recompute in (False, True)))
 
 
 @pytest.mark.slow
-def test_and_compiled_whole(two):
+def test_losses_and_gradients_of_a_compiled_detector(two):
   assert_equal(*(losses_and_gradients(recompute, two, jit=True) for recompute in (False, True)), tolerance=1e-5)
 
 
 @pytest.mark.slow
-def test_two_replicas_end_with_the_same_weights(two, two_replicas):
+def test_two_replicas_have_the_same_weights_after_a_step(two, two_replicas):
   after = []
   for recompute in (False, True):
     with two_replicas.scope():
       made = trainer(recompute, two)
     made.fit(tf.data.Dataset.from_tensors(two).repeat(), steps_per_epoch=1, verbose=0)
     after.append([v.numpy() for v in made.detector.trainable_variables])
-  for plain, again in zip(*after, strict=True):
-    np.testing.assert_array_equal(again, plain)
+  for plain, recomputing in zip(*after, strict=True):
+    np.testing.assert_array_equal(recomputing, plain)
 
 
 def test_eager_gradients_are_the_same(two):
@@ -129,12 +129,12 @@ def test_eager_gradients_are_the_same(two):
       tape.watch(x)
       loss = tf.reduce_sum(function(x) ** 2)
     results.append([loss, *tape.gradient(loss, [x, *block.trainable_variables])])
-  for plain, again in zip(*results, strict=True):
-    np.testing.assert_array_equal(again, plain)
+  for plain, recomputing in zip(*results, strict=True):
+    np.testing.assert_array_equal(recomputing, plain)
 
 
 def convolutions(recompute, images):
-  """Convolutions and matrix products that XLA runs for the backbone's gradient, after all of its optimizations."""
+  """Number of convolutions and matrix products in XLA's optimized module of the backbone's gradient."""
   model = backbone(recompute)
   model(images)
 
@@ -149,7 +149,7 @@ def convolutions(recompute, images):
 
 
 def test_xla_does_not_merge_the_second_computation_with_the_first(images):
-  # Each block has a shortcut at depth 14; its last convolution need not be repeated for gradients that know its input.
+  # At depth 14 each block has four convolutions; the last of a branch need not be repeated.
   assert convolutions(True, images) >= convolutions(False, images) + 2 * BLOCKS
 
 

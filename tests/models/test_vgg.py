@@ -1,4 +1,4 @@
-"""VGG's laws: every layer against float64 NumPy, published sizes, activations that keep their scale without norms."""
+"""VGG: all layers against float64 NumPy, published sizes, scale of activations without norms."""
 
 import functools
 
@@ -27,17 +27,17 @@ def vgg(width=4, **arguments):
   return made
 
 
-def detector(**parts):
-  """A Faster R-CNN on one level, narrow."""
+def detector(**components):
+  """A narrow Faster R-CNN on one level."""
   tf_keras.utils.set_random_seed(11)
   defaults = dict(
     backbone=VGG(width=16), fpn=SingleLevel(), rpn_head=RPNHead(32, 6), mask_head=None, anchors=Anchors((16, 32)),
     box_head=BoxHead(0, 2, fc_width=64, fc_initializer=initializers.msra), pixel_std=(58.0, 58.0, 58.0))
-  return tiny.detector(**(defaults | parts))
+  return tiny.detector(**(defaults | components))
 
 
 def reference(backbone, x):
-  """The three maps by NumPy in float64: a sum over nine shifts for a convolution, a maximum over four for a pool."""
+  """The three feature maps in float64 NumPy: sums over nine shifts for convolutions, maxima over four for pooling."""
   x, maps = np.asarray(x, np.float64), []
   for number, group in enumerate([backbone.stem, *backbone.stages]):
     if number:
@@ -52,7 +52,7 @@ def reference(backbone, x):
   return {f'C{number}': x for number, x in enumerate(maps[2:], 2)}
 
 
-def test_the_maps_are_those_of_numpy():
+def test_feature_maps_are_those_of_numpy():
   backbone = vgg()
   for variable in backbone.variables:
     if 'bias' in variable.name:
@@ -87,10 +87,10 @@ def test_the_detector_has_fc6_and_fc7():
 
 
 def test_msra_keeps_the_scale_through_thirteen_layers():
-  """He et al. 2015, section 2.2: the spread stays within an order of magnitude; half the gain would lose it."""
+  """He et al. 2015, section 2.2: the deviation stays within an order of magnitude."""
   x = tf.random.stateless_normal([1, 64, 64, 3], [1, 2])
 
-  def spreads(initializer):
+  def deviations(initializer):
     backbone = vgg(width=32, initializer=initializer)
     y, found = x, []
     for number, group in enumerate([backbone.stem, *backbone.stages]):
@@ -100,9 +100,9 @@ def test_msra_keeps_the_scale_through_thirteen_layers():
         found.append(float(tf.math.reduce_std(y)))
     return found[0], found[-1]
 
-  first, last = spreads(initializers.msra)
+  first, last = deviations(initializers.msra)
   assert 0.1 < last / first < 10
-  first, last = spreads(lambda: initializers.gaussian(0.01))
+  first, last = deviations(lambda: initializers.gaussian(0.01))
   assert last / first < 1e-6
 
 
@@ -126,7 +126,7 @@ def test_every_variable_trains_and_gradients_are_finite():
   assert len([v for v in made.variables if v.name.endswith('bias:0')]) == len(made.variables) / 2
 
 
-def test_everything_lies_on_one_level_of_stride_16():
+def test_shapes_of_a_single_level():
   _, outputs, _, _ = gradients()
   assert {name: x.shape for name, x in outputs.features.items()} == {'P4': (2, 4, 4, 128)}
   assert outputs.rpn.anchors.shape == (4 * 4 * 6, 4) and outputs.rpn.logits.shape == (2, 4 * 4 * 6)
@@ -136,7 +136,7 @@ def test_everything_lies_on_one_level_of_stride_16():
 
 
 def test_pooling_of_one_level_has_its_stride():
-  """A map that holds its own coordinates: a bin is the mean coordinate of its part of the box, whatever the size."""
+  """With coordinates as feature map, a bin is the mean coordinate of its area, for any size of the box."""
   made = detector()
   y, x = tf.meshgrid(tf.range(16.0), tf.range(16.0), indexing='ij')
   features = {'P4': tf.stack([y, x], -1)[None]}  # value i at pixel 16 i
@@ -149,12 +149,12 @@ def test_pooling_of_one_level_has_its_stride():
 
 
 def test_xla_operations_give_the_same_results():
-  plain, twin, batch = detector(), detector(xla=True), tiny.batch(1)
-  for made in (plain, twin):
+  plain, compiled, batch = detector(), detector(xla=True), tiny.batch(1)
+  for made in (plain, compiled):
     made(batch.images, batch.image_sizes)
-  for ours, theirs in zip(plain.variables, twin.variables, strict=True):
+  for ours, theirs in zip(plain.variables, compiled.variables, strict=True):
     theirs.assign(ours)
-  outputs = [made(batch.images, batch.image_sizes) for made in (plain, twin)]
+  outputs = [made(batch.images, batch.image_sizes) for made in (plain, compiled)]
   for a, b in zip(outputs[0].detections[:3], outputs[1].detections[:3], strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
 
@@ -179,12 +179,12 @@ def test_depths():
   (lambda: VGG(17), 'VGG.depth = 17'), (lambda: VGG(freeze_at=6), 'VGG.freeze_at = 6'),
   (lambda: SingleLevel(5)(VGG(width=4, norm=no_norm)(tf.zeros([1, 32, 32, 3]))), 'SingleLevel.level = 5'),
   (lambda: Anchors((32, 64, 128))({'P2': tf.zeros([1, 4, 4, 1]), 'P3': tf.zeros([1, 2, 2, 1])}), 'Anchors.sizes')])
-def test_mistakes_are_named(make, message):
+def test_invalid_arguments(make, message):
   with pytest.raises(UserError, match=message):
     make()
 
 
-def test_few_proposals_of_one_level_are_filled_up():
+def test_few_proposals_of_one_level_are_padded():
   generator = ProposalGenerator(50, 50, 40, 30)
   anchors = Anchors((16, 32))({'P4': tf.zeros([1, 2, 2, 1])})
   assert anchors[0].shape == (2 * 2 * 6, 4)

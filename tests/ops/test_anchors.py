@@ -1,4 +1,4 @@
-"""Anchors: where they stand, how large they are, and which cross the border."""
+"""Anchors: positions, sizes, and straddling of the image border."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ import tensorflow as tf
 from rethink_tf.ops import anchors
 
 
-def test_cells_have_the_area_and_the_shape_asked_for():
+def test_cell_anchors_have_the_given_areas_and_ratios():
   cells = np.float64(anchors.cell_anchors(64, (0.5, 1.0, 2.0)))
   heights, widths = cells[:, 2] - cells[:, 0], cells[:, 3] - cells[:, 1]
   np.testing.assert_allclose(heights * widths, 64**2, rtol=1e-6)
@@ -16,7 +16,7 @@ def test_cells_have_the_area_and_the_shape_asked_for():
 
 
 @pytest.mark.parametrize('offset', [0.0, 0.5])
-def test_grid_goes_row_by_row_with_the_shapes_of_a_cell_together(offset):
+def test_grid_is_row_by_row_with_all_ratios_of_a_cell_together(offset):
   height, width, stride, ratios = 3, 4, 8, (0.5, 1.0, 2.0)
   cells = anchors.cell_anchors(32, ratios)
   expected = [
@@ -27,7 +27,7 @@ def test_grid_goes_row_by_row_with_the_shapes_of_a_cell_together(offset):
   np.testing.assert_array_equal(dynamic, np.float32(expected))
 
 
-def test_the_border_is_the_photographs_not_the_canvas():
+def test_padding_is_outside_the_image():
   boxes = tf.constant([[0.0, 0.0, 10.0, 10.0], [-1.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 20.0], [0.0, 0.0, 10.5, 5.0]])
   inside = anchors.inside_image(boxes, tf.constant([[10.0, 20.0], [20.0, 10.0], [1000.0, 1000.0]]))
   np.testing.assert_array_equal(inside, [[True, False, True, False], [True, False, False, True],

@@ -1,4 +1,4 @@
-"""Box geometry against float64 NumPy, its own laws, and tf-models-official."""
+"""Box geometry against float64 NumPy and tf-models-official; decoding inverts encoding."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def random_boxes(rng, *shape):
 
 
 def reference_iou(a, b):
-  """One pair, in Python's float64."""
+  """IoU of one pair in float64."""
   height = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
   width = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
   areas = [max(0.0, y1 - y0) * max(0.0, x1 - x0) for y0, x0, y1, x1 in (a, b)]
@@ -34,13 +34,13 @@ def rng():
   return np.random.default_rng(0)
 
 
-def test_iou_is_that_of_float64(rng):
+def test_iou_equals_float64(rng):
   a, b = random_boxes(rng, 2, 30), random_boxes(rng, 2, 20)
   b[:, :5] = a[:, :5]  # equal
   b[:, 5] = a[:, 5] + [0, 1000, 0, 1000]  # disjoint
   b[:, 6, :2], b[:, 6, 2:] = a[:, 6, 2:], a[:, 6, 2:] + 10  # touching in one corner
   b[:, 7] = 0  # an empty slot
-  a[:, 8] = [10, 10, 5, 5]  # inside out
+  a[:, 8] = [10, 10, 5, 5]  # inverted
   overlaps = box_ops.iou(tf.constant(a), tf.constant(b)).numpy()
   expected = [[[reference_iou(np.float64(p), np.float64(q)) for q in b[i]] for p in a[i]] for i in range(2)]
   np.testing.assert_allclose(overlaps, expected, atol=2e-6)
@@ -49,7 +49,7 @@ def test_iou_is_that_of_float64(rng):
   np.testing.assert_array_equal(box_ops.iou(tf.constant(b), tf.constant(a)), overlaps.transpose(0, 2, 1))
 
 
-def test_iou_shares_anchors_among_images(rng):
+def test_iou_of_anchors_shared_by_all_images(rng):
   anchors, boxes = random_boxes(rng, 7), random_boxes(rng, 3, 4)
   shared = box_ops.iou(tf.constant(anchors)[None], tf.constant(boxes))
   for i in range(3):
@@ -57,7 +57,7 @@ def test_iou_shares_anchors_among_images(rng):
 
 
 @pytest.mark.parametrize('weights', [(1.0, 1.0, 1.0, 1.0), WEIGHTS])
-def test_coding(rng, weights):
+def test_encoding_and_decoding(rng, weights):
   boxes, references = random_boxes(rng, 200), random_boxes(rng, 200)
   deltas = box_ops.encode(tf.constant(boxes), tf.constant(references), weights)
   expected = [reference_encode(b, r, weights) for b, r in zip(boxes, references, strict=True)]
@@ -69,7 +69,7 @@ def test_coding(rng, weights):
   np.testing.assert_array_equal(box_ops.encode(tf.constant(boxes), tf.constant(boxes), weights), np.zeros([200, 4]))
 
 
-def test_coding_agrees_with_official(rng):
+def test_encoding_equals_official(rng):
   from official.vision.ops import box_ops as official
   boxes, references = tf.constant(random_boxes(rng, 2, 50)), tf.constant(random_boxes(rng, 2, 50))
   deltas = box_ops.encode(boxes, references, WEIGHTS)
@@ -79,14 +79,14 @@ def test_coding_agrees_with_official(rng):
   np.testing.assert_allclose(box_ops.iou(boxes, references), official.bbox_overlap(boxes, references), atol=2e-6)
 
 
-def test_growth_is_bounded():
+def test_decoded_sizes_are_bounded():
   reference = tf.constant([[0.0, 0.0, 16.0, 32.0]])
   box = box_ops.decode(tf.constant([[0.0, 0.0, 50.0, 100.0]]), reference)[0].numpy()
   np.testing.assert_allclose(box[2:] - box[:2], [16 * 62.5, 32 * 62.5], rtol=1e-5)  # 1000 / 16
   assert np.isfinite(box_ops.decode(tf.fill([1, 4], 1e4), reference)).all()
 
 
-def test_empty_boxes_are_coded_as_zero():
+def test_empty_boxes_are_encoded_as_zero():
   box, empty = tf.constant([[1.0, 2.0, 3.0, 4.0]]), tf.zeros([1, 4])
   for deltas in (box_ops.encode(box, empty), box_ops.encode(empty, box)):
     np.testing.assert_array_equal(deltas, np.zeros([1, 4]))

@@ -1,4 +1,4 @@
-"""Group normalisation against float64: values and gradients, in float32 and bfloat16, also far from zero."""
+"""Group normalisation against float64: values and gradients, in float32 and bfloat16, also with a large mean."""
 
 import functools
 
@@ -12,7 +12,7 @@ EPSILON = 1e-5
 
 
 def reference(x, gamma, beta, groups, dy):
-  """y, dx, dgamma, dbeta in float64 NumPy: the formula, and its derivative written out."""
+  """y, dx, dgamma, dbeta in float64 NumPy, by the formula and its derivative."""
   x, gamma, beta, dy = (np.float64(v) for v in (x, gamma, beta, dy))
   n, h, w, c = x.shape
 
@@ -53,7 +53,7 @@ def errors(ours, expected):
   ((2, 25, 42, 64), 32), ((1, 100, 168, 64), 32), ((3, 7, 7, 256), 32), ((2, 14, 14, 64), 32), ((2, 17, 16, 6), 1),
   ((2, 5, 9, 6), 6), ((1, 2, 3, 64), 32),
 ])
-def test_float32_is_exact_to_1e6(shape, groups):
+def test_float32_is_accurate_to_1e6(shape, groups):
   x, gamma, beta, dy = draw(shape)
   x = np.float32(x)
   y, dx, dgamma, dbeta = errors(compute(x, gamma, beta, groups, dy), reference(x, np.float32(gamma), np.float32(beta),
@@ -63,8 +63,8 @@ def test_float32_is_exact_to_1e6(shape, groups):
 
 
 @pytest.mark.parametrize('shape', [(2, 50, 84, 64), (4, 14, 14, 64), (4, 7, 7, 64)])
-def test_a_mean_of_thirty_deviations_loses_nothing(shape):
-  """One-pass statistics are off by 2e-4 here; what is left is the rounding of x itself."""
+def test_a_mean_of_thirty_deviations_is_as_accurate(shape):
+  """One-pass statistics have an error of 2e-4 here."""
   x, gamma, beta, dy = draw(shape, mean=30.0)
   x = np.float32(x)
   y, dx, dgamma, dbeta = errors(compute(x, gamma, beta, 32, dy), reference(x, np.float32(gamma), np.float32(beta), 32,
@@ -75,7 +75,7 @@ def test_a_mean_of_thirty_deviations_loses_nothing(shape):
 
 @pytest.mark.parametrize('mean', [0.0, 30.0])
 def test_bfloat16_has_float32_statistics(mean):
-  """The error is the rounding of the output (2^-9), and none for the parameters' gradients."""
+  """The error is the rounding of the output (2^-9); gradients of the parameters are float32."""
   x, gamma, beta, dy = draw((2, 50, 84, 64), mean)
   x, dy = tf.cast(x, tf.bfloat16), tf.cast(dy, tf.bfloat16)
   ours = compute(x, gamma, beta, 32, dy, tf.bfloat16)
@@ -84,7 +84,7 @@ def test_bfloat16_has_float32_statistics(mean):
   y, dx, dgamma, dbeta = errors(ours, expected)
   assert y < 4e-3 and dx < 4e-3
   assert dgamma < 3e-5 and dbeta < 3e-6
-  if mean:  # tf_keras computes its statistics in bfloat16
+  if mean:  # tf_keras computes statistics in bfloat16
     import tf_keras
     layer = tf_keras.layers.GroupNormalization(32, epsilon=EPSILON, dtype='mixed_bfloat16')
     layer.build(x.shape)
@@ -92,7 +92,7 @@ def test_bfloat16_has_float32_statistics(mean):
     assert errors([layer(x)], expected[:1])[0] > 4 * y
 
 
-def test_each_image_is_normalised_on_its_own():
+def test_images_are_normalised_separately():
   x, gamma, beta, dy = draw((3, 20, 30, 32))
   together = compute(x, gamma, beta, 32, dy)[:2]
   alone = compute(x[1:2], gamma, beta, 32, dy[1:2])[:2]
@@ -100,7 +100,7 @@ def test_each_image_is_normalised_on_its_own():
     np.testing.assert_allclose(a[1:2], b, rtol=1e-5, atol=1e-6)
 
 
-def test_constant_maps_and_dead_groups_stay_finite():
+def test_constant_groups_are_finite():
   x, gamma, beta, dy = draw((1, 20, 20, 32))
   x[..., :16] = 5.0
   y, dx, _, _ = compute(x, gamma, beta, 2, dy)
@@ -119,7 +119,7 @@ def test_graphs_with_unknown_shapes(jit_compile):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
-def test_results_repeat_to_the_last_bit():
+def test_results_are_bit_identical():
   arguments = draw((2, 60, 80, 64))
   first = compute(*arguments[:3], 32, arguments[3])
   for _ in range(3):

@@ -1,4 +1,4 @@
-"""Cells of keypoints and points of heat maps, against NumPy in float64 and OpenCV's enlarging."""
+"""Target cells of keypoints and decoding of heat maps, against float64 NumPy and OpenCV's resizing."""
 
 import cv2
 import numpy as np
@@ -42,27 +42,27 @@ def test_targets():
   assert (cells.numpy() != expected).mean() < 0.01 and (cells.numpy()[~expected_valid] == 0).all()
 
 
-def test_edges_belong_to_the_outermost_cells():
+def test_edges_belong_to_border_cells():
   roi = tf.constant([[10.0, 20.0, 66.0, 132.0]])
   corners = tf.constant([[[9.5, 19.5, 2.0], [65.5, 131.5, 1.0], [9.4, 19.5, 2.0], [65.5, 131.6, 2.0],
                           [30.0, 40.0, 0.0]]])
   cells, valid = heatmap_targets(corners, roi)
   np.testing.assert_array_equal(cells, [[0, SIZE * SIZE - 1, 0, 0, 0]])
   np.testing.assert_array_equal(valid, [[True, True, False, False, False]])
-  assert not heatmap_targets(corners, tf.zeros([1, 4]))[1].numpy().any()  # an empty RoI, as padding is
+  assert not heatmap_targets(corners, tf.zeros([1, 4]))[1].numpy().any()  # an empty RoI, as in padding
 
 
 def reference_decoding(maps, boxes):
-  """Enlarged by OpenCV, as Detectron does, the highest pixel."""
+  """The maximum after resizing with OpenCV, as in Detectron."""
   found = []
   for each, (y0, x0, y1, x1) in zip(maps, boxes.astype(np.float64), strict=True):
     extent = np.maximum([y1 - y0, x1 - x0], 1)
     height, width = np.ceil(extent).astype(int)
     for one in each:
-      large = cv2.resize(one.astype(np.float64), (int(width), int(height)), interpolation=cv2.INTER_CUBIC)
-      place = np.array(np.unravel_index(large.argmax(), large.shape))
-      point = (place + 0.5) * extent / [height, width] + [y0, x0] - 0.5
-      found.append([*point, 1 / np.exp(one - large.max()).sum()])
+      resized = cv2.resize(one.astype(np.float64), (int(width), int(height)), interpolation=cv2.INTER_CUBIC)
+      position = np.array(np.unravel_index(resized.argmax(), resized.shape))
+      point = (position + 0.5) * extent / [height, width] + [y0, x0] - 0.5
+      found.append([*point, 1 / np.exp(one - resized.max()).sum()])
   return np.reshape(found, [*maps.shape[:2], 3])
 
 
@@ -72,7 +72,7 @@ def smooth(rng, number, points):
 
 
 @pytest.mark.parametrize('limit', [None, (200, 200)])
-def test_decoding_is_that_of_opencv(limit):
+def test_decoding_equals_opencv(limit):
   rng = np.random.default_rng(1)
   boxes = np.concatenate([some_rois(rng, 12), [[5, 5, 5.3, 90], [5, 5, 20, 5], [0, 0, 56, 56]]]).astype(np.float32)
   maps = smooth(rng, len(boxes), 3)
@@ -80,20 +80,20 @@ def test_decoding_is_that_of_opencv(limit):
                        jit_compile=limit is not None)
   ours = decode(tf.constant(maps, tf.float32), tf.constant(boxes)).numpy()
   theirs = reference_decoding(maps, boxes)
-  near = np.abs(ours - theirs)[..., :2].max(-1) < 1e-2  # two pixels of one height may change places
+  near = np.abs(ours - theirs)[..., :2].max(-1) < 1e-2  # another pixel may have the same maximum
   assert near.mean() > 0.97
   np.testing.assert_allclose(ours[..., 2], theirs[..., 2], rtol=1e-3)
 
 
-def test_without_boxes_there_are_no_points():
+def test_without_boxes():
   assert decode_heatmaps(tf.zeros([0, 4, SIZE, SIZE]), tf.zeros([0, 4])).shape == (0, 4, 3)
 
 
-def test_decoding_finds_what_targets_hold():
-  """A map that is sure of the target's cell gives the keypoint back, to within that cell and a pixel."""
+def test_decoding_inverts_targets():
+  """A map with a high logit at the target cell gives the keypoint, within that cell or a pixel."""
   rng = np.random.default_rng(2)
   rois = some_rois(rng)
-  rois[:, 2:] += SIZE  # a smaller map would skip cells
+  rois[:, 2:] += SIZE  # a smaller box would skip cells
   points = rois[:, None, :2] + rng.uniform(0.02, 0.98, (40, 3, 2)) * (rois[:, None, 2:] - rois[:, None, :2]) - 0.5
   keypoints = tf.constant(np.concatenate([points, np.full((40, 3, 1), 2)], 2), tf.float32)
   cells, valid = heatmap_targets(keypoints, tf.constant(rois))
@@ -105,12 +105,12 @@ def test_decoding_finds_what_targets_hold():
   assert (found[..., 2] > 0).all() and np.median(found[..., 2]) > 0.1
 
 
-def test_the_mirror_image_of_a_map_gives_the_mirrored_point():
+def test_a_flipped_map_gives_the_flipped_keypoint():
   rng = np.random.default_rng(3)
   maps = smooth(rng, 6, 2)
   boxes, width = some_rois(rng, 6), 400
-  mirrored = np.stack([boxes[:, 0], width - boxes[:, 3], boxes[:, 2], width - boxes[:, 1]], 1)
+  flipped = np.stack([boxes[:, 0], width - boxes[:, 3], boxes[:, 2], width - boxes[:, 1]], 1)
   found = decode_heatmaps(tf.constant(maps, tf.float32), tf.constant(boxes)).numpy()
-  theirs = decode_heatmaps(tf.constant(maps[..., ::-1].copy(), tf.float32), tf.constant(mirrored, tf.float32)).numpy()
+  theirs = decode_heatmaps(tf.constant(maps[..., ::-1].copy(), tf.float32), tf.constant(flipped, tf.float32)).numpy()
   theirs[..., 1] = width - 1 - theirs[..., 1]  # x' = W - 1 - x of pixel centres
   np.testing.assert_allclose(found, theirs, rtol=1e-3, atol=1e-2)

@@ -49,22 +49,22 @@ def random_boxes(rng, number: int, height: int, width: int, smallest: float = 1.
 def test_paste_equals_float64_reference(size, cells):
   rng = np.random.default_rng(cells)
   masks, boxes = random_masks(rng, 150, cells), random_boxes(rng, 150, *size, smallest=0.5)
-  masks[:10] = 1.0  # full boxes, some of them over the whole image
+  masks[:10] = 1.0  # full boxes, some of them covering the whole image
   expected = [encode(reference_paste(m, b.astype(np.float64), *size)) for m, b in zip(masks, boxes, strict=True)]
   assert paste(masks, boxes, *size) == expected
 
 
-def test_paste_ties_are_on():
+def test_paste_of_values_at_the_threshold():
   mask = np.zeros((4, 4), np.float32)
   mask[1:3, 1:3] = 1.0
-  # 12 pixels for 4 cells: the pixel centres 4, 5 fall on cell centres and half-way between them.
+  # 12 pixels for 4 cells: pixel centres are at cell centres and half-way between them.
   box = np.array([2.0, 3.0, 14.0, 15.0])
   assert paste(mask[None], box[None], 20, 20) == [encode(reference_paste(mask, box, 20, 20))]
   full = paste(np.ones((1, 28, 28)), np.array([[0, 0, 30, 40]]), 30, 40)
   assert full == [encode(reference_paste(np.ones((28, 28)), np.array([0, 0, 30, 40]), 30, 40))]
 
 
-def test_paste_at_full_size_decodes_to_the_reference():
+def test_paste_at_full_size():
   rng = np.random.default_rng(5)
   masks, boxes = random_masks(rng, 12), random_boxes(rng, 12, 800, 1333, smallest=20)
   decoded = coco_mask.decode(paste(masks, boxes, 800, 1333))
@@ -85,7 +85,7 @@ def test_detectron_mode_equals_tf_models_official():
 
 
 @pytest.mark.parametrize('mode', ['accurate', 'detectron'])
-def test_paste_hostile_boxes_are_empty_masks(mode):
+def test_paste_of_invalid_boxes_gives_empty_masks(mode):
   boxes = np.array(
     [[5, 5, 5, 9], [5, 5, 9, 5], [9, 9, 5, 5], [np.nan, 0, 5, 5], [0, 0, np.inf, 5], [-90, -90, -50, -50], [0] * 4]
   )
@@ -95,7 +95,7 @@ def test_paste_hostile_boxes_are_empty_masks(mode):
   assert paste(np.zeros((1, 28, 28)), np.array([[1, 1, 20, 20]]), 30, 40, mode) == [empty]
 
 
-def test_paste_refuses_unknown_mode():
+def test_paste_with_an_unknown_mode():
   with pytest.raises(ValueError, match='exact'):
     paste(np.zeros((0, 28, 28)), np.zeros((0, 4)), 4, 4, mode='exact')
 
@@ -132,8 +132,8 @@ def test_crop_targets_of_empty_slots_and_under_xla():
   assert not plain[0, 2].any() and not plain[1, 0].any()
 
 
-def test_crop_targets_agree_with_polygons_rasterised_in_the_roi(real_images):
-  """As close to the true (16 x finer) outline as Detectron2's own rasterisation of each RoI."""
+def test_crop_targets_equal_polygons_rasterised_in_the_roi(real_images):
+  """They are as close to the true outline (16 x finer) as Detectron2's rasterisation of each RoI."""
   annotations = json.loads((real_images / 'coco_dev/annotations/instances_val2017.json').read_text())['annotations']
   instances = [a for a in annotations if not a['iscrowd'] and min(a['bbox'][2:]) > 2][:250]
   rng = np.random.default_rng(0)

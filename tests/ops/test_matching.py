@@ -1,4 +1,4 @@
-"""Matching against a loop in NumPy, and the laws of sampling: no repeats, the right shares, the same draws again."""
+"""Matching against a loop in NumPy; samples have no duplicates, the given shares, and are reproducible."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from rethink_tf.ops import matching
 
 
 def reference_labels(overlaps, gt_valid, usable, positive=0.7, negative=0.3):
-  """Faster R-CNN, section 3.1.2, word by word, for one image."""
+  """Faster R-CNN, section 3.1.2, for one image."""
   labels = np.full(len(overlaps), -1)
   for i, row in enumerate(overlaps):
     best = max((iou for iou, valid in zip(row, gt_valid, strict=True) if valid), default=0)
@@ -23,8 +23,8 @@ def reference_labels(overlaps, gt_valid, usable, positive=0.7, negative=0.3):
 def test_anchor_labels_follow_the_rule():
   rng = np.random.default_rng(0)
   overlaps = np.round(rng.uniform(0, 1, (4, 60, 5)) ** 2, 1).astype(np.float32)  # rounded: many ties
-  overlaps[0, :, 1] *= 0.2  # a box that no anchor meets well
-  overlaps[1, :, 2] = 0  # one that none meets at all
+  overlaps[0, :, 1] *= 0.2  # a box without an IoU above 0.2
+  overlaps[1, :, 2] = 0  # a box without any overlap
   gt_valid = rng.uniform(size=(4, 5)) < 0.7
   gt_valid[2] = False  # an image without objects
   usable = rng.uniform(size=(4, 60)) < 0.8
@@ -37,17 +37,17 @@ def test_anchor_labels_follow_the_rule():
   assert not positive[2].any() and (labels.numpy()[2] == np.where(usable[2], 0, -1)).all()
 
 
-def test_every_tie_of_a_best_anchor_is_positive_and_an_unmet_box_forces_none():
+def test_ties_of_the_best_anchor_are_positive_and_boxes_without_overlap_force_none():
   overlaps = tf.constant([[[0.2, 0.0], [0.2, 0.0], [0.1, 0.0], [0.0, 0.0]]])
   both = tf.constant([[True, True]])
   labels, _ = matching.match_anchors(overlaps, both, tf.ones([1, 4], tf.bool))
   np.testing.assert_array_equal(labels, [[1, 1, 0, 0]])
-  # The best anchor is not to be used: the next best ones take its place.
+  # The best anchors are not usable: the next best one is positive.
   labels, _ = matching.match_anchors(overlaps, both, tf.constant([[False, False, True, True]]))
   np.testing.assert_array_equal(labels, [[-1, -1, 1, 0]])
 
 
-def test_proposals_are_foreground_from_one_half_on():
+def test_proposals_are_foreground_at_an_iou_of_one_half():
   overlaps = tf.constant([[[0.5, 0.4], [0.49, 0.2], [0.1, 0.9], [0.9, 0.9], [0.8, 0.0]]])
   labels, matched = matching.match_proposals(overlaps, tf.constant([[True, True]]),
                                              tf.constant([[True, True, True, True, False]]))
@@ -66,14 +66,14 @@ def draw(labels, size, fraction, seeds=None, stream=1):
 
 @pytest.mark.parametrize('positives, negatives, expected', [
   (100, 100, (8, 24)),  # a quarter of 32
-  (3, 100, (3, 29)),  # too few positives: negatives fill up
-  (100, 5, (8, 5)),  # too few negatives: positives do not
+  (3, 100, (3, 29)),  # too few positives: more negatives
+  (100, 5, (8, 5)),  # too few negatives: not more positives
   (0, 100, (0, 32)), (0, 0, (0, 0)), (2, 3, (2, 3)),
 ])
-def test_sample_has_its_shares_and_no_repeats(positives, negatives, expected):
+def test_sample_has_the_given_shares_and_no_duplicates(positives, negatives, expected):
   labels = np.full(250, -1)
-  places = np.random.default_rng(1).permutation(250)
-  labels[places[:positives]], labels[places[positives:positives + negatives]] = 1, 0
+  order = np.random.default_rng(1).permutation(250)
+  labels[order[:positives]], labels[order[positives:positives + negatives]] = 1, 0
   indices, used = (x[0] for x in draw(labels, 32, 0.25))
   assert used.sum() == sum(expected) and used[:used.sum()].all()
   assert (labels[indices[:expected[0]]] == 1).all() and (labels[indices[expected[0]:used.sum()]] == 0).all()
@@ -88,7 +88,7 @@ def test_more_slots_than_candidates():
   assert used.sum() == 2 and set(indices[0, :2]) == {1, 3}
 
 
-def test_draws_depend_on_the_images_seed_alone():
+def test_samples_depend_only_on_the_seed_of_the_image():
   labels = np.random.default_rng(2).integers(-1, 2, (3, 200))
   seeds = [[5, 1], [5, 2], [6, 1]]
   together = draw(labels, 40, 0.5, seeds)
@@ -101,7 +101,7 @@ def test_draws_depend_on_the_images_seed_alone():
   assert (draw(labels, 40, 0.5, seeds, stream=2)[0] != together[0]).any(axis=1).all()
 
 
-def test_every_candidate_is_as_likely():
+def test_all_candidates_are_equally_likely():
   labels = np.array([1] * 10 + [0] * 30)
   indices, _ = draw(np.tile(labels, (2000, 1)), 16, 0.25, [[3, i] for i in range(2000)])
   counts = np.bincount(indices.ravel(), minlength=40)
@@ -109,7 +109,7 @@ def test_every_candidate_is_as_likely():
   assert np.abs(counts - 800).max() < 5 * 22
 
 
-def test_draws_are_the_same_under_xla():
+def test_samples_are_the_same_under_xla():
   labels = tf.constant(np.random.default_rng(4).integers(-1, 2, (2, 300)), tf.int32)
   seeds = tf.constant([[1, 2], [-3, 2**31 - 1]])
   plain, compiled = (tf.function(lambda a, b: matching.sample(a, b, 1, 64, 0.5), jit_compile=jit)(labels, seeds)

@@ -1,4 +1,4 @@
-"""Suppression against a greedy loop in float64, in both forms, and tf-models-official's on a single group."""
+"""Both implementations of suppression against a greedy loop in float64, and tf-models-official on a single group."""
 
 import numpy as np
 import pytest
@@ -56,14 +56,14 @@ def check(result, boxes, scores, valid, *limits):
 
 @pytest.mark.parametrize('xla, jit_compile', [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize('limits', [(0.7, 50, 60), (0.5, 5, 100), (0.3, 200, 10)])
-def test_both_forms_are_the_greedy_loop(xla, jit_compile, limits):
+def test_both_implementations_equal_the_greedy_loop(xla, jit_compile, limits):
   boxes = draw(0, 2, 120, 3)
   check(run(*boxes, *limits, xla=xla, jit_compile=jit_compile), *boxes, *limits)
 
 
 @pytest.mark.parametrize('xla', [False, True])
-def test_scores_below_minus_one_are_scores_too(xla):
-  """Logits: TensorFlow's fused kernel fills its groups up with -1, which must not displace what is below."""
+def test_scores_below_minus_one(xla):
+  """TensorFlow's fused kernel pads its groups with -1, which must not rank above lower logits."""
   boxes = draw(1, 2, 60, 2, shift=-20.0)
   assert (boxes[1] < -1).mean() > 0.9
   check(run(*boxes, 0.5, 100, 80, xla=xla), *boxes, 0.5, 100, 80)
@@ -76,7 +76,7 @@ def test_boxes_shared_by_all_groups(xla):
 
 
 @pytest.mark.parametrize('xla', [False, True])
-def test_ties_go_to_the_first(xla):
+def test_of_equal_scores_the_first_is_kept(xla):
   boxes = np.zeros((1, 4, 1, 4), np.float32)
   boxes[0, :, 0] = [[0, 0, 10, 10], [0, 0, 10, 10], [50, 50, 60, 60], [0, 1, 10, 11]]
   scores, valid = np.full((1, 4, 1), 0.5, np.float32), np.ones((1, 4, 1), bool)
@@ -86,7 +86,7 @@ def test_ties_go_to_the_first(xla):
 
 
 @pytest.mark.parametrize('xla', [False, True])
-def test_nothing_valid_gives_nothing(xla):
+def test_without_valid_boxes(xla):
   boxes, scores, valid = draw(3, 2, 10, 2)
   valid[1] = False
   result = run(boxes, scores, valid, 0.5, 10, 30, xla=xla)
@@ -94,7 +94,7 @@ def test_nothing_valid_gives_nothing(xla):
   assert not result[3][1].any()
 
 
-def test_official_keeps_the_same_boxes():
+def test_boxes_equal_official():
   from official.vision.ops import nms as official
   boxes, scores, valid = draw(4, 2, 100, 1)
   scores, valid = np.exp(scores), np.ones_like(valid)

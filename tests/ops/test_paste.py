@@ -1,4 +1,4 @@
-"""Masks pasted by TensorFlow against ops/masks.paste, which is itself held against a float64 reference."""
+"""Masks pasted by TensorFlow against ops/masks.paste, which is tested against a float64 reference."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def pasted():
 
 @pytest.mark.parametrize('size', [(60, 97), (131, 40), (1, 50), (50, 1), (1, 1)])
 @pytest.mark.parametrize('cells', [3, 28])
-def test_the_same_pixels_as_paste(pasted, size, cells):
+def test_pixels_equal_paste(pasted, size, cells):
   rng = np.random.default_rng(cells)
   masks, boxes = random_masks(rng, 80, cells), random_boxes(rng, 80, *size, smallest=0.5)
   masks[:10] = 1.0
@@ -48,15 +48,15 @@ def test_at_full_size(pasted):
   np.testing.assert_array_equal(pasted(masks, boxes, 800, 1333), expected(masks, boxes, 800, 1333))
 
 
-def test_ties_are_on(pasted):
+def test_values_at_the_threshold(pasted):
   full = np.ones((2, 28, 28))
-  boxes = np.array([[0.5, 0.5, 29.5, 39.5], [0, 0, 30, 40]])  # the first one's edges run through pixel centres
+  boxes = np.array([[0.5, 0.5, 29.5, 39.5], [0, 0, 30, 40]])  # the first one's edges are at pixel centres
   result = pasted(full, boxes, 30, 40)
   np.testing.assert_array_equal(result, expected(full, boxes, 30, 40))
   assert result[1].all()
 
 
-def test_hostile_boxes_are_empty_masks(pasted):
+def test_invalid_boxes_give_empty_masks(pasted):
   boxes = np.array([[5, 5, 5, 9], [5, 5, 9, 5], [9, 9, 5, 5], [np.nan, 0, 5, 5], [0, 0, np.inf, 5],
                     [-90, -90, -50, -50], [90, 90, 95, 95], [0] * 4])
   result = pasted(np.ones((len(boxes), 28, 28)), boxes, 30, 40)

@@ -1,4 +1,4 @@
-"""RoIAlign against Detectron's loops in float64 NumPy: forward and gradient, both grids, inside and over the border."""
+"""RoIAlign against Detectron's loops in float64 NumPy: values, gradients, both grids, boxes across the border."""
 
 import functools
 
@@ -9,11 +9,11 @@ import tensorflow as tf
 from rethink_tf.ops import roi_align
 from rethink_tf.ops.boxes import area
 
-CHANNELS, CANVAS = 5, (128, 192)
+CHANNELS, SIZE = 5, (128, 192)
 
 
 def bilinear(height, width, y, x):
-  """[(row, column, weight)] of one sample, Caffe2's bilinear_interpolate."""
+  """[(row, column, weight)] of one sample, as Caffe2's bilinear_interpolate."""
   if y < -1 or y > height or x < -1 or x > width:
     return []
   y, x = max(y, 0.0), max(x, 0.0)
@@ -46,17 +46,17 @@ def reference(features, boxes, size, ratio, aligned, upstream):
 
 
 def some_boxes(rng):
-  height, width = CANVAS
+  height, width = SIZE
   corners = rng.uniform(-0.1, 1.1, (2, 10, 2, 2)) * [height, width]
   random = np.concatenate([corners.min(axis=2), corners.max(axis=2)], axis=-1)
   border = np.array([
-    [0, 0, height, width],  # all of it
-    [-64, -64, height + 64, width + 64],  # and more
+    [0, 0, height, width],  # the whole image
+    [-64, -64, height + 64, width + 64],  # larger than the image
     [height - 8, width - 8, height, width],  # a corner
     [height + 40, width + 40, height + 60, width + 70],  # outside
     [-40, -60, -20, -30],
-    [50, 60, 50, 60],  # nothing
-    [50.25, 60.5, 50.5, 61.25],  # less than a cell
+    [50, 60, 50, 60],  # empty
+    [50.25, 60.5, 50.5, 61.25],  # smaller than a cell
     [0, 0, 0, 0],  # padding
     [3, 100, 5, 190],  # flat
   ])
@@ -66,7 +66,7 @@ def some_boxes(rng):
 @functools.cache
 def inputs():
   rng = np.random.default_rng(0)
-  features = [rng.normal(size=(2, CANVAS[0] // stride, CANVAS[1] // stride, CHANNELS)) for stride in (4, 8, 16, 32)]
+  features = [rng.normal(size=(2, SIZE[0] // stride, SIZE[1] // stride, CHANNELS)) for stride in (4, 8, 16, 32)]
   return features, some_boxes(rng)
 
 
@@ -82,7 +82,7 @@ def compute(features, boxes, size, ratio, aligned, method, upstream):
 @pytest.mark.parametrize('size', [1, 3])
 @pytest.mark.parametrize('ratio', [1, 2])
 @pytest.mark.parametrize('aligned', [False, True])
-def test_both_methods_are_detectrons_loops(size, ratio, aligned):
+def test_both_methods_equal_the_loops_of_detectron(size, ratio, aligned):
   features, boxes = inputs()
   upstream = np.random.default_rng(1).normal(size=(*boxes.shape[:2], size, size, CHANNELS))
   expected, gradients = reference(features, boxes, size, ratio, aligned, upstream)
@@ -93,8 +93,8 @@ def test_both_methods_are_detectrons_loops(size, ratio, aligned):
       np.testing.assert_allclose(gradient, golden, atol=1e-4, err_msg=method)
 
 
-def test_a_linear_map_is_read_exactly():
-  """In the interior, bilinear samples of a plane lie on the plane: a bin's mean is its value at the bin's centre."""
+def test_a_linear_map_is_sampled_exactly():
+  """In the interior, a bin's mean over a plane is its value at the bin's centre."""
   y, x = np.mgrid[:64, :64].astype(np.float32)
   plane = tf.constant((2 * y - 3 * x + 1)[None, :, :, None])
   box = [40.0, 60.0, 150.0, 170.0]  # P2: cells of 4 pixels
@@ -106,8 +106,8 @@ def test_a_linear_map_is_read_exactly():
 
 
 @pytest.mark.parametrize('dtype', [tf.float32, tf.bfloat16])
-def test_gradients_repeat_to_the_last_bit(dtype):
-  """512 boxes on top of each other: where threads race, sums differ from run to run."""
+def test_gradients_are_bit_identical(dtype):
+  """512 overlapping boxes: with a data race, sums would differ between runs."""
   rng = np.random.default_rng(2)
   maps = tf.cast(rng.normal(size=(1, 64, 64, 16)), dtype)
   corners = rng.uniform(60, 100, (1, 512, 2))
@@ -128,7 +128,7 @@ def test_gradients_repeat_to_the_last_bit(dtype):
       np.testing.assert_array_equal(a, b)
 
 
-def test_a_box_reads_its_own_image_only():
+def test_a_box_depends_only_on_its_image():
   features, boxes = inputs()
   features = [tf.constant(f, tf.float32) for f in features]
   together = roi_align.roi_align(roi_align.flatten(features), tf.constant(boxes), 3)

@@ -1,5 +1,6 @@
-"""The index of a TensorFlow checkpoint is looked through first: a forged one would end the process."""
+"""The index of a TensorFlow checkpoint is validated first: a forged one would abort the process."""
 
+import json
 import struct
 
 import numpy as np
@@ -26,7 +27,7 @@ def prefix(tmp_path):
 
 
 def forge(prefix, change):
-  """Changes the block of entries; its checksum agrees afterwards."""
+  """Change the block of entries; its checksum matches."""
   with open(f'{prefix}.index', 'rb') as file:
     data = file.read()
   meta, _ = checkpoint_index._varint(data, len(data) - 48)
@@ -38,7 +39,7 @@ def forge(prefix, change):
     file.write(checked + struct.pack('<I', masked_crc(checked)) + data[meta:])
 
 
-def test_sound_checkpoints_have_no_problem(prefix):
+def test_valid_checkpoints(prefix):
   assert checkpoint_index.problem(prefix) is None
   with open(f'{prefix}.index', 'rb') as file:
     entries = checkpoint_index._entries(file.read())
@@ -46,42 +47,41 @@ def test_sound_checkpoints_have_no_problem(prefix):
   assert {key.decode() for key in entries if key} == names and len(names) == 105
 
 
-def test_an_entry_that_is_none(prefix):
-  def spoil(block):
-    place = block.index(KEY) + len(KEY)
-    block[place] = 0xff
-  forge(prefix, spoil)
+def test_an_invalid_entry(prefix):
+  def damage(block):
+    block[block.index(KEY) + len(KEY)] = 0xff
+  forge(prefix, damage)
   assert checkpoint_index.problem(prefix) == 'its index is damaged'
   with pytest.raises(UserError, match='not a complete TensorFlow checkpoint.*index is damaged'):
     formats.read(prefix)
 
 
-@pytest.mark.parametrize('old, new, said', [
-  # shape { dim { size: 7 } }, then 127: more numbers than the file has bytes for
+@pytest.mark.parametrize('old, new, message', [
+  # shape { dim { size: 7 } }, then 127: the file has fewer bytes
   (b'\x12\x02\x08\x07\x12\x02\x08\x07', b'\x12\x02\x08\x07\x12\x02\x08\x7f', 'bytes for the shape'),
   (b'\x08\x01\x12\x10\x12\x02\x08\x07', b'\x08\x00\x12\x10\x12\x02\x08\x07', 'unknown type|bytes for the shape'),
   (b'\x08\x01\x12\x10\x12\x02\x08\x07', b'\x08\x02\x12\x10\x12\x02\x08\x07', 'bytes for the shape')],
   ids=['shape', 'no type', 'type'])
-def test_entries_that_do_not_fit_their_files(prefix, old, new, said):
-  def spoil(block):
-    place = block.index(old)
-    block[place:place + len(old)] = new
-  forge(prefix, spoil)
-  with pytest.raises(UserError, match=said) as error:
+def test_entries_that_do_not_match_their_files(prefix, old, new, message):
+  def damage(block):
+    position = block.index(old)
+    block[position:position + len(old)] = new
+  forge(prefix, damage)
+  with pytest.raises(UserError, match=message) as error:
     formats.read(prefix)
   assert '\n' not in str(error.value)
 
 
-def test_a_data_file_that_is_short_or_gone(prefix, tmp_path):
+def test_a_truncated_or_missing_data_file(prefix, tmp_path):
   data = tmp_path / 'official.data-00000-of-00001'
   data.write_bytes(data.read_bytes()[:1000])
-  assert 'behind the end of its data file' in checkpoint_index.problem(prefix)
+  assert 'exceeds the end of its data file' in checkpoint_index.problem(prefix)
   data.unlink()
-  assert 'behind the end of its data file' in checkpoint_index.problem(prefix)
+  assert 'exceeds the end of its data file' in checkpoint_index.problem(prefix)
 
 
 @pytest.mark.parametrize('keep', [0, 7, 40, 60, 500])
-def test_an_index_that_is_cut(prefix, tmp_path, keep):
+def test_a_truncated_index(prefix, tmp_path, keep):
   path = tmp_path / 'official.index'
   path.write_bytes(path.read_bytes()[:keep])
   assert checkpoint_index.problem(prefix) == 'its index is damaged'
@@ -89,18 +89,17 @@ def test_an_index_that_is_cut(prefix, tmp_path, keep):
   assert checkpoint_index.problem(prefix) == 'its index is damaged'
 
 
-def test_a_run_passes_over_a_forged_checkpoint(tmp_path):
+def test_a_run_skips_a_forged_checkpoint(tmp_path):
   variable = tf.Variable(5.0)
   run = RunCheckpoints(RunFolder(str(tmp_path)))
   run.save(1, {'v': tf.train.Checkpoint(kernel=variable)}, {})
   run.save(2, {'v': tf.train.Checkpoint(kernel=variable)}, {})
   folder = tmp_path / 'checkpoints/step-00000002'
 
-  def spoil(block):
+  def damage(block):
     block[block.index(KEY) + len(KEY)] = 0xff
-  forge(str(folder / 'weights'), spoil)
+  forge(str(folder / 'weights'), damage)
   manifest = folder / 'manifest.json'
-  import json
   content = json.loads(manifest.read_text())
   manifest.write_text(json.dumps({key: content[key] for key in ('step', 'files', 'state')}))  # as before checksums
   variable.assign(0.0)

@@ -1,4 +1,4 @@
-"""A checkpoint is whole or absent, read strictly, and passed over when damaged."""
+"""Checkpoints are complete or absent, read strictly, and skipped when damaged; the best one is kept."""
 
 import json
 import os
@@ -18,8 +18,8 @@ from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.training.optimizers import SGD
 
 
-def parts(units=3, seed=0, layers=1):
-  """A model and its optimizer, with all variables made."""
+def model_and_optimizer(units=3, seed=0, layers=1):
+  """Return a model and its optimizer with all variables, by name."""
   tf_keras.utils.set_random_seed(seed)
   model = tf_keras.Sequential([tf_keras.layers.Dense(units, name=f'dense_{i}') for i in range(layers)])
   model.build((None, 4))
@@ -37,8 +37,8 @@ def values(trackables):
   return [v.numpy() for v in [*trackables['model'].variables, *trackables['optimizer'].variables]]
 
 
-def assert_same(one, other):
-  for a, b in zip(values(one), values(other), strict=True):
+def assert_same(expected, found):
+  for a, b in zip(values(expected), values(found), strict=True):
     np.testing.assert_array_equal(a, b)
 
 
@@ -58,34 +58,34 @@ def data_file(folder, number):
 
 
 def test_restores_variables_velocities_and_state(folder):
-  trained = parts()
+  trained = model_and_optimizer()
   step(trained)
   checkpoints = RunCheckpoints(folder)
-  assert checkpoints.restore(parts()) is None and checkpoints.latest() is None
+  assert checkpoints.restore(model_and_optimizer()) is None and checkpoints.latest() is None
   assert checkpoints.save(1, trained, {'seen': {'images': np.int64(16), 'seconds': 1.5}})
-  fresh = parts(seed=1)
+  fresh = model_and_optimizer(seed=1)
   assert RunCheckpoints(folder).restore(fresh) == {'seen': {'images': 16, 'seconds': 1.5}}
   assert_same(trained, fresh)
   assert fresh['optimizer'].iterations.numpy() == 1
 
 
-def test_only_the_newest_are_kept(folder):
+def test_only_the_newest_checkpoints_are_kept(folder):
   checkpoints = RunCheckpoints(folder, keep=2)
-  trained = parts()
+  trained = model_and_optimizer()
   for number in (5, 10, 100, 20):
     checkpoints.save(number, trained, {'number': number})
   assert checkpoints.steps() == [20, 100] and checkpoints.latest() == 100
-  assert checkpoints.restore(parts(), step=20) == {'number': 20}
+  assert checkpoints.restore(model_and_optimizer(), step=20) == {'number': 20}
   with pytest.raises(UserError, match=r'no checkpoint of step 5 in .*there are \[20, 100\]'):
-    checkpoints.restore(parts(), step=5)
+    checkpoints.restore(model_and_optimizer(), step=5)
   assert [name.rstrip('/') for name in sorted(tf.io.gfile.listdir(folder.join('checkpoints')))] == [
     'step-00000020', 'step-00000100']
 
 
-def test_some_of_the_trackables_can_be_read(folder):
-  trained = parts()
+def test_a_subset_of_the_trackables_can_be_restored(folder):
+  trained = model_and_optimizer()
   RunCheckpoints(folder).save(1, trained, {})
-  fresh = parts(seed=1)
+  fresh = model_and_optimizer(seed=1)
   RunCheckpoints(folder).restore({'model': fresh['model']})
   np.testing.assert_array_equal(fresh['model'].get_weights()[0], trained['model'].get_weights()[0])
 
@@ -94,26 +94,21 @@ def test_some_of_the_trackables_can_be_read(folder):
   ({'layers': 2}, r'only in the model: model/layer_with_weights-1/bias, model/layer_with_weights-1/kernel'),
   ({'units': 5}, r'model/layer_with_weights-0/kernel \(file \[4, 3\], model \[4, 5\]\)'),
 ])
-def test_the_checkpoint_of_another_model(folder, arguments, message):
-  RunCheckpoints(folder).save(1, parts(), {})
-  other = parts(**arguments)
+def test_a_checkpoint_of_another_model_is_a_user_error(folder, arguments, message):
+  RunCheckpoints(folder).save(1, model_and_optimizer(), {})
+  other = model_and_optimizer(**arguments)
   before = values(other)
   with pytest.raises(UserError, match=message) as caught:
     RunCheckpoints(folder).restore(other)
   assert str(caught.value).startswith('wrong checkpoint ') and '\n' not in str(caught.value)
   for a, b in zip(before, values(other), strict=True):
-    np.testing.assert_array_equal(a, b)  # nothing has been touched
+    np.testing.assert_array_equal(a, b)  # nothing is restored
 
 
-def test_variables_that_only_the_file_has(folder):
-  RunCheckpoints(folder).save(1, parts(layers=2), {})
+def test_variables_missing_in_the_model_are_a_user_error(folder):
+  RunCheckpoints(folder).save(1, model_and_optimizer(layers=2), {})
   with pytest.raises(UserError, match=r'only in the file: model/layer_with_weights-1/bias'):
-    RunCheckpoints(folder).restore(parts())
-
-
-def truncate(path):
-  with open(path, 'r+b') as file:
-    file.truncate(os.path.getsize(path) // 2)
+    RunCheckpoints(folder).restore(model_and_optimizer())
 
 
 def flip_a_bit(path):
@@ -124,32 +119,30 @@ def flip_a_bit(path):
     file.write(bytes([byte[0] ^ 1]))
 
 
-@pytest.mark.parametrize('damage', [truncate, flip_a_bit, os.remove,
-                                    lambda path: os.remove(os.path.join(os.path.dirname(path), 'manifest.json')),
-                                    lambda path: truncate(os.path.join(os.path.dirname(path), 'manifest.json')),
-                                    lambda path: shutil.rmtree(os.path.dirname(path))],
-                         ids=['cut', 'bit', 'no data', 'no manifest', 'cut manifest', 'no folder'])
-def test_damaged_newest_checkpoint_is_passed_over(local, damage):
+@pytest.mark.parametrize('damage', [flip_a_bit, lambda path: shutil.rmtree(os.path.dirname(path)),
+                                    lambda path: os.remove(os.path.join(os.path.dirname(path), 'manifest.json'))],
+                         ids=['bit', 'no folder', 'no manifest'])
+def test_a_damaged_newest_checkpoint_is_skipped_and_replaced(local, damage):
   checkpoints = RunCheckpoints(local)
-  trained = parts()
+  trained = model_and_optimizer()
   for number in (1, 2):
     step(trained)
     checkpoints.save(number, trained, {'number': number})
   damage(data_file(local, 2))
-  fresh = parts(seed=1)
+  fresh = model_and_optimizer(seed=1)
   assert checkpoints.restore(fresh) == {'number': 1}
   assert fresh['optimizer'].iterations.numpy() == 1
   step(fresh)
-  assert checkpoints.save(2, fresh, {'number': 2})  # takes the damaged one's place
+  assert checkpoints.save(2, fresh, {'number': 2})  # replaces the damaged one
   assert_same(trained, fresh)
-  assert checkpoints.restore(parts()) == {'number': 2}
+  assert checkpoints.restore(model_and_optimizer()) == {'number': 2}
 
 
 @pytest.fixture(scope='module')
 def two(tmp_path_factory):
   """A run with checkpoints of steps 1 and 2."""
   local = RunFolder(str(tmp_path_factory.mktemp('two') / 'run'))
-  trained = parts()
+  trained = model_and_optimizer()
   for number in (1, 2):
     step(trained)
     RunCheckpoints(local).save(number, trained, {'number': number, 'seen': {'images': 16 * number, 'seconds': 1.5}})
@@ -157,20 +150,20 @@ def two(tmp_path_factory):
 
 
 @pytest.mark.parametrize('name', ['weights.data-00000-of-00001', 'weights.index', 'manifest.json'])
-def test_a_bit_flipped_anywhere_is_noticed(two, name, tmp_path):
-  """At 60 places of each file, the first and the last byte among them."""
+def test_a_flipped_bit_is_detected(two, name):
+  """At 60 offsets of each file, including the first and the last byte."""
   path = os.path.join(two.join('checkpoints', 'step-00000002'), name)
   with open(path, 'rb') as file:
     sound = file.read()
   rng = np.random.default_rng(len(sound))
-  fresh = parts()
+  fresh = model_and_optimizer()
   try:
-    for place in (0, len(sound) - 1, *rng.choice(len(sound), 58, replace=False).tolist()):
-      spoilt = bytearray(sound)
-      spoilt[place] ^= 1 << int(rng.integers(8))
+    for offset in (0, len(sound) - 1, *rng.choice(len(sound), 58, replace=False).tolist()):
+      damaged = bytearray(sound)
+      damaged[offset] ^= 1 << int(rng.integers(8))
       with open(path, 'wb') as file:
-        file.write(spoilt)
-      assert RunCheckpoints(two).restore(fresh)['number'] == 1, place
+        file.write(damaged)
+      assert RunCheckpoints(two).restore(fresh)['number'] == 1, offset
   finally:
     with open(path, 'wb') as file:
       file.write(sound)
@@ -179,7 +172,7 @@ def test_a_bit_flipped_anywhere_is_noticed(two, name, tmp_path):
 
 @pytest.mark.parametrize('name', ['weights.data-00000-of-00001', 'weights.index', 'manifest.json'])
 @pytest.mark.parametrize('share', [None, 0., .3, .99])
-def test_a_file_cut_anywhere_is_noticed(two, name, share, tmp_path):
+def test_a_truncated_or_missing_file_is_detected(two, name, share, tmp_path):
   copy = RunFolder(str(tmp_path))
   shutil.copytree(two.join('checkpoints'), copy.join('checkpoints'))
   path = os.path.join(copy.join('checkpoints', 'step-00000002'), name)
@@ -187,10 +180,10 @@ def test_a_file_cut_anywhere_is_noticed(two, name, share, tmp_path):
     os.remove(path)
   else:
     os.truncate(path, int(share * os.path.getsize(path)))
-  assert RunCheckpoints(copy).restore(parts())['number'] == 1
+  assert RunCheckpoints(copy).restore(model_and_optimizer())['number'] == 1
 
 
-def test_a_checkpoint_from_before_there_were_checksums_is_read(two, tmp_path):
+def test_a_manifest_without_checksums_is_read(two, tmp_path):
   copy = RunFolder(str(tmp_path))
   shutil.copytree(two.join('checkpoints'), copy.join('checkpoints'))
   path = os.path.join(copy.join('checkpoints', 'step-00000002'), 'manifest.json')
@@ -198,23 +191,23 @@ def test_a_checkpoint_from_before_there_were_checksums_is_read(two, tmp_path):
     manifest = json.load(file)
   with open(path, 'w') as file:
     json.dump({name: manifest[name] for name in ('step', 'files', 'state')}, file)
-  assert RunCheckpoints(copy).restore(parts())['number'] == 2
+  assert RunCheckpoints(copy).restore(model_and_optimizer())['number'] == 2
 
 
-def test_a_checkpoint_under_the_name_of_another_step_is_none(two, tmp_path):
+def test_a_checkpoint_in_the_folder_of_another_step_is_damaged(two, tmp_path):
   copy = RunFolder(str(tmp_path))
   shutil.copytree(two.join('checkpoints', 'step-00000002'), copy.join('checkpoints', 'step-00000009'))
   with pytest.raises(UserError, match=r'is damaged \(steps 9\)'):
-    RunCheckpoints(copy).restore(parts())
+    RunCheckpoints(copy).restore(model_and_optimizer())
 
 
 @pytest.fixture
-def hurried(monkeypatch):
+def no_pauses(monkeypatch):
   monkeypatch.setattr('rethink_tf.storage.retries.time.sleep', lambda seconds: None)
 
 
-def refusing(function, times):
-  """`function` while storage restarts: it fails so many times."""
+def failing(function, times):
+  """Return `function` with a transient error in the first `times` calls."""
   calls = []
 
   def flaky(*arguments, **settings):
@@ -226,24 +219,24 @@ def refusing(function, times):
   return flaky
 
 
-def test_storage_that_fails_for_a_moment_costs_no_checkpoint(folder, monkeypatch, hurried):
-  checkpoints, trained = RunCheckpoints(folder), parts()
-  monkeypatch.setattr(tf.io.gfile, 'makedirs', refusing(tf.io.gfile.makedirs, 3))
+def test_transient_errors_are_retried(folder, monkeypatch, no_pauses):
+  checkpoints, trained = RunCheckpoints(folder), model_and_optimizer()
+  monkeypatch.setattr(tf.io.gfile, 'makedirs', failing(tf.io.gfile.makedirs, 3))
   assert checkpoints.save(1, trained, {'number': 1}) and checkpoints.failures == 0
-  monkeypatch.setattr(tf.io.gfile, 'stat', refusing(tf.io.gfile.stat, 3))
-  assert checkpoints.restore(parts(seed=1)) == {'number': 1}
+  monkeypatch.setattr(tf.io.gfile, 'stat', failing(tf.io.gfile.stat, 3))
+  assert checkpoints.restore(model_and_optimizer(seed=1)) == {'number': 1}
 
 
-def test_storage_that_stays_away_is_no_damage(two, monkeypatch, hurried):
-  """Falling back would train again what is only out of reach."""
-  monkeypatch.setattr(tf.io.gfile, 'stat', refusing(tf.io.gfile.stat, 1000))
+def test_unavailable_storage_is_not_damage(two, monkeypatch, no_pauses):
+  """Falling back to an older checkpoint would repeat training."""
+  monkeypatch.setattr(tf.io.gfile, 'stat', failing(tf.io.gfile.stat, 1000))
   with pytest.raises(UserError, match='step-00000002 cannot be read, though it may be sound: storage rest') as error:
-    RunCheckpoints(two).restore(parts())
+    RunCheckpoints(two).restore(model_and_optimizer())
   assert '\n' not in str(error.value)
 
 
-def evaluate(folder, step, **figures):
-  folder.append_metrics({'kind': 'eval', 'step': step, 'time': 1., **figures})
+def evaluate(folder, step, **metrics):
+  folder.append_metrics({'kind': 'eval', 'step': step, 'time': 1., **metrics})
 
 
 def best_of(folder):
@@ -251,24 +244,24 @@ def best_of(folder):
     return json.load(file)
 
 
-def test_the_best_is_kept_beside_the_newest(folder):
-  checkpoints, trained = RunCheckpoints(folder, keep=2), parts()
+def test_the_best_checkpoint_is_kept_beside_the_newest(folder):
+  checkpoints, trained = RunCheckpoints(folder, keep=2), model_and_optimizer()
   checkpoints.keep_best('box/AP', lambda: -1)
-  for number, figure in ((1, 10.), (2, 30.), (3, 20.), (4, 25.), (5, -1.), (6, None)):
+  for number, ap in ((1, 10.), (2, 30.), (3, 20.), (4, 25.), (5, -1.), (6, None)):
     checkpoints.save(number, trained, {'number': number})
-    evaluate(folder, number, **{'box/AP': figure, 'mask/AP': 40. - number})
+    evaluate(folder, number, **{'box/AP': ap, 'mask/AP': 40. - number})
   checkpoints.tidy()
   assert checkpoints.steps() == [2, 5, 6]
   assert best_of(folder) == {'checkpoint': 'checkpoints/step-00000002', 'step': 2, 'metric': 'box/AP', 'value': 30.}
   assert checkpoints.best('box/AP') == (2, 'box/AP', 30.) and checkpoints.best('mask/AP').step == 2
-  assert checkpoints.restore(parts(), checkpoints.choose('best', 'box/AP')) == {'number': 2}
-  evaluate(folder, 6, **{'box/AP': 30.})  # as good, and later
+  assert checkpoints.restore(model_and_optimizer(), checkpoints.choose('best', 'box/AP')) == {'number': 2}
+  evaluate(folder, 6, **{'box/AP': 30.})  # equal and later
   checkpoints.tidy()
   assert checkpoints.steps() == [5, 6] and best_of(folder)['step'] == 6
 
 
-def test_what_is_being_evaluated_stays_until_its_figures_are_known(local):
-  checkpoints, trained = RunCheckpoints(local, keep=1), parts()
+def test_a_checkpoint_is_kept_until_its_evaluation_is_complete(local):
+  checkpoints, trained = RunCheckpoints(local, keep=1), model_and_optimizer()
   checkpoints.keep_best('box/AP', lambda: 2)
   evaluate(local, 1, **{'box/AP': 10.})
   for number in (1, 2, 3, 4):
@@ -279,61 +272,61 @@ def test_what_is_being_evaluated_stays_until_its_figures_are_known(local):
   assert checkpoints.steps() == [1, 4]
 
 
-def test_figures_of_lost_training_and_on_demand_make_no_best(local):
-  checkpoints, trained = RunCheckpoints(local, keep=3), parts()
+def test_cancelled_and_on_demand_evaluations_do_not_count_for_the_best(local):
+  checkpoints, trained = RunCheckpoints(local, keep=3), model_and_optimizer()
   checkpoints.keep_best('box/AP', lambda: -1)
-  for number, figure in ((1, 10.), (2, 30.), (3, 50.)):
+  for number, ap in ((1, 10.), (2, 30.), (3, 50.)):
     checkpoints.save(number, trained, {})
-    evaluate(local, number, **{'box/AP': figure})
+    evaluate(local, number, **{'box/AP': ap})
   local.continue_at(2)  # the checkpoint of step 3 was damaged
-  evaluate(local, 1, **{'box/AP': 99., ON_DEMAND: True})  # with test-time augmentation, say
+  evaluate(local, 1, **{'box/AP': 99., ON_DEMAND: True})  # such as with test-time augmentation
   assert checkpoints.best('box/AP').step == 2
   checkpoints.tidy()
   assert best_of(local)['step'] == 2
 
 
-def test_averages_may_decide(local):
-  checkpoints, trained = RunCheckpoints(local), parts()
-  for number, figure in ((1, 30.), (2, 20.)):
+def test_metrics_of_averages_can_choose_the_best(local):
+  checkpoints, trained = RunCheckpoints(local), model_and_optimizer()
+  for number, ap in ((1, 30.), (2, 20.)):
     checkpoints.save(number, trained, {})
-    evaluate(local.part('ema'), number, **{'box/AP': figure})
+    evaluate(local.subfolder('ema'), number, **{'box/AP': ap})
   assert checkpoints.best('ema/box/AP') == (1, 'ema/box/AP', 30.) and checkpoints.best('box/AP') is None
 
 
-def test_a_figure_that_no_evaluation_has_is_told(local, caplog):
+def test_an_unknown_metric_is_logged_once(local, caplog):
   checkpoints = RunCheckpoints(local)
   checkpoints.keep_best('maks/AP', lambda: -1)
   evaluate(local, 1, **{'box/AP': 1., 'mask/AP': 1.})
-  checkpoints.save(1, parts(), {})
+  checkpoints.save(1, model_and_optimizer(), {})
   assert 'maks/AP' in caplog.text and 'box/AP, mask/AP' in caplog.text and 'run.keep_best' in caplog.text
   assert not tf.io.gfile.exists(local.join('best.json'))
-  told = len(caplog.records)
-  checkpoints.save(2, parts(), {})
-  assert not [record for record in caplog.records[told:] if 'maks/AP' in record.getMessage()]  # once a run
+  logged = len(caplog.records)
+  checkpoints.save(2, model_and_optimizer(), {})
+  assert not [record for record in caplog.records[logged:] if 'maks/AP' in record.getMessage()]
 
 
 @pytest.mark.parametrize('which, expected', [('latest', None), ('2', 2), (1, 1)])
-def test_choosing(two, which, expected):
+def test_choose(two, which, expected):
   assert RunCheckpoints(two).choose(which, 'box/AP') == expected
 
 
-@pytest.mark.parametrize('which, told', [('best', r'by box/AP, so none is the best.*\[1, 2\]'),
+@pytest.mark.parametrize('which, message', [('best', r'by box/AP, so none is the best.*\[1, 2\]'),
                                          ('newest', 'latest, best or a step, such as 2'), ('-1', 'latest, best')])
-def test_choosing_what_is_not_there(two, which, told):
-  with pytest.raises(UserError, match=told):
+def test_impossible_choices_are_user_errors(two, which, message):
+  with pytest.raises(UserError, match=message):
     RunCheckpoints(two).choose(which, 'box/AP')
 
 
-def test_nothing_sound_left_is_no_silent_start_from_zero(local):
-  RunCheckpoints(local).save(7, parts(), {})
-  truncate(data_file(local, 7))
+def test_without_a_sound_checkpoint_restoring_is_a_user_error(local):
+  RunCheckpoints(local).save(7, model_and_optimizer(), {})
+  flip_a_bit(data_file(local, 7))
   with pytest.raises(UserError, match=r'every checkpoint in .* is damaged \(steps 7\): move that folder away'):
-    RunCheckpoints(local).restore(parts())
+    RunCheckpoints(local).restore(model_and_optimizer())
 
 
 def test_weights_that_are_not_finite_are_never_written(folder):
   checkpoints = RunCheckpoints(folder)
-  trained = parts()
+  trained = model_and_optimizer()
   checkpoints.save(1, trained, {})
   trained['model'].layers[0].bias.assign([0., np.nan, 0.])
   with pytest.raises(UserError, match='training diverged: model/layer_with_weights-0/bias is not finite after step 2'):
@@ -341,12 +334,12 @@ def test_weights_that_are_not_finite_are_never_written(folder):
   assert checkpoints.steps() == [1]
 
 
-def test_full_disk_keeps_the_old_ones_and_goes_on(local):
+def test_a_full_disk_keeps_older_checkpoints(local):
   checkpoints = RunCheckpoints(local, keep=1)
-  trained = parts(units=4000)
+  trained = model_and_optimizer(units=4000)
   assert checkpoints.save(1, trained, {})
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # what a full disk looks like to the writer
+  resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # simulates a full disk
   try:
     assert not checkpoints.save(2, trained, {})
   finally:
@@ -356,52 +349,50 @@ def test_full_disk_keeps_the_old_ones_and_goes_on(local):
   assert checkpoints.save(3, trained, {}) and checkpoints.steps() == [3]
 
 
-def test_state_must_be_json(local):
-  with pytest.raises(TypeError, match='must be JSON, not set'):
-    RunCheckpoints(local).save(1, parts(), {'bad': {1}})
+SAVE_ENDLESSLY = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from rethink_tf.storage.checkpoints import RunCheckpoints
+from rethink_tf.storage.run_folder import RunFolder
+from test_checkpoints import model_and_optimizer
+checkpoints = RunCheckpoints(RunFolder(sys.argv[2]), keep=2)
+trained = model_and_optimizer(units=20000)
+step = checkpoints.latest() or 0
+print('ready', flush=True)
+while True:
+  step += 1
+  checkpoints.save(step, trained, {'step': step})
+  print(step, flush=True)
+"""
 
 
-def test_kills_at_any_moment_leave_whole_checkpoints(local):
-  """A child saves without end and is killed at different moments; what is listed can always be restored."""
-  code = ('import sys; sys.path[:0] = sys.argv[2:]\n'
-          'from test_checkpoints import parts; from rethink_tf.storage.checkpoints import RunCheckpoints\n'
-          'from rethink_tf.storage.run_folder import RunFolder\n'
-          'checkpoints = RunCheckpoints(RunFolder(sys.argv[1]), keep=2)\ntrained = parts(units=20000)\n'
-          'step = checkpoints.latest() or 0\nprint("ready", flush=True)\n'
-          'while True:\n  step += 1\n  checkpoints.save(step, trained, {"step": step})\n  print(step, flush=True)\n')
+def test_kills_at_any_moment_leave_complete_checkpoints(local):
+  """A process that saves endlessly is killed at different moments; every listed checkpoint can be restored."""
   here = os.path.dirname(os.path.abspath(__file__))
   newest = 0
   for saves in (1, 3):
-    with subprocess.Popen([sys.executable, '-c', code, local.path, here, os.path.dirname(here)],
-                          stdout=subprocess.PIPE) as process:
+    with subprocess.Popen([sys.executable, '-c', SAVE_ENDLESSLY, here, local.path], stdout=subprocess.PIPE) as process:
       for _ in range(saves + 1):
         assert process.stdout.readline()
       process.kill()
     checkpoints = RunCheckpoints(local)
     assert checkpoints.latest() >= newest + saves
     newest = checkpoints.latest()
-    assert checkpoints.restore(parts(units=20000, seed=1)) == {'step': newest}
-  checkpoints.save(newest + 1, parts(units=20000), {})
+    assert checkpoints.restore(model_and_optimizer(units=20000, seed=1)) == {'step': newest}
+  checkpoints.save(newest + 1, model_and_optimizer(units=20000), {})
   assert not [name for name in os.listdir(local.join('checkpoints')) if name.startswith('.')]
 
 
-def test_mirrored_variables(local, two_replicas):
+def test_mirrored_variables_are_saved_and_restored(local, two_replicas):
   with two_replicas.scope():
-    trained = parts()
+    trained = model_and_optimizer()
   RunCheckpoints(local).save(1, trained, {})
-  single = parts(seed=1)
+  single = model_and_optimizer(seed=1)
   assert RunCheckpoints(local).restore(single) == {}
   assert_same(trained, single)
   with two_replicas.scope():
-    mirrored = parts(seed=2)
+    mirrored = model_and_optimizer(seed=2)
   assert RunCheckpoints(local).restore(mirrored) == {}
   for variable, expected in zip(mirrored['model'].variables, trained['model'].variables, strict=True):
     for value in two_replicas.experimental_local_results(variable):
       np.testing.assert_array_equal(value, expected.numpy())
-
-
-def test_manifest_is_readable(local):
-  RunCheckpoints(local).save(12, parts(), {'epoch': 3})
-  with open(local.join('checkpoints', 'step-00000012', 'manifest.json')) as file:
-    manifest = json.load(file)
-  assert manifest['step'] == 12 and manifest['state'] == {'epoch': 3} and 'weights.index' in manifest['files']

@@ -1,4 +1,4 @@
-"""What is tried again, how often, after which pauses, and what is not."""
+"""Retries: transient and permanent errors, number of attempts, pauses."""
 
 import errno
 import os
@@ -12,7 +12,7 @@ from rethink_tf.storage import retries
 
 
 def status(kind):
-  return getattr(tf.errors, kind)(None, None, 'told')
+  return getattr(tf.errors, kind)(None, None, 'unavailable')
 
 
 def system(code):
@@ -21,7 +21,7 @@ def system(code):
 
 @pytest.fixture
 def pauses(monkeypatch):
-  """The pauses that are made; none takes time."""
+  """Record the pauses instead of sleeping."""
   made = []
   monkeypatch.setattr(retries.time, 'sleep', made.append)
   return made
@@ -41,26 +41,26 @@ def test_permanent_status(kind):
 
 @pytest.mark.parametrize('name', ['EIO', 'ESTALE', 'ETIMEDOUT', 'ECONNRESET', 'ECONNREFUSED', 'EPIPE', 'EAGAIN',
                                   'ENETUNREACH', 'EHOSTUNREACH'])
-def test_transient_error_of_the_system(name):
+def test_transient_system_errors(name):
   assert retries.is_transient(system(getattr(errno, name)))
 
 
 @pytest.mark.parametrize('name', ['ENOENT', 'EACCES', 'EPERM', 'EROFS', 'ENOSPC', 'EDQUOT', 'EFBIG', 'EISDIR',
                                   'ENOTDIR', 'EMFILE', 'ENAMETOOLONG'])
-def test_permanent_error_of_the_system(name):
+def test_permanent_system_errors(name):
   assert not retries.is_transient(system(getattr(errno, name)))
 
 
-def test_other_errors_are_permanent_unless_a_transient_one_caused_them():
+def test_other_errors_are_permanent_unless_caused_by_a_transient_one():
   assert not retries.is_transient(ValueError('no')) and not retries.is_transient(None)
   for cause, expected in ((system(errno.EIO), True), (system(errno.ENOENT), False)):
     try:
-      raise UserError('a picture cannot be read') from cause
+      raise UserError('an image cannot be read') from cause
     except UserError as error:
       assert retries.is_transient(error) == expected
 
 
-def test_what_tensorflow_makes_of_a_full_device_and_of_a_missing_folder(tmp_path):
+def test_a_full_device_and_a_missing_folder_are_permanent(tmp_path):
   with pytest.raises(tf.errors.ResourceExhaustedError) as full, tf.io.gfile.GFile('/dev/full', 'w') as file:
     file.write('x' * 100_000)
   with pytest.raises(tf.errors.NotFoundError) as missing, tf.io.gfile.GFile(str(tmp_path / 'no' / 'file'), 'w') as file:
@@ -69,7 +69,7 @@ def test_what_tensorflow_makes_of_a_full_device_and_of_a_missing_folder(tmp_path
 
 
 class Flaky:
-  """Raises these errors in turn, then returns what it was called for."""
+  """A function that raises these errors in turn, then returns 'done'."""
 
   def __init__(self, *errors):
     self.errors, self.calls = list(errors), 0
@@ -81,18 +81,18 @@ class Flaky:
     return 'done'
 
 
-def test_tries_again_until_it_works_with_a_line_each(pauses, caplog):
+def test_retries_until_success_and_logs_each_retry(pauses, caplog):
   flaky = Flaky(status('UnavailableError'), system(errno.EIO), status('AbortedError'))
   assert retries.call(flaky, 'gs://bucket/file') == 'done'
   assert flaky.calls == 4
   lines = [record.getMessage() for record in caplog.records]
   assert [line.split(' in ')[0] for line in lines] == [
-    'gs://bucket/file: told; attempt 2 of 8', 'gs://bucket/file: Input/output error; attempt 3 of 8',
-    'gs://bucket/file: told; attempt 4 of 8']
+    'gs://bucket/file: unavailable; attempt 2 of 8', 'gs://bucket/file: Input/output error; attempt 3 of 8',
+    'gs://bucket/file: unavailable; attempt 4 of 8']
   assert not any('\n' in line for line in lines)
 
 
-def test_pauses_grow_to_a_bound_and_differ(pauses):
+def test_pauses_double_up_to_a_bound_with_jitter(pauses):
   for _ in range(20):
     with pytest.raises(tf.errors.UnavailableError):
       retries.call(Flaky(*(status('UnavailableError') for _ in range(9))), 'x', attempts=7, first=1.0, longest=8.0)
@@ -118,13 +118,13 @@ def test_a_permanent_error_is_raised_at_once(pauses, error):
   assert flaky.calls == 1 and not pauses
 
 
-def test_the_pauses_as_given_last_a_minute_at_most(pauses):
+def test_default_pauses_add_up_to_a_minute_at_most(pauses):
   with pytest.raises(OSError, match='Input/output error'):
     retries.call(Flaky(*(system(errno.EIO) for _ in range(20))), 'x')
   assert len(pauses) == 7 and 30 <= sum(pauses) <= 62
 
 
-def test_the_seeded_generator_is_left_alone(pauses):
+def test_the_seeded_generator_is_unchanged(pauses):
   random.seed(3)
   expected = random.random()
   random.seed(3)

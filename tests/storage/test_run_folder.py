@@ -1,4 +1,4 @@
-"""Metrics survive kills and full disks; provenance says what made a run."""
+"""Metrics across kills and full disks, TensorBoard events, provenance."""
 
 import contextlib
 import errno
@@ -44,8 +44,8 @@ def test_metrics_are_read_back_in_order(folder):
   assert [line['step'] for line in again.read_metrics()] == [1, 2, 2, 3]
 
 
-def test_two_threads_lose_no_line(folder):
-  """Scoring writes beside training."""
+def test_lines_of_several_threads_are_complete(folder):
+  """Scoring writes in parallel to training."""
   def write(kind):
     for step in range(30):
       folder.append_metrics({'kind': kind, 'step': step, 'text': 'x' * 500})
@@ -61,17 +61,17 @@ def test_two_threads_lose_no_line(folder):
   assert [line['step'] for line in lines if line['kind'] == 'train'] == list(range(30))
 
 
-def test_remote_training_lines_wait_for_the_minute_or_the_flush(tmp_path):
+def test_remote_training_lines_are_uploaded_by_flush(tmp_path):
   folder = RunFolder(f'ram://{tmp_path.name}/waits')
   for step in range(3):
     folder.append_metrics({'kind': 'train', 'step': step})
   reader = RunFolder(folder.path, create=False)
-  assert len(folder.read_metrics()) == 3 and len(reader.read_metrics()) == 1  # the first goes at once
+  assert len(folder.read_metrics()) == 3 and len(reader.read_metrics()) == 1  # the first is uploaded at once
   folder.flush()
   assert len(reader.read_metrics()) == 3
 
 
-def test_torn_last_line_is_skipped_and_not_continued(tmp_path):
+def test_an_incomplete_last_line_is_skipped_and_not_continued(tmp_path):
   folder = RunFolder(str(tmp_path))
   folder.append_metrics({'step': 1})
   with open(folder.join('metrics.jsonl'), 'a') as file:
@@ -81,7 +81,7 @@ def test_torn_last_line_is_skipped_and_not_continued(tmp_path):
   assert folder.read_metrics() == [{'step': 1}, {'step': 3}]
 
 
-def test_a_resumed_run_overtakes_the_lines_it_repeats(folder):
+def test_lines_of_repeated_steps_are_replaced(folder):
   for line in ({'kind': 'train', 'step': 10}, {'kind': 'eval', 'step': 10}, {'kind': 'train', 'step': 20},
                {'kind': 'resume', 'step': 10}, {'kind': 'train', 'step': 15}):
     folder.append_metrics(line)
@@ -89,7 +89,7 @@ def test_a_resumed_run_overtakes_the_lines_it_repeats(folder):
   assert kept == [('train', 10), ('eval', 10), ('train', 15)]
 
 
-def test_lines_of_a_killed_writer_are_whole(tmp_path):
+def test_lines_of_a_killed_writer_are_complete(tmp_path):
   code = ('import sys; from rethink_tf.storage.run_folder import RunFolder\nfolder = RunFolder(sys.argv[1])\n'
           'print("ready", flush=True)\nstep = 0\nwhile True:\n'
           '  step += 1\n  folder.append_metrics({"step": step, "text": "x" * 5000})\n')
@@ -104,7 +104,7 @@ def test_lines_of_a_killed_writer_are_whole(tmp_path):
 
 @contextlib.contextmanager
 def file_size_limit(size):
-  """What a full disk looks like to a writer."""
+  """Simulate a full disk."""
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
   try:
@@ -114,14 +114,14 @@ def file_size_limit(size):
 
 
 @pytest.mark.parametrize('room', [0, 5])
-def test_lines_wait_while_the_disk_is_full(tmp_path, caplog, room):
+def test_lines_are_kept_while_the_disk_is_full(tmp_path, caplog, room):
   folder = RunFolder(str(tmp_path))
   folder.append_metrics({'step': 1})
   size = os.path.getsize(folder.join('metrics.jsonl'))
   with file_size_limit(size + room):
     for step in (2, 3, 4):
       folder.append_metrics({'step': step})
-    assert os.path.getsize(folder.join('metrics.jsonl')) == size  # no part of a line either
+    assert os.path.getsize(folder.join('metrics.jsonl')) == size  # no incomplete line either
     assert [line['step'] for line in folder.read_metrics()] == [1, 2, 3, 4]
   assert folder.failures == {'metrics.jsonl': 3}
   assert len([record for record in caplog.records if 'metrics.jsonl could not be written' in record.message]) == 1
@@ -130,7 +130,7 @@ def test_lines_wait_while_the_disk_is_full(tmp_path, caplog, room):
   assert not folder.failures
 
 
-def test_the_end_writes_what_waits(tmp_path):
+def test_flush_writes_pending_lines(tmp_path):
   folder = RunFolder(str(tmp_path))
   with file_size_limit(0):
     folder.append_metrics({'step': 1})
@@ -138,7 +138,7 @@ def test_the_end_writes_what_waits(tmp_path):
   assert RunFolder(str(tmp_path)).read_metrics() == [{'step': 1}]
 
 
-def test_a_folder_that_vanishes_costs_figures_but_not_the_run(tmp_path, caplog):
+def test_a_deleted_folder_does_not_end_the_run(tmp_path, caplog):
   folder = RunFolder(str(tmp_path / 'run'))
   folder.append_metrics({'step': 1})
   folder.add_scalars(1, {'loss': 1.})
@@ -158,7 +158,7 @@ def test_a_folder_that_vanishes_costs_figures_but_not_the_run(tmp_path, caplog):
   assert [line['step'] for line in folder.read_metrics()] == [2, 3]
 
 
-def test_storage_that_fails_for_a_moment_is_asked_again(tmp_path, monkeypatch):
+def test_transient_errors_are_retried(tmp_path, monkeypatch):
   folder = RunFolder(str(tmp_path))
   rename, calls = tf.io.gfile.rename, []
 
@@ -176,7 +176,7 @@ def test_storage_that_fails_for_a_moment_is_asked_again(tmp_path, monkeypatch):
   assert len(calls) == 3
 
 
-def test_what_cannot_be_written_is_told_once_and_counted(tmp_path, caplog):
+def test_write_failures_are_logged_once_and_counted(tmp_path, caplog):
   folder = RunFolder(str(tmp_path))
 
   def full():
@@ -184,21 +184,21 @@ def test_what_cannot_be_written_is_told_once_and_counted(tmp_path, caplog):
 
   assert not any(folder.attempt('curves.png', full) for _ in range(5))
   assert folder.failures == {'curves.png': 5}
-  (told,) = [record.getMessage() for record in caplog.records]
-  assert 'curves.png could not be written: No space left on device; the run goes on' in told
+  (message,) = [record.getMessage() for record in caplog.records]
+  assert 'curves.png could not be written: No space left on device; the run continues' in message
   assert folder.attempt('curves.png', lambda: None) and not folder.failures
 
 
-def scalars(folder, name=''):
-  """TensorBoard's own view of a curve: (step, value)."""
-  accumulator = plugin_event_accumulator.EventAccumulator(folder.join('tensorboard', *filter(None, [name])))
+def scalars(folder):
+  """Return the curves as TensorBoard reads them: (step, value)."""
+  accumulator = plugin_event_accumulator.EventAccumulator(folder.join('tensorboard'))
   accumulator.Reload()
   return {tag: [(event.step, float(tf.make_ndarray(event.tensor_proto))) for event in accumulator.Tensors(tag)]
           for tag in accumulator.Tags()[plugin_event_accumulator.TENSORS]}
 
 
-def test_a_curve_goes_on_where_the_run_does(tmp_path):
-  """Of steps that were lost, TensorBoard and metrics.jsonl show what the second time gave."""
+def test_curves_of_a_resumed_run(tmp_path):
+  """Of repeated steps, TensorBoard and metrics.jsonl show the later values."""
   for start, end, value in ((0, 6, 1.), (3, 5, 2.)):
     folder = RunFolder(str(tmp_path))
     folder.continue_at(start)
@@ -206,21 +206,22 @@ def test_a_curve_goes_on_where_the_run_does(tmp_path):
       folder.append_metrics({'kind': 'train', 'step': step, 'loss': value})
       folder.add_scalars(step, {'train/loss': value})
     folder.flush()
-    time.sleep(1.1)  # event files are told apart by the second
+    time.sleep(1.1)  # names of event files contain the second
   expected = [(1, 1.), (2, 1.), (3, 1.), (4, 2.), (5, 2.)]
   assert [(line['step'], line['loss']) for line in folder.read_metrics()] == expected
   assert scalars(folder)['train/loss'] == expected
 
 
-def test_a_part_keeps_its_figures_apart_in_the_same_records(folder):
-  part = folder.part('ema')
+def test_metrics_of_a_subfolder_are_prefixed_in_metrics_jsonl(folder):
+  subfolder = folder.subfolder('ema')
   folder.append_metrics({'kind': 'eval', 'step': 2, 'time': 1., 'box/AP': 40.})
-  part.append_metrics({'kind': 'eval', 'step': 2, 'time': 2., 'box/AP': 41., 'eval_seconds': 3.})
+  subfolder.append_metrics({'kind': 'eval', 'step': 2, 'time': 2., 'box/AP': 41., 'eval_seconds': 3.})
   assert folder.read_metrics() == [
     {'kind': 'eval', 'step': 2, 'time': 1., 'box/AP': 40.},
     {'kind': 'eval/ema', 'step': 2, 'time': 2., 'ema/box/AP': 41., 'ema/eval_seconds': 3.}]
-  assert part.read_metrics() == [{'kind': 'eval', 'step': 2, 'time': 2., 'box/AP': 41., 'eval_seconds': 3.}]
-  assert part.join('eval', 'x') == folder.join('ema', 'eval', 'x') and part.writer() is folder.writer('ema')
+  assert subfolder.read_metrics() == [{'kind': 'eval', 'step': 2, 'time': 2., 'box/AP': 41., 'eval_seconds': 3.}]
+  assert subfolder.join('eval', 'x') == folder.join('ema', 'eval', 'x')
+  assert subfolder.writer() is folder.writer('ema')
 
 
 def test_tensorboard_events(folder):
@@ -251,7 +252,7 @@ def test_provenance(folder):
   assert all('earlier_starts' not in start for start in command['earlier_starts'])
 
 
-def test_damaged_command_file_does_not_stop_a_run(tmp_path):
+def test_a_damaged_command_json_is_ignored(tmp_path):
   folder = RunFolder(str(tmp_path))
   (tmp_path / 'command.json').write_text('{"argv": [')
   folder.save_provenance(['train'], '')
@@ -302,6 +303,6 @@ def test_write_protected_folder(tmp_path):
   assert RunFolder(str(tmp_path), create=False).read_metrics() == []
 
 
-def test_creation_leaves_no_traces(tmp_path):
+def test_a_new_folder_is_empty(tmp_path):
   RunFolder(str(tmp_path / 'run'))
   assert os.listdir(tmp_path / 'run') == []

@@ -1,4 +1,4 @@
-"""The door: a study from its gin file to its report, forks that change nothing, and one-line errors."""
+"""The command: a study from its gin file to its report, exact forks, one-line errors."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ Study.axes = {'schedule': {'1x': ('SCHEDULE = 0.25',), '2x': ('SCHEDULE = 0.5',)
 '''
 
 
-def door(*arguments):
+def command(*arguments):
   return subprocess.run([sys.executable, '-m', 'rethink_tf.study', *arguments], capture_output=True, text=True)
 
 
@@ -31,25 +31,26 @@ def weights(run):
           if 'OBJECT_GRAPH' not in name and 'save_counter' not in name}
 
 
-def test_mistakes_are_one_line(tmp_path):
-  done = door('--gin_file=nothing.gin')
+def test_errors_are_one_line(tmp_path):
+  done = command('--gin_file=nothing.gin')
   assert done.returncode == 1 and done.stderr.startswith('error: no gin file nothing.gin')
-  assert door().stderr.startswith('error: no study')
+  assert command().stderr.startswith('error: no study')
 
 
 def test_the_plan_of_a_study():
-  done = door('--gin_file=gin_configs/studies/figure1.gin', "--gin_param=WEIGHTS = 'R-50-GN.pkl'", '--dry_run')
+  done = command('--gin_file=gin_configs/studies/figure1.gin', "--gin_param=WEIGHTS = 'R-50-GN.pkl'", '--dry_run')
   assert done.returncode == 0, done.stderr
   assert '10 runs, 24960000 images to train on, 57% less than the runs one by one (57600000)' in done.stdout
 
 
-def test_runs_are_handed_over_once_their_pre_training_is_there(tmp_path):
+def test_runs_are_submitted_after_their_pre_training(tmp_path):
   common = ('--gin_file=gin_configs/studies/own_data_narrow.gin', f'--output={tmp_path}/studies/own/',
             '--command=echo to')
-  done = door(*common)
-  assert done.returncode == 1 and f'{tmp_path}/studies/pretraining/shapes is to be made first: python -m' in done.stderr
+  done = command(*common)
+  assert done.returncode == 1
+  assert f'{tmp_path}/studies/pretraining/shapes must be trained first: python -m' in done.stderr
   (tmp_path / 'studies/pretraining/shapes/checkpoints/step-00000007').mkdir(parents=True)
-  done = door(*common)
+  done = command(*common)
   assert done.returncode == 0, done.stderr
   lines = [line for line in done.stdout.splitlines() if line.startswith('to --gin_file')]
   assert len(lines) == 6 and f'--model_dir={tmp_path}/studies/own/scratch_0.25x' in lines[0]
@@ -57,14 +58,14 @@ def test_runs_are_handed_over_once_their_pre_training_is_there(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_fork_is_the_run_it_would_have_been_alone(tmp_path):
-  """Bit for bit, in deterministic mode; and a second call has nothing left to do."""
+def test_a_forked_run_equals_the_run_alone(tmp_path):
+  """Bitwise in deterministic mode; a second call has nothing to do."""
   (tmp_path / 'tiny.gin').write_text(STUDY)
   common = (f'--gin_file={tmp_path}/tiny.gin', '--nocalibrate')
-  done = door(*common, f'--output={tmp_path}/shared')
+  done = command(*common, f'--output={tmp_path}/shared')
   assert done.returncode == 0, done.stdout + done.stderr
   assert 'All runs are scratch' in done.stdout and (tmp_path / 'shared/report/index.html').exists()
-  alone = door(*common, f'--output={tmp_path}/alone', '--study_param=Study.share_prefixes = False')
+  alone = command(*common, f'--output={tmp_path}/alone', '--study_param=Study.share_prefixes = False')
   assert alone.returncode == 0, alone.stdout + alone.stderr
   for name in ('1x', '2x'):
     one, other = weights(tmp_path / 'shared' / name), weights(tmp_path / 'alone' / name)
@@ -72,5 +73,5 @@ def test_a_fork_is_the_run_it_would_have_been_alone(tmp_path):
     assert all(np.array_equal(one[key], other[key]) for key in one)
     lines = [json.loads(line) for line in (tmp_path / 'shared' / name / 'metrics.jsonl').read_text().splitlines()]
     assert max(line['step'] for line in lines if line['kind'] == 'train') == {'1x': 8, '2x': 16}[name]
-  again = door(*common, f'--output={tmp_path}/shared')
+  again = command(*common, f'--output={tmp_path}/shared')
   assert again.returncode == 0 and again.stdout.count('complete to iteration') == 3

@@ -1,4 +1,4 @@
-"""What a study tells about a run under way, and which stages it takes for done."""
+"""Progress of a run in a study, and stages that are done."""
 
 import json
 
@@ -10,33 +10,33 @@ LENGTH = Length(steps=100, batch_size=4, first_drop=60, unit=100, kind='', quiet
 STAGE = Stage(Trial('scratch', {}, (), ()), LENGTH, 20, 100)
 
 
-def written(folder, *lines):
+def write_metrics(folder, *lines):
   folder.mkdir(parents=True, exist_ok=True)
   (folder / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
 
 
-def test_the_first_report_holds_the_tracing_and_tells_no_speed(tmp_path):
+def test_the_first_line_includes_tracing_and_gives_no_speed(tmp_path):
   runner = execution.Runner(str(tmp_path))
   folder = tmp_path / 'scratch'
   assert runner._progress(str(folder), STAGE, 'scratch', 0) == ''
   before = {'kind': 'train', 'step': 20, 'images_per_second': 9.0}
   first = {'kind': 'train', 'step': 21, 'images_per_second': 0.1}
-  written(folder, before)
+  write_metrics(folder, before)
   assert runner._progress(str(folder), STAGE, 'scratch', 0) == ''
-  written(folder, before, first)
+  write_metrics(folder, before, first)
   assert runner._progress(str(folder), STAGE, 'scratch', 400) == 'scratch: iteration 21/100'
-  written(folder, before, first, {'kind': 'train', 'step': 60, 'images_per_second': 8.0})
+  write_metrics(folder, before, first, {'kind': 'train', 'step': 60, 'images_per_second': 8.0})
   assert runner._progress(str(folder), STAGE, 'scratch', 400) == (
-    'scratch: iteration 60/100, 8 images/s, 0:00:20 left, study 0:01:10 (evaluations not counted)')
+    'scratch: iteration 60/100, 8 images/s, ETA 20 s, study 1 min 10 s (evaluations not counted)')
 
 
-def test_the_estimate_leaves_out_the_steps_that_trace():
+def test_the_estimate_excludes_steps_with_tracing():
   lines = [{'images': 4 * i, 'seconds': seconds} for i, seconds in enumerate((30, 30.5, 31, 51, 51.5, 52, 82), start=1)]
   assert execution._speed(lines) == 8
   assert execution._speed(lines[:1]) == 4 / 30
 
 
-def test_progress_of_pre_training_is_its_own(tmp_path):
+def test_progress_of_pre_training_is_the_line_of_its_command(tmp_path):
   log = tmp_path / 'shapes.log'
   log.write_text('run folder shapes\n')
   assert execution._last_step(str(log)) == ''
@@ -48,7 +48,7 @@ def test_a_run_without_a_complete_checkpoint_is_not_done(tmp_path):
   runner = execution.Runner(str(tmp_path))
   folder = tmp_path / 'scratch'
   assert not runner.done(STAGE) and not runner.evaluated('scratch')
-  written(folder, {'kind': 'train', 'step': 100}, {'kind': 'eval', 'step': 100, 'box/AP': 30.0})
+  write_metrics(folder, {'kind': 'train', 'step': 100}, {'kind': 'eval', 'step': 100, 'box/AP': 30.0})
   assert not runner.done(STAGE) and runner.evaluated('scratch')
-  (folder / 'checkpoints/step-00000100').mkdir(parents=True)  # without the manifest that is written last
+  (folder / 'checkpoints/step-00000100').mkdir(parents=True)  # without its manifest, which is written last
   assert not runner.done(STAGE)

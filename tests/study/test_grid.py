@@ -1,4 +1,4 @@
-"""A grid expands to its runs; every shipped study parses, and its runs' configurations with it."""
+"""Expansion of a grid to its runs; every shipped study and the configurations of its runs parse."""
 
 import itertools
 import pathlib
@@ -31,37 +31,37 @@ def test_combinations_are_left_out():
   (lambda: grid.Study((), {'k': {}}), 'k has no values'),
   (lambda: grid.Study((), {'k': {'a/b': ()}}), 'folder'),
   (lambda: grid.Study((), AXES, leave_out=({'k': '3x'},)), "no k = '3x'"),
-  (lambda: grid.Study((), AXES).trials({}), 'names no pre-training'),
-  (lambda: grid.Study((), {'k': {'1x': ()}}, leave_out=({'k': '1x'},)).trials({}), 'nothing is left'),
+  (lambda: grid.Study((), AXES).trials({}), 'not in Study.pretraining'),
+  (lambda: grid.Study((), {'k': {'1x': ()}}, leave_out=({'k': '1x'},)).trials({}), 'all runs are left out'),
   (lambda: grid.read_study('gin_configs/studies/figure1.gin', ['Study.axis = {}']), "no parameter 'axis'"),
 ])
-def test_mistakes_are_one_line(make, message):
+def test_errors_are_one_line(make, message):
   with pytest.raises(UserError, match=message) as error:
     make()
   assert '\n' not in error.value.line()
 
 
-def test_a_file_without_axes_is_no_study(tmp_path):
+def test_a_file_without_axes_is_not_a_study(tmp_path):
   (tmp_path / 'half.gin').write_text('Study.base = ()')
-  with pytest.raises(UserError, match='is no study'):
+  with pytest.raises(UserError, match='is not a study'):
     grid.read_study(str(tmp_path / 'half.gin'))
 
 
 @pytest.mark.parametrize('name', STUDIES)
 def test_a_shipped_study(name):
-  """Its run sheet is whole, and its first and last run have a configuration that parses."""
+  """Its run sheet is complete, and the configurations of its first and last run parse."""
   text = (ROOT / name).read_text()
   assert all(f'# {field}' in text for field in ('Reproduces', 'Cost', 'Command', 'Override')) and name in text
   study = grid.read_study(name)
   trials = study.trials(dict.fromkeys(study.pretraining, '/runs/net'))
   assert len(trials) > 1 and len({trial.name for trial in trials}) == len(trials)
   for trial in (trials[0], trials[-1]):
-    found = grid.length(trial, ["WEIGHTS = 'w'"] if 'init' in study.axes and 'WEIGHTS' not in str(trial) and
+    length = grid.length(trial, ["WEIGHTS = 'w'"] if 'init' in study.axes and 'WEIGHTS' not in str(trial) and
                         'pretrain' in trial.name else [])
-    assert found.steps > 0 and found.quiet == ('CocoEvaluator.at_end = False',)
+    assert length.steps > 0 and length.quiet == ('CocoEvaluator.at_end = False',)
 
 
-def test_trials_that_differ_in_length_alone_are_of_one_kind():
+def test_trials_that_differ_only_in_length_are_of_one_kind():
   study = grid.read_study('gin_configs/studies/figure1.gin')
   lengths = {trial.name: grid.length(trial, ["WEIGHTS = 'w'"] if 'pretrain' in trial.name else [])
              for trial in study.trials({})}

@@ -1,4 +1,4 @@
-"""What schedules share: the order of stages, forks, and the images they come to."""
+"""Shared iterations of schedules: order of stages, forks, total images."""
 
 import pytest
 
@@ -11,9 +11,9 @@ def trial(name):
   return Trial(name, {}, (), ())
 
 
-def length(k, kind='a', free=False):
+def length(k, kind='a', explicit=False):
   points = schedule_points(k)
-  return Length(points.end, 16, None if free else points.first_drop, 90_000, kind, ())
+  return Length(points.end, 16, None if explicit else points.first_drop, 90_000, kind, ())
 
 
 def test_figure_1_shares_its_prefixes():
@@ -27,7 +27,7 @@ def test_figure_1_shares_its_prefixes():
 
 
 @pytest.mark.parametrize('short, long', [(1, 2), (2, 6), (1, 9), (0.25, 3)])
-def test_the_rates_before_a_fork_are_those_of_the_longer_schedule(short, long):
+def test_rates_before_a_fork_equal_those_of_the_longer_schedule(short, long):
   one, other = KTimesSchedule(short), KTimesSchedule(long)
   drop = schedule_points(short).first_drop
   for step in (0, 100, 499, drop // 2, drop - 1):
@@ -35,22 +35,22 @@ def test_the_rates_before_a_fork_are_those_of_the_longer_schedule(short, long):
   assert float(one(drop)) < float(other(drop))
 
 
-def test_other_kinds_and_free_points_share_nothing():
+def test_other_kinds_and_explicit_boundaries_share_nothing():
   stages = staging.plan([trial('a'), trial('b')], [length(2, 'a'), length(6, 'b')])
   assert [(s.trial.name, s.start, s.fork_of) for s in stages] == [('a', 0, None), ('b', 0, None)]
-  stages = staging.plan([trial('a'), trial('b')], [length(2, free=True), length(6, free=True)])
+  stages = staging.plan([trial('a'), trial('b')], [length(2, explicit=True), length(6, explicit=True)])
   assert all(s.fork_of is None and s.start == 0 and not s.partial for s in stages)
   stages = staging.plan([trial('a'), trial('b')], [length(2), length(6)], share_prefixes=False)
   assert staging.images(stages) == 16 * 8 * 90_000
 
 
-def test_equal_lengths_are_not_made_twice_as_long():
-  """Two runs of one kind and one length, as two seeds would be if the seed were left out of the kind."""
+def test_runs_of_equal_length_share_iterations():
+  """Two runs of one kind and one length."""
   stages = staging.plan([trial('a'), trial('b')], [length(2), length(2)])
   assert staging.images(stages) == 16 * (180_000 + 60_000)
 
 
-def test_the_table_says_what_goes_on_where():
+def test_the_table_names_forks_and_continued_runs():
   rows = staging.table(staging.plan([trial('2x'), trial('6x')], [length(2), length(6)]))
-  assert rows[1] == ['6x', '0-120000', '1920000', 'goes on below']
+  assert rows[1] == ['6x', '0-120000', '1920000', 'continued below']
   assert rows[2] == ['2x', '120000-180000', '960000', 'up to 120000 from 6x']

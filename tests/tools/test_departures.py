@@ -1,4 +1,4 @@
-"""The page of departures is that of the comments."""
+"""The page of departures lists the comments."""
 
 import re
 
@@ -25,7 +25,7 @@ def test_comments_end_where_they_end(tmp_path):
 def f():
   """One.
 
-  Departure: told in a
+  Departure: stated in a
   docstring."""
   # Departure: first,
   # on two lines.
@@ -33,4 +33,4 @@ def f():
   x = 1  # and code
 ''')
   assert [text for _, text in departures.departures(tmp_path)] == [
-    'told in a docstring.', 'first, on two lines.', 'second.']
+    'stated in a docstring.', 'first, on two lines.', 'second.']

@@ -1,4 +1,4 @@
-"""Trainings disturbed from outside, through the usual door: each ends with the weights of the undisturbed one."""
+"""Runs with injected faults, by the usual command, end with the weights of a run without faults."""
 
 import pathlib
 import subprocess
@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def rows(tmp_path, *flags):
-  """The rows of the table: fault, times, runs, what happened, steps lost, exit codes, equal."""
+  """The rows of the table: fault, times, runs, outcome, steps lost, exit codes, equal."""
   output = tmp_path / 'faults.md'
   command = [sys.executable, '-m', 'tools.faults', f'--output={output}', *flags]
   result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -20,9 +20,9 @@ def rows(tmp_path, *flags):
 
 
 def test_sigterm_sigkill_and_a_damaged_checkpoint(tmp_path):
-  ((_, times, runs, told, lost, codes, equal),) = rows(tmp_path, '--quick', '--epochs=3')
+  ((_, times, runs, outcome, lost, codes, equal),) = rows(tmp_path, '--quick', '--epochs=3')
   assert (times, runs, equal) == ('3', '1', 'yes')
-  assert told == 'completed; 1 damaged checkpoint noticed'
+  assert outcome == 'completed; 1 damaged checkpoint detected'
   assert codes == '-9 ×1, 0 ×1, 75 ×1'
   # SIGTERM loses nothing; SIGKILL at most an interval of 5 steps, and the damaged checkpoint one interval more.
   assert int(lost.split(', ')[1]) <= 10

@@ -1,4 +1,4 @@
-"""The fuzzer finds what it is there for, and a few cases of every kind end well."""
+"""The fuzzer detects failures, and a few cases of every kind pass."""
 
 import os
 import pathlib
@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def test_a_few_cases_of_every_kind(tmp_path):
-  """In a process that has not used TensorFlow, whose forks may."""
+  """In a process that has not used TensorFlow, so that its forks may."""
   output = tmp_path / 'fuzz.md'
   ran = subprocess.run([sys.executable, '-m', 'tools.fuzz', '--cases=195', f'--output={output}'], cwd=ROOT, text=True,
                        capture_output=True, env={**os.environ, 'PYTHONPATH': str(ROOT)})
@@ -53,23 +53,23 @@ def test_crashes_hangs_and_memory_are_failures(monkeypatch, tmp_path):
   failures = dict(tally.failures)
   assert sorted(failures) == [case for case in cases if drawn[case] != 6]
   assert tally.outcomes == {SKIPPED: drawn.count(6), fuzz.FAILURE: 20 - drawn.count(6)}
-  said = ('SIGABRT', 'exits with 3', 'over 1 s', 'MB of memory', 'KeyError', 'several lines')
-  for case, told in failures.items():
-    assert said[drawn[case]] in told
+  messages = ('SIGABRT', 'exits with 3', 'over 1 s', 'MB of memory', 'KeyError', 'several lines')
+  for case, message in failures.items():
+    assert messages[drawn[case]] in message
 
 
 def test_a_case_is_the_same_every_time():
   def drawn():
     rng = fuzz.generator(5, 'kind', 3)
     tree = {'a': [1, {'b': 'text'}], 'c': None}
-    return (mutations.spoil_bytes(rng, bytes(100)), mutations.spoil_json(rng, tree),
-            mutations.spoil_text(rng, 'a = 1\nb = 2'), repr(mutations.spoil_tree(rng, tree)))
+    return (mutations.corrupt_bytes(rng, bytes(100)), mutations.corrupt_json(rng, tree),
+            mutations.corrupt_text(rng, 'a = 1\nb = 2'), repr(mutations.corrupt_tree(rng, tree)))
   assert drawn() == drawn()
   assert fuzz.generator(5, 'kind', 3).random() != fuzz.generator(5, 'kind', 4).random()
 
 
 @pytest.mark.parametrize('seed', range(30))
-def test_spoiling_leaves_the_sound_one_alone(seed):
+def test_corruption_leaves_the_original_unchanged(seed):
   tree = {'a': [1, {'b': 'text'}], 'c': None}
-  mutations.spoil_tree(np.random.default_rng(seed), tree)
+  mutations.corrupt_tree(np.random.default_rng(seed), tree)
   assert tree == {'a': [1, {'b': 'text'}], 'c': None}

@@ -1,4 +1,4 @@
-"""What `fit` reports, counts, stops at and saves; by global step, across restarts."""
+"""Reports, counters, the stop at a non-finite loss and checkpoints, by global step and across restarts."""
 
 import json
 import math
@@ -20,7 +20,7 @@ from rethink_tf.training.schedules import KTimesSchedule
 
 
 class Regression(tf_keras.Model):
-  """One weight; its losses are the input's mean, so that tests choose them."""
+  """One weight, with losses proportional to the mean of the input, so that tests choose them."""
 
   def __init__(self):
     super().__init__()
@@ -41,7 +41,7 @@ class Regression(tf_keras.Model):
 
 
 class Saved:
-  """Stands in for RunCheckpoints."""
+  """A fake RunCheckpoints."""
 
   def __init__(self, succeeds=True):
     self.calls, self.succeeds = [], succeeds
@@ -73,7 +73,7 @@ def folder(tmp_path):
   return RunFolder(str(tmp_path))
 
 
-def test_reports_are_means_since_the_last_one(folder, capsys):
+def test_reports_are_means_since_the_last_report(folder, capsys):
   fit([ProgressAndMetrics(folder, 9, facts, every=4)], [8., 1., 2., 3., 1., 1., 1., 5., 7.])
   lines = folder.read_metrics()
   assert [line['step'] for line in lines] == [1, 4, 8, 9]
@@ -86,7 +86,7 @@ def test_reports_are_means_since_the_last_one(folder, capsys):
   printed = capsys.readouterr().out
   assert '\r' not in printed
   first, second = printed.splitlines()[:2]
-  assert first == 'step 1/9 (11.1 %)  loss 8  rpn 4 mask 4  lr 0.02'  # one step, most of it tracing, foretells nothing
+  assert first == 'step 1/9 (11.1 %)  loss 8  rpn 4 mask 4  lr 0.02'  # no speed: the first step is mostly tracing
   assert second.startswith('step 4/9 (44.4 %)  loss 2  rpn 1 mask 1  lr 0.02  ')
 
 
@@ -100,7 +100,7 @@ def test_reports_by_time(folder, capsys, monkeypatch):
   assert 'img/s' in capsys.readouterr().out
 
 
-def test_speed_leaves_evaluation_out(folder, monkeypatch):
+def test_speed_excludes_evaluation(folder, monkeypatch):
   now = [0.]
   clock = types.SimpleNamespace(monotonic=lambda: now[0], time=lambda: 0.)
   monkeypatch.setattr('rethink_tf.training.callbacks.time', clock)
@@ -128,7 +128,7 @@ def test_tensorboard_scalars(folder):
   assert {(tag, step) for tag in tags for step in (1, 2, 4)} <= found
 
 
-def test_epochs_of_fit_lose_no_step(folder):
+def test_steps_at_the_end_of_an_epoch_of_fit_are_reported(folder):
   fit([ProgressAndMetrics(folder, 6, facts, every=100)], [1., 2., 2., 3., 4., 5.], epochs=2)
   assert [(line['step'], line['loss/total']) for line in folder.read_metrics()] == [(1, 1.), (3, 2.), (6, 4.)]
 
@@ -141,7 +141,7 @@ def test_counters_survive_a_restart(folder):
   first = ProgressAndMetrics(folder, 6, facts, every=1)
   fit([first], [1.] * 4)
   saved = json.loads(json.dumps(first.state()))
-  fit([first], [1.] * 1, start=4)  # lost: the checkpoint is of step 4
+  fit([first], [1.] * 1, start=4)  # lost: the checkpoint is that of step 4
   second = ProgressAndMetrics(folder, 6, facts, every=1, start_state=saved)
   fit([second], [1.] * 2, start=4)
   lines = folder.read_metrics()
@@ -150,13 +150,13 @@ def test_counters_survive_a_restart(folder):
   assert second.state()['seconds'] > saved['seconds'] > 0
 
 
-def test_epochs_are_those_of_the_data(folder):
+def test_epochs_are_epochs_of_the_data(folder):
   fit([ProgressAndMetrics(folder, 12, facts, every=1)], [1.] * 4, start=8)
   assert [line['epoch'] for line in folder.read_metrics()] == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize('bad', [math.nan, math.inf, -math.inf])
-def test_stops_at_the_first_loss_that_is_not_finite(folder, bad):
+def test_training_stops_at_the_first_non_finite_loss(folder, bad):
   saved = Saved()
   progress = ProgressAndMetrics(folder, 8, facts, every=1)
   with pytest.raises(UserError) as caught:
@@ -165,11 +165,11 @@ def test_stops_at_the_first_loss_that_is_not_finite(folder, bad):
   assert 'loss/total' in message and 'loss/mask' in message
   assert 'at step 7, image ids 12, 13' in message  # the third step from 4 on consumed the batch of index 6
   assert '\n' not in message
-  assert [step for step, _, _ in saved.calls] == [5, 6]  # nothing after
+  assert [step for step, _, _ in saved.calls] == [5, 6]  # and none after
   assert [line['step'] for line in folder.read_metrics()] == [5, 6]
 
 
-def test_saves_at_multiples_and_at_the_end(folder):
+def test_checkpoints_at_multiples_and_at_the_end(folder):
   saved = Saved()
   progress = ProgressAndMetrics(folder, 11, facts, every=1)
   trackables, state = {'model': None, 'optimizer': None}, lambda: {'progress': progress.state()}
@@ -179,13 +179,13 @@ def test_saves_at_multiples_and_at_the_end(folder):
   assert [state['progress']['images'] for _, _, state in saved.calls] == [4, 12, 18]
 
 
-def test_the_end_is_saved_once():
+def test_the_last_step_is_saved_once():
   saved = Saved()
   fit([SaveCheckpoints(saved, {}, dict, every=2)], [1.] * 4)
   assert [step for step, _, _ in saved.calls] == [2, 4]
 
 
-def test_a_failed_checkpoint_ends_the_run_only_at_the_end():
+def test_a_failed_checkpoint_is_an_error_only_at_the_end():
   saved = Saved(succeeds=False)
   with pytest.raises(UserError, match=r'the last checkpoint \(step 5\) could not be written'):
     fit([SaveCheckpoints(saved, {}, dict, every=2)], [1.] * 5)
@@ -212,7 +212,7 @@ def test_a_signal_saves_at_the_end_of_the_step(folder):
   saved, interruption = Saved(), Interruption()
   progress = ProgressAndMetrics(folder, 8, facts, every=1)
   saving = SaveCheckpoints(saved, {}, lambda: {'progress': progress.state()}, every=5, interruption=interruption)
-  with pytest.raises(Interrupted, match='continues from step 3') as caught, interruption:
+  with pytest.raises(Interrupted, match='resumes from step 3') as caught, interruption:
     fit([progress, saving, Signal(3)], [1.] * 8)
   assert caught.value.signum == signal.SIGTERM
   assert [(step, state['progress']['images']) for step, _, state in saved.calls] == [(3, 6)]
@@ -220,30 +220,30 @@ def test_a_signal_saves_at_the_end_of_the_step(folder):
 
 @pytest.mark.parametrize('step, expected', [(4, [4]), (3, [4])])
 def test_a_signal_between_steps(step, expected):
-  """After a checkpoint training ends there and then, else at the end of the next step."""
+  """Right after a checkpoint training ends at once, otherwise at the end of the next step."""
   saved, interruption = Saved(), Interruption()
   saving = SaveCheckpoints(saved, {}, dict, every=4, interruption=interruption)
-  with pytest.raises(Interrupted, match='continues from step 4'), interruption:
+  with pytest.raises(Interrupted, match='resumes from step 4'), interruption:
     fit([saving, Signal(step, 'end')], [1.] * 8)
   assert [step for step, _, _ in saved.calls] == expected
 
 
-def test_a_signal_in_the_first_step_waits_for_nothing():
+def test_a_signal_in_the_first_step_ends_training_at_once():
   saved, interruption = Saved(), Interruption()
   saving = SaveCheckpoints(saved, {}, dict, every=1, interruption=interruption)
-  with pytest.raises(Interrupted, match='continues from step 2'), interruption:
+  with pytest.raises(Interrupted, match='resumes from step 2'), interruption:
     fit([saving, Signal(3)], [1.] * 4, start=2)
   assert not saved.calls
 
 
-def test_a_signal_ends_training_though_the_disk_is_full():
+def test_a_signal_ends_training_when_the_disk_is_full():
   interruption = Interruption()
   saving = SaveCheckpoints(Saved(succeeds=False), {}, dict, every=2, interruption=interruption)
-  with pytest.raises(Interrupted, match='continues from step 0'), interruption:
+  with pytest.raises(Interrupted, match='resumes from step 0'), interruption:
     fit([saving, Signal(3)], [1.] * 8)
 
 
-def test_steps_that_are_evaluated_are_saved():
+def test_evaluated_steps_are_saved():
   saved = Saved()
   fit([SaveCheckpoints(saved, {}, dict, every=4, also=lambda step: step % 3 == 0)], [1.] * 8)
   assert [step for step, _, _ in saved.calls] == [3, 4, 6, 8]

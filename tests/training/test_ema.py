@@ -1,4 +1,4 @@
-"""Moving averages of the weights: their closed form, on one device and two, and that training never sees them."""
+"""Moving averages of the weights: closed form on one device and two, independence of training, restoring."""
 
 import types
 
@@ -13,13 +13,13 @@ from rethink_tf.models.norms import sync_batch_norm
 from rethink_tf.storage.checkpoints import RunCheckpoints
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.structures import LabelledImages
-from rethink_tf.training.ema import EvaluationOfBoth, ExponentialMovingAverage, OnAverages, restored
+from rethink_tf.training.ema import EvaluatorWithAverages, ExponentialMovingAverage, OnAverages, restore
 from rethink_tf.training.optimizers import SGD
 from rethink_tf.training.trainer import Trainer
 
 
 class Detector(tf_keras.layers.Layer):
-  """Two numbers a picture: a dense layer on its mean colour, normalised."""
+  """Two outputs per image: a dense layer on its mean colour, normalised."""
 
   def __init__(self):
     super().__init__(name='detector')
@@ -98,7 +98,7 @@ def test_closed_form(settings, decays):
   trainer, average = make(**settings)
   start, record = weights(trainer), Record()
   fit(trainer, [average, record], 6)
-  assert not np.array_equal(record.values[0][0], record.values[-1][0])  # it trains
+  assert not np.array_equal(record.values[0][0], record.values[-1][0])  # the weights change
   assert_close(averages(average), closed_form(start, record.values, decays))
   assert average.state.updates.numpy() == 6
 
@@ -111,7 +111,7 @@ def test_statistics_of_norms_are_averaged_like_weights():
   fit(trainer, [average, record], 3)
   shares = (.125, .25, .5)
   expected = sum(share * np.float64(values[moving]) for share, values in zip(shares, record.values, strict=True))
-  np.testing.assert_allclose(averages(average)[moving], expected, rtol=1e-5, atol=1e-7)  # it began at zero
+  np.testing.assert_allclose(averages(average)[moving], expected, rtol=1e-5, atol=1e-7)  # initially zero
 
 
 def test_accumulated_gradients_are_one_step():
@@ -122,7 +122,7 @@ def test_accumulated_gradients_are_one_step():
   assert_close(averages(average), closed_form(start, record.values, [.9] * 3))
 
 
-def test_several_steps_an_execution_average_the_last_of_each():
+def test_several_steps_per_execution_average_the_last_of_each():
   trainer, average = make(steps_per_execution=3, decay=.9, warm_up=False)
   start, record = weights(trainer), Record()
   fit(trainer, [average, record], 6)
@@ -130,7 +130,7 @@ def test_several_steps_an_execution_average_the_last_of_each():
   assert_close(averages(average), closed_form(start, record.values, [.9 ** 3] * 2))
 
 
-def test_two_replicas_average_what_one_does(two_replicas):
+def test_two_replicas_have_the_averages_of_one(two_replicas):
   alone, of_one = make(decay=.8)
   fit(alone, [of_one], 4)
   with two_replicas.scope():
@@ -147,7 +147,7 @@ def test_two_replicas_average_what_one_does(two_replicas):
   assert_same(weights(shared), before)
 
 
-def test_training_does_not_see_them():
+def test_training_does_not_depend_on_the_averages():
   plain, _ = make()
   fit(plain, [], 4)
   trainer, average = make(decay=.9)
@@ -163,7 +163,7 @@ def test_training_does_not_see_them():
   assert_same(seen[1], averages(average))
 
 
-def test_taking_turns_is_exact_also_after_an_error():
+def test_the_exchange_is_undone_exactly_even_after_an_error():
   trainer, average = make(decay=.9)
   fit(trainer, [average], 3)
   raw, averaged = weights(trainer), averages(average)
@@ -175,7 +175,7 @@ def test_taking_turns_is_exact_also_after_an_error():
   assert_same(averages(average), averaged)
 
 
-def test_a_run_in_two_parts_has_the_averages_of_one(tmp_path):
+def test_a_resumed_run_has_the_averages_of_an_uninterrupted_one(tmp_path):
   whole, of_whole = make(decay=.9)
   fit(whole, [of_whole], 5)
   first, of_first = make(decay=.9)
@@ -188,13 +188,13 @@ def test_a_run_in_two_parts_has_the_averages_of_one(tmp_path):
   fit(second, [of_second], 3)
   assert_same(averages(of_second), averages(of_whole))
   assert of_second.state.updates.numpy() == 5
-  with pytest.raises(UserError, match='only in the model: ema/averages/0'):  # a run that began without
+  with pytest.raises(UserError, match='only in the model: ema/averages/0'):  # a run without averages
     checkpoints.save(3, {'detector': first.detector}, {})
     checkpoints.restore({'detector': second.detector, 'ema': of_second.state})
 
 
-def test_a_detector_is_restored_with_its_weights_or_their_averages(tmp_path):
-  """What export and predict do; and what they say of a run that has none, or keeps none in its checkpoint."""
+def test_restoring_the_weights_or_their_averages(tmp_path):
+  """As export and predict do; with the errors of a run without averages or without a checkpoint."""
   trainer, average = make(decay=.5, warm_up=False)
   checkpoints = RunCheckpoints(RunFolder(str(tmp_path)))
   saved = []
@@ -203,21 +203,22 @@ def test_a_detector_is_restored_with_its_weights_or_their_averages(tmp_path):
     checkpoints.save(step, {'detector': trainer.detector, 'ema': average.state}, {})
     saved.append((weights(trainer), averages(average)))
   fresh, of_fresh = make()
-  parts = types.SimpleNamespace(trainer=fresh, checkpoints=checkpoints, averages=of_fresh)
+  experiment = types.SimpleNamespace(trainer=fresh, checkpoints=checkpoints, averages=of_fresh,
+                                     folder=RunFolder(str(tmp_path)))
   for averaged in (0, 1):
     for step, values in ((None, saved[1]), (2, saved[0])):
-      with restored(parts, 'run', bool(averaged), step):
-        assert_same(weights(fresh), values[averaged])
-      assert_same(weights(fresh), values[0])
-  parts.averages = None
-  with pytest.raises(UserError, match='--averages.*run.ema is not set'), restored(parts, 'run', True):
-    pass
-  parts.checkpoints = RunCheckpoints(RunFolder(str(tmp_path / 'new')))
-  with pytest.raises(UserError, match='no checkpoint in runs/new.*--model_dir'), restored(parts, 'runs/new', False):
-    pass
+      restore(experiment, bool(averaged), step)
+      assert_same(weights(fresh), values[averaged])
+  experiment.averages = None
+  with pytest.raises(UserError, match='--averages.*run.ema is not set'):
+    restore(experiment, True)
+  experiment.folder = RunFolder(str(tmp_path / 'new'))
+  experiment.checkpoints = RunCheckpoints(experiment.folder)
+  with pytest.raises(UserError, match='no checkpoint in .*new.*--model_dir'):
+    restore(experiment, False)
 
 
-def test_a_restart_takes_the_weights_at_hand():
+def test_restart_sets_the_averages_to_the_current_weights():
   trainer, average = make(decay=.9)
   fit(trainer, [average], 2)
   average.restart()
@@ -226,7 +227,7 @@ def test_a_restart_takes_the_weights_at_hand():
 
 
 class Kernel(PeriodicEvaluation):
-  """Its only figure is the first weight."""
+  """Its only metric is the first weight."""
 
   main_metric = 'kernel'
 
@@ -235,16 +236,17 @@ class Kernel(PeriodicEvaluation):
     self._trainer = trainer
 
   def evaluate(self, step, extra=None):
-    figures = {'kernel': float(self._trainer.detector.dense.kernel[0, 0])}
-    self._run_folder.append_metrics({'kind': 'eval', 'step': step, **(extra or {}), **figures})
-    self._keep(step, figures)
-    return figures
+    metrics = {'kernel': float(self._trainer.detector.dense.kernel[0, 0])}
+    self._run_folder.append_metrics({'kind': 'eval', 'step': step, **(extra or {}), **metrics})
+    self._keep(step, metrics)
+    return metrics
 
 
-def test_both_are_evaluated_under_names_of_their_own(tmp_path):
+def test_weights_and_averages_are_evaluated_under_different_names(tmp_path):
   trainer, average = make(decay=.9)
   folder = RunFolder(str(tmp_path))
-  both = EvaluationOfBoth(Kernel(trainer, folder), Kernel(trainer, folder.part(EvaluationOfBoth.NAME)), average)
+  of_averages = Kernel(trainer, folder.subfolder(EvaluatorWithAverages.NAME))
+  both = EvaluatorWithAverages(Kernel(trainer, folder), of_averages, average)
   record = Record()
   fit(trainer, [average, record, both], 5)
   lines = folder.read_metrics()
@@ -259,6 +261,6 @@ def test_both_are_evaluated_under_names_of_their_own(tmp_path):
 
 
 @pytest.mark.parametrize('decay', [-.1, 1., 2.])
-def test_a_decay_out_of_range_is_refused(decay):
+def test_decay_out_of_range(decay):
   with pytest.raises(UserError, match='ExponentialMovingAverage.decay'):
     make(decay=decay)

@@ -1,4 +1,4 @@
-"""Losses against float64 NumPy, their normalisers, and what must not count."""
+"""Losses against float64 NumPy: values, normalisers, empty slots."""
 
 import numpy as np
 import pytest
@@ -110,7 +110,7 @@ def test_keypoint_loss_is_a_mean_over_visible_keypoints(rng):
   outputs, total, number = keypoint_outputs(rng)
   np.testing.assert_allclose(losses.keypoint_loss(outputs, min_keypoints=0), total / number, rtol=1e-5)
   np.testing.assert_allclose(losses.keypoint_loss(outputs, divisor=10.0, min_keypoints=3), total / 20, rtol=1e-5)
-  assert losses.keypoint_loss(outputs, min_keypoints=4) == 0  # too few for this batch
+  assert losses.keypoint_loss(outputs, min_keypoints=4) == 0  # fewer than min_keypoints
   nothing, _, _ = keypoint_outputs(rng, visible=((0, 0, 0), (0, 0, 0)))
   assert losses.keypoint_loss(nothing, min_keypoints=0) == 0
 
@@ -130,7 +130,7 @@ def test_without_objects_losses_are_zero_and_gradients_finite(rng):
   (1, {'box/class', 'box/regression'}),
   (2, {'box/class/stage1', 'box/regression/stage1', 'box/class/stage2', 'box/regression/stage2'}),
 ])
-def test_names(rng, stages, names):
+def test_names_of_the_losses(rng, stages, names):
   outputs = Outputs({}, rpn_outputs(rng)[0], Proposals(None, None, None), (box_outputs(rng, False)[0],) * stages)
   ours = losses.MaskRCNNLoss()(outputs, None)
   assert set(ours) == {'rpn/objectness', 'rpn/box'} | names
@@ -143,7 +143,7 @@ def test_unknown_divisor():
 
 
 def k_hot_entropy(logits, classes, smoothing):
-  """Softmax cross-entropy with the whole table of targets, float64, mean over labelled images."""
+  """Softmax cross-entropy with the full table of targets, float64, mean over labelled images."""
   shifted = logits - logits.max(1, keepdims=True)
   log_probabilities = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
   targets = np.zeros(logits.shape)
@@ -159,7 +159,7 @@ def k_hot_entropy(logits, classes, smoothing):
 @pytest.mark.parametrize('classes', [
   [[3], [0], [6], [3]], [[3, -1, -1], [0, 5, -1], [1, 2, 6], [-1, 4, -1]], [[3, 1], [-1, -1], [2, -1], [-1, -1]],
   [[-1], [-1], [-1], [-1]]], ids=['single', 'several', 'unlabelled', 'none'])
-def test_cross_entropy_of_equal_shares(rng, classes, smoothing):
+def test_cross_entropy_with_several_labels(rng, classes, smoothing):
   logits, classes = rng.normal(0, 4, (4, 7)), np.array(classes, np.int32)
   batch = LabelledImages(None, None, None, tf.constant(classes))
   outputs = ClassifierOutputs({}, tf.constant(logits, tf.float32))
@@ -168,7 +168,7 @@ def test_cross_entropy_of_equal_shares(rng, classes, smoothing):
   np.testing.assert_allclose(found['class'], k_hot_entropy(logits, classes, smoothing), rtol=1e-5, atol=1e-7)
 
 
-def test_cross_entropy_is_least_at_equal_shares_and_its_gradient_is_probability_minus_target():
+def test_gradient_of_cross_entropy_is_probability_minus_target():
   classes = tf.constant([[1, 4, -1], [2, -1, -1]])
   logits = tf.constant(np.random.default_rng(1).normal(size=(2, 5)), tf.float32)
   with tf.GradientTape() as tape:

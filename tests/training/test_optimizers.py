@@ -1,4 +1,4 @@
-"""SGD against its formula in float64, and one replica against two."""
+"""SGD against its formula in float64, and two replicas against one."""
 
 import numpy as np
 import pytest
@@ -60,7 +60,7 @@ def test_clip_norm_bounds_all_gradients_together():
   np.testing.assert_allclose(variables[1], [-2.4], rtol=1e-6)
 
 
-def test_gradients_are_clipped_after_unscaling():
+def test_gradients_are_unscaled_before_clipping():
   variables = [tf.Variable([0., 0.], name='a/kernel'), tf.Variable([0.], name='b/kernel')]
   optimizer = tf_keras.mixed_precision.LossScaleOptimizer(
     SGD(1., momentum=0., weight_decay=0., clip_norm=2.6), initial_scale=2.**10)
@@ -71,8 +71,8 @@ def test_gradients_are_clipped_after_unscaling():
   np.testing.assert_allclose(variables[1], [-2.4], rtol=1e-6)
 
 
-def test_an_overflow_costs_an_iteration_and_leaves_decay_and_momentum_alone():
-  """v and w as if the step had not been; the rate is that of the iteration."""
+def test_an_overflow_counts_an_iteration_without_decay_or_momentum():
+  """v and w are unchanged; the rate follows the iteration."""
   schedule = KTimesSchedule(base_rate=.1, boundaries=(2,), total=4, warmup_steps=0)
   variable = tf.Variable([1., -2.], name='kernel')
   optimizer = tf_keras.mixed_precision.LossScaleOptimizer(SGD(schedule, weight_decay=.01), initial_scale=8.)
@@ -109,7 +109,7 @@ def small_model():
 
 
 def train(strategy, policy='float32', steps=5):
-  """Weights and velocities after some steps on the same data, whatever the strategy."""
+  """Weights and velocities after a few steps on the same data under any strategy."""
   random = np.random.default_rng(0)
   inputs, targets = random.normal(size=(8, 4)).astype('f'), random.normal(size=(8, 1)).astype('f')
   with strategy.scope():
@@ -172,7 +172,7 @@ def test_arguments_out_of_range(arguments, message):
     SGD(**arguments)
 
 
-def test_nesterov_looks_one_step_ahead():
+def test_nesterov_formula():
   variable = tf.Variable([1., -2.], name='kernel')
   optimizer = SGD(.1, momentum=.9, weight_decay=.01, nesterov=True)
   w, velocity = np.array([1., -2.]), np.zeros(2)
@@ -185,7 +185,7 @@ def test_nesterov_looks_one_step_ahead():
   np.testing.assert_allclose(variable, w, rtol=1e-5)
 
 
-def test_config_makes_the_same_optimizer():
+def test_config_round_trip():
   optimizer = SGD(.25, momentum=.8, weight_decay=.01, bias_rule='detectron2', clip_norm=3., nesterov=True)
   again = SGD.from_config(optimizer.get_config())
   assert again.get_config() == optimizer.get_config()

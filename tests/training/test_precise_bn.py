@@ -1,4 +1,4 @@
-"""Precise statistics: population moments over batches, micro-batches and replicas; training is not touched."""
+"""Precise statistics: population moments over batches, micro-batches and replicas; training is not affected."""
 
 import json
 
@@ -10,8 +10,10 @@ import tf_keras
 
 from rethink_tf import experiment, gin_files
 from rethink_tf.errors import UserError
+from rethink_tf.evaluation import on_demand
 from rethink_tf.models.norms import EPSILON, group_norm, sync_batch_norm
 from rethink_tf.storage.run_folder import RunFolder
+from rethink_tf.training import loop
 from rethink_tf.training.losses import MaskRCNNLoss
 from rethink_tf.training.optimizers import SGD
 from rethink_tf.training.precise_bn import Moments, PreciseStatistics
@@ -20,7 +22,7 @@ from tests import tiny
 
 
 class Norms(tf_keras.layers.Layer):
-  """Norms in place of a detector: one on the pixels, one behind it on the images that have an object."""
+  """Norms in place of a detector: one on the pixels, then one on the images that have an object."""
 
   def __init__(self, norm=sync_batch_norm):
     super().__init__(autocast=False)
@@ -34,7 +36,7 @@ class Norms(tf_keras.layers.Layer):
 
 
 def batches(number, used=(1, 1, 1, 1)):
-  """Different pictures of the first 32 channels, alternately dark and bright; of the images, some have an object."""
+  """Different batches of four images, alternately dark and bright; used: which images have an object."""
   made = []
   for k in range(number):
     batch = tiny.batch(4, seed=k, side=16)
@@ -60,12 +62,12 @@ def precise(trainer, made, due=lambda step: True, **arguments):
   return PreciseStatistics(trainer, data, due, batches=len(made), **arguments)
 
 
-def reference(made, parts=1):
-  """Mean and population variance in float64 of all pixels, and behind the norm of the images with an object."""
+def reference(made, micro_batches=1):
+  """Mean and population variance in float64: of all pixels, and of normalised pixels of images with an object."""
   pixels, inside = [], []
   for batch in made:
-    for images, classes in zip(np.split(batch.images.numpy(), parts), np.split(batch.gt_classes.numpy(), parts),
-                               strict=True):
+    for images, classes in zip(np.split(batch.images.numpy(), micro_batches),
+                               np.split(batch.gt_classes.numpy(), micro_batches), strict=True):
       x = np.tile(np.float64(images), 32)
       pixels.append(x.reshape(-1, 96))
       y = (x - x.mean((0, 1, 2))) / np.sqrt(x.var((0, 1, 2)) + EPSILON)
@@ -88,8 +90,8 @@ def test_equal_batches_give_the_statistics_of_one():
 
 @pytest.mark.parametrize('micro_batches', [1, 2])
 @pytest.mark.parametrize('used', [(1, 1, 1, 1), (0, 1, 0, 1), (1, 0, 0, 0)])
-def test_batches_are_averaged_as_if_they_were_one(used, micro_batches):
-  """Concatenated in float64; the variance between dark and bright batches counts, rows without an object do not."""
+def test_several_batches_give_the_statistics_of_their_concatenation(used, micro_batches):
+  """The variance between dark and bright batches counts, images without an object do not."""
   made = [*batches(3, used), *batches(1, (0, 0, 0, 0))]
   trainer = trainer_of(made[0], micro_batches=micro_batches)
   precise(trainer, made).compute(0)
@@ -99,8 +101,8 @@ def test_batches_are_averaged_as_if_they_were_one(used, micro_batches):
 
 
 @pytest.mark.parametrize('micro_batches', [1, 2])
-def test_unequal_replicas_are_one_big_batch(two_replicas, micro_batches):
-  """One replica has two images with an object, the other one, and of the last batch none has any."""
+def test_unequal_replicas_give_the_statistics_of_the_global_batch(two_replicas, micro_batches):
+  """One replica has two images with an object, the other has one; the last batch has none."""
   made = [*batches(3, (1, 1, 1, 0)), *batches(1, (0, 0, 0, 0))]
   with two_replicas.scope():
     trainer = trainer_of(made[0], micro_batches=micro_batches)
@@ -112,7 +114,7 @@ def test_unequal_replicas_are_one_big_batch(two_replicas, micro_batches):
 
 @pytest.mark.slow
 def test_a_detector_on_a_replica_without_objects(two_replicas):
-  """No mask there: the mask head's statistics are those of the other replica's RoIs, and all are one device's."""
+  """The mask head's statistics are those of the other replica's RoIs; all are equal to those of one device."""
   batch = tiny.batch(2)
   batch = batch._replace(gt_classes=batch.gt_classes * np.int32([[1], [0]]))
   empty = batch._replace(gt_classes=batch.gt_classes * 0)
@@ -134,7 +136,7 @@ def test_a_detector_on_a_replica_without_objects(two_replicas):
     np.testing.assert_allclose(shared[name], value, rtol=1e-3, atol=1e-3, err_msg=name)
 
 
-def test_a_norm_that_meets_nothing_keeps_its_statistics():
+def test_a_norm_without_elements_keeps_its_statistics():
   made = batches(2, (0, 0, 0, 0))
   trainer = trainer_of(made[0])
   trainer.detector.head.moving_mean.assign(np.full(96, 0.5, np.float32))
@@ -144,7 +146,7 @@ def test_a_norm_that_meets_nothing_keeps_its_statistics():
   assert trainer.detector.body.moving_mean.numpy().mean() > 10
 
 
-def test_a_frozen_norm_is_left_alone():
+def test_a_frozen_norm_keeps_its_statistics():
   made = batches(2)
   trainer = trainer_of(made[0])
   trainer.detector.body.trainable = False
@@ -153,7 +155,7 @@ def test_a_frozen_norm_is_left_alone():
   assert np.any(trainer.detector.head.moving_mean)
 
 
-def test_the_batches_are_those_of_the_steps_to_come():
+def test_the_batches_are_those_of_the_next_steps():
   made = batches(5)
   trainer = trainer_of(made[0])
   callback = precise(trainer, made)
@@ -162,7 +164,7 @@ def test_the_batches_are_those_of_the_steps_to_come():
   check(trainer, reference(made[3:]))
 
 
-def test_it_acts_when_an_evaluation_is_due():
+def test_statistics_are_computed_when_an_evaluation_is_due():
   made = batches(2)
   trainer = trainer_of(made[0])
   asked = []
@@ -175,30 +177,30 @@ def test_it_acts_when_an_evaluation_is_due():
   assert asked == [1, 2]
 
 
-def test_without_sync_batch_norm_there_is_nothing_to_do(see_logs, caplog):
+def test_without_sync_batch_norm_nothing_is_computed(see_logs, caplog):
   made = batches(1)
   trainer = trainer_of(made[0], norm=group_norm)
   callback = PreciseStatistics(trainer, training_batches=None, due=None)  # neither is called
   callback.on_train_begin()
   callback.on_train_batch_end(0)
-  assert 'no SyncBatchNorm trains' in caplog.text
+  assert 'no SyncBatchNorm is trainable' in caplog.text
 
 
-def test_no_batches_are_refused():
+def test_batches_out_of_range():
   made = batches(1)
   with pytest.raises(UserError, match='PreciseStatistics.batches = 0'):
     PreciseStatistics(trainer_of(made[0]), lambda step: made, lambda step: True, batches=0)
 
 
-def test_moments_of_unequal_parts_are_those_of_the_whole():
-  """Far from zero, where a difference of two means of squares would leave nothing."""
+def test_moments_of_unequal_batches_are_those_of_their_concatenation():
+  """Far from zero, where a difference of means of squares would cancel."""
   rng = np.random.default_rng(0)
-  parts = [rng.normal(1e7 + k, 0.1, (n, 3)) for k, n in enumerate((1, 5, 300, 2))]
+  chunks = [rng.normal(1e7 + k, 0.1, (n, 3)) for k, n in enumerate((1, 5, 300, 2))]
   moments = Moments()
-  for part in parts:
-    moments.add(part.mean(0), part.var(0) * len(part) / max(len(part) - 1, 1), len(part))
+  for chunk in chunks:
+    moments.add(chunk.mean(0), chunk.var(0) * len(chunk) / max(len(chunk) - 1, 1), len(chunk))
   moments.add(np.full(3, np.nan), np.full(3, np.nan), 0)
-  whole = np.concatenate(parts)
+  whole = np.concatenate(chunks)
   np.testing.assert_allclose(moments.mean, whole.mean(0), rtol=1e-15)
   np.testing.assert_allclose(moments.variance, whole.var(0), rtol=1e-6)
 
@@ -210,7 +212,7 @@ def runs(tmp_path_factory):
   for name, binding in (('moving', 'None'), ('precise', '@PreciseStatistics')):
     folders[name] = tmp_path_factory.mktemp(name)
     configure(f'run.precise_statistics = {binding}')
-    experiment.run('train', str(folders[name]))
+    loop.train(experiment.run('train', str(folders[name])))
     gin.clear_config()
   return folders
 
@@ -230,7 +232,7 @@ def scored(folder):
   return json.loads(sorted((folder / 'eval').glob('*/bbox.json'))[-1].read_text())
 
 
-def test_training_is_the_same_with_and_without(runs):
+def test_training_is_the_same_with_and_without_precise_statistics(runs):
   moving, exact = ([line for line in RunFolder(runs[name], create=False).read_metrics() if line['kind'] == 'train']
                    for name in ('moving', 'precise'))
   assert [line['step'] for line in exact] == [1, 2, 3, 4]
@@ -238,7 +240,7 @@ def test_training_is_the_same_with_and_without(runs):
     assert {k: v for k, v in a.items() if 'loss' in k} == {k: v for k, v in b.items() if 'loss' in k}
 
 
-def test_an_evaluation_after_few_steps_is_finite_and_another(runs):
+def test_evaluations_after_few_steps_are_finite_and_differ(runs):
   boxes = {name: np.array([found['bbox'] for found in scored(folder)]) for name, folder in runs.items()}
   assert all(np.isfinite(b).all() for b in boxes.values()) and len(boxes['precise'])
   assert boxes['precise'].shape != boxes['moving'].shape or not np.allclose(boxes['precise'], boxes['moving'])
@@ -247,11 +249,11 @@ def test_an_evaluation_after_few_steps_is_finite_and_another(runs):
     assert all(np.isfinite(value) for line in lines for key, value in line.items() if 'AP' in key)
 
 
-def test_the_checkpoint_holds_what_was_scored(runs):
+def test_the_checkpoint_holds_the_weights_that_were_scored(runs):
   before = scored(runs['precise'])
   gin_files.parse([str(runs['precise'] / 'config.gin')])
   assert gin.query_parameter('PreciseStatistics.batches') == 3
-  experiment.run('evaluate', str(runs['precise']))
+  on_demand.evaluate(experiment.run('evaluate', str(runs['precise'])))
   gin.clear_config()
   after = scored(runs['precise'])
   assert len(before) == len(after)

@@ -1,4 +1,4 @@
-"""Signals during training: the first waits for what is unsaved, the second for nothing."""
+"""Signals during training: the first waits for unsaved work, the second does not."""
 
 import os
 import signal
@@ -13,32 +13,32 @@ from rethink_tf.training.preemption import Interruption
 
 
 @pytest.mark.parametrize('signum', EXIT_CODES)
-def test_a_signal_is_noted_while_something_is_unsaved(signum):
+def test_a_signal_is_deferred_while_work_is_unsaved(signum):
   with Interruption() as interruption:
-    interruption.deferred, interruption.told = True, 'continues from step 7'
+    interruption.deferred, interruption.message = True, 'resumes from step 7'
     os.kill(os.getpid(), signum)
     assert interruption.received == signum
     error = interruption.error()
-  assert isinstance(error, Interrupted) and error.signum == signum and error.told == 'continues from step 7'
+  assert isinstance(error, Interrupted) and error.signum == signum and error.message == 'resumes from step 7'
 
 
 @pytest.mark.parametrize('signum', EXIT_CODES)
-def test_a_signal_ends_the_work_at_once_when_nothing_is(signum):
+def test_a_signal_ends_training_at_once_when_all_is_saved(signum):
   with pytest.raises(Interrupted) as caught, Interruption():
     os.kill(os.getpid(), signum)
     signal.pause()
   assert caught.value.signum == signum
-  assert isinstance(caught.value, KeyboardInterrupt)  # passes by what catches Exception
+  assert isinstance(caught.value, KeyboardInterrupt)  # not caught by `except Exception`
 
 
-def test_handlers_are_as_before_afterwards():
+def test_handlers_are_restored():
   before = [signal.getsignal(signum) for signum in EXIT_CODES], signal.set_wakeup_fd(-1)
   with Interruption():
     assert [signal.getsignal(signum) for signum in EXIT_CODES] != before[0]
   assert ([signal.getsignal(signum) for signum in EXIT_CODES], signal.set_wakeup_fd(-1)) == before
 
 
-def test_elsewhere_than_in_the_main_thread_it_does_nothing():
+def test_outside_the_main_thread_nothing_is_handled():
   before, found = signal.getsignal(signal.SIGTERM), []
 
   def work():
@@ -58,11 +58,11 @@ LONG = ('import hashlib, sys\nfrom rethink_tf.training.preemption import Interru
 
 
 @pytest.mark.parametrize('signum', EXIT_CODES)
-def test_the_second_signal_ends_the_process_in_the_middle_of_a_long_call(signum):
+def test_the_second_signal_ends_the_process_within_a_long_call(signum):
   process = subprocess.Popen([sys.executable, '-c', LONG], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
   assert process.stdout.readline() == 'ready\n'
   process.send_signal(signum)
-  line = process.stderr.readline()  # told while the call is under way
+  line = process.stderr.readline()  # logged while the call runs
   assert signal.Signals(signum).name in line and f'code {EXIT_CODES[signum]}' in line and 'a second' in line
   process.send_signal(signum)
   out, rest = process.communicate()

@@ -1,4 +1,4 @@
-"""The schedule table of the paper, and the rate step by step."""
+"""The schedules of the paper and of pre-training: drops, ends, and the rate step by step."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize('batch_size', [8, 16, 32, 64])
 @pytest.mark.parametrize('k', list(BATCH_16))
-def test_points_are_the_papers(k, batch_size):
+def test_points_are_those_of_the_paper(k, batch_size):
   expected = tuple(point * 16 // batch_size for point in BATCH_16[k])
   assert schedule_points(k, batch_size) == expected
   assert PUBLISHED.get((k, batch_size), expected) == expected
@@ -52,7 +52,7 @@ def test_fractional_k_is_monotonic_and_has_growing_tails():
 
 @pytest.mark.parametrize('arguments', [{'k': 0}, {'k': -1}, {'k': 1, 'batch_size': 0}, {'k': 1, 'unit': 0},
                                        {'k': 1, 'unit': .1}])
-def test_points_that_make_no_schedule(arguments):
+def test_schedule_arguments_out_of_range(arguments):
   with pytest.raises(UserError, match='schedule: k = '):
     schedule_points(**arguments)
 
@@ -74,7 +74,7 @@ def test_batch_size_scales_rate_and_iterations_but_not_the_warm_up(batch_size):
   assert schedule.points.first_drop == 60_000 * 16 // batch_size
 
 
-def test_same_in_a_graph_and_compiled_and_in_float32():
+def test_the_rate_is_the_same_in_a_graph_and_compiled():
   schedule = KTimesSchedule(k=2)
   for step in (0, 3, 500, 119_999, 120_000, 179_999):
     variable = tf.Variable(step, dtype=tf.int64)
@@ -84,7 +84,7 @@ def test_same_in_a_graph_and_compiled_and_in_float32():
     np.testing.assert_allclose(tf.function(schedule, jit_compile=True)(tf.constant(step)), eager, rtol=1e-6)
 
 
-def test_other_points():
+def test_custom_points():
   schedule = KTimesSchedule(batch_size=8, boundaries=(10, 20, 30), total=40, warmup_steps=0, decay_factor=.5)
   assert schedule.total_steps == 40 and schedule.points == (10, 20, 30, 40)
   np.testing.assert_allclose([schedule(step) for step in (0, 9, 10, 20, 30, 39)],
@@ -101,13 +101,13 @@ def test_other_points():
 
 @pytest.mark.parametrize('batch_size', [8, 16])
 def test_a_run_that_stops_early_has_the_rates_of_the_whole_schedule(batch_size):
-  whole, part = (KTimesSchedule(k=9, batch_size=batch_size, stop_k=stop) for stop in (None, 6))
-  assert part.total_steps == 540_000 * 16 // batch_size and part.points == whole.points
-  np.testing.assert_array_equal(part(part.total_steps - 1), whole(0) * 3)  # neither warm-up nor a drop
+  whole, stopped = (KTimesSchedule(k=9, batch_size=batch_size, stop_k=stop) for stop in (None, 6))
+  assert stopped.total_steps == 540_000 * 16 // batch_size and stopped.points == whole.points
+  np.testing.assert_array_equal(stopped(stopped.total_steps - 1), whole(0) * 3)  # after the warm-up, before a drop
 
 
 @pytest.mark.parametrize('unit, steps', [(90_000, 500), (900, 300), (9, 3)])
-def test_a_warm_up_is_shortened_to_a_part_of_the_first_phase(unit, steps):
+def test_a_long_warm_up_is_limited_to_a_fraction_of_the_first_phase(unit, steps):
   schedule = KTimesSchedule(unit=unit, warmup_limit=0.5)
   np.testing.assert_allclose([schedule(0), schedule(steps)], [.02 / 3, .02], rtol=1e-6)
   assert schedule(steps - 1) < schedule(steps)
@@ -116,7 +116,7 @@ def test_a_warm_up_is_shortened_to_a_part_of_the_first_phase(unit, steps):
 
 @pytest.mark.parametrize('arguments, message', [
   ({'warmup_limit': 1.5}, 'warmup_limit = 1.5'), ({'warmup_limit': -0.1}, 'warmup_limit = -0.1'),
-  ({'k': 2, 'stop_k': 3}, 'stop_k = 3 is no part'), ({'stop_k': 0}, 'stop_k = 0 is no part'),
+  ({'k': 2, 'stop_k': 3}, 'stop_k = 3 is outside'), ({'stop_k': 0}, 'stop_k = 0 is outside'),
   ({'unit': 90}, 'warmup_steps = 500 is longer than the first phase of the schedule, 60 iterations'),
   ({'boundaries': (5, 3), 'total': 9, 'warmup_steps': 0}, 'must increase'),
   ({'boundaries': (5, 9), 'total': 9, 'warmup_steps': 0}, 'stay below total = 9'),
@@ -128,7 +128,7 @@ def test_inconsistent_schedules(arguments, message):
     KTimesSchedule(**arguments)
 
 
-def test_config_makes_the_same_schedule():
+def test_config_round_trip():
   schedule = KTimesSchedule(k=3, batch_size=32, warmup_factor=.001)
   again = KTimesSchedule.from_config(schedule.get_config())
   assert again.points == schedule.points
@@ -140,7 +140,7 @@ IMAGENET = 1_281_167
 
 @pytest.mark.parametrize('batch_size, rate, steps, drops', [
   (256, 0.1, 450_410, (150_137, 300_274, 400_365)),  # the reference of Goyal et al.
-  (8192, 3.2, 14_075, (4_692, 9_384, 12_511)),  # their hour
+  (8192, 3.2, 14_075, (4_692, 9_384, 12_511)),  # ImageNet in one hour
 ])
 def test_imagenet_at_two_batch_sizes(batch_size, rate, steps, drops):
   schedule = EpochSchedule(IMAGENET, batch_size)
@@ -151,7 +151,7 @@ def test_imagenet_at_two_batch_sizes(batch_size, rate, steps, drops):
   np.testing.assert_allclose(schedule(steps), rate / 1000, rtol=1e-5)
 
 
-def test_the_warm_up_adds_the_same_each_iteration_for_five_epochs():
+def test_the_warm_up_is_linear_over_five_epochs():
   schedule = EpochSchedule(IMAGENET, 8192)
   end = round(5 * IMAGENET / 8192)
   rates = np.array([schedule(step) for step in range(end + 2)])
@@ -167,12 +167,12 @@ def test_a_batch_that_is_not_scaled_up_needs_no_warm_up(batch_size):
   np.testing.assert_allclose(EpochSchedule(1000, batch_size, warmup_rate=1e-3)(0), 1e-3, rtol=1e-5)
 
 
-def test_epochs_of_other_lengths():
+def test_custom_epochs():
   schedule = EpochSchedule(100, 30, epochs=4, drops=(1.5, 3), decay_factor=0.5, base_rate=1.0, base_batch=30,
                            warmup_epochs=0)
   assert schedule.total_steps == 13  # 13.3
   np.testing.assert_allclose([schedule(step) for step in (0, 4, 5, 9, 10, 12)], [1, 1, 0.5, 0.5, 0.25, 0.25])
-  assert EpochSchedule(3, 256, epochs=1, drops=(), warmup_epochs=0).total_steps == 1  # one step at the least
+  assert EpochSchedule(3, 256, epochs=1, drops=(), warmup_epochs=0).total_steps == 1  # at least one step
   variable = tf.Variable(5, dtype=tf.int64)
   np.testing.assert_array_equal(tf.function(schedule)(variable), schedule(5))
 
@@ -189,19 +189,19 @@ def test_inconsistent_epochs(arguments, message):
   assert '\n' not in str(error.value)
 
 
-def test_config_makes_the_same_epochs():
+def test_config_round_trip_of_epochs():
   schedule = EpochSchedule(1000, 512, epochs=100, drops=(30, 60, 90))
   again = EpochSchedule.from_config(schedule.get_config())
   assert again.total_steps == schedule.total_steps and again.get_config() == schedule.get_config()
   np.testing.assert_array_equal(again(7), schedule(7))
 
 
-def test_the_size_of_the_data_set_leaves_the_k_times_rule_alone():
+def test_the_k_times_rule_does_not_depend_on_the_size_of_the_data_set():
   assert KTimesSchedule(k=2, num_images=10_000).points == KTimesSchedule(k=2).points
 
 
-def test_the_instagram_recipe_halves_in_equal_steps():
-  """8,064 images a batch: 0.1 -> 0.1 / 256 * 8064 = 3.15, then halved every 3.6e9 / 21 images."""
+def test_the_instagram_recipe_halves_at_equal_intervals():
+  """Batches of 8,064 images: 0.1 -> 0.1 / 256 * 8064 = 3.15, then halved every 3.6e9 / 21 images."""
   schedule = SteppedHalving()
   assert schedule.total_steps == 446_429
   warmup = round(5 * IMAGENET / 8064)

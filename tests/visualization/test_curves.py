@@ -1,11 +1,11 @@
-"""Curves and table from metrics.jsonl."""
+"""Curves, table and names of runs from their folders."""
 
 import cv2
 import numpy as np
 import pytest
 
 from rethink_tf.storage.run_folder import RunFolder
-from rethink_tf.visualization.curves import curves, table
+from rethink_tf.visualization.curves import curves, run_names, table
 
 
 def make_run(path, ap):
@@ -18,7 +18,7 @@ def make_run(path, ap):
   return run
 
 
-def test_table_has_the_latest_figures(tmp_path):
+def test_table_has_the_latest_metrics(tmp_path):
   runs = [make_run(tmp_path / 'a' / 'scratch', 30.0), make_run(tmp_path / 'b' / 'scratch', 20.04),
           RunFolder(str(tmp_path / 'new'))]
   header, first, second, third = (line.split() for line in table(runs).splitlines())
@@ -29,10 +29,10 @@ def test_table_has_the_latest_figures(tmp_path):
   assert len({len(line) for line in table(runs).splitlines()}) == 1
 
 
-def test_table_has_what_the_runs_were_scored_by(tmp_path):
-  def run(name, **figures):
+def test_columns_of_the_table_are_the_metrics_of_the_runs(tmp_path):
+  def run(name, **metrics):
     folder = RunFolder(str(tmp_path / name))
-    folder.append_metrics({'kind': 'eval', 'step': 5, 'eval_seconds': 1.0} | figures)
+    folder.append_metrics({'kind': 'eval', 'step': 5, 'eval_seconds': 1.0} | metrics)
     return folder
 
   voc = run('voc', **{'voc/mAP': 77.61, 'voc/AP75': 50.0, 'voc/AP': 48.0})
@@ -45,6 +45,13 @@ def test_table_has_what_the_runs_were_scored_by(tmp_path):
   assert cells[2] == ['people', '5', '50.0', '-', '-', '65.5', '86.0', '-', '-', '-']
   assert table([classes]).split() == ['run', 'iterations', 'top-1', 'top-5', 'classes', '5', '76.0', '93.0']
   assert table([RunFolder(str(tmp_path / 'new'))]).split()[2:4] == ['box/AP', 'box/AP50']
+
+
+def test_run_names_are_as_short_as_they_differ(tmp_path):
+  folders = [RunFolder(str(tmp_path / name)) for name in ('a/6x', 'b/6x', 'b/2x')]
+  assert run_names(folders) == ['a/6x', 'b/6x', 'b/2x']
+  assert run_names(folders[1:]) == ['6x', '2x'] and run_names([]) == []
+  assert run_names([folders[0], folders[0]]) == ['6x', '6x']
 
 
 def test_curves_of_runs_without_and_with_data(tmp_path):
@@ -64,10 +71,9 @@ def test_curves_of_runs_without_and_with_data(tmp_path):
 
 
 def levels(path):
-  """Of the right panel's horizontal lines in the first run's colour, from the top: the share of their length that is
-  drawn."""
-  picture = cv2.imread(path)[..., ::-1].astype(int)
-  panel = picture[:, picture.shape[1] // 2:]
+  """Horizontal lines in the first run's colour in the right panel, from the top: the drawn fraction of each."""
+  plot = cv2.imread(path)[..., ::-1].astype(int)
+  panel = plot[:, plot.shape[1] // 2:]
   drawn = np.abs(panel - [0x1f, 0x6f, 0xb4]).max(-1) < 60
   long = drawn.sum(1) > 0.2 * panel.shape[1]  # text and legend are shorter
   tops = np.flatnonzero(long & ~np.roll(long, 1))
@@ -75,14 +81,14 @@ def levels(path):
   return [span.sum() / np.ptp(np.flatnonzero(span)) for span in spans]
 
 
-@pytest.mark.parametrize('figure', ['box/AP', 'mask/AP', 'keypoint/AP', 'top-1'])
-def test_averages_are_dashed_in_the_colour_of_their_run(tmp_path, figure):
+@pytest.mark.parametrize('metric', ['box/AP', 'mask/AP', 'keypoint/AP', 'top-1'])
+def test_averages_are_dashed_in_the_colour_of_their_run(tmp_path, metric):
   run, path = RunFolder(str(tmp_path / 'run')), str(tmp_path / 'curves.png')
   for step in (5, 200):
-    run.append_metrics({'kind': 'eval', 'step': step, figure: 40.0})
+    run.append_metrics({'kind': 'eval', 'step': step, metric: 40.0})
   alone = levels(curves([run], path))
   for step in (5, 200):
-    run.part('ema').append_metrics({'kind': 'eval', 'step': step, figure: 80.0})
+    run.subfolder('ema').append_metrics({'kind': 'eval', 'step': step, metric: 80.0})
   averages, *raw = levels(curves([run], path))
   assert len(raw) == len(alone) == 1 and raw[0] == pytest.approx(alone[0], abs=0.05)
-  assert 0.4 < averages < 0.9 and (figure not in ('box/AP', 'top-1') or raw[0] > 0.99)
+  assert 0.4 < averages < 0.9 and (metric not in ('box/AP', 'top-1') or raw[0] > 0.99)

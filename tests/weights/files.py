@@ -1,4 +1,4 @@
-"""Weight files as other programs write them: containers byte for byte, names and layouts of their formats."""
+"""Writers of weight files as other programs write them: containers byte by byte, names and layouts of each format."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 _TORCH = {'f4': 'FloatStorage', 'f2': 'HalfStorage', 'f8': 'DoubleStorage', 'i8': 'LongStorage', 'u1': 'ByteStorage'}
 
 
-# Python 2's pickles: byte strings, and NumPy's module as it was called then.
+# Python 2's pickles: byte strings, and NumPy's modules by their names of that time.
 def python_2_pickle(content) -> bytes:
   return b'\x80\x02' + _python_2(content) + b'.'
 
@@ -58,7 +58,7 @@ def tensor(kind, key, count, offset, size, stride, legacy, view=b'N') -> bytes:
 
 
 def state_dict(items, wrapper: str | None = None) -> bytes:
-  """The pickle of an OrderedDict of (name, pickled tensor), with torch's _metadata, maybe inside another dict."""
+  """The pickle of an OrderedDict of (name, pickled tensor), with torch's _metadata, inside another dict if wrapped."""
   body = EMPTY + b'(' + b''.join(text(name) + value for name, value in items) + b'u'
   body += b'}(' + text('_metadata') + EMPTY + b'ub'
   return b'\x80\x02' + (b'}(' + text(wrapper) + body + b'u' if wrapper else body) + b'.'
@@ -69,7 +69,7 @@ def strides(shape):
 
 
 def plain(arrays, legacy, wrapper=None):
-  """(pickle, {key: bytes}) with a storage an array."""
+  """(pickle, {key: bytes}) with one storage for each array."""
   items, storages = [], {}
   for i, (name, array) in enumerate(arrays.items()):
     key = str(94_000_000 + 64 * i) if legacy else str(i)
@@ -104,7 +104,7 @@ def zipped(path, pickled, storages, byteorder=b'little', compression=zipfile.ZIP
 
 
 def torchvision_names(arrays):
-  """Detectron2's names -> torchvision's, with the counters of batches that BatchNorm keeps."""
+  """Detectron2's names -> torchvision's, with BatchNorm's counters of batches."""
   found = {}
   for name, array in arrays.items():
     name = name.replace('linear.', 'fc.').replace('stem.conv1.norm', 'bn1').replace('stem.conv1', 'conv1')
@@ -120,23 +120,23 @@ def torchvision_names(arrays):
 def detectron_names(arrays, norm: str, classifier: str = 'pred'):
   """Detectron2's names of a backbone -> Detectron's; norm: 'bn' or 'gn'."""
   branches = {'conv1': '2a', 'conv2': '2b', 'conv3': '2c', 'shortcut': '1'}
-  tails = {'weight': '_w', 'bias': '_b', 'norm.weight': f'_{norm}_s', 'norm.bias': f'_{norm}_b',
-           'norm.running_mean': '_bn_rm', 'norm.running_var': '_bn_riv'}
+  suffixes = {'weight': '_w', 'bias': '_b', 'norm.weight': f'_{norm}_s', 'norm.bias': f'_{norm}_b',
+              'norm.running_mean': '_bn_rm', 'norm.running_var': '_bn_riv'}
   found = {}
   for name, array in arrays.items():
     if match := re.fullmatch(r'res(\d)\.(\d+)\.(\w+?)\.(.+)', name):
-      found[f'res{match[1]}_{match[2]}_branch{branches[match[3]]}{tails[match[4]]}'] = array
+      found[f'res{match[1]}_{match[2]}_branch{branches[match[3]]}{suffixes[match[4]]}'] = array
     elif match := re.fullmatch(r'stem\.conv1\.(.+)', name):
-      found[f'{"res_conv1" if match[1] != "weight" and norm == "bn" else "conv1"}{tails[match[1]]}'] = array
+      found[f'{"res_conv1" if match[1] != "weight" and norm == "bn" else "conv1"}{suffixes[match[1]]}'] = array
     else:
-      found[f'{classifier}{tails[name.removeprefix("linear.")]}'] = array
+      found[f'{classifier}{suffixes[name.removeprefix("linear.")]}'] = array
     found['conv1_w_momentum'] = np.zeros([3], 'f')
   return found
 
 
 def keras(path, arrays, biases, drop_linear=False):
   """keras.applications' layers: groups conv1_conv, conv1_bn, conv2_block1_0_conv …; biases: {conv name: array}."""
-  parts = {'shortcut': 0, 'conv1': 1, 'conv2': 2, 'conv3': 3}
+  numbers = {'shortcut': 0, 'conv1': 1, 'conv2': 2, 'conv3': 3}
   kinds = {'weight': 'gamma', 'bias': 'beta', 'running_mean': 'moving_mean', 'running_var': 'moving_variance'}
   layers: dict[str, dict[str, np.ndarray]] = {'input_1': {}}
   for name, array in arrays.items():
@@ -145,7 +145,7 @@ def keras(path, arrays, biases, drop_linear=False):
         layers.setdefault('predictions', {})['kernel' if name.endswith('weight') else 'bias'] = array.T
       continue
     match = re.fullmatch(r'(?:stem\.conv1|res(\d)\.(\d+)\.(\w+?))\.(norm\.)?(\w+)', name)
-    layer = f'conv{match[1]}_block{int(match[2]) + 1}_{parts[match[3]]}' if match[1] else 'conv1'
+    layer = f'conv{match[1]}_block{int(match[2]) + 1}_{numbers[match[3]]}' if match[1] else 'conv1'
     if match[4]:
       layers.setdefault(f'{layer}_bn', {})[kinds[match[5]]] = array
     else:

@@ -1,7 +1,7 @@
-"""A ResNet in plain NumPy and float64, straight from the papers, and the model that must compute the same.
+"""A ResNet in float64 NumPy, implemented from the papers, and the model that must compute the same features.
 
-The source network takes pixels in its own colour order, mean and standard deviation; its arrays have Detectron2's names
-and layout. What a reader and a loader get wrong (a stride, a padding, an epsilon, a colour) changes the features.
+The source network has its own channel order, mean and standard deviation of pixels; its arrays have Detectron2's names
+and layout. An error of a reader or a loader (a stride, a padding, an epsilon, a channel order) changes the features.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ RGB = dict(channels='rgb', mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 5
 
 
 def random_arrays(norm: str, groups: int = 1, seed: int = 0) -> dict[str, np.ndarray]:
-  """A backbone of depth 14 with a block a stage; norm: 'bn', 'folded' or 'gn'."""
+  """Arrays of a backbone of depth 14, with one block per stage; norm: 'bn', 'folded' or 'gn'."""
   rng = np.random.default_rng(seed)
   arrays = {}
 
@@ -31,7 +31,7 @@ def random_arrays(norm: str, groups: int = 1, seed: int = 0) -> dict[str, np.nda
     arrays[f'{name}.norm.bias'] = rng.normal(0, 0.3, out).astype('f')
     if norm == 'bn':
       arrays[f'{name}.norm.running_mean'] = rng.normal(0, 0.3, out).astype('f')
-      # Small variances among them: there an epsilon matters.
+      # Some variances are small, so that epsilon matters.
       arrays[f'{name}.norm.running_var'] = np.exp(rng.uniform(-6, 1, out)).astype('f')
 
   conv('stem.conv1', WIDTH, 3, 7)
@@ -80,7 +80,7 @@ def features(arrays, image, *, norm, channels, mean, std, stride_in_1x1=False, e
 
 
 def convolve(x, w, stride, padding, groups):
-  """[H, W, C] with w (out, in / groups, h, w), zeros of `padding` on all sides."""
+  """Convolution of [H, W, C] with w (out, in / groups, h, w), zero padding on all sides."""
   x = np.pad(x, [(padding, padding), (padding, padding), (0, 0)])
   windows = np.lib.stride_tricks.sliding_window_view(x, w.shape[2:], (0, 1))[::stride, ::stride]  # [h, w, C, kh, kw]
   into, out = x.shape[2] // groups, len(w) // groups
@@ -90,15 +90,15 @@ def convolve(x, w, stride, padding, groups):
 
 
 def pool(x):
-  """Largest of 3 x 3 with stride 2; borders do not count."""
+  """3 x 3 max pooling with stride 2; the padding is ignored."""
   x = np.pad(x, [(1, 1), (1, 1), (0, 0)], constant_values=-np.inf)
   return np.lib.stride_tricks.sliding_window_view(x, (3, 3), (0, 1))[::2, ::2].max((-1, -2))
 
 
 def group_normalise(x, epsilon, groups=32):
-  parts = x.reshape(*x.shape[:2], groups, -1)
-  mean, variance = parts.mean((0, 1, 3), keepdims=True), parts.var((0, 1, 3), keepdims=True)
-  return ((parts - mean) / np.sqrt(variance + epsilon)).reshape(x.shape)
+  grouped = x.reshape(*x.shape[:2], groups, -1)
+  mean, variance = grouped.mean((0, 1, 3), keepdims=True), grouped.var((0, 1, 3), keepdims=True)
+  return ((grouped - mean) / np.sqrt(variance + epsilon)).reshape(x.shape)
 
 
 def relu(x):
@@ -106,26 +106,26 @@ def relu(x):
 
 
 def detector(norm=group_norm, mean=BGR['mean'][::-1], std=(1.0, 1.0, 1.0), depth=14, **resnet):
-  """A tiny detector whose backbone is built; mean and std as MaskRCNN takes them, in RGB order."""
+  """A tiny detector with a built backbone; mean and std in RGB order."""
   backbone = ResNet(depth, norm=norm, **(dict(stem_width=WIDTH, res2_width=WIDTH, width_per_group=WIDTH) | resnet))
   model = tiny.detector(backbone=backbone, pixel_mean=mean, pixel_std=std)
   tf.function(backbone, autograph=False).get_concrete_function(tf.TensorSpec([1, 64, 64, 3]))
   return model
 
 
-def picture(side: int = 64, seed: int = 7) -> np.ndarray:
+def random_image(side: int = 64, seed: int = 7) -> np.ndarray:
   return np.random.default_rng(seed).integers(0, 256, (side, side, 3)).astype(np.uint8)
 
 
 def computed(model, image):
-  """C2..C5 of a model."""
+  """C2..C5 of a model for an image."""
   sizes = tf.constant([image.shape[:2]], tf.float32)
   return {level: x[0].numpy() for level, x in model.backbone(model.normalise(image[None], sizes)).items()}
 
 
-def check(path, model, expected, image, **told):
-  """Loads the backbone of a file into a model, whose features must be those expected; returns what was loaded."""
-  loaded = PretrainedWeights(str(path), **told)(model)
+def check(path, model, expected, image, **options):
+  """Load the backbone of a file into a model, compare the model's features with those expected; return `Loaded`."""
+  loaded = PretrainedWeights(str(path), **options)(model)
   for level, x in computed(model, image).items():
     scale = np.abs(expected[level]).max()
     np.testing.assert_allclose(x, expected[level], atol=2e-4 * scale, err_msg=level)

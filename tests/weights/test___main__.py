@@ -1,4 +1,4 @@
-"""python -m rethink_tf.weights: what a file holds, and the options that start from it; errors are one line."""
+"""python -m rethink_tf.weights: the description of a file, and the options that use it; errors are one line."""
 
 import os
 import pathlib
@@ -21,14 +21,14 @@ def test_a_file_is_described(tmp_path, capsys):
   assert command.main([str(path)]) == 0
   shown = capsys.readouterr().out
   parameters = sum(array.size for array in arrays.values())
-  for part in ('Detectron .pkl', 'ResNet-14', 'folded', 'bgr', '(122.7717, 115.9465, 102.9801)', 'on the first 1x1',
+  for text in ('Detectron .pkl', 'ResNet-14', 'folded', 'bgr', '(122.7717, 115.9465, 102.9801)', 'on the first 1x1',
                'CC BY-SA', f'{parameters:,} numbers', f'--weights={path}', 'init/imagenet_msra.gin',
                'norms/frozen_bn.gin', "'ResNet.depth = 14'"):
-    assert part in shown, part
+    assert text in shown, text
 
 
 @pytest.mark.parametrize('groups, init', [(1, 'imagenet_torchvision'), (4, 'imagenet_torchvision')])
-def test_the_options_fit_the_file(tmp_path, groups, init):
+def test_options_of_a_file(tmp_path, groups, init):
   path = tmp_path / 'x.pth'
   files.zipped(path, *files.plain(files.torchvision_names(reference.random_arrays('bn', groups)), False))
   options = command.command_line(formats.read(str(path)))

@@ -1,4 +1,4 @@
-"""Detectron's pickles: backbones of each kind compute what they computed, detectors change their background's place."""
+"""Detectron's pickles: backbones compute the features of their source; the background of detectors is moved."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def write(path, blobs, **wrapped):
 def test_a_backbone_gives_the_features_of_its_source(tmp_path, norm, classifier, stride_in_1x1):
   arrays = reference.random_arrays(norm)
   path = write(tmp_path / 'R.pkl', files.detectron_names(arrays, 'gn' if norm == 'gn' else 'bn', classifier))
-  image = reference.picture()
+  image = reference.random_image()
   expected = reference.features(arrays, image, norm=norm, stride_in_1x1=stride_in_1x1, **reference.BGR)
   model = reference.detector(group_norm if norm == 'gn' else frozen_batch_norm, stride_in_1x1=stride_in_1x1)
   reference.check(path, model, expected, image)
@@ -32,7 +32,7 @@ def test_a_backbone_gives_the_features_of_its_source(tmp_path, norm, classifier,
 
 
 def detector_blobs(classes=4):
-  """A whole detector of depth 14 with GroupNorm, in Detectron's words, filled with numbers that tell their place."""
+  """A whole detector of depth 14 with GroupNorm, by Detectron's names, with random values."""
   rng = np.random.default_rng(3)
   blobs = files.detectron_names({name: array for name, array in reference.random_arrays('gn').items()
                                  if not name.startswith('linear')}, 'gn')
@@ -61,7 +61,7 @@ def detector_blobs(classes=4):
   return blobs
 
 
-def test_a_whole_detector_loads_with_its_background_first(tmp_path):
+def test_a_whole_detector_has_its_background_first(tmp_path):
   blobs = detector_blobs()
   path = write(tmp_path / 'model_final.pkl', blobs, cfg='RESNETS:\n  STRIDE_1X1: false\n')
   contents = formats.read(path)
@@ -69,7 +69,7 @@ def test_a_whole_detector_loads_with_its_background_first(tmp_path):
   model = build()
   loaded = PretrainedWeights(path, part='detector')(model)
   assert len(loaded.names) == len(model.variables) and loaded.variables == {id(v) for v in model.variables}
-  predictor = model.box_predictor  # here too class 0 is the background, so its rows stay where they are
+  predictor = model.box_predictor  # class 0 is the background here too, so rows are not moved
   np.testing.assert_array_equal(predictor.classes.kernel.numpy(), blobs['cls_score_w'].T)
   np.testing.assert_array_equal(predictor.classes.bias.numpy(), blobs['cls_score_b'])
   deltas = blobs['bbox_pred_w'][4:].reshape(3, 4, 32)[:, [1, 0, 3, 2]].reshape(12, 32)  # no background; dx first -> dy
@@ -80,13 +80,13 @@ def test_a_whole_detector_loads_with_its_background_first(tmp_path):
                                 blobs['fpn_inner_res5_0_sum_w'][:, :, 0, 0].T)
 
 
-@pytest.mark.parametrize('config, told', [('  STRIDE_1X1: true\n', True), ('x', None), (None, None)])
-def test_strides_of_a_detector_are_in_its_configuration(tmp_path, config, told):
+@pytest.mark.parametrize('config, expected', [('  STRIDE_1X1: true\n', True), ('x', None), (None, None)])
+def test_strides_of_a_detector_are_in_its_configuration(tmp_path, config, expected):
   blobs = {name.replace('_gn_', '_bn_'): array for name, array in detector_blobs().items()}
   content = {'blobs': blobs, 'cfg': config} if config else {'blobs': blobs}
   path = tmp_path / 'm.pkl'
   path.write_bytes(files.python_2_pickle({key: value for key, value in content.items() if value is not None}))
-  assert formats.read(str(path)).stride_in_1x1 is told
+  assert formats.read(str(path)).stride_in_1x1 is expected
 
 
 @pytest.mark.parametrize('name, canonical', [

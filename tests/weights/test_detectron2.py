@@ -1,6 +1,6 @@
-"""Detectron2 checkpoints: layout rules against what they mean, exact names, all or nothing.
+"""Detectron2 checkpoints: layout rules, strict names, and loading of everything or nothing.
 
-That a whole model then computes what Detectron2 computes is shown in tests/test_golden.py.
+tests/test_golden.py compares the results of whole models with Detectron2's.
 """
 
 import functools
@@ -17,9 +17,9 @@ from rethink_tf.weights import detectron2
 from tests import tiny
 
 
-def build(**parts):
-  """A tiny detector with its variables; nothing is computed."""
-  model = tiny.detector(**parts)
+def build(**components):
+  """A tiny detector with its variables, without computing anything."""
+  model = tiny.detector(**components)
   batch = tiny.batch(1)
   tf.function(lambda b: model(b.images, b.image_sizes, labels=b, training=True)).get_concrete_function(batch)
   return model
@@ -31,7 +31,7 @@ def model():
 
 
 def checkpoint(tiny_model, seed=0):
-  """Random arrays by Detectron2's names and layout, for a model: shapes worked out independently of the reader."""
+  """Random arrays by Detectron2's names and layout, for a model; shapes are independent of the reader."""
   rng = np.random.default_rng(seed)
   arrays = {}
   for name, entry in detectron2.table(tiny_model).items():
@@ -64,7 +64,7 @@ def test_every_variable_has_a_name(norm, per_norm):
   assert len({id(entry.variable) for entry in entries.values()}) == len(entries)
 
 
-def test_a_file_is_loaded_whole(tmp_path):
+def test_a_whole_file_is_loaded(tmp_path):
   arrays = checkpoint(model())
   cells = 'proposal_generator.anchor_generator.cell_anchors.0'
   constants = {'pixel_mean': np.zeros([3, 1, 1]), cells: np.zeros([3, 4]),
@@ -87,20 +87,20 @@ def test_differences_are_listed_and_nothing_is_loaded(tmp_path):
   kernel = arrays.pop('backbone.fpn_output3.weight')
   arrays['backbone.fpn_output9.weight'] = kernel
   arrays['roi_heads.box_predictor.cls_score.weight'] = np.zeros([81, 32], np.float16)
-  arrays['roi_heads.box_head.fc1.weight'] = np.zeros([32, 31], np.float16)  # fits no map
+  arrays['roi_heads.box_head.fc1.weight'] = np.zeros([32, 31], np.float16)  # matches no feature map
   before = values(model())
   with pytest.raises(UserError) as error:
     detectron2.load(model(), write(tmp_path, arrays), channels='rgb')
   message = str(error.value)
-  for part in ('1 (backbone.fpn_output3.weight) missing', '1 (backbone.fpn_output9.weight) not in the model',
+  for text in ('1 (backbone.fpn_output3.weight) missing', '1 (backbone.fpn_output9.weight) not in the model',
                'cls_score.weight (81, 32) for (32, 4)', 'fc1.weight (32, 31) for'):
-    assert part in message
+    assert text in message
   assert '\n' not in message
   for a, b in zip(before, values(model()), strict=True):
     np.testing.assert_array_equal(a, b)
 
 
-def test_exceptions_are_named_and_stay_as_they_are(tmp_path):
+def test_exceptions_are_not_loaded(tmp_path):
   arrays = checkpoint(model(), seed=1)
   arrays['roi_heads.box_predictor.cls_score.weight'] = np.zeros([81, 32], np.float16)
   del arrays['roi_heads.box_predictor.cls_score.bias']
@@ -116,7 +116,7 @@ def test_exceptions_are_named_and_stay_as_they_are(tmp_path):
   np.testing.assert_array_equal(classes, before)
 
 
-def test_a_group_norm_file_does_not_fit_a_batch_norm_model(tmp_path):
+def test_group_norm_weights_in_a_batch_norm_model(tmp_path):
   path = write(tmp_path, checkpoint(model()))
   with pytest.raises(UserError, match='running_mean'):
     detectron2.load(build(norm=sync_batch_norm), path, channels='rgb')
@@ -131,25 +131,25 @@ def test_other_files_are_refused(tmp_path, content):
     detectron2.read(str(path))
 
 
-def test_the_order_of_channels_must_be_said():
+def test_unknown_channel_order():
   with pytest.raises(UserError, match="'rgb' or 'bgr'"):
     detectron2.load(model(), 'unread.pkl', channels='BGR')
 
 
-def test_flattened_maps_keep_their_meaning():
-  """W times a map flattened as C, H, W is the converted W times the same map flattened as H, W, C."""
+def test_fully_connected_layers_after_flattened_maps():
+  """W times a map flattened as C, H, W equals the converted W times the same map flattened as H, W, C."""
   rng = np.random.default_rng(0)
   w, x = rng.normal(size=(6, 5 * 9)), rng.normal(size=(5, 3, 3))  # C = 5
   np.testing.assert_allclose(x.transpose(1, 2, 0).ravel() @ detectron2.flattened(w, 3), w @ x.ravel(), atol=1e-12)
 
 
-def test_deltas_and_classes_change_places():
+def test_deltas_and_classes_are_reordered():
   rows = np.array([f'{box}{delta}' for box in 'ab' for delta in ('dx', 'dy', 'dw', 'dh')])
   assert detectron2.swap_deltas(rows).tolist() == ['ady', 'adx', 'adh', 'adw', 'bdy', 'bdx', 'bdh', 'bdw']
   assert detectron2.background_first(np.array(['cat', 'dog', 'background'])).tolist() == ['background', 'cat', 'dog']
 
 
-def test_a_deconvolution_is_torchs():
+def test_deconvolution_is_that_of_torch():
   """out[o, 2y + i, 2x + j] = sum over c of in[c, y, x] · w[c, o, i, j]."""
   rng = np.random.default_rng(0)
   w, x = rng.normal(size=(3, 4, 2, 2)).astype('f'), rng.normal(size=(3, 5, 6)).astype('f')

@@ -1,4 +1,4 @@
-"""The format is told by the content; what is no weight file is one line."""
+"""The format is detected from the content; errors of other files are one line."""
 
 import os
 import pickle
@@ -17,38 +17,38 @@ class Attack:
     return os.system, ('touch attacked',)
 
 
-def refused(path, said):
-  with pytest.raises(UserError, match=said) as error:
+def refused(path, message):
+  with pytest.raises(UserError, match=message) as error:
     formats.read(str(path))
   assert '\n' not in str(error.value) and str(path) in str(error.value)
 
 
-@pytest.mark.parametrize('content, said', [
-  (b'', 'is empty'), (b'<!DOCTYPE html><html>', 'web page'), (b'\x00' * 2000, 'no format that is known'),
-  (b'\x93NUMPY' + bytes(100), 'no format that is known'), (b'PK\x03\x04' + bytes(100), 'not a complete zip'),
+@pytest.mark.parametrize('content, message', [
+  (b'', 'is empty'), (b'<!DOCTYPE html><html>', 'web page'), (b'\x00' * 2000, 'unknown format'),
+  (b'\x93NUMPY' + bytes(100), 'unknown format'), (b'PK\x03\x04' + bytes(100), 'not a complete zip'),
   (b'\x89HDF\r\n\x1a\n' + bytes(100), 'not a complete HDF5'), (b'\x80\x02', 'not a complete pickle'),
   (pickle.dumps([1, 2]), 'no dictionary of arrays'), (pickle.dumps({}), 'no dictionary of arrays'),
-  (pickle.dumps({'model': {'w': np.zeros(3)}}), 'of no network that is known'),
+  (pickle.dumps({'model': {'w': np.zeros(3)}}), 'belong to no known network'),
   (pickle.dumps({'model': {'stem.conv1.weight': 'text'}}), 'not an array of numbers'),
-  (pickle.dumps({'blobs': [1]}), 'no dictionary'), (pickle.dumps({'conv1_w': {}}), 'not an array of numbers'),
+  (pickle.dumps({'blobs': [1]}), 'not a dictionary'), (pickle.dumps({'conv1_w': {}}), 'not an array of numbers'),
   (pickle.dumps({'conv1_w': np.zeros([64, 3, 7, 7])}), 'no ResNet backbone'),
   (pickle.dumps({'conv1_w': np.zeros(3), 'cls_score_w': np.float32(3), 'bbox_pred_b': np.float32(3)}), 'no ResNet'),
-  (pickle.dumps({'model': {'\x1b[2J': np.zeros(3)}}), 'no name of an array'),
-  (pickle.dumps({'model': {'stem.conv1.weight': np.zeros(3), 'a\nb': np.zeros(3)}}), 'no name of an array'),
-  (pickle.dumps({'model': {'res2.' + '9' * 5000 + '.x': np.zeros(3)}}), 'no name of an array'),
-  (pickle.dumps({'model': {7: np.zeros(3)}}), "'int' is no name of an array"),
-  (pickle.dumps({'blobs': {'conv1_w': np.zeros(3), 'x\n_momentum': np.zeros(3)}}), 'no name of an array'),
+  (pickle.dumps({'model': {'\x1b[2J': np.zeros(3)}}), 'not the name of an array'),
+  (pickle.dumps({'model': {'stem.conv1.weight': np.zeros(3), 'a\nb': np.zeros(3)}}), 'not the name of an array'),
+  (pickle.dumps({'model': {'res2.' + '9' * 5000 + '.x': np.zeros(3)}}), 'not the name of an array'),
+  (pickle.dumps({'model': {7: np.zeros(3)}}), "'int' is not the name of an array"),
+  (pickle.dumps({'blobs': {'conv1_w': np.zeros(3), 'x\n_momentum': np.zeros(3)}}), 'not the name of an array'),
   (pickle.dumps({'w': Attack()}), r'refers to .*system'),
 ])
-def test_what_is_no_weight_file(tmp_path, monkeypatch, content, said):
+def test_files_that_are_not_weight_files(tmp_path, monkeypatch, content, message):
   monkeypatch.chdir(tmp_path)
   path = tmp_path / 'weights.bin'
   path.write_bytes(content)
-  refused(path, said)
+  refused(path, message)
   assert not (tmp_path / 'attacked').exists()
 
 
-def test_missing_files_and_torchs_oldest_container(tmp_path):
+def test_missing_files_and_the_oldest_format_of_torch(tmp_path):
   refused(tmp_path / 'none.pth', 'no such file')
   (tmp_path / 'storages').write_bytes(b'x')
   with tarfile.open(tmp_path / 'old.pth', 'w', format=tarfile.USTAR_FORMAT) as archive:
@@ -56,7 +56,7 @@ def test_missing_files_and_torchs_oldest_container(tmp_path):
   refused(tmp_path / 'old.pth', 'tar container')
 
 
-def test_blocks_of_two_convolutions_are_refused(tmp_path):
+def test_basic_blocks_are_refused(tmp_path):
   arrays = {name: array for name, array in files.torchvision_names(reference.random_arrays('bn')).items()
             if 'conv3' not in name and 'bn3' not in name}
   path = tmp_path / 'resnet18.pth'

@@ -1,4 +1,4 @@
-"""keras.applications' files: biases, their epsilon, Caffe's colours and strides on the first 1x1."""
+"""Files of keras.applications: biases, epsilon, Caffe's channel order and strides on the first 1x1."""
 
 import h5py
 import numpy as np
@@ -17,22 +17,22 @@ def with_biases(arrays, seed=5):
 
 
 @pytest.mark.parametrize('norm, notop', [(frozen_batch_norm, False), (sync_batch_norm, True)])
-def test_a_file_gives_the_features_of_its_source(tmp_path, norm, notop):
+def test_features_are_those_of_the_source(tmp_path, norm, notop):
   arrays = reference.random_arrays('bn')
   biases = with_biases(arrays)
   path = tmp_path / 'resnet.h5'
   files.keras(path, arrays, biases, notop)
-  image = reference.picture()
+  image = reference.random_image()
   source = arrays | {f'{name}.bias': bias for name, bias in biases.items()}
   expected = reference.features(source, image, norm='bn', epsilon=1.001e-5, stride_in_1x1=True, **reference.CAFFE)
   model = reference.detector(norm, reference.CAFFE['mean'][::-1], stride_in_1x1=True)
   reference.check(path, model, expected, image)
 
 
-@pytest.mark.parametrize('layers, said', [
+@pytest.mark.parametrize('layers, message', [
   (['conv1_conv', 'conv2_block1_preact_bn'], 'V2'), (['conv1_conv', 'conv2_block1_2_conv/depthwise_kernel'], 'ResNeXt'),
   (['dense_1'], 'conv1_conv')])
-def test_other_networks_are_refused(tmp_path, layers, said):
+def test_other_networks_are_refused(tmp_path, layers, message):
   path = tmp_path / 'other.h5'
   with h5py.File(path, 'w') as file:
     file.attrs['layer_names'] = [layer.split('/')[0].encode() for layer in layers]
@@ -42,12 +42,12 @@ def test_other_networks_are_refused(tmp_path, layers, said):
       group = file.create_group(name)
       group.attrs['weight_names'] = [weight.encode()]
       group.create_dataset(weight, data=np.zeros([1, 1, 3, 3], 'f'))
-  with pytest.raises(UserError, match=said) as error:
+  with pytest.raises(UserError, match=message) as error:
     formats.read(str(path))
   assert '\n' not in str(error.value)
 
 
-def test_a_file_may_not_reach_into_another_one(tmp_path):
+def test_data_sets_in_other_files_are_refused(tmp_path):
   (tmp_path / 'secret').write_bytes(bytes(64))
   path = tmp_path / 'link.h5'
   with h5py.File(path, 'w') as file:

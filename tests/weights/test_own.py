@@ -1,4 +1,4 @@
-"""Our own runs: whole detectors, their backbones and pre-trained classifiers, by the paths of their variables."""
+"""Run folders: whole detectors, their backbones and pre-trained classifiers, by the paths of their variables."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from rethink_tf.models.resnet import ResNet
 from rethink_tf.storage.checkpoints import RunCheckpoints
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.weights import formats, own
-from rethink_tf.weights.pretrained import PretrainedWeights
+from rethink_tf.weights.pretrained import PretrainedWeights, sha256
 from tests.weights import reference
 from tests.weights.test_detectron2 import build
 
@@ -69,11 +69,11 @@ def test_the_backbone_of_a_detector(detector_run):
     np.testing.assert_array_equal(a, b)
 
 
-def test_a_classifier_hands_its_backbone_over(tmp_path):
+def test_the_backbone_of_a_classifier(tmp_path):
   def resnet(name='backbone'):
     return ResNet(14, norm=sync_batch_norm, stem_width=32, res2_width=32, width_per_group=32, name=name)
-  source, again = Classifier(5, resnet()), Classifier(5, resnet())
-  for classifier in (source, again):
+  source, other = Classifier(5, resnet()), Classifier(5, resnet())
+  for classifier in (source, other):
     classifier(np.zeros([1, 64, 64, 3], np.uint8), tf.constant([[64.0, 64.0]]))
   scatter(source, 2)
   path = save(tmp_path, source, steps=(1, 2), config=CONFIG.replace('MaskRCNN', 'Classifier'))
@@ -82,12 +82,12 @@ def test_a_classifier_hands_its_backbone_over(tmp_path):
   assert loaded.variables == {id(v) for v in model.backbone.variables}
   for a, b in zip(source.backbone.variables, model.backbone.variables, strict=True):
     np.testing.assert_array_equal(a, b)
-  PretrainedWeights(path, part='classifier')(again)
-  np.testing.assert_array_equal(again.linear.kernel, source.linear.kernel)
+  PretrainedWeights(path, part='classifier')(other)
+  np.testing.assert_array_equal(other.linear.kernel, source.linear.kernel)
   assert 'step-00000002' in formats.read(path).format
 
 
-def test_what_the_run_was_trained_with_is_compared(tmp_path):
+def test_strides_and_pixel_means_of_the_run_are_compared(tmp_path):
   model = build()
   path = save(tmp_path, model, config=CONFIG.replace('122.7717', '100.0').replace('1x1 = False', '1x1 = True'))
   with pytest.raises(UserError, match='ResNet.stride_in_1x1 = True'):
@@ -97,14 +97,36 @@ def test_what_the_run_was_trained_with_is_compared(tmp_path):
     PretrainedWeights(path, part='detector')(model)
 
 
-def test_the_newest_complete_checkpoint_counts(tmp_path):
-  model = build()
-  path = save(tmp_path, model, steps=(1, 2, 10))
-  assert own.newest_step(path).endswith('step-00000010')
-  data = next((tmp_path / 'checkpoints' / 'step-00000010').glob('*.data-*'))
-  data.write_bytes(data.read_bytes()[:-1])
-  assert own.newest_step(path).endswith('step-00000002')
-  assert formats.read(f'{path}/checkpoints/step-00000002').kind == 'detector'
+def test_the_newest_checkpoint_is_read(tmp_path):
+  path = save(tmp_path, build(), steps=(1, 2, 10))
+  assert formats.read(path).checkpoint == f'{path}/checkpoints/step-00000010'
+  folder = f'{path}/checkpoints/step-00000002'
+  assert formats.read(folder).checkpoint == folder and formats.read(folder).kind == 'detector'
+
+
+def truncate(data):
+  return data[:-1]
+
+
+def flip_a_byte(data):
+  return data[:len(data) // 2] + bytes([data[len(data) // 2] ^ 255]) + data[len(data) // 2 + 1:]
+
+
+@pytest.mark.parametrize('name', ['weights.data-00000-of-00001', 'weights.index', 'manifest.json'])
+@pytest.mark.parametrize('damage', [truncate, flip_a_byte])
+def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, name, damage):
+  """Weights and recorded checksum are those of the checkpoint before."""
+  model, fresh = build(), build()
+  path = save(tmp_path, model, steps=(1,))
+  expected = [v.numpy() for v in model.variables]
+  scatter(model, 3)
+  save(tmp_path, model, steps=(2,))
+  file = tmp_path / 'checkpoints/step-00000002' / name
+  file.write_bytes(damage(file.read_bytes()))
+  loaded = PretrainedWeights(path, part='detector')(fresh)
+  for a, b in zip(expected, fresh.variables, strict=True):
+    np.testing.assert_array_equal(a, b)
+  assert 'step-00000001' in loaded.format and loaded.sha256 == sha256(f'{path}/checkpoints/step-00000001')
 
 
 def test_a_folder_without_a_checkpoint(tmp_path):
@@ -119,15 +141,5 @@ def test_a_folder_without_a_checkpoint(tmp_path):
   ('MaskRCNN.pixel_std = (1, 2, "x")', 'pixel_std'), ('MaskRCNN.pixel_std = ' + '-' * 100_000 + '1', 'pixel_std'),
   ('MaskRCNN.pixel_mean = ' + '(' * 150, 'pixel_mean'), ('sync_batch_norm.epsilon = None', 'epsilon'),
   ('sync_batch_norm.epsilon = -1', 'epsilon')], ids=range(9))
-def test_bindings_of_other_types_tell_nothing(line, field):
+def test_bindings_of_invalid_values_are_ignored(line, field):
   assert own._bound(f'{line}\n', field) is None
-
-
-@pytest.mark.parametrize('manifest', ['[' * 100_000, '{"files": {"../../x": 5}}', '{"files": []}', '[]',
-                                      '{"files": {"a": "b"}}'])
-def test_a_manifest_that_is_none(tmp_path, manifest):
-  folder = tmp_path / 'checkpoints/step-00000001'
-  folder.mkdir(parents=True)
-  (tmp_path / 'x').write_text('12345')
-  (folder / 'manifest.json').write_text(manifest)
-  assert not own.is_complete(str(folder)) and own.newest_step(str(tmp_path)) is None

@@ -1,4 +1,4 @@
-"""The restricted unpickler: arrays come through, anything that could run does not."""
+"""The restricted unpickler: arrays are read, anything that could run code is refused."""
 
 import collections
 import os
@@ -20,7 +20,7 @@ def write(tmp_path, content):
 
 
 @pytest.mark.parametrize('protocol', range(6))
-def test_arrays_come_through(tmp_path, protocol):
+def test_arrays_are_read(tmp_path, protocol):
   content = {
     'model': {'a': np.arange(6, dtype=np.float16).reshape(2, 3), 'b': np.float32(3)},
     'order': np.asfortranarray(np.arange(6.0).reshape(2, 3)), 'list': [1, 2.5, 'x', None, True, (1, b'y')]}
@@ -33,7 +33,7 @@ def test_arrays_come_through(tmp_path, protocol):
 
 
 def test_python_2_files_with_numpy_1_names(tmp_path):
-  """What Python 2 wrote: byte strings, and the module as it was called then."""
+  """Byte strings, and NumPy's modules by their names of that time."""
   content = (b'\x80\x02}U\x03b\xe9ccnumpy.core.multiarray\nscalar\ncnumpy\ndtype\nU\x02f4K\x00K\x01\x87R'
              b'(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tbU\x04\x00\x00\x80?\x86Rs.')
   read = pickles.load(write(tmp_path, content))
@@ -56,7 +56,7 @@ class Attack:
   (collections.OrderedDict(a=1), 'collections.OrderedDict'), (np.random.default_rng(0), 'numpy'),
 ])
 @pytest.mark.parametrize('protocol', [0, 2, 4])
-def test_whatever_could_run_is_refused_by_name(tmp_path, monkeypatch, attack, name, protocol):
+def test_code_is_refused_by_name(tmp_path, monkeypatch, attack, name, protocol):
   monkeypatch.chdir(tmp_path)
   path = write(tmp_path, pickle.dumps({'model': {'w': attack}}, protocol=protocol))
   with pytest.raises(UserError, match=r'refers to .*could run code') as error:
@@ -67,8 +67,8 @@ def test_whatever_could_run_is_refused_by_name(tmp_path, monkeypatch, attack, na
   assert not (tmp_path / 'attacked').exists()
 
 
-def test_names_reached_through_dots_are_refused(tmp_path):
-  """Protocol 4 may ask for an attribute of an attribute."""
+def test_dotted_names_are_refused(tmp_path):
+  """Protocol 4 can refer to an attribute of an attribute."""
   with pytest.raises(UserError, match=r'refers to numpy\.ndarray\.tofile'):
     pickles.load(write(tmp_path, b'\x80\x04\x8c\x05numpy\x8c\x0endarray.tofile\x93.'))
 
@@ -87,7 +87,7 @@ def test_missing_files_give_one_line(tmp_path):
   assert 'none.pkl' in str(error.value)
 
 
-# Programs of a few bytes that would take all memory, all time, or reach around the stand-ins.
+# Programs of a few bytes that would use all memory, run forever, or bypass the placeholders.
 
 EMPTY_ARRAY = b'cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR'
 TWICE = b''.join(b'(h' + bytes([i]) + b'h' + bytes([i]) + b'lq' + bytes([i + 1]) for i in range(60))
@@ -97,12 +97,12 @@ def state(shape=b'(K\x02t', dtype=b'cnumpy\ndtype\n(U\x02f4K\x00K\x01tR', raw=b'
   return EMPTY_ARRAY + b'(K\x01' + shape + dtype + b'\x89' + raw + b'tb'
 
 
-def test_an_array_by_hand_is_read(tmp_path):
+def test_a_handwritten_array_is_read(tmp_path):
   np.testing.assert_array_equal(pickles.load(write(tmp_path, b'\x80\x02' + state() + b'.')), np.zeros(2, 'f'))
 
 
-@pytest.mark.parametrize('program, said', [
-  (b'}r\xff\xff\xff\x7f', None),  # a place in the memo for which C's unpickler takes 32 GB
+@pytest.mark.parametrize('program, message', [
+  (b'}r\xff\xff\xff\x7f', None),  # an index of the memo for which the C unpickler allocates 32 GB
   (b'\x8e' + struct.pack('<Q', 1 << 40), 'ends too early'), (b'T\xff\xff\xff\x7f', 'ends too early'),
   (b'\x96' + struct.pack('<Q', 1 << 62), 'MemoryError|ends too early'),
   (state(shape=b'(\x8a\x06\x00\x00\x00\x00\x00\x01t'), 'shape and bytes disagree'),
@@ -113,19 +113,19 @@ def test_an_array_by_hand_is_read(tmp_path):
   (b'(l' * 200 + b'a' * 199, 'over 100 deep'),
 ], ids=['memo', 'length', 'py2 length', 'bytearray', 'shape', 'negative', 'no dtype', 'no state', 'references',
         'itself', 'deep'])
-def test_bombs_are_harmless(tmp_path, program, said):
+def test_bombs_are_harmless(tmp_path, program, message):
   before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   path = write(tmp_path, b'\x80\x02' + program + b'.')
-  if said is None:
+  if message is None:
     assert pickles.load(path) is not None
   else:
-    with pytest.raises(UserError, match=f'not a complete pickle.*({said})'):
+    with pytest.raises(UserError, match=f'not a complete pickle.*({message})'):
       pickles.load(path)
   assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 << 10
 
 
-@pytest.mark.parametrize('program, said', [
-  (b'}(K\x01K\x01tq\x00' + TWICE.replace(b'l', b't') + b'Ns', "keys of type 'tuple'"),  # hashed for ever
+@pytest.mark.parametrize('program, message', [
+  (b'}(K\x01K\x01tq\x00' + TWICE.replace(b'l', b't') + b'Ns', "keys of type 'tuple'"),  # hashed forever
   (b'\x8f(K\x01\x90', 'objects of classes, or sets'), (b'\x82\x01', 'objects of classes'),
   (b'cnumpy\nndarray\n)\x81', 'objects of classes'), (b'(cnumpy\ndtype\n(U\x02f4o', 'objects of classes'),
   (b'cnumpy.core.multiarray\n_reconstruct\n(}}U\x0c__defaults__)stb', "the state of 'function'"),
@@ -136,7 +136,7 @@ def test_bombs_are_harmless(tmp_path, program, said):
   (b'cos\n' + b'\x1b[2J' * 100 + b'\n', r'os\.'),
 ], ids=['tuples', 'set', 'extension', 'new object', 'object', 'state of a function', 'state of a class', 'objects',
         'records', 'codec', 'long name'])
-def test_what_plain_data_does_not_need_is_refused(tmp_path, program, said):
-  with pytest.raises(UserError, match=f'refers to .*{said}.*could run code') as error:
+def test_operations_that_plain_data_does_not_need_are_refused(tmp_path, program, message):
+  with pytest.raises(UserError, match=f'refers to .*{message}.*could run code') as error:
     pickles.load(write(tmp_path, b'\x80\x02' + program + b'.'))
   assert len(str(error.value)) < 400 and str(error.value).isprintable()

@@ -1,10 +1,14 @@
-"""The switch to cascade: a plain run's weights, iteration and counters into a detector with more stages."""
+"""The switch to cascade: weights, iteration and counters of a run without cascade for a detector with more stages."""
+
+import json
+import shutil
 
 import numpy as np
 import pytest
 import tf_keras
 
 from rethink_tf.errors import UserError
+from rethink_tf.storage import manifests
 from rethink_tf.storage.checkpoints import RunCheckpoints
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.training.losses import MaskRCNNLoss
@@ -16,9 +20,9 @@ from tests import tiny
 PROGRESS = {'images': 48, 'instances': 100, 'pixels': 5000}
 
 
-def make(seed, **parts):
+def make(seed, **components):
   tf_keras.utils.set_random_seed(seed)
-  trainer = Trainer(tiny.detector(**parts), MaskRCNNLoss())
+  trainer = Trainer(tiny.detector(**components), MaskRCNNLoss())
   trainer.compile(SGD(0.01))
   trainer.make_variables(tiny.batch(1))
   return trainer
@@ -39,7 +43,7 @@ def cascaded():
   return make(2, cascade=tiny.cascade()).detector
 
 
-def test_every_stage_starts_as_the_first(plain, cascaded):
+def test_every_stage_starts_with_the_weights_of_the_first(plain, cascaded):
   detector, folder = plain
   loaded = PlainRun(folder)(cascaded)
   assert loaded.step == 3 and loaded.progress == PROGRESS
@@ -51,12 +55,12 @@ def test_every_stage_starts_as_the_first(plain, cascaded):
   for predictor in (cascaded.box_predictor, *cascaded.cascade.predictors):
     np.testing.assert_array_equal(predictor.classes.kernel, detector.box_predictor.classes.kernel)
     np.testing.assert_allclose(predictor.deltas.kernel, deltas, atol=1e-7)
-  for part in ('backbone', 'fpn', 'rpn_head', 'mask_head', 'mask_predictor'):
-    for ours, theirs in zip(getattr(cascaded, part).variables, getattr(detector, part).variables, strict=True):
+  for name in ('backbone', 'fpn', 'rpn_head', 'mask_head', 'mask_predictor'):
+    for ours, theirs in zip(getattr(cascaded, name).variables, getattr(detector, name).variables, strict=True):
       np.testing.assert_array_equal(ours, theirs)
 
 
-def test_further_stages_may_stay_random(plain, cascaded):
+def test_further_stages_can_keep_random_weights(plain, cascaded):
   detector, folder = plain
   later = [*cascaded.cascade.heads, *cascaded.cascade.predictors]
   before = [v.numpy() for layer in later for v in layer.variables]
@@ -68,11 +72,11 @@ def test_further_stages_may_stay_random(plain, cascaded):
   np.testing.assert_array_equal(cascaded.box_predictor.classes.kernel, detector.box_predictor.classes.kernel)
 
 
-def test_a_checkpoint_of_the_run_can_be_named(plain, cascaded):
+def test_one_checkpoint_of_the_run_is_loaded(plain, cascaded):
   assert PlainRun(f'{plain[1]}/checkpoints/step-00000003')(cascaded).step == 3
 
 
-def test_mistakes_are_named(plain, cascaded, tmp_path):
+def test_errors(plain, cascaded, tmp_path):
   with pytest.raises(UserError, match='loads weights into a cascade'):
     PlainRun(plain[1])(make(3).detector)
   with pytest.raises(UserError, match="heads = 'mean'"):
@@ -84,11 +88,12 @@ def test_mistakes_are_named(plain, cascaded, tmp_path):
 
 
 @pytest.mark.parametrize('fields', [{'step': 'x'}, {'step': -1}, {'step': None}, {'state': {'progress': 7}}], ids=str)
-def test_a_manifest_that_does_not_tell_the_iteration(plain, cascaded, tmp_path, fields):
-  import json
-  import shutil
-  shutil.copytree(plain[1], tmp_path / 'run')
-  path = tmp_path / 'run/checkpoints/step-00000003/manifest.json'
-  path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-  with pytest.raises(UserError, match='does not tell its iteration'):
-    PlainRun(str(tmp_path / 'run'))(cascaded)
+def test_a_manifest_without_an_iteration(plain, cascaded, tmp_path, fields):
+  folder = tmp_path / 'checkpoint'
+  shutil.copytree(f'{plain[1]}/checkpoints/step-00000003', folder)
+  manifest = json.loads((folder / 'manifest.json').read_text()) | fields
+  del manifest['checksum']
+  manifest['checksum'] = manifests.checksum(manifest)
+  (folder / 'manifest.json').write_text(json.dumps(manifest))
+  with pytest.raises(UserError, match='does not record an iteration'):
+    PlainRun(str(folder))(cascaded)

@@ -1,4 +1,4 @@
-"""Loading is strict, and only into a model that fits what the file brings: each misfit is one line with the fix."""
+"""Loading is strict, and only into a model that matches the file: each mismatch is one line with the fix."""
 
 import functools
 import pickle
@@ -31,46 +31,46 @@ def folded(tmp_path):
   return str(path)
 
 
-def refused(weights, model, said):
+def refused(weights, model, message):
   before = [v.numpy() for v in model.variables]
-  with pytest.raises(UserError, match=said) as error:
+  with pytest.raises(UserError, match=message) as error:
     weights(model)
   assert '\n' not in str(error.value) and weights.path in str(error.value)
   for a, b in zip(before, model.variables, strict=True):
     np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize('file, norm, said', [
+@pytest.mark.parametrize('file, norm, message', [
   ('folded', sync_batch_norm, 'folded BatchNorm.*frozen_batch_norm.*unfolded'), ('folded', group_norm, 'folded'),
   ('bn', group_norm, 'syncbn.gin'), ('bn', no_norm, 'BatchNorm'), ('gn', sync_batch_norm, 'gn.gin|group_norm'),
 ])
-def test_norms_that_do_not_fit(tmp_path, file, norm, said):
+def test_norms_that_do_not_match(tmp_path, file, norm, message):
   path = folded(tmp_path) if file == 'folded' else pkl(tmp_path, file)
   model = reference.detector(norm, stride_in_1x1=True)
-  refused(PretrainedWeights(path, channels='bgr', stride_in_1x1=True), model, said)
+  refused(PretrainedWeights(path, channels='bgr', stride_in_1x1=True), model, message)
 
 
 def test_folded_batch_norm_is_exact_in_a_frozen_one(tmp_path):
-  image, arrays = reference.picture(), reference.random_arrays('folded')
+  image, arrays = reference.random_image(), reference.random_arrays('folded')
   expected = reference.features(arrays, image, norm='folded', stride_in_1x1=True, **reference.BGR)
   model = reference.detector(frozen_batch_norm, stride_in_1x1=True)
   loaded = reference.check(folded(tmp_path), model, expected, image)
   assert {id(v) for v in model.backbone.variables} == loaded.variables  # statistics too
 
 
-def test_detectron2_files_do_not_tell_colours_and_strides(tmp_path):
+def test_detectron2_files_record_no_channel_order_and_strides(tmp_path):
   path, model = pkl(tmp_path, 'bn'), reference.detector(sync_batch_norm)
   refused(PretrainedWeights(path), model, 'PretrainedWeights.channels')
   refused(PretrainedWeights(path, channels='bgr'), model, 'PretrainedWeights.stride_in_1x1')
-  image, arrays = reference.picture(), reference.random_arrays('bn')
+  image, arrays = reference.random_image(), reference.random_arrays('bn')
   expected = reference.features(arrays, image, norm='bn', **reference.BGR)
   reference.check(path, model, expected, image, channels='bgr', stride_in_1x1=False)
 
 
-def test_a_detectron2_file_with_its_own_mean_tells_its_colours(tmp_path):
+def test_the_mean_in_a_detectron2_file_gives_its_channel_order(tmp_path):
   path = pkl(tmp_path, 'gn', pixel_mean=np.float32([103.53, 116.28, 123.675]).reshape(3, 1, 1),
              pixel_std=np.float32([57.375, 57.12, 58.395]).reshape(3, 1, 1))
-  image = reference.picture()
+  image = reference.random_image()
   source = dict(channels='bgr', mean=(103.53, 116.28, 123.675), std=(57.375, 57.12, 58.395))
   expected = reference.features(reference.random_arrays('gn'), image, norm='gn', **source)
   model = reference.detector(group_norm, source['mean'][::-1], source['std'][::-1])
@@ -90,45 +90,45 @@ def test_strides_pixels_and_widths_are_compared(tmp_path):
   refused(weights, reference.detector(frozen_batch_norm, res2_width=64), 'ResNet.res2_width = 32')
 
 
-def test_a_detector_is_no_backbone_and_the_other_way_round(tmp_path):
+def test_detectors_and_backbones_are_distinguished(tmp_path):
   model = build()
   path = tmp_path / 'detector.pkl'
   path.write_bytes(pickle.dumps({'model': checkpoint(model), '__author__': 'x'}))
-  told = dict(channels='rgb', stride_in_1x1=False)
-  refused(PretrainedWeights(str(path), **told), model, "whole detector: set PretrainedWeights.part = 'detector'")
-  refused(PretrainedWeights(pkl(tmp_path, 'gn'), part='detector', **told), model, 'a backbone and no detector')
-  refused(PretrainedWeights(pkl(tmp_path, 'gn'), part='classifier', **told), model, 'has no classifier')
-  loaded = PretrainedWeights(str(path), part='detector_backbone', **told)(model)
+  options = dict(channels='rgb', stride_in_1x1=False)
+  refused(PretrainedWeights(str(path), **options), model, "whole detector: set PretrainedWeights.part = 'detector'")
+  refused(PretrainedWeights(pkl(tmp_path, 'gn'), part='detector', **options), model, 'a backbone and no detector')
+  refused(PretrainedWeights(pkl(tmp_path, 'gn'), part='classifier', **options), model, 'has no classifier')
+  loaded = PretrainedWeights(str(path), part='detector_backbone', **options)(model)
   assert loaded.variables == {id(v) for v in model.backbone.variables}
 
 
-def test_names_that_differ_stop_the_run_unless_they_are_named(tmp_path):
+def test_names_that_differ_are_errors_unless_excepted(tmp_path):
   path = pkl(tmp_path, 'gn', **{'stem.attention.weight': np.zeros(3, 'f')})
-  model, told = reference.detector(), dict(channels='bgr', stride_in_1x1=False)
-  refused(PretrainedWeights(path, **told), model, r'1 \(stem.attention.weight\) not in the model')
-  PretrainedWeights(path, ignore=['stem.attention.*'], **told)(model)
-  refused(PretrainedWeights(path, ignore=['stem.atention.*'], **told), model, 'matches no name')
-  kept = model.backbone.stem.conv.kernel.numpy() + 1
-  model.backbone.stem.conv.kernel.assign(kept)
-  loaded = PretrainedWeights(path, new=['stem.*'], **told)(model)
-  np.testing.assert_array_equal(model.backbone.stem.conv.kernel, kept)
+  model, options = reference.detector(), dict(channels='bgr', stride_in_1x1=False)
+  refused(PretrainedWeights(path, **options), model, r'1 \(stem.attention.weight\) not in the model')
+  PretrainedWeights(path, ignore=['stem.attention.*'], **options)(model)
+  refused(PretrainedWeights(path, ignore=['stem.atention.*'], **options), model, 'matches no name')
+  initial = model.backbone.stem.conv.kernel.numpy() + 1
+  model.backbone.stem.conv.kernel.assign(initial)
+  loaded = PretrainedWeights(path, new=['stem.*'], **options)(model)
+  np.testing.assert_array_equal(model.backbone.stem.conv.kernel, initial)
   assert not any(name.startswith('stem') for name in loaded.names)
 
 
-def test_numbers_that_are_not_finite_are_refused(tmp_path):
+def test_non_finite_values_are_refused(tmp_path):
   path = pkl(tmp_path, 'gn', **{'res2.0.conv1.norm.bias': np.full(32, np.nan, 'f')})
-  with pytest.raises(UserError, match='res2.0.conv1.norm.bias holds numbers that are not finite'):
+  with pytest.raises(UserError, match='res2.0.conv1.norm.bias holds non-finite values'):
     PretrainedWeights(path, channels='bgr', stride_in_1x1=False)(reference.detector())
 
 
-@pytest.mark.parametrize('wrong, said', [
+@pytest.mark.parametrize('wrong, message', [
   (dict(part='head'), 'part'), (dict(channels='BGR'), 'channels'), (dict(path=None), '--weights=FILE')])
-def test_arguments(wrong, said):
-  with pytest.raises(UserError, match=said):
+def test_arguments(wrong, message):
+  with pytest.raises(UserError, match=message):
     PretrainedWeights(**(dict(path='x') | wrong))
 
 
-def test_the_record_names_the_very_file(tmp_path):
+def test_the_record_has_the_checksum_of_the_file(tmp_path):
   (tmp_path / 'x').write_bytes(b'abc')
   assert sha256(str(tmp_path / 'x')) == 'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad'
 
@@ -142,9 +142,9 @@ def test_the_record_holds_no_password():
 
 
 @pytest.mark.parametrize('count, shared', [(2, False), (3, True)])
-def test_a_composite_starts_each_backbone_from_the_same_file(tmp_path, count, shared):
-  """And the connectors stay as they were made: with them at zero, the lead gives the features of the file."""
-  image, arrays = reference.picture(), reference.random_arrays('gn')
+def test_every_backbone_of_a_composite_loads_the_same_file(tmp_path, count, shared):
+  """The connectors are not loaded: with them at zero, the lead computes the features of the file."""
+  image, arrays = reference.random_image(), reference.random_arrays('gn')
   expected = reference.features(arrays, image, norm='gn', **reference.RGB)
   single = functools.partial(ResNet, 14, stem_width=32, res2_width=32, width_per_group=32)
   model = tiny.detector(backbone=CBNet(single, count=count, shared_stem=shared), pixel_mean=reference.RGB['mean'],

@@ -1,4 +1,4 @@
-"""Safetensors: the source's features; headers that lie are refused in one line."""
+"""Safetensors: the features of the source; forged headers are refused with one line."""
 
 import json
 import struct
@@ -13,11 +13,11 @@ from rethink_tf.weights import formats, safetensors_files
 from tests.weights import files, reference
 
 
-def test_a_file_gives_the_features_of_its_source(tmp_path):
+def test_features_are_those_of_the_source(tmp_path):
   arrays = reference.random_arrays('bn')
   path = tmp_path / 'model.safetensors'
   safetensors.numpy.save_file(files.torchvision_names(arrays), path, {'format': 'pt'})
-  image = reference.picture()
+  image = reference.random_image()
   expected = reference.features(arrays, image, norm='bn', **reference.RGB)
   model = reference.detector(frozen_batch_norm, reference.RGB['mean'], reference.RGB['std'])
   reference.check(path, model, expected, image)
@@ -40,10 +40,10 @@ def test_half_precisions(tmp_path):
   ({'a': ('F32', [4], [0, 16])}, None),  # longer than the file
   ({'a': ('F32', [3], [0, 8])}, None),  # shape and bytes differ
   ({'a': ('F32', [1 << 40, 1 << 40], [0, 8])}, None),
-  ({'a': ('F32', [2], [0, 8])}, 1 << 20),  # the header is shorter than it says
+  ({'a': ('F32', [2], [0, 8])}, 1 << 20),  # the header is shorter than recorded
   ({'a': ('F8_E4M3', [8], [0, 8])}, None),
 ])
-def test_headers_that_lie(tmp_path, entries, length):
+def test_forged_headers(tmp_path, entries, length):
   header = json.dumps({name: {'dtype': dtype, 'shape': shape, 'data_offsets': offsets}
                        for name, (dtype, shape, offsets) in entries.items()}).encode()
   path = tmp_path / 'x.safetensors'

@@ -1,4 +1,4 @@
-"""tf-models-official: a ResNet really built and saved by it gives its own features, where its padding is symmetric."""
+"""tf-models-official: a ResNet built and saved by it gives the same features where its padding is symmetric."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from rethink_tf.models.norms import frozen_batch_norm
 from rethink_tf.weights import formats, tf_models
 from tests.weights import reference
 
-SIDE = 65  # every map down to C5 is odd, and so is padding 'same' symmetric
+SIDE = 65  # all maps down to C5 have odd sides, so that padding 'same' is symmetric
 
 
 @pytest.fixture(scope='module')
@@ -37,9 +37,9 @@ def official(tmp_path_factory):
 
 
 @pytest.mark.parametrize('name', ['backbone', 'classifier', 'classifier.index', 'classifier.data-00000-of-00001'])
-def test_a_checkpoint_gives_the_features_of_its_source(official, name):
+def test_features_are_those_of_the_source(official, name):
   model, folder = official
-  image = reference.picture(SIDE)
+  image = reference.random_image(SIDE)
   pixels = (image[None] - np.float32(reference.RGB['mean'])) / np.float32(reference.RGB['std'])
   expected = {f'C{level}': x[0].numpy() for level, x in model(pixels, training=False).items()}
   ours = reference.detector(frozen_batch_norm, reference.RGB['mean'], reference.RGB['std'], res2_width=128)
@@ -51,18 +51,18 @@ def test_a_checkpoint_gives_the_features_of_its_source(official, name):
 
 def test_damaged_and_other_checkpoints(official, tmp_path):
   _, folder = official
-  for part in ('index', 'data-00000-of-00001'):
-    whole = (folder / f'backbone.{part}').read_bytes()
-    (tmp_path / f'cut.{part}').write_bytes(whole[:200] if part == 'index' else whole)
+  for suffix in ('index', 'data-00000-of-00001'):
+    content = (folder / f'backbone.{suffix}').read_bytes()
+    (tmp_path / f'cut.{suffix}').write_bytes(content[:200] if suffix == 'index' else content)
   with pytest.raises(UserError, match='not a complete TensorFlow checkpoint') as error:
     formats.read(str(tmp_path / 'cut'))
   assert '\n' not in str(error.value)
   tf.train.Checkpoint(v=tf.Variable(1.0)).write(str(tmp_path / 'other'))
-  with pytest.raises(UserError, match='no ResNet of tf-models-official'):
+  with pytest.raises(UserError, match='not a ResNet of tf-models-official'):
     formats.read(str(tmp_path / 'other'))
 
 
-def test_data_cut_short_is_found_when_it_is_read(official, tmp_path):
+def test_truncated_data(official, tmp_path):
   _, folder = official
   (tmp_path / 'cut.index').write_bytes((folder / 'backbone.index').read_bytes())
   (tmp_path / 'cut.data-00000-of-00001').write_bytes((folder / 'backbone.data-00000-of-00001').read_bytes()[:1000])
@@ -72,9 +72,9 @@ def test_data_cut_short_is_found_when_it_is_read(official, tmp_path):
   assert '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize('number, part, name', [
+@pytest.mark.parametrize('number, variable, name', [
   (0, 'kernel', 'stem.conv1.weight'), (1, 'gamma', 'stem.conv1.norm.weight'),
   (5, '_norm0/moving_variance', 'res3.1.shortcut.norm.running_var'), (5, '_conv3/kernel', 'res3.1.conv3.weight'),
   (5, '_squeeze_excitation/_se_expand/kernel', None), (1, 'kernel', None)])
-def test_places(number, part, name):
-  assert tf_models._canonical(number, part, 3, 1)[0] == name
+def test_names(number, variable, name):
+  assert tf_models._canonical(number, variable, 3, 1)[0] == name

@@ -1,4 +1,4 @@
-"""torch's containers without torch: windows into storages, element types, and files that are damaged or forged."""
+"""Files of torch.save without torch: views of storages, element types, and damaged or forged files."""
 
 import struct
 import zipfile
@@ -24,15 +24,15 @@ def write(tmp_path, kind, pickled, storages, **options):
   return str(path)
 
 
-def refused(path, said):
-  with pytest.raises(UserError, match=said) as error:
+def refused(path, message):
+  with pytest.raises(UserError, match=message) as error:
     torch_files.load(path)
   assert '\n' not in str(error.value) and path in str(error.value)
 
 
 @both
 @pytest.mark.parametrize('dtype', ['f4', 'f2', 'f8', 'i8', 'u1'])
-def test_arrays_come_through(tmp_path, kind, dtype):
+def test_arrays_are_read(tmp_path, kind, dtype):
   rng = np.random.default_rng(0)
   arrays = {'a.weight': rng.integers(0, 100, (4, 3, 2)).astype(dtype), 'scalar': np.array(3, dtype),
             'empty': np.zeros([0, 4], dtype)}
@@ -45,7 +45,7 @@ def test_arrays_come_through(tmp_path, kind, dtype):
 
 
 @both
-def test_tensors_share_storages_and_are_transposed(tmp_path, kind):
+def test_shared_storages_and_transposed_tensors(tmp_path, kind):
   values = np.arange(24, dtype='f')
   legacy = kind == 'legacy'
   items = [('all', files.tensor('FloatStorage', '0', 24, 0, (24,), (1,), legacy)),
@@ -106,7 +106,7 @@ ATTACK = b'\x80\x02cposix\nsystem\nX\x0e\x00\x00\x00touch attacked\x85R.'
   (ATTACK, 'posix.system'), (b'\x80\x02ctorch\nload\n.', 'torch.load'),
   (b'\x80\x02ctorch._utils\n_rebuild_sparse_tensor\n.', 'torch._utils._rebuild_sparse_tensor'),
   (b'\x80\x02c__builtin__\neval\nX\x01\x00\x00\x001\x85R.', '__builtin__.eval')])
-def test_what_could_run_is_refused_by_name(tmp_path, monkeypatch, kind, pickled, name):
+def test_code_is_refused_by_name(tmp_path, monkeypatch, kind, pickled, name):
   monkeypatch.chdir(tmp_path)
   refused(write(tmp_path, kind, pickled, {}), f'refers to {name.replace(".", "[.]")}.*could run code')
   assert not (tmp_path / 'attacked').exists()
@@ -116,7 +116,7 @@ def test_what_could_run_is_refused_by_name(tmp_path, monkeypatch, kind, pickled,
 @pytest.mark.parametrize('pickled', [
   b'\x80\x02(X\x07\x00\x00\x00storagetQ.', b'\x80\x02K\x05Q.', b'\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(tR.',
   b'\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(K\x01K\x00)) \x89NtR.', b'\x80\x02', b''], ids=repr)
-def test_pickles_that_make_no_sense(tmp_path, kind, pickled):
+def test_malformed_pickles(tmp_path, kind, pickled):
   refused(write(tmp_path, kind, pickled, {}), 'not a complete')
 
 
@@ -124,10 +124,10 @@ def test_pickles_that_make_no_sense(tmp_path, kind, pickled):
 def test_truncated_files(tmp_path, kind):
   arrays = {'a': np.arange(200, dtype='f'), 'b': np.arange(100, dtype='f')}
   path = write(tmp_path, kind, *files.plain(arrays, kind == 'legacy'))
-  whole = open(path, 'rb').read()
-  for length in (0, 3, 20, 60, 200, len(whole) // 2, len(whole) - 200, len(whole) - 1):
+  content = open(path, 'rb').read()
+  for length in (0, 3, 20, 60, 200, len(content) // 2, len(content) - 200, len(content) - 1):
     with open(path, 'wb') as file:
-      file.write(whole[:length])
+      file.write(content[:length])
     with pytest.raises(UserError) as error:
       torch_files.load(path)
     assert '\n' not in str(error.value), length
@@ -151,7 +151,7 @@ def test_other_archives(tmp_path):
   refused(str(path), 'without data.pkl')
 
 
-def test_a_local_header_that_points_out_of_the_file(tmp_path):
+def test_a_local_header_that_points_outside_the_file(tmp_path):
   path = write(tmp_path, 'zip', one('zip'), {'0': (6, bytes(24))})
   data = bytearray(open(path, 'rb').read())
   begin = data.index(b'archive/data/0') - 30

@@ -1,4 +1,4 @@
-"""torchvision's names: the same features as the source, out of every container."""
+"""torchvision's names: the features of the source, from every container."""
 
 import numpy as np
 import pytest
@@ -12,23 +12,23 @@ RGB = reference.RGB
 
 @pytest.mark.parametrize('legacy, wrapper, prefix, groups', [
   (True, None, '', 1), (False, None, '', 1), (True, 'state_dict', 'module.', 1), (False, 'model', '', 4)])
-def test_a_pth_file_gives_the_features_of_its_source(tmp_path, legacy, wrapper, prefix, groups):
+def test_features_are_those_of_the_source(tmp_path, legacy, wrapper, prefix, groups):
   arrays = reference.random_arrays('bn', groups)
   named = {prefix + name: array for name, array in files.torchvision_names(arrays).items()}
   path = tmp_path / 'weights.bin'
   (files.legacy if legacy else files.zipped)(path, *files.plain(named, legacy, wrapper))
-  image = reference.picture()
+  image = reference.random_image()
   expected = reference.features(arrays, image, norm='bn', groups=groups, **RGB)
   norm = sync_batch_norm if legacy else frozen_batch_norm
   model = reference.detector(norm, RGB['mean'], RGB['std'], groups=groups, width_per_group=32 // groups)
   loaded = reference.check(path, model, expected, image)
-  assert len(loaded.names) == len(arrays) - 2  # but for the classifier
+  assert len(loaded.names) == len(arrays) - 2  # without the classifier
   contents = formats.read(str(path))
   assert (contents.norm, contents.channels, contents.stride_in_1x1) == ('bn', 'rgb', False)
   assert contents.architecture.groups == groups and contents.architecture.depth == 14
 
 
-def test_the_licence_of_wsl_is_told():
+def test_the_licence_of_wsl():
   shapes = {'conv1.weight': [64, 3, 7, 7]}
   for stage, blocks in enumerate((3, 4, 23, 3), 1):
     for block in range(blocks):
@@ -46,4 +46,4 @@ def test_the_licence_of_wsl_is_told():
 def test_names():
   assert torchvision.canonical('layer3.22.downsample.1.running_var') == 'res4.22.shortcut.norm.running_var'
   assert torchvision.canonical('bn1.bias') == 'stem.conv1.norm.bias'
-  assert torchvision.canonical('layer1.0.se.weight') == 'res2.0.se.weight'  # unknown: the loader refuses it by name
+  assert torchvision.canonical('layer1.0.se.weight') == 'res2.0.se.weight'  # unknown: refused by the loader

@@ -1,4 +1,4 @@
-"""torchvision's VGG: the same features and fully connected layers as the source, and one line for every misfit."""
+"""torchvision's VGG: features and fully connected layers of the source, and one line for every mismatch."""
 
 import functools
 
@@ -67,18 +67,18 @@ def expected_features(content, image):
   return dict(zip(('C2', 'C3', 'C4'), maps[2:], strict=True))
 
 
-def test_a_file_gives_the_features_of_its_source(tmp_path):
-  content, model, image = arrays(), detector(), reference.picture()
+def test_features_are_those_of_the_source(tmp_path):
+  content, model, image = arrays(), detector(), reference.random_image()
   path = write(tmp_path, content)
   loaded = reference.check(path, model, expected_features(content, image), image)
   assert loaded.variables == {id(v) for v in [*model.backbone.variables, *model.box_head.variables]}
-  assert len(loaded.names) == len(content) - 2  # but for the classifier
+  assert len(loaded.names) == len(content) - 2  # without the classifier
   found = formats.read(path)
   assert (found.norm, found.channels, found.architecture) == ('none', 'rgb', None)
   assert '--gin_file=gin_configs/models/vgg16.gin' in command_line(found)
 
 
-def test_fully_connected_layers_compute_what_torch_computes(tmp_path):
+def test_fully_connected_layers_are_those_of_torch(tmp_path):
   content, model = arrays(), detector()
   PretrainedWeights(write(tmp_path, content))(model)
   pooled = np.random.default_rng(1).normal(size=(1, 2, 7, 7, 8 * WIDTH)).astype('f')
@@ -88,18 +88,18 @@ def test_fully_connected_layers_compute_what_torch_computes(tmp_path):
   np.testing.assert_allclose(model.box_head(tf.constant(pooled))[0], x, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize('change, make, said', [
+@pytest.mark.parametrize('change, make, message', [
   ({}, lambda: reference.detector(mean=reference.RGB['mean'], std=reference.RGB['std']), r'@VGG\(\)'),
   ({}, lambda: detector(norm=functools.partial(group_norm, groups=4)), 'VGG.norm = @no_norm'),
   ({}, lambda: detector(BoxHead(0, 1, fc_width=FC)), 'fc6.bias'),
   ({'features.0.bias': None}, detector, 'conv1_1.bias'),
   ({'features.1.weight': np.ones(4, 'f')}, detector, 'BatchNorm'),
 ], ids=['resnet', 'norm', 'head', 'missing', 'batch norm'])
-def test_misfits(tmp_path, change, make, said):
+def test_mismatches(tmp_path, change, make, message):
   content = {name: array for name, array in (arrays() | change).items() if array is not None}
   model = make()
   before = [v.numpy() for v in model.variables]
-  with pytest.raises(UserError, match=said) as error:
+  with pytest.raises(UserError, match=message) as error:
     PretrainedWeights(write(tmp_path, content))(model)
   assert '\n' not in str(error.value)
   for a, b in zip(before, model.variables, strict=True):

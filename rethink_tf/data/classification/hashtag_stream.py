@@ -1,9 +1,9 @@
-"""Endless training batches of images with hashtags, from shards, in memory that does not grow with their number.
+"""Infinite training batches of images with hashtags, read from shards in memory that does not grow with their number.
 
-An epoch goes through the shards in an order of its own. As many of them as hold `shuffle_buffer` images form a group,
-whose images are mixed. An image comes as often as its tags ask (`hashtags.replication`). What stands where follows
-from seed, epoch and the shards' sums alone, so that any step is reached at once, for a resume: nothing is simulated or
-read on the way, and only the columns of two or three groups are held.
+Each epoch visits the shards in a new random order. Consecutive shards with at least `shuffle_buffer` images form a
+group, whose images are shuffled. An image is repeated according to its tags (`hashtags.replication`). The position of
+every image follows from seed, epoch and one sum per shard, so that a resume starts at any step in constant time: no
+earlier step is simulated or read, and only the columns of two or three groups are in memory.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from absl import logging
 from rethink_tf.data.batching import BatchedInput, StepFacts, aligned_zeros, count_from
 from rethink_tf.data.classification.hashtag_shards import HashtagSource, ShardColumns
 from rethink_tf.data.classification.hashtags import image_replication, replication
-from rethink_tf.data.classification.input import random_crop, resized
+from rethink_tf.data.classification.input import random_crop, resize
 from rethink_tf.data.images import ImageError
 from rethink_tf.data.keyed_random import keyed_bits, keyed_uniform
 from rethink_tf.errors import UserError
 from rethink_tf.structures import LabelledImages
 
-_ONE = 1 << 20  # factors are whole multiples of 2^-20: their sums are exact, on every machine
-_GROUPS_KEPT = 3  # the one in use, the next one, and one for whoever looks back
-_COPIES = 1 << 40  # an image's copies are keyed apart by multiples of it
-_READERS = 16  # threads; on gs:// they mostly wait
+_ONE = 1 << 20  # factors are integer multiples of 2^-20, so that their sums are exact on every machine
+_CACHED_GROUPS = 3  # the current one, the next one, and one for readers of earlier steps
+_COPIES = 1 << 40  # the random keys of the copies of an image differ by multiples of it
+_READERS = 16  # threads; on gs:// they are limited by latency
 
 
 class Drawn(NamedTuple):
-  """Some images of the stream, a column each."""
+  """Consecutive images of the stream, as columns."""
 
   epochs: np.ndarray  # int64 [n]
   shards: np.ndarray  # int64 [n] number of the shard
-  images: np.ndarray  # int64 [n] place in the shard
-  copies: np.ndarray  # int64 [n] 0 for the first time in an epoch, 1 for the second ...
+  images: np.ndarray  # int64 [n] position in the shard
+  copies: np.ndarray  # int64 [n] 0 for the first occurrence in an epoch, 1 for the second ...
   ids: np.ndarray  # int64 [n] of the source
 
 
@@ -51,24 +51,27 @@ class _Group(NamedTuple):
 
 
 class _Epoch(NamedTuple):
-  order: np.ndarray  # [S] the shards in their order
-  ends: np.ndarray  # [S] images drawn after each of them
-  groups: np.ndarray  # [g + 1] where the groups begin in `order`, and the end
+  order: np.ndarray  # [S] shards in the order of the epoch
+  ends: np.ndarray  # [S] cumulative number of images drawn from them
+  groups: np.ndarray  # [g + 1] start of each group in `order`, and the end
 
 
 class StreamPlan:
-  """The endless sequence of images that one host reads.
+  """The infinite sequence of images that one host reads.
 
-  An image of factor r comes floor(r) or ceil(r) times an epoch, r times in the mean: the factors of a shard are
-  added up from a random start, and an image comes once for each whole number that its own passes (systematic
-  sampling). The number drawn from a shard is then known from the sum of its factors.
+  An image of factor r occurs floor(r) or ceil(r) times in an epoch, r times on average: the factors of a shard are
+  summed from a random start, and an image occurs once for each integer that its factor passes (systematic sampling).
+  The number of images drawn from a shard therefore follows from the sum of its factors.
 
   Args:
-    source: HashtagSource.
-    shards: numbers of those that this host reads.
+    source: the shards.
+    shards: numbers of the shards that this host reads.
     sampling, threshold: as for `hashtags.replication`.
-    shuffle_buffer: images that are mixed, at least one shard.
-    seed: of everything.
+    shuffle_buffer: images that are shuffled together, at least one shard.
+    seed: of order and resampling.
+
+  Raises:
+    UserError: the shards of this host hold no image, or as for `hashtags.replication`.
   """
 
   def __init__(self, source: HashtagSource, shards: Sequence[int], sampling: str, threshold: float | None,
@@ -81,18 +84,18 @@ class StreamPlan:
     if not self._sums.any():
       raise UserError(f'{source.name}: none of the {len(shards)} shards of this host holds an image')
     self._before = [0]  # images drawn before each epoch
-    self._lock = threading.RLock()  # otherwise all threads would read the same columns
+    self._lock = threading.RLock()  # otherwise several threads would read the same columns
     self._epoch = functools.lru_cache(maxsize=2)(self._plan_epoch)
-    self._group = functools.lru_cache(maxsize=_GROUPS_KEPT)(self._draw_group)
+    self._group = functools.lru_cache(maxsize=_CACHED_GROUPS)(self._draw_group)
 
   @property
   def mean_epoch(self) -> float:
-    """Images drawn in an epoch, in the mean."""
+    """Mean number of images drawn in an epoch."""
     return float(self._sums.sum()) / _ONE
 
   def draw(self, start: int, count: int) -> tuple[Drawn, dict[int, ShardColumns]]:
-    """Images start .. start + count of the stream, and the columns of their shards."""
-    parts, columns = [], {}
+    """Return images start .. start + count of the stream, and the columns of their shards."""
+    chunks, columns = [], {}
     with self._lock:
       while count:
         epoch = self.epoch_of(start)
@@ -102,43 +105,43 @@ class StreamPlan:
         number = int(np.searchsorted(plan.groups, shard, side='right')) - 1
         skipped = offset - (int(plan.ends[plan.groups[number] - 1]) if number else 0)
         group = self._group(epoch, number)
-        part = Drawn(*(column[skipped:skipped + count] for column in group.drawn))
-        columns |= {shard: group.columns[shard] for shard in np.unique(part.shards).tolist()}
-        parts.append(part)
-        start, count = start + len(part.ids), count - len(part.ids)
-    return Drawn(*(np.concatenate(column) for column in zip(*parts, strict=True))), columns
+        chunk = Drawn(*(column[skipped:skipped + count] for column in group.drawn))
+        columns |= {shard: group.columns[shard] for shard in np.unique(chunk.shards).tolist()}
+        chunks.append(chunk)
+        start, count = start + len(chunk.ids), count - len(chunk.ids)
+    return Drawn(*(np.concatenate(column) for column in zip(*chunks, strict=True))), columns
 
-  def epoch_of(self, place: int) -> int:
-    """The epoch of an image of the stream."""
-    while self.before(len(self._before) - 1) <= place:
+  def epoch_of(self, position: int) -> int:
+    """Return the epoch of the image at a position of the stream."""
+    while self.before(len(self._before) - 1) <= position:
       self.before(len(self._before))
-    return int(np.searchsorted(self._before, place, side='right')) - 1
+    return int(np.searchsorted(self._before, position, side='right')) - 1
 
   def before(self, epoch: int) -> int:
-    """Images drawn before an epoch begins."""
+    """Return the number of images drawn before an epoch begins."""
     while len(self._before) <= epoch:
       last = len(self._before) - 1
-      self._before.append(self._before[last] + int(self._drawn(last, self._shards, self._sums).sum()))
+      self._before.append(self._before[last] + int(self._count_drawn(last, self._shards, self._sums).sum()))
     return self._before[epoch]
 
   def copies(self, epoch: int, shard: int, columns: ShardColumns) -> np.ndarray:
-    """How often each image of a shard comes in an epoch -> int64 [n]."""
+    """Return how often each image of a shard occurs in an epoch -> int64 [n]."""
     sums = np.cumsum(self._image_factors(columns)) + self._start(epoch, shard)
     return np.diff(sums // _ONE, prepend=0)
 
   def _start(self, epoch: int, shards: np.ndarray | int) -> np.ndarray:
-    """Where the sum of factors begins: uniform on the multiples of 2^-20 in [0, 1), in these units."""
+    """Return the random start of the sum of factors: uniform in [0, 1), in units of 2^-20."""
     return (keyed_bits(self._seed, 'resample', epoch, shards) % np.uint64(_ONE)).astype(np.int64)
 
-  def _drawn(self, epoch: int, shards: np.ndarray, sums: np.ndarray) -> np.ndarray:
-    """Images that an epoch draws from each shard: int64 [S]."""
+  def _count_drawn(self, epoch: int, shards: np.ndarray, sums: np.ndarray) -> np.ndarray:
+    """Return the number of images drawn from each shard in an epoch: int64 [S]."""
     return (sums + self._start(epoch, shards)) // _ONE
 
   def _image_factors(self, columns: ShardColumns) -> np.ndarray:
     return image_replication(self._tag_factors, columns.tags, columns.starts)
 
   def _sum_shards(self) -> np.ndarray:
-    """The sum of the factors of each shard's images; read once from all columns, unless every image comes once."""
+    """Return the sum of the factors of each shard; reads all columns once, unless every image occurs once."""
     images = np.array([self._source.shards[i].images for i in self._shards], np.int64)
     if (self._tag_factors == _ONE).all():
       return images * _ONE
@@ -149,29 +152,29 @@ class StreamPlan:
   def _plan_epoch(self, epoch: int) -> _Epoch:
     rank = np.argsort(keyed_bits(self._seed, 'shards', epoch, self._shards), kind='stable')
     order = self._shards[rank]
-    drawn = self._drawn(epoch, order, self._sums[rank])
-    groups, held = [0], 0
+    drawn = self._count_drawn(epoch, order, self._sums[rank])
+    groups, size = [0], 0
     for i, count in enumerate(drawn.tolist()):
-      held += count
-      if held >= self._buffer or i == len(drawn) - 1:
+      size += count
+      if size >= self._buffer or i == len(drawn) - 1:
         groups.append(i + 1)
-        held = 0
+        size = 0
     return _Epoch(order, np.cumsum(drawn), np.array(groups))
 
   def _draw_group(self, epoch: int, group: int) -> _Group:
-    """All images of a group, mixed."""
+    """Return all images of a group, shuffled."""
     plan = self._epoch(epoch)
     first, last = plan.groups[group:group + 2].tolist()
-    parts = []
+    rows = []
     columns = {shard: self._source.columns(shard) for shard in plan.order[first:last].tolist()}
     for shard in columns:
-      times = self.copies(epoch, shard, columns[shard])
-      images = np.repeat(np.arange(len(times)), times)
-      copies = np.arange(len(images)) - np.repeat(np.cumsum(times) - times, times)
-      parts.append((np.full(len(images), shard), images, copies, images + self._source.first_images[shard]))
-    shards, images, copies, ids = (np.concatenate(column) for column in zip(*parts, strict=True))
-    mixed = np.argsort(keyed_bits(self._seed, 'order', epoch, ids + copies * _COPIES), kind='stable')
-    drawn = Drawn(np.full(len(mixed), epoch), shards[mixed], images[mixed], copies[mixed], ids[mixed])
+      counts = self.copies(epoch, shard, columns[shard])
+      images = np.repeat(np.arange(len(counts)), counts)
+      copies = np.arange(len(images)) - np.repeat(np.cumsum(counts) - counts, counts)
+      rows.append((np.full(len(images), shard), images, copies, images + self._source.first_images[shard]))
+    shards, images, copies, ids = (np.concatenate(column) for column in zip(*rows, strict=True))
+    order = np.argsort(keyed_bits(self._seed, 'order', epoch, ids + copies * _COPIES), kind='stable')
+    drawn = Drawn(np.full(len(order), epoch), shards[order], images[order], copies[order], ids[order])
     return _Group(drawn, columns)
 
 
@@ -180,15 +183,15 @@ class StreamedTrainInput(BatchedInput):
   """Weakly supervised training batches: resampled tags, scale and aspect crop, flip (Mahajan et al. 2018).
 
   Args:
-    source: HashtagSource, constructed with training=True.
-    batch_size: of the global batch; the paper's on 336 devices.
+    source: constructed with training=True.
+    batch_size: of the global batch; the default is the paper's on 336 devices.
     seed: of order, resampling and augmentation.
     sampling: 'square_root' (the paper's), 'natural' or 'uniform'.
-    threshold: tags with more images come as they are; None is the most frequent tag's count.
-    shuffle_buffer: images that are mixed with one another, on each host; never less than a shard.
+    threshold: tags with more images are not replicated; None is the count of the most frequent tag.
+    shuffle_buffer: images that are shuffled together on each host; at least one shard.
     crop_size, area, aspect, flip: as for `ClassificationTrainInput`.
-    max_unreadable: share of unreadable images that is put up with. One that cannot be read is replaced by the next
-      one of its shard, the same in every run.
+    max_unreadable: tolerated fraction of unreadable images. An unreadable image is replaced by the next one of its
+      shard, the same in every run.
     workers: threads that read images; None is one per core.
 
   Raises:
@@ -203,9 +206,9 @@ class StreamedTrainInput(BatchedInput):
       raise UserError(f'StreamedTrainInput: seed is {seed}, crop_size {crop_size} and shuffle_buffer '
                       f'{shuffle_buffer}; use 0 or more for the seed, 1 or more for the others')
     if not (0 < area[0] <= area[1] <= 1 and 0 < aspect[0] <= aspect[1]):
-      raise UserError(f'StreamedTrainInput: area is {tuple(area)} and aspect {tuple(aspect)}; use a least and a '
-                      'largest value above 0, an area of at most 1')
-    self._failures: list[Exception] = []  # shared with the hosts' shares of this input
+      raise UserError(f'StreamedTrainInput: area is {tuple(area)} and aspect {tuple(aspect)}; use a minimum '
+                      'and a maximum above 0, an area of at most 1')
+    self._failures: list[Exception] = []  # shared by the per-host copies of this input
     self._planning = threading.Lock()
     self.crop_size, self.seed, self.flip = crop_size, seed, flip
     self.area, self.aspect = tuple(area), tuple(aspect)
@@ -215,20 +218,22 @@ class StreamedTrainInput(BatchedInput):
     self._attempts = 0
     self._plan: StreamPlan | None = None
     self._host, self._hosts = 0, 1
-    self._here: tuple[StreamedTrainInput, int] = self, batch_size  # what this host reads, and how much of it a step
+    self._local: tuple[StreamedTrainInput, int] = self, batch_size  # input of this host, and its images per step
 
   @property
   def failure(self) -> Exception | None:
+    """The exception that ended the data set, None so far."""
     return self._failures[0] if self._failures else None
 
   @failure.setter
   def failure(self, error: Exception | None) -> None:
+    """Record the first exception."""
     if error is not None and not self._failures:
       self._failures.append(error)
 
   @property
   def plan(self) -> StreamPlan:
-    """Of all shards, or of those that this share reads; made when it is first needed, by one thread."""
+    """The plan of all shards, or of those of this host; created on first use, by one thread."""
     with self._planning:
       if self._plan is None:
         shards = range(self._host, len(self.source.shards), self._hosts)
@@ -238,10 +243,10 @@ class StreamedTrainInput(BatchedInput):
       return self._plan
 
   def dataset(self, start_step: int = 0, context: tf.distribute.InputContext | None = None) -> tf.data.Dataset:
-    """Batches of steps start_step, start_step + 1, ...: the same whether the run began there or before.
+    """Return batches of steps start_step, start_step + 1, ...: the same in a resumed run as in an uninterrupted one.
 
-    With a context, as `strategy.distribute_datasets_from_function` gives it, batches of one replica, read from the
-    shards of this host alone: host h of H has the shards h, h + H, h + 2H ...
+    With a context of `strategy.distribute_datasets_from_function`, yields batches of one replica, read only from the
+    shards of this host: host h of H has the shards h, h + H, h + 2H ...
 
     Raises:
       UserError: fewer shards than hosts.
@@ -251,11 +256,11 @@ class StreamedTrainInput(BatchedInput):
     share = self.share(context.input_pipeline_id, context.num_input_pipelines,
                        context.get_per_replica_batch_size(self.batch_size))
     replicas = context.num_replicas_in_sync // context.num_input_pipelines
-    self._here = share, replicas * share.batch_size
+    self._local = share, replicas * share.batch_size
     return share._dataset(count_from(start_step * replicas))
 
   def share(self, host: int, hosts: int, batch_size: int) -> StreamedTrainInput:
-    """This input over the shards host, host + hosts, ... alone; what goes wrong is counted in common."""
+    """Return a copy of this input that reads the shards host, host + hosts, ...; failures are counted jointly."""
     if hosts > len(self.source.shards):
       raise UserError(f'{self.source.name}: has {len(self.source.shards)} shards for {hosts} hosts; convert into at '
                       f'least --shards={hosts}')
@@ -265,7 +270,7 @@ class StreamedTrainInput(BatchedInput):
     return share
 
   def batch(self, step: int) -> LabelledImages:
-    """The batch of a step, a pure function of seed and step, as long as the same images can be read."""
+    """Return the batch of a step: a pure function of seed and step, if the same images are readable."""
     drawn, columns = self.plan.draw(step * self.batch_size, self.batch_size)
     batch = LabelledImages(*(aligned_zeros(spec.shape.as_list(), spec.dtype.as_numpy_dtype) for spec in self._spec))
     batch.image_sizes[:] = self.crop_size
@@ -276,24 +281,24 @@ class StreamedTrainInput(BatchedInput):
 
     def fill(row: int, _: int) -> None:
       shard = int(drawn.shards[row])
-      found, image = self._readable(shard, int(drawn.images[row]), columns[shard])
-      batch.image_ids[row] = self.source.first_images[shard] + found
-      tags = columns[shard].tags[columns[shard].starts[found]:columns[shard].starts[found + 1]]
+      used, image = self._readable(shard, int(drawn.images[row]), columns[shard])
+      batch.image_ids[row] = self.source.first_images[shard] + used
+      tags = columns[shard].tags[columns[shard].starts[used]:columns[shard].starts[used + 1]]
       batch.classes[row, :len(tags)] = tags
-      chance = np.random.Generator(np.random.Philox(key=[int(crops[row]), 0]))
-      y, x, height, width = random_crop(image.shape[:2], self.area, self.aspect, chance)
-      crop = resized(image[y:y + height, x:x + width], self.crop_size, self.crop_size)
+      rng = np.random.Generator(np.random.Philox(key=[int(crops[row]), 0]))
+      y, x, height, width = random_crop(image.shape[:2], self.area, self.aspect, rng)
+      crop = resize(image[y:y + height, x:x + width], self.crop_size, self.crop_size)
       batch.images[row] = crop[:, ::-1] if flipped[row] else crop
 
-    self._together(fill, drawn.ids)
+    self._fill_rows(fill, drawn.ids)
     return batch
 
   def facts(self, step: int) -> StepFacts:
-    """What the global batch of a step holds, without reading an image: an instance is an image.
+    """Describe the global batch of a step without reading its images; every image counts as one instance.
 
-    The epoch is this host's, and the ids of images that other hosts read are -1.
+    The epoch is that of this host, and the ids of images on other hosts are -1.
     """
-    reader, count = self._here
+    reader, count = self._local
     drawn, _ = reader.plan.draw(step * count, count)
     ids = np.concatenate([drawn.ids, np.full(self.batch_size - count, -1)])
     pixels = self.batch_size * self.crop_size ** 2
@@ -301,7 +306,7 @@ class StreamedTrainInput(BatchedInput):
                      padded_pixels=pixels)
 
   def _readable(self, shard: int, image: int, columns: ShardColumns) -> tuple[int, np.ndarray]:
-    """An image of a shard and its place there, or the next one that can be read."""
+    """Return an image of a shard and its position there, or the next readable one."""
     count = len(columns.offsets)
     for other in range(image, image + count):
       pixels = self._load_at(shard, other % count, int(columns.offsets[other % count]))
@@ -310,22 +315,22 @@ class StreamedTrainInput(BatchedInput):
     raise UserError(f'{self.source.name}: none of the {count} images of {self.source.shards[shard].file} can be read')
 
   def _load_at(self, shard: int, image: int, offset: int) -> np.ndarray | None:
-    """Reads an image; None when it cannot be read, which is counted and logged.
+    """Read an image; None if it is unreadable, which is counted and logged.
 
     Raises:
-      UserError: too many images cannot be read.
+      UserError: too many unreadable images.
     """
-    self._attempts += 1  # a number, where `Feed` keeps a set: it would grow with the images
+    self._attempts += 1  # a count; the set of BatchedInput would grow with the number of images
     try:
       return self.source.load_at(shard, offset)
     except ImageError as error:
-      message = f'{error}; another image takes its place'
+      message = f'{error}; it is replaced by another image'
     self._report(self.unreadable, int(self.source.first_images[shard]) + image, message)
     count = len(self.unreadable)
     tried = min(self._attempts, len(self.source.image_ids))
     if count > self.max_unreadable * max(tried, min(100, len(self.source.image_ids))):
       raise UserError(f'{self.source.name}: {count} of the first {tried} images cannot be read, more than '
-                      f'max_unreadable = {self.max_unreadable:g}; convert again, the last was: {message}')
+                      f'max_unreadable = {self.max_unreadable:g}; convert again. Last error: {message}')
     return None
 
   def _signature(self) -> LabelledImages:

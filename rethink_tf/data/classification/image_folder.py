@@ -1,4 +1,4 @@
-"""Photographs with a class each, in folders: one folder a class, or ImageNet's flat validation folder with a list."""
+"""Images with one class each, in folders: one folder per class, or ImageNet's flat validation folder with a list."""
 
 import hashlib
 import os
@@ -14,10 +14,10 @@ from rethink_tf.data.categories import Category, as_text, shorten
 from rethink_tf.data.folders import list_names
 from rethink_tf.data.images import MAX_PIXELS, ImageError, decode, read_bounded
 from rethink_tf.data.subset import subset
-from rethink_tf.errors import UserError
+from rethink_tf.errors import UserError, in_one_line
 
-PICTURES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff')
-# What lists of a flat folder are called: Caffe's, Kaggle's, and the one of TensorFlow's own ImageNet scripts.
+IMAGE_EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff')
+# Names of the lists of a flat folder: Caffe's, Kaggle's, and that of TensorFlow's ImageNet scripts.
 LABELS_FILES = ('{split}.txt', 'LOC_{split}_solution.csv', 'imagenet_2012_validation_synset_labels.txt')
 _MAX_LIST_BYTES = 1 << 30
 
@@ -26,40 +26,40 @@ _MAX_LIST_BYTES = 1 << 30
 class ImageFolder:
   """A split with a folder per class (`train/cat/1.jpg`), or a flat one with a list of labels.
 
-  Class k of 0..L - 1 is the k-th of the class folders of `class_split`, sorted by name (ImageNet's usual order:
-  ascending WordNet ids). Pictures may lie at any depth below their class folder.
+  Class k of 0..L - 1 is the k-th class folder of `class_split`, sorted by name (ImageNet's usual order: ascending
+  WordNet ids). Images may be at any depth below their class folder.
 
-  A flat folder (ImageNet's `val`) needs a list, a picture a line, in one of three forms:
-    `ILSVRC2012_val_00000001.JPEG 65`                       name, class folder or 0-based number of the class (Caffe)
-    `ILSVRC2012_val_00000001,n01751748 111 108 370 389 …`   with a headline; boxes are ignored (LOC_val_solution.csv)
+  A flat folder (ImageNet's `val`) needs a list, one image per line, in one of three formats:
+    `ILSVRC2012_val_00000001.JPEG 65`                       name, class folder or 0-based class number (Caffe)
+    `ILSVRC2012_val_00000001,n01751748 111 108 370 389 …`   with a header; boxes are ignored (LOC_val_solution.csv)
     `n01751748`                                             class folders only, in the order of the sorted names
-  The bare numbers of ImageNet's development kit (ILSVRC2012_validation_ground_truth.txt) follow another order of the
-  classes and are refused.
+  The plain numbers of ImageNet's development kit (ILSVRC2012_validation_ground_truth.txt) use another order of the
+  classes and are rejected.
 
   Attributes:
     name: data set and split, for messages.
     categories: class k is categories[k]; num_classes: L.
-    image_ids: int64 [N], the place in the sorted list of the split's pictures, from 1.
+    image_ids: int64 [N], 1-based position in the sorted list of the split's images.
     classes: int32 [N, 1]; num_instances: int32 [N], all 1; file_names: [N], relative to data_dir.
   """
 
   def __init__(self, data_dir: str, split: str = 'train', class_split: str = 'train', labels_file: str | None = None,
                fraction: float = 1.0, num_images: int | None = None, subset_seed: int = 0,
                training: bool = False, max_pixels: int = MAX_PIXELS) -> None:
-    """Lists the folders; photographs are read by `load`.
+    """List the folders; images are read by `load`.
 
     Args:
       data_dir: folder of the data set, local or gs://.
-      split: folder of the pictures inside it.
-      class_split: folder whose subfolders are the classes, so that all splits number them alike.
+      split: folder of the images inside it.
+      class_split: folder whose subfolders are the classes, so that all splits have the same class numbers.
       labels_file: list of a flat split; by default val.txt, LOC_val_solution.csv or
         imagenet_2012_validation_synset_labels.txt (for the split val) in data_dir.
       fraction, num_images, subset_seed: a seeded, nested subset, see `subset.subset`.
-      training: refuse a split without pictures of more than one class.
-      max_pixels: height x width that a photograph may have.
+      training: reject a split with images of one class only.
+      max_pixels: limit of height x width of an image.
 
     Raises:
-      UserError: folders or list missing, a class that `class_split` does not have, no pictures.
+      UserError: folders or list are missing, a class is not in `class_split`, there are no images.
     """
     data_dir = os.path.expanduser(data_dir)
     self.name = f'{os.path.basename(os.path.normpath(data_dir))}/{split}'
@@ -73,15 +73,15 @@ class ImageFolder:
     else:
       files, labels = self._walk(root, split, own, names)
       if loose:
-        logging.warning('%s: %d pictures lie in no class folder and are left out, e.g. %s', self.name, len(loose),
+        logging.warning('%s: %d images are outside the class folders and are dropped, e.g. %s', self.name, len(loose),
                         loose[0])
     if not files:
-      raise UserError(f'{root}: there are no pictures ({", ".join(PICTURES)}) in its {len(own)} class folders')
-    found = np.bincount(labels, minlength=len(names))
-    if training and np.count_nonzero(found) < 2:
-      raise UserError(f'{root}: all pictures are of class {names[int(found.argmax())]!r}: there is nothing to tell '
-                      'apart; put the pictures of each class into a folder of its own')
-    _warn_of_empty(self.name, [names[k] for k in np.flatnonzero(found == 0)], len(names))
+      raise UserError(f'{root}: there are no images ({", ".join(IMAGE_EXTENSIONS)}) in its {len(own)} class folders')
+    counts = np.bincount(labels, minlength=len(names))
+    if training and np.count_nonzero(counts) < 2:
+      raise UserError(f'{root}: all images are of class {names[int(counts.argmax())]!r}; training needs at least two '
+                      'classes, each in a folder of its own')
+    _warn_of_empty(self.name, [names[k] for k in np.flatnonzero(counts == 0)], len(names))
 
     positions = subset(stable_ids(files), fraction, num_images, subset_seed)
     self.categories = tuple(Category(k, as_text(name)) for k, name in enumerate(names))
@@ -93,32 +93,32 @@ class ImageFolder:
     logging.info('%s: %d images, %d classes', self.name, len(positions), self.num_classes)
 
   def load(self, i: int) -> np.ndarray:
-    """Image i, uint8 [h, w, 3] RGB; ImageError where it cannot be read."""
+    """Return image i, uint8 [h, w, 3] RGB; raises ImageError if it cannot be read."""
     name = self.file_names[i]
     try:
       with tf.io.gfile.GFile(os.path.join(self._folder, name), 'rb') as file:
         return decode(read_bounded(file, name), name, max_pixels=self._max_pixels)
     except tf.errors.OpError as error:
-      raise ImageError(f'{name}: cannot be read: {error.message}') from error
+      raise ImageError(f'{name}: cannot be read: {in_one_line(error)}') from error
 
   def _walk(self, root: str, split: str, own: Sequence[str], names: Sequence[str]) -> tuple[list[str], list[int]]:
-    """Files, relative to data_dir, and their classes; sorted."""
+    """Return the image files, relative to data_dir, and their classes; sorted."""
     numbers = {name: k for k, name in enumerate(names)}
     unknown = [name for name in own if name not in numbers]
     if unknown:
-      raise UserError(f'{root}: {len(unknown)} folders are no class of the {len(names)} that are trained, e.g. '
-                      f'{unknown[0]!r}: rename or remove them, or name the folder that has all classes with '
-                      'image_folder.class_split')
+      raise UserError(f'{root}: {len(unknown)} folders are not among the {len(names)} classes that are trained, e.g. '
+                      f'{unknown[0]!r}: rename or remove them, or set image_folder.class_split to the folder with all '
+                      'classes')
     files, labels = [], []
     for name in own:
-      found = sorted(_pictures_below(os.path.join(root, name), posixpath.join(split, name)))
-      files += found
-      labels += [numbers[name]] * len(found)
+      images = sorted(_images_below(os.path.join(root, name), posixpath.join(split, name)))
+      files += images
+      labels += [numbers[name]] * len(images)
     return files, labels
 
 
 def stable_ids(names: Iterable[str]) -> np.ndarray:
-  """A 63-bit key of each name -> int64 [N]: a subset by it stays the same when other pictures come or go."""
+  """Hash names to 63 bits -> int64 [N]: a subset selected by them does not change when other images are added."""
   digests = b''.join(hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names)
   return np.frombuffer(digests, '<i8').astype(np.int64) & 0x7FFFFFFFFFFFFFFF
 
@@ -126,43 +126,43 @@ def stable_ids(names: Iterable[str]) -> np.ndarray:
 def _class_folders(folder: str) -> list[str]:
   names, loose = _list_folder(folder)
   if not names:
-    there = f'only {len(loose)} pictures' if loose else 'nothing of use'
-    raise UserError(f'{folder}: should hold a folder per class (…/train/cat/1.jpg), holds {there}')
+    found = f'only {len(loose)} images' if loose else 'no images'
+    raise UserError(f'{folder}: should contain a folder per class (…/train/cat/1.jpg), contains {found}')
   return names
 
 
 def _list_folder(folder: str) -> tuple[list[str], list[str]]:
-  """Names of the subfolders and of the pictures of a folder, sorted; hidden ones and those of archivers left out."""
+  """Return the sorted names of the subfolders and of the images of a folder, without hidden and archiver's files."""
   try:
     entries = list_names(folder)
   except tf.errors.OpError as error:
     if not tf.io.gfile.isdir(os.path.dirname(folder)):
       raise UserError(f'{os.path.dirname(folder)}: no such folder: give the data set with --data_dir') from error
-    raise UserError(f'{folder}: no such folder: name the folders of the data set with image_folder.split (train/… and '
+    raise UserError(f'{folder}: no such folder: set the folders of the data set with image_folder.split (train/… and '
                     'eval/…) and image_folder.class_split') from error
-  folders, pictures = [], []
+  folders, images = [], []
   for entry in entries:
-    name = entry.rstrip('/')  # gs:// lists folders so
+    name = entry.rstrip('/')  # folders on gs:// end with a slash
     if name.startswith(('.', '__MACOSX')):
       continue
-    # A look at each file of ImageNet costs minutes on gs://; a folder is hardly ever called something.jpg.
-    if name.lower().endswith(PICTURES) and not entry.endswith('/'):
-      pictures.append(name)
+    # isdir() for each file of ImageNet takes minutes on gs://; a folder hardly ever has a name like that of an image.
+    if name.lower().endswith(IMAGE_EXTENSIONS) and not entry.endswith('/'):
+      images.append(name)
     elif entry.endswith('/') or tf.io.gfile.isdir(os.path.join(folder, name)):
       folders.append(name)
-  return sorted(folders), sorted(pictures)
+  return sorted(folders), sorted(images)
 
 
-def _pictures_below(folder: str, name: str, above: tuple[str, ...] = ()) -> list[str]:
+def _images_below(folder: str, name: str, parents: tuple[str, ...] = ()) -> list[str]:
   real = folder if '://' in folder else os.path.realpath(folder)
-  if real in above:
-    logging.warning('%s: leads back to %s and is left out', folder, real)
+  if real in parents:
+    logging.warning('%s: is a link to its parent folder %s and is ignored', folder, real)
     return []
-  folders, pictures = _list_folder(folder)
-  found = [posixpath.join(name, picture) for picture in pictures]
+  folders, images = _list_folder(folder)
+  files = [posixpath.join(name, image) for image in images]
   for inner in folders:
-    found += _pictures_below(os.path.join(folder, inner), posixpath.join(name, inner), (*above, real))
-  return found
+    files += _images_below(os.path.join(folder, inner), posixpath.join(name, inner), (*parents, real))
+  return files
 
 
 def _find_labels(data_dir: str, split: str, labels_file: str | None) -> str:
@@ -171,49 +171,49 @@ def _find_labels(data_dir: str, split: str, labels_file: str | None) -> str:
     path = name if '://' in name else os.path.join(data_dir, os.path.expanduser(name))
     if tf.io.gfile.exists(path) and not tf.io.gfile.isdir(path):
       return path
-  raise UserError(f'{os.path.join(data_dir, split)}: has pictures but no class folders, and there is no list of labels '
-                  f'({", ".join(candidates)}) in {data_dir}: name it with image_folder.labels_file')
+  raise UserError(f'{os.path.join(data_dir, split)}: has images but no class folders, and there is no list of labels '
+                  f'({", ".join(candidates)}) in {data_dir}: set image_folder.labels_file')
 
 
-def _read_labels(path: str, pictures: Sequence[str], names: Sequence[str]) -> tuple[list[str], list[int]]:
-  """The pictures of a flat folder, sorted, and their classes by one of the lists of ImageFolder."""
+def _read_labels(path: str, images: Sequence[str], names: Sequence[str]) -> tuple[list[str], list[int]]:
+  """Return the images of a flat folder, sorted, and their classes, from a list in one of the formats of ImageFolder."""
   try:
     with tf.io.gfile.GFile(path, 'rb') as file:
       if file.size() > _MAX_LIST_BYTES:
         raise UserError(f'{path}: {file.size():,} bytes are too many for a list of labels')
       lines = [line.replace(',', ' ').split() for line in file.read().decode('utf-8-sig').splitlines()]
   except UnicodeDecodeError as error:
-    raise UserError(f'{path}: not a text of names and classes: {error}') from error
+    raise UserError(f'{path}: not a text file of names and classes: {in_one_line(error)}') from error
   rows = [(number, fields[:2]) for number, fields in enumerate(lines, 1) if fields and fields[0] != 'ImageId']
   numbers = {name: k for k, name in enumerate(names)}
   if rows and all(len(fields) == 1 for _, fields in rows):
-    if len(rows) != len(pictures):
-      raise UserError(f'{path}: lists {len(rows)} labels for {len(pictures)} pictures')
-    rows = [(number, [picture, *fields]) for (number, fields), picture in zip(rows, pictures, strict=True)]
+    if len(rows) != len(images):
+      raise UserError(f'{path}: lists {len(rows)} labels for {len(images)} images')
+    rows = [(number, [image, *fields]) for (number, fields), image in zip(rows, images, strict=True)]
   else:
     numbers = {str(k): k for k in range(len(names))} | numbers
-  stems = {picture.rsplit('.', 1)[0]: picture for picture in pictures}
-  present = set(pictures)
+  stems = {image.rsplit('.', 1)[0]: image for image in images}
+  present = set(images)
   classes: dict[str, int] = {}
-  absent = 0
+  unmatched = 0
   for number, fields in rows:
     if len(fields) < 2 or fields[1] not in numbers:
-      raise UserError(f'{path}:{number}: should be a picture and its class, a class folder or a number from 0 to '
+      raise UserError(f'{path}:{number}: should be an image and its class, a class folder or a number from 0 to '
                       f'{len(names) - 1}, is {shorten(" ".join(fields))}')
-    picture = posixpath.basename(fields[0])
-    picture = picture if picture in present else stems.get(picture)
-    absent += picture is None
-    if picture is not None:
-      classes[picture] = numbers[fields[1]]
-  if absent or len(classes) < len(pictures):
-    logging.warning('%s: %d of its lines name no picture, %d of %d pictures have no line and are left out', path,
-                    absent, len(pictures) - len(classes), len(pictures))
+    image = posixpath.basename(fields[0])
+    image = image if image in present else stems.get(image)
+    unmatched += image is None
+    if image is not None:
+      classes[image] = numbers[fields[1]]
+  if unmatched or len(classes) < len(images):
+    logging.warning('%s: %d of its lines name no image, %d of %d images have no line and are dropped', path,
+                    unmatched, len(images) - len(classes), len(images))
   if not classes:
-    raise UserError(f'{path}: names none of the {len(pictures)} pictures (e.g. {pictures[0]})')
-  found = sorted(classes)
-  return found, [classes[picture] for picture in found]
+    raise UserError(f'{path}: names none of the {len(images)} images (e.g. {images[0]})')
+  files = sorted(classes)
+  return files, [classes[image] for image in files]
 
 
 def _warn_of_empty(name: str, empty: Sequence[str], total: int) -> None:
   if empty:
-    logging.warning('%s: %d of %d classes have no pictures here: %s', name, len(empty), total, ', '.join(empty[:5]))
+    logging.warning('%s: %d of %d classes have no images here: %s', name, len(empty), total, ', '.join(empty[:5]))

@@ -1,8 +1,8 @@
-"""Photographs with a class each in TFRecords, in the ImageNet schema of tf-models-official, read at random.
+"""Images with one class each in TFRecords, in the ImageNet schema of tf-models-official, with random access.
 
-`image/encoded` is the file, `image/class/label` its class from 1 (0 is official's background class, which no picture
-has), `image/class/text` the class in words, `image/filename` the name. The first use of a split reads it through and
-leaves `<split>-classes-index.json` beside the shards: where each record begins, and its class.
+`image/encoded` is the image file, `image/class/label` its class from 1 (0 is the unused background class of
+tf-models-official), `image/class/text` the name of the class, `image/filename` the name of the file. The first use of a
+split scans it and writes `<split>-classes-index.json` next to the shards: offset and class of each record.
 """
 
 import json
@@ -25,28 +25,28 @@ from rethink_tf.data.json_files import load_json
 from rethink_tf.data.shards import find_shards
 from rethink_tf.data.subset import subset
 from rethink_tf.data.tfrecord import DamagedRecord, read_record, scan
-from rethink_tf.errors import UserError
+from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.storage import files
 
-_READERS = 16  # threads; on gs:// they mostly wait
-_MAX_LABEL = 1_000_000  # every class up to the largest label takes memory
+_READERS = 16  # threads; on gs:// they are limited by latency
+_MAX_LABEL = 1_000_000  # every class up to the largest label allocates memory
 
 
 class LabelledShard(NamedTuple):
-  """Where the photographs of one file are, a column each."""
+  """The records of one file, as columns."""
 
   file: str
   bytes: int
   offsets: list[int]
-  labels: list[int]  # as they stand in the records
+  labels: list[int]  # as stored in the records
   names: list[str]
 
 
 class LabelIndex(NamedTuple):
-  """What stands in <split>-classes-index.json."""
+  """Contents of <split>-classes-index.json."""
 
   shards: list[LabelledShard]
-  texts: dict[str, str]  # label -> the class in words
+  texts: dict[str, str]  # label -> name of the class
   left_out: dict[str, int]  # reason -> number of records
 
 
@@ -54,25 +54,25 @@ class LabelIndex(NamedTuple):
 class ImageRecords:
   """A split in TFRecords, `<split>-00000-of-01024` with or without `.tfrecord`; attributes as for `ImageFolder`.
 
-  The number of classes is the largest label of `class_split`, so that all splits have the same classes; where only
-  `split` is there (evaluation on another machine), of that.
+  The number of classes is the largest label of `class_split`, so that all splits have the same classes; if there is
+  only `split` (evaluation on another machine), its largest label.
   """
 
   def __init__(self, data_dir: str, split: str = 'train', class_split: str = 'train', first_label: int = 1,
                fraction: float = 1.0, num_images: int | None = None, subset_seed: int = 0,
                training: bool = False, max_pixels: int = MAX_PIXELS) -> None:
-    """Reads or makes the index; photographs are read by `load`.
+    """Read or build the index; images are read by `load`.
 
     Args:
       data_dir: folder of the shards, local or gs://.
-      split, class_split: beginnings of the names of the shards; official calls them train and validation.
-      first_label: label of class 0: 1 in official's records, 0 in some others.
+      split, class_split: prefixes of the shard names; train and validation in tf-models-official.
+      first_label: label of class 0: 1 in the records of tf-models-official, 0 in some others.
       fraction, num_images, subset_seed: a seeded, nested subset, see `subset.subset`.
-      training: refuse a split with pictures of one class only.
-      max_pixels: height x width that the file may claim of a photograph.
+      training: reject a split with images of one class only.
+      max_pixels: limit of height x width of an image.
 
     Raises:
-      UserError: shards missing, not such records, or labels that `class_split` does not have.
+      UserError: shards are missing or have another schema, or labels are not in `class_split`.
     """
     data_dir = os.path.expanduser(data_dir)
     self.name = f'{os.path.basename(os.path.normpath(data_dir))}/{split}'
@@ -83,15 +83,15 @@ class ImageRecords:
       reference = _load_index(data_dir, class_split)
     self.num_classes = max(max(shard.labels, default=0) for shard in reference.shards) - first_label + 1
     labels = np.array([label for shard in index.shards for label in shard.labels], np.int64) - first_label
-    wrong = np.flatnonzero((labels < 0) | (labels >= self.num_classes))
-    if len(wrong):
-      raise UserError(f'{self.name}: {len(wrong)} labels, e.g. {labels[wrong[0]] + first_label}, are not in '
+    invalid = np.flatnonzero((labels < 0) | (labels >= self.num_classes))
+    if len(invalid):
+      raise UserError(f'{self.name}: {len(invalid)} labels, e.g. {labels[invalid[0]] + first_label}, are not in '
                       f'{first_label} to {self.num_classes + first_label - 1}: set image_records.first_label, 1 for '
-                      "official's records, and image_records.class_split to the split that has all classes")
+                      'records of tf-models-official, and image_records.class_split to the split with all classes')
     if training and len(np.unique(labels)) < 2:
-      raise UserError(f'{self.name}: all pictures are of one class: there is nothing to tell apart')
+      raise UserError(f'{self.name}: all images are of one class; training needs at least two classes')
     if index.left_out:
-      logging.warning('%s: %d records are left out: %s', self.name, sum(index.left_out.values()),
+      logging.warning('%s: %d records are dropped: %s', self.name, sum(index.left_out.values()),
                       '; '.join(f'{reason} ({count})' for reason, count in index.left_out.items()))
     names = [name for shard in index.shards for name in shard.names]
     positions = subset(stable_ids(names), fraction, num_images, subset_seed)
@@ -101,19 +101,19 @@ class ImageRecords:
     self.file_names = [names[i] for i in positions]
     self.classes = labels[positions, None].astype(np.int32)
     self.num_instances = np.ones(len(positions), np.int32)
-    places = [(os.path.join(data_dir, shard.file), offset) for shard in index.shards for offset in shard.offsets]
-    self._places = [places[i] for i in positions]
+    locations = [(os.path.join(data_dir, shard.file), offset) for shard in index.shards for offset in shard.offsets]
+    self._locations = [locations[i] for i in positions]
     logging.info('%s: %d images, %d classes', self.name, len(positions), self.num_classes)
 
   def load(self, i: int) -> np.ndarray:
-    """Image i, uint8 [h, w, 3] RGB; ImageError where the record or the picture in it is damaged."""
-    path, offset = self._places[i]
+    """Return image i, uint8 [h, w, 3] RGB; raises ImageError if the record or the image in it is damaged."""
+    path, offset = self._locations[i]
     try:
       with tf.io.gfile.GFile(path, 'rb') as file:
         features = tf.train.Example.FromString(read_record(file, offset)[0]).features.feature
       encoded = features['image/encoded'].bytes_list.value[0]
     except (tf.errors.OpError, DamagedRecord, DecodeError, EOFError, IndexError) as error:
-      raise ImageError(f'{path}: the record at byte {offset} cannot be read: {error}') from error
+      raise ImageError(f'{path}: the record at byte {offset} cannot be read: {in_one_line(error)}') from error
     return decode(encoded, self.file_names[i], max_pixels=self._max_pixels)
 
 
@@ -122,10 +122,10 @@ def _has_shards(data_dir: str, split: str) -> bool:
 
 
 def _load_index(data_dir: str, split: str) -> LabelIndex:
-  """The index from its file, or by reading all shards, which is written down for the next time."""
+  """Read the index, or build and write it by a scan of all shards."""
   if not _has_shards(data_dir, split):
-    raise UserError(f'{data_dir}: no shards {split}-00000-of-….tfrecord there: give their folder with --data_dir and '
-                    'the beginning of their names with image_records.split (train/… and eval/…)')
+    raise UserError(f'{data_dir}: no shards {split}-00000-of-….tfrecord there: set their folder with --data_dir and '
+                    'the prefix of their names with image_records.split (train/… and eval/…)')
   paths = find_shards(data_dir, split)
   path = os.path.join(data_dir, f'{split}-classes-index.json')
   with ThreadPoolExecutor(_READERS) as pool:
@@ -133,18 +133,19 @@ def _load_index(data_dir: str, split: str) -> LabelIndex:
     index = _read_index(path)
     if index and [shard[:2] for shard in index.shards] == present:
       return index
-    logging.info('%s: %s; reading all %d shards once', path, 'is out of date' if index else 'is not there', len(paths))
+    logging.info('%s: %s; scanning %d shards once', path, 'is out of date' if index else 'no valid index', len(paths))
     scanned = list(pool.map(_scan_shard, paths))
   index = LabelIndex([shard for shard, _, _ in scanned],
                      {label: text for _, texts, _ in scanned for label, text in texts.items()},
                      dict(sum((left_out for _, _, left_out in scanned), Counter())))
   if not any(shard.labels for shard in index.shards):
     raise UserError(f'{paths[0]}: no record has image/encoded and image/class/label '
-                    f'({"; ".join(index.left_out) or "the files are empty"}): write the ImageNet schema of official')
+                    f'({"; ".join(index.left_out) or "the files are empty"}): use the ImageNet schema of '
+                    'tf-models-official')
   try:
     files.write(path, json.dumps(index._asdict() | {'shards': [shard._asdict() for shard in index.shards]}))
-  except tf.errors.OpError as error:  # a data set that is shared read-only
-    logging.warning('%s: cannot be kept for the next time: %s', path, error.message)
+  except tf.errors.OpError as error:  # a data set on read-only storage
+    logging.warning('%s: cannot be saved for later runs: %s', path, in_one_line(error))
   return index
 
 
@@ -160,15 +161,15 @@ def _read_index(path: str) -> LabelIndex | None:
         raise TypeError(f'a label above {_MAX_LABEL}')
     if not all(isinstance(text, str) for text in [*index.texts, *index.texts.values(), *index.left_out]) or \
         not all(type(count) is int for count in index.left_out.values()):
-      raise TypeError('a field of another type')
+      raise TypeError('a field has a wrong type')
     return index
   except (UserError, TypeError, KeyError, AttributeError) as error:
-    logging.warning('%s: is not an index of labelled records: %s', path, ' '.join(str(error).split()))
+    logging.warning('%s: is not an index of labelled records: %s', path, in_one_line(error))
     return None
 
 
 def _scan_shard(path: str) -> tuple[LabelledShard, dict[str, str], Counter[str]]:
-  """Reads a whole file: its columns, the texts of its labels, and what is left out by reason."""
+  """Scan a file; return its columns, the names of its labels, and the number of dropped records by reason."""
   shard = LabelledShard(os.path.basename(path), tf.io.gfile.stat(path).length, [], [], [])
   texts: dict[str, str] = {}
   left_out: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""The annotations of a data set as columns: sifted once, then looked up by image.
+"""The annotations of a data set as columns: validated once, then looked up by image.
 
 Shapes: A annotations, N images. COCO's 118,000 images with 860,000 annotations take about half a gigabyte.
 """
@@ -15,33 +15,33 @@ from rethink_tf.data.problems import Problems
 from rethink_tf.structures import MASK_CROP, Example
 
 _NO_ID = -1
-_FAR = 1e6  # pixels; what lies beyond is an error, and overflows where it is drawn
-_BAD_KEYPOINTS = 'with malformed keypoints (taken as not labelled)'
+_MAX_COORDINATE = 1e6  # pixels; larger coordinates are errors, and overflow in rasterisation
+_BAD_KEYPOINTS = 'with malformed keypoints (treated as not labelled)'
 
 
 class FieldError(Exception):
-  """A field of an annotation is missing or of a wrong type; the message names the field."""
+  """A field of an annotation is missing or has a wrong type; the message names the field."""
 
 
 class AnnotationReader:
-  """Takes annotations in as COCO json objects, one at a time, and keeps only the columns that are needed."""
+  """Collects annotations, COCO json objects added one at a time, and keeps only the columns that are needed."""
 
   def __init__(self, with_keypoints: bool = False) -> None:
     self.ids, self.image_ids, self.category_ids = array('q'), array('q'), array('q')
     self.xywh, self.areas, self.crowds = array('d'), array('d'), array('b')
     self.segmentations = Segmentations()
     self.keypoints: dict[int, array] | None = {} if with_keypoints else None
-    self.malformed: list[int] = []  # rows whose segmentation could not be read
+    self.malformed: list[int] = []  # rows with an invalid segmentation
     self.problems = Problems()
 
   def __len__(self) -> int:
     return len(self.ids)
 
   def add(self, entry: dict[str, Any]) -> None:
-    """Adds one object of the `annotations` list.
+    """Add one object of the `annotations` list.
 
     Raises:
-      FieldError: a field is missing or of a wrong type.
+      FieldError: a field is missing or has a wrong type.
     """
     row = len(self)
     for column, field, default in ((self.image_ids, 'image_id', None), (self.category_ids, 'category_id', None),
@@ -58,7 +58,7 @@ class AnnotationReader:
     except (TypeError, OverflowError):
       raise FieldError(f'bbox should be four numbers [x, y, width, height], is {shorten(bbox)}') from None
     if entry.get('area') is None:
-      self._count('without an area (that of the box stands in)', row)
+      self._count('without an area (that of the box is used)', row)
     try:
       self.areas.append(bbox[2] * bbox[3] if entry.get('area') is None else entry['area'])
     except (TypeError, OverflowError):
@@ -68,15 +68,15 @@ class AnnotationReader:
       self.add_keypoints(row, entry['keypoints'])
 
   def add_keypoints(self, row: int, keypoints: Any) -> None:
-    """Adds x, y, visibility of every keypoint to a row that is there already."""
+    """Add x, y, visibility of every keypoint to an existing row."""
     try:
       self.keypoints[row] = array('d', keypoints)
     except (TypeError, OverflowError):
       self._count(_BAD_KEYPOINTS, row)
 
   def _add_segmentation(self, row: int, segmentation: Any, bbox: list[float]) -> None:
-    if not segmentation:  # a data set of boxes: the evaluator and the mask head still get a mask
-      self._count('without a segmentation (its box stands in)', row)
+    if not segmentation:  # a data set with boxes only: evaluator and mask head still need a mask
+      self._count('without a segmentation (its box is used)', row)
       x, y, w, h = bbox
       segmentation = [[x, y, x, y + h, x + w, y + h, x + w, y]]
     try:
@@ -90,17 +90,17 @@ class AnnotationReader:
 
 
 class Annotations:
-  """All annotations of N images, sifted.
+  """All annotations of N images, validated.
 
-  An annotation is *kept* when a COCO evaluator can read it: its image, category, numbers and segmentation are sound.
-  It is *usable* for training when it also is no crowd and has area and a box that is not empty within the image
-  (Detectron's rule). Boxes are clipped to their image. What is left out or changed is counted by reason.
+  An annotation is *kept* if a COCO evaluator can read it: its image, category, numbers and segmentation are valid. It
+  is *usable* for training if, in addition, it is not a crowd, its area is positive and its box is not empty after
+  clipping to the image (Detectron's rule). Dropped and changed annotations are counted by reason.
 
   Attributes:
     boxes: float32 [A, 4] y0, x0, y1, x1; classes: int32 [A] 1..K; usable: bool [A].
     num_usable: int32 [N] usable annotations of each image.
-    num_visible: int32 [N] labelled keypoints (visibility above 0) of these, 0 where none were read.
-    problems: what was left out or changed, counted.
+    num_visible: int32 [N] labelled keypoints (visibility above 0) of these, 0 without keypoints.
+    problems: counts of dropped and changed annotations.
   """
 
   def __init__(self, reader: AnnotationReader, image_ids: np.ndarray, sizes: np.ndarray,
@@ -118,27 +118,27 @@ class Annotations:
 
     of_image = self._of_image = np.array(reader.image_ids, np.int64)
     images = np.minimum(np.searchsorted(image_ids, of_image), len(image_ids) - 1)
-    kept = self._leave_out('of an image that is not listed', image_ids[images] != of_image, np.ones(len(reader), bool))
-    kept = self._leave_out('of an unknown category', self.classes == 0, kept)
+    kept = self._drop('of an image that is not listed', image_ids[images] != of_image, np.ones(len(reader), bool))
+    kept = self._drop('of an unknown category', self.classes == 0, kept)
     finite = np.isfinite(self._xywh).all(axis=1) & np.isfinite(reader.areas)
-    kept = self._leave_out('with a number that is not finite', ~finite, kept)
-    kept = self._leave_out('with a box absurdly far away', ~(np.abs(self._xywh) <= _FAR).all(axis=1), kept)
-    kept = self._leave_out('with a malformed segmentation', self._malformed(sizes[images]), kept)
+    kept = self._drop('with a number that is not finite', ~finite, kept)
+    kept = self._drop('with a box out of range', ~(np.abs(self._xywh) <= _MAX_COORDINATE).all(axis=1), kept)
+    kept = self._drop('with a malformed segmentation', self._malformed(sizes[images]), kept)
     self.boxes, overhang = _clip(np.where(kept[:, None], self._xywh, 0.0), sizes[images])
     self.usable = self._find_usable(kept)
-    # COCO's own coordinates, rounded to hundredths, stick out by less than this, which is not worth a line.
+    # Not worth a message below this: COCO's own boxes, rounded to hundredths, exceed their images by less.
     self._count('clipped to the image', self.usable & (overhang > 0.1))
 
     rows = np.flatnonzero(kept)
     self._rows = rows[np.argsort(images[rows], kind='stable')]  # by image, in the order of the file
     self._starts = np.searchsorted(images[self._rows], np.arange(len(image_ids) + 1))
     self.num_usable = np.bincount(images[self.usable], minlength=len(image_ids)).astype(np.int32)
-    self._number_anew()
+    self._renumber()
     self._drop_malformed_keypoints()
     self.num_visible = self._count_visible(images)
 
   def example(self, i: int, image: np.ndarray) -> Example:
-    """The usable annotations of image i with its pixels."""
+    """Return the Example of image i: its pixels and usable annotations."""
     rows = self._rows[self._starts[i]:self._starts[i + 1]]
     rows = rows[self.usable[rows]]
     boxes, (height, width) = self.boxes[rows], self._sizes[i]
@@ -152,11 +152,11 @@ class Annotations:
     return Example(image, boxes, self.classes[rows], masks, keypoints)
 
   def to_json(self, i: int) -> list[dict[str, Any]]:
-    """The kept annotations of image i, crowds included, as objects of a COCO json."""
+    """Return the kept annotations of image i, crowds included, as COCO json objects."""
     return [self._row_to_json(row, int(self._image_ids[i])) for row in self._rows[self._starts[i]:self._starts[i + 1]]]
 
   def digest(self) -> str:
-    """A fingerprint of the images and annotations."""
+    """Return a hash of the images and annotations."""
     digest = hashlib.sha256()
     for column in (self._image_ids, self._sizes, self._ids, self._xywh, self._crowds, self.classes, self._rows):
       digest.update(np.ascontiguousarray(column))
@@ -184,7 +184,7 @@ class Annotations:
       bad[row] = size != tuple(sizes[row])
     return bad
 
-  def _leave_out(self, reason: str, bad: np.ndarray, kept: np.ndarray) -> np.ndarray:
+  def _drop(self, reason: str, bad: np.ndarray, kept: np.ndarray) -> np.ndarray:
     self._count(reason, bad & kept)
     return kept & ~bad
 
@@ -197,20 +197,20 @@ class Annotations:
     no_area = (self._xywh[:, 2:] <= 0).any(axis=1) | (np.array(self._reader.areas) <= 0)
     outside = (self.boxes[:, 2:] <= self.boxes[:, :2]).any(axis=1)
     usable = kept & ~self._crowds
-    usable = self._leave_out('without area (not trained on)', no_area, usable)
-    return self._leave_out('with a box outside the image (not trained on)', outside, usable)
+    usable = self._drop('without area (not trained on)', no_area, usable)
+    return self._drop('with a box outside the image (not trained on)', outside, usable)
 
-  def _number_anew(self) -> None:
-    """Annotation ids that are missing, repeated or 0 (pycocotools takes 0 for "no match") become 1, 2, ..."""
+  def _renumber(self) -> None:
+    """Replace annotation ids by 1, 2, ... if any is missing, repeated or 0 (pycocotools takes 0 for "no match")."""
     ids = self._ids[self._rows]
     if len(ids) and (ids.min() < 1 or len(np.unique(ids)) < len(ids)):
       self._ids[self._rows] = np.arange(1, len(ids) + 1)
-      self.problems.add('numbered anew, since ids are missing, repeated or below 1', len(ids), 'all of them')
+      self.problems.add('renumbered, since ids are missing, repeated or below 1', len(ids), 'all of them')
 
   def _drop_malformed_keypoints(self) -> None:
     for row, keypoints in list((self._reader.keypoints or {}).items()):
       expected = 3 * len(self.categories[self.classes[row] - 1].keypoints) if self.classes[row] else 0
-      if len(keypoints) != expected or not (np.abs(keypoints) <= _FAR).all():  # nor are numbers that are none
+      if len(keypoints) != expected or not (np.abs(keypoints) <= _MAX_COORDINATE).all():  # False for NaN too
         del self._reader.keypoints[row]
         if expected or len(keypoints):
           self.problems.add(_BAD_KEYPOINTS, 1, f'annotation {self._ids[row]}')
@@ -224,7 +224,7 @@ class Annotations:
 
 
 def _clip(xywh: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """float64 xywh [A, 4] -> float32 y0, x0, y1, x1 [A, 4] inside the image, and by how much each stuck out [A]."""
+  """Clip boxes float64 xywh [A, 4] to the image -> float32 y0, x0, y1, x1 [A, 4], and the pixels clipped off [A]."""
   corner = xywh[:, 1::-1]  # [A, 2] y, x
   corners = np.concatenate([corner, corner + xywh[:, :1:-1]], axis=1)  # [A, 4]
   boxes = np.clip(corners, 0.0, np.tile(sizes, 2))

@@ -1,4 +1,4 @@
-"""Photographs with annotations in COCO's json format, from the standard layout or any other."""
+"""Images with annotations in COCO's json format, in the standard folder layout or any other."""
 
 import os
 import posixpath
@@ -23,10 +23,10 @@ from rethink_tf.data.folders import list_names
 from rethink_tf.data.images import MAX_PIXELS, ImageError, decode, read_bounded
 from rethink_tf.data.json_files import load_json
 from rethink_tf.data.subset import select
-from rethink_tf.errors import UserError
+from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.structures import Example
 
-_TAKEN = object()  # stands in the parsed json for an annotation that is in the columns already
+_STORED = object()  # replaces, in the parsed json, an annotation that is already stored in the columns
 
 
 @gin.register('coco')
@@ -38,31 +38,31 @@ class CocoSource:
     categories: class k of 1..K is categories[k - 1].
     num_classes, num_keypoints: K, and P (0 without keypoints).
     image_ids: int64 [N], ascending; sizes: int32 [N, 2] height, width; file_names: [N].
-    num_instances: int32 [N] usable boxes, so neither crowds nor without area.
-    num_visible: int32 [N] their labelled keypoints.
+    num_instances: int32 [N] usable boxes: not crowds, with positive area.
+    num_visible: int32 [N] labelled keypoints of these.
   """
 
   def __init__(self, data_dir: str, split: str = 'train2017', annotation_file: str | None = None,
                image_dir: str | None = None, keypoints: bool = False, keypoints_file: str | None = None,
                fraction: float = 1.0, num_images: int | None = None, subset_seed: int = 0,
                training: bool = False, max_pixels: int = MAX_PIXELS) -> None:
-    """Reads the annotation file; photographs are read by `load`.
+    """Read the annotation file; images are read by `load`.
 
     Args:
       data_dir: folder of the data set, local or gs://; the other paths may be relative to it.
-      split: names the defaults of the following.
+      split: determines the defaults of the following paths.
       annotation_file: default annotations/instances_<split>.json.
       image_dir: default <split>.
-      keypoints: carry person keypoints along.
-      keypoints_file: where they are; by default in the annotation file if its categories have keypoints, else in
-        annotations/person_keypoints_<split>.json. They belong together by annotation id.
+      keypoints: load keypoints too.
+      keypoints_file: file with the keypoints; by default the annotation file if its categories have keypoints, else
+        annotations/person_keypoints_<split>.json. Matched by annotation id.
       fraction, num_images, subset_seed: a seeded, nested subset, see `subset.subset`.
-      training: leave out images without a usable box or, with `keypoints`, without a visible keypoint; and images
-        whose file is missing.
-      max_pixels: height x width that the file may claim of a photograph.
+      training: drop images without a usable box or, with `keypoints`, without a visible keypoint; and images whose
+        file is missing.
+      max_pixels: limit of height x width of an image in the annotation file.
 
     Raises:
-      UserError: files missing, or not COCO json; the message says which file, field and index.
+      UserError: files are missing, or are not COCO json; the message names the file, field and index.
     """
     data_dir = os.path.expanduser(data_dir)
     file = _join(data_dir, annotation_file or f'annotations/instances_{split}.json')
@@ -93,7 +93,7 @@ class CocoSource:
                  self.num_classes)
 
   def load(self, i: int) -> Example:
-    """Image i with its usable annotations.
+    """Return image i with its usable annotations.
 
     Raises:
       ImageError: the file is missing, damaged or of another size than annotated.
@@ -102,20 +102,20 @@ class CocoSource:
     return self._table.example(self._positions[i], image)
 
   def read(self, i: int) -> bytes:
-    """The file of image i as it is; ImageError where it cannot be read."""
+    """Return the bytes of the file of image i; raises ImageError if it cannot be read."""
     try:
-      # Not _join: a name from the json is no path of the user's ("~" stays "~").
+      # Not _join: a name from the json is not a path given by the user, so that "~" is not expanded.
       with tf.io.gfile.GFile(os.path.join(self._folder, self.file_names[i]), 'rb') as file:
         return read_bounded(file, self.file_names[i])
     except tf.errors.OpError as error:
-      raise ImageError(f'{self.file_names[i]}: cannot be read: {error.message}') from error
+      raise ImageError(f'{self.file_names[i]}: cannot be read: {in_one_line(error)}') from error
 
   def image_annotations(self, i: int) -> list[dict[str, Any]]:
-    """The annotations of image i, crowds included, as COCO json objects."""
+    """Return the annotations of image i, crowds included, as COCO json objects."""
     return self._table.to_json(self._positions[i])
 
   def annotations(self) -> dict[str, Any]:
-    """The COCO json of exactly these images, crowds included: what an evaluator scores against."""
+    """Return the COCO json of these images, crowds included: the ground truth of an evaluator."""
     images = [{'id': int(id_), 'file_name': name, 'height': int(height), 'width': int(width)}
               for id_, name, (height, width) in zip(self.image_ids, self.file_names, self.sizes, strict=True)]
     annotations = [entry for i in range(len(images)) for entry in self.image_annotations(i)]
@@ -123,11 +123,11 @@ class CocoSource:
 
   @property
   def skipped(self) -> dict[str, int]:
-    """Reason -> number of annotations of the whole file that were left out or changed."""
+    """Reason -> number of annotations of the whole file that were dropped or changed."""
     return dict(self._table.problems.counts)
 
   def digest(self) -> str:
-    """A fingerprint of the annotation file's content."""
+    """Return a hash of the contents of the annotation file."""
     return self._table.digest()
 
 
@@ -136,13 +136,13 @@ def _join(folder: str, name: str) -> str:
 
 
 def _read_annotation_file(file: str, keypoints: bool) -> tuple[list[Any], AnnotationReader, tuple[Category, ...]]:
-  """The image entries, the annotations as columns, and the categories."""
+  """Return the image entries, the annotations as columns, and the categories."""
   if not tf.io.gfile.exists(file):
     raise UserError(_explain_missing(file))
   reader = AnnotationReader(keypoints)
 
-  def take(entry: dict[str, Any]) -> Any:
-    # Annotations go into the columns while the json is parsed: as Python objects, COCO's are 4 GB.
+  def store(entry: dict[str, Any]) -> Any:
+    # Annotations are stored in columns while the json is parsed: as Python objects, COCO's take 4 GB.
     if 'image_id' not in entry or 'category_id' not in entry:
       return entry
     row = len(reader)
@@ -150,39 +150,39 @@ def _read_annotation_file(file: str, keypoints: bool) -> tuple[list[Any], Annota
       reader.add(entry)
     except FieldError as error:
       raise UserError(f'{file}: annotations[{row}].{error}') from None
-    return _TAKEN
+    return _STORED
 
-  content = load_json(file, take)
+  content = load_json(file, store)
   if not isinstance(content, dict):
-    raise UserError(f'{file}: should hold an object with the lists "images", "annotations" and "categories", '
-                    f'holds {shorten(content) if content is not _TAKEN else "an annotation"}')
+    raise UserError(f'{file}: should contain an object with the lists "images", "annotations" and "categories", '
+                    f'contains {shorten(content) if content is not _STORED else "an annotation"}')
   for field in ('images', 'annotations', 'categories'):
     if not isinstance(content.get(field), list):
       raise UserError(f'{file}: "{field}" should be a list, is {shorten(content.get(field))}')
   for i, entry in enumerate(content['annotations']):
-    if entry is not _TAKEN:
+    if entry is not _STORED:
       raise UserError(f'{file}: annotations[{i}] should be an object with image_id, category_id and bbox, '
                       f'is {shorten(entry)}')
   if len(content['annotations']) != len(reader):
-    raise UserError(f'{file}: {len(reader) - len(content["annotations"])} annotations stand outside the list '
+    raise UserError(f'{file}: {len(reader) - len(content["annotations"])} annotations are outside the list '
                     '"annotations"')
   return content['images'], reader, parse_categories(content['categories'], file)
 
 
 def _explain_missing(file: str) -> str:
   folder = os.path.dirname(file)
-  found = sorted(tf.io.gfile.glob(os.path.join(folder, '*.json')))[:5]
-  there = ' (there is ' + ', '.join(os.path.basename(name) for name in found) + ')' if found else ''
-  return (f'{file}: no such annotation file{there}. For COCO, unpack train2017.zip, val2017.zip and '
+  others = sorted(tf.io.gfile.glob(os.path.join(folder, '*.json')))[:5]
+  found = ' (found: ' + ', '.join(os.path.basename(name) for name in others) + ')' if others else ''
+  return (f'{file}: no such annotation file{found}. For COCO, unpack train2017.zip, val2017.zip and '
           'annotations_trainval2017.zip from https://cocodataset.org/#download into the data folder (--data_dir); '
-          'for your own photographs, write COCO json, or name your files with coco.annotation_file and '
-          'coco.image_dir; to try without any data, add --gin_file=gin_configs/data/synthetic.gin')
+          'for your own images, write COCO json, or set coco.annotation_file and coco.image_dir; to try without any '
+          'data, add --gin_file=gin_configs/data/synthetic.gin')
 
 
 def _parse_images(entries: list[Any], file: str, max_pixels: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
-  """The `images` list -> ids [N] ascending, sizes [N, 2], file names."""
+  """Parse the `images` list -> ids [N] ascending, sizes [N, 2], file names."""
   if not entries:
-    raise UserError(f'{file}: "images" is empty, this split has no photographs')
+    raise UserError(f'{file}: "images" is empty, this split has no images')
   ids = np.zeros(len(entries), np.int64)
   sizes = np.zeros([len(entries), 2], np.int32)
   names = []
@@ -203,14 +203,14 @@ def _parse_images(entries: list[Any], file: str, max_pixels: int) -> tuple[np.nd
   ids, sizes = ids[order], sizes[order]
   repeated = np.flatnonzero(ids[1:] == ids[:-1])
   if len(repeated):
-    raise UserError(f'{file}: image id {ids[repeated[0]]} is given to more than one image '
+    raise UserError(f'{file}: image id {ids[repeated[0]]} is used by more than one image '
                     f'(images[{order[repeated[0]]}] and images[{order[repeated[0] + 1]}])')
   return ids, sizes, [names[i] for i in order]
 
 
 def _check_name(name: Any, where: str) -> str:
   if not is_text(name) or not name:
-    raise UserError(f'{where} should be the name of a file, is {shorten(name)}')
+    raise UserError(f'{where} should be a file name, is {shorten(name)}')
   normal = posixpath.normpath(name.replace('\\', '/'))
   if normal.startswith(('/', '../')) or normal == '..' or re.match(r'[\w.+-]+:/', normal):
     raise UserError(f'{where} should be a path inside the image folder, is {shorten(name)}')
@@ -218,7 +218,7 @@ def _check_name(name: Any, where: str) -> str:
 
 
 def _find_missing(folder: str, names: list[str], training: bool) -> np.ndarray:
-  """bool [N]: which files are not there, by one listing a folder instead of a look at each file."""
+  """Return which files are missing, bool [N], by listing each folder once instead of a look-up for each file."""
   present = set()
   for subfolder in {posixpath.dirname(name) for name in names}:
     try:
@@ -228,21 +228,21 @@ def _find_missing(folder: str, names: list[str], training: bool) -> np.ndarray:
     present.update(posixpath.join(subfolder, entry) for entry in listing)
   missing = np.array([name not in present for name in names])
   if missing.all():
-    raise UserError(f'{folder}: none of the {len(names)} photographs is there (e.g. {names[0]}): name their folder '
-                    'with coco.image_dir')
+    raise UserError(f'{folder}: none of the {len(names)} images was found (e.g. {names[0]}): set their folder with '
+                    'coco.image_dir')
   if missing.any():
     examples = ', '.join(names[i] for i in np.flatnonzero(missing)[:3])
-    logging.warning('%s: %d of %d photographs are missing%s, e.g. %s', folder, missing.sum(), len(names),
-                    ' and left out' if training else '', examples)
+    logging.warning('%s: %d of %d images are missing%s, e.g. %s', folder, missing.sum(), len(names),
+                    ' and dropped' if training else '', examples)
   return missing
 
 
 def _merge_keypoints(reader: AnnotationReader, categories: tuple[Category, ...],
                      file: str) -> tuple[Category, ...]:
-  """Adds the keypoints of a person_keypoints file by annotation id; returns the categories with their keypoints."""
+  """Add the keypoints of a person_keypoints file by annotation id, and return the categories with their keypoints."""
   rows = {id_: row for row, id_ in enumerate(reader.ids)}
 
-  def take(entry: dict[str, Any]) -> Any:
+  def store(entry: dict[str, Any]) -> Any:
     if 'image_id' not in entry:
       return entry
     row = rows.get(entry.get('id')) if isinstance(entry.get('id'), int) else None
@@ -250,9 +250,9 @@ def _merge_keypoints(reader: AnnotationReader, categories: tuple[Category, ...],
       reader.add_keypoints(row, entry.get('keypoints'))
     return None
 
-  content = load_json(file, take)
+  content = load_json(file, store)
   if not isinstance(content, dict):
-    raise UserError(f'{file}: should hold an object with the lists "annotations" and "categories"')
+    raise UserError(f'{file}: should contain an object with the lists "annotations" and "categories"')
   named = {category.id: category for category in parse_categories(content.get('categories'), file)}
   if not any(category.keypoints for category in named.values()):
     raise UserError(f'{file}: no category has keypoints')

@@ -1,7 +1,7 @@
-"""One annotated photograph <-> one tf.train.Example in the schema of tf-models-official.
+"""Conversion between an annotated image and a tf.train.Example in the schema of tf-models-official.
 
-Besides the keys that `official.vision.dataloaders.tf_example_decoder` reads, `rethink_tf/annotation` holds the COCO
-json object of every annotation, so that what is read back is exactly what was written.
+Besides the keys that `official.vision.dataloaders.tf_example_decoder` reads, `rethink_tf/annotation` contains the COCO
+json object of every annotation, so that the conversion is lossless.
 """
 
 import json
@@ -18,27 +18,28 @@ from rethink_tf.data.categories import Category, as_text
 from rethink_tf.data.detection.annotations import AnnotationReader, Annotations, FieldError
 from rethink_tf.data.detection.segmentation import to_rle
 from rethink_tf.data.images import MAX_PIXELS, ImageError, check_pixels, header_size, measure
+from rethink_tf.errors import in_one_line
 
 _ANNOTATION = 'rethink_tf/annotation'
 _FORMATS = {b'\xff\xd8': 'jpg', b'\x89P': 'png', b'BM': 'bmp', b'GI': 'gif'}  # by the first two bytes
 
 
 class Record(NamedTuple):
-  """One photograph as it lies in a record."""
+  """One image with its annotations, as stored in a record."""
 
   source_id: str
   file_name: str
   height: int
   width: int
-  encoded: bytes  # the file
-  annotations: list[dict[str, Any]]  # COCO json objects; those in records of others have no id
+  encoded: bytes  # contents of the image file
+  annotations: list[dict[str, Any]]  # COCO json objects; without ids if the record was written by another converter
 
 
 def encode(record: Record, categories: Sequence[Category], png_masks: bool) -> bytes:
-  """A serialised tf.train.Example.
+  """Serialise a record as a tf.train.Example.
 
-  Official's keys describe the annotations with area inside the photograph; labels are category ids, as
-  official's own converter writes them. Its masks are whole photographs as PNG: `png_masks` leaves them out.
+  The keys of tf-models-official describe the annotations that have area inside the image; labels are category ids, as
+  its own converter writes them. `png_masks`: write its masks too, PNG files of the size of the image.
   """
   from official.vision.data import tfrecord_lib
   names = {category.id: category.name for category in categories}
@@ -71,16 +72,16 @@ def encode(record: Record, categories: Sequence[Category], png_masks: bool) -> b
 
 
 def decode(payload: bytes, max_pixels: int = MAX_PIXELS) -> Record:
-  """The inverse of `encode`, and of official's converter.
+  """Parse a serialised tf.train.Example; inverse of `encode`, and of the converter of tf-models-official.
 
   Raises:
-    ImageError: not such an example, or one of a photograph of more than max_pixels.
+    ImageError: not an example of this schema, or an image of more than max_pixels.
   """
   features = _features(payload)
   try:
     encoded = _values(features, 'image/encoded')[0]
     if not isinstance(encoded, bytes):
-      raise ValueError('image/encoded is no file')
+      raise ValueError('image/encoded is not a string of bytes')
     source_id = _text(_values(features, 'image/source_id', b''))
     file_name = _text(_values(features, 'image/filename', b'')) or source_id
     height, width = (int(_values(features, key, -1)[0]) for key in ('image/height', 'image/width'))
@@ -90,28 +91,28 @@ def decode(payload: bytes, max_pixels: int = MAX_PIXELS) -> Record:
     if _ANNOTATION in features:
       annotations = [json.loads(text) for text in _values(features, _ANNOTATION)]
       if not all(isinstance(entry, dict) for entry in annotations):
-        raise ValueError('an annotation is no object')
+        raise ValueError('an annotation is not an object')
     else:
-      annotations = _annotations_of_others(features, height, width)
+      annotations = _parse_official_annotations(features, height, width)
   except (ValueError, IndexError, TypeError, KeyError, OSError, OverflowError, RecursionError) as error:
     raise ImageError('not an example in the schema of tf-models-official: '
-                     + as_text(' '.join(str(error).split()))[:200]) from error
+                     + as_text(in_one_line(error))[:200]) from error
   return Record(source_id, file_name, height, width, encoded, annotations)
 
 
 def category_names(payload: bytes) -> dict[int, str]:
-  """Label -> text of the objects of an example; the label itself where it has no text."""
+  """Return label -> text of the objects of an example; the label itself if it has no text."""
   features = _features(payload)
   labels, texts = _values(features, 'image/object/class/label'), _values(features, 'image/object/class/text')
   texts = [_text([text]) for text in texts] if len(texts) == len(labels) else map(str, labels)
   return {label: text for label, text in zip(labels, texts, strict=True) if isinstance(label, int) and label >= 0}
 
 
-def sift(record: Record, image_id: int, categories: tuple[Category, ...], first_id: int) -> Annotations:
-  """The annotations of one record by the rules for whole data sets; first_id, ... number those without an id.
+def validate(record: Record, image_id: int, categories: tuple[Category, ...], first_id: int) -> Annotations:
+  """Validate the annotations of one record; those without an id are numbered first_id, first_id + 1, ...
 
   Raises:
-    ImageError: an annotation lacks a field.
+    ImageError: an annotation lacks a required field.
   """
   reader = AnnotationReader(with_keypoints=any(category.keypoints for category in categories))
   try:
@@ -123,14 +124,15 @@ def sift(record: Record, image_id: int, categories: tuple[Category, ...], first_
 
 
 def _encode_mask(mask: np.ndarray) -> bytes:
-  # 8 bits a pixel with the values 0 and 1, like official's encode_mask_as_png, but smaller and in a third of the time.
+  # 8 bits a pixel with the values 0 and 1, like tf-models-official's encode_mask_as_png, but smaller and three times as
+  # fast.
   options = [cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE,
              cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE]
   return cv2.imencode('.png', mask, options)[1].tobytes()
 
 
-def _annotations_of_others(features: Any, height: int, width: int) -> list[dict[str, Any]]:
-  """COCO json objects from boxes, labels and PNG masks."""
+def _parse_official_annotations(features: Any, height: int, width: int) -> list[dict[str, Any]]:
+  """Build COCO json objects from boxes, labels and PNG masks."""
   x0, x1, y0, y1 = (np.array(_values(features, f'image/object/bbox/{side}')) * extent for side, extent in (
       ('xmin', width), ('xmax', width), ('ymin', height), ('ymax', height)))
   columns = {'category_id': _values(features, 'image/object/class/label'),
@@ -146,7 +148,7 @@ def _decode_mask(png: bytes, height: int, width: int) -> dict[str, Any]:
   if not isinstance(png, bytes) or header_size(png) is None:
     raise ValueError('a mask is not a PNG')
   if header_size(png) != (height, width):
-    return {'size': list(header_size(png)), 'counts': None}  # malformed, and not decoded: it may claim any size
+    return {'size': list(header_size(png)), 'counts': None}  # malformed; not decoded: any size is possible
   mask = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_GRAYSCALE)
   if mask is None:
     raise ValueError('a mask is not a PNG')
@@ -158,7 +160,7 @@ def _features(payload: bytes) -> Any:
   try:
     return tf.train.Example.FromString(payload).features.feature
   except DecodeError as error:
-    raise ImageError(f'not a tf.train.Example: {error}') from error
+    raise ImageError(f'not a tf.train.Example: {in_one_line(error)}') from error
 
 
 def _values(features: Any, key: str, *default: Any) -> list[Any]:

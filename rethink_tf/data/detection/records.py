@@ -1,13 +1,13 @@
-"""TFRecords in the schema of tf-models-official, read at random like a folder of photographs.
+"""TFRecords in the schema of tf-models-official, with random access like a folder of images.
 
-Beside the shards lie `<split>-index.json`, which says where each record begins (a scan rebuilds it where it is
+The folder of the shards also contains `<split>-index.json`, the offsets of all records (rebuilt by a scan if it is
 missing or out of date), and `<split>-categories.json`.
 """
 
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from absl import logging
 
 from rethink_tf.data.categories import Category, categories_to_json, parse_categories, without_keypoints
 from rethink_tf.data.detection.annotations import Annotations
-from rethink_tf.data.detection.record_format import Record, category_names, decode, sift
+from rethink_tf.data.detection.record_format import Record, category_names, decode, validate
 from rethink_tf.data.images import MAX_PIXELS, ImageError
 from rethink_tf.data.images import decode as decode_image
 from rethink_tf.data.json_files import load_json
@@ -26,15 +26,15 @@ from rethink_tf.data.problems import Problems
 from rethink_tf.data.shards import find_shards
 from rethink_tf.data.subset import select
 from rethink_tf.data.tfrecord import DamagedRecord, read_record, scan
-from rethink_tf.errors import UserError
+from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.storage import files
 from rethink_tf.structures import Example
 
-_READERS = 16  # threads; on gs:// they mostly wait
+_READERS = 16  # threads; on gs:// they are limited by latency
 
 
 class Shard(NamedTuple):
-  """Where the photographs of one file are, a column each."""
+  """The records of one file, as columns."""
 
   file: str
   bytes: int
@@ -42,42 +42,42 @@ class Shard(NamedTuple):
   source_ids: list[str]
   heights: list[int]
   widths: list[int]
-  usable: list[int]  # number of annotations to train on
-  visible: list[int]  # number of their labelled keypoints
+  usable: list[int]  # number of annotations that can be trained on
+  visible: list[int]  # number of labelled keypoints of these
   annotations: list[int]  # number of all annotations
 
 
 class Index(NamedTuple):
-  """What stands in <split>-index.json."""
+  """Contents of <split>-index.json."""
 
   shards: list[Shard]
-  category_ids: list[int]  # of the categories by which annotations were found usable
-  problems: dict[str, int]  # annotations left out or changed, by reason
-  left_out: list[str]  # photographs that are missing, unreadable or damaged
-  fingerprint: str = ''  # of what the records were written from, and how
+  category_ids: list[int]  # of the categories with which the annotations were validated
+  problems: dict[str, int]  # annotations dropped or changed, by reason
+  left_out: list[str]  # images that are missing, unreadable or damaged
+  fingerprint: str = ''  # hash of the annotations and options of the conversion
   complete: bool = True
 
 
 @gin.register('records')
 class RecordSource:
-  """A split in TFRecords, as `python -m rethink_tf.data.convert` or tf-models-official writes them.
+  """A split in TFRecords, written by `python -m rethink_tf.data.convert` or tf-models-official.
 
-  Gives exactly what the `CocoSource` gave that it was converted from, and has the same attributes.
+  Has the same attributes and returns the same examples as the `CocoSource` that was converted.
   """
 
   def __init__(self, data_dir: str, split: str = 'train2017', categories_file: str | None = None,
                keypoints: bool = False, fraction: float = 1.0, num_images: int | None = None, subset_seed: int = 0,
                training: bool = False, max_pixels: int = MAX_PIXELS) -> None:
-    """Reads the index; photographs are read by `load`.
+    """Read the index; images are read by `load`.
 
     Args:
       data_dir: folder of the shards, local or gs://.
-      split: the shards are <split>-00000-of-00032.tfrecord and so on.
+      split: prefix of the shard names, <split>-00000-of-00032.tfrecord.
       categories_file: json with the list "categories"; default <split>-categories.json.
       keypoints, fraction, num_images, subset_seed, training, max_pixels: as for `CocoSource`.
 
     Raises:
-      UserError: shards missing or not TFRecords, or as for `CocoSource`.
+      UserError: shards are missing or not TFRecords, or as for `CocoSource`.
     """
     data_dir = os.path.expanduser(data_dir)
     self.name = f'{os.path.basename(os.path.normpath(data_dir))}/{split}'
@@ -94,15 +94,15 @@ class RecordSource:
     self.skipped = index.problems
     Problems(index.problems).log(self.name)
     if index.left_out:
-      logging.warning('%s: %d photographs are missing, unreadable or damaged: %s', self.name, len(index.left_out),
+      logging.warning('%s: %d images are missing, unreadable or damaged: %s', self.name, len(index.left_out),
                       ', '.join(index.left_out[:3]))
 
     image_ids = _number(self.name, [id_ for shard in index.shards for id_ in shard.source_ids])
     columns = {column: np.array([value for shard in index.shards for value in getattr(shard, column)], np.int64)
                for column in ('usable', 'visible', 'annotations', 'heights', 'widths')}
     if (columns['heights'] * columns['widths'] > max_pixels).any():
-      raise UserError(f'{self.name}: its index lists a picture of more than records.max_pixels = {max_pixels:,}: '
-                      'delete the index, it is made again')
+      raise UserError(f'{self.name}: its index lists an image of more than records.max_pixels = {max_pixels:,}: '
+                      'delete the index to rebuild it')
     order = np.argsort(image_ids, kind='stable')
     chosen = order[select(self.name, image_ids[order], columns['usable'][order], training, fraction, num_images,
                           subset_seed, columns['visible'][order] if keypoints else None)]
@@ -110,24 +110,24 @@ class RecordSource:
     self.sizes = np.stack([columns['heights'], columns['widths']], axis=1)[chosen].astype(np.int32)
     self.num_instances = columns['usable'][chosen].astype(np.int32)
     self.num_visible = columns['visible'][chosen].astype(np.int32) * keypoints
-    places = [(os.path.join(data_dir, shard.file), offset) for shard in index.shards for offset in shard.offsets]
-    self._places = [places[i] for i in chosen]
+    locations = [(os.path.join(data_dir, shard.file), offset) for shard in index.shards for offset in shard.offsets]
+    self._locations = [locations[i] for i in chosen]
     self._first_ids = (1 + np.cumsum(columns['annotations']) - columns['annotations'])[chosen]
     logging.info('%s: %d images, %d instances, %d classes', self.name, len(chosen), self.num_instances.sum(),
                  self.num_classes)
 
   def load(self, i: int) -> Example:
-    """Image i with its usable annotations.
+    """Return image i with its usable annotations.
 
     Raises:
-      ImageError: the record or the photograph in it is damaged.
+      ImageError: the record or the image in it is damaged.
     """
     record = self._read(i)
     image = decode_image(record.encoded, record.file_name, (record.height, record.width), self._max_pixels)
-    return self._sift(i, record).example(0, image)
+    return self._validate(i, record).example(0, image)
 
   def annotations(self) -> dict[str, Any]:
-    """The COCO json of exactly these images, crowds included. Reads every record."""
+    """Return the COCO json of these images, crowds included. Reads every record."""
     with ThreadPoolExecutor(_READERS) as pool:
       described = list(pool.map(self._describe, range(len(self.image_ids))))
     return {'images': [image for image, _ in described],
@@ -138,37 +138,39 @@ class RecordSource:
     file_name, entries = '', []
     try:
       record = self._read(i)
-      file_name, entries = record.file_name, self._sift(i, record).to_json(0)
+      file_name, entries = record.file_name, self._validate(i, record).to_json(0)
     except ImageError as error:
-      logging.warning('%s: image %d counts as one without objects: %s', self.name, self.image_ids[i], error)
+      logging.warning('%s: image %d is treated as one without objects: %s', self.name, self.image_ids[i], error)
     height, width = self.sizes[i].tolist()
     return {'id': int(self.image_ids[i]), 'file_name': file_name, 'height': height, 'width': width}, entries
 
   def _read(self, i: int) -> Record:
-    path, offset = self._places[i]
+    path, offset = self._locations[i]
     try:
       with tf.io.gfile.GFile(path, 'rb') as file:
         return decode(read_record(file, offset)[0], self._max_pixels)
     except (tf.errors.OpError, DamagedRecord, EOFError, ImageError) as error:
-      raise ImageError(f'{path}: {error or "ends before the record"}') from error
+      reason = 'ends before the record' if isinstance(error, EOFError) else in_one_line(error)
+      raise ImageError(f'{path}: {reason}') from error
 
-  def _sift(self, i: int, record: Record) -> Annotations:
-    return sift(record, int(self.image_ids[i]), self.categories, int(self._first_ids[i]))
+  def _validate(self, i: int, record: Record) -> Annotations:
+    return validate(record, int(self.image_ids[i]), self.categories, int(self._first_ids[i]))
 
 
 def index_path(data_dir: str, split: str) -> str:
+  """Return the path of the index of a split."""
   return os.path.join(data_dir, f'{split}-index.json')
 
 
 def write_index(path: str, index: Index) -> None:
-  """Writes the index, a shard a line."""
+  """Write the index, one shard per line."""
   head = json.dumps({key: value for key, value in index._asdict().items() if key != 'shards'})
   shards = ',\n'.join(json.dumps(shard._asdict()) for shard in index.shards)
   files.write(path, f'{head[:-1]}, "shards": [\n{shards}\n]}}\n')
 
 
 def read_index(path: str) -> Index | None:
-  """The index, or None where there is none or it is not one."""
+  """Read an index; None if the file is missing or invalid."""
   if not tf.io.gfile.exists(path):
     return None
   try:
@@ -177,32 +179,37 @@ def read_index(path: str) -> Index | None:
     for shard in index.shards:
       check_columns(shard, ('offsets', 'heights', 'widths', 'usable', 'visible', 'annotations'), ('source_ids',))
       if min((*shard.heights, *shard.widths), default=1) < 1:
-        raise TypeError('a picture without extent')
+        raise TypeError('an image without extent')
     if not (all(type(count) is int for count in index.problems.values()) and isinstance(index.category_ids, list)
             and all(isinstance(text, str) for text in [*index.left_out, *index.problems, index.fingerprint])):
-      raise TypeError('a field of another type')
+      raise TypeError('a field has a wrong type')
     return index
   except (UserError, TypeError, KeyError, AttributeError) as error:
-    logging.warning('%s: is not an index of records: %s', path, ' '.join(str(error).split()))
+    logging.warning('%s: is not an index of records: %s', path, in_one_line(error))
     return None
 
 
 def check_columns(shard: Any, numbers: Sequence[str], texts: Sequence[str]) -> None:
-  """TypeError unless what an index says of a shard is columns of one length, of integers from 0 on and of strings."""
+  """Raise TypeError unless a shard of an index has columns of equal length, of integers of at least 0 and of strings.
+
+  Args:
+    shard: named tuple with `file`, `bytes` and the columns.
+    numbers, texts: names of the columns of integers and of strings.
+  """
   columns = {name: getattr(shard, name) for name in (*numbers, *texts)}
   if not isinstance(shard.file, str) or type(shard.bytes) is not int or shard.bytes < 0 or \
       not all(isinstance(column, list) for column in columns.values()) or len(set(map(len, columns.values()))) > 1:
-    raise TypeError('a shard without columns of one length')
+    raise TypeError('a shard without columns of equal length')
   if not all(type(value) is int and 0 <= value < 2 ** 31 for name in numbers if name != 'offsets'
              for value in columns[name]) or \
       not all(type(offset) is int and 0 <= offset < 2 ** 62 for offset in columns['offsets']) or \
       not all(isinstance(value, str) for name in texts for value in columns[name]):
-    raise TypeError('a column with something else than numbers from 0 on or strings')
+    raise TypeError('a column with values other than integers of at least 0 or strings')
 
 
 def scan_shard(path: str, categories: Sequence[Category],
                max_pixels: int = MAX_PIXELS) -> tuple[Shard, Counter[str], list[str]]:
-  """Reads a whole file: the index of its records, the problems of its annotations, and what is damaged."""
+  """Scan a file; return the index of its records, the problems of its annotations, and messages of damaged records."""
   shard = Shard(os.path.basename(path), tf.io.gfile.stat(path).length, [], [], [], [], [], [], [])
   problems: Counter[str] = Counter()
   damaged = []
@@ -211,7 +218,7 @@ def scan_shard(path: str, categories: Sequence[Category],
       if isinstance(payload, DamagedRecord):
         raise ImageError(str(payload))
       record = decode(payload, max_pixels)
-      table = sift(record, 0, tuple(categories), 1)
+      table = validate(record, 0, tuple(categories), 1)
     except ImageError as error:
       damaged.append(f'{shard.file}: {error}')
       continue
@@ -226,17 +233,17 @@ def scan_shard(path: str, categories: Sequence[Category],
 
 
 def _load_index(path: str, paths: list[str], categories: tuple[Category, ...], max_pixels: int) -> Index:
-  """The index from its file, or by a scan, which is written down for the next time."""
+  """Read the index, or rebuild and write it by a scan of all shards."""
   index = read_index(path)
   if index and not index.complete:
-    raise UserError(f'{path}: the conversion was interrupted; the same command finishes it')
+    raise UserError(f'{path}: the conversion was interrupted; run the same command again to finish it')
   category_ids = [category.id for category in categories]
   with ThreadPoolExecutor(_READERS) as pool:
     lengths = [stat.length for stat in pool.map(tf.io.gfile.stat, paths)]
     present = [(os.path.basename(shard), length) for shard, length in zip(paths, lengths, strict=True)]
     if index and present == [shard[:2] for shard in index.shards] and index.category_ids == category_ids:
       return index
-    logging.warning('%s: %s; scanning %d shards', path, 'is out of date' if index else 'there is no index', len(paths))
+    logging.warning('%s: %s; scanning %d shards', path, 'is out of date' if index else 'no valid index', len(paths))
     scanned = list(pool.map(lambda shard: scan_shard(shard, categories, max_pixels), paths))
   index = Index([shard for shard, _, _ in scanned], category_ids,
                 dict(sum((problems for _, problems, _ in scanned), Counter())),
@@ -246,40 +253,40 @@ def _load_index(path: str, paths: list[str], categories: tuple[Category, ...], m
 
 
 def _load_categories(path: str, paths: list[str], required: bool) -> tuple[Category, ...]:
-  """The categories from their file, or from what the records name."""
+  """Read the categories from their file, or collect those named in the records."""
   if required or tf.io.gfile.exists(path):
     content = load_json(path)
     return parse_categories(content.get('categories') if isinstance(content, dict) else content, path)
-  logging.warning('%s: is not there; taking the categories that occur in the records', path)
+  logging.warning('%s: no such file; using the categories that occur in the records', path)
   names: dict[int, str] = {}
   for shard in paths:
     for _, payload in scan(shard):
       try:
         names |= {} if isinstance(payload, DamagedRecord) else category_names(payload)
       except ImageError:
-        continue  # the scan for the index tells
+        continue  # reported by the scan for the index
   categories = tuple(Category(id_, names[id_]) for id_ in sorted(names))
   if not categories:
-    raise UserError(f'{path}: is not there, and the records name no category')
+    raise UserError(f'{path}: no such file, and the records name no category')
   _try_to_write(path, lambda: files.write(path, json.dumps({'categories': categories_to_json(categories)})))
   return categories
 
 
-def _try_to_write(path: str, write: Any) -> None:
+def _try_to_write(path: str, write: Callable[[], None]) -> None:
   try:
     write()
-  except tf.errors.OpError as error:  # a data set that is shared read-only
-    logging.warning('%s: cannot be kept for the next time: %s', path, error.message)
+  except tf.errors.OpError as error:  # a data set on read-only storage
+    logging.warning('%s: cannot be saved for later runs: %s', path, in_one_line(error))
 
 
 def _number(name: str, source_ids: list[str]) -> np.ndarray:
-  """int64 image ids: the source ids if they are different integers, else 1, 2, ..."""
+  """Return int64 image ids: the source ids if they are unique integers, else 1, 2, ..."""
   try:
     ids = np.array([int(source_id) for source_id in source_ids], np.int64)
     if len(np.unique(ids)) == len(ids):
       return ids
   except (ValueError, OverflowError):
     pass
-  logging.warning('%s: the source ids of the records are not different integers; images are numbered 1 to %d', name,
+  logging.warning('%s: the source ids of the records are not unique integers; images are numbered 1 to %d', name,
                   len(source_ids))
   return np.arange(1, len(source_ids) + 1)

@@ -1,7 +1,7 @@
-"""Segmentations in COCO's three forms: polygons, uncompressed and compressed run lengths (RLE).
+"""Segmentations in COCO's three formats: polygons, uncompressed and compressed run lengths (RLE).
 
-  polygons      [[x0, y0, x1, y1, ...], ...] in pixels of the photograph, one list per part
-  uncompressed  {'size': [h, w], 'counts': [n0, n1, ...]} lengths of runs of 0 and 1 in turn, down the columns
+  polygons      [[x0, y0, x1, y1, ...], ...] in pixels of the image, one list per polygon
+  uncompressed  {'size': [h, w], 'counts': [n0, n1, ...]} lengths of alternating runs of 0 and 1, in column-major order
   compressed    {'size': [h, w], 'counts': 'aB3...'} the same as a string
 """
 
@@ -13,22 +13,22 @@ from pycocotools import mask as mask_api
 
 from rethink_tf.structures import MASK_CROP
 
-# pycocotools walks along every edge in fifths of a pixel, so that a stray coordinate of 1e12 would fill the memory.
-_MAX_COORDINATE = 65536.0  # a JPEG has at most 65535 pixels a side
-_MAX_OUTLINE = 1e6  # length of all outlines of an annotation together, in pixels; takes 100 MB for a moment
+# pycocotools rasterises every edge in steps of a fifth of a pixel: a coordinate of 1e12 would exhaust the memory.
+_MAX_COORDINATE = 65536.0  # a side of a JPEG has at most 65535 pixels
+_MAX_OUTLINE = 1e6  # total length of the outlines of an annotation, in pixels; needs 100 MB temporarily
 _MAX_CROP_OUTLINE = 1e5  # length of an outline, in pixels of the crop
 
 
 def crop_segmentation(segmentation: Any, box: np.ndarray, height: int, width: int) -> np.ndarray:
-  """The part of a mask inside its box, stretched to a square.
+  """Crop a mask to its box, and resample it to a square.
 
-  Polygons are moved and scaled into the frame of the box and rasterised there, which is exact; run lengths are
-  decoded and read at the centres of the 112 x 112 bins.
+  Polygons are transformed to the coordinates of the box and rasterised there, which is exact; run lengths are decoded
+  and sampled at the centres of the 112 x 112 bins.
 
   Args:
-    segmentation: in any of COCO's forms; polygons may be arrays.
-    box: [4] y0, x0, y1, x1 in pixels, with y1 > y0 and x1 > x0, inside the photograph.
-    height, width: of the photograph.
+    segmentation: in any of COCO's formats; polygons may be arrays.
+    box: [4] y0, x0, y1, x1 in pixels, with y1 > y0 and x1 > x0, inside the image.
+    height, width: of the image.
 
   Returns:
     uint8 [112, 112] of 0 and 1.
@@ -40,7 +40,7 @@ def crop_segmentation(segmentation: Any, box: np.ndarray, height: int, width: in
   if not isinstance(segmentation, dict):
     scale = np.array([MASK_CROP / (x1 - x0), MASK_CROP / (y1 - y0)])
     framed = [(polygon.reshape(-1, 2) - (x0, y0)) * scale for polygon in _check_polygons(segmentation)]
-    # A sliver of a box under a large polygon (the photograph cuts the object) would be a huge outline in this frame.
+    # A narrow box of a large polygon (an object clipped by the image) would give a huge outline in these coordinates.
     if max(np.abs(np.diff(points, axis=0)).sum() for points in framed) < _MAX_CROP_OUTLINE:
       return _rasterise([points.ravel() for points in framed], MASK_CROP, MASK_CROP)
   mask = mask_api.decode(to_rle(segmentation, height, width))
@@ -48,39 +48,39 @@ def crop_segmentation(segmentation: Any, box: np.ndarray, height: int, width: in
 
 
 def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-  """Any segmentation as one compressed RLE {'size': [height, width], 'counts': bytes}.
+  """Convert a segmentation to one compressed RLE {'size': [height, width], 'counts': bytes}.
 
   Raises:
-    ValueError: malformed, or run lengths that do not fill height x width.
+    ValueError: malformed, or run lengths that do not sum to height x width.
   """
   if isinstance(segmentation, dict):
     rle = _compress(segmentation)
     if rle['size'] != [height, width]:
-      raise ValueError(f'RLE of size {rle["size"]} in a photograph of size {[height, width]}')
+      raise ValueError(f'RLE of size {rle["size"]} in an image of size {[height, width]}')
     return rle | {'counts': rle['counts'].encode()}
   return mask_api.merge(mask_api.frPyObjects(_check_polygons(segmentation), height, width))
 
 
 class Segmentations:
-  """The segmentations of many annotations in a few arrays: the 860,000 of COCO would be gigabytes of Python lists.
+  """The segmentations of many annotations in a few arrays: as Python lists, the 860,000 of COCO would take gigabytes.
 
-  Row r is the r-th that was appended: a list of float64 arrays (polygons), a compressed RLE, or [] for none.
+  Row r is the r-th one that was appended: a list of float64 arrays (polygons), a compressed RLE, or [] for none.
   """
 
   def __init__(self) -> None:
-    self._points = array('d')  # x and y of all polygons, one after the other
-    self._polygon_ends = array('q', [0])  # where in _points each polygon ends
-    self._row_ends = array('q', [0])  # where in _polygon_ends each row ends
+    self._points = array('d')  # x and y of all polygons, concatenated
+    self._polygon_ends = array('q', [0])  # end of each polygon in _points
+    self._row_ends = array('q', [0])  # end of each row in _polygon_ends
     self._rles: dict[int, dict[str, Any]] = {}
 
   def __len__(self) -> int:
     return len(self._row_ends) - 1
 
   def append(self, segmentation: Any) -> None:
-    """Adds a row; polygons of fewer than three points are dropped, as Detectron does.
+    """Add a row; polygons of fewer than three points are dropped, as in Detectron.
 
     Raises:
-      ValueError: malformed; no row is added then.
+      ValueError: malformed; no row is added.
     """
     if isinstance(segmentation, dict):
       self._rles[len(self)] = _compress(segmentation)
@@ -108,33 +108,33 @@ class Segmentations:
     return [points[start:end] for start, end in zip(ends[:-1], ends[1:], strict=True)]
 
   def to_json(self, row: int) -> Any:
-    """The row as it stands in a COCO json."""
+    """Return a row in the format of a COCO json."""
     segmentation = self[row]
     return dict(segmentation) if isinstance(segmentation, dict) else [polygon.tolist() for polygon in segmentation]
 
   def rows_out_of_range(self) -> np.ndarray:
-    """int64: rows with a coordinate that is not finite or absurdly far away, or with absurdly long outlines."""
+    """Return the rows with a coordinate that is not finite or out of range, or with too long outlines, int64."""
     points, ends = np.frombuffer(self._points), np.array(self._polygon_ends)
     starts, row_ends = ends[:-1], np.array(self._row_ends)
     if not len(starts):
       return np.zeros(0, np.int64)
     low, high = np.minimum.reduceat(points, starts), np.maximum.reduceat(points, starts)  # [polygons]
     row_of = np.repeat(np.arange(len(self)), np.diff(row_ends))  # [polygons]
-    near = (low >= -_MAX_COORDINATE) & (high <= _MAX_COORDINATE)  # nothing is near that is not a number
-    # No edge is longer than twice the extent, which spares nearly all annotations the exact length.
+    near = (low >= -_MAX_COORDINATE) & (high <= _MAX_COORDINATE)  # False for NaN
+    # No edge is longer than twice the extent; nearly all annotations need no computation of the exact length.
     longest = np.bincount(row_of[near], np.diff(ends)[near] * (high - low)[near], minlength=len(self))
     long = [row for row in np.setdiff1d(np.flatnonzero(longest > _MAX_OUTLINE), row_of[~near])
             if sum(map(_outline, self[row])) > _MAX_OUTLINE]
     return np.unique(np.concatenate([row_of[~near], np.array(long, np.int64)]))
 
   def update_digest(self, digest: Any) -> None:
-    """Feeds everything into a hash of hashlib."""
+    """Update a hashlib hash with all rows."""
     for column in (self._points, self._polygon_ends, self._row_ends):
       digest.update(column)
     digest.update(repr(self._rles).encode())
 
   def rle_sizes(self) -> dict[int, tuple[int, int]]:
-    """Row -> (height, width), of the rows that are run lengths."""
+    """Return row -> (height, width) of the rows that are run lengths."""
     return {row: tuple(rle['size']) for row, rle in self._rles.items()}
 
 
@@ -149,7 +149,7 @@ def _bin_centres(start: float, end: float, limit: int) -> np.ndarray:
 
 def _check_polygons(segmentation: Any) -> list[np.ndarray]:
   try:
-    # array() takes numbers only, where NumPy would read the string '12' as 12.
+    # array() accepts numbers only; NumPy would parse the string '12' as 12.
     polygons = [polygon if isinstance(polygon, np.ndarray) else np.array(array('d', polygon))
                 for polygon in segmentation]
   except (TypeError, OverflowError) as error:
@@ -163,13 +163,13 @@ def _check_polygons(segmentation: Any) -> list[np.ndarray]:
 
 
 def _outline(polygon: np.ndarray) -> float:
-  """Length of a polygon [2 n] of x and y in turn, along the axes."""
+  """Return the L1 length of a polygon [2 n] of alternating x and y."""
   points = polygon.reshape(-1, 2)
   return float(np.abs(points - np.roll(points, 1, axis=0)).sum())
 
 
 def _compress(segmentation: dict[str, Any]) -> dict[str, Any]:
-  """Either RLE -> {'size': [h, w], 'counts': str}; checked here because pycocotools reads past a short one."""
+  """Convert either RLE to {'size': [h, w], 'counts': str}; validated, since pycocotools reads past a short one."""
   size, counts = segmentation.get('size'), segmentation.get('counts')
   if not (isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)):
     raise ValueError(f'RLE size {size!r}')
@@ -181,14 +181,14 @@ def _compress(segmentation: dict[str, Any]) -> dict[str, Any]:
     raise ValueError('RLE counts are neither a string nor a list of integers')
   pixels = size[0] * size[1]
   if not len(runs) or runs.min() < 0 or runs.max() > pixels or runs.sum() != pixels:
-    raise ValueError(f'RLE counts do not fill {size[0]} x {size[1]} pixels')
+    raise ValueError(f'RLE counts do not sum to {size[0]} x {size[1]} pixels')
   if isinstance(counts, list):
     counts = mask_api.frPyObjects({'size': size, 'counts': counts}, *size)['counts']
   return {'size': list(size), 'counts': counts if isinstance(counts, str) else counts.decode()}
 
 
 def _run_lengths(counts: bytes) -> np.ndarray:
-  """int64 run lengths of a compressed RLE: groups of five bits, lowest first, from the fourth on as differences."""
+  """Decode a compressed RLE to int64 run lengths: five bits a character, lowest first; differences from run 4 on."""
   chars = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
   if not len(chars) or chars.min() < 0 or chars.max() > 63 or chars[-1] & 0x20:
     raise ValueError('RLE counts are not a compressed string')
@@ -197,9 +197,9 @@ def _run_lengths(counts: bytes) -> np.ndarray:
   lengths = ends - starts + 1
   if lengths.max() > 8:
     raise ValueError('RLE count out of range')
-  place = np.arange(len(chars)) - np.repeat(starts, lengths)
-  runs = np.add.reduceat((chars & 0x1f) << (5 * place), starts)
+  digits = np.arange(len(chars)) - np.repeat(starts, lengths)
+  runs = np.add.reduceat((chars & 0x1f) << (5 * digits), starts)
   runs -= np.where(chars[ends] & 0x10, np.left_shift(1, 5 * lengths), 0)  # sign bit
-  runs[1::2] = np.cumsum(runs[1::2])  # each run is stored minus the one two before, the first three as they are
+  runs[1::2] = np.cumsum(runs[1::2])  # stored as the difference to the run two before, except the first three
   runs[2::2] = np.cumsum(runs[2::2])
   return runs

@@ -1,4 +1,4 @@
-"""Photographs with annotations in PASCAL VOC's layout: one year or several, of VOC itself or of anyone's data."""
+"""Images with annotations in PASCAL VOC's layout: one or several years of VOC, or any data set in this layout."""
 
 import os
 import re
@@ -17,81 +17,82 @@ from rethink_tf.data.detection.voc_xml import MAX_BYTES, VocAnnotation, XmlError
 from rethink_tf.data.folders import list_names
 from rethink_tf.data.images import MAX_PIXELS, ImageError, decode, read_bounded
 from rethink_tf.data.subset import select
-from rethink_tf.errors import UserError
+from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.structures import Example
 
 VOC_CLASSES = ('aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow', 'diningtable',
                'dog', 'horse', 'motorbike', 'person', 'pottedplant', 'sheep', 'sofa', 'train', 'tvmonitor')
 _EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
-_READERS = 16  # threads; on gs:// they mostly wait
+_READERS = 16  # threads; on gs:// they are limited by latency
 _SHOWN = 3  # examples in a message
 _MAX_LIST_BYTES = 1 << 28  # of an image set
 
 
-class _Photograph(NamedTuple):
-  name: str  # without extension, as the image set has it
+class _Entry(NamedTuple):
+  """An image of an image set."""
+
+  name: str  # without extension, as listed in the image set
   xml: str  # path of its annotation
-  picture: str | None  # path relative to the folder of the data, None where there is none
+  image: str | None  # path of the image file relative to the data folder, None if it is missing
 
 
 @gin.register('voc')
 class VocSource:
   """PASCAL VOC (section 5.2), or any data set with the same files: Annotations/, ImageSets/Main/, JPEGImages/.
 
-  Attributes: those of `CocoSource`. An image's id is the number that the digits of its name make (2008000001 for
-  2008_000001), or its place in the lists where those do not tell all images apart.
+  Attributes: those of `CocoSource`. The id of an image is the number formed by the digits of its name (2008000001 for
+  2008_000001), or its position in the lists if these numbers are not unique.
   """
 
   def __init__(self, data_dir: str, sets: Sequence[str] = ('VOC2007/trainval', 'VOC2012/train'),
                classes: Sequence[str] | None = VOC_CLASSES, use_difficult: bool = False, fraction: float = 1.0,
                num_images: int | None = None, subset_seed: int = 0, training: bool = False,
                max_pixels: int = MAX_PIXELS) -> None:
-    """Reads image sets and annotations; photographs are read by `load`.
+    """Read image sets and annotations; images are read by `load`.
 
     Args:
-      data_dir: VOCdevkit (or the folder that holds it), local or gs://; of a data set without years, its one folder.
-      sets: image sets that are joined, in this order: '<year folder>/<set>', or '<set>' without years. A photograph
-        that is listed twice counts once.
+      data_dir: VOCdevkit or its parent folder, local or gs://; for a data set without years, the folder itself.
+      sets: image sets to concatenate, in this order: '<year folder>/<set>', or '<set>' without years. An image that is
+        listed twice counts once.
       classes: class k is classes[k - 1]; None: all names in the annotations of these folders, sorted.
-      use_difficult: whether to train on objects marked difficult, too (Detectron2 does; Detectron, which the paper
-        follows, does not). The ground truth of an evaluation has the mark in any case.
+      use_difficult: train on objects marked difficult too (as Detectron2 does; Detectron, which the paper follows, does
+        not). The ground truth of an evaluation keeps the mark in any case.
       fraction, num_images, subset_seed: a seeded, nested subset, see `subset.subset`.
-      training: leave out images without a usable box, and those whose picture or annotation is missing or damaged.
-      max_pixels: height x width that a file may claim of a photograph.
+      training: drop images without a usable box, and those whose image file or annotation is missing or damaged.
+      max_pixels: limit of height x width of an image in the annotations.
 
     Raises:
-      UserError: a set is missing or empty, nothing in it can be used, or an annotation that an evaluation needs is
-        missing or damaged.
+      UserError: a set is missing or empty, nothing in it is usable, or an annotation needed for evaluation is missing
+        or damaged.
     """
     data_dir, sets = _devkit(os.path.expanduser(data_dir), sets)
     self._folder, self._max_pixels = data_dir, max_pixels
     self.name = f'{os.path.basename(os.path.normpath(data_dir))}/{"+".join(sets)}'
-    photographs = _list_photographs(data_dir, sets, self.name)
-    photographs, found = self._read_annotations(photographs, training)
+    entries, parsed = self._read_annotations(_list_entries(data_dir, sets, self.name), training)
     if classes is None:
       classes = _find_classes(data_dir, sets, max_pixels)
     self.categories = tuple(Category(k, name) for k, name in enumerate(_check_classes(classes), start=1))
     self.num_classes, self.num_keypoints = len(self.categories), 0
 
-    ids = _number([photograph.name for photograph in photographs])
+    ids = _number([entry.name for entry in entries])
     order = np.argsort(ids)
-    photographs, found = [photographs[i] for i in order], [found[i] for i in order]
-    sizes = np.array([annotation.size or self._measure(photograph)
-                      for photograph, annotation in zip(photographs, found, strict=True)], np.int32)
-    reader = self._take_in(ids[order], found, use_difficult)
+    entries, parsed = [entries[i] for i in order], [parsed[i] for i in order]
+    sizes = np.array([annotation.size or self._measure(entry)
+                      for entry, annotation in zip(entries, parsed, strict=True)], np.int32)
+    reader = self._collect(ids[order], parsed, use_difficult)
     self._table = Annotations(reader, ids[order], sizes, self.categories)
     self._table.problems.log(self.name)
-    self._check_names(found)
+    self._check_names(parsed)
 
     self._positions = select(self.name, ids[order], self._table.num_usable, training, fraction, num_images, subset_seed)
     self.image_ids, self.sizes = ids[order][self._positions], sizes[self._positions]
-    self.file_names = [photographs[i].picture or f'{photographs[i].name}.jpg' for i in self._positions]
+    self.file_names = [entries[i].image or f'{entries[i].name}.jpg' for i in self._positions]
     self.num_instances = self._table.num_usable[self._positions]
     logging.info('%s: %d images, %d instances, %d classes', self.name, len(self._positions), self.num_instances.sum(),
                  self.num_classes)
 
   def load(self, i: int) -> Example:
-    """Image i with its usable annotations; as masks, the whole boxes.
+    """Return image i with its usable annotations; the masks are the full boxes.
 
     Raises:
       ImageError: the file is missing, damaged or of another size than annotated.
@@ -100,16 +101,16 @@ class VocSource:
     return self._table.example(self._positions[i], image)
 
   def read(self, i: int) -> bytes:
-    """The file of image i as it is; ImageError where it cannot be read."""
-    return self._read_picture(self.file_names[i])
+    """Return the bytes of the file of image i; raises ImageError if it cannot be read."""
+    return self._read_image(self.file_names[i])
 
   def image_annotations(self, i: int) -> list[dict[str, Any]]:
-    """The annotations of image i as COCO json objects with VOC's "difficult", which to COCO's metric are crowds."""
+    """Return the annotations of image i as COCO json objects; difficult objects have "difficult" and "iscrowd" set."""
     return [entry | {'iscrowd': difficult, 'difficult': difficult} for entry in self._table.to_json(self._positions[i])
             for difficult in (int(self._difficult[entry['id'] - 1]),)]
 
   def annotations(self) -> dict[str, Any]:
-    """The COCO json of exactly these images, difficult objects included: what an evaluator scores against."""
+    """Return the COCO json of these images, difficult objects included: the ground truth of an evaluator."""
     images = [{'id': int(id_), 'file_name': name, 'height': int(height), 'width': int(width)}
               for id_, name, (height, width) in zip(self.image_ids, self.file_names, self.sizes, strict=True)]
     annotations = [entry for i in range(len(images)) for entry in self.image_annotations(i)]
@@ -117,41 +118,40 @@ class VocSource:
 
   @property
   def skipped(self) -> dict[str, int]:
-    """Reason -> number of annotations of the joined sets that were left out or changed."""
+    """Reason -> number of annotations of all sets that were dropped or changed."""
     return dict(self._table.problems.counts)
 
   def digest(self) -> str:
-    """A fingerprint of the annotations' content."""
+    """Return a hash of the contents of the annotations."""
     return self._table.digest()
 
-  def _read_annotations(self, photographs: list[_Photograph],
-                        training: bool) -> tuple[list[_Photograph], list[VocAnnotation]]:
-    """Those that can be used, with their annotations. In training the others are left out and counted."""
-    results = _read_all([photograph.xml for photograph in photographs], self._max_pixels)
+  def _read_annotations(self, entries: list[_Entry], training: bool) -> tuple[list[_Entry], list[VocAnnotation]]:
+    """Return the usable entries and their annotations; in training the others are dropped and counted."""
+    results = _read_all([entry.xml for entry in entries], self._max_pixels)
     damaged = [str(result) for result in results if isinstance(result, XmlError)]
     if damaged and (not training or len(damaged) == len(results)):
-      raise UserError(damaged[0] + (f' ({len(damaged)} of {len(results)} annotations are like this)'
+      raise UserError(damaged[0] + (f' ({len(damaged)} of {len(results)} annotations are damaged)'
                                     if len(damaged) > 1 else ''))
-    missing = [photograph.name for photograph in photographs if photograph.picture is None]
-    if len(missing) == len(photographs):
-      raise UserError(f'{self.name}: none of the {len(missing)} photographs is there (e.g. {missing[0]}.jpg): unpack '
-                      'them into JPEGImages/, beside Annotations/')
-    outcome = ' and left out' if training else '; their objects count as missed'
-    for what, examples in (('annotations are damaged', damaged), ('photographs are missing', missing)):
+    missing = [entry.name for entry in entries if entry.image is None]
+    if len(missing) == len(entries):
+      raise UserError(f'{self.name}: none of the {len(missing)} images was found (e.g. {missing[0]}.jpg): unpack them '
+                      'into JPEGImages/, next to Annotations/')
+    outcome = ' and dropped' if training else '; their objects count as missed'
+    for what, examples in (('annotations are damaged', damaged), ('images are missing', missing)):
       if examples:
-        logging.warning('%s: %d of %d %s%s, e.g. %s', self.name, len(examples), len(photographs), what, outcome,
+        logging.warning('%s: %d of %d %s%s, e.g. %s', self.name, len(examples), len(entries), what, outcome,
                         '; '.join(examples[:_SHOWN]))
-    usable = [(photograph, result) for photograph, result in zip(photographs, results, strict=True)
-              if not isinstance(result, XmlError) and (photograph.picture or not training)]
+    usable = [(entry, result) for entry, result in zip(entries, results, strict=True)
+              if not isinstance(result, XmlError) and (entry.image or not training)]
     if not usable:
-      raise UserError(f'{self.name}: no photograph has both a picture and an annotation')
-    return [photograph for photograph, _ in usable], [result for _, result in usable]
+      raise UserError(f'{self.name}: no image has both an image file and an annotation')
+    return [entry for entry, _ in usable], [result for _, result in usable]
 
-  def _take_in(self, image_ids: np.ndarray, found: list[VocAnnotation], use_difficult: bool) -> AnnotationReader:
-    """All objects as columns; difficult ones as crowds, which are no training targets, unless `use_difficult`."""
+  def _collect(self, image_ids: np.ndarray, parsed: list[VocAnnotation], use_difficult: bool) -> AnnotationReader:
+    """Collect all objects as columns; difficult ones as crowds, which are not trained on, unless `use_difficult`."""
     numbers = {category.name: category.id for category in self.categories}
     reader, self._difficult = AnnotationReader(), []
-    for image_id, annotation in zip(image_ids.tolist(), found, strict=True):
+    for image_id, annotation in zip(image_ids.tolist(), parsed, strict=True):
       for name, difficult, (y0, x0, y1, x1) in annotation.objects:
         self._difficult.append(difficult)
         reader.add({'id': len(self._difficult), 'image_id': image_id, 'category_id': numbers.get(name, 0),
@@ -160,41 +160,40 @@ class VocSource:
                     'segmentation': [[x0, y0, x0, y1, x1, y1, x1, y0]]})
     return reader
 
-  def _check_names(self, found: list[VocAnnotation]) -> None:
-    there = {object_.name for annotation in found for object_ in annotation.objects}
+  def _check_names(self, parsed: list[VocAnnotation]) -> None:
+    used = {object_.name for annotation in parsed for object_ in annotation.objects}
     known = {category.name for category in self.categories}
-    if there and not there & known:
-      raise UserError(f'{self.name}: none of its objects ({_some(sorted(there))}) is one of voc.classes '
-                      f'({_some(sorted(known))}): set voc.classes = None to take all names that occur')
-    if there - known:
-      logging.warning('%s: names that are not among voc.classes: %s', self.name, _some(sorted(there - known)))
+    if used and not used & known:
+      raise UserError(f'{self.name}: none of its objects ({_some(sorted(used))}) is one of voc.classes '
+                      f'({_some(sorted(known))}): set voc.classes = None to use all names that occur')
+    if used - known:
+      logging.warning('%s: names that are not in voc.classes: %s', self.name, _some(sorted(used - known)))
 
-  def _measure(self, photograph: _Photograph) -> tuple[int, int]:
-    """Height and width by the picture itself, where the annotation does not give them."""
-    if photograph.picture is None:
-      raise UserError(f'{photograph.xml}: has no <size>, and the photograph is missing: remove it from the image set')
+  def _measure(self, entry: _Entry) -> tuple[int, int]:
+    """Return height and width of the image file, if the annotation does not contain them."""
+    if entry.image is None:
+      raise UserError(f'{entry.xml}: has no <size>, and the image is missing: remove it from the image set')
     try:
-      data = self._read_picture(photograph.picture)
-      return decode(data, photograph.picture, max_pixels=self._max_pixels).shape[:2]
+      return decode(self._read_image(entry.image), entry.image, max_pixels=self._max_pixels).shape[:2]
     except ImageError as error:
-      raise UserError(f'{photograph.xml}: has no <size>, and {error}: remove it from the image set') from error
+      raise UserError(f'{entry.xml}: has no <size>, and {error}: remove it from the image set') from error
 
-  def _read_picture(self, name: str) -> bytes:
+  def _read_image(self, name: str) -> bytes:
     try:
       with tf.io.gfile.GFile(os.path.join(self._folder, name), 'rb') as file:
         return read_bounded(file, name)
     except tf.errors.OpError as error:
-      raise ImageError(f'{name}: cannot be read: {error.message}') from error
+      raise ImageError(f'{name}: cannot be read: {in_one_line(error)}') from error
 
 
 def _devkit(data_dir: str, sets: Sequence[str]) -> tuple[str, tuple[str, ...]]:
-  """The folder that holds the years, and the checked names of the sets."""
+  """Return the folder that contains the years, and the validated names of the sets."""
   sets = (sets,) if isinstance(sets, str) else tuple(sets)
   if not sets:
-    raise UserError("voc.sets is empty: name image sets, as ('VOC2007/trainval', 'VOC2012/train')")
+    raise UserError("voc.sets is empty: name image sets, such as ('VOC2007/trainval', 'VOC2012/train')")
   for name in sets:
     if not isinstance(name, str) or not re.fullmatch(r'[\w. -]+(/[\w. -]+)?', name) or '..' in name:
-      raise UserError(f"voc.sets: {name!r} should be '<year folder>/<set>' or '<set>', as 'VOC2007/trainval'")
+      raise UserError(f"voc.sets: {name!r} should be '<year folder>/<set>' or '<set>', such as 'VOC2007/trainval'")
   nested = os.path.join(data_dir, 'VOCdevkit')
   year = sets[0].rpartition('/')[0]
   if year and not tf.io.gfile.isdir(os.path.join(data_dir, year)) and tf.io.gfile.isdir(os.path.join(nested, year)):
@@ -202,60 +201,60 @@ def _devkit(data_dir: str, sets: Sequence[str]) -> tuple[str, tuple[str, ...]]:
   return data_dir, sets
 
 
-def _list_photographs(data_dir: str, sets: Sequence[str], name: str) -> list[_Photograph]:
-  """The photographs of all sets, each once."""
-  listed: dict[tuple[str, str], _Photograph] = {}
+def _list_entries(data_dir: str, sets: Sequence[str], name: str) -> list[_Entry]:
+  """Return the images of all sets, each once."""
+  listed: dict[tuple[str, str], _Entry] = {}
   repeated, folders = 0, {}
-  for joined in sets:
-    year, _, which = joined.rpartition('/')
+  for full_name in sets:
+    year, _, image_set = full_name.rpartition('/')
     if year not in folders:
-      folders[year] = _list_pictures(os.path.join(data_dir, year, 'JPEGImages'))
-    for image in _read_image_set(os.path.join(data_dir, year, 'ImageSets', 'Main', f'{which}.txt')):
-      repeated += (year, image) in listed
-      picture = folders[year].get(image)
-      listed[year, image] = _Photograph(image, os.path.join(data_dir, year, 'Annotations', f'{image}.xml'),
-                                        picture and os.path.join(year, 'JPEGImages', picture))
+      folders[year] = _list_images(os.path.join(data_dir, year, 'JPEGImages'))
+    for stem in _read_image_set(os.path.join(data_dir, year, 'ImageSets', 'Main', f'{image_set}.txt')):
+      repeated += (year, stem) in listed
+      file = folders[year].get(stem)
+      listed[year, stem] = _Entry(stem, os.path.join(data_dir, year, 'Annotations', f'{stem}.xml'),
+                                  file and os.path.join(year, 'JPEGImages', file))
   if repeated:
-    logging.warning('%s: %d photographs are listed more than once and count once', name, repeated)
+    logging.warning('%s: %d images are listed more than once and count once', name, repeated)
   return list(listed.values())
 
 
 def _read_image_set(file: str) -> list[str]:
-  """Names in a file of ImageSets/Main: one a line, in files of a class (dog_train.txt) with -1, 0 or 1 behind it."""
+  """Read the names in a file of ImageSets/Main, one a line; in files of a class (dog_train.txt) with -1, 0 or 1."""
   try:
     with tf.io.gfile.GFile(file, 'rb') as stream:
       if stream.size() > _MAX_LIST_BYTES:
-        raise UserError(f'{file}: {stream.size():,} bytes are too many for a list of photographs')
+        raise UserError(f'{file}: {stream.size():,} bytes are too many for a list of images')
       lines = [line.strip() for line in stream.read().decode('utf-8-sig').splitlines() if line.strip()]
   except tf.errors.OpError as error:
-    there = [os.path.basename(path) for path in sorted(tf.io.gfile.glob(os.path.join(os.path.dirname(file), '*.txt')))]
-    raise UserError(f'{file}: no such image set' + (f' (there is {_some(there)})' if there else '') + '. For PASCAL '
-                    'VOC, unpack the archives of http://host.robots.ox.ac.uk/pascal/VOC/ into one folder and name its '
-                    'VOCdevkit with --data_dir; for your own photographs, name the sets with voc.sets') from error
+    others = [os.path.basename(path) for path in sorted(tf.io.gfile.glob(os.path.join(os.path.dirname(file), '*.txt')))]
+    raise UserError(f'{file}: no such image set' + (f' (found: {_some(others)})' if others else '') + '. For PASCAL '
+                    'VOC, unpack the archives of http://host.robots.ox.ac.uk/pascal/VOC/ into one folder and give its '
+                    'VOCdevkit with --data_dir; for your own images, set voc.sets') from error
   except UnicodeDecodeError as error:
-    raise UserError(f'{file}: not a text of names: {error}') from error
+    raise UserError(f'{file}: not a text file of names: {in_one_line(error)}') from error
   if not lines:
-    raise UserError(f'{file}: lists no photographs')
+    raise UserError(f'{file}: lists no images')
   marked = [re.fullmatch(r'(\S.*?)\s+(?:-1|0|1)', line) for line in lines]
   names = [match.group(1) for match in marked] if all(marked) else lines
   for name in names:
     if '/' in name or '\\' in name or name in ('.', '..') or not is_text(name):
-      raise UserError(f'{file}: {shorten(name)} should be the name of a photograph without folder and extension')
+      raise UserError(f'{file}: {shorten(name)} should be the name of an image without folder and extension')
   return names
 
 
-def _list_pictures(folder: str) -> dict[str, str]:
-  """Name without extension -> file, by one listing."""
+def _list_images(folder: str) -> dict[str, str]:
+  """Return name without extension -> name of the file, by one listing of the folder."""
   try:
     files = sorted(list_names(folder))
   except tf.errors.OpError as error:
-    raise UserError(f'{folder}: no such folder; the photographs should be there') from error
-  pictures = (os.path.splitext(file) for file in files)
-  return {stem: stem + extension for stem, extension in pictures if extension.lower() in _EXTENSIONS}
+    raise UserError(f'{folder}: no such folder; it should contain the images') from error
+  split = (os.path.splitext(file) for file in files)
+  return {stem: stem + extension for stem, extension in split if extension.lower() in _EXTENSIONS}
 
 
 def _read_all(files: list[str], max_pixels: int) -> list[VocAnnotation | XmlError]:
-  """Annotations, or why they cannot be used."""
+  """Read annotation files; an XmlError takes the place of each unusable one."""
   def read(file: str) -> VocAnnotation | XmlError:
     try:
       with tf.io.gfile.GFile(file, 'rb') as stream:
@@ -269,7 +268,7 @@ def _read_all(files: list[str], max_pixels: int) -> list[VocAnnotation | XmlErro
     except tf.errors.NotFoundError:
       return XmlError(f'{file}: no such annotation')
     except tf.errors.OpError as error:
-      return XmlError(f'{file}: cannot be read: {error.message}')
+      return XmlError(f'{file}: cannot be read: {in_one_line(error)}')
     except XmlError as error:
       return error
 
@@ -278,8 +277,8 @@ def _read_all(files: list[str], max_pixels: int) -> list[VocAnnotation | XmlErro
 
 
 def _find_classes(data_dir: str, sets: Sequence[str], max_pixels: int) -> list[str]:
-  """All names in the annotations of the folders, whatever the set, so that training and test sets agree."""
-  years = sorted({joined.rpartition('/')[0] for joined in sets})
+  """Return all names in the annotations of the folders, of every set, so that training and test classes agree."""
+  years = sorted({name.rpartition('/')[0] for name in sets})
   folders = [os.path.join(data_dir, year, 'Annotations') for year in years]
   files = [os.path.join(folder, name) for folder in folders for name in sorted(list_names(folder))
            if name.endswith('.xml')]
@@ -293,12 +292,12 @@ def _find_classes(data_dir: str, sets: Sequence[str], max_pixels: int) -> list[s
 def _check_classes(classes: Sequence[str]) -> tuple[str, ...]:
   classes = tuple(classes)
   if not classes or len(set(classes)) < len(classes) or not all(isinstance(name, str) and name for name in classes):
-    raise UserError(f'voc.classes = {_some(classes)}: should be different names, or None for all that occur')
+    raise UserError(f'voc.classes = {_some(classes)}: should be unique names, or None for all that occur')
   return classes
 
 
 def _number(names: list[str]) -> np.ndarray:
-  """Image ids, int64 [N]: the digits of the names where they tell all apart, else their places from 1 on."""
+  """Return image ids, int64 [N]: the digits of the names if these are unique, else 1, 2, ..."""
   digits = [''.join(re.findall('[0-9]', name)) for name in names]
   if all(0 < len(number) <= 18 for number in digits):
     ids = np.array([int(number) for number in digits], np.int64)

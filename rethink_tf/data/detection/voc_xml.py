@@ -1,21 +1,22 @@
-"""The annotation file of one photograph in PASCAL VOC's xml, read without trusting it."""
+"""Safe parsing of untrusted annotation files in PASCAL VOC's XML format."""
 
 from typing import NamedTuple
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from rethink_tf.data.categories import as_text, is_text, shorten
+from rethink_tf.errors import in_one_line
 
-MAX_BYTES = 16 << 20  # a file of VOC has a few thousand; this one would list 50,000 objects
+MAX_BYTES = 16 << 20  # of a file; VOC's have a few thousand bytes, this limit corresponds to 50,000 objects
 _CORNERS = ('ymin', 'xmin', 'ymax', 'xmax')
 
 
 class XmlError(Exception):
-  """A file that cannot be used; the message is one line that names it."""
+  """An unusable annotation file; the message is one line that names it."""
 
 
 class VocObject(NamedTuple):
-  """One <object>. Pose, truncation, occlusion and parts are left aside."""
+  """One <object>. <pose>, <truncated>, <occluded> and <part> are ignored."""
 
   name: str
   difficult: bool
@@ -23,25 +24,24 @@ class VocObject(NamedTuple):
 
 
 class VocAnnotation(NamedTuple):
-  """What one file says."""
+  """Contents of an annotation file."""
 
-  size: tuple[int, int] | None  # height, width; None where it is not given (some tools write 0)
+  size: tuple[int, int] | None  # height, width; None if it is not given (some tools write 0)
   objects: tuple[VocObject, ...]
 
 
 def parse(data: bytes, name: str) -> VocAnnotation:
-  """Reads one file.
+  """Parse an annotation file.
 
-  Corners are pixels counted from 1, both inside the box, so 1 is taken off xmin and ymin alone, as Detectron2 does;
-  the largest box of a picture is then [0, 0, height, width].
+  Corners are 1-based and inclusive, so that 1 is subtracted from xmin and ymin only, as in Detectron2; the largest box
+  of an image is then [0, 0, height, width].
 
   Args:
-    data: the file.
-    name: what to call it in the message.
+    data: contents of the file.
+    name: of the file, for messages.
 
   Raises:
-    XmlError: not XML, too large, with a document type (its entities can expand without bound), or without what VOC's
-      format has.
+    XmlError: not XML, too large, with a document type (its entities can expand without limit), or not in VOC's format.
   """
   root = _parse_xml(data, name)
   if root.tag != 'annotation':
@@ -52,7 +52,8 @@ def parse(data: bytes, name: str) -> VocAnnotation:
 
 
 def too_large(size: int, name: str) -> XmlError:
-  return XmlError(f'{name}: {size:,} bytes are too many for the annotation of one photograph')
+  """Return the error for a file of more than MAX_BYTES."""
+  return XmlError(f'{name}: {size:,} bytes are too many for the annotation of one image')
 
 
 def _parse_xml(data: bytes, name: str) -> Element:
@@ -63,14 +64,14 @@ def _parse_xml(data: bytes, name: str) -> Element:
   parser.StartElementHandler, parser.EndElementHandler = builder.start, builder.end
   parser.CharacterDataHandler = builder.data
 
-  def refuse(*_):
-    raise XmlError(f'{name}: has a document type (<!DOCTYPE), which annotations do not need and which is not read')
+  def reject(*_: object) -> None:
+    raise XmlError(f'{name}: has a document type (<!DOCTYPE), which is not supported')
 
-  parser.StartDoctypeDeclHandler = refuse
+  parser.StartDoctypeDeclHandler = reject
   try:
     parser.Parse(data, True)
   except (expat.ExpatError, ValueError, LookupError) as error:  # the last two: an unknown encoding
-    raise XmlError(f'{name}: not valid XML: {" ".join(str(error).split())}') from error
+    raise XmlError(f'{name}: not valid XML: {in_one_line(error)}') from error
   return builder.close()
 
 

@@ -1,4 +1,4 @@
-"""The stream: each epoch holds what the rule says, any step is reached at once, hosts share nothing, memory is flat."""
+"""The stream: contents of epochs, random access, disjoint hosts, constant memory, training through gin."""
 
 import json
 import os
@@ -26,28 +26,30 @@ from rethink_tf.data.classification.hashtags import (
 )
 from rethink_tf.data.hashtags_convert import convert_hashtags
 from rethink_tf.errors import UserError
+from rethink_tf.evaluation import on_demand
+from rethink_tf.training import loop
 from tests.small_classes import write_folders
-from tests.tag_files import clothing, draw_pictures, tagged, write_json_lines, write_shards, write_synonyms
+from tests.tag_files import clothing, render_images, tagged, write_json_lines, write_shards, write_synonyms
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 WEAK = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / 'gin_configs/pretraining').glob('wsl_*.gin'))
 EPOCHS = 40
-# The network and the pictures of wsl_tiny.gin, tinier.
+# A smaller network and smaller images than those of wsl_tiny.gin.
 TINY = ('ResNet.depth = 14', 'ResNet.stem_width = 32', 'ResNet.res2_width = 32', 'CROP_SIZE = 32', 'SHORT_SIDE = 36',
         'run.eval_images_per_device = 10', 'run.log_every = 2', "strategy.kind = 'one_device'")
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-  """60 drawn pictures in 4 shards."""
+  """60 rendered images in 4 shards."""
   return write_shards(tmp_path_factory.mktemp('tags'), count=60, num_shards=4)[0]
 
 
 @pytest.fixture(scope='module')
 def many(tmp_path_factory):
-  """3,000 images of 8 pixels in 12 shards, with tags whose frequencies fall from 60 % to 0.3 %."""
+  """3,000 images of 8 pixels in 12 shards, with tag frequencies from 60 % to 0.3 %."""
   folder = tmp_path_factory.mktemp('many')
-  names = [name for name, _ in draw_pictures(folder, 20, side=8)]
+  names = [name for name, _ in render_images(folder, 20, side=8)]
   rng = np.random.default_rng(1)
   shares = 0.6 * 0.45 ** np.arange(7)
   rows = [(names[i % 20], [f't{k}' for k in np.flatnonzero(rng.random(7) < shares)] or ['t0']) for i in range(3000)]
@@ -66,7 +68,7 @@ def inputs(folder, batch_size=16, seed=0, **options):
 
 
 def factors_of(source, sampling, threshold=None):
-  """float64 [N], r(I) of each image, straight from the definition."""
+  """Return r(I) of each image, float64 [N], computed from its definition."""
   factors = replication(source.tag_counts, sampling, threshold)
   return np.array([max(factors[k] for k in row if k >= 0) for row in source.classes])
 
@@ -80,7 +82,7 @@ def equal(a, b):
   return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def test_a_natural_epoch_is_every_image_once_in_an_order_of_its_own(many):
+def test_natural_epoch_has_every_image_once_in_a_new_order(many):
   plan = StreamPlan(HashtagSource(many, training=True), range(12), 'natural', None, 700, 0)
   epochs = [epoch_ids(plan, e) for e in range(3)]
   for ids in epochs:
@@ -90,12 +92,12 @@ def test_a_natural_epoch_is_every_image_once_in_an_order_of_its_own(many):
   assert not np.array_equal(epochs[0], epoch_ids(other, 0))
 
 
-def test_images_are_mixed_within_the_buffer_and_shards_over_the_epoch(many):
+def test_images_are_shuffled_in_the_buffer_and_shards_in_the_epoch(many):
   plan = StreamPlan(HashtagSource(many, training=True), range(12), 'natural', None, 700, 0)
   ids = epoch_ids(plan, 0)
   shards = ids // 250
   assert len(set(shards[:750])) == 3 and len(set(shards[750:1500])) == 3 and not set(shards[:750]) & set(shards[750:])
-  first = ids[:750]  # neighbours in the stream are as far apart as chance has them: a third of the shards each
+  first = ids[:750]  # consecutive images are of the same shard in a third of the cases
   assert 0.25 < np.mean(np.diff(first // 250) == 0) < 0.42
   assert abs(np.corrcoef(np.arange(750), first % 250)[0, 1]) < 4 / np.sqrt(750)
 
@@ -119,33 +121,33 @@ def test_every_epoch_draws_each_image_floor_or_ceiling_of_its_factor_times(many,
 
 
 @pytest.mark.parametrize('sampling', SAMPLINGS)
-def test_tag_frequencies_follow_the_rule(many, sampling):
-  """3 sigma of independent draws bound each tag, and chi-square all of them; systematic draws vary less."""
+def test_tag_frequencies(many, sampling):
+  """Within 3 sigma of independent samples for each tag, and chi-square for all; systematic sampling varies less."""
   source = HashtagSource(many)
   check_tag_frequencies(source, sampling, inputs(many, batch_size=100, sampling=sampling, crop_size=4))
 
 
 def check_tag_frequencies(source, sampling, stream, epochs=3):
-  """Tags of the batches of some epochs against the sums of r(I) over the images that carry them."""
+  """Compare the tags in the batches of some epochs with the sums of r(I) over the images that have them."""
   factors, classes = factors_of(source, sampling), source.classes
-  carries = np.stack([(classes == k).any(axis=1) for k in range(source.num_classes)])  # [L, N]
+  has_tag = np.stack([(classes == k).any(axis=1) for k in range(source.num_classes)])  # [L, N]
   size, drawn = stream.batch_size, np.zeros(source.num_classes)
   steps = round(epochs * stream.plan.mean_epoch / size)
   for step in range(steps):
     found, _ = stream.plan.draw(step * size, size)
     drawn += np.bincount(classes[found.ids].ravel() + 1, minlength=source.num_classes + 1)[1:]
   share = steps * size / factors.sum()
-  expected = share * carries @ factors
-  sigma = np.sqrt(expected)  # of independent draws
+  expected = share * has_tag @ factors
+  sigma = np.sqrt(expected)  # of independent samples
   assert (np.abs(drawn - expected) < 3 * np.maximum(sigma, 1)).all(), (drawn, expected)
   assert (((drawn - expected) / np.maximum(sigma, 1)) ** 2).sum() < source.num_classes + 3 * np.sqrt(
     2 * source.num_classes)
-  batch = stream.batch(0)  # and what a batch carries is what was drawn
+  batch = stream.batch(0)  # has the tags of the images that were drawn
   np.testing.assert_array_equal(batch.classes[:, :classes.shape[1]], classes[batch.image_ids])
 
 
 @pytest.mark.parametrize('sampling', SAMPLINGS)
-def test_tag_frequencies_of_photographs_follow_the_rule(real_images, tmp_path, sampling):
+def test_tag_frequencies_of_real_images(real_images, tmp_path, sampling):
   rows = tagged(clothing(real_images, 'train', per_class=20))
   source = HashtagSource(stored(tmp_path, rows, 5, real_images))
   assert 20 < source.num_classes and len(source.image_ids) == 200
@@ -153,8 +155,8 @@ def test_tag_frequencies_of_photographs_follow_the_rule(real_images, tmp_path, s
   check_tag_frequencies(source, sampling, stream, epochs=5)
 
 
-def test_the_rules_are_ordered(many):
-  """Rare tags come more often under the square root than by nature, and most often under uniform sampling."""
+def test_order_of_the_sampling_rules(many):
+  """Rare tags are more frequent with the square root than natural, and most frequent with uniform sampling."""
   source = HashtagSource(many)
   rarest, shares = source.num_classes - 1, []
   for sampling in ('natural', 'square_root', 'uniform'):
@@ -171,38 +173,38 @@ def test_factors_of_images_match_their_definition(many):
   np.testing.assert_array_equal(found, factors_of(source, 'square_root'))
 
 
-def test_a_batch_is_a_function_of_its_number(folder):
+def test_batches_depend_on_seed_and_step_only(folder):
   one, other = inputs(folder), inputs(folder)
   batches = [one.batch(step) for step in range(6)]
   for step in (5, 2, 0):
     assert equal(other.batch(step), batches[step])
   assert not equal(inputs(folder, seed=1).batch(0), batches[0])
-  resumed = [tuple(part.numpy() for part in batch) for batch in inputs(folder).dataset(start_step=3).take(3)]
+  resumed = [tuple(field.numpy() for field in batch) for batch in inputs(folder).dataset(start_step=3).take(3)]
   assert all(equal(a, b) for a, b in zip(resumed, batches[3:], strict=True))
 
 
-def test_a_late_step_needs_nothing_in_between(many, monkeypatch):
+def test_late_step_reads_no_earlier_ones(many, monkeypatch):
   late = inputs(many, crop_size=4, shuffle_buffer=500)
   late.plan.draw(0, 1)
   read = []
   columns = HashtagSource.columns
   monkeypatch.setattr(HashtagSource, 'columns', lambda self, shard: read.append(shard) or columns(self, shard))
   late.batch(100_000)
-  assert len(read) <= 4  # one group of shards, or two
+  assert len(read) <= 4  # one or two groups of shards
 
 
-def test_what_a_batch_holds(folder):
+def test_contents_of_a_batch(folder):
   batch = inputs(folder, batch_size=24, crop_size=20).batch(2)
   source = HashtagSource(folder)
   assert batch.images.shape == (24, 20, 20, 3) and batch.images.dtype == np.uint8
   assert (batch.image_sizes == 20).all() and batch.classes.shape == (24, source.most_tags)
   np.testing.assert_array_equal(batch.classes, source.classes[batch.image_ids])
-  for row, i in enumerate(batch.image_ids):  # a drawn picture is noise within 55 of its class's colour
+  for row, i in enumerate(batch.image_ids):  # rendered images are noise within 55 of the colour of their class
     pixels = source.load(i).reshape(-1, 3)
     assert (batch.images[row] >= pixels.min(0)).all() and (batch.images[row] <= pixels.max(0)).all()
 
 
-def test_copies_of_an_image_are_cropped_apart(folder):
+def test_copies_of_an_image_have_different_crops(folder):
   stream = inputs(folder, batch_size=200, sampling='uniform')
   batch = stream.batch(0)
   drawn, _ = stream.plan.draw(0, 200)
@@ -212,7 +214,7 @@ def test_copies_of_an_image_are_cropped_apart(folder):
   assert len({batch.images[row].tobytes() for row in rows}) == len(rows)
 
 
-def test_without_flip_and_crop_images_come_as_they_are(folder):
+def test_without_flip_and_crop_images_are_unchanged(folder):
   stream = inputs(folder, crop_size=40, area=(1.0, 1.0), aspect=(1.0, 1.0), flip=False)
   batch, source = stream.batch(0), HashtagSource(folder)
   for image, i in zip(batch.images, batch.image_ids, strict=True):
@@ -239,12 +241,12 @@ def context(host, hosts, replicas):
   return tf.distribute.InputContext(num_input_pipelines=hosts, input_pipeline_id=host, num_replicas_in_sync=replicas)
 
 
-def test_hosts_read_their_own_shards_and_together_everything(folder):
+def test_hosts_read_disjoint_shards_and_together_all(folder):
   read = []
   for host in range(3):
     stream = inputs(folder, batch_size=12, sampling='natural')
     batches = list(stream.dataset(0, context(host, 3, 6)).take(30))
-    assert batches[0].images.shape == (2, 16, 16, 3)  # of one of the two replicas of this host
+    assert batches[0].images.shape == (2, 16, 16, 3)  # of one of two replicas of this host
     ids = np.concatenate([batch.image_ids.numpy() for batch in batches])
     own = stream.share(host, 3, 2).plan.before(1)
     assert sorted(ids[:own]) == sorted(set(ids[:own]))  # an epoch of this host
@@ -266,13 +268,13 @@ def test_two_replicas_of_a_strategy_share_the_batch(folder, two_replicas):
   stream = inputs(folder, batch_size=8)
   data = two_replicas.distribute_datasets_from_function(lambda context: stream.dataset(0, context))
   batch = next(iter(data))
-  ids = np.concatenate([part.numpy() for part in two_replicas.experimental_local_results(batch.image_ids)])
+  ids = np.concatenate([local.numpy() for local in two_replicas.experimental_local_results(batch.image_ids)])
   np.testing.assert_array_equal(ids, inputs(folder, batch_size=8).batch(0).image_ids)
   np.testing.assert_array_equal(ids, stream.facts(0).image_ids)
 
 
 def damage(folder, shard, records):
-  """Flips a byte in some records of a shard."""
+  """Flip a byte in some records of a shard."""
   source = HashtagSource(folder)
   offsets = source.columns(shard).offsets
   with open(os.path.join(folder, source.shards[shard].file), 'r+b') as file:
@@ -300,13 +302,13 @@ def test_damaged_records_are_replaced_and_counted(tmp_path):
   assert equal(again.batch(2), batches[2])
 
 
-def test_too_much_damage_ends_the_data_set_with_one_line(tmp_path):
+def test_too_many_damaged_records_are_one_line(tmp_path):
   folder = write_shards(tmp_path, count=60, num_shards=3)[0]
   damage(folder, 0, range(20))
-  for made in (lambda stream: stream.dataset(), lambda stream: stream.dataset(0, context(0, 1, 1))):
+  for make in (lambda stream: stream.dataset(), lambda stream: stream.dataset(0, context(0, 1, 1))):
     stream = inputs(folder)
     with pytest.raises(tf.errors.OpError):
-      for _ in made(stream).take(20):
+      for _ in make(stream).take(20):
         pass
     assert isinstance(stream.failure, UserError) and 'cannot be read' in str(stream.failure)
     assert '\n' not in str(stream.failure)
@@ -321,7 +323,7 @@ def test_arguments_out_of_range(folder, options, message):
     inputs(folder, **options)
 
 
-def test_a_rule_that_is_none_and_a_host_without_images(folder):
+def test_invalid_rule_and_host_without_images(folder):
   with pytest.raises(UserError, match='sampling'):
     _ = inputs(folder, sampling='sqrt').plan
   with pytest.raises(UserError, match='none of the 0 shards of this host'):
@@ -329,18 +331,18 @@ def test_a_rule_that_is_none_and_a_host_without_images(folder):
 
 
 @pytest.fixture
-def no_configuration_is_left():
+def clean_gin():
   yield
   gin.clear_config()
 
 
 def train(model_dir, files, *params):
   gin_files.parse(files, [*TINY, *params])
-  return experiment.run('train', str(model_dir))
+  return loop.train(experiment.run('train', str(model_dir)))
 
 
-def check_the_whole_way(folder, train_rows, held_out_rows, num_shards, image_dir=None):
-  """Vocabulary, shards, training through gin, resume, supervised fine-tuning of what came out."""
+def check_end_to_end(folder, train_rows, held_out_rows, num_shards, image_dir=None):
+  """Vocabulary, shards, training through gin, resume, and supervised fine-tuning of the result."""
   synonyms = load_synonyms(write_synonyms(folder / 'synonyms.tsv'))
   out = str(folder / 'shards')
   file = write_json_lines(folder / 'train.jsonl', ['not json', *tagged(train_rows), ('absent.jpg', ['fashion'])])
@@ -355,15 +357,15 @@ def check_the_whole_way(folder, train_rows, held_out_rows, num_shards, image_dir
   settings = [f'DATA_DIR = {out!r}', 'BATCH_SIZE = 8', 'SteppedHalving.halvings = 2',
               'SteppedHalving.warmup_images = 8']
   train(run, wsl, *settings, 'IMAGES = 32')
-  figures = train(run, wsl, *settings, 'IMAGES = 48')  # goes on at step 4
-  assert 0 <= figures['top-1'] <= figures['top-5'] <= 100 and np.isfinite(figures['cross-entropy'])
+  metrics = train(run, wsl, *settings, 'IMAGES = 48')  # resumes at step 4
+  assert 0 <= metrics['top-1'] <= metrics['top-5'] <= 100 and np.isfinite(metrics['cross-entropy'])
   lines = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
   seen = [line for line in lines if line['kind'] == 'train'][-1]
   assert (seen['step'], seen['images'], seen['instances'], seen['pixels']) == (6, 48, 48, 48 * 32 ** 2)
   assert seen['loss/class'] < 2 * np.log(len(vocabulary))
   assert json.loads((run / 'categories.json').read_text())[0]['name'] == vocabulary.tags[0]
   gin_files.parse([str(run / 'config.gin')])
-  assert experiment.run('evaluate', str(run)) == pytest.approx(figures, abs=1e-5)
+  assert on_demand.evaluate(experiment.run('evaluate', str(run))) == pytest.approx(metrics, abs=1e-5)
 
   write_folders(folder / 'labelled', per_class=6)
   tuned = train(folder / 'tuned', ['gin_configs/pretraining/base.gin', 'gin_configs/init/pretrained_run.gin'],
@@ -374,22 +376,22 @@ def check_the_whole_way(folder, train_rows, held_out_rows, num_shards, image_dir
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures('no_configuration_is_left')
-def test_the_whole_way_on_drawn_pictures(tmp_path):
-  rows = draw_pictures(tmp_path, 60)
-  check_the_whole_way(tmp_path, rows[:45], rows[45:], 3)
+@pytest.mark.usefixtures('clean_gin')
+def test_end_to_end_on_rendered_images(tmp_path):
+  rows = render_images(tmp_path, 60)
+  check_end_to_end(tmp_path, rows[:45], rows[45:], 3)
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures('no_configuration_is_left')
-def test_the_whole_way_on_photographs(real_images, tmp_path):
-  check_the_whole_way(tmp_path, clothing(real_images, 'train', per_class=8),
-                      clothing(real_images, 'validation', per_class=2), 4, real_images)
+@pytest.mark.usefixtures('clean_gin')
+def test_end_to_end_on_real_images(real_images, tmp_path):
+  check_end_to_end(tmp_path, clothing(real_images, 'train', per_class=8),
+                   clothing(real_images, 'validation', per_class=2), 4, real_images)
 
 
-@pytest.mark.usefixtures('no_configuration_is_left')
+@pytest.mark.usefixtures('clean_gin')
 @pytest.mark.parametrize('name', WEAK)
-def test_a_shipped_configuration_parses_and_tells_its_length(name):
+def test_shipped_configuration_parses_and_states_its_length(name):
   gin_files.parse([name], ["WEIGHTS = 'runs/wsl'"] if 'finetune' in name else [])
   text = (ROOT / name).read_text()
   schedule = gin.query_parameter('run.schedule').configurable.wrapped.__name__
@@ -401,8 +403,8 @@ def test_a_shipped_configuration_parses_and_tells_its_length(name):
 
 
 @pytest.mark.parametrize('width', [8, 16, 32, 48])
-@pytest.mark.usefixtures('no_configuration_is_left')
-def test_the_released_networks(width):
+@pytest.mark.usefixtures('clean_gin')
+def test_configurations_of_the_released_networks(width):
   gin_files.parse([f'gin_configs/pretraining/wsl_x101_32x{width}d.gin'])
   assert [gin.query_parameter(f'ResNet.{name}') for name in ('depth', 'groups', 'width_per_group')] == [101, 32, width]
   assert gin.query_parameter('%BATCH_SIZE') == 8064 == 336 * gin.query_parameter('run.images_per_device')
@@ -411,8 +413,8 @@ def test_the_released_networks(width):
 
 
 def index_of_rows(folder, rows, images_per_shard=500):
-  """A synthetic index: `rows` lines that name a few pictures of 4 pixels, with 200 tags of falling frequency."""
-  names = [name for name, _ in draw_pictures(folder / 'pictures', 20, side=4)]
+  """Write an index: `rows` lines that name a few images of 4 pixels, with 200 tags of decreasing frequency."""
+  names = [name for name, _ in render_images(folder / 'images', 20, side=4)]
   tags = np.minimum(np.random.default_rng(0).geometric(0.03, size=(rows, 3)), 200)
   with open(folder / 'images.jsonl', 'w') as file:
     for i, row in enumerate(tags):
@@ -430,9 +432,9 @@ def peak_of_python(work):
 
 
 def test_memory_of_the_vocabulary_does_not_grow_with_the_number_of_images(tmp_path, monkeypatch):
-  """What Python holds at most while it counts the tags of 17,000 and of 34,000 images, each with a tag of its own."""
+  """Peak memory of Python while it counts the tags of 17,000 and of 34,000 images, each with a unique tag."""
   monkeypatch.setattr(hashtags, '_CHUNK', 1 << 16)  # bytes; both files are longer than a few
-  # Without the cache, which is bounded but whose table is made anew, beside the old one, after so many evictions.
+  # Without the cache, which is bounded, but whose table is reallocated after many evictions.
   monkeypatch.setattr(hashtags, 'canonical', hashtags.canonical.__wrapped__)
   peaks = []
   for rows in (17_000, 34_000):
@@ -442,14 +444,14 @@ def test_memory_of_the_vocabulary_does_not_grow_with_the_number_of_images(tmp_pa
 
 
 def test_memory_of_the_stream_does_not_grow_with_the_number_of_images(tmp_path):
-  """What Python and NumPy hold at most in an epoch of 2,000 and of 20,000 images."""
+  """Peak memory of Python and NumPy in an epoch of 2,000 and of 20,000 images."""
   peaks = []
   for rows in (2_000, 20_000):
     folder = tmp_path / str(rows)
     folder.mkdir()
     file, num_shards = index_of_rows(folder, rows)
     convert_hashtags(file, build_vocabulary(file, min_count=5), str(folder / 'shards'), num_shards=num_shards,
-                     image_dir=str(folder / 'pictures'))
+                     image_dir=str(folder / 'images'))
 
     def iterate():
       stream = inputs(str(folder / 'shards'), batch_size=250, crop_size=4, shuffle_buffer=1_000)  # noqa: B023
@@ -463,9 +465,9 @@ def test_memory_of_the_stream_does_not_grow_with_the_number_of_images(tmp_path):
 
 MILLION = """
 import resource, sys, time
-from rethink_tf.data.hashtags import Vocabulary, build_vocabulary
-from rethink_tf.data.stream import StreamedTrainInput
-from rethink_tf.data.stream_records import HashtagSource
+from rethink_tf.data.classification.hashtag_shards import HashtagSource
+from rethink_tf.data.classification.hashtag_stream import StreamedTrainInput
+from rethink_tf.data.classification.hashtags import build_vocabulary
 def grown(name, work):
   start, before = time.time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   result = work()
@@ -491,7 +493,7 @@ else:
 
 
 def measured(*arguments):
-  """Megabytes by which the peak of a process grew while it worked."""
+  """Run MILLION in a process, and return the growth of its peak memory in megabytes."""
   done = subprocess.run([sys.executable, '-c', MILLION, *arguments], capture_output=True, text=True,
                         env={'PYTHONPATH': str(ROOT), 'TF_CPP_MIN_LOG_LEVEL': '3'})
   assert done.returncode == 0, done.stderr
@@ -501,8 +503,8 @@ def measured(*arguments):
 
 
 @pytest.mark.slow
-def test_a_million_images_take_the_memory_of_a_hundred_thousand(tmp_path):
-  """Peak of the resident memory of a process that counts the tags, and of one that goes through an epoch."""
+def test_a_million_images_need_the_memory_of_a_hundred_thousand(tmp_path):
+  """Peak resident memory of a process that counts the tags, and of one that reads an epoch."""
   grown = {'vocabulary': [], 'stream': []}
   for rows in (100_000, 1_000_000):
     folder = tmp_path / str(rows)
@@ -511,7 +513,7 @@ def test_a_million_images_take_the_memory_of_a_hundred_thousand(tmp_path):
     grown['vocabulary'].append(measured(file, '-'))
     vocabulary = build_vocabulary(file, min_count=5, max_candidates=20_000)
     convert_hashtags(file, vocabulary, str(folder / 'shards'), num_shards=num_shards,
-                     image_dir=str(folder / 'pictures'))
+                     image_dir=str(folder / 'images'))
     grown['stream'].append(measured(file, str(folder / 'shards')))
   for small, large in grown.values():
     assert large < small + 30, grown  # megabytes; a million Python integers are 28, their set 60

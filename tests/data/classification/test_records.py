@@ -1,4 +1,4 @@
-"""TFRecords in the ImageNet schema of tf-models-official."""
+"""ImageRecords: TFRecords in the ImageNet schema of tf-models-official."""
 
 import json
 
@@ -11,14 +11,14 @@ from rethink_tf.data.classification.image_folder import ImageFolder
 from rethink_tf.data.classification.records import ImageRecords
 from rethink_tf.data.images import ImageError
 from rethink_tf.errors import UserError
-from tests.small_classes import COLOURS, picture, write_folders
+from tests.small_classes import COLOURS, noisy_image, write_folders
 
 NAMES = tuple(COLOURS)
 
 
 def example(label, seed, **others):
-  """A record as official's ImageNet scripts write it, label from 1."""
-  encoded = cv2.imencode('.jpg', picture(COLOURS[NAMES[(label - 1) % 3]], seed)[..., ::-1])[1].tobytes()
+  """Return a record in the format of the ImageNet scripts of tf-models-official, label from 1."""
+  encoded = cv2.imencode('.jpg', noisy_image(COLOURS[NAMES[(label - 1) % 3]], seed)[..., ::-1])[1].tobytes()
   features = {'image/encoded': encoded, 'image/class/label': label, 'image/class/text': NAMES[(label - 1) % 3].encode(),
               'image/filename': f'n{label}_{seed}.JPEG'.encode(), 'image/height': 48, 'image/width': 64} | others
   return tf.train.Example(features=tf.train.Features(feature={
@@ -35,7 +35,7 @@ def write_shards(folder, split, labels, shards=2, suffix='', **others):
 
 
 @pytest.mark.parametrize('suffix', ['', '.tfrecord'])
-def test_labels_count_from_one(tmp_path, suffix):
+def test_labels_start_at_one(tmp_path, suffix):
   write_shards(tmp_path, 'train', [1, 2, 3, 3, 1], suffix=suffix)
   write_shards(tmp_path, 'validation', [2, 2], suffix=suffix)
   source = ImageRecords(str(tmp_path), training=True)
@@ -60,7 +60,7 @@ def test_official_decoder_reads_the_same_labels(tmp_path):
                                   source.load(i))
 
 
-def test_the_index_is_written_once_and_made_anew_when_shards_change(tmp_path):
+def test_index_is_written_once_and_rebuilt_when_shards_change(tmp_path):
   write_shards(tmp_path, 'train', [1, 2, 3])
   first = ImageRecords(str(tmp_path))
   index = tmp_path / 'train-classes-index.json'
@@ -75,7 +75,7 @@ def test_the_index_is_written_once_and_made_anew_when_shards_change(tmp_path):
   assert len(ImageRecords(str(tmp_path)).image_ids) == 4
 
 
-def test_only_the_validation_shards_are_there(tmp_path):
+def test_validation_shards_only(tmp_path):
   write_shards(tmp_path, 'validation', [1, 3])
   assert ImageRecords(str(tmp_path), 'validation').num_classes == 3
 
@@ -90,7 +90,7 @@ def test_subsets_are_those_of_file_names(tmp_path):
     np.testing.assert_array_equal(small.load(i), whole.load(image_id - 1))
 
 
-def test_damaged_records_are_counted_and_left_out(tmp_path, see_logs, caplog):
+def test_damaged_records_are_counted_and_dropped(tmp_path, see_logs, caplog):
   write_shards(tmp_path, 'train', [1, 2, 3, 1], shards=1)
   path = tmp_path / 'train-00000-of-00001'
   with tf.io.TFRecordWriter(str(tmp_path / 'more')) as writer:
@@ -98,17 +98,17 @@ def test_damaged_records_are_counted_and_left_out(tmp_path, see_logs, caplog):
     writer.write(example(1, 0, **{'image/class/label': [1, 2]}).SerializeToString())
     writer.write(example(1, 0, **{'image/encoded': None}).SerializeToString())
   data = bytearray(path.read_bytes())
-  data[300] ^= 0xFF  # inside the first picture
+  data[300] ^= 0xFF  # inside the first image
   path.write_bytes(bytes(data) + (tmp_path / 'more').read_bytes())
   source = ImageRecords(str(tmp_path))
   assert source.classes[:, 0].tolist() == [1, 2, 0]
-  assert '4 records are left out' in caplog.text and 'damaged (1)' in caplog.text
+  assert '4 records are dropped' in caplog.text and 'damaged (1)' in caplog.text
   path.write_bytes(path.read_bytes()[:1000])
   with pytest.raises(ImageError, match='cannot be read'):
     source.load(2)
 
 
-def test_records_that_cannot_be_used_are_one_line(tmp_path):
+def test_unusable_records_are_one_line(tmp_path):
   for folder in ('zero', 'more', 'one', 'bare', 'gap'):
     (tmp_path / folder).mkdir()
   write_shards(tmp_path / 'zero', 'train', [1, 2], **{'image/class/label': 0})
@@ -118,24 +118,24 @@ def test_records_that_cannot_be_used_are_one_line(tmp_path):
   write_shards(tmp_path / 'bare', 'train', [1, 2], **{'image/class/label': None})
   write_shards(tmp_path / 'gap', 'train', [1, 2])
   (tmp_path / 'gap/train-00001-of-00002').unlink()
-  for folder, split, said in (('zero', 'train', 'first_label'), ('more', 'validation', 'class_split'),
+  for folder, split, message in (('zero', 'train', 'first_label'), ('more', 'validation', 'class_split'),
                               ('one', 'train', 'one class'), ('bare', 'train', 'image/class/label'),
                               ('gap', 'train', '1 of the 2 shards'), ('gap', 'test', '--data_dir')):
-    with pytest.raises(UserError, match=said) as error:
+    with pytest.raises(UserError, match=message) as error:
       ImageRecords(str(tmp_path / folder), split, training=True)
     assert '\n' not in str(error.value)
   assert ImageRecords(str(tmp_path / 'zero'), first_label=0).num_classes == 1
 
 
-def test_folders_and_records_share_their_attributes(tmp_path):
+def test_folders_and_records_have_the_same_attributes(tmp_path):
   write_shards(tmp_path, 'train', [1, 2])
   records, folders = ImageRecords(str(tmp_path)), ImageFolder(str(write_folders(tmp_path / 'folders')))
   for name in ('name', 'categories', 'num_classes', 'image_ids', 'classes', 'num_instances', 'file_names'):
     assert type(getattr(records, name)) is type(getattr(folders, name)), name
 
 
-def test_a_label_beyond_all_reason_is_left_out(tmp_path, see_logs, caplog):
-  """As many classes as it says would fill the memory."""
+def test_labels_out_of_range_are_dropped(tmp_path, see_logs, caplog):
+  """As many classes would exhaust the memory."""
   write_shards(tmp_path, 'train', [1, 2, 2 ** 62, -5])
   source = ImageRecords(str(tmp_path))
   assert source.num_classes == 2 and len(source.image_ids) == 2
@@ -144,7 +144,7 @@ def test_a_label_beyond_all_reason_is_left_out(tmp_path, see_logs, caplog):
 
 @pytest.mark.parametrize('fields', [{'labels': [2 ** 62]}, {'labels': ['1']}, {'offsets': [-1]}, {'names': [None]},
                                     {'labels': []}], ids=str)
-def test_an_index_with_other_types_is_made_anew(tmp_path, fields):
+def test_index_with_wrong_types_is_rebuilt(tmp_path, fields):
   write_shards(tmp_path, 'train', [1], shards=1)
   ImageRecords(str(tmp_path))
   path = tmp_path / 'train-classes-index.json'

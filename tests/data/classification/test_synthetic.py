@@ -1,4 +1,4 @@
-"""Drawn pictures of one shape: labels are those of the shapes, pictures those of the detection source's drawer."""
+"""Synthetic classification data: labels and images equal those of the detection source with one shape."""
 
 import numpy as np
 
@@ -7,24 +7,24 @@ from rethink_tf.data.classification.synthetic import SyntheticClasses
 from rethink_tf.data.detection.synthetic import SyntheticSource
 
 
-def test_every_picture_has_one_shape_and_its_class():
+def test_every_image_has_one_shape_and_its_class():
   source = SyntheticClasses(40, num_classes=4)
-  drawn = SyntheticSource(40, seed=1, num_classes=4, image_size=(96, 112), object_size=(32, 88), max_objects=1)
+  detection = SyntheticSource(40, seed=1, num_classes=4, image_size=(96, 112), object_size=(32, 88), max_objects=1)
   assert source.classes.shape == (40, 1) and set(source.classes[:, 0]) == {0, 1, 2, 3}
   for i in range(6):
-    example = drawn.load(i)
+    example = detection.load(i)
     assert example.classes.tolist() == [source.classes[i, 0] + 1]
     np.testing.assert_array_equal(source.load(i), example.image)
 
 
-def test_sets_nest_and_splits_differ():
+def test_sets_are_nested_and_splits_differ():
   small, large = SyntheticClasses(10), SyntheticClasses(20)
   np.testing.assert_array_equal(small.load(7), large.load(7))
   other = SyntheticClasses(10, split='val')
   assert any(small.load(i).shape != other.load(i).shape or (small.load(i) != other.load(i)).any() for i in range(3))
 
 
-def test_the_pipeline_takes_it():
+def test_inputs():
   source = SyntheticClasses(8)
   batch = next(iter(ClassificationTrainInput(source, 4, 0, crop_size=64).dataset()))
   assert batch.images.shape == (4, 64, 64, 3) and batch.images.dtype == 'uint8'

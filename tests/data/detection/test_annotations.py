@@ -1,3 +1,5 @@
+"""Validation of annotations: which are kept, which are usable, and the counts of the others."""
+
 import pytest
 from pycocotools import mask as mask_api
 
@@ -9,7 +11,7 @@ from tests.small_coco import annotation, crowd, image, warnings, write
 pytestmark = pytest.mark.usefixtures('see_logs')
 
 
-def test_sifting(tmp_path, caplog):
+def test_validation(tmp_path, caplog):
   nan = float('nan')
   entries = [
     annotation(1),
@@ -32,7 +34,7 @@ def test_sifting(tmp_path, caplog):
   example = source.load(0)
   assert example.boxes.tolist() == [[10, 10, 40, 30], [50, 0, 60, 20]]
   assert source.num_instances.tolist() == [2]
-  # An evaluator gets all that it can read, as it stands in the file.
+  # An evaluator receives all valid annotations unchanged.
   scored = {entry['id']: entry for entry in source.annotations()['annotations']}
   assert sorted(scored) == [1, 2, 3, 4, 5, 13, 15]
   assert scored[5]['bbox'] == [-20, 50, 40, 40] and scored[15]['iscrowd'] == 1
@@ -58,7 +60,7 @@ def test_images_with_only_crowds_or_nothing(tmp_path, caplog):
   assert len(evaluation.annotations()['annotations']) == 2
 
 
-def test_nothing_to_train_on(tmp_path):
+def test_no_image_to_train_on(tmp_path):
   with pytest.raises(UserError, match='none of its 1 images has a box to train on'):
     CocoSource(write(tmp_path, annotations=[crowd(1)]), training=True)
 
@@ -88,11 +90,11 @@ def test_boxes_without_segmentation_area_or_id(tmp_path, caplog):
   entries = source.annotations()['annotations']
   assert [(entry['id'], entry['area'], entry['iscrowd']) for entry in entries] == [(1, 1200, 0), (2, 1200, 0)]
   assert mask_api.decode(mask_api.merge(mask_api.frPyObjects(entries[0]['segmentation'], 60, 80))).sum() == 1200
-  assert source.skipped['without a segmentation (its box stands in)'] == 2
+  assert source.skipped['without a segmentation (its box is used)'] == 2
   assert len(warnings(caplog)) == 1
 
 
-def test_order_of_the_json_does_not_matter(tmp_path):
+def test_result_does_not_depend_on_the_order_of_the_json(tmp_path):
   images, entries = [image(i) for i in range(1, 5)], [annotation(i, image_id=i) for i in range(1, 5)]
   forward = CocoSource(write(tmp_path / 'a', images, entries))
   backward = CocoSource(write(tmp_path / 'b', images[::-1], entries[::-1]))
@@ -110,25 +112,25 @@ def test_keypoints_in_the_annotation_file(tmp_path):
   assert source.num_keypoints == 2
   assert source.load(0).keypoints.tolist() == [[[12, 11, 2], [30, 20.5, 1]]] + [[[0, 0, 0]] * 2] * 3
   assert [entry.get('num_keypoints') for entry in source.annotations()['annotations']] == [2, 0, 0, None]
-  assert source.skipped == {'with malformed keypoints (taken as not labelled)': 1}
+  assert source.skipped == {'with malformed keypoints (treated as not labelled)': 1}
   without = CocoSource(folder)
   assert without.num_keypoints == 0 and without.load(0).keypoints.shape == (4, 0, 3)
   assert 'keypoints' not in without.annotations()['categories'][0]
 
 
-def test_endless_outlines_are_counted(tmp_path):
+def test_too_long_outlines_are_counted(tmp_path):
   zigzag = [[coordinate for i in range(200) for coordinate in (-60000 + 120000 * (i % 2), i)]]
   source = CocoSource(write(tmp_path, annotations=[annotation(1), annotation(2, segmentation=zigzag)]))
   assert source.skipped == {'with a malformed segmentation': 1} and source.num_instances.tolist() == [1]
   assert len(source.load(0).boxes) == 1
 
 
-def test_what_is_absurdly_far_away_is_counted(tmp_path):
+def test_coordinates_out_of_range_are_counted(tmp_path):
   fish = {'id': 1, 'name': 'fish', 'keypoints': ['head'], 'skeleton': []}
   entries = [annotation(1, keypoints=[1e300, 5, 2]), annotation(2, bbox=(1e300, 0, 5, 5)),
              annotation(3, bbox=(0, 0, 1e7, 5)), annotation(4, keypoints=[5, 5, 2]),
              annotation(5, keypoints=[float('nan'), 5, 2])]
   source = CocoSource(write(tmp_path, annotations=entries, categories=[fish]), keypoints=True)
-  assert source.skipped['with a box absurdly far away'] == 2
-  assert source.skipped['with malformed keypoints (taken as not labelled)'] == 2
+  assert source.skipped['with a box out of range'] == 2
+  assert source.skipped['with malformed keypoints (treated as not labelled)'] == 2
   assert source.load(0).keypoints.tolist() == [[[0, 0, 0]], [[5, 5, 2]], [[0, 0, 0]]]

@@ -1,3 +1,5 @@
+"""CocoSource: real data sets, subsets, malformed annotation files, missing and damaged images."""
+
 import functools
 import json
 import pathlib
@@ -18,7 +20,7 @@ from tests.small_coco import annotation, crowd, image, warnings, write, write_js
 
 pytestmark = pytest.mark.usefixtures('see_logs')
 
-# Real photographs.
+# Real data sets.
 
 
 @pytest.fixture(scope='module')
@@ -26,7 +28,7 @@ def coco_dev(real_images):
   return CocoSource(str(real_images / 'coco_dev'))
 
 
-def test_every_real_photograph(coco_dev, real_images):
+def test_every_real_image(coco_dev, real_images):
   raw = json.loads((real_images / 'coco_dev/annotations/instances_train2017.json').read_text())
   of_image = {image['id']: [] for image in raw['images']}
   for entry in raw['annotations']:
@@ -45,7 +47,7 @@ def test_every_real_photograph(coco_dev, real_images):
       x, y, w, h = entry['bbox']
       assert np.allclose(box, [y, x, y + h, x + w], atol=0.02)
       assert coco_dev.categories[label - 1].name == names[entry['category_id']]
-      # The crop covers the share of the box that the object does; it is rasterised, so slivers are left out.
+      # The crop covers the same fraction of the box as the object; not checked for narrow boxes.
       if min(w, h) > 16:
         assert abs(mask.mean() - entry['area'] / (w * h)) < 0.06
   assert coco_dev.skipped == {}
@@ -69,13 +71,13 @@ def test_annotations_are_scored_like_the_file_itself(coco_dev, real_images, tmp_
   assert (stats[0] == stats[1]).all() and stats[0][0] > 0.5
 
 
-def test_training_leaves_out_images_without_boxes(coco_dev, real_images):
+def test_training_drops_images_without_boxes(coco_dev, real_images):
   training = CocoSource(str(real_images / 'coco_dev'), training=True)
   assert len(training.image_ids) == (coco_dev.num_instances > 0).sum() == 206
   assert (training.num_instances > 0).all()
 
 
-def test_other_names_and_polygons_beyond_the_edge(real_images):
+def test_other_file_names_and_polygons_outside_the_image(real_images):
   source = CocoSource(str(real_images / 'balloon'), 'train', training=True)
   assert len(source.image_ids) == 61 and source.num_instances.sum() == 255
   for i in range(0, 61, 6):
@@ -90,7 +92,7 @@ def test_compressed_rle_and_annotation_id_zero(real_images, caplog):
   source = CocoSource(str(real_images / 'coco_rle_sample'), 'sample', 'annotations.json', 'images')
   assert source.num_classes == 133 and source.num_instances.sum() == 47
   assert sorted(a['id'] for a in source.annotations()['annotations']) == list(range(1, 51))
-  assert 'numbered anew' in warnings(caplog)[0]
+  assert 'renumbered' in warnings(caplog)[0]
   for i in range(2):
     example = source.load(i)
     kept = [a for a in source.image_annotations(i) if not a['iscrowd']]
@@ -123,8 +125,8 @@ def test_keypoints_are_merged_by_annotation_id(real_images):
 
 
 
-def test_training_for_keypoints_needs_a_visible_one(tmp_path, caplog):
-  """Image 1 has a visible and an occluded one, 2 a person without, 3 a crowd's alone, 4 malformed ones, 5 no box."""
+def test_training_on_keypoints_needs_a_visible_one(tmp_path, caplog):
+  """Image 1: one visible, one occluded; 2: none labelled; 3: only of a crowd; 4: malformed; 5: no box."""
   person = [{'id': 1, 'name': 'person', 'keypoints': ['nose', 'tail'], 'skeleton': []}]
   entries = [annotation(1, 1, keypoints=[12, 12, 2, 14, 14, 1]), annotation(2, 2, keypoints=[0] * 6), annotation(3, 3),
              crowd(4, 3) | {'keypoints': [9, 9, 2, 0, 0, 0]}, annotation(5, 4, keypoints=[1, 1, 2])]
@@ -133,11 +135,11 @@ def test_training_for_keypoints_needs_a_visible_one(tmp_path, caplog):
   assert whole.num_visible.tolist() == [2, 0, 0, 0, 0] and len(whole.image_ids) == 5
   assert CocoSource(folder, keypoints=True, training=True).image_ids.tolist() == [1]
   assert 'images have boxes but no visible keypoint' in caplog.text
-  boxes_alone = CocoSource(folder, training=True)
-  assert boxes_alone.image_ids.tolist() == [1, 2, 3, 4] and boxes_alone.num_visible.tolist() == [0] * 4
+  boxes_only = CocoSource(folder, training=True)
+  assert boxes_only.image_ids.tolist() == [1, 2, 3, 4] and boxes_only.num_visible.tolist() == [0] * 4
 
 
-def test_subsets_are_nested_and_reach_annotations(real_images):
+def test_subsets_are_nested_and_restrict_annotations(real_images):
   make = functools.partial(CocoSource, str(real_images / 'coco_dev'), training=True)
   tenth, half = make(fraction=0.1), make(num_images=103)
   assert len(tenth.image_ids) == 21 and len(half.image_ids) == 103
@@ -159,15 +161,15 @@ def test_gin_name(real_images):
 # Missing and malformed files.
 
 
-def test_missing_annotation_file_says_where_and_how(tmp_path):
+def test_missing_annotation_file(tmp_path):
   write(tmp_path, split='train')
   with pytest.raises(UserError) as raised:
     CocoSource(str(tmp_path))
   message = str(raised.value)
   assert '\n' not in message
   assert str(tmp_path / 'annotations/instances_train2017.json') in message
-  for part in ('instances_train.json', 'cocodataset.org', 'coco.annotation_file', 'data/synthetic.gin'):
-    assert part in message
+  for text in ('instances_train.json', 'cocodataset.org', 'coco.annotation_file', 'data/synthetic.gin'):
+    assert text in message
 
 
 def test_missing_folder(tmp_path):
@@ -178,7 +180,7 @@ def test_missing_folder(tmp_path):
 GOOD = {'images': [image(1)], 'annotations': [annotation(1)], 'categories': [{'id': 1, 'name': 'thing'}]}
 
 
-def spoil(**fields):
+def changed(**fields):
   return GOOD | fields
 
 
@@ -187,46 +189,47 @@ MALFORMED = {
   'empty file': ('', 'not valid JSON'),
   'deep': ('[' * 100_000, 'not valid JSON'),
   'list': ([annotation(1)], 'object with the lists'),
-  'one annotation': (annotation(1), 'holds an annotation'),
+  'one annotation': (annotation(1), 'contains an annotation'),
   'results': ([{'image_id': 1, 'category_id': 1, 'score': 0.5}], r'annotations\[0\].bbox'),
   'no images': ({'annotations': [], 'categories': []}, '"images" should be a list, is missing'),
-  'annotations': (spoil(annotations={}), '"annotations" should be a list'),
+  'annotations': (changed(annotations={}), '"annotations" should be a list'),
   'no categories': ({'images': [], 'annotations': []}, '"categories" should be a list, is missing'),
-  'empty categories': (spoil(categories=[]), '"categories".*at least one'),
-  'image': (spoil(images=[image(1), 7]), r'images\[1\] should be an object'),
-  'image without id': (spoil(images=[image(1), {'file_name': 'x.jpg', 'height': 1, 'width': 1}]), r'images\[1\].id'),
-  'image id': (spoil(images=[image(1) | {'id': '1'}]), r"images\[0\].id .*'1'"),
-  'no height': (spoil(images=[{'id': 1, 'file_name': 'x.jpg', 'width': 5}]), r'images\[0\].height .*missing'),
-  'zero width': (spoil(images=[image(1) | {'width': 0}]), r'images\[0\].width .*above 0, is 0'),
-  'no file name': (spoil(images=[{'id': 1, 'height': 4, 'width': 5}]), r'images\[0\].file_name'),
-  'repeated image id': (spoil(images=[image(3), image(1), image(3)]), r'id 3 .*images\[0\] and images\[2\]'),
-  'parent': (spoil(images=[image(1) | {'file_name': '../../etc/passwd'}]), r'images\[0\].file_name.*inside'),
-  'hidden parent': (spoil(images=[image(1) | {'file_name': 'a/../../b.jpg'}]), 'inside the image folder'),
-  'parent behind a backslash': (spoil(images=[image(1) | {'file_name': '..\\x.jpg'}]), 'inside the image folder'),
-  'line break': (spoil(images=[image(1) | {'file_name': 'a\nb.jpg'}]), r'images\[0\].file_name'),
-  'NUL': (spoil(images=[image(1) | {'file_name': 'a\0b.jpg'}]), r'images\[0\].file_name'),
-  'half a character': (spoil(images=[image(1) | {'file_name': '\ud800.jpg'}]), r'images\[0\].file_name'),
-  'steering a terminal': (spoil(categories=[{'id': 1, 'name': '\x1b[2J'}]), r'categories\[0\].name'),
-  'other url': (spoil(images=[image(1) | {'file_name': 's3+a://other/x.jpg'}]), 'inside the image folder'),
-  'too many pixels': (spoil(images=[image(1) | {'height': 2 ** 30, 'width': 2 ** 30}]), r'images\[0\] is .*max_pixels'),
-  'category id beyond int64': (spoil(categories=[{'id': 2 ** 70, 'name': 'a'}]), r'categories\[0\].id'),
+  'empty categories': (changed(categories=[]), '"categories".*at least one'),
+  'image': (changed(images=[image(1), 7]), r'images\[1\] should be an object'),
+  'image without id': (changed(images=[image(1), {'file_name': 'x.jpg', 'height': 1, 'width': 1}]), r'images\[1\].id'),
+  'image id': (changed(images=[image(1) | {'id': '1'}]), r"images\[0\].id .*'1'"),
+  'no height': (changed(images=[{'id': 1, 'file_name': 'x.jpg', 'width': 5}]), r'images\[0\].height .*missing'),
+  'zero width': (changed(images=[image(1) | {'width': 0}]), r'images\[0\].width .*above 0, is 0'),
+  'no file name': (changed(images=[{'id': 1, 'height': 4, 'width': 5}]), r'images\[0\].file_name'),
+  'repeated image id': (changed(images=[image(3), image(1), image(3)]), r'id 3 .*images\[0\] and images\[2\]'),
+  'parent': (changed(images=[image(1) | {'file_name': '../../etc/passwd'}]), r'images\[0\].file_name.*inside'),
+  'hidden parent': (changed(images=[image(1) | {'file_name': 'a/../../b.jpg'}]), 'inside the image folder'),
+  'parent behind a backslash': (changed(images=[image(1) | {'file_name': '..\\x.jpg'}]), 'inside the image folder'),
+  'line break': (changed(images=[image(1) | {'file_name': 'a\nb.jpg'}]), r'images\[0\].file_name'),
+  'NUL': (changed(images=[image(1) | {'file_name': 'a\0b.jpg'}]), r'images\[0\].file_name'),
+  'surrogate': (changed(images=[image(1) | {'file_name': '\ud800.jpg'}]), r'images\[0\].file_name'),
+  'terminal escape sequence': (changed(categories=[{'id': 1, 'name': '\x1b[2J'}]), r'categories\[0\].name'),
+  'other url': (changed(images=[image(1) | {'file_name': 's3+a://other/x.jpg'}]), 'inside the image folder'),
+  'too many pixels': (changed(images=[image(1) | {'height': 2 ** 30, 'width': 2 ** 30}]),
+                      r'images\[0\] is .*max_pixels'),
+  'category id beyond int64': (changed(categories=[{'id': 2 ** 70, 'name': 'a'}]), r'categories\[0\].id'),
   'deep in a field': ('{"images": ' + '[' * 5000, 'not valid JSON'),
-  'absolute': (spoil(images=[image(1) | {'file_name': '/etc/passwd'}]), 'inside the image folder'),
-  'drive': (spoil(images=[image(1) | {'file_name': 'C:\\x.jpg'}]), 'inside the image folder'),
-  'url': (spoil(images=[image(1) | {'file_name': 'gs://other/x.jpg'}]), 'inside the image folder'),
-  'annotation': (spoil(annotations=[annotation(1), None]), r'annotations\[1\] should be an object'),
-  'caption': (spoil(annotations=[{'id': 1, 'image_id': 1, 'caption': 'a'}]), r'annotations\[0\].*category_id'),
-  'image id of annotation': (spoil(annotations=[annotation(1), annotation(2, image_id='1')]),
+  'absolute': (changed(images=[image(1) | {'file_name': '/etc/passwd'}]), 'inside the image folder'),
+  'drive': (changed(images=[image(1) | {'file_name': 'C:\\x.jpg'}]), 'inside the image folder'),
+  'url': (changed(images=[image(1) | {'file_name': 'gs://other/x.jpg'}]), 'inside the image folder'),
+  'annotation': (changed(annotations=[annotation(1), None]), r'annotations\[1\] should be an object'),
+  'caption': (changed(annotations=[{'id': 1, 'image_id': 1, 'caption': 'a'}]), r'annotations\[0\].*category_id'),
+  'image id of annotation': (changed(annotations=[annotation(1), annotation(2, image_id='1')]),
                              r"annotations\[1\].image_id.*'1'"),
-  'category of annotation': (spoil(annotations=[annotation(1, category_id=1.5)]), r'annotations\[0\].category_id'),
-  'no box': (spoil(annotations=[{'id': 1, 'image_id': 1, 'category_id': 1}]), r'annotations\[0\].bbox.*missing'),
-  'short box': (spoil(annotations=[annotation(1) | {'bbox': [1, 2, 3]}]), r'annotations\[0\].bbox.*\[1, 2, 3\]'),
-  'box of strings': (spoil(annotations=[annotation(1) | {'bbox': ['1', 2, 3, 4]}]), r'annotations\[0\].bbox'),
-  'area': (spoil(annotations=[annotation(1, area='7')]), r'annotations\[0\].area'),
-  'iscrowd': (spoil(annotations=[annotation(1, iscrowd='no')]), r'annotations\[0\].iscrowd'),
-  'category id': (spoil(categories=[{'id': -1, 'name': 'a'}]), r'categories\[0\].id'),
-  'category name': (spoil(categories=[{'id': 1}]), r'categories\[0\].name.*missing'),
-  'repeated category id': (spoil(categories=[{'id': 1, 'name': 'a'}, {'id': 1, 'name': 'b'}]), "1 .*'a' and 'b'"),
+  'category of annotation': (changed(annotations=[annotation(1, category_id=1.5)]), r'annotations\[0\].category_id'),
+  'no box': (changed(annotations=[{'id': 1, 'image_id': 1, 'category_id': 1}]), r'annotations\[0\].bbox.*missing'),
+  'short box': (changed(annotations=[annotation(1) | {'bbox': [1, 2, 3]}]), r'annotations\[0\].bbox.*\[1, 2, 3\]'),
+  'box of strings': (changed(annotations=[annotation(1) | {'bbox': ['1', 2, 3, 4]}]), r'annotations\[0\].bbox'),
+  'area': (changed(annotations=[annotation(1, area='7')]), r'annotations\[0\].area'),
+  'iscrowd': (changed(annotations=[annotation(1, iscrowd='no')]), r'annotations\[0\].iscrowd'),
+  'category id': (changed(categories=[{'id': -1, 'name': 'a'}]), r'categories\[0\].id'),
+  'category name': (changed(categories=[{'id': 1}]), r'categories\[0\].name.*missing'),
+  'repeated category id': (changed(categories=[{'id': 1, 'name': 'a'}, {'id': 1, 'name': 'b'}]), "1 .*'a' and 'b'"),
 }
 
 
@@ -239,7 +242,7 @@ def test_malformed_json(tmp_path, content, message):
   assert 'instances_train2017.json' in str(raised.value) and '\n' not in str(raised.value)
 
 
-def test_not_text(tmp_path):
+def test_binary_file(tmp_path):
   write(tmp_path)
   (tmp_path / 'annotations/instances_train2017.json').write_bytes(b'\xff\xfe\x80' * 9)
   with pytest.raises(UserError, match='not valid JSON'):
@@ -247,7 +250,7 @@ def test_not_text(tmp_path):
 
 
 def test_empty_split(tmp_path):
-  with pytest.raises(UserError, match='no photographs'):
+  with pytest.raises(UserError, match='has no images'):
     CocoSource(write(tmp_path, images=[]))
 
 
@@ -256,16 +259,16 @@ def test_keypoints_without_a_file(tmp_path):
     CocoSource(write(tmp_path), keypoints=True)
 
 
-# Photographs.
+# Images.
 
 
-def test_missing_photographs(tmp_path, caplog):
+def test_missing_images(tmp_path, caplog):
   folder = write(tmp_path, [image(i) for i in range(1, 6)], [annotation(i, image_id=i) for i in range(1, 6)])
   for name in ('000002.jpg', '000004.jpg'):
     (tmp_path / 'train2017' / name).unlink()
   training = CocoSource(folder, training=True)
   assert training.image_ids.tolist() == [1, 3, 5]
-  assert '2 of 5 photographs are missing and left out, e.g. 000002.jpg, 000004.jpg' in warnings(caplog)[-1]
+  assert '2 of 5 images are missing and dropped, e.g. 000002.jpg, 000004.jpg' in warnings(caplog)[-1]
   evaluation = CocoSource(folder)
   assert evaluation.image_ids.tolist() == [1, 2, 3, 4, 5]
   assert len(evaluation.annotations()['annotations']) == 5
@@ -274,14 +277,14 @@ def test_missing_photographs(tmp_path, caplog):
     evaluation.load(1)
 
 
-def test_all_photographs_missing(tmp_path):
+def test_all_images_missing(tmp_path):
   folder = write(tmp_path, [image(1), image(2)])
   shutil.rmtree(tmp_path / 'train2017')
-  with pytest.raises(UserError, match='none of the 2 photographs.*coco.image_dir'):
+  with pytest.raises(UserError, match='none of the 2 images was found.*coco.image_dir'):
     CocoSource(folder)
 
 
-def test_photographs_in_subfolders_and_relative_names(tmp_path):
+def test_images_in_subfolders_and_relative_names(tmp_path):
   folder = write(tmp_path, [image(1), image(2)])
   (tmp_path / 'elsewhere/train/deep').mkdir(parents=True)
   (tmp_path / 'train2017/000001.jpg').rename(tmp_path / 'elsewhere/train/deep/a.jpg')
@@ -292,19 +295,19 @@ def test_photographs_in_subfolders_and_relative_names(tmp_path):
   assert [source.load(i).image.shape for i in range(2)] == [(60, 80, 3)] * 2
 
 
-def test_damaged_photographs(tmp_path, real_images):
+def test_damaged_images(tmp_path, real_images):
   folder = write(tmp_path, [image(1), image(2), image(3, 480, 640)])
   (tmp_path / 'train2017/000001.jpg').write_bytes(b'')
   (tmp_path / 'train2017/000002.jpg').write_bytes(b'<html>404</html>')
   whole = (real_images / 'coco_dev/train2017/000000000009.jpg').read_bytes()
   (tmp_path / 'train2017/000003.jpg').write_bytes(whole[:len(whole) // 2])
   source = CocoSource(folder)
-  for i, reason in enumerate(('empty', 'not a picture', 'truncated')):
+  for i, reason in enumerate(('empty', 'not an image', 'truncated')):
     with pytest.raises(ImageError, match=f'00000{i + 1}.jpg.*{reason}'):
       source.load(i)
 
 
-def test_photograph_of_another_size(tmp_path):
+def test_image_of_another_size(tmp_path):
   folder = write(tmp_path, [image(1, 60, 80)])
   write_json(tmp_path, {'images': [image(1, 50, 80)], 'annotations': [], 'categories': [{'id': 1, 'name': 'a'}]})
   with pytest.raises(ImageError, match='80x60.*80x50'):
@@ -320,8 +323,8 @@ def test_remote_paths_go_through_gfile(tmp_path):
   assert source.load(0).boxes.tolist() == [[10, 10, 40, 30]]
 
 
-def test_a_tilde_is_a_letter(tmp_path, monkeypatch):
-  """A name from the json is no path of the user's: it is not expanded to a home folder."""
+def test_tilde_is_not_expanded(tmp_path, monkeypatch):
+  """A name from the json is not a path given by the user."""
   home = tmp_path / 'home'
   home.mkdir()
   shutil.copy(write(tmp_path / 'data') + '/train2017/000001.jpg', home / 'x.jpg')
@@ -332,20 +335,20 @@ def test_a_tilde_is_a_letter(tmp_path, monkeypatch):
     CocoSource(str(tmp_path / 'data')).load(1)
 
 
-def test_limits_are_arguments(tmp_path):
+def test_limits(tmp_path):
   folder = write(tmp_path)
   assert CocoSource(folder, max_pixels=4800).load(0).image.shape == (60, 80, 3)
   with pytest.raises(UserError, match=r'images\[0\] is 80x60, more than coco.max_pixels = 4,799'):
     CocoSource(folder, max_pixels=4799)
   file = str(tmp_path / 'annotations/instances_train2017.json')
   assert load_json(file)['images']
-  with pytest.raises(UserError, match='bytes are more than the 100 that are read'):
+  with pytest.raises(UserError, match='bytes exceed the limit of 100'):
     load_json(file, max_bytes=100)
 
 
-def test_a_photograph_that_is_no_size_for_one(tmp_path, monkeypatch):
+def test_too_large_file(tmp_path):
   source = CocoSource(write(tmp_path))
   with open(tmp_path / 'train2017/000001.jpg', 'r+b') as file:
-    file.truncate(1 << 31)  # a hole: takes no space
+    file.truncate(1 << 31)  # a sparse file
   with pytest.raises(ImageError, match='000001.jpg: 2,147,483,648 bytes are too many'):
     source.load(0)

@@ -1,4 +1,4 @@
-"""The two inputs: whole batches, the same from any start, and what happens to pictures that go wrong."""
+"""Inputs for detection: contents of batches, reproducibility, unreadable images, replicas and hosts."""
 
 import errno
 import os
@@ -24,7 +24,7 @@ SMALL = Resize(short_side=128, max_side=160)
 
 
 class Changed:
-  """A source that differs from another in what `load` does."""
+  """A source with another method `load`."""
 
   def __init__(self, source, load):
     self._source, self._load = source, load
@@ -39,7 +39,7 @@ class Changed:
 def unreadable(*bad):
   def load(source, i):
     if i in bad:
-      raise ImageError(f'picture_{i}.jpg: cannot be decoded')
+      raise ImageError(f'image_{i}.jpg: cannot be decoded')
     return source.load(i)
   return load
 
@@ -51,7 +51,7 @@ def source():
 
 @pytest.fixture
 def warnings(monkeypatch):
-  """Lines that are logged as warnings."""
+  """Messages that are logged as warnings."""
   lines = []
   logged = logging.log
 
@@ -83,10 +83,10 @@ def test_fields_of_a_batch(source):
                     seeds=((4, 2), tf.int32), gt_boxes=((4, 9, 4), tf.float32), gt_classes=((4, 9), tf.int32),
                     gt_masks=((4, 9, 112, 112), tf.uint8), gt_keypoints=((4, 9, 4, 3), tf.float32))
     assert {name: (tuple(t.shape), t.dtype) for name, t in batch._asdict().items()} == expected
-  assert spec.images.shape.as_list() == [4, None, None, 3]  # the batch is static, the canvas is the bucket's
+  assert spec.images.shape.as_list() == [4, None, None, 3]  # static batch size; the padded shape depends on the bucket
 
 
-def test_what_is_padding_is_zero(source):
+def test_padding_is_zero(source):
   batch = TrainInput(source, batch_size=8, resize=SMALL, max_instances=12).batch(0)
   for row in range(8):
     height, width = batch.image_sizes[row].astype(int)
@@ -100,7 +100,7 @@ def test_what_is_padding_is_zero(source):
     assert np.all(batch.gt_boxes[row, :, 2:] <= batch.image_sizes[row] + 1e-3)
 
 
-def test_a_row_is_the_picture_resized_and_perhaps_flipped(source):
+def test_rows_are_resized_and_possibly_flipped_images(source):
   inputs = TrainInput(source, batch_size=8, resize=Resize(160, 200), seed=4)
   order = augment.flip_order(source.categories[0].keypoints)
   flips = 0
@@ -126,8 +126,8 @@ def test_a_row_is_the_picture_resized_and_perhaps_flipped(source):
   assert 12 <= flips <= 36  # of 48
 
 
-def test_masks_stay_on_their_objects():
-  """Pasted into its box, the crop of a flipped and resized picture covers the pixels of the object's own colour."""
+def test_masks_match_the_pixels():
+  """Pasted into its box, the mask of a flipped and resized image covers the pixels of the object's colour."""
   image = np.full((100, 140, 3), 20, np.uint8)
   cv2.fillPoly(image, [np.array([(20, 20), (70, 30), (30, 80)])], (200, 40, 90))
   mask = (image[..., 0] == 200).astype(np.uint8)
@@ -135,9 +135,9 @@ def test_masks_stay_on_their_objects():
   box = np.array([[rows[0], columns[0], rows[-1] + 1, columns[-1] + 1]], np.float32)
   crop = cv2.resize(mask[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1], (112, 112), interpolation=cv2.INTER_NEAREST)
   example = Example(image, box, np.ones(1, np.int32), crop[None], np.zeros((1, 4, 3), np.float32))
-  odd = Changed(SyntheticSource(6, image_size=(100, 140)), lambda *_: example)
-  odd.sizes = np.array([[100, 140]] * 6, np.int32)
-  batch = TrainInput(odd, batch_size=6, resize=Resize(150, 210)).batch(0)
+  source = Changed(SyntheticSource(6, image_size=(100, 140)), lambda *_: example)
+  source.sizes = np.array([[100, 140]] * 6, np.int32)
+  batch = TrainInput(source, batch_size=6, resize=Resize(150, 210)).batch(0)
   corners = set()
   for row in range(6):
     truth = batch.images[row, ..., 0] > 110
@@ -146,10 +146,10 @@ def test_masks_stay_on_their_objects():
     pasted[y0:y1, x0:x1] = cv2.resize(batch.gt_masks[row, 0], (x1 - x0, y1 - y0)) > 0
     assert (pasted & truth).sum() / (pasted | truth).sum() > 0.93
     corners.add(int(x0))
-  assert len(corners) == 2  # both ways round
+  assert len(corners) == 2  # flipped and not flipped
 
 
-def test_the_same_from_any_start(source):
+def test_batches_do_not_depend_on_the_first_step(source):
   inputs = TrainInput(source, batch_size=4, resize=SMALL, seed=3)
   whole = list(inputs.dataset().take(14))
   tail = list(TrainInput(source, batch_size=4, resize=SMALL, seed=3, workers=1).dataset(start_step=9).take(5))
@@ -168,20 +168,20 @@ def test_an_epoch_is_a_partition_and_epochs_differ(source):
       counts[image_id] += 1
       keys.setdefault(image_id, set()).add(tuple(seed))
   assert counts[0] == 0 and counts[1:].min() >= 2 and counts.max() <= 3
-  assert all(len(keys[i]) == counts[i] for i in keys)  # another key in each epoch
+  assert all(len(keys[i]) == counts[i] for i in keys)  # a new key in each epoch
   assert len(set.union(*keys.values())) == counts.sum()  # and for each image
 
 
-def test_without_flip_every_epoch_is_the_same_picture(source):
+def test_without_flip_images_are_the_same_in_every_epoch(source):
   inputs = TrainInput(source, batch_size=4, resize=SMALL, flip=False)
-  pictures = {}
+  images = {}
   for step in range(20):
     batch = inputs.batch(step)
     for image_id, image in zip(batch.image_ids.tolist(), batch.images, strict=True):
-      np.testing.assert_array_equal(pictures.setdefault(image_id, image), image)
+      np.testing.assert_array_equal(images.setdefault(image_id, image), image)
 
 
-def test_facts_are_what_the_batch_holds(source):
+def test_facts_describe_the_batch(source):
   inputs = TrainInput(source, batch_size=4, resize=Resize((96, 128), 160), max_instances=3)
   for step in range(12):
     facts, batch = inputs.facts(step), inputs.batch(step)
@@ -202,7 +202,7 @@ def test_evaluation_sees_every_image_once(images, batch_size):
   assert sorted(ids[ids >= 0]) == source.image_ids.tolist()
   for batch in batches:
     empty = batch.image_ids.numpy() < 0
-    assert np.all(np.diff(empty.astype(int)) >= 0) and not empty.all()  # filled up at the end
+    assert np.all(np.diff(empty.astype(int)) >= 0) and not empty.all()  # empty rows are at the end
     assert not batch.images.numpy()[empty].any() and not batch.gt_classes.numpy()[empty].any()
     assert np.all(batch.image_sizes.numpy() > 0) and np.all(batch.original_sizes.numpy() > 0)
     for row in np.flatnonzero(~empty):
@@ -211,7 +211,7 @@ def test_evaluation_sees_every_image_once(images, batch_size):
       np.testing.assert_array_equal(batch.images.numpy()[row, :size[0], :size[1]], plain)  # never flipped
 
 
-def test_unreadable_picture_in_training_is_replaced(source, warnings):
+def test_unreadable_image_is_replaced_in_training(source, warnings):
   bad = Changed(source, unreadable(3, 17))
   inputs = TrainInput(bad, batch_size=4, resize=SMALL)
   good = TrainInput(source, batch_size=4, resize=SMALL)
@@ -227,25 +227,26 @@ def test_unreadable_picture_in_training_is_replaced(source, warnings):
       else:
         np.testing.assert_array_equal(batch.images[row], planned.images[row])
   assert replaced >= 2 and inputs.unreadable == {3, 17}
-  assert len([line for line in warnings if 'picture_3.jpg' in line]) == 1 and 'another image' in warnings[0]
+  assert len([line for line in warnings if 'image_3.jpg' in line]) == 1
+  assert 'replaced by another image' in warnings[0]
   again = TrainInput(bad, batch_size=4, resize=SMALL, workers=1)
   assert_same(again.batch(7), inputs.batch(7))
 
 
-def test_unreadable_picture_in_evaluation_is_an_empty_grey_one(source, warnings):
+def test_unreadable_image_is_grey_in_evaluation(source, warnings):
   inputs = EvalInput(Changed(source, unreadable(3)), 4, SMALL)
   (batch, row), = [(b, int(np.flatnonzero(b.image_ids == 4)[0])) for b in inputs.dataset() if 4 in b.image_ids]
   height, width = batch.image_sizes.numpy()[row].astype(int)
   assert np.all(batch.images.numpy()[row, :height, :width] == 127)
   np.testing.assert_array_equal(batch.original_sizes[row], source.sizes[3])
   assert not batch.gt_classes.numpy()[row].any()
-  assert len(warnings) == 1 and 'picture_3.jpg' in warnings[0] and 'count as missed' in warnings[0]
+  assert len(warnings) == 1 and 'image_3.jpg' in warnings[0] and 'count as missed' in warnings[0]
 
 
-@pytest.mark.parametrize('feed_class', [TrainInput, EvalInput])
-def test_too_many_unreadable_pictures_end_the_run(source, feed_class):
+@pytest.mark.parametrize('input_class', [TrainInput, EvalInput])
+def test_too_many_unreadable_images_end_the_run(source, input_class):
   bad = Changed(source, unreadable(*range(0, 40, 2)))
-  inputs = feed_class(bad, batch_size=4, resize=SMALL, max_unreadable=0.2)
+  inputs = input_class(bad, batch_size=4, resize=SMALL, max_unreadable=0.2)
   with pytest.raises(tf.errors.OpError):
     for _ in inputs.dataset().take(10):
       pass
@@ -255,7 +256,7 @@ def test_too_many_unreadable_pictures_end_the_run(source, feed_class):
 
 
 def failing(times, error):
-  """A picture whose storage fails so many times before it is read."""
+  """Return a `load` whose storage fails a number of times before an image is read."""
   calls = []
 
   def load(source, i):
@@ -269,8 +270,8 @@ def failing(times, error):
 
 
 def wrapped():
-  """As the sources raise what TensorFlow told them."""
-  error = ImageError('picture_3.jpg: cannot be read: restarting')
+  """Return a storage error as it is raised by a source."""
+  error = ImageError('image_3.jpg: cannot be read: restarting')
   error.__cause__ = tf.errors.UnavailableError(None, None, 'restarting')
   return error
 
@@ -280,7 +281,7 @@ def device_error():
 
 
 @pytest.mark.parametrize('error', [wrapped, device_error])
-def test_storage_that_fails_for_a_moment_changes_no_batch(source, warnings, monkeypatch, error):
+def test_transient_storage_errors_change_no_batch(source, warnings, monkeypatch, error):
   monkeypatch.setattr('rethink_tf.storage.retries.time.sleep', lambda seconds: None)
   inputs = EvalInput(Changed(source, failing(3, error)), 4, SMALL)
   plain = EvalInput(source, 4, SMALL)
@@ -290,49 +291,49 @@ def test_storage_that_fails_for_a_moment_changes_no_batch(source, warnings, monk
 
 
 @pytest.mark.parametrize('error', [wrapped, device_error])
-def test_storage_that_stays_away_ends_the_run_in_one_line(source, monkeypatch, error):
+def test_permanent_storage_error_is_one_line(source, monkeypatch, error):
   monkeypatch.setattr('rethink_tf.storage.retries.time.sleep', lambda seconds: None)
   inputs = EvalInput(Changed(source, failing(1000, error)), 4, SMALL)
   with pytest.raises(UserError, match=r'image 4 cannot be read: .*(restarting|Input/output error)') as caught:
     for step in range(inputs.num_batches):
       inputs.batch(step)
-  assert '\n' not in str(caught.value) and not inputs.unreadable  # no grey picture takes its place
+  assert '\n' not in str(caught.value) and not inputs.unreadable  # not replaced by a grey image
 
 
-def test_a_bucket_without_one_readable_picture(source):
+def test_bucket_without_readable_images(source):
   inputs = TrainInput(Changed(source, unreadable(*range(40))), batch_size=4, resize=SMALL, max_unreadable=1.0)
   with pytest.raises(UserError, match='none of the'):
     inputs.batch(0)
 
 
-def test_only_the_first_unreadable_pictures_are_listed(warnings):
+def test_only_the_first_unreadable_images_are_logged(warnings):
   source = SyntheticSource(120)
   inputs = EvalInput(Changed(source, unreadable(*range(0, 120))), 8, SMALL, max_unreadable=1.0)
   for _ in inputs.dataset():
     pass
   assert len(inputs.unreadable) == 120
   assert len([line for line in warnings if 'so far' not in line]) == 10
-  assert [line for line in warnings if '100 images like this so far' in line]
+  assert [line for line in warnings if '100 such images so far' in line]
 
 
-@pytest.mark.parametrize('feed_class', [TrainInput, EvalInput])
-def test_anything_else_names_the_picture(source, feed_class):
+@pytest.mark.parametrize('input_class', [TrainInput, EvalInput])
+def test_other_errors_name_the_image(source, input_class):
   def load(source, i):
     if i == 11:
       raise KeyError('segmentation')
     return source.load(i)
 
-  inputs = feed_class(Changed(source, load), batch_size=4, resize=SMALL)
+  inputs = input_class(Changed(source, load), batch_size=4, resize=SMALL)
   with pytest.raises(tf.errors.OpError, match='image 12 failed: KeyError'):
     for _ in inputs.dataset().take(12):
       pass
   assert isinstance(inputs.failure, RuntimeError) and isinstance(inputs.failure.__cause__, KeyError)
 
 
-@pytest.mark.parametrize('feed_class', [TrainInput, EvalInput])
-def test_more_instances_than_slots(feed_class, warnings):
+@pytest.mark.parametrize('input_class', [TrainInput, EvalInput])
+def test_more_instances_than_slots(input_class, warnings):
   source = SyntheticSource(8, max_objects=30, object_size=(8, 30), seed=1)
-  inputs = feed_class(source, batch_size=2, resize=SMALL, max_instances=5)
+  inputs = input_class(source, batch_size=2, resize=SMALL, max_instances=5)
   surplus = 0
   for batch in inputs.dataset().take(3):
     for row in range(2):
@@ -347,11 +348,11 @@ def test_more_instances_than_slots(feed_class, warnings):
       expected[5 - min(5, len(areas)):] = np.sort(areas)[-5:] * scale
       np.testing.assert_allclose(kept, expected, rtol=1e-4)
       surplus += max(0, len(areas) - 5)
-  assert 0 < surplus <= inputs.cut_instances
+  assert 0 < surplus <= inputs.dropped_instances
   assert 'the 5 largest are kept' in warnings[0]
 
 
-def test_pictures_without_any_instance():
+def test_images_without_instances():
   def load(source, i):
     return Example(source.load(i).image, np.zeros((0, 4), np.float32), np.zeros(0, np.int32),
                    np.zeros((0, 112, 112), np.uint8), np.zeros((0, 4, 3), np.float32))
@@ -361,7 +362,7 @@ def test_pictures_without_any_instance():
       assert batch.images.numpy().any() and not batch.gt_classes.numpy().any() and not batch.gt_boxes.numpy().any()
 
 
-def test_bad_arguments_end_in_one_line(source):
+def test_invalid_arguments(source):
   for arguments in (dict(batch_size=0), dict(max_instances=0)):
     with pytest.raises(UserError, match='use 1 or more'):
       TrainInput(source, **arguments)
@@ -386,7 +387,7 @@ def test_gin_builds_an_input(source):
     gin.clear_config()
 
 
-def test_photographs(real_images):
+def test_real_images(real_images):
   from rethink_tf.data.detection.coco import CocoSource
   source = CocoSource(str(real_images / 'coco_dev'), 'train2017', training=True)
   inputs = TrainInput(source, batch_size=4)
@@ -401,14 +402,14 @@ def test_photographs(real_images):
     assert (batch.gt_masks.numpy().max(axis=(2, 3)) == (batch.gt_classes.numpy() > 0)).mean() > 0.99
 
 
-def test_python_ends_while_batches_are_being_made():
-  """Threads of tf.data that are in Python at its end would hang the process."""
+def test_python_exits_while_batches_are_assembled():
+  """Threads of tf.data that run Python code at exit would hang the process."""
   program = '''
 from rethink_tf.data.augment import Resize
-from rethink_tf.data.pipeline import TrainInput
-from rethink_tf.data.synthetic import SyntheticSource
-feed = TrainInput(SyntheticSource(60), 8, resize=Resize(128, 160))
-first, second = iter(feed.dataset()), iter(feed.dataset(3))
+from rethink_tf.data.detection.input import TrainInput
+from rethink_tf.data.detection.synthetic import SyntheticSource
+inputs = TrainInput(SyntheticSource(60), 8, resize=Resize(128, 160))
+first, second = iter(inputs.dataset()), iter(inputs.dataset(3))
 for _ in range(4):
   next(first), next(second)
 '''
@@ -416,17 +417,17 @@ for _ in range(4):
   subprocess.run([sys.executable, '-c', program], check=True, timeout=120, env=environment)
 
 
-def test_large_scale_jitter_fills_one_square(source):
-  """Whatever scale is drawn: pixels, sizes and boxes of one window of the resized picture, the same in every run."""
+def test_large_scale_jitter(source):
+  """At every scale: pixels, sizes and boxes are those of one window of the resized image, the same in every run."""
   inputs, again = (TrainInput(source, batch_size=8, resize=LargeScaleJitter(96), seed=3) for _ in range(2))
   assert inputs.padded_shapes.tolist() == [[96, 96]]
-  order, cut, padded = augment.flip_order(source.categories[0].keypoints), 0, 0
+  order, cropped, padded = augment.flip_order(source.categories[0].keypoints), 0, 0
   for step in (4, 2, 0):
     batch = inputs.batch(step)
     assert_same(batch, again.batch(step))
     assert batch.images.shape == (8, 96, 96, 3)
     plan = inputs.plan[step]
-    for row, drawn in enumerate(zip(*inputs._draw(plan.indices, plan.epochs), strict=True)):
+    for row, drawn in enumerate(zip(*inputs._sample(plan.indices, plan.epochs), strict=True)):
       flipped, size, offset, _ = drawn
       example = source.load(int(plan.indices[row]))
       example = augment.flip(example, order) if flipped else example
@@ -442,12 +443,12 @@ def test_large_scale_jitter_fills_one_square(source):
       if not np.any(size > 96):
         np.testing.assert_allclose(boxes, example.boxes * np.tile(batch.scales[row], 2), rtol=1e-5)
         np.testing.assert_array_equal(batch.gt_masks[row, :n], example.masks)
-      cut, padded = cut + np.any(size > 96), padded + np.any(size < 96)
+      cropped, padded = cropped + np.any(size > 96), padded + np.any(size < 96)
     assert inputs.facts(step).pixels == batch.image_sizes.prod(1).sum()
-  assert cut > 3 and padded > 3
+  assert cropped > 3 and padded > 3
 
 
-def test_views_are_the_same_pictures_at_several_sizes(source):
+def test_views_are_the_same_images_at_several_sizes(source):
   plain = EvalInput(source, 4, SMALL)
   resizes = [SMALL, Resize(64, 70), Resize(200, 400)]
   inputs = ViewsInput(plain, resizes)
@@ -468,11 +469,11 @@ def test_views_are_the_same_pictures_at_several_sizes(source):
         np.testing.assert_array_equal(images[row, :height, :width], cv2.resize(example.image, (width, height)))
         assert not images[row, height:].numpy().any() and not images[row, :, width:].numpy().any()
   assert sorted(seen) == sorted(source.image_ids.tolist())
-  with pytest.raises(UserError, match='no view'):
+  with pytest.raises(UserError, match='no views'):
     ViewsInput(plain, [])
 
 
-def test_a_view_of_what_cannot_be_read_is_grey(source, warnings):
+def test_views_of_an_unreadable_image_are_grey(source, warnings):
   inputs = ViewsInput(EvalInput(Changed(source, unreadable(3)), 2, SMALL), [SMALL, Resize(64, 80)])
   views = next(views for views in map(inputs.batch, range(inputs.num_batches)) if 4 in views.image_ids)
   row = views.image_ids.tolist().index(4)
@@ -487,28 +488,27 @@ def context(host, hosts, replicas):
 
 
 @pytest.mark.parametrize('hosts, replicas', [(1, 2), (2, 2), (2, 4), (4, 4)])
-def test_replicas_of_all_hosts_share_out_every_batch(hosts, replicas):
-  """Step s has the same images in the same places on any number of hosts and replicas; an epoch is cut exactly."""
+def test_replicas_of_all_hosts_share_every_batch(hosts, replicas):
+  """Step s has the same images in the same rows for any number of hosts and replicas."""
   source = SyntheticSource(num_images=24, image_size=(64, 96), object_size=(16, 40))
   loaded = [[] for _ in range(hosts)]
-  def feed_of(host):
+  def make_inputs(host):
     def load(inner, i):
       loaded[host].append(i)
       return inner.load(i)
     return TrainInput(Changed(source, load), batch_size=8, seed=3, resize=SMALL, max_instances=9)
 
   whole = TrainInput(source, batch_size=8, seed=3, resize=SMALL, max_instances=9)
-  here, steps, first = replicas // hosts, 6, 2  # two epochs of three batches, from step 2 on
-  feeds = [feed_of(host) for host in range(hosts)]
-  parts = [list(inputs.dataset(first, context(host, hosts, replicas)).take(steps * here))
-           for host, inputs in enumerate(feeds)]
+  local, steps, first = replicas // hosts, 6, 2  # two epochs of three batches, from step 2 on
+  by_host = [list(make_inputs(host).dataset(first, context(host, hosts, replicas)).take(steps * local))
+             for host in range(hosts)]
   for k in range(steps):
-    shares = [part for own in parts for part in own[k * here:(k + 1) * here]]
-    assert len({tuple(share.images.shape) for share in shares}) == 1  # one canvas for all
+    shares = [share for own in by_host for share in own[k * local:(k + 1) * local]]
+    assert len({tuple(share.images.shape) for share in shares}) == 1  # the same padded shape for all
     assert all(share.image_ids.shape == [8 // replicas] for share in shares)
     assert_same(Batch(*(np.concatenate(column) for column in zip(*shares, strict=True))), whole.batch(first + k))
   rows = slice(8 // hosts)
-  for host, own in enumerate(loaded):  # a host reads its own pictures only; threads may have begun with later ones
+  for host, own in enumerate(loaded):  # a host reads its own images only; threads may read ahead
     planned = {int(i) for k in range(first, first + steps + 8)
                for i in whole.plan[k].indices[host * rows.stop:(host + 1) * rows.stop]}
     assert set(own) <= planned and len(own) >= steps * rows.stop
@@ -517,19 +517,19 @@ def test_replicas_of_all_hosts_share_out_every_batch(hosts, replicas):
 def test_an_epoch_over_two_hosts_with_two_replicas_has_each_image_once():
   source = SyntheticSource(num_images=24, image_size=(64, 64), object_size=(16, 40))
   inputs = TrainInput(source, batch_size=8, seed=5, resize=SMALL, max_instances=9)
-  seen = [np.concatenate([part.image_ids for part in inputs.dataset(0, context(host, 2, 4)).take(3 * 2)])
+  seen = [np.concatenate([share.image_ids for share in inputs.dataset(0, context(host, 2, 4)).take(3 * 2)])
           for host in range(2)]
   assert not set(seen[0]) & set(seen[1])
   assert sorted(np.concatenate(seen).tolist()) == sorted(source.image_ids.tolist())
 
 
-def test_a_batch_that_cannot_be_shared_out_is_refused(source):
+def test_batch_that_is_not_divisible_by_the_replicas(source):
   inputs = TrainInput(source, batch_size=6, resize=SMALL)
-  with pytest.raises(UserError, match='a batch of 6 images cannot be shared out evenly among 4 replicas'):
+  with pytest.raises(UserError, match='a batch of 6 images cannot be divided evenly among 4 replicas'):
     inputs.dataset(0, context(0, 2, 4))
 
 
-def test_workers_share_out_an_evaluation():
+def test_workers_share_an_evaluation():
   source = SyntheticSource(num_images=11, image_size=(64, 96), object_size=(16, 40))
   inputs = EvalInput(source, batch_size=2, resize=SMALL, max_instances=9)
   ids = [[int(i) for batch in inputs.dataset((worker, 3)) for i in batch.image_ids if i >= 0] for worker in range(3)]

@@ -1,4 +1,4 @@
-"""Drawn pictures under somebody else's categories."""
+"""Placeholder images with the categories of a run."""
 
 import json
 
@@ -10,7 +10,7 @@ from rethink_tf.data.detection.synthetic import SyntheticSource
 from rethink_tf.errors import UserError
 
 
-def test_nobody_is_told_about_it(tmp_path, caplog, see_logs):
+def test_inputs_do_not_log_it(tmp_path, caplog, see_logs):
   path = tmp_path / 'categories.json'
   path.write_text(json.dumps([{'id': 7, 'name': 'kite'}]))
   EvalInput(PlaceholderSource(str(path)), 1)
@@ -19,7 +19,7 @@ def test_nobody_is_told_about_it(tmp_path, caplog, see_logs):
   assert '2 images' in caplog.text
 
 
-def test_the_categories_are_the_files(tmp_path):
+def test_categories_of_the_file(tmp_path):
   path = tmp_path / 'categories.json'
   path.write_text(json.dumps([{'id': 7, 'name': 'kite'}, {'id': 3, 'name': 'boat'}]))
   source = PlaceholderSource(str(path), training=False)
@@ -30,7 +30,7 @@ def test_the_categories_are_the_files(tmp_path):
 
 
 @pytest.mark.parametrize('text', [None, '', '{', '[]', '[{"id": 1}]', '[' * 100_000])
-def test_other_files_are_refused(tmp_path, text):
+def test_invalid_files_are_rejected(tmp_path, text):
   path = tmp_path / 'categories.json'
   if text is not None:
     path.write_text(text)

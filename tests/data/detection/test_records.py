@@ -1,3 +1,5 @@
+"""TFRecords: equal to the source they are converted from, index, official converter and decoder, hostile input."""
+
 import gzip
 import json
 
@@ -12,7 +14,7 @@ from pycocotools import mask as mask_api
 from rethink_tf.data.categories import Category
 from rethink_tf.data.convert import convert
 from rethink_tf.data.detection.coco import CocoSource
-from rethink_tf.data.detection.record_format import decode, sift
+from rethink_tf.data.detection.record_format import decode, validate
 from rethink_tf.data.detection.records import RecordSource, read_index
 from rethink_tf.data.detection.segmentation import to_rle
 from rethink_tf.data.images import ImageError
@@ -60,13 +62,13 @@ def assert_same(records, source):
 
 
 @pytest.mark.parametrize('name', REAL)
-def test_records_give_back_exactly_what_was_converted(converted, name):
+def test_records_equal_the_converted_source(converted, name):
   source, folder, split = converted[name]
   records = RecordSource(str(folder), split, keypoints=bool(source.num_keypoints))
   assert_same(records, source)
 
 
-def test_subsets_and_filters_are_those_of_the_json(converted, real_images):
+def test_subsets_equal_those_of_the_json(converted, real_images):
   _, folder, split = converted['coco']
   limits = {'training': True, 'fraction': 0.3, 'subset_seed': 5}
   records = RecordSource(str(folder), split, **limits)
@@ -75,14 +77,14 @@ def test_subsets_and_filters_are_those_of_the_json(converted, real_images):
 
 
 
-def test_images_without_a_visible_keypoint_are_left_out_as_from_the_json(converted, tmp_path):
+def test_images_without_a_visible_keypoint_are_dropped_as_from_the_json(converted, tmp_path):
   source, folder, split = converted['coco']
   records = RecordSource(str(folder), split, keypoints=True, training=True)
   assert records.image_ids.tolist() == source.image_ids[source.num_visible > 0].tolist()
   for path in folder.iterdir():
     (tmp_path / path.name).write_bytes(path.read_bytes())
   (tmp_path / f'{split}-index.json').unlink()
-  RecordSource(str(tmp_path), split)  # the scan counts keypoints even where none are asked for
+  RecordSource(str(tmp_path), split)  # the scan counts keypoints even if they are not requested
   assert_same(RecordSource(str(tmp_path), split, keypoints=True, training=True), records)
 
 
@@ -112,7 +114,7 @@ def test_official_decoder_reads_the_records(converted):
   assert i == len(source.image_ids)
 
 
-def test_masks_can_be_left_out(converted, tmp_path):
+def test_png_masks_are_optional(converted, tmp_path):
   source, folder, split = converted['balloon']
   convert(source, str(tmp_path), split, num_shards=1, png_masks=False)
   assert_same(RecordSource(str(tmp_path), split), source)
@@ -145,7 +147,7 @@ def test_records_of_the_official_converter(real_images, tmp_path, caplog):
   assert [entry['id'] for entry in annotations] == list(range(1, len(annotations) + 1))
   assert sum(entry['iscrowd'] for entry in annotations) == sum(
     a['iscrowd'] for a in content['annotations'] if a['image_id'] in set(records.image_ids.tolist()))
-  # Without the list of categories, those that occur are taken.
+  # Without the list of categories, those that occur are used.
   found = RecordSource(str(tmp_path), 'val').categories
   assert 20 < len(found) < 80 and set(found) <= set(source.categories)
   assert any('categories that occur' in record.getMessage() for record in caplog.records)
@@ -163,15 +165,15 @@ def example(**features):
   return tf.train.Example(features=tf.train.Features(feature=names)).SerializeToString()
 
 
-def test_bare_records_of_others(tmp_path):
-  """No size, no source id that is a number, no area, crowd or mask."""
-  picture = tf.io.encode_png(np.full([60, 80, 3], 9, np.uint8)).numpy()
+def test_minimal_records_of_another_converter(tmp_path):
+  """No size, no numeric source id, no area, crowd or mask."""
+  encoded = tf.io.encode_png(np.full([60, 80, 3], 9, np.uint8)).numpy()
   boxes = {'image__object__bbox__xmin': [.25, .5], 'image__object__bbox__xmax': [.5, 1.],
            'image__object__bbox__ymin': [0., .5], 'image__object__bbox__ymax': [.5, 1.],
            'image__object__class__label': [3, 5]}
   with tf.io.TFRecordWriter(str(tmp_path / 'train-00000-of-00001')) as writer:
-    writer.write(example(image__encoded=picture, image__source_id=b'a', **boxes))
-    writer.write(example(image__encoded=picture, image__source_id=b'b'))
+    writer.write(example(image__encoded=encoded, image__source_id=b'a', **boxes))
+    writer.write(example(image__encoded=encoded, image__source_id=b'b'))
   records = RecordSource(str(tmp_path), 'train')
   assert records.image_ids.tolist() == [1, 2] and records.sizes.tolist() == [[60, 80]] * 2
   assert [category.name for category in records.categories] == ['3', '5']
@@ -190,7 +192,7 @@ def test_index_is_rebuilt_by_a_scan(converted, caplog):
   written = read_index(str(path))
   path.unlink()
   records = RecordSource(str(folder), split)
-  assert any('there is no index; scanning 2 shards' in record.getMessage() for record in caplog.records)
+  assert any('no valid index; scanning 2 shards' in record.getMessage() for record in caplog.records)
   assert read_index(str(path)).shards == written.shards
   assert (records.image_ids == source.image_ids).all() and records.annotations() == source.annotations()
 
@@ -221,7 +223,7 @@ def test_unfinished_index(tmp_path):
 
 
 def small(tmp_path, num_images=4, num_shards=2):
-  """Folder of records and the source of a small data set."""
+  """Write a small data set -> folder of its records, and its source."""
   images = [image(i) for i in range(1, num_images + 1)]
   entries = [annotation(i, image_id=i) for i in range(1, num_images + 1)] + [crowd(100, image_id=2)]
   source = CocoSource(write(tmp_path / 'coco', images, entries))
@@ -249,10 +251,10 @@ def test_damaged_record(tmp_path, caplog):
   (folder / 'train2017-index.json').unlink()
   rebuilt = RecordSource(str(folder))
   assert rebuilt.image_ids.tolist() == [1, 3, 4]
-  assert any('1 photographs are missing, unreadable or damaged' in record.getMessage() for record in caplog.records)
+  assert any('1 images are missing, unreadable or damaged' in record.getMessage() for record in caplog.records)
 
 
-def test_shard_cut_off(tmp_path):
+def test_truncated_shard(tmp_path):
   folder, _ = small(tmp_path)
   shard = sorted(folder.glob('*.tfrecord'))[1]
   shard.write_bytes(shard.read_bytes()[:-10])
@@ -289,16 +291,16 @@ def test_no_tfrecords(tmp_path, content):
     RecordSource(str(tmp_path))
 
 
-@pytest.mark.parametrize('payload', [b'hello', example(image__height=3), example(image__encoded=b'no picture'),
+@pytest.mark.parametrize('payload', [b'hello', example(image__height=3), example(image__encoded=b'no image'),
                                      example(image__encoded=b'x', image__height=4, image__width=4,
                                              image__object__class__label=[1, 2])],
-                         ids=['text', 'lonely field', 'no picture', 'labels without boxes'])
-def test_payload_is_no_annotated_picture(payload):
+                         ids=['text', 'single field', 'no image', 'labels without boxes'])
+def test_payload_is_not_an_annotated_image(payload):
   with pytest.raises(ImageError, match='not an example|not a tf.train.Example'):
     decode(payload)
 
 
-def test_keypoints_that_were_not_converted(tmp_path):
+def test_missing_keypoints(tmp_path):
   folder, _ = small(tmp_path)
   with pytest.raises(UserError, match='no keypoints'):
     RecordSource(str(folder), keypoints=True)
@@ -316,7 +318,7 @@ def test_gin_name(tmp_path):
   {'offsets': [-5]}, {'offsets': ['0']}, {'offsets': [0.0]}, {'offsets': {}}, {'heights': [0]}, {'heights': [True]},
   {'widths': [2 ** 31]}, {'usable': [-1]}, {'annotations': [None]}, {'source_ids': [7]}, {'source_ids': 'a'},
   {'bytes': '9'}, {'file': None}, {'offsets': [0, 1]}, {'visible': [2 ** 70]}], ids=str)
-def test_an_index_with_other_types_is_rebuilt(tmp_path, fields, caplog):
+def test_index_with_wrong_types_is_rebuilt(tmp_path, fields, caplog):
   folder, _ = small(tmp_path, num_images=1, num_shards=1)
   path = folder / 'train2017-index.json'
   content = json.loads(path.read_text())
@@ -328,7 +330,7 @@ def test_an_index_with_other_types_is_rebuilt(tmp_path, fields, caplog):
 
 @pytest.mark.parametrize('fields', [{'problems': {'a': 'b'}}, {'problems': [1]}, {'left_out': [7]}, {'category_ids': 5},
                                     {'fingerprint': None}, {'shards': [{}]}], ids=str)
-def test_an_index_with_other_fields_is_rebuilt(tmp_path, fields):
+def test_index_with_wrong_fields_is_rebuilt(tmp_path, fields):
   folder, _ = small(tmp_path, num_images=1, num_shards=1)
   path = folder / 'train2017-index.json'
   path.write_text(json.dumps(json.loads(path.read_text()) | fields))
@@ -336,7 +338,7 @@ def test_an_index_with_other_fields_is_rebuilt(tmp_path, fields):
   assert len(RecordSource(str(folder)).image_ids) == 1
 
 
-def test_pictures_of_too_many_pixels(tmp_path):
+def test_images_of_too_many_pixels(tmp_path):
   folder, _ = small(tmp_path)
   with pytest.raises(UserError, match='more than records.max_pixels = 4,799'):
     RecordSource(str(folder), max_pixels=4799)
@@ -354,7 +356,7 @@ def jpeg():
   {'image/encoded': [5]}, {'image/encoded': [b'']}, {'rethink_tf/annotation': [b'[' * 100_000]},
   {'rethink_tf/annotation': [b'7']}, {'rethink_tf/annotation': [b'{']}, {'rethink_tf/annotation': [7]},
   {'image/object/mask': [b'no PNG'], 'image/object/class/label': [1]}], ids=str)
-def test_fields_that_make_no_sense(fields):
+def test_invalid_fields(fields):
   features = {'image/encoded': [jpeg()], 'image/height': [6], 'image/width': [8], 'image/object/bbox/xmin': [0.0],
               'image/object/bbox/xmax': [1.0], 'image/object/bbox/ymin': [0.0],
               'image/object/bbox/ymax': [1.0]} | fields
@@ -373,8 +375,8 @@ def raw_example(features):
     feature={name: feature(values) for name, values in features.items()})).SerializeToString()
 
 
-def test_a_mask_of_another_size_is_not_decoded():
-  """Its header may claim any size; the annotation counts as one with a malformed segmentation."""
+def test_mask_of_another_size_is_not_decoded():
+  """Its header may contain any size; the annotation is counted as one with a malformed segmentation."""
   mask = cv2.imencode('.png', np.zeros([60, 80], np.uint8))[1].tobytes()
   record = decode(raw_example({
     'image/encoded': [jpeg()], 'image/height': [6], 'image/width': [8], 'image/object/class/label': [1],
@@ -382,4 +384,4 @@ def test_a_mask_of_another_size_is_not_decoded():
     'image/object/bbox/ymax': [1.0], 'image/object/mask': [mask], 'image/filename': [b'a\x1b[2J.jpg']}))
   assert record.annotations[0]['segmentation'] == {'size': [60, 80], 'counts': None}
   assert record.file_name == 'a\ufffd[2J.jpg'
-  assert sift(record, 1, (Category(1, 'a'),), 1).problems.counts['with a malformed segmentation'] == 1
+  assert validate(record, 1, (Category(1, 'a'),), 1).problems.counts['with a malformed segmentation'] == 1

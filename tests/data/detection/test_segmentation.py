@@ -1,3 +1,5 @@
+"""Segmentations in COCO's formats: crops, run lengths, malformed and hostile input."""
+
 import json
 import time
 
@@ -13,7 +15,7 @@ SQUARE = [[10, 10, 30, 10, 30, 40, 10, 40]]  # x 10..30, y 10..40
 
 
 def uncompressed(mask):
-  """Run lengths down the columns, the slow way."""
+  """Return run lengths in column-major order: reference implementation."""
   flat = mask.ravel(order='F')
   edges = np.flatnonzero(np.diff(flat)) + 1
   counts = np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()
@@ -30,20 +32,20 @@ def iou(a, b):
   return (a & b).sum() / max((a | b).sum(), 1)
 
 
-def test_polygon_that_is_its_box_fills_the_crop():
+def test_polygon_equal_to_its_box_fills_the_crop():
   crop = crop_segmentation(SQUARE, np.array([10, 10, 40, 30]), 60, 80)
   assert crop.shape == (MASK_CROP, MASK_CROP) and crop.dtype == np.uint8
   assert crop.all()
 
 
-def test_polygon_crop_is_placed_y_first():
+def test_axes_of_a_polygon_crop():
   crop = crop_segmentation(SQUARE, np.array([10, 10, 70, 30]), 80, 80)  # the box is twice as high as the polygon
   assert crop[:MASK_CROP // 2].all() and not crop[MASK_CROP // 2:].any()
-  crop = crop_segmentation(SQUARE, np.array([10, 10, 40, 50]), 80, 80)  # and here twice as wide
+  crop = crop_segmentation(SQUARE, np.array([10, 10, 40, 50]), 80, 80)  # the box is twice as wide
   assert crop[:, :MASK_CROP // 2].all() and not crop[:, MASK_CROP // 2:].any()
 
 
-def test_polygon_crop_does_not_depend_on_scale_and_place():
+def test_polygon_crop_is_invariant_to_scale_and_position():
   rng = np.random.default_rng(0)
   for _ in range(20):
     polygon = rng.uniform(0, 64, (9, 2))
@@ -53,10 +55,11 @@ def test_polygon_crop_does_not_depend_on_scale_and_place():
     assert (crop == moved).all()
 
 
-def test_parts_are_united():
-  parts = [[0, 0, 10, 0, 10, 10, 0, 10], [5, 5, 20, 5, 20, 20, 5, 20]]
-  crop = crop_segmentation(parts, np.array([0, 0, 20, 20]), 30, 30)
-  assert (crop == np.maximum(*[crop_segmentation([part], np.array([0, 0, 20, 20]), 30, 30) for part in parts])).all()
+def test_polygons_are_united():
+  polygons = [[0, 0, 10, 0, 10, 10, 0, 10], [5, 5, 20, 5, 20, 20, 5, 20]]
+  box = np.array([0, 0, 20, 20])
+  crop = crop_segmentation(polygons, box, 30, 30)
+  assert (crop == np.maximum(*[crop_segmentation([polygon], box, 30, 30) for polygon in polygons])).all()
 
 
 @pytest.mark.parametrize('seed', range(5))
@@ -134,11 +137,11 @@ def test_malformed(segmentation):
     store.append(segmentation)
   assert len(store) == 0
   store.append(SQUARE)
-  assert store.to_json(0) == SQUARE  # what was refused left nothing behind
+  assert store.to_json(0) == SQUARE  # rejected rows leave nothing behind
 
 
 @pytest.mark.parametrize('stray', [float('nan'), float('inf'), -1e6, 1e12])
-def test_stray_coordinates(stray):
+def test_coordinates_out_of_range(stray):
   polygon = [[1, 1, stray, 1, 4, 4]]
   for use in (lambda: crop_segmentation(polygon, np.array([0, 0, 10, 10]), 60, 80), lambda: to_rle(polygon, 60, 80)):
     with pytest.raises(ValueError, match='finite'):
@@ -154,33 +157,33 @@ def test_rle_of_another_size():
     to_rle({'size': [60, 80], 'counts': [4800]}, 80, 60)
 
 
-def test_sliver_of_a_large_polygon_is_quick():
+def test_narrow_box_of_a_large_polygon_is_fast():
   start = time.perf_counter()
   crop = crop_segmentation([[-5000, 0, 639.5, 0, 639.5, 480, -5000, 480]], np.array([0, 639.999, 480, 640]), 480, 640)
   assert crop.shape == (MASK_CROP, MASK_CROP)
   assert time.perf_counter() - start < 1
 
 
-def test_store_gives_back_what_it_took():
+def test_segmentations_are_returned_unchanged():
   mask = blobs(3)
   rows = [SQUARE, uncompressed(mask), [[1, 2, 3, 4], *SQUARE], [], [[0.25, 1, 7, 1.5, 7, 3], SQUARE[0]]]
   store = Segmentations()
   for row in rows:
     store.append(row)
   assert len(store) == 5
-  assert [store.to_json(r) for r in (0, 2, 3, 4)] == [SQUARE, SQUARE, [], rows[4]]  # two points are no polygon
+  assert [store.to_json(r) for r in (0, 2, 3, 4)] == [SQUARE, SQUARE, [], rows[4]]  # a polygon of two points is dropped
   assert (mask_api.decode(to_rle(store.to_json(1), *mask.shape)) == mask).all()
   assert json.loads(json.dumps(store.to_json(1))) == store.to_json(1)
   assert store.rle_sizes() == {1: mask.shape}
   assert store.rows_out_of_range().tolist() == []
 
 
-def test_empty_store():
+def test_no_segmentations():
   assert Segmentations().rows_out_of_range().tolist() == []
 
 
-def test_an_outline_without_end_is_malformed():
-  """Twenty kilobytes of corners far apart would be gigabytes of steps along the edges."""
+def test_too_long_outline_is_malformed():
+  """A polygon of twenty kilobytes with long edges would need gigabytes in pycocotools."""
   zigzag = [[coordinate for i in range(100) for coordinate in (-60000 + 120000 * (i % 2), i)]]
   many = [[0, 0, 60000, 0, 60000, 60000, 0, 60000]] * 5
   fine = [[coordinate for i in range(5000) for coordinate in (100 + i % 2, i / 10)]]

@@ -1,4 +1,4 @@
-"""The synthetic source: exact annotations, pictures that are pure functions of their key, errors in one line."""
+"""The synthetic source: exact annotations, reproducible images, errors in one line."""
 
 import time
 
@@ -19,7 +19,7 @@ def _coco(source):
   return coco
 
 
-def test_contract_of_a_source():
+def test_attributes_and_types():
   source = SyntheticSource(num_images=20)
   assert source.name == 'synthetic'
   assert source.num_classes == len(source.categories) == 6 and source.num_keypoints == 4
@@ -39,7 +39,7 @@ def test_contract_of_a_source():
     assert np.all(example.boxes[:, 2:] > example.boxes[:, :2])
 
 
-def test_annotations_are_exact_and_say_what_load_says():
+def test_annotations_are_exact_and_equal_those_of_load():
   source = SyntheticSource(num_images=15, num_classes=len(OUTLINES), seed=3)
   coco = _coco(source)
   for i, image_id in enumerate(source.image_ids.tolist()):
@@ -63,10 +63,10 @@ def test_annotations_are_exact_and_say_what_load_says():
       for y, x, visibility in keypoints.astype(int):
         assert (visibility == 2) <= bool(mask[y, x])  # a visible keypoint lies on the visible mask
         assert visibility > 0 or (y, x) == (0, 0)
-    assert covered.max() == 1  # each pixel belongs to the shape on top, to no other
+    assert covered.max() == 1  # each pixel belongs to one shape, the topmost
 
 
-def test_mask_crops_are_the_masks():
+def test_mask_crops_equal_the_masks():
   import cv2
   source = SyntheticSource(num_images=10)
   coco = _coco(source)
@@ -79,7 +79,7 @@ def test_mask_crops_are_the_masks():
       assert (pasted & (mask > 0)).sum() / (pasted | (mask > 0)).sum() > 0.95
 
 
-def test_overlap_leaves_enough_of_each_shape():
+def test_min_visible():
   crowded = SyntheticSource(num_images=30, max_objects=12, min_visible=0.5)
   apart = SyntheticSource(num_images=30, max_objects=12, min_visible=1.0)
   overlapping = 0
@@ -94,7 +94,7 @@ def test_overlap_leaves_enough_of_each_shape():
   assert overlapping > 20
 
 
-def test_pictures_are_pure_functions_of_their_key():
+def test_images_are_pure_functions_of_their_key():
   long, short = SyntheticSource(num_images=40), SyntheticSource(num_images=5)
   for i in (4, 0, 2):
     for a, b in zip(short.load(i), long.load(i), strict=True):
@@ -102,7 +102,7 @@ def test_pictures_are_pure_functions_of_their_key():
   assert not np.array_equal(SyntheticSource(5, seed=1).load(0).boxes, short.load(0).boxes)
 
 
-def test_splits_and_seeds_share_no_picture():
+def test_splits_and_seeds_have_no_common_image():
   first_boxes = {SyntheticSource(8, split=split, seed=seed).load(i).boxes.tobytes()
                  for split in ('train', 'val') for seed in (0, 1, 2) for i in range(8)}
   assert len(first_boxes) == 2 * 3 * 8
@@ -115,8 +115,8 @@ def test_fractions_are_nested():
   np.testing.assert_array_equal(half.load(3).image, whole.load(int(half.image_ids[3]) - 1).image)
 
 
-def test_colour_says_nothing_about_the_class():
-  """A nearest-mean classifier on the mean colour of each shape is hardly better than chance (1/6)."""
+def test_colour_is_independent_of_the_class():
+  """A nearest-mean classifier on the mean colour of each shape is close to chance (1/6)."""
   colours, labels = [], []
   source = SyntheticSource(num_images=150)
   for i in range(150):
@@ -133,7 +133,7 @@ def test_colour_says_nothing_about_the_class():
   assert np.bincount(labels, minlength=7)[1:].min() > len(labels) / 12  # no class is rare
 
 
-def test_shapes_stand_out_from_the_ground():
+def test_shapes_contrast_with_the_background():
   source = SyntheticSource(num_images=20, max_objects=1, contrast=100)
   for i in range(20):
     image, (scene, _) = source.load(i).image.astype(float), source._scene(i)
@@ -141,23 +141,23 @@ def test_shapes_stand_out_from_the_ground():
     assert np.linalg.norm(inside - outside) > 50
 
 
-def test_rendering_is_quick():
+def test_rendering_is_fast():
   source = SyntheticSource(num_images=100)
   source.load(0)
   start = time.process_time()
   for i in range(100):
     source.load(i)
-  assert time.process_time() - start < 2.0  # 2 ms each on an idle core; the bound is for busy machines
+  assert time.process_time() - start < 2.0  # 2 ms each on an idle core; the limit is for busy machines
 
 
-@pytest.mark.parametrize(('arguments', 'part'), [
+@pytest.mark.parametrize(('arguments', 'message'), [
     (dict(split='test'), "split is 'test'"), (dict(num_classes=0), 'num_classes'), (dict(num_classes=99), 'num_cl'),
     (dict(num_images=0), 'num_images'), (dict(fraction=0.0), 'fraction'), (dict(object_size=(20, 400)), 'object_s'),
     (dict(image_size=(160, 128)), 'image_size'), (dict(min_visible=0.0), 'min_visible'), (dict(max_objects=0), 'max'),
     (dict(seed=-1), 'seed is -1'),
 ])
-def test_bad_arguments_end_in_one_line(arguments, part):
-  with pytest.raises(UserError, match=part) as error:
+def test_invalid_arguments(arguments, message):
+  with pytest.raises(UserError, match=message) as error:
     SyntheticSource(**arguments)
   assert '\n' not in str(error.value)
 

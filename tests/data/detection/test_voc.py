@@ -1,4 +1,4 @@
-"""VocSource: layouts, several years, difficult objects, classes, subsets, and data sets that are broken."""
+"""VocSource: layouts, several years, difficult objects, classes, subsets, and damaged data sets."""
 
 import pathlib
 
@@ -20,11 +20,11 @@ TWO_YEARS = {
 
 
 def one(folder, *items, **files):
-  """A data set without years: image 1 with the given objects, and other files."""
+  """Write a data set without years: image 1 with the given objects, and other files."""
   return write(folder, {'train': {'1': xml(*items), **files}})
 
 
-def test_two_years_are_joined(tmp_path):
+def test_two_years_are_concatenated(tmp_path):
   source = VocSource(write(tmp_path / 'VOCdevkit', TWO_YEARS))
   assert source.name == 'VOCdevkit/VOC2007/trainval+VOC2012/train'
   assert source.image_ids.tolist() == [5, 7, 2008000002] and source.num_instances.tolist() == [1, 1, 1]
@@ -35,12 +35,12 @@ def test_two_years_are_joined(tmp_path):
   assert example.image.shape == (60, 80, 3) and example.keypoints.shape == (1, 0, 3)
   assert example.boxes.tolist() == [[20, 10, 50, 30]] and example.classes.tolist() == [VOC_CLASSES.index('dog') + 1]
   assert example.masks.shape == (1, 112, 112) and example.masks.all()
-  # The folder above VOCdevkit will do as well, and the order of the sets changes nothing.
+  # The parent folder of VOCdevkit works too, and the order of the sets changes nothing.
   again = VocSource(str(tmp_path), sets=('VOC2012/train', 'VOC2007/trainval'))
   assert again.digest() == source.digest() and again.file_names == source.file_names
 
 
-def test_difficult_objects_are_kept_out_of_training_and_in_the_ground_truth(tmp_path):
+def test_difficult_objects_are_ground_truth_but_not_trained_on(tmp_path):
   folder = write(tmp_path, TWO_YEARS)
   for use, targets in ((False, [1, 1, 1]), (True, [2, 1, 1])):
     source = VocSource(folder, use_difficult=use)
@@ -55,10 +55,10 @@ def test_difficult_objects_are_kept_out_of_training_and_in_the_ground_truth(tmp_
   assert len(VocSource(only, sets=('train',)).image_ids) == 2
 
 
-def test_classes_from_the_data_are_those_of_all_its_sets(tmp_path):
+def test_classes_from_the_data_are_those_of_all_sets(tmp_path):
   folder = write(tmp_path, {'train': {'1': xml(item('zebra'))}, 'val': {'2': xml(item('ape'))}})
-  for which in ('train', 'val'):
-    source = VocSource(folder, sets=(which,), classes=None)
+  for name in ('train', 'val'):
+    source = VocSource(folder, sets=(name,), classes=None)
     assert [(c.id, c.name) for c in source.categories] == [(1, 'ape'), (2, 'zebra')]
   assert VocSource(folder, sets='val', classes=('ape', 'bee')).load(0).classes.tolist() == [1]
 
@@ -72,7 +72,7 @@ def test_subsets_are_nested_and_do_not_depend_on_the_order(tmp_path):
   assert set(VocSource(folder, sets=('train',), fraction=.25).image_ids.tolist()) == chosen[10]
 
 
-def test_ids_are_places_where_digits_do_not_tell_images_apart(tmp_path):
+def test_ids_are_positions_if_digits_are_not_unique(tmp_path):
   folder = write(tmp_path, {'train': {name: xml(item()) for name in ('a 1', 'b 1', 'c')}})
   source = VocSource(folder, sets=('train',))
   assert source.image_ids.tolist() == [1, 2, 3] and source.file_names[0] == 'JPEGImages/a 1.jpg'
@@ -83,100 +83,100 @@ def test_files_of_a_class_and_repeated_names(tmp_path, caplog):
   (tmp_path / 'ImageSets/Main/dog_train.txt').write_text('1  1\n2 -1\n')
   source = VocSource(folder, sets=('train', 'dog_train'))
   assert source.image_ids.tolist() == [1, 2]
-  assert any('2 photographs are listed more than once' in line for line in warnings(caplog))
+  assert any('2 images are listed more than once' in line for line in warnings(caplog))
 
 
-def test_a_size_that_is_not_given_is_measured(tmp_path):
+def test_missing_size_is_read_from_the_image(tmp_path):
   folder = write(tmp_path, {'train': {'1': xml(item(), size=(0, 0))}})
   assert VocSource(folder, sets=('train',)).sizes.tolist() == [[60, 80]]
-  (tmp_path / 'JPEGImages/1.jpg').write_bytes(b'no picture')
+  (tmp_path / 'JPEGImages/1.jpg').write_bytes(b'no image')
   with pytest.raises(UserError, match=r'1\.xml: has no <size>'):
     VocSource(folder, sets=('train',))
 
 
-def test_boxes_that_cannot_be_trained_on_are_counted(tmp_path, caplog):
+def test_unusable_boxes_are_counted(tmp_path, caplog):
   boxes = [(11, 21, 30, 50), (30, 21, 11, 50), (70, 21, 95, 50), (100, 21, 120, 50), ('nan', 1, 5, 5), (7, 7, 7, 7)]
   source = VocSource(one(tmp_path, *(item(box=box) for box in boxes), item('unicorn')), sets=('train',))
   assert source.skipped == {
     'of an unknown category': 1, 'with a number that is not finite': 1, 'without area (not trained on)': 1,
     'with a box outside the image (not trained on)': 1, 'clipped to the image': 1}
   assert source.load(0).boxes.tolist() == [[20, 10, 50, 30], [20, 69, 50, 80], [6, 6, 7, 7]]
-  assert any('names that are not among voc.classes: unicorn' in line for line in warnings(caplog))
+  assert any('names that are not in voc.classes: unicorn' in line for line in warnings(caplog))
 
 
-def spoil(folder, what):
-  """Damages image 1 of two; returns what the message must say."""
+def damage(folder, kind):
+  """Damage image 1 of two, and return a pattern of the expected message."""
   folder = pathlib.Path(folder)
-  if what == 'no xml':
+  if kind == 'no xml':
     (folder / 'Annotations/1.xml').unlink()
     return r'1\.xml: no such annotation'
-  if what == 'broken xml':
+  if kind == 'broken xml':
     (folder / 'Annotations/1.xml').write_text('<annotation><obj')
     return r'1\.xml: not valid XML'
   (folder / 'Annotations/1.xml').write_text('<!DOCTYPE a><annotation/>')
   return r'1\.xml: has a document type'
 
 
-@pytest.mark.parametrize('what', ['no xml', 'broken xml', 'document type'])
-def test_a_damaged_annotation_is_left_out_of_training_and_ends_an_evaluation(tmp_path, caplog, what):
+@pytest.mark.parametrize('kind', ['no xml', 'broken xml', 'document type'])
+def test_damaged_annotation_is_dropped_in_training_and_an_error_in_evaluation(tmp_path, caplog, kind):
   folder = write(tmp_path, {'train': {'1': xml(item()), '2': xml(item())}})
-  said = spoil(folder, what)
+  message = damage(folder, kind)
   source = VocSource(folder, sets=('train',), training=True)
   assert source.image_ids.tolist() == [2]
-  assert any('1 of 2 annotations are damaged and left out' in line for line in warnings(caplog))
-  with pytest.raises(UserError, match=said):
+  assert any('1 of 2 annotations are damaged and dropped' in line for line in warnings(caplog))
+  with pytest.raises(UserError, match=message):
     VocSource(folder, sets=('train',))
 
 
-def test_missing_and_damaged_photographs(tmp_path, caplog):
+def test_missing_and_damaged_images(tmp_path, caplog):
   folder = write(tmp_path, {'train': {'1': xml(item()), '2': xml(item()), '3': xml(item(), size=(61, 80))}})
   (tmp_path / 'JPEGImages/1.jpg').unlink()
   (tmp_path / 'JPEGImages/2.jpg').write_bytes(b'\xff\xd8 half')
   training = VocSource(folder, sets=('train',), training=True)
   assert training.image_ids.tolist() == [2, 3]
-  for i, said in ((0, r'2\.jpg'), (1, 'annotation says 80x61')):
-    with pytest.raises(ImageError, match=said):
+  for i, message in ((0, r'2\.jpg'), (1, 'annotation says 80x61')):
+    with pytest.raises(ImageError, match=message):
       training.load(i)
   held_out = VocSource(folder, sets=('train',))
   assert held_out.image_ids.tolist() == [1, 2, 3] and len(held_out.annotations()['annotations']) == 3
   with pytest.raises(ImageError, match=r'1\.jpg: cannot be read'):
     held_out.load(0)
-  assert any('1 of 3 photographs are missing' in line for line in warnings(caplog))
+  assert any('1 of 3 images are missing' in line for line in warnings(caplog))
 
 
-@pytest.mark.parametrize('change, arguments, said', [
-  (None, {'sets': ('val',)}, r'val\.txt: no such image set \(there is train\.txt\)'),
+@pytest.mark.parametrize('change, arguments, message', [
+  (None, {'sets': ('val',)}, r'val\.txt: no such image set \(found: train\.txt\)'),
   (None, {'sets': ()}, 'voc.sets is empty'),
   (None, {'sets': ('../train',)}, "'../train' should be"),
   (None, {'sets': (7,)}, '7 should be'),
   (None, {'classes': ('dog', 'dog')}, 'voc.classes'),
   (None, {'classes': ('ape',)}, r'none of its objects \(dog\) is one of voc.classes \(ape\)'),
   (None, {'num_images': 5}, 'num_images = 5'),
-  (('ImageSets/Main/train.txt', ''), {}, r'train\.txt: lists no photographs'),
-  (('ImageSets/Main/train.txt', '\n \n'), {}, r'train\.txt: lists no photographs'),
+  (('ImageSets/Main/train.txt', ''), {}, r'train\.txt: lists no images'),
+  (('ImageSets/Main/train.txt', '\n \n'), {}, r'train\.txt: lists no images'),
   (('ImageSets/Main/train.txt', '../../secret\n'), {}, 'without folder and extension'),
-  (('ImageSets/Main/train.txt', b'\xff\xfe\x00'), {}, 'not a text'),
-  (('ImageSets/Main/train.txt', 'gone\n'), {}, 'none of the 1 photographs|no such annotation'),
+  (('ImageSets/Main/train.txt', b'\xff\xfe\x00'), {}, 'not a text file'),
+  (('ImageSets/Main/train.txt', 'gone\n'), {}, 'none of the 1 images|no such annotation'),
   (('Annotations/1.xml', xml()), {'training': True}, 'has a box to train on'),
   (('Annotations/1.xml', xml()), {'classes': None}, 'no annotation has an object'),
   (('Annotations/1.xml', '<a/>'), {'training': True}, 'outermost element'),
 ])
-def test_a_broken_data_set_is_one_line(tmp_path, change, arguments, said):
+def test_damaged_data_set_is_one_line(tmp_path, change, arguments, message):
   folder = one(tmp_path, item())
   if change:
     path, content = change
     (tmp_path / path).write_bytes(content if isinstance(content, bytes) else content.encode())
-  with pytest.raises(UserError, match=said) as error:
+  with pytest.raises(UserError, match=message) as error:
     VocSource(folder, **({'sets': ('train',)} | arguments))
   assert '\n' not in str(error.value)
 
 
-def test_no_data_at_all(tmp_path):
+def test_missing_folder(tmp_path):
   with pytest.raises(UserError, match='JPEGImages: no such folder'):
     VocSource(str(tmp_path / 'nowhere'))
 
 
-def test_real_photographs_through_the_pipeline(real_images):
+def test_real_data_set(real_images):
   folder = str(real_images / 'voc100')
   train = VocSource(folder, sets=('train',), training=True)
   assert len(train.image_ids) == 70 and train.skipped == {}
@@ -190,7 +190,7 @@ def test_real_photographs_through_the_pipeline(real_images):
   assert sorted(seen) == sorted(everything.image_ids[~np.isin(everything.image_ids, train.image_ids)].tolist())
 
 
-def test_a_size_of_too_many_pixels_is_a_damaged_annotation(tmp_path, caplog):
+def test_too_many_pixels_are_a_damaged_annotation(tmp_path, caplog):
   folder = write(tmp_path, {'VOC2007/train': {'000001': xml(item()), '000002': xml(item(), size=(60000, 60000))}})
   assert VocSource(folder, ['VOC2007/train'], training=True).image_ids.tolist() == [1]
   assert '1 of 2 annotations are damaged' in warnings(caplog)[0] and 'voc.max_pixels' in warnings(caplog)[0]
@@ -201,9 +201,9 @@ def test_a_size_of_too_many_pixels_is_a_damaged_annotation(tmp_path, caplog):
 
 
 @pytest.mark.parametrize('name', ['../x', '/etc/passwd', '..', 'a\\b', 'a\0b', 'a\x1b[2J'])
-def test_names_of_an_image_set_stay_in_their_folder(tmp_path, name):
+def test_names_of_an_image_set_are_inside_their_folder(tmp_path, name):
   folder = write(tmp_path, {'VOC2007/train': {'000001': xml(item())}})
   (tmp_path / 'VOC2007/ImageSets/Main/train.txt').write_text(f'000001\n{name}\n')
-  with pytest.raises(UserError, match='should be the name of a photograph') as error:
+  with pytest.raises(UserError, match='should be the name of an image') as error:
     VocSource(folder, ['VOC2007/train'])
   assert str(error.value).isprintable()

@@ -1,4 +1,4 @@
-"""One annotation file: coordinates, what is optional, and files that should not be trusted."""
+"""Annotation files of VOC: coordinates, optional elements, and hostile input."""
 
 import pytest
 
@@ -7,13 +7,13 @@ from tests.small_voc import item, xml
 
 
 def test_corners_become_continuous():
-  """The pixel in the upper left corner is (1, 1) to VOC and [0, 0, 1, 1] here; the whole picture fills it."""
+  """The pixel in the upper left corner is (1, 1) in VOC and [0, 0, 1, 1] here."""
   found = parse(xml(item(box=(1, 1, 1, 1)), item('cat', (1, 1, 80, 60), difficult=1)).encode(), 'a.xml')
   assert found.size == (60, 80)
   assert found.objects == (VocObject('dog', False, (0, 0, 1, 1)), VocObject('cat', True, (0, 0, 60, 80)))
 
 
-def test_parts_and_unknown_elements_are_left_aside():
+def test_part_and_unknown_elements_are_ignored():
   head = '<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></part>'
   (one,) = parse(xml(item(more=head + '<actions><jumping>0</jumping></actions>')).encode(), 'a.xml').objects
   assert one == VocObject('dog', False, (20, 10, 50, 30))
@@ -38,11 +38,11 @@ LAUGHS = ('<?xml version="1.0"?><!DOCTYPE lolz [<!ENTITY a "lol"><!ENTITY b "&a;
 SECRET = '<!DOCTYPE x [<!ENTITY s SYSTEM "file:///etc/passwd">]><annotation><object><name>&s;</name></object></annotation>'
 
 
-@pytest.mark.parametrize('data, said', [
+@pytest.mark.parametrize('data, message', [
   (b'', 'not valid XML'),
   (b'<annotation><object>', 'not valid XML'),
   (b'\x00\xff\xfe garbage', 'not valid XML'),
-  (b'\xff\xd8\xff\xe0 a photograph', 'not valid XML'),
+  (b'\xff\xd8\xff\xe0 an image', 'not valid XML'),
   (b'<?xml version="1.0" encoding="martian"?><annotation/>', 'not valid XML'),
   (b'<annotation>&undefined;</annotation>', 'not valid XML'),
   (b'<html/>', 'outermost element should be <annotation>'),
@@ -54,19 +54,19 @@ SECRET = '<!DOCTYPE x [<!ENTITY s SYSTEM "file:///etc/passwd">]><annotation><obj
   (xml(item(), item(box=('a', 1, 2, 3))).encode(), "object 2: .* number as <xmin>, is 'a'"),
   (xml('<object><name>dog</name></object>').encode(), 'number as <ymin>, is missing'),
 ])
-def test_hostile_files_are_one_line(data, said):
-  with pytest.raises(XmlError, match=said) as error:
+def test_hostile_files_are_one_line(data, message):
+  with pytest.raises(XmlError, match=message) as error:
     parse(data, 'a.xml')
   assert 'a.xml' in str(error.value) and '\n' not in str(error.value)
 
 
-def test_deep_nesting_ends_well():
+def test_deep_nesting():
   depth = 200_000
   data = b'<annotation>' + b'<a>' * depth + b'</a>' * depth + b'</annotation>'
   assert parse(data, 'a.xml') == (None, ())
 
 
-@pytest.mark.parametrize('text, said', [
+@pytest.mark.parametrize('text, message', [
   ('<!DOCTYPE a [<!ENTITY a "ha"><!ENTITY b "&a;&a;">]><annotation>&b;</annotation>', 'document type'),
   ('<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><annotation>&x;</annotation>', 'document type'),
   ('<!DOCTYPE a SYSTEM "http://localhost/a.dtd"><annotation/>', 'document type'),
@@ -74,7 +74,7 @@ def test_deep_nesting_ends_well():
   ('<annotation><object><name>a\nb</name></object></annotation>', 'without control characters'),
   ('<annotation><object><name>a&#x9b;b</name></object></annotation>', 'without control characters'),
 ])
-def test_entities_and_names_that_are_no_names(text, said):
-  with pytest.raises(XmlError, match=f'^a.xml: .*{said}') as error:
+def test_entities_and_invalid_names(text, message):
+  with pytest.raises(XmlError, match=f'^a.xml: .*{message}') as error:
     parse(text.encode(), 'a.xml')
   assert str(error.value).isprintable()

@@ -1,4 +1,4 @@
-"""Small trainings that faults.py disturbs: their data, their processes, and what they leave behind."""
+"""Small training runs into which faults.py injects faults: data, processes, logs and checkpoints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 for _name in ('OPENBLAS_NUM_THREADS', 'OMP_NUM_THREADS', 'TF_NUM_INTRAOP_THREADS', 'TF_NUM_INTEROP_THREADS'):
-  os.environ.setdefault(_name, '1')  # no thread may run when the process forks; and one core is enough
+  os.environ.setdefault(_name, '1')  # no thread may run when the process forks, and one core is enough
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -23,9 +23,9 @@ import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-from rethink_tf import command_line, experiment  # noqa: E402, F401  the import that takes long
+from rethink_tf import command_line, experiment  # noqa: E402, F401  the slow import
 
-CLASSES, PICTURES, BATCH = 3, 20, 6
+CLASSES, IMAGES, BATCH = 3, 20, 6
 EVERY = 5  # steps between checkpoints
 
 
@@ -44,7 +44,7 @@ def parameters(epochs: int) -> list[str]:
 
 
 class Training:
-  """One run folder and the processes that train in it, one after another."""
+  """A run folder and the processes that train in it, one after another."""
 
   def __init__(self, bench: Bench, folder: pathlib.Path | None = None):
     self.bench = bench
@@ -54,7 +54,7 @@ class Training:
     self.pid = 0
 
   def start(self, inject: Callable[[], None] = lambda: None) -> None:
-    """Gives the command. inject: called in the process before it."""
+    """Start the command. inject: called in its process first."""
     self.seen = len(self.lines('train'))
     sys.stdout.flush()
     self.pid = os.fork()
@@ -81,7 +81,7 @@ class Training:
             f'--data_dir={self.bench.data}', f'--model_dir={self.folder}', *parameters(self.bench.epochs)]
 
   def wait(self) -> int:
-    """Waits for the end; the exit code, minus the signal that ended it."""
+    """Wait for the end and return the exit code, or minus the signal."""
     code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
     self.codes.append(code)
     return code
@@ -90,7 +90,7 @@ class Training:
     return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
   def lines(self, *kinds: str) -> list[dict]:
-    """Lines of metrics.jsonl, as they are written: those of lost steps too."""
+    """Lines of metrics.jsonl as written, those of lost steps included."""
     try:
       text = (self.folder / 'metrics.jsonl').read_bytes()
     except OSError:
@@ -102,7 +102,7 @@ class Training:
     return [line for line in found if line['kind'] in kinds]
 
   def wait_for_steps(self, steps: int) -> bool:
-    """Waits until this start has trained so many steps; False when it ended before."""
+    """Wait until this start has trained this many steps; False when it ended before."""
     while len(self.lines('train')) < self.seen + steps:
       if not self.running():
         return False
@@ -114,13 +114,13 @@ class Training:
     self.complete()
 
   def complete(self) -> None:
-    """Waits for an end that must be a good one."""
+    """Wait for the end, which must be exit code 0."""
     if self.wait():
-      raise SystemExit(f'error: a start that nobody disturbed ended with {self.codes[-1]}:\n'
+      raise SystemExit(f'error: a start without faults ended with {self.codes[-1]}:\n'
                        + self.log.read_text(errors='replace')[-2000:])
 
   def lost(self) -> list[int]:
-    """For each restart, the steps that had been reported in the log and were trained again."""
+    """For each restart, the steps that had been logged and were trained again."""
     found, reached = [], None
     for line in self.log.read_text(errors='replace').splitlines():
       if trained := re.match(r'(?:\[0\] )?step (\d+)/', line):
@@ -130,20 +130,21 @@ class Training:
         reached = int(begun[1])
     return found
 
-  def told(self, pattern: str) -> int:
+  def count_logged(self, pattern: str) -> int:
+    """Matches of a regular expression in the log."""
     return len(re.findall(pattern, self.log.read_text(errors='replace')))
 
   def checkpoints(self) -> list[pathlib.Path]:
     return sorted((self.folder / 'checkpoints').glob('step-*'))
 
   def equal(self, other: Training | None = None) -> bool:
-    """Whether the last checkpoint holds what that of the undisturbed training holds."""
-    mine, other = (variables(one.checkpoints()[-1]) for one in (self, other or self.bench.undisturbed()))
+    """Whether the last checkpoint equals that of the run without faults, or of another run."""
+    mine, other = (variables(one.checkpoints()[-1]) for one in (self, other or self.bench.reference()))
     return mine.keys() == other.keys() and all(np.array_equal(mine[name], other[name]) for name in mine)
 
 
 class Bench:
-  """Data, randomness and the undisturbed training."""
+  """Data, random numbers and the reference run without faults."""
 
   def __init__(self, scratch: str, epochs: int, seed: int):
     self.scratch, self.epochs, self.random = scratch, epochs, random.Random(seed)
@@ -151,21 +152,21 @@ class Bench:
     rng = np.random.default_rng(seed)
     for k in range(CLASSES):
       (self.data / 'train' / f'class{k}').mkdir(parents=True)
-      for n in range(PICTURES):
+      for n in range(IMAGES):
         colour = np.eye(3)[k] * 60 + 90
-        picture = np.clip(colour + rng.normal(0, 60, (40, 48, 3)), 0, 255).astype(np.uint8)
-        cv2.imwrite(str(self.data / 'train' / f'class{k}' / f'{n}.png'), picture)
-    self._undisturbed: Training | None = None
+        image = np.clip(colour + rng.normal(0, 60, (40, 48, 3)), 0, 255).astype(np.uint8)
+        cv2.imwrite(str(self.data / 'train' / f'class{k}' / f'{n}.png'), image)
+    self._reference: Training | None = None
 
   @property
   def steps(self) -> int:
-    return self.epochs * CLASSES * PICTURES // BATCH
+    return self.epochs * CLASSES * IMAGES // BATCH
 
-  def undisturbed(self) -> Training:
-    if self._undisturbed is None:
-      self._undisturbed = Training(self)
-      self._undisturbed.finish()
-    return self._undisturbed
+  def reference(self) -> Training:
+    if self._reference is None:
+      self._reference = Training(self)
+      self._reference.finish()
+    return self._reference
 
 
 def variables(checkpoint: pathlib.Path) -> dict[str, np.ndarray]:

@@ -1,0 +1,27 @@
+"""Lists the commands: python -m rethink_tf."""
+
+COMMANDS = {
+  'train': 'train a detector, or continue a run',
+  'evaluate': 'score a checkpoint of a run on held-out images',
+  'pretrain': 'train a classifier, whose weights a detector starts from',
+  'predict': 'find objects in image files and videos',
+  'compare': 'compare runs: is pre-training needed?',
+  'study': 'train a grid of initial weights, schedules, data and norms, and compare it',
+  'inspect_data': 'show the batches of training, and annotations that look wrong',
+  'inspect_run': 'show where a run loses average precision',
+  'export': 'write a detector as a SavedModel or a Detectron2 checkpoint',
+  'weights': 'describe a weight file, and the gin lines that load it',
+  'bench': 'measure speed and memory',
+  'data.convert': 'write COCO data as TFRecords',
+}
+
+
+def text() -> str:
+  """One line for each command."""
+  lines = [f'  python -m rethink_tf.{name:13} {line}' for name, line in COMMANDS.items()]
+  return '\n'.join(['usage: python -m rethink_tf.COMMAND --help', '', *lines, '',
+                    'From Python: rethink_tf.api. Documentation: README.md and docs/.'])
+
+
+if __name__ == '__main__':
+  print(text())

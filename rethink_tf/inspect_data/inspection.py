@@ -1,0 +1,53 @@
+"""Inspection of the training and held-out data of a configuration: a report, image grids and plots."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+from rethink_tf.data.detection.input import TrainInput
+from rethink_tf.errors import UserError
+from rethink_tf.inspect_data import plots, report
+from rethink_tf.inspect_data.report import Split
+from rethink_tf.storage import files
+from rethink_tf.structures import Source
+
+
+def inspect(train_source: Callable[..., Source], eval_source: Callable[..., Source],
+            train_input: Callable[[Source], TrainInput], output: str, images: int = 16,
+            read_files: str = 'read') -> tuple[Split, Split]:
+  """Inspect both splits, print the report and write all files.
+
+  Args:
+    train_source, eval_source: constructors of the sources, called with training=True or False.
+    train_input: constructor of the training input.
+    output: folder for report.txt, report.json, statistics.png, training.png and suspicious.png.
+    images: training images to draw; 0 writes no training.png.
+    read_files: 'none', 'read' to find duplicate files, or 'decode' to find damaged ones too.
+
+  Returns:
+    The training and the held-out split.
+
+  Raises:
+    UserError: a source cannot be read, is not a detection source, or the output cannot be written.
+  """
+  trained_on = train_source(training=True)
+  if not hasattr(trained_on, 'num_instances'):
+    raise UserError('this configuration trains a classifier: inspect_data supports detection data only')
+  inputs = train_input(trained_on)
+  training = report.analyse('training', train_source, read_files, fallback=trained_on)
+  held_out = report.analyse('held out', eval_source, read_files)
+  shared = report.shared_images(training, held_out)
+  padding = report.padding(inputs)
+  text = report.as_text(training, held_out, inputs, padding, shared)
+  print(text, flush=True)
+  files.write_output(f'{output}/report.txt', text)
+  files.write_output(f'{output}/report.json', json.dumps(report.as_json(training, held_out, padding, shared), indent=1))
+  files.write_output(f'{output}/statistics.png', plots.plot_statistics(training, held_out, inputs, padding))
+  if images:
+    files.write_output(f'{output}/training.png', plots.plot_training_images(inputs, images))
+  grid = plots.plot_suspicious([training, held_out])
+  if grid is not None:
+    files.write_output(f'{output}/suspicious.png', grid)
+  print(f'reports and images: {output}')
+  return training, held_out

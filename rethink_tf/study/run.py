@@ -1,0 +1,128 @@
+"""Planning, running and submitting a study."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shlex
+import subprocess
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from rethink_tf import console
+from rethink_tf.compare.report import Comparison, compare
+from rethink_tf.compare.tables import as_text
+from rethink_tf.errors import UserError
+from rethink_tf.study import execution, grid
+from rethink_tf.study import stages as staging
+from rethink_tf.study.grid import Length, Trial
+from rethink_tf.study.stages import Stage
+
+
+class StudyPlan(NamedTuple):
+  """The runs of a study."""
+
+  output: str  # folder of the run folders and the report
+  trials: tuple[Trial, ...]
+  lengths: tuple[Length, ...]  # of the trials
+  stages: tuple[Stage, ...]
+  pretraining: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]  # run folder -> gin files and bindings
+  arguments: tuple[str, ...]  # of every call of the training command
+  pretraining_arguments: tuple[str, ...]
+
+  def __str__(self) -> str:
+    alone, shared = sum(length.images for length in self.lengths), staging.images(self.stages)
+    saved = f', {1 - shared / alone:.0%} less than the runs one by one ({alone})' if shared < alone else ''
+    return (f'{as_text(staging.table(self.stages))}\n'
+            f'{len(self.trials)} runs, {shared} images to train on{saved}')
+
+
+def plan_study(gin_file: str, output: str | None = None, gin_params: Sequence[str] = (),
+               study_params: Sequence[str] = (), data_dir: str | None = None, pretraining_data_dir: str | None = None,
+               share_prefixes: bool = True) -> StudyPlan:
+  """Read a study and the configuration of each of its runs.
+
+  Args:
+    gin_file: file that binds Study (gin_configs/studies).
+    output: folder for runs and report; None: runs/studies/<name of gin_file>. Pre-training goes to the folder
+      pretraining/ next to it, which studies share.
+    gin_params: bindings of every run.
+    study_params: bindings of the study itself, as 'Study.share_prefixes = False'.
+    data_dir, pretraining_data_dir: folders of the data sets; None: those of the gin files.
+    share_prefixes: False disables shared iterations, for runs on different machines.
+
+  Raises:
+    UserError: a configuration is not valid.
+  """
+  study = grid.read_study(gin_file, study_params)
+  output = (output or '').rstrip('/') or f'runs/studies/{pathlib.PurePosixPath(gin_file).stem}'
+  pretrained = {name: os.path.join(os.path.dirname(output), 'pretraining', name) for name in study.pretraining}
+  trials = [trial._replace(params=(*trial.params, *gin_params)) for trial in study.trials(pretrained)]
+  lengths = [grid.length(trial, [f'DATA_DIR = {data_dir!r}'] if data_dir else []) for trial in trials]
+  stages = staging.plan(trials, lengths, study.share_prefixes and share_prefixes)
+  pretraining = {path: grid.split_words(study.pretraining[name], pretrained) for name, path in pretrained.items()}
+  return StudyPlan(output, tuple(trials), tuple(lengths), tuple(stages), pretraining, _data_argument(data_dir),
+                   _data_argument(pretraining_data_dir))
+
+
+def run_study(plan: StudyPlan, calibrate: bool = True) -> Comparison | None:
+  """Run all stages that are not done, one after another, and compare the runs in <output>/report.
+
+  calibrate: time a few steps first, to estimate the total time.
+
+  Returns:
+    The comparison, None if no run has been evaluated.
+
+  Raises:
+    UserError: pre-training or a stage failed; the other stages have been run and compared.
+  """
+  runner = execution.Runner(plan.output, plan.arguments, lambda line: print(line, flush=True))
+  for path, (files, params) in plan.pretraining.items():
+    print(f'pre-training {path}', flush=True)
+    runner.pretrain(path, files, params, plan.pretraining_arguments)
+  remaining = [stage for stage in plan.stages if not runner.done(stage)]
+  if remaining and calibrate:
+    speed = runner.calibrate(remaining[0])
+    seconds = staging.images(remaining) / speed
+    print(f'{remaining[0].trial.name}: {speed:.3g} images/s, so about {console.duration(seconds)} for the remaining '
+          'stages, evaluations not counted', flush=True)
+  failures = runner.run(plan.stages)
+  evaluated = [runner.folder(trial.name) for trial in plan.trials if runner.evaluated(trial.name)]
+  comparison = compare(evaluated, f'{plan.output}/report') if evaluated else None
+  if comparison is not None:
+    print(f'\n{comparison.text}\n\nreport: {comparison.page}\ntensorboard --logdir={plan.output}/report/tensorboard')
+  if failures:
+    raise UserError(f'{len(failures)} of {len(plan.stages)} stages failed; the same command retries them: '
+                    + '; '.join(failures))
+  return comparison
+
+
+def submit_study(plan: StudyPlan, command: str, dry_run: bool = False) -> None:
+  """Call a command with the arguments of each run, for training on other machines.
+
+  Args:
+    plan: made with share_prefixes=False.
+    command: as 'python launch/vertex.py --accelerator=a100'.
+    dry_run: only print the calls.
+
+  Raises:
+    UserError: a pre-training has no checkpoint yet, or a call failed.
+  """
+  for path, (files, params) in plan.pretraining.items():
+    if not dry_run and not tf.io.gfile.glob(f'{path}/checkpoints/step-*'):
+      words = execution.arguments(files, params, path, plan.pretraining_arguments)
+      raise UserError(f'{path} must be trained first: python -m rethink_tf.pretrain {shlex.join(words)}; then repeat '
+                      'this command')
+  run_folders = [f'{plan.output}/{trial.name}' for trial in plan.trials]
+  for trial, path in zip(plan.trials, run_folders, strict=True):
+    words = [*shlex.split(command), *execution.arguments(trial.files, trial.params, path, plan.arguments)]
+    print(shlex.join(words), flush=True)
+    if not dry_run and subprocess.run(words).returncode:
+      raise UserError(f'{trial.name}: the command above failed')
+  print(f'when they are done: python -m rethink_tf.compare {" ".join(run_folders)}')
+
+
+def _data_argument(data_dir: str | None) -> tuple[str, ...]:
+  return (f'--data_dir={data_dir}',) if data_dir else ()

@@ -1,0 +1,284 @@
+"""Drawing of boxes, masks and keypoints on images, and grids of images."""
+
+import colorsys
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+READABLE_SIDE = 640  # longer side for which labels are designed; smaller images are enlarged to it
+MASK_OPACITY = 0.42
+LABEL_SIZE = 0.42  # font scale of OpenCV
+DETECTION_COLOUR, TRUTH_COLOUR, ARROW_COLOUR = (232, 88, 36), (36, 160, 84), (200, 20, 60)
+
+
+def draw(
+  image: np.ndarray,
+  boxes: np.ndarray,
+  classes: np.ndarray,
+  names: Sequence[str],
+  scores: np.ndarray | None = None,
+  masks: Sequence[np.ndarray] | None = None,
+  keypoints: np.ndarray | None = None,
+  skeleton: Sequence[tuple[int, int]] = (),
+) -> np.ndarray:
+  """Draw objects on an image: boxes, translucent outlined masks, keypoints, and labels inside the image.
+
+  Each class has a colour; with a single class each object has one.
+
+  Args:
+    image: uint8 [h, w, 3] RGB; it is not modified.
+    boxes: [n, 4] y0 x0 y1 x1 in pixels of the image.
+    classes: [n] 1..K.
+    names: names of the K classes, class 1 first.
+    scores: [n], appended to the names.
+    masks: n arrays [h, w], true inside.
+    keypoints: [n, P, 3] y, x, visibility; points of visibility 0 are not drawn.
+    skeleton: pairs of keypoints, counted from 1, to join by lines.
+
+  Returns:
+    uint8 [h', w', 3] RGB, enlarged if the longer side is below READABLE_SIDE.
+  """
+  scale = max(1.0, READABLE_SIDE / max(image.shape[:2]))
+  rendered = image.copy()
+  if scale > 1:
+    rendered = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+  boxes = np.asarray(boxes, np.float64).reshape(-1, 4) * scale
+  colours = [class_colour(c) for c in (classes if len(names) > 1 else range(1, len(classes) + 1))]
+  line = max(1, round(_scale(rendered)))
+  areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+  for i in np.argsort(-areas, kind='stable'):  # small objects on top
+    if masks is not None:
+      _draw_mask(rendered, np.asarray(masks[i]), colours[i], line + 1)
+    y0, x0, y1, x1 = np.round(boxes[i]).astype(int).tolist()
+    cv2.rectangle(rendered, (x0, y0), (x1 - 1, y1 - 1), colours[i], line)
+    if keypoints is not None:
+      _draw_keypoints(rendered, np.asarray(keypoints[i], np.float64) * [scale, scale, 1], skeleton, colours[i], line)
+  taken: list[tuple[int, int, int, int]] = []
+  for i, box in enumerate(boxes):
+    text = names[int(classes[i]) - 1] + ('' if scores is None else f' {scores[i]:.2f}')
+    taken.append(_draw_label(rendered, text, box, colours[i], taken))
+  return rendered
+
+
+def image_grid(
+  images: Sequence[np.ndarray], columns: int, titles: Sequence[str] | None = None, width: int = 480
+) -> np.ndarray:
+  """Arrange images in rows on white, each below its title and resized to fit `width` x `width`: uint8 [h, w, 3] RGB."""
+  gap, strip = 12, 26 if titles else 0
+  rows = []
+  for start in range(0, len(images), columns):
+    cells = [_fit(image, width) for image in images[start : start + columns]]
+    row = np.full((max(len(cell) for cell in cells) + strip + gap, columns * (width + gap) + gap, 3), 255, np.uint8)
+    for k, cell in enumerate(cells):
+      x = gap + k * (width + gap)
+      row[strip : strip + len(cell), x : x + cell.shape[1]] = cell
+      if titles:
+        cv2.putText(row, _shorten(titles[start + k], 0.45, width), (x, strip - 9), FONT, 0.45, (50, 50, 50), 1,
+                    cv2.LINE_AA)
+    rows.append(row)
+  if not rows:
+    return np.full((gap, gap, 3), 255, np.uint8)
+  return np.concatenate([np.full((gap, rows[0].shape[1], 3), 255, np.uint8), *rows])
+
+
+def draw_error(
+  image: np.ndarray,
+  detected: np.ndarray | None,
+  detected_text: str,
+  true: np.ndarray | None,
+  true_text: str,
+  detected_mask: np.ndarray | None = None,
+  true_mask: np.ndarray | None = None,
+  detected_keypoints: np.ndarray | None = None,
+  true_keypoints: np.ndarray | None = None,
+  skeleton: Sequence[tuple[int, int]] = (),
+  wrong: Sequence[int] = (),
+) -> np.ndarray:
+  """Draw a detection and the ground truth it is compared with, on a crop of the image around both.
+
+  Args:
+    image: uint8 [h, w, 3] RGB.
+    detected, true: [4] y0 x0 y1 x1, or None.
+    detected_text, true_text: their labels.
+    detected_mask, true_mask: [h, w], true inside.
+    detected_keypoints, true_keypoints: [P, 3] y, x, visibility; points of visibility 0 are not drawn.
+    skeleton: pairs of keypoints, counted from 1, to join by lines.
+    wrong: keypoints, counted from 0, to mark with an arrow from the detected to the true position.
+
+  Returns:
+    uint8 [h', w', 3] RGB, the longer side READABLE_SIDE pixels.
+  """
+  pairs = [pair for pair in ((true, true_text, true_mask, TRUTH_COLOUR),
+                             (detected, detected_text, detected_mask, DETECTION_COLOUR)) if pair[0] is not None]
+  boxes = np.array([box for box, *_ in pairs], np.float64)
+  low, high = boxes[:, :2].min(0), boxes[:, 2:].max(0)
+  side = max(1.7 * (high - low).max(), 64.0)  # with context around it
+  top, left = np.clip(np.floor((low + high - side) / 2), 0, np.array(image.shape[:2]) - 1).astype(int)
+  bottom, right = np.minimum(np.ceil((low + high + side) / 2), image.shape[:2]).astype(int)
+  window = slice(top, max(bottom, top + 1)), slice(left, max(right, left + 1))
+  scale = READABLE_SIDE / max(image[window].shape[:2])
+  size = [max(1, round(side * scale)) for side in image[window].shape[1::-1]]
+  rendered = cv2.resize(np.ascontiguousarray(image[window]), size,
+                        interpolation=cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA)
+  boxes = (boxes - np.tile([top, left], 2)) * scale
+  for box, (_, _, mask, colour) in zip(boxes, pairs, strict=True):
+    if mask is not None:
+      _draw_mask(rendered, np.ascontiguousarray(np.asarray(mask)[window]), colour, 2)
+    y0, x0, y1, x1 = np.round(box).astype(int).tolist()
+    for shade, line in (((255, 255, 255), 5), (colour, 3)):  # visible on any background
+      cv2.rectangle(rendered, (x0, y0), (x1 - 1, y1 - 1), shade, line)
+  points = [None if one is None else (np.asarray(one, np.float64) - [top, left, 0]) * [scale, scale, 1]
+            for one in (detected_keypoints, true_keypoints)]
+  for one, colour in zip(points[::-1], (TRUTH_COLOUR, DETECTION_COLOUR), strict=True):
+    if one is not None:
+      _draw_keypoints(rendered, one, skeleton, colour, 4)
+  for k in wrong:
+    (y0, x0, _), (y1, x1, _) = (np.round(one[k]).astype(int).tolist() for one in points)
+    cv2.arrowedLine(rendered, (x0, y0), (x1, y1), (255, 255, 255), 4, cv2.LINE_AA, tipLength=0.12)
+    cv2.arrowedLine(rendered, (x0, y0), (x1, y1), ARROW_COLOUR, 2, cv2.LINE_AA, tipLength=0.12)
+  taken: list[tuple[int, int, int, int]] = []
+  for box, (_, text, _, colour) in zip(boxes, pairs, strict=True):
+    taken.append(_draw_label(rendered, text, box, colour, taken, 0.8))
+  return rendered
+
+
+def hatch(padded: np.ndarray, height: int, width: int) -> np.ndarray:
+  """Hatch the padding of an image uint8 [H, W, 3], outside height x width, to distinguish it from image content."""
+  rows, columns = np.indices(padded.shape[:2])
+  stripes = np.where((rows + columns) // 12 % 2, 232, 206).astype(np.uint8)
+  rendered = np.repeat(stripes[..., None], 3, axis=2)
+  rendered[:height, :width] = padded[:height, :width]
+  return rendered
+
+
+def paste_masks(crops: np.ndarray, boxes: np.ndarray, height: int, width: int) -> list[np.ndarray]:
+  """Paste box-relative mask crops, 0/1 [n, c, c] with boxes [n, 4], into masks of the image: n arrays bool [h, w]."""
+  masks = []
+  for crop, box in zip(crops, np.asarray(boxes, np.float64), strict=True):
+    y0, x0, y1, x1 = np.clip(np.round(box), 0, [height, width] * 2).astype(int).tolist()
+    mask = np.zeros((height, width), bool)
+    if y1 > y0 and x1 > x0:
+      grey = np.ascontiguousarray(crop, np.uint8) * np.uint8(255)
+      mask[y0:y1, x0:x1] = cv2.resize(grey, (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR) >= 128
+    masks.append(mask)
+  return masks
+
+
+def under_heading(text: str, image: np.ndarray) -> np.ndarray:
+  """Put a line of large text on white above an image: uint8 [h + 44, w, 3] RGB."""
+  strip = np.full((44, image.shape[1], 3), 255, np.uint8)
+  cv2.putText(strip, _shorten(text, 0.7, image.shape[1] - 24), (12, 31), FONT, 0.7, (20, 20, 20), 2, cv2.LINE_AA)
+  return np.concatenate([strip, image])
+
+
+def stack(images: Sequence[np.ndarray]) -> np.ndarray:
+  """Stack images vertically on white, aligned at the left: uint8 [h, w, 3] RGB."""
+  width = max(image.shape[1] for image in images)
+  return np.concatenate([np.pad(image, ((0, 0), (0, width - image.shape[1]), (0, 0)), constant_values=255)
+                         for image in images])
+
+
+def png(image: np.ndarray) -> bytes:
+  """Encode an image, uint8 [h, w, 3] RGB, as PNG."""
+  return cv2.imencode('.png', np.ascontiguousarray(image[..., ::-1]))[1].tobytes()
+
+
+def class_colour(number: int) -> tuple[int, int, int]:
+  """Return the colour of class 1, 2, ...: hues a golden section apart, so that the first few differ most."""
+  number = int(number) - 1
+  hue = (0.02 + number * 0.618034) % 1.0
+  red, green, blue = colorsys.hsv_to_rgb(hue, (0.85, 0.6, 0.95)[number // 7 % 3], (0.95, 1.0, 0.8)[number // 3 % 3])
+  return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _scale(rendered: np.ndarray) -> float:
+  """Return the scale of lines and labels, by the longer side; limited in narrow images, which labels would cover."""
+  short, long = sorted(rendered.shape[:2])
+  return max(1.0, min(long, 3 * short) / READABLE_SIDE)
+
+
+def _draw_mask(rendered: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], line: int) -> None:
+  height, width = rendered.shape[:2]
+  mask = mask.astype(np.uint8) * 255
+  if mask.shape != (height, width):
+    mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_LINEAR)
+  x, y, w, h = cv2.boundingRect(mask)
+  if not w:
+    return
+  inside = mask[y : y + h, x : x + w] > 127
+  patch = rendered[y : y + h, x : x + w]
+  patch[inside] = (patch[inside] * (1 - MASK_OPACITY) + np.array(colour) * MASK_OPACITY).astype(np.uint8)
+  outlines = cv2.findContours((mask > 127).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[0]
+  cv2.drawContours(rendered, outlines, -1, colour, line, cv2.LINE_AA)
+
+
+def _draw_keypoints(
+  rendered: np.ndarray,
+  keypoints: np.ndarray,
+  skeleton: Sequence[tuple[int, int]],
+  colour: tuple[int, int, int],
+  line: int,
+) -> None:
+  points = [(round(x), round(y)) if visible > 0 else None for y, x, visible in keypoints.tolist()]
+  for a, b in skeleton:
+    if points[a - 1] and points[b - 1]:
+      cv2.line(rendered, points[a - 1], points[b - 1], colour, line + 1, cv2.LINE_AA)
+  for point in filter(None, points):
+    cv2.circle(rendered, point, 2 * line + 1, (255, 255, 255), -1, cv2.LINE_AA)
+    cv2.circle(rendered, point, 2 * line, colour, -1, cv2.LINE_AA)
+
+
+def _draw_label(
+  rendered: np.ndarray,
+  text: str,
+  box: np.ndarray,
+  colour: tuple[int, int, int],
+  taken: Sequence[tuple[int, int, int, int]],
+  font_size: float = LABEL_SIZE,
+) -> tuple[int, int, int, int]:
+  """Write a label on a plate of the given colour at a corner of the box, clear of other labels if possible.
+
+  Returns:
+    y0, x0, y1, x1 of the plate, inside the image.
+  """
+  height, width = rendered.shape[:2]
+  size = font_size * _scale(rendered)
+  pad = max(2, round(5 * size))
+  text = _shorten(text, size, width - 2 * pad)
+  (text_width, text_height), drop = cv2.getTextSize(text, FONT, size, 1)
+  plate_height, plate_width = text_height + drop + pad, text_width + 2 * pad
+  y0, x0, y1, x1 = np.round(box).astype(int).tolist()
+  places = [(y0 - plate_height, x0), (y1, x0), (y0 - plate_height, x1 - plate_width), (y1, x1 - plate_width)]
+  if y1 - y0 > 2 * plate_height:  # a small object would be hidden
+    places[1:1] = [(y0, x0), (y1 - plate_height, x0)]
+  places = [(min(max(y, 0), height - plate_height), min(max(x, 0), width - plate_width)) for y, x in places]
+  plates = [(y, x, y + plate_height, x + plate_width) for y, x in places]
+  plate = next((p for p in plates if not any(_overlap(p, other) for other in taken)), plates[0])
+  cv2.rectangle(rendered, (plate[1], plate[0]), (plate[3] - 1, plate[2] - 1), colour, -1)
+  light = np.dot(colour, (0.299, 0.587, 0.114)) > 140
+  baseline = plate[0] + pad // 2 + text_height
+  cv2.putText(rendered, text, (plate[1] + pad, baseline), FONT, size, (0, 0, 0) if light else (255, 255, 255),
+              max(1, round(size)), cv2.LINE_AA)
+  return plate
+
+
+def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
+  return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _shorten(text: str, size: float, width: int) -> str:
+  """Truncate a text to `width` pixels."""
+  if cv2.getTextSize(text, FONT, size, 1)[0][0] <= width:
+    return text
+  while text and cv2.getTextSize(text + '..', FONT, size, 1)[0][0] > width:
+    text = text[:-1]
+  return text + '..'
+
+
+def _fit(image: np.ndarray, side: int) -> np.ndarray:
+  """Resize an image to a longer side of `side` pixels."""
+  scale = side / max(image.shape[:2])
+  size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
+  return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)

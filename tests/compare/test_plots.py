@@ -1,0 +1,19 @@
+"""Colours of runs."""
+
+import numpy as np
+from matplotlib.colors import rgb_to_hsv, to_rgb
+
+from rethink_tf.compare import plots
+from rethink_tf.compare.run_summary import read_runs
+from tests.compare.fake_runs import HALF, write
+
+
+def test_hue_by_initial_weights_and_shade_by_length(tmp_path):
+  paths = [write(tmp_path / f'{init or "s"}{k}', HALF, k=k, init=init, images=int(400 * k))
+           for init in (None, 'w') for k in (1, 2, 3)]
+  by_name = plots.colours(read_runs(paths))
+  hues, _, values = np.array([rgb_to_hsv(to_rgb(by_name[name])) for name in ('s1', 's2', 's3', 'w1', 'w2', 'w3')]).T
+  assert np.all((hues[:3] > 0.5) & (hues[:3] < 0.7)) and np.all((hues[3:] < 0.1) | (hues[3:] > 0.9))
+  assert np.all(np.diff(values[:3]) < 0) and np.all(np.diff(values[3:]) < 0)  # longer schedules are darker
+  more = read_runs([*paths, write(tmp_path / 'other', HALF, rate=0.3)])
+  assert len(set(plots.colours(more).values())) == 7

@@ -1,0 +1,34 @@
+"""Settings, samples seen and pre-training of a run, from its folder."""
+
+import json
+
+import pytest
+
+from rethink_tf.compare.run_summary import SCRATCH, read_runs
+from rethink_tf.errors import UserError
+from tests.compare.fake_runs import HALF, write
+
+
+def test_settings_with_macros_and_continued_lines(tmp_path):
+  path = write(tmp_path / 's', HALF, k=2.5)
+  one, = read_runs([path])
+  assert one.settings['KTimesSchedule.k'] == 2.5 and one.settings['run.model'] == '@MaskRCNN'
+  assert one.schedule == '2.5x' and one.init == SCRATCH
+  assert one.drops == [] and read_runs([write(tmp_path / 'long', HALF, k=1, images=4000)])[0].drops == [800]
+
+
+def test_pre_training_by_this_package_is_counted(tmp_path):
+  """With a run folder as initial weights, the samples seen are in its metrics."""
+  (tmp_path / 'classifier').mkdir()
+  (tmp_path / 'classifier/metrics.jsonl').write_text(json.dumps(
+    {'kind': 'train', 'step': 10, 'images': 320, 'instances': 320, 'pixels': 1000}) + '\n')
+  one, = read_runs([write(tmp_path / 'p', HALF, init=str(tmp_path / 'classifier'))])
+  assert one.pretraining == (320, 320, 1000)
+
+
+def test_duplicate_folders_and_none_are_rejected(tmp_path):
+  path = write(tmp_path / 's', HALF)
+  with pytest.raises(UserError, match='named twice'):
+    read_runs([path, path + '/'])
+  with pytest.raises(UserError, match='no run given'):
+    read_runs([])

@@ -1,0 +1,97 @@
+"""Files that predict writes."""
+
+import json
+import types
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from rethink_tf.data.categories import Category
+from rethink_tf.errors import UserError
+from rethink_tf.evaluation.postprocessing import ImageDetections
+from rethink_tf.predict import outputs
+
+
+class OneBox:
+  """A detector that finds the same box in every image."""
+
+  batch = 2
+  categories = (Category(3, 'car'),)
+
+  def detect(self, source, threshold):
+    for i, image_id in enumerate(source.image_ids.tolist()):
+      source.load(i)
+      yield i, lambda image_id=image_id: ImageDetections(
+        image_id, np.array([[1.0, 2, 11, 22]]), np.array([0.75]), np.array([1]), None)
+
+
+@pytest.fixture
+def images(tmp_path):
+  paths = []
+  for name in ('7.png', '8.jpg'):
+    Image.fromarray(np.full((50, 70), 90, np.uint8)).save(tmp_path / name)
+    paths.append(str(tmp_path / name))
+  return paths
+
+
+def test_results_of_image_files(images, tmp_path, capsys):
+  outputs.write_predictions(OneBox(), images, [], str(tmp_path / 'out'))
+  assert json.loads((tmp_path / 'out/predictions.json').read_text()) == [
+    {'image_id': i, 'category_id': 3, 'bbox': [2, 1, 20, 10], 'score': 0.75, 'category_name': 'car', 'file_name': name}
+    for i, name in ((7, '7.png'), (8, '8.jpg'))]
+  content = json.loads((tmp_path / 'out/images.json').read_text())
+  assert [image['id'] for image in content['images']] == [7, 8] and content['categories'][0]['name'] == 'car'
+  assert sorted(path.name for path in (tmp_path / 'out/images').iterdir()) == ['7.jpg', '8.jpg']
+  assert '2 objects in 2 images, score >= 0.5' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('options, written', [
+  (outputs.OutputOptions(images=False), []), (outputs.OutputOptions(format='png'), ['7.png', '8.png'])])
+def test_options_of_images(options, written, images, tmp_path):
+  outputs.write_predictions(OneBox(), images, [], str(tmp_path / 'out'), options=options)
+  assert sorted(path.name for path in (tmp_path / 'out').glob('images/*')) == written
+
+
+@pytest.mark.parametrize('options, video, frames', [
+  (outputs.OutputOptions(), True, 0), (outputs.OutputOptions(video=False, frames=True), False, 5),
+  (outputs.OutputOptions(images=False), False, 0)])
+def test_options_of_videos(options, video, frames, tmp_path, capsys):
+  writer = cv2.VideoWriter(str(tmp_path / 'clip.avi'), cv2.VideoWriter_fourcc(*'MJPG'), 10.0, (80, 60))
+  for frame in range(5):
+    writer.write(np.full((60, 80, 3), 40 * frame, np.uint8))
+  writer.release()
+  outputs.write_predictions(OneBox(), [], [str(tmp_path / 'clip.avi')], str(tmp_path / 'out'), options=options)
+  folder = tmp_path / 'out/clip'
+  assert (folder / 'predictions.mp4').exists() == video and len(list(folder.glob('frames/*'))) == frames
+  assert len(json.loads((folder / 'predictions.json').read_text())) == 5
+  assert '5 objects in 5 frames' in capsys.readouterr().out
+
+
+def test_damaged_images_are_counted(images, tmp_path, capsys):
+  (tmp_path / 'text.jpg').write_text('hello')
+  outputs.write_predictions(OneBox(), [*images, f'{tmp_path}/text.jpg'], [], str(tmp_path / 'out'))
+  assert '1 of 3 images could not be read' in capsys.readouterr().out
+  assert list(json.loads((tmp_path / 'out/images.json').read_text())['skipped']) == ['text.jpg']
+  with pytest.raises(UserError, match='none of the images could be read'):
+    outputs.write_predictions(OneBox(), [f'{tmp_path}/text.jpg'], [], str(tmp_path / 'out'))
+
+
+def test_an_output_that_cannot_be_written(images, tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(UserError, match='cannot be written.*--output'):
+    outputs.write_predictions(OneBox(), images, [], str(tmp_path / 'file/out'))
+
+
+def test_keypoints_belong_to_the_box_of_their_detection():
+  """Of two categories only one has keypoints: they must not shift to the next detection."""
+  categories = (Category(3, 'car'), Category(5, 'person', ('nose', 'foot')))
+  source = types.SimpleNamespace(categories=categories, image_ids=np.array([7]), file_names=['a.jpg'])
+  points = np.arange(18, dtype=np.float64).reshape(3, 2, 3)
+  boxes = np.array([[0, 1, 10, 21]] * 3, np.float64)
+  found = ImageDetections(7, boxes, np.array([0.9, 0.8, 0.7]), np.array([2, 1, 2]), None, points)
+  entries = outputs.results([found], source)
+  assert [entry['category_name'] for entry in entries] == ['person', 'car', 'person']
+  assert entries[0]['bbox'] == [1, 0, 20, 10] and entries[0]['keypoints'] == [1, 0, 2, 4, 3, 5]
+  assert 'keypoints' not in entries[1] and entries[2]['keypoints'] == [13, 12, 14, 16, 15, 17]

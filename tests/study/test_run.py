@@ -1,0 +1,33 @@
+"""Planning and submission of a study from Python; training is tested in test___main__.py."""
+
+import pytest
+
+from rethink_tf.errors import UserError
+from rethink_tf.study.run import plan_study, submit_study
+
+STUDY = 'gin_configs/studies/own_data_narrow.gin'
+
+
+def test_a_plan_without_shared_iterations_has_one_stage_per_run(tmp_path):
+  shared, alone = (plan_study(STUDY, f'{tmp_path}/own/', share_prefixes=share) for share in (True, False))
+  assert len(shared.stages) > len(alone.stages) == len(alone.trials) == len(alone.lengths) == 6
+  assert shared.output == f'{tmp_path}/own' and list(shared.pretraining) == [f'{tmp_path}/pretraining/shapes']
+  assert 'less than the runs one by one' in str(shared) and 'less' not in str(alone)
+
+
+def test_data_folders_become_arguments_and_bindings(tmp_path):
+  plan = plan_study(STUDY, str(tmp_path / 'own'), ['run.seed = 3'], data_dir='images', pretraining_data_dir='other')
+  assert plan.arguments == ('--data_dir=images',) and plan.pretraining_arguments == ('--data_dir=other',)
+  assert all(trial.params[-1] == 'run.seed = 3' for trial in plan.trials)
+
+
+def test_submission(tmp_path, capfd):
+  plan = plan_study(STUDY, str(tmp_path / 'own'), share_prefixes=False)
+  with pytest.raises(UserError, match='must be trained first'):
+    submit_study(plan, 'echo')
+  submit_study(plan, 'false', dry_run=True)
+  lines = capfd.readouterr().out.splitlines()
+  assert len(lines) == 7 and lines[0].startswith('false --gin_file=') and 'rethink_tf.compare' in lines[-1]
+  (tmp_path / 'pretraining/shapes/checkpoints/step-00000007').mkdir(parents=True)
+  with pytest.raises(UserError, match='the command above failed'):
+    submit_study(plan, 'false')

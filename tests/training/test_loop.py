@@ -1,0 +1,58 @@
+"""Division of a batch over devices, intervals that steps_per_execution must divide, errors of a step."""
+
+import types
+
+import pytest
+import tensorflow as tf
+import tf_keras
+
+from rethink_tf.errors import UserError
+from rethink_tf.training import loop
+from tests.training.test_loss_scaling import toy, toy_batch, toy_fit, toy_loss
+
+
+def test_batches_are_divided_evenly():
+  assert loop.spread(16, 2, 8) == (8, 1, 2)
+  assert loop.spread(16, 2, 1) == (1, 8, 2)
+  assert loop.spread(16, 3, 2) == (2, 4, 2)  # 8 images a device: micro-batches of 2, since 3 does not divide them
+  assert loop.spread(3, 2, 1) == (1, 3, 1)
+  with pytest.raises(UserError, match='BATCH_SIZE = 15'):
+    loop.spread(15, 2, 2)
+
+
+def test_steps_per_execution_divides_every_interval():
+  def check(steps, start=0, total=100, every=20):
+    loop.check_whole_executions(types.SimpleNamespace(
+      steps_per_execution=steps, total_steps=total, log_every=20, checkpoint_every=50,
+      due=lambda step: step % every == 0), start)
+
+  check(1, start=7, total=99)
+  check(10)
+  for arguments, message in (({'steps': 0}, 'use 1 or more'), ({'steps': 4}, 'run.checkpoint_every, 50'),
+                             ({'steps': 10, 'start': 7}, 'the step at which the run stands, 7'),
+                             ({'steps': 10, 'total': 95}, 'the length of the schedule, 95'),
+                             ({'steps': 10, 'every': 25}, 'the interval of evaluation, 25')):
+    with pytest.raises(UserError, match=message):
+      check(**arguments)
+
+
+def test_running_out_of_memory_is_one_line_with_the_settings_to_change():
+  def hungry(outputs, batch):
+    elements = tf.cast(batch.image_ids[0] + 1, tf.int64) * 2**46  # 256 TiB, a size not known before the step
+    return {'class': toy_loss(outputs, batch)['class'] + tf.reduce_sum(tf.fill([elements], outputs.logits[0, 0]))}
+
+  trainer = toy(policy='float32', loss=hungry)
+  with pytest.raises(UserError, match='OOM when allocating') as error, loop.out_of_memory_errors():
+    toy_fit(trainer, [0])
+  line = error.value.line()
+  assert 'run.images_per_device' in line and 'gin_configs/runtime/recompute.gin' in line and len(str(line)) < 600
+  assert isinstance(error.value.__cause__, tf.errors.ResourceExhaustedError)
+
+
+def test_a_full_disk_is_not_reported_as_lack_of_memory():
+  def write(*_):
+    raise tf.errors.ResourceExhaustedError(None, None, 'metrics.jsonl; No space left on device')
+
+  with pytest.raises(tf.errors.ResourceExhaustedError, match='No space left'), loop.out_of_memory_errors():
+    toy(policy='float32').fit(tf.data.Dataset.from_tensors(toy_batch(0)), verbose=0,
+                              callbacks=[tf_keras.callbacks.LambdaCallback(on_train_batch_end=write)])
