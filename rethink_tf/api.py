@@ -1,6 +1,8 @@
 """Python API: inspect data, train, evaluate and compare runs, and detect objects in images.
 
-TensorFlow is imported by the first call, not with this module. Errors that the caller can fix raise errors.UserError.
+TensorFlow is imported by the first call, not with this module. Functions that read gin files replace gin's global
+configuration, and set Keras' precision policy and the random seeds of the process to those of the configuration.
+Errors that the caller can fix raise errors.UserError.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
   from rethink_tf.inspect_run.detection_errors import Breakdown
   from rethink_tf.inspect_run.keypoint_errors import KeypointBreakdown
   from rethink_tf.predict.detectors import TrainedDetector
+  from rethink_tf.predict.image_files import UnannotatedImages
 
 Path = str | os.PathLike[str]
 Image = Path | np.ndarray  # an image file, a folder of them, or uint8 [h, w, 3] RGB or [h, w] grey
@@ -119,9 +122,9 @@ class Detector:
     if not 0 <= threshold <= 1:
       raise UserError(f'threshold = {threshold:g}: use 0 to 1')
     inputs = _expand(images)
-    sources = []
-    files, arrays = ([i for i, (_, image) in enumerate(inputs) if isinstance(image, str) == is_file]
-                     for is_file in (True, False))
+    sources: list[tuple[UnannotatedImages, list[int]]] = []  # with the indices of their images in `inputs`
+    files = [i for i, (_, image) in enumerate(inputs) if isinstance(image, str)]
+    arrays = [i for i, (_, image) in enumerate(inputs) if not isinstance(image, str)]
     if files:
       source = ImageFiles([inputs[i][1] for i in files], self._detector.categories, upright)
       sources.append((source, [files[k] for k in source.positions]))
@@ -189,7 +192,7 @@ def train(gin_files: Path | Sequence[Path], gin_params: str | Sequence[str] = ()
   from rethink_tf.training import loop
 
   files = _paths(gin_files)
-  experiment.configure(files, _strings(gin_params), *(path and os.fspath(path) for path in (data_dir, weights)))
+  experiment.configure(files, _strings(gin_params), _optional(data_dir), _optional(weights))
   return loop.train(experiment.run('train', os.fspath(model_dir or default_run_folder(files))))
 
 
@@ -212,7 +215,7 @@ def evaluate(model_dir: Path, checkpoint: str | int = 'latest', gin_files: Path 
 
   model_dir = os.fspath(model_dir)
   params = ["strategy.kind = 'default'", *_strings(gin_params)]  # the devices of this machine, not those of the run
-  experiment.configure([saved_config(model_dir), *_paths(gin_files)], params, data_dir and os.fspath(data_dir))
+  experiment.configure([saved_config(model_dir), *_paths(gin_files)], params, _optional(data_dir))
   return on_demand.evaluate(experiment.run('evaluate', model_dir, checkpoint=checkpoint))
 
 
@@ -254,7 +257,7 @@ def inspect_data(gin_files: Path | Sequence[Path], gin_params: str | Sequence[st
   from rethink_tf.inspect_data import inspection
 
   files = _paths(gin_files)
-  experiment.configure(files, _strings(gin_params), data_dir and os.fspath(data_dir))
+  experiment.configure(files, _strings(gin_params), _optional(data_dir))
   train_source, eval_source, train_input, batch_size, seed = (
     argument(experiment.run, name) for name in ('train_source', 'eval_source', 'train_input', 'batch_size', 'seed'))
   return inspection.inspect(train_source, eval_source, lambda source: train_input(source, batch_size, seed),
@@ -282,9 +285,9 @@ def inspect_run(model_dir: Path, output: Path | None = None,
 
   model_dir = os.fspath(model_dir)
   folder = results.newest_results(model_dir)
-  experiment.configure([saved_config(model_dir)], (), data_dir and os.fspath(data_dir))
+  experiment.configure([saved_config(model_dir)], (), _optional(data_dir))
   source = argument(experiment.run, 'eval_source')(training=False)
-  return inspection.inspect(folder, source, output and os.fspath(output),
+  return inspection.inspect(folder, source, _optional(output),
                             keypoint_sigmas=bound('CocoEvaluator.keypoint_sigmas'))
 
 
@@ -313,6 +316,10 @@ def _check_batch(batch: int) -> None:
 
 def _strings(value: str | Iterable[str]) -> list[str]:
   return [value] if isinstance(value, str) else list(value)
+
+
+def _optional(path: Path | None) -> str | None:
+  return None if path is None else os.fspath(path)
 
 
 def _paths(value: Path | Iterable[Path]) -> list[str]:

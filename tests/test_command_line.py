@@ -1,4 +1,4 @@
-"""Commands as processes: errors are one line with exit code 1 and no other output; --help lists the flags."""
+"""Commands: errors are one line with exit code 1 and no other output; --help lists the flags."""
 
 import os
 import pathlib
@@ -7,10 +7,13 @@ import sys
 
 import pytest
 
+from rethink_tf.__main__ import COMMANDS
+from tests.in_process import call
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
-def call(command, *arguments, cwd):
+def call_process(command, *arguments, cwd):
   environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
   environment.pop('TF_CPP_MIN_LOG_LEVEL', None)
   return subprocess.run([sys.executable, '-m', f'rethink_tf.{command}', *arguments], cwd=cwd, env=environment,
@@ -64,3 +67,21 @@ def test_help_names_the_flags_quickly(tmp_path):
   for flag in ('--gin_file', '--gin_param', '--model_dir', '--data_dir', '--weights'):
     assert flag in result.stdout.replace('--[no]', '--'), result.stdout
   assert 'scratch_6x.gin' in result.stdout
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_every_command_is_a_process_that_prints_its_help(command, tmp_path):
+  result = call_process(command, '--help', cwd=tmp_path)
+  assert command in result.stdout and 'Traceback' not in result.stderr
+
+
+def test_a_process_prints_an_error_in_one_line_and_nothing_else(tmp_path):
+  result = call_process('train', '--gin_file=gin_configs/scratch_6x.gin', cwd=tmp_path)
+  assert_one_line(result, 'data/coco', 'instances_val2017.json', '--data_dir')
+
+
+def test_the_package_lists_its_commands(tmp_path):
+  environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
+  result = subprocess.run([sys.executable, '-m', 'rethink_tf'], cwd=tmp_path, env=environment,
+                          capture_output=True, text=True)
+  assert all(f'python -m rethink_tf.{command} ' in result.stdout for command in COMMANDS)

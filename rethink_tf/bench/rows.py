@@ -75,7 +75,7 @@ OTHERS = (  # system, schedule, box, mask, source
    'KimSoybean/ScratchDet, which does not state it'),
   (_SCRATCH_3X, '3x', '39.5', '35.2', 'Detectron, projects/GN/README.md'),
   ('Mask R-CNN R101-FPN GN scratch', '3x', '41.0', '36.4', 'Detectron, projects/GN/README.md'),
-  (_SCRATCH_3X + ', stem and res2 untrained by mistake', '3x', '36.2', '32.5', 'Detectron, projects/GN/README.md'),
+  (_SCRATCH_3X + ', stem and res2 accidentally untrained', '3x', '36.2', '32.5', 'Detectron, projects/GN/README.md'),
   (_SCRATCH_3X + ', 640-800', '3x', '39.9', '36.6', 'Detectron2, MODEL_ZOO.md'),
   (_SCRATCH_3X + ', 640-800', '9x, batch 64', '43.7', '39.6', 'Detectron2, MODEL_ZOO.md'),
   ('Mask R-CNN R50-FPN SyncBN scratch, 640-800', '9x, batch 64', '43.6', '39.3', 'Detectron2, MODEL_ZOO.md'),

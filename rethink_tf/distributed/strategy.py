@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import sys
@@ -141,8 +142,14 @@ def _one_machine(kind: str, num_devices: int | None, logical_cpus: int | None) -
     raise UserError(f"strategy.num_devices = {num_devices} needs strategy.kind = 'mirrored'")
   devices = devices[:1] if kind == 'one_device' else devices[:num_devices]
   if kind == 'mirrored' or len(devices) > 1:
-    return tf.distribute.MirroredStrategy(devices)
+    return _mirrored(tuple(devices))
   return tf.distribute.OneDeviceStrategy(devices[0])
+
+
+@functools.cache
+def _mirrored(devices: tuple[str, ...]) -> tf.distribute.MirroredStrategy:
+  """Return the strategy of these devices, the same object each time: a second one would reuse its collective keys."""
+  return tf.distribute.MirroredStrategy(list(devices))
 
 
 def _split_cpu(count: int) -> None:

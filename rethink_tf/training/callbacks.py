@@ -80,7 +80,7 @@ class ProgressAndMetrics(tf_keras.callbacks.Callback):
     facts: Callable[[int], StepFacts],
     every: int | None = None,
     seconds: float = 10.,
-    start_state: Mapping[str, Any] | None = None,
+    start_state: Mapping[str, float] | None = None,
   ):
     super().__init__()
     self._run_folder, self._total_steps, self._facts = run_folder, total_steps, facts
@@ -92,7 +92,7 @@ class ProgressAndMetrics(tf_keras.callbacks.Callback):
     self._batch_began = self._reported_at = time.monotonic()
     self._recent = collections.deque(maxlen=20)  # (steps, images, seconds) of the latest reports
 
-  def state(self) -> dict[str, Any]:
+  def state(self) -> dict[str, float]:
     """Return the counters, for the checkpoint."""
     return self._seen._asdict()
 

@@ -37,7 +37,7 @@ def train(experiment: Experiment) -> dict[str, float]:
   """Train to the end of the schedule, resuming from the newest checkpoint; return the last metrics in percent.
 
   Raises:
-    UserError: everything that the user can mend. Interrupted: a signal; the work is saved.
+    UserError: everything that the user can fix. Interrupted: a signal; the work is saved.
   """
   folder, trainer, workers = experiment.folder, experiment.trainer, experiment.workers
   total_steps, inputs, evaluator = experiment.total_steps, experiment.train_input, experiment.evaluator

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from rethink_tf.bench import rows
+from rethink_tf.compare.published import reproduces
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TABLE = ROOT / 'results/rows.md'
@@ -29,7 +30,7 @@ def test_every_shipped_configuration_has_a_row(table):
 
 def test_sentences_are_those_of_the_run_sheets(table):
   for name, line in rows.rows_in(table).items():
-    sentence, published = rows.reproduces((ROOT / name).read_text())
+    sentence, published = reproduces((ROOT / name).read_text())
     assert line.startswith(f'| `{name}` | {sentence} | {published} | '), f'{name}: {UPDATE}'
     cells = line.strip('| ').split(' | ')
     assert len(cells) == 8 and all(float(cell.replace(',', '')) >= 0 for cell in cells[3:]), name

@@ -1,13 +1,12 @@
 """The command: run folders as arguments, flags, one-line errors."""
 
-import subprocess
-import sys
 
 from tests.compare.fake_runs import share, write
+from tests.in_process import call
 
 
 def command(*arguments):
-  return subprocess.run([sys.executable, '-m', 'rethink_tf.compare', *arguments], capture_output=True, text=True)
+  return call('compare', *arguments)
 
 
 def test_two_runs_and_a_missing_folder(tmp_path):

@@ -29,6 +29,11 @@ def test_two_replicas_compute_together(two_replicas):
   assert int(total()) == 3
 
 
+def test_mirrored_strategies_of_the_same_devices_are_one(two_replicas):
+  assert distribution.strategy(kind='mirrored', logical_cpus=2) is two_replicas
+  assert distribution.strategy() is two_replicas
+
+
 def test_one_device():
   strategy = distribution.strategy(kind='one_device')
   assert strategy.num_replicas_in_sync == 1

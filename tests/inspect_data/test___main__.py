@@ -11,8 +11,9 @@ from rethink_tf.data.detection.coco import CocoSource
 from rethink_tf.data.detection.input import TrainInput
 from rethink_tf.inspect_data import plots, report, statistics
 from tests import small_coco
+from tests.in_process import call
 from tests.small_coco import annotation, image
-from tests.test_command_line import assert_one_line, call
+from tests.test_command_line import assert_one_line
 
 CATEGORIES = [{'id': 1, 'name': 'thing'}, {'id': 4, 'name': 'seldom'}]
 

@@ -6,8 +6,9 @@ import cv2
 import pytest
 
 from tests import small_coco, small_voc
+from tests.in_process import call
 from tests.small_coco import annotation, image
-from tests.test_command_line import assert_one_line, call
+from tests.test_command_line import assert_one_line
 
 
 def test_the_command(run, tmp_path):

@@ -9,7 +9,8 @@ from PIL import Image
 
 from rethink_tf import api
 from tests import tiny_run
-from tests.test_command_line import assert_one_line, call
+from tests.in_process import call
+from tests.test_command_line import assert_one_line
 
 
 @pytest.fixture(scope='module')

@@ -1,12 +1,12 @@
 """The command: a study from its gin file to its report, exact forks, one-line errors."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
+
+from tests.in_process import call
 
 STUDY = '''
 Study.base = ('gin_configs/demo.gin', 'gin_configs/runtime/deterministic.gin', 'KTimesSchedule.unit = 4',
@@ -20,7 +20,7 @@ Study.axes = {'schedule': {'1x': ('SCHEDULE = 0.25',), '2x': ('SCHEDULE = 0.5',)
 
 
 def command(*arguments):
-  return subprocess.run([sys.executable, '-m', 'rethink_tf.study', *arguments], capture_output=True, text=True)
+  return call('study', *arguments)
 
 
 def weights(run):
