@@ -1,4 +1,4 @@
-"""What all tests share: the folder of real photographs, and no windows."""
+"""Shared by all tests: the folder of real images, and plots without windows."""
 
 import os
 import pathlib
@@ -9,15 +9,18 @@ from absl import logging
 os.environ.setdefault('MPLBACKEND', 'Agg')  # before matplotlib is imported anywhere
 
 
-# The longest files, begun first: else one worker is left with them when the other has nothing more to do.
-LONG = ('experiment', 'trainer', 'tta', 'xla', 'golden', 'gin_configs', 'pretrain', 'train', 'serving', 'predict',
-        'precise_statistics', 'cbnet', 'bench', 'side_by_side', 'recompute', 'faults', 'fuzz', 'rows', 'stream',
-        'hashtags', 'complexity', 'plain_run')
+# The longest files, which begin first: else one worker is left with them when the other has finished.
+LONG = ('test_golden.py', 'test_experiment.py', 'training/test_trainer.py', 'test_train.py', 'test_pretrain.py',
+        'test_old_run.py', 'test_xla.py', 'evaluation/test_test_time_augmentation.py', 'predict/test___main__.py',
+        'test_api.py', 'export/test_saved_model.py', 'test_gin_configs.py', 'models/test_cbnet.py',
+        'models/test_recompute.py', 'training/test_ema.py', 'data/classification/test_hashtag_stream.py')
 
 
 def pytest_collection_modifyitems(items):
-  order = {f'test_{name}.py': place for place, name in enumerate(LONG)}
-  items.sort(key=lambda item: order.get(item.path.name, len(order)))  # stable: a file's tests stay together
+  order = {name: place for place, name in enumerate(LONG)}
+  root = pathlib.Path(__file__).parent
+  key = lambda item: order.get(item.path.relative_to(root).as_posix(), len(order))  # noqa: E731
+  items.sort(key=key)  # stable: a file's tests stay together
 
 
 @pytest.fixture(scope='session')
@@ -26,7 +29,7 @@ def real_images() -> pathlib.Path:
   root = pathlib.Path(__file__).resolve().parents[1]
   folder = (root / os.environ.get('RETHINK_TF_DATA', '../shared/data')).resolve()
   if not folder.is_dir():
-    pytest.skip(f'no real photographs: {folder} is not there (set RETHINK_TF_DATA)')
+    pytest.skip(f'no real images: {folder} is not there (set RETHINK_TF_DATA)')
   return folder
 
 

@@ -4,13 +4,8 @@ The CPU is split before TensorFlow starts, and all tests share one MirroredStrat
 same process fails on CPU, because its collective keys start anew.
 """
 
-import os
 
 import pytest
-
-# TensorFlow's plain kernels: oneDNN's rounding moves a proposal of one golden case across an IoU of 0.7, which is
-# 1.4e-4 of its class loss where 1e-4 is allowed.
-os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 
 # isort: off
 import rethink_tf  # noqa: F401  first of all: it sets environment variables that TensorFlow reads when it is imported

@@ -107,7 +107,7 @@ def test_a_run_is_not_resumed_with_another_network(trained):
 
 @pytest.mark.parametrize('binding, text', [
   ('ResNet.freeze_at = 2', 'freeze_at'),
-  ('NORM = @frozen_batch_norm', 'frozen_batch_norm'),
+  pytest.param('NORM = @frozen_batch_norm', 'frozen_batch_norm', marks=pytest.mark.slow),
 ])
 def test_a_frozen_layer_with_random_weights_is_refused(binding, text, tmp_path):
   configure(binding)
@@ -154,10 +154,9 @@ def test_a_run_starts_from_pre_trained_weights_once(weights, tmp_path):
   gin.clear_config()
   gin_files.parse([str(folder / 'config.gin')])
   assert on_demand.evaluate(experiment.run('evaluate', str(folder))) == pytest.approx(metrics, abs=1e-6)
-  start_from(str(copy), 'KTimesSchedule.unit = 0.75')
-  loop.train(experiment.run('train', str(folder)))
 
 
+@pytest.mark.slow
 def test_a_cascade_continues_from_a_plain_run(trained, tmp_path):
   configure(f"WEIGHTS = '{trained[0]}/checkpoints/step-00000002'", 'run.initial_weights = @PlainRun()',
             'PlainRun.path = %WEIGHTS', 'MaskRCNN.pixel_std = (58.0, 58.0, 58.0)',
@@ -197,6 +196,7 @@ def test_a_value_out_of_range_is_one_line(binding, text, tmp_path):
   assert text in error.value.line()
 
 
+@pytest.mark.slow
 def test_evaluating_without_a_checkpoint(tmp_path):
   configure()
   with pytest.raises(UserError, match='no checkpoint'):

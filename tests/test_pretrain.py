@@ -148,6 +148,7 @@ def test_a_preempted_run_saves_its_last_step(trained, tmp_path):
   assert steps == list(range(1, 2 * (last // 2 + 1) + 1))  # no step was lost or trained twice
 
 
+@pytest.mark.slow
 def test_micro_batches_and_several_settings_of_the_input(trained, tmp_path):
   data, _, _ = trained
   configure(data, 'run.images_per_device = 3', 'EpochSchedule.epochs = 1', 'ClassificationTrainInput.lighting = 0.1',

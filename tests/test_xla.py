@@ -77,7 +77,8 @@ def test_there_are_as_many_shapes_as_at_full_size():
   assert len(SHAPES) == len(REAL_SHAPES) == 7
 
 
-@pytest.mark.parametrize('padded_shape', SHAPES, ids=str)
+@pytest.mark.parametrize('padded_shape', [
+  *SHAPES[:1], *(pytest.param(shape, marks=pytest.mark.slow) for shape in SHAPES[1:])], ids=str)
 def test_no_operation_needs_the_host(trainer, padded_shape):
   inputs = batch(padded_shape)
   for name, step in steps(trainer).items():
@@ -97,6 +98,7 @@ def test_xla_has_a_kernel_for_every_operation(trainer):
     assert len(found) > 60 and [op for op in found if not compiles(op)] == [], name
 
 
+@pytest.mark.slow
 def test_convolutions_are_bfloat16_except_for_predictions(bfloat16):
   inputs = batch(SHAPES[0])
   trainer = tiny_trainer(inputs)
@@ -119,6 +121,7 @@ def test_convolutions_are_bfloat16_except_for_predictions(bfloat16):
   assert len(found['train'][tf.float32]) == len(found['predict'][tf.float32])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('replicas, steps_per_execution', [
   (1, 1), pytest.param(1, 2, marks=pytest.mark.slow), pytest.param(2, 1, marks=pytest.mark.slow)])
 def test_fit_traces_every_padded_shape_with_its_static_size(two_replicas, replicas, steps_per_execution):
@@ -142,7 +145,7 @@ def test_fit_traces_every_padded_shape_with_its_static_size(two_replicas, replic
   assert all(np.isfinite(values).all() for values in history.values())
 
 
-@pytest.mark.parametrize('kind', ['cascade', 'keypoints'])
+@pytest.mark.parametrize('kind', ['keypoints', pytest.param('cascade', marks=pytest.mark.slow)])
 def test_no_operation_of_further_heads_needs_the_host(kind):
   inputs = batch(SHAPES[0], keypoints=tiny.KEYPOINTS)
   for name, step in steps(tiny_trainer(inputs, kind)).items():
@@ -170,6 +173,7 @@ def check_compiled(padded_shape, kind='plain'):
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * max(np.abs(b).max(), 1e-2))
 
 
+@pytest.mark.slow
 def test_compiled_steps_give_the_same_results():
   check_compiled(SHAPES[-1])
 
@@ -193,6 +197,7 @@ def check_lowered(step, inputs):
   assert not re.findall(r' (custom-call|infeed|outfeed|send|recv)\(.*', text)
 
 
+@pytest.mark.slow
 def test_the_module_has_only_operations_of_xla(trainer):
   for step in steps(trainer).values():
     check_lowered(step, batch(SHAPES[1]))

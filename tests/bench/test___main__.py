@@ -20,6 +20,7 @@ def bench(*arguments):
   return in_process.call('bench', '--rounds=1', *arguments, cwd=ROOT)
 
 
+@pytest.mark.slow
 def test_train_as_json():
   """In a process of its own."""
   ran = subprocess.run([sys.executable, '-m', 'rethink_tf.bench', '--rounds=1', '--task=train', '--json', *SMALL],

@@ -128,6 +128,7 @@ def test_recomputation_keeps_the_input_of_a_block_and_computes_it_twice():
   assert plain[1].forward == recomputing[1].forward == 4 * one and recomputing[1].all - plain[1].all == 3 * one
 
 
+@pytest.mark.slow
 def test_a_detector():
   """Memory is proportional to the images; parameters and multiply-adds equal those of complexity.py."""
   def make():

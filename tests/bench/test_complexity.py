@@ -36,20 +36,24 @@ def classifiers(counted):
   return counted[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', PUBLISHED)
 def test_parameters_are_the_published_ones(classifiers, name):
   assert classifiers[name].parameters == PUBLISHED[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', GFLOPS)
 def test_flops_are_the_published_ones(classifiers, name):
   assert 2e-9 * classifiers[name].multiply_adds == pytest.approx(GFLOPS[name], rel=0.01)
 
 
+@pytest.mark.slow
 def test_resnet_50_has_4_1_billion_multiply_adds(classifiers):
   assert classifiers['ResNet-50'].multiply_adds == 4_089_184_256
 
 
+@pytest.mark.slow
 def test_nothing_is_allocated(counted):
   costs, growth = counted
   assert sum(4 * cost.parameters for cost in costs.values()) > 6.9e9
@@ -113,6 +117,7 @@ def test_components_of_a_detector_add_up():
    (256 * 9 + 1) * 512 + 7 * (512 * 9 + 1) * 512 + 512 * 17 * 16 + 17),
   ('Faster R-CNN VGG-16, one level, no norm', 'backbone', 14_714_688),  # torchvision's `features`
 ])
+@pytest.mark.slow
 def test_components_of_further_systems(name, component, parameters):
   assert complexity.count_detector(complexity.DETECTORS[name])[component].parameters == parameters
 

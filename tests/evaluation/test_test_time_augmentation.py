@@ -180,7 +180,8 @@ def test_detectron_and_detectron2_merge_differently():
   np.testing.assert_allclose(finals.scores[0, :3], [0.9, 0, 0])
 
 
-@pytest.mark.parametrize('kind, merge', [('plain', 'candidates'), ('cascade', 'candidates'), ('faster', 'detections')])
+@pytest.mark.parametrize('kind, merge', [
+  ('plain', 'candidates'), pytest.param('cascade', 'candidates', marks=pytest.mark.slow), ('faster', 'detections')])
 def test_one_view_equals_plain_prediction(kind, merge):
   resize = Resize((64,), 96)
   plain = EvalInput(SOURCE(), 2, resize)
@@ -199,7 +200,8 @@ def test_one_view_equals_plain_prediction(kind, merge):
       np.testing.assert_array_equal(ours, theirs, err_msg=name)
 
 
-@pytest.mark.parametrize('kind', ['cascade', 'keypoints', pytest.param('xla', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('kind', [
+  'keypoints', *(pytest.param(kind, marks=pytest.mark.slow) for kind in ('cascade', 'xla'))])
 def test_a_mirrored_image_gives_mirrored_detections(kind):
   """At two sizes, with padding of different widths."""
   views = resized_views(random_images(), (64, 96), columns=51)
@@ -322,6 +324,7 @@ def test_flip_order_from_the_names_of_keypoints():
   assert tta.TestTimeAugmentation().predictor(trainer('plain'), source).flip_order == ()
 
 
+@pytest.mark.slow
 def test_evaluate_with_one_gin_file(tmp_path):
   """A checkpoint of random weights, evaluated with Detectron's augmentation."""
   params = (

@@ -92,6 +92,7 @@ def test_gradients_under_xla(images):
   assert_equal(*(backbone_gradients(recompute, images, jit=True) for recompute in (False, True)), tolerance=1e-5)
 
 
+@pytest.mark.slow
 def test_losses_and_gradients_of_a_detector_are_bit_identical(two):
   assert_equal(*(losses_and_gradients(recompute, two) for recompute in (False, True)))
 

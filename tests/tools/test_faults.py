@@ -19,6 +19,7 @@ def rows(tmp_path, *flags):
   return [[cell.strip() for cell in line.strip('|').split('|')] for line in lines[1:]]
 
 
+@pytest.mark.slow
 def test_sigterm_sigkill_and_a_damaged_checkpoint(tmp_path):
   ((_, times, runs, outcome, lost, codes, equal),) = rows(tmp_path, '--quick', '--epochs=3')
   assert (times, runs, equal) == ('3', '1', 'yes')

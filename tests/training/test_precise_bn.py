@@ -227,6 +227,7 @@ def scored(folder):
   return json.loads(sorted((folder / 'eval').glob('*/bbox.json'))[-1].read_text())
 
 
+@pytest.mark.slow
 def test_training_is_the_same_with_and_without_precise_statistics(runs):
   moving, exact = ([line for line in RunFolder(runs[name], create=False).read_metrics() if line['kind'] == 'train']
                    for name in ('moving', 'precise'))
@@ -235,6 +236,7 @@ def test_training_is_the_same_with_and_without_precise_statistics(runs):
     assert {k: v for k, v in a.items() if 'loss' in k} == {k: v for k, v in b.items() if 'loss' in k}
 
 
+@pytest.mark.slow
 def test_evaluations_after_few_steps_are_finite_and_differ(runs):
   boxes = {name: np.array([found['bbox'] for found in scored(folder)]) for name, folder in runs.items()}
   assert all(np.isfinite(b).all() for b in boxes.values()) and len(boxes['precise'])
@@ -244,6 +246,7 @@ def test_evaluations_after_few_steps_are_finite_and_differ(runs):
     assert all(np.isfinite(value) for line in lines for key, value in line.items() if 'AP' in key)
 
 
+@pytest.mark.slow
 def test_the_checkpoint_holds_the_weights_that_were_scored(runs):
   before = scored(runs['precise'])
   gin_files.parse([str(runs['precise'] / 'config.gin')])

@@ -10,6 +10,7 @@ import tf_keras
 
 from rethink_tf.models.keypoints import KeypointHead
 from rethink_tf.models.norms import group_norm, sync_batch_norm
+from rethink_tf.training.loss_scaling import LossScaleTrainer
 from rethink_tf.training.losses import MaskRCNNLoss
 from rethink_tf.training.optimizers import SGD
 from rethink_tf.training.trainer import Trainer
@@ -130,6 +131,7 @@ def test_prediction_without_masks_on_two_replicas(four, two_replicas):
   assert detections.masks is None and detections.boxes.shape[0] == len(detections.scores) == 4
 
 
+@pytest.mark.slow
 def test_a_detector_without_masks_has_no_mask_loss(four):
   losses, _ = make(four, mask_head=None).gradients(four)
   assert set(losses) == {'loss/total', 'loss/rpn/objectness', 'loss/rpn/box', 'loss/box/class', 'loss/box/regression'}
@@ -157,9 +159,10 @@ def precision(policy):
 
 def make_mixed(batch, policy, **parts):
   with precision(policy):
-    trainer = Trainer(tiny.detector(**parts), MaskRCNNLoss())
+    scaled = policy == 'mixed_float16'
+    trainer = (LossScaleTrainer if scaled else Trainer)(tiny.detector(**parts), MaskRCNNLoss())
     optimizer = SGD(0.05)
-    trainer.compile(tf_keras.mixed_precision.LossScaleOptimizer(optimizer) if policy == 'mixed_float16' else optimizer)
+    trainer.compile(tf_keras.mixed_precision.LossScaleOptimizer(optimizer) if scaled else optimizer)
     trainer.make_variables(batch)
   return trainer
 
