@@ -150,7 +150,15 @@ def _is_whole(data: bytes) -> bool:
   """
   if data.startswith(_START_OF_JPEG):
     return data.rfind(_END_OF_JPEG, -_TAIL) >= 0
-  return data.startswith(b'\x89PNG') and data.rfind(_END_OF_PNG, -_TAIL) >= 0
+  return data.startswith(b'\x89PNG') and data.rfind(_END_OF_PNG, -_TAIL) >= 0 and _chunks_fit(data)
+
+
+def _chunks_fit(data: bytes) -> bool:
+  """Whether the chunk lengths of a PNG stay within the file; OpenCV allocates a chunk before it reads it."""
+  offset = 8
+  while offset + 8 <= len(data) and data[offset + 4:offset + 8] != b'IEND':
+    offset += 12 + int.from_bytes(data[offset:offset + 4], 'big')
+  return offset + 8 <= len(data)
 
 
 def _decode_strictly(data: bytes, name: str, max_pixels: int, upright: bool) -> np.ndarray:

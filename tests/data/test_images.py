@@ -214,3 +214,14 @@ def test_other_formats_are_not_opened(data):
   """Pillow would start Ghostscript for the first one."""
   with pytest.raises(ImageError, match='not an image in a known format'):
     decode(data, 'page')
+
+
+def test_a_png_chunk_longer_than_the_file_is_an_error_and_allocates_nothing(pixels):
+  """OpenCV allocates a chunk by its length before it reads it: 2 GB for a file of a few kilobytes."""
+  data = bytearray(encode(pixels, 'PNG'))
+  start = data.index(b'IDAT') - 4
+  data[start:start + 4] = struct.pack('>I', 2**31 - 5)
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  with pytest.raises(ImageError):
+    decode(bytes(data), 'chunk.png')
+  assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
