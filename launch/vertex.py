@@ -68,7 +68,7 @@ class Request(NamedTuple):
   count: int = 1  # accelerators per host
   hosts: int = 1
   gin_params: Sequence[str] = ()
-  door: str = 'train'
+  command: str = 'train'
   data_dir: str | None = None
   weights: str | None = None
   machine_type: str | None = None
@@ -90,8 +90,8 @@ def custom_job(request: Request) -> dict[str, Any]:
   _check(request)
   pool = {'machineSpec': machine_spec(request), 'replicaCount': 1, 'diskSpec': {'bootDiskSizeGb': request.disk_gb},
           'containerSpec': {'imageUri': request.image, 'args': arguments(request)}}
-  if request.door != 'train':  # the image's entry point
-    pool['containerSpec']['command'] = ['python', '-m', f'rethink_tf.{request.door}']
+  if request.command != 'train':  # the image's entry point
+    pool['containerSpec']['command'] = ['python', '-m', f'rethink_tf.{request.command}']
   pools = [pool]  # the first pool holds the primary replica alone
   if request.hosts > 1:
     pools.append({**pool, 'replicaCount': request.hosts - 1})
@@ -154,8 +154,8 @@ def machine_spec(request: Request) -> dict[str, Any]:
 def _check(request):
   if not request.gin_files:
     raise UserError('no configuration: give --gin_file=gin_configs/scratch_6x.gin or another file of gin_configs/')
-  if request.door not in COMMANDS:
-    raise UserError(f'--door={request.door}: use {_or(COMMANDS)}')
+  if request.command not in COMMANDS:
+    raise UserError(f'--command={request.command}: use {_or(COMMANDS)}')
   if not re.fullmatch(r'gs://[a-z0-9][\w.-]{1,220}[a-z0-9]/[^\s*?\[\]#]+', request.model_dir or ''):
     raise UserError(f'--model_dir={request.model_dir}: the run folder must outlive the machine: gs://bucket/runs/name')
   for flag, path in (('data_dir', request.data_dir), ('weights', request.weights)):
@@ -266,7 +266,9 @@ def _define_flags():
                     **here)
   flags.DEFINE_integer('disk_gb', 200, 'boot disk of each host', **here)
   flags.DEFINE_integer('hours', 168, 'stop the job after this time; the same command resumes it', **here)
-  flags.DEFINE_enum('door', 'train', COMMANDS, 'command of the job: train a detector, or pre-train a backbone', **here)
+  flags.DEFINE_enum('command', 'train', COMMANDS, 'command of the job: train a detector, or pre-train a backbone',
+                    **here)
+  flags.DEFINE_alias('door', 'command', **here)  # an earlier name
   flags.DEFINE_string('name', None, 'name of the job; default: that of the run folder', **here)
   flags.DEFINE_string('project', os.environ.get('GOOGLE_CLOUD_PROJECT'), 'default: GOOGLE_CLOUD_PROJECT', **here)
   flags.DEFINE_string('region', 'us-central1', 'region of the job; use that of the bucket', **here)

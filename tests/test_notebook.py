@@ -105,6 +105,6 @@ def test_it_runs_from_its_first_cell_to_its_last(tmp_path, monkeypatch):
   names.update(TINY)
   for number, source in enumerate(others):
     exec(compile(source, f'cell {number}', 'exec'), names)
-  assert (names['evaluation'] / 'pictures.png').is_file()
+  assert (names['evaluation'] / 'predictions.png').is_file()
   assert names['metrics'].keys() >= {'box/AP', 'mask/AP'} and len(names['comparison'].runs) == 2
   assert len(names['detections'].scores) and names['detections'].masks.any()

@@ -6,15 +6,19 @@ tests/old_run: six steps of a very narrow demo.gin (its command line is in comma
 import json
 import pathlib
 import shutil
+import traceback
 
 import cv2
 import numpy as np
 import pytest
 
+import rethink_tf
 from rethink_tf.data.detection.synthetic import SyntheticSource
+from rethink_tf.models.mask_rcnn import MaskRCNN
 from rethink_tf.storage.run_folder import RunFolder
 from tests.in_process import call
 
+PACKAGE = pathlib.Path(rethink_tf.__file__).parent
 OLD = pathlib.Path(__file__).parent / 'old_run'
 ONE_DEVICE = "--gin_param=strategy.kind = 'one_device'"
 
@@ -55,7 +59,15 @@ def test_predict_and_export(run, tmp_path):
   assert (tmp_path / 'saved_model/saved_model.pb').exists() and 'step 6' in result.stdout
 
 
-def test_train_continues_it(run):
+def test_train_continues_it_and_calls_the_detector_within_eight_frames(run, monkeypatch):
+  stacks, inner = [], MaskRCNN.call
+
+  def recorded(self, *arguments, **settings):
+    frames = [frame.name for frame in traceback.extract_stack() if PACKAGE in pathlib.Path(frame.filename).parents]
+    stacks.append(frames)
+    return inner(self, *arguments, **settings)
+
+  monkeypatch.setattr(MaskRCNN, 'call', recorded)
   result = call('train', f'--gin_file={run}/config.gin', f'--model_dir={run}', ONE_DEVICE,
                 '--gin_param=KTimesSchedule.unit = 1.75', '--gin_param=CocoEvaluator.at_end = False')
   assert result.returncode == 0, result.stderr
@@ -63,6 +75,8 @@ def test_train_continues_it(run):
   assert [line['step'] for line in lines] == [1, 2, 3, 4, 5, 6, 7]
   assert lines[-1]['images'] == 28 and (run / 'checkpoints/step-00000007').is_dir()
   assert len(json.loads((run / 'command.json').read_text())['earlier_starts']) == 1
+  (train,) = {tuple(frames) for frames in stacks if 'train_step' in frames}
+  assert train[0] == '<module>' and len(train) - 1 <= 8, train
 
 
 def test_compare_reads_it(run, tmp_path):

@@ -17,8 +17,9 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
   here = {'module_name': sys.argv[0]}
   flags.DEFINE_string('output', 'runs/comparison', 'folder for report, plots and TensorBoard log', **here)
-  flags.DEFINE_string('figure', None, 'metric to compare by, as box/AP or mask/AP50; default: box/AP if available',
+  flags.DEFINE_string('metric', None, 'metric to compare by, as box/AP or mask/AP50; default: box/AP if available',
                       **here)
+  flags.DEFINE_alias('figure', 'metric', **here)  # an earlier name
   flags.DEFINE_float('margin', 0.5, 'AP points within which two runs count as equal', **here)
   flags.DEFINE_integer('draws', 1000, 'draws of the bootstrap over images', **here)
   flags.DEFINE_float('confidence', 0.95, 'coverage of the intervals', **here)
@@ -29,7 +30,7 @@ def main(run_folders: list[str]) -> None:
   from rethink_tf.compare.report import compare
 
   console.hide_library_info()
-  comparison = compare(run_folders, FLAGS.output, FLAGS.figure, FLAGS.margin, FLAGS.draws, FLAGS.confidence)
+  comparison = compare(run_folders, FLAGS.output, FLAGS.metric, FLAGS.margin, FLAGS.draws, FLAGS.confidence)
   print(comparison.text)
   print(f'\nreport: {comparison.page}\ntensorboard --logdir={FLAGS.output}/tensorboard')
 

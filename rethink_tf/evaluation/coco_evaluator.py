@@ -163,7 +163,7 @@ class CocoEvaluator(DetectionEvaluator):
   """Box, mask and keypoint AP of COCO on all images of a source, every n steps and at the end of training.
 
   Each evaluation writes a line to metrics.jsonl; to eval/step-00001234/ the metrics by category (categories.csv) and
-  predictions beside the ground truth (pictures.png); and to TensorBoard the scalars eval/box/AP, eval/mask/AP, ... and
+  predictions beside the ground truth (predictions.png); to TensorBoard the scalars eval/box/AP, eval/mask/AP, ... and
   the rendered images. The newest one also keeps the detections in COCO's submission format (bbox.json, segm.json,
   keypoints.json) with the ground truth, for comparing runs. A file that cannot be written is logged and skipped.
 

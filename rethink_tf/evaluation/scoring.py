@@ -113,12 +113,12 @@ class Scorer:
         drawn, titles = [], []
         for image_id, truth, prediction in self._draw(detections, gt):
           pair = drawing.image_grid([truth, prediction], 2, ['ground truth', SHOWN_TITLE])
-          tf.summary.image(f'eval/picture/{image_id}', pair[None])
+          tf.summary.image(f'eval/image/{image_id}', pair[None])
           drawn += [truth, prediction]
           titles += [f'{image_id}: ground truth', f'{image_id}: {SHOWN_TITLE}']
         if drawn:
           grid = drawing.image_grid(drawn, 2 if len(drawn) == 2 else 4, titles)
-          self._write(step, 'pictures.png', drawing.png(grid))
+          self._write(step, 'predictions.png', drawing.png(grid))
       self._run_folder.writer().flush()
     except (OSError, tf.errors.OpError) as error:
       logging.warning('%s: results of the evaluation could not be written: %s', folder, in_one_line(error))

@@ -68,7 +68,7 @@ class TopKEvaluator(PeriodicEvaluation):
 
   An image counts for top-k if one of its labels is among the k highest scores; with fewer than five classes top-5 is
   100 %. Each evaluation writes a line to metrics.jsonl; to eval/step-00001234/ the accuracy by class (categories.csv)
-  and images with the predicted class, framed green or red (pictures.png); and to TensorBoard the scalars eval/top-1,
+  and images with the predicted class, framed green or red (predictions.png); and to TensorBoard the scalars eval/top-1,
   eval/top-5, eval/cross-entropy and the rendered images. A file that cannot be written is logged and skipped.
 
   Args:
@@ -164,8 +164,8 @@ class TopKEvaluator(PeriodicEvaluation):
         self._write(step, 'categories.csv', self._categories_csv(found))
         if shown:
           grid = self._image_grid(found, shown)
-          tf.summary.image('eval/pictures', grid[None])
-          self._write(step, 'pictures.png', drawing.png(grid))
+          tf.summary.image('eval/images', grid[None])
+          self._write(step, 'predictions.png', drawing.png(grid))
       self._run_folder.writer().flush()
     except (OSError, tf.errors.OpError) as error:
       logging.warning('%s: results of the evaluation could not be written: %s', folder, in_one_line(error))

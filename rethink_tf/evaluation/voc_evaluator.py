@@ -155,7 +155,7 @@ class VocEvaluator(DetectionEvaluator):
   """VOC's average precision on all images of a source, every n steps and at the end of training.
 
   Each evaluation writes a line to metrics.jsonl; to eval/step-00001234/ the metrics by category (categories.csv) and
-  predictions beside the ground truth, without difficult objects (pictures.png); and to TensorBoard the scalars
+  predictions beside the ground truth, without difficult objects (predictions.png); and to TensorBoard the scalars
   eval/voc/mAP (IoU .5), eval/voc/AP75, eval/voc/AP (mean over .5, .55, ..., .95) and the rendered images. The newest
   one also keeps the detections in the development kit's format (comp4_det_test_<class>.txt). A file that cannot be
   written is logged and skipped.

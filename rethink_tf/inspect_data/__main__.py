@@ -28,7 +28,8 @@ def define_flags() -> None:
   here = {'module_name': sys.argv[0]}
   flags.DEFINE_string('output', None, 'folder for reports and images; default: data/ in the run folder, '
                       'or runs/data/<name of --data_dir>', **here)
-  flags.DEFINE_integer('pictures', 16, 'training images to draw', **here)
+  flags.DEFINE_integer('images', 16, 'training images to draw', **here)
+  flags.DEFINE_alias('pictures', 'images', **here)  # an earlier name
   flags.DEFINE_enum('files', 'read', ['none', 'read', 'decode'], 'read every file to find duplicates; decode: also '
                     'find damaged files', **here)
 
@@ -50,8 +51,8 @@ def main() -> None:
   from rethink_tf import experiment, gin_files
   from rethink_tf.inspect_data import inspection
 
-  if FLAGS.pictures < 0:
-    raise UserError(f'--pictures = {FLAGS.pictures}: use 0 or more')
+  if FLAGS.images < 0:
+    raise UserError(f'--images = {FLAGS.images}: use 0 or more')
   run_folder = FLAGS.model_dir or gin_files.default_run_folder(FLAGS.gin_file)
   if not run_folder:
     raise UserError('nothing to inspect: name a configuration with --gin_file, or a run with --model_dir')
@@ -64,7 +65,7 @@ def main() -> None:
   inspection.inspect(
     argument('train_source'), argument('eval_source'),
     lambda source: argument('train_input')(source, argument('batch_size'), argument('seed')),
-    output, FLAGS.pictures, FLAGS.files)
+    output, FLAGS.images, FLAGS.files)
 
 
 if __name__ == '__main__':

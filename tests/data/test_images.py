@@ -216,12 +216,11 @@ def test_other_formats_are_not_opened(data):
     decode(data, 'page')
 
 
-def test_a_png_chunk_longer_than_the_file_is_an_error_and_allocates_nothing(pixels):
+def test_a_png_chunk_longer_than_the_file_allocates_nothing(pixels):
   """OpenCV allocates a chunk by its length before it reads it: 2 GB for a file of a few kilobytes."""
   data = bytearray(encode(pixels, 'PNG'))
   start = data.index(b'IDAT') - 4
   data[start:start + 4] = struct.pack('>I', 2**31 - 5)
   before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  with pytest.raises(ImageError):
-    decode(bytes(data), 'chunk.png')
+  np.testing.assert_array_equal(decode(bytes(data), 'chunk.png'), pixels)  # the pixels are all there: Pillow reads them
   assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB

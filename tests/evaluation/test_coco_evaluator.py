@@ -111,7 +111,7 @@ def test_results_are_in_submission_format_and_original_pixels(tmp_path):
   assert coco_mask.toBbox(masks[0]['segmentation']).tolist() == [12, 10, 58, 40]
   table = (folder / 'categories.csv').read_text().splitlines()
   assert table[0].split(',')[:3] == ['id', 'category', 'box/AP'] and table[1].startswith('0,cat,100.000')
-  assert cv2.imread(str(folder / 'pictures.png')).shape[0] > 300
+  assert cv2.imread(str(folder / 'predictions.png')).shape[0] > 300
   # The files score the same as reported.
   gt = ThreeImages().annotations()
   assert coco_metrics.evaluate(gt, masks, 'segm', 'pycocotools').metrics['AP'] == pytest.approx(1.0)
@@ -136,7 +136,7 @@ def test_only_the_newest_results_are_kept(tmp_path):
   evaluator.evaluate(1)
   evaluator.evaluate(2)
   assert sorted(p.parent.name for p in tmp_path.glob('eval/*/bbox.json')) == ['step-00000002']
-  assert len(list(tmp_path.glob('eval/*/pictures.png'))) == 2
+  assert len(list(tmp_path.glob('eval/*/predictions.png'))) == 2
   make(tmp_path / 'b', save_results=False, num_pictures=0).evaluate(1)
   assert [p.name for p in (tmp_path / 'b').glob('eval/*/*')] == ['categories.csv']
 
@@ -202,7 +202,7 @@ def test_training_continues_while_scoring_is_blocked(tmp_path):
   threading.Timer(0.2, source.go.set).start()
   assert not list(steps)  # on_train_end waits
   assert evaluated(tmp_path) == [2] and evaluator.last['box/AP'] == pytest.approx(100.0)
-  assert (tmp_path / 'eval/step-00000002/pictures.png').exists()
+  assert (tmp_path / 'eval/step-00000002/predictions.png').exists()
 
 
 def test_results_during_training_equal_those_of_a_direct_evaluation(tmp_path):
@@ -217,7 +217,7 @@ def test_results_during_training_equal_those_of_a_direct_evaluation(tmp_path):
   files = [{p.name: p.read_bytes() for p in (tmp_path / name / 'eval').rglob('*.*') if p.is_file()}
            for name in ('direct', 'training')]
   assert files[0] == files[1]
-  assert set(files[0]) == {'bbox.json', 'segm.json', 'ground_truth.json', 'categories.csv', 'pictures.png'}
+  assert set(files[0]) == {'bbox.json', 'segm.json', 'ground_truth.json', 'categories.csv', 'predictions.png'}
 
 
 def test_the_next_evaluation_waits_for_the_previous_one(tmp_path, caplog, see_logs):

@@ -61,14 +61,14 @@ def test_files_of_an_evaluation(tmp_path):
   rows = list(csv.DictReader(open(results / 'categories.csv')))
   assert [(row['category'], row['images'], float(row['top-1'])) for row in rows] == [
     ('blue', '4', 100), ('green', '4', 100), ('red', '4', 0)]
-  grid = tf.io.decode_png((results / 'pictures.png').read_bytes()).numpy()
+  grid = tf.io.decode_png((results / 'predictions.png').read_bytes()).numpy()
   green, red = ((grid == colour).all(-1).sum() for colour in ((58, 154, 91), (209, 73, 91)))
   assert green > 1.5 * red > 0  # frames of eight true and four false predictions
   folder.flush()
   events = list((tmp_path / 'run/tensorboard').rglob('*tfevents*'))
   tags = {value.tag for path in events for event in tf.compat.v1.train.summary_iterator(str(path))
           for value in event.summary.value}
-  assert {'eval/top-1', 'eval/top-5', 'eval/cross-entropy', 'eval/pictures'} <= tags
+  assert {'eval/top-1', 'eval/top-5', 'eval/cross-entropy', 'eval/images'} <= tags
 
 
 def test_a_source_other_than_that_of_the_input_is_a_user_error(tmp_path):

@@ -48,9 +48,9 @@ def test_files_of_an_evaluation(source, tmp_path):
   evaluator.evaluate(2)
   folder = tmp_path / 'eval/step-00000002'
   assert {p.name for p in folder.iterdir()} == {
-    'categories.csv', 'pictures.png', 'comp3_det_test_cat.txt', 'comp3_det_test_dog.txt',
+    'categories.csv', 'predictions.png', 'comp3_det_test_cat.txt', 'comp3_det_test_dog.txt',
     'comp3_det_test_old_cat-3.txt', 'comp3_det_test_owl.txt'}
-  assert {p.name for p in (tmp_path / 'eval/step-00000001').iterdir()} == {'categories.csv', 'pictures.png'}
+  assert {p.name for p in (tmp_path / 'eval/step-00000001').iterdir()} == {'categories.csv', 'predictions.png'}
   lines = [line.split() for line in (folder / 'comp3_det_test_dog.txt').read_text().splitlines()]
   assert [line[0] for line in lines] == ['7', '8'] and float(lines[0][1]) == np.float32(0.9)
   np.testing.assert_allclose([[float(x) for x in line[2:]] for line in lines], [[1, 1, 40, 60], [11, 21, 30, 50]],

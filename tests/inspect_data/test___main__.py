@@ -38,7 +38,7 @@ def make_inputs(folder, **settings):
 def test_command(damaged, tmp_path):
   out = tmp_path / 'runs/data' / damaged.name
   result = call('inspect_data', '--gin_file=gin_configs/scratch_6x.gin', f'--data_dir={damaged}',
-                '--gin_param=Resize.short_side = (64,)', '--gin_param=Resize.max_side = 96', '--pictures=6',
+                '--gin_param=Resize.short_side = (64,)', '--gin_param=Resize.max_side = 96', '--images=6',
                 '--gin_param=BATCH_SIZE = 2', cwd=tmp_path)
   assert result.returncode == 0, result.stderr
   found = json.loads((out / 'report.json').read_text())

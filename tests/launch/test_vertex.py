@@ -62,7 +62,7 @@ def test_the_command_line_arrives_in_order():
     '--gin_file=gs://my-bucket/mine.gin', '--gin_param=SCHEDULE = 2', "--gin_param=x.name = 'a b'",
     '--model_dir=gs://my-bucket/runs/six', '--data_dir=gs://my-bucket/coco', '--weights=/gcs/my-bucket/R-50.pkl']
   assert 'command' not in pool['containerSpec']
-  [pool] = pools(door='pretrain', gin_files=['gin_configs/pretraining/imagenet_r50_gn.gin'])
+  [pool] = pools(command='pretrain', gin_files=['gin_configs/pretraining/imagenet_r50_gn.gin'])
   assert pool['containerSpec']['command'] == ['python', '-m', 'rethink_tf.pretrain']
   assert (ROOT / 'rethink_tf' / 'pretrain.py').is_file()
 
@@ -136,7 +136,7 @@ def test_no_accelerator():
   ({'hosts': 0}, '--hosts=0 must lie between 1 and 100'), ({'hours': 0}, '--hours=0'),
   ({'disk_gb': 10}, '--disk_gb=10'),
   ({'gin_files': []}, '--gin_file='), ({'gin_files': ['gin_configs/no.gin']}, 'no gin file gin_configs/no.gin'),
-  ({'door': 'evaluate'}, 'train or pretrain'),
+  ({'command': 'evaluate'}, 'train or pretrain'),
   ({'model_dir': 'runs/six'}, '--model_dir=runs/six'), ({'model_dir': None}, 'gs://bucket/runs/name'),
   ({'model_dir': 'gs://my-bucket'}, 'gs://bucket/runs/name'), ({'model_dir': 'gs://my-bucket/a b'}, 'gs://'),
   ({'data_dir': 'data/coco'}, '--data_dir=data/coco is not on the machines'), ({'weights': 'R.pkl'}, '--weights=R.pkl'),
@@ -205,7 +205,7 @@ def test_the_configuration_is_checked_before_submission(monkeypatch):
 @pytest.mark.parametrize('changes', [
   {}, {'hosts': 3, 'spot': True}, {'accelerator': 'none', 'count': 1}, {'accelerator': 'TPU_V5_LITEPOD'},
   {'tensorboard': TENSORBOARD, 'service_account': ACCOUNT, 'network': 'projects/7/global/networks/n'},
-  {'door': 'pretrain'}, *({'accelerator': name, 'count': min(counts)} for name, counts in vertex.MACHINES.items()),
+  {'command': 'pretrain'}, *({'accelerator': name, 'count': min(counts)} for name, counts in vertex.MACHINES.items()),
 ], ids=lambda changes: '-'.join(map(str, changes.values()))[:40] or 'plain')
 def test_the_service_accepts_the_job(changes):
   from google.protobuf import json_format
