@@ -97,7 +97,8 @@ class Predictor:
   def __init__(self, trainer: Trainer, settings: TestTimeAugmentation, flip_order: tuple[int, ...]):
     self.trainer, self.detector, self.settings, self.flip_order = trainer, trainer.detector, settings, flip_order
     # Unless shapes must be static, one graph for all padded shapes, of which there are some sixty.
-    self._steps = {step: tf.function(step, autograph=False, reduce_retracing=not self.detector.xla) for step in (
+    plain = tf.autograph.experimental.do_not_convert  # as in Trainer
+    self._steps = {step: tf.function(plain(step), autograph=False, reduce_retracing=not self.detector.xla) for step in (
       self.find, self.merge, self.add_masks, self.mean_masks, self.add_heatmaps, self.mean_keypoints)}
 
   def __call__(self, views: Views) -> Detections:

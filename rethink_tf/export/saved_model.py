@@ -58,7 +58,8 @@ class Serving(tf.Module):
     threshold = tf.TensorSpec([], tf.float32, 'score_threshold')
 
     def function(body: Callable[..., Any], *signature: tf.TensorSpec) -> Callable[..., Any]:
-      return tf.function(body, input_signature=signature, autograph=False)
+      plain = tf.autograph.experimental.do_not_convert(body)  # as in Trainer
+      return tf.function(plain, input_signature=signature, autograph=False)
 
     slots = detector.detection_generator.max_detections
     find = function(lambda image, threshold: _find(detector, resize, image, threshold), image, threshold)

@@ -39,6 +39,7 @@ class Classifier(tf_keras.layers.Layer):
                                         dtype='float32', name='linear')
     self.pixel_mean, self.pixel_std = tuple(pixel_mean), tuple(pixel_std)
 
+  @tf.autograph.experimental.do_not_convert  # as in MaskRCNN
   def call(self, images: tf.Tensor, image_sizes: tf.Tensor, labels: LabelledImages | None = None,
            training: bool = False) -> ClassifierOutputs:
     del image_sizes, labels, training

@@ -102,6 +102,7 @@ class MaskRCNN(tf_keras.layers.Layer):
     self.keypoint_predictor = KeypointPredictor(num_keypoints) if keypoint_head is not None else None
     self.pixel_mean, self.pixel_std = tuple(pixel_mean), tuple(pixel_std)
 
+  @tf.autograph.experimental.do_not_convert  # Keras would convert every layer, which takes longer than the tracing
   def call(self, images: tf.Tensor, image_sizes: tf.Tensor, labels: Batch | None = None,
            training: bool = False) -> Outputs:
     features = self.fpn(self.backbone(self.normalise(images, image_sizes)))

@@ -23,8 +23,8 @@ def group_norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, groups: int, eps
 
 @functools.cache
 def _group_norm(groups: int, epsilon: float) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]:
-  forward = tf.function(functools.partial(_forward, groups, epsilon), jit_compile=True)
-  backward = tf.function(functools.partial(_backward, groups), jit_compile=True)
+  forward = tf.function(functools.partial(_forward, groups, epsilon), autograph=False, jit_compile=True)
+  backward = tf.function(functools.partial(_backward, groups), autograph=False, jit_compile=True)
 
   @tf.custom_gradient
   def normalise(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):
