@@ -18,6 +18,11 @@ def call(command, *arguments, cwd=None):
   back afterwards. Commands that train need strategy.kind = 'one_device': the tests share one MirroredStrategy.
   """
   app.define_help_flags()
+  # Flags that other tests have defined, also in pytest's own process, which a command would define again.
+  foreign = {name: flags.FLAGS[name] for name in set(flags.FLAGS)
+             if not str(flags.FLAGS.find_module_defining_flag(name)).startswith('absl')}
+  for name in foreign:
+    delattr(flags.FLAGS, name)
   known = set(flags.FLAGS)
   handler = logging.get_absl_handler()
   filters, formatter, verbosity = list(handler.filters), handler.formatter, logging.get_verbosity()
@@ -44,6 +49,8 @@ def call(command, *arguments, cwd=None):
     app.EXCEPTION_HANDLERS.clear()
     for name in set(flags.FLAGS) - known:
       delattr(flags.FLAGS, name)
+    for name, flag in foreign.items():
+      flags.FLAGS[name] = flag
     flags.FLAGS.mark_as_parsed()
     gin.clear_config()
   return types.SimpleNamespace(returncode=code, stdout=output.getvalue(), stderr=errors.getvalue())

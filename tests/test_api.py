@@ -128,6 +128,7 @@ def test_categories(detector, run):
   assert [category.id for category in detector.categories] == [category['id'] for category in saved]
 
 
+@pytest.mark.slow
 def test_evaluation_equals_that_of_training(run, tmp_path):
   shutil.copytree(run / 'run', tmp_path / 'run')
   trained = [line for line in RunFolder(str(run / 'run'), create=False).read_metrics() if line['kind'] == 'eval'][-1]

@@ -61,6 +61,7 @@ def test_files_of_the_run_folder(trained):
   assert all(set(result) == {'image_id', 'category_id', 'bbox', 'score'} for result in results)
 
 
+@pytest.mark.slow
 def test_evaluating_the_saved_configuration_gives_the_same_metrics(trained):
   path, metrics = trained
   gin_files.parse([str(path / 'config.gin')])
@@ -76,6 +77,7 @@ def test_a_complete_run_is_not_trained_again(trained):
   assert sorted(p.name for p in (path / 'checkpoints').iterdir()) == before
 
 
+@pytest.mark.slow
 def test_a_longer_schedule_continues_with_the_counters(trained):
   path, _ = trained
   configure('KTimesSchedule.unit = 0.75')

@@ -4,8 +4,6 @@ import json
 import os
 import pathlib
 import signal
-import subprocess
-import sys
 import threading
 import time
 
@@ -25,6 +23,7 @@ from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.training import loop
 from rethink_tf.training.losses import ClassificationLoss
 from rethink_tf.training.trainer import Trainer
+from tests.in_process import call
 from tests.small_classes import write_folders
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -75,6 +74,7 @@ def test_evaluating_the_saved_configuration_gives_the_same_metrics(trained):
   assert on_demand.evaluate(experiment.run('evaluate', str(path))) == pytest.approx(metrics, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(trained, tmp_path):
   data, _, _ = trained
   runs = {}
@@ -181,8 +181,7 @@ def test_unusable_data_is_one_line(tmp_path):
 
 
 def test_an_error_of_the_command_is_one_line(tmp_path):
-  done = subprocess.run(
-    [sys.executable, '-m', 'rethink_tf.pretrain', '--gin_file=gin_configs/pretraining/clothing.gin',
-     f'--data_dir={tmp_path}/none', f'--model_dir={tmp_path}/run'], cwd=ROOT, capture_output=True, text=True)
+  done = call('pretrain', '--gin_file=gin_configs/pretraining/clothing.gin', f'--data_dir={tmp_path}/none',
+              f'--model_dir={tmp_path}/run', "--gin_param=strategy.kind = 'one_device'")
   assert done.returncode == 1 and 'Traceback' not in done.stderr
   assert done.stderr.strip().splitlines()[-1].startswith('error: ') and '--data_dir' in done.stderr

@@ -16,7 +16,7 @@ from rethink_tf.storage.run_folder import RunFolder
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-STEPS = 24
+STEPS = 9
 PARAMS = (
   *tiny.GIN, 'train/synthetic.num_images = 10', 'eval/synthetic.num_images = 2', 'ResNet.depth = 14',
   'synthetic.image_size = (64, 64)', 'synthetic.object_size = (16, 40)', 'BATCH_SIZE = 2',
@@ -71,7 +71,7 @@ def uninterrupted(tmp_path_factory):
 
 
 def test_a_killed_run_ends_with_the_same_weights(uninterrupted, tmp_path):
-  assert kill_after(tmp_path, 7)
+  assert kill_after(tmp_path, 4)
   finish(tmp_path)
   assert_equal_weights(final_weights(tmp_path), final_weights(uninterrupted))
   steps = [line['step'] for line in RunFolder(tmp_path, create=False).read_metrics() if line['kind'] == 'train']

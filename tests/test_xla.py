@@ -145,7 +145,8 @@ def test_fit_traces_every_padded_shape_with_its_static_size(two_replicas, replic
   assert all(np.isfinite(values).all() for values in history.values())
 
 
-@pytest.mark.parametrize('kind', ['keypoints', pytest.param('cascade', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['keypoints', 'cascade'])
 def test_no_operation_of_further_heads_needs_the_host(kind):
   inputs = batch(SHAPES[0], keypoints=tiny.KEYPOINTS)
   for name, step in steps(tiny_trainer(inputs, kind)).items():

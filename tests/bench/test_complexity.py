@@ -87,6 +87,7 @@ def test_norms_have_parameters_but_no_multiply_adds():
   assert batch.parameters > plain.parameters  # without a norm: biases in place of gamma and beta
 
 
+@pytest.mark.slow
 def test_components_of_a_detector_add_up():
   costs = complexity.count_detector(tiny.detector, 64, 96)
   assert list(costs) == ['backbone', 'fpn', 'rpn', 'box head', 'mask head', 'total']

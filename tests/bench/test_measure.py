@@ -56,6 +56,7 @@ print(*(measure.memory_growth(lambda: call(megabytes)) for megabytes in (20, 60)
 '''
 
 
+@pytest.mark.slow
 def test_memory_growth_is_the_peak_that_a_call_adds():
   """In a process with oneDNN, whose allocator keeps statistics."""
   ran = subprocess.run([sys.executable, '-c', MEMORY], cwd=ROOT, capture_output=True, text=True,

@@ -34,6 +34,7 @@ def test_differences_by_hand():
   assert found.running == pytest.approx(2.2 / 25) and found.whole == pytest.approx(2.2 / 25)
 
 
+@pytest.mark.slow
 def test_equal_initial_weights_give_equal_losses_and_perturbed_ones_nearly_equal_losses(tmp_path):
   folder = str(tmp_path)
   reference = precision.losses_of(experiment(), 12, folder, record=True)

@@ -40,6 +40,7 @@ def test_the_table_is_as_generated(table):
   assert table == rows.document(rows.rows_in(table)), UPDATE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', CHEAP)
 def test_counting_a_row_again_gives_the_checked_in_one(table, name):
   assert rows.line(name, {}) == rows.rows_in(table)[name], UPDATE

@@ -14,7 +14,7 @@ from tests.compare.fake_runs import HALF, better, share, worse, write
 def run(tmp_path, scratch, pretrained=HALF, **options):
   paths = [write(tmp_path / 'scratch', scratch, k=6, images=1200),
            write(tmp_path / 'pre', pretrained, k=2, init='R50.pkl')]
-  return compare(paths, str(tmp_path / 'out'), draws=200, **options)
+  return compare(paths, str(tmp_path / 'out'), draws=100, **options)
 
 
 @pytest.mark.parametrize('scratch, relation, words', [
@@ -46,6 +46,7 @@ def test_the_shortest_schedule_that_catches_up(tmp_path):
   assert comparison.verdicts[0].caught_up.side.schedule == '6x'
 
 
+@pytest.mark.slow
 def test_advice_depends_on_the_gain_of_the_longest_schedule(tmp_path):
   def words(name, longest):
     paths = [write(tmp_path / name / 's2', worse(80), k=2), write(tmp_path / name / 's6', longest, k=6, images=1200),

@@ -1,18 +1,16 @@
 """Conversion of COCO json to TFRecords: sharding, interruption, options, and the command line."""
 
 import pathlib
-import subprocess
-import sys
 
 import pytest
 import tensorflow as tf
 from absl import logging
 
-import rethink_tf
 from rethink_tf.data.convert import convert
 from rethink_tf.data.detection.coco import CocoSource
 from rethink_tf.data.detection.records import RecordSource
 from rethink_tf.errors import UserError
+from tests.in_process import call
 from tests.small_coco import annotation, image, write
 
 
@@ -147,8 +145,7 @@ def test_number_of_shards_out_of_range(source, tmp_path):
 
 
 def run(*flags):
-  return subprocess.run([sys.executable, '-m', 'rethink_tf.data.convert', *flags], capture_output=True, text=True,
-                        cwd=pathlib.Path(rethink_tf.__file__).parents[1], timeout=300)
+  return call('data.convert', *flags)
 
 
 def test_command_line(source, tmp_path):

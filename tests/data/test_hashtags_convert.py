@@ -2,8 +2,6 @@
 
 import os
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from rethink_tf.data.classification.hashtags import build_vocabulary
 from rethink_tf.data.hashtags_convert import convert_hashtags
 from rethink_tf.data.tfrecord import scan
 from rethink_tf.errors import UserError
+from tests.in_process import call
 from tests.tag_files import render_images, tagged, write_json_lines, write_shards
 
 
@@ -165,11 +164,8 @@ def test_command_line(tmp_path, images):
   folder, names = images
   file, vocabulary = prepare(folder, [(name, ['a']) for name in names])
   vocabulary.save(str(tmp_path / 'v.json'))
-  root = str(hashtags_convert.__file__).split('/rethink_tf/')[0]
-  done = subprocess.run(
-    [sys.executable, '-m', 'rethink_tf.data.hashtags_convert', f'--json={file}', '--vocabulary=v.json', '--out=out',
-     '--shards=2'], cwd=tmp_path, capture_output=True, text=True,
-    env={'PYTHONPATH': root, 'TF_CPP_MIN_LOG_LEVEL': '3'})
+  done = call('data.hashtags_convert', f'--json={file}', '--vocabulary=v.json', '--out=out', '--shards=2',
+              cwd=tmp_path)
   assert done.returncode == 0 and '50 images in 2 shards in out' in done.stdout, done.stderr
   assert len(records(tmp_path / 'out')) == 50
 

@@ -239,6 +239,7 @@ def test_masks_are_means_over_the_views():
   np.testing.assert_allclose(found.masks, (masks[0] + masks[1]) / 2, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_detectron2_merging_selects_from_the_boxes_of_the_views():
   views = resized_views(random_images(), (64, 96))
   single = [predictor('faster', views=((size, size),), flip=False, vote_iou=None)[0] for size in (64, 96)]

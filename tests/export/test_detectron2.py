@@ -37,9 +37,11 @@ def resnext():
 
 
 @pytest.mark.parametrize('channels', ['bgr', 'rgb'])
-@pytest.mark.parametrize('make', [model, functools.partial(model, no_norm), functools.partial(model, sync_batch_norm),
-                                  functools.partial(model, frozen_batch_norm), resnext],
-                         ids=['gn', 'none', 'syncbn', 'frozen', 'resnext'])
+@pytest.mark.parametrize('make', [
+  pytest.param(model, id='gn'), pytest.param(functools.partial(model, frozen_batch_norm), id='frozen'),
+  pytest.param(functools.partial(model, no_norm), id='none', marks=pytest.mark.slow),
+  pytest.param(functools.partial(model, sync_batch_norm), id='syncbn', marks=pytest.mark.slow),
+  pytest.param(resnext, id='resnext', marks=pytest.mark.slow)])
 def test_reading_inverts_writing(make, channels, tmp_path):
   built = make()
   before = [variable.numpy() for variable in built.variables]

@@ -197,6 +197,7 @@ def test_png_pixels_grey_and_transparent():
   np.testing.assert_array_equal(read(coloured), coloured[..., 2::-1])
 
 
+@pytest.mark.slow
 def test_a_difference_is_an_error_and_leaves_no_files(trained, tmp_path):
   def wrong(batch):
     detections = trained.predict(batch)

@@ -127,7 +127,8 @@ def test_odd_sizes_are_resized_to_nearest():
 
 
 @pytest.mark.parametrize('count, style, unused', [
-  (2, 'ahlc', ()), (3, 'ahlc', ()), (2, 'dhlc', ()), (2, 'slc', ('res5_0',)), (2, 'allc', ('res4_0', 'res5_0'))])
+  (2, 'ahlc', ()), pytest.param(3, 'ahlc', (), marks=pytest.mark.slow), (2, 'dhlc', ()),
+  (2, 'slc', ('res5_0',)), (2, 'allc', ('res4_0', 'res5_0'))])
 def test_gradients_reach_every_variable(count, style, unused):
   """Except for stages of the assistants whose outputs the style does not use."""
   made = composite(count=count, style=style)
@@ -157,9 +158,8 @@ def test_xla_gives_the_same_results(style):
     np.testing.assert_allclose(compiled, plain, rtol=0, atol=1e-3 * np.abs(plain).max())
 
 
-@pytest.mark.parametrize('norm, extra', [
-  (group_norm, 2 * 1856), pytest.param(sync_batch_norm, 2 * 1856, marks=pytest.mark.slow),
-  pytest.param(no_norm, 1856, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('norm, extra', [(group_norm, 2 * 1856), (sync_batch_norm, 2 * 1856), (no_norm, 1856)])
 def test_parameters_of_the_connectors(norm, extra):
   """2,768,896 weights for a ResNet-50, by the public code."""
   pair = complexity.count(lambda: CBNet(connector_norm=norm), [1, 224, 224, 3])

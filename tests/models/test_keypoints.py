@@ -75,6 +75,7 @@ def test_inference_outputs(detector):
   assert inside[real].all() and ((points[..., 2][real] > 0) & (points[..., 2][real] <= 1)).all()
 
 
+@pytest.mark.slow
 def test_xla_operations_give_the_same_results(detector):
   compiled, inputs = tiny.keypoint_detector(xla=True), batch()
   train(compiled, inputs)

@@ -149,6 +149,7 @@ def convolutions(recompute, images):
   return text.count(' convolution(') + text.count(' dot(')
 
 
+@pytest.mark.slow
 def test_xla_does_not_merge_the_second_computation_with_the_first(images):
   # At depth 14 each block has four convolutions; the last of a branch need not be repeated.
   assert convolutions(True, images) >= convolutions(False, images) + 2 * BLOCKS

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tests.in_process import call
+from tests.test_command_line import ROOT, call_process
 
 STUDY = '''
 Study.base = ('gin_configs/demo.gin', 'gin_configs/runtime/deterministic.gin', 'KTimesSchedule.unit = 4',
@@ -46,11 +47,11 @@ def test_the_plan_of_a_study():
 def test_runs_are_submitted_after_their_pre_training(tmp_path):
   common = ('--gin_file=gin_configs/studies/own_data_narrow.gin', f'--output={tmp_path}/studies/own/',
             '--command=echo to')
-  done = command(*common)
+  done = call_process('study', *common, cwd=ROOT)
   assert done.returncode == 1
   assert f'{tmp_path}/studies/pretraining/shapes must be trained first: python -m' in done.stderr
   (tmp_path / 'studies/pretraining/shapes/checkpoints/step-00000007').mkdir(parents=True)
-  done = command(*common)
+  done = call_process('study', *common, cwd=ROOT)
   assert done.returncode == 0, done.stderr
   lines = [line for line in done.stdout.splitlines() if line.startswith('to --gin_file')]
   assert len(lines) == 6 and f'--model_dir={tmp_path}/studies/own/scratch_0.25x' in lines[0]
@@ -62,10 +63,11 @@ def test_a_forked_run_equals_the_run_alone(tmp_path):
   """Bitwise in deterministic mode; a second call has nothing to do."""
   (tmp_path / 'tiny.gin').write_text(STUDY)
   common = (f'--gin_file={tmp_path}/tiny.gin', '--nocalibrate')
-  done = command(*common, f'--output={tmp_path}/shared')
+  done = call_process('study', *common, f'--output={tmp_path}/shared', cwd=ROOT)
   assert done.returncode == 0, done.stdout + done.stderr
   assert 'All runs are scratch' in done.stdout and (tmp_path / 'shared/report/index.html').exists()
-  alone = command(*common, f'--output={tmp_path}/alone', '--study_param=Study.share_prefixes = False')
+  alone = call_process('study', *common, f'--output={tmp_path}/alone', '--study_param=Study.share_prefixes = False',
+                       cwd=ROOT)
   assert alone.returncode == 0, alone.stdout + alone.stderr
   for name in ('1x', '2x'):
     one, other = weights(tmp_path / 'shared' / name), weights(tmp_path / 'alone' / name)

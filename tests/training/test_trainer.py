@@ -112,6 +112,7 @@ def test_images_without_objects_train_only_the_background():
       assert not np.any(gradient), variable.name
 
 
+@pytest.mark.slow
 def test_prediction_is_the_same_on_one_and_two_replicas(four, two_replicas):
   alone = make(four)
   with two_replicas.scope():

@@ -52,8 +52,9 @@ def values(tiny_model):
   return [v.numpy() for v in tiny_model.variables]
 
 
-@pytest.mark.parametrize('norm, per_norm', [(group_norm, 2), (no_norm, 0), (sync_batch_norm, 4),
-                                            (frozen_batch_norm, 4)])
+@pytest.mark.parametrize('norm, per_norm', [
+  (group_norm, 2), (no_norm, 0), pytest.param(sync_batch_norm, 4, marks=pytest.mark.slow),
+  pytest.param(frozen_batch_norm, 4, marks=pytest.mark.slow)])
 def test_every_variable_has_a_name(norm, per_norm):
   entries = detectron2.table(model() if norm is group_norm else build(norm=norm))
   stem = {name for name in entries if name.startswith('backbone.bottom_up.stem.conv1.norm.')}

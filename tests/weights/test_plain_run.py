@@ -87,7 +87,9 @@ def test_errors(plain, cascaded, tmp_path):
     PlainRun(str(tmp_path))(cascaded)
 
 
-@pytest.mark.parametrize('fields', [{'step': 'x'}, {'step': -1}, {'step': None}, {'state': {'progress': 7}}], ids=str)
+@pytest.mark.parametrize('fields', [
+  {'step': 'x'}, *(pytest.param(fields, marks=pytest.mark.slow) for fields in (
+    {'step': -1}, {'step': None}, {'state': {'progress': 7}}))], ids=str)
 def test_a_manifest_without_an_iteration(plain, cascaded, tmp_path, fields):
   folder = tmp_path / 'checkpoint'
   shutil.copytree(f'{plain[1]}/checkpoints/step-00000003', folder)

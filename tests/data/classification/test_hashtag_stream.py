@@ -443,6 +443,7 @@ def test_memory_of_the_vocabulary_does_not_grow_with_the_number_of_images(tmp_pa
   assert peaks[1] < 1.1 * peaks[0] + 100_000, peaks  # bytes; 17,000 strings alone are 900,000
 
 
+@pytest.mark.slow
 def test_memory_of_the_stream_does_not_grow_with_the_number_of_images(tmp_path):
   """Peak memory of Python and NumPy in an epoch of 2,000 and of 20,000 images."""
   peaks = []

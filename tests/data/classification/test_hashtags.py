@@ -1,8 +1,6 @@
 """Hashtags: parsing of lines, canonical forms, the vocabulary, and the resampling rules."""
 
 import json
-import subprocess
-import sys
 import unicodedata
 
 import numpy as np
@@ -21,6 +19,7 @@ from rethink_tf.data.classification.hashtags import (
 )
 from rethink_tf.data.problems import Problems
 from rethink_tf.errors import UserError
+from tests.in_process import call
 from tests.tag_files import write_json_lines
 
 
@@ -193,18 +192,15 @@ def test_invalid_rules(arguments):
 def test_command_line(tmp_path):
   write_json_lines(tmp_path / 'a.jsonl', ['broken', ('1', ['#Cap', 'x']), ('2', ['hat'])])
   (tmp_path / 's.tsv').write_text('cap\that\n')
-  command = [sys.executable, '-m', 'rethink_tf.data.classification.hashtags', '--json=a.jsonl']
 
-  def call(*options):
-    root = str(hashtags.__file__).split('/rethink_tf/')[0]
-    return subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True,
-                          env={'PYTHONPATH': root, 'TF_CPP_MIN_LOG_LEVEL': '3'})
+  def run(*options):
+    return call('data.classification.hashtags', '--json=a.jsonl', *options, cwd=tmp_path)
 
-  done = call('--synonyms=s.tsv', '--vocabulary=v.json')
+  done = run('--synonyms=s.tsv', '--vocabulary=v.json')
   assert done.returncode == 0 and '2 tags in v.json; most frequent: hat 2, x 1' in done.stdout, done.stderr
   assert '1 lines that are not JSON' in done.stderr
   assert Vocabulary.load(str(tmp_path / 'v.json')).tags == ('hat', 'x')
-  failed = call('--min_count=9')
+  failed = run('--min_count=9')
   assert failed.returncode == 1 and failed.stderr.splitlines()[-1].startswith('error: a.jsonl: no tag has min_count')
 
 
