@@ -1,14 +1,15 @@
 """Python API: inspect data, train, evaluate and compare runs, and detect objects in images.
 
-TensorFlow is imported by the first call, not with this module. Functions that read gin files replace gin's global
+TensorFlow is imported by the first call, not with this module. Functions that read gin files clear gin's global
 configuration, and set Keras' precision policy and the random seeds of the process to those of the configuration.
 Errors that the caller can fix raise errors.UserError.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -74,9 +75,9 @@ class Detector:
 
     _check_batch(batch)
     model_dir = os.fspath(model_dir)
-    bindings = detectors.run_bindings(model_dir, batch)
-    experiment.configure(detectors.run_files(model_dir, _paths(gin_files)), [*bindings, *_strings(gin_params)])
-    return cls(detectors.RunDetector(experiment.run('evaluate', model_dir), checkpoint, averages))
+    params = [*detectors.run_bindings(model_dir, batch), *_strings(gin_params)]
+    with _configuration(detectors.run_files(model_dir, _paths(gin_files)), params):
+      return cls(detectors.RunDetector(experiment.run('evaluate', model_dir), checkpoint, averages))
 
   @classmethod
   def from_saved_model(cls, folder: Path, batch: int = 1) -> Detector:
@@ -192,8 +193,8 @@ def train(gin_files: Path | Sequence[Path], gin_params: str | Sequence[str] = ()
   from rethink_tf.training import loop
 
   files = _paths(gin_files)
-  experiment.configure(files, _strings(gin_params), _optional(data_dir), _optional(weights))
-  return loop.train(experiment.run('train', os.fspath(model_dir or default_run_folder(files))))
+  with _configuration(files, _strings(gin_params), data_dir, weights):
+    return loop.train(experiment.run('train', os.fspath(model_dir or default_run_folder(files))))
 
 
 def evaluate(model_dir: Path, checkpoint: str | int = 'latest', gin_files: Path | Sequence[Path] = (),
@@ -215,8 +216,8 @@ def evaluate(model_dir: Path, checkpoint: str | int = 'latest', gin_files: Path 
 
   model_dir = os.fspath(model_dir)
   params = ["strategy.kind = 'default'", *_strings(gin_params)]  # the devices of this machine, not those of the run
-  experiment.configure([saved_config(model_dir), *_paths(gin_files)], params, _optional(data_dir))
-  return on_demand.evaluate(experiment.run('evaluate', model_dir, checkpoint=checkpoint))
+  with _configuration([saved_config(model_dir), *_paths(gin_files)], params, data_dir):
+    return on_demand.evaluate(experiment.run('evaluate', model_dir, checkpoint=checkpoint))
 
 
 def compare(model_dirs: Sequence[Path], output: Path = 'runs/comparison', metric: str | None = None) -> Comparison:
@@ -257,11 +258,11 @@ def inspect_data(gin_files: Path | Sequence[Path], gin_params: str | Sequence[st
   from rethink_tf.inspect_data import inspection
 
   files = _paths(gin_files)
-  experiment.configure(files, _strings(gin_params), _optional(data_dir))
-  train_source, eval_source, train_input, batch_size, seed = (
-    argument(experiment.run, name) for name in ('train_source', 'eval_source', 'train_input', 'batch_size', 'seed'))
-  return inspection.inspect(train_source, eval_source, lambda source: train_input(source, batch_size, seed),
-                            os.fspath(output or f'{default_run_folder(files)}/data'))
+  names = ('train_source', 'eval_source', 'train_input', 'batch_size', 'seed')
+  with _configuration(files, _strings(gin_params), data_dir):
+    train_source, eval_source, train_input, batch_size, seed = (argument(experiment.run, name) for name in names)
+    return inspection.inspect(train_source, eval_source, lambda source: train_input(source, batch_size, seed),
+                              os.fspath(output or f'{default_run_folder(files)}/data'))
 
 
 def inspect_run(model_dir: Path, output: Path | None = None,
@@ -285,10 +286,25 @@ def inspect_run(model_dir: Path, output: Path | None = None,
 
   model_dir = os.fspath(model_dir)
   folder = results.newest_results(model_dir)
-  experiment.configure([saved_config(model_dir)], (), _optional(data_dir))
-  source = argument(experiment.run, 'eval_source')(training=False)
-  return inspection.inspect(folder, source, _optional(output),
-                            keypoint_sigmas=bound('CocoEvaluator.keypoint_sigmas'))
+  with _configuration([saved_config(model_dir)], (), data_dir):
+    source = argument(experiment.run, 'eval_source')(training=False)
+    return inspection.inspect(folder, source, _optional(output),
+                              keypoint_sigmas=bound('CocoEvaluator.keypoint_sigmas'))
+
+
+@contextlib.contextmanager
+def _configuration(files: Sequence[str], params: Sequence[str], data_dir: Path | None = None,
+                   weights: Path | None = None) -> Iterator[None]:
+  """Bind a configuration; clear it afterwards, since gin accepts no new parts while it is bound."""
+  import gin
+
+  from rethink_tf import experiment
+
+  try:
+    experiment.configure(files, params, _optional(data_dir), _optional(weights))
+    yield
+  finally:
+    gin.clear_config()
 
 
 def _expand(images: Image | Iterable[Image]) -> list[tuple[str | int, str | np.ndarray]]:

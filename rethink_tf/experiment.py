@@ -32,7 +32,7 @@ from rethink_tf.training.trainer import Trainer
 # Imported so that gin files find what they register.
 from rethink_tf.data.classification import hashtag_shards, hashtag_stream, image_folder, input, synthetic  # noqa: F401
 from rethink_tf.data.classification import records as classification_records  # noqa: F401
-from rethink_tf.data.detection import coco, records, voc  # noqa: F401
+from rethink_tf.data.detection import coco, placeholder, records, voc  # noqa: F401
 from rethink_tf.evaluation import test_time_augmentation, top_k_evaluator, voc_evaluator  # noqa: F401
 from rethink_tf.models import cascade, cbnet, classifier, vgg  # noqa: F401
 from rethink_tf.training import precise_bn  # noqa: F401

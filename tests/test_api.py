@@ -283,6 +283,7 @@ def test_wrong_arguments(first_pixel, tmp_path):
                       (lambda: api.train('gin_configs/demo.gin', 'SCHEDUEL = 2'), 'did you mean SCHEDULE')):
     with pytest.raises(UserError, match=words):
       make()
+    assert not gin.config_is_locked(), 'parts can be registered'
 
 
 # docs/python.md.

@@ -93,7 +93,8 @@ def test_tests_mirror_the_package():
   modules |= {path.relative_to(ROOT).as_posix() for name in ('launch', 'tools') for path in (ROOT / name).glob('*.py')}
   # Tests of no single module.
   whole = {'fuzz', 'layout', 'gin', 'gin_configs', 'golden', 'hostile', 'package', 'xla', 'dockerfile',
-           'scripts', 'multi_worker', 'docs', 'notebook', 'old_run'}
+           'scripts', 'multi_worker', 'docs', 'notebook', 'old_run', 'own_data',
+           'gpu'}
   for test in sorted((ROOT / 'tests').rglob('test_*.py')):
     name = test.stem.removeprefix('test_')
     folder = test.parent.relative_to(ROOT / 'tests').as_posix()

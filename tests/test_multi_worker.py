@@ -83,6 +83,17 @@ def runs(request, tmp_path_factory):
   return request.param, path, [output for _, output in results]
 
 
+def test_two_workers_train_and_the_chief_writes(tmp_path):
+  results = two_workers.finish(two_workers.start(command(
+    tmp_path, 'KTimesSchedule.unit = 0.25', 'CocoEvaluator.at_end = False', 'CocoEvaluator.every = 0',
+    'run.images_per_device = 2', 'run.checkpoint_every = 1')))
+  assert [code for code, _ in results] == [0, 0], results
+  train, = lines(tmp_path, 'train')
+  assert (train['step'], train['images']) == (1, 4) and np.isfinite(train['loss/total'])
+  assert 'step 1/1' in results[0][1] and 'step 1/1' not in results[1][1]
+  assert (tmp_path / 'checkpoints/step-00000001').is_dir()
+
+
 @pytest.mark.slow
 def test_losses_equal_those_of_one_device(runs):
   kind, path, _ = runs

@@ -19,7 +19,6 @@ def main() -> None:
   from absl import logging
 
   from rethink_tf import experiment, gin_files
-  from rethink_tf.data.detection import placeholder  # noqa: F401  registers it for the bindings
   from rethink_tf.export import detectron2, saved_model
   from rethink_tf.training import ema
 

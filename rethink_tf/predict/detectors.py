@@ -15,7 +15,6 @@ from pycocotools import mask as coco_mask
 from rethink_tf import experiment as experiments
 from rethink_tf import gin_files
 from rethink_tf.data.categories import Category
-from rethink_tf.data.detection import placeholder  # noqa: F401  registers it for the bindings of a run
 from rethink_tf.errors import UserError
 from rethink_tf.evaluation.postprocessing import ImageDetections, restore
 from rethink_tf.export import saved_model

@@ -16,6 +16,7 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import tensor_bundle_pb2
 
+VALUE = '/.ATTRIBUTES/VARIABLE_VALUE'  # suffix of the keys that hold the values of variables
 _MAX_BYTES = 256 << 20  # of an index; a detector's has 100 kB
 _MAGIC = 0xdb4775248b80fb57
 _FOOTER, _TRAILER = 48, 5  # bytes at the end of the file, and after each block: type of compression, checksum

@@ -19,11 +19,10 @@ from absl import logging
 
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.storage import checkpoint_index, manifests, retries
+from rethink_tf.storage.checkpoint_index import VALUE
 from rethink_tf.storage.run_folder import RunFolder
 
 ON_DEMAND = 'on_demand'  # field of the lines of evaluations outside of training
-
-_VALUE = '/.ATTRIBUTES/VARIABLE_VALUE'
 
 
 class Best(NamedTuple):
@@ -284,7 +283,7 @@ def _read_all(folder: str) -> dict[str, np.ndarray]:
     raise OSError(problem)
   reader = tf.compat.v1.train.NewCheckpointReader(_prefix(folder))
   tensors = {key: reader.get_tensor(key) for key in reader.get_variable_to_shape_map()}
-  return {key.removesuffix(_VALUE): value for key, value in tensors.items() if key.endswith(_VALUE)}
+  return {key.removesuffix(VALUE): value for key, value in tensors.items() if key.endswith(VALUE)}
 
 
 def _check_finite(folder: str, step: int) -> None:

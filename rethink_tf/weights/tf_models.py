@@ -15,9 +15,9 @@ import tensorflow as tf
 
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.storage import checkpoint_index
+from rethink_tf.storage.checkpoint_index import VALUE
 from rethink_tf.weights.contents import DETECTRON2_MEAN, TORCH_STD, Contents, Lazy, architecture_of, check_names
 
-_VALUE = '/.ATTRIBUTES/VARIABLE_VALUE'
 _EPSILON = 1e-3
 _NORM = {'gamma': 'weight', 'beta': 'bias', 'moving_mean': 'running_mean', 'moving_variance': 'running_var'}
 _LAYERS = {'_conv1': 'conv1', '_conv2': 'conv2', '_conv3': 'conv3', '_shortcut': 'shortcut',
@@ -43,14 +43,14 @@ def open_checkpoint(prefix: str, path: str) -> tuple[Reader, dict[str, Shape]]:
     raise UserError(f'{path}: not a complete TensorFlow checkpoint ({in_one_line(error)[:200]}): copy its .index and '
                     '.data files again') from error
   check_names(shapes, path)
-  return reader, {name.removesuffix(_VALUE): tuple(shape) for name, shape in shapes.items() if name.endswith(_VALUE)}
+  return reader, {name.removesuffix(VALUE): tuple(shape) for name, shape in shapes.items() if name.endswith(VALUE)}
 
 
 def tensor(reader: Reader, name: str, shape: Shape, path: str, axes: Sequence[int] | None = None) -> Lazy:
   """Return a variable of a checkpoint, with its axes permuted; it is read, and its checksum compared, on demand."""
   def read_value() -> np.ndarray:
     try:
-      value = reader.get_tensor(name + _VALUE)
+      value = reader.get_tensor(name + VALUE)
     except (tf.errors.OpError, RuntimeError, ValueError, IndexError) as error:  # IndexError: fewer bytes than listed
       raise UserError(f'{path}: {name} cannot be read (checksum or length): copy the checkpoint again') from error
     return value if axes is None else value.transpose(axes)
