@@ -40,8 +40,7 @@ from rethink_tf.training.trainer import Trainer
 from rethink_tf.weights import detectron2
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / os.environ.get('RETHINK_TF_GOLDEN', '../shared/golden')
-QUICK = ('mask_rcnn_r50_fpn_gn',)  # the others are run with -m slow,
-QUICK_STEPS = ('mask_rcnn_r50_fpn_bn', 'cascade_r50_fpn_gn', 'keypoint_r50_fpn_gn')  # but for the first step of these
+QUICK = ('mask_rcnn_r50_fpn_gn',)  # the others are run with -m slow
 LOSSES = {'loss_cls': 'box/class', 'loss_box_reg': 'box/regression', 'loss_mask': 'mask', 'loss_keypoint': 'keypoint',
           'loss_rpn_cls': 'rpn/objectness', 'loss_rpn_loc': 'rpn/box',
           **{f'{loss}_stage{stage}': f'{ours}/stage{stage + 1}' for stage in range(3)
@@ -49,11 +48,11 @@ LOSSES = {'loss_cls': 'box/class', 'loss_box_reg': 'box/regression', 'loss_mask'
 PREDICTORS = ('objectness_logits', 'anchor_deltas', 'cls_score', 'bbox_pred', 'predictor', 'score_lowres')
 
 
-def cases(quick):
+def cases():
   names = sorted(path.stem for path in FOLDER.glob('*.npz'))
   if not names:
     return [pytest.param(None, marks=pytest.mark.skip(f'no golden numbers in {FOLDER}: set RETHINK_TF_GOLDEN'))]
-  return [pytest.param(name, marks=[] if name in quick else [pytest.mark.slow]) for name in names]
+  return [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in names]
 
 
 def swap(boxes):
@@ -255,28 +254,13 @@ class Case:
     self.check(stage, np.abs(ours - golden).max() / np.abs(golden).max(), limit)
 
 
-load = functools.cache(Case)
-
-
-def reported(name):
-  case = load(name)
+@pytest.fixture(scope='module', params=cases())
+def case(request):
+  case = Case(request.param)
   yield case
   print(f'\n{case.name}\n  {"stage":<44}{"largest error":>14}{"allowed":>10}')
   for stage, error, limit in case.report:
     print(f'  {stage:<44}{error:>14.2e}{limit:>10.0e}')
-  case.report.clear()
-
-
-@pytest.fixture(scope='module', params=cases(QUICK))
-def case(request):
-  """For the stages of inference."""
-  yield from reported(request.param)
-
-
-@pytest.fixture(scope='module', params=cases((*QUICK, *QUICK_STEPS)))
-def trained_case(request):
-  """For training."""
-  yield from reported(request.param)
 
 
 def test_maps(case):
@@ -367,8 +351,7 @@ def check_keypoints(case, i, ours, golden):
   case.check(f'keypoints of image {i}: scores', np.abs(ours[..., 2] / golden[..., 2] - 1).max(), 1e-3)
 
 
-def test_losses(trained_case):
-  case = trained_case
+def test_losses(case):
   losses, _, (differing, loss) = case.first_step
   keys = [key for key in LOSSES if f'loss_{key}' in case.golden]
   assert len(keys) == len(losses) - 1  # the total
@@ -380,8 +363,7 @@ def test_losses(trained_case):
     case.check('mask targets from crops: loss', abs(loss / losses['mask'] - 1), 1e-3)
 
 
-def test_gradient_norms(trained_case):
-  case = trained_case
+def test_gradient_norms(case):
   names = {id(entry.variable): name for name, entry in detectron2.table(case.detector).items()}
   names = [names[id(variable)] for variable in case.detector.trainable_variables]
   golden = np.float64([case.golden[f'gradnorm/{name}'] for name in names])
@@ -398,22 +380,7 @@ def test_gradient_norms(trained_case):
   case.check('gradient norms: largest of all', errors.max(), 3e-2)
 
 
-def test_trajectory(trained_case):
-  case = trained_case
-  if case.name in QUICK_STEPS:
-    first = case.first_step[0]['total'] / case.golden['trajectory_total'][0]
-    case.check('trajectory: first total', abs(first - 1), 1e-4)
-  else:
-    check_trajectory(case)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('name', [name for name in QUICK_STEPS if (FOLDER / f'{name}.npz').exists()])
-def test_trajectory_of_further_heads(name):
-  check_trajectory(Case(name))
-
-
-def check_trajectory(case):
+def test_trajectory(case):
   """Five steps of SGD. Losses that do not depend on discrete choices of RoIs stay within the README's 2 %."""
   totals = np.array([losses['total'] for losses in case.steps])
   golden = case.golden['trajectory_total']

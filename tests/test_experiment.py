@@ -69,6 +69,7 @@ def test_evaluating_the_saved_configuration_gives_the_same_metrics(trained):
   assert again == pytest.approx(metrics, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_complete_run_is_not_trained_again(trained):
   path, metrics = trained
   configure()

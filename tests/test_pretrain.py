@@ -159,6 +159,7 @@ def test_micro_batches_and_several_settings_of_the_input(trained, tmp_path):
   assert [line['images'] for line in RunFolder(tmp_path, create=False).read_metrics() if line['kind'] == 'train'] == [6]
 
 
+@pytest.mark.slow
 def test_prediction_on_two_replicas_equals_one(trained, two_replicas):
   inputs = ClassificationEvalInput(ImageFolder(str(trained[0]), 'val'), 4, crop_size=32, short_side=32)
   batch = next(iter(inputs.dataset()))

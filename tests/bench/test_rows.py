@@ -68,6 +68,7 @@ def test_counts_equal_those_of_the_table_of_complexity(table):
     assert cells[4:6] == [parameters, f'{int(multiply_adds.replace(",", "")) / 1e9:,.1f}']
 
 
+@pytest.mark.slow
 def test_one_row_is_counted_again_and_the_others_are_kept(table, tmp_path):
   output = tmp_path / 'rows.md'
   name = 'gin_configs/pretraining/clothing.gin'
@@ -76,6 +77,7 @@ def test_one_row_is_counted_again_and_the_others_are_kept(table, tmp_path):
   assert output.read_text() == table
 
 
+@pytest.mark.slow
 def test_an_unknown_configuration_is_one_line(tmp_path):
   command = [sys.executable, '-m', 'rethink_tf.bench.rows', f'--output={tmp_path}/rows.md',
              '--gin_file=gin_configs/no.gin']

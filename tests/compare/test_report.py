@@ -63,6 +63,7 @@ def test_seeds_form_one_side(tmp_path):
   assert '3 seeds' in comparison.verdicts[0].words
 
 
+@pytest.mark.slow
 def test_no_verdict_if_other_settings_differ(tmp_path):
   paths = [write(tmp_path / 's', HALF, rate=0.02), write(tmp_path / 'p', HALF, rate=0.01, init='w')]
   comparison = compare(paths, str(tmp_path / 'out'), draws=50)
@@ -93,6 +94,7 @@ def test_files_of_the_report(tmp_path):
   assert all(path.stat().st_size > 2000 for path in out.glob('*.png'))
 
 
+@pytest.mark.slow
 def test_table_of_equal_schedules(tmp_path):
   paths = [write(tmp_path / f'{init or "s"}{k}', detected, k=k, init=init, images=400 * k)
            for init, k, detected in ((None, 1, worse(40)), (None, 2, HALF), ('w', 1, HALF), ('w', 3, HALF))]

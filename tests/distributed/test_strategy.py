@@ -123,6 +123,7 @@ def test_a_task_of_type_evaluator_uses_its_own_devices_only(monkeypatch, two_rep
   assert distribution.strategy(num_devices=1).num_replicas_in_sync == 1
 
 
+@pytest.mark.slow
 def test_without_a_tpu_the_error_is_one_line():
   result = in_fresh_process('from rethink_tf.errors import UserError\n'
                             'try:\n  distribution.strategy("tpu")\n'

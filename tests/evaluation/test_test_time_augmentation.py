@@ -200,8 +200,8 @@ def test_one_view_equals_plain_prediction(kind, merge):
       np.testing.assert_array_equal(ours, theirs, err_msg=name)
 
 
-@pytest.mark.parametrize('kind', [
-  'keypoints', *(pytest.param(kind, marks=pytest.mark.slow) for kind in ('cascade', 'xla'))])
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['keypoints', 'cascade', 'xla'])
 def test_a_mirrored_image_gives_mirrored_detections(kind):
   """At two sizes, with padding of different widths."""
   views = resized_views(random_images(), (64, 96), columns=51)

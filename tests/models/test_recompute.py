@@ -119,6 +119,7 @@ def test_two_replicas_have_the_same_weights_after_a_step(two, two_replicas):
     np.testing.assert_array_equal(recomputing, plain)
 
 
+@pytest.mark.slow
 def test_eager_gradients_are_the_same(two):
   tf_keras.utils.set_random_seed(1)
   block = backbone(False)

@@ -138,6 +138,7 @@ def test_a_detector_without_masks_has_no_mask_loss(four):
   assert set(losses) == {'loss/total', 'loss/rpn/objectness', 'loss/rpn/box', 'loss/box/class', 'loss/box/regression'}
 
 
+@pytest.mark.slow
 def test_gradients_repeat_to_the_last_bit():
   """Sums of three gradients once depended on timing, in one step of seven."""
   two = tiny.batch(2)

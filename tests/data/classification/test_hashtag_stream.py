@@ -431,6 +431,7 @@ def peak_of_python(work):
     tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_memory_of_the_vocabulary_does_not_grow_with_the_number_of_images(tmp_path, monkeypatch):
   """Peak memory of Python while it counts the tags of 17,000 and of 34,000 images, each with a unique tag."""
   monkeypatch.setattr(hashtags, '_CHUNK', 1 << 16)  # bytes; both files are longer than a few
