@@ -4,8 +4,12 @@ The CPU is split before TensorFlow starts, and all tests share one MirroredStrat
 same process fails on CPU, because its collective keys start anew.
 """
 
+import os
 
 import pytest
+
+# Kernels that run for milliseconds need not be optimised by LLVM, which takes longer than the tests themselves.
+os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
 
 # isort: off
 import rethink_tf  # noqa: F401  first of all: it sets environment variables that TensorFlow reads when it is imported

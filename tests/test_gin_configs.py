@@ -94,7 +94,7 @@ def test_a_complete_configuration_parses_and_builds(name):
 # One configuration for each different train step at depth 14. Parts of the slow ones take a step in the others, in
 # tests/training/test_trainer.py (plain), tests/models/test_cbnet.py or the runs of tests/test_experiment.py (VOC).
 QUICK = ('keypoints_pretrain_2x',)
-KINDS = (*QUICK, 'vgg16_pretrain_9x', 'voc_pretrain', 'pretrain_6x_cbnet_dual_r50',
+KINDS = (*QUICK, 'cbnet_dual_r50', 'vgg16_pretrain_9x', 'voc_pretrain', 'pretrain_6x_cbnet_dual_r50',
          'scratch_9x_cbnet_triple_x152_cascade', 'scratch_9x_x152_cascade', 'pretrain_10k',
          'pretrain_2x_x101_32x16d_wsl', 'bench', 'demo', 'lsj_scratch_100ep_r101_syncbn', 'cbnet_triple_x152_cascade')
 # The same where the depth counts.

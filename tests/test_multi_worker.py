@@ -83,6 +83,7 @@ def runs(request, tmp_path_factory):
   return request.param, path, [output for _, output in results]
 
 
+@pytest.mark.slow
 def test_two_workers_train_and_the_chief_writes(tmp_path):
   results = two_workers.finish(two_workers.start(command(
     tmp_path, 'KTimesSchedule.unit = 0.25', 'CocoEvaluator.at_end = False', 'CocoEvaluator.every = 0',

@@ -68,6 +68,7 @@ def test_training_overfits_12_images(trained):
     assert (path / name).exists(), name
 
 
+@pytest.mark.slow
 def test_evaluating_the_saved_configuration_gives_the_same_metrics(trained):
   _, path, metrics = trained
   gin_files.parse([str(path / 'config.gin')])

@@ -77,6 +77,7 @@ def test_there_are_as_many_shapes_as_at_full_size():
   assert len(SHAPES) == len(REAL_SHAPES) == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('padded_shape', [
   *SHAPES[:1], *(pytest.param(shape, marks=pytest.mark.slow) for shape in SHAPES[1:])], ids=str)
 def test_no_operation_needs_the_host(trainer, padded_shape):

@@ -79,6 +79,7 @@ def test_multiply_adds_of_a_transposed_convolution_with_stride_2():
   assert cost == (4, 8 * 8)
 
 
+@pytest.mark.slow
 def test_norms_have_parameters_but_no_multiply_adds():
   batch, group = (complexity.count(lambda norm=norm: ResNet(14, norm=norm), [1, 64, 64, 3])
                   for norm in (sync_batch_norm, group_norm))

@@ -38,6 +38,7 @@ def test_costs_as_in_figure_2(tmp_path):
   assert only.caught_up.side.seen == (1200, 3600, 12e6)
 
 
+@pytest.mark.slow
 def test_the_shortest_schedule_that_catches_up(tmp_path):
   paths = [write(tmp_path / f's{k}', detected, k=k, images=200 * k) for k, detected in
            ((2, worse(60)), (3, worse(20)), (6, HALF), (9, HALF))]
@@ -56,6 +57,7 @@ def test_advice_depends_on_the_gain_of_the_longest_schedule(tmp_path):
   assert 'stopped helping' in words('b', worse(80))
 
 
+@pytest.mark.slow
 def test_seeds_form_one_side(tmp_path):
   paths = [write(tmp_path / f's{seed}', share(100, seed=seed), k=6, seed=seed) for seed in (1, 2, 3)]
   comparison = compare([*paths, write(tmp_path / 'p', HALF, k=2, init='w')], str(tmp_path / 'out'), draws=50)
@@ -116,6 +118,7 @@ def test_names_are_neither_formulas_nor_markup(tmp_path):
   assert '$x_{$' in page and '&lt;b&gt;&amp;' in page and '<b>' not in page
 
 
+@pytest.mark.slow
 def test_the_tensorboard_log(tmp_path):
   from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
   run(tmp_path, HALF)

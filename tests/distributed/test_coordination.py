@@ -42,7 +42,6 @@ TERMINATED = 'ended after 4 SIGTERM'
   *(pytest.param(*case, marks=pytest.mark.slow) for case in (('0', '1', TERMINATED), ('0,1', '0', TERMINATED),
                                                              ('none', '0', 'complete'))),
 ])
-@pytest.mark.slow
 def test_all_workers_end_after_the_same_step(signalled, slow, expected):
   for code, output in two_workers.finish(two_workers.start(['-c', SCRIPT, signalled, slow]), seconds=300):
     assert code == 0, output

@@ -181,7 +181,8 @@ def test_detectron_and_detectron2_merge_differently():
 
 
 @pytest.mark.parametrize('kind, merge', [
-  ('plain', 'candidates'), pytest.param('cascade', 'candidates', marks=pytest.mark.slow), ('faster', 'detections')])
+  pytest.param('plain', 'candidates', marks=pytest.mark.slow),
+  pytest.param('cascade', 'candidates', marks=pytest.mark.slow), ('faster', 'detections')])
 def test_one_view_equals_plain_prediction(kind, merge):
   resize = Resize((64,), 96)
   plain = EvalInput(SOURCE(), 2, resize)

@@ -128,6 +128,7 @@ def test_random_scenes_equal_the_reference(seed):
       np.testing.assert_allclose(aps[t], expected, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_blood_cells_equal_the_reference(real_images):
   """All 364 images of bccd_voc: boxes shifted, repeated and dropped, some of them marked as difficult."""
   from rethink_tf.data.detection.voc import VocSource

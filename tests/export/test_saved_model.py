@@ -92,6 +92,7 @@ def trained(tmp_path_factory):
   return Served(tmp_path_factory.mktemp('export'))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('i', range(3))
 def test_a_server_returns_the_detections_of_predict(trained, i):
   expected = trained.expected(i)
@@ -107,6 +108,7 @@ def test_a_server_returns_the_detections_of_predict(trained, i):
   assert found['boxes'].min() >= 0 and (found['boxes'][:, 2:] <= [height, width]).all()
 
 
+@pytest.mark.slow
 def test_a_batch_of_files_equals_single_images(trained):
   served, sizes = trained.served, trained.source.sizes[:3]
   np.testing.assert_array_equal(served['batch/image_sizes'], sizes)
@@ -123,6 +125,7 @@ def test_a_batch_of_files_equals_single_images(trained):
     assert not masks[number:].any() and not masks[:, height:].any() and not masks[:, :, width:].any()
 
 
+@pytest.mark.slow
 def test_a_batch_at_another_threshold(trained):
   """The most confident of the same detections, and no masks for others."""
   served, fewer = trained.served, 0
@@ -161,6 +164,7 @@ def test_keypoints_equal_those_of_predict(tmp_path):
   assert [name.decode() for name in names] == list(KEYPOINTS)
 
 
+@pytest.mark.slow
 def test_categories_and_threshold(trained):
   categories = trained.source.categories
   assert trained.served['categories/ids'].tolist() == [category.id for category in categories]
@@ -168,6 +172,7 @@ def test_categories_and_threshold(trained):
   assert trained.served['none'] == 0 and 'categories/keypoint_names' not in trained.served
 
 
+@pytest.mark.slow
 def test_the_graph_needs_neither_xla_nor_python(trained):
   model = saved_model_pb2.SavedModel.FromString((pathlib.Path(trained.path) / 'saved_model.pb').read_bytes())
   graph = model.meta_graphs[0].graph_def
@@ -208,6 +213,7 @@ def test_a_difference_is_an_error_and_leaves_no_files(trained, tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_errors(trained, tmp_path):
   with pytest.raises(UserError, match='exists already'):
     saved_model.export(str(tmp_path), trained.detector, trained.predict, trained.inputs)

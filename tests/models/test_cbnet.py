@@ -127,7 +127,8 @@ def test_odd_sizes_are_resized_to_nearest():
 
 
 @pytest.mark.parametrize('count, style, unused', [
-  (2, 'ahlc', ()), pytest.param(3, 'ahlc', (), marks=pytest.mark.slow), (2, 'dhlc', ()),
+  pytest.param(2, 'ahlc', (), marks=pytest.mark.slow), pytest.param(3, 'ahlc', (), marks=pytest.mark.slow),
+  (2, 'dhlc', ()),
   (2, 'slc', ('res5_0',)), (2, 'allc', ('res4_0', 'res5_0'))])
 def test_gradients_reach_every_variable(count, style, unused):
   """Except for stages of the assistants whose outputs the style does not use."""
@@ -183,6 +184,7 @@ def test_freezing_applies_to_each_backbone():
     (backbone, layer) for backbone in ('assistant1', 'lead') for layer in ('stem', 'res2_0')}
 
 
+@pytest.mark.slow
 def test_recomputation_gives_the_same_gradients():
   results = []
   for recompute in (False, True):

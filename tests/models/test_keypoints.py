@@ -91,6 +91,7 @@ def test_xla_operations_give_the_same_results(detector):
   assert losses[0] > 1
 
 
+@pytest.mark.slow
 def test_without_keypoints_loss_and_gradient_are_zero(detector):
   inputs = batch(1)
   inputs = inputs._replace(gt_keypoints=tf.zeros_like(inputs.gt_keypoints))

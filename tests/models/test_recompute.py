@@ -81,7 +81,9 @@ def backbone_gradients(recompute, images, jit=False, **changes):
   return losses, {v.name: g.numpy() for v, g in zip(model.trainable_variables, gradients, strict=True)}
 
 
-@pytest.mark.parametrize('changes', [{}, {'norm': no_norm}, {'norm': frozen_batch_norm}, {'freeze_at': 3}])
+@pytest.mark.parametrize('changes', [
+  {}, *(pytest.param(each, marks=pytest.mark.slow)
+        for each in ({'norm': no_norm}, {'norm': frozen_batch_norm}, {'freeze_at': 3}))])
 def test_gradients_are_bit_identical(images, changes):
   assert_equal(*(backbone_gradients(recompute, images, **changes) for recompute in (False, True)))
 

@@ -63,6 +63,7 @@ def test_predictions_equal_those_of_evaluation(run):
   assert_same(predicted(run), *evaluated(run))
 
 
+@pytest.mark.slow
 def test_predictions_of_averages_equal_those_of_their_evaluation(run):
   boxes, masks = evaluated(run, 'run/ema')
   assert [box['score'] for box in boxes] != [box['score'] for box in evaluated(run)[0]]

@@ -44,6 +44,7 @@ def test_the_plan_of_a_study():
   assert '10 runs, 24960000 images to train on, 57% less than the runs one by one (57600000)' in done.stdout
 
 
+@pytest.mark.slow
 def test_runs_are_submitted_after_their_pre_training(tmp_path):
   common = ('--gin_file=gin_configs/studies/own_data_narrow.gin', f'--output={tmp_path}/studies/own/',
             '--command=echo to')

@@ -59,6 +59,7 @@ def test_every_variable_trains(one_device):
   assert not unchanged
 
 
+@pytest.mark.slow
 def test_accumulated_gradient_is_the_mean_over_micro_batches(four, one_device):
   trainer = make(four)
   halves = [tf.nest.map_structure(lambda x, i=i: x[2 * i:2 * i + 2], four) for i in range(2)]

@@ -53,7 +53,8 @@ def values(tiny_model):
 
 
 @pytest.mark.parametrize('norm, per_norm', [
-  (group_norm, 2), (no_norm, 0), pytest.param(sync_batch_norm, 4, marks=pytest.mark.slow),
+  (group_norm, 2), pytest.param(no_norm, 0, marks=pytest.mark.slow),
+  pytest.param(sync_batch_norm, 4, marks=pytest.mark.slow),
   pytest.param(frozen_batch_norm, 4, marks=pytest.mark.slow)])
 def test_every_variable_has_a_name(norm, per_norm):
   entries = detectron2.table(model() if norm is group_norm else build(norm=norm))
@@ -117,6 +118,7 @@ def test_exceptions_are_not_loaded(tmp_path):
   np.testing.assert_array_equal(classes, before)
 
 
+@pytest.mark.slow
 def test_group_norm_weights_in_a_batch_norm_model(tmp_path):
   path = write(tmp_path, checkpoint(model()))
   with pytest.raises(UserError, match='running_mean'):

@@ -51,6 +51,7 @@ def test_a_whole_detector(detector_run):
   assert (contents.norm, contents.pixel_std, contents.stride_in_1x1) == ('gn', (1.0, 1.0, 1.0), False)
 
 
+@pytest.mark.slow
 def test_new_classes_keep_their_predictors(detector_run):
   source, path = detector_run
   model = build()

@@ -60,6 +60,7 @@ def test_every_stage_starts_with_the_weights_of_the_first(plain, cascaded):
       np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_further_stages_can_keep_random_weights(plain, cascaded):
   detector, folder = plain
   later = [*cascaded.cascade.heads, *cascaded.cascade.predictors]
@@ -72,10 +73,12 @@ def test_further_stages_can_keep_random_weights(plain, cascaded):
   np.testing.assert_array_equal(cascaded.box_predictor.classes.kernel, detector.box_predictor.classes.kernel)
 
 
+@pytest.mark.slow
 def test_one_checkpoint_of_the_run_is_loaded(plain, cascaded):
   assert PlainRun(f'{plain[1]}/checkpoints/step-00000003')(cascaded).step == 3
 
 
+@pytest.mark.slow
 def test_errors(plain, cascaded, tmp_path):
   with pytest.raises(UserError, match='loads weights into a cascade'):
     PlainRun(plain[1])(make(3).detector)
@@ -87,6 +90,7 @@ def test_errors(plain, cascaded, tmp_path):
     PlainRun(str(tmp_path))(cascaded)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('fields', [
   {'step': 'x'}, *(pytest.param(fields, marks=pytest.mark.slow) for fields in (
     {'step': -1}, {'step': None}, {'state': {'progress': 7}}))], ids=str)

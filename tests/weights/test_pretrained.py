@@ -77,6 +77,7 @@ def test_the_mean_in_a_detectron2_file_gives_its_channel_order(tmp_path):
   reference.check(path, model, expected, image, stride_in_1x1=False)
 
 
+@pytest.mark.slow
 def test_strides_pixels_and_widths_are_compared(tmp_path):
   path = folded(tmp_path)
   weights = PretrainedWeights(path)

@@ -53,6 +53,7 @@ def test_every_real_image(coco_dev, real_images):
   assert coco_dev.skipped == {}
 
 
+@pytest.mark.slow
 def test_annotations_are_scored_like_the_file_itself(coco_dev, real_images, tmp_path):
   (tmp_path / 'ours.json').write_text(json.dumps(coco_dev.annotations()))
   file = COCO(real_images / 'coco_dev/annotations/instances_train2017.json')

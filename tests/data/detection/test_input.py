@@ -402,6 +402,7 @@ def test_real_images(real_images):
     assert (batch.gt_masks.numpy().max(axis=(2, 3)) == (batch.gt_classes.numpy() > 0)).mean() > 0.99
 
 
+@pytest.mark.slow
 def test_python_exits_while_batches_are_assembled():
   """Threads of tf.data that run Python code at exit would hang the process."""
   program = '''
