@@ -72,9 +72,18 @@ def hide_library_info() -> None:
   absl_logging.set_verbosity(absl_logging.INFO)
   handler = absl_logging.get_absl_handler()
   handler.setFormatter(None)  # plain lines, without the prefix of a server log
-  handler.addFilter(lambda record: record.levelno > logging.INFO or 'rethink_tf' in record.pathname)
+  handler.addFilter(_is_ours_or_a_warning)
   # One trace for each padded shape is intended.
-  tf.get_logger().addFilter(lambda record: 'tf.function retracing' not in record.getMessage())
+  tf.get_logger().addFilter(_is_no_retracing)
+
+
+# Functions rather than lambdas: a logger takes the same filter only once.
+def _is_ours_or_a_warning(record: logging.LogRecord) -> bool:
+  return record.levelno > logging.INFO or 'rethink_tf' in record.pathname
+
+
+def _is_no_retracing(record: logging.LogRecord) -> bool:
+  return 'tf.function retracing' not in record.getMessage()
 
 
 def compile_once() -> None:

@@ -87,6 +87,7 @@ def test_a_longer_schedule_continues_with_the_counters(trained):
   assert (last['step'], last['images'], last['epoch']) == (6, 12, 1)
 
 
+@pytest.mark.slow
 def test_a_non_finite_loss_stops_the_run_and_names_loss_step_and_images(tmp_path):
   configure('KTimesSchedule.base_rate = 1e30', 'CocoEvaluator.every = 0')
   with pytest.raises(UserError, match=r'loss/.* step \d') as error:

@@ -91,10 +91,9 @@ def test_a_complete_configuration_parses_and_builds(name):
   assert isinstance(gin.get_configurable('ResNet')(), tf_keras.layers.Layer)
 
 
-# One configuration for each different train step at depth 14. Parts of the slow ones take a step in the others, in
-# tests/training/test_trainer.py (plain), tests/models/test_cbnet.py or the runs of tests/test_experiment.py (VOC).
-QUICK = ('keypoints_pretrain_2x',)
-KINDS = (*QUICK, 'cbnet_dual_r50', 'vgg16_pretrain_9x', 'voc_pretrain', 'pretrain_6x_cbnet_dual_r50',
+# One configuration for each different train step at depth 14. By default other tests take steps with their parts:
+# tests/training/test_trainer.py, tests/models/ and the runs of tests/test_experiment.py and tests/test_old_run.py.
+KINDS = ('keypoints_pretrain_2x', 'cbnet_dual_r50', 'vgg16_pretrain_9x', 'voc_pretrain', 'pretrain_6x_cbnet_dual_r50',
          'scratch_9x_cbnet_triple_x152_cascade', 'scratch_9x_x152_cascade', 'pretrain_10k',
          'pretrain_2x_x101_32x16d_wsl', 'bench', 'demo', 'lsj_scratch_100ep_r101_syncbn', 'cbnet_triple_x152_cascade')
 # The same where the depth counts.
@@ -108,8 +107,8 @@ def test_the_lists_hold_one_configuration_of_each_kind():
   assert sorted(one_of_each(LENGTH_AND_START)) == sorted(map(path, DEEP))
 
 
-@pytest.mark.parametrize('name', [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
-                                  for name in KINDS])
+@pytest.mark.slow
+@pytest.mark.parametrize('name', KINDS)
 def test_every_kind_of_configuration_takes_a_step(name):
   takes_a_step(f'gin_configs/{name}.gin', SHALLOW)
 

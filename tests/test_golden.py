@@ -20,7 +20,7 @@ def check(marks):
     pytest.skip(f'no golden numbers: {FOLDER} is not there (set RETHINK_TF_GOLDEN)')
   command = [sys.executable, '-m', 'pytest', '-q', '-n0', '-p', 'no:cacheprovider', '-m', marks, '-rA',
              'tests/golden_cases.py']
-  environment = {**os.environ, 'TF_ENABLE_ONEDNN_OPTS': '0', 'XLA_FLAGS': ' '}
+  environment = {**os.environ, 'TF_ENABLE_ONEDNN_OPTS': '0', 'XLA_FLAGS': '--xla_backend_optimization_level=3'}
   result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
   print(result.stdout)
   assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]

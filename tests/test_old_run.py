@@ -54,6 +54,13 @@ def test_predict_and_export(run, tmp_path):
   assert result.returncode == 0, result.stderr
   found = json.loads((tmp_path / 'found/predictions.json').read_text())
   assert found and {entry['category_name'] for entry in found} <= {c.name for c in source.categories}
+  result = call('export', f'--model_dir={run}', '--format=detectron2', f'--out={tmp_path}/model.pkl')
+  assert result.returncode == 0, result.stderr
+  assert (tmp_path / 'model.pkl').stat().st_size > 20_000 and 'step 6' in result.stdout
+
+
+@pytest.mark.slow
+def test_export_writes_a_saved_model(run, tmp_path):
   result = call('export', f'--model_dir={run}', f'--out={tmp_path}/saved_model')
   assert result.returncode == 0, result.stderr
   assert (tmp_path / 'saved_model/saved_model.pb').exists() and 'step 6' in result.stdout

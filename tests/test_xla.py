@@ -88,6 +88,7 @@ def test_no_operation_needs_the_host(trainer, padded_shape):
     assert not [op for op in found if FORBIDDEN.search(op)], name
 
 
+@pytest.mark.slow
 def test_xla_has_a_kernel_for_every_operation(trainer):
   """By TensorFlow's registry, which lists XLA's kernels for CPU and GPU; those for TPUs are not in the wheel."""
   tf.function(lambda x: x + 1.0, jit_compile=True)(tf.constant(0.0))  # registers them

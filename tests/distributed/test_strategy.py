@@ -57,6 +57,7 @@ def test_impossible_requests_are_user_errors(two_replicas, arguments, message):
   assert '\n' not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_logical_cpus_in_a_fresh_process():
   result = in_fresh_process('import tensorflow as tf\n'
                             'strategy = distribution.strategy(logical_cpus=3)\n'

@@ -100,6 +100,7 @@ def test_sync_batch_norm_uses_the_global_batch(four, two_replicas):
   assert largest_difference(weights(halves), weights(whole)) < 0.05 * largest_difference(before, weights(whole))
 
 
+@pytest.mark.slow
 def test_images_without_objects_train_only_the_background():
   empty = tiny.batch(2, objects=0)
   trainer = make(empty)
