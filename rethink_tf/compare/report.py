@@ -73,7 +73,7 @@ def _common_metric(runs: Sequence[Run], metric: str | None) -> str:
   if lacking:
     available = sorted({name for run in runs for name in run.curve.metrics if name.endswith(('AP', 'top-1'))})
     raise UserError(f'{lacking[0]} has no {metric} in its last evaluation: choose a metric that all runs have with '
-                    f'--figure (available: {", ".join(available)})')
+                    f'--metric (available: {", ".join(available)})')
   return metric
 
 
