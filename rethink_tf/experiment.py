@@ -39,6 +39,8 @@ from rethink_tf.training import precise_bn  # noqa: F401
 from rethink_tf.weights import plain_run, pretrained  # noqa: F401
 
 TASKS = ('train', 'evaluate', 'follow')
+# Bindings that put a trained detector on one device of this machine, whatever it was trained on.
+ONE_DEVICE = ("strategy.kind = 'one_device'", 'strategy.num_devices = None', 'strategy.logical_cpus = None')
 PRECISIONS = ('float32', 'mixed_bfloat16', 'mixed_float16')
 
 

@@ -70,7 +70,6 @@ def uninterrupted(tmp_path_factory):
   return folder
 
 
-@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_weights(uninterrupted, tmp_path):
   assert kill_after(tmp_path, 4)
   finish(tmp_path)

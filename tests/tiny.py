@@ -1,11 +1,13 @@
 """A detector small enough for a test to train, and batches to train it on."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+import tf_keras
 
 from rethink_tf.models.cascade import Cascade
 from rethink_tf.models.fpn import FPN
@@ -78,3 +80,13 @@ def batch(images: int, seed: int = 0, objects: int = 3, side: int = 64, keypoint
     image_ids=tf.range(images, dtype=tf.int64), seeds=tf.constant([[seed, i] for i in range(images)], tf.int32),
     gt_boxes=tf.constant(boxes), gt_classes=tf.constant(classes),
     gt_masks=tf.ones([images, slots, MASK_CROP, MASK_CROP], tf.uint8), gt_keypoints=tf.constant(points))
+
+
+@contextlib.contextmanager
+def precision(policy: str):
+  """The Keras policy of mixed precision, inside."""
+  tf_keras.mixed_precision.set_global_policy(policy)
+  try:
+    yield
+  finally:
+    tf_keras.mixed_precision.set_global_policy('float32')

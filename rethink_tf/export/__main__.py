@@ -45,8 +45,9 @@ def bindings(model_dir: str, data_dir: str | None) -> list[str]:
   """Return gin bindings of one device and one image at a time; without data_dir, of synthetic images."""
   import tensorflow as tf
 
-  params = ["strategy.kind = 'one_device'", 'strategy.num_devices = None', 'strategy.logical_cpus = None',
-            'run.eval_images_per_device = 1']
+  from rethink_tf.experiment import ONE_DEVICE
+
+  params = [*ONE_DEVICE, 'run.eval_images_per_device = 1']
   categories = os.path.join(model_dir, 'categories.json')
   if not data_dir and tf.io.gfile.exists(categories):
     params += ['run.eval_source = @placeholder', f'placeholder.categories_file = {categories!r}']

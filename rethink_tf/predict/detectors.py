@@ -157,8 +157,7 @@ def run_bindings(model_dir: str, batch: int = 1) -> list[str]:
   categories = f'{model_dir.rstrip("/")}/categories.json'
   if not tf.io.gfile.exists(categories):
     raise UserError(f'no categories.json in {model_dir}: check --model_dir')
-  return ["strategy.kind = 'one_device'", 'strategy.num_devices = None', 'strategy.logical_cpus = None',
-          f'run.eval_images_per_device = {batch}', 'run.eval_source = @placeholder',
+  return [*experiments.ONE_DEVICE, f'run.eval_images_per_device = {batch}', 'run.eval_source = @placeholder',
           f'placeholder.categories_file = {categories!r}']
 
 

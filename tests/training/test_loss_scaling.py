@@ -1,6 +1,5 @@
 """float16: steps with overflowing gradients are skipped, divergence stops training, and a resumed run is equal."""
 
-import contextlib
 import types
 
 import numpy as np
@@ -19,15 +18,7 @@ from rethink_tf.training.losses import ClassificationLoss
 from rethink_tf.training.optimizers import SGD
 from rethink_tf.training.schedules import KTimesSchedule
 from rethink_tf.training.trainer import Trainer
-
-
-@contextlib.contextmanager
-def precision(policy):
-  tf_keras.mixed_precision.set_global_policy(policy)
-  try:
-    yield
-  finally:
-    tf_keras.mixed_precision.set_global_policy('float32')
+from tests.tiny import precision
 
 
 class Toy(tf_keras.layers.Layer):

@@ -1,6 +1,5 @@
 """The train step: micro-batches, replicas, images without objects, precision; every variable trains."""
 
-import contextlib
 import functools
 
 import numpy as np
@@ -15,6 +14,7 @@ from rethink_tf.training.losses import MaskRCNNLoss
 from rethink_tf.training.optimizers import SGD
 from rethink_tf.training.trainer import Trainer
 from tests import tiny
+from tests.tiny import precision
 
 
 def make(batch, micro_batches=1, **parts):
@@ -150,15 +150,6 @@ def test_gradients_repeat_to_the_last_bit():
   for _ in range(60):
     for a, b in zip(first, step(), strict=True):
       np.testing.assert_array_equal(b.numpy(), a)
-
-
-@contextlib.contextmanager
-def precision(policy):
-  tf_keras.mixed_precision.set_global_policy(policy)
-  try:
-    yield
-  finally:
-    tf_keras.mixed_precision.set_global_policy('float32')
 
 
 def make_mixed(batch, policy, **parts):
