@@ -183,15 +183,10 @@ def _crop_mask(mask: np.ndarray, window: np.ndarray) -> np.ndarray:
   return (values >= 128).astype(np.uint8)
 
 
-def flip_order(names: tuple[str, ...]) -> np.ndarray:
-  """Return the source index of each keypoint under a horizontal flip: 'left_eye' <-> 'right_eye' -> int [P]."""
-  swapped = [name.replace('left', '\0').replace('right', 'left').replace('\0', 'right') for name in names]
-  return np.array([names.index(name) if name in names else i for i, name in enumerate(swapped)], int)
-
-
 def flip(example: Example, order: np.ndarray) -> Example:
-  """Flip an example horizontally; `order` [P] is flip_order of the keypoint names."""
+  """Flip an example horizontally; order: flip_order of the keypoint names [P], or flip_orders of the classes [K, P]."""
   width = example.image.shape[1]
+  order = order if order.ndim == 1 else order[example.classes - 1]
   return Example(image=cv2.flip(example.image, 1), boxes=flip_boxes(example.boxes, width), classes=example.classes,
                  masks=example.masks[:, :, ::-1], keypoints=flip_keypoints(example.keypoints, width, order))
 
@@ -202,8 +197,12 @@ def flip_boxes(boxes: np.ndarray, width: int) -> np.ndarray:
 
 
 def flip_keypoints(keypoints: np.ndarray, width: int, order: np.ndarray) -> np.ndarray:
-  """Flip keypoints float32 [n, P, 3]: x' = W - 1 - x, indices of pixel centres. Unlabelled ones stay zero."""
-  flipped = keypoints[:, order]  # a copy
+  """Flip keypoints float32 [n, P, 3]: x' = W - 1 - x, indices of pixel centres. Unlabelled ones stay zero.
+
+  order: source index of each keypoint, int [P] or [n, P].
+  """
+  order = np.broadcast_to(order, keypoints.shape[:2])
+  flipped = np.take_along_axis(keypoints, order[..., None], axis=1)  # a copy
   flipped[..., 1] = np.where(flipped[..., 2] > 0, width - 1 - flipped[..., 1], 0)
   return flipped
 

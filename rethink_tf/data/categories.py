@@ -18,6 +18,7 @@ class Category(NamedTuple):
   name: str
   keypoints: tuple[str, ...] = ()
   skeleton: tuple[tuple[int, int], ...] = ()  # pairs of keypoint numbers, 1-based as in COCO
+  keypoint_pairs: tuple[tuple[str, str], ...] = ()  # that a flip exchanges, besides those found by name
 
 
 def parse_categories(entries: Any, file: str) -> tuple[Category, ...]:
@@ -52,6 +53,8 @@ def categories_to_json(categories: tuple[Category, ...]) -> list[dict[str, Any]]
     if category.keypoints:
       entry['keypoints'] = list(category.keypoints)
       entry['skeleton'] = [list(bone) for bone in category.skeleton]
+      if category.keypoint_pairs:
+        entry['keypoint_pairs'] = [list(pair) for pair in category.keypoint_pairs]
     entries.append(entry)
   return entries
 
@@ -76,17 +79,21 @@ def _parse_category(entry: Any, where: str) -> Category:
     raise UserError(f'{where}.id should be an integer of at least 0, is {shorten(id_)}')
   if not is_text(name):
     raise UserError(f'{where}.name should be a string without control characters, is {shorten(name)}')
-  keypoints, skeleton = entry.get('keypoints', []), entry.get('skeleton', [])
+  keypoints, skeleton, pairs = ([] if entry.get(field) is None else entry[field]
+                                for field in ('keypoints', 'skeleton', 'keypoint_pairs'))
   if not isinstance(keypoints, list) or not all(map(is_text, keypoints)) or len(keypoints) > _MAX_KEYPOINTS:
     raise UserError(f'{where}.keypoints should be a list of at most {_MAX_KEYPOINTS} names, is {shorten(keypoints)}')
   if not isinstance(skeleton, list) or not all(
       isinstance(bone, list) and len(bone) == 2 and all(type(end) is int for end in bone) for bone in skeleton):
     raise UserError(f'{where}.skeleton should be a list of pairs of keypoint numbers, is {shorten(skeleton)}')
+  if not isinstance(pairs, list) or not all(
+      isinstance(pair, list) and len(pair) == 2 and all(end in keypoints for end in pair) for pair in pairs):
+    raise UserError(f'{where}.keypoint_pairs should be a list of pairs of its keypoints, is {shorten(pairs)}')
   bones = tuple((a, b) for a, b in skeleton if 1 <= min(a, b) and max(a, b) <= len(keypoints))
   if len(bones) < len(skeleton):
     logging.warning('%s.skeleton: %d of %d edges refer to keypoints that do not exist (1 to %d) and are dropped', where,
                     len(skeleton) - len(bones), len(skeleton), len(keypoints))
-  return Category(id_, name, tuple(keypoints), bones)
+  return Category(id_, name, tuple(keypoints), bones, tuple((a, b) for a, b in pairs))
 
 
 def is_text(value: Any) -> bool:

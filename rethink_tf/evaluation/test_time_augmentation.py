@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import gin
+import numpy as np
 import tensorflow as tf
 
-from rethink_tf.data import augment
+from rethink_tf.data import augment, keypoint_pairs
 from rethink_tf.data.detection.input import EvalInput, ViewsInput
 from rethink_tf.errors import UserError
 from rethink_tf.models.mask_rcnn import roi_pyramid
@@ -81,10 +82,11 @@ class TestTimeAugmentation:
       if self.merge == 'detections':
         raise UserError("TestTimeAugmentation.merge = 'detections' does not support keypoints (nor does Detectron2): "
                         'use gin_configs/augment/tta_detectron.gin')
-      names = [c.keypoints for c in source.categories if len(c.keypoints) == source.num_keypoints]
-      order = augment.flip_order(names[0]) if order is None and names else order
-      order = range(source.num_keypoints) if order is None else order
-    return Predictor(trainer, self, tuple(int(i) for i in (() if order is None else order)))
+      order = keypoint_pairs.flip_orders(source.categories, source.num_keypoints) if order is None else order
+    order = np.array(() if order is None else order, int)
+    if order.ndim == 2 and (order == order[0]).all():
+      order = order[0]
+    return Predictor(trainer, self, order)
 
 
 class Predictor:
@@ -94,7 +96,8 @@ class Predictor:
   computed again for the masks, as in Detectron: 18 pyramids would not fit into memory.
   """
 
-  def __init__(self, trainer: Trainer, settings: TestTimeAugmentation, flip_order: tuple[int, ...]):
+  def __init__(self, trainer: Trainer, settings: TestTimeAugmentation, flip_order: np.ndarray):
+    """flip_order: int [P], or [K, P] if it depends on the class; empty without keypoints."""
     self.trainer, self.detector, self.settings, self.flip_order = trainer, trainer.detector, settings, flip_order
     # Unless shapes must be static, one graph for all padded shapes, of which there are some sixty.
     plain = tf.autograph.experimental.do_not_convert  # as in Trainer
@@ -175,7 +178,7 @@ class Predictor:
     boxes = from_first_view(first, image_sizes, scales, first_scales, mirrored)
     pyramid = roi_pyramid(self._features(images, image_sizes, mirrored))
     maps = self.detector.keypoint_logits(pyramid, boxes, classes > 0)
-    maps = tf.where(mirrored, tf.gather(maps, self.flip_order, axis=2)[..., ::-1], maps)
+    maps = tf.where(mirrored, exchange_sides(maps, classes, self.flip_order)[..., ::-1], maps)
     counts = tf.cast(self._counts(first, scales, first_scales), tf.float32)
     maps *= counts[:, :, None, None, None]
     return (maps, counts) if sums is None else (sums[0] + maps, sums[1] + counts)
@@ -199,6 +202,14 @@ class Predictor:
     larger = tf.reduce_all(scales > first_scales, 1)[:, None]
     smaller = tf.reduce_all(scales < first_scales, 1)[:, None]
     return ~(small & smaller) & ~(~small & larger)
+
+
+def exchange_sides(maps: tf.Tensor, classes: tf.Tensor, order: np.ndarray) -> tf.Tensor:
+  """Return the maps [B, M, P, ...] of the counterparts of keypoints; order: int [P], or [K, P] by class [B, M]."""
+  order = tf.constant(order, tf.int32)
+  if order.shape.rank == 1:
+    return tf.gather(maps, order, axis=2)
+  return tf.gather(maps, tf.gather(order, tf.maximum(classes, 1) - 1), axis=2, batch_dims=2)
 
 
 def mirror(images: tf.Tensor, image_sizes: tf.Tensor, mirrored: tf.Tensor) -> tf.Tensor:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools.cocoeval import Params
 
-from rethink_tf.data.augment import flip_order
+from rethink_tf.data.keypoint_pairs import flip_order
 from rethink_tf.errors import UserError
 from rethink_tf.evaluation import coco_metrics
 
@@ -165,7 +165,8 @@ def _pairs(gt: dict[str, Any], results: Sequence[dict[str, Any]], sigmas: np.nda
   OKS 0.5 come first, so that a confident but poor detection does not turn a good one of the same object into a false
   positive. For the others, a keypoint may also match its mirrored one: a person with all sides inverted is matched.
   """
-  order = {category['id']: flip_order(tuple(category.get('keypoints') or ())) for category in gt['categories']}
+  order = {category['id']: flip_order(tuple(category.get('keypoints') or ()), category.get('keypoint_pairs') or ())
+           for category in gt['categories']}
   objects, detections = defaultdict(list), defaultdict(list)
   for i, annotation in enumerate(gt['annotations']):
     if _counts(annotation):

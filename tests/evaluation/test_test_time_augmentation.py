@@ -322,8 +322,16 @@ def test_flip_order_from_the_names_of_keypoints():
   """As in images of people; the drawn shapes of the other tests have no named keypoints."""
   names = ('nose', 'left_eye', 'right_eye', 'left_ear', 'right_ear')
   source = types.SimpleNamespace(categories=(Category(1, 'person', names),), num_keypoints=len(names))
-  assert tta.TestTimeAugmentation().predictor(trainer('keypoints'), source).flip_order == ORDER
-  assert tta.TestTimeAugmentation().predictor(trainer('plain'), source).flip_order == ()
+  assert tta.TestTimeAugmentation().predictor(trainer('keypoints'), source).flip_order.tolist() == list(ORDER)
+  assert tta.TestTimeAugmentation().predictor(trainer('plain'), source).flip_order.tolist() == []
+
+
+def test_sides_are_exchanged_by_the_pairs_of_each_category():
+  hand, ear = Category(1, 'person', ('nose', 'left', 'right')), Category(2, 'dog', ('left', 'right', 'tail'))
+  source = types.SimpleNamespace(categories=(hand, ear), num_keypoints=3)
+  order = tta.TestTimeAugmentation().predictor(trainer('keypoints'), source).flip_order
+  maps = tf.reshape(tf.range(6), [1, 2, 3, 1, 1])
+  assert tta.exchange_sides(maps, tf.constant([[1, 2]]), order)[..., 0, 0].numpy().tolist() == [[[0, 2, 1], [4, 3, 5]]]
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import os
 import posixpath
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import gin
@@ -22,6 +23,7 @@ from rethink_tf.data.detection.annotations import AnnotationReader, Annotations,
 from rethink_tf.data.folders import list_names
 from rethink_tf.data.images import MAX_PIXELS, ImageError, decode, read_bounded
 from rethink_tf.data.json_files import load_json
+from rethink_tf.data.keypoint_pairs import with_pairs
 from rethink_tf.data.subset import select
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.structures import Example
@@ -45,7 +47,8 @@ class CocoSource:
   def __init__(self, data_dir: str, split: str = 'train2017', annotation_file: str | None = None,
                image_dir: str | None = None, keypoints: bool = False, keypoints_file: str | None = None,
                fraction: float = 1.0, num_images: int | None = None, subset_seed: int = 0,
-               training: bool = False, max_pixels: int = MAX_PIXELS) -> None:
+               training: bool = False, max_pixels: int = MAX_PIXELS,
+               keypoint_pairs: Sequence[tuple[str, str]] = ()) -> None:
     """Read the annotation file; images are read by `load`.
 
     Args:
@@ -60,6 +63,7 @@ class CocoSource:
       training: drop images without a usable box or, with `keypoints`, without a visible keypoint; and images whose
         file is missing.
       max_pixels: limit of height x width of an image in the annotation file.
+      keypoint_pairs: names of keypoints that a horizontal flip exchanges, where 'left' and 'right' do not show it.
 
     Raises:
       UserError: files are missing, or are not COCO json; the message names the file, field and index.
@@ -73,6 +77,7 @@ class CocoSource:
     elif keypoints_file or not any(category.keypoints for category in self.categories):
       keypoints_file = _join(data_dir, keypoints_file or f'annotations/person_keypoints_{split}.json')
       self.categories = _merge_keypoints(reader, self.categories, keypoints_file)
+    self.categories = with_pairs(self.categories, keypoint_pairs, 'coco.keypoint_pairs')
     image_ids, sizes, file_names = _parse_images(images, file, max_pixels)
     self._max_pixels = max_pixels
     self._table = Annotations(reader, image_ids, sizes, self.categories)
@@ -256,5 +261,5 @@ def _merge_keypoints(reader: AnnotationReader, categories: tuple[Category, ...],
   named = {category.id: category for category in parse_categories(content.get('categories'), file)}
   if not any(category.keypoints for category in named.values()):
     raise UserError(f'{file}: no category has keypoints')
-  return tuple(category._replace(keypoints=named[category.id].keypoints, skeleton=named[category.id].skeleton)
-               if category.id in named else category for category in categories)
+  return tuple(named[category.id]._replace(name=category.name) if category.id in named else category
+               for category in categories)

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from rethink_tf.data import augment, keyed_random
+from rethink_tf.data import augment, keyed_random, keypoint_pairs
 from rethink_tf.data.augment import LargeScaleJitter, Resize
 from rethink_tf.data.batching import (
   GREY,
@@ -53,8 +53,7 @@ class _Input(BatchedInput):
                    100 * padding_waste(sizes, self.padded_shapes, self.buckets))
     self.dropped_instances = 0
     self._overfull: set[int] = set()  # images with more than max_instances
-    names = [c.keypoints for c in source.categories if len(c.keypoints) == source.num_keypoints]
-    self._flip_order = augment.flip_order(names[0]) if names else np.arange(source.num_keypoints)
+    self._flip_orders = keypoint_pairs.flip_orders(source.categories, source.num_keypoints)
 
   def _signature(self) -> Batch:
     b, g, p = self.batch_size, self.max_instances, self.source.num_keypoints
@@ -161,6 +160,8 @@ class TrainInput(_Input):
       raise UserError(f'TrainInput: seed is {seed}; use 0 or more')
     self.seed = seed
     self.flip = flip
+    if flip and source.num_keypoints:
+      keypoint_pairs.warn_of_unpaired(source.name, source.categories)
     self.plan = SamplingPlan(self.buckets, batch_size, seed)
 
   def dataset(self, start_step: int = 0, context: tf.distribute.InputContext | None = None) -> tf.data.Dataset:
@@ -184,7 +185,7 @@ class TrainInput(_Input):
       if used != index:
         replacement = self._sample([used], planned.epochs[row:row + 1])
         flipped, size, offset, batch.seeds[row] = (each[0] for each in replacement)
-      self._fill(batch, row, used, size, augment.flip(example, self._flip_order) if flipped else example, offset)
+      self._fill(batch, row, used, size, augment.flip(example, self._flip_orders) if flipped else example, offset)
 
     self._fill_rows(fill, planned.indices)
     return batch

@@ -22,6 +22,7 @@ from rethink_tf.data.detection.record_format import Record, category_names, deco
 from rethink_tf.data.images import MAX_PIXELS, ImageError
 from rethink_tf.data.images import decode as decode_image
 from rethink_tf.data.json_files import load_json
+from rethink_tf.data.keypoint_pairs import with_pairs
 from rethink_tf.data.problems import Problems
 from rethink_tf.data.shards import find_shards
 from rethink_tf.data.subset import select
@@ -67,14 +68,15 @@ class RecordSource:
 
   def __init__(self, data_dir: str, split: str = 'train2017', categories_file: str | None = None,
                keypoints: bool = False, fraction: float = 1.0, num_images: int | None = None, subset_seed: int = 0,
-               training: bool = False, max_pixels: int = MAX_PIXELS) -> None:
+               training: bool = False, max_pixels: int = MAX_PIXELS,
+               keypoint_pairs: Sequence[tuple[str, str]] = ()) -> None:
     """Read the index; images are read by `load`.
 
     Args:
       data_dir: folder of the shards, local or gs://.
       split: prefix of the shard names, <split>-00000-of-00032.tfrecord.
       categories_file: json with the list "categories"; default <split>-categories.json.
-      keypoints, fraction, num_images, subset_seed, training, max_pixels: as for `CocoSource`.
+      keypoints, fraction, num_images, subset_seed, training, max_pixels, keypoint_pairs: as for `CocoSource`.
 
     Raises:
       UserError: shards are missing or not TFRecords, or as for `CocoSource`.
@@ -87,6 +89,7 @@ class RecordSource:
     if keypoints and not any(category.keypoints for category in categories):
       raise UserError(f'{self.name}: the categories have no keypoints: convert with --keypoints')
     self.categories = categories if keypoints else without_keypoints(categories)
+    self.categories = with_pairs(self.categories, keypoint_pairs, 'records.keypoint_pairs')
     self.num_classes = len(self.categories)
     self.num_keypoints = max(len(category.keypoints) for category in self.categories)
     self._max_pixels = max_pixels

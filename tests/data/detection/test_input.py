@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 from absl import logging
 
-from rethink_tf.data import augment
+from rethink_tf.data import augment, keypoint_pairs
 from rethink_tf.data.augment import LargeScaleJitter, Resize
 from rethink_tf.data.detection.input import EvalInput, TrainInput, ViewsInput
 from rethink_tf.data.detection.synthetic import SyntheticSource
@@ -102,7 +102,7 @@ def test_padding_is_zero(source):
 
 def test_rows_are_resized_and_possibly_flipped_images(source):
   inputs = TrainInput(source, batch_size=8, resize=Resize(160, 200), seed=4)
-  order = augment.flip_order(source.categories[0].keypoints)
+  order = keypoint_pairs.flip_order(source.categories[0].keypoints)
   flips = 0
   for step in range(6):
     batch = inputs.batch(step)
@@ -422,7 +422,7 @@ def test_large_scale_jitter(source):
   """At every scale: pixels, sizes and boxes are those of one window of the resized image, the same in every run."""
   inputs, again = (TrainInput(source, batch_size=8, resize=LargeScaleJitter(96), seed=3) for _ in range(2))
   assert inputs.padded_shapes.tolist() == [[96, 96]]
-  order, cropped, padded = augment.flip_order(source.categories[0].keypoints), 0, 0
+  order, cropped, padded = keypoint_pairs.flip_order(source.categories[0].keypoints), 0, 0
   for step in (4, 2, 0):
     batch = inputs.batch(step)
     assert_same(batch, again.batch(step))
