@@ -71,6 +71,19 @@ def as_command(main: Callable[[], None], argv: Sequence[str], interrupted: str) 
       signal.signal(signum, handler)
 
 
+def excerpt(value: object, length: int = 80) -> str:
+  """Return an untrusted value for a message: plain values quoted and cut to `length`, of others the type alone.
+
+  A few bytes of a file can build an object whose repr takes all memory, and a name can hold terminal control
+  characters.
+  """
+  if isinstance(value, str | bytes | bytearray):
+    return repr(value[:length]) + ('…' if len(value) > length else '')
+  if value is None or isinstance(value, bool | float) or isinstance(value, int) and value.bit_length() <= 64:
+    return repr(value)
+  return f'an object of type {type(value).__name__[:length]}'
+
+
 def in_one_line(error: BaseException) -> str:
   """Return the message of an OS or TensorFlow error as one line, without file names and operations."""
   text = getattr(error, 'strerror', None) or getattr(error, 'message', None) or str(error) or type(error).__name__

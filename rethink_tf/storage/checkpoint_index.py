@@ -16,8 +16,12 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import tensor_bundle_pb2
 
+from rethink_tf.storage import files
+
 VALUE = '/.ATTRIBUTES/VARIABLE_VALUE'  # suffix of the keys that hold the values of variables
-_MAX_BYTES = 256 << 20  # of an index; a detector's has 100 kB
+_MAX_BYTES = 16 << 20  # of an index; a detector's has 100 kB
+_MAX_ENTRIES = 100_000  # a detector's has 3,000
+_LONGEST_KEY = 2000  # characters
 _MAGIC = 0xdb4775248b80fb57
 _FOOTER, _TRAILER = 48, 5  # bytes at the end of the file, and after each block: type of compression, checksum
 
@@ -30,7 +34,7 @@ def problem(prefix: str) -> str | None:
   Raises:
     tf.errors.OpError: the index cannot be read.
   """
-  with tf.io.gfile.GFile(f'{prefix}.index', 'rb') as file:
+  with files.open_regular(f'{prefix}.index') as file:
     if file.size() > _MAX_BYTES:
       return f'its index has {file.size():,} bytes'
     data = file.read()
@@ -67,6 +71,7 @@ def _problem_of(entry: tensor_bundle_pb2.BundleEntryProto, prefix: str, num_shar
     return f'has {entry.size} bytes for the shape {shape[:8]}'
   if entry.shard_id not in lengths:
     path = f'{prefix}.data-{entry.shard_id:05d}-of-{num_shards:05d}'
+    files.require_regular(path)
     lengths[entry.shard_id] = tf.io.gfile.stat(path).length if tf.io.gfile.exists(path) else -1
   if entry.offset + entry.size > lengths[entry.shard_id]:
     return 'exceeds the end of its data file'
@@ -82,8 +87,15 @@ def _entries(data: bytes) -> dict[bytes, bytes]:
     _, position = _varint(data, position)
   handle, position = _handle(data, position)
   entries: dict[bytes, bytes] = {}
+  unread = len(data)
   for value in _block(data, *handle).values():
-    entries |= _block(data, *_handle(value, 0)[0])
+    begin, size = _handle(value, 0)[0]
+    unread -= size + _TRAILER
+    if unread < 0:
+      raise ValueError('blocks are listed twice')
+    entries |= _block(data, begin, size)
+  if len(entries) > _MAX_ENTRIES:
+    raise ValueError('too many entries')
   return entries
 
 
@@ -99,7 +111,7 @@ def _block(data: bytes, begin: int, size: int) -> dict[bytes, bytes]:
     shared, position = _varint(block, position)
     unshared, position = _varint(block, position)
     length, position = _varint(block, position)
-    if shared > len(key) or position + unshared + length > end:
+    if shared > len(key) or position + unshared + length > end or shared + unshared > _LONGEST_KEY:
       raise ValueError('an entry exceeds its block')
     key = key[:shared] + block[position:position + unshared]
     entries[key] = block[position + unshared:position + unshared + length]

@@ -1,14 +1,36 @@
-"""Atomic writing: readers see the old file or the complete new one, on local disks and on gs://."""
+"""Files of users, local and gs://: only regular ones are read; writing is atomic, so that readers see the old file or
+the complete new one.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterator
 
 import tensorflow as tf
 
 from rethink_tf.errors import UserError, in_one_line
+
+
+def open_regular(path: str, mode: str = 'rb') -> tf.io.gfile.GFile:
+  """Open a file for reading. A FIFO would block, a device might never end.
+
+  Raises:
+    tf.errors.FailedPreconditionError: it is a FIFO, a socket or a device. Other errors when it is read.
+  """
+  require_regular(path)
+  return tf.io.gfile.GFile(path, mode)
+
+
+def require_regular(path: str) -> None:
+  """Raise tf.errors.FailedPreconditionError for a local FIFO, socket or device; folders and missing files pass."""
+  if '://' in path:
+    return
+  with contextlib.suppress(OSError, ValueError):  # reading reports these
+    if stat.S_IFMT(os.stat(path).st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
+      raise tf.errors.FailedPreconditionError(None, None, 'not a regular file')
 
 
 @contextlib.contextmanager

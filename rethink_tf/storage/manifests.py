@@ -20,6 +20,7 @@ from absl import logging
 
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.storage import retries
+from rethink_tf.storage.files import open_regular
 
 T = TypeVar('T')
 
@@ -56,7 +57,7 @@ def read(folder: str, step: int | None = None) -> dict[str, Any]:
     ValueError: the manifest is damaged, or files are truncated.
     OSError, tf.errors.OpError: something is missing or cannot be read.
   """
-  with tf.io.gfile.GFile(os.path.join(folder, _NAME), 'rb') as file:
+  with open_regular(os.path.join(folder, _NAME)) as file:
     if file.size() > _MAX_BYTES:
       raise ValueError('its manifest is damaged')
     content = file.read()
@@ -141,7 +142,7 @@ def _size(folder: str, name: str) -> int:
 
 def _sha256(folder: str, name: str) -> str:
   digest = hashlib.sha256()
-  with tf.io.gfile.GFile(os.path.join(folder, name), 'rb') as file:
+  with open_regular(os.path.join(folder, name)) as file:
     while block := file.read(1 << 24):
       digest.update(block)
   return digest.hexdigest()

@@ -9,12 +9,12 @@ keep their own names.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from rethink_tf.errors import UserError
+from rethink_tf.errors import UserError, excerpt
 
 EPSILON = 1e-5  # of the norms of torch, Caffe2 and this package
 DETECTRON_MEAN = (122.7717, 115.9465, 102.9801)
@@ -24,6 +24,7 @@ UNIT_STD = (1.0, 1.0, 1.0)
 BACKBONE = 'backbone.bottom_up.'  # prefix of the backbone in a detector's names
 LINEAR = ('linear.weight', 'linear.bias')  # the classifier
 _LONGEST_NAME = 500  # characters
+MAX_ARRAYS = 20_000  # of a file; a detector's checkpoint with its optimizer and averages has 2,000
 
 
 class Array(Protocol):
@@ -131,12 +132,13 @@ def check_arrays(arrays: Mapping[Any, Any], path: str) -> None:
   check_names(arrays, path)
   for name, array in arrays.items():
     if not isinstance(array, Lazy) and not (isinstance(array, np.ndarray | np.generic) and array.dtype.kind in 'fiu'):
-      raise UserError(f'{path}: {name[:80]!r} is not an array of numbers: this is not a weight file')
+      raise UserError(f'{path}: {excerpt(name)} is not an array of numbers: this is not a weight file')
 
 
-def check_names(names: Iterable[Any], path: str) -> None:
-  """Raise a UserError unless all names are short printable strings: they are logged and parsed."""
+def check_names(names: Collection[Any], path: str) -> None:
+  """Raise a UserError unless all names are short printable strings, and not too many: they are logged and parsed."""
+  if len(names) > MAX_ARRAYS:
+    raise UserError(f'{path}: {len(names):,} arrays are too many for a network: use another file')
   for name in names:
-    if not isinstance(name, str) or not name.isprintable() or len(name) > _LONGEST_NAME:
-      shown = name[:80] if isinstance(name, str) else type(name).__name__
-      raise UserError(f'{path}: {shown!r} is not the name of an array: this is not a weight file')
+    if not isinstance(name, str) or len(name) > _LONGEST_NAME or not name.isprintable():
+      raise UserError(f'{path}: {excerpt(name)} is not the name of an array: this is not a weight file')

@@ -11,7 +11,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from rethink_tf.errors import UserError, in_one_line
+from rethink_tf.errors import UserError, excerpt, in_one_line
+from rethink_tf.storage import files
 from rethink_tf.weights import (
   detectron,
   detectron2,
@@ -77,6 +78,7 @@ def _local(path: str) -> str:
 
 
 def _read_file(local: str, path: str) -> Contents:
+  files.require_regular(local)
   with open(local, 'rb') as file:
     head = file.read(1024)
   if head[:4] == b'PK\x03\x04':
@@ -100,7 +102,7 @@ def _named(content: Any, path: str, container: str) -> Contents:
   """Return the contents of an unpacked container, recognized by the names of its arrays."""
   if detectron.recognizes(content):
     return detectron.contents(content, path)
-  author = content.get('__author__', '') if isinstance(content, Mapping) else ''
+  author = content.get('__author__') if isinstance(content, Mapping) else None
   for wrapper in ('model', 'state_dict'):
     if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
       content = content[wrapper]
@@ -109,10 +111,10 @@ def _named(content: Any, path: str, container: str) -> Contents:
   check_arrays(content, path)
   arrays = {name.removeprefix('module.'): array for name, array in content.items()}
   if detectron2.recognizes(arrays):
-    return detectron2.contents(arrays, path, container, str(author))
+    return detectron2.contents(arrays, path, container, author if isinstance(author, str) else '')
   if torchvision.recognizes(arrays):
     return torchvision.contents(arrays, path, container)
   if torchvision_vgg.recognizes(arrays):
     return torchvision_vgg.contents(arrays, path, container)
-  raise UserError(f'{path}: the names of its {len(arrays)} arrays ({", ".join(list(arrays)[:3])}, …) belong to no '
-                  f'known network: known are {KNOWN}')
+  raise UserError(f'{path}: the names of its {len(arrays)} arrays ({", ".join(map(excerpt, list(arrays)[:3]))}, …) '
+                  f'belong to no known network: known are {KNOWN}')

@@ -5,13 +5,15 @@ Biases are folded into the moving means, and the loader compensates for the epsi
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Iterator
 
 import h5py
 import numpy as np
 
 from rethink_tf.errors import UserError, in_one_line
-from rethink_tf.weights.contents import UNIT_STD, Contents, Lazy, architecture_of, check_names
+from rethink_tf.weights.contents import MAX_ARRAYS, UNIT_STD, Contents, Lazy, architecture_of, check_names
 
 _EPSILON = 1.001e-5
 _MEAN = (123.68, 116.779, 103.939)
@@ -59,17 +61,24 @@ def read(path: str) -> Contents:
 def _datasets(file: h5py.File, path: str) -> dict[str, h5py.Dataset]:
   """Return {'conv1_conv/kernel': dataset}, by the lists of names that Keras stores as attributes."""
   root = file['model_weights'] if 'model_weights' in file else file
+  names = list(itertools.islice(_names(root), MAX_ARRAYS + 1))
+  check_names([f'{layer}/{weight}' for layer, weight in names], path)
   datasets = {}
+  for layer, weight in names:
+    dataset = root[layer][weight]
+    # A data set may refer to any other file of this machine.
+    if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual or \
+        dataset.file.filename != file.filename or dataset.dtype.kind not in 'fiu':
+      raise UserError(f'{path}: {layer}/{weight} is not an array of numbers in this file: fetch it again')
+    datasets[f'{layer}/{weight.split("/")[-1].split(":")[0]}'] = dataset
+  return datasets
+
+
+def _names(root: h5py.Group) -> Iterator[tuple[str, str]]:
+  """Yield the names of layers, also of those that a file lists many times, with those of their weights."""
   for layer in map(_text, root.attrs['layer_names']):
     for weight in map(_text, root[layer].attrs['weight_names']):
-      check_names((layer, weight), path)
-      dataset = root[layer][weight]
-      # A data set may refer to any other file of this machine.
-      if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual or \
-          dataset.file.filename != file.filename or dataset.dtype.kind not in 'fiu':
-        raise UserError(f'{path}: {layer}/{weight} is not an array of numbers in this file: fetch it again')
-      datasets[f'{layer}/{weight.split("/")[-1].split(":")[0]}'] = dataset
-  return datasets
+      yield layer, weight
 
 
 def _text(name: bytes | str) -> str:

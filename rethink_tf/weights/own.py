@@ -16,6 +16,7 @@ import tf_keras
 
 from rethink_tf.errors import UserError
 from rethink_tf.storage import checkpoints, manifests
+from rethink_tf.storage.files import open_regular
 from rethink_tf.weights.contents import Array, Contents, Lazy, architecture_of
 from rethink_tf.weights.detectron2 import Entry, identity
 from rethink_tf.weights.tf_models import open_checkpoint, tensor
@@ -78,7 +79,7 @@ def _config(folder: str) -> str:
   """Return the text of a run's configuration, '' without one."""
   path = os.path.join(folder, 'config.gin')
   try:
-    with tf.io.gfile.GFile(path) as file:
+    with open_regular(path, 'r') as file:
       return file.read() if file.size() <= _MAX_BYTES else ''
   except (OSError, tf.errors.OpError, UnicodeDecodeError):
     return ''

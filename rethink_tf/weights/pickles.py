@@ -11,16 +11,21 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import struct
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from rethink_tf.errors import UserError, in_one_line
+from rethink_tf.errors import UserError, excerpt, in_one_line
 
 _ELEMENTS = {f'{kind}{size}' for kind, sizes in (('f', '248'), ('i', '1248'), ('u', '1248'), ('b', '1'))
              for size in sizes}
 _MAX_DEPTH = 100  # of nested containers; a checkpoint has five
+_MAX_MARKS = 1000  # open at a time: twice the depth in a sound file
+_MAX_OPERATIONS = 1_000_000  # some seconds; a detector's checkpoint with its optimizer takes 50,000
+_MAX_BITS = 1 << 10  # of an integer: hashing or multiplying longer ones takes any time
+_SLACK = 1 << 20  # bytes
 
 
 class Refused(Exception):
@@ -39,7 +44,7 @@ class _Dtype(Built):
 
   def __init__(self, name: Any, *_: Any):
     if not isinstance(name, str) or name not in _ELEMENTS:
-      raise Refused(f'elements of type {str(name)[:20]!r}')
+      raise Refused(f'elements of type {excerpt(name, 20)}')
     self._name, self._order = name, '<'
 
   def __setstate__(self, state: Any) -> None:
@@ -71,7 +76,7 @@ class _Array(Built):
 def _encode(text: str, encoding: str = 'latin1') -> bytes:
   """Placeholder of _codecs.encode, by which protocols below 3 write bytes; other codecs are refused."""
   if encoding not in ('latin1', 'latin-1'):
-    raise Refused(f'the codec {str(encoding)[:20]!r}')
+    raise Refused(f'the codec {excerpt(encoding, 20)}')
   return text.encode('latin1')
 
 
@@ -79,7 +84,8 @@ def _from_bytes(raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
   if not isinstance(dtype, _Dtype):
     raise ValueError('an array without an element type')
   dtype, raw = dtype.finished(), raw.encode('latin1') if isinstance(raw, str) else raw  # str: Python 2's
-  if not isinstance(shape, tuple) or len(shape) > 32 or not all(type(side) is int and side >= 0 for side in shape) or \
+  if not isinstance(shape, tuple) or len(shape) > 32 or \
+      not all(type(side) is int and 0 <= side < 1 << 62 for side in shape) or \
       not isinstance(raw, bytes | bytearray) or math.prod(shape) * dtype.itemsize != len(raw):
     raise ValueError('an array whose shape and bytes disagree')
   return np.frombuffer(raw, dtype).reshape(shape, order=order)
@@ -129,15 +135,17 @@ def load_from(file: BinaryIO, path: str, allowed: Mapping[tuple[str, str], Any] 
               persistent: Callable[[Any], Any] | None = None) -> Any:
   """Return the object in the next pickle of an open file. persistent: converts persistent ids. Errors as of `load`."""
   try:
-    return replaced(_Unpickler(_Bounded(file), allowed, persistent).load(), Built, lambda found: found.finished())
+    content = _Unpickler(_Bounded(file), allowed, persistent).load()
+    return replaced(content, Built, lambda found: found.finished())
   except Refused as error:
     raise UserError(f'{path}: refers to {printable(str(error))}, which could run code: convert the weights to plain '
                     'arrays') from error
   except UserError:
     raise
   except Exception as error:  # a damaged pickle raises almost any exception
-    reason = printable(f'{type(error).__name__}: {error}')[:200]
-    raise UserError(f'{path}: not a complete pickle ({reason}): fetch it again') from error
+    # Of a KeyError, Python shows the repr of the key, an object of the file.
+    reason = '' if isinstance(error, KeyError) else f': {printable(str(error)[:200])}'
+    raise UserError(f'{path}: not a complete pickle ({type(error).__name__}{reason}): fetch it again') from error
 
 
 def printable(text: str) -> str:
@@ -175,6 +183,7 @@ class _Bounded:
     self._file = file
     position = file.tell()
     self._end = file.seek(0, os.SEEK_END)
+    self.size = self._end - position
     file.seek(position)
     self.readline = file.readline
 
@@ -184,8 +193,20 @@ class _Bounded:
     return self._file.read(size)
 
 
+class _Operations(dict):
+  """Operations by their codes. Counts how many are looked up, and refuses endless programs."""
+
+  count = 0
+
+  def __getitem__(self, code: int) -> Callable[[Any], None]:
+    self.count += 1
+    if self.count > _MAX_OPERATIONS:
+      raise pickle.UnpicklingError(f'over {_MAX_OPERATIONS:,} operations')
+    return super().__getitem__(code)
+
+
 class _Unpickler(pickle._Unpickler):
-  """Python's unpickler without the operations that plain data does not need."""
+  """Python's unpickler without the operations that plain data does not need, and with limits on time and memory."""
 
   dispatch = dict(pickle._Unpickler.dispatch)
 
@@ -193,6 +214,8 @@ class _Unpickler(pickle._Unpickler):
                persistent: Callable[[Any], Any] | None):
     super().__init__(file, encoding='latin1')
     self._allowed, self._persistent = allowed, persistent
+    self.dispatch = _Operations(self.dispatch)
+    self._passed, self._may_pass = 0, 2 * file.size + _SLACK  # bytes and characters given to placeholders
 
   def find_class(self, module: str, name: str) -> Any:
     try:
@@ -210,7 +233,46 @@ class _Unpickler(pickle._Unpickler):
     state = self.stack.pop()
     if not isinstance(self.stack[-1], Built):
       raise Refused(f'the state of {type(self.stack[-1]).__name__!r}')
+    self._count(state)
     self.stack[-1].__setstate__(state)
+
+  def _reduce(self) -> None:
+    arguments = self.stack.pop()
+    if not isinstance(arguments, tuple):
+      raise pickle.UnpicklingError('arguments that are no tuple')
+    self._count(arguments)
+    self.stack[-1] = self.stack[-1](*arguments)
+
+  def _count(self, arguments: Any) -> None:
+    """Bound what placeholders convert: two bytes can pass the same long string to them once more."""
+    if isinstance(arguments, tuple):
+      self._passed += sum(len(value) for value in arguments if isinstance(value, str | bytes | bytearray | tuple))
+    if self._passed > self._may_pass:
+      raise pickle.UnpicklingError('its arrays are larger than the file')
+
+  def _mark(self) -> None:
+    if len(self.metastack) >= _MAX_MARKS:
+      raise pickle.UnpicklingError(f'over {_MAX_MARKS} open marks')
+    self.load_mark()
+
+  def _long(self) -> None:
+    size, = struct.unpack('<i', self.read(4))
+    if not 0 <= size <= _MAX_BITS // 8:
+      raise pickle.UnpicklingError(f'an integer of {size} bytes')
+    self.append(pickle.decode_long(self.read(size)))
+
+  def _text_integer(self) -> None:
+    """INT and LONG of protocol 0: decimal, with 00 and 01 for booleans."""
+    line = self.readline()
+    if len(line) > _MAX_BITS // 4:
+      raise pickle.UnpicklingError(f'an integer of {len(line):,} digits')
+    line = line[:-1].removesuffix(b'L')
+    self.append(line == b'01' if line in (b'00', b'01') else int(line, 0))
+
+  def _byte_array(self) -> None:
+    """Read the content first: Python allocates the length that the file claims."""
+    size, = struct.unpack('<Q', self.read(8))
+    self.append(bytearray(self.read(size)))
 
   def _set_item(self) -> None:
     value, key = self.stack.pop(), self.stack.pop()
@@ -238,8 +300,10 @@ class _Unpickler(pickle._Unpickler):
   def _refuse(self) -> None:
     raise Refused('objects of classes, or sets')
 
-  dispatch.update({pickle.BUILD[0]: _build, pickle.SETITEM[0]: _set_item, pickle.SETITEMS[0]: _set_items,
-                   pickle.DICT[0]: _new_dict})
+  dispatch.update({
+    pickle.BUILD[0]: _build, pickle.REDUCE[0]: _reduce, pickle.SETITEM[0]: _set_item, pickle.SETITEMS[0]: _set_items,
+    pickle.DICT[0]: _new_dict, pickle.MARK[0]: _mark, pickle.LONG4[0]: _long, pickle.INT[0]: _text_integer,
+    pickle.LONG[0]: _text_integer, pickle.BYTEARRAY8[0]: _byte_array})
   dispatch.update(dict.fromkeys((code[0] for code in (
     pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.EMPTY_SET,
     pickle.ADDITEMS, pickle.FROZENSET)), _refuse))

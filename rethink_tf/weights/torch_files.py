@@ -15,17 +15,18 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from rethink_tf.errors import UserError, in_one_line
+from rethink_tf.errors import UserError, excerpt, in_one_line
 from rethink_tf.weights import pickles
 from rethink_tf.weights.contents import Lazy
 
 MAGIC = 0x1950a86a20f9469cfc6c
 PROTOCOL = 1001
-_MAX_PICKLE = 1 << 28  # bytes of data.pkl; a ResNet's takes 100 kB
+_MAX_PICKLE = 1 << 26  # bytes of data.pkl; a ResNet's takes 100 kB
+_MAX_DIRECTORY = 8 << 20  # bytes of the archive's list of entries; each storage takes about 100
 
 # Element types; bfloat16 is the upper half of a float32.
 STORAGES = {'FloatStorage': '<f4', 'HalfStorage': '<f2', 'BFloat16Storage': 'bfloat16', 'DoubleStorage': '<f8',
@@ -75,8 +76,9 @@ class _OrderedDict(dict, pickles.Built):
 
 
 def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
-  if not isinstance(storage, Storage):
-    raise ValueError('a tensor without a storage')
+  if not isinstance(storage, Storage) or not all(isinstance(sides, tuple | list) and len(sides) <= 32
+                                                 for sides in (size, stride)):
+    raise ValueError('a tensor without a storage, or of over 32 dimensions')
   return Tensor(storage, offset, tuple(size), tuple(stride))
 
 
@@ -116,12 +118,13 @@ def _persistent(path: str) -> tuple[Callable[[Any], Storage], dict[str, Storage]
   def make(pid: Any) -> Storage:
     if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != 'storage' or \
         not isinstance(pid[1], StorageType) or not isinstance(pid[2], str) or not _is_count(pid[4]):
-      raise ValueError(f'unknown persistent id {str(pid)[:80]}')
+      raise ValueError('an unknown persistent id')
     if len(pid) == 6 and pid[5] is not None:
-      raise UserError(f'{path}: storage {pid[2]!r} is a view of another one: save the weights again with a newer torch')
+      raise UserError(f'{path}: storage {excerpt(pid[2])} is a view of another one: save the weights again with '
+                      'a newer torch')
     storage = Storage(pid[1], pid[2], pid[4])
     if known.setdefault(storage.key, storage) != storage:
-      raise ValueError(f'storage {storage.key} is described twice')
+      raise ValueError(f'storage {excerpt(storage.key)} is described twice')
     return storage
   return make, known
 
@@ -149,15 +152,30 @@ def _legacy(path: str, data: np.ndarray) -> tuple[Any, dict[str, np.ndarray]]:
       raise _truncated(path, key)
     count, = struct.unpack('<q', data[position:begin].tobytes())
     if count != storage.count:
-      raise UserError(f'{path}: storage {key!r} holds {count} elements instead of {storage.count}: fetch it again')
+      raise UserError(f'{path}: storage {excerpt(key)} holds {count} elements instead of {storage.count}: fetch '
+                      'it again')
     storages[key], position = data[begin:end], end
   return content, storages
+
+
+class _Limited:
+  """A file that refuses to read more than `longest` bytes at once: `zipfile` reads the whole list of entries."""
+
+  def __init__(self, file: BinaryIO, longest: int):
+    self._file, self.longest = file, longest
+    self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+
+  def read(self, size: int = -1) -> bytes:
+    if size > self.longest:
+      raise zipfile.BadZipFile(f'a list of {size:,} bytes')
+    return self._file.read(size)
 
 
 def _zip(path: str, data: np.ndarray) -> tuple[Any, dict[str, np.ndarray]]:
   """Read <root>/data.pkl, <root>/data/<key> and <root>/byteorder; everything is stored without compression."""
   try:
-    with zipfile.ZipFile(path) as archive:
+    with open(path, 'rb') as file, zipfile.ZipFile(limited := _Limited(file, _MAX_DIRECTORY)) as archive:
+      limited.longest = _MAX_PICKLE
       entries = {entry.filename: entry for entry in archive.infolist()}
       roots = [name.removesuffix('data.pkl') for name in entries if name.endswith('/data.pkl') and name.count('/') == 1]
       if len(roots) != 1:
@@ -183,8 +201,8 @@ def _zip(path: str, data: np.ndarray) -> tuple[Any, dict[str, np.ndarray]]:
   for key, storage in known.items():
     entry = entries.get(f'{root}data/{key}')
     if entry is None or entry.compress_type != zipfile.ZIP_STORED:
-      raise UserError(f'{path}: storage {key!r} is {"missing" if entry is None else "compressed"}: save the weights '
-                      'again with torch.save')
+      problem = 'missing' if entry is None else 'compressed'
+      raise UserError(f'{path}: storage {excerpt(key)} is {problem}: save the weights again with torch.save')
     header = data[entry.header_offset:entry.header_offset + 30].tobytes()
     if len(header) < 30 or header[:4] != b'PK\x03\x04':
       raise _truncated(path, key)
@@ -205,8 +223,8 @@ def _view(tensor: Tensor, raw: np.ndarray, path: str) -> Lazy:
     last = offset + sum((side - 1) * step for side, step in zip(size, stride, strict=True))
     valid = last < storage.count and math.prod(size) <= storage.count
   if not valid:
-    raise UserError(f'{path}: a tensor of size {str(size)[:60]} lies outside its storage {storage.key!r}: the file is '
-                    'damaged or forged; fetch it again')
+    raise UserError(f'{path}: a tensor of size {_shown(size)} lies outside its storage {excerpt(storage.key)}: the '
+                    'file is damaged or forged; fetch it again')
   if 0 in size:
     return Lazy(size, lambda: np.zeros(size, np.float32))
 
@@ -223,6 +241,10 @@ def _is_count(value: Any) -> bool:
   return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
 
 
+def _shown(size: tuple[Any, ...]) -> str:
+  return f'({", ".join(excerpt(side) for side in size[:8])}{", …" if len(size) > 8 else ""})'
+
+
 def _truncated(path: str, key: str) -> UserError:
-  return UserError(f'{path}: ends before its storage {key[:40]!r} does ({os.path.getsize(path):,} bytes): fetch '
+  return UserError(f'{path}: ends before its storage {excerpt(key, 40)} does ({os.path.getsize(path):,} bytes): fetch '
                    'it again')

@@ -104,3 +104,27 @@ def test_a_run_skips_a_forged_checkpoint(tmp_path):
   manifest.write_text(json.dumps({key: content[key] for key in ('step', 'files', 'state')}))  # as before checksums
   variable.assign(0.0)
   assert run.restore({'v': tf.train.Checkpoint(kernel=variable)}) == {} and variable.numpy() == 5.0
+
+
+def block_of(entries):
+  """A block of a table; an entry is (length of the prefix shared with the one before, rest of the key, value)."""
+  def varint(value):
+    return bytes([value & 127 | 128]) + varint(value >> 7) if value > 127 else bytes([value])
+  body = b''.join(varint(shared) + varint(len(key)) + varint(len(value)) + key + value
+                  for shared, key, value in entries)
+  return body + struct.pack('<II', 0, 1)
+
+
+@pytest.mark.parametrize('entries, index, message', [
+  ([(0, b'k' * 3000, b''), *[(3000, b'', b'')] * 1000], 1, 'is damaged'),  # every entry copies the key before
+  ([(0, b'%06d' % i, b'') for i in range(2000)], 1000, 'is damaged'),  # a thousand references to one block
+], ids=['keys', 'blocks'])
+def test_work_is_bounded_by_the_length_of_the_index(tmp_path, entries, index, message):
+  block = block_of(entries) + bytes(5)
+  handle = b'\x00' + bytes([len(block) - 5 & 127 | 128, (len(block) - 5) >> 7 & 127 | 128, (len(block) - 5) >> 14])
+  table = block_of([(0, b'%04d' % i, handle) for i in range(index)])
+  size = bytes([len(table) & 127 | 128, len(table) >> 7 & 127 | 128, len(table) >> 14])
+  start = bytes([len(block) & 127 | 128, len(block) >> 7 & 127 | 128, len(block) >> 14])
+  footer = (b'\x00\x00' + start + size).ljust(40, b'\0') + struct.pack('<Q', checkpoint_index._MAGIC)
+  (tmp_path / 'x.index').write_bytes(block + table + bytes(5) + footer)
+  assert message in checkpoint_index.problem(str(tmp_path / 'x'))

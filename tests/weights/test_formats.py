@@ -36,7 +36,9 @@ def refused(path, message):
   (pickle.dumps({'model': {'\x1b[2J': np.zeros(3)}}), 'not the name of an array'),
   (pickle.dumps({'model': {'stem.conv1.weight': np.zeros(3), 'a\nb': np.zeros(3)}}), 'not the name of an array'),
   (pickle.dumps({'model': {'res2.' + '9' * 5000 + '.x': np.zeros(3)}}), 'not the name of an array'),
-  (pickle.dumps({'model': {7: np.zeros(3)}}), "'int' is not the name of an array"),
+  (pickle.dumps({'model': {7: np.zeros(3)}}), '7 is not the name of an array'),
+  (pickle.dumps({'model': {f'a{i}': 0 for i in range(20_001)}}), '20,001 arrays are too many'),
+  (pickle.dumps({'model': {'a' * 100_000: np.zeros(3)}}), 'aaa.*… is not the name of an array'),
   (pickle.dumps({'blobs': {'conv1_w': np.zeros(3), 'x\n_momentum': np.zeros(3)}}), 'not the name of an array'),
   (pickle.dumps({'w': Attack()}), r'refers to .*system'),
 ])
@@ -46,6 +48,15 @@ def test_files_that_are_not_weight_files(tmp_path, monkeypatch, content, message
   path.write_bytes(content)
   refused(path, message)
   assert not (tmp_path / 'attacked').exists()
+
+
+@pytest.mark.parametrize('name', ['weights.pkl', 'weights.index'])
+def test_only_regular_files_are_read(tmp_path, name):
+  """Opening a FIFO would wait for a writer, and a device may never end."""
+  os.mkfifo(tmp_path / name)
+  refused(tmp_path / name, 'not a regular file')
+  with pytest.raises(UserError, match='/dev/zero: cannot be read .not a regular file'):
+    formats.read('/dev/zero')
 
 
 def test_missing_files_and_the_oldest_format_of_torch(tmp_path):

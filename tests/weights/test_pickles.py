@@ -140,3 +140,43 @@ def test_operations_that_plain_data_does_not_need_are_refused(tmp_path, program,
   with pytest.raises(UserError, match=f'refers to .*{message}.*could run code') as error:
     pickles.load(write(tmp_path, b'\x80\x02' + program + b'.'))
   assert len(str(error.value)) < 400 and str(error.value).isprintable()
+
+
+MEBIBYTE = b'T' + struct.pack('<I', 1 << 20) + bytes(1 << 20) + b'q\x00'
+PAIRS = b''.join(b'q' + bytes([i]) + b'h' + bytes([i]) + b'\x86' for i in range(24))
+
+
+@pytest.mark.parametrize('program, message', [
+  (b'\x96' + struct.pack('<Q', 1 << 31), 'ends too early'), (b'(' * 2_000_000, 'open marks'),
+  (b'N0' * 400_000, 'operations'), (b'\x8b' + struct.pack('<i', 4000) + bytes(4000), 'an integer of 4000 bytes'),
+  (b'I0x' + b'f' * 4000 + b'\n', 'an integer of 4,003 digits'), (b'L' + b'1' * 4000 + b'L\n', 'an integer of 4,0'),
+  (MEBIBYTE + b'c_codecs\nencode\nq\x01' + b'h\x01h\x00\x85R' * 200, 'larger than the file'),
+  (MEBIBYTE + (EMPTY_ARRAY + b'(K\x01(J\x00\x00\x04\x00tcnumpy\ndtype\n(U\x02f4K\x00K\x01tR\x89h\x00tb') * 9,
+   'larger than the file'),
+  (state(shape=b'(' + b'\x8a\x40' + b'\x7f' * 64 + b't'), 'shape and bytes disagree'),
+  (b'ccollections\nOrderedDict\n]R', None), (b'cnumpy\ndtype\n]R', 'arguments that are no tuple'),
+  (b'h\x07', 'UnpicklingError'), (b'}K\x01\x93', 'STACK_GLOBAL'),
+], ids=['bytearray', 'marks', 'operations', 'LONG4', 'INT', 'LONG', 'codec', 'arrays', 'sides', 'arguments',
+        'arguments of a known name', 'memo', 'name'])
+def test_limits(tmp_path, monkeypatch, program, message):
+  """A few bytes that would take minutes or gigabytes."""
+  monkeypatch.setattr(pickles, '_MAX_OPERATIONS', 100_000)
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  with pytest.raises(UserError, match=message) as error:
+    pickles.load(write(tmp_path, b'\x80\x05' + program + b'.'))
+  assert len(str(error.value)) < 400 and str(error.value).isprintable()
+  assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 << 10
+
+
+@pytest.mark.parametrize('program, message', [
+  (b'cnumpy\ndtype\n' + b'K\x01\x85' + PAIRS + b'\x85R', 'elements of type an object of type tuple'),
+  (b'cnumpy\ndtype\n' + MEBIBYTE + b'\x85R', 'elements of type .*…'),
+  (b'c_codecs\nencode\nU\x01aK\x01' + PAIRS + b'\x86R', 'the codec an object of type tuple'),
+  (b'cnumpy\nndarray\nK\x01' + PAIRS + b'\x85R', 'TypeError'),
+  (b'}K\x01' + PAIRS + b'Ns', "keys of type 'tuple'"),
+], ids=['type', 'long type', 'codec', 'arguments', 'key'])
+def test_messages_never_show_an_object_of_the_file(tmp_path, program, message):
+  """The repr of a tuple of 2 ** 24 references to a number takes minutes and gigabytes."""
+  with pytest.raises(UserError, match=message) as error:
+    pickles.load(write(tmp_path, b'\x80\x02' + program + b'.'))
+  assert len(str(error.value)) < 400 and str(error.value).isprintable()

@@ -51,3 +51,14 @@ def test_forged_headers(tmp_path, entries, length):
   with pytest.raises(UserError, match='safetensors|of type') as error:
     formats.read(str(path))
   assert '\n' not in str(error.value)
+
+
+def test_too_many_arrays(tmp_path):
+  path = tmp_path / 'x.safetensors'
+  header = json.dumps({f'a{i}': {'dtype': 'F32', 'shape': [0], 'data_offsets': [0, 0]} for i in range(21_000)}).encode()
+  path.write_bytes(struct.pack('<Q', len(header)) + header)
+  with pytest.raises(UserError, match='21,000 arrays are too many'):
+    safetensors_files.load(str(path))
+  path.write_bytes(struct.pack('<Q', 60 << 20) + b'{' + bytes(100))
+  with pytest.raises(UserError, match='its list of arrays has 62,914,560 bytes'):
+    safetensors_files.load(str(path))

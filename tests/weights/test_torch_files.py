@@ -159,3 +159,22 @@ def test_a_local_header_that_points_outside_the_file(tmp_path):
   with open(path, 'wb') as file:
     file.write(data)
   refused(path, 'ends before its storage|not a complete zip')
+
+
+@both
+@pytest.mark.parametrize('pickled', [
+  b'ctorch._utils\n_rebuild_tensor_v2\n(' + b'N' + files.text('x' * 200) + files.numbers([1]) + b'tR',
+  b'K\x01' + b''.join(b'q' + bytes([i]) + b'h' + bytes([i]) + b'\x86' for i in range(24)) + b'Q'])
+def test_messages_show_no_object_of_the_file(tmp_path, kind, pickled):
+  """A persistent id of 2 ** 24 references to a number."""
+  path = write(tmp_path, kind, b'\x80\x02' + pickled + b'.', {})
+  refused(path, 'not a complete pickle')
+
+
+def test_a_long_list_of_entries_is_not_read(tmp_path, monkeypatch):
+  monkeypatch.setattr(torch_files, '_MAX_DIRECTORY', 5000)
+  path = tmp_path / 'weights.pth'
+  with zipfile.ZipFile(path, 'w') as archive:
+    for i in range(100):
+      archive.writestr(f'archive/data/{i}', b'')
+  refused(str(path), 'not a complete zip archive .a list of')
