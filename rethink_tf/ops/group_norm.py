@@ -18,18 +18,31 @@ def group_norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, groups: int, eps
 
   gamma, beta: float32 [C]. C must be a multiple of `groups`. Statistics are float32.
   """
-  return _group_norm(groups, epsilon)(x, gamma, beta)
+  return _group_norm(groups, epsilon, x.shape[3], x.dtype)(x, gamma, beta)
 
 
 @functools.cache
-def _group_norm(groups: int, epsilon: float) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]:
-  forward = tf.function(functools.partial(_forward, groups, epsilon), autograph=False, jit_compile=True)
-  backward = tf.function(functools.partial(_backward, groups), autograph=False, jit_compile=True)
+def _group_norm(groups: int, epsilon: float, channels: int,
+                dtype: tf.DType) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]:
+  """Return the layer for one number of channels: traced once for images of any size, compiled once for each."""
+  images, statistics = tf.TensorSpec([None, None, None, channels], dtype), tf.TensorSpec([None, channels])
+  parameter = tf.TensorSpec([channels])
+  forward = tf.function(functools.partial(_forward, groups, epsilon), [images, parameter, parameter],
+                        autograph=False, jit_compile=True)
+  backward = tf.function(functools.partial(_backward, groups), [images, parameter, statistics, statistics, images],
+                         autograph=False, jit_compile=True)
 
   @tf.custom_gradient
   def normalise(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):
     y, mean, inverse_std = forward(x, gamma, beta)
-    return y, lambda dy: backward(x, gamma, mean, inverse_std, dy)
+
+    def gradient(dy: tf.Tensor):
+      dx, dgamma, dbeta = backward(x, gamma, mean, inverse_std, dy)
+      dx.set_shape(x.shape)  # known again: a function for any size returns [?, ?, ?, C]
+      return dx, dgamma, dbeta
+
+    y.set_shape(x.shape)
+    return y, gradient
 
   return normalise
 
