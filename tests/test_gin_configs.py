@@ -67,7 +67,7 @@ def build():
 
 SHALLOW = ['ResNet.depth = 14']
 LENGTH_AND_START = r'SCHEDULE|KTimesSchedule|PretrainedWeights|run.initial_weights|coco|Resize|VocEval'
-DEPTH = r'|ResNet\.(depth|groups|width_per_group|stem_width|res2_width|stride_in_1x1)|MaskRCNN\.pixel_'
+DEPTH = r'|ResNet\.(depth|groups|width_per_group|stem_width|res2_width|stride_in_1x1|padding)|MaskRCNN\.pixel_'
 
 
 def signature(name, left_out):
@@ -232,7 +232,7 @@ def test_keypoint_rows_keep_the_checkpoint_with_the_best_keypoint_ap(name):
 
 
 def test_all_init_files_bind_the_same_names():
-  assert len(INIT) == 8
+  assert len(INIT) == 9
   assert {frozenset(axis(name)) for name in INIT} == {frozenset(axis(INIT[0]))}
 
 

@@ -1,4 +1,4 @@
-"""Convolutions with Detectron's symmetric padding, where TensorFlow's 'same' may be asymmetric."""
+"""Convolutions with Detectron's symmetric padding or TensorFlow's 'same', which may be asymmetric."""
 
 from __future__ import annotations
 
@@ -27,13 +27,15 @@ class ConvNorm(tf_keras.layers.Layer):
   """Convolution, norm, optional ReLU: [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), filters].
 
   The convolution has a bias only without a norm. used: [B], 1 for rows that are not padding, for norms with batch
-  statistics.
+  statistics. padding: 'symmetric' pads all four sides equally, 'same' is TensorFlow's, with more at the bottom and
+  right; they differ at stride 2.
   """
 
   def __init__(self, filters: int, kernel_size: int, norm: MakeNorm, initializer: MakeInitializer, stride: int = 1,
-               groups: int = 1, relu: bool = False, zero_gamma: bool = False, name: str | None = None):
+               groups: int = 1, relu: bool = False, zero_gamma: bool = False, padding: str = 'symmetric',
+               name: str | None = None):
     super().__init__(name=name)
-    self.padding = kernel_size // 2 if stride > 1 else 0  # 'same' is symmetric at stride 1 only
+    self.padding = kernel_size // 2 if stride > 1 and padding == 'symmetric' else 0  # at stride 1 both are the same
     self.norm = norm(name='norm', zero_gamma=zero_gamma)
     self.conv = Convolution(
       filters, kernel_size, stride, padding='valid' if self.padding else 'same', groups=groups,

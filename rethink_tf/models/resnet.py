@@ -15,6 +15,7 @@ from rethink_tf.models.layers import ConvNorm, pad, unchanged
 from rethink_tf.models.norms import MakeNorm, group_norm
 from rethink_tf.models.recompute import recomputed
 
+PADDINGS = ('symmetric', 'same')
 # Bottleneck blocks of res2..res5 by depth. 14 and 26 are small networks of the same pattern, for laptops.
 BLOCKS = {14: (1, 1, 1, 1), 26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
@@ -28,6 +29,8 @@ class ResNet(tf_keras.layers.Layer):
   weights). zero_init_residual: the last gamma of a block starts at 0; Detectron2 found this worse for GN from scratch.
   groups, width_per_group: ResNeXt g x d. freeze_at: 0 trains everything, n freezes the stem and n - 1 stages; with
   random weights only 0 is allowed (Detectron's projects/GN/README.md: 2 silently cost 3.3 AP).
+  padding: of stride-2 convolutions and pooling. 'symmetric' is Detectron's; 'same' is TensorFlow's, for weights that
+  were trained with it (tf-models-official): even sizes are padded at the bottom and right only.
   recompute: True keeps only the input of each block for the backward pass, which recomputes the rest: less memory,
   the same gradients.
   """
@@ -35,16 +38,18 @@ class ResNet(tf_keras.layers.Layer):
   def __init__(self, depth: int = 50, norm: MakeNorm = group_norm, initializer: MakeInitializer = initializers.msra,
                stride_in_1x1: bool = False, zero_init_residual: bool = False, groups: int = 1,
                width_per_group: int = 64, stem_width: int = 64, res2_width: int = 256, freeze_at: int = 0,
-               recompute: bool = False, name: str = 'backbone'):
+               recompute: bool = False, padding: str = 'symmetric', name: str = 'backbone'):
     super().__init__(name=name)
     if depth not in BLOCKS:
       raise UserError(f'ResNet.depth = {depth} is not known: use one of {sorted(BLOCKS)}')
     if not 0 <= freeze_at <= 5:
       raise UserError(f'ResNet.freeze_at = {freeze_at}: use 0 (train all) to 5 (freeze the whole backbone)')
-    self.freeze_at, self.recompute = freeze_at, recompute
+    if padding not in PADDINGS:
+      raise UserError(f"ResNet.padding = {padding!r}: use 'symmetric', or 'same' for weights of tf-models-official")
+    self.freeze_at, self.recompute, self.padding = freeze_at, recompute, padding
     self.depth, self.groups, self.width_per_group, self.stride_in_1x1 = depth, groups, width_per_group, stride_in_1x1
     self.stem_width, self.res2_width = stem_width, res2_width
-    self.stem = ConvNorm(stem_width, 7, norm, initializer, stride=2, relu=True, name='stem')
+    self.stem = ConvNorm(stem_width, 7, norm, initializer, stride=2, relu=True, padding=padding, name='stem')
     self.stages = []
     for stage, blocks in enumerate(BLOCKS[depth]):
       width = res2_width * 2**stage
@@ -52,7 +57,7 @@ class ResNet(tf_keras.layers.Layer):
       self.stages.append([
         Bottleneck(width, inner, norm, initializer, stride=2 if stage and not block else 1, shortcut=not block,
                    groups=groups, stride_in_1x1=stride_in_1x1, zero_gamma=zero_init_residual,
-                   name=f'res{stage + 2}_{block}')
+                   padding=padding, name=f'res{stage + 2}_{block}')
         for block in range(blocks)])
     if recompute and any(getattr(layer, 'over_batch', False) for layer in self.submodules):
       raise UserError('ResNet.recompute = True would count every batch twice in the moving statistics of '
@@ -89,18 +94,22 @@ class ResNet(tf_keras.layers.Layer):
 
   def begin(self, images: tf.Tensor) -> tf.Tensor:
     """Stem and pooling: [B, H, W, 3] -> [B, H/4, W/4, stem_width]."""
-    return tf.nn.max_pool2d(pad(self.stem(images), 1), 3, 2, 'VALID')  # zero padding is exact after a ReLU
+    x = self.stem(images)
+    if self.padding == 'same':
+      return tf.nn.max_pool2d(x, 3, 2, 'SAME')
+    return tf.nn.max_pool2d(pad(x, 1), 3, 2, 'VALID')  # zero padding is exact after a ReLU
 
 
 class Bottleneck(tf_keras.layers.Layer):
   """1x1, 3x3 and 1x1 convolutions, and a shortcut, which is a convolution where the shape changes."""
 
   def __init__(self, width: int, inner: int, norm: MakeNorm, initializer: MakeInitializer, stride: int, shortcut: bool,
-               groups: int, stride_in_1x1: bool, zero_gamma: bool, name: str):
+               groups: int, stride_in_1x1: bool, zero_gamma: bool, padding: str, name: str):
     super().__init__(name=name)
     first, second = (stride, 1) if stride_in_1x1 else (1, stride)
     self.conv1 = ConvNorm(inner, 1, norm, initializer, first, relu=True, name='conv1')
-    self.conv2 = ConvNorm(inner, 3, norm, initializer, second, groups=groups, relu=True, name='conv2')
+    self.conv2 = ConvNorm(inner, 3, norm, initializer, second, groups=groups, relu=True,
+                          padding=padding, name='conv2')
     self.conv3 = ConvNorm(width, 1, norm, initializer, zero_gamma=zero_gamma, name='conv3')
     self.shortcut = ConvNorm(width, 1, norm, initializer, stride, name='shortcut') if shortcut else None
 

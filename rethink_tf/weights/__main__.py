@@ -46,6 +46,8 @@ def describe(contents: Contents) -> str:
     ('mean (RGB)', contents.pixel_mean or unknown),
     ('std (RGB)', contents.pixel_std or unknown),
     ('strides', strides[contents.stride_in_1x1]),
+    ('padding', contents.padding if contents.architecture else 'of stride 1'),
+    ('epsilon', f'{contents.epsilon:g}' if contents.epsilon else unknown),
     ('licence', contents.licence),
     *(('note', note) for note in contents.notes),
     ('ignored', ', '.join(contents.ignored[:4]) + (f', … ({len(contents.ignored)})' if contents.ignored[4:] else '')
@@ -57,12 +59,15 @@ def describe(contents: Contents) -> str:
 
 def command_line(contents: Contents) -> list[str]:
   """Return the options of a run that starts from a file."""
+  from rethink_tf.weights import tf_models
   if contents.own:
     init = 'detector' if contents.kind == 'detector' else 'pretrained_run'
   elif contents.kind == 'detector':
     init = 'detector'
   elif contents.format.startswith('keras'):
     init = 'imagenet_keras'
+  elif contents.padding == 'same':
+    init = 'imagenet_tf_models'
   elif contents.stride_in_1x1:
     init = 'imagenet_msra'
   elif contents.pixel_std is not None and contents.pixel_std[0] > 2:
@@ -82,6 +87,10 @@ def command_line(contents: Contents) -> list[str]:
                 if value != defaults[name]]
   if contents.stride_in_1x1 is not None and init == 'detector' and contents.stride_in_1x1:
     options.append("--gin_param='ResNet.stride_in_1x1 = True'")
+  if contents.own and contents.padding != 'symmetric':
+    options.append(f"--gin_param=\"ResNet.padding = '{contents.padding}'\"")
+  if contents.epsilon is None:
+    options.append(f"--gin_param='PretrainedWeights.epsilon = {tf_models.likely_epsilon(contents.ignored):g}'")
   if contents.channels is None:
     options.append("--gin_param=\"PretrainedWeights.channels = 'bgr'\"")
   return options

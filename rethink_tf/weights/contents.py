@@ -67,7 +67,8 @@ class Contents(NamedTuple):
   kind: 'backbone' or 'detector'. own: names and layouts of this package's checkpoints ('stem/conv/kernel').
   norm: 'bn' (with statistics), 'folded' (BN as a fixed affine map), 'gn', 'none'; None: unknown.
   channels 'rgb' | 'bgr', stride_in_1x1, pixel_mean and pixel_std (RGB, range 0-255): None if unknown from the file.
-  epsilon: of the norm. ignored: names in the file that are not weights of the network. notes: warnings, a line each.
+  epsilon: of the norm, None if unknown. padding: of stride-2 convolutions, 'symmetric' or 'same' (models/resnet.py).
+  ignored: names in the file that are not weights of the network. notes: warnings, a line each.
   checkpoint: of a run, the folder of the checkpoint that was read.
   """
 
@@ -81,7 +82,8 @@ class Contents(NamedTuple):
   stride_in_1x1: bool | None = None
   pixel_mean: tuple[float, ...] | None = None
   pixel_std: tuple[float, ...] | None = None
-  epsilon: float = EPSILON
+  epsilon: float | None = EPSILON
+  padding: str = 'symmetric'
   licence: str = 'see the source of the file'
   ignored: tuple[str, ...] = ()
   notes: tuple[str, ...] = ()

@@ -54,8 +54,8 @@ def read(path: str) -> Contents:
     elif kind != 'bias':
       ignored.append(name)
   return Contents(path, 'keras.applications .h5', 'backbone', arrays, 'bn', architecture_of(arrays, path), 'bgr', True,
-                  _MEAN, UNIT_STD, _EPSILON, 'Apache-2.0 (Keras; the weights are MSRA\'s, MIT)', tuple(ignored),
-                  ('biases of convolutions are folded into the moving means',))
+                  _MEAN, UNIT_STD, _EPSILON, licence='Apache-2.0 (Keras; the weights are MSRA\'s, MIT)',
+                  ignored=tuple(ignored), notes=('biases of convolutions are folded into the moving means',))
 
 
 def _datasets(file: h5py.File, path: str) -> dict[str, h5py.Dataset]:

@@ -15,6 +15,7 @@ import tensorflow as tf
 import tf_keras
 
 from rethink_tf.errors import UserError
+from rethink_tf.models.resnet import PADDINGS
 from rethink_tf.storage import checkpoints, manifests
 from rethink_tf.storage.files import open_regular
 from rethink_tf.weights.contents import Array, Contents, Lazy, architecture_of
@@ -53,7 +54,8 @@ def read(path: str) -> Contents:
   return Contents(path, f'run of this package, {os.path.basename(folder.rstrip("/"))}', kind, arrays, norm,
                   architecture, 'rgb', _bound(config, 'stride_in_1x1'), _bound(config, 'pixel_mean'),
                   _bound(config, 'pixel_std'), _bound(config, 'epsilon') or 1e-5,
-                  'yours, and that of the weights it started from', own=True, checkpoint=folder)
+                  _bound(config, 'padding') or 'symmetric', 'yours, and that of the weights it started from', own=True,
+                  checkpoint=folder)
 
 
 def table(model: tf_keras.layers.Layer) -> dict[str, Entry]:
@@ -87,7 +89,7 @@ def _config(folder: str) -> str:
 
 def _bound(config: str, name: str) -> Any:
   """Return the value that a configuration binds to the parameter of this name; None without a valid one."""
-  owner = {'stride_in_1x1': 'ResNet', 'epsilon': '(?:sync|frozen)_batch_norm'}.get(name, r'\w+')
+  owner = {'stride_in_1x1': 'ResNet', 'padding': 'ResNet', 'epsilon': '(?:sync|frozen)_batch_norm'}.get(name, r'\w+')
   match = re.search(rf'^{owner}\.{name} = (?:\\\n)?\s*(.+)$', config, re.MULTILINE)
   try:
     value = ast.literal_eval(match[1]) if match and len(match[1]) < 200 else None
@@ -95,6 +97,8 @@ def _bound(config: str, name: str) -> Any:
     return None
   if name == 'stride_in_1x1':
     return value if isinstance(value, bool) else None
+  if name == 'padding':
+    return value if value in PADDINGS else None
   if name == 'epsilon':
     return value if _is_positive(value) else None
   return tuple(value) if isinstance(value, list | tuple) and len(value) == 3 and all(map(_is_positive, value)) else None

@@ -19,6 +19,7 @@ from rethink_tf.redaction import redact
 from rethink_tf.weights import detectron2, formats, own, torchvision_vgg
 from rethink_tf.weights.contents import BACKBONE, LINEAR, Array, Contents
 from rethink_tf.weights.detectron2 import Entry
+from rethink_tf.weights.tf_models import EPSILONS
 
 if TYPE_CHECKING:
   from rethink_tf.models.classifier import Classifier
@@ -65,22 +66,25 @@ class PretrainedWeights:
 
   path: a file, a TensorFlow checkpoint or a run folder. part: 'backbone'; 'detector' for a whole trained one;
   'detector_backbone' for the backbone of a detector; 'classifier' for a backbone with its fully connected layer.
-  channels ('rgb', 'bgr'), stride_in_1x1: for files that do not record them; they override those of the file.
+  channels ('rgb', 'bgr'), stride_in_1x1, epsilon (of BatchNorm): for files that do not record them; they override those
+  of the file.
   new: patterns of the model's names that are not loaded, even if the file has them ('roi_heads.box_predictor.*':
   other classes). ignore: patterns of names in the file that are not loaded.
   A composite of several backbones (CBNet, section 3) loads the same file into each; its connectors are not loaded.
   """
 
   def __init__(self, path: str, part: str = 'backbone', channels: str | None = None, stride_in_1x1: bool | None = None,
-               new: Sequence[str] = (), ignore: Sequence[str] = ()):
+               epsilon: float | None = None, new: Sequence[str] = (), ignore: Sequence[str] = ()):
     if part not in PARTS:
       raise UserError(f'PretrainedWeights.part = {part!r}: use one of {", ".join(PARTS)}')
     if channels not in ('rgb', 'bgr', None):
       raise UserError(f"PretrainedWeights.channels = {channels!r}: use 'rgb' or 'bgr', or None if the file records it")
+    if epsilon is not None and not 0 < epsilon < 1:
+      raise UserError(f'PretrainedWeights.epsilon = {epsilon!r}: use that of the BatchNorm in the file, {EPSILONS}')
     if not isinstance(path, str) or not path:
       raise UserError(f'PretrainedWeights.path = {path!r}: name a weight file with --weights=FILE')
     self.path, self.part, self.new, self.ignore = path, part, tuple(new), tuple(ignore)
-    self.channels, self.stride_in_1x1 = channels, stride_in_1x1
+    self.channels, self.stride_in_1x1, self.epsilon = channels, stride_in_1x1, epsilon
 
   def __call__(self, detector: Model) -> Loaded:
     """Load the file; if anything does not match, nothing is loaded.
@@ -110,8 +114,8 @@ class PretrainedWeights:
     return loaded
 
   def _overridden(self, contents: Contents) -> Contents:
-    """Return the contents with channels and stride_in_1x1 overridden by the arguments; both must be known then."""
-    for name in ('channels', 'stride_in_1x1'):
+    """Return the contents with what the arguments override; all of it must be known then."""
+    for name in ('channels', 'stride_in_1x1', 'epsilon'):
       argument, recorded = getattr(self, name), getattr(contents, name)
       if argument is not None and recorded is not None and argument != recorded:
         logging.warning('%s: %s = %r overrides %r of the file', self.path, name, argument, recorded)
@@ -123,6 +127,9 @@ class PretrainedWeights:
     if contents.stride_in_1x1 is None and not contents.own:
       raise UserError(f'{self.path}: does not record where its strides are: set PretrainedWeights.stride_in_1x1 = True '
                       "(MSRA's ResNet-50 and 101, and detectors trained from them) or False (all others)")
+    if contents.epsilon is None:
+      raise UserError(f'{self.path}: does not record the epsilon of its BatchNorm: set PretrainedWeights.epsilon = '
+                      f'{EPSILONS}')
     return contents
 
   def _check_kind(self, contents: Contents) -> None:
@@ -245,6 +252,9 @@ def _check_backbone(contents: Contents, backbone: Backbone) -> None:
     if contents.stride_in_1x1 is not None and contents.stride_in_1x1 != backbone.stride_in_1x1:
       raise UserError(f'{path}: was trained with strides on the {"1x1" if contents.stride_in_1x1 else "3x3"}: set '
                       f'ResNet.stride_in_1x1 = {contents.stride_in_1x1}')
+    if contents.padding != backbone.padding:
+      raise UserError(f'{path}: was trained with padding {contents.padding!r} of its stride-2 convolutions: set '
+                      f'ResNet.padding = {contents.padding!r}')
   elif not contents.own:
     raise UserError(f'{path}: holds a ResNet, the model has a {type(backbone).__name__}: set MaskRCNN.backbone = '
                     '@ResNet()')

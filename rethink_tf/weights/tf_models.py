@@ -16,9 +16,11 @@ import tensorflow as tf
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.storage import checkpoint_index
 from rethink_tf.storage.checkpoint_index import VALUE
+from rethink_tf.weights import settings_files
 from rethink_tf.weights.contents import DETECTRON2_MEAN, TORCH_STD, Contents, Lazy, architecture_of, check_names
 
-_EPSILON = 1e-3
+EPSILONS = ('1e-5 (experiment resnet_imagenet), 1e-4 (maskrcnn_resnetfpn_coco, fasterrcnn_resnetfpn_coco) or 1e-3 '
+            '(retinanet_resnetfpn_coco, seg_*, and models without an experiment)')
 _NORM = {'gamma': 'weight', 'beta': 'bias', 'moving_mean': 'running_mean', 'moving_variance': 'running_var'}
 _LAYERS = {'_conv1': 'conv1', '_conv2': 'conv2', '_conv3': 'conv3', '_shortcut': 'shortcut',
            '_norm1': 'conv1', '_norm2': 'conv2', '_norm3': 'conv3', '_norm0': 'shortcut'}
@@ -78,10 +80,28 @@ def read(prefix: str, path: str) -> Contents:
                         'squeeze-and-excitation (ResNet-RS) and basic blocks are not supported')
       arrays[name] = tensor(reader, full, shapes[full], path, axes if len(shapes[full]) == 4 else None)
   ignored = [name for name in shapes if not name.startswith(root)]
-  notes = ("trained with TensorFlow's padding 'same', which is asymmetric on even sizes: features differ slightly at "
-           'the start of fine-tuning', "mean and standard deviation are tf-models-official's defaults")
+  epsilon, notes = _epsilon(path)
+  notes += ("mean and standard deviation are tf-models-official's defaults",)
   return Contents(path, 'tf-models-official checkpoint', 'backbone', arrays, 'bn', architecture_of(arrays, path), 'rgb',
-                  False, DETECTRON2_MEAN, TORCH_STD, _EPSILON, 'Apache-2.0 (tf-models-official)', tuple(ignored), notes)
+                  False, DETECTRON2_MEAN, TORCH_STD, epsilon, 'same', 'Apache-2.0 (tf-models-official)',
+                  tuple(ignored), notes)
+
+
+def _epsilon(path: str) -> tuple[float | None, tuple[str, ...]]:
+  """Return the epsilon of the batch norms, which only the experiment's params.yaml contains, and notes."""
+  place, settings = settings_files.beside(path, ('params.yaml',))
+  epsilon = settings_files.get(settings, 'task.model.norm_activation.norm_epsilon')
+  if isinstance(epsilon, float) and 0 < epsilon < 1:
+    return epsilon, (f'epsilon of BatchNorm is {epsilon:g} in {place}',)
+  return None, (f'epsilon of BatchNorm is not in the file (it is norm_epsilon in params.yaml): {EPSILONS}',)
+
+
+def likely_epsilon(names: Sequence[str]) -> float:
+  """Return the epsilon of the experiment that a checkpoint's other variables suggest."""
+  layers = {layer for name in names for layer in name.split('/')}
+  if layers & {'rpn_head', 'detection_head', 'mask_head'}:
+    return 1e-4
+  return 1e-3 if layers & {'decoder', 'head'} else 1e-5
 
 
 def _root(shapes: Mapping[str, Shape], path: str) -> str:
