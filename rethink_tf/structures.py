@@ -177,10 +177,25 @@ class ClassifierOutputs(NamedTuple):
     return self.logits
 
 
+class LeftOut(NamedTuple):
+  """Images that a data set lists but that cannot be used."""
+
+  counts: Mapping[str, int] = {}  # reason, with examples -> number of images
+  listed: int = 0  # images that the data set lists, these included
+
+  @property
+  def total(self) -> int:
+    return sum(self.counts.values())
+
+  def __str__(self) -> str:
+    return '; '.join(f'{count} {reason}' for reason, count in self.counts.items())
+
+
 class Source(Protocol):
   """Images with annotations. A classification source has `classes` (int32 [N, T], -1 = none) instead of the last three.
 
   A part's constructor takes `training`: True leaves out what cannot be trained on (images without objects, say).
+  Sources of files have `left_out` too, a LeftOut: images that are not among the N, since their file is missing.
   """
 
   name: str  # for messages: the annotation file or folder
@@ -201,6 +216,7 @@ class Input(Protocol):
   source: Source
   batch_size: int
   failure: Exception | None  # the error that ended the data set; TensorFlow raises a wrapped one
+  unreadable: set[int]  # indices of images that could not be read
   facts: Callable[[int], Any]  # of training: step -> data.batching.StepFacts
 
   def dataset(self, *position: Any) -> tf.data.Dataset:

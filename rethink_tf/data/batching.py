@@ -8,11 +8,12 @@ only counts steps and prefetches a few batches.
 import abc
 import atexit
 import collections
+import contextlib
 import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from absl import logging
 from rethink_tf.data.images import ImageError
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.storage import retries
-from rethink_tf.structures import Batch, Example, LabelledImages, Source, Views
+from rethink_tf.structures import Batch, Example, Input, LabelledImages, LeftOut, Source, Views
 
 GREY = 127  # value of the pixels that replace an unreadable image
 _LOGGED = 10  # occurrences that are logged one by one; later ones at each power of ten
@@ -77,16 +78,16 @@ class BatchedInput(abc.ABC):
   Args:
     source: images with annotations.
     batch_size: of the global batch.
-    max_unreadable: tolerated fraction of unreadable images.
+    max_unreadable: tolerated fraction of images that are missing or unreadable; unless it is 0, one always is.
     workers: threads that read images; None is one per core.
 
   Attributes: the arguments, and
-    unreadable: indices of images that could not be read.
+    unreadable: indices of images that could not be read when they were last tried.
     failure: exception that ended the data set, None so far. TensorFlow wraps it in an OpError of many lines; callers
       raise this one instead.
 
   Raises:
-    UserError: no images, or a batch size below 1.
+    UserError: no images, too many missing ones, or a batch size below 1.
   """
 
   def __init__(self, source: Source, batch_size: int, max_unreadable: float, workers: int | None):
@@ -100,6 +101,8 @@ class BatchedInput(abc.ABC):
     self.workers = workers
     self.unreadable: set[int] = set()
     self.failure: Exception | None = None
+    self._left_out: LeftOut = getattr(source, 'left_out', LeftOut())
+    self._check_left_out()
     self._tried: set[int] = set()
     self._lock = threading.Lock()
     self._pool = ThreadPoolExecutor(workers or os.cpu_count(), thread_name_prefix='input')
@@ -174,19 +177,44 @@ class BatchedInput(abc.ABC):
     """
     self._tried.add(index)
     try:
-      return retries.call(lambda: self.source.load(index), self.source.name)
+      example = retries.call(lambda: self.source.load(index), self.source.name)
+      self.unreadable.discard(index)  # an earlier error has passed
+      return example
     except (ImageError, OSError, tf.errors.OpError) as error:
       if not isinstance(error, ImageError) or retries.is_transient(error):
         raise UserError(f'{self.source.name}: image {self.source.image_ids[index]} cannot be read: '
                         f'{in_one_line(error)}') from error
       message = f'{error}; {consequence}'
     self._report(self.unreadable, index, message)
-    count, tried = len(self.unreadable), len(self._tried)
-    # Relative to at least a hundred images, so that one unreadable image in the first batch is not fatal.
-    if count > self.max_unreadable * max(tried, min(100, len(self.source.image_ids))):
-      raise UserError(f'{self.source.name}: {count} of the first {tried} images cannot be read, more than '
-                      f'max_unreadable = {self.max_unreadable:g}; repair or remove them. Last error: {message}')
+    self._check_unreadable(len(self._tried), message)
     return None
+
+  @property
+  def _limited_by(self) -> str:
+    """The name in gin of the constructor whose max_unreadable applies."""
+    return type(self).__name__
+
+  def _too_many(self, count: int, images: int) -> bool:
+    """Whether `count` missing or unreadable images of `images` are more than max_unreadable tolerates."""
+    return count > max(self.max_unreadable * images, 1 if self.max_unreadable else 0)
+
+  def _check_left_out(self) -> None:
+    """Raise a UserError if too many of the images that the data set lists are missing."""
+    count, images = self._left_out.total, self._left_out.listed
+    if self._too_many(count, images):
+      raise UserError(f'{self.source.name}: {count} of {images} images cannot be used ({self._left_out}), more than '
+                      f'{self._limited_by}.max_unreadable = {self.max_unreadable:g}: complete the data, or raise the '
+                      'limit to do without them')
+
+  def _check_unreadable(self, tried: int, message: str) -> None:
+    """Raise a UserError if too many of the images tried so far are unreadable; message: of the last one."""
+    count, missing = len(self.unreadable), self._left_out.total
+    # Relative to at least a hundred images, so that one unreadable image in the first batch is not fatal.
+    if self._too_many(count + missing, max(tried, min(100, len(self.source.image_ids))) + missing):
+      others = f', and {missing} are missing' if missing else ''
+      raise UserError(f'{self.source.name}: {count} of the first {tried} images cannot be read{others}, more than '
+                      f'{self._limited_by}.max_unreadable = {self.max_unreadable:g}; repair or remove them. Last '
+                      f'error: {message}')
 
   def _report(self, reported: set[int], index: int, message: str) -> bool:
     """Record an image once and log it: the first ones each, later ones as a count. Return False if it was recorded."""
@@ -219,6 +247,18 @@ class BatchedInput(abc.ABC):
 
     for _ in self._pool.map(named, range(len(indices)), indices.tolist()):
       pass
+
+
+@contextlib.contextmanager
+def errors_of(inputs: Input) -> Iterator[None]:
+  """Raise the error of the threads of an input, which TensorFlow wraps beyond recognition."""
+  try:
+    yield
+  except tf.errors.OpError as error:
+    failure = getattr(inputs, 'failure', None)
+    if failure is not None:
+      raise failure from error
+    raise
 
 
 def count_from(start: int) -> tf.data.Dataset:

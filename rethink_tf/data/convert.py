@@ -81,13 +81,17 @@ class _Journal:
 
   def __init__(self, path: str, source: CocoSource, png_masks: bool, num_shards: int) -> None:
     options = f'{source.digest()} {png_masks} {num_shards} {source.num_keypoints}'
+    if source.missing:  # files that have come since would change which shard an image belongs to
+      options += f' {source.missing}'
     fingerprint = hashlib.sha256(options.encode()).hexdigest()
     index = read_index(path)
     if index and index.fingerprint != fingerprint:
-      raise UserError(f'{path}: belongs to a conversion of other annotations or with other options; use another '
-                      '--output_dir or delete that one')
+      raise UserError(f'{path}: belongs to a conversion of other annotations or images, or with other options; use '
+                      'another --output_dir or delete that one')
     self._path = path
-    self._index = index or Index([], [category.id for category in source.categories], source.skipped, [], fingerprint)
+    missing = [f'{name}: no such file' for name in source.missing]
+    self._index = index or Index([], [category.id for category in source.categories], source.skipped, missing,
+                                 fingerprint)
     self._shards = {shard.file: shard for shard in self._index.shards}
 
   def has(self, path: str) -> bool:

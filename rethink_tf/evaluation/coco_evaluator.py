@@ -12,11 +12,12 @@ import numpy as np
 from absl import logging
 
 from rethink_tf.console import Progress
+from rethink_tf.data.batching import errors_of
 from rethink_tf.errors import UserError
 from rethink_tf.evaluation import coco_metrics
-from rethink_tf.evaluation.periodic import PeriodicEvaluation
+from rethink_tf.evaluation.periodic import Coverage, PeriodicEvaluation
 from rethink_tf.evaluation.postprocessing import ImageDetections, from_bytes, restore, to_bytes
-from rethink_tf.evaluation.scoring import Scorer
+from rethink_tf.evaluation.scoring import Scorer, restricted
 from rethink_tf.ops.masks import PASTE_MODES
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.structures import Batch, Detections, Input, Source, Views
@@ -32,6 +33,8 @@ class DetectionEvaluator(PeriodicEvaluation):
   is being scored.
 
   Of several workers each predicts its share of the batches and sends the detections to the chief, in a thread too.
+
+  Missing and unreadable images are not scored, and their objects neither; the report and metrics.jsonl count them.
 
   Args:
     eval_input, predict, source, run_folder, every, at_end: as for CocoEvaluator.
@@ -82,9 +85,10 @@ class DetectionEvaluator(PeriodicEvaluation):
       logging.info('the evaluation at step %d waits for the scoring of step %d', step, self._evaluated_step)
     self.finish()
     begin = time.monotonic()
-    jobs = self._predict_all(step)
+    jobs, unreadable = self._predict_all(step)
     self._evaluated_step = step
-    self._scoring = self._executor.submit(self._score, step, jobs, begin, time.monotonic() - begin, extra or {})
+    self._scoring = self._executor.submit(self._score, step, jobs, unreadable, begin, time.monotonic() - begin,
+                                          extra or {})
 
   def finish(self) -> None:
     """Wait for the scoring thread and set `last`. Raises the error of scoring, if any."""
@@ -101,8 +105,8 @@ class DetectionEvaluator(PeriodicEvaluation):
     super().on_train_end(logs)
     self.finish()
 
-  def _predict_all(self, step: int) -> list[concurrent.futures.Future]:
-    """Predict this worker's images; return a future of list[ImageDetections] for each batch.
+  def _predict_all(self, step: int) -> tuple[list[concurrent.futures.Future], list[int]]:
+    """Predict this worker's images; return a future of list[ImageDetections] for each batch, and unreadable images.
 
     Masks are pasted in threads of their own.
     """
@@ -110,43 +114,47 @@ class DetectionEvaluator(PeriodicEvaluation):
     pool = concurrent.futures.ThreadPoolExecutor(PASTE_THREADS, thread_name_prefix='paste')
     jobs = []
     try:
-      for batch in self._input.dataset((self.workers.index, self.workers.count)):
-        detections = self._predict(batch)
-        labels = [np.asarray(field) for field in (batch.image_ids, batch.scales, batch.original_sizes)]
-        detections = [None if field is None else np.asarray(field) for field in detections]
-        jobs.append(pool.submit(restore, self._mask_paste, *labels, *detections))
-        for _ in range(int((labels[0] >= 0).sum())):
-          progress.count()
+      with errors_of(self._input):
+        for batch in self._input.dataset((self.workers.index, self.workers.count)):
+          detections = self._predict(batch)
+          labels = [np.asarray(field) for field in (batch.image_ids, batch.scales, batch.original_sizes)]
+          detections = [None if field is None else np.asarray(field) for field in detections]
+          jobs.append(pool.submit(restore, self._mask_paste, *labels, *detections))
+          for _ in range(int((labels[0] >= 0).sum())):
+            progress.count()
     finally:
       pool.shutdown(wait=False)
       progress.close()
-    return jobs
+    return jobs, [int(self._source.image_ids[i]) for i in sorted(getattr(self._input, 'unreadable', ()))]
 
-  def _score(self, step: int, jobs: list[concurrent.futures.Future], begin: float, predict_seconds: float,
-             extra: Mapping[str, Any]) -> None:
+  def _score(self, step: int, jobs: list[concurrent.futures.Future], unreadable: list[int], begin: float,
+             predict_seconds: float, extra: Mapping[str, Any]) -> None:
     """Do everything after prediction; runs in the scoring thread."""
     detections = [one for job in jobs for one in job.result()]
     jobs.clear()  # frees a second reference to the masks
     if not self.workers.chief:
-      return self.workers.send(self._run_folder, f'detections-{step}', to_bytes(detections))
+      return self.workers.send(self._run_folder, f'detections-{step}', to_bytes(detections, unreadable))
     for data in self.workers.receive(self._run_folder, f'detections-{step}'):
-      detections += from_bytes(data)
-    detections = self._in_order(detections)
-    gt = self._source.annotations()
+      for own, received in zip((detections, unreadable), from_bytes(data), strict=True):
+        own += received
+    detections = self._in_order(detections, set(unreadable))
+    gt = restricted(self._source.annotations(), unreadable)
+    coverage = Coverage.of(self._source, len(unreadable))
     scores = self._scorer.score(detections, gt)
     seconds = time.monotonic() - begin
     timing = {'eval_seconds': round(seconds, 3), 'predict_seconds': round(predict_seconds, 3),
               'time': round(time.time(), 3)}
-    self._run_folder.append_metrics({'kind': 'eval', 'step': step, **extra, **timing, **scores.metrics})
-    self._scorer.print_tables(step, scores.tables, seconds)
+    self._run_folder.append_metrics({'kind': 'eval', 'step': step, **extra, **timing, **coverage.fields(),
+                                     **scores.metrics})
+    self._scorer.print_tables(f'evaluation at step {step}: {coverage}, {seconds:.1f} s', scores.tables)
     self._scorer.save(step, scores, detections, gt)
     self._keep(step, scores.metrics)
 
-  def _in_order(self, detections: list[ImageDetections]) -> list[ImageDetections]:
-    """Return the detections of all workers in the order of the source.
+  def _in_order(self, detections: list[ImageDetections], unreadable: set[int]) -> list[ImageDetections]:
+    """Return the detections of all workers in the order of the source, without the unreadable images.
 
     Raises:
-      UserError: an image is missing or repeated.
+      UserError: an image is missing or repeated, or none can be read.
     """
     expected = np.asarray(self._source.image_ids).tolist()
     by_id = {one.image_id: one for one in detections}
@@ -155,7 +163,9 @@ class DetectionEvaluator(PeriodicEvaluation):
         f'{self._source.name}: evaluation saw {len(detections)} images ({len(by_id)} different ones) and missed '
         f'{len(set(expected) - by_id.keys())} of {len(expected)}: build eval_input from the source that is scored'
       )
-    return [by_id[image_id] for image_id in expected]
+    if unreadable >= by_id.keys():
+      raise UserError(f'{self._source.name}: none of the {len(expected)} images can be read: there is nothing to score')
+    return [by_id[image_id] for image_id in expected if image_id not in unreadable]
 
 
 @gin.register

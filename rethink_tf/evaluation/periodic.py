@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import tf_keras
 
@@ -12,6 +12,32 @@ from rethink_tf.distributed.workers import ALONE, Workers
 from rethink_tf.storage import files
 from rethink_tf.storage.checkpoints import iterations
 from rethink_tf.storage.run_folder import RunFolder
+from rethink_tf.structures import LeftOut, Source
+
+
+class Coverage(NamedTuple):
+  """Which of the held-out images an evaluation has scored."""
+
+  name: str  # of the source
+  scored: int
+  missing: int
+  unreadable: int
+
+  @classmethod
+  def of(cls, source: Source, unreadable: int) -> Coverage:
+    missing = getattr(source, 'left_out', LeftOut()).total
+    return cls(source.name, len(source.image_ids) - unreadable, missing, unreadable)
+
+  def fields(self) -> dict[str, int]:
+    """Return the fields of the line in metrics.jsonl."""
+    return {'images_scored': self.scored, 'images_missing': self.missing, 'images_unreadable': self.unreadable}
+
+  def __str__(self) -> str:
+    if not self.missing + self.unreadable:
+      return f'{self.scored} images of {self.name}'
+    counts = {'missing': self.missing, 'unreadable': self.unreadable}
+    lacking = ', '.join(f'{count} {what}' for what, count in counts.items() if count)
+    return f'{self.scored} of {self.scored + self.missing + self.unreadable} images of {self.name} ({lacking})'
 
 
 class PeriodicEvaluation(tf_keras.callbacks.Callback, abc.ABC):

@@ -104,15 +104,16 @@ def _keypoint_results(detections: Sequence[ImageDetections], categories: Sequenc
   return results
 
 
-def to_bytes(detections: Sequence[ImageDetections]) -> bytes:
-  """Serialize detections as JSON, without loss, for the chief of several workers."""
+def to_bytes(detections: Sequence[ImageDetections], unreadable: Sequence[int] = ()) -> bytes:
+  """Serialize detections and ids of unreadable images as JSON, without loss, for the chief of several workers."""
   rows = [[value.tolist() if isinstance(value, np.ndarray) else value for value in one] for one in detections]
-  return json.dumps(rows, separators=(',', ':')).encode()
+  return json.dumps({'detections': rows, 'unreadable': list(unreadable)}, separators=(',', ':')).encode()
 
 
-def from_bytes(data: bytes) -> list[ImageDetections]:
+def from_bytes(data: bytes) -> tuple[list[ImageDetections], list[int]]:
   """Invert `to_bytes`."""
+  content = json.loads(data)
   return [ImageDetections(image_id, np.array(boxes, np.float64).reshape(-1, 4), np.array(scores, np.float64),
                           np.array(classes, np.int64), masks,
                           None if keypoints is None else np.array(keypoints, np.float64).reshape(len(scores), -1, 3))
-          for image_id, boxes, scores, classes, masks, keypoints in json.loads(data)]
+          for image_id, boxes, scores, classes, masks, keypoints in content['detections']], content['unreadable']

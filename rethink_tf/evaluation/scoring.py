@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -80,9 +80,9 @@ class Scorer:
     }
     return Scores(metrics, tables, results)
 
-  def print_tables(self, step: int, tables: Mapping[str, coco_metrics.CocoScores], seconds: float) -> None:
+  def print_tables(self, heading: str, tables: Mapping[str, coco_metrics.CocoScores]) -> None:
     """Print all metrics and the AP by category, in one write so that lines of training do not get in between."""
-    lines = [f'evaluation at step {step}: {len(self._source.image_ids)} images of {self._source.name}, {seconds:.1f} s']
+    lines = [heading]
     for kind, one in tables.items():
       lines.append(f'  {kind:4} ' + '  '.join(f'{name} {_percent(value):.1f}' for name, value in one.metrics.items()))
     rows = zip(*(one.categories for one in tables.values()), strict=True)
@@ -145,9 +145,9 @@ class Scorer:
   def _draw(self, detections: list[ImageDetections], gt: dict) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Yield image id, ground truth and predictions of a fixed choice of images, spread over those with objects."""
     ids = np.asarray(self._source.image_ids)
-    candidates = np.flatnonzero(np.asarray(self._source.num_instances) > 0)
-    chosen = np.unique(np.linspace(0, len(candidates) - 1, min(self._num_images, len(candidates))).astype(int))
     by_id = {one.image_id: one for one in detections}
+    candidates = np.flatnonzero((np.asarray(self._source.num_instances) > 0) & np.isin(ids, list(by_id)))
+    chosen = np.unique(np.linspace(0, len(candidates) - 1, min(self._num_images, len(candidates))).astype(int))
     classes = {category_id: k for k, category_id in enumerate(self._category_ids, start=1)}
     for i in candidates[chosen].tolist():
       try:
@@ -183,6 +183,15 @@ def boxes_of(annotations: Sequence[Mapping]) -> np.ndarray:
   """Return the boxes of COCO annotations as float64 [n, 4] y0 x0 y1 x1."""
   xywh = np.array([a['bbox'] for a in annotations], np.float64).reshape(-1, 4)
   return np.concatenate([xywh[:, 1::-1], (xywh[:, :2] + xywh[:, 2:])[:, ::-1]], axis=1)
+
+
+def restricted(gt: dict, left_out: Collection[int]) -> dict:
+  """Return ground truth without some images, given by id, and their annotations."""
+  if not left_out:
+    return gt
+  left_out = set(left_out)
+  return {**gt, 'images': [image for image in gt['images'] if image['id'] not in left_out],
+          'annotations': [a for a in gt['annotations'] if a['image_id'] not in left_out]}
 
 
 def keypoint_truth(gt: dict, num_keypoints: int) -> dict:

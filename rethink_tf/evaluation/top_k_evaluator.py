@@ -14,8 +14,9 @@ import tensorflow as tf
 from absl import logging
 
 from rethink_tf.console import Progress
+from rethink_tf.data.batching import errors_of
 from rethink_tf.errors import UserError, in_one_line
-from rethink_tf.evaluation.periodic import PeriodicEvaluation
+from rethink_tf.evaluation.periodic import Coverage, PeriodicEvaluation
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.structures import Input, LabelledImages, Source
 from rethink_tf.visualization import drawing
@@ -34,6 +35,7 @@ class Predictions(NamedTuple):
   entropies: np.ndarray  # float64 [N] cross-entropy of targets 1/k on k labels
   classes: np.ndarray  # int64 [N] with the highest score
   probabilities: np.ndarray  # float64 [N] of these classes
+  readable: np.ndarray  # bool [N]
 
 
 def rank_labels(logits: np.ndarray, labels: np.ndarray, image_ids: np.ndarray) -> Predictions:
@@ -56,7 +58,7 @@ def rank_labels(logits: np.ndarray, labels: np.ndarray, image_ids: np.ndarray) -
   first = order[:, 0]
   probabilities = np.exp(np.take_along_axis(log_probabilities, first[:, None], 1))[:, 0]
   return Predictions(np.asarray(image_ids)[real], labels, np.where(finite, ranks, logits.shape[1]), entropies, first,
-                     probabilities)
+                     probabilities, np.ones(len(first), bool))
 
 
 _NONE = rank_labels(np.zeros([0, 1]), np.zeros([0, 1], np.int32), np.zeros([0], np.int64))
@@ -70,6 +72,7 @@ class TopKEvaluator(PeriodicEvaluation):
   100 %. Each evaluation writes a line to metrics.jsonl; to eval/step-00001234/ the accuracy by class (categories.csv)
   and images with the predicted class, framed green or red (predictions.png); and to TensorBoard the scalars eval/top-1,
   eval/top-5, eval/cross-entropy and the rendered images. A file that cannot be written is logged and skipped.
+  Unreadable images are not scored; the report and metrics.jsonl count them.
 
   Args:
     eval_input: batches of every image of the source, once.
@@ -108,7 +111,7 @@ class TopKEvaluator(PeriodicEvaluation):
       'top-1' and 'top-5' in percent, 'cross-entropy' in nats.
 
     Raises:
-      UserError: the batches do not hold every image of the source exactly once.
+      UserError: the batches do not hold every image of the source exactly once, or none can be read.
       WorkerLost: another worker has not sent its results.
     """
     start = time.monotonic()
@@ -122,13 +125,17 @@ class TopKEvaluator(PeriodicEvaluation):
       found = Predictions(*(np.concatenate(columns) for columns in zip(found, others, strict=True)))
       shown |= crops
     self._check_complete(found)
+    coverage = Coverage.of(self._source, int((~found.readable).sum()))
+    shown = {image_id: crop for image_id, crop in shown.items() if image_id not in found.image_ids[~found.readable]}
+    found = Predictions(*(column[found.readable] for column in found))
     metrics = {f'top-{k}': 100 * float((found.ranks < k).mean()) for k in KS}
     metrics['cross-entropy'] = float(found.entropies.mean())
     seconds = time.monotonic() - start
     self._keep(step, metrics)
     timing = {'eval_seconds': round(seconds, 3), 'time': round(time.time(), 3)}
-    self._run_folder.append_metrics({'kind': 'eval', 'step': step, **(extra or {}), **timing, **metrics})
-    print(f'evaluation at step {step}: {len(found.ranks)} images of {self._source.name}, {seconds:.1f} s\n  '
+    self._run_folder.append_metrics({'kind': 'eval', 'step': step, **(extra or {}), **timing,
+                                     **coverage.fields(), **metrics})
+    print(f'evaluation at step {step}: {coverage}, {seconds:.1f} s\n  '
           + '  '.join(f'{name} {value:.4g}' for name, value in metrics.items()), flush=True)
     self._save(step, metrics, found, shown)
     return metrics
@@ -137,21 +144,27 @@ class TopKEvaluator(PeriodicEvaluation):
     """Return the predictions for this worker's images, and by image id the crops that are rendered."""
     progress = Progress(f'evaluation at step {step}, images', -(-len(self._source.image_ids) // self.workers.count))
     batches, shown = [_NONE], {}
-    for batch in self._input.dataset((self.workers.index, self.workers.count)):
-      ids = np.asarray(batch.image_ids)
-      batches.append(rank_labels(np.asarray(self._predict(batch)), np.asarray(batch.classes), ids))
-      for row in np.flatnonzero(np.isin(ids, self._shown_ids)):
-        shown[int(ids[row])] = batch.images[row].numpy()
-      for _ in range(len(batches[-1].ranks)):
-        progress.count()
+    with errors_of(self._input):
+      for batch in self._input.dataset((self.workers.index, self.workers.count)):
+        ids = np.asarray(batch.image_ids)
+        batches.append(rank_labels(np.asarray(self._predict(batch)), np.asarray(batch.classes), ids))
+        for row in np.flatnonzero(np.isin(ids, self._shown_ids)):
+          shown[int(ids[row])] = batch.images[row].numpy()
+        for _ in range(len(batches[-1].ranks)):
+          progress.count()
     progress.close()
     used = [one for one in batches if len(one.ranks)] or batches[:1]
-    return Predictions(*(np.concatenate(column) for column in zip(*used, strict=True))), shown
+    found = Predictions(*(np.concatenate(column) for column in zip(*used, strict=True)))
+    unreadable = np.asarray(self._source.image_ids)[sorted(getattr(self._input, 'unreadable', ()))]
+    return found._replace(readable=~np.isin(found.image_ids, unreadable)), shown
 
   def _check_complete(self, found: Predictions) -> None:
     if sorted(found.image_ids.tolist()) != sorted(np.asarray(self._source.image_ids).tolist()):
       raise UserError(f'{self._source.name}: evaluation saw {len(found.image_ids)} of {len(self._source.image_ids)} '
                       'images: build eval_input from the source that is scored')
+    if not found.readable.any():
+      raise UserError(f'{self._source.name}: none of the {len(found.image_ids)} images can be read: there is nothing '
+                      'to score')
 
   def _save(self, step: int, metrics: Mapping[str, float], found: Predictions, shown: Mapping[int, np.ndarray]) -> None:
     """Write everything but the line in metrics.jsonl. Errors of storage are logged and do not end training."""

@@ -14,6 +14,7 @@ from pycocotools import mask as coco_mask
 
 from rethink_tf import experiment as experiments
 from rethink_tf import gin_files
+from rethink_tf.data.batching import errors_of
 from rethink_tf.data.categories import Category
 from rethink_tf.errors import UserError
 from rethink_tf.evaluation.postprocessing import ImageDetections, restore
@@ -74,7 +75,7 @@ class RunDetector:
     if self._augmentation is not None:
       inputs = self._augmentation.views_of(inputs)
     index_of = {int(id_): i for i, id_ in enumerate(source.image_ids)}
-    try:
+    with errors_of(inputs):
       for batch in inputs.dataset():
         detections = self._predict(batch)
         fields = [None if field is None else np.asarray(field)
@@ -83,10 +84,6 @@ class RunDetector:
           if image_id in index_of:  # not the rows that fill up the last batch
             one = [None if field is None else field[row:row + 1] for field in fields]
             yield index_of[image_id], functools.partial(self._restore, one, threshold)
-    except tf.errors.OpError as error:
-      if inputs.failure is not None:
-        raise inputs.failure from error
-      raise
 
   def _restore(self, fields: Sequence[np.ndarray | None], threshold: float) -> ImageDetections:
     return above(restore(self._mask_paste, *fields)[0], threshold)

@@ -14,13 +14,14 @@ import tf_keras
 from absl import logging
 
 from rethink_tf import gin_files
+from rethink_tf.data.batching import errors_of
 from rethink_tf.data.categories import categories_to_json
 from rethink_tf.distributed.coordination import StopTogether
 from rethink_tf.distributed.strategy import check_same_step, report_lost_workers
 from rethink_tf.errors import UserError
 from rethink_tf.storage.checkpoints import ON_DEMAND, iterations
 from rethink_tf.storage.run_folder import RunFolder, write_schedule
-from rethink_tf.structures import Devices, Experiment, Input
+from rethink_tf.structures import Devices, Experiment
 from rethink_tf.training.callbacks import ProgressAndMetrics, SaveCheckpoints, StopOnNonFinite
 from rethink_tf.training.ema import OnAverages
 from rethink_tf.training.preemption import Interruption
@@ -64,7 +65,7 @@ def train(experiment: Experiment) -> dict[str, float]:
     callbacks = [StopOnNonFinite(inputs.facts), progress, *corrections, saving,
                  *[evaluator] * experiment.own_evaluation]
     try:
-      with out_of_memory_errors(), _errors_of(inputs), report_lost_workers(workers), interruption:
+      with out_of_memory_errors(), errors_of(inputs), report_lost_workers(workers), interruption:
         trainer.fit(experiment.batches(start), epochs=1, steps_per_epoch=total_steps - start, verbose=0,
                     callbacks=callbacks)
     finally:
@@ -154,17 +155,6 @@ def check_whole_executions(experiment: Experiment, start: int) -> None:
 
 def _sublayers(layer: tf_keras.layers.Layer) -> Iterator[tf_keras.layers.Layer]:
   return (module for module in layer.submodules if isinstance(module, tf_keras.layers.Layer))
-
-
-@contextlib.contextmanager
-def _errors_of(inputs: Input) -> Iterator[None]:
-  """Raise the error of the input pipeline's threads, which TensorFlow wraps beyond recognition."""
-  try:
-    yield
-  except tf.errors.OpError as error:
-    if inputs.failure is not None:
-      raise inputs.failure from error
-    raise
 
 
 @contextlib.contextmanager

@@ -1,9 +1,50 @@
-"""The buffer pool of the inputs."""
+"""The buffer pool of the inputs, and their limit of missing and unreadable images."""
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
+from rethink_tf.data.augment import Resize
 from rethink_tf.data.batching import BufferPool
+from rethink_tf.data.detection.coco import CocoSource
+from rethink_tf.data.detection.input import EvalInput, TrainInput, ViewsInput
+from rethink_tf.errors import UserError
+from tests import small_coco
+
+SMALL = Resize((32,), 48)
+
+
+def coco_without(folder, images, missing, training):
+  entries = [small_coco.image(i, 30, 40) for i in range(1, images + 1)]
+  objects = [small_coco.annotation(i, i, (5, 5, 10, 10)) for i in range(1, images + 1)]
+  small_coco.write(folder, entries, objects, split='train2017')
+  for entry in entries[:missing]:
+    (folder / 'train2017' / entry['file_name']).unlink()
+  return CocoSource(str(folder), training=training)
+
+
+@pytest.mark.parametrize('make', [TrainInput, EvalInput])
+def test_missing_images_have_the_limit_of_unreadable_ones(tmp_path, make):
+  source = coco_without(tmp_path, 20, 19, make is TrainInput)
+  with pytest.raises(UserError, match=rf'19 of 20 images cannot be used \(19 missing, e.g. 000001.jpg, .*\), more than '
+                                      rf'{make.__name__}.max_unreadable = 0.1') as error:
+    make(source, batch_size=2, resize=SMALL)
+  assert '\n' not in str(error.value)
+  assert len(make(source, batch_size=2, resize=SMALL, max_unreadable=0.95).source.image_ids) == 1
+
+
+def test_one_image_may_be_missing_unless_the_limit_is_0(tmp_path):
+  source = coco_without(tmp_path, 6, 1, False)
+  inputs = EvalInput(source, 2, SMALL)
+  with pytest.raises(UserError, match='1 of 6 images cannot be used .* EvalInput.max_unreadable = 0:'):
+    EvalInput(source, 2, SMALL, max_unreadable=0)
+  # Missing and unreadable images count together, in test-time augmentation too.
+  (tmp_path / 'train2017/000002.jpg').write_bytes(b'no image')
+  for one in (inputs, ViewsInput(EvalInput(source, 2, SMALL), [SMALL])):
+    with pytest.raises(UserError, match='1 of the first . images cannot be read, and 1 are missing, more than '
+                                        'EvalInput.max_unreadable = 0.1'):
+      for number in range(one.num_batches):
+        one.batch(number)
 
 
 def test_released_memory_is_reused():

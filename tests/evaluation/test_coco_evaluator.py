@@ -10,13 +10,17 @@ import pytest
 import tensorflow as tf
 from pycocotools import mask as coco_mask
 
+from rethink_tf.data.augment import Resize
 from rethink_tf.data.categories import Category
+from rethink_tf.data.detection.coco import CocoSource
+from rethink_tf.data.detection.input import EvalInput
 from rethink_tf.distributed.workers import Workers
 from rethink_tf.errors import UserError, WorkerLost
 from rethink_tf.evaluation import coco_metrics
 from rethink_tf.evaluation.coco_evaluator import CocoEvaluator
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.structures import Batch, Detections, Example
+from tests import small_coco
 
 SIZES = np.array([[60, 80], [100, 50], [64, 64]], np.int32)
 SCALES = np.array([[2.0, 2.0], [1.5, 1.5], [0.5, 0.75]], np.float32)
@@ -268,9 +272,6 @@ def test_the_table_is_printed_in_one_write(tmp_path, monkeypatch):
 
 def test_ground_truth_of_coco_dev_through_the_pipeline(real_images, tmp_path):
   """Boxes scaled to the padded shape and back, masks at 28 x 28: box AP 100, mask AP close to it."""
-  from rethink_tf.data.detection.coco import CocoSource
-  from rethink_tf.data.detection.input import EvalInput
-
   source = CocoSource(str(real_images / 'coco_dev'), split='val2017', num_images=30)
 
   def detect(batch):
@@ -291,6 +292,58 @@ def test_ground_truth_of_coco_dev_through_the_pipeline(real_images, tmp_path):
   assert metrics['mask/AP'] > detectron.evaluate(8)['mask/AP'] > 60.0
 
 
+def some_files(folder, missing=(), damaged=(), images=6):
+  """Held-out images 1 ..., one object each, of which some files are gone or damaged."""
+  entries = [small_coco.image(i) for i in range(1, images + 1)]
+  small_coco.write(folder, entries, [small_coco.annotation(i, i) for i in range(1, images + 1)], split='val')
+  for i in missing:
+    (folder / 'val' / small_coco.image(i)['file_name']).unlink()
+  for i in damaged:
+    (folder / 'val' / small_coco.image(i)['file_name']).write_bytes(b'no image')
+  return CocoSource(str(folder), 'val')
+
+
+def detect_objects(batch):
+  """Return the object of every image that exists, grey ones included."""
+  boxes = [[small_coco_box(image_id, scale)] for image_id, scale in zip(batch.image_ids, batch.scales, strict=True)]
+  found = tf.cast(batch.image_ids >= 0, tf.int32)[:, None]
+  return Detections(tf.constant(boxes, tf.float32), tf.cast(found, tf.float32), found)
+
+
+def small_coco_box(image_id, scale):
+  x, y, w, h = small_coco.annotation(1)['bbox']
+  return np.array([y, x, y + h, x + w]) * np.tile(scale, 2) if image_id >= 0 else np.zeros(4)
+
+
+@pytest.mark.parametrize('workers', [1, 2])
+def test_missing_and_unreadable_images_are_not_scored(tmp_path, capsys, workers):
+  source = some_files(tmp_path, missing=[2], damaged=[5])
+  evaluators = [CocoEvaluator(EvalInput(source, 1, Resize((60,), 80), max_unreadable=0.5), detect_objects, source,
+                              RunFolder(str(tmp_path / 'run'))) for _ in range(workers)]
+  for index, one in reversed(list(enumerate(evaluators))):  # the chief last, in this one process
+    one.workers = Workers(index, workers, 'token')
+    one.start(3)
+    one.finish()
+  assert evaluators[0].last['box/AP'] == pytest.approx(100.0)
+  line = RunFolder(str(tmp_path / 'run')).read_metrics()[-1]
+  assert (line['images_scored'], line['images_missing'], line['images_unreadable']) == (4, 1, 1)
+  printed = capsys.readouterr().out
+  assert 'evaluation at step 3: 4 of 6 images' in printed and '(1 missing, 1 unreadable)' in printed
+  truth = json.loads((tmp_path / 'run/eval/step-00000003/ground_truth.json').read_text())
+  assert [image['id'] for image in truth['images']] == [1, 3, 4, 6]
+
+
+def test_too_many_unreadable_images_are_one_line(tmp_path):
+  source = some_files(tmp_path, damaged=[2, 3, 5])
+  inputs = EvalInput(source, 2, Resize((60,), 80))
+  with pytest.raises(UserError, match='2 of the first . images cannot be read, more than EvalInput.max_unread'):
+    CocoEvaluator(inputs, detect_objects, source, RunFolder(str(tmp_path / 'run'))).evaluate(3)
+  all_damaged = some_files(tmp_path / 'b', damaged=range(1, 7))
+  inputs = EvalInput(all_damaged, 2, Resize((60,), 80), max_unreadable=1.0)
+  with pytest.raises(UserError, match='none of the 6 images can be read'):
+    CocoEvaluator(inputs, detect_objects, all_damaged, RunFolder(str(tmp_path / 'run'))).evaluate(3)
+
+
 def detect_keypoints(batch):
   """Return the ground truth, with higher scores for objects with keypoints: detections of the others count as false."""
   labelled = tf.reduce_any(batch.gt_keypoints[..., 2] > 0, axis=-1)
@@ -300,8 +353,6 @@ def detect_keypoints(batch):
 
 def test_keypoints_of_coco_dev_through_the_pipeline(real_images, tmp_path):
   """Keypoints scaled to the padded shape and back have AP 100; noisy ones score as pycocotools scores the file."""
-  from rethink_tf.data.detection.coco import CocoSource
-  from rethink_tf.data.detection.input import EvalInput
 
   source = CocoSource(str(real_images / 'coco_dev'), split='val2017', keypoints=True,
                       annotation_file='annotations/person_keypoints_val2017.json')
@@ -326,7 +377,6 @@ def test_keypoints_of_coco_dev_through_the_pipeline(real_images, tmp_path):
 
 def test_sigmas_of_another_number_of_keypoints(tmp_path):
   """1/P each by default, with the P keypoints of drawn shapes."""
-  from rethink_tf.data.detection.input import EvalInput
   from rethink_tf.data.detection.synthetic import SyntheticSource
 
   source = SyntheticSource(6, split='val', num_classes=3)

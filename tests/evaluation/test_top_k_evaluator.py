@@ -99,3 +99,13 @@ def test_workers_share_the_images(tmp_path, count):
   assert len(folder.read_metrics()) == 1
   tables = [tmp_path / name / 'run/eval/step-00000030/categories.csv' for name in ('alone', 'shared')]
   assert tables[0].read_bytes() == tables[1].read_bytes()
+
+
+def test_unreadable_images_are_not_scored(tmp_path, capsys):
+  write_folders(tmp_path / 'data', per_class=4)
+  damaged, one = tmp_path / 'data/val/red/0.jpg', evaluator(tmp_path, by_colour)[0]
+  damaged.write_bytes(b'no image')  # red images are predicted wrongly
+  assert one.evaluate(30)['top-1'] == pytest.approx(100 * 8 / 11)
+  assert '11 of 12 images' in capsys.readouterr().out
+  line = RunFolder(tmp_path / 'run').read_metrics()[-1]
+  assert (line['images_scored'], line['images_missing'], line['images_unreadable']) == (11, 0, 1)

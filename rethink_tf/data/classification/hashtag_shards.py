@@ -31,6 +31,7 @@ from rethink_tf.data.json_files import load_json
 from rethink_tf.data.tfrecord import DamagedRecord, read_record
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.storage import files
+from rethink_tf.structures import LeftOut
 
 _READERS = 16  # threads; on gs:// they are limited by latency
 _MAX_TAGS = 100_000  # of an image
@@ -252,6 +253,8 @@ class HashtagSource:
     self._fingerprint, self._max_pixels = index.fingerprint, max_pixels
     self._columns = functools.lru_cache(maxsize=_CACHED_COLUMNS)(self.columns)
     self._check_files()
+    self.left_out = LeftOut({'missing or unreadable when converted': index.left_out} if index.left_out else {},
+                            index.num_images + index.left_out)
     self.image_ids = range(index.num_images) if training else np.arange(index.num_images)
     logging.info('%s: %d images in %d shards, %d tags', self.name, index.num_images, len(self.shards),
                  self.num_classes)

@@ -190,8 +190,8 @@ class StreamedTrainInput(BatchedInput):
     threshold: tags with more images are not replicated; None is the count of the most frequent tag.
     shuffle_buffer: images that are shuffled together on each host; at least one shard.
     crop_size, area, aspect, flip: as for `ClassificationTrainInput`.
-    max_unreadable: tolerated fraction of unreadable images. An unreadable image is replaced by the next one of its
-      shard, the same in every run.
+    max_unreadable: tolerated fraction of missing and unreadable images; one always is, unless this is 0. An unreadable
+      image is replaced by the next one of its shard, the same in every run.
     workers: threads that read images; None is one per core.
 
   Raises:
@@ -326,11 +326,7 @@ class StreamedTrainInput(BatchedInput):
     except ImageError as error:
       message = f'{error}; it is replaced by another image'
     self._report(self.unreadable, int(self.source.first_images[shard]) + image, message)
-    count = len(self.unreadable)
-    tried = min(self._attempts, len(self.source.image_ids))
-    if count > self.max_unreadable * max(tried, min(100, len(self.source.image_ids))):
-      raise UserError(f'{self.source.name}: {count} of the first {tried} images cannot be read, more than '
-                      f'max_unreadable = {self.max_unreadable:g}; convert again. Last error: {message}')
+    self._check_unreadable(min(self._attempts, len(self.source.image_ids)), message)
     return None
 
   def _signature(self) -> LabelledImages:

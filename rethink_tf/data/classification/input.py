@@ -75,8 +75,8 @@ class ClassificationTrainInput(_CropInput):
     flip: flip each image horizontally with probability 0.5, sampled again in each epoch.
     colour_jitter: brightness, contrast and saturation are multiplied by 1 - c .. 1 + c, in random order; 0 is off.
     lighting: standard deviation of AlexNet's colour noise along the principal components; 0 is off, 0.1 is usual.
-    max_unreadable: tolerated fraction of unreadable images. An unreadable image is replaced by the next one of the
-      source, the same in every run.
+    max_unreadable: tolerated fraction of missing and unreadable images; one always is, unless this is 0. An unreadable
+      image is replaced by the next one of the source, the same in every run.
     workers: threads that read images; None is one per core.
 
   Raises:
@@ -159,7 +159,8 @@ class ClassificationTrainInput(_CropInput):
 class ClassificationEvalInput(_CropInput):
   """Every image once, as the standard centre crop: short side to `short_side`, then the central `crop_size` square.
 
-  The last batch is filled up with rows of image_id -1. An unreadable image is replaced by a grey one, which is scored.
+  The last batch is filled up with rows of image_id -1. An unreadable image is replaced by a grey one, which
+  evaluators leave out.
 
   Args: short_side in pixels; others as in ClassificationTrainInput.
 
@@ -191,7 +192,7 @@ class ClassificationEvalInput(_CropInput):
 
     def fill(row: int, index: int) -> None:
       self._label(batch, row, index)
-      image = self._load(index, 'a grey image is scored instead')
+      image = self._load(index, 'it is not scored')
       batch.images[row] = GREY if image is None else centre_crop(image, self.short_side, self.crop_size)
 
     self._fill_rows(fill, np.arange(first, min(first + self.batch_size, len(self.source.image_ids))))

@@ -27,6 +27,7 @@ from rethink_tf.data.subset import subset
 from rethink_tf.data.tfrecord import DamagedRecord, read_record, scan
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.storage import files
+from rethink_tf.structures import LeftOut
 
 _READERS = 16  # threads; on gs:// they are limited by latency
 _MAX_LABEL = 1_000_000  # every class up to the largest label allocates memory
@@ -90,6 +91,7 @@ class ImageRecords:
                       'records of tf-models-official, and image_records.class_split to the split with all classes')
     if training and len(np.unique(labels)) < 2:
       raise UserError(f'{self.name}: all images are of one class; training needs at least two classes')
+    self.left_out = LeftOut(index.left_out, len(labels) + sum(index.left_out.values()))
     if index.left_out:
       logging.warning('%s: %d records are dropped: %s', self.name, sum(index.left_out.values()),
                       '; '.join(f'{reason} ({count})' for reason, count in index.left_out.items()))

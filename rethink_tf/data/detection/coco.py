@@ -26,7 +26,7 @@ from rethink_tf.data.json_files import load_json
 from rethink_tf.data.keypoint_pairs import with_pairs
 from rethink_tf.data.subset import select
 from rethink_tf.errors import UserError, in_one_line
-from rethink_tf.structures import Example
+from rethink_tf.structures import Example, LeftOut
 
 _STORED = object()  # replaces, in the parsed json, an annotation that is already stored in the columns
 
@@ -42,6 +42,7 @@ class CocoSource:
     image_ids: int64 [N], ascending; sizes: int32 [N, 2] height, width; file_names: [N].
     num_instances: int32 [N] usable boxes: not crowds, with positive area.
     num_visible: int32 [N] labelled keypoints of these.
+    left_out: images that are not among the N, since their file is missing; missing: the names of these files.
   """
 
   def __init__(self, data_dir: str, split: str = 'train2017', annotation_file: str | None = None,
@@ -60,8 +61,7 @@ class CocoSource:
       keypoints_file: file with the keypoints; by default the annotation file if its categories have keypoints, else
         annotations/person_keypoints_<split>.json. Matched by annotation id.
       fraction, num_images, subset_seed: a seeded, nested subset, see `subset.subset`.
-      training: drop images without a usable box or, with `keypoints`, without a visible keypoint; and images whose
-        file is missing.
+      training: drop images without a usable box or, with `keypoints`, without a visible keypoint.
       max_pixels: limit of height x width of an image in the annotation file.
       keypoint_pairs: names of keypoints that a horizontal flip exchanges, where 'left' and 'right' do not show it.
 
@@ -87,10 +87,9 @@ class CocoSource:
     positions = select(file, image_ids, self._table.num_usable, training, fraction, num_images, subset_seed,
                        self._table.num_visible if keypoints else None)
     self._folder = _join(data_dir, image_dir or split)
-    missing = _find_missing(self._folder, [file_names[i] for i in positions], training)
-    if training:
-      positions = positions[~missing]
-    self._positions = positions
+    missing, self.left_out = _find_missing(self._folder, [file_names[i] for i in positions])
+    self.missing = [file_names[i] for i in positions[missing]]
+    self._positions = positions = positions[~missing]
     self.image_ids, self.sizes = image_ids[positions], sizes[positions]
     self.file_names = [file_names[i] for i in positions]
     self.num_instances, self.num_visible = self._table.num_usable[positions], self._table.num_visible[positions]
@@ -222,8 +221,8 @@ def _check_name(name: Any, where: str) -> str:
   return normal
 
 
-def _find_missing(folder: str, names: list[str], training: bool) -> np.ndarray:
-  """Return which files are missing, bool [N], by listing each folder once instead of a look-up for each file."""
+def _find_missing(folder: str, names: list[str]) -> tuple[np.ndarray, LeftOut]:
+  """Return which files are missing, bool [N], and a description of them; each folder is listed once."""
   present = set()
   for subfolder in {posixpath.dirname(name) for name in names}:
     try:
@@ -235,11 +234,11 @@ def _find_missing(folder: str, names: list[str], training: bool) -> np.ndarray:
   if missing.all():
     raise UserError(f'{folder}: none of the {len(names)} images was found (e.g. {names[0]}): set their folder with '
                     'coco.image_dir')
-  if missing.any():
-    examples = ', '.join(names[i] for i in np.flatnonzero(missing)[:3])
-    logging.warning('%s: %d of %d images are missing%s, e.g. %s', folder, missing.sum(), len(names),
-                    ' and dropped' if training else '', examples)
-  return missing
+  if not missing.any():
+    return missing, LeftOut({}, len(names))
+  examples = ', '.join(names[i] for i in np.flatnonzero(missing)[:3])
+  logging.warning('%s: %d of %d images are missing and left out, e.g. %s', folder, missing.sum(), len(names), examples)
+  return missing, LeftOut({f'missing, e.g. {examples}': int(missing.sum())}, len(names))
 
 
 def _merge_keypoints(reader: AnnotationReader, categories: tuple[Category, ...],

@@ -24,6 +24,7 @@ from rethink_tf.data.sampler import SamplingPlan
 from rethink_tf.errors import UserError
 from rethink_tf.structures import MASK_CROP, Batch, Example, Source, Views
 
+NOT_SCORED = 'it is not scored, and its objects neither'
 NO_OFFSET = np.zeros(2, np.int32)
 
 
@@ -144,8 +145,8 @@ class TrainInput(_Input):
     resize: @Resize() or @LargeScaleJitter(); None is the paper's 800 / 1333.
     max_instances: ground-truth slots of an image, G. Of an image with more, the largest are kept.
     flip: flip each image horizontally with probability 0.5, sampled again in each epoch.
-    max_unreadable: tolerated fraction of unreadable images. An unreadable image is replaced by the next one of its
-      bucket, the same in every run.
+    max_unreadable: tolerated fraction of missing and unreadable images; one always is, unless this is 0. An unreadable
+      image is replaced by the next one of its bucket, the same in every run.
     workers: threads that read images; None is one per core.
 
   Raises:
@@ -231,7 +232,7 @@ class EvalInput(_Input):
   """Batches for evaluation: every image once, not flipped, at the largest short side.
 
   A batch holds images of one padded shape; the last one of each shape is filled up with rows of image_id -1. An
-  unreadable image is replaced by a grey one of its annotated size, so that its objects count as missed.
+  unreadable image is replaced by a grey one of its annotated size; evaluators leave it out, with its objects.
 
   Args: as in TrainInput.
 
@@ -263,7 +264,7 @@ class EvalInput(_Input):
     batch.seeds[:len(indices)] = keyed_random.keyed_seeds(0, 0, self.source.image_ids[indices])
 
     def fill(row: int, index: int) -> None:
-      self._fill(batch, row, index, self._sizes[index], self._load(index, 'its objects count as missed'))
+      self._fill(batch, row, index, self._sizes[index], self._load(index, NOT_SCORED))
 
     self._fill_rows(fill, indices)
     return batch
@@ -321,12 +322,16 @@ class ViewsInput(BatchedInput):
       scales[:used] = sizes[indices] / self.source.sizes[indices]
 
     def fill(row: int, index: int) -> None:
-      example = self._load(index, 'its objects count as missed')
+      example = self._load(index, NOT_SCORED)
       for images, sizes in zip(views.images, self._sizes, strict=True):
         write_image(images[row], None if example is None else example.image, sizes[index])
 
     self._fill_rows(fill, indices)
     return views
+
+  @property
+  def _limited_by(self) -> str:
+    return 'EvalInput'
 
   def _signature(self) -> Views:
     def views(shape: list[int | None], dtype: tf.DType) -> tuple[tf.TensorSpec, ...]:

@@ -29,7 +29,7 @@ from rethink_tf.data.subset import select
 from rethink_tf.data.tfrecord import DamagedRecord, read_record, scan
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.storage import files
-from rethink_tf.structures import Example
+from rethink_tf.structures import Example, LeftOut
 
 _READERS = 16  # threads; on gs:// they are limited by latency
 
@@ -96,9 +96,12 @@ class RecordSource:
     index = _load_index(index_path(data_dir, split), paths, categories, max_pixels)
     self.skipped = index.problems
     Problems(index.problems).log(self.name)
+    examples, listed = ', '.join(index.left_out[:3]), sum(len(shard.offsets) for shard in index.shards)
+    self.left_out = LeftOut({}, listed)
     if index.left_out:
-      logging.warning('%s: %d images are missing, unreadable or damaged: %s', self.name, len(index.left_out),
-                      ', '.join(index.left_out[:3]))
+      reason = f'missing, unreadable or damaged, e.g. {examples}'
+      self.left_out = LeftOut({reason: len(index.left_out)}, listed + len(index.left_out))
+      logging.warning('%s: %d images are missing, unreadable or damaged: %s', self.name, len(index.left_out), examples)
 
     image_ids = _number(self.name, [id_ for shard in index.shards for id_ in shard.source_ids])
     columns = {column: np.array([value for shard in index.shards for value in getattr(shard, column)], np.int64)

@@ -18,7 +18,7 @@ from rethink_tf.data.folders import list_names
 from rethink_tf.data.images import MAX_PIXELS, ImageError, decode, read_bounded
 from rethink_tf.data.subset import select
 from rethink_tf.errors import UserError, in_one_line
-from rethink_tf.structures import Example
+from rethink_tf.structures import Example, LeftOut
 
 VOC_CLASSES = ('aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow', 'diningtable',
                'dog', 'horse', 'motorbike', 'person', 'pottedplant', 'sheep', 'sofa', 'train', 'tvmonitor')
@@ -40,8 +40,9 @@ class _Entry(NamedTuple):
 class VocSource:
   """PASCAL VOC (section 5.2), or any data set with the same files: Annotations/, ImageSets/Main/, JPEGImages/.
 
-  Attributes: those of `CocoSource`. The id of an image is the number formed by the digits of its name (2008000001 for
-  2008_000001), or its position in the lists if these numbers are not unique.
+  Attributes: those of `CocoSource`; images with a damaged annotation are left out of training too. The id of an image
+  is the number formed by the digits of its name (2008000001 for 2008_000001), or its position in the lists if these
+  numbers are not unique.
   """
 
   def __init__(self, data_dir: str, sets: Sequence[str] = ('VOC2007/trainval', 'VOC2012/train'),
@@ -58,7 +59,7 @@ class VocSource:
       use_difficult: train on objects marked difficult too (as Detectron2 does; Detectron, which the paper follows, does
         not). The ground truth of an evaluation keeps the mark in any case.
       fraction, num_images, subset_seed: a seeded, nested subset, see `subset.subset`.
-      training: drop images without a usable box, and those whose image file or annotation is missing or damaged.
+      training: drop images without a usable box, and those whose annotation is missing or damaged.
       max_pixels: limit of height x width of an image in the annotations.
 
     Raises:
@@ -86,7 +87,7 @@ class VocSource:
 
     self._positions = select(self.name, ids[order], self._table.num_usable, training, fraction, num_images, subset_seed)
     self.image_ids, self.sizes = ids[order][self._positions], sizes[self._positions]
-    self.file_names = [entries[i].image or f'{entries[i].name}.jpg' for i in self._positions]
+    self.file_names = [entries[i].image for i in self._positions]
     self.num_instances = self._table.num_usable[self._positions]
     logging.info('%s: %d images, %d instances, %d classes', self.name, len(self._positions), self.num_instances.sum(),
                  self.num_classes)
@@ -136,13 +137,16 @@ class VocSource:
     if len(missing) == len(entries):
       raise UserError(f'{self.name}: none of the {len(missing)} images was found (e.g. {missing[0]}.jpg): unpack them '
                       'into JPEGImages/, next to Annotations/')
-    outcome = ' and dropped' if training else '; their objects count as missed'
-    for what, examples in (('annotations are damaged', damaged), ('images are missing', missing)):
+    left_out = {}
+    for what, reason, examples in (('annotations are damaged', 'with a damaged annotation', damaged),
+                                   ('images are missing', 'missing', missing)):
       if examples:
-        logging.warning('%s: %d of %d %s%s, e.g. %s', self.name, len(examples), len(entries), what, outcome,
-                        '; '.join(examples[:_SHOWN]))
+        some = '; '.join(examples[:_SHOWN])
+        left_out[f'{reason}, e.g. {some}'] = len(examples)
+        logging.warning('%s: %d of %d %s and left out, e.g. %s', self.name, len(examples), len(entries), what, some)
+    self.left_out = LeftOut(left_out, len(entries))
     usable = [(entry, result) for entry, result in zip(entries, results, strict=True)
-              if not isinstance(result, XmlError) and (entry.image or not training)]
+              if not isinstance(result, XmlError) and entry.image]
     if not usable:
       raise UserError(f'{self.name}: no image has both an image file and an annotation')
     return [entry for entry, _ in usable], [result for _, result in usable]
@@ -171,8 +175,6 @@ class VocSource:
 
   def _measure(self, entry: _Entry) -> tuple[int, int]:
     """Return height and width of the image file, if the annotation does not contain them."""
-    if entry.image is None:
-      raise UserError(f'{entry.xml}: has no <size>, and the image is missing: remove it from the image set')
     try:
       return decode(self._read_image(entry.image), entry.image, max_pixels=self._max_pixels).shape[:2]
     except ImageError as error:

@@ -240,7 +240,8 @@ def test_unreadable_image_is_grey_in_evaluation(source, warnings):
   assert np.all(batch.images.numpy()[row, :height, :width] == 127)
   np.testing.assert_array_equal(batch.original_sizes[row], source.sizes[3])
   assert not batch.gt_classes.numpy()[row].any()
-  assert len(warnings) == 1 and 'image_3.jpg' in warnings[0] and 'count as missed' in warnings[0]
+  assert len(warnings) == 1 and 'image_3.jpg' in warnings[0] and 'it is not scored' in warnings[0]
+  assert inputs.unreadable == {3}
 
 
 @pytest.mark.parametrize('input_class', [TrainInput, EvalInput])

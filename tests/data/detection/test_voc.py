@@ -9,6 +9,7 @@ from rethink_tf.data.detection.input import EvalInput, TrainInput
 from rethink_tf.data.detection.voc import VOC_CLASSES, VocSource
 from rethink_tf.data.images import ImageError
 from rethink_tf.errors import UserError
+from rethink_tf.structures import LeftOut
 from tests.small_coco import warnings
 from tests.small_voc import item, write, xml
 
@@ -123,7 +124,7 @@ def test_damaged_annotation_is_dropped_in_training_and_an_error_in_evaluation(tm
   message = damage(folder, kind)
   source = VocSource(folder, sets=('train',), training=True)
   assert source.image_ids.tolist() == [2]
-  assert any('1 of 2 annotations are damaged and dropped' in line for line in warnings(caplog))
+  assert any('1 of 2 annotations are damaged and left out' in line for line in warnings(caplog))
   with pytest.raises(UserError, match=message):
     VocSource(folder, sets=('train',))
 
@@ -138,9 +139,8 @@ def test_missing_and_damaged_images(tmp_path, caplog):
     with pytest.raises(ImageError, match=message):
       training.load(i)
   held_out = VocSource(folder, sets=('train',))
-  assert held_out.image_ids.tolist() == [1, 2, 3] and len(held_out.annotations()['annotations']) == 3
-  with pytest.raises(ImageError, match=r'1\.jpg: cannot be read'):
-    held_out.load(0)
+  assert held_out.image_ids.tolist() == [2, 3] and len(held_out.annotations()['annotations']) == 2
+  assert held_out.left_out == LeftOut({'missing, e.g. 1': 1}, 3)
   assert any('1 of 3 images are missing' in line for line in warnings(caplog))
 
 
