@@ -208,6 +208,8 @@ def _find(name: str, stack: Sequence[str]) -> str:
   for path in candidates:
     with _explained(name):
       if tf.io.gfile.exists(path) and not tf.io.gfile.isdir(path):
+        if not remote and not pathlib.Path(path).is_file():  # reading a FIFO or a device may never end
+          raise UserError(f'{name}: not a regular file')
         return path
   shipped = [path.relative_to(shipped_root()).as_posix()
              for path in sorted((shipped_root() / 'gin_configs').glob('**/*.gin'))]

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from rethink_tf.errors import UserError
+from rethink_tf.storage.files import open_regular
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.training.schedules import KTimesSchedule
 from rethink_tf.visualization.curves import run_names
@@ -160,7 +161,7 @@ def read_settings(folder: RunFolder) -> dict[str, Any]:
   path = folder.join('config.gin')
   if not tf.io.gfile.exists(path):
     raise UserError(f'{folder.path} is not a run folder: it has no config.gin')
-  with tf.io.gfile.GFile(path) as file:
+  with open_regular(path, 'r') as file:
     text = file.read()
   text = re.sub(r'^\s*#.*$', '', text.replace('\\\n', ' '), flags=re.MULTILINE)
   raw: dict[str, str] = {}
@@ -228,7 +229,7 @@ def _pretraining(folder: RunFolder) -> tuple[str, Seen | None]:
   path = folder.join('initial_weights.json')
   if not tf.io.gfile.exists(path):
     return 'weights of unknown origin', None
-  with tf.io.gfile.GFile(path) as file:
+  with open_regular(path, 'r') as file:
     record = json.load(file)
   origin = str(record.get('path', ''))
   if tf.io.gfile.exists(f'{origin.rstrip("/")}/metrics.jsonl'):

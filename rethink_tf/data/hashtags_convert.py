@@ -50,6 +50,7 @@ from rethink_tf.data.shards import shard_path
 from rethink_tf.data.tfrecord import FOOTER, HEADER
 from rethink_tf.errors import UserError, as_command, in_one_line
 from rethink_tf.storage import files
+from rethink_tf.storage.files import open_regular
 
 IMAGES_PER_SHARD = 8192
 _BUFFER = 32 << 20  # bytes of rows that are buffered before they are written
@@ -257,7 +258,7 @@ def _write_shard(rows: Iterator[tuple[int, str, list[int]]], path: str, image_di
 
 def _read(path: str) -> bytes:
   try:
-    with tf.io.gfile.GFile(path, 'rb') as file:
+    with open_regular(path) as file:
       return read_bounded(file, path)
   except tf.errors.OpError as error:
     raise ImageError(f'{shorten(path)}: cannot be read: {in_one_line(error)}') from error

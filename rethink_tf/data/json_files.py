@@ -8,6 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from rethink_tf.errors import UserError, in_one_line
+from rethink_tf.storage.files import open_regular
 
 MAX_JSON_BYTES = 4 << 30  # of a file; COCO's have 450 MB, those of the largest data sets a few gigabytes
 
@@ -20,7 +21,7 @@ def load_json(file: str, object_hook: Callable[[dict[str, Any]], Any] | None = N
     UserError: the file cannot be read, is larger than max_bytes, or is not valid JSON.
   """
   try:
-    with tf.io.gfile.GFile(file, 'rb') as stream:
+    with open_regular(file) as stream:
       size = stream.size()
       if size > max_bytes:
         raise UserError(f'{file}: {size:,} bytes exceed the limit of {max_bytes:,}: split the file')

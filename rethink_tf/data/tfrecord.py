@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
+from rethink_tf.storage.files import open_regular
+
 HEADER, FOOTER = 12, 4  # bytes around the payload
 _CHECKED_LENGTH = 1 << 24  # bytes; a longer record is checked against the size of the file before memory is allocated
 _MAX_LENGTH = 1 << 31  # bytes; the limit of protocol buffers
@@ -57,7 +59,7 @@ def read_record(file: tf.io.gfile.GFile, offset: int) -> tuple[bytes, int]:
 
 def scan(path: str) -> Iterator[tuple[int, bytes | DamagedRecord]]:
   """Yield offset and payload of every record, or the DamagedRecord; stops where the next offset is unknown."""
-  with tf.io.gfile.GFile(path, 'rb') as file:
+  with open_regular(path) as file:
     offset: int | None = 0
     while offset is not None:
       start = offset

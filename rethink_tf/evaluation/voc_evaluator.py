@@ -16,6 +16,7 @@ from rethink_tf.evaluation import voc_metrics
 from rethink_tf.evaluation.coco_evaluator import DetectionEvaluator
 from rethink_tf.evaluation.postprocessing import ImageDetections
 from rethink_tf.evaluation.scoring import Scorer, Scores, boxes_of
+from rethink_tf.storage.files import open_regular
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.structures import Batch, Detections, Input, Source, Views
 from rethink_tf.visualization import drawing
@@ -128,7 +129,7 @@ def read_results(folder: str, gt: dict) -> list[dict] | None:
   for category_id, path in paths.items():
     if not tf.io.gfile.exists(path):
       continue
-    with tf.io.gfile.GFile(path) as file:
+    with open_regular(path, 'r') as file:
       lines = file.read().splitlines()
     for number, line in enumerate(lines, start=1):
       try:

@@ -22,6 +22,7 @@ from rethink_tf.data.batching import GREY
 from rethink_tf.data.categories import Category, as_text, is_text
 from rethink_tf.data.images import MAX_PIXELS, ImageError, check_pixels, decode, read_bounded
 from rethink_tf.errors import UserError, in_one_line
+from rethink_tf.storage.files import open_regular, require_regular
 from rethink_tf.structures import MASK_CROP, Example
 
 IMAGE_EXTENSIONS = (
@@ -304,7 +305,7 @@ def _real(path: str) -> str:
 
 def _read(path: str) -> bytes:
   try:
-    with tf.io.gfile.GFile(path, 'rb') as file:
+    with open_regular(path) as file:
       return read_bounded(file, path)
   except tf.errors.OpError as error:
     raise ImageError(f'{path}: cannot be read: {in_one_line(error)}') from error
@@ -315,6 +316,7 @@ def _measure(path: str) -> tuple[tuple[int, int], int] | ImageError:
   if not is_text(path):  # TensorFlow cannot open it, and it may contain terminal escape sequences
     return ImageError(f'{as_text(path)}: its name is not UTF-8 or has control characters: rename it')
   try:
+    require_regular(path)
     with Image.open(io.BytesIO(_read(path)) if '://' in path else path) as image:
       check_pixels((image.height, image.width), path, MAX_PIXELS)  # a grey image of this size may replace it
       return (image.height, image.width), int(image.getexif().get(_EXIF_ORIENTATION, 1))
@@ -327,6 +329,10 @@ def _measure(path: str) -> tuple[tuple[int, int], int] | ImageError:
 
 def _count_frames(path: str) -> tuple[int, tuple[int, int], float]:
   """Return number of frames, (height, width) and frame rate. Frames are counted: headers are often wrong."""
+  try:
+    require_regular(path)
+  except tf.errors.OpError as error:
+    raise UserError(f'{path}: {in_one_line(error)}: leave it out') from error
   capture = cv2.VideoCapture(path)
   try:
     good, frame = capture.read()

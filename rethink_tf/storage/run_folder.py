@@ -36,6 +36,7 @@ import rethink_tf
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.redaction import redact
 from rethink_tf.storage import files, retries
+from rethink_tf.storage.files import open_regular
 
 _REMOTE_REWRITE_SECONDS = 60.0
 _PENDING_LINES = 100_000  # some 40 MB; beyond it the oldest are dropped
@@ -218,7 +219,7 @@ class RunFolder:
     path = self.join(name)
 
     def read() -> bytes:
-      with tf.io.gfile.GFile(path, 'rb') as file:
+      with open_regular(path) as file:
         return file.read()
 
     try:
@@ -275,12 +276,12 @@ class RunFolder:
     if not tf.io.gfile.exists(path):
       return {}
     try:
-      with tf.io.gfile.GFile(path) as file:
+      with open_regular(path, 'r') as file:
         record = json.load(file)
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError, tf.errors.OpError):
       record = None
     if not isinstance(record, dict) or not isinstance(record.get('earlier_starts', []), list):
-      logging.warning('%s is not valid JSON: ignored', path)
+      logging.warning('%s cannot be read as JSON: ignored', path)
       return {}
     return record
 
@@ -329,7 +330,7 @@ def total_steps(folder: RunFolder) -> int | None:
   path = folder.join(SCHEDULE)
   if not tf.io.gfile.exists(path):
     return None
-  with tf.io.gfile.GFile(path) as file:
+  with open_regular(path, 'r') as file:
     return int(json.load(file)['total_steps'])
 
 

@@ -16,6 +16,7 @@ from absl import logging
 
 from rethink_tf.errors import UserError
 from rethink_tf.redaction import redact
+from rethink_tf.storage.files import open_regular
 from rethink_tf.weights import detectron2, formats, own, torchvision_vgg
 from rethink_tf.weights.contents import BACKBONE, LINEAR, Array, Contents
 from rethink_tf.weights.detectron2 import Entry
@@ -276,7 +277,7 @@ def sha256(path: str) -> str:
     files = [path] if prefix is None else tf.io.gfile.glob(f'{prefix}.index') + tf.io.gfile.glob(f'{prefix}.data-*')
   digest = hashlib.sha256()
   for name in sorted(files):
-    with tf.io.gfile.GFile(name, 'rb') as file:
+    with open_regular(name) as file:
       while block := file.read(1 << 22):
         digest.update(block)
   return digest.hexdigest()

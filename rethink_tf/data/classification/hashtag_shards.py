@@ -31,6 +31,7 @@ from rethink_tf.data.json_files import load_json
 from rethink_tf.data.tfrecord import DamagedRecord, read_record
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.storage import files
+from rethink_tf.storage.files import open_regular
 from rethink_tf.structures import LeftOut
 
 _READERS = 16  # threads; on gs:// they are limited by latency
@@ -137,7 +138,7 @@ def write_columns(shard: str, columns: ShardColumns) -> None:
 def read_columns(shard: str, fingerprint: str) -> ShardColumns | None:
   """Read the columns of a shard; None if it is unfinished, damaged, or of another conversion."""
   try:
-    with tf.io.gfile.GFile(columns_path(shard), 'rb') as file:
+    with open_regular(columns_path(shard)) as file:
       content = _read_npz(file.read())
     columns = ShardColumns(content['offsets'], content['starts'], content['tags'], int(content['bytes']),
                            int(content['left_out']), str(content['fingerprint']))
@@ -292,7 +293,7 @@ class HashtagSource:
     """Return the image of the record at `offset` of a shard; see `load`."""
     path = self._paths[shard]
     try:
-      with tf.io.gfile.GFile(path, 'rb') as file:
+      with open_regular(path) as file:
         record = decode_record(read_record(file, offset)[0])
     except (tf.errors.OpError, DamagedRecord, EOFError, ImageError) as error:
       raise ImageError(f'{path}: the record at byte {offset} cannot be read: {in_one_line(error)}') from error

@@ -28,6 +28,7 @@ from rethink_tf.data.json_files import load_json
 from rethink_tf.data.problems import Problems
 from rethink_tf.errors import UserError, as_command, in_one_line
 from rethink_tf.storage import files
+from rethink_tf.storage.files import open_regular
 
 SAMPLINGS = ('square_root', 'natural', 'uniform')
 MAX_CANDIDATES = 2_000_000  # different tags that are counted at a time: about 200 MB
@@ -95,7 +96,7 @@ def read_lines(path: str) -> Iterator[tuple[int, bytes | None]]:
   """
   number, rest, too_long = 0, b'', False
   try:
-    with tf.io.gfile.GFile(path, 'rb') as file:
+    with open_regular(path) as file:
       while chunk := file.read(_CHUNK):
         *lines, rest = (rest + chunk).split(b'\n')
         for line in lines:

@@ -15,6 +15,7 @@ from rethink_tf.data.folders import list_names
 from rethink_tf.data.images import MAX_PIXELS, ImageError, decode, read_bounded
 from rethink_tf.data.subset import subset
 from rethink_tf.errors import UserError, in_one_line
+from rethink_tf.storage.files import open_regular
 
 IMAGE_EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff')
 # Names of the lists of a flat folder: Caffe's, Kaggle's, and that of TensorFlow's ImageNet scripts.
@@ -96,7 +97,7 @@ class ImageFolder:
     """Return image i, uint8 [h, w, 3] RGB; raises ImageError if it cannot be read."""
     name = self.file_names[i]
     try:
-      with tf.io.gfile.GFile(os.path.join(self._folder, name), 'rb') as file:
+      with open_regular(os.path.join(self._folder, name)) as file:
         return decode(read_bounded(file, name), name, max_pixels=self._max_pixels)
     except tf.errors.OpError as error:
       raise ImageError(f'{name}: cannot be read: {in_one_line(error)}') from error
@@ -178,7 +179,7 @@ def _find_labels(data_dir: str, split: str, labels_file: str | None) -> str:
 def _read_labels(path: str, images: Sequence[str], names: Sequence[str]) -> tuple[list[str], list[int]]:
   """Return the images of a flat folder, sorted, and their classes, from a list in one of the formats of ImageFolder."""
   try:
-    with tf.io.gfile.GFile(path, 'rb') as file:
+    with open_regular(path) as file:
       if file.size() > _MAX_LIST_BYTES:
         raise UserError(f'{path}: {file.size():,} bytes are too many for a list of labels')
       lines = [line.replace(',', ' ').split() for line in file.read().decode('utf-8-sig').splitlines()]

@@ -27,6 +27,7 @@ from rethink_tf.data.subset import subset
 from rethink_tf.data.tfrecord import DamagedRecord, read_record, scan
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.storage import files
+from rethink_tf.storage.files import open_regular
 from rethink_tf.structures import LeftOut
 
 _READERS = 16  # threads; on gs:// they are limited by latency
@@ -111,7 +112,7 @@ class ImageRecords:
     """Return image i, uint8 [h, w, 3] RGB; raises ImageError if the record or the image in it is damaged."""
     path, offset = self._locations[i]
     try:
-      with tf.io.gfile.GFile(path, 'rb') as file:
+      with open_regular(path) as file:
         features = tf.train.Example.FromString(read_record(file, offset)[0]).features.feature
       encoded = features['image/encoded'].bytes_list.value[0]
     except (tf.errors.OpError, DamagedRecord, DecodeError, EOFError, IndexError) as error:

@@ -26,6 +26,7 @@ from rethink_tf.data.json_files import load_json
 from rethink_tf.data.keypoint_pairs import with_pairs
 from rethink_tf.data.subset import select
 from rethink_tf.errors import UserError, in_one_line
+from rethink_tf.storage.files import open_regular
 from rethink_tf.structures import Example, LeftOut
 
 _STORED = object()  # replaces, in the parsed json, an annotation that is already stored in the columns
@@ -109,7 +110,7 @@ class CocoSource:
     """Return the bytes of the file of image i; raises ImageError if it cannot be read."""
     try:
       # Not _join: a name from the json is not a path given by the user, so that "~" is not expanded.
-      with tf.io.gfile.GFile(os.path.join(self._folder, self.file_names[i]), 'rb') as file:
+      with open_regular(os.path.join(self._folder, self.file_names[i])) as file:
         return read_bounded(file, self.file_names[i])
     except tf.errors.OpError as error:
       raise ImageError(f'{self.file_names[i]}: cannot be read: {in_one_line(error)}') from error

@@ -29,6 +29,7 @@ from rethink_tf.data.subset import select
 from rethink_tf.data.tfrecord import DamagedRecord, read_record, scan
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.storage import files
+from rethink_tf.storage.files import open_regular
 from rethink_tf.structures import Example, LeftOut
 
 _READERS = 16  # threads; on gs:// they are limited by latency
@@ -153,7 +154,7 @@ class RecordSource:
   def _read(self, i: int) -> Record:
     path, offset = self._locations[i]
     try:
-      with tf.io.gfile.GFile(path, 'rb') as file:
+      with open_regular(path) as file:
         return decode(read_record(file, offset)[0], self._max_pixels)
     except (tf.errors.OpError, DamagedRecord, EOFError, ImageError) as error:
       reason = 'ends before the record' if isinstance(error, EOFError) else in_one_line(error)

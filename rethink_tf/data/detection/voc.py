@@ -18,6 +18,7 @@ from rethink_tf.data.folders import list_names
 from rethink_tf.data.images import MAX_PIXELS, ImageError, decode, read_bounded
 from rethink_tf.data.subset import select
 from rethink_tf.errors import UserError, in_one_line
+from rethink_tf.storage.files import open_regular
 from rethink_tf.structures import Example, LeftOut
 
 VOC_CLASSES = ('aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow', 'diningtable',
@@ -182,7 +183,7 @@ class VocSource:
 
   def _read_image(self, name: str) -> bytes:
     try:
-      with tf.io.gfile.GFile(os.path.join(self._folder, name), 'rb') as file:
+      with open_regular(os.path.join(self._folder, name)) as file:
         return read_bounded(file, name)
     except tf.errors.OpError as error:
       raise ImageError(f'{name}: cannot be read: {in_one_line(error)}') from error
@@ -224,7 +225,7 @@ def _list_entries(data_dir: str, sets: Sequence[str], name: str) -> list[_Entry]
 def _read_image_set(file: str) -> list[str]:
   """Read the names in a file of ImageSets/Main, one a line; in files of a class (dog_train.txt) with -1, 0 or 1."""
   try:
-    with tf.io.gfile.GFile(file, 'rb') as stream:
+    with open_regular(file) as stream:
       if stream.size() > _MAX_LIST_BYTES:
         raise UserError(f'{file}: {stream.size():,} bytes are too many for a list of images')
       lines = [line.strip() for line in stream.read().decode('utf-8-sig').splitlines() if line.strip()]
@@ -259,7 +260,7 @@ def _read_all(files: list[str], max_pixels: int) -> list[VocAnnotation | XmlErro
   """Read annotation files; an XmlError takes the place of each unusable one."""
   def read(file: str) -> VocAnnotation | XmlError:
     try:
-      with tf.io.gfile.GFile(file, 'rb') as stream:
+      with open_regular(file) as stream:
         if stream.size() > MAX_BYTES:
           raise too_large(stream.size(), file)
         annotation = parse(stream.read(), file)
