@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from rethink_tf.errors import UserError, excerpt
+from rethink_tf.weights.placeholders import Opaque
 
 EPSILON = 1e-5  # of the norms of torch, Caffe2 and this package
 DETECTRON_MEAN = (122.7717, 115.9465, 102.9801)
@@ -133,8 +134,14 @@ def check_arrays(arrays: Mapping[Any, Any], path: str) -> None:
   """Raise a UserError unless all keys are names and all values arrays of numbers."""
   check_names(arrays, path)
   for name, array in arrays.items():
-    if not isinstance(array, Lazy) and not (isinstance(array, np.ndarray | np.generic) and array.dtype.kind in 'fiu'):
-      raise UserError(f'{path}: {excerpt(name)} is not an array of numbers: this is not a weight file')
+    if not is_array(array):
+      found = f'({array.name}) ' if isinstance(array, Opaque) else ''
+      raise UserError(f'{path}: {excerpt(name)} {found}is not an array of numbers: this is not a weight file')
+
+
+def is_array(value: Any) -> bool:
+  """Return whether an object of a file is an array of numbers."""
+  return isinstance(value, Lazy) or isinstance(value, np.ndarray | np.generic) and value.dtype.kind in 'fiu'
 
 
 def check_names(names: Collection[Any], path: str) -> None:

@@ -26,6 +26,7 @@ from rethink_tf.weights import (
   torchvision_vgg,
 )
 from rethink_tf.weights.contents import Contents, check_arrays
+from rethink_tf.weights.placeholders import printable
 
 _TORCH_MAGIC = b'\x8a\x0a' + torch_files.MAGIC.to_bytes(10, 'little')
 KNOWN = ('Detectron and Detectron2 .pkl, .pth of torch (torchvision, WSL, Detectron2), .safetensors, '
@@ -41,10 +42,10 @@ def read(path: str) -> Contents:
   try:
     return _read(path)
   except (tf.errors.OpError, OSError) as error:
-    reason = pickles.printable(in_one_line(error))
+    reason = printable(in_one_line(error))
     raise UserError(f'{path}: cannot be read ({reason}): give the path of a weight file') from error
   except UserError as error:  # it may quote control characters of the file
-    raise UserError(pickles.printable(str(error))) from error
+    raise UserError(printable(str(error))) from error
 
 
 def _read(path: str) -> Contents:

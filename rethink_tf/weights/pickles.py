@@ -1,127 +1,46 @@
-"""A restricted unpickler: plain containers and arrays are read, everything else is refused, and no code is run.
+"""A restricted unpickler: plain containers and arrays are read, other objects stay opaque, and no code is run.
 
-A pickle is a program that names functions and calls them. Here it can name only a few placeholders, which record their
+A pickle is a program that names functions and calls them. Here it can name only placeholders, which record their
 arguments: no function of NumPy or torch is called (a forged element type would make NumPy dereference pointers from the
-file), and arrays are created afterwards, from validated shapes. The interpreter is Python's slow one: for the C one,
-five bytes are enough to allocate 32 GB.
+file), and arrays are created afterwards, from validated shapes. What stands beside the weights in a checkpoint
+(argparse.Namespace, collections.Counter of a schedule, sets, devices, configurations) becomes an `Opaque`, of which
+only the name is kept; names that serve to run programs are refused. The interpreter is Python's slow one: for the C
+one, five bytes are enough to allocate 32 GB.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import pickle
 import struct
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
-import numpy as np
+from rethink_tf.errors import UserError, in_one_line
+from rethink_tf.weights.placeholders import ALLOWED, Built, Opaque, Refused, printable
 
-from rethink_tf.errors import UserError, excerpt, in_one_line
-
-_ELEMENTS = {f'{kind}{size}' for kind, sizes in (('f', '248'), ('i', '1248'), ('u', '1248'), ('b', '1'))
-             for size in sizes}
 _MAX_DEPTH = 100  # of nested containers; a checkpoint has five
 _MAX_MARKS = 1000  # open at a time: twice the depth in a sound file
 _MAX_OPERATIONS = 1_000_000  # some seconds; a detector's checkpoint with its optimizer takes 50,000
 _MAX_BITS = 1 << 10  # of an integer: hashing or multiplying longer ones takes any time
 _SLACK = 1 << 20  # bytes
+_SIZED = str | bytes | bytearray | tuple | list
 
-
-class Refused(Exception):
-  """A pickle refers to something that is not allowed; the message names it."""
-
-
-class Built:
-  """Base class of placeholders that a pickle creates first and gives a state afterwards (`__setstate__`).
-
-  Unless it is a container itself, `finished()` returns the object that it is replaced by.
-  """
-
-
-class _Dtype(Built):
-  """Placeholder of numpy.dtype, for numbers only. Python 2 writes 'f4', and the byte order as a state."""
-
-  def __init__(self, name: Any, *_: Any):
-    if not isinstance(name, str) or name not in _ELEMENTS:
-      raise Refused(f'elements of type {excerpt(name, 20)}')
-    self._name, self._order = name, '<'
-
-  def __setstate__(self, state: Any) -> None:
-    order = state[1]
-    if order not in ('<', '>', '|', '='):
-      raise ValueError('byte order')
-    self._order = '<' if order == '=' else order
-
-  def finished(self) -> np.dtype:
-    return np.dtype(self._order + self._name)
-
-
-class _Array(Built):
-  """Placeholder of an instance of numpy.ndarray."""
-
-  def __init__(self):
-    self._value: np.ndarray | None = None
-
-  def __setstate__(self, state: Any) -> None:
-    _, shape, dtype, fortran, raw = state
-    self._value = _from_bytes(raw, dtype, shape, 'F' if fortran else 'C')
-
-  def finished(self) -> np.ndarray:
-    if self._value is None:
-      raise ValueError('an array without content')
-    return self._value
-
-
-def _encode(text: str, encoding: str = 'latin1') -> bytes:
-  """Placeholder of _codecs.encode, by which protocols below 3 write bytes; other codecs are refused."""
-  if encoding not in ('latin1', 'latin-1'):
-    raise Refused(f'the codec {excerpt(encoding, 20)}')
-  return text.encode('latin1')
-
-
-def _from_bytes(raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
-  if not isinstance(dtype, _Dtype):
-    raise ValueError('an array without an element type')
-  dtype, raw = dtype.finished(), raw.encode('latin1') if isinstance(raw, str) else raw  # str: Python 2's
-  if not isinstance(shape, tuple) or len(shape) > 32 or \
-      not all(type(side) is int and 0 <= side < 1 << 62 for side in shape) or \
-      not isinstance(raw, bytes | bytearray) or math.prod(shape) * dtype.itemsize != len(raw):
-    raise ValueError('an array whose shape and bytes disagree')
-  return np.frombuffer(raw, dtype).reshape(shape, order=order)
-
-
-def _scalar(dtype: Any, raw: Any) -> np.generic:
-  return _from_bytes(raw, dtype, (), 'C')[()]
-
-
-def _ndarray() -> None:
-  """Placeholder of the class numpy.ndarray, which pickles of arrays only name."""
-  raise ValueError('numpy.ndarray is not called')
-
-
-def _reconstruct(cls: Any, shape: Any, kind: Any) -> _Array:
-  if cls is not _ndarray:
-    raise ValueError('an array of another class')
-  return _Array()
-
-
-ALLOWED = {
-  **{(module, name): placeholder
-     for module in ('numpy.core.multiarray', 'numpy._core.multiarray')  # of NumPy 1 and 2
-     for name, placeholder in (('_reconstruct', _reconstruct), ('scalar', _scalar))},
-  **{(module, '_frombuffer'): _from_bytes for module in ('numpy.core.numeric', 'numpy._core.numeric')},  # protocol 5
-  ('numpy', 'ndarray'): _ndarray,
-  ('numpy', 'dtype'): _Dtype,
-  ('_codecs', 'encode'): _encode,
-}
+# A file that names these was made to run programs. They would not be run here either, but it is no file to trust.
+_REFUSED = frozenset(
+  'os posix nt ntpath posixpath subprocess commands popen2 sys importlib imp runpy pty shutil socket http urllib '
+  'urllib2 requests ctypes code codeop bdb pdb timeit profile cProfile trace pickle _pickle cPickle dill cloudpickle '
+  'joblib marshal operator _operator types inspect webbrowser multiprocessing asyncio threading _thread pip setuptools '
+  'pandas builtins __builtin__ torch.load torch.hub.load torch.jit.load torch.package numpy.load'.split())
+_HARMLESS = {'set', 'frozenset', 'complex', 'slice', 'range', 'xrange', 'object', 'bytearray', 'bytes', 'int', 'long',
+             'float', 'str', 'unicode', 'bool', 'list', 'tuple', 'dict', 'type', 'Ellipsis', 'NotImplemented'}
 
 
 def load(path: str) -> Any:
   """Return the object in a pickle of dictionaries, lists, strings, numbers and arrays; Python 2's strings as latin-1.
 
   Raises:
-    UserError: no such file, not a complete pickle, or one that refers to any other class or function.
+    UserError: no such file, not a complete pickle, or one that could run programs.
   """
   try:
     file = open(path, 'rb')
@@ -138,19 +57,14 @@ def load_from(file: BinaryIO, path: str, allowed: Mapping[tuple[str, str], Any] 
     content = _Unpickler(_Bounded(file), allowed, persistent).load()
     return replaced(content, Built, lambda found: found.finished())
   except Refused as error:
-    raise UserError(f'{path}: refers to {printable(str(error))}, which could run code: convert the weights to plain '
-                    'arrays') from error
+    raise UserError(f'{path}: refers to {printable(str(error))}, which could run code: get the weights from a '
+                    'source that you trust, as plain arrays') from error
   except UserError:
     raise
   except Exception as error:  # a damaged pickle raises almost any exception
     # Of a KeyError, Python shows the repr of the key, an object of the file.
     reason = '' if isinstance(error, KeyError) else f': {printable(str(error)[:200])}'
     raise UserError(f'{path}: not a complete pickle ({type(error).__name__}{reason}): fetch it again') from error
-
-
-def printable(text: str) -> str:
-  """Return a text from a file as one line without control characters."""
-  return ''.join(letter if letter.isprintable() else '?' for letter in ' '.join(text.split()))
 
 
 def replaced(content: Any, kind: type, replacement: Callable[[Any], Any]) -> Any:
@@ -206,7 +120,7 @@ class _Operations(dict):
 
 
 class _Unpickler(pickle._Unpickler):
-  """Python's unpickler without the operations that plain data does not need, and with limits on time and memory."""
+  """Python's unpickler, with objects of classes and sets as opaque values, and with limits on time and memory."""
 
   dispatch = dict(pickle._Unpickler.dispatch)
 
@@ -218,10 +132,12 @@ class _Unpickler(pickle._Unpickler):
     self._passed, self._may_pass = 0, 2 * file.size + _SLACK  # bytes and characters given to placeholders
 
   def find_class(self, module: str, name: str) -> Any:
-    try:
+    if (module, name) in self._allowed:
       return self._allowed[module, name]
-    except KeyError:
-      raise Refused(f'{str(module)[:60]}.{str(name)[:60]}') from None
+    full, root = f'{str(module)[:60]}.{str(name)[:60]}', str(module).split('.')[0]
+    if (root in _REFUSED or full in _REFUSED) and not (root in ('builtins', '__builtin__') and name in _HARMLESS):
+      raise Refused(full)
+    return Opaque(full)
 
   def persistent_load(self, pid: Any) -> Any:
     if self._persistent is None:
@@ -246,7 +162,7 @@ class _Unpickler(pickle._Unpickler):
   def _count(self, arguments: Any) -> None:
     """Bound what placeholders convert: two bytes can pass the same long string to them once more."""
     if isinstance(arguments, tuple):
-      self._passed += sum(len(value) for value in arguments if isinstance(value, str | bytes | bytearray | tuple))
+      self._passed += sum(len(value) for value in arguments if isinstance(value, _SIZED))
     if self._passed > self._may_pass:
       raise pickle.UnpicklingError('its arrays are larger than the file')
 
@@ -290,20 +206,48 @@ class _Unpickler(pickle._Unpickler):
       self._put(key, value)
 
   def _put(self, key: Any, value: Any) -> None:
-    # Nested tuples that refer to one tuple many times take practically infinite time to hash.
-    if not isinstance(key, str | int | bytes):
-      raise Refused(f'keys of type {type(key).__name__!r}')
+    if isinstance(self.stack[-1], Opaque):
+      return
     if not isinstance(self.stack[-1], dict):
       raise pickle.UnpicklingError('an item is set on an object that is not a dictionary')
-    self.stack[-1][key] = value
+    # Other keys are of no weights, and nested tuples that refer to one tuple many times take practically infinite time
+    # to hash.
+    if isinstance(key, str | int | bytes):
+      self.stack[-1][key] = value
+
+  def _instantiate(self, klass: Any, args: Any) -> None:
+    """Called for INST and OBJ with the class and its arguments."""
+    if not isinstance(klass, Opaque):
+      raise Refused('objects of classes')
+    self.append(klass)
+
+  def _new_object(self) -> None:
+    self.stack.pop()  # arguments
+    self._instantiate(self.stack.pop(), ())
+
+  def _new_object_with_keywords(self) -> None:
+    self.stack.pop()
+    self._new_object()
+
+  def _empty_set(self) -> None:
+    self.append(Opaque('a set'))
+
+  def _frozen_set(self) -> None:
+    self.pop_mark()
+    self._empty_set()
+
+  def _add_items(self) -> None:
+    self.pop_mark()
+    if not isinstance(self.stack[-1], Opaque):
+      raise pickle.UnpicklingError('items are added to an object that is not a set')
 
   def _refuse(self) -> None:
-    raise Refused('objects of classes, or sets')
+    raise Refused('extensions of this machine')
 
   dispatch.update({
     pickle.BUILD[0]: _build, pickle.REDUCE[0]: _reduce, pickle.SETITEM[0]: _set_item, pickle.SETITEMS[0]: _set_items,
     pickle.DICT[0]: _new_dict, pickle.MARK[0]: _mark, pickle.LONG4[0]: _long, pickle.INT[0]: _text_integer,
-    pickle.LONG[0]: _text_integer, pickle.BYTEARRAY8[0]: _byte_array})
-  dispatch.update(dict.fromkeys((code[0] for code in (
-    pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.EMPTY_SET,
-    pickle.ADDITEMS, pickle.FROZENSET)), _refuse))
+    pickle.LONG[0]: _text_integer, pickle.BYTEARRAY8[0]: _byte_array, pickle.NEWOBJ[0]: _new_object,
+    pickle.NEWOBJ_EX[0]: _new_object_with_keywords, pickle.EMPTY_SET[0]: _empty_set, pickle.FROZENSET[0]: _frozen_set,
+    pickle.ADDITEMS[0]: _add_items})
+  dispatch.update(dict.fromkeys((code[0] for code in (pickle.EXT1, pickle.EXT2, pickle.EXT4)), _refuse))

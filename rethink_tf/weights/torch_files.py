@@ -1,8 +1,9 @@
 """Files of torch.save, read without torch: the legacy format (a sequence of pickles, then raw storages) and the zip
 format (data.pkl and data/<key>).
 
-The pickle is read by an allow-list, in which the placeholders below replace torch's classes. Storages are mapped into
-memory, not read; a tensor is a view (offset, size, stride) of a storage whose bounds are checked first.
+The pickle is read by an allow-list, in which the placeholders below replace torch's classes; other objects are opaque.
+Storages are mapped into memory, not read; a tensor is a view (offset, size, stride) of a storage whose bounds are
+checked first.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from rethink_tf.errors import UserError, excerpt, in_one_line
-from rethink_tf.weights import pickles
+from rethink_tf.weights import pickles, placeholders
 from rethink_tf.weights.contents import Lazy
+from rethink_tf.weights.placeholders import Opaque
 
 MAGIC = 0x1950a86a20f9469cfc6c
 PROTOCOL = 1001
@@ -31,7 +33,8 @@ _MAX_DIRECTORY = 8 << 20  # bytes of the archive's list of entries; each storage
 # Element types; bfloat16 is the upper half of a float32.
 STORAGES = {'FloatStorage': '<f4', 'HalfStorage': '<f2', 'BFloat16Storage': 'bfloat16', 'DoubleStorage': '<f8',
             'LongStorage': '<i8', 'IntStorage': '<i4', 'ShortStorage': '<i2', 'CharStorage': '<i1',
-            'ByteStorage': '<u1', 'BoolStorage': '<u1'}
+            'ByteStorage': '<u1', 'BoolStorage': '<u1', 'UntypedStorage': '<u1', 'ComplexFloatStorage': '<c8',
+            'ComplexDoubleStorage': '<c16'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,33 +68,42 @@ class Tensor:
   stride: tuple[int, ...]
 
 
-class _OrderedDict(dict, pickles.Built):
-  """Placeholder of collections.OrderedDict; attributes that torch sets on it are dropped."""
-
-  def __init__(self):
-    super().__init__()
-
-  def __setstate__(self, state: Any) -> None:
-    pass
-
-
-def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
+def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor | Opaque:
+  if isinstance(storage, Opaque):
+    return storage
   if not isinstance(storage, Storage) or not all(isinstance(sides, tuple | list) and len(sides) <= 32
                                                  for sides in (size, stride)):
     raise ValueError('a tensor without a storage, or of over 32 dimensions')
+  if storage.type.dtype.kind == 'c':
+    return Opaque('a complex tensor')
   return Tensor(storage, offset, tuple(size), tuple(stride))
+
+
+def _rebuild_typed(*arguments: Any) -> Opaque:
+  """Placeholder of torch._utils._rebuild_tensor_v3: of element types without a storage class, as 8-bit floats."""
+  types = [found.name for found in arguments if isinstance(found, Opaque) and found.name.startswith('torch.')]
+  return Opaque(f'a tensor of {types[0]}' if types else 'a tensor without a known element type')
 
 
 def _rebuild_parameter(data: Any, *_: Any) -> Any:
   return data
 
 
+def _rebuild_from_type(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
+  """Placeholder of torch._tensor._rebuild_from_type_v2: a tensor with attributes, which are dropped."""
+  return function(*arguments) if function in (_rebuild_tensor, _rebuild_typed, _rebuild_parameter) else \
+    Opaque('a tensor of a class')
+
+
 _ALLOWED = {
-  **pickles.ALLOWED,
-  ('collections', 'OrderedDict'): _OrderedDict,
+  **placeholders.ALLOWED,
   ('torch._utils', '_rebuild_tensor'): _rebuild_tensor,
   ('torch._utils', '_rebuild_tensor_v2'): _rebuild_tensor,
+  ('torch._utils', '_rebuild_tensor_v3'): _rebuild_typed,
   ('torch._utils', '_rebuild_parameter'): _rebuild_parameter,
+  ('torch._utils', '_rebuild_parameter_with_state'): _rebuild_parameter,
+  ('torch._tensor', '_rebuild_from_type_v2'): _rebuild_from_type,
+  ('torch.storage', 'UntypedStorage'): StorageType('UntypedStorage'),
   **{('torch', name): StorageType(name) for name in STORAGES},
 }
 
@@ -100,8 +112,7 @@ def load(path: str) -> Any:
   """Return the object in a file of torch.save, with its tensors as arrays that are read on demand.
 
   Raises:
-    UserError: incomplete file, big-endian, a tensor outside its storage, or a pickle that refers to anything but
-      tensors and plain containers.
+    UserError: incomplete file, big-endian, a tensor outside its storage, or a pickle that could run programs.
   """
   try:
     data = np.memmap(path, np.uint8, 'r')
@@ -111,11 +122,13 @@ def load(path: str) -> Any:
   return pickles.replaced(content, Tensor, lambda tensor: _view(tensor, storages[tensor.storage.key], path))
 
 
-def _persistent(path: str) -> tuple[Callable[[Any], Storage], dict[str, Storage]]:
+def _persistent(path: str) -> tuple[Callable[[Any], Storage | Opaque], dict[str, Storage]]:
   """Return a reader of persistent ids ('storage', type, key, device, count[, view]), and the storages it has read."""
   known = {}
 
-  def make(pid: Any) -> Storage:
+  def make(pid: Any) -> Storage | Opaque:
+    if isinstance(pid, tuple) and len(pid) > 1 and pid[0] == 'storage' and isinstance(pid[1], Opaque):
+      return Opaque(f'a tensor of {pid[1].name}')
     if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != 'storage' or \
         not isinstance(pid[1], StorageType) or not isinstance(pid[2], str) or not _is_count(pid[4]):
       raise ValueError('an unknown persistent id')

@@ -79,6 +79,27 @@ def plain(arrays, legacy, wrapper=None):
   return state_dict(items, wrapper), storages
 
 
+def torch_object(path, content, old=False):
+  """torch.save(content, path): nested dictionaries of arrays, numbers and texts; bytes are a pickled object."""
+  storages = {}
+
+  def pickled(value):
+    if isinstance(value, dict):
+      return b'}(' + b''.join(pickled(key) + pickled(item) for key, item in value.items()) + b'u'
+    if isinstance(value, bytes):
+      return value
+    if isinstance(value, str):
+      return text(value)
+    if isinstance(value, int):
+      return number(value)
+    if value is None:
+      return b'N'
+    key = str(len(storages))
+    storages[key] = value.size, value.tobytes()
+    return tensor(_TORCH[value.dtype.str[1:]], key, value.size, 0, value.shape, strides(value.shape), old)
+  (legacy if old else zipped)(path, b'\x80\x02' + pickled(content) + b'.', storages)
+
+
 def legacy(path, pickled, storages, little_endian=True, magic=0x1950a86a20f9469cfc6c):
   """Before torch 1.6: magic, protocol, system, object, keys; then counts and raw storages."""
   system = (b'\x80\x02}(' + text('protocol_version') + number(1001) + text('little_endian') +

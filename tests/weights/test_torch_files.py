@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rethink_tf.errors import UserError
-from rethink_tf.weights import torch_files
+from rethink_tf.weights import placeholders, torch_files
 from tests.weights import files
 
 WRITERS = {'legacy': files.legacy, 'zip': files.zipped}
@@ -104,12 +104,59 @@ ATTACK = b'\x80\x02cposix\nsystem\nX\x0e\x00\x00\x00touch attacked\x85R.'
 @both
 @pytest.mark.parametrize('pickled, name', [
   (ATTACK, 'posix.system'), (b'\x80\x02ctorch\nload\n.', 'torch.load'),
-  (b'\x80\x02ctorch._utils\n_rebuild_sparse_tensor\n.', 'torch._utils._rebuild_sparse_tensor'),
   (b'\x80\x02c__builtin__\neval\nX\x01\x00\x00\x001\x85R.', '__builtin__.eval')])
 def test_code_is_refused_by_name(tmp_path, monkeypatch, kind, pickled, name):
   monkeypatch.chdir(tmp_path)
   refused(write(tmp_path, kind, pickled, {}), f'refers to {name.replace(".", "[.]")}.*could run code')
   assert not (tmp_path / 'attacked').exists()
+
+
+BESIDE = {  # what torch.save writes of objects beside the weights
+  'argparse.Namespace': b'cargparse\nNamespace\n)\x81}(' + files.text('lr') + b'K\x01ub',
+  'collections.Counter': b'ccollections\nCounter\n}(K\x1eK\x01u\x85R',
+  'torch.Size': b'ctorch\nSize\n(K\x02K\x03t\x85R', 'torch.device': b'ctorch\ndevice\n' + files.text('cpu') + b'\x85R',
+  'torch.float32': b'ctorch\nfloat32\n', 'set': b'c__builtin__\nset\n](K\x01e\x85R',
+  'complex': b'c__builtin__\ncomplex\nK\x01K\x02\x86R',
+  'sparse': b'ctorch._utils\n_rebuild_sparse_tensor\n(K\x01tR',
+  'class': b'comegaconf.dictconfig\nDictConfig\n)\x81}' + files.text('x') + b'K\x01sb',
+}
+
+
+@both
+@pytest.mark.parametrize('beside', list(BESIDE))
+def test_what_is_no_weight_is_opaque(tmp_path, kind, beside):
+  path = str(tmp_path / 'weights.pth')
+  files.torch_object(path, {'epoch': 3, 'args': BESIDE[beside], 'state_dict': {'w': np.arange(6, dtype='f')},
+                            'optimizer': {'state': {}, 'x': BESIDE[beside]}}, kind == 'legacy')
+  read = torch_files.load(path)
+  np.testing.assert_array_equal(read['state_dict']['w'], np.arange(6))
+  assert read['epoch'] == 3 and isinstance(read['args'], placeholders.Opaque)
+  assert isinstance(read['optimizer']['x'], placeholders.Opaque)
+
+
+@both
+def test_complex_tensors_and_tensors_of_new_types_are_opaque(tmp_path, kind):
+  """Read as float32, complex numbers would lose their imaginary half; 8-bit floats have no storage class."""
+  v3 = (b'ctorch._utils\n_rebuild_tensor_v3\n((' + files.text('storage') + b'ctorch.storage\nUntypedStorage\n' +
+        files.text('0') + files.text('cpu') + files.number(24) + (b'N' if kind == 'legacy' else b'') +
+        b'tQK\x00' + files.numbers((24,)) + files.numbers((1,)) + b'\x89' + files.EMPTY + b'ctorch\nfloat8_e4m3fn\ntR')
+  for pickled, name in ((one(kind, 'ComplexFloatStorage', 3, size=(3,), stride=(1,)), 'complex'),
+                        (files.state_dict([('w', v3)]), 'float8')):
+    read = torch_files.load(write(tmp_path, kind, pickled, {'0': (24 if name == 'float8' else 3, bytes(24))}))
+    assert isinstance(read['w'], placeholders.Opaque) and name in read['w'].name
+
+
+@both
+def test_parameters_and_tensors_with_attributes_are_read(tmp_path, kind):
+  plain = files.tensor('FloatStorage', '0', 6, 0, (2, 3), (3, 1), kind == 'legacy')
+  parameter = b'ctorch._utils\n_rebuild_parameter_with_state\n(' + plain + b'\x88' + files.EMPTY + b'}tR'
+  arguments = plain.removeprefix(b'ctorch._utils\n_rebuild_tensor_v2\n').removesuffix(b'R')
+  typed = (b'ctorch._tensor\n_rebuild_from_type_v2\n(ctorch._utils\n_rebuild_tensor_v2\n' +
+           b'ctorch\nTensor\n' + arguments + b'}tR')
+  read = torch_files.load(write(tmp_path, kind, files.state_dict([('p', parameter), ('t', typed)]), {'0': (
+    6, np.arange(6, dtype='f').tobytes())}))
+  for name in 'pt':
+    np.testing.assert_array_equal(read[name], np.arange(6).reshape(2, 3))
 
 
 @both
