@@ -16,8 +16,8 @@ On several machines, each with its own --index (0 writes the run folder, which a
   --print   print the command line of each worker with its TF_CONFIG, and start nothing
   --grace=N seconds that workers have to exit after a failure or a signal (120)
 
-SIGINT and SIGTERM are forwarded to all workers; a second one kills them. When a worker fails, the others are
-terminated, and its exit code is that of this command.
+SIGINT, SIGTERM, SIGHUP and SIGUSR1 are forwarded to all workers; a second one kills them. When a worker fails, the
+others are terminated, and its exit code is that of this command.
 TEXT
 }
 
@@ -93,7 +93,7 @@ signal_all() {  # running workers and their child processes
 }
 
 named() {  # prefix output lines with the index of the worker, also those written at its end
-  trap '' INT TERM
+  trap '' INT TERM HUP USR1
   exec sed -u "s/^/[$1] /"
 }
 
@@ -109,6 +109,8 @@ on_signal() {
 }
 trap 'on_signal INT' INT
 trap 'on_signal TERM' TERM
+trap 'on_signal HUP' HUP
+trap 'on_signal USR1' USR1
 trap 'signal_all KILL' EXIT
 
 set -m  # a process group per worker, so that its child processes end with it

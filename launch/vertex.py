@@ -17,10 +17,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from absl import app, flags
+from absl import flags
 
-from rethink_tf import command_line
-from rethink_tf.errors import UserError, as_command
+from rethink_tf import command_line, process
+from rethink_tf.errors import UserError
 from rethink_tf.redaction import redact
 
 FLAGS = flags.FLAGS
@@ -311,4 +311,4 @@ def _installed() -> bool:
 
 if __name__ == '__main__':
   _define_flags()
-  app.run(lambda argv: as_command(main, argv, 'stopped; a submitted job continues: see the console'))
+  process.start(main, interrupted='stopped; a submitted job continues: see the console')

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from absl import app, flags, logging
+from absl import flags
 
-from rethink_tf.errors import EXIT_CODES, WorkerLost, as_command
-from rethink_tf.redaction import RedactingFilter
+from rethink_tf import process
 
 FLAGS = flags.FLAGS
 
@@ -23,7 +21,7 @@ def run_command(task: str) -> None:
     flags.DEFINE_bool('follow', False, 'score every new checkpoint of a run that another job trains, until its '
                       'last step', **here)
     flags.DEFINE_float('follow_minutes', 120.0, 'with --follow: how long to wait for a new checkpoint', **here)
-  start(_evaluate if task == 'evaluate' else _train)
+  process.start(_evaluate if task == 'evaluate' else _train)
 
 
 def define_flags() -> None:
@@ -37,57 +35,44 @@ def define_flags() -> None:
   flags.DEFINE_string('weights', None, 'weight file or run folder to start from (gin_configs/init)', **here)
 
 
-def start(main: Callable[..., None], takes_arguments: bool = False,
-          interrupted: str = 'stopped; the same command resumes from the last checkpoint') -> None:
-  """Parse the command line, call main, and turn errors into one line and an exit code (errors.as_command).
-
-  takes_arguments: main is called with the positional arguments.
-  After a signal or the loss of a worker the process exits at once: Python would wait for the scoring thread, and
-  TensorFlow for the worker.
-  """
-  def command(argv: list[str]) -> None:
-    try:
-      call, others = (lambda: main(argv[1:]), argv[:1]) if takes_arguments else (main, argv)
-      as_command(call, others, interrupted)
-    except SystemExit as end:
-      if end.code in (*EXIT_CODES.values(), WorkerLost.exit_code):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(end.code)
-      raise
-
-  logging.get_absl_handler().addFilter(RedactingFilter())
-  app.run(command)
-
-
 def configure(files: Sequence[str], params: Sequence[str] = ()) -> None:
   """Read gin files, `params`, then the bindings of the command line."""
-  from rethink_tf import experiment  # imports TensorFlow, which takes seconds: not needed for --help and misspelt flags
+  from rethink_tf import gin_files
+
+  gin_files.find(files, required=True)
+  process.check_path(FLAGS.data_dir, 'no such folder: check --data_dir')
+  process.check_path(FLAGS.weights, 'no such file: give the path of a weight file or a run folder', suffix='.index')
+  from rethink_tf import experiment  # imports TensorFlow, which takes seconds: not needed for --help and such errors
 
   experiment.configure(files, [*params, *FLAGS.gin_param], FLAGS.data_dir, FLAGS.weights, FLAGS.tpu)
 
 
 def _train() -> None:
-  from rethink_tf import experiment, gin_files
-  from rethink_tf.training import loop
+  from rethink_tf import gin_files
 
   configure(FLAGS.gin_file)
+  from rethink_tf import experiment
+  from rethink_tf.training import loop
+
   loop.train(experiment.run('train', FLAGS.model_dir or gin_files.default_run_folder(FLAGS.gin_file)))
 
 
 def _evaluate() -> None:
-  from rethink_tf import experiment, gin_files
-  from rethink_tf.evaluation import follow, on_demand
+  from rethink_tf import gin_files
 
   model_dir = FLAGS.model_dir or gin_files.default_run_folder(FLAGS.gin_file)
   files = FLAGS.gin_file
   elsewhere = FLAGS.follow or not files
   if not files and model_dir:
     if FLAGS.follow:
+      from rethink_tf.evaluation import follow
       follow.wait_for(f'{model_dir}/config.gin', FLAGS.follow_minutes)
     files = [gin_files.saved_config(model_dir)]
   # A run is evaluated on the devices of this machine, whatever it was trained on.
   configure(files, ["strategy.kind = 'default'"] if elsewhere else ())
+  from rethink_tf import experiment
+  from rethink_tf.evaluation import follow, on_demand
+
   if FLAGS.follow:
     follow.follow(experiment.run('follow', model_dir, follow_minutes=FLAGS.follow_minutes))
   else:

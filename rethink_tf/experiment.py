@@ -55,8 +55,7 @@ def configure(files: Sequence[str], params: Sequence[str] = (), data_dir: str | 
   """
   cluster.adopt()
   console.hide_library_info()
-  if not files:
-    raise UserError('no configuration: give --gin_file=gin_configs/demo.gin or another file of gin_configs/')
+  gin_files.find(files, required=True)
   params = list(params)
   if data_dir:
     params.append(f'DATA_DIR = {data_dir!r}')

@@ -15,6 +15,7 @@ import difflib
 import importlib.resources
 import inspect
 import io
+import os
 import pathlib
 import re
 import tokenize
@@ -22,7 +23,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import gin
-import tensorflow as tf
 from gin import config_parser
 
 from rethink_tf.errors import UserError
@@ -97,7 +97,7 @@ def saved_config(model_dir: str) -> str:
     UserError: it does not exist.
   """
   path = f'{model_dir.rstrip("/")}/config.gin'
-  if not tf.io.gfile.exists(path):
+  if not _exists(path):
     raise UserError(f'no config.gin in {model_dir}: check --model_dir, or name the configuration with --gin_file')
   return path
 
@@ -131,10 +131,8 @@ class _Reader(config_parser.ParserDelegate):
     path = _find(name, self._stack)
     if path in self._stack:
       raise UserError(f'{self._stack[-1]}: include "{name}" is circular')
-    with _explained(name), tf.io.gfile.GFile(path) as file:
-      if file.size() > _MAX_BYTES:
-        raise UserError(f'{name}: {file.size():,} bytes are too many for a configuration')
-      text = file.read()
+    with _explained(name):
+      text = _read(path, name)
     self._stack.append(path)
     self.read_text(name, text)
     self._stack.pop()
@@ -207,15 +205,60 @@ def _find(name: str, stack: Sequence[str]) -> str:
   candidates = [name] if remote or pathlib.Path(name).is_absolute() else [name, str(shipped_root() / name)]
   for path in candidates:
     with _explained(name):
-      if tf.io.gfile.exists(path) and not tf.io.gfile.isdir(path):
-        if not remote and not pathlib.Path(path).is_file():  # reading a FIFO or a device may never end
-          raise UserError(f'{name}: not a regular file')
+      if not remote and os.path.exists(path) and not os.path.isdir(path) and not os.path.isfile(path):
+        raise UserError(f'{name}: not a regular file')  # reading a FIFO or a device may never end
+      if _exists(path):
         return path
   shipped = [path.relative_to(shipped_root()).as_posix()
              for path in sorted((shipped_root() / 'gin_configs').glob('**/*.gin'))]
   searched = '' if len(candidates) == 1 else f' in {pathlib.Path.cwd()} or {shipped_root()}'
   included = f', included by {stack[-1]}' if stack else ''
   raise UserError(f'no gin file {name}{searched}{included}{_suggestion(name, shipped)}')
+
+
+def find(names: Sequence[str], required: bool = False) -> None:
+  """Check that gin files exist; needs no TensorFlow for local ones, unlike `parse`.
+
+  Raises:
+    UserError: one does not, or there is none though it is required.
+  """
+  if required and not names:
+    raise UserError('no configuration: give --gin_file=gin_configs/demo.gin or another file of gin_configs/')
+  for name in names:
+    if '://' not in name:
+      _find(name, [])
+
+
+def _exists(path: str) -> bool:
+  """Whether a file exists, local or gs://; TensorFlow, which takes seconds, is imported for the latter alone."""
+  if '://' not in path:
+    return os.path.isfile(path)
+  with _storage_errors() as gfile:
+    return gfile.exists(path) and not gfile.isdir(path)
+
+
+def _read(path: str, name: str) -> str:
+  """Return the text of a file, local or gs://. name: of the file in messages."""
+  if '://' in path:
+    with _storage_errors() as gfile, gfile.GFile(path) as file:
+      size, text = file.size(), file.read(_MAX_BYTES)
+  else:
+    with open(path, encoding='utf-8') as file:
+      size, text = os.fstat(file.fileno()).st_size, file.read(_MAX_BYTES)
+  if size > _MAX_BYTES:
+    raise UserError(f'{name}: {size:,} bytes are too many for a configuration')
+  return text
+
+
+@contextlib.contextmanager
+def _storage_errors() -> Iterator[Any]:
+  """Yield tf.io.gfile; raise TensorFlow's errors as OSError."""
+  import tensorflow as tf
+
+  try:
+    yield tf.io.gfile
+  except tf.errors.OpError as error:
+    raise OSError(error.message) from error
 
 
 @contextlib.contextmanager
@@ -226,7 +269,7 @@ def _explained(name: str) -> Iterator[None]:
   except UserError:
     raise
   except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, SyntaxError, ImportError, OSError,
-          tokenize.TokenError, tf.errors.OpError) as error:
+          tokenize.TokenError) as error:
     raise UserError(f'{name}{_line_of(error, name)}: {_reason(error)}') from error
 
 

@@ -6,8 +6,8 @@ import pathlib
 import cv2
 import numpy as np
 
-from rethink_tf.data.classification.hashtags import Vocabulary, build_vocabulary
-from rethink_tf.data.hashtags_convert import convert_hashtags
+from rethink_tf.data.classification.vocabulary import Vocabulary, build_vocabulary
+from rethink_tf.data.hashtags_conversion import convert_hashtags
 
 SYNONYMS = {
   't-shirt': ('Tee', '#TShirt', 'tshirts'), 'shoes': ('#sneakers', 'KICKS', 'Shoe'), 'pants': ('#Trousers',),

@@ -7,7 +7,8 @@ import signal
 import pytest
 import tensorflow as tf
 
-from rethink_tf.errors import EXIT_CODES, Interrupted, UserError, as_command, in_one_line
+from rethink_tf.errors import Interrupted, UserError, in_one_line
+from rethink_tf.process import EXIT_CODES, as_command
 
 
 def end(main, capsys, argv=('command',)):
@@ -31,7 +32,7 @@ def test_an_unexpected_argument_is_refused_before_the_command_runs(capsys):
   assert code == 1 and "'gin_file=x'" in output and '--help' in output
 
 
-@pytest.mark.parametrize('signum, code', [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+@pytest.mark.parametrize('signum, code', [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGHUP, 75)])
 def test_signals_have_their_exit_codes(signum, code, capsys):
   def wait():
     os.kill(os.getpid(), signum)

@@ -12,14 +12,14 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from rethink_tf.data import hashtags_convert, tfrecord
+from rethink_tf.data import hashtags_conversion, tfrecord
 from rethink_tf.data.augment import Resize
 from rethink_tf.data.categories import Category
-from rethink_tf.data.classification import hashtags
+from rethink_tf.data.classification import vocabulary as hashtags
 from rethink_tf.data.classification.hashtag_shards import HashtagSource
 from rethink_tf.data.classification.image_folder import ImageFolder
 from rethink_tf.data.classification.records import ImageRecords
-from rethink_tf.data.convert import convert
+from rethink_tf.data.conversion import convert
 from rethink_tf.data.detection import segmentation, voc_xml
 from rethink_tf.data.detection.coco import CocoSource
 from rethink_tf.data.detection.input import EvalInput
@@ -345,7 +345,7 @@ def _run_tags(rng, seeds, work):
   vocabulary = hashtags.build_vocabulary(rows, synonyms)
   vocabulary.save(str(work / 'again.json'))
   vocabulary = hashtags.Vocabulary.load(str(work / pick(rng, ['again.json', 'vocabulary.json'])))
-  index = hashtags_convert.convert_hashtags(rows, vocabulary, str(work / 'out'), num_shards=2, num_workers=1)
+  index = hashtags_conversion.convert_hashtags(rows, vocabulary, str(work / 'out'), num_shards=2, num_workers=1)
   return load_all(HashtagSource(str(work / 'out')), index.left_out > 0)
 
 

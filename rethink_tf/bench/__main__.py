@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from rethink_tf import command_line
+from rethink_tf import command_line, process
 from rethink_tf.errors import UserError
 
 if TYPE_CHECKING:  # imports TensorFlow, which takes seconds: not needed for --help and misspelt flags
@@ -140,4 +140,4 @@ def _seconds(value: float) -> str:
 
 if __name__ == '__main__':
   define_flags()
-  command_line.start(main)
+  process.start(main, result_is_printed=True)

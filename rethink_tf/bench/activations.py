@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 import tf_keras
 
-from rethink_tf.bench import complexity
+from rethink_tf.bench import costs
 
 # Operations whose output shares the memory of their input, and those whose output is not an activation.
 _ALIASES = {'Identity', 'IdentityN', 'StopGradient', 'PreventGradient', 'Reshape', 'Squeeze', 'ExpandDims',
@@ -37,7 +37,7 @@ class Memory(NamedTuple):
 
 
 class Work(NamedTuple):
-  """Multiply-adds of convolutions and matrix products, without gradients of kernels (complexity.py)."""
+  """Multiply-adds of convolutions and matrix products, without gradients of kernels (costs.py)."""
 
   forward: int
   all: int  # forward and backward; includes what recomputation adds
@@ -64,14 +64,14 @@ def of_step(make: MakeModel, losses: Losses, batch: NamedTuple) -> tuple[Memory,
     total = tf.add_n(list(losses(outputs, batch).values()))
     graph = tf.compat.v1.get_default_graph()
     forward.extend(graph.get_operations())
-    work.append(complexity.multiply_adds_of(graph))
+    work.append(costs.multiply_adds_of(graph))
     return [gradient for gradient in tf.gradients(total, model.trainable_variables) if gradient is not None]
 
   model, graph = traced(make, step, batch)
   every, trained = (sum(map(_bytes, variables)) for variables in (model.variables, model.trainable_variables))
   activations, copies = kept(graph, forward)
   memory = Memory(trained // 4, every + 2 * trained + copies, activations)
-  return memory, Work(work[0], complexity.multiply_adds_of(graph))
+  return memory, Work(work[0], costs.multiply_adds_of(graph))
 
 
 def traced(make: MakeModel, call: Callable[[tf_keras.layers.Layer, Any], Any], batch: NamedTuple

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import sys
 
-from absl import app, flags
+from absl import flags
 
-from rethink_tf.errors import as_command
+from rethink_tf import process
 
 FLAGS = flags.FLAGS
 
@@ -26,7 +26,9 @@ def define_flags() -> None:
 
 
 def main(run_folders: list[str]) -> None:
-  from rethink_tf import console  # imports TensorFlow, which takes seconds: not needed for --help and misspelt flags
+  for path in run_folders:
+    process.check_path(path, 'no such run folder')
+  from rethink_tf import console  # imports TensorFlow, which takes seconds: not needed for --help and such errors
   from rethink_tf.compare.report import compare
 
   console.hide_library_info()
@@ -37,4 +39,4 @@ def main(run_folders: list[str]) -> None:
 
 if __name__ == '__main__':
   define_flags()
-  app.run(lambda argv: as_command(lambda: main(argv[1:]), argv[:1], 'stopped'))
+  process.start(main, takes_arguments=True, interrupted='stopped')

@@ -7,7 +7,7 @@ import sys
 
 from absl import flags
 
-from rethink_tf import command_line
+from rethink_tf import command_line, process
 from rethink_tf.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -18,15 +18,19 @@ def main() -> None:
   """Restore the newest checkpoint of a run, or its averages, and write it in another format."""
   from absl import logging
 
-  from rethink_tf import experiment, gin_files
-  from rethink_tf.export import detectron2, saved_model
-  from rethink_tf.training import ema
+  from rethink_tf import gin_files
 
   model_dir = FLAGS.model_dir or gin_files.default_run_folder(FLAGS.gin_file)
   if not model_dir:
     raise UserError('no run to export: name its folder with --model_dir')
   out = os.path.expanduser(FLAGS.out or os.path.join(model_dir, OUT[FLAGS.format]))
-  command_line.configure(FLAGS.gin_file or [gin_files.saved_config(model_dir)], bindings(model_dir, FLAGS.data_dir))
+  files = FLAGS.gin_file or [gin_files.saved_config(model_dir)]
+  gin_files.find(files)
+  command_line.configure(files, bindings(model_dir, FLAGS.data_dir))
+  from rethink_tf import experiment
+  from rethink_tf.export import detectron2, saved_model
+  from rethink_tf.training import ema
+
   built = experiment.run('evaluate', model_dir)
   detector, inputs = built.trainer.detector, built.eval_input
   ema.restore(built, FLAGS.averages)
@@ -64,4 +68,4 @@ if __name__ == '__main__':
   flags.DEFINE_float('score_threshold', None, 'saved_model: minimum score of a detection; default: that of the run',
                      **_here)
   flags.DEFINE_enum('channels', 'bgr', ['bgr', 'rgb'], 'detectron2: colour order of its input', **_here)
-  command_line.start(main)
+  process.start(main)

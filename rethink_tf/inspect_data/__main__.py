@@ -2,8 +2,8 @@
 
 Writes statistics of the training and held-out images and the suspicious annotations to report.txt (also printed) and
 report.json; batches with padding and ground truth as the network receives them to training.png; distributions to
-statistics.png; suspicious annotations to suspicious.png. The default folder is data/ in the run folder, or
-runs/data/<name of --data_dir> if no run is named.
+statistics.png; suspicious annotations to suspicious.png. The default folder is data/ in the run folder; with --gin_file
+and --data_dir, but without --model_dir, it is runs/data/<name of --data_dir>.
 
 From Python: rethink_tf.inspect_data.inspection.inspect.
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import flags
 
-from rethink_tf import command_line
+from rethink_tf import command_line, process
 from rethink_tf.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -26,8 +26,8 @@ def define_flags() -> None:
   """Define the flags of the command line."""
   command_line.define_flags()
   here = {'module_name': sys.argv[0]}
-  flags.DEFINE_string('output', None, 'folder for reports and images; default: data/ in the run folder, '
-                      'or runs/data/<name of --data_dir>', **here)
+  flags.DEFINE_string('output', None, 'folder for reports and images; default: data/ in the run folder, or '
+                      'runs/data/<name of --data_dir> with --gin_file and --data_dir alone', **here)
   flags.DEFINE_integer('images', 16, 'training images to draw', **here)
   flags.DEFINE_alias('pictures', 'images', **here)  # an earlier name
   flags.DEFINE_enum('files', 'read', ['none', 'read', 'decode'], 'read every file to find duplicates; decode: also '
@@ -48,8 +48,7 @@ def default_output(model_dir: str | None, data_dir: str | None, run_folder: str)
 
 def main() -> None:
   """Inspect the data of the configuration on the command line."""
-  from rethink_tf import experiment, gin_files
-  from rethink_tf.inspect_data import inspection
+  from rethink_tf import gin_files
 
   if FLAGS.images < 0:
     raise UserError(f'--images = {FLAGS.images}: use 0 or more')
@@ -57,6 +56,9 @@ def main() -> None:
   if not run_folder:
     raise UserError('nothing to inspect: name a configuration with --gin_file, or a run with --model_dir')
   command_line.configure(FLAGS.gin_file or [gin_files.saved_config(run_folder)])
+  from rethink_tf import experiment
+  from rethink_tf.inspect_data import inspection
+
   output = os.path.expanduser(FLAGS.output or default_output(FLAGS.model_dir, FLAGS.data_dir, run_folder))
 
   def argument(name: str) -> Any:
@@ -70,4 +72,4 @@ def main() -> None:
 
 if __name__ == '__main__':
   define_flags()
-  command_line.start(main)
+  process.start(main)

@@ -15,7 +15,7 @@ import sys
 
 from absl import flags
 
-from rethink_tf import command_line
+from rethink_tf import command_line, process
 from rethink_tf.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -30,12 +30,16 @@ def define_flags() -> None:
 
 
 def main() -> None:
-  from rethink_tf import experiment, gin_files
-  from rethink_tf.inspect_run import inspection, results
+  from rethink_tf import gin_files
 
   model_dir = FLAGS.model_dir or gin_files.default_run_folder(FLAGS.gin_file)
   if not model_dir:
     raise UserError('no run to inspect: name its folder with --model_dir')
+  gin_files.find(FLAGS.gin_file)
+  process.check_path(model_dir, 'no such run folder: check --model_dir')
+  from rethink_tf import experiment
+  from rethink_tf.inspect_run import inspection, results
+
   results_folder = os.path.expanduser(FLAGS.results or results.newest_results(model_dir))
   saved = f'{model_dir.rstrip("/")}/config.gin'
   command_line.configure([gin_files.saved_config(model_dir), *(f for f in FLAGS.gin_file if f != saved)]
@@ -47,4 +51,4 @@ def main() -> None:
 
 if __name__ == '__main__':
   define_flags()
-  command_line.start(main)
+  process.start(main)

@@ -12,7 +12,7 @@ import sys
 
 from absl import flags
 
-from rethink_tf import command_line
+from rethink_tf import command_line, process
 from rethink_tf.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -23,14 +23,22 @@ def main(paths: list[str]) -> None:
     raise UserError('no images: name files and folders, as in: predict images/ --model_dir=runs/scratch_6x')
   if not 0 <= FLAGS.threshold <= 1 or FLAGS.batch < 1:
     raise UserError(f'--threshold = {FLAGS.threshold:g} and --batch = {FLAGS.batch}: use 0 to 1, and 1 or more')
-  # These import TensorFlow, which takes seconds: not needed for --help and misspelt flags.
-  from rethink_tf import console, experiment, gin_files
-  from rethink_tf.predict import detectors, image_files, outputs
+  from rethink_tf import gin_files
 
-  console.hide_library_info()
   model_dir = FLAGS.model_dir or gin_files.default_run_folder(FLAGS.gin_file)
   if not (model_dir or FLAGS.saved_model):
     raise UserError('no detector: name a run with --model_dir, or an exported one with --saved_model')
+  gin_files.find(FLAGS.gin_file)
+  if FLAGS.model_dir:
+    gin_files.saved_config(FLAGS.model_dir)
+  process.check_path(FLAGS.saved_model, 'no such folder: check --saved_model')
+  for path in paths:
+    process.check_path(path, 'no such file or folder')
+  # These import TensorFlow, which takes seconds: not needed for --help and such errors.
+  from rethink_tf import console, experiment
+  from rethink_tf.predict import detectors, image_files, outputs
+
+  console.hide_library_info()
   output = os.path.expanduser(FLAGS.output or os.path.join('' if FLAGS.saved_model else model_dir, 'predictions'))
   images, videos = image_files.find_images(paths, output)
   if FLAGS.saved_model:
@@ -62,4 +70,4 @@ if __name__ == '__main__':
   flags.DEFINE_bool('upright', False, 'apply the EXIF orientation of the images', **_here)
   flags.DEFINE_alias('pictures', 'images', **_here)  # earlier names
   flags.DEFINE_alias('film', 'video', **_here)
-  command_line.start(main, takes_arguments=True, interrupted='stopped; the images so far are written')
+  process.start(main, takes_arguments=True, interrupted='stopped; the images so far are written')

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import sys
 
-from absl import app, flags
+from absl import flags
 
-from rethink_tf.errors import UserError, as_command
+from rethink_tf import process
+from rethink_tf.errors import UserError
 
 FLAGS = flags.FLAGS
 
@@ -25,13 +26,17 @@ def define_flags() -> None:
   flags.DEFINE_bool('dry_run', False, 'only list the runs and their cost', **here)
   flags.DEFINE_bool('calibrate', True, 'time a few steps first, to estimate the total time', **here)
   flags.DEFINE_string('command', None, 'submit each run with this command instead of training here, as '
-                      '"python launch/vertex.py --accelerator=a100"; compare the runs when they are done', **here)
+                      '"python launch/vertex.py --accelerator=NVIDIA_TESLA_A100"; compare the runs when they are done',
+                      **here)
 
 
 def main() -> None:
   if not FLAGS.gin_file:
     raise UserError('no study: give --gin_file=gin_configs/studies/figure1.gin or another file of that folder')
-  from rethink_tf import console  # imports TensorFlow, which takes seconds: not needed for --help and misspelt flags
+  from rethink_tf import gin_files
+
+  gin_files.find([FLAGS.gin_file])
+  from rethink_tf import console  # imports TensorFlow, which takes seconds: not needed for --help and such errors
   from rethink_tf.study.run import plan_study, run_study, submit_study
 
   console.hide_library_info()
@@ -46,4 +51,4 @@ def main() -> None:
 
 if __name__ == '__main__':
   define_flags()
-  app.run(lambda argv: as_command(main, argv, 'stopped; the same command continues'))
+  process.start(main, interrupted='stopped; the same command continues')

@@ -104,7 +104,7 @@ def submit_study(plan: StudyPlan, command: str, dry_run: bool = False) -> None:
 
   Args:
     plan: made with share_prefixes=False.
-    command: as 'python launch/vertex.py --accelerator=a100'.
+    command: as 'python launch/vertex.py --accelerator=NVIDIA_TESLA_A100'.
     dry_run: only print the calls.
 
   Raises:

@@ -1,7 +1,8 @@
-"""SIGTERM and Ctrl-C during training: the first ends it after a checkpoint, the second at once."""
+"""SIGTERM, SIGHUP and Ctrl-C during training: the first ends it after a checkpoint, the second at once."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -10,16 +11,18 @@ import types
 from absl import logging
 
 from rethink_tf.distributed.coordination import StopTogether
-from rethink_tf.errors import EXIT_CODES, Interrupted
+from rethink_tf.errors import Interrupted
+from rethink_tf.process import EXIT_CODES, PATIENCE_SECONDS, URGENT, handled_signals
 
 
 class Interruption:
-  """Handles SIGTERM and SIGINT in the main thread while this context is entered.
+  """Handles SIGTERM, SIGINT and the other signals of EXIT_CODES in the main thread while this context is entered.
 
   The first signal is stored in `received` and logged. While `deferred`, the owner raises `error()` once the work is
-  saved; otherwise Interrupted is raised at once, wherever the main thread is. A second signal ends the process at once,
-  also within a long step: a thread watches for it, because Python calls signal handlers only between two of its own
-  instructions.
+  saved; otherwise Interrupted is raised at once, wherever the main thread is, and the process ends if that does not
+  return from a call into C in PATIENCE_SECONDS (an evaluation whose data never arrives). A second SIGTERM or SIGINT
+  ends the process at once, also within a long step: a thread watches for it, because Python calls signal handlers only
+  between two of its own instructions.
 
   together: agreement of several workers on the last step; None for a single one.
 
@@ -35,7 +38,9 @@ class Interruption:
     self.received: int | None = None
     self.deferred = False
     self.message: str | None = None
-    self._handlers: dict[int, object] = {}
+    self._signals = contextlib.ExitStack()
+    self._reacted = threading.Event()
+    self._any, self._urgent = False, 0  # signals
 
   @property
   def shared(self) -> bool:
@@ -45,24 +50,14 @@ class Interruption:
   def __enter__(self) -> Interruption:
     if self._together is not None:
       self._together.watch()
-    if threading.current_thread() is not threading.main_thread():
-      return self  # signals reach the main thread only: its owner handles them
-    reading, self._writing = os.pipe()
-    os.set_blocking(self._writing, False)
-    self._earlier = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
-    self._handlers = {signum: signal.signal(signum, self._note) for signum in EXIT_CODES}
-    threading.Thread(target=self._watch, args=[reading], name='signals', daemon=True).start()
+    self._signals.enter_context(handled_signals(self._note, self._watch))
     return self
 
   def __exit__(self, *exception: object) -> None:
     if self._together is not None:
       self._together.end()
-    if self._handlers:
-      for signum, handler in self._handlers.items():
-        signal.signal(signum, handler)
-      signal.set_wakeup_fd(self._earlier)
-      os.close(self._writing)  # ends the thread
-      self._handlers = {}
+    self._reacted.set()
+    self._signals.close()
 
   def ends(self, step: int, following: int) -> bool:
     """Whether training ends after `step`, because of a signal to this process or another worker.
@@ -84,18 +79,24 @@ class Interruption:
 
   def _note(self, signum: int, frame: types.FrameType | None) -> None:
     self.received = signum
+    self._reacted.set()
     if not self.deferred:
       raise self.error()
 
-  def _watch(self, reading: int) -> None:
-    """Read the number of each signal from the pipe that Python's handler in C writes to."""
-    first = True
-    with os.fdopen(reading, 'rb', buffering=0) as numbers:
-      while number := numbers.read(1):
-        if number[0] not in EXIT_CODES:
-          continue
-        if not first:
-          os._exit(EXIT_CODES[number[0]])
-        first = False
-        logging.warning('%s: ends after this step, once its checkpoint is saved, with code %d; a second signal ends at '
-                        'once', signal.Signals(number[0]).name, EXIT_CODES[number[0]])
+  def _watch(self, signum: int) -> None:
+    """React to a signal in a thread, also while the main thread is within a call into C."""
+    first, self._urgent = not self._any, self._urgent + (signum in URGENT)
+    self._any = True
+    if self._urgent > 1:
+      os._exit(EXIT_CODES[signum])
+    if not first:
+      return
+    logging.warning('%s: ends after this step, once its checkpoint is saved, with code %d; a second signal ends at '
+                    'once', signal.Signals(signum).name, EXIT_CODES[signum])
+    threading.Thread(target=self._end_a_stall, args=[signum], name='stall', daemon=True).start()
+
+  def _end_a_stall(self, signum: int) -> None:
+    while not self._reacted.wait(PATIENCE_SECONDS):
+      if not self.deferred:
+        logging.warning('%s', self.message or 'stopped; the same command resumes from the last checkpoint')
+        os._exit(EXIT_CODES[signum])

@@ -1,32 +1,32 @@
-"""Describe a weight file and the options that use it: python -m rethink_tf.weights FILE."""
+"""Describe weight files and the options that use them: python -m rethink_tf.weights FILE …
+
+FILE: a weight file, a TensorFlow checkpoint or a run folder.
+"""
 
 from __future__ import annotations
 
 import math
-import sys
 from typing import TYPE_CHECKING
 
+from rethink_tf import process
 from rethink_tf.errors import UserError
 
 if TYPE_CHECKING:
   from rethink_tf.weights.contents import Contents
 
 
-def main(arguments: list[str]) -> int:
-  """Print the description of each file; return exit code 1, with an error of one line, if one cannot be read."""
+def main(paths: list[str]) -> None:
+  """Print the description of each file."""
+  if not paths:
+    raise UserError('no weight file: python -m rethink_tf.weights FILE …')
+  for path in paths:
+    process.check_path(path, 'no such file: give the path of a weight file or a run folder', suffix='.index')
   from rethink_tf import console
-  console.hide_library_info()
   from rethink_tf.weights import formats
-  if not arguments or any(argument.startswith('-') for argument in arguments):
-    print('usage: python -m rethink_tf.weights FILE …   (a weight file, a TensorFlow checkpoint or a run folder)')
-    return 0 if arguments in (['-h'], ['--help'], ['--helpshort']) else 2
-  try:
-    for path in arguments:
-      print(describe(formats.read(path)))
-  except UserError as error:
-    print(f'error: {error.line()}', file=sys.stderr)
-    return 1
-  return 0
+
+  console.hide_library_info()
+  for path in paths:
+    print(describe(formats.read(path)))
 
 
 def describe(contents: Contents) -> str:
@@ -97,4 +97,4 @@ def command_line(contents: Contents) -> list[str]:
 
 
 if __name__ == '__main__':
-  sys.exit(main(sys.argv[1:]))
+  process.start(main, takes_arguments=True, interrupted='stopped', result_is_printed=True)

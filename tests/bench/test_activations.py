@@ -8,7 +8,8 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from rethink_tf.bench import activations, complexity
+from rethink_tf.bench import activations
+from rethink_tf.bench import costs as complexity
 from rethink_tf.models.norms import group_norm, sync_batch_norm
 from rethink_tf.models.recompute import recomputed
 from rethink_tf.training.losses import MaskRCNNLoss
@@ -130,7 +131,7 @@ def test_recomputation_keeps_the_input_of_a_block_and_computes_it_twice():
 
 @pytest.mark.slow
 def test_a_detector():
-  """Memory is proportional to the images; parameters and multiply-adds equal those of complexity.py."""
+  """Memory is proportional to the images; parameters and multiply-adds equal those of costs.py."""
   def make():
     model = tiny.detector()
     model.xla = True

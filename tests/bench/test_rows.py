@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from rethink_tf.bench import rows
+from rethink_tf.bench import row_table as rows
 from rethink_tf.compare.published import reproduces
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rethink_tf.bench import scaling
+from rethink_tf.bench import scaling_page as scaling
 from rethink_tf.bench.capacity import Network
 
 GIGA = 1e9

@@ -16,5 +16,4 @@ def test_two_runs_and_a_missing_folder(tmp_path):
   assert 'Scratch does not catch up by 6x' in done.stdout
   assert f'report: {tmp_path}/out/index.html' in done.stdout
   failed = command(str(tmp_path / 'nowhere'))
-  assert failed.returncode == 1 and failed.stderr.strip() == (
-    f'error: no run folder at {tmp_path}/nowhere: check --model_dir')
+  assert failed.returncode == 1 and failed.stderr.strip() == f'error: {tmp_path}/nowhere: no such run folder'

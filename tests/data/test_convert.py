@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from absl import logging
 
-from rethink_tf.data.convert import convert
+from rethink_tf.data.conversion import convert
 from rethink_tf.data.detection.coco import CocoSource
 from rethink_tf.data.detection.records import RecordSource
 from rethink_tf.errors import UserError

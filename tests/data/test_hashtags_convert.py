@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from rethink_tf.data import hashtags_convert
+from rethink_tf.data import hashtags_conversion as hashtags_convert
 from rethink_tf.data.classification.hashtag_shards import StreamIndex, decode_record
-from rethink_tf.data.classification.hashtags import build_vocabulary
-from rethink_tf.data.hashtags_convert import convert_hashtags
+from rethink_tf.data.classification.vocabulary import build_vocabulary
+from rethink_tf.data.hashtags_conversion import convert_hashtags
 from rethink_tf.data.tfrecord import scan
 from rethink_tf.errors import UserError
 from tests.in_process import call

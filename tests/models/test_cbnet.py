@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from rethink_tf.bench import complexity
+from rethink_tf.bench import costs as complexity
 from rethink_tf.errors import UserError
 from rethink_tf.models.cbnet import CBNet
 from rethink_tf.models.norms import frozen_batch_norm, group_norm, no_norm, sync_batch_norm

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from rethink_tf.bench import complexity
+from rethink_tf.bench import costs as complexity
 from rethink_tf.errors import UserError
 from rethink_tf.models import initializers
 from rethink_tf.models.fpn import SingleLevel

@@ -8,7 +8,8 @@ import threading
 
 import pytest
 
-from rethink_tf.errors import EXIT_CODES, Interrupted
+from rethink_tf.errors import Interrupted
+from rethink_tf.process import EXIT_CODES, URGENT
 from rethink_tf.training.preemption import Interruption
 
 
@@ -57,7 +58,7 @@ LONG = ('import hashlib, sys\nfrom rethink_tf.training.preemption import Interru
         'print("complete")\n')
 
 
-@pytest.mark.parametrize('signum', EXIT_CODES)
+@pytest.mark.parametrize('signum', URGENT)
 def test_the_second_signal_ends_the_process_within_a_long_call(signum):
   process = subprocess.Popen([sys.executable, '-c', LONG], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
   assert process.stdout.readline() == 'ready\n'

@@ -25,7 +25,7 @@ from absl import logging
 from google.protobuf.message import DecodeError
 
 from rethink_tf.data.categories import as_text, shorten
-from rethink_tf.data.classification.hashtags import Vocabulary
+from rethink_tf.data.classification.vocabulary import Vocabulary
 from rethink_tf.data.images import MAX_PIXELS, ImageError, decode
 from rethink_tf.data.json_files import load_json
 from rethink_tf.data.tfrecord import DamagedRecord, read_record

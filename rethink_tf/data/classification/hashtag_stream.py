@@ -22,8 +22,8 @@ from absl import logging
 
 from rethink_tf.data.batching import BatchedInput, StepFacts, aligned_zeros, count_from
 from rethink_tf.data.classification.hashtag_shards import HashtagSource, ShardColumns
-from rethink_tf.data.classification.hashtags import image_replication, replication
 from rethink_tf.data.classification.input import random_crop, resize
+from rethink_tf.data.classification.vocabulary import image_replication, replication
 from rethink_tf.data.images import ImageError
 from rethink_tf.data.keyed_random import keyed_bits, keyed_uniform
 from rethink_tf.errors import UserError

@@ -19,7 +19,7 @@ from rethink_tf.data.classification.hashtag_shards import (
   write_columns,
   write_stream_index,
 )
-from rethink_tf.data.classification.hashtags import Vocabulary
+from rethink_tf.data.classification.vocabulary import Vocabulary
 from rethink_tf.data.images import ImageError, decode
 from rethink_tf.errors import UserError
 from tests.tag_files import write_shards

@@ -14,17 +14,17 @@ import pytest
 import tensorflow as tf
 
 from rethink_tf import experiment, gin_files
-from rethink_tf.data.classification import hashtags
+from rethink_tf.data.classification import vocabulary as hashtags
 from rethink_tf.data.classification.hashtag_shards import HashtagSource
 from rethink_tf.data.classification.hashtag_stream import StreamedTrainInput, StreamPlan
-from rethink_tf.data.classification.hashtags import (
+from rethink_tf.data.classification.vocabulary import (
   SAMPLINGS,
   build_vocabulary,
   image_replication,
   load_synonyms,
   replication,
 )
-from rethink_tf.data.hashtags_convert import convert_hashtags
+from rethink_tf.data.hashtags_conversion import convert_hashtags
 from rethink_tf.errors import UserError
 from rethink_tf.evaluation import on_demand
 from rethink_tf.training import loop
@@ -469,7 +469,7 @@ MILLION = """
 import resource, sys, time
 from rethink_tf.data.classification.hashtag_shards import HashtagSource
 from rethink_tf.data.classification.hashtag_stream import StreamedTrainInput
-from rethink_tf.data.classification.hashtags import build_vocabulary
+from rethink_tf.data.classification.vocabulary import build_vocabulary
 def grown(name, work):
   start, before = time.time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   result = work()

@@ -6,8 +6,8 @@ import unicodedata
 import numpy as np
 import pytest
 
-from rethink_tf.data.classification import hashtags
-from rethink_tf.data.classification.hashtags import (
+from rethink_tf.data.classification import vocabulary as hashtags
+from rethink_tf.data.classification.vocabulary import (
   Row,
   Vocabulary,
   build_vocabulary,

@@ -12,7 +12,7 @@ from absl import logging
 from pycocotools import mask as mask_api
 
 from rethink_tf.data.categories import Category
-from rethink_tf.data.convert import convert
+from rethink_tf.data.conversion import convert
 from rethink_tf.data.detection.coco import CocoSource
 from rethink_tf.data.detection.record_format import decode, validate
 from rethink_tf.data.detection.records import RecordSource, read_index
