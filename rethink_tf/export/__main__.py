@@ -35,7 +35,7 @@ def main() -> None:
   detector, inputs = built.trainer.detector, built.eval_input
   ema.restore(built, FLAGS.averages)
   if FLAGS.format == 'detectron2':
-    names = detectron2.save(detector, out, channels=FLAGS.channels)
+    names = detectron2.save(detector, out, channels=FLAGS.channels, resize=inputs.resize)
     logging.info('%s: %d arrays; configuration of the Detectron2 model: %s', out, len(names),
                  detectron2.settings_path(out))
   else:

@@ -11,12 +11,16 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from rethink_tf.data.augment import Resize
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.models.layers import ConvNorm
 from rethink_tf.models.mask_rcnn import MaskRCNN
+from rethink_tf.models.norms import EPSILON
+from rethink_tf.models.resnet import BLOCKS
 from rethink_tf.storage import files
 from rethink_tf.weights.detectron2 import Entry, table
 
+DEPTHS = (50, 101, 152)  # that Detectron2 builds from bottleneck blocks
 AUTHOR = 'rethink_tf'  # with any '__author__' Detectron2 converts neither names nor layout
 
 
@@ -27,7 +31,32 @@ def arrays_of(model: MaskRCNN, channels: str = 'bgr') -> dict[str, np.ndarray]:
   """
   if channels not in ('rgb', 'bgr'):
     raise UserError(f"channels = {channels!r}: use 'bgr' (Detectron2's default) or 'rgb'")
-  return {name: invert(entry) for name, entry in table(model, channels).items()}
+  entries = table(model, channels)
+  _check(model)
+  return {name: invert(entry) for name, entry in entries.items()}
+
+
+def _check(model: MaskRCNN) -> None:
+  """Raise a UserError if Detectron2 would compute something else with the same weights."""
+  backbone, cascade, keypoints = model.backbone, model.cascade, model.keypoint_head
+  norms = {name: getattr(conv, 'norm', None) for name, conv in (
+    ('ResNet', backbone.stem), ('FPN', model.fpn.outputs[0]), *(('BoxHead', conv) for conv in model.box_head.convs),
+    *(('MaskHead', conv) for conv in getattr(model.mask_head, 'convs', ())))}
+  problems = [f'{name}: epsilon {norm.epsilon:g} of its norm, there {EPSILON:g}' for name, norm in norms.items()
+              if abs(getattr(norm, 'epsilon', EPSILON) - EPSILON) > 1e-3 * EPSILON]
+  problems += [f'{name}: {norm.groups} groups of its norm, there 32' for name, norm in norms.items()
+               if getattr(norm, 'groups', 32) != 32]
+  if backbone.padding != 'symmetric':
+    problems.append(f'ResNet.padding = {backbone.padding!r}, there symmetric')
+  if not _norm(backbone.stem):
+    problems.append('ResNet.norm = @no_norm, there without the biases')
+  if keypoints is not None and any(_norm(conv) for conv in keypoints.convs):
+    problems.append('KeypointHead.norm, there none')
+  if cascade is not None and cascade.score_rois != 'own':
+    problems.append(f"Cascade.score_rois = {cascade.score_rois!r}, there 'own'")
+  if problems:
+    raise UserError(f'Detectron2 cannot compute what this detector does: {"; ".join(problems)}: export a SavedModel, '
+                    'or train with the values there')
 
 
 def invert(entry: Entry) -> np.ndarray:
@@ -48,8 +77,10 @@ def file_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
   return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape[::-1]
 
 
-def save(model: MaskRCNN, path: str, *, channels: str = 'bgr') -> list[str]:
+def save(model: MaskRCNN, path: str, *, channels: str = 'bgr', resize: Resize | None = None) -> list[str]:
   """Write a checkpoint that Detectron2 and weights/detectron2.py read, and its `settings` as .yaml; return its names.
+
+  resize: that of evaluation. If Detectron2 has no ResNet of this depth, `backbone_path` is a module that registers one.
 
   Raises:
     UserError: a file cannot be written, or a variable has no name in Detectron2.
@@ -59,7 +90,9 @@ def save(model: MaskRCNN, path: str, *, channels: str = 'bgr') -> list[str]:
     tf.io.gfile.makedirs(os.path.dirname(path) or '.')
     # Protocol 2, as in Detectron2's own files.
     files.write(path, pickle.dumps({'model': arrays, '__author__': AUTHOR}, protocol=2))
-    files.write(settings_path(path), settings(model, channels).encode())
+    files.write(settings_path(path), settings(model, channels, resize).encode())
+    if model.backbone.depth not in DEPTHS:
+      files.write(backbone_path(path), backbone_module(model.backbone.depth).encode())
   except (OSError, tf.errors.OpError) as error:
     raise UserError(f'{path}: cannot be written ({in_one_line(error)}): choose another place with --out') from error
   return list(arrays)
@@ -69,7 +102,41 @@ def settings_path(path: str) -> str:
   return f"{path.removesuffix('.pkl')}.yaml"
 
 
-def settings(model: MaskRCNN, channels: str = 'bgr') -> str:
+def backbone_path(path: str) -> str:
+  return f"{path.removesuffix('.pkl')}_backbone.py"
+
+
+def backbone_module(depth: int) -> str:
+  """Return a module that registers a ResNet with FPN of a depth that Detectron2 does not build."""
+  return f'''"""ResNet-{depth} with FPN. Import this module before the model is built from the .yaml beside it."""
+
+from detectron2.modeling import BACKBONE_REGISTRY, FPN, ResNet
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from detectron2.modeling.backbone.resnet import BasicStem, BottleneckBlock
+
+
+@BACKBONE_REGISTRY.register()
+def {_backbone_name(depth)}(cfg, input_shape):
+  resnet, fpn, stages = cfg.MODEL.RESNETS, cfg.MODEL.FPN, []
+  stem = BasicStem(input_shape.channels, resnet.STEM_OUT_CHANNELS, resnet.NORM)
+  channels = resnet.STEM_OUT_CHANNELS
+  for stage, blocks in enumerate({BLOCKS[depth]}):
+    width = resnet.RES2_OUT_CHANNELS * 2**stage
+    stages.append(ResNet.make_stage(
+      BottleneckBlock, blocks, stride_per_block=[2 if stage else 1] + [1] * (blocks - 1), in_channels=channels,
+      out_channels=width, bottleneck_channels=resnet.NUM_GROUPS * resnet.WIDTH_PER_GROUP * 2**stage,
+      num_groups=resnet.NUM_GROUPS, norm=resnet.NORM, stride_in_1x1=resnet.STRIDE_IN_1X1))
+    channels = width
+  bottom_up = ResNet(stem, stages, out_features=resnet.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)
+  return FPN(bottom_up, fpn.IN_FEATURES, fpn.OUT_CHANNELS, fpn.NORM, LastLevelMaxPool(), fpn.FUSE_TYPE)
+'''
+
+
+def _backbone_name(depth: int) -> str:
+  return 'build_resnet_fpn_backbone' if depth in DEPTHS else f'build_resnet{depth}_fpn_backbone'
+
+
+def settings(model: MaskRCNN, channels: str = 'bgr', resize: Resize | None = None) -> str:
   """Return the Detectron2 configuration (YAML) of the same model, which a checkpoint does not contain."""
   step = -1 if channels == 'bgr' else 1
   backbone, box, mask, rpn = model.backbone, model.box_head, model.mask_head, model.proposal_generator
@@ -80,9 +147,10 @@ def settings(model: MaskRCNN, channels: str = 'bgr') -> str:
   tree = {
     'META_ARCHITECTURE': 'GeneralizedRCNN', 'MASK_ON': mask is not None,
     'PIXEL_MEAN': list(model.pixel_mean)[::step], 'PIXEL_STD': list(model.pixel_std)[::step],
-    'BACKBONE': {'NAME': 'build_resnet_fpn_backbone', 'FREEZE_AT': 0},
+    'BACKBONE': {'NAME': _backbone_name(backbone.depth), 'FREEZE_AT': 0},
     'RESNETS': {
-      'DEPTH': backbone.depth, 'NUM_GROUPS': backbone.groups, 'WIDTH_PER_GROUP': backbone.width_per_group,
+      **({'DEPTH': backbone.depth} if backbone.depth in DEPTHS else {}),
+      'NUM_GROUPS': backbone.groups, 'WIDTH_PER_GROUP': backbone.width_per_group,
       'STRIDE_IN_1X1': backbone.stride_in_1x1, 'STEM_OUT_CHANNELS': backbone.stem_width,
       'RES2_OUT_CHANNELS': backbone.res2_width, 'NORM': _norm(backbone.stem),
       'OUT_FEATURES': ['res2', 'res3', 'res4', 'res5']},
@@ -91,7 +159,8 @@ def settings(model: MaskRCNN, channels: str = 'bgr') -> str:
     'ANCHOR_GENERATOR': {'SIZES': [[size] for size in anchors.sizes], 'ASPECT_RATIOS': [list(anchors.ratios)],
                          'OFFSET': anchors.offset},
     'RPN': {'IN_FEATURES': levels, 'PRE_NMS_TOPK_TEST': rpn.pre_nms[False], 'POST_NMS_TOPK_TEST': rpn.post_nms[False],
-            'NMS_THRESH': rpn.nms_iou},
+            'NMS_THRESH': rpn.nms_iou,
+            'CONV_DIMS': [conv.filters for conv in (model.rpn_head.conv, *model.rpn_head.further_convs)]},
     'ROI_HEADS': {'NAME': 'StandardROIHeads', 'IN_FEATURES': levels[:4], 'NUM_CLASSES': model.num_classes,
                   'SCORE_THRESH_TEST': final.score_threshold, 'NMS_THRESH_TEST': final.nms_iou},
     'ROI_BOX_HEAD': {
@@ -116,7 +185,8 @@ def settings(model: MaskRCNN, channels: str = 'bgr') -> str:
       'NUM_KEYPOINTS': model.keypoint_predictor.deconv.filters,
       'CONV_DIMS': [_width(conv) for conv in model.keypoint_head.convs],
       'POOLER_RESOLUTION': model.keypoint_pooler.size, **pooler}
-  lines = ['MODEL:', *_yaml(tree, '  '), 'INPUT:', f'  FORMAT: {channels.upper()}', 'TEST:',
+  sizes = [f'  MIN_SIZE_TEST: {resize.largest}', f'  MAX_SIZE_TEST: {resize.max_side}'] if resize is not None else []
+  lines = ['VERSION: 2', 'MODEL:', *_yaml(tree, '  '), 'INPUT:', f'  FORMAT: {channels.upper()}', *sizes, 'TEST:',
            f'  DETECTIONS_PER_IMAGE: {final.max_detections}']
   return '\n'.join(lines) + '\n'
 

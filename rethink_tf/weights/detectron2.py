@@ -234,8 +234,13 @@ def _fpn(fpn: FPN, prefix: str) -> dict[str, Entry]:
 
 
 def _rpn(head: RPNHead, prefix: str) -> dict[str, Entry]:
+  convs = [head.conv, *head.further_convs]
+  names = [f'{prefix}.conv'] if len(convs) == 1 else [f'{prefix}.conv.conv{i}' for i in range(len(convs))]
+  entries = {}
+  for name, conv in zip(names, convs, strict=True):
+    entries |= _layer(conv, name, kernel)
   return {
-    **_layer(head.conv, f'{prefix}.conv', kernel),
+    **entries,
     **_layer(head.objectness, f'{prefix}.objectness_logits', kernel),
     **_layer(head.deltas, f'{prefix}.anchor_deltas', lambda w: kernel(swap_deltas(w)), swap_deltas),
   }

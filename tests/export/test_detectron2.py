@@ -1,5 +1,6 @@
 """Detectron2 checkpoints: reading restores the model that was written, and shapes are Detectron2's."""
 
+import contextlib
 import functools
 import json
 import pickle
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from rethink_tf.data.augment import Resize
 from rethink_tf.errors import UserError
 from rethink_tf.export import detectron2 as writer
-from rethink_tf.models.heads import BoxHead
+from rethink_tf.models.heads import BoxHead, RPNHead
 from rethink_tf.models.norms import frozen_batch_norm, group_norm, no_norm, sync_batch_norm
 from rethink_tf.models.resnet import ResNet
 from rethink_tf.weights import detectron2
@@ -39,7 +41,7 @@ def resnext():
 @pytest.mark.parametrize('channels', ['bgr', 'rgb'])
 @pytest.mark.parametrize('make', [
   pytest.param(model, id='gn'), pytest.param(functools.partial(model, frozen_batch_norm), id='frozen'),
-  pytest.param(functools.partial(model, no_norm), id='none', marks=pytest.mark.slow),
+  pytest.param(lambda: model(rpn_head=RPNHead(32, num_convs=2)), id='two_rpn_convs', marks=pytest.mark.slow),
   pytest.param(functools.partial(model, sync_batch_norm), id='syncbn', marks=pytest.mark.slow),
   pytest.param(resnext, id='resnext', marks=pytest.mark.slow)])
 def test_reading_inverts_writing(make, channels, tmp_path):
@@ -91,19 +93,61 @@ def test_the_file_format_is_detectron2s(tmp_path):
   content = pickle.loads(data)
   assert set(content) == {'model', '__author__'}
   assert all(type(array) is np.ndarray and array.dtype == np.float32 for array in content['model'].values())
-  assert sorted(one.name for one in tmp_path.iterdir()) == ['model.pkl', 'model.yaml']  # no temporary files
+  names = ['model.pkl', 'model.yaml', 'model_backbone.py']  # no temporary files
+  assert sorted(one.name for one in tmp_path.iterdir()) == names
 
 
 def test_settings():
-  lines = writer.settings(resnext(), 'bgr').splitlines()
+  lines = writer.settings(resnext(), 'bgr', Resize((640, 800), 1333)).splitlines()
   settings = {name.strip(): json.loads(value) for name, value in (
     line.split(': ', 1) for line in lines if ': ' in line and 'FORMAT' not in line)}
-  assert settings['NUM_GROUPS'] == 4 and settings['WIDTH_PER_GROUP'] == 8 and settings['DEPTH'] == 14
+  assert settings['NUM_GROUPS'] == 4 and settings['WIDTH_PER_GROUP'] == 8 and settings['VERSION'] == 2
+  assert settings['CONV_DIMS'] == [32] and settings['MIN_SIZE_TEST'] == 800 and settings['MAX_SIZE_TEST'] == 1333
   assert settings['PIXEL_MEAN'] == [102.9801, 115.9465, 122.7717]
   assert settings['OFFSET'] == 0.5 and settings['POOLER_TYPE'] == 'ROIAlign'
   assert settings['BBOX_REG_WEIGHTS'] == [10.0, 10.0, 5.0, 5.0] and settings['NUM_CLASSES'] == 3
   assert settings['NUM_CONV'] == 1 and settings['NUM_FC'] == 2 and settings['FC_DIM'] == 48
   assert '  FORMAT: BGR' in lines
+
+
+def test_depths_that_detectron2_does_not_build():
+  """It looks the name up in its registry: without the module, an error."""
+  settings = writer.settings(model())
+  assert 'NAME: "build_resnet14_fpn_backbone"' in settings and 'DEPTH' not in settings
+  code = writer.backbone_module(14)
+  assert 'def build_resnet14_fpn_backbone(cfg, input_shape):' in code and 'enumerate((1, 1, 1, 1))' in code
+  compile(code, 'model_backbone.py', 'exec')
+
+
+def test_names_of_two_convolutions_of_the_rpn():
+  head = RPNHead(4, num_convs=2)
+  head(np.zeros([1, 2, 2, 4], np.float32))
+  names = {name.removeprefix('rpn.') for name in detectron2._rpn(head, 'rpn') if name.startswith('rpn.conv')}
+  assert names == {'conv.conv0.weight', 'conv.conv0.bias', 'conv.conv1.weight', 'conv.conv1.bias'}
+
+
+@contextlib.contextmanager
+def changed(thing, **values):
+  """Other values of attributes for a while."""
+  before = {name: getattr(thing, name) for name in values}
+  for name, value in values.items():
+    setattr(thing, name, value)
+  yield
+  for name, value in before.items():
+    setattr(thing, name, value)
+
+
+def test_what_detectron2_computes_differently_is_refused(tmp_path):
+  built = model()
+  stem, box = built.backbone.stem, built.box_head.convs[0]
+  for thing, values, message in [
+      (built.backbone, {'padding': 'same'}, "ResNet.padding = 'same', there symmetric"),
+      (stem.norm, {'epsilon': 1e-3}, 'ResNet: epsilon 0.001 of its norm, there 1e-05'),
+      (box.norm, {'groups': 16}, 'BoxHead: 16 groups of its norm, there 32'),
+      (stem, {'norm': no_norm('norm')}, 'without the biases')]:
+    with changed(thing, **values), pytest.raises(UserError, match=message):
+      writer._check(built)
+  writer._check(built)
 
 
 def test_bad_arguments(tmp_path):
