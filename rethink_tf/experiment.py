@@ -15,6 +15,7 @@ from rethink_tf.distributed import cluster
 from rethink_tf.distributed import strategy as distribution
 from rethink_tf.distributed.workers import ALONE
 from rethink_tf.errors import UserError
+from rethink_tf.evaluation import ceilings
 from rethink_tf.evaluation.coco_evaluator import CocoEvaluator
 from rethink_tf.evaluation.follow import FollowedFolder
 from rethink_tf.models.mask_rcnn import MaskRCNN
@@ -155,24 +156,28 @@ def run(
     trainer.compile(_loss_scaled(optimizer, strategy) if scaled else optimizer, steps_per_execution=steps_per_execution)
     trainer.make_variables(inputs.dataset().element_spec)
     averages = ema(trainer) if ema is not None else None
+  detects = hasattr(trainer.detector, 'score_boxes')
+
+  notes = ceilings.describe(held_out, ceilings.of_evaluation()) if detects else []
+  trained = ceilings.describe(training.source, ceilings.of_training(), 'trained on') if training and detects else []
 
   def make_evaluator() -> Evaluator:
     views, predict = held_out_input, trainer.predict_batch
     if test_augmentation is not None:
       views, predict = test_augmentation.views_of(held_out_input), test_augmentation.predictor(trainer, held_out)
     of_weights = evaluator(views, predict, held_out, folder)
-    of_weights.workers = workers
+    of_weights.workers, of_weights.notes = workers, notes
     if averages is None:
       return of_weights
     of_averages = evaluator(views, predict, held_out, folder.subfolder(EvaluatorWithAverages.NAME))
-    of_averages.workers = workers
+    of_averages.workers, of_averages.notes = workers, notes
     return EvaluatorWithAverages(of_weights, of_averages, averages)
 
   return Experiment(
     folder, workers, strategy, devices, trainer, RunCheckpoints(folder, keep=keep_checkpoints, writes=workers.chief),
     (lambda: training) if training is not None else make_train_input, held_out_input, make_evaluator, rates.total_steps,
     initial_weights, averages, precise_statistics, test_augmentation, log_every, checkpoint_every, steps_per_execution,
-    keep_best, checkpoint, own_evaluation, follow_minutes)
+    keep_best, checkpoint, own_evaluation, follow_minutes, (*trained, *notes))
 
 
 def _counts(source: Source) -> dict[str, int]:

@@ -228,6 +228,7 @@ class Evaluator(Protocol):
 
   main_metric: str  # by which the best checkpoint is chosen: 'box/AP'
   workers: Any  # distributed.workers.Workers that share the images
+  notes: Sequence[str]  # what readers of the metrics must know, a line each
   evaluated_step: int  # of the evaluation that began last, -1 before the first
   last: dict[str, float]  # metrics of the latest evaluation in percent, {} before the first
 
@@ -275,6 +276,7 @@ class Experiment:
   checkpoint: str | int = 'latest'  # that is evaluated
   own_evaluation: bool = True  # False: a follower evaluates
   follow_minutes: float = 120.0
+  notes: tuple[str, ...] = ()  # what is worth knowing before the first step, a line each
 
   @functools.cached_property
   def train_input(self) -> Input:

@@ -12,6 +12,7 @@ from rethink_tf.compare.bootstrap import CategoryMatches, Matches
 from rethink_tf.data.json_files import load_json
 from rethink_tf.errors import UserError
 from rethink_tf.evaluation import coco_metrics
+from rethink_tf.evaluation.scoring import max_detections
 from rethink_tf.storage.run_folder import RunFolder
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # COCO's IoU thresholds
@@ -46,7 +47,8 @@ def match_detections(gt: dict[str, Any], results: list[dict[str, Any]], iou_type
   if iou_type == 'keypoints':
     sigmas = gt.get('keypoint_sigmas')
     gt = {**gt, 'annotations': [a for a in gt['annotations'] if a.get('keypoints')]}
-  category_ids, image_ids, records = coco_metrics.matches(gt, results, iou_type, backend, sigmas)
+  limit = max_detections(gt, iou_type)
+  category_ids, image_ids, records = coco_metrics.matches(gt, results, iou_type, backend, sigmas, limit)
   row = {image: i for i, image in enumerate(image_ids)}
   by_category = defaultdict(list)
   for record in records:

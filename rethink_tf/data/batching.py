@@ -184,8 +184,8 @@ class BatchedInput(abc.ABC):
       if not isinstance(error, ImageError) or retries.is_transient(error):
         raise UserError(f'{self.source.name}: image {self.source.image_ids[index]} cannot be read: '
                         f'{in_one_line(error)}') from error
-      message = f'{error}; {consequence}'
-    self._report(self.unreadable, index, message)
+      message = str(error)
+    self._report(self.unreadable, index, f'{message}; {consequence}')
     self._check_unreadable(len(self._tried), message)
     return None
 

@@ -144,9 +144,10 @@ class DetectionEvaluator(PeriodicEvaluation):
     seconds = time.monotonic() - begin
     timing = {'eval_seconds': round(seconds, 3), 'predict_seconds': round(predict_seconds, 3),
               'time': round(time.time(), 3)}
-    self._run_folder.append_metrics({'kind': 'eval', 'step': step, **extra, **timing, **coverage.fields(),
+    notes = {'notes': list(self.notes)} if self.notes else {}
+    self._run_folder.append_metrics({'kind': 'eval', 'step': step, **extra, **timing, **coverage.fields(), **notes,
                                      **scores.metrics})
-    self._scorer.print_tables(f'evaluation at step {step}: {coverage}, {seconds:.1f} s', scores.tables)
+    self._scorer.print_tables(f'evaluation at step {step}: {coverage}, {seconds:.1f} s', scores.tables, self.notes)
     self._scorer.save(step, scores, detections, gt)
     self._keep(step, scores.metrics)
 
@@ -188,6 +189,8 @@ class CocoEvaluator(DetectionEvaluator):
     mask_paste: 'accurate' or 'detectron' (ops/masks.py); tables of mask AP should name it.
     backend: 'auto', 'hotcoco' or 'pycocotools' (coco_metrics.py), with equal results.
     keypoint_sigmas: of keypoint similarity, one per keypoint; None: COCO's for 17 keypoints, 1/P each for another P.
+    max_detections, max_keypoint_detections: best detections that are scored per image and category, COCO's maxDets. For
+      images with more objects; gin_configs/models/many_objects.gin raises all limits together.
     save_results: whether to write bbox.json and segm.json (about 150 MB for COCO's val2017; those of this object's
       previous evaluation are removed).
 
@@ -195,7 +198,7 @@ class CocoEvaluator(DetectionEvaluator):
     last: metrics of the latest evaluation in percent, {} before the first.
 
   Raises:
-    UserError: an unknown mask_paste or backend.
+    UserError: an unknown mask_paste or backend, or a limit below 1.
   """
 
   def __init__(
@@ -211,12 +214,19 @@ class CocoEvaluator(DetectionEvaluator):
     backend: str = 'auto',
     save_results: bool = True,
     keypoint_sigmas: Sequence[float] | None = None,
+    max_detections: int = coco_metrics.MAX_DETECTIONS['bbox'],
+    max_keypoint_detections: int = coco_metrics.MAX_DETECTIONS['keypoints'],
   ):
     if mask_paste not in PASTE_MODES:
       raise UserError(f"CocoEvaluator.mask_paste = '{mask_paste}': choose one of {', '.join(PASTE_MODES)}")
     if backend not in coco_metrics.BACKENDS:
       raise UserError(f"CocoEvaluator.backend = '{backend}': choose one of {', '.join(coco_metrics.BACKENDS)}")
+    if min(max_detections, max_keypoint_detections) < 1:
+      raise UserError(f'CocoEvaluator.max_detections = {max_detections} and max_keypoint_detections = '
+                      f'{max_keypoint_detections}: use 1 or more')
+    limits = {'bbox': max_detections, 'segm': max_detections, 'keypoints': max_keypoint_detections}
     super().__init__(
       eval_input, predict, source, run_folder, every, at_end,
-      lambda write: Scorer(source, run_folder, write, num_pictures, backend, save_results, keypoint_sigmas), mask_paste,
+      lambda write: Scorer(source, run_folder, write, num_pictures, backend, save_results, keypoint_sigmas, limits),
+      mask_paste,
     )

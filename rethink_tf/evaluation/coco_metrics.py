@@ -16,8 +16,10 @@ from pycocotools.cocoeval import COCOeval
 from rethink_tf.errors import UserError
 
 BACKENDS = ('auto', 'hotcoco', 'pycocotools')
+MAX_DETECTIONS = {'bbox': 100, 'segm': 100, 'keypoints': 20}  # COCO's, scored per image and category
 RESULT_FIELDS = {'bbox': 'bbox', 'segm': 'segmentation', 'keypoints': 'keypoints'}
 
+# 'AR100' is 'AR<n>' where more or fewer detections are scored.
 # name: (precision or recall, IoU threshold index or all, area index, index of the limit of detections per image)
 METRICS = {
   'AP': ('precision', None, 0, -1),
@@ -66,7 +68,7 @@ class CocoScores(NamedTuple):
 
 
 def evaluate(gt: dict, results: list[dict], iou_type: str, backend: str = 'auto',
-             sigmas: Sequence[float] | None = None) -> CocoScores:
+             sigmas: Sequence[float] | None = None, max_detections: int | None = None) -> CocoScores:
   """Compute COCO's average precision and recall over all images of the ground truth.
 
   Args:
@@ -77,33 +79,35 @@ def evaluate(gt: dict, results: list[dict], iou_type: str, backend: str = 'auto'
     iou_type: 'bbox', 'segm' or 'keypoints'.
     backend: 'hotcoco', 'pycocotools' (the reference, with equal results) or 'auto': the first one installed.
     sigmas: of keypoint similarity, one per keypoint; None: those of COCO's 17.
+    max_detections: best detections that are scored per image and category; None: COCO's MAX_DETECTIONS.
 
   Raises:
     ValueError: unknown iou_type or backend.
     UserError: a detection is in an image that the ground truth does not list.
   """
-  scorer = _scorer(gt, results, iou_type, backend, sigmas)
+  scorer = _scorer(gt, results, iou_type, backend, sigmas, max_detections)
   with _without_printing():
     scorer.evaluate()
     scorer.accumulate()
   arrays, category_ids = scorer.eval, [int(i) for i in scorer.params.catIds]
   metrics = KEYPOINT_METRICS if iou_type == 'keypoints' else METRICS
   names = {c['id']: c['name'] for c in gt['categories']}
+  renamed = {'AR100': f'AR{max_detections or MAX_DETECTIONS[iou_type]}'}
   return CocoScores(
-    {name: _mean(arrays, *selection) for name, selection in metrics.items()},
+    {renamed.get(name, name): _mean(arrays, *selection) for name, selection in metrics.items()},
     tuple(_category(arrays, k, category, names[category]) for k, category in enumerate(category_ids)),
   )
 
 
-def matches(gt: dict, results: list[dict], iou_type: str, backend: str = 'auto',
-            sigmas: Sequence[float] | None = None) -> tuple[list[int], list[int], list[dict]]:
+def matches(gt: dict, results: list[dict], iou_type: str, backend: str = 'auto', sigmas: Sequence[float] | None = None,
+            max_detections: int | None = None) -> tuple[list[int], list[int], list[dict]]:
   """Match detections to objects as COCO's metric does. Arguments and errors as for `evaluate`.
 
   Returns:
     Category ids and image ids in pycocotools' order, and its record of each image and category with objects or
     detections (image_id, category_id, dtScores, dtMatches [T, n], dtIgnore [T, n], gtIgnore), objects of any area.
   """
-  scorer = _scorer(gt, results, iou_type, backend, sigmas)
+  scorer = _scorer(gt, results, iou_type, backend, sigmas, max_detections)
   scorer.params.areaRng = scorer.params.areaRng[:1]
   scorer.params.areaRngLbl = scorer.params.areaRngLbl[:1]
   with _without_printing():
@@ -112,7 +116,8 @@ def matches(gt: dict, results: list[dict], iou_type: str, backend: str = 'auto',
   return [int(i) for i in scorer.params.catIds], [int(i) for i in scorer.params.imgIds], records
 
 
-def _scorer(gt: dict, results: list[dict], iou_type: str, backend: str, sigmas: Sequence[float] | None) -> Any:
+def _scorer(gt: dict, results: list[dict], iou_type: str, backend: str, sigmas: Sequence[float] | None,
+            max_detections: int | None) -> Any:
   """Check the arguments and return the backend's COCOeval, not evaluated yet."""
   if iou_type not in RESULT_FIELDS:
     raise ValueError(f'iou_type {iou_type!r} is not one of {tuple(RESULT_FIELDS)}')
@@ -137,6 +142,8 @@ def _scorer(gt: dict, results: list[dict], iou_type: str, backend: str, sigmas: 
   if sigmas is not None:
     sigmas = [float(sigma) for sigma in sigmas]
     scorer.params.kpt_oks_sigmas = sigmas if backend == 'hotcoco' else np.asarray(sigmas)
+  if max_detections is not None:
+    scorer.params.maxDets = [*(min(fewer, max_detections) for fewer in scorer.params.maxDets[:-1]), max_detections]
   return scorer
 
 

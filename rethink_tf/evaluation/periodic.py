@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tf_keras
@@ -51,12 +51,14 @@ class PeriodicEvaluation(tf_keras.callbacks.Callback, abc.ABC):
   Attributes:
     last: metrics of the latest evaluation in percent, {} before the first.
     workers: the workers that share the images; only the chief scores and reports. Set it before the first evaluation.
+    notes: what readers of the metrics must know, a line each; reported with every evaluation. Set it likewise.
     main_metric: the metric that chooses the best checkpoint.
     evaluated_step: step of the evaluation that began last, -1 before the first.
   """
 
   main_metric = ''
   workers: Workers = ALONE
+  notes: Sequence[str] = ()
 
   def __init__(self, run_folder: RunFolder, every: int, at_end: bool):
     super().__init__()

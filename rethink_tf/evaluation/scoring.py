@@ -45,6 +45,7 @@ class Scorer:
   source: the images and their ground truth. run_folder: for the report.
   write: (step, name, bytes) -> path, writes a file to the folder of a step.
   num_images, backend, save_results, keypoint_sigmas: as num_pictures etc. of CocoEvaluator.
+  max_detections: by iou_type, best detections that are scored per image and category; None: COCO's.
   COLUMNS: of categories.csv, for each kind. LISTED: the metric that is printed by category.
   """
 
@@ -52,7 +53,8 @@ class Scorer:
   LISTED = 'AP'
 
   def __init__(self, source: Source, run_folder: RunFolder, write: Callable[[int, str, bytes], str], num_images: int,
-               backend: str, save_results: bool, keypoint_sigmas: Sequence[float] | None = None):
+               backend: str, save_results: bool, keypoint_sigmas: Sequence[float] | None = None,
+               max_detections: Mapping[str, int] | None = None):
     self._source, self._run_folder, self._write = source, run_folder, write
     self._num_images, self._backend, self._save_results = num_images, backend, save_results
     self._names = [category.name for category in source.categories]
@@ -63,26 +65,29 @@ class Scorer:
     if keypoint_sigmas is not None and len(keypoint_sigmas) != self._num_keypoints:
       raise UserError(f'CocoEvaluator.keypoint_sigmas has {len(keypoint_sigmas)} numbers for the '
                       f'{self._num_keypoints} keypoints of {source.name}')
+    self._max_detections = max_detections or coco_metrics.MAX_DETECTIONS
     self._sigmas = default_sigmas(self._num_keypoints) if keypoint_sigmas is None else keypoint_sigmas
 
   def score(self, detections: list[ImageDetections], gt: dict) -> Scores:
     """Return the metrics of the detections of all images; gt: ground truth as in COCO's json."""
     results = submission(detections, self._source.categories)
     tables = {
-      kind: coco_metrics.evaluate(gt, results[kind], IOU_TYPES[kind], self._backend)
+      kind: coco_metrics.evaluate(gt, results[kind], IOU_TYPES[kind], self._backend,
+                                  max_detections=self._max_detections[IOU_TYPES[kind]])
       for kind in ('box', 'mask') if kind in results
     }
     if 'keypoint' in results:
       truth = keypoint_truth(gt, self._num_keypoints)
-      tables['keypoint'] = coco_metrics.evaluate(truth, results['keypoint'], 'keypoints', self._backend, self._sigmas)
+      tables['keypoint'] = coco_metrics.evaluate(truth, results['keypoint'], 'keypoints', self._backend, self._sigmas,
+                                                 self._max_detections['keypoints'])
     metrics = {
       f'{kind}/{name}': _percent(value) for kind, one in tables.items() for name, value in one.metrics.items()
     }
     return Scores(metrics, tables, results)
 
-  def print_tables(self, heading: str, tables: Mapping[str, coco_metrics.CocoScores]) -> None:
+  def print_tables(self, heading: str, tables: Mapping[str, coco_metrics.CocoScores], notes: Sequence[str]) -> None:
     """Print all metrics and the AP by category, in one write so that lines of training do not get in between."""
-    lines = [heading]
+    lines = [heading, *(f'  {note}' for note in notes)]
     for kind, one in tables.items():
       lines.append(f'  {kind:4} ' + '  '.join(f'{name} {_percent(value):.1f}' for name, value in one.metrics.items()))
     rows = zip(*(one.categories for one in tables.values()), strict=True)
@@ -129,6 +134,8 @@ class Scorer:
       padded = {a['id']: a['keypoints'] for a in keypoint_truth(gt, self._num_keypoints)['annotations']}
       gt = {**gt, 'annotations': [{**a, 'keypoints': padded.get(a['id'], [])} for a in gt['annotations']]}
       gt |= {} if self._sigmas is None else {'keypoint_sigmas': list(self._sigmas)}
+    if self._max_detections != coco_metrics.MAX_DETECTIONS:
+      gt = {**gt, 'max_detections': self._max_detections}
     yield 'ground_truth.json', json.dumps(gt, separators=(',', ':')).encode()
     for kind, entries in results.items():
       yield f'{IOU_TYPES[kind]}.json', json.dumps(entries, separators=(',', ':')).encode()
@@ -192,6 +199,13 @@ def restricted(gt: dict, left_out: Collection[int]) -> dict:
   left_out = set(left_out)
   return {**gt, 'images': [image for image in gt['images'] if image['id'] not in left_out],
           'annotations': [a for a in gt['annotations'] if a['image_id'] not in left_out]}
+
+
+def max_detections(gt: Mapping, iou_type: str) -> int | None:
+  """Return the limit with which a saved ground truth was scored, None for COCO's."""
+  limits = gt.get('max_detections')
+  limit = limits.get(iou_type) if isinstance(limits, dict) else None
+  return limit if type(limit) is int and limit > 0 else None
 
 
 def keypoint_truth(gt: dict, num_keypoints: int) -> dict:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from rethink_tf.data.detection.input import TrainInput
 from rethink_tf.errors import UserError
+from rethink_tf.evaluation import ceilings
 from rethink_tf.inspect_data import plots, report
 from rethink_tf.inspect_data.report import Split
 from rethink_tf.storage import files
@@ -16,7 +17,7 @@ from rethink_tf.structures import Source
 def inspect(train_source: Callable[..., Source], eval_source: Callable[..., Source],
             train_input: Callable[[Source], TrainInput], output: str, images: int = 16,
             read_files: str = 'read') -> tuple[Split, Split]:
-  """Inspect both splits, print the report and write all files.
+  """Inspect both splits, print the report and write all files. The limits on objects are those of gin's configuration.
 
   Args:
     train_source, eval_source: constructors of the sources, called with training=True or False.
@@ -39,10 +40,13 @@ def inspect(train_source: Callable[..., Source], eval_source: Callable[..., Sour
   held_out = report.analyse('held out', eval_source, read_files)
   shared = report.shared_images(training, held_out)
   padding = report.padding(inputs)
-  text = report.as_text(training, held_out, inputs, padding, shared)
+  notes = (ceilings.describe(trained_on, ceilings.of_training(), 'trained on')
+           + ceilings.describe(held_out.source, ceilings.of_evaluation()))
+  text = report.as_text(training, held_out, inputs, padding, shared, notes)
   print(text, flush=True)
   files.write_output(f'{output}/report.txt', text)
-  files.write_output(f'{output}/report.json', json.dumps(report.as_json(training, held_out, padding, shared), indent=1))
+  files.write_output(f'{output}/report.json', json.dumps(
+    report.as_json(training, held_out, padding, shared, notes), indent=1))
   files.write_output(f'{output}/statistics.png', plots.plot_statistics(training, held_out, inputs, padding))
   if images:
     files.write_output(f'{output}/training.png', plots.plot_training_images(inputs, images))

@@ -81,18 +81,17 @@ def padding(inputs: TrainInput) -> list[dict[str, Any]]:
 
 
 def as_text(training: Split, held_out: Split, inputs: TrainInput, padding_rows: list[dict[str, Any]],
-            shared: dict[str, list[tuple[int, int]]]) -> str:
-  """Format the results as text."""
+            shared: dict[str, list[tuple[int, int]]], notes: Sequence[str] = ()) -> str:
+  """Format the results as text. notes: lines on the limits that the data exceeds (evaluation/ceilings.py)."""
   lines = [*_describe(training), *_describe(held_out)]
-  overfull = int((inputs.source.num_instances > inputs.max_instances).sum())
   dropped = len(training.source.image_ids) - len(inputs.source.image_ids)
   lines += ['training input',
             f'  {len(inputs.source.image_ids)} images are trained on; {dropped} are dropped (no object, or no file)',
-            f'  {overfull} images have more than {inputs.max_instances} instances (max_instances): the smallest are '
-            'dropped',
             '  padded shape    images  padding']
   lines += [f'  {"x".join(map(str, row["padded_shape"])) if row["padded_shape"] else "all":14} {row["images"]:7} '
             f'{100 * row["waste"]:6.1f} %' for row in padding_rows]
+  lines += ['', 'limits on the objects of an image']
+  lines += [f'  {note}' for note in notes or ['no image has more objects than the limits of this configuration']]
   lines += ['', 'images in both training and held-out data']
   for kind, pairs in shared.items():
     note = ' (harmless if the content differs)' if kind != 'content' and pairs else ''
@@ -149,9 +148,9 @@ def _examples(texts: Sequence[str]) -> str:
 
 
 def as_json(training: Split, held_out: Split, padding_rows: list[dict[str, Any]],
-            shared: dict[str, list[tuple[int, int]]]) -> dict[str, Any]:
+            shared: dict[str, list[tuple[int, int]]], notes: Sequence[str] = ()) -> dict[str, Any]:
   """Return the results as JSON; suspicious annotations by the ids of image and annotation."""
-  content: dict[str, Any] = {'padding': padding_rows}
+  content: dict[str, Any] = {'padding': padding_rows, 'limits': list(notes)}
   for split in (training, held_out):
     ids = split.source.image_ids
     suspicious = [{'kind': suspect.kind, 'image_id': int(ids[split.table.images[suspect.row]]),

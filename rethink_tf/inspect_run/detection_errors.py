@@ -26,10 +26,10 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from rethink_tf.errors import UserError
+from rethink_tf.evaluation.coco_metrics import MAX_DETECTIONS
 
 KINDS = ('classification', 'localisation', 'both', 'duplicate', 'background', 'missed')
 FOREGROUND, BACKGROUND = 0.5, 0.1  # IoU of a match; below the second a detection is background
-MAX_DETECTIONS = 100  # per image and class, as in COCO's metric
 
 _CORRECT, _IGNORED, _UNMATCHED = -1, -2, -3  # in addition to the indices of KINDS
 _MOVED = (KINDS.index('classification'), KINDS.index('localisation'))
@@ -65,13 +65,14 @@ class Breakdown(NamedTuple):
 
 
 def analyse(gt: dict[str, Any], results: Sequence[dict[str, Any]], iou_type: str = 'bbox',
-            examples: int = 8) -> Breakdown:
+            examples: int = 8, max_detections: int = MAX_DETECTIONS['bbox']) -> Breakdown:
   """Break down the errors of detections over all images of the ground truth.
 
   Args:
     gt, results: as for coco_metrics.evaluate; detections matched to crowds are ignored.
     iou_type: 'bbox' or 'segm'.
     examples: number of examples of each kind, at most two per image.
+    max_detections: best detections that count, per image and class.
 
   Raises:
     ValueError: another iou_type.
@@ -79,7 +80,7 @@ def analyse(gt: dict[str, Any], results: Sequence[dict[str, Any]], iou_type: str
   """
   if iou_type not in ('bbox', 'segm'):
     raise ValueError(f"iou_type {iou_type!r} is not 'bbox' or 'segm'")
-  data = _Data(gt, results, iou_type)
+  data = _Data(gt, results, iou_type, max_detections)
   for image in data.images():
     _classify_image(data, *image)
   data.find_missed()
@@ -109,8 +110,8 @@ def analyse(gt: dict[str, Any], results: Sequence[dict[str, Any]], iou_type: str
 class _Data:
   """Columns of detections [D], by image and then by score as in COCO's metric, and of annotations [A]."""
 
-  def __init__(self, gt: dict[str, Any], results: Sequence[dict[str, Any]], iou_type: str):
-    self.gt, self.results, self.iou_type = gt, results, iou_type
+  def __init__(self, gt: dict[str, Any], results: Sequence[dict[str, Any]], iou_type: str, max_detections: int):
+    self.gt, self.results, self.iou_type, self._max_detections = gt, results, iou_type, max_detections
     categories = sorted(gt['categories'], key=lambda category: category['id'])
     self.category_names = tuple(category['name'] for category in categories)
     self._class_of = {category['id']: k for k, category in enumerate(categories)}
@@ -153,10 +154,10 @@ class _Data:
     self.missed = ~self.crowds & ~self.matched & ~targeted
 
   def _within_limit(self, rows: np.ndarray) -> np.ndarray:
-    """Keep the best MAX_DETECTIONS of each class."""
+    """Keep the best ones of each class."""
     keep = np.zeros(len(rows), bool)
     for k in np.unique(self.classes[rows]):
-      keep[np.flatnonzero(self.classes[rows] == k)[:MAX_DETECTIONS]] = True
+      keep[np.flatnonzero(self.classes[rows] == k)[:self._max_detections]] = True
     return rows[keep]
 
   def iou(self, rows: np.ndarray, objects: np.ndarray) -> np.ndarray:

@@ -7,11 +7,11 @@ import os
 from collections.abc import Sequence
 
 from rethink_tf.errors import UserError
-from rethink_tf.evaluation import scoring
+from rethink_tf.evaluation import ceilings, coco_metrics, scoring
 from rethink_tf.inspect_run import detection_errors, keypoint_errors, plots, report
 from rethink_tf.inspect_run.detection_errors import Breakdown
 from rethink_tf.inspect_run.keypoint_errors import KeypointBreakdown
-from rethink_tf.inspect_run.results import FILES, VOC_FILES, read_results
+from rethink_tf.inspect_run.results import FILES, VOC_FILES, read_results, scored_truth
 from rethink_tf.storage import files
 from rethink_tf.structures import Source
 
@@ -19,6 +19,8 @@ from rethink_tf.structures import Source
 def inspect(results_folder: str, source: Source, output: str | None = None, examples: int = 6,
             keypoint_sigmas: Sequence[float] | None = None) -> dict[str, Breakdown | KeypointBreakdown]:
   """Break down the errors of all results in a folder, print the tables and write the files.
+
+  The limits on objects that it names are those of gin's configuration.
 
   Args:
     results_folder: folder with bbox.json, segm.json, keypoints.json or VOC's files of each class (newest_results).
@@ -35,20 +37,23 @@ def inspect(results_folder: str, source: Source, output: str | None = None, exam
       written.
   """
   output = output or results_folder
-  gt = source.annotations()
+  gt = scored_truth(results_folder, source)
+  notes = ceilings.describe(source, ceilings.of_evaluation())
+  limits = coco_metrics.MAX_DETECTIONS | gt.get('max_detections', {})
   breakdowns, text = {}, []
   for kind, name, results in read_results(results_folder, gt, source.name):
     title = f'{os.path.join(results_folder, name)}: {len(gt["images"])} images of {source.name}'
     title += ", matched and averaged COCO's way" if name == VOC_FILES else ''  # within a point or so of voc/mAP
+    title += ''.join(f'\n  {note}' for note in notes)
     if kind == 'keypoint':
       truth = scoring.keypoint_truth(gt, source.num_keypoints)
       breakdown = keypoint_errors.analyse(truth, results, keypoint_sigmas or scoring.default_sigmas(
-        source.num_keypoints), examples)
+        source.num_keypoints), examples, max_detections=limits['keypoints'])
       text.append(report.keypoint_table(breakdown, title))
       plot = plots.plot_keypoints(breakdown)
     else:
       truth, iou_type = gt, 'segm' if kind == 'mask' else 'bbox'
-      breakdown = detection_errors.analyse(truth, results, iou_type, examples)
+      breakdown = detection_errors.analyse(truth, results, iou_type, examples, limits[iou_type])
       text.append(report.detection_table(breakdown, kind, title))
       plot = plots.plot_detections(breakdown, kind)
     breakdowns[kind] = breakdown

@@ -31,7 +31,6 @@ from rethink_tf.evaluation import coco_metrics
 KINDS = ('jitter', 'inversion', 'swap', 'miss')
 GOOD, NEAR = 0.85, 0.5  # similarity thresholds
 MIN_OKS = 0.1  # of a match between a detection and an object
-MAX_DETECTIONS = 20  # per image and category, as in COCO's keypoint metric
 
 _JITTER, _INVERSION, _SWAP, _MISS, _GOOD, _UNLABELLED = range(6)
 _OVER = 1e-6  # by which fixed similarities exceed the thresholds, which COCO's evaluation uses too
@@ -82,7 +81,8 @@ class _Pair(NamedTuple):
 
 
 def analyse(gt: dict[str, Any], results: Sequence[dict[str, Any]], sigmas: Sequence[float] | None = None,
-            examples: int = 8, backend: str = 'auto') -> KeypointBreakdown:
+            examples: int = 8, backend: str = 'auto',
+            max_detections: int = coco_metrics.MAX_DETECTIONS['keypoints']) -> KeypointBreakdown:
   """Break down the errors of keypoints over all images of the ground truth.
 
   Args:
@@ -90,21 +90,21 @@ def analyse(gt: dict[str, Any], results: Sequence[dict[str, Any]], sigmas: Seque
     results: detections with keypoints, in COCO's submission format.
     sigmas: P sigmas of keypoint similarity; None: those of COCO's 17 keypoints.
     examples: number of examples of each kind, at most two per image.
-    backend: as for coco_metrics.evaluate.
+    backend, max_detections: as for coco_metrics.evaluate.
 
   Raises:
     UserError: the category of a detection is not in the ground truth, or its number of keypoints differs.
   """
   sigmas = np.asarray(Params('keypoints').kpt_oks_sigmas if sigmas is None else sigmas, np.float64)
   _check(gt, results, len(sigmas))
-  pairs = list(_pairs(gt, results, sigmas))
+  pairs = list(_pairs(gt, results, sigmas, max_detections))
   objects = [i for i, annotation in enumerate(gt['annotations']) if _counts(annotation)]
   matched_objects = {pair.annotation for pair in pairs}
   missed = {i for i in objects if i not in matched_objects}
   matched_results = {pair.result for pair in pairs}
 
   def score(detections: list[dict], truth: dict = gt) -> tuple[float, np.ndarray]:
-    scores = coco_metrics.evaluate(truth, detections, 'keypoints', backend, sigmas)
+    scores = coco_metrics.evaluate(truth, detections, 'keypoints', backend, sigmas, max_detections)
     return scores.metrics['AP'], np.array([category.AP for category in scores.categories])
 
   ap, category_ap = score(list(results))
@@ -158,7 +158,8 @@ def _similarity(a: np.ndarray, b: np.ndarray, area: np.ndarray, sigmas: np.ndarr
   return np.exp(-np.square(a - b).sum(-1) / np.square(2 * sigmas) / (area + np.spacing(1)) / 2)
 
 
-def _pairs(gt: dict[str, Any], results: Sequence[dict[str, Any]], sigmas: np.ndarray) -> Iterator[_Pair]:
+def _pairs(gt: dict[str, Any], results: Sequence[dict[str, Any]], sigmas: np.ndarray,
+           max_detections: int) -> Iterator[_Pair]:
   """Match detections to objects, by image and category.
 
   Ronchi and Perona match detections in order of score to the object of highest OKS, at least 0.1. Here matches at
@@ -175,7 +176,7 @@ def _pairs(gt: dict[str, Any], results: Sequence[dict[str, Any]], sigmas: np.nda
     detections[result['image_id'], result['category_id']].append(i)
   for key in sorted(detections.keys() & objects.keys()):
     mirror = order[key[1]] if len(order[key[1]]) == len(sigmas) else np.arange(len(sigmas))
-    best = sorted(detections[key], key=lambda i: -results[i]['score'])[:MAX_DETECTIONS]
+    best = sorted(detections[key], key=lambda i: -results[i]['score'])[:max_detections]
     people = np.stack([_points(gt['annotations'][i]) for i in objects[key]])  # [o, P, 3]
     areas = np.array([gt['annotations'][i]['area'] for i in objects[key]], np.float64)
     detected = np.stack([_points(results[i])[:, :2] for i in best])  # [d, P, 2]

@@ -12,6 +12,8 @@ import tensorflow as tf
 from rethink_tf.data.json_files import load_json
 from rethink_tf.errors import UserError
 from rethink_tf.evaluation import voc_evaluator
+from rethink_tf.evaluation.scoring import IOU_TYPES, max_detections, restricted
+from rethink_tf.structures import Source
 
 FILES = {'box': 'bbox.json', 'mask': 'segm.json', 'keypoint': 'keypoints.json'}
 VOC_FILES = 'comp?_det_test_*.txt'
@@ -31,6 +33,22 @@ def newest_results(model_dir: str) -> str:
       return folder
   raise UserError(f'{model_dir}: no evaluation has saved {FILES["box"]} or {VOC_FILES}: run '
                   f'rethink_tf.evaluate --model_dir={model_dir} first, or name a folder with --results')
+
+
+def scored_truth(folder: str, source: Source) -> dict[str, Any]:
+  """Return the ground truth of the images that an evaluation has scored, in COCO's format.
+
+  Unreadable images are left out; 'max_detections' holds the evaluation's limits by iou_type that are not COCO's.
+  """
+  gt, saved = source.annotations(), os.path.join(folder, 'ground_truth.json')
+  if not tf.io.gfile.exists(saved):
+    return gt
+  content = load_json(saved)
+  if not isinstance(content, dict) or not isinstance(content.get('images'), list):
+    raise UserError(f"{saved}: is not ground truth in COCO's format: evaluate the run again")
+  scored = {image.get('id') for image in content['images'] if isinstance(image, dict)}
+  limits = {iou_type: limit for iou_type in IOU_TYPES.values() if (limit := max_detections(content, iou_type))}
+  return restricted(gt, {image['id'] for image in gt['images']} - scored) | {'max_detections': limits}
 
 
 def read_results(folder: str, gt: dict[str, Any], name: str) -> Iterator[tuple[str, str, list[dict[str, Any]]]]:

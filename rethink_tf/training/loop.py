@@ -52,6 +52,8 @@ def train(experiment: Experiment) -> dict[str, float]:
   check_whole_executions(experiment, start)
   folder.save_provenance(sys.argv, gin_files.operative_config())
   write_schedule(folder, total_steps)
+  for note in experiment.notes:
+    logging.warning('%s', note)
   logging.info('%d replica(s) x %d micro-batch(es) x %d image(s); %d trainable parameters; run folder %s',
                *experiment.devices, sum(int(tf.size(v)) for v in trainer.trainable_variables), folder.path)
   progress = ProgressAndMetrics(folder, total_steps, inputs.facts, every=experiment.log_every,

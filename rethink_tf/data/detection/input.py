@@ -34,7 +34,8 @@ class _Input(BatchedInput):
   Attributes: those of BatchedInput, and
     padded_shapes: int32 [C, 2] height, width.
     buckets: int32 [N], index of the padded shape of each image.
-    dropped_instances: instances dropped because their image has more than max_instances; each image counts once.
+    dropped_instances: instances dropped because their image has more than max_instances; each image counts once. In
+      evaluation that is of no consequence: AP counts the objects of the annotations.
   """
 
   def __init__(self, source: Source, batch_size: int, resize: Resize | LargeScaleJitter | None, max_instances: int,
@@ -110,12 +111,18 @@ class _Input(BatchedInput):
     surplus = len(boxes) - self.max_instances
     if surplus <= 0:
       return np.arange(len(boxes))
-    if self._report(self._overfull, index, f'image {self.source.image_ids[index]} has {len(boxes)} instances, the '
-                    f'{self.max_instances} largest are kept (max_instances)'):
+    if self._note_overfull(index, len(boxes)):
       with self._lock:
         self.dropped_instances += surplus
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     return np.sort(np.argsort(-areas, kind='stable')[:self.max_instances])
+
+  def _note_overfull(self, index: int, instances: int) -> bool:
+    """Record that an image has more than max_instances, and return False if it was recorded already."""
+    with self._lock:
+      new = index not in self._overfull
+      self._overfull.add(index)
+    return new
 
 
 def write_image(out: np.ndarray, image: np.ndarray | None, size: np.ndarray, offset: np.ndarray = NO_OFFSET) -> None:
@@ -190,6 +197,10 @@ class TrainInput(_Input):
 
     self._fill_rows(fill, planned.indices)
     return batch
+
+  def _note_overfull(self, index: int, instances: int) -> bool:
+    return self._report(self._overfull, index, f'image {self.source.image_ids[index]} has {instances} instances, only '
+                        f'the {self.max_instances} largest are trained on (TrainInput.max_instances)')
 
   def facts(self, step: int) -> StepFacts:
     """Describe the batch of a step without reading its images.
