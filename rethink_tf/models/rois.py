@@ -151,9 +151,12 @@ class RoIPooler:
   """RoIAlign on P2..P5, or on a single level (Mask R-CNN, section 3).
 
   aligned: False is the paper's grid (Detectron); set True for weights of Detectron2's models.
+  sampling_ratio: samples of a bin along each axis; 0 is adaptive (Detectron2's default), which XLA cannot compile.
   """
 
   def __init__(self, size: int, sampling_ratio: int = 2, aligned: bool = False):
+    if sampling_ratio < 0:
+      raise UserError(f'RoIPooler.sampling_ratio = {sampling_ratio}: use 1 or more, or 0 (adaptive)')
     self.size, self.sampling_ratio, self.aligned = size, sampling_ratio, aligned
 
   def __call__(self, pyramid: Pyramid, boxes: tf.Tensor, xla: bool) -> tf.Tensor:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from rethink_tf.errors import UserError
 from rethink_tf.ops import boxes as box_ops
 
 
@@ -54,35 +55,62 @@ def roi_align(
   """Return features [B, R, size, size, C] of boxes [B, R, 4], each from the level of its area.
 
   pyramid: `flatten` of levels min_level, min_level + 1, …; boxes in input pixels.
+  sampling_ratio: samples of a bin along each axis; 0 is adaptive, its size in cells, rounded up (Detectron2; csr only).
   aligned: False is Detectron's grid (RoIs at least one cell wide), True shifts by half a cell (Detectron2).
   method: 'csr' or 'gather' (XLA); both give the same values, in the features' type.
   """
   pixels = pyramid.pixels
+  shape = tf.concat([tf.shape(boxes)[:2], [size, size, pixels.shape[-1]]], 0)
+  if not sampling_ratio:
+    if method != 'csr':
+      raise UserError('RoIPooler.sampling_ratio = 0 (adaptive) has no static shape, which XLA and TPUs need: use 2')
+    taps = tuple(map(tf.stop_gradient, _adaptive_taps(pyramid, boxes, size, min_level, aligned)))
+    pooled = _sparse_product(tf.cast(pixels, tf.float32), *taps, tf.reduce_prod(shape[:-1]))
+    return tf.cast(tf.reshape(pooled[:tf.reduce_prod(shape[:-1])], shape), pixels.dtype)
   index, weight = _taps(pyramid, boxes, size, min_level, sampling_ratio, aligned)  # [B, R, size, size, taps]
   if method == 'gather':
     pooled = _gathered_product(tf.cast(pixels, tf.float32), tf.stop_gradient(index), tf.stop_gradient(weight))
     return tf.cast(pooled, pixels.dtype)
   if method != 'csr':
     raise ValueError(f"roi_align: method must be 'csr' or 'gather', not {method!r}")
-  pooled = _sparse_product(tf.cast(pixels, tf.float32), tf.stop_gradient(index), tf.stop_gradient(weight))
-  pooled = pooled[:tf.size(index) // index.shape[-1]]
-  return tf.cast(tf.reshape(pooled, [tf.shape(boxes)[0], -1, size, size, pixels.shape[-1]]), pixels.dtype)
+  bins = tf.reduce_prod(shape[:-1])
+  rows = tf.repeat(tf.range(bins), index.shape[-1])
+  pooled = _sparse_product(tf.cast(pixels, tf.float32), rows, tf.stop_gradient(tf.reshape(index, [-1])),
+                           tf.stop_gradient(tf.reshape(weight, [-1])), bins)
+  return tf.cast(tf.reshape(pooled[:bins], shape), pixels.dtype)
 
 
-def _taps(pyramid: Pyramid, boxes: tf.Tensor, size: int, min_level: int, sampling_ratio: int,
-          aligned: bool) -> tuple[tf.Tensor, tf.Tensor]:
-  """Return flat pixel indices int32 and weights float32 [B, R, size, size, (2 sampling_ratio)²] of every bin."""
+class _Geometry(NamedTuple):
+  """Boxes [B, R] on the maps of their levels, in cells."""
+
+  y0: tf.Tensor
+  x0: tf.Tensor
+  y1: tf.Tensor
+  x1: tf.Tensor
+  height: tf.Tensor  # int32, of the map
+  width: tf.Tensor
+  first: tf.Tensor  # int32, flat index of the map's first pixel
+
+
+def _geometry(pyramid: Pyramid, boxes: tf.Tensor, min_level: int, aligned: bool) -> _Geometry:
   batch = tf.shape(boxes)[0]
   heights, widths = pyramid.heights, pyramid.widths
   starts = tf.cumsum(batch * heights * widths, exclusive=True)  # first row of each level in the flat list
   level = assign_levels(boxes, min_level, min_level + heights.shape[0] - 1)  # [B, R]
   stride = tf.pow(2.0, tf.cast(level, tf.float32))
   height, width = tf.gather(heights, level - min_level), tf.gather(widths, level - min_level)
-  y0, x0, y1, x1 = tf.unstack(boxes / stride[..., None] - (0.5 if aligned else 0.0), axis=-1)
+  corners = tf.unstack(boxes / stride[..., None] - (0.5 if aligned else 0.0), axis=-1)
+  first = tf.range(batch)[:, None] * height * width + tf.gather(starts, level - min_level)
+  return _Geometry(*corners, height, width, first)
+
+
+def _taps(pyramid: Pyramid, boxes: tf.Tensor, size: int, min_level: int, sampling_ratio: int,
+          aligned: bool) -> tuple[tf.Tensor, tf.Tensor]:
+  """Return flat pixel indices int32 and weights float32 [B, R, size, size, (2 sampling_ratio)²] of every bin."""
+  y0, x0, y1, x1, height, width, first = _geometry(pyramid, boxes, min_level, aligned)
   y_index, y_weight = _axis_taps(y0, y1 - y0, height, size, sampling_ratio, aligned)  # [B, R, size, 2 ratio]
   x_index, x_weight = _axis_taps(x0, x1 - x0, width, size, sampling_ratio, aligned)
-  image = tf.range(batch)[:, None] * height * width + tf.gather(starts, level - min_level)  # [B, R]
-  rows = y_index * width[..., None, None] + image[..., None, None]
+  rows = y_index * width[..., None, None] + first[..., None, None]
   index = rows[:, :, :, None, :, None] + x_index[:, :, None, :, None, :]  # [B, R, size, size, 2 ratio, 2 ratio]
   weight = y_weight[:, :, :, None, :, None] * x_weight[:, :, None, :, None, :]
   taps = (2 * sampling_ratio) ** 2
@@ -96,16 +124,64 @@ def _axis_taps(start: tf.Tensor, length: tf.Tensor, limit: tf.Tensor, size: int,
   if not aligned:
     length = tf.maximum(length, 1.0)
   steps = (tf.range(size * sampling_ratio, dtype=tf.float32) + 0.5) / (size * sampling_ratio)
-  position = start[..., None] + length[..., None] * steps  # [B, R, size * ratio]
-  limit = limit[..., None]
+  index, weight = _bilinear(start[..., None] + length[..., None] * steps, limit[..., None])  # [B, R, size * ratio, 2]
+  shape = tf.concat([tf.shape(start), [size, 2 * sampling_ratio]], 0)
+  return tf.reshape(index, shape), tf.reshape(weight / sampling_ratio, shape)
+
+
+def _bilinear(position: tf.Tensor, limit: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+  """Return the two cells of positions on axes of `limit` cells and their weights, [..., 2]; no weight outside."""
   inside = (position >= -1.0) & (position <= tf.cast(limit, tf.float32))
   position = tf.clip_by_value(position, 0.0, tf.cast(limit - 1, tf.float32))
   low = tf.cast(tf.floor(position), tf.int32)
   fraction = position - tf.cast(low, tf.float32)
-  weight = tf.stack([1.0 - fraction, fraction], axis=-1) / sampling_ratio * tf.cast(inside, tf.float32)[..., None]
-  index = tf.stack([low, tf.minimum(low + 1, limit - 1)], axis=-1)
-  shape = tf.concat([tf.shape(low)[:-1], [size, 2 * sampling_ratio]], 0)
-  return tf.reshape(index, shape), tf.reshape(weight, shape)
+  weight = tf.stack([1.0 - fraction, fraction], axis=-1) * tf.cast(inside, tf.float32)[..., None]
+  return tf.stack([low, tf.minimum(low + 1, limit - 1)], axis=-1), weight
+
+
+class _AxisTaps(NamedTuple):
+  """Taps of the bins of N boxes along one axis; a bin of box n has count[n] of them."""
+
+  index: tf.Tensor  # [taps]
+  weight: tf.Tensor  # [taps]
+  count: tf.Tensor  # [N]
+  first: tf.Tensor  # [N * size], place of a bin's first tap
+
+
+def _adaptive_taps(pyramid: Pyramid, boxes: tf.Tensor, size: int, min_level: int,
+                   aligned: bool) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+  """Return bin, flat pixel index and weight [taps] of all taps; the number of samples of a box depends on its size."""
+  y0, x0, y1, x1, height, width, first = (tf.reshape(field, [-1]) for field in
+                                          _geometry(pyramid, boxes, min_level, aligned))
+  y, x = _adaptive_axis(y0, y1 - y0, height, size, aligned), _adaptive_axis(x0, x1 - x0, width, size, aligned)
+  counts = tf.repeat(y.count * x.count, size * size)  # [bins]
+  bins = tf.repeat(tf.range(tf.size(counts)), counts)  # [taps]
+  place = tf.range(tf.size(bins)) - tf.gather(tf.cumsum(counts, exclusive=True), bins)  # in the bin
+  box, row = bins // size**2, bins // size  # rows of bins: box * size + y
+  column = box * size + bins % size
+  across = tf.gather(x.count, box)
+  y_tap = tf.gather(y.first, row) + place // across
+  x_tap = tf.gather(x.first, column) + place % across
+  index = tf.gather(y.index, y_tap) * tf.gather(width, box) + tf.gather(x.index, x_tap) + tf.gather(first, box)
+  return bins, index, tf.gather(y.weight, y_tap) * tf.gather(x.weight, x_tap)
+
+
+def _adaptive_axis(start: tf.Tensor, length: tf.Tensor, limit: tf.Tensor, size: int, aligned: bool) -> _AxisTaps:
+  """start, length, limit [N]."""
+  if not aligned:
+    length = tf.maximum(length, 1.0)
+  step = length / size
+  samples = tf.cast(tf.math.ceil(step), tf.int32)  # of a bin
+  per_bin = tf.repeat(samples, size)  # [N * size]
+  bins = tf.repeat(tf.range(tf.size(per_bin)), per_bin)  # [samples]
+  place = tf.range(tf.size(bins)) - tf.gather(tf.cumsum(per_bin, exclusive=True), bins)
+  box = bins // size
+  step, number = tf.gather(step, box), tf.cast(tf.gather(samples, box), tf.float32)
+  position = tf.gather(start, box) + tf.cast(bins % size, tf.float32) * step
+  position += (tf.cast(place, tf.float32) + 0.5) * step / number
+  index, weight = _bilinear(position, tf.gather(limit, box))  # [samples, 2]
+  return _AxisTaps(tf.reshape(index, [-1]), tf.reshape(weight / number[:, None], [-1]), 2 * samples,
+                   2 * tf.cumsum(per_bin, exclusive=True))
 
 
 @tf.custom_gradient
@@ -123,21 +199,19 @@ def _gathered_product(flat: tf.Tensor, index: tf.Tensor, weight: tf.Tensor):
 
 
 @tf.custom_gradient
-def _sparse_product(flat: tf.Tensor, index: tf.Tensor, weight: tf.Tensor):
+def _sparse_product(flat: tf.Tensor, rows: tf.Tensor, index: tf.Tensor, weight: tf.Tensor, bins: tf.Tensor):
   """Return weighted sums [bins, C] of rows of flat [pixels, C]; the gradient is the product with the transpose.
 
+  rows, index, weight: bin, row of `flat` and weight of each tap [taps], ordered by bin.
   Without bins, one row of zeros is returned: TensorFlow's kernel divides by the number of rows.
   """
-  taps = index.shape[-1]
-  bins = tf.size(index) // taps
-  rows = tf.repeat(tf.range(tf.cast(bins, tf.int64)), taps)
-  indices = tf.stack([rows, tf.cast(tf.reshape(index, [-1]), tf.int64)], axis=1)
+  indices = tf.cast(tf.stack([rows, index], axis=1), tf.int64)
   shape = tf.stack([tf.cast(tf.maximum(bins, 1), tf.int64), tf.shape(flat, out_type=tf.int64)[0]])
   matrix = tf.raw_ops.SparseTensorToCSRSparseMatrix(
-    indices=indices, values=tf.reshape(weight, [-1]), dense_shape=shape)
+    indices=indices, values=weight, dense_shape=shape)
 
-  def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, None, None]:
+  def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, None, None, None, None]:
     transposed = tf.raw_ops.SparseMatrixTranspose(input=matrix, type=tf.float32)
-    return tf.raw_ops.SparseMatrixMatMul(a=transposed, b=upstream), None, None
+    return tf.raw_ops.SparseMatrixMatMul(a=transposed, b=upstream), None, None, None, None
 
   return tf.raw_ops.SparseMatrixMatMul(a=matrix, b=flat), gradient

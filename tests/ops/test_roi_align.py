@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from rethink_tf.errors import UserError
 from rethink_tf.ops import roi_align
 from rethink_tf.ops.boxes import area
 
@@ -37,11 +38,12 @@ def reference(features, boxes, size, ratio, aligned, upstream):
     y0, x0, y1, x1 = box / 2**level - (0.5 if aligned else 0)
     bins = np.array([y1 - y0, x1 - x0]) if aligned else np.maximum([y1 - y0, x1 - x0], 1)
     bins = bins / size
-    for i, j, di, dj in np.ndindex(size, size, ratio, ratio):
-      y, x = y0 + (i + (di + 0.5) / ratio) * bins[0], x0 + (j + (dj + 0.5) / ratio) * bins[1]
+    down, across = (ratio, ratio) if ratio else np.ceil(bins).astype(int)
+    for i, j, di, dj in np.ndindex(size, size, down, across):
+      y, x = y0 + (i + (di + 0.5) / down) * bins[0], x0 + (j + (dj + 0.5) / across) * bins[1]
       for row, column, weight in bilinear(*feature.shape[:2], y, x):
-        pooled[b, r, i, j] += feature[row, column] * weight / ratio**2
-        gradient[row, column] += upstream[b, r, i, j] * weight / ratio**2
+        pooled[b, r, i, j] += feature[row, column] * weight / (down * across)
+        gradient[row, column] += upstream[b, r, i, j] * weight / (down * across)
   return pooled, gradients
 
 
@@ -80,13 +82,13 @@ def compute(features, boxes, size, ratio, aligned, method, upstream):
 
 
 @pytest.mark.parametrize('size', [1, 3])
-@pytest.mark.parametrize('ratio', [1, 2])
+@pytest.mark.parametrize('ratio', [0, 1, 2])
 @pytest.mark.parametrize('aligned', [False, True])
 def test_both_methods_equal_the_loops_of_detectron(size, ratio, aligned):
   features, boxes = inputs()
   upstream = np.random.default_rng(1).normal(size=(*boxes.shape[:2], size, size, CHANNELS))
   expected, gradients = reference(features, boxes, size, ratio, aligned, upstream)
-  for method in ('csr', 'gather'):
+  for method in ('csr', 'gather') if ratio else ('csr',):
     pooled, ours = compute(features, boxes, size, ratio, aligned, method, upstream)
     np.testing.assert_allclose(pooled, expected, atol=1e-4, err_msg=method)
     for gradient, golden in zip(ours, gradients, strict=True):
@@ -156,6 +158,11 @@ def test_dynamic_shapes_and_unknown_methods():
   pool = tf.function(eager, input_signature=signature)
   maps = [tf.constant(f, tf.float32) for f in features]
   np.testing.assert_allclose(pool(maps, tf.constant(boxes)), eager(maps, tf.constant(boxes)), atol=1e-6)
+  adaptive = tf.function(lambda maps, rois: roi_align.roi_align(roi_align.flatten(maps), rois, 3, sampling_ratio=0),
+                         input_signature=signature)
+  assert adaptive(maps, tf.constant(boxes[:, :0])).shape == (2, 0, 3, 3, CHANNELS)
+  with pytest.raises(UserError, match='sampling_ratio = 0'):
+    roi_align.roi_align(roi_align.flatten(maps), tf.constant(boxes), 3, sampling_ratio=0, method='gather')
   assert pool(maps, tf.constant(boxes[:, :0])).shape == (2, 0, 3, 3, CHANNELS)
   with pytest.raises(ValueError, match="'csr' or 'gather', not 'crop'"):
     roi_align.roi_align(roi_align.flatten(maps), tf.constant(boxes), 3, method='crop')
