@@ -19,6 +19,7 @@ from rethink_tf.data.categories import Category
 from rethink_tf.data.detection.input import EvalInput
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.evaluation.postprocessing import restore
+from rethink_tf.export import operations
 from rethink_tf.models.keypoints import HEATMAP_SIZE
 from rethink_tf.models.mask_rcnn import MaskRCNN
 from rethink_tf.ops.paste import paste_pixels
@@ -315,6 +316,10 @@ def export(out: str, detector: MaskRCNN, predict_step: Callable[[Batch], Detecti
   temporary = f'{out.rstrip("/")}.writing-{os.getpid()}'
   try:
     Serving(detector, inputs.resize, inputs.source.categories, threshold).save(temporary)
+    try:
+      operations.check(temporary)
+    except UserError as error:  # of a user's own part: the model itself is sound
+      logging.warning('predict --saved_model will refuse the SavedModel: %s', error)
     for number, difference in enumerate(verify(temporary, predict_step, detector, inputs, threshold), 1):
       logging.info('image %d: %d detections compared, %.1f %% agree; scores differ by %.1g at most, masks in %.2g %% '
                    'of their pixels, keypoints in %.2g %%', number, difference.detections, 100 * difference.matched,

@@ -15,10 +15,10 @@ from pycocotools import mask as coco_mask
 from rethink_tf import experiment as experiments
 from rethink_tf import gin_files
 from rethink_tf.data.batching import errors_of
-from rethink_tf.data.categories import Category
-from rethink_tf.errors import UserError
+from rethink_tf.data.categories import Category, parse_categories
+from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.evaluation.postprocessing import ImageDetections, restore
-from rethink_tf.export import saved_model
+from rethink_tf.export import operations, saved_model
 from rethink_tf.predict.image_files import UnannotatedImages
 from rethink_tf.structures import Experiment
 from rethink_tf.training import ema
@@ -99,18 +99,18 @@ class SavedModelDetector:
   """
 
   def __init__(self, folder: str, batch: int = 1):
-    if not tf.saved_model.contains_saved_model(folder):
-      raise UserError(f'{folder}: no SavedModel there: name the folder that export has written')
-    model = saved_model.load(folder)
+    operations.check(folder)
+    try:
+      model = saved_model.load(folder)
+    except Exception as error:  # a damaged SavedModel raises almost any exception in TensorFlow
+      raise UserError(f'{folder}: the SavedModel cannot be loaded ({in_one_line(error)[:200]}): export it again'
+                      ) from error
     if not hasattr(model, 'detect') or 'categories' not in getattr(model, 'signatures', {}):
       raise UserError(f'{folder}: is no SavedModel of this package: write one with rethink_tf.export')
     if batch > 1 and not hasattr(model, 'detect_files'):
       raise UserError(f'{folder}: takes one image at a time, as older versions exported: leave out --batch, or export '
                       'it again')
-    lists = {name: value.numpy().tolist() for name, value in model.signatures['categories']().items()}
-    keypoints = tuple(name.decode() for name in lists.get('keypoint_names', []))
-    self.categories = [Category(id_, name.decode(), keypoints)
-                       for id_, name in zip(lists['ids'], lists['names'], strict=True)]
+    self.categories = _categories(model, folder)
     self._model, self.batch = model, batch
 
   def detect(self, source: UnannotatedImages, threshold: float) -> Iterator[tuple[int, Callable[[], ImageDetections]]]:
@@ -133,6 +133,18 @@ class SavedModelDetector:
       fields = {name: rows[name][row, :count] for name in ('boxes', 'scores', 'classes', 'masks', 'keypoints')
                 if name in rows}
       yield fields | ({'masks': fields['masks'][:, :height, :width]} if 'masks' in fields else {})
+
+
+def _categories(model: Any, folder: str) -> tuple[Category, ...]:
+  """Return the categories of a SavedModel, validated like those of an annotation file."""
+  try:
+    lists = {name: value.numpy().tolist() for name, value in model.signatures['categories']().items()}
+    keypoints = [name.decode() for name in lists.get('keypoint_names', [])]
+    entries = [{'id': id_, 'name': name.decode(), 'keypoints': keypoints}
+               for id_, name in zip(lists['ids'], lists['names'], strict=True)]
+  except (KeyError, TypeError, ValueError, AttributeError, tf.errors.OpError) as error:
+    raise UserError(f'{folder}: is no SavedModel of this package: write one with rethink_tf.export') from error
+  return parse_categories(entries, folder)
 
 
 def run_files(model_dir: str, files: Sequence[str] = ()) -> list[str]:

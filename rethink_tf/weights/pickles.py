@@ -175,7 +175,7 @@ class _Unpickler(pickle._Unpickler):
     size, = struct.unpack('<i', self.read(4))
     if not 0 <= size <= _MAX_BITS // 8:
       raise pickle.UnpicklingError(f'an integer of {size} bytes')
-    self.append(pickle.decode_long(self.read(size)))
+    self.append(int.from_bytes(self.read(size), 'little', signed=True))
 
   def _text_integer(self) -> None:
     """INT and LONG of protocol 0: decimal, with 00 and 01 for booleans."""
