@@ -156,10 +156,8 @@ def run(
     trainer.compile(_loss_scaled(optimizer, strategy) if scaled else optimizer, steps_per_execution=steps_per_execution)
     trainer.make_variables(inputs.dataset().element_spec)
     averages = ema(trainer) if ema is not None else None
-  detects = hasattr(trainer.detector, 'score_boxes')
 
-  notes = ceilings.describe(held_out, ceilings.of_evaluation()) if detects else []
-  trained = ceilings.describe(training.source, ceilings.of_training(), 'trained on') if training and detects else []
+  notes, trained = _notes(trainer.detector, training.source if training else None, held_out)
 
   def make_evaluator() -> Evaluator:
     views, predict = held_out_input, trainer.predict_batch
@@ -201,6 +199,21 @@ def _check_same_classes(train: Source, held_out: Source) -> None:
   if [c.name for c in train.categories] != [c.name for c in held_out.categories]:
     raise UserError(f'{train.name} and {held_out.name} have different categories '
                     f'({len(train.categories)} and {len(held_out.categories)}): use annotation files of one data set')
+
+
+def _notes(detector: tf_keras.layers.Layer, train: Source | None, held_out: Source) -> tuple[list[str], list[str]]:
+  """Return what is worth knowing about evaluations and about training: limits that bind, a mask head without masks."""
+  if not hasattr(detector, 'score_boxes'):  # a classifier
+    return [], []
+  notes = ceilings.describe(held_out, ceilings.of_evaluation())
+  trained = ceilings.describe(train, ceilings.of_training(), 'trained on') if train is not None else []
+  if getattr(detector, 'mask_head', None) is not None:
+    for source, lines, outcome in ((held_out, notes, 'mask AP is not computed'),
+                                   (train, trained, 'the mask head learns boxes')):
+      if source is not None and not getattr(source, 'has_masks', True):
+        lines.append(f'{source.name}: no object has a mask, so {outcome}: add '
+                     '--gin_file=gin_configs/models/faster_rcnn.gin, which has no mask head')
+  return notes, trained
 
 
 def _loss_scaled(optimizer: tf_keras.optimizers.Optimizer,

@@ -62,6 +62,7 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
     'Settings that differ': tables.settings_table(runs),
   }
   words = [one.words for one in verdicts] or [_without_verdict(runs)]
+  words += [f'{run.name}: {note}.' for run in runs for note in run.notes]
   text = '\n\n'.join([*words, *(f'{name}\n{tables.as_text(rows)}' for name, rows in content.items() if len(rows) > 1)])
   return Comparison(tuple(runs), metric, tuple(verdicts), text, _write(output, runs, metric, words, content))
 

@@ -73,6 +73,7 @@ class Run(NamedTuple):
   rates: tuple[np.ndarray, np.ndarray]  # steps, learning rate
   pretraining: Seen | None  # None: from scratch, or unknown
   pretraining_source: str  # description; '' from scratch
+  notes: tuple[str, ...] = ()  # on the last evaluation: images that it did not score, limits that bind
 
   @property
   def main_metric(self) -> str:
@@ -149,7 +150,7 @@ def read_run(folder: RunFolder, name: str) -> Run:
     source, pretraining = _pretraining(folder)
   return Run(name, folder, settings, init, _schedule(settings, evaluations), int(settings.get('run.seed') or 0),
              _curve(train, evaluations), _series(train, 'loss/total'), _series(train, 'learning_rate'), pretraining,
-             source)
+             source, _notes(evaluations[-1]))
 
 
 def read_settings(folder: RunFolder) -> dict[str, Any]:
@@ -213,6 +214,15 @@ def _curve(train: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str
 
   return Curve(steps, *(seen[key] for key in ('images', 'instances', 'pixels', 'seconds')),
                {name: metric(name) for name in names})
+
+
+def _notes(evaluation: Mapping[str, Any]) -> tuple[str, ...]:
+  """Return what the reader of an evaluation's metrics must know."""
+  counts = [evaluation.get(f'images_{what}') for what in ('scored', 'missing', 'unreadable')]
+  notes = [str(note) for note in evaluation.get('notes') or () if isinstance(evaluation['notes'], list)]
+  if all(type(count) is int for count in counts) and counts[0] < sum(counts):
+    notes.insert(0, f'its last evaluation scored {counts[0]} of {sum(counts)} images')
+  return tuple(notes)
 
 
 def _schedule(settings: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]]) -> str:

@@ -93,6 +93,8 @@ class BatchedInput(abc.ABC):
   def __init__(self, source: Source, batch_size: int, max_unreadable: float, workers: int | None):
     if batch_size < 1:
       raise UserError(f'{type(self).__name__}: batch_size is {batch_size}; use 1 or more')
+    if not 0 <= max_unreadable <= 1:
+      raise UserError(f'{self._limited_by}.max_unreadable = {max_unreadable:g}: use a fraction of the images, 0 to 1')
     if len(source.image_ids) == 0:
       raise UserError(f'{source.name}: there are no images in this data set')
     self.source = source

@@ -221,9 +221,9 @@ class CocoEvaluator(DetectionEvaluator):
       raise UserError(f"CocoEvaluator.mask_paste = '{mask_paste}': choose one of {', '.join(PASTE_MODES)}")
     if backend not in coco_metrics.BACKENDS:
       raise UserError(f"CocoEvaluator.backend = '{backend}': choose one of {', '.join(coco_metrics.BACKENDS)}")
-    if min(max_detections, max_keypoint_detections) < 1:
+    if not all(isinstance(limit, int) and limit >= 1 for limit in (max_detections, max_keypoint_detections)):
       raise UserError(f'CocoEvaluator.max_detections = {max_detections} and max_keypoint_detections = '
-                      f'{max_keypoint_detections}: use 1 or more')
+                      f'{max_keypoint_detections}: use integers of 1 or more')
     limits = {'bbox': max_detections, 'segm': max_detections, 'keypoints': max_keypoint_detections}
     super().__init__(
       eval_input, predict, source, run_folder, every, at_end,

@@ -73,7 +73,7 @@ def evaluate(gt: dict, results: list[dict], iou_type: str, backend: str = 'auto'
 
   Args:
     gt: ground truth as in COCO's json: images, annotations (with bbox, area and, by iou_type, segmentation or
-      keypoints; crowds included), categories. Not modified.
+      keypoints; crowds included; objects marked 'without_mask' are ignored for 'segm'), categories. Not modified.
     results: detections in COCO's submission format: image_id, category_id, score and bbox [x, y, w, h], segmentation
       (compressed RLE) or keypoints. Not modified.
     iou_type: 'bbox', 'segm' or 'keypoints'.
@@ -116,6 +116,13 @@ def matches(gt: dict, results: list[dict], iou_type: str, backend: str = 'auto',
   return [int(i) for i in scorer.params.catIds], [int(i) for i in scorer.params.imgIds], records
 
 
+def mask_truth(gt: dict) -> dict:
+  """Return ground truth in which objects without a mask ('without_mask') are ignored, as crowds are."""
+  if not any(a.get('without_mask') for a in gt['annotations']):
+    return gt
+  return {**gt, 'annotations': [{**a, 'iscrowd': 1} if a.get('without_mask') else a for a in gt['annotations']]}
+
+
 def _scorer(gt: dict, results: list[dict], iou_type: str, backend: str, sigmas: Sequence[float] | None,
             max_detections: int | None) -> Any:
   """Check the arguments and return the backend's COCOeval, not evaluated yet."""
@@ -132,6 +139,8 @@ def _scorer(gt: dict, results: list[dict], iou_type: str, backend: str, sigmas: 
   if not all(others.isdisjoint(result) for result in results):
     # With a box in the result, pycocotools takes the area of a mask (small, medium, large) from the box.
     results = [{key: result[key] for key in result.keys() - others} for result in results]
+  if iou_type == 'segm':
+    gt = mask_truth(gt)
   # Numbered from 1: pycocotools takes a detection that is matched to annotation 0 for unmatched.
   annotations = [{'iscrowd': 0, **a, 'id': number} for number, a in enumerate(gt['annotations'], start=1)]
   gt = {**gt, 'annotations': annotations}

@@ -71,6 +71,8 @@ class Scorer:
   def score(self, detections: list[ImageDetections], gt: dict) -> Scores:
     """Return the metrics of the detections of all images; gt: ground truth as in COCO's json."""
     results = submission(detections, self._source.categories)
+    if not getattr(self._source, 'has_masks', True):
+      results.pop('mask', None)  # a box in place of each mask would be scored
     tables = {
       kind: coco_metrics.evaluate(gt, results[kind], IOU_TYPES[kind], self._backend,
                                   max_detections=self._max_detections[IOU_TYPES[kind]])

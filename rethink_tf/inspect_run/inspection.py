@@ -51,8 +51,10 @@ def inspect(results_folder: str, source: Source, output: str | None = None, exam
         source.num_keypoints), examples, max_detections=limits['keypoints'])
       text.append(report.keypoint_table(breakdown, title))
       plot = plots.plot_keypoints(breakdown)
+    elif kind == 'mask' and not getattr(source, 'has_masks', True):
+      continue
     else:
-      truth, iou_type = gt, 'segm' if kind == 'mask' else 'bbox'
+      truth, iou_type = (coco_metrics.mask_truth(gt), 'segm') if kind == 'mask' else (gt, 'bbox')
       breakdown = detection_errors.analyse(truth, results, iou_type, examples, limits[iou_type])
       text.append(report.detection_table(breakdown, kind, title))
       plot = plots.plot_detections(breakdown, kind)

@@ -17,7 +17,8 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
   here = {'module_name': sys.argv[0]}
-  flags.DEFINE_string('gin_file', None, 'the study, a file of gin_configs/studies', **here)
+  flags.DEFINE_multi_string('gin_file', [], 'the study, a file of gin_configs/studies; further ones override the '
+                            'configuration of every run, as gin_configs/models/faster_rcnn.gin', **here)
   flags.DEFINE_multi_string('gin_param', [], 'binding for every run of the study', **here)
   flags.DEFINE_multi_string('study_param', [], 'binding of the study itself, as Study.share_prefixes = False', **here)
   flags.DEFINE_string('output', None, 'folder of runs and report; default: runs/studies/<name of the file>', **here)
@@ -35,13 +36,14 @@ def main() -> None:
     raise UserError('no study: give --gin_file=gin_configs/studies/figure1.gin or another file of that folder')
   from rethink_tf import gin_files
 
-  gin_files.find([FLAGS.gin_file])
+  gin_files.find(FLAGS.gin_file)
   from rethink_tf import console  # imports TensorFlow, which takes seconds: not needed for --help and such errors
   from rethink_tf.study.run import plan_study, run_study, submit_study
 
   console.hide_library_info()
-  plan = plan_study(FLAGS.gin_file, FLAGS.output, FLAGS.gin_param, FLAGS.study_param, FLAGS.data_dir,
-                    FLAGS.pretraining_data_dir, share_prefixes=FLAGS.command is None)
+  study, *run_files = FLAGS.gin_file
+  plan = plan_study(study, FLAGS.output, FLAGS.gin_param, FLAGS.study_param, FLAGS.data_dir,
+                    FLAGS.pretraining_data_dir, share_prefixes=FLAGS.command is None, run_files=run_files)
   print(plan, flush=True)
   if FLAGS.command:
     submit_study(plan, FLAGS.command, FLAGS.dry_run)

@@ -41,7 +41,7 @@ class StudyPlan(NamedTuple):
 
 def plan_study(gin_file: str, output: str | None = None, gin_params: Sequence[str] = (),
                study_params: Sequence[str] = (), data_dir: str | None = None, pretraining_data_dir: str | None = None,
-               share_prefixes: bool = True) -> StudyPlan:
+               share_prefixes: bool = True, run_files: Sequence[str] = ()) -> StudyPlan:
   """Read a study and the configuration of each of its runs.
 
   Args:
@@ -52,6 +52,7 @@ def plan_study(gin_file: str, output: str | None = None, gin_params: Sequence[st
     study_params: bindings of the study itself, as 'Study.share_prefixes = False'.
     data_dir, pretraining_data_dir: folders of the data sets; None: those of the gin files.
     share_prefixes: False disables shared iterations, for runs on different machines.
+    run_files: gin files of every run, read after those of the study; pre-training is without them.
 
   Raises:
     UserError: a configuration is not valid.
@@ -59,7 +60,8 @@ def plan_study(gin_file: str, output: str | None = None, gin_params: Sequence[st
   study = grid.read_study(gin_file, study_params)
   output = (output or '').rstrip('/') or f'runs/studies/{pathlib.PurePosixPath(gin_file).stem}'
   pretrained = {name: os.path.join(os.path.dirname(output), 'pretraining', name) for name in study.pretraining}
-  trials = [trial._replace(params=(*trial.params, *gin_params)) for trial in study.trials(pretrained)]
+  trials = [trial._replace(files=(*trial.files, *run_files), params=(*trial.params, *gin_params))
+            for trial in study.trials(pretrained)]
   lengths = [grid.length(trial, [f'DATA_DIR = {data_dir!r}'] if data_dir else []) for trial in trials]
   stages = staging.plan(trials, lengths, study.share_prefixes and share_prefixes)
   pretraining = {path: grid.split_words(study.pretraining[name], pretrained) for name, path in pretrained.items()}

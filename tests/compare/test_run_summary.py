@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from rethink_tf.compare.report import compare
 from rethink_tf.compare.run_summary import SCRATCH, read_runs
 from rethink_tf.errors import UserError
 from tests.compare.fake_runs import HALF, write
@@ -24,6 +25,17 @@ def test_pre_training_by_this_package_is_counted(tmp_path):
     {'kind': 'train', 'step': 10, 'images': 320, 'instances': 320, 'pixels': 1000}) + '\n')
   one, = read_runs([write(tmp_path / 'p', HALF, init=str(tmp_path / 'classifier'))])
   assert one.pretraining == (320, 320, 1000)
+
+
+def test_what_the_last_evaluation_did_not_score_is_noted(tmp_path):
+  path = write(tmp_path / 's', HALF)
+  assert read_runs([path])[0].notes == ()
+  with open(tmp_path / 's/metrics.jsonl', 'a') as file:
+    file.write(json.dumps({'kind': 'eval', 'step': 100, 'box/AP': 50.0, 'images_scored': 4, 'images_missing': 1,
+                           'images_unreadable': 1, 'notes': ['a limit binds']}) + '\n')
+  assert read_runs([path])[0].notes == ('its last evaluation scored 4 of 6 images', 'a limit binds')
+  page = compare([path], str(tmp_path / 'report'))
+  assert 's: its last evaluation scored 4 of 6 images.' in page.text
 
 
 def test_duplicate_folders_and_none_are_rejected(tmp_path):

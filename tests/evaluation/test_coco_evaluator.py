@@ -127,6 +127,15 @@ def test_without_masks(tmp_path):
   assert not (tmp_path / 'eval/step-00000001/segm.json').exists()
 
 
+def test_without_masks_in_the_data(tmp_path):
+  """A detector with a mask head on data with boxes only: no mask AP."""
+  source = ThreeImages()
+  source.has_masks = False
+  metrics = make(tmp_path, source=source).evaluate(1)
+  assert metrics['box/AP'] == pytest.approx(100.0) and not any(name.startswith('mask') for name in metrics)
+  assert not (tmp_path / 'eval/step-00000001/segm.json').exists()
+
+
 def test_without_detections(tmp_path):
   def nothing(batch):
     return Detections(*(tf.zeros_like(field) for field in predict(batch)[:4]))

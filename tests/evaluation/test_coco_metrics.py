@@ -217,3 +217,32 @@ def test_output_of_other_threads_is_not_suppressed(coco_dev, capsys):
     done.wait(0.01)
   thread.join()
   assert capsys.readouterr().out == 'a line of training\n' * printed
+
+
+def rectangles(count, **fields):
+  """Ground truth of one image with a row of squares, and a perfect detection of each."""
+  found = [{'id': k, 'image_id': 1, 'category_id': 1, 'bbox': [20 * k, 0, 10, 10], 'area': 100, 'iscrowd': 0,
+            'segmentation': [[20 * k, 0, 20 * k + 10, 0, 20 * k + 10, 10, 20 * k, 10]]} | fields for k in range(count)]
+  gt = {'images': [{'id': 1, 'height': 20, 'width': 20 * count}], 'categories': [{'id': 1, 'name': 'a'}],
+        'annotations': found}
+  return gt, truth_as_detections(gt)
+
+
+@pytest.mark.parametrize('limit', [1, 5, 30, 150])
+def test_more_or_fewer_detections_are_scored(backend, limit):
+  gt, results = rectangles(150)
+  metrics = evaluate(gt, results, 'bbox', backend, max_detections=limit).metrics
+  assert metrics[f'AR{limit}'] == pytest.approx(limit / 150)
+  assert metrics['AP'] == pytest.approx((int(100 * limit / 150) + 1) / 101, abs=0.011)
+  assert metrics['AR10'] == pytest.approx(min(limit, 10) / 150) and metrics['AR1'] == pytest.approx(1 / 150)
+
+
+def test_objects_without_a_mask_are_ignored_by_mask_metrics_alone(backend):
+  gt, results = rectangles(4)
+  for annotation in gt['annotations'][:2]:
+    annotation['without_mask'] = 1  # the rectangle is its box
+  half = {'size': [20, 80], 'counts': coco_mask.frPyObjects([[0, 0, 10, 0, 10, 5, 0, 5]], 20, 80)[0]['counts']}
+  results[0]['segmentation'] = half  # a mask inside the box of an object whose mask is not known
+  assert evaluate(gt, results, 'segm', backend).metrics['AP'] == pytest.approx(1.0)
+  assert evaluate(gt, results[:2] + results[3:], 'segm', backend).metrics['AP'] == pytest.approx(51 / 101)
+  assert evaluate(gt, results[:2], 'bbox', backend).metrics['AP'] == pytest.approx(51 / 101)

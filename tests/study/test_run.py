@@ -21,6 +21,12 @@ def test_data_folders_become_arguments_and_bindings(tmp_path):
   assert all(trial.params[-1] == 'run.seed = 3' for trial in plan.trials)
 
 
+def test_further_files_override_every_run(tmp_path):
+  plan = plan_study(STUDY, str(tmp_path / 'own'), run_files=['gin_configs/models/faster_rcnn.gin'])
+  assert all(trial.files[-1] == 'gin_configs/models/faster_rcnn.gin' for trial in plan.trials)
+  assert not any('faster_rcnn' in file for files, _ in plan.pretraining.values() for file in files)
+
+
 def test_submission(tmp_path, capfd):
   plan = plan_study(STUDY, str(tmp_path / 'own'), share_prefixes=False)
   with pytest.raises(UserError, match='must be trained first'):
