@@ -61,8 +61,9 @@ def describe(source: Source, limits: list[Limit], verb: str = 'found and scored'
     counts = _counts(source, limit)
     over = int((counts.max(axis=1, initial=0) > limit.value).sum())
     if over:
+      more = '' if exceeded else f' of {len(counts)} images have more objects'
       kind = ' of a category' if limit.of == 'category' else ''
-      exceeded.append(f'{over} of {len(counts)} images have more objects{kind} than {limit.name} = {limit.value}')
+      exceeded.append(f'{over}{more}{kind} than {limit.name} = {limit.value}')
       fitting.append(np.minimum(counts, limit.value).sum() / counts.sum())
   if not exceeded:
     return []

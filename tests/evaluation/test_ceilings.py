@@ -74,9 +74,9 @@ def test_a_perfect_detector_of_300_objects_scores_100(configured, tmp_path, caps
   configured()
   limited = evaluate(source, tmp_path / 'a')
   assert limited['box/AP'] == pytest.approx(100 * 34 / 101)  # recalls 0, 0.01, ..., 0.33 are reached
-  line = ('many: 2 of 2 images have more objects than DetectionGenerator.max_detections = 100, 2 of 2 images have more '
-          'objects of a category than CocoEvaluator.max_detections = 100: at most 33.3 % of the objects can be found '
-          'and scored; raise the limits together with --gin_file=gin_configs/models/many_objects.gin')
+  line = ('many: 2 of 2 images have more objects than DetectionGenerator.max_detections = 100, 2 of a category than '
+          'CocoEvaluator.max_detections = 100: at most 33.3 % of the objects can be found and scored; '
+          'raise the limits together with --gin_file=gin_configs/models/many_objects.gin')
   assert line in capsys.readouterr().out
   assert RunFolder(str(tmp_path / 'a')).read_metrics()[-1]['notes'] == [line]
   inspection.inspect(str(tmp_path / 'a/eval/step-00000001'), source)
@@ -103,7 +103,7 @@ def test_only_limits_that_bind_are_named(configured):
   assert 'CocoEvaluator.max_detections = 100: at most 66.7 %' in line and 'DetectionGenerator' not in line
   configured(params=['ProposalGenerator.post_nms_train = 50'])
   (line,) = ceilings.describe(ManyObjects(), ceilings.of_training(), 'trained on')
-  assert ('2 of 2 images have more objects than TrainInput.max_instances = 100, 2 of 2 images have more objects than '
+  assert ('2 of 2 images have more objects than TrainInput.max_instances = 100, 2 than '
           'ProposalGenerator.post_nms_train = 50: at most 16.7 % of the objects can be trained on') in line
 
 

@@ -24,7 +24,7 @@ from rethink_tf.data.sampler import SamplingPlan
 from rethink_tf.errors import UserError
 from rethink_tf.structures import MASK_CROP, Batch, Example, Source, Views
 
-NOT_SCORED = 'it is not scored, and its objects neither'
+NOT_SCORED = 'it and its objects are not scored'
 NO_OFFSET = np.zeros(2, np.int32)
 
 
@@ -107,22 +107,18 @@ class _Input(BatchedInput):
     batch.gt_keypoints[row, :count] = augment.resize_keypoints(example.keypoints[keep], scale)
 
   def _largest(self, boxes: np.ndarray, index: int) -> np.ndarray:
-    """Return the indices of the instances to keep, ascending: all, or the max_instances largest."""
+    """Return the indices of the instances to keep, ascending: all, or the max_instances largest.
+
+    Training says before it starts how many images have more (evaluation/ceilings.py).
+    """
     surplus = len(boxes) - self.max_instances
     if surplus <= 0:
       return np.arange(len(boxes))
-    if self._note_overfull(index, len(boxes)):
-      with self._lock:
-        self.dropped_instances += surplus
+    with self._lock:
+      self.dropped_instances += 0 if index in self._overfull else surplus
+      self._overfull.add(index)
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     return np.sort(np.argsort(-areas, kind='stable')[:self.max_instances])
-
-  def _note_overfull(self, index: int, instances: int) -> bool:
-    """Record that an image has more than max_instances, and return False if it was recorded already."""
-    with self._lock:
-      new = index not in self._overfull
-      self._overfull.add(index)
-    return new
 
 
 def write_image(out: np.ndarray, image: np.ndarray | None, size: np.ndarray, offset: np.ndarray = NO_OFFSET) -> None:
@@ -197,10 +193,6 @@ class TrainInput(_Input):
 
     self._fill_rows(fill, planned.indices)
     return batch
-
-  def _note_overfull(self, index: int, instances: int) -> bool:
-    return self._report(self._overfull, index, f'image {self.source.image_ids[index]} has {instances} instances, only '
-                        f'the {self.max_instances} largest are trained on (TrainInput.max_instances)')
 
   def facts(self, step: int) -> StepFacts:
     """Describe the batch of a step without reading its images.
