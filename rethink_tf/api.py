@@ -57,7 +57,8 @@ class Detector:
 
   @classmethod
   def from_run(cls, model_dir: Path, checkpoint: str | int = 'latest', averages: bool = False, batch: int = 1,
-               gin_files: Path | Sequence[Path] = (), gin_params: str | Sequence[str] = ()) -> Detector:
+               gin_files: Path | Sequence[Path] = (), gin_params: str | Sequence[str] = (),
+               allow_changes: bool = False) -> Detector:
     """Load the detector of a run folder; needs neither its data set nor its devices.
 
     Args:
@@ -66,9 +67,10 @@ class Detector:
       averages: use the moving averages of the weights, of a run with run.ema.
       batch: images that the detector processes at a time.
       gin_files, gin_params: override the configuration of the run, as gin_configs/augment/tta_detectron.gin.
+      allow_changes: accept a network that is not the one that was trained.
 
     Raises:
-      UserError: there is no run, checkpoint or average, or the run is that of a classifier.
+      UserError: there is no run, checkpoint or average, the run is that of a classifier, or the network is another.
     """
     from rethink_tf import experiment
     from rethink_tf.predict import detectors
@@ -77,7 +79,8 @@ class Detector:
     model_dir = os.fspath(model_dir)
     params = [*detectors.run_bindings(model_dir, batch), *_strings(gin_params)]
     with _configuration(detectors.run_files(model_dir, _paths(gin_files)), params):
-      return cls(detectors.RunDetector(experiment.run('evaluate', model_dir), checkpoint, averages))
+      built = experiment.run('evaluate', model_dir, allow_changes=allow_changes)
+      return cls(detectors.RunDetector(built, checkpoint, averages))
 
   @classmethod
   def from_saved_model(cls, folder: Path, batch: int = 1) -> Detector:
@@ -173,7 +176,7 @@ class Detector:
 
 
 def train(gin_files: Path | Sequence[Path], gin_params: str | Sequence[str] = (), model_dir: Path | None = None,
-          data_dir: Path | None = None, weights: Path | None = None) -> dict[str, float]:
+          data_dir: Path | None = None, weights: Path | None = None, allow_changes: bool = False) -> dict[str, float]:
   """Train a detector, or a classifier for pre-training; return the metrics of the last evaluation in percent.
 
   The same call resumes an interrupted run. Ctrl-C saves a checkpoint and raises KeyboardInterrupt.
@@ -184,9 +187,10 @@ def train(gin_files: Path | Sequence[Path], gin_params: str | Sequence[str] = ()
     model_dir: run folder, local or gs://; None: runs/<name of the first gin file>.
     data_dir: folder of the data set; None: the DATA_DIR of the gin files.
     weights: weight file or run folder to start from, with a file of gin_configs/init.
+    allow_changes: continue a run with settings that change the meaning of a step.
 
   Raises:
-    UserError: the configuration, the data or the run folder has an error.
+    UserError: the configuration, the data or the run folder has an error, or the run folder is that of another run.
   """
   from rethink_tf import experiment
   from rethink_tf.gin_files import default_run_folder
@@ -194,11 +198,13 @@ def train(gin_files: Path | Sequence[Path], gin_params: str | Sequence[str] = ()
 
   files = _paths(gin_files)
   with _configuration(files, _strings(gin_params), data_dir, weights):
-    return loop.train(experiment.run('train', os.fspath(model_dir or default_run_folder(files))))
+    folder = os.fspath(model_dir or default_run_folder(files))
+    return loop.train(experiment.run('train', folder, allow_changes=allow_changes))
 
 
 def evaluate(model_dir: Path, checkpoint: str | int = 'latest', gin_files: Path | Sequence[Path] = (),
-             gin_params: str | Sequence[str] = (), data_dir: Path | None = None) -> dict[str, float]:
+             gin_params: str | Sequence[str] = (), data_dir: Path | None = None,
+             allow_changes: bool = False) -> dict[str, float]:
   """Evaluate a checkpoint of a run on its held-out images; return metrics in percent, as 'box/AP'.
 
   Args:
@@ -206,6 +212,7 @@ def evaluate(model_dir: Path, checkpoint: str | int = 'latest', gin_files: Path 
     checkpoint: 'latest', 'best' or a step.
     gin_files, gin_params: override the configuration of the run, as gin_configs/augment/tta_detectron.gin.
     data_dir: folder of the data set; None: that of the run.
+    allow_changes: evaluate a network that is not the one that was trained.
 
   Raises:
     UserError: there is no run or checkpoint, or its data set is missing.
@@ -217,7 +224,8 @@ def evaluate(model_dir: Path, checkpoint: str | int = 'latest', gin_files: Path 
   model_dir = os.fspath(model_dir)
   params = ["strategy.kind = 'default'", *_strings(gin_params)]  # the devices of this machine, not those of the run
   with _configuration([saved_config(model_dir), *_paths(gin_files)], params, data_dir):
-    return on_demand.evaluate(experiment.run('evaluate', model_dir, checkpoint=checkpoint))
+    return on_demand.evaluate(experiment.run('evaluate', model_dir, checkpoint=checkpoint,
+                                             allow_changes=allow_changes))
 
 
 def compare(model_dirs: Sequence[Path], output: Path = 'runs/comparison', metric: str | None = None) -> Comparison:

@@ -33,6 +33,7 @@ def define_flags() -> None:
   flags.DEFINE_string('data_dir', None, 'folder of the data set; default: the DATA_DIR of the gin files', **here)
   flags.DEFINE_string('tpu', None, "train on a TPU: 'local' on a TPU VM (gin_configs/runtime/tpu.gin)", **here)
   flags.DEFINE_string('weights', None, 'weight file or run folder to start from (gin_configs/init)', **here)
+  flags.DEFINE_bool('allow_changes', False, 'continue or evaluate a run with settings that are not its own', **here)
 
 
 def configure(files: Sequence[str], params: Sequence[str] = ()) -> None:
@@ -54,7 +55,8 @@ def _train() -> None:
   from rethink_tf import experiment
   from rethink_tf.training import loop
 
-  loop.train(experiment.run('train', FLAGS.model_dir or gin_files.default_run_folder(FLAGS.gin_file)))
+  model_dir = FLAGS.model_dir or gin_files.default_run_folder(FLAGS.gin_file)
+  loop.train(experiment.run('train', model_dir, allow_changes=FLAGS.allow_changes))
 
 
 def _evaluate() -> None:
@@ -74,6 +76,8 @@ def _evaluate() -> None:
   from rethink_tf.evaluation import follow, on_demand
 
   if FLAGS.follow:
-    follow.follow(experiment.run('follow', model_dir, follow_minutes=FLAGS.follow_minutes))
+    follow.follow(experiment.run('follow', model_dir, follow_minutes=FLAGS.follow_minutes,
+                                 allow_changes=FLAGS.allow_changes))
   else:
-    on_demand.evaluate(experiment.run('evaluate', model_dir, checkpoint=FLAGS.checkpoint))
+    on_demand.evaluate(experiment.run('evaluate', model_dir, checkpoint=FLAGS.checkpoint,
+                                      allow_changes=FLAGS.allow_changes))

@@ -9,6 +9,8 @@ import tensorflow as tf
 import tf_keras
 
 from rethink_tf import console, gin_files
+from rethink_tf.data import class_names
+from rethink_tf.data.categories import Category
 from rethink_tf.data.detection.input import EvalInput, TrainInput
 from rethink_tf.data.detection.synthetic import SyntheticSource
 from rethink_tf.distributed import cluster
@@ -19,7 +21,10 @@ from rethink_tf.evaluation import ceilings
 from rethink_tf.evaluation.coco_evaluator import CocoEvaluator
 from rethink_tf.evaluation.follow import FollowedFolder
 from rethink_tf.models.mask_rcnn import MaskRCNN
+from rethink_tf.storage import identity
 from rethink_tf.storage.checkpoints import RunCheckpoints
+from rethink_tf.storage.identity import Identity
+from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.structures import Evaluator, Experiment, Input, Source
 from rethink_tf.training.ema import EvaluatorWithAverages
 from rethink_tf.training.loop import spread
@@ -71,7 +76,7 @@ def configure(files: Sequence[str], params: Sequence[str] = (), data_dir: str | 
 
 
 # Over 60 lines: half of them list and explain the parts, which is what the root of a gin file is for.
-@gin.configurable
+@gin.configurable(denylist=['allow_changes'])
 def run(
   task: str,
   model_dir: str,
@@ -103,6 +108,7 @@ def run(
   own_evaluation: bool = True,
   follow_minutes: float = 120.0,
   steps_per_execution: int = 1,
+  allow_changes: bool = False,
 ) -> Experiment:
   """Build an experiment from its parts; restore and write nothing but the run folder itself.
 
@@ -124,6 +130,8 @@ def run(
   own_evaluation: False leaves evaluation to a follower. follow_minutes: its time-out for a new checkpoint.
   steps_per_execution: steps between two reads of the losses (Keras' argument; a TPU then need not wait for the host);
   log_every, checkpoint_every and the evaluator's `every` are multiples of it.
+  allow_changes: continue or evaluate a run with settings that are not its own (storage/identity.py). Not for gin files,
+  in which it would stay.
 
   Raises:
     UserError: everything that a user can mend.
@@ -137,12 +145,18 @@ def run(
     folder, workers = distribution.join_workers(strategy, model_dir, create=task == 'train', settings=gin.config_str())
   _set_up(precision, seed, deterministic)
   devices = spread(batch_size, images_per_device, strategy.num_replicas_in_sync)
+  checkpoints = RunCheckpoints(folder, keep=keep_checkpoints, writes=workers.chief)
+  recorded = _recorded(folder, checkpoints, task)
+  if recorded is not None:
+    checkpoints.belong_to(recorded, any_run=allow_changes)
+  classes = _classes_of(recorded)
+  train = _matched(train_source(training=True), classes, folder.path) if task == 'train' else None
   held_out = eval_source(training=False)
+  held_out = _matched(held_out, train.categories, train.name) if train else _matched(held_out, classes, folder.path)
   held_out_input = eval_input(held_out, eval_images_per_device * devices.replicas // workers.count)
 
   def make_train_input() -> Input:
-    source = train_source(training=True)
-    _check_same_classes(source, held_out)
+    source = train or _matched(train_source(training=True), held_out.categories, held_out.name)
     return train_input(source, batch_size, seed)
 
   training = make_train_input() if task == 'train' else None
@@ -171,11 +185,13 @@ def run(
     of_averages.workers, of_averages.notes = workers, notes
     return EvaluatorWithAverages(of_weights, of_averages, averages)
 
+  if recorded is not None and task != 'train':
+    identity.check_network(recorded, gin_files.operative_config(), folder, allow_changes)
   return Experiment(
-    folder, workers, strategy, devices, trainer, RunCheckpoints(folder, keep=keep_checkpoints, writes=workers.chief),
+    folder, workers, strategy, devices, trainer, checkpoints,
     (lambda: training) if training is not None else make_train_input, held_out_input, make_evaluator, rates.total_steps,
     initial_weights, averages, precise_statistics, test_augmentation, log_every, checkpoint_every, steps_per_execution,
-    keep_best, checkpoint, own_evaluation, follow_minutes, (*trained, *notes))
+    keep_best, checkpoint, own_evaluation, follow_minutes, (*trained, *notes), recorded, allow_changes)
 
 
 def _counts(source: Source) -> dict[str, int]:
@@ -195,10 +211,22 @@ def _set_up(precision: str, seed: int, deterministic: bool) -> None:
     tf.config.experimental.enable_op_determinism()
 
 
-def _check_same_classes(train: Source, held_out: Source) -> None:
-  if [c.name for c in train.categories] != [c.name for c in held_out.categories]:
-    raise UserError(f'{train.name} and {held_out.name} have different categories '
-                    f'({len(train.categories)} and {len(held_out.categories)}): use annotation files of one data set')
+def _recorded(folder: RunFolder, checkpoints: RunCheckpoints, task: str) -> Identity | None:
+  """Return what the run in a folder is; None for one that begins, even if an earlier start failed."""
+  return None if task == 'train' and checkpoints.latest() is None else identity.read(folder)
+
+
+def _classes_of(recorded: Identity | None) -> Sequence[Category] | None:
+  """Return the categories of a run in the order of its classes, None if they are not known."""
+  if recorded is None or recorded.categories is None:
+    return None
+  return [Category(k, str(entry['name']), tuple(entry.get('keypoints', ()))) for k, entry in
+          enumerate(recorded.categories)]
+
+
+def _matched(source: Source, classes: Sequence[Category] | None, whose: str) -> Source:
+  """Return a source whose classes are in the order of `classes`; None: in its own."""
+  return source if classes is None else class_names.match(source, classes, whose)
 
 
 def _notes(detector: tf_keras.layers.Layer, train: Source | None, held_out: Source) -> tuple[list[str], list[str]]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # types of higher floors, for annotations alone
   from rethink_tf.distributed.workers import Workers
   from rethink_tf.evaluation.test_time_augmentation import TestTimeAugmentation
   from rethink_tf.storage.checkpoints import RunCheckpoints
+  from rethink_tf.storage.identity import Identity
   from rethink_tf.storage.run_folder import RunFolder
   from rethink_tf.training.ema import ExponentialMovingAverage
   from rethink_tf.training.trainer import Trainer
@@ -278,6 +279,8 @@ class Experiment:
   own_evaluation: bool = True  # False: a follower evaluates
   follow_minutes: float = 120.0
   notes: tuple[str, ...] = ()  # what is worth knowing before the first step, a line each
+  recorded: Identity | None = None  # of the run so far; None: it begins, or is of no run folder
+  allow_changes: bool = False  # continue with settings that are not those of the run so far
 
   @functools.cached_property
   def train_input(self) -> Input:

@@ -5,7 +5,6 @@ Only files of the folder are read, without building the model: it may be copied 
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ import tensorflow as tf
 from rethink_tf.errors import UserError
 from rethink_tf.storage.files import open_regular
 from rethink_tf.storage.run_folder import RunFolder
+from rethink_tf.storage.settings import parse
 from rethink_tf.training.schedules import KTimesSchedule
 from rethink_tf.visualization.curves import run_names
 
@@ -164,28 +164,7 @@ def read_settings(folder: RunFolder) -> dict[str, Any]:
     raise UserError(f'{folder.path} is not a run folder: it has no config.gin')
   with open_regular(path, 'r') as file:
     text = file.read()
-  text = re.sub(r'^\s*#.*$', '', text.replace('\\\n', ' '), flags=re.MULTILINE)
-  raw: dict[str, str] = {}
-  name = None
-  for line in text.splitlines():
-    begins = re.match(r'([\w./]+) = ?(.*)$', line)
-    if begins:
-      name = begins.group(1)
-      raw[name] = begins.group(2).strip()
-    elif name and line.strip():  # continuation of a long value
-      raw[name] += ' ' + line.strip()
-  return {name: _value(value, raw) for name, value in raw.items() if '.' in name}
-
-
-def _value(text: str, raw: Mapping[str, str]) -> Any:
-  for _ in range(10):  # a macro may refer to another
-    if not text.startswith('%'):
-      break
-    text = raw.get(text[1:], 'None')
-  try:
-    return ast.literal_eval(text)
-  except (ValueError, SyntaxError):
-    return text
+  return parse(text)
 
 
 def _by_step(lines: Sequence[Mapping[str, Any]], kind: str) -> list[Mapping[str, Any]]:

@@ -20,6 +20,7 @@ from rethink_tf import console
 from rethink_tf.distributed.coordination import publish, published
 from rethink_tf.distributed.workers import ALONE, Workers, assemble
 from rethink_tf.errors import UserError, WorkerLost, in_one_line
+from rethink_tf.storage import writer_lock
 from rethink_tf.storage.run_folder import RunFolder
 
 KINDS = ('default', 'one_device', 'mirrored', 'multi_worker', 'tpu')
@@ -218,16 +219,22 @@ def join_workers(strategy: tf.distribute.Strategy, model_dir: str, create: bool,
   settings: the configuration, one setting per line; it must be the same on all workers.
 
   Raises:
-    UserError: the configuration of a worker differs, or it does not see the chief's run folder.
+    UserError: another job trains in the run folder; the configuration of a worker differs, or it does
+      not see the chief's run folder.
   """
   found = cluster() if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) else None
   if found is None:
-    return RunFolder(model_dir, create=create), ALONE
+    folder = RunFolder(model_dir, create=create)
+    if create:
+      writer_lock.refuse_if_held(folder)
+    return folder, ALONE
   index, count = found.index, len(found.addresses)
   settings = f'--model_dir={model_dir}\n{settings}'
   if index == 0:
     folder = RunFolder(model_dir, create=create)
     token = uuid.uuid4().hex
+    if create:
+      writer_lock.refuse_if_held(folder)
     if create and tf.io.gfile.isdir(folder.join('gather')):
       tf.io.gfile.rmtree(folder.join('gather'))  # files of an earlier start of the job
     tf.io.gfile.makedirs(folder.join('gather'))
@@ -323,6 +330,9 @@ class ReadOnlyFolder(RunFolder):
     pass
 
   def put_text(self, name: str, text: str) -> None:
+    pass
+
+  def make_folder(self, name: str) -> None:
     pass
 
   def save_provenance(self, argv: Sequence[str], operative_config: str) -> None:

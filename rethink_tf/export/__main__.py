@@ -31,7 +31,7 @@ def main() -> None:
   from rethink_tf.export import detectron2, saved_model
   from rethink_tf.training import ema
 
-  built = experiment.run('evaluate', model_dir)
+  built = experiment.run('evaluate', model_dir, allow_changes=FLAGS.allow_changes)
   detector, inputs = built.trainer.detector, built.eval_input
   ema.restore(built, FLAGS.averages)
   if FLAGS.format == 'detectron2':

@@ -49,7 +49,8 @@ def main(paths: list[str]) -> None:
   else:
     files = detectors.run_files(model_dir, FLAGS.gin_file) if FLAGS.model_dir else FLAGS.gin_file
     command_line.configure(files, detectors.run_bindings(model_dir, FLAGS.batch))
-    detector = detectors.RunDetector(experiment.run('evaluate', model_dir), FLAGS.checkpoint, FLAGS.averages)
+    built = experiment.run('evaluate', model_dir, allow_changes=FLAGS.allow_changes)
+    detector = detectors.RunDetector(built, FLAGS.checkpoint, FLAGS.averages)
   options = outputs.OutputOptions(FLAGS.images, FLAGS.format, FLAGS.video, FLAGS.frames)
   outputs.write_predictions(detector, images, videos, output, FLAGS.threshold, FLAGS.upright, options)
 

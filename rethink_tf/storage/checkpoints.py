@@ -20,6 +20,7 @@ from absl import logging
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.storage import checkpoint_index, manifests, retries
 from rethink_tf.storage.checkpoint_index import VALUE
+from rethink_tf.storage.identity import Identity, check_owner
 from rethink_tf.storage.run_folder import RunFolder
 
 ON_DEMAND = 'on_demand'  # field of the lines of evaluations outside of training
@@ -51,7 +52,13 @@ class RunCheckpoints:
     self._evaluated: Callable[[], int] = lambda: -1
     self._recorded: Best | None = None  # in best.json
     self._warned = False
+    self._identity: Identity | None = None
+    self._any_run = False
     self.failures = 0
+
+  def belong_to(self, identity: Identity, any_run: bool = False) -> None:
+    """Write the run's name into checkpoints, and refuse to restore those of others, unless `any_run` is given."""
+    self._identity, self._any_run = identity, any_run
 
   def keep_best(self, metric: str, evaluated: Callable[[], int]) -> None:
     """Keep the checkpoint with the highest `metric` ('box/AP') from now on, and record it in best.json.
@@ -72,6 +79,8 @@ class RunCheckpoints:
     """
     if not self._writes:
       return True
+    if self._identity is not None and self._identity.run:
+      state = {**state, 'run': self._identity.run}
     final = self._folder(step)
     folder = final if self._run_folder.remote else self._run_folder.join('checkpoints', f'.writing-{step:08d}')
 
@@ -165,7 +174,8 @@ class RunCheckpoints:
     with a warning.
 
     Raises:
-      UserError: the file is of another model; all checkpoints are damaged; that of `step` is missing or damaged.
+      UserError: the file is of another model or another run; all checkpoints are damaged; that of `step` is missing or
+        damaged.
     """
     listed = self._listed()
     if step is not None:
@@ -179,6 +189,8 @@ class RunCheckpoints:
       if sound is None:
         continue
       manifest, values = sound
+      if not self._any_run:
+        check_owner(self._identity, manifest['state'], folder)
       _check_same_variables(trackables, {name: value.shape for name, value in values.items()}, folder)
       status = tf.train.Checkpoint(**trackables).read(_prefix(folder))
       status.assert_existing_objects_matched()

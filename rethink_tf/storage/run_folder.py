@@ -3,6 +3,7 @@
 Local or any path of `tf.io.gfile` (gs://...). Layout:
 
   config.gin      the operative configuration, from which the same run can be started
+  identity.json   what the run is, with the history of its configurations; categories.json    see identity.py
   command.json    argv, versions, git commit and start time, also of the earlier starts of a resumed run
   metrics.jsonl   one object per line, kind 'train' or 'eval'
   tensorboard/    event files        checkpoints/, best.json   see checkpoints.py
@@ -152,6 +153,13 @@ class RunFolder:
     """
     try:
       retries.call(lambda: self.put_text(name, text), self.join(name))
+    except (OSError, tf.errors.OpError) as error:
+      raise UserError(f'cannot write to the run folder {self.path}: {name}: {in_one_line(error)}') from error
+
+  def make_folder(self, name: str) -> None:
+    """Create a folder inside this one unless it exists; raises UserError if it cannot be created."""
+    try:
+      retries.call(lambda: tf.io.gfile.makedirs(self.join(name)), self.join(name))
     except (OSError, tf.errors.OpError) as error:
       raise UserError(f'cannot write to the run folder {self.path}: {name}: {in_one_line(error)}') from error
 

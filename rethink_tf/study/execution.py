@@ -16,6 +16,7 @@ from typing import Any
 
 from rethink_tf.console import duration
 from rethink_tf.errors import UserError
+from rethink_tf.storage import identity
 from rethink_tf.storage.checkpoints import RunCheckpoints
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.study.stages import Stage
@@ -23,7 +24,8 @@ from rethink_tf.study.stages import Stage
 POLL_SECONDS = 2.0
 REPORT_SECONDS = 30.0
 CALIBRATION_STEPS = 12
-_FORKED = ('checkpoints', 'eval', 'tensorboard', 'metrics.jsonl', 'initial_weights.json', 'categories.json')
+_FORKED = ('checkpoints', 'eval', 'tensorboard', 'metrics.jsonl', 'initial_weights.json', 'categories.json',
+           identity.FILE)
 
 
 class Runner:
@@ -169,6 +171,7 @@ class Runner:
     for step in RunCheckpoints(RunFolder(temporary, create=False)).steps():
       if step > stage.start:
         shutil.rmtree(os.path.join(temporary, 'checkpoints', f'step-{step:08d}'))
+    identity.fork(RunFolder(temporary, create=False))
     # Metrics of later iterations are cancelled by the line with which the new run resumes.
     os.rename(temporary, target)
 

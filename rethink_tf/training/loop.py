@@ -15,13 +15,15 @@ from absl import logging
 
 from rethink_tf import gin_files
 from rethink_tf.data.batching import errors_of
-from rethink_tf.data.categories import categories_to_json
 from rethink_tf.distributed.coordination import StopTogether
 from rethink_tf.distributed.strategy import check_same_step, report_lost_workers
 from rethink_tf.errors import UserError
+from rethink_tf.storage import writer_lock
 from rethink_tf.storage.checkpoints import ON_DEMAND, iterations
 from rethink_tf.storage.run_folder import RunFolder, write_schedule
+from rethink_tf.storage.writer_lock import WriterLock
 from rethink_tf.structures import Devices, Experiment
+from rethink_tf.training import continuation
 from rethink_tf.training.callbacks import ProgressAndMetrics, SaveCheckpoints, StopOnNonFinite
 from rethink_tf.training.ema import OnAverages
 from rethink_tf.training.preemption import Interruption
@@ -33,7 +35,6 @@ from rethink_tf.weights.pretrained import Loaded, PretrainedWeights
 _OUT_OF_MEMORY = re.compile(r'OOM when allocating|out of memory|failed to allocate memory', re.IGNORECASE)
 
 
-# Over 60 lines: the order of callbacks and of what is written is the contract of resuming.
 def train(experiment: Experiment) -> dict[str, float]:
   """Train to the end of the schedule, resuming from the newest checkpoint; return the last metrics in percent.
 
@@ -42,45 +43,57 @@ def train(experiment: Experiment) -> dict[str, float]:
   """
   folder, trainer, workers = experiment.folder, experiment.trainer, experiment.workers
   total_steps, inputs, evaluator = experiment.total_steps, experiment.train_input, experiment.evaluator
+  with writer_lock.held(folder, workers.chief) as lock:
+    start, state, corrections = _start(experiment)
+    progress = ProgressAndMetrics(folder, total_steps, inputs.facts, every=experiment.log_every, start_state=state)
+    interruption = Interruption(StopTogether(workers) if workers.count > 1 else None)
+    saving = SaveCheckpoints(experiment.checkpoints, experiment.trackables, lambda: {'progress': progress.state()},
+                             every=experiment.checkpoint_every, also=experiment.due, interruption=interruption)
+    if start < total_steps:
+      logging.info('from step %d to %d; the first step takes longest (tracing and compiling), up to a minute', start,
+                   total_steps)
+      callbacks = [*_stop_when_taken(lock), StopOnNonFinite(inputs.facts), progress, *corrections, saving,
+                   *[evaluator] * experiment.own_evaluation]
+      try:
+        with out_of_memory_errors(), errors_of(inputs), report_lost_workers(workers), interruption:
+          trainer.fit(experiment.batches(start), epochs=1, steps_per_epoch=total_steps - start, verbose=0,
+                      callbacks=callbacks)
+      finally:
+        folder.flush()
+      experiment.checkpoints.tidy()
+    else:
+      logging.info('the run is complete at step %d: nothing left to train', start)
+      if experiment.own_evaluation:
+        evaluator.evaluate(start, {ON_DEMAND: True})
+      folder.flush()
+    if folder.attempt('curves.png', lambda: curves.curves([folder], folder.join('curves.png'))):
+      logging.info('curves: %s', folder.join('curves.png'))
+  return evaluator.last
+
+
+def _start(experiment: Experiment) -> tuple[int, dict[str, Any] | None, list[tf_keras.callbacks.Callback]]:
+  """Restore or initialise the run, and record its start; return the step, the state of the counters, and corrections.
+
+  Nothing is written before it is known that the run may continue.
+  """
+  folder, trainer, workers = experiment.folder, experiment.trainer, experiment.workers
+  evaluator = experiment.evaluator
   corrections = _corrections(experiment)
-  folder.write_text('categories.json', json.dumps(categories_to_json(inputs.source.categories)))
+  now, changes = continuation.check(experiment)
   if experiment.keep_best:
     experiment.checkpoints.keep_best(experiment.metric, lambda: evaluator.evaluated_step)
   state = _restore_or_initialise(experiment)
   start = iterations(trainer.optimizer)
   check_same_step(workers, start)
   check_whole_executions(experiment, start)
+  continuation.record(experiment, now, changes, start)
   folder.save_provenance(sys.argv, gin_files.operative_config())
-  write_schedule(folder, total_steps)
+  write_schedule(folder, experiment.total_steps)
   for note in experiment.notes:
     logging.warning('%s', note)
   logging.info('%d replica(s) x %d micro-batch(es) x %d image(s); %d trainable parameters; run folder %s',
                *experiment.devices, sum(int(tf.size(v)) for v in trainer.trainable_variables), folder.path)
-  progress = ProgressAndMetrics(folder, total_steps, inputs.facts, every=experiment.log_every,
-                                start_state=state.get('progress'))
-  interruption = Interruption(StopTogether(workers) if workers.count > 1 else None)
-  saving = SaveCheckpoints(experiment.checkpoints, experiment.trackables, lambda: {'progress': progress.state()},
-                           every=experiment.checkpoint_every, also=experiment.due, interruption=interruption)
-  if start < total_steps:
-    logging.info('from step %d to %d; the first step takes longest (tracing and compiling), up to a minute', start,
-                 total_steps)
-    callbacks = [StopOnNonFinite(inputs.facts), progress, *corrections, saving,
-                 *[evaluator] * experiment.own_evaluation]
-    try:
-      with out_of_memory_errors(), errors_of(inputs), report_lost_workers(workers), interruption:
-        trainer.fit(experiment.batches(start), epochs=1, steps_per_epoch=total_steps - start, verbose=0,
-                    callbacks=callbacks)
-    finally:
-      folder.flush()
-    experiment.checkpoints.tidy()
-  else:
-    logging.info('the run is complete at step %d: nothing left to train', start)
-    if experiment.own_evaluation:
-      evaluator.evaluate(start, {ON_DEMAND: True})
-    folder.flush()
-  if folder.attempt('curves.png', lambda: curves.curves([folder], folder.join('curves.png'))):
-    logging.info('curves: %s', folder.join('curves.png'))
-  return evaluator.last
+  return start, state.get('progress'), corrections
 
 
 def spread(batch_size: int, images_per_device: int, replicas: int) -> Devices:
@@ -131,6 +144,11 @@ def _restore_or_initialise(experiment: Experiment) -> dict[str, Any]:
     if experiment.averages is not None:
       experiment.averages.restart()
   return {'progress': loaded.progress} if loaded is not None and loaded.progress else {}
+
+
+def _stop_when_taken(lock: WriterLock | None) -> list[tf_keras.callbacks.Callback]:
+  """Callbacks that end training once another process writes to the run folder."""
+  return [] if lock is None else [tf_keras.callbacks.LambdaCallback(on_train_batch_end=lambda *_: lock.check())]
 
 
 def _corrections(experiment: Experiment) -> list[tf_keras.callbacks.Callback]:

@@ -1,0 +1,103 @@
+"""Matching of classes by name: a network's class k is the category of that name, whatever its id in another file."""
+
+from __future__ import annotations
+
+import collections
+import functools
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rethink_tf.data.categories import Category, shorten
+from rethink_tf.errors import UserError
+from rethink_tf.structures import Example, Source
+
+
+def match(source: Source, reference: Sequence[Category], whose: str) -> Source:
+  """Return a source whose class k has the name of the k-th reference category; `source` itself if it has already.
+
+  reference: in the order of classes. whose: for messages, what has these classes.
+
+  Raises:
+    UserError: a name is on one side only, or the keypoints of a category have another order.
+  """
+  positions = order(_names(source.categories), _names(reference), source.name, whose)
+  if getattr(source, 'num_keypoints', 0):
+    _check_keypoints(source, [source.categories[i] for i in positions], reference, whose)
+  if positions == list(range(len(positions))):
+    return source
+  return Reordered(source, positions)
+
+
+def order(names: Sequence[str], reference: Sequence[str], what: str, whose: str) -> list[int]:
+  """Return where each reference name stands in `names`, both with the same names; the k-th of equal names is the k-th.
+
+  Raises:
+    UserError: a name is on one side only.
+  """
+  here, there = _numbered(names), _numbered(reference)
+  only_here = [name for name in here if name not in there]
+  only_there = [name for name in there if name not in here]
+  if only_here or only_there:
+    texts = [f'{shorten(found[0][0])} is only {where}{f" (with {len(found) - 1} more)" if found[1:] else ""}'
+             for found, where in ((only_here, 'there'), (only_there, f'in {whose}')) if found]
+    raise UserError(f'{what} and {whose} have different categories: {" and ".join(texts)}: classes are matched by '
+                    'name, so use annotation files of one data set, or rename the categories')
+  places = {name: i for i, name in enumerate(here)}
+  return [places[name] for name in there]
+
+
+class Reordered:
+  """A source with its classes in another order; everything else is that of the source.
+
+  positions: of the k-th class among the source's categories.
+  """
+
+  def __init__(self, source: Source, positions: Sequence[int]):
+    self._source = source
+    self.categories = tuple(source.categories[i] for i in positions)
+    self._numbers = np.argsort(positions).astype(np.int32)  # of the source's categories here, from 0
+
+  def __getattr__(self, name: str) -> Any:
+    if name.startswith('__') or name == '_source':
+      raise AttributeError(name)
+    return getattr(self._source, name)
+
+  def load(self, i: int) -> Any:
+    """Return the Example of index i with its classes in this order, or the image of a classification source."""
+    example = self._source.load(i)
+    if not isinstance(example, Example):
+      return example
+    return example._replace(classes=np.concatenate([[0], 1 + self._numbers])[example.classes].astype(np.int32))
+
+  @functools.cached_property
+  def classes(self) -> np.ndarray:
+    """Labels of a classification source, int32 [N, T], -1 = none."""
+    return np.append(self._numbers, -1)[self._source.classes].astype(np.int32)
+
+
+def _names(categories: Sequence[Category]) -> list[str]:
+  return [category.name for category in categories]
+
+
+def _numbered(names: Sequence[str]) -> list[tuple[str, int]]:
+  """Return (name, how many equal ones precede it)."""
+  counts: collections.Counter[str] = collections.Counter()
+  found = []
+  for name in names:
+    name = unicodedata.normalize('NFC', name)
+    found.append((name, counts[name]))
+    counts[name] += 1
+  return found
+
+
+def _check_keypoints(source: Source, categories: Sequence[Category], reference: Sequence[Category], whose: str) -> None:
+  for ours, theirs in zip(categories, reference, strict=True):
+    if ours.keypoints and theirs.keypoints and tuple(ours.keypoints) != tuple(theirs.keypoints):
+      k = next((k for k, pair in enumerate(zip(ours.keypoints, theirs.keypoints, strict=False)) if pair[0] != pair[1]),
+               min(len(ours.keypoints), len(theirs.keypoints)))
+      here, there = (shorten(one.keypoints[k] if k < len(one.keypoints) else None) for one in (ours, theirs))
+      raise UserError(f'{source.name}: keypoint {k + 1} of {shorten(ours.name)} is {here}, in {whose} {there}: list '
+                      'the keypoints in the same order')

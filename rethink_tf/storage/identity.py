@@ -1,0 +1,229 @@
+"""What a run is: its classes, its data, its settings. Recorded in its folder and compared before anything is written.
+
+identity.json
+  run         a random name, which its checkpoints bear too; `ancestors`: of the runs that it was copied from
+  version     of the package, at the latest start
+  categories  in the order of classes, as in categories.json
+  data        split -> summary (data/digest.py)
+  settings    binding -> value, as in config.gin
+  history     for each start that changed something: when, at which step, what, and the earlier configuration's file
+
+Runs of versions before 0.2 have none: their classes are those of categories.json, their settings those of config.gin.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+from absl import logging
+
+import rethink_tf
+from rethink_tf.errors import UserError, in_one_line
+from rethink_tf.redaction import redact
+from rethink_tf.storage import retries
+from rethink_tf.storage import settings as bindings
+from rethink_tf.storage.run_folder import RunFolder
+
+FILE = 'identity.json'
+CATEGORIES = 'categories.json'
+CONFIG = 'config.gin'
+HISTORY = 'earlier_configs'  # folder of every configuration that config.gin has had before
+_MAX_BYTES = 64 << 20
+_LISTED = 3  # changes that an error names; the table has all
+
+Categories = list[dict[str, Any]]
+
+
+class Identity(NamedTuple):
+  """What a run is."""
+
+  run: str  # '': of a run of an earlier version
+  categories: Categories | None  # in the order of classes; None: not known
+  settings: dict[str, Any]
+  data: dict[str, dict[str, Any]] = {}
+  version: str = ''
+  ancestors: tuple[str, ...] = ()
+  history: tuple[dict[str, Any], ...] = ()
+
+  @property
+  def recorded(self) -> bool:
+    """Whether it was read from identity.json."""
+    return bool(self.run)
+
+  def owns(self, run: str | None) -> bool:
+    """Whether a checkpoint that bears this name is of this run; those of earlier versions bear none."""
+    return not (self.run and run) or run in (self.run, *self.ancestors)
+
+
+def of(categories: Categories, operative_config: str, data: Mapping[str, dict[str, Any]]) -> Identity:
+  """Return the identity of a run that begins now."""
+  return Identity(uuid.uuid4().hex, list(categories), bindings.parse(redact(operative_config)), dict(data),
+                  rethink_tf.__version__)
+
+
+def read(folder: RunFolder) -> Identity | None:
+  """Return the identity of the run in a folder, that of an earlier version's from its other files; None without any.
+
+  Raises:
+    UserError: identity.json is damaged, or the storage refuses it.
+  """
+  text = _text(folder, FILE)
+  if text is not None:
+    return _parse(text, folder.join(FILE))
+  config, categories = _text(folder, CONFIG), _text(folder, CATEGORIES)
+  if config is None and categories is None:
+    return None
+  return Identity('', _categories(categories), bindings.parse(config or ''))
+
+
+def check(was: Identity, now: Identity, folder: RunFolder, step: int, allow_changes: bool) -> list[bindings.Change]:
+  """Compare the settings with which a run would continue with those it has; log a table; return the changes.
+
+  Raises:
+    UserError: a setting changes the meaning of a step, and `allow_changes` is not given.
+  """
+  found = bindings.changes(was.settings, now.settings)
+  meaning = [change for change in found if change.kind == bindings.MEANING]
+  if found:
+    log = logging.warning if meaning or any(change.kind == bindings.LENGTH for change in found) else logging.info
+    log('%s: settings that are not those of the run so far, which stands at step %d:\n%s', folder.path, step,
+        bindings.table(found))
+  if meaning and was.recorded and not allow_changes:
+    raise UserError(
+      f'{folder.path}: its checkpoint of step {step} was trained with other settings: {_listed(meaning)}: start with '
+      f'{folder.join(CONFIG)}, choose another --model_dir, or continue with the new settings by --allow_changes')
+  if was.version and was.version != now.version:
+    logging.info('%s: was trained with version %s of the package, this is %s', folder.path, was.version, now.version)
+  return found
+
+
+def check_network(was: Identity, operative_config: str, folder: RunFolder, allow_changes: bool) -> None:
+  """Compare the network that is about to be evaluated with the one that was trained.
+
+  Raises:
+    UserError: a setting on which its outputs depend differs, and `allow_changes` is not given.
+  """
+  found = [change for change in bindings.changes(was.settings, bindings.parse(redact(operative_config)))
+           if bindings.of_the_network(change.name)]
+  if not found:
+    return
+  logging.warning('%s: the network is not the one that was trained:\n%s', folder.path, bindings.table(found))
+  if was.recorded and not allow_changes:
+    raise UserError(f'{folder.path}: its checkpoints were trained with another network: {_listed(found)}: leave out '
+                    '--gin_file and --gin_param, which config.gin in the run folder replaces, or evaluate it all the '
+                    'same with --allow_changes')
+
+
+def write(folder: RunFolder, was: Identity | None, now: Identity, step: int,
+          changes: Sequence[bindings.Change] = (), data_changes: Sequence[str] = (), config: str = '') -> Identity:
+  """Record the identity of a run that begins (was: None) or continues; return it.
+
+  config: that of this start, which config.gin is about to hold; another one that it holds now is kept in
+  earlier_configs/.
+  """
+  kept = _keep_config(folder, redact(config))
+  history = list(was.history) if was is not None else []
+  if was is not None and (changes or data_changes or was.version != now.version):
+    history.append({
+      'time': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'), 'step': step,
+      'version': [was.version or None, now.version], 'data': list(data_changes), 'earlier_config': kept,
+      'settings': [{'name': change.name, 'was': change.was, 'now': change.now, 'kind': change.kind}
+                   for change in changes]})
+  if was is not None:
+    now = now._replace(run=was.run or now.run, ancestors=was.ancestors, categories=was.categories or now.categories,
+                       history=tuple(history))
+  folder.write_text(FILE, json.dumps(now._asdict(), indent=1) + '\n')
+  if was is None or was.categories is None:
+    folder.write_text(CATEGORIES, json.dumps(now.categories))
+  return now
+
+
+def fork(folder: RunFolder) -> None:
+  """Give a copy of a run folder a name of its own; the checkpoints that it was copied with stay its own."""
+  was = read(folder)
+  if was is not None and was.recorded:
+    now = was._replace(run=uuid.uuid4().hex, ancestors=(*was.ancestors, was.run))
+    folder.write_text(FILE, json.dumps(now._asdict(), indent=1) + '\n')
+
+
+def check_owner(identity: Identity | None, state: Mapping[str, Any], checkpoint: str) -> None:
+  """Check that a checkpoint bears the name of the run in whose folder it is.
+
+  Raises:
+    UserError: it is that of another run.
+  """
+  run = state.get('run')
+  if identity is not None and isinstance(run, str) and not identity.owns(run):
+    raise UserError(f'{checkpoint}: is a checkpoint of another run (its name is {run[:8]}, that of this folder '
+                    f'{identity.run[:8]}): remove it, start from it with --weights, or take it as it is with '
+                    '--allow_changes')
+
+
+def _keep_config(folder: RunFolder, config: str) -> str | None:
+  """Copy config.gin, unless it is `config`, to earlier_configs/; return the name of the copy, None without one."""
+  text = _text(folder, CONFIG)
+  if text in (None, config):
+    return None
+  names = sorted(tf.io.gfile.listdir(folder.join(HISTORY))) if tf.io.gfile.isdir(folder.join(HISTORY)) else []
+  for name in names:
+    if _text(folder, f'{HISTORY}/{name}') == text:
+      return f'{HISTORY}/{name}'
+  name = f'{HISTORY}/config-{len(names):03d}.gin'
+  folder.make_folder(HISTORY)
+  folder.write_text(name, text)
+  return name
+
+
+def _text(folder: RunFolder, name: str) -> str | None:
+  """Return the text of a file of a run folder, None without one."""
+  path = folder.join(name)
+
+  def read_file() -> str:
+    with tf.io.gfile.GFile(path, 'rb') as file:
+      return file.read().decode('utf-8', 'replace') if file.size() <= _MAX_BYTES else ''
+
+  try:
+    return retries.call(read_file, path)
+  except tf.errors.NotFoundError:
+    return None
+  except (OSError, tf.errors.OpError) as error:
+    raise UserError(f'{path}: cannot be read: {in_one_line(error)}') from error
+
+
+def _parse(text: str, path: str) -> Identity:
+  try:
+    content = json.loads(text)
+    identity = Identity(**content)
+    identity = identity._replace(ancestors=tuple(identity.ancestors), history=tuple(identity.history))
+    sound = isinstance(identity.run, str) and identity.run and _are_categories(identity.categories) and \
+        isinstance(identity.settings, dict) and isinstance(identity.version, str) and \
+        isinstance(identity.data, dict) and all(isinstance(split, dict) for split in identity.data.values())
+  except (ValueError, TypeError, RecursionError):
+    sound = False
+  if not sound:
+    raise UserError(f'{path}: is damaged: restore it, or remove it: config.gin and categories.json then take its place')
+  return identity
+
+
+def _categories(text: str | None) -> Categories | None:
+  try:
+    found = json.loads(text or 'null')
+  except (ValueError, RecursionError):
+    return None
+  return found if found and _are_categories(found) else None
+
+
+def _are_categories(found: Any) -> bool:
+  return isinstance(found, list) and all(
+    isinstance(one, dict) and isinstance(one.get('name'), str) and isinstance(one.get('keypoints', []), list)
+    for one in found)
+
+
+def _listed(found: Sequence[bindings.Change]) -> str:
+  more = f' and {len(found) - _LISTED} more' if len(found) > _LISTED else ''
+  return ', '.join(map(str, found[:_LISTED])) + more

@@ -1,0 +1,261 @@
+"""One writer of a run folder at a time: a lease in the folder, on local disks, network file systems and gs://.
+
+writer.json names the holder: host, process and its start, since when, a random token, and a beat that the holder
+increases every 20 seconds. Whoever finds one
+  of a process of this machine  asks the system whether it runs;
+  of another machine            watches it for a minute: it is dead if the beat stands still. No clocks are compared.
+Object stores have no exclusive creation, and network file systems none that can be relied on, so that the lease is
+written and read back after a moment: of two that write at once, the later one has it. On a local disk a file lock of
+the system makes this exact. A holder that finds another token in the file, after it was suspended or cut off from the
+storage for longer than a minute, has lost the folder and stops.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import tensorflow as tf
+from absl import logging
+
+from rethink_tf.errors import UserError, in_one_line
+from rethink_tf.storage import retries
+from rethink_tf.storage.run_folder import RunFolder
+
+FILE = 'writer.json'
+BEAT_SECONDS = 20.0
+DEAD_SECONDS = 60.0  # without a beat, of a process of another machine
+_SETTLE_SECONDS = 2.0  # between writing and reading back where two may write at once
+_POLL_SECONDS = 1.0
+
+_held: set[str] = set()  # tokens of this process
+
+
+class Holder(NamedTuple):
+  """The process that writes to a run folder."""
+
+  token: str
+  host: str
+  machine: str  # of the process ids: boot and container
+  pid: int
+  started: str  # of the process, so that another one with the same id is not mistaken for it
+  since: str
+  beat: int = 0
+
+  def __str__(self) -> str:
+    return f'process {self.pid} on {self.host}, since {self.since}'
+
+
+class WriterLock:
+  """The lease of this process on a run folder.
+
+  Attributes:
+    lost: another process has taken it.
+  """
+
+  def __init__(self, folder: RunFolder, holder: Holder):
+    self._folder, self._holder = folder, holder
+    self._released = threading.Event()
+    self._failing = False
+    self.lost = False
+    _held.add(holder.token)
+    self._thread = threading.Thread(target=self._beat_until_released, name='writer lock', daemon=True)
+    self._thread.start()
+
+  def check(self) -> None:
+    """Raise a UserError if another process has taken the folder."""
+    if self.lost:
+      raise UserError(f'{self._folder.path}: another process has taken the run over, since this one did not answer for '
+                      f'{DEAD_SECONDS:g} s: {read(self._folder)}')
+
+  def release(self) -> None:
+    """Remove the lease."""
+    self._released.set()
+    self._thread.join(timeout=5)  # it may wait for storage
+    _held.discard(self._holder.token)
+    with contextlib.suppress(UserError, OSError, tf.errors.OpError):
+      found = read(self._folder)
+      if found is not None and found.token == self._holder.token:
+        tf.io.gfile.remove(self._folder.join(FILE))
+
+  def _beat_until_released(self) -> None:
+    while not self.lost and not self._released.wait(BEAT_SECONDS):
+      try:
+        found = read(self._folder)
+        if found is not None and found.token != self._holder.token:
+          self.lost = True
+          return
+        self._holder = self._holder._replace(beat=self._holder.beat + 1)
+        _write(self._folder, self._holder)
+        self._failing = False
+      except (UserError, OSError, tf.errors.OpError) as error:  # a full disk, or storage that is away for a while
+        if not self._failing:
+          logging.warning('%s: %s cannot be renewed: %s', self._folder.path, FILE, in_one_line(error))
+        self._failing = True
+
+
+@contextlib.contextmanager
+def held(folder: RunFolder, chief: bool = True) -> Iterator[WriterLock | None]:
+  """Hold the lease on a run folder; on workers other than the chief, which write nothing, yield None.
+
+  Raises:
+    UserError: another process holds it, or the storage refuses it.
+  """
+  if not chief:
+    yield None
+    return
+  lock = acquire(folder)
+  try:
+    yield lock
+  finally:
+    lock.release()
+
+
+def acquire(folder: RunFolder) -> WriterLock:
+  """Take the lease on a run folder, from a dead holder if need be.
+
+  Raises:
+    UserError: another process holds it, or the storage refuses it.
+  """
+  own = _this_process()
+  dead = refuse_if_held(folder)
+  try:
+    with _exclusive(folder) as exact:
+      found = read(folder)
+      if found is not None and found != dead:
+        raise _taken(folder, found)
+      retries.call(lambda: _write(folder, own), folder.join(FILE))
+    if not exact:
+      time.sleep(_SETTLE_SECONDS)
+    found = read(folder)
+  except (OSError, tf.errors.OpError) as error:
+    raise UserError(f'cannot write to the run folder {folder.path}: {FILE}: {in_one_line(error)}') from error
+  if found is not None and found.token != own.token:
+    raise _taken(folder, found)
+  return WriterLock(folder, own)
+
+
+def refuse_if_held(folder: RunFolder) -> Holder | None:
+  """Raise a UserError if a living process writes to a run folder; return a dead one, None without any.
+
+  Takes up to a minute for a process of another machine.
+  """
+  found = read(folder)
+  if found is None:
+    return None
+  if found.machine == _machine():
+    alive = found.token in _held if found.pid == os.getpid() else _runs(found)
+  else:
+    alive = _beats(folder, found)
+  if alive:
+    raise _taken(folder, found)
+  logging.info('%s: its last writer (%s) has ended without notice', folder.path, found)
+  return found
+
+
+def read(folder: RunFolder) -> Holder | None:
+  """Return the holder that the file names, dead or alive; None without one or with a damaged file.
+
+  Raises:
+    UserError: the storage refuses it.
+  """
+  path = folder.join(FILE)
+
+  def read_file() -> bytes:
+    with tf.io.gfile.GFile(path, 'rb') as file:
+      return file.read(1 << 16)
+
+  try:
+    return _parse(retries.call(read_file, path))
+  except tf.errors.NotFoundError:
+    return None
+  except (OSError, tf.errors.OpError) as error:
+    raise UserError(f'{path}: cannot be read: {in_one_line(error)}') from error
+
+
+def _parse(content: bytes) -> Holder | None:
+  try:
+    found = Holder(**json.loads(content))
+    sound = all(isinstance(value, kind) for value, kind in zip(found, (str, str, str, int, str, str, int), strict=True))
+  except (ValueError, TypeError, RecursionError):
+    return None
+  return found if sound and str(found).isprintable() and 0 < found.pid < 1 << 32 else None
+
+
+def _taken(folder: RunFolder, holder: Holder) -> UserError:
+  return UserError(f'{folder.path}: {holder}, is writing to this run: end it first, or choose another --model_dir')
+
+
+def _this_process() -> Holder:
+  now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds')
+  return Holder(uuid.uuid4().hex, socket.gethostname(), _machine(), os.getpid(), _start_of(os.getpid()), now)
+
+
+def _machine() -> str:
+  """Return a name of this boot of this machine, or of this container, within which process ids are unique."""
+  with contextlib.suppress(OSError):
+    with open('/proc/sys/kernel/random/boot_id') as file:
+      return f'{file.read().strip()} {os.readlink("/proc/self/ns/pid")}'
+  return socket.gethostname()
+
+
+def _start_of(pid: int) -> str:
+  """Return when a process has started, in ticks since the boot; '' if the system does not say."""
+  try:
+    with open(f'/proc/{pid}/stat') as file:
+      fields = file.read().rpartition(')')[2].split()
+    return '' if fields[0] in 'ZX' else fields[19]
+  except (OSError, IndexError):
+    return ''
+
+
+def _runs(holder: Holder) -> bool:
+  """Whether a process of this machine runs."""
+  try:
+    os.kill(holder.pid, 0)
+  except ProcessLookupError:
+    return False
+  except OSError:  # of another user
+    pass
+  return not holder.started or _start_of(holder.pid) == holder.started
+
+
+def _beats(folder: RunFolder, holder: Holder) -> bool:
+  """Whether a process of another machine renews its lease, or another one has taken it; waits for it to do so."""
+  logging.info('%s: %s, may be writing to this run: watching it for up to %g s', folder.path, holder, DEAD_SECONDS)
+  until = time.monotonic() + DEAD_SECONDS
+  while time.monotonic() < until:
+    time.sleep(_POLL_SECONDS)
+    found = read(folder)
+    if found != holder:
+      return found is not None
+  return False
+
+
+def _write(folder: RunFolder, holder: Holder) -> None:
+  folder.put_text(FILE, json.dumps(holder._asdict()) + '\n')
+
+
+@contextlib.contextmanager
+def _exclusive(folder: RunFolder) -> Iterator[bool]:
+  """Hold the system's lock on a local folder; yields False where there is none, as on gs:// and some network disks."""
+  descriptor, exact = None, False
+  if not folder.remote:
+    with contextlib.suppress(OSError):
+      descriptor = os.open(folder.path, os.O_RDONLY | os.O_DIRECTORY)
+      fcntl.flock(descriptor, fcntl.LOCK_EX)
+      exact = True
+  try:
+    yield exact
+  finally:
+    if descriptor is not None:
+      os.close(descriptor)

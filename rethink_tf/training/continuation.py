@@ -1,0 +1,59 @@
+"""What a start of training finds in its run folder, compared with what it is about to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from absl import logging
+
+from rethink_tf import gin_files
+from rethink_tf.data import digest
+from rethink_tf.data.categories import categories_to_json
+from rethink_tf.errors import UserError
+from rethink_tf.storage import identity
+from rethink_tf.storage.identity import Identity
+from rethink_tf.storage.settings import Change
+from rethink_tf.structures import Experiment
+
+
+class Changes(NamedTuple):
+  """How a run continues differently from how it was so far."""
+
+  settings: Sequence[Change] = ()
+  data: Sequence[str] = ()
+
+
+def check(experiment: Experiment) -> tuple[Identity, Changes]:
+  """Return what the run is from now on, and what changes, which is logged. Nothing is written.
+
+  Call it once all components are built: gin's operative configuration lists those that have been called.
+
+  Raises:
+    UserError: a setting that changes the meaning of a step differs from that of the run so far.
+  """
+  was, folder = experiment.recorded, experiment.folder
+  step = experiment.checkpoints.latest()
+  if was is None and step is not None and identity.read(folder) is not None:
+    raise UserError(f'{folder.path}: another start has written to this run in the meantime: run the same command again')
+  splits = {'train': experiment.train_input.source, 'held_out': experiment.eval_input.source}
+  now = identity.of(categories_to_json(tuple(splits['train'].categories)), gin_files.operative_config(),
+                    {name: digest.summarize(source) for name, source in splits.items()})
+  if was is None:
+    return now, Changes()
+  settings = identity.check(was, now, folder, step, experiment.allow_changes)
+  data = [f'{name}: {", ".join(found)}' for name in splits if name in was.data
+          and (found := digest.differences(was.data[name], now.data[name]))]
+  for line in data:
+    logging.warning('%s: the data is not that of the run so far, which stands at step %d: %s', folder.path, step, line)
+  if step > experiment.total_steps:
+    logging.warning('%s: stands at step %d, beyond the end of the schedule, %d', folder.path, step,
+                    experiment.total_steps)
+  return now, Changes(settings, data)
+
+
+def record(experiment: Experiment, now: Identity, changes: Changes, step: int) -> None:
+  """Write what the run is from now on; `step` is where it stands."""
+  written = identity.write(experiment.folder, experiment.recorded, now, step, changes.settings, changes.data,
+                           gin_files.operative_config())
+  experiment.checkpoints.belong_to(written, experiment.allow_changes)
