@@ -150,8 +150,8 @@ def run(
   if recorded is not None:
     checkpoints.belong_to(recorded, any_run=allow_changes)
   classes = _classes_of(recorded)
-  train = _matched(train_source(training=True), classes, folder.path) if task == 'train' else None
   held_out = eval_source(training=False)
+  train = _matched(train_source(training=True), classes, folder.path) if task == 'train' else None
   held_out = _matched(held_out, train.categories, train.name) if train else _matched(held_out, classes, folder.path)
   held_out_input = eval_input(held_out, eval_images_per_device * devices.replicas // workers.count)
 

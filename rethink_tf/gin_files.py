@@ -69,6 +69,16 @@ def operative_config() -> str:
   return gin.operative_config_str()
 
 
+def text() -> str:
+  """Return the bindings as a gin file, whether they are in use or not."""
+  return gin.config_str()
+
+
+def clear() -> None:
+  """Remove all bindings."""
+  gin.clear_config()
+
+
 def bound(parameter: str) -> Any:
   """Return the value bound to 'configurable.parameter', None without a binding."""
   try:
@@ -83,6 +93,42 @@ def argument(function: Callable[..., Any], name: str) -> Any:
   if bound_value is None:
     return inspect.signature(function).parameters[name].default
   return copy.deepcopy(bound_value)  # resolves references, as gin does
+
+
+def effective(names: Iterable[str]) -> dict[str, Any]:
+  """Return the values of settings ('train/coco.fraction'), bound or the defaults of signatures, as literals.
+
+  References are strings ('@group_norm'). A setting of nothing that is registered, or whose default is no literal, is
+  left out.
+  """
+  found = {}
+  for name in names:
+    owner, _, parameter = name.split('/')[-1].rpartition('.')
+    scopes = name.split('/')[:-1]
+    value = inspect.Parameter.empty
+    for i in range(len(scopes) + 1):  # the innermost scope first
+      with contextlib.suppress(ValueError):
+        value = gin.query_parameter('/'.join([*scopes[i:], f'{owner}.{parameter}']))
+        break
+    else:
+      with contextlib.suppress(AttributeError, KeyError, ValueError):
+        value = inspect.signature(gin.config._REGISTRY.get_match(owner).wrapped).parameters[parameter].default
+    value = _literal(value)
+    if value is not inspect.Parameter.empty:
+      found[name] = value
+  return found
+
+
+def _literal(value: Any) -> Any:
+  """Return a bound value with macros resolved and references as strings; Parameter.empty for what is no literal."""
+  if isinstance(value, gin.config.ConfigurableReference):
+    if value.configurable.name == 'macro':
+      return _literal(bound(f'{value.scoped_selector.rpartition("/")[0]}/macro.value'))
+    return repr(value)
+  if isinstance(value, (list, tuple)):
+    items = [_literal(item) for item in value]
+    return inspect.Parameter.empty if inspect.Parameter.empty in items else items
+  return value if value is None or isinstance(value, (bool, int, float, str)) else inspect.Parameter.empty
 
 
 def default_run_folder(gin_files: Sequence[str]) -> str | None:

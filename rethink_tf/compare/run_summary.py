@@ -221,6 +221,9 @@ def _pretraining(folder: RunFolder) -> tuple[str, Seen | None]:
   with open_regular(path, 'r') as file:
     record = json.load(file)
   origin = str(record.get('path', ''))
+  recorded = record.get('seen')
+  if isinstance(recorded, dict) and all(isinstance(recorded.get(key), int | float) for key in Seen._fields):
+    return f'run {origin}', Seen(*(float(recorded[key]) for key in Seen._fields))  # as it was when this run began
   if tf.io.gfile.exists(f'{origin.rstrip("/")}/metrics.jsonl'):
     lines = _by_step(RunFolder(origin, create=False).read_metrics(), 'train')
     if lines:

@@ -18,7 +18,7 @@ from absl import logging
 
 from rethink_tf import console
 from rethink_tf.distributed.coordination import publish, published
-from rethink_tf.distributed.workers import ALONE, Workers, assemble
+from rethink_tf.distributed.workers import ALONE, Workers, assemble, software
 from rethink_tf.errors import UserError, WorkerLost, in_one_line
 from rethink_tf.storage import writer_lock
 from rethink_tf.storage.run_folder import RunFolder
@@ -216,7 +216,8 @@ def join_workers(strategy: tf.distribute.Strategy, model_dir: str, create: bool,
 
   The chief alone writes to the run folder. From here on the other workers print warnings and errors only.
 
-  settings: the configuration, one setting per line; it must be the same on all workers.
+  settings: the configuration, one setting per line; it must be the same on all workers, as must be the versions of the
+    package and of TensorFlow.
 
   Raises:
     UserError: another job trains in the run folder; the configuration of a worker differs, or it does
@@ -229,7 +230,7 @@ def join_workers(strategy: tf.distribute.Strategy, model_dir: str, create: bool,
       writer_lock.refuse_if_held(folder)
     return folder, ALONE
   index, count = found.index, len(found.addresses)
-  settings = f'--model_dir={model_dir}\n{settings}'
+  settings = f'--model_dir={model_dir}\n{software()}\n{settings}'
   if index == 0:
     folder = RunFolder(model_dir, create=create)
     token = uuid.uuid4().hex

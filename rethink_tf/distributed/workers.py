@@ -7,6 +7,8 @@ transfer while it could train, and the chief reads them in parallel to its own s
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import pathlib
 import socket
 import threading
 import time
@@ -14,9 +16,10 @@ from collections.abc import Iterator, Sequence
 
 import tensorflow as tf
 
+import rethink_tf
 from rethink_tf.errors import UserError, WorkerLost, in_one_line
 from rethink_tf.storage import files
-from rethink_tf.storage.run_folder import RunFolder
+from rethink_tf.storage.run_folder import RunFolder, versions
 
 _POLL_SECONDS = 0.5
 
@@ -71,6 +74,17 @@ class Workers:
 
 
 ALONE = Workers()
+
+
+def software() -> str:
+  """Return what must be the same on all workers: the package, with a digest of its source, and what computes."""
+  package = pathlib.Path(rethink_tf.__file__).parent
+  digest = hashlib.sha256()
+  for path in sorted(package.rglob('*.py')):
+    digest.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
+  installed = versions()
+  return '\n'.join([f'rethink_tf {rethink_tf.__version__}', f'source of rethink_tf {digest.hexdigest()[:12]}',
+                    *(f'{name} {installed[name]}' for name in ('tensorflow', 'tf_keras'))])
 
 
 def assemble(addresses: Sequence[str], own: int, seconds: float) -> None:

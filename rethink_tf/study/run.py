@@ -15,9 +15,9 @@ from rethink_tf import console
 from rethink_tf.compare.report import Comparison, compare
 from rethink_tf.compare.tables import as_text
 from rethink_tf.errors import UserError
-from rethink_tf.study import execution, grid
+from rethink_tf.study import execution, grid, reuse
 from rethink_tf.study import stages as staging
-from rethink_tf.study.grid import Length, Trial
+from rethink_tf.study.grid import Length, Study, Trial
 from rethink_tf.study.stages import Stage
 
 
@@ -31,6 +31,7 @@ class StudyPlan(NamedTuple):
   pretraining: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]  # run folder -> gin files and bindings
   arguments: tuple[str, ...]  # of every call of the training command
   pretraining_arguments: tuple[str, ...]
+  data_dir: str | None = None
 
   def __str__(self) -> str:
     alone, shared = sum(length.images for length in self.lengths), staging.images(self.stages)
@@ -47,7 +48,7 @@ def plan_study(gin_file: str, output: str | None = None, gin_params: Sequence[st
   Args:
     gin_file: file that binds Study (gin_configs/studies).
     output: folder for runs and report; None: runs/studies/<name of gin_file>. Pre-training goes to the folder
-      pretraining/ next to it, which studies share.
+      pretraining/ next to it, which studies share: <name>, or <name>-<digest> if that is of another configuration.
     gin_params: bindings of every run.
     study_params: bindings of the study itself, as 'Study.share_prefixes = False'.
     data_dir, pretraining_data_dir: folders of the data sets; None: those of the gin files.
@@ -59,14 +60,14 @@ def plan_study(gin_file: str, output: str | None = None, gin_params: Sequence[st
   """
   study = grid.read_study(gin_file, study_params)
   output = (output or '').rstrip('/') or f'runs/studies/{pathlib.PurePosixPath(gin_file).stem}'
-  pretrained = {name: os.path.join(os.path.dirname(output), 'pretraining', name) for name in study.pretraining}
+  pretrained = _pretraining_folders(study, os.path.join(os.path.dirname(output), 'pretraining'), pretraining_data_dir)
   trials = [trial._replace(files=(*trial.files, *run_files), params=(*trial.params, *gin_params))
             for trial in study.trials(pretrained)]
   lengths = [grid.length(trial, [f'DATA_DIR = {data_dir!r}'] if data_dir else []) for trial in trials]
   stages = staging.plan(trials, lengths, study.share_prefixes and share_prefixes)
   pretraining = {path: grid.split_words(study.pretraining[name], pretrained) for name, path in pretrained.items()}
   return StudyPlan(output, tuple(trials), tuple(lengths), tuple(stages), pretraining, _data_argument(data_dir),
-                   _data_argument(pretraining_data_dir))
+                   _data_argument(pretraining_data_dir), data_dir)
 
 
 def run_study(plan: StudyPlan, calibrate: bool = True) -> Comparison | None:
@@ -78,9 +79,15 @@ def run_study(plan: StudyPlan, calibrate: bool = True) -> Comparison | None:
     The comparison, None if no run has been evaluated.
 
   Raises:
-    UserError: pre-training or a stage failed; the other stages have been run and compared.
+    UserError: a run that is complete had other settings; or pre-training or a stage failed, and the other stages have
+      been run and compared.
   """
   runner = execution.Runner(plan.output, plan.arguments, lambda line: print(line, flush=True))
+  for stage in plan.stages:
+    if runner.done(stage):
+      trial = stage.trial
+      reuse.check_done(runner.folder(trial.name), trial.name, trial.files, trial.params, plan.data_dir,
+                       not stage.partial)
   for path, (files, params) in plan.pretraining.items():
     print(f'pre-training {path}', flush=True)
     runner.pretrain(path, files, params, plan.pretraining_arguments)
@@ -124,6 +131,15 @@ def submit_study(plan: StudyPlan, command: str, dry_run: bool = False) -> None:
     if not dry_run and subprocess.run(words).returncode:
       raise UserError(f'{trial.name}: the command above failed')
   print(f'when they are done: python -m rethink_tf.compare {" ".join(run_folders)}')
+
+
+def _pretraining_folders(study: Study, folder: str, data_dir: str | None) -> dict[str, str]:
+  """Return the run folder of each pre-training by name; one may start from those before it."""
+  found = {name: os.path.join(folder, name) for name in study.pretraining}
+  for name, words in study.pretraining.items():
+    files, params = grid.split_words(words, found)
+    found[name] = reuse.pretraining_folder(os.path.join(folder, name), files, params, data_dir)
+  return found
 
 
 def _data_argument(data_dir: str | None) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -105,11 +105,16 @@ def spread(batch_size: int, images_per_device: int, replicas: int) -> Devices:
   return Devices(replicas, share // images, images)
 
 
-def initialise(trainer: Trainer, initial_weights: PretrainedWeights | None, folder: RunFolder) -> Loaded | None:
+def initialise(trainer: Trainer, initial_weights: PretrainedWeights | None, folder: RunFolder,
+               classes: Sequence[str]) -> Loaded | None:
   """Load pre-trained weights, if any, into a run that has no checkpoint yet, and record which.
+
+  classes: their names, in order: those of the weights may have another one.
 
   Weights that continue another run's schedule set the iteration at which they stand.
   """
+  if hasattr(initial_weights, 'for_classes'):
+    initial_weights = initial_weights.for_classes(classes)
   loaded = initial_weights(trainer.detector) if initial_weights is not None else None
   refuse_frozen_random_layers(trainer.detector, loaded.variables if loaded is not None else frozenset())
   if loaded is not None:
@@ -140,7 +145,8 @@ def _restore_or_initialise(experiment: Experiment) -> dict[str, Any]:
   if state is not None:
     return state
   with experiment.strategy.scope():
-    loaded = initialise(experiment.trainer, experiment.initial_weights, experiment.folder)
+    names = [category.name for category in experiment.train_input.source.categories]
+    loaded = initialise(experiment.trainer, experiment.initial_weights, experiment.folder, names)
     if experiment.averages is not None:
       experiment.averages.restart()
   return {'progress': loaded.progress} if loaded is not None and loaded.progress else {}

@@ -17,7 +17,7 @@ from absl import logging
 from rethink_tf.errors import UserError
 from rethink_tf.redaction import redact
 from rethink_tf.storage.files import open_regular
-from rethink_tf.weights import detectron2, formats, own, torchvision_vgg
+from rethink_tf.weights import class_layers, detectron2, formats, own, torchvision_vgg
 from rethink_tf.weights.contents import BACKBONE, LINEAR, Array, Contents
 from rethink_tf.weights.detectron2 import Entry
 from rethink_tf.weights.tf_models import EPSILONS
@@ -54,11 +54,13 @@ class Loaded(NamedTuple):
   variables: frozenset[int]  # ids of the variables that were loaded
   step: int = 0  # iteration at which the run starts its schedule, for weights that continue another run
   progress: dict[str, Any] | None = None  # images, instances and pixels that run had seen
+  seen: dict[str, float] | None = None  # of the run of this package that trained them: the cost of pre-training
 
   def record(self) -> dict[str, Any]:
     """Return what a run folder records, as JSON."""
+    cost = {} if self.seen is None else {'seen': self.seen}
     return {'path': redact(self.path), 'format': self.format, 'licence': self.licence, 'sha256': self.sha256,
-            'arrays': len(self.names)}
+            'arrays': len(self.names), **cost}
 
 
 @gin.register
@@ -84,8 +86,14 @@ class PretrainedWeights:
       raise UserError(f'PretrainedWeights.epsilon = {epsilon!r}: use that of the BatchNorm in the file, {EPSILONS}')
     if not isinstance(path, str) or not path:
       raise UserError(f'PretrainedWeights.path = {path!r}: name a weight file with --weights=FILE')
+    self.classes: list[str] | None = None
     self.path, self.part, self.new, self.ignore = path, part, tuple(new), tuple(ignore)
     self.channels, self.stride_in_1x1, self.epsilon = channels, stride_in_1x1, epsilon
+
+  def for_classes(self, names: Sequence[str]) -> PretrainedWeights:
+    """Match the layers with an output per class by these names of the model's classes, if the file names its own."""
+    self.classes = list(names)
+    return self
 
   def __call__(self, detector: Model) -> Loaded:
     """Load the file; if anything does not match, nothing is loaded.
@@ -99,6 +107,7 @@ class PretrainedWeights:
     self._check_kind(contents)
     check_model(contents, detector)
     entries, arrays = self._tables(contents, detector)
+    arrays = class_layers.match(contents, arrays, self.classes, self.part, self.new)
     for pattern, names, parameter in [*((p, {*entries, *arrays}, 'new') for p in self.new),
                                       *((p, arrays, 'ignore') for p in self.ignore)]:
       if not fnmatch.filter(names, pattern):
@@ -107,7 +116,8 @@ class PretrainedWeights:
     new = (*self.new, *(name for name in entries if name.startswith('connectors/') and name not in arrays))
     names = detectron2.assign(entries, arrays, self.path, new, self.ignore)
     loaded = Loaded(self.path, contents.format, contents.licence, sha256(contents.checkpoint or self.path), names,
-                    frozenset(id(entries[name].variable) for name in names))
+                    frozenset(id(entries[name].variable) for name in names),
+                    seen=own.seen(contents.checkpoint) if contents.own else None)
     for note in contents.notes:
       logging.warning('%s: %s', self.path, note)
     logging.info('initial weights: %d arrays (%s) from %s, %s, sha256 %s; licence: %s', len(names), self.part,

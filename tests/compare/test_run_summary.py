@@ -38,6 +38,18 @@ def test_what_the_last_evaluation_did_not_score_is_noted(tmp_path):
   assert 's: its last evaluation scored 4 of 6 images.' in page.text
 
 
+def test_the_cost_of_pre_training_is_that_of_when_the_run_began(tmp_path):
+  """Whatever became of the folder of pre-training."""
+  (tmp_path / 'classifier').mkdir()
+  (tmp_path / 'classifier/metrics.jsonl').write_text(json.dumps({'kind': 'train', 'step': 99, 'images': 9999}) + '\n')
+  path = write(tmp_path / 'p', HALF, init=str(tmp_path / 'classifier'))
+  record = tmp_path / 'p/initial_weights.json'
+  record.write_text(json.dumps(json.loads(record.read_text()) | {'seen': {'images': 3, 'instances': 4, 'pixels': 5}}))
+  assert read_runs([path])[0].pretraining == (3, 4, 5)
+  record.write_text(json.dumps(json.loads(record.read_text()) | {'seen': {'images': 'many'}}))
+  assert read_runs([path])[0].pretraining.images == 9999
+
+
 def test_duplicate_folders_and_none_are_rejected(tmp_path):
   path = write(tmp_path / 's', HALF)
   with pytest.raises(UserError, match='named twice'):

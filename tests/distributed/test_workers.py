@@ -5,6 +5,9 @@ import time
 
 import pytest
 
+import rethink_tf
+from rethink_tf.distributed import workers
+from rethink_tf.distributed.strategy import _check_same_settings
 from rethink_tf.distributed.workers import ALONE, Workers, assemble
 from rethink_tf.errors import UserError, WorkerLost
 from rethink_tf.storage.run_folder import RunFolder
@@ -78,3 +81,11 @@ def test_a_port_in_use_is_a_user_error():
   with two_workers.socket.create_server(('', port)):
     with pytest.raises(UserError, match=f'the chief cannot listen on port {port} of TF_CONFIG'):
       assemble((f'127.0.0.1:{port}', 'b:1'), 0, 1)
+
+
+def test_another_version_of_the_package_is_another_configuration(monkeypatch):
+  chief = workers.software()
+  assert workers.software() == chief and f'rethink_tf {rethink_tf.__version__}' in chief
+  monkeypatch.setattr(rethink_tf, '__version__', '0.0.1')
+  with pytest.raises(UserError, match='rethink_tf 0.0.1 here; rethink_tf .* on the chief'):
+    _check_same_settings(chief, workers.software())

@@ -41,7 +41,7 @@ class Start:
   """A start with a schedule and data, as far as continuation sees it."""
 
   def __init__(self, folder, step, *bindings, allow_changes=False, train=8):
-    parse([], bindings)
+    parse([], ['KTimesSchedule.warmup_steps = 1', *bindings])
     gin.get_configurable(KTimesSchedule)()
     source = lambda n: types.SimpleNamespace(source=SyntheticSource(n, image_size=(90, 90)))  # noqa: E731
     self.folder, self.train_input, self.eval_input = folder, source(train), source(2)

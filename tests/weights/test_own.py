@@ -1,5 +1,7 @@
 """Run folders: whole detectors, their backbones and pre-trained classifiers, by the paths of their variables."""
 
+import pathlib
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -151,3 +153,9 @@ def test_bindings_of_invalid_values_are_ignored(line, field):
 
 def test_the_padding_of_a_run():
   assert own._bound("ResNet.padding = 'same'\n", 'padding') == 'same'
+
+
+def test_the_images_that_a_run_has_seen_are_in_its_checkpoint(tmp_path):
+  old = pathlib.Path(__file__).parents[1] / 'old_run/checkpoints/step-00000006'
+  assert own.seen(str(old)) == {'images': 24.0, 'instances': 117.0, 'pixels': 98304.0}
+  assert own.seen(str(tmp_path)) is None

@@ -1,0 +1,58 @@
+"""Run folders that a study finds: used with the same configuration, never with another one."""
+
+import gin
+import pytest
+
+from rethink_tf import experiment, gin_files
+from rethink_tf.errors import UserError
+from rethink_tf.storage import identity
+from rethink_tf.storage.run_folder import RunFolder
+from rethink_tf.study import reuse
+from rethink_tf.training.optimizers import SGD
+from rethink_tf.training.schedules import EpochSchedule
+
+FILES = ['gin_configs/pretraining/shapes.gin']
+
+
+@pytest.fixture
+def trained(tmp_path):
+  """Folder of a pre-training with a batch of 64."""
+  assert experiment.run  # registers what gin files name
+  gin_files.parse(FILES, ['BATCH_SIZE = 64'])
+  gin.get_configurable(EpochSchedule)(num_images=8000, batch_size=64)
+  gin.get_configurable(SGD)()
+  text = gin_files.operative_config() + '\nBATCH_SIZE = 64\nrun.batch_size = %BATCH_SIZE\nrun.log_every = 50\n'
+  gin.clear_config()
+  path = str(tmp_path / 'shapes')
+  identity.write(RunFolder(path), None, identity.of([], text, {}), 0)
+  return path
+
+
+def test_a_pre_training_of_another_configuration_gets_a_folder_of_its_own(trained):
+  assert reuse.pretraining_folder(trained, FILES, ['BATCH_SIZE = 64', 'run.log_every = 10']) == trained
+  other = reuse.pretraining_folder(trained, FILES, ['BATCH_SIZE = 32'])
+  assert other.startswith(f'{trained}-') and len(other) == len(trained) + 9
+  longer = ['BATCH_SIZE = 64', 'EpochSchedule.epochs = 24', 'EpochSchedule.drops = (16, 21)']
+  assert reuse.pretraining_folder(trained, FILES, longer) not in (trained, other)
+  assert reuse.pretraining_folder(trained, FILES, ['BATCH_SIZE = 32']) == other
+
+
+def test_defaults_count_as_well(trained):
+  found = reuse.differences(trained, FILES, ['BATCH_SIZE = 64', 'SGD.momentum = 0.5'])
+  assert [str(change) for change in found] == ['SGD.momentum 0.9 -> 0.5']
+
+
+def test_there_is_no_difference_from_nothing(tmp_path):
+  assert reuse.pretraining_folder(str(tmp_path / 'new'), FILES, []) == str(tmp_path / 'new')
+  (tmp_path / 'empty').mkdir()
+  assert reuse.pretraining_folder(str(tmp_path / 'empty'), FILES, []) == str(tmp_path / 'empty')
+
+
+def test_a_complete_run_of_other_settings_is_not_reused(trained):
+  reuse.check_done(trained, 'scratch_1x', FILES, ['BATCH_SIZE = 64'], None, True)
+  with pytest.raises(UserError, match='scratch_1x: was trained with other settings: .*run.batch_size 64 -> 32'):
+    reuse.check_done(trained, 'scratch_1x', FILES, [], None, True)
+  longer = ['BATCH_SIZE = 64', 'EpochSchedule.epochs = 24', 'EpochSchedule.drops = (16, 21)']
+  reuse.check_done(trained, 'scratch_1x', FILES, longer, None, False)
+  with pytest.raises(UserError, match='EpochSchedule.epochs 16 -> 24'):
+    reuse.check_done(trained, 'scratch_1x', FILES, longer, None, True)
