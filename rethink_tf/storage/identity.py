@@ -27,6 +27,7 @@ from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.redaction import redact
 from rethink_tf.storage import retries
 from rethink_tf.storage import settings as bindings
+from rethink_tf.storage.files import open_regular
 from rethink_tf.storage.run_folder import RunFolder
 
 FILE = 'identity.json'
@@ -184,7 +185,7 @@ def _text(folder: RunFolder, name: str) -> str | None:
   path = folder.join(name)
 
   def read_file() -> str:
-    with tf.io.gfile.GFile(path, 'rb') as file:
+    with open_regular(path) as file:
       return file.read().decode('utf-8', 'replace') if file.size() <= _MAX_BYTES else ''
 
   try:

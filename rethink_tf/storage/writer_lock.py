@@ -29,6 +29,7 @@ from absl import logging
 
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.storage import retries
+from rethink_tf.storage.files import open_regular
 from rethink_tf.storage.run_folder import RunFolder
 
 FILE = 'writer.json'
@@ -171,7 +172,7 @@ def read(folder: RunFolder) -> Holder | None:
   path = folder.join(FILE)
 
   def read_file() -> bytes:
-    with tf.io.gfile.GFile(path, 'rb') as file:
+    with open_regular(path) as file:
       return file.read(1 << 16)
 
   try:
