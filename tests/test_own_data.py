@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 
 import cv2
 import numpy as np
@@ -54,3 +55,16 @@ def test_the_commands_of_the_readme(my_images, tmp_path):
   lines = [json.loads(line) for line in (tmp_path / 'mine/metrics.jsonl').read_text().splitlines()]
   assert [line['step'] for line in lines if line['kind'] == 'train'] == [1, 2]
   assert 0 <= lines[-1]['box/AP'] <= 100
+
+
+@pytest.mark.parametrize('split, limit', [('train', 'TrainInput'), ('val', 'EvalInput')])
+def test_missing_images_are_known_before_the_first_step(my_images, tmp_path, split, limit):
+  data = shutil.copytree(my_images, tmp_path / 'data')
+  for name in ('000001.jpg', '000002.jpg'):
+    (data / split / name).unlink()
+  result = call('train', '--gin_file=gin_configs/demo.gin', '--gin_file=gin_configs/data/balloon.gin', *SMALL,
+                f'--data_dir={data}', f'--model_dir={tmp_path}/mine', cwd=ROOT)
+  assert result.returncode == 1
+  assert result.stderr.splitlines()[-1].startswith(f'error: data/{split}: 2 of ')
+  assert f'more than {limit}.max_unreadable = 0.1' in result.stderr and 'Traceback' not in result.stderr
+  assert 'trainable parameters' not in result.stderr  # the network is not built yet

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import posixpath
+import unicodedata
+from collections.abc import Sequence
 
 import tensorflow as tf
 
@@ -21,6 +23,23 @@ def list_names(folder: str) -> list[str]:
     return tf.io.gfile.listdir(folder)
   except UnicodeDecodeError as error:
     raise UserError(f'{folder}: the name of a file in it is not UTF-8 ({error.object[-60:]!r}): rename it') from error
+
+
+def find_files(folder: str, names: Sequence[str]) -> list[str | None]:
+  """Return the names of files below a folder as they are on the disk, None where one is missing.
+
+  Each folder is listed once, instead of a look-up for each file. A name with accents is found in either form of
+  Unicode: macOS stores them decomposed.
+  """
+  present = {}
+  for subfolder in {posixpath.dirname(name) for name in names}:
+    try:
+      listing = list_names(os.path.join(folder, subfolder))
+    except tf.errors.OpError:
+      continue
+    present |= {posixpath.join(subfolder, entry): None for entry in listing}
+  composed = {unicodedata.normalize('NFC', name): name for name in present if not name.isascii()}
+  return [name if name in present else composed.get(unicodedata.normalize('NFC', name)) for name in names]
 
 
 def inside(folder: str, name: str) -> str | None:

@@ -1,10 +1,10 @@
-"""Untrusted file names: paths outside the folder are rejected."""
+"""File names: paths outside the folder are rejected, files are found in either form of Unicode."""
 
 import os
 
 import pytest
 
-from rethink_tf.data.folders import inside, list_names
+from rethink_tf.data.folders import find_files, inside, list_names
 from rethink_tf.errors import UserError
 
 
@@ -37,3 +37,13 @@ def test_name_that_is_not_utf_8_is_reported(tmp_path):
   with pytest.raises(UserError, match=r'name of a file in it is not UTF-8 .*caf\\xe9') as error:
     list_names(str(tmp_path))
   assert '\n' not in str(error.value)
+
+
+def test_files_are_found_as_they_are_on_the_disk(tmp_path):
+  """In folders, by listing; accents decomposed, as macOS stores them, or composed."""
+  (tmp_path / 'a').mkdir()
+  composed, decomposed = 'caf\u00e9.jpg', 'cafe\u0301.jpg'
+  for name in (f'a/{decomposed}', 'plain.jpg', composed):
+    (tmp_path / name).touch()
+  assert find_files(str(tmp_path), [f'a/{composed}', 'plain.jpg', 'gone.jpg', 'b/plain.jpg', decomposed, composed]) == [
+    f'a/{decomposed}', 'plain.jpg', None, None, composed, composed]

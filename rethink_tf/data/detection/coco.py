@@ -20,7 +20,7 @@ from rethink_tf.data.categories import (
   without_keypoints,
 )
 from rethink_tf.data.detection.annotations import AnnotationReader, Annotations, FieldError
-from rethink_tf.data.folders import list_names
+from rethink_tf.data.folders import find_files
 from rethink_tf.data.images import MAX_PIXELS, ImageError, decode, read_bounded
 from rethink_tf.data.json_files import load_json
 from rethink_tf.data.keypoint_pairs import with_pairs
@@ -88,11 +88,13 @@ class CocoSource:
     positions = select(file, image_ids, self._table.num_usable, training, fraction, num_images, subset_seed,
                        self._table.num_visible if keypoints else None)
     self._folder = _join(data_dir, image_dir or split)
-    missing, self.left_out = _find_missing(self._folder, [file_names[i] for i in positions])
-    self.missing = [file_names[i] for i in positions[missing]]
-    self._positions = positions = positions[~missing]
+    names = [file_names[i] for i in positions]
+    found = find_files(self._folder, names)
+    self.left_out = _describe_missing(self._folder, names, found)
+    self.missing = [name for name, file in zip(names, found, strict=True) if file is None]
+    self._positions = positions = positions[[file is not None for file in found]]
     self.image_ids, self.sizes = image_ids[positions], sizes[positions]
-    self.file_names = [file_names[i] for i in positions]
+    self.file_names = [file for file in found if file is not None]
     self.num_instances, self.num_visible = self._table.num_usable[positions], self._table.num_visible[positions]
     logging.info('%s: %d images, %d instances, %d classes', self.name, len(positions), self.num_instances.sum(),
                  self.num_classes)
@@ -222,24 +224,17 @@ def _check_name(name: Any, where: str) -> str:
   return normal
 
 
-def _find_missing(folder: str, names: list[str]) -> tuple[np.ndarray, LeftOut]:
-  """Return which files are missing, bool [N], and a description of them; each folder is listed once."""
-  present = set()
-  for subfolder in {posixpath.dirname(name) for name in names}:
-    try:
-      listing = list_names(os.path.join(folder, subfolder))
-    except tf.errors.OpError:
-      continue
-    present.update(posixpath.join(subfolder, entry) for entry in listing)
-  missing = np.array([name not in present for name in names])
-  if missing.all():
+def _describe_missing(folder: str, names: list[str], found: list[str | None]) -> LeftOut:
+  """Return a description of the files that were not found; raises UserError if none was."""
+  missing = [name for name, file in zip(names, found, strict=True) if file is None]
+  if len(missing) == len(names):
     raise UserError(f'{folder}: none of the {len(names)} images was found (e.g. {names[0]}): set their folder with '
                     'coco.image_dir')
-  if not missing.any():
-    return missing, LeftOut({}, len(names))
-  examples = ', '.join(names[i] for i in np.flatnonzero(missing)[:3])
-  logging.warning('%s: %d of %d images are missing and left out, e.g. %s', folder, missing.sum(), len(names), examples)
-  return missing, LeftOut({f'missing, e.g. {examples}': int(missing.sum())}, len(names))
+  if not missing:
+    return LeftOut({}, len(names))
+  examples = ', '.join(missing[:3])
+  logging.warning('%s: %d of %d images are missing and left out, e.g. %s', folder, len(missing), len(names), examples)
+  return LeftOut({f'missing, e.g. {examples}': len(missing)}, len(names))
 
 
 def _merge_keypoints(reader: AnnotationReader, categories: tuple[Category, ...],
