@@ -36,7 +36,7 @@ while (($#)); do
     --print) print=true ;;
     -h | --help) usage && exit 0 ;;
     --) shift && break ;;
-    *) fail "unknown option $1: the command goes after --; see --help" ;;
+    *) fail "unknown option ${1%%=*}: the command goes after --; see --help" ;;
   esac
   shift
 done
@@ -72,10 +72,13 @@ tf_config() {  # of worker $1
 }
 
 if $print; then
+  root=$(cd "$(dirname "$0")/.." && pwd)
+  mapfile -d '' -t shown < <(PYTHONPATH=$root python3 -m rethink_tf.redaction "$@")
+  wait "$!" || fail '--print needs python3, to leave out credentials'
   for i in "${!addresses[@]}"; do
     echo "# ${addresses[i]}"
     printf "TF_CONFIG='%s'" "$(tf_config "$i")"
-    printf ' %q' "$@"
+    printf ' %q' "${shown[@]}"
     echo
   done
   exit 0

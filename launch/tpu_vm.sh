@@ -64,7 +64,7 @@ while (($#)); do
     --dry_run) dry_run=true ;;
     -h | --help) usage && exit 0 ;;
     --) shift && break ;;
-    *) fail "unknown option $1: arguments of training go after --; see --help" ;;
+    *) fail "unknown option ${1%%=*}: arguments of training go after --; see --help" ;;
   esac
   shift
 done
@@ -111,9 +111,18 @@ copy_checkout() {
   tpu ssh "${place[@]}" --command='mkdir -p rethink_tf && tar -xzf rethink_tf.tar.gz -C rethink_tf'
 }
 
+shown() {  # the arguments of training, without credentials in a dry run
+  arguments=("$@")
+  if $dry_run; then
+    mapfile -d '' -t arguments < <(PYTHONPATH=$root python3 -m rethink_tf.redaction "$@")
+    wait "$!" || fail '--dry_run needs python3, to leave out credentials'
+  fi
+}
+
 follow() {
-  tpu ssh "${place[@]}" \
-    --command="bash rethink_tf/launch/tpu_vm.sh --on_the_vm$(printf ' %q' "$@" --gin_file=gin_configs/runtime/tpu.gin)"
+  shown "$@"
+  arguments+=(--gin_file=gin_configs/runtime/tpu.gin)
+  tpu ssh "${place[@]}" --command="bash rethink_tf/launch/tpu_vm.sh --on_the_vm$(printf ' %q' "${arguments[@]}")"
 }
 
 scratch=$(mktemp -d)

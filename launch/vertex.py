@@ -172,7 +172,8 @@ def _check(request):
   if request.hosts > 1 and request.accelerator.startswith('TPU'):
     raise UserError(f'--hosts={request.hosts}: only slices of one TPU host are supported here')
   _check_access(request)
-  for value in (*request.gin_params, request.model_dir, request.data_dir or '', request.weights or '', request.image):
+  given = [value for value in request if isinstance(value, str)]
+  for value in (*request.gin_files, *request.gin_params, *given):
     if redact(value) != value:
       raise UserError(f'{redact(value)} holds a credential, which everybody who sees the job could read: give the '
                       "job's --service_account access instead")

@@ -10,7 +10,7 @@ import pytest
 
 from rethink_tf.errors import UserError
 from rethink_tf.process import as_command
-from rethink_tf.redaction import RedactingFilter, redact
+from rethink_tf.redaction import RedactingFilter, redact, redact_arguments
 from rethink_tf.storage.run_folder import RunFolder
 
 SECRET = 'Zm9vYmFyL3NlY3JldA-42'
@@ -30,13 +30,23 @@ SECRET = 'Zm9vYmFyL3NlY3JldA-42'
   f'--token={SECRET}', f"--gin_param=API_KEY = '{SECRET}'", f'{{"password": "{SECRET}", "a": 1}}', f'secret: {SECRET}',
   f'password = "with spaces {SECRET}"', f'Authorization: Bearer {SECRET}',
   f'"authorization": "Basic {SECRET}"', f'bearer {SECRET}', f'access_key={SECRET}, b',
+  f'https://user:pa/{SECRET}@host.example/x', f'https://host.example/cb#access_token={SECRET}',
+  f'https://host.example/w?sig=a%2B{SECRET}%3D&se=1', f'https://host.example/u?u=https%3A%2F%2Fo%3Fsig%3Da%2B{SECRET}',
+  f'Authorization: Token {SECRET}', f'"Authorization": "Token a {SECRET}", "a": 1', f'Cookie: a=1; session={SECRET}',
+  f'Authorization: Digest username="me", response="{SECRET}"', f'PRIVATE-TOKEN: {SECRET}', f'X-API-Key: {SECRET}',
+  f'X.pwd = "{SECRET}"', f"X.auth = '{SECRET}'", f"X.tokens = ['a', '{SECRET}']",
+  f'{{"passwords": {{"a": "{SECRET}"}}}}',
+  f"X.password = \\\n    '{SECRET}'", f"X.password = \\\n    ('some words '\n     '{SECRET}')",
+  f"password = '''a{SECRET}'''", f"password = 'it\\'s {SECRET}'", f'--password=a,b;{SECRET} c',
+  f'AccountKey={SECRET}==;E=1', 'AKIA' + 'C2C2' * 4, 'glpat-' + 'c2' * 10, 'npm_' + 'b1' * 18, 'sk-proj-' + 'a0' * 20,
+  'sk-' + 'a0' * 20, 'pypi-' + 'b1' * 20, 'GOCSPX-' + 'd3' * 14, 'nvapi-' + 'd3' * 30,
   'ya29.' + 'a0' * 20, 'hf_' + 'b1' * 17, 'ghp_' + 'c2' * 18, 'AIza' + 'd3' * 18,
   f'-----BEGIN RSA PRIVATE KEY-----\n{SECRET}\n{SECRET}\n-----END RSA PRIVATE KEY-----',
 ])
 def test_credentials_are_hidden(text):
   hidden = redact(text)
   assert '***' in hidden and SECRET not in hidden
-  assert not any(token in hidden for token in ('a0a0', 'b1b1', 'c2c2', 'd3d3'))
+  assert not any(token in hidden for token in ('a0a0', 'b1b1', 'c2c2', 'C2C2', 'd3d3'))
   assert redact(hidden) == hidden
 
 
@@ -44,6 +54,10 @@ def test_credentials_are_hidden(text):
   (f'cannot open https://me:{SECRET}@host.example:8080/a/b?x=1: no such file',
    'cannot open https://***@host.example:8080/a/b?x=1: no such file'),
   (f'https://host.example/w?a=1&X-Goog-Signature={SECRET}&b=2', 'https://host.example/w?a=1&X-Goog-Signature=***&b=2'),
+  (f'see https://host.example/w?sig={SECRET}%3D: no such file', 'see https://host.example/w?sig=***: no such file'),
+  (f"a.pwd = \\\n    '{SECRET}'\nb = 2", "a.pwd = \\\n    '***'\nb = 2"),
+  (f"a.tokens = ('{SECRET}', 'b')\nb = 2", "a.tokens = '***'\nb = 2"),  # gin can still read it
+  (f'{{"passwords": ["{SECRET}"], "b": 2}}', '{"passwords": "***", "b": 2}'),
   (f"TOKEN = '{SECRET}'\nSCHEDULE = 6", "TOKEN = '***'\nSCHEDULE = 6"),
 ])
 def test_surrounding_text_is_unchanged(text, hidden):
@@ -54,6 +68,8 @@ def test_surrounding_text_is_unchanged(text, hidden):
   '', '--gin_file=gin_configs/scratch_6x.gin', "--gin_param=BATCH_SIZE = 8", '--model_dir=gs://bucket/runs/6x',
   'gs://bucket/data@2026/coco', 'projects/7/locations/us-central1/tensorboards/9', "WEIGHTS = 'R-50-GN.pkl'",
   'train.AnchorSampler.batch_size = 256', 'tokens of 12 words, signature of f: (x)', 'https://host.example/a?b=1&c=2',
+  'https://host.example:8080/path@2', 'Part.max_tokens = 4096', 'Part.token = None', 'Part.password = %PASSWORD',
+  'tokenizer = 3', 'Part.bypass = True', "Part.author = 'me'",
   'mail me@host.example', "strategy.kind = 'multi_worker'", 'key = 3', 'a basic understanding of 10',
   'the bearer understandably-moved', "unexpected token: 'a' (line 3)",
 ])
@@ -62,8 +78,17 @@ def test_other_text_is_unchanged(text):
 
 
 def test_hostile_text_takes_linear_time():
-  for text in ('token' * 20_000, 'a-' * 50_000, 'a://' * 20_000, '?' * 100_000, '"' * 100_000 + 'token="'):
+  for text in ('token' * 20_000, 'a-' * 50_000, 'a://' * 20_000, '?' * 100_000, '"' * 100_000 + 'token="',
+               'a://b:' * 20_000, 'cookie: ' * 10_000, 'token=[' * 10_000, "token='''a'''" * 8_000,
+               "token='a' " * 10_000, "token='" * 10_000, "token='a'" + " 'a'" * 20_000,
+               'authorization: ' * 8_000, 'sk-' * 30_000):
     assert redact(text) is not None  # a backtracking pattern would not return
+
+
+def test_arguments():
+  given = ['train', '--token', SECRET, f'--weights=https://me:{SECRET}@host.example/w', '--x', 'y']
+  assert redact_arguments(given) == [
+    'train', '--token', '***', '--weights=https://***@host.example/w', '--x', 'y']
 
 
 def test_log_lines_and_their_tracebacks_are_redacted():

@@ -35,7 +35,7 @@ from tensorflow.core.util import event_pb2
 
 import rethink_tf
 from rethink_tf.errors import UserError, in_one_line
-from rethink_tf.redaction import redact
+from rethink_tf.redaction import redact, redact_arguments
 from rethink_tf.storage import files, retries
 from rethink_tf.storage.files import open_regular
 
@@ -266,7 +266,7 @@ class RunFolder:
   def save_provenance(self, argv: Sequence[str], operative_config: str) -> None:
     """Write config.gin and command.json; the records of earlier starts are kept in the latter."""
     record = {
-      'argv': [redact(argument) for argument in argv],
+      'argv': redact_arguments(argv),
       'versions': versions(),
       'git_commit': git_commit(),
       'started': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),

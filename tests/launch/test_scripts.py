@@ -266,6 +266,16 @@ def test_tpu_vm_stays_when_training_fails(cloud):
   assert result.returncode == 0 and verbs.count('create') == 1 and verbs.count('scp') == 1 and len(trainings) == 2
 
 
+@pytest.mark.parametrize('command', [
+  [TPU_VM, '--name=six', '--zone=us-central1-a', '--type=v3-8', '--dry_run', '--', '--model_dir=gs://bucket/x'],
+  [MULTI_WORKER, '--workers=2', '--print', '--', 'train']], ids=['tpu_vm', 'multi_worker'])
+def test_printed_commands_hold_no_credentials(command):
+  result = call(*command, "--gin_param=X.pwd = 'hun ter2'", '--weights=https://me:hun/ter2@host.example/w', '--token',
+                'hunter2', '--gin_file=a b.gin')
+  assert result.returncode == 0 and 'ter2' not in result.stdout + result.stderr
+  assert 'host.example/w' in result.stdout and 'X.pwd' in result.stdout
+
+
 def test_tpu_vm_dry_run_runs_nothing(cloud):
   result, verbs, trainings, _ = cloud(options=['--dry_run', '--keep'])
   assert result.returncode == 0 and verbs == trainings == []

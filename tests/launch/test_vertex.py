@@ -144,6 +144,7 @@ def test_no_accelerator():
   ({'service_account': 'me'}, '--service_account=me'), ({'tensorboard': '123'}, '--tensorboard=123'),
   ({'tensorboard': TENSORBOARD}, '--tensorboard needs a --service_account'), ({'network': 'default'}, '--network='),
   ({'gin_params': ["x.token = 'abc'"]}, "x.token = '***' holds a credential"),
+  ({'name': 'x?token=abc'}, 'holds a credential'), ({'gin_files': ['gs://b/x.gin?token=abc']}, 'holds a credential'),
   ({'weights': 'gs://b/w?X-Goog-Signature=0badc0de'}, 'holds a credential'),
 ])
 def test_an_invalid_request_is_one_line(changes, words):
