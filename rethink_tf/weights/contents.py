@@ -118,6 +118,9 @@ def architecture_of(arrays: Mapping[str, Array], path: str) -> Architecture:
   missing = [name for name in needed if name not in arrays]
   if missing:
     raise UserError(f'{path}: holds no ResNet backbone ({missing[0]} is not in it): give a file of a ResNet or ResNeXt')
+  if 'res2.0.conv2.weight' not in arrays and 'res2.0.conv3.weight' in arrays:
+    raise UserError(f'{path}: a ResNet with other blocks (Res2Net, ResNeSt, SKNet), which are not built here: use a '
+                    'plain ResNet or ResNeXt')
   if 'res2.0.conv3.weight' not in arrays or 'res2.0.conv2.weight' not in arrays:
     raise UserError(f'{path}: a ResNet of basic blocks (18 or 34 layers): only bottleneck ResNets (50 and more) are '
                     'built here')

@@ -7,6 +7,7 @@ last, y comes first and the background is class 0. Every layout rule below was v
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -37,6 +38,10 @@ if TYPE_CHECKING:
   from rethink_tf.models.resnet import ResNet
 
 Convert = Callable[[np.ndarray], np.ndarray]
+
+# Words of `__author__` in files of scripts that rename torchvision's and self-supervised networks.
+_CONVERTERS = frozenset('torchvision moco openselfsup mmselfsup solo simsiam byol densecl swav dino barlow vissl '
+                        'pixpro mmaction2'.split())
 
 # Constants of a Detectron2 model that some versions store with its weights.
 NOT_WEIGHTS = ('*.cell_anchors.*', 'pixel_mean', 'pixel_std', '*.num_batches_tracked')
@@ -82,7 +87,7 @@ def contents(arrays: Mapping[str, Array], path: str, container: str, author: str
   Raises:
     UserError: not a ResNet.
   """
-  constants = tuple(name for name in arrays if _matches(name, NOT_WEIGHTS))
+  constants = tuple(name for name in arrays if _matches(name, NOT_WEIGHTS) or _is_head(name, arrays, author))
   weights = {_full(name): array for name, array in arrays.items() if name not in constants}
   detector = any(name.startswith(('proposal_generator.', 'roi_heads.', 'backbone.fpn_')) for name in weights)
   if not detector:
@@ -96,7 +101,7 @@ def contents(arrays: Mapping[str, Array], path: str, container: str, author: str
   elif norm == 'gn':
     norm, notes = None, ('norms without statistics: GN or folded BN, which the file does not specify',)
   found = found._replace(norm=norm, architecture=architecture_of(backbone, path), notes=notes)
-  if author == 'torchvision':  # written by Detectron2's converter of torchvision's files
+  if is_converted(author, arrays):
     return found._replace(channels='rgb', stride_in_1x1=False, pixel_mean=DETECTRON2_MEAN, pixel_std=TORCH_STD)
   mean, std = (arrays.get(name) for name in ('pixel_mean', 'pixel_std'))
   if mean is not None and std is not None and np.size(mean) == np.size(std) == 3:
@@ -106,6 +111,23 @@ def contents(arrays: Mapping[str, Array], path: str, container: str, author: str
     if channels is not None:
       return found._replace(channels=channels, pixel_mean=mean[::step], pixel_std=std[::step])
   return found
+
+
+def _is_head(name: str, arrays: Mapping[str, Array], author: str) -> bool:
+  """Return whether a name is of a head of self-supervision, which a converter has put under the stem."""
+  if re.fullmatch(r'stem\.fc\.(?:weight|bias)', name):
+    return bool(author) and author.lower() != 'torchvision'
+  return bool(re.match(r'stem\.(?:fc\.\d|projection|projector|predictor|prototypes|head|queue)', name))
+
+
+def is_converted(author: str, names: Collection[str]) -> bool:
+  """Return whether a script has renamed a network of torchvision's names, which takes RGB, without its configuration.
+
+  Detectron2's own script and MoCo's name themselves; they and their descendants leave the classifier, or the head of
+  self-supervision, under the stem.
+  """
+  words = set(re.split(r'[^a-z0-9]+', author.lower()))
+  return bool(words & _CONVERTERS) or any(name.startswith('stem.fc.') for name in names)
 
 
 def _full(name: str) -> str:

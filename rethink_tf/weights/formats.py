@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -17,30 +17,40 @@ from rethink_tf.weights import (
   detectron,
   detectron2,
   keras_applications,
+  openmmlab,
   own,
   pickles,
   safetensors_files,
+  state_dicts,
   tf_models,
   torch_files,
   torchvision,
   torchvision_vgg,
+  transformers_resnet,
 )
-from rethink_tf.weights.contents import Contents, check_arrays
-from rethink_tf.weights.placeholders import printable
+from rethink_tf.weights.contents import Array, Contents
+from rethink_tf.weights.placeholders import Opaque, printable
 
 _TORCH_MAGIC = b'\x8a\x0a' + torch_files.MAGIC.to_bytes(10, 'little')
 KNOWN = ('Detectron and Detectron2 .pkl, .pth of torch (torchvision, WSL, Detectron2), .safetensors, '
          'keras.applications .h5, checkpoints of tf-models-official, run folders of this package')
 
 
-def read(path: str) -> Contents:
+class Choice(NamedTuple):
+  """Which of several networks in a file is read: the dictionary that holds it, and the prefix of its names."""
+
+  dictionary: str | None = None
+  prefix: str | None = None
+
+
+def read(path: str, choice: Choice | None = None) -> Contents:
   """Return the contents of a weight file, a TensorFlow checkpoint (its prefix, or one of its files) or a run folder.
 
   Raises:
     UserError: missing, damaged, of an unknown format, or a pickle that could run code.
   """
   try:
-    return _read(path)
+    return _read(path, choice or Choice())
   except (tf.errors.OpError, OSError) as error:
     reason = printable(in_one_line(error))
     raise UserError(f'{path}: cannot be read ({reason}): give the path of a weight file') from error
@@ -48,7 +58,7 @@ def read(path: str) -> Contents:
     raise UserError(printable(str(error))) from error
 
 
-def _read(path: str) -> Contents:
+def _read(path: str, choice: Choice) -> Contents:
   if tf.io.gfile.isdir(path):
     return own.read(path)
   prefix = checkpoint_prefix(path)
@@ -56,7 +66,7 @@ def _read(path: str) -> Contents:
     return tf_models.read(prefix, path)
   if not tf.io.gfile.exists(path):
     raise UserError(f'{path}: no such file: give the path of a weight file or a run folder')
-  return _read_file(_local(path), path)
+  return _read_file(_local(path), path, choice)
 
 
 def checkpoint_prefix(path: str) -> str | None:
@@ -78,44 +88,58 @@ def _local(path: str) -> str:
   return local
 
 
-def _read_file(local: str, path: str) -> Contents:
+def _read_file(local: str, path: str, choice: Choice) -> Contents:
   files.require_regular(local)
   with open(local, 'rb') as file:
     head = file.read(1024)
   if head[:4] == b'PK\x03\x04':
-    return _named(torch_files.load(local), path, '.pth (zip)')
+    return _named(torch_files.load(local), path, '.pth (zip)', choice)
   if head[:1] == b'\x80' and head[2:14] == _TORCH_MAGIC:
-    return _named(torch_files.load(local), path, '.pth (before torch 1.6)')
+    return _named(torch_files.load(local), path, '.pth (before torch 1.6)', choice)
   if head[:8] == b'\x89HDF\r\n\x1a\n':
     return keras_applications.read(local)._replace(path=path)
   if head[8:9] == b'{' and int.from_bytes(head[:8], 'little') < 1 << 32:
-    return _named(safetensors_files.load(local), path, '.safetensors')
+    return _named(safetensors_files.load(local), path, '.safetensors', choice)
   if head[257:262] == b'ustar':
     raise UserError(f'{path}: the tar container of the oldest torch is not read: load and save it again with torch')
   if head[:1] in (b'\x80', b'(', b'}', b'c') and len(head) > 1:
-    return _named(pickles.load(local), path, '.pkl')
+    return _named(pickles.load(local), path, '.pkl', choice)
   problem = 'is empty' if not head else \
     'is a web page, not weights' if head.lstrip()[:5].lower() in (b'<!doc', b'<html') else 'has an unknown format'
   raise UserError(f'{path}: {problem}: known are {KNOWN}')
 
 
-def _named(content: Any, path: str, container: str) -> Contents:
+def _named(content: Any, path: str, container: str, choice: Choice) -> Contents:
   """Return the contents of an unpacked container, recognized by the names of its arrays."""
   if detectron.recognizes(content):
     return detectron.contents(content, path)
-  author = content.get('__author__') if isinstance(content, Mapping) else None
-  for wrapper in ('model', 'state_dict'):
-    if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-      content = content[wrapper]
+  if isinstance(content, Opaque):
+    raise UserError(f'{path}: holds an object ({content.name}), not a dictionary of arrays: save the state_dict() of '
+                    'the network')
   if not isinstance(content, Mapping) or not content:
     raise UserError(f'{path}: holds no dictionary of arrays: known are {KNOWN}')
-  check_arrays(content, path)
-  arrays = {name.removeprefix('module.'): array for name, array in content.items()}
+  found = state_dicts.find(content, path, *choice)
+  author = content.get('__author__')
+  contents = _network(found.arrays, path, container, author if isinstance(author, str) else '')
+  contents = openmmlab.configured(contents, content)
+  return contents._replace(ignored=contents.ignored + found.ignored, notes=contents.notes + found.notes)
+
+
+def _network(arrays: Mapping[str, Array], path: str, container: str, author: str) -> Contents:
   if detectron2.recognizes(arrays):
-    return detectron2.contents(arrays, path, container, author if isinstance(author, str) else '')
+    return detectron2.contents(arrays, path, container, author)
   if torchvision.recognizes(arrays):
     return torchvision.contents(arrays, path, container)
+  if torchvision.recognizes_children(arrays):
+    return torchvision.contents({torchvision.renamed(name): array for name, array in arrays.items()}, path, container)
+  if transformers_resnet.recognizes(arrays):
+    arrays = {transformers_resnet.renamed(name): array for name, array in arrays.items()}
+    return torchvision.contents(arrays, path, container, 'transformers')
   if torchvision_vgg.recognizes(arrays):
     return torchvision_vgg.contents(arrays, path, container)
+  if any(name.endswith('layer1.0.conv1.weight') for name in arrays):
+    raise UserError(f'{path}: a ResNet with another stem than one 7x7 convolution (ResNet-C, D, T and similar), which '
+                    'is not built here: use a plain ResNet')
   raise UserError(f'{path}: the names of its {len(arrays)} arrays ({", ".join(map(excerpt, list(arrays)[:3]))}, …) '
-                  f'belong to no known network: known are {KNOWN}')
+                  f'belong to no known network: known are {KNOWN}; of other wrappers set PretrainedWeights.dictionary '
+                  'and PretrainedWeights.prefix')

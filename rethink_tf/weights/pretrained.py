@@ -38,8 +38,6 @@ _NORMS = {  # norm of the file -> norms of the model that it fits, and the error
              '(gin_configs/norms/frozen_bn.gin), or for SyncBN give an unfolded file (torchvision, Detectron2)'),
   'gn': (('gn',), 'holds GroupNorm: set NORM = @group_norm (gin_configs/norms/gn.gin)'),
   'none': (('none',), 'holds no norms: set NORM = @no_norm (gin_configs/norms/none.gin)'),
-  None: (('gn', 'frozen_bn'), 'holds norms without statistics (GroupNorm or folded BatchNorm): set NORM = @group_norm, '
-         'or ResNet.norm = @frozen_batch_norm (gin_configs/norms/frozen_bn.gin)'),
 }
 
 
@@ -69,26 +67,34 @@ class PretrainedWeights:
 
   path: a file, a TensorFlow checkpoint or a run folder. part: 'backbone'; 'detector' for a whole trained one;
   'detector_backbone' for the backbone of a detector; 'classifier' for a backbone with its fully connected layer.
-  channels ('rgb', 'bgr'), stride_in_1x1, epsilon (of BatchNorm): for files that do not record them; they override those
-  of the file.
+  dictionary, prefix: of several networks in a checkpoint, the one that is read ('model_ema', 'module.encoder_k.').
+  channels ('rgb', 'bgr'), stride_in_1x1, epsilon (of BatchNorm), norm ('gn', 'folded'): for files that do not record
+  them; but for the norm, they override those of the file.
   new: patterns of the model's names that are not loaded, even if the file has them ('roi_heads.box_predictor.*':
   other classes). ignore: patterns of names in the file that are not loaded.
   A composite of several backbones (CBNet, section 3) loads the same file into each; its connectors are not loaded.
   """
 
   def __init__(self, path: str, part: str = 'backbone', channels: str | None = None, stride_in_1x1: bool | None = None,
-               epsilon: float | None = None, new: Sequence[str] = (), ignore: Sequence[str] = ()):
+               epsilon: float | None = None, norm: str | None = None, dictionary: str | None = None,
+               prefix: str | None = None, new: Sequence[str] = (), ignore: Sequence[str] = ()):
     if part not in PARTS:
       raise UserError(f'PretrainedWeights.part = {part!r}: use one of {", ".join(PARTS)}')
     if channels not in ('rgb', 'bgr', None):
       raise UserError(f"PretrainedWeights.channels = {channels!r}: use 'rgb' or 'bgr', or None if the file records it")
     if epsilon is not None and not 0 < epsilon < 1:
       raise UserError(f'PretrainedWeights.epsilon = {epsilon!r}: use that of the BatchNorm in the file, {EPSILONS}')
+    if norm not in ('gn', 'folded', None):
+      raise UserError(f"PretrainedWeights.norm = {norm!r}: use 'gn' or 'folded', or None if the file records it")
+    for name, value in (('dictionary', dictionary), ('prefix', prefix)):
+      if not isinstance(value, str | None):
+        raise UserError(f'PretrainedWeights.{name} = {value!r}: use a text, as in the file')
     if not isinstance(path, str) or not path:
       raise UserError(f'PretrainedWeights.path = {path!r}: name a weight file with --weights=FILE')
     self.classes: list[str] | None = None
     self.path, self.part, self.new, self.ignore = path, part, tuple(new), tuple(ignore)
-    self.channels, self.stride_in_1x1, self.epsilon = channels, stride_in_1x1, epsilon
+    self.channels, self.stride_in_1x1, self.epsilon, self.norm = channels, stride_in_1x1, epsilon, norm
+    self.choice = formats.Choice(dictionary, prefix)
 
   def for_classes(self, names: Sequence[str]) -> PretrainedWeights:
     """Match the layers with an output per class by these names of the model's classes, if the file names its own."""
@@ -101,10 +107,11 @@ class PretrainedWeights:
     Raises:
       UserError: file and model differ: it names the gin binding to set, or the names that differ.
     """
-    return self._load(self._overridden(formats.read(self.path)), detector)
+    contents = formats.read(self.path, self.choice)
+    self._check_kind(contents)
+    return self._load(self._overridden(contents), detector)
 
   def _load(self, contents: Contents, detector: Model) -> Loaded:
-    self._check_kind(contents)
     check_model(contents, detector)
     entries, arrays = self._tables(contents, detector)
     arrays = class_layers.match(contents, arrays, self.classes, self.part, self.new)
@@ -126,7 +133,10 @@ class PretrainedWeights:
 
   def _overridden(self, contents: Contents) -> Contents:
     """Return the contents with what the arguments override; all of it must be known then."""
-    for name in ('channels', 'stride_in_1x1', 'epsilon'):
+    if self.norm is not None and contents.norm not in (self.norm, None):
+      raise UserError(f'{self.path}: holds norms of the kind {contents.norm!r}: leave out PretrainedWeights.norm = '
+                      f'{self.norm!r}')
+    for name in ('channels', 'stride_in_1x1', 'epsilon', 'norm'):
       argument, recorded = getattr(self, name), getattr(contents, name)
       if argument is not None and recorded is not None and argument != recorded:
         logging.warning('%s: %s = %r overrides %r of the file', self.path, name, argument, recorded)
@@ -141,6 +151,9 @@ class PretrainedWeights:
     if contents.epsilon is None:
       raise UserError(f'{self.path}: does not record the epsilon of its BatchNorm: set PretrainedWeights.epsilon = '
                       f'{EPSILONS}')
+    if contents.norm is None and contents.architecture is not None:
+      raise UserError(f'{self.path}: does not record its norms, which are without statistics: set '
+                      "PretrainedWeights.norm = 'gn' (GroupNorm) or 'folded' (BatchNorm as a fixed scale and shift)")
     return contents
 
   def _check_kind(self, contents: Contents) -> None:
@@ -210,9 +223,9 @@ def match_norms(contents: Contents, entries: Mapping[str, Entry], arrays: Mappin
   for name, entry in entries.items():
     if not name.startswith((f'{prefix}stem.', f'{prefix}res')):
       continue
-    if name.endswith('.norm.running_mean') and name not in arrays and contents.norm in ('folded', None):
+    if name.endswith('.norm.running_mean') and name not in arrays and contents.norm == 'folded':
       arrays[name] = np.zeros(entry.variable.shape, np.float32)
-    elif name.endswith('.norm.running_var') and name not in arrays and contents.norm in ('folded', None):
+    elif name.endswith('.norm.running_var') and name not in arrays and contents.norm == 'folded':
       arrays[name] = np.full(entry.variable.shape, 1.0 - epsilon, np.float32)
     elif name.endswith('.norm.running_var') and epsilon != contents.epsilon:
       difference = np.float32(contents.epsilon - epsilon)

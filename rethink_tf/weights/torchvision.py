@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 
+from rethink_tf.weights import config_json
 from rethink_tf.weights.contents import DETECTRON2_MEAN, TORCH_STD, Array, Contents, architecture_of, norm_of
 
 _RULES = (
@@ -16,6 +17,7 @@ _RULES = (
   (re.compile(r'(layer[1-4]\.\d+)\.downsample\.1\.(weight|bias|running_mean|running_var)'), r'\1.shortcut.norm.\2'),
   (re.compile(r'fc\.(weight|bias)'), r'linear.\1'),
 )
+_CHILDREN = {'0': 'conv1', '1': 'bn1', '4': 'layer1', '5': 'layer2', '6': 'layer3', '7': 'layer4', '9': 'fc'}
 _WSL = {8: '32x8d', 16: '32x16d', 32: '32x32d', 48: '32x48d'}
 
 
@@ -24,11 +26,22 @@ def recognizes(names: Collection[str]) -> bool:
   return 'conv1.weight' in names and 'layer1.0.conv1.weight' in names
 
 
-def contents(arrays: Mapping[str, Array], path: str, container: str) -> Contents:
+def recognizes_children(names: Collection[str]) -> bool:
+  """Return whether names are those of nn.Sequential(*list(resnet.children())[:-1])."""
+  return '0.weight' in names and '4.0.conv1.weight' in names
+
+
+def renamed(name: str) -> str:
+  """Return torchvision's name of an array of such children: 4.0.conv1.weight -> layer1.0.conv1.weight."""
+  child, _, rest = name.partition('.')
+  return f'{_CHILDREN[child]}.{rest}' if child in _CHILDREN else name
+
+
+def contents(arrays: Mapping[str, Array], path: str, container: str, names: str = 'torchvision') -> Contents:
   """Return the contents of a state dict; unknown names are kept, for the loader to refuse.
 
   Raises:
-    UserError: not a ResNet of bottleneck blocks.
+    UserError: not a ResNet of bottleneck blocks, or a variant by the config.json beside the file.
   """
   converted, ignored = {}, []
   for name, array in arrays.items():
@@ -37,13 +50,20 @@ def contents(arrays: Mapping[str, Array], path: str, container: str) -> Contents
     else:
       converted[canonical(name)] = array
   architecture = architecture_of(converted, path)
-  notes = ('mean and standard deviation are torchvision\'s: they are not in the file',)
+  config = config_json.beside(path, architecture)
+  norm, notes = norm_of(list(converted)), config.notes
+  if norm == 'gn':  # or a folded BatchNorm, or one whose statistics were not saved
+    norm = config.norm
+    notes += ('norms without statistics: GroupNorm or folded BatchNorm, which the file does not specify; or BatchNorm '
+              'whose statistics were not saved',) if norm is None else ()
+  if config.pixel_mean is None:
+    notes += ('mean and standard deviation are torchvision\'s: they are not in the file',)
   licence = 'BSD-3-Clause for torchvision\'s own weights'
   if architecture.depth == 101 and architecture.groups == 32 and architecture.width_per_group in _WSL:
     licence += '; CC BY-NC 4.0 (no commercial use) for the WSL and SWSL weights of this architecture'
-  return Contents(path, f'torchvision names in {container}', 'backbone', converted, norm_of(list(converted)),
-                  architecture, 'rgb', False, DETECTRON2_MEAN, TORCH_STD, licence=licence, ignored=tuple(ignored),
-                  notes=notes)
+  return Contents(path, f'{names} names in {container}', 'backbone', converted, norm, architecture, 'rgb',
+                  bool(config.stride_in_1x1), config.pixel_mean or DETECTRON2_MEAN, config.pixel_std or TORCH_STD,
+                  licence=licence, ignored=tuple(ignored), notes=notes)
 
 
 def canonical(name: str) -> str:

@@ -138,6 +138,37 @@ def torchvision_names(arrays):
   return found
 
 
+def transformers_names(arrays):
+  """torchvision's names -> those of ResNetForImageClassification."""
+  found = {}
+  for name, array in arrays.items():
+    name = re.sub(r'^conv1', 'embedder.embedder.convolution', name)
+    name = re.sub(r'^bn1', 'embedder.embedder.normalization', name)
+    name = re.sub(r'^layer(\d)\.(\d+)', lambda m: f'encoder.stages.{int(m[1]) - 1}.layers.{m[2]}', name)
+    name = name.replace('downsample.0', 'shortcut.convolution').replace('downsample.1', 'shortcut.normalization')
+    name = re.sub(r'\.(?:conv|bn)(\d)\.', lambda m: f'.layer.{int(m[1]) - 1}.' + (
+      'convolution.' if 'conv' in m[0] else 'normalization.'), name)
+    found[name.replace('fc.', 'classifier.1.') if name.startswith('fc.') else f'resnet.{name}'] = array
+  return found
+
+
+def children_names(arrays):
+  """torchvision's names -> those of nn.Sequential(*list(resnet.children())[:-1])."""
+  numbers = {'conv1': '0', 'bn1': '1', 'layer1': '4', 'layer2': '5', 'layer3': '6', 'layer4': '7'}
+  split = [(name.partition('.'), array) for name, array in arrays.items()]
+  return {f'{numbers[first]}.{rest}': array for (first, _, rest), array in split if first in numbers}
+
+
+def converted_names(arrays):
+  """torchvision's names -> those of the scripts that convert for Detectron2."""
+  found = {}
+  for name, array in arrays.items():
+    name = name if name.startswith('layer') else f'stem.{name}'
+    name = re.sub(r'layer(\d)', lambda m: f'res{int(m[1]) + 1}', re.sub(r'bn(\d)', r'conv\1.norm', name))
+    found[name.replace('downsample.0', 'shortcut').replace('downsample.1', 'shortcut.norm')] = array
+  return found
+
+
 def detectron_names(arrays, norm: str, classifier: str = 'pred'):
   """Detectron2's names of a backbone -> Detectron's; norm: 'bn' or 'gn'."""
   branches = {'conv1': '2a', 'conv2': '2b', 'conv3': '2c', 'shortcut': '1'}

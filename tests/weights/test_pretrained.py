@@ -47,7 +47,18 @@ def refused(weights, model, message):
 def test_norms_that_do_not_match(tmp_path, file, norm, message):
   path = folded(tmp_path) if file == 'folded' else pkl(tmp_path, file)
   model = reference.detector(norm, stride_in_1x1=True)
-  refused(PretrainedWeights(path, channels='bgr', stride_in_1x1=True), model, message)
+  options = dict(channels='bgr', stride_in_1x1=True, norm='gn' if file == 'gn' else None)
+  refused(PretrainedWeights(path, **options), model, message)
+
+
+def test_norms_without_statistics_are_asked_for(tmp_path):
+  """GroupNorm and folded BatchNorm have the same names: the wrong one changes every feature."""
+  options, model = dict(channels='bgr', stride_in_1x1=False), reference.detector()
+  for author in ('x', 'torchvision'):
+    refused(PretrainedWeights(pkl(tmp_path, 'gn', author=author), **options), model,
+            "PretrainedWeights.norm = 'gn'.*'folded'")
+  refused(PretrainedWeights(pkl(tmp_path, 'gn'), norm='folded', **options), model, 'folded BatchNorm')
+  refused(PretrainedWeights(pkl(tmp_path, 'bn'), norm='gn', **options), model, "of the kind 'bn'")
 
 
 def test_folded_batch_norm_is_exact_in_a_frozen_one(tmp_path):
@@ -74,7 +85,7 @@ def test_the_mean_in_a_detectron2_file_gives_its_channel_order(tmp_path):
   source = dict(channels='bgr', mean=(103.53, 116.28, 123.675), std=(57.375, 57.12, 58.395))
   expected = reference.features(reference.random_arrays('gn'), image, norm='gn', **source)
   model = reference.detector(group_norm, source['mean'][::-1], source['std'][::-1])
-  reference.check(path, model, expected, image, stride_in_1x1=False)
+  reference.check(path, model, expected, image, stride_in_1x1=False, norm='gn')
 
 
 @pytest.mark.slow
@@ -98,14 +109,14 @@ def test_detectors_and_backbones_are_distinguished(tmp_path):
   options = dict(channels='rgb', stride_in_1x1=False)
   refused(PretrainedWeights(str(path), **options), model, "whole detector: set PretrainedWeights.part = 'detector'")
   refused(PretrainedWeights(pkl(tmp_path, 'gn'), part='detector', **options), model, 'a backbone and no detector')
-  refused(PretrainedWeights(pkl(tmp_path, 'gn'), part='classifier', **options), model, 'has no classifier')
+  refused(PretrainedWeights(pkl(tmp_path, 'gn'), part='classifier', norm='gn', **options), model, 'has no classifier')
   loaded = PretrainedWeights(str(path), part='detector_backbone', **options)(model)
   assert loaded.variables == {id(v) for v in model.backbone.variables}
 
 
 def test_names_that_differ_are_errors_unless_excepted(tmp_path):
   path = pkl(tmp_path, 'gn', **{'stem.attention.weight': np.zeros(3, 'f')})
-  model, options = reference.detector(), dict(channels='bgr', stride_in_1x1=False)
+  model, options = reference.detector(), dict(channels='bgr', stride_in_1x1=False, norm='gn')
   refused(PretrainedWeights(path, **options), model, r'1 \(stem.attention.weight\) not in the model')
   PretrainedWeights(path, ignore=['stem.attention.*'], **options)(model)
   refused(PretrainedWeights(path, ignore=['stem.atention.*'], **options), model, 'matches no name')
@@ -119,11 +130,12 @@ def test_names_that_differ_are_errors_unless_excepted(tmp_path):
 def test_non_finite_values_are_refused(tmp_path):
   path = pkl(tmp_path, 'gn', **{'res2.0.conv1.norm.bias': np.full(32, np.nan, 'f')})
   with pytest.raises(UserError, match='res2.0.conv1.norm.bias holds non-finite values'):
-    PretrainedWeights(path, channels='bgr', stride_in_1x1=False)(reference.detector())
+    PretrainedWeights(path, channels='bgr', stride_in_1x1=False, norm='gn')(reference.detector())
 
 
 @pytest.mark.parametrize('wrong, message', [
-  (dict(part='head'), 'part'), (dict(channels='BGR'), 'channels'), (dict(path=None), '--weights=FILE')])
+  (dict(part='head'), 'part'), (dict(channels='BGR'), 'channels'), (dict(norm='bn'), "use 'gn' or 'folded'"),
+  (dict(prefix=3), 'PretrainedWeights.prefix = 3'), (dict(path=None), '--weights=FILE')])
 def test_arguments(wrong, message):
   with pytest.raises(UserError, match=message):
     PretrainedWeights(**(dict(path='x') | wrong))
@@ -154,7 +166,7 @@ def test_every_backbone_of_a_composite_loads_the_same_file(tmp_path, count, shar
   connectors = [v for v in model.backbone.variables if '_from' in v.name]
   before = [v.numpy() for v in connectors]
   path = pkl(tmp_path, 'gn', author='torchvision')
-  loaded = PretrainedWeights(path)(model)
+  loaded = PretrainedWeights(path, norm='gn')(model)
   assert loaded.variables == {id(v) for v in model.backbone.variables} - {id(v) for v in connectors}
   for variable, value in zip(connectors, before, strict=True):
     np.testing.assert_array_equal(variable, value)
@@ -162,5 +174,5 @@ def test_every_backbone_of_a_composite_loads_the_same_file(tmp_path, count, shar
   for level, x in reference.computed(model, image).items():
     np.testing.assert_allclose(x, expected[level], atol=2e-4 * np.abs(expected[level]).max(), err_msg=level)
   other = {'res2.0.conv9.weight': arrays['linear.bias']}
-  refused(PretrainedWeights(pkl(tmp_path, 'gn', author='torchvision', **other)),
+  refused(PretrainedWeights(pkl(tmp_path, 'gn', author='torchvision', **other), norm='gn'),
           model, 'not in the model')
