@@ -21,7 +21,7 @@ from rethink_tf.evaluation import ceilings
 from rethink_tf.evaluation.coco_evaluator import CocoEvaluator
 from rethink_tf.evaluation.follow import FollowedFolder
 from rethink_tf.models.mask_rcnn import MaskRCNN
-from rethink_tf.storage import identity
+from rethink_tf.storage import identity, writer_lock
 from rethink_tf.storage.checkpoints import RunCheckpoints
 from rethink_tf.storage.identity import Identity
 from rethink_tf.storage.run_folder import RunFolder
@@ -143,6 +143,8 @@ def run(
     folder, workers = FollowedFolder(model_dir, follow_minutes), ALONE
   else:
     folder, workers = distribution.join_workers(strategy, model_dir, create=task == 'train', settings=gin.config_str())
+    if task == 'evaluate' and folder.remote and workers is ALONE and writer_lock.read(folder) is not None:
+      folder = FollowedFolder(model_dir)  # object stores cannot append: a training job would overwrite the result
   _set_up(precision, seed, deterministic)
   devices = spread(batch_size, images_per_device, strategy.num_replicas_in_sync)
   checkpoints = RunCheckpoints(folder, keep=keep_checkpoints, writes=workers.chief)

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from rethink_tf.compare import matching, page, plots, published, tables, tensorboard_log, verdict
+from rethink_tf.compare import matching, page, plots, published, same_data, tables, tensorboard_log, verdict
 from rethink_tf.compare.bootstrap import Matches
 from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run, read_runs
 from rethink_tf.errors import UserError, in_one_line
@@ -62,7 +62,7 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
     'Settings that differ': tables.settings_table(runs),
   }
   words = [one.words for one in verdicts] or [_without_verdict(runs)]
-  words += [f'{run.name}: {note}.' for run in runs for note in run.notes]
+  words += [f'{run.name}: {note}.' for run in runs for note in run.notes] + same_data.differences(runs)
   text = '\n\n'.join([*words, *(f'{name}\n{tables.as_text(rows)}' for name, rows in content.items() if len(rows) > 1)])
   return Comparison(tuple(runs), metric, tuple(verdicts), text, _write(output, runs, metric, words, content))
 

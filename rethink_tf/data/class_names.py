@@ -28,6 +28,9 @@ def match(source: Source, reference: Sequence[Category], whose: str) -> Source:
     _check_keypoints(source, [source.categories[i] for i in positions], reference, whose)
   if positions == list(range(len(positions))):
     return source
+  if not (hasattr(source, 'annotations') or hasattr(source, 'classes')):  # labels that are read as a stream
+    raise UserError(f'{source.name}: has the categories of {whose} in another order, which a source of this kind '
+                    'cannot change: convert the data with the list of categories of the run')
   return Reordered(source, positions)
 
 

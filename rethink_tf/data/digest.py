@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -24,13 +25,13 @@ def summarize(source: Source) -> dict[str, Any]:
           'annotations': _annotations(source), 'files': _files(source)}
 
 
-def differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
-  """Return what differs between two summaries, in words; [] for equal ones."""
-  found = [f'{was[name]} -> {now[name]} {name}' for name in ('images', 'instances')
-           if name in was and was[name] != now[name]]
-  if not found and was.get('annotations') != now['annotations']:
+def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+  """Return what differs between two summaries, which may come from a file, in words; [] for equal ones."""
+  found = [f'{was[name]} -> {now.get(name)} {name}' for name in ('images', 'instances')
+           if name in was and was[name] != now.get(name)]
+  if not found and was.get('annotations') != now.get('annotations'):
     found.append('other annotations under the same number of images')
-  elif not found and was.get('files') != now['files']:
+  elif not found and was.get('files') != now.get('files'):
     found.append('other contents of the image files under the same names')
   return found
 

@@ -9,6 +9,7 @@ import tensorflow as tf
 from absl import logging
 
 from rethink_tf.errors import UserError
+from rethink_tf.storage import identity, writer_lock
 from rethink_tf.storage.checkpoints import RunCheckpoints
 from rethink_tf.storage.run_folder import RunFolder, total_steps
 from rethink_tf.structures import Experiment
@@ -45,11 +46,26 @@ def follow(experiment: Experiment) -> dict[str, float]:
   """Evaluate every new checkpoint of a run that another job trains, until its last step; return the last metrics."""
 
   def evaluate(step: int) -> None:
+    _check_classes(experiment)
     experiment.checkpoints.restore(experiment.trackables, step)
     experiment.evaluator.evaluate(step)
 
-  follow_checkpoints(experiment.checkpoints, evaluate, experiment.folder, experiment.follow_minutes)
+  with writer_lock.held(experiment.folder, file=writer_lock.FOLLOWER):
+    follow_checkpoints(experiment.checkpoints, evaluate, experiment.folder, experiment.follow_minutes)
   return experiment.evaluator.last
+
+
+def _check_classes(experiment: Experiment) -> None:
+  """Check that the classes are those of the run, which may have begun after this job."""
+  if experiment.recorded is not None:
+    return  # compared when the experiment was built
+  experiment.recorded = identity.read(experiment.folder)
+  if experiment.recorded is not None and experiment.recorded.categories:
+    source = experiment.eval_input.source
+    names = [entry['name'] for entry in experiment.recorded.categories]
+    if names != [category.name for category in source.categories]:
+      raise UserError(f'{source.name}: its categories are not those of the run that has begun in '
+                      f'{experiment.folder.path}, in this order: start this command again')
 
 
 def follow_checkpoints(checkpoints: RunCheckpoints, evaluate: Callable[[int], None], folder: RunFolder,

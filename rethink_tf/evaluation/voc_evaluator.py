@@ -86,7 +86,8 @@ class VocScorer(Scorer):
   def _results(self, detections: list[ImageDetections], gt: dict) -> dict[str, list[str]]:
     """Return the development kit's lines by class: name of the image, score, xmin ymin xmax ymax counted from 1."""
     names = _image_names(gt)
-    lines: dict[str, list[str]] = {name: [] for name in self._names}
+    by_id = sorted(zip(self._category_ids, self._names, strict=True))  # the classes of a run may have another order
+    lines: dict[str, list[str]] = {name: [] for _, name in by_id}
     for one in detections:
       for (y0, x0, y1, x1), score, k in zip(one.boxes.tolist(), one.scores.tolist(), one.classes.tolist(), strict=True):
         corners = f'{x0 + 1:.3f} {y0 + 1:.3f} {x1:.3f} {y1:.3f}'

@@ -33,6 +33,7 @@ from rethink_tf.storage.files import open_regular
 from rethink_tf.storage.run_folder import RunFolder
 
 FILE = 'writer.json'
+FOLLOWER = 'follower.json'  # of a job that evaluates a run while another one trains it
 BEAT_SECONDS = 20.0
 DEAD_SECONDS = 60.0  # without a beat, of a process of another machine
 _SETTLE_SECONDS = 2.0  # between writing and reading back where two may write at once
@@ -63,8 +64,8 @@ class WriterLock:
     lost: another process has taken it.
   """
 
-  def __init__(self, folder: RunFolder, holder: Holder):
-    self._folder, self._holder = folder, holder
+  def __init__(self, folder: RunFolder, holder: Holder, file: str = FILE):
+    self._folder, self._holder, self._file = folder, holder, file
     self._released = threading.Event()
     self._failing = False
     self.lost = False
@@ -76,7 +77,7 @@ class WriterLock:
     """Raise a UserError if another process has taken the folder."""
     if self.lost:
       raise UserError(f'{self._folder.path}: another process has taken the run over, since this one did not answer for '
-                      f'{DEAD_SECONDS:g} s: {read(self._folder)}')
+                      f'{DEAD_SECONDS:g} s: {read(self._folder, self._file)}')
 
   def release(self) -> None:
     """Remove the lease."""
@@ -84,28 +85,28 @@ class WriterLock:
     self._thread.join(timeout=5)  # it may wait for storage
     _held.discard(self._holder.token)
     with contextlib.suppress(UserError, OSError, tf.errors.OpError):
-      found = read(self._folder)
+      found = read(self._folder, self._file)
       if found is not None and found.token == self._holder.token:
-        tf.io.gfile.remove(self._folder.join(FILE))
+        tf.io.gfile.remove(self._folder.join(self._file))
 
   def _beat_until_released(self) -> None:
     while not self.lost and not self._released.wait(BEAT_SECONDS):
       try:
-        found = read(self._folder)
+        found = read(self._folder, self._file)
         if found is not None and found.token != self._holder.token:
           self.lost = True
           return
         self._holder = self._holder._replace(beat=self._holder.beat + 1)
-        _write(self._folder, self._holder)
+        _write(self._folder, self._holder, self._file)
         self._failing = False
       except (UserError, OSError, tf.errors.OpError) as error:  # a full disk, or storage that is away for a while
         if not self._failing:
-          logging.warning('%s: %s cannot be renewed: %s', self._folder.path, FILE, in_one_line(error))
+          logging.warning('%s: %s cannot be renewed: %s', self._folder.path, self._file, in_one_line(error))
         self._failing = True
 
 
 @contextlib.contextmanager
-def held(folder: RunFolder, chief: bool = True) -> Iterator[WriterLock | None]:
+def held(folder: RunFolder, chief: bool = True, file: str = FILE) -> Iterator[WriterLock | None]:
   """Hold the lease on a run folder; on workers other than the chief, which write nothing, yield None.
 
   Raises:
@@ -114,66 +115,66 @@ def held(folder: RunFolder, chief: bool = True) -> Iterator[WriterLock | None]:
   if not chief:
     yield None
     return
-  lock = acquire(folder)
+  lock = acquire(folder, file)
   try:
     yield lock
   finally:
     lock.release()
 
 
-def acquire(folder: RunFolder) -> WriterLock:
+def acquire(folder: RunFolder, file: str = FILE) -> WriterLock:
   """Take the lease on a run folder, from a dead holder if need be.
 
   Raises:
     UserError: another process holds it, or the storage refuses it.
   """
   own = _this_process()
-  dead = refuse_if_held(folder)
+  dead = refuse_if_held(folder, file)
   try:
     with _exclusive(folder) as exact:
-      found = read(folder)
+      found = read(folder, file)
       if found is not None and found != dead:
-        raise _taken(folder, found)
-      retries.call(lambda: _write(folder, own), folder.join(FILE))
+        raise _taken(folder, found, file)
+      retries.call(lambda: _write(folder, own, file), folder.join(file))
     if not exact:
       time.sleep(_SETTLE_SECONDS)
-    found = read(folder)
+    found = read(folder, file)
   except (OSError, tf.errors.OpError) as error:
-    raise UserError(f'cannot write to the run folder {folder.path}: {FILE}: {in_one_line(error)}') from error
+    raise UserError(f'cannot write to the run folder {folder.path}: {file}: {in_one_line(error)}') from error
   if found is not None and found.token != own.token:
-    raise _taken(folder, found)
-  return WriterLock(folder, own)
+    raise _taken(folder, found, file)
+  return WriterLock(folder, own, file)
 
 
-def refuse_if_held(folder: RunFolder) -> Holder | None:
+def refuse_if_held(folder: RunFolder, file: str = FILE) -> Holder | None:
   """Raise a UserError if a living process writes to a run folder; return a dead one, None without any.
 
   Takes up to a minute for a process of another machine.
   """
-  found = read(folder)
+  found = read(folder, file)
   if found is None:
     return None
   if found.machine == _machine():
     alive = found.token in _held if found.pid == os.getpid() else _runs(found)
   else:
-    alive = _beats(folder, found)
+    alive = _beats(folder, found, file)
   if alive:
-    raise _taken(folder, found)
+    raise _taken(folder, found, file)
   logging.info('%s: its last writer (%s) has ended without notice', folder.path, found)
   return found
 
 
-def read(folder: RunFolder) -> Holder | None:
+def read(folder: RunFolder, file: str = FILE) -> Holder | None:
   """Return the holder that the file names, dead or alive; None without one or with a damaged file.
 
   Raises:
     UserError: the storage refuses it.
   """
-  path = folder.join(FILE)
+  path = folder.join(file)
 
   def read_file() -> bytes:
-    with open_regular(path) as file:
-      return file.read(1 << 16)
+    with open_regular(path) as opened:
+      return opened.read(1 << 16)
 
   try:
     return _parse(retries.call(read_file, path))
@@ -192,7 +193,9 @@ def _parse(content: bytes) -> Holder | None:
   return found if sound and str(found).isprintable() and 0 < found.pid < 1 << 32 else None
 
 
-def _taken(folder: RunFolder, holder: Holder) -> UserError:
+def _taken(folder: RunFolder, holder: Holder, file: str) -> UserError:
+  if file == FOLLOWER:
+    return UserError(f'{folder.path}: {holder}, is evaluating this run already: end it first')
   return UserError(f'{folder.path}: {holder}, is writing to this run: end it first, or choose another --model_dir')
 
 
@@ -230,20 +233,20 @@ def _runs(holder: Holder) -> bool:
   return not holder.started or _start_of(holder.pid) == holder.started
 
 
-def _beats(folder: RunFolder, holder: Holder) -> bool:
+def _beats(folder: RunFolder, holder: Holder, file: str) -> bool:
   """Whether a process of another machine renews its lease, or another one has taken it; waits for it to do so."""
   logging.info('%s: %s, may be writing to this run: watching it for up to %g s', folder.path, holder, DEAD_SECONDS)
   until = time.monotonic() + DEAD_SECONDS
   while time.monotonic() < until:
     time.sleep(_POLL_SECONDS)
-    found = read(folder)
+    found = read(folder, file)
     if found != holder:
       return found is not None
   return False
 
 
-def _write(folder: RunFolder, holder: Holder) -> None:
-  folder.put_text(FILE, json.dumps(holder._asdict()) + '\n')
+def _write(folder: RunFolder, holder: Holder, file: str = FILE) -> None:
+  folder.put_text(file, json.dumps(holder._asdict()) + '\n')
 
 
 @contextlib.contextmanager

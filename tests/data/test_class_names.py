@@ -1,6 +1,7 @@
 """Classes are matched by name, whatever their ids and order."""
 
 import dataclasses
+import types
 
 import numpy as np
 import pytest
@@ -78,3 +79,10 @@ def test_keypoints_must_have_the_same_order(tmp_path):
   class_names.match(source, categories('cat', keypoints=('nose', 'tail')), 'the run')
   with pytest.raises(UserError, match="keypoint 1 of 'cat' is 'nose', in the run 'tail'"):
     class_names.match(source, categories('cat', keypoints=('tail', 'nose')), 'the run')
+
+
+def test_labels_that_are_read_as_a_stream_are_not_reordered():
+  source = types.SimpleNamespace(name='hashtags', categories=categories('b', 'a'))
+  assert class_names.match(source, categories('b', 'a'), 'the run') is source
+  with pytest.raises(UserError, match='another order, which a source of this kind cannot change'):
+    class_names.match(source, categories('a', 'b'), 'the run')

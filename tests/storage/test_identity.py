@@ -86,6 +86,13 @@ def test_a_run_of_an_earlier_version_gets_one(folder):
   assert identity.read(folder).run == written.run == now.run and len(written.history) == 1
 
 
+def test_categories_that_were_removed_are_written_again(folder):
+  was = begun(folder)
+  pathlib.Path(folder.join('categories.json')).unlink()
+  identity.write(folder, was, was, 3)
+  assert json.loads(pathlib.Path(folder.join('categories.json')).read_text()) == CATEGORIES
+
+
 def test_checkpoints_of_other_runs_are_known(folder):
   own = begun(folder)
   identity.check_owner(own, {'run': own.run}, 'step-1')

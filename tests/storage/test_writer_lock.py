@@ -156,3 +156,12 @@ def test_a_damaged_file_is_nobodys(tmp_path, content):
   folder = RunFolder(str(tmp_path))
   pathlib.Path(folder.join(writer_lock.FILE)).write_bytes(content)
   writer_lock.acquire(folder).release()
+
+
+def test_a_second_follower_is_refused_while_training_goes_on(tmp_path):
+  folder = RunFolder(str(tmp_path))
+  with writer_lock.held(folder), writer_lock.held(folder, file=writer_lock.FOLLOWER):
+    with pytest.raises(UserError, match='is evaluating this run already'):
+      writer_lock.acquire(folder, writer_lock.FOLLOWER)
+    assert {path.name for path in tmp_path.iterdir()} == {'writer.json', 'follower.json'}
+  assert not list(tmp_path.iterdir())

@@ -1,0 +1,33 @@
+"""Whether the runs of a comparison were trained on the same classes and evaluated on the same images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rethink_tf.compare.run_summary import Run
+from rethink_tf.data import digest
+from rethink_tf.storage import identity
+
+
+def differences(runs: Sequence[Run]) -> list[str]:
+  """Return a line for each run whose classes or held-out data are not those of the first; [] if they are not recorded.
+
+  Raises:
+    UserError: a run's identity.json is damaged.
+  """
+  found = []
+  first, *others = ((run, identity.read(run.folder)) for run in runs)
+  for run, own in others:
+    if own is None or first[1] is None:
+      continue
+    names, expected = ({entry['name'] for entry in one.categories or ()} for one in (own, first[1]))
+    if names and expected and names != expected:
+      only = [f'{sorted(more)[0]!r} only {where}' for more, where in
+              ((names - expected, 'there'), (expected - names, f'in {first[0].name}')) if more]
+      found.append(f'{run.name} has other classes than {first[0].name} ({", ".join(only)}): their AP is not of the '
+                   'same task.')
+    was, now = (one.data.get('held_out') for one in (first[1], own))
+    if was and now and (other := digest.differences(was, now)):
+      found.append(f'{run.name} was evaluated on other held-out data than {first[0].name} ({", ".join(other)}): '
+                   'their AP is not of the same images.')
+  return found

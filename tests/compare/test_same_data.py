@@ -1,0 +1,43 @@
+"""Runs of other classes, or evaluated on other images, are named in a comparison."""
+
+import pytest
+
+from rethink_tf.compare import same_data
+from rethink_tf.compare.run_summary import read_runs
+from rethink_tf.storage import identity
+from rethink_tf.storage.run_folder import RunFolder
+from tests.compare.fake_runs import HALF, write
+
+
+@pytest.fixture
+def runs(tmp_path):
+  """Make runs of these (classes, held-out summary)."""
+  def make(*each):
+    paths = []
+    for name, (classes, held_out) in zip('abc', each, strict=False):
+      paths.append(write(tmp_path / name, HALF))
+      if classes is not None:
+        categories = [{'id': k, 'name': one} for k, one in enumerate(classes)]
+        identity.write(RunFolder(paths[-1]), None, identity.of(categories, '', {'held_out': held_out}), 0)
+    return read_runs(paths)
+  return make
+
+
+def summary(images=36, annotations='x'):
+  return {'name': 'pets/val', 'images': images, 'instances': 50, 'annotations': annotations, 'files': None}
+
+
+def test_the_same_data_in_another_order_of_classes(runs):
+  assert same_data.differences(runs((['cat', 'dog'], summary()), (['dog', 'cat'], summary()))) == []
+
+
+def test_runs_of_earlier_versions_are_not_judged(runs):
+  assert same_data.differences(runs((None, None), (['cat'], summary()))) == []
+
+
+def test_differences_are_named(runs):
+  found = same_data.differences(runs((['cat', 'dog'], summary()), (['cat', 'bird'], summary()),
+                                     (['cat', 'dog'], summary(60))))
+  assert found == ["b has other classes than a ('bird' only there, 'dog' only in a): their AP is not of the same task.",
+                   'c was evaluated on other held-out data than a (36 -> 60 images): their AP is not of the '
+                   'same images.']
