@@ -81,7 +81,7 @@ def follow_checkpoints(checkpoints: RunCheckpoints, evaluate: Callable[[int], No
   skipped: set[int] = set()
   last_news = time.monotonic()
   while True:
-    scored = {line['step'] for line in folder.read_metrics() if line['kind'] == 'eval'}
+    scored = {line['step'] for line in folder.read_metrics() if line.get('kind') == 'eval'}
     pending = [step for step in checkpoints.steps() if step not in scored | skipped]
     last = total_steps(folder)
     if pending:

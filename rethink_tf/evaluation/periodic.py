@@ -80,8 +80,8 @@ class PeriodicEvaluation(tf_keras.callbacks.Callback, abc.ABC):
   def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
     """Repeat an evaluation that was interrupted after its checkpoint had been written."""
     step = self._step()
-    lines = self._run_folder.read_metrics()
-    if step and self.due(step) and not any(line['kind'] == 'eval' and line['step'] == step for line in lines):
+    lines = self._run_folder.readable_metrics()
+    if step and self.due(step) and not any(line.get('kind') == 'eval' and line['step'] == step for line in lines or ()):
       self.start(step)
 
   def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:

@@ -117,7 +117,10 @@ class RunCheckpoints:
     steps = self.steps()
     kept = set(steps[-self._keep:])
     if self._metric is not None:
-      lines = [line for line in self._run_folder.read_metrics() if str(line.get('kind')).startswith('eval')]
+      lines = self._run_folder.readable_metrics()
+      if lines is None:  # which one is the best is not known
+        return
+      lines = [line for line in lines if str(line.get('kind')).startswith('eval')]
       kept |= {self._evaluated()} - {line['step'] for line in lines if line['kind'] == 'eval'}
       best = _best(lines, self._metric, steps)
       if best is not None:

@@ -36,7 +36,8 @@ from tensorflow.core.util import event_pb2
 import rethink_tf
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.redaction import redact, redact_arguments
-from rethink_tf.storage import files, retries
+from rethink_tf.storage import files, metrics_lines, retries
+from rethink_tf.storage.event_writers import EventWriters
 from rethink_tf.storage.files import open_regular
 
 _REMOTE_REWRITE_SECONDS = 60.0
@@ -70,9 +71,10 @@ class RunFolder:
     self.remote = '://' in path
     self.path = path.rstrip('/') if self.remote else os.path.abspath(os.path.expanduser(path))
     self._lock = threading.RLock()
-    self._writers: dict[str, tf.summary.SummaryWriter] = {}
+    self._events = EventWriters(os.environ.get('AIP_TENSORBOARD_LOG_DIR') or self.join('tensorboard'))  # of Vertex AI
     self._lines: list[bytes] | None = None  # remote only: object stores cannot append
     self._rewritten = -math.inf
+    self._size = 0  # of metrics.jsonl after the latest line
     self._pending: collections.deque[bytes] = collections.deque(maxlen=_PENDING_LINES)  # lines still to be written
     self.failures: collections.Counter[str] = collections.Counter()  # of writing, by file
     if create:
@@ -101,11 +103,7 @@ class RunFolder:
 
   def writer(self, name: str = '') -> tf.summary.SummaryWriter:
     """Return the TensorBoard writer of tensorboard/<name>, created on first use."""
-    with self._lock:
-      if name not in self._writers:
-        root = os.environ.get('AIP_TENSORBOARD_LOG_DIR') or self.join('tensorboard')  # the folder of Vertex AI
-        self._writers[name] = tf.summary.create_file_writer('/'.join([root.rstrip('/'), *filter(None, [name])]))
-      return self._writers[name]
+    return self._events.get(name)
 
   def subfolder(self, name: str) -> 'RunSubfolder':
     """Return a subfolder for evaluations of the same steps with other weights."""
@@ -189,33 +187,42 @@ class RunFolder:
     descriptor = os.open(self.join(self.METRICS), os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
       size = os.fstat(descriptor).st_size
+      if size < self._size:
+        logging.warning('%s was deleted or cut short under way: its earlier lines are lost, and with them that part of '
+                        'the curves', self.join(self.METRICS))
       if size and os.pread(descriptor, 1, size - 1) != b'\n':
         lines = b'\n' + lines  # the last line is incomplete after a kill: leave it alone
       written = os.write(descriptor, lines)
       if written < len(lines):  # the disk is full; remove the beginning, since all will be written again
         os.ftruncate(descriptor, size)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+      self._size = size + written
       os.fsync(descriptor)
     finally:
       os.close(descriptor)
 
   def _append_remote(self, line: bytes, now: bool) -> None:
-    if self._lines is None:
-      self._lines = [earlier + b'\n' for earlier in self._read_bytes().split(b'\n') if earlier]
-    self._lines.append(line)
+    self._pending.append(line)
+    if self._lines is None and not self.attempt(self.METRICS, self._read_earlier):
+      return  # the file is not overwritten before its earlier lines are known
+    self._lines += self._pending
+    self._pending.clear()
     if now or time.monotonic() - self._rewritten > _REMOTE_REWRITE_SECONDS:
       self.flush()
+
+  def _read_earlier(self) -> None:
+    self._lines = [earlier + b'\n' for earlier in self._read_file(self.METRICS).split(b'\n') if earlier]
 
   def flush(self) -> None:
     """Upload pending metrics lines (gs://) and flush the TensorBoard writers; failures are logged."""
     with self._lock:
-      for writer in self._writers.values():
+      for writer in self._events:
         self.attempt('TensorBoard events', writer.flush)
       if self._lines is not None:
-        text = b''.join(self._lines).decode()
+        content = b''.join(self._lines)
         self._rewritten = time.monotonic()
-        self.attempt(self.METRICS, lambda: self.put_text(self.METRICS, text))
-      elif self._pending:
+        self.attempt(self.METRICS, lambda: files.write(self.join(self.METRICS), content))
+      elif self._pending and not self.remote:
         self._write_pending()
 
   def _read_bytes(self) -> bytes:
@@ -238,30 +245,29 @@ class RunFolder:
   def read_metrics(self) -> list[dict[str, Any]]:
     """Return all metrics lines in order, without incomplete ones and those of steps that a resumed run repeats.
 
-    A line {'kind': 'resume', 'step': s} cancels earlier lines of steps after s.
+    Raises:
+      UserError: a file exists and cannot be read.
     """
-    lines = []
-    for _, line in sorted(self._all_lines(), key=lambda line: line[0]):
-      if line.get('kind') == 'resume':
-        lines = [other for other in lines if other.get('step', 0) <= line.get('step', 0)]
-      else:
-        lines.append(line)
-    return lines
+    return metrics_lines.without_repeated(line for _, line in sorted(self._all_lines(), key=lambda line: line[0]))
+
+  def readable_metrics(self) -> list[dict[str, Any]] | None:
+    """Return the metrics lines, for training, which continues without them: None, with a warning, if unreadable."""
+    try:
+      return self.read_metrics()
+    except UserError as error:
+      if not self.failures['reading metrics']:
+        logging.warning('%s; training continues without its earlier lines', error.line())
+      self.failures['reading metrics'] += 1
+      return None
 
   def _all_lines(self) -> Iterator[tuple[float, dict[str, Any]]]:
     """Yield the lines of all files, each with a time to sort by that keeps the order within each file."""
     for name in self.ALL_METRICS:
-      now = -math.inf
-      for raw in (self._read_bytes() if name == self.METRICS else self._read_file(name)).split(b'\n'):
-        try:
-          line = json.loads(raw) if raw.strip() else None
-        except (ValueError, RecursionError):
-          logging.warning('%s: skipped an incomplete line', self.join(name))
-          continue
-        if isinstance(line, dict) and isinstance(line.get('step', 0), (int, float)) and \
-            isinstance(line.get('kind', ''), str):
-          now = max(now, line['time']) if isinstance(line.get('time'), (int, float)) else now
-          yield now, line
+      try:
+        content = self._read_bytes() if name == self.METRICS else self._read_file(name)
+      except (OSError, tf.errors.OpError) as error:
+        raise UserError(f'{self.join(name)}: cannot be read: {in_one_line(error)}; repair or move it') from error
+      yield from metrics_lines.parse(content, self.join(name))
 
   def save_provenance(self, argv: Sequence[str], operative_config: str) -> None:
     """Write config.gin and command.json; the records of earlier starts are kept in the latter."""
@@ -323,9 +329,17 @@ class RunSubfolder:
 
   def read_metrics(self) -> list[dict[str, Any]]:
     """Return the lines that were appended through subfolders of this name."""
+    return self._own(self._folder.read_metrics())
+
+  def readable_metrics(self) -> list[dict[str, Any]] | None:
+    """Return them for training, which continues without them: None if they cannot be read."""
+    lines = self._folder.readable_metrics()
+    return None if lines is None else self._own(lines)
+
+  def _own(self, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key.removeprefix(f'{self.name}/'): value for key, value in line.items()}
             | {'kind': line['kind'].removesuffix(f'/{self.name}')}
-            for line in self._folder.read_metrics() if line.get('kind', '').endswith(f'/{self.name}')]
+            for line in lines if line.get('kind', '').endswith(f'/{self.name}')]
 
 
 def write_schedule(folder: RunFolder, total_steps: int) -> None:

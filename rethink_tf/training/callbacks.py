@@ -8,6 +8,7 @@ loss/total, loss/rpn/objectness, ... `facts(step)` describes the batch of iterat
 from __future__ import annotations
 
 import collections
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import tf_keras
+from absl import logging
 
 from rethink_tf.console import duration
 from rethink_tf.data.batching import StepFacts
@@ -40,6 +42,18 @@ class Seen(NamedTuple):
   pixels: int = 0
   padded_pixels: int = 0
   seconds: float = 0.  # in training steps with their wait for data, without evaluation and checkpoints
+
+  @classmethod
+  def restored(cls, state: Any) -> Seen:
+    """Return the counters of a checkpoint; what another version has written otherwise begins at 0, with a warning."""
+    state = dict(state) if isinstance(state, Mapping) else {}
+    known = {name: value for name, value in state.items() if name in cls._fields and isinstance(value, int | float)
+             and math.isfinite(value) and value >= 0}
+    if state and known.keys() != set(cls._fields):
+      logging.warning('the checkpoint is of another version: its counters %s are ignored, %s begin at 0',
+                      ', '.join(sorted(state.keys() - known.keys())) or '(none)',
+                      ', '.join(name for name in cls._fields if name not in known) or '(none)')
+    return cls(**known)
 
 
 class StopOnNonFinite(tf_keras.callbacks.Callback):
@@ -85,7 +99,7 @@ class ProgressAndMetrics(tf_keras.callbacks.Callback):
     super().__init__()
     self._run_folder, self._total_steps, self._facts = run_folder, total_steps, facts
     self._every, self._seconds = every, seconds
-    self._seen = Seen(**(start_state or {}))
+    self._seen = Seen.restored(start_state)
     self._epoch = 0
     self._step = self._reported_step = 0
     self._logs: dict[str, float] = {}

@@ -17,7 +17,7 @@ from rethink_tf import gin_files
 from rethink_tf.data.batching import errors_of
 from rethink_tf.distributed.coordination import StopTogether
 from rethink_tf.distributed.strategy import check_same_step, report_lost_workers
-from rethink_tf.errors import UserError
+from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.storage import writer_lock
 from rethink_tf.storage.checkpoints import ON_DEMAND, iterations
 from rethink_tf.storage.run_folder import RunFolder, write_schedule
@@ -66,8 +66,7 @@ def train(experiment: Experiment) -> dict[str, float]:
       if experiment.own_evaluation:
         evaluator.evaluate(start, {ON_DEMAND: True})
       folder.flush()
-    if folder.attempt('curves.png', lambda: curves.curves([folder], folder.join('curves.png'))):
-      logging.info('curves: %s', folder.join('curves.png'))
+    _plot(folder)
   return evaluator.last
 
 
@@ -137,6 +136,16 @@ def refuse_frozen_random_layers(detector: tf_keras.layers.Layer, loaded: frozens
     raise UserError(f'{len(frozen)} layers would stay at random values (first: {frozen[0].weights[0].name}): layers '
                     'without pre-trained weights must train; set ResNet.freeze_at = 0 and a norm other than '
                     '@frozen_batch_norm')
+
+
+def _plot(folder: RunFolder) -> None:
+  """Write curves.png; the run is complete, whatever prevents it."""
+  try:
+    if folder.readable_metrics() is not None and folder.attempt(
+        'curves.png', lambda: curves.curves([folder], folder.join('curves.png'))):
+      logging.info('curves: %s', folder.join('curves.png'))
+  except Exception as error:  # of Matplotlib
+    logging.warning('%s: not plotted: %s: %s', folder.join('curves.png'), type(error).__name__, in_one_line(error))
 
 
 def _restore_or_initialise(experiment: Experiment) -> dict[str, Any]:

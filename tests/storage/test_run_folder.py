@@ -306,3 +306,40 @@ def test_write_protected_folder(tmp_path):
 def test_a_new_folder_is_empty(tmp_path):
   RunFolder(str(tmp_path / 'run'))
   assert os.listdir(tmp_path / 'run') == []
+
+
+def test_unreadable_metrics_do_not_end_training(tmp_path, caplog):
+  (tmp_path / 'metrics.jsonl').mkdir()
+  folder = RunFolder(str(tmp_path))
+  with pytest.raises(UserError, match='metrics.jsonl: cannot be read.*repair or move it'):
+    folder.read_metrics()
+  assert folder.readable_metrics() is None and folder.subfolder('ema').readable_metrics() is None
+  folder.append_metrics({'kind': 'train', 'step': 1})
+  assert sum('continues without its earlier lines' in message for message in caplog.messages) == 1
+  (tmp_path / 'metrics.jsonl').rmdir()
+  folder.append_metrics({'kind': 'train', 'step': 2})
+  assert [line['step'] for line in folder.read_metrics()] == [1, 2]
+
+
+def test_deleted_metrics_are_reported(tmp_path, caplog):
+  folder = RunFolder(str(tmp_path))
+  folder.append_metrics({'step': 1})
+  (tmp_path / 'metrics.jsonl').unlink()
+  folder.append_metrics({'step': 2})
+  assert 'was deleted or cut short under way' in caplog.messages[0]
+  assert [line['step'] for line in folder.read_metrics()] == [2]
+
+
+def test_remote_metrics_that_cannot_be_read_are_not_overwritten(tmp_path, monkeypatch):
+  path = f'ram://{tmp_path.name}/unreadable'
+  RunFolder(path).append_metrics({'kind': 'eval', 'step': 1})
+  folder = RunFolder(path)
+
+  def refuse(name):
+    raise tf.errors.PermissionDeniedError(None, None, 'no access')
+
+  with monkeypatch.context() as patched:
+    patched.setattr(folder, '_read_file', refuse)
+    folder.append_metrics({'kind': 'eval', 'step': 2})
+  folder.append_metrics({'kind': 'eval', 'step': 3})
+  assert [line['step'] for line in RunFolder(path, create=False).read_metrics()] == [1, 2, 3]

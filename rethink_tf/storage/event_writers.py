@@ -1,0 +1,47 @@
+"""The TensorBoard writers of a run folder, created anew when somebody deletes their files under way."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import tensorflow as tf
+from absl import logging
+
+
+class EventWriters:
+  """Writers by name: events of '' go to the root folder, others to subfolders."""
+
+  def __init__(self, root: str):
+    self._root = root.rstrip('/')
+    self._writers: dict[str, tf.summary.SummaryWriter] = {}
+    self._written: set[str] = set()  # names whose files have been seen
+    self._lock = threading.RLock()
+
+  def get(self, name: str = '') -> tf.summary.SummaryWriter:
+    """Return the writer of a name, created on first use, or when its local files have been deleted."""
+    with self._lock:
+      folder = '/'.join([self._root, *filter(None, [name])])
+      if name in self._writers and self._deleted(name, folder):
+        logging.warning('%s: the TensorBoard events were deleted under way; new ones begin here (metrics.jsonl is not '
+                        'affected)', folder)
+        del self._writers[name]
+        self._written.discard(name)
+      if name not in self._writers:
+        self._writers[name] = tf.summary.create_file_writer(folder)
+      return self._writers[name]
+
+  def __iter__(self):
+    return iter(list(self._writers.values()))
+
+  def _deleted(self, name: str, folder: str) -> bool:
+    """Whether files that were there are gone: their writer would continue to fill a file without a name."""
+    if '://' in folder:
+      return False
+    try:
+      present = any('.tfevents.' in entry.name for entry in os.scandir(folder))
+    except OSError:
+      present = False
+    if present:
+      self._written.add(name)
+    return not present and name in self._written

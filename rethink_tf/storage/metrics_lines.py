@@ -1,0 +1,67 @@
+"""The lines of metrics.jsonl: parsing what may be half-written or edited, and the steps that a resumed run repeats."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from absl import logging
+
+_MOST_STEPS = 2**62
+
+
+def parse(content: bytes, path: str) -> Iterator[tuple[float, dict[str, Any]]]:
+  """Yield the lines of a file, each with a time to sort by that keeps their order; what is no line is logged once.
+
+  A line is an object with an integer 'step' and, if it has a 'kind', text there.
+  """
+  now, skipped, first = -math.inf, 0, ''
+  for number, raw in enumerate(content.split(b'\n'), 1):
+    if not raw.strip():
+      continue
+    try:
+      line = json.loads(raw, parse_float=_finite, parse_int=_finite, parse_constant=lambda name: None)
+    except (ValueError, RecursionError):
+      line = None
+    reason = 'is incomplete' if line is None else _problem(line)
+    if reason:
+      skipped, first = skipped + 1, first or f'line {number} {reason}'
+      continue
+    time = line.get('time')
+    now = max(now, time) if isinstance(time, (int, float)) and math.isfinite(time) else now
+    yield now, line
+  if skipped:
+    logging.warning('%s: skipped %d line(s): %s', path, skipped, first)
+
+
+def _finite(digits: str) -> int | float | None:
+  """Return a number, None if it is larger than a float: it would end the plots of the whole file."""
+  value = float(digits)
+  if not math.isfinite(value):
+    return None
+  return int(digits) if digits.lstrip('-').isdecimal() and abs(value) < 2**63 else value
+
+
+def _problem(line: Any) -> str:
+  if not isinstance(line, dict):
+    return 'is no object'
+  step = line.get('step')
+  if type(step) is not int or not 0 <= step < _MOST_STEPS:
+    return 'has no "step", or one that is no number of steps'
+  return '' if isinstance(line.get('kind', ''), str) else 'has a "kind" that is no text'
+
+
+def without_repeated(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+  """Return the lines without those of steps that a resumed run repeats.
+
+  A line {'kind': 'resume', 'step': s} cancels earlier lines of steps after s.
+  """
+  kept: list[dict[str, Any]] = []
+  for line in lines:
+    if line.get('kind') == 'resume':
+      kept = [other for other in kept if other['step'] <= line['step']]
+    else:
+      kept.append(line)
+  return kept
