@@ -14,6 +14,8 @@ from typing import TextIO
 import tensorflow as tf
 from absl import logging as absl_logging
 
+from rethink_tf import process
+
 PROGRESS_SECONDS = 10.0  # between two lines in a log; a terminal's line is rewritten twice a second
 
 
@@ -101,8 +103,10 @@ def stderr_closed():
   kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
   try:
     os.dup2(nowhere, 2)
+    process.error_descriptor = kept
     yield
   finally:
+    process.error_descriptor = 2
     os.dup2(kept, 2)
     os.close(kept)
     os.close(nowhere)

@@ -22,6 +22,7 @@ from rethink_tf.redaction import RedactingFilter, redact, redacted_tracebacks
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 75, signal.SIGHUP: 75, signal.SIGUSR1: 75}
 URGENT = (signal.SIGINT, signal.SIGTERM)  # the second one ends at once; a closed terminal sends SIGHUP several times
 _HELP = ('-h', '-?', '-help', '--help', '--helpshort')  # of this command; absl's --helpfull also lists the libraries'
+error_descriptor = 2  # console.stderr_closed keeps the standard error at another one meanwhile
 PATIENCE_SECONDS = 10.0  # after a signal, for a main thread within a call into C
 
 
@@ -202,6 +203,29 @@ def handled_signals(handler: Callable[[int, types.FrameType | None], None],
     os.close(writing)  # ends the thread
 
 
+@contextlib.contextmanager
+def deadline(seconds: float, message: str, code: int) -> Iterator[None]:
+  """End the process if the body, a call into C that no signal interrupts, takes longer."""
+  done = threading.Event()
+
+  def wait() -> None:
+    if not done.wait(seconds):
+      end(message, code)
+
+  threading.Thread(target=wait, name='deadline', daemon=True).start()
+  try:
+    yield
+  finally:
+    done.set()
+
+
+def end(message: str, code: int) -> None:
+  """End the process from any thread, whatever the main thread does, with a line on the standard error."""
+  with contextlib.suppress(OSError):
+    os.write(error_descriptor, f'{message}\n'.encode(errors='backslashreplace'))
+  os._exit(code)
+
+
 class Watchdog:
   """Ends the process when the main thread does not react to a signal in time, or at a second signal before it has.
 
@@ -221,13 +245,8 @@ class Watchdog:
       threading.Thread(target=self._wait, args=[signum], name='watchdog', daemon=True).start()
     self._signals.append(signum)
     if sum(one in URGENT for one in self._signals) > 1 and not self.reacted.wait(0.2):
-      self.end(signum)
+      end(self._message, EXIT_CODES[signum])
 
   def _wait(self, signum: int) -> None:
     if not self.reacted.wait(PATIENCE_SECONDS):
-      self.end(signum)
-
-  def end(self, signum: int) -> None:
-    """End the process with the exit code of a signal."""
-    print(self._message, file=sys.stderr, flush=True)
-    os._exit(EXIT_CODES[signum])
+      end(self._message, EXIT_CODES[signum])

@@ -12,6 +12,15 @@ from rethink_tf.errors import UserError
 _TRAINING_POOLS = ('workerpool0', 'workerpool1')  # the primary replica, then the workers
 
 
+def is_address(text: Any) -> bool:
+  """Whether a value is 'host:port' with a port number."""
+  if not isinstance(text, str):
+    return False
+  host, _, port = text.rpartition(':')
+  return bool(host) and not any(character.isspace() for character in host) and port.isascii() and \
+    port.isdecimal() and len(port) <= 5 and 0 < int(port) < 65536
+
+
 def adopt(environment: MutableMapping[str, str] = os.environ) -> None:
   """Set TF_CONFIG from CLUSTER_SPEC when a job has several hosts; call it before creating a TensorFlow strategy.
 
@@ -35,9 +44,11 @@ def tf_config(cluster_spec: str) -> dict[str, Any] | None:
   """
   try:
     spec = json.loads(cluster_spec)
-    pools = [list(spec['cluster'].get(pool, [])) for pool in _TRAINING_POOLS]
+    pools = [spec['cluster'].get(pool, []) for pool in _TRAINING_POOLS]
     pool, index = spec['task']['type'], int(spec['task']['index'])
-  except (ValueError, TypeError, KeyError, AttributeError) as error:
+    if not all(isinstance(pool, list) and all(map(is_address, pool)) for pool in pools):
+      raise ValueError('a pool is no list of addresses host:port')
+  except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
     raise UserError('the environment variable CLUSTER_SPEC is not that of a Vertex AI job '
                     f'({type(error).__name__}: {error}): unset it outside of such a job') from error
   if pool not in _TRAINING_POOLS:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import sys
 import time
 import uuid
@@ -16,10 +17,11 @@ import gin
 import tensorflow as tf
 from absl import logging
 
-from rethink_tf import console
+from rethink_tf import console, process
+from rethink_tf.distributed.cluster import is_address
 from rethink_tf.distributed.coordination import publish, published
 from rethink_tf.distributed.workers import ALONE, Workers, assemble, software
-from rethink_tf.errors import UserError, WorkerLost, in_one_line
+from rethink_tf.errors import UserError, WorkerLost, excerpt, in_one_line
 from rethink_tf.storage import writer_lock
 from rethink_tf.storage.run_folder import RunFolder
 
@@ -98,7 +100,7 @@ def cluster() -> Cluster | None:
   text = os.environ.get('TF_CONFIG', '').strip()
   try:
     config = json.loads(text) if text else {}
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise UserError(f'the environment variable TF_CONFIG is not valid JSON ({error}): write {_FORM}') from error
   jobs, task = (config.get(name) if isinstance(config, dict) else None for name in ('cluster', 'task'))
   if config == {} or jobs == {}:
@@ -107,6 +109,9 @@ def cluster() -> Cluster | None:
     isinstance(hosts, list) and all(isinstance(host, str) and ':' in host for host in hosts) for hosts in jobs.values())
   if not listed or not isinstance(task, dict):
     raise UserError(f'the environment variable TF_CONFIG is not of the form {_FORM}')
+  bad = next((host for name in ('chief', 'worker') for host in jobs.get(name, []) if not is_address(host)), None)
+  if bad is not None:
+    raise UserError(f'TF_CONFIG lists {excerpt(bad)}: write host:port, with a port between 1 and 65535')
   if jobs.get('ps'):
     raise UserError('TF_CONFIG lists parameter servers (ps), which synchronous training does not use: leave them out')
   kind, index = task.get('type'), task.get('index', 0)
@@ -114,11 +119,11 @@ def cluster() -> Cluster | None:
     return None
   chiefs, workers = jobs.get('chief', []), jobs.get('worker', [])
   if kind not in ('chief', 'worker') or kind not in jobs:
-    raise UserError(f"TF_CONFIG says task.type = {kind!r}, but its cluster has {', '.join(jobs) or 'no job'}: use one "
-                    "of them, 'chief' or 'worker'")
-  if not str(index).isdecimal() or not 0 <= int(index) < len(jobs[kind]):
-    raise UserError(f'TF_CONFIG says task.index = {index!r}, but its cluster has {len(jobs[kind])} {kind}(s): give '
-                    f'each task its own index, 0 to {len(jobs[kind]) - 1}')
+    raise UserError(f"TF_CONFIG says task.type = {excerpt(kind)}, but its cluster has {', '.join(jobs) or 'no job'}: "
+                    "use one of them, 'chief' or 'worker'")
+  if type(index) not in (int, str) or not re.fullmatch('[0-9]{1,6}', str(index)) or int(index) >= len(jobs[kind]):
+    raise UserError(f'TF_CONFIG says task.index = {excerpt(index)}, but its cluster has {len(jobs[kind])} {kind}(s): '
+                    f'give each task its own index, 0 to {len(jobs[kind]) - 1}')
   addresses = (*chiefs, *workers)
   if len(set(addresses)) < len(addresses):
     duplicate = next(address for address in addresses if addresses.count(address) > 1)
@@ -183,8 +188,11 @@ def _multi_worker(found: Cluster, num_devices: int | None, communication: str,
   logging.info('worker %d of %d: waiting for all of %s, at most %g minutes', found.index, len(found.addresses),
                ', '.join(found.addresses), timeout_minutes)
   assemble(found.addresses, found.index, 60 * timeout_minutes)
+  late = (f'error: worker {found.index} of {len(found.addresses)} could not join the others within {timeout_minutes:g} '
+          'minutes (strategy.timeout_minutes): look at their logs, and restart all workers')
   try:
-    with console.stderr_closed():  # the server logs its start at every log level
+    # The server logs its start at every log level. It waits for a worker that has ended since, whatever its timeout.
+    with process.deadline(60 * timeout_minutes, late, WorkerLost.exit_code), console.stderr_closed():
       result = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
   except (tf.errors.OpError, RuntimeError) as error:
     raise WorkerLost(f'worker {found.index} of {len(found.addresses)} could not join the others, restart all workers: '

@@ -17,11 +17,13 @@ from collections.abc import Iterator, Sequence
 import tensorflow as tf
 
 import rethink_tf
-from rethink_tf.errors import UserError, WorkerLost, in_one_line
+from rethink_tf.errors import UserError, WorkerLost, excerpt, in_one_line
 from rethink_tf.storage import files
 from rethink_tf.storage.run_folder import RunFolder, versions
 
 _POLL_SECONDS = 0.5
+_GO, _STOP = b'go', b'no'  # the chief's answers
+_LATECOMERS_SECONDS = 5.0  # in which further workers learn from the chief that one of them cannot start
 
 
 class Workers:
@@ -88,14 +90,14 @@ def software() -> str:
 
 
 def assemble(addresses: Sequence[str], own: int, seconds: float) -> None:
-  """Wait until all workers are running; this process is worker number `own`.
+  """Wait until all workers are running and can listen on their ports; this process is worker number `own`.
 
   TensorFlow would wait for a missing worker forever, without reacting to signals. The others connect to the chief's
-  port, which TensorFlow uses afterwards.
+  port, which TensorFlow uses afterwards, and report there when their own port is taken.
 
   Raises:
-    UserError: the chief cannot listen on its port.
-    WorkerLost: a worker is missing after `seconds`.
+    UserError: this process cannot listen on its port.
+    WorkerLost: a worker is missing after `seconds`, or cannot listen on its port.
   """
   until = time.monotonic() + seconds
   lost = WorkerLost(f'worker {own} of {len(addresses)} could not connect to the other workers within '
@@ -104,45 +106,65 @@ def assemble(addresses: Sequence[str], own: int, seconds: float) -> None:
   host, _, port = addresses[0].rpartition(':')
   if own == 0:
     _wait_for_connections(port, len(addresses), until, lost)
-  else:
-    _connect(host, port, own, until, lost)
+    return
+  try:
+    listener, problem = _listen(f'worker {own}', addresses[own].rpartition(':')[2], 1), None
+  except UserError as error:
+    listener, problem = contextlib.nullcontext(), error
+  with listener:
+    _connect(host, port, str(own) if problem is None else f'{own} {problem.line()}', until, lost)
+  if problem is not None:
+    raise problem
+
+
+def _listen(name: str, port: str, backlog: int) -> socket.socket:
+  try:
+    return socket.create_server(('', int(port)), backlog=backlog)
+  except (OSError, ValueError, OverflowError) as error:
+    raise UserError(f'{name} cannot listen on port {port} of TF_CONFIG: {in_one_line(error)}; choose another port, '
+                    'or end the process that uses it') from error
 
 
 def _wait_for_connections(port: str, count: int, until: float, lost: WorkerLost) -> None:
   """On the chief: accept a connection of every other worker, then release all of them."""
-  try:
-    listener = socket.create_server(('', int(port)), backlog=count)
-  except (OSError, ValueError, OverflowError) as error:
-    raise UserError(f'the chief cannot listen on port {port} of TF_CONFIG: {in_one_line(error)}; choose another port, '
-                    'or end the process that uses it') from error
   connected: dict[int, socket.socket] = {}
-  with listener, contextlib.ExitStack() as connections:
-    while len(connected) < count - 1:
+  problems: list[str] = []
+  with _listen('the chief', port, count) as listener, contextlib.ExitStack() as connections:
+    while len(connected) < count - 1 and time.monotonic() < until:
       listener.settimeout(max(until - time.monotonic(), 0.001))
       try:
         connection = connections.enter_context(listener.accept()[0])
         connection.settimeout(_POLL_SECONDS)
-        index = int(connection.recv(16))
-      except TimeoutError:
-        if time.monotonic() >= until:
-          raise lost from None
-      except (OSError, ValueError):  # a connection by something else, such as a port scan
+        index, _, problem = connection.recv(1000).decode().partition(' ')
+        if 0 < int(index) < count:
+          connected[int(index)] = connection
+      except (OSError, ValueError):  # a time-out, or a connection by something else, such as a port scan
         continue
-      else:
-        connected[index] = connection
+      if problem:
+        problems.append(f'worker {index} of {count} cannot start: {excerpt(problem, 300)}')
+        until = min(until, time.monotonic() + _LATECOMERS_SECONDS)
+    complete = len(connected) == count - 1 and not problems
     for connection in connected.values():
-      connection.sendall(b'go')
+      with contextlib.suppress(OSError):
+        connection.sendall(_GO if complete else _STOP)
+  if problems:
+    raise WorkerLost(problems[0])
+  if not complete:
+    raise lost
 
 
-def _connect(host: str, port: str, own: int, until: float, lost: WorkerLost) -> None:
+def _connect(host: str, port: str, message: str, until: float, lost: WorkerLost) -> None:
   """On the other workers: connect to the chief until it releases this one."""
   while time.monotonic() < until:
     try:
       with socket.create_connection((host, int(port)), timeout=_POLL_SECONDS) as connection:
-        connection.sendall(str(own).encode())
+        connection.sendall(message.encode())
         connection.settimeout(max(until - time.monotonic(), 0.001))
-        if connection.recv(2) == b'go':
+        answer = connection.recv(2)
+        if answer == _GO or answer and not message.isdecimal():
           return
+        if answer == _STOP:
+          raise lost
     except OSError:
       pass
     time.sleep(_POLL_SECONDS)

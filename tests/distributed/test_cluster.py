@@ -46,7 +46,10 @@ def test_a_single_replica_needs_no_tf_config(environment):
 @pytest.mark.parametrize('text, message', [
   ('{"cluster"', 'CLUSTER_SPEC is not that of a Vertex AI job'), ('[]', 'CLUSTER_SPEC is not'),
   ('{}', "KeyError: 'cluster'"), ('{"cluster": {}, "task": null}', 'TypeError'), ('"text"', 'TypeError'),
-  (spec(workerpool0=None), 'TypeError'), (spec(index='first'), 'ValueError'),
+  (spec(workerpool0=None), 'ValueError'), (spec(workerpool0='a:1'), 'ValueError'),
+  (spec(workerpool0=[7]), 'ValueError'), (spec(workerpool0=['a:x']), 'ValueError'),
+  (spec(index=float('inf')), 'OverflowError'),
+  ('[' * 100_000, 'RecursionError'), (spec(index='first'), 'ValueError'),
   (spec('workerpool3', 0), 'into workerpool3, which does not train'),
   (spec('workerpool1', 2), 'replica 2 of workerpool1'), (spec('workerpool0', -1), 'replica -1'),
   (spec(workerpool0=PRIMARY * 2, workerpool1=WORKERS), '2 primary replica'),

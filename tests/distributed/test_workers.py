@@ -76,6 +76,28 @@ def test_a_missing_worker_is_an_error_after_the_timeout(present):
     assert str(error).startswith(f'worker {index} of 3 could not connect to the other workers within 0.02 minutes')
 
 
+def test_a_port_of_another_worker_in_use_ends_all_at_once():
+  addresses = tuple(f'127.0.0.1:{port}' for port in two_workers.free_ports(3))
+  results, begin = {}, time.monotonic()
+
+  def one(index):
+    with pytest.raises(UserError) as caught:
+      assemble(addresses, index, 600)
+    results[index] = caught.value
+
+  with two_workers.socket.create_server(('', int(addresses[1].split(':')[1]))):
+    threads = [threading.Thread(target=one, args=[index]) for index in (2, 0, 1)]
+    for thread in threads:
+      thread.start()
+      time.sleep(0.05)
+    for thread in threads:
+      thread.join()
+  assert time.monotonic() - begin < 60
+  assert 'worker 1 cannot listen on port' in str(results[1]) and not isinstance(results[1], WorkerLost)
+  assert 'worker 1 of 3 cannot start' in str(results[0]) and 'cannot listen on port' in str(results[0])
+  assert isinstance(results[0], WorkerLost) and isinstance(results[2], WorkerLost)
+
+
 def test_a_port_in_use_is_a_user_error():
   [port] = two_workers.free_ports(1)
   with two_workers.socket.create_server(('', port)):
