@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 import signal
 
+# C0, C1, and the characters that reverse the direction of text.
+_CONTROL = re.compile('[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]')
+
 
 class UserError(Exception):
   """An error that the user can fix: one line that names the file, the field and the fix.
@@ -48,6 +51,14 @@ def excerpt(value: object, length: int = 80) -> str:
   if value is None or isinstance(value, bool | float) or isinstance(value, int) and value.bit_length() <= 64:
     return repr(value)
   return f'an object of type {type(value).__name__[:length]}'
+
+
+def plain(text: str, keep: str = '') -> str:
+  """Return a text with control characters escaped, as \\x1b: they would command a terminal or break a table.
+
+  keep: those that stay, as the ends of lines.
+  """
+  return _CONTROL.sub(lambda found: found[0] if found[0] in keep else found[0].encode('unicode_escape').decode(), text)
 
 
 def in_one_line(error: BaseException) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import signal
 import sys
 import threading
@@ -14,7 +15,7 @@ from typing import Any, TextIO
 
 from absl import app, logging
 
-from rethink_tf.errors import Interrupted, UserError, WorkerLost, in_one_line
+from rethink_tf.errors import Interrupted, UserError, WorkerLost, in_one_line, plain
 from rethink_tf.redaction import RedactingFilter, redact, redacted_tracebacks
 
 # Of a command ended by a signal. 75 is EX_TEMPFAIL of sysexits.h: incomplete, run the same command again. SIGHUP: the
@@ -22,6 +23,7 @@ from rethink_tf.redaction import RedactingFilter, redact, redacted_tracebacks
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 75, signal.SIGHUP: 75, signal.SIGUSR1: 75}
 URGENT = (signal.SIGINT, signal.SIGTERM)  # the second one ends at once; a closed terminal sends SIGHUP several times
 _HELP = ('-h', '-?', '-help', '--help', '--helpshort')  # of this command; absl's --helpfull also lists the libraries'
+_REWRITTEN = re.compile(r'\r[^\x00-\x1f\x7f-\x9f]*\x1b\[K')  # a line of console.Progress
 error_descriptor = 2  # console.stderr_closed keeps the standard error at another one meanwhile
 PATIENCE_SECONDS = 10.0  # after a signal, for a main thread within a call into C
 
@@ -112,7 +114,8 @@ def as_command(main: Callable[[], None], argv: Sequence[str], interrupted: str) 
 class Output:
   """A standard stream whose errors are reported once and then ignored: they cost the output, not the work.
 
-  A disk may have space again: each write is attempted. Characters that the encoding of the stream lacks are escaped.
+  A disk may have space again: each write is attempted. Characters that the encoding of the stream lacks are escaped,
+  and so are control characters: a name in a file of others may hold them.
 
   report: whether the first error is printed on the standard error.
   failure: the first error; None so far.
@@ -126,7 +129,8 @@ class Output:
 
   def write(self, text: str) -> int:
     """Write text; return its length."""
-    self._attempt(lambda: self._stream.write(text))
+    shown = text if _REWRITTEN.fullmatch(text) else plain(text, '\n\t')
+    self._attempt(lambda: self._stream.write(shown))
     return len(text)
 
   def flush(self) -> None:

@@ -11,6 +11,8 @@ import traceback
 import types
 from collections.abc import Iterator, Sequence
 
+from rethink_tf.errors import plain
+
 HIDDEN = '***'
 
 _SECRET = (r'(?:pass(?:word|wd|phrase|code)|secret|token|credential|signature|(?<![a-z])(?:pwd|pass|auth|jwt|creds)|'
@@ -94,14 +96,14 @@ def _without_values(text: str) -> str:
 
 
 class RedactingFilter(logging.Filter):
-  """A filter for log handlers that redacts lines and tracebacks before they are written."""
+  """A filter for log handlers: redacts lines and tracebacks, and escapes control characters in them."""
 
   def filter(self, record: logging.LogRecord) -> bool:
-    record.msg, record.args = redact(record.getMessage()), ()
+    record.msg, record.args = plain(redact(record.getMessage()), '\n\t'), ()
     if record.exc_info and not record.exc_text:
       record.exc_text = logging.Formatter().formatException(record.exc_info)
     if record.exc_text:
-      record.exc_text = redact(record.exc_text)
+      record.exc_text = plain(redact(record.exc_text), '\n\t')
     return True
 
 

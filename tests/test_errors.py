@@ -7,7 +7,7 @@ import signal
 import pytest
 import tensorflow as tf
 
-from rethink_tf.errors import Interrupted, UserError, in_one_line
+from rethink_tf.errors import Interrupted, UserError, excerpt, in_one_line, plain
 from rethink_tf.process import EXIT_CODES, as_command
 
 
@@ -62,3 +62,16 @@ def test_a_programming_error_keeps_its_traceback():
   (ValueError('a\nb'), 'a b'), (ValueError(), 'ValueError')], ids=['system', 'status', 'operation', 'value', 'empty'])
 def test_in_one_line(error, text):
   assert in_one_line(error) == text
+
+
+def test_control_characters_are_escaped():
+  assert plain('a\x1b[2J\r\nb\tc\x9b\u202e\x7f ü') == 'a\\x1b[2J\\r\\nb\\tc\\x9b\\u202e\\x7f ü'
+  assert plain('a\nb\tc\rd', keep='\n\t') == 'a\nb\tc\\rd'
+
+
+def test_untrusted_values_in_messages():
+  doubled = ()
+  for _ in range(60):
+    doubled = (doubled, doubled)  # whose repr has 2 ** 60 brackets
+  assert excerpt(doubled) == 'an object of type tuple' and excerpt(10 ** 5000) == 'an object of type int'
+  assert excerpt('\x1b' * 1000, 3) == "'\\x1b\\x1b\\x1b'…" and excerpt(b'a') == "b'a'" and excerpt(None) == 'None'

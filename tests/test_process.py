@@ -45,6 +45,15 @@ def test_characters_that_a_stream_lacks_are_escaped():
   assert raw.getvalue() == b'caf\\xe9\n'
 
 
+def test_names_cannot_command_a_terminal():
+  """Lines of progress are rewritten as before."""
+  stream = io.StringIO()
+  output = Output(stream, 'standard output')
+  print('run \x1b]0;title\x07\x1b[2J\rhidden\ttab\nnext', file=output)
+  print('\rimages: 3/5, 8.3/s\x1b[K', end='', file=output)
+  assert stream.getvalue() == 'run \\x1b]0;title\\x07\\x1b[2J\\rhidden\ttab\nnext\n\rimages: 3/5, 8.3/s\x1b[K'
+
+
 COMMAND = '''
 from rethink_tf import process
 def main():

@@ -99,12 +99,14 @@ def test_log_lines_and_their_tracebacks_are_redacted():
   logger.addHandler(handler)
   logger.propagate = False
   logger.warning('reading %s of %d', f'https://me:{SECRET}@host.example/w', 3)
+  logger.warning('class %s', 'a\x1b[2J\rb')
   try:
     raise ValueError(f'bad link ?token={SECRET}')
   except ValueError:
     logger.exception('stopped')
   written = stream.getvalue()
   assert SECRET not in written
+  assert 'class a\\x1b[2J\\rb\n' in written
   assert 'reading https://***@host.example/w of 3' in written and 'ValueError: bad link ?token=***' in written
 
 

@@ -6,6 +6,8 @@ import html
 import re
 from collections.abc import Mapping, Sequence
 
+from rethink_tf.errors import plain
+
 _STYLE = '''
 :root { color-scheme: light; }
 body { margin: 0 auto; padding: 1rem; max-width: 62rem; font: 16px/1.5 system-ui, sans-serif; color: #24272c; }
@@ -32,7 +34,7 @@ def page(title: str, verdicts: Sequence[str], panels: Mapping[str, bytes], plots
     notes: paragraphs of the footer.
   """
   elements = [f'<h1>{html.escape(title)}</h1>']
-  elements += [f'<p class="verdict">{html.escape(words)}</p>' for words in verdicts]
+  elements += [f'<p class="verdict">{html.escape(plain(words))}</p>' for words in verdicts]
   drawn = [f'<div class="plot" role="img" aria-label="{html.escape(caption)}">{_inline(svg, number)}</div>'
            for number, (caption, svg) in enumerate([*panels.items(), *plots.items()])]
   elements += ['<div class="panels">', *drawn[:len(panels)], '</div>', *drawn[len(panels):]]
@@ -41,7 +43,7 @@ def page(title: str, verdicts: Sequence[str], panels: Mapping[str, bytes], plots
       body = ''.join(f'<tr>{_cells(row)}</tr>' for row in rows[1:])
       elements.append(f'<h2>{html.escape(heading)}</h2><div class="wide"><table><thead><tr>{_cells(rows[0], "th")}</tr>'
                       f'</thead><tbody>{body}</tbody></table></div>')
-  elements.append(f'<footer>{"".join(f"<p>{html.escape(note)}</p>" for note in notes)}</footer>')
+  elements.append(f'<footer>{"".join(f"<p>{html.escape(plain(note))}</p>" for note in notes)}</footer>')
   return ('<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
           '<meta name="viewport" content="width=device-width, initial-scale=1">'
           f'<title>{html.escape(title)}</title><style>{_STYLE}</style></head>\n<body>\n' + '\n'.join(elements)
@@ -49,7 +51,7 @@ def page(title: str, verdicts: Sequence[str], panels: Mapping[str, bytes], plots
 
 
 def _cells(row: Sequence[str], tag: str = 'td') -> str:
-  return ''.join(f'<{tag}>{html.escape(str(cell))}</{tag}>' for cell in row)
+  return ''.join(f'<{tag}>{html.escape(plain(str(cell)))}</{tag}>' for cell in row)
 
 
 def _inline(svg: bytes, number: int) -> str:

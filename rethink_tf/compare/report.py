@@ -14,7 +14,7 @@ from absl import logging
 from rethink_tf.compare import matching, page, plots, published, same_data, tables, tensorboard_log, verdict
 from rethink_tf.compare.bootstrap import Matches
 from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run, read_runs
-from rethink_tf.errors import UserError, in_one_line
+from rethink_tf.errors import UserError, in_one_line, plain
 from rethink_tf.storage import files
 
 TABLE_METRICS = (
@@ -63,7 +63,8 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
   }
   words = [one.words for one in verdicts] or [_without_verdict(runs)]
   words += [f'{run.name}: {note}.' for run in runs for note in run.notes] + same_data.differences(runs)
-  text = '\n\n'.join([*words, *(f'{name}\n{tables.as_text(rows)}' for name, rows in content.items() if len(rows) > 1)])
+  text = '\n\n'.join([
+    *map(plain, words), *(f'{name}\n{tables.as_text(rows)}' for name, rows in content.items() if len(rows) > 1)])
   return Comparison(tuple(runs), metric, tuple(verdicts), text, _write(output, runs, metric, words, content))
 
 
@@ -128,8 +129,8 @@ def _write(output: str, runs: Sequence[Run], metric: str, words: Sequence[str],
   panels = plots.render(plots.panels(runs, metric), 'svg')  # replace the plot of all four on the page
   data['index.html'] = page.page(f'{len(runs)} runs by {metric}', words, panels, plots.render(others, 'svg'), content,
                                  notes).encode()
-  data['runs.csv'] = tables.as_csv(content['Runs'])
-  data['curves.csv'] = tables.as_csv(tables.curves_table(runs))
+  data['runs.csv'] = files.as_csv(content['Runs'])
+  data['curves.csv'] = files.as_csv(tables.curves_table(runs))
   for name, each in data.items():
     files.write_output(f'{output}/{name}', each)
   try:

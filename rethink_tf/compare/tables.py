@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -12,6 +10,7 @@ from rethink_tf.compare import verdict
 from rethink_tf.compare.groups import Side, groups, sides
 from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run
 from rethink_tf.compare.verdict import ReadMatches
+from rethink_tf.errors import plain
 
 Table = list[list[str]]
 
@@ -97,14 +96,8 @@ def curves_table(runs: Sequence[Run]) -> Table:
 
 
 def as_text(rows: Sequence[Sequence[str]]) -> str:
-  """Return rows as lines with aligned columns, the first left-aligned."""
+  """Return rows as lines with aligned columns, the first left-aligned; control characters in cells are escaped."""
+  rows = [[plain(str(cell)) for cell in row] for row in rows]
   widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]))]
   return '\n'.join('  '.join(str(cell).ljust(width) if i == 0 else str(cell).rjust(width)
                              for i, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows)
-
-
-def as_csv(rows: Sequence[Sequence[str]]) -> bytes:
-  """Return rows as a CSV file."""
-  text = io.StringIO()
-  csv.writer(text, lineterminator='\n').writerows(rows)
-  return text.getvalue().encode()

@@ -1,5 +1,6 @@
 """Categories of a data set: class k of 1..K is the category with the k-th smallest id, class 0 is the background."""
 
+import reprlib
 import unicodedata
 from typing import Any, NamedTuple
 
@@ -9,6 +10,10 @@ from absl import logging
 from rethink_tf.errors import UserError
 
 _MAX_KEYPOINTS = 1000  # of a category; every annotation allocates memory for all of them
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 100
+_REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = 30
 
 
 class Category(NamedTuple):
@@ -111,9 +116,9 @@ def as_text(value: str) -> str:
 
 
 def shorten(value: Any) -> str:
-  """Format a value from a file for a message: printable, at most 60 characters."""
+  """Format a value from a file for a message: printable, at most 60 characters; a large one is not formatted whole."""
   try:
-    text = 'missing' if value is None else repr(value)
+    text = 'missing' if value is None else _REPR.repr(value)
   except (RecursionError, ValueError):  # an integer with more digits than Python converts
     text = f'a {type(value).__name__}'
   text = as_text(text)

@@ -22,7 +22,7 @@ from rethink_tf.distributed.cluster import is_address
 from rethink_tf.distributed.coordination import publish, published
 from rethink_tf.distributed.workers import ALONE, Workers, assemble, software
 from rethink_tf.errors import UserError, WorkerLost, excerpt, in_one_line
-from rethink_tf.storage import writer_lock
+from rethink_tf.storage import files, writer_lock
 from rethink_tf.storage.run_folder import RunFolder
 
 KINDS = ('default', 'one_device', 'mirrored', 'multi_worker', 'tpu')
@@ -233,14 +233,14 @@ def join_workers(strategy: tf.distribute.Strategy, model_dir: str, create: bool,
   """
   found = cluster() if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) else None
   if found is None:
-    folder = RunFolder(model_dir, create=create)
+    folder = _run_folder(model_dir, create)
     if create:
       writer_lock.refuse_if_held(folder)
     return folder, ALONE
   index, count = found.index, len(found.addresses)
   settings = f'--model_dir={model_dir}\n{software()}\n{settings}'
   if index == 0:
-    folder = RunFolder(model_dir, create=create)
+    folder = _run_folder(model_dir, create)
     token = uuid.uuid4().hex
     if create:
       writer_lock.refuse_if_held(folder)
@@ -268,6 +268,13 @@ def join_workers(strategy: tf.distribute.Strategy, model_dir: str, create: bool,
     logging.set_verbosity(logging.WARNING)
     sys.stdout = open(os.devnull, 'w')
   return folder, Workers(index, count, token, strategy.timeout_seconds)
+
+
+def _run_folder(model_dir: str, create: bool) -> RunFolder:
+  folder = RunFolder(model_dir, create=create)
+  if not create:
+    files.refuse_links(folder.path)  # evaluations are written there too
+  return folder
 
 
 @contextlib.contextmanager

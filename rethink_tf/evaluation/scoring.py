@@ -5,8 +5,6 @@ Nothing here needs the model or its devices: during training it runs in a thread
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -21,6 +19,7 @@ from rethink_tf.data.images import ImageError
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.evaluation import coco_metrics
 from rethink_tf.evaluation.postprocessing import ImageDetections, submission
+from rethink_tf.storage import files
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.structures import Source
 from rethink_tf.visualization import drawing
@@ -143,13 +142,11 @@ class Scorer:
       yield f'{IOU_TYPES[kind]}.json', json.dumps(entries, separators=(',', ':')).encode()
 
   def _categories_csv(self, tables: Mapping[str, coco_metrics.CocoScores]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator='\n')
-    writer.writerow(['id', 'category', *(f'{kind}/{name}' for kind in tables for name in self.COLUMNS)])
+    rows = [['id', 'category', *(f'{kind}/{name}' for kind in tables for name in self.COLUMNS)]]
     for row in zip(*(one.categories for one in tables.values()), strict=True):
       values = [_percent(getattr(one, name)) for one in row for name in self.COLUMNS]
-      writer.writerow([row[0].id, row[0].name, *(f'{value:.3f}' for value in values)])
-    return text.getvalue().encode()
+      rows.append([row[0].id, row[0].name, *(f'{value:.3f}' for value in values)])
+    return files.as_csv(rows)
 
   def _draw(self, detections: list[ImageDetections], gt: dict) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Yield image id, ground truth and predictions of a fixed choice of images, spread over those with objects."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from rethink_tf.console import Progress
 from rethink_tf.data.batching import errors_of
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.evaluation.periodic import Coverage, PeriodicEvaluation
+from rethink_tf.storage import files
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.structures import Input, LabelledImages, Source
 from rethink_tf.visualization import drawing
@@ -185,14 +185,12 @@ class TopKEvaluator(PeriodicEvaluation):
 
   def _categories_csv(self, found: Predictions) -> bytes:
     """Return a table of the number of images and the accuracies in percent, one class per line."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator='\n')
-    writer.writerow(['id', 'category', 'images', *(f'top-{k}' for k in KS)])
+    rows = [['id', 'category', 'images', *(f'top-{k}' for k in KS)]]
     for number, category in enumerate(self._source.categories):
       ranks = found.ranks[(found.labels == number).any(axis=1)]
       accuracies = (f'{100 * (ranks < k).mean():.3f}' if len(ranks) else '' for k in KS)
-      writer.writerow([category.id, category.name, len(ranks), *accuracies])
-    return text.getvalue().encode()
+      rows.append([category.id, category.name, len(ranks), *accuracies])
+    return files.as_csv(rows)
 
   def _image_grid(self, found: Predictions, shown: Mapping[int, np.ndarray]) -> np.ndarray:
     rows = {int(image_id): row for row, image_id in enumerate(found.image_ids)}

@@ -13,6 +13,7 @@ from rethink_tf.data.json_files import load_json
 from rethink_tf.errors import UserError
 from rethink_tf.evaluation import voc_evaluator
 from rethink_tf.evaluation.scoring import IOU_TYPES, max_detections, restricted
+from rethink_tf.storage import files
 from rethink_tf.structures import Source
 
 FILES = {'box': 'bbox.json', 'mask': 'segm.json', 'keypoint': 'keypoints.json'}
@@ -24,8 +25,9 @@ def newest_results(model_dir: str) -> str:
   """Return the folder of the newest evaluation with saved detections.
 
   Raises:
-    UserError: there is none.
+    UserError: there is none, or the run folder holds symbolic links, where the report would be written.
   """
+  files.refuse_links(model_dir)
   steps = sorted(re.findall(r'step-\d+', ' '.join(tf.io.gfile.glob(f'{model_dir.rstrip("/")}/eval/step-*'))))
   for step in reversed(steps):
     folder = f'{model_dir.rstrip("/")}/eval/{step}'

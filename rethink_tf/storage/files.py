@@ -5,13 +5,17 @@ the complete new one.
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import tensorflow as tf
 
-from rethink_tf.errors import UserError, in_one_line
+from rethink_tf.errors import UserError, in_one_line, plain
+
+_OWN_CELLS = ('-', '+ pre-training')  # no value, and the head of a column of `compare`
 
 
 def open_regular(path: str, mode: str = 'rb') -> tf.io.gfile.GFile:
@@ -33,6 +37,24 @@ def require_regular(path: str) -> None:
       raise tf.errors.FailedPreconditionError(None, None, 'not a regular file')
 
 
+def refuse_links(folder: str) -> None:
+  """Check that nothing in a local folder is a symbolic link, before a command writes there.
+
+  A folder from elsewhere may hold links to any file of this machine; the folder itself may be one.
+
+  Raises:
+    UserError: it holds one.
+  """
+  if '://' in folder:
+    return
+  for path, folders, names in os.walk(folder):
+    for name in (*folders, *names):
+      link = os.path.join(path, name)
+      if os.path.islink(link):
+        raise UserError(f'{plain(link)}: is a symbolic link to {plain(os.readlink(link))}, where results would be '
+                        'written: replace it by what it points to, or choose another --model_dir')
+
+
 @contextlib.contextmanager
 def replacing(path: str) -> Iterator[str]:
   """Yield a temporary path in the same folder; the file written there replaces `path` unless an error is raised.
@@ -42,6 +64,8 @@ def replacing(path: str) -> Iterator[str]:
   """
   folder, name = os.path.split(path)
   temporary = os.path.join(folder, f'.{name}.{os.getpid()}.partial')
+  if '://' not in temporary and os.path.islink(temporary):
+    os.remove(temporary)  # else its target would be written
   try:
     yield temporary
     tf.io.gfile.rename(temporary, path, overwrite=True)
@@ -55,6 +79,27 @@ def write(path: str, data: bytes | str) -> None:
   """Write a file atomically; its folder must exist. Raises OSError or tf.errors.OpError."""
   with replacing(path) as temporary, tf.io.gfile.GFile(temporary, 'wb') as file:
     file.write(data)
+
+
+def as_csv(rows: Iterable[Sequence[object]]) -> bytes:
+  """Return rows as a CSV file.
+
+  A spreadsheet takes a cell that begins with =, +, - or @ for a formula, which can run programs; a name from a file may
+  be one. Such a cell begins with an apostrophe, unless it is a number. Control characters are escaped.
+  """
+  text = io.StringIO()
+  csv.writer(text, lineterminator='\n').writerows([_cell(plain(str(value))) for value in row] for row in rows)
+  return text.getvalue().encode()
+
+
+def _cell(text: str) -> str:
+  if text[:1] not in ('=', '+', '-', '@') or text in _OWN_CELLS:
+    return text
+  try:
+    float(text)
+  except ValueError:
+    return f"'{text}"
+  return text
 
 
 def write_output(path: str, data: bytes | str) -> None:

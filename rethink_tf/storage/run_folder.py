@@ -83,6 +83,7 @@ class RunFolder:
       raise UserError(f'no run folder at {self.path}: check --model_dir')
 
   def _create(self) -> None:
+    files.refuse_links(self.path)
     probe = self.join(f'.writable-{os.getpid()}')
 
     def write() -> None:
@@ -184,7 +185,8 @@ class RunFolder:
       self._pending.clear()
 
   def _append_local(self, lines: bytes) -> None:
-    descriptor = os.open(self.join(self.METRICS), os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    descriptor = os.open(self.join(self.METRICS), os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW,
+                         0o644)
     try:
       size = os.fstat(descriptor).st_size
       if size < self._size:

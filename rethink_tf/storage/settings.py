@@ -39,16 +39,17 @@ class Change(NamedTuple):
 
 def parse(text: str) -> dict[str, Any]:
   """Return the bindings of a config.gin with macros resolved; references stay strings ('@group_norm')."""
-  text = re.sub(r'^\s*#.*$', '', text.replace('\\\n', ' '), flags=re.MULTILINE)
-  raw: dict[str, str] = {}
+  text = re.sub(r'^[ \t]*#.*$', '', text.replace('\\\n', ' '), flags=re.MULTILINE)
+  pieces: dict[str, list[str]] = {}
   name = None
   for line in text.splitlines():
     begins = re.match(r'([\w./]+) = ?(.*)$', line)
     if begins:
       name = begins.group(1)
-      raw[name] = begins.group(2).strip()
+      pieces[name] = [begins.group(2).strip()]
     elif name and line.strip():  # continuation of a long value
-      raw[name] += ' ' + line.strip()
+      pieces[name].append(line.strip())
+  raw = {name: ' '.join(lines) for name, lines in pieces.items()}
   return {name: _value(value, raw) for name, value in raw.items() if '.' in name}
 
 

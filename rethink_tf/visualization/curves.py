@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rethink_tf.errors import plain
 from rethink_tf.storage import files
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.visualization import plotting
@@ -94,7 +95,7 @@ def run_names(run_folders: Sequence[RunFolder]) -> list[str]:
   paths = [folder.path.rstrip('/').split('/' if '://' in folder.path else os.sep) for folder in run_folders]
   names: list[str] = []
   for count in range(1, max(map(len, paths), default=0) + 1):
-    names = ['/'.join(path[-count:]) for path in paths]
+    names = [plain('/'.join(path[-count:])) for path in paths]
     if len(set(names)) == len(set(map(tuple, paths))):
       break
   return names

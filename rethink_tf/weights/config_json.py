@@ -46,7 +46,7 @@ def beside(path: str, architecture: Architecture) -> Config:
 
 
 def _of_timm(path: str, place: str, name: str, settings: Any, architecture: Architecture) -> Config:
-  depth = re.search(r'(?:resnet|resnext|resnet\w*?)(\d+)', name)
+  depth = re.search(r'(?:resnet|resnext|resnet\w*?)(\d{1,9})', name)
   if not depth or int(depth[1]) != architecture.depth:
     return Config(notes=(f'{place} is of another network ({excerpt(name, 40)}), and is not used', _VARIANTS))
   match = _PLAIN.fullmatch(name)

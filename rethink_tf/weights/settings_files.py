@@ -10,6 +10,7 @@ import tensorflow as tf
 from absl import logging
 
 from rethink_tf.errors import in_one_line
+from rethink_tf.storage.files import open_regular
 
 _MAX_BYTES = 256 << 10
 
@@ -22,7 +23,7 @@ def beside(path: str, names: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
   for name in names:
     place = os.path.join(os.path.dirname(path), name)
     try:
-      with tf.io.gfile.GFile(place) as file:
+      with open_regular(place, 'r') as file:
         text = file.read(_MAX_BYTES + 1)
     except (OSError, tf.errors.OpError, UnicodeDecodeError, ValueError):
       continue
@@ -38,6 +39,8 @@ def _parsed(place: str, text: str) -> Mapping[str, Any] | None:
   try:
     if len(text) > _MAX_BYTES:
       raise ValueError(f'more than {_MAX_BYTES >> 10} KiB')
+    if '<<' in text:  # each level can double what the next one copies
+      raise ValueError('merge keys')
     content = yaml.safe_load(text)
     if not isinstance(content, Mapping):
       raise ValueError('not a mapping')

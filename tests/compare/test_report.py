@@ -112,8 +112,11 @@ def test_table_of_equal_schedules(tmp_path):
 
 
 def test_names_are_neither_formulas_nor_markup(tmp_path):
-  paths = [write(tmp_path / '$x_{$', HALF), write(tmp_path / '<b>&', HALF, init='w')]
-  compare(paths, str(tmp_path / 'out'), draws=20)
+  paths = [write(tmp_path / '$x_{$', HALF), write(tmp_path / '<b>&', HALF, init='w'),
+           write(tmp_path / '=1+1\x1b[2J\n', HALF, init='w')]
+  text = compare(paths, str(tmp_path / 'out'), draws=20).text
+  assert '\x1b' not in text and '=1+1\\x1b[2J\\n ' in text
+  assert "\n'=1+1\\x1b[2J\\n,pre-trained," in (tmp_path / 'out/runs.csv').read_text()
   page = (tmp_path / 'out/index.html').read_text()
   assert '$x_{$' in page and '&lt;b&gt;&amp;' in page and '<b>' not in page
 

@@ -44,4 +44,4 @@ def test_quoted_values_are_short_and_printable():
   deep = []
   for _ in range(100_000):
     deep = [deep]
-  assert shorten(deep) == 'a list' and shorten(10 ** 5000) == 'a int'
+  assert shorten(deep) == '[[[[[[[...]]]]]]]' and shorten(10 ** 5000) == 'a int'

@@ -1,5 +1,6 @@
 """Atomic writing of single files; only regular ones are read."""
 
+import csv
 import os
 import pathlib
 import re
@@ -13,6 +14,7 @@ from rethink_tf.data import json_files, tfrecord
 from rethink_tf.data.detection.coco import CocoSource
 from rethink_tf.data.images import ImageError
 from rethink_tf.errors import UserError
+from rethink_tf.inspect_run import results
 from rethink_tf.predict import image_files
 from rethink_tf.storage import files
 from rethink_tf.storage.run_folder import RunFolder
@@ -93,3 +95,40 @@ def test_a_fifo_among_the_images_of_a_data_set(tmp_path):
     source.load(0)
   fifo = str(tmp_path / 'train2017/000001.jpg')
   assert 'not a regular file' in str(image_files.ImageFiles([fifo], ()).skipped)  # of predict
+
+
+def test_cells_are_no_formulas():
+  """A spreadsheet runs what begins with =, +, - or @; numbers and the heads of our own columns stay."""
+  rows = [['run', '+ pre-training'], ['=1+1', '-'], ["@SUM(1)", '-1.5'], ["-2+3+cmd|' /C calc'!A0", '+0.25'],
+          ['+1+1', 'nan'], ['a\x1b[2Jb\nc', 'x,"y"'], ['\t=1', 7]]
+  assert list(csv.reader(files.as_csv(rows).decode().splitlines())) == [
+    ['run', '+ pre-training'], ["'=1+1", '-'], ["'@SUM(1)", '-1.5'], ["'-2+3+cmd|' /C calc'!A0", '+0.25'],
+    ["'+1+1", 'nan'], ['a\\x1b[2Jb\\nc', 'x,"y"'], ['\\t=1', '7']]
+
+
+def test_links_in_a_run_folder_are_refused(tmp_path):
+  """A downloaded folder may hold links to files of this machine; nothing is written where they point."""
+  outside = tmp_path / 'outside'
+  outside.mkdir()
+  (outside / 'notes').write_text('mine')
+  for name, target in (('metrics.jsonl', outside / 'notes'), ('eval', outside), ('.writer', tmp_path / 'none')):
+    folder = tmp_path / f'run of {name}'
+    (folder / 'checkpoints').mkdir(parents=True)
+    os.symlink(target, folder / name)
+    with pytest.raises(UserError, match=f'{name}: is a symbolic link to .*--model_dir'):
+      RunFolder(str(folder))
+    assert sorted(os.listdir(folder)) == sorted(['checkpoints', name])
+    reading = RunFolder(str(folder), create=False)
+    reading.append_metrics({'kind': 'eval', 'step': 1})
+    with pytest.raises(UserError, match='is a symbolic link'):
+      results.newest_results(str(folder))
+  assert (outside / 'notes').read_text() == 'mine' and os.listdir(outside) == ['notes']
+  os.symlink(tmp_path / 'run of eval/checkpoints', tmp_path / 'a link to a run')
+  RunFolder(str(tmp_path / 'a link to a run'))  # of the user
+
+
+def test_the_temporary_file_is_no_link(tmp_path):
+  (tmp_path / 'notes').write_text('mine')
+  os.symlink(tmp_path / 'notes', tmp_path / f'.x.{os.getpid()}.partial')
+  files.write(str(tmp_path / 'x'), 'new')
+  assert (tmp_path / 'notes').read_text() == 'mine' and (tmp_path / 'x').read_text() == 'new'

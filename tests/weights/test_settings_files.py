@@ -17,7 +17,8 @@ def test_the_first_file_that_can_be_read_counts(tmp_path, caplog):
 
 
 @pytest.mark.parametrize('text', ['!!python/object/apply:os.system ["touch attacked"]', 'a: [', '\x00',
-                                  'a: 1\n' * 60_000, '[' * 50_000])
+                                  'a: 1\n' * 60_000, '[' * 50_000,
+                                  'a: &a {x: 1}\nb: &b {<<: [*a, *a]}\nc: {<<: [*b, *b]}'])
 def test_other_files_are_skipped(tmp_path, monkeypatch, caplog, text):
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'config.yaml').write_text(text)
