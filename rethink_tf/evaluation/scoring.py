@@ -6,8 +6,8 @@ Nothing here needs the model or its devices: during training it runs in a thread
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -70,8 +70,8 @@ class Scorer:
   def score(self, detections: list[ImageDetections], gt: dict) -> Scores:
     """Return the metrics of the detections of all images; gt: ground truth as in COCO's json."""
     results = submission(detections, self._source.categories)
-    if not getattr(self._source, 'has_masks', True):
-      results.pop('mask', None)  # a box in place of each mask would be scored
+    if without_masks(gt['annotations']):
+      results.pop('mask', None)  # masks would be scored against boxes
     tables = {
       kind: coco_metrics.evaluate(gt, results[kind], IOU_TYPES[kind], self._backend,
                                   max_detections=self._max_detections[IOU_TYPES[kind]])
@@ -189,6 +189,28 @@ def boxes_of(annotations: Sequence[Mapping]) -> np.ndarray:
   """Return the boxes of COCO annotations as float64 [n, 4] y0 x0 y1 x1."""
   xywh = np.array([a['bbox'] for a in annotations], np.float64).reshape(-1, 4)
   return np.concatenate([xywh[:, 1::-1], (xywh[:, :2] + xywh[:, 2:])[:, ::-1]], axis=1)
+
+
+def without_masks(annotations: Iterable[Mapping]) -> bool:
+  """Return whether no object has a mask: all have the outline that sources give to a box without one.
+
+  Annotations are read up to the first mask. False without objects.
+  """
+  objects = False
+  for one in annotations:
+    if one.get('iscrowd') and not one.get('difficult'):
+      continue
+    objects = True
+    x, y, w, h = one['bbox']
+    outline = one.get('segmentation') if not one.get('without_mask') else None
+    if outline and not _is_box(outline, (x, y, x, y + h, x + w, y + h, x + w, y)):
+      return False
+  return objects
+
+
+def _is_box(outline: Any, box: Sequence[float]) -> bool:
+  single = isinstance(outline, list) and len(outline) == 1 and len(outline[0]) == len(box)
+  return single and all(abs(a - b) < 0.01 for a, b in zip(outline[0], box, strict=True))
 
 
 def restricted(gt: dict, left_out: Collection[int]) -> dict:

@@ -51,7 +51,7 @@ def inspect(results_folder: str, source: Source, output: str | None = None, exam
         source.num_keypoints), examples, max_detections=limits['keypoints'])
       text.append(report.keypoint_table(breakdown, title))
       plot = plots.plot_keypoints(breakdown)
-    elif kind == 'mask' and not getattr(source, 'has_masks', True):
+    elif kind == 'mask' and scoring.without_masks(gt['annotations']):
       continue
     else:
       truth, iou_type = (coco_metrics.mask_truth(gt), 'segm') if kind == 'mask' else (gt, 'bbox')

@@ -18,6 +18,7 @@ from rethink_tf.distributed.workers import Workers
 from rethink_tf.errors import UserError, WorkerLost
 from rethink_tf.evaluation import coco_metrics
 from rethink_tf.evaluation.coco_evaluator import CocoEvaluator
+from rethink_tf.evaluation.scoring import without_masks
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.structures import Batch, Detections, Example
 from tests import small_coco
@@ -129,8 +130,10 @@ def test_without_masks(tmp_path):
 
 def test_without_masks_in_the_data(tmp_path):
   """A detector with a mask head on data with boxes only: no mask AP."""
-  source = ThreeImages()
-  source.has_masks = False
+  source, with_masks = ThreeImages(), ThreeImages().annotations()
+  boxes = [a | {'segmentation': [[x, y, x, y + h, x + w, y + h, x + w, y]]} for a in with_masks['annotations']
+           for x, y, w, h in (a['bbox'],)]
+  source.annotations = lambda: with_masks | {'annotations': boxes}
   metrics = make(tmp_path, source=source).evaluate(1)
   assert metrics['box/AP'] == pytest.approx(100.0) and not any(name.startswith('mask') for name in metrics)
   assert not (tmp_path / 'eval/step-00000001/segm.json').exists()
@@ -429,3 +432,19 @@ def test_missing_results_of_a_worker_are_an_error(tmp_path):
   chief.workers = Workers(0, 2, 'token', timeout=0.1)
   with pytest.raises(WorkerLost, match='worker 1 has sent no detections-20'):
     chief.evaluate(20)
+
+
+def test_data_without_masks_is_recognized(tmp_path):
+  """By the outline that sources give to boxes, in every source; a rectangle that is annotated is a mask."""
+  from rethink_tf.data.conversion import convert
+  from rethink_tf.data.detection.records import RecordSource
+
+  found = [small_coco.annotation(i, i, (3.25, 4.5, 20.1, 30.7)) for i in (1, 2)]
+  masks = CocoSource(small_coco.write(tmp_path / 'a', [small_coco.image(i) for i in (1, 2)], found, split='val'), 'val')
+  for one in found:
+    del one['segmentation']
+  boxes = CocoSource(small_coco.write(tmp_path / 'b', [small_coco.image(i) for i in (1, 2)], found, split='val'), 'val')
+  convert(boxes, str(tmp_path / 'c'), 'val', num_shards=1)
+  sources = [masks, boxes, RecordSource(str(tmp_path / 'c'), 'val')]
+  assert [without_masks(source.annotations()['annotations']) for source in sources] == [False, True, True]
+  assert not without_masks([])
