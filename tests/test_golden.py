@@ -13,6 +13,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FOLDER = (ROOT / os.environ.get('RETHINK_TF_GOLDEN', '../shared/golden')).resolve()
+ENVIRONMENT = {'TF_ENABLE_ONEDNN_OPTS': '0', 'XLA_FLAGS': '--xla_backend_optimization_level=3'}
 
 
 def check(marks):
@@ -20,8 +21,7 @@ def check(marks):
     pytest.skip(f'no golden numbers: {FOLDER} is not there (set RETHINK_TF_GOLDEN)')
   command = [sys.executable, '-m', 'pytest', '-q', '-n0', '-p', 'no:cacheprovider', '-m', marks, '-rA',
              'tests/golden_cases.py']
-  environment = {**os.environ, 'TF_ENABLE_ONEDNN_OPTS': '0', 'XLA_FLAGS': '--xla_backend_optimization_level=3'}
-  result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+  result = subprocess.run(command, cwd=ROOT, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True)
   print(result.stdout)
   assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]
   assert ' passed' in result.stdout
