@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -70,6 +71,7 @@ class Contents(NamedTuple):
   channels 'rgb' | 'bgr', stride_in_1x1, pixel_mean and pixel_std (RGB, range 0-255): None if unknown from the file.
   epsilon: of the norm, None if unknown. padding: of stride-2 convolutions, 'symmetric' or 'same' (models/resnet.py).
   ignored: names in the file that are not weights of the network. notes: warnings, a line each.
+  settings: gin bindings of a detector that its weights imply ('Anchors.offset'), as far as they are recorded.
   checkpoint: of a run, the folder of the checkpoint that was read.
   """
 
@@ -89,6 +91,7 @@ class Contents(NamedTuple):
   ignored: tuple[str, ...] = ()
   notes: tuple[str, ...] = ()
   own: bool = False
+  settings: Mapping[str, Any] = MappingProxyType({})
   checkpoint: str | None = None
 
   def backbone(self) -> dict[str, Array]:

@@ -21,6 +21,7 @@ from rethink_tf.weights.contents import (
   check_names,
   norm_of,
 )
+from rethink_tf.weights.detectron2_settings import CONVENTIONS
 
 _SUFFIXES = (('_bn_s', '.norm.weight'), ('_gn_s', '.norm.weight'), ('_bn_b', '.norm.bias'), ('_gn_b', '.norm.bias'),
              ('_bn_rm', '.norm.running_mean'), ('_bn_riv', '.norm.running_var'), ('_w', '.weight'), ('_b', '.bias'))
@@ -85,7 +86,7 @@ def contents(content: Mapping[str, Any], path: str) -> Contents:
   return found._replace(
     norm=norm, architecture=architecture, channels='bgr', pixel_mean=DETECTRON_MEAN, pixel_std=UNIT_STD,
     stride_in_1x1=_stride_in_1x1(blobs, config, norm, architecture), licence='CC BY-SA 3.0 (Detectron\'s model zoo)',
-    ignored=ignored, notes=notes if detector else ())
+    ignored=ignored, notes=notes if detector else (), settings=CONVENTIONS['detectron'] if detector else {})
 
 
 def canonical(name: str) -> str:

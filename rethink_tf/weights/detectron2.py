@@ -17,7 +17,7 @@ import tf_keras
 from absl import logging
 
 from rethink_tf.errors import UserError
-from rethink_tf.weights import pickles
+from rethink_tf.weights import detectron2_settings, pickles
 from rethink_tf.weights.contents import (
   BACKBONE,
   DETECTRON2_MEAN,
@@ -101,6 +101,10 @@ def contents(arrays: Mapping[str, Array], path: str, container: str, author: str
   elif norm == 'gn':
     norm, notes = None, ('norms without statistics: GN or folded BN, which the file does not specify',)
   found = found._replace(norm=norm, architecture=architecture_of(backbone, path), notes=notes)
+  if detector:
+    found = detectron2_settings.read(found)
+    if found.settings:
+      return found
   if is_converted(author, arrays):
     return found._replace(channels='rgb', stride_in_1x1=False, pixel_mean=DETECTRON2_MEAN, pixel_std=TORCH_STD)
   mean, std = (arrays.get(name) for name in ('pixel_mean', 'pixel_std'))

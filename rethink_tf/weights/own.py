@@ -19,6 +19,7 @@ from rethink_tf.errors import UserError
 from rethink_tf.models.resnet import PADDINGS
 from rethink_tf.storage import checkpoints, manifests
 from rethink_tf.storage.files import open_regular
+from rethink_tf.weights import compared
 from rethink_tf.weights.contents import Array, Contents, Lazy, architecture_of
 from rethink_tf.weights.detectron2 import Entry, identity
 from rethink_tf.weights.tf_models import open_checkpoint, tensor
@@ -56,7 +57,7 @@ def read(path: str) -> Contents:
                   architecture, 'rgb', _bound(config, 'stride_in_1x1'), _bound(config, 'pixel_mean'),
                   _bound(config, 'pixel_std'), _bound(config, 'epsilon') or 1e-5,
                   _bound(config, 'padding') or 'symmetric', 'yours, and that of the weights it started from', own=True,
-                  checkpoint=folder)
+                  settings=_settings(config) if kind == 'detector' else {}, checkpoint=folder)
 
 
 def seen(checkpoint: str) -> dict[str, float] | None:
@@ -96,6 +97,20 @@ def _config(folder: str) -> str:
       return file.read() if file.size() <= _MAX_BYTES else ''
   except (OSError, tf.errors.OpError, UnicodeDecodeError):
     return ''
+
+
+def _settings(config: str) -> dict[str, Any]:
+  """Return the bindings of a detector that its weights imply."""
+  found = {}
+  for name in compared.BINDINGS:
+    match = re.search(rf'^{re.escape(name)} = (?:\\\n)?\s*(.+)$', config, re.MULTILINE)
+    try:
+      value = ast.literal_eval(match[1]) if match and len(match[1]) < 200 else None
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+      value = None
+    if isinstance(value, bool | int | float | tuple):
+      found[name] = value
+  return found
 
 
 def _bound(config: str, name: str) -> Any:

@@ -17,9 +17,10 @@ from absl import logging
 from rethink_tf.errors import UserError
 from rethink_tf.redaction import redact
 from rethink_tf.storage.files import open_regular
-from rethink_tf.weights import class_layers, detectron2, formats, own, torchvision_vgg
+from rethink_tf.weights import class_layers, compared, detectron2, formats, own, torchvision_vgg
 from rethink_tf.weights.contents import BACKBONE, LINEAR, Array, Contents
 from rethink_tf.weights.detectron2 import Entry
+from rethink_tf.weights.detectron2_settings import CONVENTIONS
 from rethink_tf.weights.tf_models import EPSILONS
 
 if TYPE_CHECKING:
@@ -70,14 +71,16 @@ class PretrainedWeights:
   dictionary, prefix: of several networks in a checkpoint, the one that is read ('model_ema', 'module.encoder_k.').
   channels ('rgb', 'bgr'), stride_in_1x1, epsilon (of BatchNorm), norm ('gn', 'folded'): for files that do not record
   them; but for the norm, they override those of the file.
+  convention ('detectron2', 'detectron'): of a detector that records no settings of its anchors and RoIAlign.
   new: patterns of the model's names that are not loaded, even if the file has them ('roi_heads.box_predictor.*':
   other classes). ignore: patterns of names in the file that are not loaded.
   A composite of several backbones (CBNet, section 3) loads the same file into each; its connectors are not loaded.
   """
 
   def __init__(self, path: str, part: str = 'backbone', channels: str | None = None, stride_in_1x1: bool | None = None,
-               epsilon: float | None = None, norm: str | None = None, dictionary: str | None = None,
-               prefix: str | None = None, new: Sequence[str] = (), ignore: Sequence[str] = ()):
+               epsilon: float | None = None, norm: str | None = None, convention: str | None = None,
+               dictionary: str | None = None, prefix: str | None = None, new: Sequence[str] = (),
+               ignore: Sequence[str] = ()):
     if part not in PARTS:
       raise UserError(f'PretrainedWeights.part = {part!r}: use one of {", ".join(PARTS)}')
     if channels not in ('rgb', 'bgr', None):
@@ -89,11 +92,15 @@ class PretrainedWeights:
     for name, value in (('dictionary', dictionary), ('prefix', prefix)):
       if not isinstance(value, str | None):
         raise UserError(f'PretrainedWeights.{name} = {value!r}: use a text, as in the file')
+    if convention not in (*CONVENTIONS, None):
+      raise UserError(f'PretrainedWeights.convention = {convention!r}: use one of {", ".join(CONVENTIONS)}, or None if '
+                      'the file records its settings')
     if not isinstance(path, str) or not path:
       raise UserError(f'PretrainedWeights.path = {path!r}: name a weight file with --weights=FILE')
     self.classes: list[str] | None = None
     self.path, self.part, self.new, self.ignore = path, part, tuple(new), tuple(ignore)
     self.channels, self.stride_in_1x1, self.epsilon, self.norm = channels, stride_in_1x1, epsilon, norm
+    self.convention = convention
     self.choice = formats.Choice(dictionary, prefix)
 
   def for_classes(self, names: Sequence[str]) -> PretrainedWeights:
@@ -113,6 +120,8 @@ class PretrainedWeights:
 
   def _load(self, contents: Contents, detector: Model) -> Loaded:
     check_model(contents, detector)
+    if self.part == 'detector':
+      compared.check(self._with_settings(contents), detector)
     entries, arrays = self._tables(contents, detector)
     arrays = class_layers.match(contents, arrays, self.classes, self.part, self.new)
     for pattern, names, parameter in [*((p, {*entries, *arrays}, 'new') for p in self.new),
@@ -155,6 +164,16 @@ class PretrainedWeights:
       raise UserError(f'{self.path}: does not record its norms, which are without statistics: set '
                       "PretrainedWeights.norm = 'gn' (GroupNorm) or 'folded' (BatchNorm as a fixed scale and shift)")
     return contents
+
+  def _with_settings(self, contents: Contents) -> Contents:
+    """Return the contents with the settings of their anchors and RoIAlign, which must be known."""
+    if contents.own or contents.settings:
+      return contents
+    if self.convention is None:
+      raise UserError(f'{self.path}: does not record the grids of its anchors and RoIAlign: add '
+                      'gin_configs/init/detector_detectron2.gin for a detector trained with Detectron2 '
+                      "(PretrainedWeights.convention = 'detectron2'), or set it to 'detectron'")
+    return contents._replace(settings=CONVENTIONS[self.convention])
 
   def _check_kind(self, contents: Contents) -> None:
     wants = 'detector' if self.part.startswith('detector') else 'backbone'

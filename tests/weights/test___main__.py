@@ -5,10 +5,7 @@ import pathlib
 import subprocess
 import sys
 
-import pytest
-
 from rethink_tf.weights import __main__ as command
-from rethink_tf.weights import formats
 from tests.weights import files, reference
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -25,15 +22,6 @@ def test_a_file_is_described(tmp_path, capsys):
                'CC BY-SA', f'{parameters:,} numbers', f'--weights={path}', 'init/imagenet_msra.gin',
                'norms/frozen_bn.gin', "'ResNet.depth = 14'"):
     assert text in shown, text
-
-
-@pytest.mark.parametrize('groups, init', [(1, 'imagenet_torchvision'), (4, 'imagenet_torchvision')])
-def test_options_of_a_file(tmp_path, groups, init):
-  path = tmp_path / 'x.pth'
-  files.zipped(path, *files.plain(files.torchvision_names(reference.random_arrays('bn', groups)), False))
-  options = command.command_line(formats.read(str(path)))
-  assert f'--gin_file=gin_configs/init/{init}.gin' in options and '--gin_file=gin_configs/norms/syncbn.gin' in options
-  assert ("--gin_param='ResNet.groups = 4'" in options) == (groups == 4)
 
 
 def test_an_error_is_one_line_and_exit_code_1(tmp_path):

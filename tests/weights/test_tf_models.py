@@ -7,8 +7,7 @@ import tf_keras
 
 from rethink_tf.errors import UserError
 from rethink_tf.models.norms import frozen_batch_norm
-from rethink_tf.weights import __main__ as command
-from rethink_tf.weights import formats, tf_models
+from rethink_tf.weights import formats, options, tf_models
 from tests.weights import reference
 
 SIZE = (66, 101)  # with even and odd maps: the padding is asymmetric in some
@@ -65,12 +64,12 @@ def test_epsilon_and_padding_are_asked_for(official, tmp_path):
     reference.PretrainedWeights(path, epsilon=3)
   for suffix in ('index', 'data-00000-of-00001'):
     (tmp_path / f'classifier.{suffix}').symlink_to(f'{path}.{suffix}')
-  assert "PretrainedWeights.epsilon = 1e-05'" in ' '.join(command.command_line(formats.read(path)))
+  assert "PretrainedWeights.epsilon = 1e-05'" in ' '.join(options.command_line(formats.read(path)))
   (tmp_path / 'params.yaml').write_text('task: {model: {norm_activation: {norm_epsilon: 0.0001}}}')
   contents = formats.read(str(tmp_path / 'classifier'))
   assert contents.epsilon == 1e-4 and any('0.0001 in ' in note for note in contents.notes)
-  assert '--gin_file=gin_configs/init/imagenet_tf_models.gin' in command.command_line(contents)
-  assert not any('Weights.epsilon' in option for option in command.command_line(contents))
+  assert '--gin_file=gin_configs/init/imagenet_tf_models.gin' in options.command_line(contents)
+  assert not any('Weights.epsilon' in option for option in options.command_line(contents))
 
 
 @pytest.mark.parametrize('names, epsilon', [

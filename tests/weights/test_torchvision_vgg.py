@@ -13,7 +13,7 @@ from rethink_tf.models.norms import group_norm
 from rethink_tf.models.rois import Anchors
 from rethink_tf.models.vgg import CONVOLUTIONS, VGG
 from rethink_tf.weights import formats
-from rethink_tf.weights.__main__ import command_line
+from rethink_tf.weights.options import command_line
 from rethink_tf.weights.pretrained import PretrainedWeights
 from tests import tiny
 from tests.weights import files, reference
