@@ -15,6 +15,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
+from rethink_tf.data.bit_depth import to_8_bits
+from rethink_tf.data.image_notes import ImageNotes
 from rethink_tf.errors import in_one_line
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 _START_OF_JPEG = b'\xff\xd8'
 _END_OF_JPEG = b'\xff\xd9'
 _END_OF_PNG = b'IEND\xaeB`\x82'
+_TIFF = (b'II*\0', b'MM\0*')
 _TAIL = 1024  # last bytes of a file that must contain the end marker; some cameras pad the file
 _FRAME_MARKERS = {*range(0xc0, 0xd0)} - {0xc4, 0xc8, 0xcc}  # the JPEG segments that contain the size
 _MAX_SCANS = 100  # of a progressive JPEG, which has about ten; each one is decoded over all pixels, even if it is empty
@@ -43,17 +46,18 @@ class ImageError(Exception):
 
 
 def decode(data: bytes, name: str, expected_size: tuple[int, int] | None = None,
-           max_pixels: int = MAX_PIXELS) -> np.ndarray:
-  """Decode an image file to 8-bit RGB, from grey, CMYK, 16-bit or transparent images too.
+           max_pixels: int = MAX_PIXELS, notes: ImageNotes | None = None) -> np.ndarray:
+  """Decode an image file to 8-bit RGB, from grey, CMYK, 16-bit, float or transparent images too.
 
   The EXIF orientation is ignored, unless the stored size differs from `expected_size` and the rotated one matches:
-  annotation tools differ in whether they apply it.
+  annotation tools differ in whether they apply it. Where the size does not decide, this is counted in `notes`.
 
   Args:
     data: contents of the file.
     name: of the file, for messages.
     expected_size: (height, width) in the annotation file.
     max_pixels: limit of height x width in the header.
+    notes: count what is unusual about the image.
 
   Returns:
     uint8 [height, width, 3] RGB.
@@ -72,6 +76,8 @@ def decode(data: bytes, name: str, expected_size: tuple[int, int] | None = None,
       raise _size_error(name, size, expected_size)
   image = _decode(data, name, max_pixels, upright=False)
   if expected_size is None or image.shape[:2] == tuple(expected_size):
+    if notes is not None:
+      notes.check(image, data, name)
     return image
   stored = image.shape[:2]
   if stored == tuple(expected_size)[::-1]:  # only a quarter turn changes the size
@@ -134,13 +140,21 @@ def _decode(data: bytes, name: str, max_pixels: int, upright: bool) -> np.ndarra
   # Files without a plain header are left to Pillow, which reports the size before it decodes.
   if _is_whole(data) and header_size(data) is not None:
     flags = cv2.IMREAD_COLOR_RGB | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
+    flags |= cv2.IMREAD_ANYDEPTH if data.startswith(b'\x89PNG') and data[24] == 16 else 0
     try:
       image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:  # more pixels than OpenCV allows
       image = None
     if image is not None:
-      return image
+      return image if image.dtype == np.uint8 else _scaled(image, name)
   return _decode_strictly(data, name, max_pixels, upright)
+
+
+def _scaled(image: np.ndarray, name: str) -> np.ndarray:
+  try:
+    return to_8_bits(image)
+  except ValueError as error:
+    raise ImageError(f'{name}: {error}') from error
 
 
 def _is_whole(data: bytes) -> bool:
@@ -171,14 +185,15 @@ def _decode_strictly(data: bytes, name: str, max_pixels: int, upright: bool) -> 
       image.load()
       if upright:
         image = ImageOps.exif_transpose(image)
-      if image.mode.startswith('I'):  # 16 bit: convert('RGB') would clip at 255 instead of scaling
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+      if image.mode[0] in 'IF':  # more than 8 bits: convert('RGB') would clip at 255 instead of scaling
+        image = Image.fromarray(_scaled(np.asarray(image), name))
       return np.array(image.convert('RGB'))
   except ImageError:
     raise
   except Exception as error:  # damaged files raise any type of exception in Pillow, down to struct.error
     unknown = isinstance(error, Image.UnidentifiedImageError)
-    reason = 'not an image in a known format' if unknown else in_one_line(error)
+    reason = in_one_line(error) if not unknown else 'not an image in a known format' if data[:4] not in _TIFF else (
+      'a TIFF of a kind that is not supported: save it as PNG')
     raise ImageError(f'{name}: cannot be decoded: {reason}') from error
 
 
