@@ -11,8 +11,9 @@ import tensorflow as tf
 import tf_keras
 
 from rethink_tf import console, gin_files
-from rethink_tf.data import class_names
+from rethink_tf.data import class_names, problems
 from rethink_tf.data.categories import Category
+from rethink_tf.data.detection import duplicates
 from rethink_tf.data.detection.input import EvalInput, TrainInput
 from rethink_tf.data.detection.synthetic import SyntheticSource
 from rethink_tf.distributed import cluster
@@ -166,6 +167,7 @@ def run(
     return train_input(source, batch_size, seed)
 
   training = make_train_input() if task == 'train' else None
+  _report_problems(training.source if training is not None else None, held_out)
   inputs = training or held_out_input
   rates = schedule(batch_size=batch_size, num_images=len(inputs.source.image_ids))
   with strategy.scope():
@@ -204,6 +206,16 @@ def _counts(source: Source) -> dict[str, int]:
   """Arguments of a model that the data set decides."""
   counts = {'num_classes': source.num_classes}
   return counts | ({'num_keypoints': source.num_keypoints} if getattr(source, 'num_keypoints', 0) else {})
+
+
+def _report_problems(training: Source | None, held_out: Source) -> None:
+  """Log what was repaired, left out or looks wrong in the annotations and images of the sources, in one table."""
+  sources = {duplicates.TRAINING: training, duplicates.HELD_OUT: held_out}
+  sources = {title: source for title, source in sources.items() if hasattr(source, 'problems')}
+  found = duplicates.find(sources)
+  for title, source in sources.items():
+    found[title].update(source.problems)
+  problems.log_table(list(found.items()))
 
 
 def _set_up(precision: str, seed: int, deterministic: bool) -> None:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # types of higher floors, for annotations alone
   from rethink_tf.weights.pretrained import PretrainedWeights
 
 MASK_CROP = 112  # side of the box-relative crop in which a ground-truth mask travels
+NO_MASK = 2  # in every cell of the crop of an object whose mask is not known, from which the mask head does not learn
 
 
 class Example(NamedTuple):
@@ -42,7 +43,7 @@ class Example(NamedTuple):
   image: np.ndarray  # uint8 [h, w, 3] RGB
   boxes: np.ndarray  # float32 [n, 4] y0 x0 y1 x1, clipped to the image, crowds left out
   classes: np.ndarray  # int32 [n] 1..K
-  masks: np.ndarray  # uint8 [n, 112, 112] 0/1: the box, stretched to a square, flips and scales with it
+  masks: np.ndarray  # uint8 [n, 112, 112] 0/1, or NO_MASK: the box, stretched to a square, flips and scales with it
   keypoints: np.ndarray  # float32 [n, P, 3] y, x, visibility (COCO's 0, 1, 2)
 
 
@@ -57,7 +58,7 @@ class Batch(NamedTuple):
   seeds: tf.Tensor  # int32 [B, 2] key of all randomness of this image in this epoch
   gt_boxes: tf.Tensor  # float32 [B, G, 4]
   gt_classes: tf.Tensor  # int32 [B, G]; 0 = empty slot
-  gt_masks: tf.Tensor  # uint8 [B, G, 112, 112]
+  gt_masks: tf.Tensor  # uint8 [B, G, 112, 112] 0/1, or NO_MASK
   gt_keypoints: tf.Tensor  # float32 [B, G, P, 3]
 
 

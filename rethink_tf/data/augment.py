@@ -12,7 +12,7 @@ import numpy as np
 
 from rethink_tf.data.buckets import resized_sizes
 from rethink_tf.errors import UserError
-from rethink_tf.structures import Example
+from rethink_tf.structures import NO_MASK, Example
 
 _SLIVER = 1e-6  # of a mask cell: a smaller share of a cell counts as not visible
 
@@ -173,6 +173,8 @@ def _visible_window(mask: np.ndarray, window: np.ndarray) -> np.ndarray | None:
 
 def _crop_mask(mask: np.ndarray, window: np.ndarray) -> np.ndarray:
   """Resample a window [4], in cells of a mask uint8 0/1 [C, C], to [C, C]: bilinear between cell centres."""
+  if mask[0, 0] == NO_MASK:
+    return mask
   side = len(mask)
   step = (window[2:] - window[:2]) / side
   start = window[:2] + 0.5 * step - 0.5

@@ -1,7 +1,9 @@
 """Categories of a data set: class k of 1..K is the category with the k-th smallest id, class 0 is the background."""
 
+import re
 import reprlib
 import unicodedata
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,7 +49,18 @@ def parse_categories(entries: Any, file: str) -> tuple[Category, ...]:
       logging.warning('%s: categories %d and %d are both named %r; they are kept as two separate classes',
                       file, by_name[category.name].id, category.id, category.name)
     by_id[category.id] = by_name[category.name] = category
+  warn_of_similar(by_name, file)
   return tuple(by_id[i] for i in sorted(by_id))
+
+
+def warn_of_similar(names: Iterable[str], where: str) -> None:
+  """Log names that differ only in case, spaces, underscores and hyphens: each is a class of its own."""
+  groups: dict[str, list[str]] = {}
+  for name in dict.fromkeys(names):
+    groups.setdefault(re.sub(r'[\s_-]', '', name.casefold()), []).append(name)
+  similar = [' and '.join(map(repr, group)) for group in groups.values() if len(group) > 1]
+  if similar:
+    logging.warning('%s: names that differ only in spelling are separate classes: %s', where, '; '.join(similar[:5]))
 
 
 def categories_to_json(categories: tuple[Category, ...]) -> list[dict[str, Any]]:

@@ -87,7 +87,7 @@ class _Journal:
                       'another --output_dir or delete that one')
     self._path = path
     missing = [f'{name}: no such file' for name in source.missing]
-    self._index = index or Index([], [category.id for category in source.categories], source.skipped, missing,
+    self._index = index or Index([], [category.id for category in source.categories], source.problems, missing,
                                  fingerprint)
     self._shards = {shard.file: shard for shard in self._index.shards}
 

@@ -39,12 +39,14 @@ def main() -> None:
   """Convert a data set with the options of the command line."""
   process.check_path(FLAGS.annotation_file or FLAGS.data_dir, 'no such file or folder: check --data_dir')
   from rethink_tf import console
+  from rethink_tf.data import problems
   from rethink_tf.data.conversion import convert
   from rethink_tf.data.detection.coco import CocoSource
 
   console.hide_library_info()
   source = CocoSource(FLAGS.data_dir, FLAGS.split, FLAGS.annotation_file, FLAGS.image_dir, FLAGS.keypoints,
                       FLAGS.keypoints_file)
+  problems.log_table([('converted', source.problems)])
   index = convert(source, os.path.expanduser(FLAGS.output_dir), FLAGS.split, FLAGS.num_shards, FLAGS.png_masks,
                   FLAGS.num_workers)
   print(f'{sum(len(shard.offsets) for shard in index.shards)} images in {len(index.shards)} shards in '

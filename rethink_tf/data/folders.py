@@ -6,10 +6,18 @@ import os
 import posixpath
 import unicodedata
 from collections.abc import Sequence
+from typing import Any
 
 import tensorflow as tf
 
 from rethink_tf.errors import UserError
+
+
+def check_one_path(name: str, value: Any) -> None:
+  """Raise UserError unless an argument, named as in gin, is one path or None."""
+  if not isinstance(value, str | os.PathLike | None):
+    raise UserError(f'{name} = {str(value)[:100]!r} should be one path in quotes: join several files into one, with '
+                    'ids that do not collide')
 
 
 def list_names(folder: str) -> list[str]:

@@ -40,7 +40,8 @@ def subset(image_ids: np.ndarray, fraction: float = 1.0, num_images: int | None 
 
 
 def select(name: str, image_ids: np.ndarray, num_instances: np.ndarray, training: bool, fraction: float,
-           num_images: int | None, seed: int, num_visible: np.ndarray | None = None) -> np.ndarray:
+           num_images: int | None, seed: int, num_visible: np.ndarray | None = None,
+           filter_empty: bool = True) -> np.ndarray:
   """Select the images of a source: for training those with a usable box (and a keypoint), and of these a subset.
 
   Detectron and Detectron2 drop the same images.
@@ -52,6 +53,7 @@ def select(name: str, image_ids: np.ndarray, num_instances: np.ndarray, training
     training: drop images without a usable box.
     fraction, num_images, seed: as for `subset`.
     num_visible: int32 [N] visible keypoints of each image, if keypoints are trained.
+    filter_empty: False keeps images without a usable box or visible keypoint in training too.
 
   Returns:
     int64 [n] positions, ascending.
@@ -66,6 +68,10 @@ def select(name: str, image_ids: np.ndarray, num_instances: np.ndarray, training
     positions = np.flatnonzero(num_instances > 0)
     if not len(positions):
       raise UserError(f'{name}: none of its {len(image_ids)} images has a box to train on')
+    if not filter_empty:
+      logging.info('%s: %d of %d images have no box to train on: all of them is background (filter_empty = False)',
+                   name, len(image_ids) - len(positions), len(image_ids))
+      return subset(image_ids, fraction, num_images, seed)
     if len(positions) < len(image_ids):
       logging.info('%s: %d of %d images have no box to train on (no annotation or only crowds) and are dropped',
                    name, len(image_ids) - len(positions), len(image_ids))

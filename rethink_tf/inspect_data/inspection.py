@@ -50,7 +50,7 @@ def inspect(train_source: Callable[..., Source], eval_source: Callable[..., Sour
   files.write_output(f'{output}/statistics.png', plots.plot_statistics(training, held_out, inputs, padding))
   if images:
     files.write_output(f'{output}/training.png', plots.plot_training_images(inputs, images))
-  grid = plots.plot_suspicious([training, held_out])
+  grid = plots.plot_problems([training, held_out])
   if grid is not None:
     files.write_output(f'{output}/suspicious.png', grid)
   print(f'reports and images: {output}')

@@ -1,4 +1,4 @@
-"""Image grids of training images and suspicious annotations, and plots of the distributions."""
+"""Image grids of training images and of annotations with problems, and plots of the distributions."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import numpy as np
 
 from rethink_tf.data.detection.input import TrainInput
 from rethink_tf.data.images import ImageError
+from rethink_tf.data.problems import Case
 from rethink_tf.inspect_data.report import Split
-from rethink_tf.inspect_data.statistics import MASK_ELSEWHERE, SuspiciousAnnotation
+from rethink_tf.structures import NO_MASK
 from rethink_tf.visualization import drawing, plotting
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 NAMED_CLASSES = 90  # with more classes, their names are not readable below the bars
 COLUMNS = 4  # of the grid of training images
-EXAMPLES = 6  # of each kind of suspicious annotation
+EXAMPLES = 6  # of each reason
 CELL = 320  # pixels of an example
 
 
@@ -34,6 +35,7 @@ def plot_training_images(inputs: TrainInput, count: int) -> bytes:
       used = batch.gt_classes[row] > 0
       image = drawing.hatch(batch.images[row], *size.tolist())
       crops, masks = batch.gt_masks[row][used], None
+      crops = np.where(crops == NO_MASK, 0, crops)
       if not crops.all():  # masks that fill their boxes (a data set without masks) would only hide the objects
         masks = drawing.paste_masks(crops, batch.gt_boxes[row][used], *image.shape[:2])
       cells.append(drawing.draw(image, batch.gt_boxes[row][used], batch.gt_classes[row][used], names, masks=masks,
@@ -44,19 +46,18 @@ def plot_training_images(inputs: TrainInput, count: int) -> bytes:
   return drawing.png(drawing.image_grid(cells, COLUMNS, titles))
 
 
-def plot_suspicious(splits: Sequence[Split]) -> bytes | None:
-  """Draw suspicious annotations, one row per kind; PNG, or None if there are none."""
+def plot_problems(splits: Sequence[Split]) -> bytes | None:
+  """Draw annotations that were repaired, left out or look wrong, one row per reason; PNG, or None if there are none."""
   rows = []
   for split in splits:
-    for kind in dict.fromkeys(suspect.kind for suspect in split.suspicious):
-      suspects = [suspect for suspect in split.suspicious if suspect.kind == kind]
-      drawn = [one for one in (_draw_suspect(split, suspect) for suspect in suspects[:EXAMPLES]) if one is not None]
+    for reason, (outcome, cases) in split.problems.by_reason().items():
+      drawn = [one for one in (_draw_case(split, case) for case in cases[:EXAMPLES]) if one is not None]
       if not drawn:
         continue
       blank = np.full((8, 8, 3), 255, np.uint8)
       cells, titles = zip(*drawn, *([(blank, '')] * (EXAMPLES - len(drawn))), strict=True)
       row = drawing.image_grid(cells, EXAMPLES, titles, CELL)
-      rows.append(drawing.under_heading(f'{split.title}: {kind} ({len(suspects)})', row))
+      rows.append(drawing.under_heading(f'{split.title}, {outcome}: {reason} ({split.problems.counts[reason]})', row))
   if not rows:
     return None
   key = np.full((8, rows[0].shape[1], 3), 255, np.uint8)
@@ -64,21 +65,19 @@ def plot_suspicious(splits: Sequence[Split]) -> bytes | None:
   return drawing.png(drawing.stack([drawing.under_heading(heading, key), *rows]))
 
 
-def _draw_suspect(split: Split, suspect: SuspiciousAnnotation) -> tuple[np.ndarray, str] | None:
-  """Return a rendered annotation and its title, None if the image cannot be read."""
-  table, i = split.table, int(split.table.images[suspect.row])
-  names = [category.name for category in split.source.categories]
+def _draw_case(split: Split, case: Case) -> tuple[np.ndarray, str] | None:
+  """Return a rendered annotation and its title, None if it has no box or its image cannot be read."""
+  found = np.flatnonzero(split.source.image_ids == case.image_id)
+  if not len(found) or case.box is None:
+    return None
   try:
-    image = split.source.load(i).image
+    image = split.source.load(int(found[0])).image
   except ImageError:
     return None
-  other, text = None, ''
-  if suspect.other is not None:
-    other, text = table.boxes[suspect.other], names[table.classes[suspect.other] - 1]
-  elif suspect.kind == MASK_ELSEWHERE:
-    other, text = table.mask_boxes[suspect.row], 'mask'
-  rendered = drawing.draw_error(image, other, text, table.boxes[suspect.row], names[table.classes[suspect.row] - 1])
-  return rendered, f'image {split.source.image_ids[i]}, annotation {table.ids[suspect.row]}'
+  size = np.tile(image.shape[:2], 2)  # boxes far outside would make the crop around them huge
+  box, other = (None if one is None else np.clip(one, -size, 2 * size) for one in (case.box, case.other))
+  rendered = drawing.draw_error(image, other, '', box, case.label or '')
+  return rendered, f'image {case.image_id}, annotation {case.annotation_id}'
 
 
 def plot_statistics(training: Split, held_out: Split, inputs: TrainInput, padding: list[dict[str, Any]]) -> bytes:

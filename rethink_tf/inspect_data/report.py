@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,11 +9,14 @@ import numpy as np
 from absl import logging
 
 from rethink_tf import console
+from rethink_tf.data import problems as reasons
 from rethink_tf.data.buckets import padding_waste
 from rethink_tf.data.detection.input import TrainInput
+from rethink_tf.data.detection.suspicious import SuspiciousAnnotation, Table, find_suspicious
+from rethink_tf.data.problems import SUSPICIOUS, Case, Problems
 from rethink_tf.errors import UserError
 from rethink_tf.inspect_data import statistics
-from rethink_tf.inspect_data.statistics import Files, SuspiciousAnnotation, Table
+from rethink_tf.inspect_data.statistics import Files
 from rethink_tf.structures import Source
 
 TABLE_CLASSES = 100  # rows of the table of classes
@@ -28,6 +30,7 @@ class Split(NamedTuple):
   table: Table
   summary: dict[str, Any]
   suspicious: list[SuspiciousAnnotation]
+  problems: Problems  # by reason, as training reports them
   files: Files | None  # None if the files were not read
 
 
@@ -55,8 +58,21 @@ def analyse(title: str, make_source: Callable[..., Source], read_files: str, fal
   if read_files != 'none':
     progress = console.Progress(f'files, {title}', len(source.image_ids))
     files = statistics.fingerprints(source, read_files == 'decode', on_file=progress.count)
-  return Split(title, source, table, statistics.summarise(table, source),
-               statistics.find_suspicious(table, source.sizes), files)
+  found = find_suspicious(table, source.sizes)
+  problems = getattr(source, 'problems', None)
+  return Split(title, source, table, statistics.summarise(table, source), found,
+               _as_problems(found, table, source) if problems is None else problems, files)
+
+
+def _as_problems(suspicious: list[SuspiciousAnnotation], table: Table, source: Source) -> Problems:
+  """Count suspicious annotations of a source that does not check its annotations itself."""
+  problems = Problems()
+  for kind, row, other in suspicious:
+    image_id, id_ = int(source.image_ids[table.images[row]]), int(table.ids[row])
+    boxes = (None if i is None else tuple(table.boxes[i].tolist()) for i in (row, other))
+    label = source.categories[table.classes[row] - 1].name
+    problems.add(kind, 1, [Case(f'image {image_id}, annotation {id_}', image_id, id_, *boxes, label)], SUSPICIOUS)
+  return problems
 
 
 def shared_images(training: Split, held_out: Split) -> dict[str, list[tuple[int, int]]]:
@@ -83,7 +99,9 @@ def padding(inputs: TrainInput) -> list[dict[str, Any]]:
 def as_text(training: Split, held_out: Split, inputs: TrainInput, padding_rows: list[dict[str, Any]],
             shared: dict[str, list[tuple[int, int]]], notes: Sequence[str] = ()) -> str:
   """Format the results as text. notes: lines on the limits that the data exceeds (evaluation/ceilings.py)."""
-  lines = [*_describe(training), *_describe(held_out)]
+  splits = [(split.title, split.problems) for split in (training, held_out)]
+  lines = [*_describe(training), *_describe(held_out), 'annotations repaired, left out or suspicious',
+           *(reasons.table(splits) or ['  none']), '']
   dropped = len(training.source.image_ids) - len(inputs.source.image_ids)
   lines += ['training input',
             f'  {len(inputs.source.image_ids)} images are trained on; {dropped} are dropped (no object, or no file)',
@@ -96,8 +114,12 @@ def as_text(training: Split, held_out: Split, inputs: TrainInput, padding_rows: 
   for kind, pairs in shared.items():
     note = ' (harmless if the content differs)' if kind != 'content' and pairs else ''
     lines.append(f'  same {kind:8} {len(pairs):6} images{note}'
-                 + _examples([str(held_out.source.image_ids[j]) for _, j in pairs]))
+                 + _examples([f'{_name(training, i)} = {_name(held_out, j)}' for i, j in pairs]))
   return '\n'.join(lines) + '\n'
+
+
+def _name(split: Split, i: int) -> str:
+  return (getattr(split.source, 'file_names', None) or split.source.image_ids)[i]
 
 
 def _describe(split: Split) -> list[str]:
@@ -124,17 +146,18 @@ def _describe_problems(split: Split) -> list[str]:
   s = split.summary
   lines = ['  possible problems', f'  {s["images_without_objects"]:7} images without objects',
            f'  {len(s["few"]):7} classes with fewer than {statistics.FEW_INSTANCES} instances' + _examples(s['few'])]
-  kinds = collections.Counter(suspect.kind for suspect in split.suspicious)
-  for kind, count in kinds.most_common():
-    rows = [suspect.row for suspect in split.suspicious if suspect.kind == kind]
-    lines.append(f'  {count:7} {kind}' + _examples([f'annotation {split.table.ids[row]}' for row in rows]))
   names = [name and name.casefold() for name in statistics.base_names(split.source)]
   lines.append(_describe_duplicates('name', statistics.duplicates(names), split))
   if split.files is not None:
     lines.append(_describe_duplicates('content', statistics.duplicates(split.files.fingerprints), split))
     lines.append(f'  {len(split.files.unreadable):7} unreadable files' + _examples([*split.files.unreadable.values()]))
-  return [*lines, *(f'  {count:7} annotations {reason}'
-                    for reason, count in getattr(split.source, 'skipped', {}).items())]
+  return lines + [f'  {len(names):7} images {reason}' + _examples(sorted(map(str, names)))
+                  for reason, names in _notes(split).items()]
+
+
+def _notes(split: Split) -> dict[str, set[str]]:
+  """Return what was noticed while the image files were read: reason -> names."""
+  return split.source.notes.names if hasattr(split.source, 'notes') else {}
 
 
 def _describe_duplicates(what: str, groups: list[list[int]], split: Split) -> str:
@@ -158,7 +181,9 @@ def as_json(training: Split, held_out: Split, padding_rows: list[dict[str, Any]]
                   | ({} if suspect.other is None else {'other_annotation_id': int(split.table.ids[suspect.other])})
                   for suspect in split.suspicious]
     content[split.title] = {'name': split.source.name, **split.summary, 'suspicious': suspicious,
-                            'left_out_or_changed': dict(getattr(split.source, 'skipped', {}))}
+                            'left_out_or_changed': split.problems.changed(), 'problems': split.problems.to_json(),
+                            'unusual_images': {reason: sorted(map(str, names))
+                                               for reason, names in _notes(split).items()}}
     if split.files is not None:
       content[split.title]['unreadable'] = {int(ids[i]): reason for i, reason in split.files.unreadable.items()}
   content['in_both'] = {kind: [[int(training.source.image_ids[i]), int(held_out.source.image_ids[j])] for i, j in pairs]

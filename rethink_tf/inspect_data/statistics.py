@@ -1,4 +1,4 @@
-"""Statistics of a data set: counts by class and size, suspicious annotations, duplicate and unreadable files.
+"""Statistics of a data set: counts by class and size, duplicate and unreadable files.
 
 Works with any detection source. Shapes: A annotations (crowds included) of N images.
 """
@@ -15,41 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from rethink_tf.data.detection.suspicious import Table
+from rethink_tf.data.image_notes import TURNED, is_turned
 from rethink_tf.data.images import ImageError
 from rethink_tf.structures import Source
 
 AREAS = {'small': (0.0, 32.0**2), 'medium': (32.0**2, 96.0**2), 'large': (96.0**2, np.inf)}  # COCO's, in pixels
-MAX_OVERHANG = 1.0  # pixels by which a box may exceed its image; COCO's own boxes are rounded
-TINY = 4.0  # pixels of the longer side
-SAME_IOU = 0.95  # IoU above which two boxes count as duplicates
-MASK_TOLERANCE = (2.0, 0.05)  # distance of the edges of mask and box: pixels, or fraction of the side of the box
 FEW_INSTANCES = 10  # of a class
-
-# Kinds of suspicious annotations.
-OUTSIDE, DEGENERATE, TINY_BOX = 'box outside the image', 'box without area', f'box of less than {TINY:g} pixels'
-REPEATED, TWO_CLASSES = 'same box twice in a class', 'same box in two classes'
-MASK_ELSEWHERE, TOO_LARGE = 'extent of the mask differs from the box', 'area larger than the box'
-
-
-class Table(NamedTuple):
-  """The annotations of a source as columns, ordered by image."""
-
-  images: np.ndarray  # int64 [A] index into the source
-  ids: np.ndarray  # int64 [A] of the annotation
-  classes: np.ndarray  # int64 [A] 1..K
-  boxes: np.ndarray  # float64 [A, 4] y0 x0 y1 x1, as annotated: not clipped
-  areas: np.ndarray  # float64 [A] as annotated
-  crowds: np.ndarray  # bool [A]
-  mask_boxes: np.ndarray  # float64 [A, 4] extent of the segmentation, nan without one
-
-
-class SuspiciousAnnotation(NamedTuple):
-  """An annotation that is probably wrong."""
-
-  kind: str
-  row: int  # of the table
-  other: int | None = None  # row of the annotation that it duplicates
-
 
 def collect(source: Source) -> Table:
   """Read all annotations of a source, as an evaluator receives them."""
@@ -92,42 +64,6 @@ def _extent(segmentation: Any) -> tuple[float, ...]:
     return (np.nan,) * 4
   points = np.concatenate(points)
   return *points.min(axis=0)[::-1].tolist(), *points.max(axis=0)[::-1].tolist()
-
-
-def find_suspicious(table: Table, sizes: np.ndarray) -> list[SuspiciousAnnotation]:
-  """Return the suspicious annotations; sizes: int [N, 2] height, width of the images."""
-  boxes, sides = table.boxes, table.boxes[:, 2:] - table.boxes[:, :2]
-  limits = np.asarray(sizes, np.float64).reshape(-1, 2)[table.images]
-  out = np.maximum(-boxes[:, :2], boxes[:, 2:] - limits).max(axis=1, initial=0.0) > MAX_OVERHANG
-  flat = (sides <= 0).any(axis=1) | (table.areas <= 0)
-  tiny = ~flat & (sides.max(axis=1, initial=0.0) < TINY)
-  # An outline may exceed the image although its box is clipped.
-  extents = np.clip(table.mask_boxes, 0.0, np.tile(limits, 2))
-  off = np.abs(extents - np.clip(boxes, 0.0, np.tile(limits, 2)))
-  elsewhere = ~flat & (off > np.maximum(MASK_TOLERANCE[0], MASK_TOLERANCE[1] * np.tile(sides, 2))).any(axis=1)
-  large = ~flat & (table.areas > 1.05 * sides.prod(axis=1) + 1)
-  found = [SuspiciousAnnotation(kind, int(row)) for kind, rows in (
-    (OUTSIDE, out), (DEGENERATE, flat), (TINY_BOX, tiny), (MASK_ELSEWHERE, elsewhere), (TOO_LARGE, large))
-    for row in np.flatnonzero(rows)]
-  return found + list(_repeated(table, ~flat & ~table.crowds))
-
-
-def _repeated(table: Table, usable: np.ndarray) -> Iterator[SuspiciousAnnotation]:
-  """Yield boxes that duplicate an earlier one of their image."""
-  rows = np.flatnonzero(usable)
-  starts = np.flatnonzero(np.diff(table.images[rows], prepend=-1))
-  for group in np.split(rows, starts[1:]):
-    if len(group) < 2:
-      continue
-    boxes = table.boxes[group]
-    low, high = np.maximum(boxes[:, None, :2], boxes[:, :2]), np.minimum(boxes[:, None, 2:], boxes[:, 2:])
-    common = np.maximum(high - low, 0).prod(axis=2)
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    same = np.tril(common >= SAME_IOU * (areas[:, None] + areas - common), -1)
-    for second in np.flatnonzero(same.any(axis=1)):
-      first = int(same[second].argmax())
-      alike = table.classes[group[first]] == table.classes[group[second]]
-      yield SuspiciousAnnotation(REPEATED if alike else TWO_CLASSES, int(group[second]), int(group[first]))
 
 
 def summarise(table: Table, source: Source) -> dict[str, Any]:
@@ -185,6 +121,8 @@ def fingerprints(source: Source, decode: bool, workers: int = 8, on_file: Callab
     try:
       image = source.load(i).image if decode or not hasattr(source, 'read') else None
       data = source.read(i) if hasattr(source, 'read') else image.tobytes() + str(image.shape).encode()
+      if image is None and hasattr(source, 'notes') and is_turned(data, tuple(source.sizes[i].tolist())):
+        source.notes.add(TURNED, (getattr(source, 'file_names', None) or source.image_ids)[i])  # `load` does the same
       return hashlib.blake2b(data, digest_size=16).hexdigest()
     except ImageError as error:
       unreadable[i] = str(error)

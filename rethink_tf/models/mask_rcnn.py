@@ -28,6 +28,7 @@ from rethink_tf.ops.heatmaps import decode_heatmaps, heatmap_targets
 from rethink_tf.ops.masks import crop_targets
 from rethink_tf.ops.roi_align import Pyramid, flatten
 from rethink_tf.structures import (
+  NO_MASK,
   Batch,
   BoxOutputs,
   Detections,
@@ -153,12 +154,13 @@ class MaskRCNN(tf_keras.layers.Layer):
     return (BoxOutputs(*self.box_predictor(self.box_head(pooled, rois.weights)), rois),)
 
   def learn_masks(self, pyramid: Pyramid, rois: RoISamples, labels: Batch) -> MaskOutputs:
-    """Mask head on the foreground RoIs, which are the first samples."""
+    """Mask head on the foreground RoIs, which are the first samples; those of objects without a mask have weight 0."""
     slots = self.mask_slots(rois.classes, min(self.roi_sampler.max_foreground, rois.boxes.shape[1]))
     boxes, classes, gt_index = rois.boxes[:, :slots], rois.classes[:, :slots], rois.gt_index[:, :slots]
     logits = self.mask_logits(pyramid, boxes, classes)
     targets = crop_targets(labels.gt_masks, labels.gt_boxes, boxes, gt_index)
-    return MaskOutputs(logits, targets, tf.cast(classes > 0, tf.float32))
+    known = tf.gather(labels.gt_masks[:, :, 0, 0] != NO_MASK, gt_index, batch_dims=1)  # [B, M]
+    return MaskOutputs(logits, targets, tf.cast((classes > 0) & known, tf.float32))
 
   def learn_keypoints(self, pyramid: Pyramid, rois: RoISamples, labels: Batch) -> KeypointOutputs:
     """Keypoint head on the foreground RoIs; those without a visible keypoint inside have weight 0 in the loss."""

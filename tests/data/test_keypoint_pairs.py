@@ -5,7 +5,7 @@ import pytest
 
 from rethink_tf.data.augment import Resize
 from rethink_tf.data.categories import Category, categories_to_json, parse_categories
-from rethink_tf.data.convert import convert
+from rethink_tf.data.conversion import convert
 from rethink_tf.data.detection.coco import CocoSource
 from rethink_tf.data.detection.input import TrainInput
 from rethink_tf.data.detection.records import RecordSource

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from rethink_tf.data.augment import Resize
+from rethink_tf.data.detection import suspicious as kinds
 from rethink_tf.data.detection.coco import CocoSource
 from rethink_tf.data.detection.input import TrainInput
+from rethink_tf.data.problems import Problems
 from rethink_tf.inspect_data import plots, report, statistics
 from tests import small_coco
 from tests.in_process import call
@@ -46,12 +48,13 @@ def test_command(damaged, tmp_path):
   assert (training['images'], training['instances'], training['crowds']) == (5, 16, 1)
   assert training['images_without_objects'] == 1 and training['few'] == ['seldom']
   suspicious = {(suspect['kind'], suspect['annotation_id'], suspect['image_id']) for suspect in training['suspicious']}
-  assert {(statistics.OUTSIDE, 20, 2), (statistics.REPEATED, 22, 201), (statistics.TINY_BOX, 23, 3)} <= suspicious
+  assert {(kinds.OUTSIDE, 20, 2), (kinds.REPEATED, 22, 201), (kinds.TINY_BOX, 23, 3)} <= suspicious
   assert found['in_both'] == {'id': [[1, 1]], 'name': [[1, 1]], 'content': [[1, 1]]}
   assert found['padding'][-1]['images'] == 4
   text = (out / 'report.txt').read_text()
   assert text in result.stdout
-  for line in ('4 images are trained on; 1 are dropped', '1 box outside the image: annotation 20',
+  assert training['problems']['clipped to the image']['examples'][0]['annotation_id'] == 20
+  for line in ('4 images are trained on; 1 are dropped', '1         -  clipped to the image', 'annotation 20',
                '2 images with the same file content as another: 1 = 201', '1 images without objects',
                '1 classes with fewer than 10 instances: seldom'):
     assert line in text, line
@@ -62,7 +65,7 @@ def test_command(damaged, tmp_path):
 def test_images_in_both_splits(damaged):
   def analyse(name):
     source = CocoSource(str(damaged), name)
-    return report.Split(name, source, None, {}, [], statistics.fingerprints(source, False))
+    return report.Split(name, source, None, {}, [], Problems(), statistics.fingerprints(source, False))
 
   pairs = report.shared_images(analyse('train2017'), analyse('val2017'))
   assert pairs == {'id': [(0, 0)], 'name': [(0, 0)], 'content': [(0, 0)]}

@@ -1,9 +1,9 @@
-"""Statistics and suspicious annotations of small data sets with known problems."""
+"""Statistics of small data sets with known problems."""
 
 import numpy as np
-import pytest
 
 from rethink_tf.data.detection.coco import CocoSource
+from rethink_tf.data.detection.suspicious import REPEATED, find_suspicious
 from rethink_tf.data.detection.synthetic import SyntheticSource
 from rethink_tf.data.detection.voc import VocSource
 from rethink_tf.inspect_data import statistics
@@ -15,11 +15,7 @@ def analyse(folder, annotations, images=None, categories=None):
   path = small_coco.write(folder, images, annotations, categories)
   source = CocoSource(path)
   table = statistics.collect(source)
-  return source, table, statistics.find_suspicious(table, source.sizes)
-
-
-def kinds(table, suspicious):
-  return {(suspect.kind, int(table.ids[suspect.row])) for suspect in suspicious}
+  return source, table, find_suspicious(table, source.sizes)
 
 
 def test_valid_annotations_are_not_suspicious(tmp_path):
@@ -32,33 +28,6 @@ def test_valid_annotations_are_not_suspicious(tmp_path):
   assert summary['classes'] == [{'id': 1, 'name': 'thing', 'instances': 2, 'images': 1}]
   assert summary['aspect_ratio']['max'] == 1 and summary['instances_per_image']['median'] == 2
   assert summary['few'] == ['thing']
-
-
-@pytest.mark.parametrize('entry, kind', [
-  (annotation(9, bbox=(70, 10, 20, 30)), statistics.OUTSIDE),
-  (annotation(9, bbox=(-5, 10, 20, 30)), statistics.OUTSIDE),
-  (annotation(9, bbox=(10, 10, 0, 30), area=5), statistics.DEGENERATE),
-  (annotation(9, area=0), statistics.DEGENERATE),
-  (annotation(9, bbox=(10, 10, 3, 2)), statistics.TINY_BOX),
-  (annotation(9, segmentation=[[10, 10, 20, 10, 20, 20]]), statistics.MASK_ELSEWHERE),
-  (annotation(9, area=900), statistics.TOO_LARGE),
-])
-def test_kinds_of_suspicious_annotations(entry, kind, tmp_path):
-  _, table, suspicious = analyse(tmp_path, [annotation(1, bbox=(40, 20, 30, 30)), entry])
-  assert (kind, 9) in kinds(table, suspicious) and {id_ for _, id_ in kinds(table, suspicious)} == {9}
-
-
-def test_one_pixel_outside_the_image_is_tolerated(tmp_path):
-  assert analyse(tmp_path, [annotation(1, bbox=(60, 10, 20.9, 30))])[2] == []
-
-
-def test_duplicate_boxes(tmp_path):
-  categories = [{'id': 1, 'name': 'a'}, {'id': 5, 'name': 'b'}]
-  entries = [annotation(1), annotation(2), annotation(3, category_id=5), annotation(4, bbox=(10, 10, 20, 20)),
-             annotation(5, image_id=2), annotation(6, iscrowd=1)]
-  _, table, suspicious = analyse(tmp_path, entries, [small_coco.image(1), small_coco.image(2)], categories)
-  assert kinds(table, suspicious) == {(statistics.REPEATED, 2), (statistics.TWO_CLASSES, 3)}
-  assert {int(table.ids[suspect.other]) for suspect in suspicious} == {1}
 
 
 def test_duplicate_and_unreadable_files(tmp_path):
@@ -79,7 +48,7 @@ def test_duplicate_and_unreadable_files(tmp_path):
 def test_synthetic_data_is_not_suspicious():
   source = SyntheticSource(6)
   table = statistics.collect(source)
-  assert len(table.ids) == source.num_instances.sum() and statistics.find_suspicious(table, source.sizes) == []
+  assert len(table.ids) == source.num_instances.sum() and find_suspicious(table, source.sizes) == []
   files = statistics.fingerprints(source, decode=False)
   assert len(set(files.fingerprints)) == 6 and statistics.base_names(source) == [None] * 6
   first = source.load(0)
@@ -91,7 +60,7 @@ def test_voc(tmp_path):
            '000002': small_voc.xml(small_voc.item(difficult=1))}
   source = VocSource(small_voc.write(tmp_path, {'train': files}), sets=('train',), classes=('dog',))
   table = statistics.collect(source)
-  assert [suspect.kind for suspect in statistics.find_suspicious(table, source.sizes)] == [statistics.REPEATED]
+  assert [suspect.kind for suspect in find_suspicious(table, source.sizes)] == [REPEATED]
   summary = statistics.summarise(table, source)
   assert (summary['instances'], summary['crowds'], summary['images_without_objects']) == (2, 1, 1)
 

@@ -1,6 +1,7 @@
 """The detector: shapes, norms and biases of its layers, trainable variables, independence of images."""
 
 import functools
+import types
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from rethink_tf.errors import UserError
 from rethink_tf.models.norms import no_norm
 from rethink_tf.models.resnet import ResNet
 from rethink_tf.models.rois import AnchorSampler, ProposalGenerator, RoISampler
+from rethink_tf.structures import MASK_CROP, NO_MASK
 from tests import tiny
 
 K, R, SIDE = tiny.CLASSES, 16, 64
@@ -161,6 +163,20 @@ def test_padding_has_no_effect():
   for boxes, valid in ((a.proposals.boxes, a.proposals.valid), (a.detections.boxes, a.detections.classes)):
     assert valid.numpy().any()
     assert (boxes[0, :, 3] <= 40).numpy().all() and (boxes[1, :, 2] <= 33).numpy().all()
+
+
+def test_objects_without_a_mask_have_weight_zero_in_the_mask_loss():
+  detector = tiny.detector()
+  detector.mask_logits = lambda pyramid, boxes, classes: tf.zeros([*classes.shape, 28, 28])
+  masks = np.ones([1, 3, MASK_CROP, MASK_CROP], np.uint8)
+  masks[0, 1] = NO_MASK
+  box = tf.constant([[[0.0, 0, 10, 10]] * 3])
+  labels = types.SimpleNamespace(gt_masks=tf.constant(masks), gt_boxes=box)
+  rois = types.SimpleNamespace(boxes=tf.constant([[[0.0, 0, 10, 10]] * 4]), classes=tf.constant([[1, 2, 1, 0]]),
+                               gt_index=tf.constant([[0, 1, 2, 0]]))
+  outputs = detector.learn_masks(None, rois, labels)
+  assert outputs.weights.numpy().tolist() == [[1, 0, 1, 0]]
+  assert outputs.targets.numpy()[0, [0, 2]].all()
 
 
 def test_without_a_mask_head_it_is_faster_rcnn():

@@ -3,131 +3,81 @@
 Shapes: A annotations, N images. COCO's 118,000 images with 860,000 annotations take about half a gigabyte.
 """
 
+import functools
 import hashlib
-from array import array
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
+from pycocotools import mask as mask_api
 
-from rethink_tf.data.categories import Category, classes_of, shorten
-from rethink_tf.data.detection.segmentation import Segmentations, crop_segmentation
-from rethink_tf.data.problems import Problems
-from rethink_tf.structures import MASK_CROP, Example
+from rethink_tf.data.categories import Category, classes_of
+from rethink_tf.data.detection import suspicious
+from rethink_tf.data.detection.annotation_reader import BAD_KEYPOINTS, NO_ID, AnnotationReader
+from rethink_tf.data.detection.segmentation import crop_segmentation, to_rle
+from rethink_tf.data.problems import LEFT_OUT, REPAIRED, SUSPICIOUS, Case, Problems
+from rethink_tf.errors import UserError
+from rethink_tf.structures import MASK_CROP, NO_MASK, Example
 
-_NO_ID = -1
 _MAX_COORDINATE = 1e6  # pixels; larger coordinates are errors, and overflow in rasterisation
-_BAD_KEYPOINTS = 'with malformed keypoints (treated as not labelled)'
 
-
-class FieldError(Exception):
-  """A field of an annotation is missing or has a wrong type; the message names the field."""
-
-
-class AnnotationReader:
-  """Collects annotations, COCO json objects added one at a time, and keeps only the columns that are needed."""
-
-  def __init__(self, with_keypoints: bool = False) -> None:
-    self.ids, self.image_ids, self.category_ids = array('q'), array('q'), array('q')
-    self.xywh, self.areas, self.crowds = array('d'), array('d'), array('b')
-    self.segmentations = Segmentations()
-    self.keypoints: dict[int, array] | None = {} if with_keypoints else None
-    self.malformed: list[int] = []  # rows with an invalid segmentation
-    self.problems = Problems()
-
-  def __len__(self) -> int:
-    return len(self.ids)
-
-  def add(self, entry: dict[str, Any]) -> None:
-    """Add one object of the `annotations` list.
-
-    Raises:
-      FieldError: a field is missing or has a wrong type.
-    """
-    row = len(self)
-    for column, field, default in ((self.image_ids, 'image_id', None), (self.category_ids, 'category_id', None),
-                                   (self.crowds, 'iscrowd', 0), (self.ids, 'id', _NO_ID)):
-      try:
-        column.append(entry.get(field, default))
-      except (TypeError, OverflowError):
-        raise FieldError(f'{field} should be an integer, is {shorten(entry.get(field))}') from None
-    bbox = entry.get('bbox')
-    try:
-      if len(bbox) != 4:
-        raise TypeError
-      self.xywh.fromlist(bbox)
-    except (TypeError, OverflowError):
-      raise FieldError(f'bbox should be four numbers [x, y, width, height], is {shorten(bbox)}') from None
-    if entry.get('area') is None:
-      self._count('without an area (that of the box is used)', row)
-    try:
-      self.areas.append(bbox[2] * bbox[3] if entry.get('area') is None else entry['area'])
-    except (TypeError, OverflowError):
-      raise FieldError(f'area should be a number, is {shorten(entry.get("area"))}') from None
-    self._add_segmentation(row, entry.get('segmentation'), bbox)
-    if self.keypoints is not None and 'keypoints' in entry:
-      self.add_keypoints(row, entry['keypoints'])
-
-  def add_keypoints(self, row: int, keypoints: Any) -> None:
-    """Add x, y, visibility of every keypoint to an existing row."""
-    try:
-      self.keypoints[row] = array('d', keypoints)
-    except (TypeError, OverflowError):
-      self._count(_BAD_KEYPOINTS, row)
-
-  def _add_segmentation(self, row: int, segmentation: Any, bbox: list[float]) -> None:
-    if not segmentation:  # a data set with boxes only: evaluator and mask head still need a mask
-      self._count('without a segmentation (its box is used)', row)
-      x, y, w, h = bbox
-      segmentation = [[x, y, x, y + h, x + w, y + h, x + w, y]]
-    try:
-      self.segmentations.append(segmentation)
-    except ValueError:
-      self.segmentations.append([])
-      self.malformed.append(row)
-
-  def _count(self, reason: str, row: int) -> None:
-    self.problems.add(reason, 1, f'annotation {self.ids[row]} of image {self.image_ids[row]}')
+UNMASKED = 'without a segmentation (its box is used)'
+UNMASKED_AMONG_MASKED = 'without a segmentation (trained without a mask)'
+MALFORMED = 'with a malformed segmentation (trained without a mask)'
+MARKED = 'marked as without a mask'
+WRONG_MASK = 'with {} (trained without a mask)'
+BOX_OF_MASK = 'without a box (that of the mask is used)'
+KEYPOINTS_ASTRAY = 'all labelled keypoints far from the box'
+AREA_OF_MASK = 'without a valid area (that of the mask or box is used)'
 
 
 class Annotations:
   """All annotations of N images, validated.
 
-  An annotation is *kept* if a COCO evaluator can read it: its image, category, numbers and segmentation are valid. It
-  is *usable* for training if, in addition, it is not a crowd, its area is positive and its box is not empty after
-  clipping to the image (Detectron's rule). Dropped and changed annotations are counted by reason.
+  An annotation is *kept* if a COCO evaluator can read it: its image, category and numbers are valid. A box or an area
+  that is missing is that of the mask; a mask that is malformed or cannot be that of its box is dropped. It is *usable*
+  for training if, in addition, it is not a crowd, its area is positive and its box is not empty after clipping to the
+  image (Detectron's rule). Repaired, dropped and suspicious annotations are counted by reason.
 
   Attributes:
     boxes: float32 [A, 4] y0, x0, y1, x1; classes: int32 [A] 1..K; usable: bool [A].
     num_usable: int32 [N] usable annotations of each image.
     num_visible: int32 [N] labelled keypoints (visibility above 0) of these, 0 without keypoints.
-    problems: counts of dropped and changed annotations.
   """
 
   def __init__(self, reader: AnnotationReader, image_ids: np.ndarray, sizes: np.ndarray,
-               categories: tuple[Category, ...]) -> None:
-    """`image_ids`: int64 [N], ascending. `sizes`: int32 [N, 2] height, width."""
+               categories: tuple[Category, ...], file_names: Sequence[str] | None = None) -> None:
+    """`image_ids`: int64 [N], ascending. `sizes`: int32 [N, 2] height, width. `file_names`: [N], for examples."""
     self.categories = categories
     self.num_keypoints = max(len(category.keypoints) for category in categories)
-    self.problems = reader.problems
-    self._reader = reader
+    self._reader, self._file_names = reader, file_names
+    self._found: list[tuple[str, str, np.ndarray]] = [  # reason, outcome, rows
+      (reason, REPAIRED, np.array(rows)) for reason, rows in reader.found.items()]
     self._image_ids, self._sizes = image_ids, sizes
     self._ids = np.array(reader.ids, np.int64)
+    self._listed_ids = self._ids.copy()
     self._crowds = np.array(reader.crowds, bool)
     self._xywh = np.array(reader.xywh, np.float64).reshape(-1, 4)
+    self._areas = np.array(reader.areas, np.float64)
     self.classes = classes_of(np.array(reader.category_ids, np.int64), categories)
 
     of_image = self._of_image = np.array(reader.image_ids, np.int64)
-    images = np.minimum(np.searchsorted(image_ids, of_image), len(image_ids) - 1)
+    images = self._images = np.minimum(np.searchsorted(image_ids, of_image), len(image_ids) - 1)
+    limits = sizes[images]
     kept = self._drop('of an image that is not listed', image_ids[images] != of_image, np.ones(len(reader), bool))
     kept = self._drop('of an unknown category', self.classes == 0, kept)
-    finite = np.isfinite(self._xywh).all(axis=1) & np.isfinite(reader.areas)
-    kept = self._drop('with a number that is not finite', ~finite, kept)
+    masks = self._read_masks(limits, kept)
+    self._repair_boxes(kept)
+    kept = self._drop('with a number that is not finite', ~np.isfinite(self._xywh).all(axis=1), kept)
     kept = self._drop('with a box out of range', ~(np.abs(self._xywh) <= _MAX_COORDINATE).all(axis=1), kept)
-    kept = self._drop('with a malformed segmentation', self._malformed(sizes[images]), kept)
-    self.boxes, overhang = _clip(np.where(kept[:, None], self._xywh, 0.0), sizes[images])
+    for reason, rows in masks:
+      self._count(reason, rows & kept, REPAIRED)
+    self.boxes, overhang = _clip(np.where(kept[:, None], self._xywh, 0.0), limits)
     self.usable = self._find_usable(kept)
+    self._drop_wrong_masks(limits)
     # Not worth a message below this: COCO's own boxes, rounded to hundredths, exceed their images by less.
-    self._count('clipped to the image', self.usable & (overhang > 0.1))
+    self._count('clipped to the image', self.usable & (overhang > 0.1), REPAIRED)
 
     rows = np.flatnonzero(kept)
     self._rows = rows[np.argsort(images[rows], kind='stable')]  # by image, in the order of the file
@@ -137,6 +87,30 @@ class Annotations:
     self._drop_malformed_keypoints()
     self.num_visible = self._count_visible(images)
 
+  @functools.cached_property
+  def problems(self) -> Problems:
+    """Counts and examples of the annotations that were repaired, dropped or look wrong."""
+    problems = Problems()
+    for reason, outcome, rows in self._found:
+      problems.add(reason, len(rows), map(self._case, rows[:6].tolist()), outcome)
+    table = self._table()
+    for kind, row, other in suspicious.find_suspicious(table, self._sizes):
+      if kind not in (suspicious.OUTSIDE, suspicious.DEGENERATE):  # repaired or dropped above
+        case = self._case(int(self._rows[row]))
+        if other is not None:
+          case = case._replace(other=tuple(table.boxes[other].tolist()))
+        elif kind == suspicious.MASK_ELSEWHERE:
+          case = case._replace(other=tuple(table.mask_boxes[row].tolist()))
+        problems.add(kind, 1, [case], SUSPICIOUS)
+    astray = [row for row in (self._reader.keypoints or ()) if self.usable[row] and self._keypoints_are_astray(row)]
+    if astray:
+      problems.add(KEYPOINTS_ASTRAY, len(astray), map(self._case, astray[:6]), SUSPICIOUS)
+    objects = self._rows[~self._crowds[self._rows]]
+    for kind, found in suspicious.find_other_units(_corners(self._xywh[objects]), self._sizes[self._images[objects]]):
+      if found.any():
+        problems.add(kind, int(found.sum()), map(self._case, objects[found][:6].tolist()), SUSPICIOUS)
+    return problems
+
   def example(self, i: int, image: np.ndarray) -> Example:
     """Return the Example of image i: its pixels and usable annotations."""
     rows = self._rows[self._starts[i]:self._starts[i + 1]]
@@ -145,7 +119,7 @@ class Annotations:
     masks = np.zeros([len(rows), MASK_CROP, MASK_CROP], np.uint8)
     keypoints = np.zeros([len(rows), self.num_keypoints, 3], np.float32)
     for k, row in enumerate(rows):
-      masks[k] = crop_segmentation(self._reader.segmentations[row], boxes[k], int(height), int(width))
+      masks[k] = self._crop(row, boxes[k], int(height), int(width))
       if self.num_keypoints and row in self._reader.keypoints:
         xyv = np.reshape(self._reader.keypoints[row], [-1, 3])
         keypoints[k, :len(xyv)] = xyv[:, [1, 0, 2]]
@@ -155,46 +129,130 @@ class Annotations:
     """Return the kept annotations of image i, crowds included, as COCO json objects."""
     return [self._row_to_json(row, int(self._image_ids[i])) for row in self._rows[self._starts[i]:self._starts[i + 1]]]
 
+  def warn_of_unused_classes(self, name: str, chosen: np.ndarray) -> None:
+    """Log the categories without an object to train on in the chosen images [n]: they cannot be learnt."""
+    rows = self.usable & np.isin(self._images, chosen)
+    counts = np.bincount(self.classes[rows], minlength=len(self.categories) + 1)[1:]
+    unused = [category.name for category, count in zip(self.categories, counts, strict=True) if not count]
+    if unused:
+      logging.warning('%s: %d of %d classes have no object to train on: %s%s', name, len(unused), len(counts),
+                      ', '.join(unused[:5]), ', ...' if len(unused) > 5 else '')
+
   def digest(self) -> str:
     """Return a hash of the images and annotations."""
     digest = hashlib.sha256()
     for column in (self._image_ids, self._sizes, self._ids, self._xywh, self._crowds, self.classes, self._rows):
       digest.update(np.ascontiguousarray(column))
     self._reader.segmentations.update_digest(digest)
+    digest.update(self._no_mask.tobytes())
     for row, keypoints in (self._reader.keypoints or {}).items():
       digest.update(np.int64(row))
       digest.update(keypoints)
     return digest.hexdigest()
 
+  def _crop(self, row: int, box: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return the mask of a row in its box, NO_MASK where it is not known."""
+    if self._no_mask[row]:
+      return np.full([MASK_CROP, MASK_CROP], NO_MASK, np.uint8)
+    if self._box_masks[row]:
+      return np.ones([MASK_CROP, MASK_CROP], np.uint8)
+    mask = crop_segmentation(self._reader.segmentations[row], box, height, width)
+    return mask if mask.any() else np.full_like(mask, NO_MASK)
+
   def _row_to_json(self, row: int, image_id: int) -> dict[str, Any]:
     category = self.categories[self.classes[row] - 1]
+    masked = not self._no_mask[row] and not self._box_masks[row]
+    x, y, w, h = self._xywh[row].tolist()
     entry = {'id': int(self._ids[row]), 'image_id': image_id, 'category_id': category.id,
-             'bbox': self._xywh[row].tolist(), 'area': self._reader.areas[row], 'iscrowd': int(self._crowds[row]),
-             'segmentation': self._reader.segmentations.to_json(row)}
+             'bbox': [x, y, w, h], 'area': float(self._areas[row]), 'iscrowd': int(self._crowds[row]),
+             'segmentation': self._reader.segmentations.to_json(row) if masked else
+                             [[x, y, x, y + h, x + w, y + h, x + w, y]]}
+    if not masked:
+      entry['without_mask' if self._no_mask[row] else 'box_mask'] = 1
     if category.keypoints:
       keypoints = self._reader.keypoints.get(row, [0.0] * (3 * len(category.keypoints)))
       entry |= {'keypoints': list(keypoints), 'num_keypoints': sum(v > 0 for v in keypoints[2::3])}
     return entry
 
-  def _malformed(self, sizes: np.ndarray) -> np.ndarray:
-    bad = np.zeros(len(sizes), bool)
-    bad[self._reader.malformed] = True
-    bad[self._reader.segmentations.rows_out_of_range()] = True
-    for row, size in self._reader.segmentations.rle_sizes().items():
-      bad[row] = size != tuple(sizes[row])
-    return bad
+  def _table(self) -> suspicious.Table:
+    """Return the kept annotations as an evaluator receives them."""
+    rows = self._rows
+    boxes = _corners(self._xywh[rows])
+    replaced = (self._no_mask | self._box_masks)[rows, None]
+    return suspicious.Table(self._images[rows], self._ids[rows], self.classes[rows], boxes, self._areas[rows],
+                            self._crowds[rows], np.where(replaced, boxes, self._extents[rows]))
+
+  def _case(self, row: int) -> Case:
+    id_, image_id = int(self._listed_ids[row]), int(self._of_image[row])
+    listed = self._image_ids[self._images[row]] == image_id
+    name = self._file_names[self._images[row]] if listed and self._file_names is not None else f'image {image_id}'
+    text = f'{name}, annotation {id_}' if id_ != NO_ID else f'{name}, annotations[{row}]'
+    box = _corners(self._xywh[row:row + 1])[0]
+    extent = self._extents[row] if self._no_mask[row] else np.full(4, np.nan)
+    label = self.categories[self.classes[row] - 1].name if self.classes[row] else None
+    return Case(text, image_id, id_ if id_ != NO_ID else None, *(
+      tuple(corners.tolist()) if np.isfinite(corners).all() else None for corners in (box, extent)), label)
+
+  def _read_masks(self, limits: np.ndarray, kept: np.ndarray) -> tuple[tuple[str, np.ndarray], ...]:
+    """Set extent and area of the masks, and which rows have none or that of their box; return these by reason."""
+    reader = self._reader
+    malformed, unmasked, self._no_mask = (np.zeros(len(reader), bool) for _ in range(3))
+    malformed[reader.malformed], unmasked[reader.unmasked], self._no_mask[reader.marked] = True, True, True
+    malformed[reader.segmentations.rows_out_of_range()] = True
+    for row, size in reader.segmentations.rle_sizes().items():
+      malformed[row] = size != tuple(limits[row])
+    self._extents, self._mask_areas = reader.segmentations.extents()
+    self._extents[malformed], self._mask_areas[malformed] = np.nan, 0.0
+    masked = kept & ~self._crowds & (self._mask_areas > 0)
+    # The mask of some, but not of all: a rectangle in place of theirs would be trained as a mask.
+    among_masked = unmasked & ~self._crowds & masked.any()
+    self._box_masks = unmasked & ~among_masked
+    found = ((UNMASKED, self._box_masks), (UNMASKED_AMONG_MASKED, among_masked), (MALFORMED, malformed),
+             (MARKED, self._no_mask.copy()))
+    self._no_mask |= malformed | among_masked
+    return found
+
+  def _repair_boxes(self, kept: np.ndarray) -> None:
+    """Give an annotation without a box, or without an area, that of its mask."""
+    masked = (self._mask_areas > 0) & (self._extents[:, 2:] > self._extents[:, :2]).all(axis=1)
+    boxless = kept & masked & ~(self._xywh[:, 2:] > 0).all(axis=1)  # True for NaN too
+    boxless |= kept & masked & ~np.isfinite(self._xywh).all(axis=1)
+    y0, x0, y1, x1 = self._extents[boxless].T
+    self._xywh[boxless] = np.stack([x0, y0, x1 - x0, y1 - y0], axis=1)
+    self._count(BOX_OF_MASK, boxless, REPAIRED)
+    sides = self._xywh[:, 2:]
+    invalid = kept & ~(np.isfinite(self._areas) & (self._areas > 0)) & (sides > 0).all(axis=1)
+    self._areas[invalid] = np.where(masked, self._mask_areas, sides.prod(axis=1))[invalid]
+    self._count(AREA_OF_MASK, invalid & ~boxless, REPAIRED)
+    self._areas[~np.isfinite(self._areas)] = 0.0
+
+  def _drop_wrong_masks(self, limits: np.ndarray) -> None:
+    """Find the masks that cannot be those of their boxes."""
+    checked = self.usable & ~self._no_mask & ~self._box_masks
+    rows = np.flatnonzero(checked)
+    segmentations = self._reader.segmentations
+    for row in rows[(self._mask_areas[rows] <= 0) & (self._extents[rows, 2:] > self._extents[rows, :2]).all(axis=1)]:
+      # The lobes of a polygon that intersects itself may cancel out.
+      height, width = limits[row].tolist()
+      self._mask_areas[row] = mask_api.area(to_rle(segmentations[row], height, width))
+    found = suspicious.wrong_masks(self._extents[rows], self._mask_areas[rows], self.boxes[rows].astype(np.float64),
+                                   limits[rows].astype(np.float64))
+    for what, wrong in found:
+      self._no_mask[rows[wrong]] = True
+      wrong_rows = np.zeros_like(checked)
+      wrong_rows[rows[wrong]] = True
+      self._count(WRONG_MASK.format(what), wrong_rows, REPAIRED)
 
   def _drop(self, reason: str, bad: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    self._count(reason, bad & kept)
+    self._count(reason, bad & kept, LEFT_OUT)
     return kept & ~bad
 
-  def _count(self, reason: str, rows: np.ndarray) -> None:
+  def _count(self, reason: str, rows: np.ndarray, outcome: str) -> None:
     if rows.any():
-      row = int(np.argmax(rows))
-      self.problems.add(reason, int(rows.sum()), f'annotation {self._ids[row]} of image {self._of_image[row]}')
+      self._found.append((reason, outcome, np.flatnonzero(rows)))
 
   def _find_usable(self, kept: np.ndarray) -> np.ndarray:
-    no_area = (self._xywh[:, 2:] <= 0).any(axis=1) | (np.array(self._reader.areas) <= 0)
+    no_area = (self._xywh[:, 2:] <= 0).any(axis=1) | (self._areas <= 0)
     outside = (self.boxes[:, 2:] <= self.boxes[:, :2]).any(axis=1)
     usable = kept & ~self._crowds
     usable = self._drop('without area (not trained on)', no_area, usable)
@@ -205,15 +263,26 @@ class Annotations:
     ids = self._ids[self._rows]
     if len(ids) and (ids.min() < 1 or len(np.unique(ids)) < len(ids)):
       self._ids[self._rows] = np.arange(1, len(ids) + 1)
-      self.problems.add('renumbered, since ids are missing, repeated or below 1', len(ids), 'all of them')
+      self._found.append(('renumbered, since ids are missing, repeated or below 1', REPAIRED, self._rows))
 
   def _drop_malformed_keypoints(self) -> None:
+    malformed = []
     for row, keypoints in list((self._reader.keypoints or {}).items()):
       expected = 3 * len(self.categories[self.classes[row] - 1].keypoints) if self.classes[row] else 0
       if len(keypoints) != expected or not (np.abs(keypoints) <= _MAX_COORDINATE).all():  # False for NaN too
         del self._reader.keypoints[row]
         if expected or len(keypoints):
-          self.problems.add(_BAD_KEYPOINTS, 1, f'annotation {self._ids[row]}')
+          malformed.append(row)
+    if malformed:
+      self._found.append((BAD_KEYPOINTS, REPAIRED, np.array(malformed)))
+
+  def _keypoints_are_astray(self, row: int) -> bool:
+    """Whether no labelled keypoint lies in the box, or within half its side of it."""
+    x, y, visible = np.reshape(self._reader.keypoints[row], [-1, 3]).T
+    y0, x0, y1, x1 = self.boxes[row]
+    margin = 0.5 * max(y1 - y0, x1 - x0)
+    inside = (x > x0 - margin) & (x < x1 + margin) & (y > y0 - margin) & (y < y1 + margin)
+    return bool((visible > 0).any() and not (inside & (visible > 0)).any())
 
   def _count_visible(self, images: np.ndarray) -> np.ndarray:
     visible = np.zeros(len(self._image_ids), np.int32)
@@ -223,9 +292,22 @@ class Annotations:
     return visible
 
 
+def refuse_fractions(name: str, problems: Problems, total: int) -> None:
+  """Raise UserError if all boxes are fractions of the image: nothing could be learnt from them."""
+  if total and problems.counts[suspicious.FRACTIONS] == total:
+    example = problems.by_reason()[suspicious.FRACTIONS].cases[0].text
+    raise UserError(f'{name}: all {total} boxes lie in 0..1 (e.g. {example}): boxes are in pixels, bbox is '
+                    '[x, y, width, height]: multiply them by the size of their image')
+
+
 def _clip(xywh: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Clip boxes float64 xywh [A, 4] to the image -> float32 y0, x0, y1, x1 [A, 4], and the pixels clipped off [A]."""
-  corner = xywh[:, 1::-1]  # [A, 2] y, x
-  corners = np.concatenate([corner, corner + xywh[:, :1:-1]], axis=1)  # [A, 4]
+  corners = _corners(xywh)
   boxes = np.clip(corners, 0.0, np.tile(sizes, 2))
   return boxes.astype(np.float32), np.abs(boxes - corners).max(axis=1, initial=0.0)
+
+
+def _corners(xywh: np.ndarray) -> np.ndarray:
+  """Return y0, x0, y1, x1 of boxes xywh [A, 4]."""
+  corner = xywh[:, 1::-1]  # [A, 2] y, x
+  return np.concatenate([corner, corner + xywh[:, :1:-1]], axis=1)

@@ -19,11 +19,14 @@ from rethink_tf.data.categories import (
   shorten,
   without_keypoints,
 )
-from rethink_tf.data.detection.annotations import AnnotationReader, Annotations, FieldError
-from rethink_tf.data.folders import find_files
+from rethink_tf.data.detection.annotation_reader import AnnotationReader, FieldError
+from rethink_tf.data.detection.annotations import Annotations, refuse_fractions
+from rethink_tf.data.folders import check_one_path, find_files
+from rethink_tf.data.image_notes import ImageNotes
 from rethink_tf.data.images import MAX_PIXELS, ImageError, decode, read_bounded
 from rethink_tf.data.json_files import load_json
 from rethink_tf.data.keypoint_pairs import with_pairs
+from rethink_tf.data.problems import Problems
 from rethink_tf.data.subset import select
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.storage.files import open_regular
@@ -43,6 +46,8 @@ class CocoSource:
     image_ids: int64 [N], ascending; sizes: int32 [N, 2] height, width; file_names: [N].
     num_instances: int32 [N] usable boxes: not crowds, with positive area.
     num_visible: int32 [N] labelled keypoints of these.
+    problems: annotations of the whole file that were repaired, left out or look wrong.
+    notes: what is unusual about the image files read so far.
     left_out: images that are not among the N, since their file is missing; missing: the names of these files.
   """
 
@@ -50,7 +55,7 @@ class CocoSource:
                image_dir: str | None = None, keypoints: bool = False, keypoints_file: str | None = None,
                fraction: float = 1.0, num_images: int | None = None, subset_seed: int = 0,
                training: bool = False, max_pixels: int = MAX_PIXELS,
-               keypoint_pairs: Sequence[tuple[str, str]] = ()) -> None:
+               keypoint_pairs: Sequence[tuple[str, str]] = (), filter_empty: bool = True) -> None:
     """Read the annotation file; images are read by `load`.
 
     Args:
@@ -64,14 +69,19 @@ class CocoSource:
       fraction, num_images, subset_seed: a seeded, nested subset, see `subset.subset`.
       training: drop images without a usable box or, with `keypoints`, without a visible keypoint.
       max_pixels: limit of height x width of an image in the annotation file.
+      filter_empty: False trains on images without a usable box or visible keypoint too: all of them is background.
       keypoint_pairs: names of keypoints that a horizontal flip exchanges, where 'left' and 'right' do not show it.
 
     Raises:
       UserError: files are missing, or are not COCO json; the message names the file, field and index.
     """
+    for name, value in (('data_dir', data_dir), ('split', split), ('annotation_file', annotation_file),
+                        ('image_dir', image_dir), ('keypoints_file', keypoints_file)):
+      check_one_path(f'coco.{name}', value)
     data_dir = os.path.expanduser(data_dir)
     file = _join(data_dir, annotation_file or f'annotations/instances_{split}.json')
     self.name = f'{os.path.basename(os.path.normpath(data_dir))}/{split}'
+    self.notes = ImageNotes(self.name)
     images, reader, self.categories = _read_annotation_file(file, keypoints)
     if not keypoints:
       self.categories = without_keypoints(self.categories)
@@ -81,12 +91,12 @@ class CocoSource:
     self.categories = with_pairs(self.categories, keypoint_pairs, 'coco.keypoint_pairs')
     image_ids, sizes, file_names = _parse_images(images, file, max_pixels)
     self._max_pixels = max_pixels
-    self._table = Annotations(reader, image_ids, sizes, self.categories)
-    self._table.problems.log(self.name)
+    self._table = Annotations(reader, image_ids, sizes, self.categories, file_names)
+    refuse_fractions(file, self.problems, len(reader))
     self.num_classes, self.num_keypoints = len(self.categories), self._table.num_keypoints
 
     positions = select(file, image_ids, self._table.num_usable, training, fraction, num_images, subset_seed,
-                       self._table.num_visible if keypoints else None)
+                       self._table.num_visible if keypoints else None, filter_empty)
     self._folder = _join(data_dir, image_dir or split)
     names = [file_names[i] for i in positions]
     found = find_files(self._folder, names)
@@ -96,6 +106,8 @@ class CocoSource:
     self.image_ids, self.sizes = image_ids[positions], sizes[positions]
     self.file_names = [file for file in found if file is not None]
     self.num_instances, self.num_visible = self._table.num_usable[positions], self._table.num_visible[positions]
+    if training:
+      self._table.warn_of_unused_classes(self.name, positions)
     logging.info('%s: %d images, %d instances, %d classes', self.name, len(positions), self.num_instances.sum(),
                  self.num_classes)
 
@@ -105,14 +117,19 @@ class CocoSource:
     Raises:
       ImageError: the file is missing, damaged or of another size than annotated.
     """
-    image = decode(self.read(i), self.file_names[i], tuple(self.sizes[i].tolist()), self._max_pixels)
+    image = decode(self.read(i), self.file_names[i], tuple(self.sizes[i].tolist()), self._max_pixels,
+                   self.notes)
     return self._table.example(self._positions[i], image)
+
+  def path(self, i: int) -> str:
+    """Return the path of the file of image i."""
+    # Not _join: a name from the json is not a path given by the user, so that "~" is not expanded.
+    return os.path.join(self._folder, self.file_names[i])
 
   def read(self, i: int) -> bytes:
     """Return the bytes of the file of image i; raises ImageError if it cannot be read."""
     try:
-      # Not _join: a name from the json is not a path given by the user, so that "~" is not expanded.
-      with open_regular(os.path.join(self._folder, self.file_names[i])) as file:
+      with open_regular(self.path(i)) as file:
         return read_bounded(file, self.file_names[i])
     except tf.errors.OpError as error:
       raise ImageError(f'{self.file_names[i]}: cannot be read: {in_one_line(error)}') from error
@@ -131,7 +148,12 @@ class CocoSource:
   @property
   def skipped(self) -> dict[str, int]:
     """Reason -> number of annotations of the whole file that were dropped or changed."""
-    return dict(self._table.problems.counts)
+    return self.problems.changed()
+
+  @property
+  def problems(self) -> Problems:
+    """Annotations of the whole file that were repaired, left out or look wrong."""
+    return self._table.problems
 
   def digest(self) -> str:
     """Return a hash of the contents of the annotation file."""
@@ -198,8 +220,9 @@ def _parse_images(entries: list[Any], file: str, max_pixels: int) -> tuple[np.nd
       raise UserError(f'{file}: images[{i}] should be an object, is {shorten(entry)}')
     for field in ('id', 'height', 'width'):
       value = entry.get(field)
-      if type(value) is not int or not (field == 'id' or 0 < value < 2 ** 31) or abs(value) >= 2 ** 63:
-        raise UserError(f'{file}: images[{i}].{field} should be an integer{"" if field == "id" else " above 0"}, '
+      is_id = field == 'id'  # below 0 are the rows that fill up a batch
+      if type(value) is not int or not (0 <= value < 2 ** 63 if is_id else 0 < value < 2 ** 31):
+        raise UserError(f'{file}: images[{i}].{field} should be an integer {"of at least 0" if is_id else "above 0"}, '
                         f'is {shorten(value)}')
     if entry['height'] * entry['width'] > max_pixels:
       raise UserError(f'{file}: images[{i}] is {entry["width"]}x{entry["height"]}, more than coco.max_pixels = '

@@ -15,7 +15,8 @@ from google.protobuf.message import DecodeError
 from pycocotools import mask as mask_api
 
 from rethink_tf.data.categories import Category, as_text
-from rethink_tf.data.detection.annotations import AnnotationReader, Annotations, FieldError
+from rethink_tf.data.detection.annotation_reader import AnnotationReader, FieldError
+from rethink_tf.data.detection.annotations import Annotations
 from rethink_tf.data.detection.segmentation import to_rle
 from rethink_tf.data.images import MAX_PIXELS, ImageError, check_pixels, header_size, measure
 from rethink_tf.errors import in_one_line
@@ -120,7 +121,8 @@ def validate(record: Record, image_id: int, categories: tuple[Category, ...], fi
       reader.add({'id': first_id + k} | entry | {'image_id': image_id})
   except FieldError as error:
     raise ImageError(f'{record.file_name}: {error}') from error
-  return Annotations(reader, np.array([image_id]), np.array([[record.height, record.width]], np.int32), categories)
+  return Annotations(reader, np.array([image_id]), np.array([[record.height, record.width]], np.int32), categories,
+                     [record.file_name])
 
 
 def _encode_mask(mask: np.ndarray) -> bytes:

@@ -6,7 +6,7 @@ missing or out of date), and `<split>-categories.json`.
 
 import json
 import os
-from collections import Counter
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -17,8 +17,10 @@ import tensorflow as tf
 from absl import logging
 
 from rethink_tf.data.categories import Category, categories_to_json, parse_categories, without_keypoints
-from rethink_tf.data.detection.annotations import Annotations
+from rethink_tf.data.detection.annotations import Annotations, refuse_fractions
 from rethink_tf.data.detection.record_format import Record, category_names, decode, validate
+from rethink_tf.data.folders import check_one_path
+from rethink_tf.data.image_notes import ImageNotes
 from rethink_tf.data.images import MAX_PIXELS, ImageError
 from rethink_tf.data.images import decode as decode_image
 from rethink_tf.data.json_files import load_json
@@ -54,7 +56,7 @@ class Index(NamedTuple):
 
   shards: list[Shard]
   category_ids: list[int]  # of the categories with which the annotations were validated
-  problems: dict[str, int]  # annotations dropped or changed, by reason
+  problems: Problems  # of the annotations, as the conversion or a scan has found them
   left_out: list[str]  # images that are missing, unreadable or damaged
   fingerprint: str = ''  # hash of the annotations and options of the conversion
   complete: bool = True
@@ -70,20 +72,24 @@ class RecordSource:
   def __init__(self, data_dir: str, split: str = 'train2017', categories_file: str | None = None,
                keypoints: bool = False, fraction: float = 1.0, num_images: int | None = None, subset_seed: int = 0,
                training: bool = False, max_pixels: int = MAX_PIXELS,
-               keypoint_pairs: Sequence[tuple[str, str]] = ()) -> None:
+               keypoint_pairs: Sequence[tuple[str, str]] = (), filter_empty: bool = True) -> None:
     """Read the index; images are read by `load`.
 
     Args:
       data_dir: folder of the shards, local or gs://.
       split: prefix of the shard names, <split>-00000-of-00032.tfrecord.
       categories_file: json with the list "categories"; default <split>-categories.json.
-      keypoints, fraction, num_images, subset_seed, training, max_pixels, keypoint_pairs: as for `CocoSource`.
+      keypoints, fraction, num_images, subset_seed, training, max_pixels, keypoint_pairs,
+        filter_empty: as for `CocoSource`.
 
     Raises:
       UserError: shards are missing or not TFRecords, or as for `CocoSource`.
     """
+    for name, value in (('data_dir', data_dir), ('split', split), ('categories_file', categories_file)):
+      check_one_path(f'records.{name}', value)
     data_dir = os.path.expanduser(data_dir)
     self.name = f'{os.path.basename(os.path.normpath(data_dir))}/{split}'
+    self.notes = ImageNotes(self.name)
     paths = find_shards(data_dir, split)
     categories = _load_categories(os.path.join(data_dir, categories_file or f'{split}-categories.json'), paths,
                                   required=categories_file is not None)
@@ -95,15 +101,7 @@ class RecordSource:
     self.num_keypoints = max(len(category.keypoints) for category in self.categories)
     self._max_pixels = max_pixels
     index = _load_index(index_path(data_dir, split), paths, categories, max_pixels)
-    self.skipped = index.problems
-    Problems(index.problems).log(self.name)
-    examples, listed = ', '.join(index.left_out[:3]), sum(len(shard.offsets) for shard in index.shards)
-    self.left_out = LeftOut({}, listed)
-    if index.left_out:
-      reason = f'missing, unreadable or damaged, e.g. {examples}'
-      self.left_out = LeftOut({reason: len(index.left_out)}, listed + len(index.left_out))
-      logging.warning('%s: %d images are missing, unreadable or damaged: %s', self.name, len(index.left_out), examples)
-
+    self._note(index)
     image_ids = _number(self.name, [id_ for shard in index.shards for id_ in shard.source_ids])
     columns = {column: np.array([value for shard in index.shards for value in getattr(shard, column)], np.int64)
                for column in ('usable', 'visible', 'annotations', 'heights', 'widths')}
@@ -112,7 +110,7 @@ class RecordSource:
                       'delete the index to rebuild it')
     order = np.argsort(image_ids, kind='stable')
     chosen = order[select(self.name, image_ids[order], columns['usable'][order], training, fraction, num_images,
-                          subset_seed, columns['visible'][order] if keypoints else None)]
+                          subset_seed, columns['visible'][order] if keypoints else None, filter_empty)]
     self.image_ids = image_ids[chosen]
     self.sizes = np.stack([columns['heights'], columns['widths']], axis=1)[chosen].astype(np.int32)
     self.num_instances = columns['usable'][chosen].astype(np.int32)
@@ -130,8 +128,13 @@ class RecordSource:
       ImageError: the record or the image in it is damaged.
     """
     record = self._read(i)
-    image = decode_image(record.encoded, record.file_name, (record.height, record.width), self._max_pixels)
+    image = decode_image(record.encoded, record.file_name, (record.height, record.width), self._max_pixels,
+                          self.notes)
     return self._validate(i, record).example(0, image)
+
+  def read(self, i: int) -> bytes:
+    """Return the contents of the image file in record i; raises ImageError if it cannot be read."""
+    return self._read(i).encoded
 
   def annotations(self) -> dict[str, Any]:
     """Return the COCO json of these images, crowds included. Reads every record."""
@@ -140,6 +143,19 @@ class RecordSource:
     return {'images': [image for image, _ in described],
             'annotations': [entry for _, entries in described for entry in entries],
             'categories': categories_to_json(self.categories)}
+
+  def _note(self, index: Index) -> None:
+    """Keep what the index says of the data: problems, masks, and images that were left out."""
+    self.total_bytes = sum(shard.bytes for shard in index.shards)
+    self.problems = index.problems
+    self.skipped = self.problems.changed()
+    refuse_fractions(self.name, self.problems, sum(sum(shard.annotations) for shard in index.shards))
+    examples, listed = ', '.join(index.left_out[:3]), sum(len(shard.offsets) for shard in index.shards)
+    self.left_out = LeftOut({}, listed)
+    if index.left_out:
+      reason = f'missing, unreadable or damaged, e.g. {examples}'
+      self.left_out = LeftOut({reason: len(index.left_out)}, listed + len(index.left_out))
+      logging.warning('%s: %d images are missing, unreadable or damaged: %s', self.name, len(index.left_out), examples)
 
   def _describe(self, i: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     file_name, entries = '', []
@@ -171,7 +187,8 @@ def index_path(data_dir: str, split: str) -> str:
 
 def write_index(path: str, index: Index) -> None:
   """Write the index, one shard per line."""
-  head = json.dumps({key: value for key, value in index._asdict().items() if key != 'shards'})
+  content = index._asdict() | {'problems': index.problems.to_json()}
+  head = json.dumps({key: value for key, value in content.items() if key != 'shards'})
   shards = ',\n'.join(json.dumps(shard._asdict()) for shard in index.shards)
   files.write(path, f'{head[:-1]}, "shards": [\n{shards}\n]}}\n')
 
@@ -182,13 +199,14 @@ def read_index(path: str) -> Index | None:
     return None
   try:
     content = load_json(path)
-    index = Index(**{**content, 'shards': [Shard(**shard) for shard in content['shards']]})
+    index = Index(**{**content, 'shards': [Shard(**shard) for shard in content['shards']],
+                     'problems': Problems.from_json(content['problems'])})
     for shard in index.shards:
       check_columns(shard, ('offsets', 'heights', 'widths', 'usable', 'visible', 'annotations'), ('source_ids',))
       if min((*shard.heights, *shard.widths), default=1) < 1:
         raise TypeError('an image without extent')
-    if not (all(type(count) is int for count in index.problems.values()) and isinstance(index.category_ids, list)
-            and all(isinstance(text, str) for text in [*index.left_out, *index.problems, index.fingerprint])):
+    if not (isinstance(index.category_ids, list)
+            and all(isinstance(text, str) for text in [*index.left_out, index.fingerprint])):
       raise TypeError('a field has a wrong type')
     return index
   except (UserError, TypeError, KeyError, AttributeError) as error:
@@ -215,10 +233,10 @@ def check_columns(shard: Any, numbers: Sequence[str], texts: Sequence[str]) -> N
 
 
 def scan_shard(path: str, categories: Sequence[Category],
-               max_pixels: int = MAX_PIXELS) -> tuple[Shard, Counter[str], list[str]]:
+               max_pixels: int = MAX_PIXELS) -> tuple[Shard, Problems, list[str]]:
   """Scan a file; return the index of its records, the problems of its annotations, and messages of damaged records."""
   shard = Shard(os.path.basename(path), tf.io.gfile.stat(path).length, [], [], [], [], [], [], [])
-  problems: Counter[str] = Counter()
+  problems = Problems()
   damaged = []
   for offset, payload in scan(path):
     try:
@@ -229,7 +247,9 @@ def scan_shard(path: str, categories: Sequence[Category],
     except ImageError as error:
       damaged.append(f'{shard.file}: {error}')
       continue
-    problems.update(table.problems.counts)
+    image_id = int(record.source_id) if re.fullmatch(r'\d{1,18}', record.source_id) else None
+    for reason, (outcome, cases) in table.problems.by_reason().items():
+      problems.add(reason, table.problems.counts[reason], (case._replace(image_id=image_id) for case in cases), outcome)
     for column, value in zip(shard[2:], (offset, record.source_id, record.height, record.width,
                                          int(table.num_usable[0]), int(table.num_visible[0]),
                                          len(record.annotations)), strict=True):
@@ -252,8 +272,10 @@ def _load_index(path: str, paths: list[str], categories: tuple[Category, ...], m
       return index
     logging.warning('%s: %s; scanning %d shards', path, 'is out of date' if index else 'no valid index', len(paths))
     scanned = list(pool.map(lambda shard: scan_shard(shard, categories, max_pixels), paths))
-  index = Index([shard for shard, _, _ in scanned], category_ids,
-                dict(sum((problems for _, problems, _ in scanned), Counter())),
+  problems = Problems()
+  for _, found, _ in scanned:
+    problems.update(found)
+  index = Index([shard for shard, _, _ in scanned], category_ids, problems,
                 [name for _, _, damaged in scanned for name in damaged])
   _try_to_write(path, lambda: write_index(path, index))
   return index
@@ -287,10 +309,10 @@ def _try_to_write(path: str, write: Callable[[], None]) -> None:
 
 
 def _number(name: str, source_ids: list[str]) -> np.ndarray:
-  """Return int64 image ids: the source ids if they are unique integers, else 1, 2, ..."""
+  """Return int64 image ids: the source ids if they are unique integers of at least 0, else 1, 2, ..."""
   try:
     ids = np.array([int(source_id) for source_id in source_ids], np.int64)
-    if len(np.unique(ids)) == len(ids):
+    if len(np.unique(ids)) == len(ids) and ids.min(initial=0) >= 0:
       return ids
   except (ValueError, OverflowError):
     pass

@@ -3,6 +3,8 @@
   polygons      [[x0, y0, x1, y1, ...], ...] in pixels of the image, one list per polygon
   uncompressed  {'size': [h, w], 'counts': [n0, n1, ...]} lengths of alternating runs of 0 and 1, in column-major order
   compressed    {'size': [h, w], 'counts': 'aB3...'} the same as a string
+
+Tools write further forms that can be read in one way only; `in_coco_format` converts them.
 """
 
 from array import array
@@ -17,6 +19,33 @@ from rethink_tf.structures import MASK_CROP
 _MAX_COORDINATE = 65536.0  # a side of a JPEG has at most 65535 pixels
 _MAX_OUTLINE = 1e6  # total length of the outlines of an annotation, in pixels; needs 100 MB temporarily
 _MAX_CROP_OUTLINE = 1e5  # length of an outline, in pixels of the crop
+
+
+def in_coco_format(segmentation: Any) -> Any:
+  """Convert the forms that annotation tools write to COCO's: None for an empty one, all others unchanged.
+
+  One flat polygon [x0, y0, ...], points as pairs [x, y] or objects {'x': x, 'y': y}, and lists of run lengths.
+
+  Raises:
+    ValueError: a list of run lengths that cannot be joined.
+  """
+  if not segmentation:
+    return None
+  if not isinstance(segmentation, list):
+    return segmentation
+  first = segmentation[0]
+  if isinstance(first, list) and len(first) > 2 and isinstance(first[0], int | float):  # COCO's polygons
+    return segmentation
+  if isinstance(first, dict) and 'counts' in first:
+    return _join_rles(segmentation)
+  if isinstance(first, int | float):
+    return [segmentation]
+  if len(segmentation) > 2 and all(map(_is_point, segmentation)):
+    return [_flat(segmentation)]
+  if all(isinstance(polygon, list) for polygon in segmentation):
+    return [_flat(polygon) if polygon and all(map(_is_point, polygon)) else polygon
+            for polygon in segmentation if polygon] or None
+  return segmentation
 
 
 def crop_segmentation(segmentation: Any, box: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -112,6 +141,31 @@ class Segmentations:
     segmentation = self[row]
     return dict(segmentation) if isinstance(segmentation, dict) else [polygon.tolist() for polygon in segmentation]
 
+  def extents(self) -> tuple[np.ndarray, np.ndarray]:
+    """Return the bounding boxes y0 x0 y1 x1 of all rows, float64 [A, 4], nan for none; and their areas [A] in pixels.
+
+    Overlapping polygons of a row count twice.
+    """
+    boxes, areas = np.full([len(self), 4], np.nan), np.zeros(len(self))
+    points, ends = np.frombuffer(self._points).reshape(-1, 2), np.array(self._polygon_ends) // 2
+    starts, row_ends = ends[:-1], np.array(self._row_ends)
+    if len(starts):
+      following = np.arange(1, len(points) + 1)
+      following[ends[1:] - 1] = starts  # a polygon is closed
+      rows = np.flatnonzero(np.diff(row_ends))
+      firsts = starts[row_ends[rows]]  # the first point of each row
+      with np.errstate(over='ignore', invalid='ignore'):
+        x, y = points.T
+        doubled = np.add.reduceat(x * y[following] - x[following] * y, starts)
+        areas = np.bincount(np.repeat(np.arange(len(self)), np.diff(row_ends)), np.abs(doubled) / 2, len(self))
+        boxes[rows, :2] = np.minimum.reduceat(points, firsts)[:, ::-1]
+        boxes[rows, 2:] = np.maximum.reduceat(points, firsts)[:, ::-1]
+    if self._rles:
+      rows, rles = list(self._rles), list(self._rles.values())
+      x, y, w, h = np.asarray(mask_api.toBbox(rles), np.float64).reshape(-1, 4).T
+      boxes[rows], areas[rows] = np.stack([y, x, y + h, x + w], axis=1), mask_api.area(rles)
+    return boxes, areas
+
   def rows_out_of_range(self) -> np.ndarray:
     """Return the rows with a coordinate that is not finite or out of range, or with too long outlines, int64."""
     points, ends = np.frombuffer(self._points), np.array(self._polygon_ends)
@@ -136,6 +190,28 @@ class Segmentations:
   def rle_sizes(self) -> dict[int, tuple[int, int]]:
     """Return row -> (height, width) of the rows that are run lengths."""
     return {row: tuple(rle['size']) for row, rle in self._rles.items()}
+
+
+def _is_point(value: Any) -> bool:
+  if isinstance(value, dict):
+    value = [value.get('x'), value.get('y')]
+  return isinstance(value, list) and len(value) == 2 and all(isinstance(one, int | float) for one in value)
+
+
+def _flat(points: list[Any]) -> list[float]:
+  pairs = ((point['x'], point['y']) if isinstance(point, dict) else point for point in points)
+  return [coordinate for pair in pairs for coordinate in pair]
+
+
+def _join_rles(rles: list[Any]) -> dict[str, Any]:
+  if not all(isinstance(rle, dict) for rle in rles):
+    raise ValueError('run lengths and other segmentations in one list')
+  if len(rles) == 1:
+    return rles[0]
+  compressed = [_compress(rle) for rle in rles]
+  if len({tuple(rle['size']) for rle in compressed}) > 1:
+    raise ValueError('run lengths of different sizes')
+  return mask_api.merge(compressed)
 
 
 def _rasterise(polygons: list[np.ndarray], height: int, width: int) -> np.ndarray:
@@ -180,6 +256,8 @@ def _compress(segmentation: dict[str, Any]) -> dict[str, Any]:
   else:
     raise ValueError('RLE counts are neither a string nor a list of integers')
   pixels = size[0] * size[1]
+  if pixels >= 2 ** 32:  # pycocotools' type of a run length
+    raise ValueError(f'RLE of {size[0]} x {size[1]} pixels')
   if not len(runs) or runs.min() < 0 or runs.max() > pixels or runs.sum() != pixels:
     raise ValueError(f'RLE counts do not sum to {size[0]} x {size[1]} pixels')
   if isinstance(counts, list):

@@ -11,11 +11,14 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from rethink_tf.data.categories import Category, categories_to_json, is_text, shorten
-from rethink_tf.data.detection.annotations import AnnotationReader, Annotations
+from rethink_tf.data.categories import Category, categories_to_json, is_text, shorten, warn_of_similar
+from rethink_tf.data.detection.annotation_reader import AnnotationReader
+from rethink_tf.data.detection.annotations import Annotations, refuse_fractions
 from rethink_tf.data.detection.voc_xml import MAX_BYTES, VocAnnotation, XmlError, parse, too_large
-from rethink_tf.data.folders import list_names
+from rethink_tf.data.folders import check_one_path, list_names
+from rethink_tf.data.image_notes import ImageNotes
 from rethink_tf.data.images import MAX_PIXELS, ImageError, decode, read_bounded
+from rethink_tf.data.problems import Problems
 from rethink_tf.data.subset import select
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.storage.files import open_regular
@@ -35,6 +38,21 @@ class _Entry(NamedTuple):
   name: str  # without extension, as listed in the image set
   xml: str  # path of its annotation
   image: str | None  # path of the image file relative to the data folder, None if it is missing
+  folder: str  # of the images, relative to the data folder
+  listing: dict[str, list[str]]  # name without extension -> image files in that folder
+
+
+def _choose_image(entry: _Entry, annotation: VocAnnotation | XmlError) -> tuple[_Entry, bool]:
+  """Choose the file that the annotation names, if the name of the image fits several files or none.
+
+  Returns the entry, and whether the choice remains arbitrary.
+  """
+  files = entry.listing.get(entry.name, [])
+  named = '' if isinstance(annotation, XmlError) else annotation.file_name
+  found = named in files or not files and named in entry.listing.get(os.path.splitext(named)[0], ())
+  if found and is_text(named):
+    return entry._replace(image=os.path.join(entry.folder, named)), False
+  return entry, len(files) > 1
 
 
 @gin.register('voc')
@@ -49,7 +67,7 @@ class VocSource:
   def __init__(self, data_dir: str, sets: Sequence[str] = ('VOC2007/trainval', 'VOC2012/train'),
                classes: Sequence[str] | None = VOC_CLASSES, use_difficult: bool = False, fraction: float = 1.0,
                num_images: int | None = None, subset_seed: int = 0, training: bool = False,
-               max_pixels: int = MAX_PIXELS) -> None:
+               max_pixels: int = MAX_PIXELS, filter_empty: bool = True) -> None:
     """Read image sets and annotations; images are read by `load`.
 
     Args:
@@ -62,14 +80,17 @@ class VocSource:
       fraction, num_images, subset_seed: a seeded, nested subset, see `subset.subset`.
       training: drop images without a usable box, and those whose annotation is missing or damaged.
       max_pixels: limit of height x width of an image in the annotations.
+      filter_empty: False trains on images without a usable box too: all of them is background.
 
     Raises:
       UserError: a set is missing or empty, nothing in it is usable, or an annotation needed for evaluation is missing
         or damaged.
     """
+    check_one_path('voc.data_dir', data_dir)
     data_dir, sets = _devkit(os.path.expanduser(data_dir), sets)
     self._folder, self._max_pixels = data_dir, max_pixels
     self.name = f'{os.path.basename(os.path.normpath(data_dir))}/{"+".join(sets)}'
+    self.notes = ImageNotes(self.name)
     entries, parsed = self._read_annotations(_list_entries(data_dir, sets, self.name), training)
     if classes is None:
       classes = _find_classes(data_dir, sets, max_pixels)
@@ -82,14 +103,18 @@ class VocSource:
     sizes = np.array([annotation.size or self._measure(entry)
                       for entry, annotation in zip(entries, parsed, strict=True)], np.int32)
     reader = self._collect(ids[order], parsed, use_difficult)
-    self._table = Annotations(reader, ids[order], sizes, self.categories)
-    self._table.problems.log(self.name)
+    self._table = Annotations(reader, ids[order], sizes, self.categories,
+                              [entry.image or f'{entry.name}.jpg' for entry in entries])
+    refuse_fractions(self.name, self.problems, len(reader))
     self._check_names(parsed)
 
-    self._positions = select(self.name, ids[order], self._table.num_usable, training, fraction, num_images, subset_seed)
+    self._positions = select(self.name, ids[order], self._table.num_usable, training, fraction, num_images, subset_seed,
+                             filter_empty=filter_empty)
     self.image_ids, self.sizes = ids[order][self._positions], sizes[self._positions]
     self.file_names = [entries[i].image for i in self._positions]
     self.num_instances = self._table.num_usable[self._positions]
+    if training:
+      self._table.warn_of_unused_classes(self.name, self._positions)
     logging.info('%s: %d images, %d instances, %d classes', self.name, len(self._positions), self.num_instances.sum(),
                  self.num_classes)
 
@@ -99,8 +124,13 @@ class VocSource:
     Raises:
       ImageError: the file is missing, damaged or of another size than annotated.
     """
-    image = decode(self.read(i), self.file_names[i], tuple(self.sizes[i].tolist()), self._max_pixels)
+    image = decode(self.read(i), self.file_names[i], tuple(self.sizes[i].tolist()), self._max_pixels,
+                   self.notes)
     return self._table.example(self._positions[i], image)
+
+  def path(self, i: int) -> str:
+    """Return the path of the file of image i."""
+    return os.path.join(self._folder, self.file_names[i])
 
   def read(self, i: int) -> bytes:
     """Return the bytes of the file of image i; raises ImageError if it cannot be read."""
@@ -121,7 +151,12 @@ class VocSource:
   @property
   def skipped(self) -> dict[str, int]:
     """Reason -> number of annotations of all sets that were dropped or changed."""
-    return dict(self._table.problems.counts)
+    return self.problems.changed()
+
+  @property
+  def problems(self) -> Problems:
+    """Annotations of all sets that were repaired, left out or look wrong."""
+    return self._table.problems
 
   def digest(self) -> str:
     """Return a hash of the contents of the annotations."""
@@ -134,6 +169,10 @@ class VocSource:
     if damaged and (not training or len(damaged) == len(results)):
       raise UserError(damaged[0] + (f' ({len(damaged)} of {len(results)} annotations are damaged)'
                                     if len(damaged) > 1 else ''))
+    entries, arbitrary = map(list, zip(*map(_choose_image, entries, results), strict=True))
+    if any(arbitrary):
+      logging.warning('%s: %d images have several files and no <filename> that names one of them, e.g. %s is used',
+                      self.name, sum(arbitrary), entries[arbitrary.index(True)].image)
     missing = [entry.name for entry in entries if entry.image is None]
     if len(missing) == len(entries):
       raise UserError(f'{self.name}: none of the {len(missing)} images was found (e.g. {missing[0]}.jpg): unpack them '
@@ -157,7 +196,9 @@ class VocSource:
     numbers = {category.name: category.id for category in self.categories}
     reader, self._difficult = AnnotationReader(), []
     for image_id, annotation in zip(image_ids.tolist(), parsed, strict=True):
-      for name, difficult, (y0, x0, y1, x1) in annotation.objects:
+      for name, difficult, (y0, x0, y1, x1), repairs in annotation.objects:
+        for repair in repairs:
+          reader.note(repair, len(reader))
         self._difficult.append(difficult)
         reader.add({'id': len(self._difficult), 'image_id': image_id, 'category_id': numbers.get(name, 0),
                     'bbox': [x0, y0, x1 - x0, y1 - y0], 'area': (x1 - x0) * (y1 - y0),
@@ -173,6 +214,7 @@ class VocSource:
                       f'({_some(sorted(known))}): set voc.classes = None to use all names that occur')
     if used - known:
       logging.warning('%s: names that are not in voc.classes: %s', self.name, _some(sorted(used - known)))
+      warn_of_similar(sorted(used | known), self.name)
 
   def _measure(self, entry: _Entry) -> tuple[int, int]:
     """Return height and width of the image file, if the annotation does not contain them."""
@@ -212,11 +254,15 @@ def _list_entries(data_dir: str, sets: Sequence[str], name: str) -> list[_Entry]
     year, _, image_set = full_name.rpartition('/')
     if year not in folders:
       folders[year] = _list_images(os.path.join(data_dir, year, 'JPEGImages'))
+    folder = os.path.join(year, 'JPEGImages')
     for stem in _read_image_set(os.path.join(data_dir, year, 'ImageSets', 'Main', f'{image_set}.txt')):
+      shorter, extension = os.path.splitext(stem)
+      if stem not in folders[year] and extension.lower() in _EXTENSIONS:
+        stem = shorter
       repeated += (year, stem) in listed
-      file = folders[year].get(stem)
+      files = folders[year].get(stem)
       listed[year, stem] = _Entry(stem, os.path.join(data_dir, year, 'Annotations', f'{stem}.xml'),
-                                  file and os.path.join(year, 'JPEGImages', file))
+                                  files and os.path.join(folder, files[0]), folder, folders[year])
   if repeated:
     logging.warning('%s: %d images are listed more than once and count once', name, repeated)
   return list(listed.values())
@@ -246,14 +292,19 @@ def _read_image_set(file: str) -> list[str]:
   return names
 
 
-def _list_images(folder: str) -> dict[str, str]:
-  """Return name without extension -> name of the file, by one listing of the folder."""
+def _list_images(folder: str) -> dict[str, list[str]]:
+  """Return name without extension -> names of the files, by one listing of the folder."""
   try:
     files = sorted(list_names(folder))
   except tf.errors.OpError as error:
     raise UserError(f'{folder}: no such folder; it should contain the images') from error
-  split = (os.path.splitext(file) for file in files)
-  return {stem: stem + extension for stem, extension in split if extension.lower() in _EXTENSIONS}
+  listing: dict[str, list[str]] = {}
+  for wanted in _EXTENSIONS:
+    for file in files:
+      stem, extension = os.path.splitext(file)
+      if extension.lower() == wanted:
+        listing.setdefault(stem, []).append(file)
+  return listing
 
 
 def _read_all(files: list[str], max_pixels: int) -> list[VocAnnotation | XmlError]:
@@ -289,6 +340,7 @@ def _find_classes(data_dir: str, sets: Sequence[str], max_pixels: int) -> list[s
                   for object_ in annotation.objects})
   if not names:
     raise UserError(f'{data_dir}: voc.classes is None and no annotation has an object')
+  warn_of_similar(names, data_dir)
   return names
 
 

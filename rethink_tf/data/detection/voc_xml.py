@@ -8,6 +8,10 @@ from rethink_tf.data.categories import as_text, is_text, shorten
 from rethink_tf.errors import in_one_line
 
 MAX_BYTES = 16 << 20  # of a file; VOC's have a few thousand bytes, this limit corresponds to 50,000 objects
+SEVERAL_BOXES = 'with more than one <bndbox> (the first is used)'
+EXCHANGED = 'with exchanged corners (put in order)'
+FROM_0 = 'with a corner at 0, though VOC counts pixels from 1 (clipped)'
+UNKNOWN_MARK = 'with a <difficult> that is neither 0 nor 1 (taken for 0)'
 _CORNERS = ('ymin', 'xmin', 'ymax', 'xmax')
 
 
@@ -21,6 +25,7 @@ class VocObject(NamedTuple):
   name: str
   difficult: bool
   box: tuple[float, float, float, float]  # y0 x0 y1 x1, continuous: [xmin - 1, xmax] holds the pixels xmin..xmax
+  repairs: tuple[str, ...] = ()  # what was changed
 
 
 class VocAnnotation(NamedTuple):
@@ -28,6 +33,7 @@ class VocAnnotation(NamedTuple):
 
   size: tuple[int, int] | None  # height, width; None if it is not given (some tools write 0)
   objects: tuple[VocObject, ...]
+  file_name: str = ''  # of the image, without folders; '' if it is not given
 
 
 def parse(data: bytes, name: str) -> VocAnnotation:
@@ -48,7 +54,8 @@ def parse(data: bytes, name: str) -> VocAnnotation:
     raise XmlError(f'{name}: the outermost element should be <annotation>, is <{as_text(root.tag[:40])}>')
   objects = tuple(_parse_object(element, f'{name}: object {i}')
                   for i, element in enumerate(root.findall('object'), start=1))
-  return VocAnnotation(_parse_size(root), objects)
+  file_name = (root.findtext('filename') or '').strip().replace('\\', '/').rpartition('/')[2]
+  return VocAnnotation(_parse_size(root), objects, file_name)
 
 
 def too_large(size: int, name: str) -> XmlError:
@@ -96,4 +103,21 @@ def _parse_object(element: Element, where: str) -> VocObject:
     except (TypeError, ValueError):
       raise XmlError(f'{where}: <bndbox> should have a number as <{corner}>, is {shorten(text)}') from None
   y0, x0, y1, x1 = corners
-  return VocObject(name, (element.findtext('difficult') or '').strip() == '1', (y0 - 1, x0 - 1, y1, x1))
+  repairs = (SEVERAL_BOXES,) if len(element.findall('bndbox')) > 1 else ()
+  if y0 > y1 or x0 > x1:
+    (y0, y1), (x0, x1), repairs = sorted((y0, y1)), sorted((x0, x1)), (*repairs, EXCHANGED)
+  if 0 in (y0, x0):
+    repairs = (*repairs, FROM_0)
+  difficult, known = _parse_mark(element.findtext('difficult'))
+  return VocObject(name, difficult, (y0 - 1, x0 - 1, y1, x1), repairs if known else (*repairs, UNKNOWN_MARK))
+
+
+def _parse_mark(text: str | None) -> tuple[bool, bool]:
+  """Return the value of <difficult>, 0 or 1 in VOC, words or other numbers in other tools; and whether it is known."""
+  word = (text or '0').strip().casefold()
+  if word in ('true', 'yes', 'y', 't'):
+    return True, True
+  try:
+    return float(word) != 0, True
+  except ValueError:
+    return False, word in ('false', 'no', 'n', 'f', '', 'unspecified')

@@ -1,11 +1,17 @@
 """Validation of annotations: which are kept, which are usable, and the counts of the others."""
 
+import numpy as np
 import pytest
 from pycocotools import mask as mask_api
 
 from rethink_tf.data.categories import Category
+from rethink_tf.data.conversion import convert
 from rethink_tf.data.detection.coco import CocoSource
+from rethink_tf.data.detection.records import RecordSource
+from rethink_tf.data.problems import log_table
 from rethink_tf.errors import UserError
+from rethink_tf.structures import NO_MASK
+from tests.data.detection.test_segmentation import uncompressed
 from tests.small_coco import annotation, crowd, image, warnings, write
 
 pytestmark = pytest.mark.usefixtures('see_logs')
@@ -32,18 +38,23 @@ def test_validation(tmp_path, caplog):
   ]
   source = CocoSource(write(tmp_path, annotations=entries))
   example = source.load(0)
-  assert example.boxes.tolist() == [[10, 10, 40, 30], [50, 0, 60, 20]]
-  assert source.num_instances.tolist() == [2]
-  # An evaluator receives all valid annotations unchanged.
+  sound = [10, 10, 40, 30]
+  assert example.boxes.tolist() == [sound, [5, 5, 15, 15], [50, 0, 60, 20], *[sound] * 4, [5, 0, 15, 5], sound]
+  assert [int(mask.max()) for mask in example.masks] == [1, 1, 1, *[NO_MASK] * 4, 1, 1]
+  # An evaluator receives all others as they are.
   scored = {entry['id']: entry for entry in source.annotations()['annotations']}
-  assert sorted(scored) == [1, 2, 3, 4, 5, 13, 15]
+  assert sorted(scored) == [1, 2, 3, 4, 5, 8, 10, 11, 12, 13, 14, 15]
   assert scored[5]['bbox'] == [-20, 50, 40, 40] and scored[15]['iscrowd'] == 1
   assert source.skipped == {
-    'of an image that is not listed': 1, 'of an unknown category': 1, 'with a number that is not finite': 2,
-    'with a malformed segmentation': 4, 'without area (not trained on)': 3,
-    'with a box outside the image (not trained on)': 1, 'clipped to the image': 1}
-  lines = warnings(caplog)
-  assert len(lines) == 1 and '4 with a malformed segmentation (e.g. annotation 8 of image 1)' in lines[0]
+    'of an image that is not listed': 1, 'of an unknown category': 1, 'with a number that is not finite': 1,
+    'with a malformed segmentation (trained without a mask)': 4, 'without area (not trained on)': 1,
+    'with a box outside the image (not trained on)': 1, 'clipped to the image': 2,
+    'without a box (that of the mask is used)': 1, 'without a valid area (that of the mask or box is used)': 2}
+  log_table([('training', source.problems), ('held out', CocoSource(write(tmp_path / 'sound')).problems)])
+  lines = warnings(caplog)[-1].splitlines()
+  assert len(lines) <= 15 and [line.split()[0] for line in lines[1:6]] == ['outcome'] + ['repaired'] * 4
+  assert any(line.startswith('  repaired           4         -  with a malformed segmentation (trained without a mask)')
+             and line.endswith('000001.jpg, annotation 8; 000001.jpg, annotation 10; ...') for line in lines)
 
 
 def test_images_with_only_crowds_or_nothing(tmp_path, caplog):
@@ -82,7 +93,7 @@ def test_category_ids_from_zero_with_gaps_and_a_repeated_name(tmp_path, caplog):
   assert any("both named 'cat'" in line for line in warnings(caplog))
 
 
-def test_boxes_without_segmentation_area_or_id(tmp_path, caplog):
+def test_boxes_without_segmentation_area_or_id(tmp_path):
   bare = {'image_id': 1, 'category_id': 1, 'bbox': [10, 20, 30, 40]}
   source = CocoSource(write(tmp_path, annotations=[bare, bare | {'segmentation': []}]))
   example = source.load(0)
@@ -91,7 +102,6 @@ def test_boxes_without_segmentation_area_or_id(tmp_path, caplog):
   assert [(entry['id'], entry['area'], entry['iscrowd']) for entry in entries] == [(1, 1200, 0), (2, 1200, 0)]
   assert mask_api.decode(mask_api.merge(mask_api.frPyObjects(entries[0]['segmentation'], 60, 80))).sum() == 1200
   assert source.skipped['without a segmentation (its box is used)'] == 2
-  assert len(warnings(caplog)) == 1
 
 
 def test_result_does_not_depend_on_the_order_of_the_json(tmp_path):
@@ -121,8 +131,8 @@ def test_keypoints_in_the_annotation_file(tmp_path):
 def test_too_long_outlines_are_counted(tmp_path):
   zigzag = [[coordinate for i in range(200) for coordinate in (-60000 + 120000 * (i % 2), i)]]
   source = CocoSource(write(tmp_path, annotations=[annotation(1), annotation(2, segmentation=zigzag)]))
-  assert source.skipped == {'with a malformed segmentation': 1} and source.num_instances.tolist() == [1]
-  assert len(source.load(0).boxes) == 1
+  assert source.skipped == {'with a malformed segmentation (trained without a mask)': 1}
+  assert source.load(0).masks[:, 50, 50].tolist() == [1, NO_MASK]
 
 
 def test_coordinates_out_of_range_are_counted(tmp_path):
@@ -134,3 +144,152 @@ def test_coordinates_out_of_range_are_counted(tmp_path):
   assert source.skipped['with a box out of range'] == 2
   assert source.skipped['with malformed keypoints (treated as not labelled)'] == 2
   assert source.load(0).keypoints.tolist() == [[[0, 0, 0]], [[5, 5, 2]], [[0, 0, 0]]]
+
+
+# What annotation tools write: read where it can be read in one way only, else the object keeps its box.
+
+SQUARE = (10, 50, 20, 20)  # of an image of 80 x 80
+
+
+def one(folder, **fields):
+  """The source of one sound object and one with other fields; None stands for null."""
+  entries = [annotation(1, bbox=(40, 10, 20, 20)), annotation(2, bbox=SQUARE) | fields]
+  return CocoSource(write(folder, [image(1, 80, 80)], entries))
+
+
+def row_major(height, width, y0, x0, y1, x1):
+  """Run lengths of a rectangle in the wrong order."""
+  mask = np.zeros([height, width], np.uint8)
+  mask[y0:y1, x0:x1] = 1
+  return {'size': [height, width], 'counts': uncompressed(mask.T)['counts']}
+
+
+@pytest.mark.parametrize('segmentation', [
+  row_major(80, 80, 50, 10, 70, 30), [[50, 10, 50, 30, 70, 30, 70, 10]], [[.125, .625, .375, .625, .375, .875]],
+  [[20, 100, 60, 100, 60, 140, 20, 140]], [[0, 0, 20, 0, 20, 20, 0, 20]], {'size': [80, 80], 'counts': [6400]},
+  [[10, 50, 30, 50, 10, 50]], [[10, 50, 30, 70, 10, 50]], [[10, 50]], [[10, 50, 30, 70]], [[10, 50, 30, 50, 30]], 'abc',
+  {'size': [80], 'counts': []}, [[10, 50, 30, 50, 'x', 70]], [{'size': [80, 80], 'counts': [6400]}, [1, 2]]],
+  ids=['row-major', 'y x', 'fractions', 'twice the size', 'relative', 'empty', 'flat', 'diagonal', 'point',
+       'two points', 'odd', 'text', 'size', 'word', 'mixed list'])
+def test_an_object_with_a_wrong_mask_keeps_its_box_and_trains_no_mask(tmp_path, segmentation):
+  source = one(tmp_path / 'coco', segmentation=segmentation)
+  example = source.load(0)
+  assert example.boxes[1].tolist() == [50, 10, 70, 30]
+  assert (example.masks[1] == NO_MASK).all() and (example.masks[0] == 1).all()
+  assert sum(source.skipped.values()) == 1 and '(trained without a mask)' in next(iter(source.skipped))
+  entry = source.annotations()['annotations'][1]
+  assert entry['without_mask'] == 1 and entry['segmentation'] == [[10, 50, 10, 70, 30, 70, 30, 50]]
+  assert_same_from_records(source, tmp_path)
+
+
+def assert_same_from_records(source, tmp_path):
+  """The converted data set trains the same and reports the same, and so it does when its index is lost."""
+  convert(source, str(tmp_path / 'records'), 'train2017', 1)
+  records = RecordSource(str(tmp_path / 'records'))
+  assert records.problems.to_json() == source.problems.to_json() and records.skipped == source.skipped
+  assert records.annotations() == source.annotations()
+  (tmp_path / 'records/train2017-index.json').unlink()
+  for source_ in (records, RecordSource(str(tmp_path / 'records'))):
+    for ours, expected in zip(source_.load(0), source.load(0), strict=True):
+      assert np.array_equal(ours, expected)
+
+
+RECTANGLE = [10, 50, 30, 50, 30, 70, 10, 70]
+POINTS = [[10, 50], [30, 50], [30, 70], [10, 70]]
+
+
+@pytest.mark.parametrize('segmentation', [
+  RECTANGLE, [RECTANGLE], [RECTANGLE, []], [RECTANGLE, [1, 2]], POINTS, [POINTS],
+  [[{'x': x, 'y': y} for x, y in POINTS]], [{'x': x, 'y': y} for x, y in POINTS],
+  [uncompressed(np.pad(np.ones([20, 20], np.uint8), [(50, 10), (10, 50)]))],
+  [uncompressed(np.pad(np.ones([20, 10], np.uint8), [(50, 10), (10, 60)])),
+   uncompressed(np.pad(np.ones([20, 10], np.uint8), [(50, 10), (20, 50)]))],
+  [[10, 50, 30, 70, 30, 50, 10, 70, 10, 50, 30, 50, 30, 70, 10, 70]]],
+  ids=['flat', 'COCO', 'empty polygon', 'one-point polygon', 'points', 'nested points', 'objects', 'flat objects',
+       'list of run lengths', 'two run lengths', 'lobes'])
+def test_other_forms_of_a_segmentation_are_read(tmp_path, segmentation):
+  source = one(tmp_path, segmentation=segmentation)
+  assert source.skipped == {} and source.load(0).masks[1].mean() > 0.4
+
+
+@pytest.mark.parametrize('fields', [
+  {'area': 0}, {'area': -3}, {'area': float('nan')}, {'bbox': [0, 0, 0, 0]}, {'bbox': None},
+  {'bbox': [30, 70, -20, -20]},
+  {'bbox': [0, 0, 0, 0], 'area': 0}, {'bbox': None, 'area': None}, {'bbox': [float('nan')] * 4}])
+def test_box_and_area_of_the_mask_replace_missing_ones(tmp_path, fields):
+  source = one(tmp_path / 'coco', segmentation=[RECTANGLE], **fields)
+  assert source.load(0).boxes[1].tolist() == [50, 10, 70, 30] and source.load(0).masks[1].all()
+  entry = source.annotations()['annotations'][1]
+  assert entry['bbox'] == [10, 50, 20, 20] and entry['area'] == 400
+  assert sum(source.skipped.values()) == 1 and 'is used)' in next(iter(source.skipped))
+  assert_same_from_records(source, tmp_path)
+
+
+def test_area_zero_of_a_box_without_a_mask(tmp_path):
+  source = CocoSource(write(tmp_path, annotations=[annotation(1, area=0, segmentation=None)]))
+  assert source.num_instances.tolist() == [1] and source.annotations()['annotations'][0]['area'] == 600
+
+
+def test_a_data_set_of_boxes(tmp_path):
+  boxes = CocoSource(write(tmp_path / 'coco', annotations=[annotation(1, segmentation=None)]))
+  convert(boxes, str(tmp_path / 'records'), 'train2017', 1)
+  for _ in range(2):
+    records = RecordSource(str(tmp_path / 'records'))
+    assert records.annotations() == boxes.annotations()
+    assert records.skipped == boxes.skipped == {'without a segmentation (its box is used)': 1}
+    (tmp_path / 'records/train2017-index.json').unlink()
+
+
+def test_boxes_among_masks_train_no_mask(tmp_path):
+  source = one(tmp_path / 'coco', segmentation=[[]])
+  assert source.skipped == {'without a segmentation (trained without a mask)': 1}
+  assert source.load(0).masks[:, 50, 50].tolist() == [1, NO_MASK]
+  assert_same_from_records(source, tmp_path)
+
+
+def test_null_is_as_left_out(tmp_path):
+  fields = {'iscrowd': None, 'id': None, 'area': None, 'segmentation': None, 'keypoints': None, 'num_keypoints': None}
+  null = annotation(1) | fields
+  left_out = {field: value for field, value in null.items() if value is not None}
+  pair = [CocoSource(write(tmp_path / name, annotations=[entry])) for name, entry in (('a', null), ('b', left_out))]
+  assert pair[0].annotations() == pair[1].annotations() and pair[0].skipped == pair[1].skipped
+  assert pair[0].num_instances.tolist() == [1]
+
+
+@pytest.mark.parametrize('ignore', [1, True])
+def test_ignored_objects_are_crowds(tmp_path, ignore):
+  source = one(tmp_path / 'coco', ignore=ignore)
+  assert source.num_instances.tolist() == [1]
+  assert [entry['iscrowd'] for entry in source.annotations()['annotations']] == [0, 1]
+  assert source.skipped == {'with "ignore" set (treated as crowds)': 1}
+  assert one(tmp_path / 'no', ignore=0).num_instances.tolist() == [2]
+  assert_same_from_records(source, tmp_path)
+
+
+def test_boxes_that_are_fractions_of_the_image(tmp_path, caplog):
+  entries = [annotation(i, bbox=(.1, .2, .3 + .01 * i, .4)) for i in range(1, 5)]
+  with pytest.raises(UserError, match=r'instances_train2017.json: all 4 boxes lie in 0..1 \(e.g. 000001.jpg, annot'):
+    CocoSource(write(tmp_path, annotations=entries))
+  log_table([('training', CocoSource(write(tmp_path / 'b', annotations=[annotation(9), *entries])).problems)])
+  assert 'suspicious         4  box in 0..1' in warnings(caplog)[0]
+
+
+def test_keypoints_far_from_the_box(tmp_path):
+  fish = [{'id': 1, 'name': 'fish', 'keypoints': ['head', 'tail']}]
+  entries = [annotation(1, bbox=(60, 5, 10, 10), keypoints=[62, 8, 2, 66, 9, 2]),
+             annotation(2, bbox=(60, 5, 10, 10), keypoints=[8, 62, 2, 9, 66, 2]),  # y before x
+             annotation(3, bbox=(60, 5, 10, 10), keypoints=[0] * 6)]
+  problems = CocoSource(write(tmp_path, annotations=entries, categories=fish), keypoints=True).problems
+  assert problems.counts['all labelled keypoints far from the box'] == 1
+  (case,) = problems.by_reason()['all labelled keypoints far from the box'].cases
+  assert case.text == '000001.jpg, annotation 2' and case.label == 'fish'
+
+
+def test_classes_without_an_object_are_named_in_training(tmp_path, caplog):
+  categories = [{'id': i, 'name': name} for i, name in enumerate(('cells', 'red', 'white'))]  # 0: a supercategory
+  entries = [annotation(1), annotation(2, image_id=2, category_id=2), crowd(3) | {'category_id': 0}]
+  folder = write(tmp_path, [image(1), image(2)], entries, categories)
+  CocoSource(folder)
+  assert not warnings(caplog)
+  CocoSource(folder, training=True)
+  assert 'train2017: 1 of 3 classes have no object to train on: cells' in warnings(caplog)[-1]

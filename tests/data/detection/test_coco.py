@@ -90,11 +90,11 @@ def test_other_file_names_and_polygons_outside_the_image(real_images):
   assert source.skipped == {'clipped to the image': 13}
 
 
-def test_compressed_rle_and_annotation_id_zero(real_images, caplog):
+def test_compressed_rle_and_annotation_id_zero(real_images):
   source = CocoSource(str(real_images / 'coco_rle_sample'), 'sample', 'annotations.json', 'images')
   assert source.num_classes == 133 and source.num_instances.sum() == 47
   assert sorted(a['id'] for a in source.annotations()['annotations']) == list(range(1, 51))
-  assert 'renumbered' in warnings(caplog)[0]
+  assert list(source.skipped) == ['renumbered, since ids are missing, repeated or below 1']
   for i in range(2):
     example = source.load(i)
     kept = [a for a in source.image_annotations(i) if not a['iscrowd']]
@@ -200,6 +200,7 @@ MALFORMED = {
   'image': (changed(images=[image(1), 7]), r'images\[1\] should be an object'),
   'image without id': (changed(images=[image(1), {'file_name': 'x.jpg', 'height': 1, 'width': 1}]), r'images\[1\].id'),
   'image id': (changed(images=[image(1) | {'id': '1'}]), r"images\[0\].id .*'1'"),
+  'image id below 0': (changed(images=[image(1) | {'id': -3}]), r'images\[0\].id should be .* of at least 0, is -3'),
   'no height': (changed(images=[{'id': 1, 'file_name': 'x.jpg', 'width': 5}]), r'images\[0\].height .*missing'),
   'zero width': (changed(images=[image(1) | {'width': 0}]), r'images\[0\].width .*above 0, is 0'),
   'no file name': (changed(images=[{'id': 1, 'height': 4, 'width': 5}]), r'images\[0\].file_name'),
@@ -254,6 +255,21 @@ def test_binary_file(tmp_path):
 def test_empty_split(tmp_path):
   with pytest.raises(UserError, match='has no images'):
     CocoSource(write(tmp_path, images=[]))
+
+
+@pytest.mark.parametrize('name', ['annotation_file', 'image_dir', 'split', 'data_dir'])
+def test_several_paths_are_one_line(tmp_path, name):
+  with pytest.raises(UserError, match=rf"coco.{name} = .*'a.json', 'b.json'.* should be one path"):
+    CocoSource(**{'data_dir': write(tmp_path), name: ('a.json', 'b.json')})
+
+
+def test_images_without_objects_can_be_trained_on(tmp_path):
+  folder = write(tmp_path, [image(1), image(2), image(3)], [annotation(1, image_id=2), crowd(2, image_id=1)])
+  source = CocoSource(folder, training=True, filter_empty=False)
+  assert source.image_ids.tolist() == [1, 2, 3] and source.num_instances.tolist() == [0, 1, 0]
+  assert CocoSource(folder, training=True).image_ids.tolist() == [2]
+  with pytest.raises(UserError, match='has a box to train on'):
+    CocoSource(write(tmp_path / 'none'), training=True, filter_empty=False)
 
 
 def test_keypoints_without_a_file(tmp_path):

@@ -384,4 +384,5 @@ def test_mask_of_another_size_is_not_decoded():
     'image/object/bbox/ymax': [1.0], 'image/object/mask': [mask], 'image/filename': [b'a\x1b[2J.jpg']}))
   assert record.annotations[0]['segmentation'] == {'size': [60, 80], 'counts': None}
   assert record.file_name == 'a\ufffd[2J.jpg'
-  assert validate(record, 1, (Category(1, 'a'),), 1).problems.counts['with a malformed segmentation'] == 1
+  problems = validate(record, 1, (Category(1, 'a'),), 1).problems
+  assert problems.counts['with a malformed segmentation (trained without a mask)'] == 1

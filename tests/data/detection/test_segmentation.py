@@ -8,7 +8,13 @@ import pytest
 from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 
-from rethink_tf.data.detection.segmentation import Segmentations, _run_lengths, crop_segmentation, to_rle
+from rethink_tf.data.detection.segmentation import (
+  Segmentations,
+  _run_lengths,
+  crop_segmentation,
+  in_coco_format,
+  to_rle,
+)
 from rethink_tf.structures import MASK_CROP
 
 SQUARE = [[10, 10, 30, 10, 30, 40, 10, 40]]  # x 10..30, y 10..40
@@ -197,3 +203,37 @@ def test_too_long_outline_is_malformed():
   for row in (SQUARE, zigzag, fine, [], many, SQUARE, SQUARE + zigzag):
     store.append(row)
   assert store.rows_out_of_range().tolist() == [1, 4, 6]
+
+
+def test_extents_and_areas_equal_those_of_the_masks():
+  rng = np.random.default_rng(0)
+  polygons = [[[*rng.uniform(5, 60, 2), *rng.uniform(5, 60, 2), *rng.uniform(5, 60, 2)]] for _ in range(20)]
+  rows = [*polygons, [], SQUARE, [[0, 0, 10, 0, 10, 10, 0, 10], [20, 20, 30, 20, 30, 30, 20, 30]],
+          uncompressed(blobs(1))]
+  table = Segmentations()
+  for row in rows:
+    table.append(row)
+  boxes, areas = table.extents()
+  assert np.isnan(boxes[20]).all() and areas[20] == 0
+  assert boxes[21].tolist() == [10, 10, 40, 30] and areas[21] == 600
+  assert boxes[22].tolist() == [0, 0, 30, 30] and areas[22] == 200
+  for row in (*range(20), 23):
+    rle = to_rle(rows[row], 90, 70)
+    x, y, w, h = mask_api.toBbox(rle)
+    assert np.abs(boxes[row] - [y, x, y + h, x + w]).max() <= 1.5, row
+    assert abs(areas[row] - mask_api.area(rle)) <= 0.1 * areas[row] + 60, row
+  assert Segmentations().extents()[0].shape == (0, 4)
+
+
+@pytest.mark.parametrize('segmentation', [
+  [[{'x': 1}]], [None], [True] * 6, [[True] * 6], [[[1, 2], [3, 4]], 5], [[[]]], [[[[1, 2], [3, 4], [5, 6]]]], 'abc', 7,
+  {'counts': {}}, {'size': [10 ** 30, 1], 'counts': [10 ** 30]}, [{'size': [10 ** 6, 10 ** 6], 'counts': 'a'}],
+  [10 ** 400] * 6, [[10 ** 400] * 6], [{'size': [1, 1], 'counts': [1]}, {'size': [2, 1], 'counts': [2]}],
+  [[1, 'x']] * 3, [[{'x': 'a', 'y': None}]]])
+def test_hostile_forms_are_valueerrors_or_polygons(segmentation):
+  table = Segmentations()
+  try:
+    table.append(in_coco_format(segmentation) or [])
+  except ValueError:
+    table.append([])
+  assert len(table) == 1 and table.extents()[0].shape == (1, 4)

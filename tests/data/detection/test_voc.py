@@ -2,6 +2,7 @@
 
 import pathlib
 
+import cv2
 import numpy as np
 import pytest
 
@@ -99,9 +100,9 @@ def test_unusable_boxes_are_counted(tmp_path, caplog):
   boxes = [(11, 21, 30, 50), (30, 21, 11, 50), (70, 21, 95, 50), (100, 21, 120, 50), ('nan', 1, 5, 5), (7, 7, 7, 7)]
   source = VocSource(one(tmp_path, *(item(box=box) for box in boxes), item('unicorn')), sets=('train',))
   assert source.skipped == {
-    'of an unknown category': 1, 'with a number that is not finite': 1, 'without area (not trained on)': 1,
+    'of an unknown category': 1, 'with a number that is not finite': 1, 'with exchanged corners (put in order)': 1,
     'with a box outside the image (not trained on)': 1, 'clipped to the image': 1}
-  assert source.load(0).boxes.tolist() == [[20, 10, 50, 30], [20, 69, 50, 80], [6, 6, 7, 7]]
+  assert source.load(0).boxes.tolist() == [[20, 10, 50, 30], [20, 10, 50, 30], [20, 69, 50, 80], [6, 6, 7, 7]]
   assert any('names that are not in voc.classes: unicorn' in line for line in warnings(caplog))
 
 
@@ -207,3 +208,67 @@ def test_names_of_an_image_set_are_inside_their_folder(tmp_path, name):
   with pytest.raises(UserError, match='should be the name of an image') as error:
     VocSource(folder, ['VOC2007/train'])
   assert str(error.value).isprintable()
+
+
+# What annotation tools write.
+
+
+def test_the_image_is_that_of_filename(tmp_path, caplog):
+  def named(name, **changes):
+    return xml(item(), **changes).replace('any.jpg', name)
+
+  folder = write(tmp_path, {'train': {'1': named('1.png'), '2': named('C:\\images\\2.jpg'), '3': named('other.jpg'),
+                                      '4': named('renamed.bmp'), '5': named('../../secret.jpg')}})
+  for name in ('1.png', '2.png', '3.png', 'renamed.bmp'):
+    cv2.imwrite(str(tmp_path / 'JPEGImages' / name), np.full([60, 80, 3], 10, np.uint8))
+  for name in ('4.jpg', '5.jpg'):
+    (tmp_path / 'JPEGImages' / name).unlink()
+  source = VocSource(folder, sets=('train',), training=True)
+  assert [name.rpartition('/')[2] for name in source.file_names] == ['1.png', '2.jpg', '3.jpg', 'renamed.bmp']
+  assert '1 images have several files and no <filename> that names one' in ' '.join(warnings(caplog))
+
+
+@pytest.mark.parametrize('text, difficult, counted', [
+  ('1', 1, 0), ('True', 1, 0), ('yes', 1, 0), ('1.0', 1, 0), (' true ', 1, 0), ('0', 0, 0), ('False', 0, 0),
+  ('no', 0, 0), ('0.0', 0, 0), ('', 0, 0), ('Unspecified', 0, 0), ('perhaps', 0, 1)])
+def test_marks_of_difficult_objects(tmp_path, text, difficult, counted):
+  source = VocSource(one(tmp_path, item(), item(box=(40, 5, 60, 25), difficult=text)), sets=('train',))
+  assert [entry['difficult'] for entry in source.annotations()['annotations']] == [0, difficult]
+  assert source.num_instances.tolist() == [2 - difficult]
+  assert source.skipped.get('with a <difficult> that is neither 0 nor 1 (taken for 0)', 0) == counted
+
+
+def test_a_second_box_is_counted(tmp_path):
+  second = '<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>5</xmax><ymax>5</ymax></bndbox>'
+  part = f'<part><name>head</name>{second}</part>'  # of VOC's own person layout
+  source = VocSource(one(tmp_path, item(more=second), item('cat', more=part)), sets=('train',))
+  assert source.skipped == {'with more than one <bndbox> (the first is used)': 1}
+  assert source.load(0).boxes.tolist() == [[20, 10, 50, 30]] * 2
+
+
+def test_corners_that_begin_at_0(tmp_path):
+  source = VocSource(one(tmp_path, item(box=(0, 21, 30, 50)), item(box=(1, 1, 30, 50))), sets=('train',))
+  assert source.skipped['with a corner at 0, though VOC counts pixels from 1 (clipped)'] == 1
+  assert source.load(0).boxes.tolist() == [[20, 0, 50, 30], [0, 0, 50, 30]]
+
+
+def test_image_sets_of_file_names(tmp_path):
+  folder = write(tmp_path, {'train': {'1': xml(item()), '2.jpg': xml(item())}})
+  (tmp_path / 'ImageSets/Main/train.txt').write_text('1.jpg\n2.jpg\n')
+  assert [name.rpartition('/')[2] for name in VocSource(folder, sets=('train',)).file_names] == ['1.jpg', '2.jpg.jpg']
+
+
+def test_spellings_of_a_class(tmp_path, caplog):
+  folder = one(tmp_path, item('Dog'), item('dog'), item('traffic light'), item('traffic_light'))
+  assert VocSource(folder, sets=('train',), classes=None).num_classes == 4
+  report = "separate classes: 'Dog' and 'dog'; 'traffic light' and 'traffic_light'"
+  assert any(report in line for line in warnings(caplog))
+  caplog.clear()
+  VocSource(folder, sets=('train',), classes=('dog', 'traffic light'))
+  assert any("'Dog' and 'dog'" in line for line in warnings(caplog))
+
+
+def test_boxes_that_are_fractions(tmp_path):
+  folder = one(tmp_path, item(box=(.1, .2, .5, .6)), item(box=(.3, .1, .9, .95)))
+  with pytest.raises(UserError, match='all 2 boxes lie in 0..1'):
+    VocSource(folder, sets=('train',))

@@ -23,7 +23,7 @@ def test_part_and_unknown_elements_are_ignored():
   (xml(size=(0, 0)), None), ('<annotation/>', None), (xml(size=('x', 5)), None), (xml(size=('1e400', 5)), None),
   (xml(size=('60.0', '80')), (60, 80))])
 def test_size_is_optional(text, size):
-  assert parse(text.encode(), 'a.xml') == (size, ())
+  assert parse(text.encode(), 'a.xml')[:2] == (size, ())
 
 
 def test_fractions_white_space_encodings_and_no_difficult():
@@ -63,7 +63,7 @@ def test_hostile_files_are_one_line(data, message):
 def test_deep_nesting():
   depth = 200_000
   data = b'<annotation>' + b'<a>' * depth + b'</a>' * depth + b'</annotation>'
-  assert parse(data, 'a.xml') == (None, ())
+  assert parse(data, 'a.xml')[:2] == (None, ())
 
 
 @pytest.mark.parametrize('text, message', [

@@ -1,0 +1,118 @@
+"""Image files that a data set has twice, or that are both trained on and held out, found without decoding an image."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from rethink_tf.data.images import ImageError
+from rethink_tf.data.problems import SUSPICIOUS, Case, Problems
+from rethink_tf.structures import Source
+
+TRAINING, HELD_OUT = 'training', 'held out'
+HELD_OUT_TOO = 'image that is held out too (same file): AP is not that of unseen images'
+LISTED_TWICE = 'image with the same file as another'
+_MAX_FILES = 20_000  # whose sizes are looked up; of more, or on gs://, only paths are compared
+_MAX_BYTES = 1 << 28  # that are read to compare files; inspect_data reads all
+_READERS = 16  # threads
+
+
+class _File(NamedTuple):
+  split: str
+  index: int  # in its source
+  source: Source
+
+  @property
+  def image_id(self) -> int:
+    return int(self.source.image_ids[self.index])
+
+  @property
+  def name(self) -> str:
+    names = getattr(self.source, 'file_names', None)
+    return names[self.index] if names is not None else f'image {self.image_id}'
+
+
+def find(sources: Mapping[str, Source]) -> dict[str, Problems]:
+  """Return the images of the sources (TRAINING, HELD_OUT) that are the same file as another, by split.
+
+  Files are the same if their paths are, or their contents, which are compared where their sizes are equal.
+  """
+  problems = {split: Problems() for split in sources}
+  for group in _same_files(sources):
+    for split, found in problems.items():
+      own, others = ([file for file in group if (file.split == split) == mine] for mine in (True, False))
+      if own and others and split == TRAINING:
+        found.add(HELD_OUT_TOO, len(own), [_case(own[0], others[0])], SUSPICIOUS)
+      if len(own) > 1:
+        found.add(LISTED_TWICE, len(own), [_case(own[1], own[0])], SUSPICIOUS)
+  return problems
+
+
+def _case(file: _File, other: _File) -> Case:
+  return Case(f'{file.name} (id {file.image_id}) = {other.name} (id {other.image_id})', file.image_id)
+
+
+def _same_files(sources: Mapping[str, Source]) -> list[list[_File]]:
+  """Return groups of equal files."""
+  files = [_File(split, i, source) for split, source in sources.items()
+           if hasattr(source, 'read') for i in range(len(source.image_ids))]
+  paths = {file: file.source.path(file.index) for file in files if hasattr(file.source, 'path')}
+  groups = _equal((os.path.normpath(path), file) for file, path in paths.items())
+  if len(files) <= _MAX_FILES:
+    once = {group[0]: group for group in groups}
+    repeated = {file for group in groups for file in group[1:]}
+    local = [file for file in files if file not in repeated and '://' not in paths.get(file, '')]
+    same = _equal_contents(_of_equal_size(local, paths))
+    groups = [[one for file in group for one in once.pop(file, [file])] for group in same] + list(once.values())
+  return groups
+
+
+def _of_equal_size(files: list[_File], paths: Mapping[_File, str]) -> list[_File]:
+  """Return the files whose size is that of another one: of records, whose images have no file, all of a small set."""
+  sized = _equal(pair for pair in _map(lambda file: (_size(paths[file]), file), [f for f in files if f in paths])
+                 if pair[0] > 0)
+  packed = [file for file in files if file not in paths]
+  small = sum({id(file.source): file.source.total_bytes for file in packed}.values()) <= _MAX_BYTES
+  return [file for group in sized for file in group] + packed * small
+
+
+def _equal_contents(files: list[_File]) -> list[list[_File]]:
+  left = _MAX_BYTES
+
+  def digest(file: _File) -> tuple[str | None, _File]:
+    nonlocal left
+    with contextlib.suppress(ImageError, OSError, tf.errors.OpError):
+      if left > 0:
+        data = file.source.read(file.index)
+        left -= len(data)
+        return hashlib.blake2b(data, digest_size=16).hexdigest(), file
+    return None, file
+
+  return _equal(pair for pair in _map(digest, files) if pair[0])
+
+
+def _map(function, files: list[_File]) -> list:
+  with ThreadPoolExecutor(_READERS) as pool:
+    return list(pool.map(function, files))
+
+
+def _size(path: str) -> int:
+  try:
+    return os.stat(path).st_size
+  except OSError:
+    return 0
+
+
+def _equal(keyed: Iterable[tuple[object, _File]]) -> list[list[_File]]:
+  """Return groups of several files with equal keys."""
+  groups: dict[object, list[_File]] = defaultdict(list)
+  for key, file in keyed:
+    groups[key].append(file)
+  return [group for group in groups.values() if len(group) > 1]

@@ -1,0 +1,79 @@
+"""Equal files in the training and the held-out images: in all three formats, without reading more than is needed."""
+
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+
+from rethink_tf.data.conversion import convert
+from rethink_tf.data.detection import duplicates
+from rethink_tf.data.detection.coco import CocoSource
+from rethink_tf.data.detection.duplicates import HELD_OUT, HELD_OUT_TOO, LISTED_TWICE, TRAINING
+from rethink_tf.data.detection.records import RecordSource
+from rethink_tf.data.detection.synthetic import SyntheticSource
+from rethink_tf.data.detection.voc import VocSource
+from tests import small_coco, small_voc
+from tests.small_coco import annotation, image
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """Training images 1 to 4, of which 4 is 2, and the held-out 1 is 3; 2 is listed twice."""
+  images = [image(i) for i in (1, 2, 3, 4)] + [image(9) | {'file_name': '000002.jpg'}]
+  small_coco.write(tmp_path, images, [annotation(i, i) for i in (1, 2, 3, 4, 9)])
+  small_coco.write(tmp_path, [image(1), image(7)], [annotation(1), annotation(2, 7)], split='val2017')
+  rng = np.random.default_rng(0)
+  for path in sorted(tmp_path.glob('*2017/*.jpg')):
+    cv2.imwrite(str(path), rng.integers(0, 255, (60, 80, 3), np.uint8))
+  shutil.copy(tmp_path / 'train2017/000002.jpg', tmp_path / 'train2017/000004.jpg')
+  shutil.copy(tmp_path / 'train2017/000003.jpg', tmp_path / 'val2017/000001.jpg')
+  return tmp_path
+
+
+def sources(folder):
+  return {TRAINING: CocoSource(str(folder), training=True), HELD_OUT: CocoSource(str(folder), 'val2017')}
+
+
+def test_pairs_are_named(folder):
+  found = duplicates.find(sources(folder))
+  assert dict(found[TRAINING].counts) == {HELD_OUT_TOO: 1, LISTED_TWICE: 3} and not found[HELD_OUT].counts
+  by_reason = found[TRAINING].by_reason()
+  assert by_reason[HELD_OUT_TOO].cases[0].text == '000003.jpg (id 3) = 000001.jpg (id 1)'
+  assert '000002.jpg (id 2)' in by_reason[LISTED_TWICE].cases[0].text
+
+
+def test_records(folder):
+  for split in ('train2017', 'val2017'):
+    convert(CocoSource(str(folder), split), str(folder / 'records'), split, 2)
+  packed = {TRAINING: RecordSource(str(folder / 'records')), HELD_OUT: RecordSource(str(folder / 'records'), 'val2017')}
+  assert {split: dict(found.counts) for split, found in duplicates.find(packed).items()} == {
+    TRAINING: {HELD_OUT_TOO: 1, LISTED_TWICE: 3}, HELD_OUT: {}}
+
+
+def test_voc(tmp_path):
+  files = {name: small_voc.xml(small_voc.item()) for name in ('1', '2')}
+  folder = small_voc.write(tmp_path, {'train': files, 'val': {'2': files['2'], '3': files['1']}})
+  for name in '123':
+    cv2.imwrite(str(tmp_path / f'JPEGImages/{name}.jpg'), np.full([60, 80, 3], 50 * int(name), np.uint8))
+  found = duplicates.find({TRAINING: VocSource(folder, sets=('train',)), HELD_OUT: VocSource(folder, sets=('val',))})
+  assert dict(found[TRAINING].counts) == {HELD_OUT_TOO: 1}  # by its path
+
+
+def test_only_files_of_equal_size_are_read(folder, monkeypatch):
+  read = []
+  original = CocoSource.read
+  monkeypatch.setattr(CocoSource, 'read', lambda self, i: read.append(self.file_names[i]) or original(self, i))
+  duplicates.find(sources(folder))
+  assert len(read) <= 4
+  monkeypatch.setattr(duplicates, '_MAX_FILES', 3)  # of larger data sets only paths are compared
+  read.clear()
+  found = duplicates.find(sources(folder))
+  assert not read and dict(found[TRAINING].counts) == {LISTED_TWICE: 2}
+
+
+def test_sources_without_files_and_missing_files(folder):
+  assert duplicates.find({TRAINING: SyntheticSource(2), HELD_OUT: SyntheticSource(2)})[TRAINING].counts == {}
+  held_out = CocoSource(str(folder), 'val2017')
+  (folder / 'val2017/000001.jpg').unlink()
+  assert duplicates.find({HELD_OUT: held_out})[HELD_OUT].counts == {}
