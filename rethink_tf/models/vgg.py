@@ -14,7 +14,8 @@ from rethink_tf.models.initializers import MakeInitializer
 from rethink_tf.models.layers import ConvNorm, unchanged
 from rethink_tf.models.norms import MakeNorm, no_norm
 
-CONVOLUTIONS = {11: (1, 1, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}  # of conv1_x … conv5_x
+CONVOLUTIONS = {  # of conv1_x … conv5_x
+  11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 
 
 @gin.register

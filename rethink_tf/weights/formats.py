@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from rethink_tf.errors import UserError, excerpt, in_one_line
-from rethink_tf.storage import files
+from rethink_tf.storage import files, manifests
 from rethink_tf.weights import (
   detectron,
   detectron2,
-  keras_applications,
+  keras_checkpoints,
+  keras_files,
   openmmlab,
   own,
   pickles,
@@ -33,7 +34,8 @@ from rethink_tf.weights.placeholders import Opaque, printable
 
 _TORCH_MAGIC = b'\x8a\x0a' + torch_files.MAGIC.to_bytes(10, 'little')
 KNOWN = ('Detectron and Detectron2 .pkl, .pth of torch (torchvision, WSL, Detectron2), .safetensors, '
-         'keras.applications .h5, checkpoints of tf-models-official, run folders of this package')
+         '.h5, .weights.h5 and .keras of keras.applications, checkpoints of tf-models-official, run folders of this '
+         'package')
 
 
 class Choice(NamedTuple):
@@ -60,13 +62,43 @@ def read(path: str, choice: Choice | None = None) -> Contents:
 
 def _read(path: str, choice: Choice) -> Contents:
   if tf.io.gfile.isdir(path):
-    return own.read(path)
+    return _read_folder(path, choice)
   prefix = checkpoint_prefix(path)
   if prefix is not None:
-    return tf_models.read(prefix, path)
+    return _read_checkpoint(prefix, path)
   if not tf.io.gfile.exists(path):
     raise UserError(f'{path}: no such file: give the path of a weight file or a run folder')
   return _read_file(_local(path), path, choice)
+
+
+def _read_folder(path: str, choice: Choice) -> Contents:
+  """Read a run folder, a SavedModel, the newest checkpoint of another folder, or the file of a Hugging Face model."""
+  def inside(name: str) -> str:
+    return os.path.join(path, name)
+
+  if manifests.newest_sound(path) is not None:
+    return own.read(path)
+  if tf.io.gfile.exists(inside('saved_model.pb')):
+    prefix = inside('variables/variables')
+    if not (checkpoint_prefix(prefix) and keras_checkpoints.recognizes(tf_models.open_checkpoint(prefix, path)[1])):
+      raise UserError(f'{path}: a SavedModel, whose layers have no names: give the weights that it was exported from')
+    return _read_checkpoint(prefix, path)
+  for name in ('model.safetensors', 'pytorch_model.bin'):
+    if tf.io.gfile.exists(inside(name)):
+      return _read(inside(name), choice)
+  prefix = tf.train.latest_checkpoint(path)
+  if prefix is None:
+    prefixes = [name.removesuffix('.index') for name in tf.io.gfile.glob(inside('*.index'))]
+    if len(prefixes) > 1:
+      raise UserError(f'{path}: a folder of {len(prefixes)} checkpoints: give the path of one, such as {prefixes[0]}')
+    prefix = prefixes[0] if prefixes else None
+  return own.read(path) if prefix is None else _read_checkpoint(prefix, path)
+
+
+def _read_checkpoint(prefix: str, path: str) -> Contents:
+  _, shapes = tf_models.open_checkpoint(prefix, path)
+  module = keras_checkpoints if keras_checkpoints.recognizes(shapes) else tf_models
+  return module.read(prefix, path)._replace(checkpoint=prefix)
 
 
 def checkpoint_prefix(path: str) -> str | None:
@@ -92,12 +124,14 @@ def _read_file(local: str, path: str, choice: Choice) -> Contents:
   files.require_regular(local)
   with open(local, 'rb') as file:
     head = file.read(1024)
+  if head[:4] == b'PK\x03\x04' and keras_files.recognizes_archive(local):
+    return keras_files.read_archive(local, path)
   if head[:4] == b'PK\x03\x04':
     return _named(torch_files.load(local), path, '.pth (zip)', choice)
   if head[:1] == b'\x80' and head[2:14] == _TORCH_MAGIC:
     return _named(torch_files.load(local), path, '.pth (before torch 1.6)', choice)
   if head[:8] == b'\x89HDF\r\n\x1a\n':
-    return keras_applications.read(local)._replace(path=path)
+    return keras_files.read(local, path)
   if head[8:9] == b'{' and int.from_bytes(head[:8], 'little') < 1 << 32:
     return _named(safetensors_files.load(local), path, '.safetensors', choice)
   if head[257:262] == b'ustar':

@@ -131,7 +131,7 @@ class PretrainedWeights:
                         f'{self.path} describes the file')
     new = (*self.new, *(name for name in entries if name.startswith('connectors/') and name not in arrays))
     names = detectron2.assign(entries, arrays, self.path, new, self.ignore)
-    loaded = Loaded(self.path, contents.format, contents.licence, sha256(contents.checkpoint or self.path), names,
+    loaded = Loaded(self.path, contents.format, contents.licence, sha256(contents.checkpoint or contents.path), names,
                     frozenset(id(entries[name].variable) for name in names),
                     seen=own.seen(contents.checkpoint) if contents.own else None)
     for note in contents.notes:
@@ -285,6 +285,11 @@ def _check_backbone(contents: Contents, backbone: Backbone) -> None:
     if not torchvision_vgg.is_vgg(backbone):
       raise UserError(f'{path}: holds a VGG, the model has a {type(backbone).__name__}: set MaskRCNN.backbone = @VGG() '
                       '(gin_configs/models/vgg16.gin)')
+    for name in ('depth', 'width'):
+      value = torchvision_vgg.settings(contents)[f'VGG.{name}']
+      if getattr(backbone, name) != value:
+        raise UserError(f'{path}: is a VGG of {name} {value}: set VGG.{name} = {value} (the model has '
+                        f'{getattr(backbone, name)})')
     return
   if detectron2.is_resnet(backbone) and contents.architecture is not None:
     _check_architecture(contents, backbone)

@@ -29,6 +29,13 @@ def is_of(contents: Contents) -> bool:
   return 'conv1_1.weight' in contents.arrays
 
 
+def settings(contents: Contents) -> dict[str, int]:
+  """Return the arguments of the model that a file needs: depth and width of the VGG, width of fc6 and fc7."""
+  shapes = {name: tuple(array.shape) for name, array in contents.arrays.items()}
+  found = {'VGG.depth': 3 + sum(len(shape) == 4 for shape in shapes.values()), 'VGG.width': shapes['conv1_1.weight'][0]}
+  return found | ({'BoxHead.fc_width': shapes['fc6.weight'][0]} if len(shapes.get('fc6.weight', ())) == 2 else {})
+
+
 def is_vgg(backbone: tf_keras.layers.Layer) -> bool:
   return hasattr(backbone, 'stages') and isinstance(getattr(backbone, 'stem', None), (list, tuple))
 

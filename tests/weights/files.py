@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import struct
 import zipfile
@@ -187,10 +188,58 @@ def detectron_names(arrays, norm: str, classifier: str = 'pred'):
 
 
 def keras(path, arrays, biases, drop_linear=False):
-  """keras.applications' layers: groups conv1_conv, conv1_bn, conv2_block1_0_conv …; biases: {conv name: array}."""
+  """Keras' .h5: groups of layers, with lists of their names. Arguments as of keras_layers."""
+  layers = {'input_1': {}} | keras_layers(arrays, biases, drop_linear)
+  with h5py.File(path, 'w') as file:
+    file.attrs['layer_names'] = [name.encode() for name in layers]
+    for layer, weights in layers.items():
+      group = file.create_group(layer)
+      group.attrs['weight_names'] = [f'{layer}/{kind}:0'.encode() for kind in weights]
+      for kind, array in weights.items():
+        group.create_dataset(f'{layer}/{kind}:0', data=array)
+
+
+def keras_weights(path, layers, named=True, container='layers'):
+  """Keras' .weights.h5: layers/<class>_<n>/vars/<k>; Keras 3 adds the names of layers, tf_keras does not."""
+  counts = {}
+  with h5py.File(path, 'w') as file:
+    for name, weights in layers.items():
+      kind = 'batch_normalization' if 'gamma' in weights else 'conv2d' if weights['kernel'].ndim == 4 else 'dense'
+      counts[kind] = counts.get(kind, -1) + 1
+      group = file.create_group(f'{container}/{kind}{f"_{counts[kind]}" if counts[kind] else ""}/vars')
+      if named:
+        group.attrs['name'] = name
+      for k, array in enumerate(weights.values()):
+        group.create_dataset(str(k), data=array)
+
+
+def keras_archive(path, layers, names, compression=zipfile.ZIP_STORED):
+  """A .keras file; names: of the layers in its configuration."""
+  classes = {4: 'BatchNormalization', 2: 'Conv2D'}
+  keras_weights(f'{path}.unpacked', layers, named=False)
+  config = [{'class_name': 'InputLayer', 'config': {'name': 'input_1'}}] + [
+    {'class_name': classes[len(weights)] if weights.get('kernel', weights.get('gamma')).ndim != 2 else 'Dense',
+     'config': {'name': name}} for name, weights in zip(names, layers.values(), strict=True)]
+  with zipfile.ZipFile(path, 'w', compression) as archive:
+    archive.writestr('metadata.json', '{"keras_version": "2.20.1"}')
+    archive.writestr('config.json', json.dumps({'class_name': 'Functional', 'config': {'layers': config}}))
+    archive.write(f'{path}.unpacked', 'model.weights.h5')
+
+
+def in_order(layers):
+  """keras.applications' layers in the order of the model: of a block 1, 2, the shortcut 0, and 3."""
+  def place(name):
+    block, _, rest = name.rpartition('_block') if 'block' in name else (name[:5], '', '')
+    number = (rest.split('_') + ['', ''])[1]
+    return block[:5], rest.split('_')[0], '1203'.find(number) if number else 0, name.endswith('bn')
+  return dict(sorted(layers.items(), key=lambda item: (item[0] == 'predictions', place(item[0]))))
+
+
+def keras_layers(arrays, biases, drop_linear=False):
+  """keras.applications' layers: conv1_conv, conv1_bn, conv2_block1_0_conv …; biases: {conv name: array}."""
   numbers = {'shortcut': 0, 'conv1': 1, 'conv2': 2, 'conv3': 3}
   kinds = {'weight': 'gamma', 'bias': 'beta', 'running_mean': 'moving_mean', 'running_var': 'moving_variance'}
-  layers: dict[str, dict[str, np.ndarray]] = {'input_1': {}}
+  layers: dict[str, dict[str, np.ndarray]] = {}
   for name, array in arrays.items():
     if name.startswith('linear.'):
       if not drop_linear:
@@ -203,10 +252,4 @@ def keras(path, arrays, biases, drop_linear=False):
     else:
       layers.setdefault(f'{layer}_conv', {})['kernel'] = array.transpose(2, 3, 1, 0)
       layers[f'{layer}_conv']['bias'] = biases[name.removesuffix('.weight')]
-  with h5py.File(path, 'w') as file:
-    file.attrs['layer_names'] = [name.encode() for name in layers]
-    for layer, weights in layers.items():
-      group = file.create_group(layer)
-      group.attrs['weight_names'] = [f'{layer}/{kind}:0'.encode() for kind in weights]
-      for kind, array in weights.items():
-        group.create_dataset(f'{layer}/{kind}:0', data=array)
+  return layers

@@ -6,8 +6,9 @@ import pytest
 
 from rethink_tf.errors import UserError
 from rethink_tf.models.norms import frozen_batch_norm, sync_batch_norm
-from rethink_tf.weights import formats
+from rethink_tf.weights import formats, torchvision_vgg
 from tests.weights import files, reference
+from tests.weights import test_torchvision_vgg as vgg
 
 
 def with_biases(arrays, seed=5):
@@ -57,3 +58,26 @@ def test_data_sets_in_other_files_are_refused(tmp_path):
     group.create_dataset('conv1_conv/kernel:0', (1, 1, 4, 4), 'f', external=[(str(tmp_path / 'secret'), 0, 64)])
   with pytest.raises(UserError, match='not an array of numbers in this file'):
     formats.read(str(path))
+
+
+@pytest.mark.parametrize('numbered', [False, True])
+def test_a_vgg_has_the_arrays_of_torch(tmp_path, numbered):
+  """fc1 takes channels last in Keras, channels first in torch."""
+  content = vgg.arrays()
+  expected = torchvision_vgg.contents(content, 'x', 'x').arrays
+  kernels = {name.removesuffix('.weight'): array for name, array in expected.items() if name.endswith('weight')}
+  layers = {}
+  for name, array in kernels.items():
+    layer = {'fc6': 'fc1', 'fc7': 'fc2', 'linear': 'predictions'}.get(name, name.replace('conv', 'block').replace(
+      '_', '_conv'))
+    if name == 'fc6':
+      array = array.reshape(len(array), -1, 7, 7).transpose(2, 3, 1, 0).reshape(-1, len(array))
+    else:
+      array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+    layers[layer] = {'kernel': array, 'bias': expected[f'{name}.bias']}
+  path = tmp_path / 'vgg16'
+  files.keras_weights(path, layers, named=not numbered)
+  found = formats.read(str(path))
+  assert found.arrays.keys() == expected.keys() and (found.channels, found.norm) == ('bgr', 'none')
+  for name, array in expected.items():
+    np.testing.assert_array_equal(np.asarray(found.arrays[name]), array, err_msg=name)
