@@ -5,6 +5,7 @@ Only files of the folder are read, without building the model: it may be copied 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from rethink_tf.errors import UserError
+from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.storage.files import open_regular
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.storage.settings import parse
@@ -22,6 +23,7 @@ from rethink_tf.visualization.curves import run_names
 
 SCRATCH, PRETRAINED = 'scratch', 'pre-trained'
 MAIN_METRICS = ('box/AP', 'mask/AP', 'keypoint/AP', 'voc/mAP', 'top-1')  # in order of preference
+_MAX_BYTES = 16 << 20  # of config.gin, and of the record of the weights
 IMAGENET_IMAGES = 1_281_167 * 100  # section 3: common models are trained for about 100 epochs
 IMAGENET_SIDE = 224
 
@@ -104,8 +106,9 @@ class Run(NamedTuple):
     named = {name.split('.')[1]: value for name, value in self.settings.items()
              if name.startswith('KTimesSchedule.') and name != 'KTimesSchedule.stop_k'}
     if named and isinstance(self.settings.get('run.batch_size'), int):
-      points = KTimesSchedule(**{'batch_size': self.settings['run.batch_size'], **named}).points
-      return [int(point) for point in points[:-1] if point <= end]
+      with contextlib.suppress(TypeError, ValueError, OverflowError, UserError):  # config.gin may be damaged
+        points = KTimesSchedule(**{'batch_size': self.settings['run.batch_size'], **named}).points
+        return [int(point) for point in points[:-1] if point <= end]
     steps, rates = self.rates
     return [int(steps[i]) for i in range(1, len(steps)) if rates[i] < rates[i - 1] * 2 / 3]
 
@@ -148,7 +151,7 @@ def read_run(folder: RunFolder, name: str) -> Run:
   source, pretraining = '', None
   if init == PRETRAINED:
     source, pretraining = _pretraining(folder)
-  return Run(name, folder, settings, init, _schedule(settings, evaluations), int(settings.get('run.seed') or 0),
+  return Run(name, folder, settings, init, _schedule(settings, evaluations), _seed(settings),
              _curve(train, evaluations), _series(train, 'loss/total'), _series(train, 'learning_rate'), pretraining,
              source, _notes(evaluations[-1]))
 
@@ -162,19 +165,22 @@ def read_settings(folder: RunFolder) -> dict[str, Any]:
   path = folder.join('config.gin')
   if not tf.io.gfile.exists(path):
     raise UserError(f'{folder.path} is not a run folder: it has no config.gin')
-  with open_regular(path, 'r') as file:
-    text = file.read()
-  return parse(text)
+  try:
+    with open_regular(path) as file:
+      return parse(file.read(_MAX_BYTES).decode('utf-8', 'replace'))
+  except tf.errors.OpError as error:
+    raise UserError(f'{path}: cannot be read: {in_one_line(error)}') from error
 
 
 def _by_step(lines: Sequence[Mapping[str, Any]], kind: str) -> list[Mapping[str, Any]]:
   """Return the lines of a kind by step; of a step that was written twice, the later line."""
-  by_step = {line['step']: line for line in lines if line.get('kind') == kind and isinstance(line.get('step'), int)}
+  by_step = {line['step']: line for line in lines
+             if line.get('kind') == kind and isinstance(line.get('step'), int) and 0 <= line['step'] < 1 << 62}
   return [by_step[step] for step in sorted(by_step)]
 
 
 def _series(lines: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
-  points = [(line['step'], line[key]) for line in lines if isinstance(line.get(key), int | float)]
+  points = [(line['step'], line[key]) for line in lines if _is_number(line.get(key))]
   return np.array([p[0] for p in points], np.int64), np.array([p[1] for p in points], np.float64)
 
 
@@ -185,11 +191,11 @@ def _curve(train: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str
     at, values = _series(train, key)
     seen[key] = np.interp(steps, np.r_[0, at], np.r_[0.0, values]) if len(at) else np.full(len(steps), np.nan)
   names = sorted({name for line in evaluations for name, value in line.items()
-                  if ('/' in name or name.startswith('top-')) and isinstance(value, int | float)})
+                  if ('/' in name or name.startswith('top-')) and _is_number(value)})
 
   def metric(name: str) -> np.ndarray:
     values = [line.get(name) for line in evaluations]
-    return np.array([v if isinstance(v, int | float) and v >= 0 else np.nan for v in values], np.float64)
+    return np.array([v if _is_number(v) and v >= 0 else np.nan for v in values], np.float64)
 
   return Curve(steps, *(seen[key] for key in ('images', 'instances', 'pixels', 'seconds')),
                {name: metric(name) for name in names})
@@ -206,32 +212,51 @@ def _notes(evaluation: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _schedule(settings: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]]) -> str:
   total, k = settings.get('KTimesSchedule.total'), settings.get('KTimesSchedule.k')
-  if isinstance(total, int | float):
+  if _is_number(total):
     return f'{total / 1000:g}k'
-  if isinstance(k, int | float):
+  if _is_number(k):
     return f'{k:g}x'
   return f'{evaluations[-1]["step"]} steps'
 
 
 def _pretraining(folder: RunFolder) -> tuple[str, Seen | None]:
   """Return a description of the initial weights and the samples seen in pre-training, None if unknown."""
-  path = folder.join('initial_weights.json')
-  if not tf.io.gfile.exists(path):
+  record = _record_of_weights(folder.join('initial_weights.json'))
+  if record is None:
     return 'weights of unknown origin', None
-  with open_regular(path, 'r') as file:
-    record = json.load(file)
   origin = str(record.get('path', ''))
   recorded = record.get('seen')
-  if isinstance(recorded, dict) and all(isinstance(recorded.get(key), int | float) for key in Seen._fields):
+  if isinstance(recorded, dict) and all(_is_number(recorded.get(key)) for key in Seen._fields):
     return f'run {origin}', Seen(*(float(recorded[key]) for key in Seen._fields))  # as it was when this run began
   if tf.io.gfile.exists(f'{origin.rstrip("/")}/metrics.jsonl'):
     lines = _by_step(RunFolder(origin, create=False).read_metrics(), 'train')
     if lines:
       last = lines[-1]
       # A classification image is one instance (caption of Fig. 2).
-      seen = Seen(*(float(last.get(key) or last.get('images', 0)) for key in Seen._fields))
+      images = last.get('images', 0)
+      seen = Seen(*(float(value) if _is_number(value := last.get(key) or images) else 0.0 for key in Seen._fields))
       return f'run {origin}', seen
   if 'run of this package' in str(record.get('format', '')):
     return f'run {origin}, which no longer exists', None
   seen = Seen(IMAGENET_IMAGES, IMAGENET_IMAGES, IMAGENET_IMAGES * float(IMAGENET_SIDE ** 2))
   return f'{origin}, assumed to be 100 epochs of ImageNet at 224 x 224 (section 3)', seen
+
+
+def _record_of_weights(path: str) -> dict[str, Any] | None:
+  """Return the content of initial_weights.json, None if there is none or it is damaged."""
+  try:
+    with open_regular(path) as file:
+      record = json.loads(file.read(_MAX_BYTES))
+  except (ValueError, RecursionError, tf.errors.OpError):
+    return None
+  return record if isinstance(record, dict) else None
+
+
+def _seed(settings: Mapping[str, Any]) -> int:
+  seed = settings.get('run.seed')
+  return seed if isinstance(seed, int) else 0
+
+
+def _is_number(value: Any) -> bool:
+  """Whether a value of a file is a number that NumPy can hold."""
+  return isinstance(value, int | float) and not isinstance(value, bool) and not abs(value) > 1e300

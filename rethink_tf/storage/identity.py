@@ -23,7 +23,7 @@ import tensorflow as tf
 from absl import logging
 
 import rethink_tf
-from rethink_tf.errors import UserError, in_one_line
+from rethink_tf.errors import UserError, in_one_line, plain
 from rethink_tf.redaction import redact
 from rethink_tf.storage import retries
 from rethink_tf.storage import settings as bindings
@@ -160,8 +160,8 @@ def check_owner(identity: Identity | None, state: Mapping[str, Any], checkpoint:
   """
   run = state.get('run')
   if identity is not None and isinstance(run, str) and not identity.owns(run):
-    raise UserError(f'{checkpoint}: is a checkpoint of another run (its name is {run[:8]}, that of this folder '
-                    f'{identity.run[:8]}): remove it, start from it with --weights, or take it as it is with '
+    raise UserError(f'{checkpoint}: is a checkpoint of another run (its name is {plain(run[:8])}, that of this folder '
+                    f'{plain(identity.run[:8])}): remove it, start from it with --weights, or take it as it is with '
                     '--allow_changes')
 
 

@@ -14,6 +14,7 @@ metrics.jsonl are kept in memory until they can be written.
 """
 
 import collections
+import contextlib
 import datetime
 import errno
 import importlib.metadata
@@ -352,10 +353,10 @@ def write_schedule(folder: RunFolder, total_steps: int) -> None:
 def total_steps(folder: RunFolder) -> int | None:
   """Return the run's last step, None if training has not recorded it yet."""
   path = folder.join(SCHEDULE)
-  if not tf.io.gfile.exists(path):
-    return None
-  with open_regular(path, 'r') as file:
-    return int(json.load(file)['total_steps'])
+  if tf.io.gfile.exists(path):
+    with contextlib.suppress(ValueError, TypeError, LookupError, ArithmeticError), open_regular(path, 'r') as file:
+      return int(json.load(file)['total_steps'])
+  return None
 
 
 def versions() -> dict[str, str | None]:
