@@ -25,16 +25,18 @@ URGENT = (signal.SIGINT, signal.SIGTERM)  # the second one ends at once; a close
 _HELP = ('-h', '-?', '-help', '--help', '--helpshort')  # of this command; absl's --helpfull also lists the libraries'
 _REWRITTEN = re.compile(r'\r[^\x00-\x1f\x7f-\x9f]*\x1b\[K')  # a line of console.Progress
 error_descriptor = 2  # console.stderr_closed keeps the standard error at another one meanwhile
+CLEANUP_SECONDS = 30.0  # after the main thread has reacted: it may wait for a thread whose read never ends
 PATIENCE_SECONDS = 10.0  # after a signal, for a main thread within a call into C
 
 
 def start(main: Callable[..., None], takes_arguments: bool = False,
           interrupted: str = 'stopped; the same command resumes from the last checkpoint',
-          result_is_printed: bool = False) -> None:
+          result_is_printed: bool = False, cleanup_seconds: float | None = CLEANUP_SECONDS) -> None:
   """Parse the command line, call main, and turn errors into one line and an exit code (as_command).
 
   takes_arguments: main is called with the positional arguments. result_is_printed: standard output is the result, so
-  that an error of writing it ends with exit code 1; other commands continue without their output.
+  that an error of writing it ends with exit code 1; other commands continue without their output. cleanup_seconds:
+  after a signal, in which threads that read must have ended; None: unlimited.
   After a signal or the loss of a worker the process exits at once: Python would wait for the scoring thread, and
   TensorFlow for the worker.
   """
@@ -47,7 +49,7 @@ def start(main: Callable[..., None], takes_arguments: bool = False,
   def command(argv: list[str]) -> None:
     try:
       call, others = (lambda: checked(argv[1:]), argv[:1]) if takes_arguments else (checked, argv)
-      as_command(call, others, interrupted)
+      as_command(call, others, interrupted, cleanup_seconds)
     except SystemExit as end:
       if end.code in (*EXIT_CODES.values(), WorkerLost.exit_code):
         sys.stdout.flush()
@@ -84,14 +86,15 @@ def check_path(path: str | None, message: str, suffix: str = '') -> None:
 
 
 @redacted_tracebacks()
-def as_command(main: Callable[[], None], argv: Sequence[str], interrupted: str) -> None:
+def as_command(main: Callable[[], None], argv: Sequence[str], interrupted: str,
+               cleanup_seconds: float | None = CLEANUP_SECONDS) -> None:
   """Call main, unless an argument is left over, and turn exceptions into a line and an exit code.
 
   A UserError prints one line and exits with its exit code (1; 69 for WorkerLost). Ctrl-C, SIGTERM and SIGHUP print
   `interrupted`, or the message of Interrupted, and exit with 130 or 75, also from a call into C that never returns. Any
   other exception gives Python's traceback, redacted.
   """
-  watchdog = Watchdog(interrupted)
+  watchdog = Watchdog(interrupted, cleanup_seconds)
 
   def interrupt(signum: int, frame: types.FrameType | None) -> None:
     watchdog.reacted.set()
@@ -109,6 +112,8 @@ def as_command(main: Callable[[], None], argv: Sequence[str], interrupted: str) 
     signum = getattr(error, 'signum', signal.SIGINT)
     print(getattr(error, 'message', None) or interrupted, file=sys.stderr)
     sys.exit(EXIT_CODES[signum])
+  finally:
+    watchdog.done.set()
 
 
 class Output:
@@ -235,11 +240,12 @@ class Watchdog:
 
   The main thread may be within a call into C that never returns: a read of storage that hangs, a worker that is gone.
 
-  reacted: set by the handler in the main thread.
+  reacted: set by the handler in the main thread. done: set when the command has ended.
   """
 
-  def __init__(self, message: str):
-    self._message = message
+  def __init__(self, message: str, cleanup_seconds: float | None):
+    self._message, self._cleanup = message, cleanup_seconds
+    self.done = threading.Event()
     self._signals: list[int] = []
     self.reacted = threading.Event()
 
@@ -252,5 +258,5 @@ class Watchdog:
       end(self._message, EXIT_CODES[signum])
 
   def _wait(self, signum: int) -> None:
-    if not self.reacted.wait(PATIENCE_SECONDS):
+    if not (self.reacted.wait(PATIENCE_SECONDS) and self.done.wait(self._cleanup)):
       end(self._message, EXIT_CODES[signum])

@@ -124,3 +124,25 @@ def test_lost_output_names_what_matters(monkeypatch):
   assert process.lost_output() is None
   sys.stdout.failure = BrokenPipeError(errno.EPIPE, 'Broken pipe')
   assert process.lost_output() is None
+
+
+HANGING = '''
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from rethink_tf import process
+def main():
+  with ThreadPoolExecutor() as pool:  # waits for its threads, whatever is raised
+    pool.submit(threading.Event().wait)
+    print('ready', flush=True)
+    threading.Event().wait()
+process.start(main, interrupted='stopped', cleanup_seconds=0.3)
+'''
+
+
+def test_a_signal_ends_a_command_whose_threads_read_forever():
+  process_ = subprocess.Popen([sys.executable, '-c', HANGING], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              text=True, cwd=ROOT)
+  assert process_.stdout.readline() == 'ready\n'
+  process_.send_signal(signal.SIGTERM)
+  _, errors = process_.communicate(timeout=20)
+  assert (process_.returncode, errors) == (75, 'stopped\n')

@@ -14,7 +14,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
 import cv2
@@ -30,6 +30,7 @@ from rethink_tf.structures import Batch, Example, Input, LabelledImages, LeftOut
 GREY = 127  # value of the pixels that replace an unreadable image
 _LOGGED = 10  # occurrences that are logged one by one; later ones at each power of ten
 _ALIGNMENT = 64  # bytes; TensorFlow takes over arrays that begin at a multiple of it without a copy
+WAITING_SECONDS = 60.0  # for an image, after which a line names it, and again after twice that time, ...
 _PARALLEL_BATCHES = 2  # keeps the thread pool busy while the last images of a batch are finished
 
 _in_flight: set[object] = set()  # calls from TensorFlow's threads into Python
@@ -107,6 +108,9 @@ class BatchedInput(abc.ABC):
     self._check_left_out()
     self._tried: set[int] = set()
     self._lock = threading.Lock()
+    self._assembling: dict[object, int] = {}  # calls -> number of the batch
+    self._changed = threading.Condition()
+    self._batches_a_step = 1  # of this host: one for each of its replicas
     self._pool = ThreadPoolExecutor(workers or os.cpu_count(), thread_name_prefix='input')
     self._spec = self._signature()
     cv2.setNumThreads(1)  # the pool processes several images in parallel; OpenCV's threads would only compete with it
@@ -149,6 +153,7 @@ class BatchedInput(abc.ABC):
       return self._dataset(count_from(start_step))
     replicas = context.num_replicas_in_sync
     local_replicas = replicas // context.num_input_pipelines
+    self._batches_a_step = local_replicas
     if self.batch_size % replicas:
       raise UserError(f'a batch of {self.batch_size} images cannot be divided evenly among {replicas} replicas')
     spec = tf.nest.map_structure(
@@ -163,6 +168,8 @@ class BatchedInput(abc.ABC):
   def _assemble(self, batch: Callable[[int], Any], number: np.int64) -> tuple[np.ndarray, ...]:
     call = object()
     _in_flight.add(call)
+    with self._changed:
+      self._assembling[call] = int(number)
     try:
       return tuple(tf.nest.flatten(batch(int(number))))
     except Exception as error:
@@ -170,6 +177,18 @@ class BatchedInput(abc.ABC):
       raise
     finally:
       _in_flight.discard(call)
+      with self._changed:
+        del self._assembling[call]
+        self._changed.notify_all()
+
+  def wait_for_step(self, step: int, seconds: float) -> bool:
+    """Wait until no batch of a training step is being read any more, at most `seconds`; return whether that is so.
+
+    The main thread waits here, in Python, where it handles signals, before it waits for the batch within TensorFlow.
+    """
+    end = (step + 1) * self._batches_a_step
+    with self._changed:
+      return self._changed.wait_for(lambda: all(number >= end for number in self._assembling.values()), seconds)
 
   def _load(self, index: int, consequence: str) -> Example | np.ndarray | None:
     """Read an image; None if it is unreadable, which is counted and logged together with its consequence.
@@ -247,8 +266,29 @@ class BatchedInput(abc.ABC):
         raise RuntimeError(f'{self.source.name}: reading image {self.source.image_ids[index]} failed: '
                            f'{type(error).__name__}: {error}') from error
 
-    for _ in self._pool.map(named, range(len(indices)), indices.tolist()):
-      pass
+    reads = {self._pool.submit(named, row, index): index for row, index in enumerate(indices.tolist())}
+    begin, limit = time.monotonic(), WAITING_SECONDS
+    try:
+      while True:
+        done, pending = wait(reads, max(limit - (time.monotonic() - begin), 0), FIRST_EXCEPTION)
+        for read in reads:
+          if read in done:
+            read.result()
+        if not pending:
+          return
+        seconds = time.monotonic() - begin
+        if seconds >= limit:
+          limit = 2 * seconds
+          self._report_waiting([index for read, index in reads.items() if read.running()], len(reads), seconds)
+    finally:
+      for read in reads:
+        read.cancel()
+
+  def _report_waiting(self, indices: list[int], images: int, seconds: float) -> None:
+    if indices:  # else the threads read images of another batch, which reports them
+      logging.warning('%s: waiting for data: %d of %d images of a batch have been read for %.0f s, among them image '
+                      '%s: is their storage available?', self.source.name, len(indices), images, seconds,
+                      self.source.image_ids[indices[0]])
 
 
 @contextlib.contextmanager

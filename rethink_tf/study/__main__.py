@@ -53,4 +53,4 @@ def main() -> None:
 
 if __name__ == '__main__':
   define_flags()
-  process.start(main, interrupted='stopped; the same command continues')
+  process.start(main, interrupted='stopped; the same command continues', cleanup_seconds=None)

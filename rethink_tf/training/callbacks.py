@@ -21,6 +21,7 @@ from absl import logging
 from rethink_tf.console import duration
 from rethink_tf.data.batching import StepFacts
 from rethink_tf.errors import UserError
+from rethink_tf.process import PATIENCE_SECONDS
 from rethink_tf.storage.checkpoints import iterations
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.training.preemption import Interruption
@@ -191,6 +192,8 @@ class SaveCheckpoints(tf_keras.callbacks.Callback):
     state: returns further state as JSON, such as ProgressAndMetrics.state.
     also: step -> whether it is saved in addition: those that are evaluated.
     interruption: the signal handlers, entered around `fit`.
+    data_ready: (step, seconds) -> whether the batch of a step has been read, waiting for it so long
+      (BatchedInput.wait_for_step).
 
   Raises:
     UserError: the last checkpoint could not be written; at earlier ones training continues.
@@ -205,10 +208,11 @@ class SaveCheckpoints(tf_keras.callbacks.Callback):
     every: int,
     also: Callable[[int], bool] = lambda step: False,
     interruption: Interruption | None = None,
+    data_ready: Callable[[int, float], bool] = lambda step, seconds: True,
   ):
     super().__init__()
     self._checkpoints, self._trackables, self._state, self._every = checkpoints, trackables, state, every
-    self._also, self._interruption = also, interruption or Interruption()
+    self._also, self._interruption, self._data_ready = also, interruption or Interruption(), data_ready
     self._saved_step: int | None = None
     self._before = 0
     self._traced = False
@@ -220,6 +224,19 @@ class SaveCheckpoints(tf_keras.callbacks.Callback):
 
   def on_train_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
     self._interruption.deferred = self._traced  # tracing the first step may take minutes, with nothing to save
+    if self._traced:
+      self._wait_for_data()
+
+  def _wait_for_data(self) -> None:
+    """Wait for the batch in Python: a signal ends training with a checkpoint even if the read never ends."""
+    begin = time.monotonic()
+    while not self._data_ready(self._before, 0.5):
+      # Other workers must end at the same step, unless this one never gets there.
+      patience = PATIENCE_SECONDS if self._interruption.shared else 0
+      if self._interruption.received is not None and time.monotonic() - begin >= patience:
+        if self._before != self._saved_step:
+          self._save(self._before)
+        self._settle(self._before, ends=True)
 
   def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
     step = iterations(self.model.optimizer)

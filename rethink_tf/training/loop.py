@@ -48,7 +48,8 @@ def train(experiment: Experiment) -> dict[str, float]:
     progress = ProgressAndMetrics(folder, total_steps, inputs.facts, every=experiment.log_every, start_state=state)
     interruption = Interruption(StopTogether(workers) if workers.count > 1 else None)
     saving = SaveCheckpoints(experiment.checkpoints, experiment.trackables, lambda: {'progress': progress.state()},
-                             every=experiment.checkpoint_every, also=experiment.due, interruption=interruption)
+                             every=experiment.checkpoint_every, also=experiment.due, interruption=interruption,
+                             data_ready=getattr(inputs, 'wait_for_step', lambda step, seconds: True))
     if start < total_steps:
       logging.info('from step %d to %d; the first step takes longest (tracing and compiling), up to a minute', start,
                    total_steps)

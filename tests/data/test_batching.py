@@ -1,9 +1,12 @@
 """The buffer pool of the inputs, and their limit of missing and unreadable images."""
 
+import threading
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from rethink_tf.data import batching
 from rethink_tf.data.augment import Resize
 from rethink_tf.data.batching import BufferPool
 from rethink_tf.data.detection.coco import CocoSource
@@ -45,6 +48,24 @@ def test_one_image_may_be_missing_unless_the_limit_is_0(tmp_path):
                                         'EvalInput.max_unreadable = 0.1'):
       for number in range(one.num_batches):
         one.batch(number)
+
+
+def test_a_read_that_does_not_end_is_reported_and_awaited_in_python(tmp_path, monkeypatch, caplog):
+  monkeypatch.setattr(batching, 'WAITING_SECONDS', 0.05)
+  source = coco_without(tmp_path, 8, 0, True)
+  load, released = source.load, threading.Event()
+  stuck = int(TrainInput(source, batch_size=2, resize=SMALL).facts(2).image_ids[0])
+  monkeypatch.setattr(source, 'load', lambda i: (source.image_ids[i] == stuck and released.wait(60)) or load(i))
+  inputs = TrainInput(source, batch_size=2, resize=SMALL)
+  batches = iter(inputs.dataset())
+  next(batches)
+  assert inputs.wait_for_step(1, 30)
+  next(batches)
+  while not caplog.messages:
+    assert not inputs.wait_for_step(2, 0.1)
+  assert 'waiting for data: ' in caplog.messages[0] and f'image {stuck}: is its storage available?' in caplog.text
+  released.set()
+  assert inputs.wait_for_step(2, 30) and stuck in next(batches).image_ids.numpy()
 
 
 def test_released_memory_is_reused():

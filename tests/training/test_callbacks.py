@@ -243,6 +243,21 @@ def test_a_signal_ends_training_when_the_disk_is_full():
     fit([saving, Signal(3)], [1.] * 8)
 
 
+@pytest.mark.parametrize('every', [3, 5], ids=['saved', 'unsaved'])
+def test_a_signal_ends_training_that_waits_for_data_forever(every):
+  """With a checkpoint, between two steps, since the main thread waits where it handles signals."""
+  def data_ready(step, seconds):
+    if step == 3:
+      os.kill(os.getpid(), signal.SIGHUP)
+    return step < 3
+
+  saved, interruption = Saved(), Interruption()
+  saving = SaveCheckpoints(saved, {}, dict, every=every, interruption=interruption, data_ready=data_ready)
+  with pytest.raises(Interrupted, match='resumes from step 3') as caught, interruption:
+    fit([saving], [1.] * 8)
+  assert caught.value.signum == signal.SIGHUP and [step for step, _, _ in saved.calls] == [3]
+
+
 def test_evaluated_steps_are_saved():
   saved = Saved()
   fit([SaveCheckpoints(saved, {}, dict, every=4, also=lambda step: step % 3 == 0)], [1.] * 8)

@@ -257,6 +257,7 @@ class StreamedTrainInput(BatchedInput):
                        context.get_per_replica_batch_size(self.batch_size))
     replicas = context.num_replicas_in_sync // context.num_input_pipelines
     self._local = share, replicas * share.batch_size
+    self._batches_a_step = replicas
     return share._dataset(count_from(start_step * replicas))
 
   def share(self, host: int, hosts: int, batch_size: int) -> StreamedTrainInput:
