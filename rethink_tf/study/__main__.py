@@ -24,7 +24,7 @@ def define_flags() -> None:
   flags.DEFINE_string('output', None, 'folder of runs and report; default: runs/studies/<name of the file>', **here)
   flags.DEFINE_string('data_dir', None, 'folder of the data set, for every detection run', **here)
   flags.DEFINE_string('pretraining_data_dir', None, 'folder of the data set of the pre-training', **here)
-  flags.DEFINE_bool('dry_run', False, 'only list the runs and their cost', **here)
+  flags.DEFINE_bool('dry_run', False, 'only list the runs and their cost, with the time if --calibrate', **here)
   flags.DEFINE_bool('calibrate', True, 'time a few steps first, to estimate the total time', **here)
   flags.DEFINE_string('command', None, 'submit each run with this command instead of training here, as '
                       '"python launch/vertex.py --accelerator=NVIDIA_TESLA_A100"; compare the runs when they are done',
@@ -38,7 +38,7 @@ def main() -> None:
 
   gin_files.find(FLAGS.gin_file)
   from rethink_tf import console  # imports TensorFlow, which takes seconds: not needed for --help and such errors
-  from rethink_tf.study.run import plan_study, run_study, submit_study
+  from rethink_tf.study.run import check_data, estimate_study, plan_study, run_study, submit_study
 
   console.hide_library_info()
   study, *run_files = FLAGS.gin_file
@@ -47,7 +47,11 @@ def main() -> None:
   print(plan, flush=True)
   if FLAGS.command:
     submit_study(plan, FLAGS.command, FLAGS.dry_run)
-  elif not FLAGS.dry_run:
+  elif FLAGS.dry_run:
+    check_data(plan)
+    if FLAGS.calibrate and (found := estimate_study(plan)) is not None:
+      print(found)
+  else:
     run_study(plan, FLAGS.calibrate)
 
 

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from rethink_tf.console import duration
 from rethink_tf.errors import UserError
 from rethink_tf.storage import identity
 from rethink_tf.storage.checkpoints import RunCheckpoints
-from rethink_tf.storage.run_folder import RunFolder
+from rethink_tf.storage.run_folder import RunFolder, total_steps
 from rethink_tf.study.stages import Stage
 
 POLL_SECONDS = 2.0
@@ -28,11 +27,19 @@ _FORKED = ('checkpoints', 'eval', 'tensorboard', 'metrics.jsonl', 'initial_weigh
            identity.FILE)
 
 
+class Calibration(NamedTuple):
+  """A short run."""
+
+  seconds: float  # of its process
+  lines: Sequence[Mapping[str, Any]]  # of its metrics, at each step
+  remaining_steps: int  # of the run that it stands for
+
+
 class Runner:
   """Runs the stages of a study."""
 
   def __init__(self, output: str, more: Sequence[str] = (), log: Callable[[str], None] = print) -> None:
-    """Create the output folder.
+    """Write nothing yet.
 
     Args:
       output: folder for the run folder of each trial, and <trial>.log with the output of its process.
@@ -41,7 +48,6 @@ class Runner:
     """
     self._output, self._more, self._log = output, tuple(more), log
     self._images_per_second: float | None = None  # of the latest stage
-    os.makedirs(output, exist_ok=True)
 
   def folder(self, name: str) -> str:
     """Return the run folder of a trial."""
@@ -71,7 +77,6 @@ class Runner:
     Raises:
       UserError: the command failed.
     """
-    os.makedirs(os.path.dirname(path), exist_ok=True)
     self._call('rethink_tf.pretrain', path, arguments(files, params, path, more), lambda: _last_step(f'{path}.log'))
 
   def run(self, stages: Sequence[Stage]) -> list[str]:
@@ -97,26 +102,57 @@ class Runner:
         failed.add(name)
     return failures
 
-  def calibrate(self, stage: Stage) -> float:
-    """Return the images per second of a few steps of a stage, run in a temporary folder.
+  def reached(self, stage: Stage) -> int:
+    """Return the step that the run of a stage has reached, 0 before its first checkpoint."""
+    path = self.folder(stage.trial.name)
+    return (RunCheckpoints(RunFolder(path, create=False)).latest() or 0) if os.path.isdir(path) else 0
+
+  def calibrate(self, stage: Stage) -> Calibration:
+    """Train a few steps of a stage with two evaluations, in a temporary folder.
 
     Raises:
       UserError: the command failed.
     """
-    path = self.folder('.calibration')
-    shutil.rmtree(path, ignore_errors=True)
     steps = min(CALIBRATION_STEPS, stage.length.steps)
-    params = [*stage.trial.params, *stage.length.quiet, _stop(steps, stage), 'run.log_every = 1']
-    try:
-      self._call('rethink_tf.train', path, arguments(stage.trial.files, params, path, self._more), lambda: '')
-      lines = [line for line in RunFolder(path, create=False).read_metrics() if line.get('kind') == 'train']
-    finally:
-      shutil.rmtree(path, ignore_errors=True)
-      log = f'{path}.log'
-      if os.path.exists(log):
-        os.remove(log)
-    self._images_per_second = _speed(lines)
-    return self._images_per_second
+    often = [f'{stage.length.often} = {max(steps // 2, 1)}'] if stage.length.often else []
+    params = [*stage.trial.params, *stage.length.quiet, *often, _stop(steps, stage), 'run.log_every = 1']
+    self._log(f'timing {steps} steps and two evaluations of {stage.trial.name}')
+    return self._calibrate('rethink_tf.train', stage.trial.files, params, self._more, None)
+
+  def calibrate_pretraining(self, path: str, files: Sequence[str], params: Sequence[str],
+                            more: Sequence[str]) -> Calibration:
+    """Train a few steps of a pre-training in a temporary folder.
+
+    Raises:
+      UserError: the command failed.
+    """
+    self._log(f'timing {CALIBRATION_STEPS} steps of pre-training {path}')
+    made = self._calibrate('rethink_tf.pretrain', files, [*params, 'run.log_every = 1'], more, CALIBRATION_STEPS)
+    reached = RunCheckpoints(RunFolder(path, create=False)).latest() if os.path.isdir(path) else None
+    return made._replace(remaining_steps=max(made.remaining_steps - (reached or 0), 0))
+
+  @staticmethod
+  def pretrained(path: str) -> bool:
+    """Whether the last checkpoint of a pre-training exists."""
+    if not os.path.isdir(path):
+      return False
+    folder = RunFolder(path, create=False)
+    latest, last = RunCheckpoints(folder).latest(), total_steps(folder)
+    return latest is not None and last is not None and latest >= last
+
+  def _calibrate(self, module: str, files: Sequence[str], params: Sequence[str], more: Sequence[str],
+                 stop_after: int | None) -> Calibration:
+    """Run a command in a temporary folder, to its end or until it has trained `stop_after` steps."""
+    with tempfile.TemporaryDirectory(prefix='calibration-', ignore_cleanup_errors=True) as scratch:
+      path = os.path.join(scratch, 'run')
+
+      def trained() -> bool:
+        return stop_after is not None and len(_train_lines(path)) >= stop_after
+
+      begin = time.monotonic()
+      self._call(module, path, arguments(files, params, path, more), lambda: '', trained)
+      seconds, folder = time.monotonic() - begin, RunFolder(path, create=False)
+      return Calibration(seconds, folder.read_metrics(), total_steps(folder) or 0)
 
   def _train(self, stage: Stage, head: str, later: Sequence[Stage]) -> None:
     params = [*stage.trial.params]
@@ -133,10 +169,7 @@ class Runner:
 
     remaining: images of the later stages.
     """
-    if not os.path.isfile(os.path.join(path, 'metrics.jsonl')):
-      return ''
-    lines = [line for line in RunFolder(path, create=False).read_metrics()
-             if line.get('kind') == 'train' and line['step'] > stage.start]
+    lines = [line for line in _train_lines(path) if line['step'] > stage.start]
     if not lines:
       return ''
     step, speed = lines[-1]['step'], self._images_per_second
@@ -175,19 +208,24 @@ class Runner:
     # Metrics of later iterations are cancelled by the line with which the new run resumes.
     os.rename(temporary, target)
 
-  def _call(self, module: str, path: str, arguments: Sequence[str], progress: Callable[[], str]) -> None:
-    """Run a command to its end with its output in <path>.log, and log its progress.
+  def _call(self, module: str, path: str, arguments: Sequence[str], progress: Callable[[], str],
+            enough: Callable[[], bool] = lambda: False) -> None:
+    """Run a command to its end, or until `enough`, with its output in <path>.log, and log its progress.
 
     Raises:
       UserError: it failed; the message is its error line.
     """
     log = f'{path}.log'
+    os.makedirs(os.path.dirname(log) or '.', exist_ok=True)
     with open(log, 'ab') as file:
       process = subprocess.Popen([sys.executable, '-m', module, *arguments], stdout=file, stderr=subprocess.STDOUT)
       try:
-        reported, latest = time.monotonic(), ''
+        reported, latest, stopped = time.monotonic(), '', False
         while process.poll() is None:
           time.sleep(POLL_SECONDS)
+          if not stopped and enough():
+            stopped = True
+            process.send_signal(signal.SIGTERM)
           if time.monotonic() - reported > REPORT_SECONDS:
             reported, line = time.monotonic(), progress()
             if line and line != latest:  # no progress during evaluation and tracing
@@ -197,7 +235,7 @@ class Runner:
         process.send_signal(signal.SIGTERM)
         process.wait()
         raise
-    if process.returncode:
+    if process.returncode and not stopped:
       raise UserError(f'failed with exit code {process.returncode}: {_last_error(log)} (output: {log})')
 
 
@@ -212,11 +250,10 @@ def _stop(steps: int, stage: Stage) -> str:
   return f'KTimesSchedule.stop_k = {steps / stage.length.unit!r}'
 
 
-def _speed(lines: Sequence[Mapping[str, Any]]) -> float:
-  """Return the images per second of the median step: the first step of each padded shape includes tracing."""
-  steps = [(after['images'] - before['images']) / max(after['seconds'] - before['seconds'], 1e-9)
-           for before, after in itertools.pairwise(lines)]
-  return statistics.median(steps or [lines[0]['images'] / max(lines[0]['seconds'], 1e-9)])
+def _train_lines(path: str) -> list[dict[str, Any]]:
+  if not os.path.isfile(os.path.join(path, 'metrics.jsonl')):
+    return []
+  return [line for line in RunFolder(path, create=False).read_metrics() if line.get('kind') == 'train']
 
 
 def _last_step(log: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import re
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,9 @@ class Length(NamedTuple):
   unit: float  # number of iterations of 1x
   kind: str  # equal for trials that differ only in the length of their k x schedule
   quiet: tuple[str, ...]  # bindings that disable the evaluation at the end
+  every: int = 0  # iterations between evaluations; 0: only at the end
+  often: str = ''  # name of the parameter that sets `every`
+  data_dir: str | None = None  # the folder of the data set, if it has one
 
   @property
   def images(self) -> int:
@@ -123,6 +127,17 @@ def split_words(words: Sequence[str], pretrained: Mapping[str, str]) -> tuple[tu
   return tuple(w for w in words if w.endswith('.gin')), tuple(w for w in words if not w.endswith('.gin'))
 
 
+def data_folder(files: Sequence[str], params: Sequence[str], data_dir: str | None) -> str | None:
+  """Return the folder of the data set of a configuration; None if it has none."""
+  import rethink_tf.experiment  # noqa: F401  registers what gin files name
+
+  gin_files.parse(files, [*params, *([f'DATA_DIR = {data_dir!r}'] if data_dir else [])])
+  try:
+    return gin_files.bound('DATA_DIR/macro.value')
+  finally:
+    gin.clear_config()
+
+
 def length(trial: Trial, more: Sequence[str] = ()) -> Length:
   """Parse a trial's configuration, with `more` bindings, and return its schedule.
 
@@ -144,6 +159,12 @@ def length(trial: Trial, more: Sequence[str] = ()) -> Length:
     unit = (gin_files.bound('KTimesSchedule.unit') or PAPER_UNIT) * PAPER_BATCH / batch
     kind = '\n'.join(line for line in gin.config_str().splitlines() if not _LENGTH.match(line))
     quiet = (f'{evaluator.configurable.name}.at_end = False',) if evaluator is not None else ()
-    return Length(k_times.total_steps, batch, None if explicit else k_times.points[0], unit, kind, quiet)
+    evaluator = evaluator.configurable if evaluator is not None else gin.get_configurable('CocoEvaluator')
+    name = getattr(evaluator, 'name', 'CocoEvaluator')
+    every = gin_files.bound(f'{name}.every')
+    if every is None:
+      every = inspect.signature(getattr(evaluator, 'wrapped', evaluator)).parameters['every'].default
+    return Length(k_times.total_steps, batch, None if explicit else k_times.points[0], unit, kind, quiet, every,
+                  f'{name}.every', gin_files.bound('DATA_DIR/macro.value'))
   finally:
     gin.clear_config()

@@ -11,12 +11,13 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from rethink_tf import console
 from rethink_tf.compare.report import Comparison, compare
 from rethink_tf.compare.tables import as_text
 from rethink_tf.errors import UserError
+from rethink_tf.study import estimate as estimating
 from rethink_tf.study import execution, grid, reuse
 from rethink_tf.study import stages as staging
+from rethink_tf.study.estimate import Estimate
 from rethink_tf.study.grid import Length, Study, Trial
 from rethink_tf.study.stages import Stage
 
@@ -32,11 +33,14 @@ class StudyPlan(NamedTuple):
   arguments: tuple[str, ...]  # of every call of the training command
   pretraining_arguments: tuple[str, ...]
   data_dir: str | None = None
+  pretraining_data_dir: str | None = None
+  pretraining_folders: tuple[str | None, ...] = ()  # of the data sets of the pre-trainings
 
   def __str__(self) -> str:
     alone, shared = sum(length.images for length in self.lengths), staging.images(self.stages)
     saved = f', {1 - shared / alone:.0%} less than the runs one by one ({alone})' if shared < alone else ''
-    return (f'{as_text(staging.table(self.stages))}\n'
+    before = ''.join(f'pre-training {path}\n' for path in self.pretraining)
+    return (f'{before}{as_text(staging.table(self.stages))}\n'
             f'{len(self.trials)} runs, {shared} images to train on{saved}')
 
 
@@ -67,7 +71,32 @@ def plan_study(gin_file: str, output: str | None = None, gin_params: Sequence[st
   stages = staging.plan(trials, lengths, study.share_prefixes and share_prefixes)
   pretraining = {path: grid.split_words(study.pretraining[name], pretrained) for name, path in pretrained.items()}
   return StudyPlan(output, tuple(trials), tuple(lengths), tuple(stages), pretraining, _data_argument(data_dir),
-                   _data_argument(pretraining_data_dir), data_dir)
+                   _data_argument(pretraining_data_dir), data_dir, pretraining_data_dir,
+                   tuple(grid.data_folder(*words, pretraining_data_dir) for words in pretraining.values()))
+
+
+def check_data(plan: StudyPlan) -> None:
+  """Check that the data folders of a study exist on this machine.
+
+  Raises:
+    UserError: one does not.
+  """
+  estimating.check_data([*(length.data_dir for length in plan.lengths), *plan.pretraining_folders])
+
+
+def estimate_study(plan: StudyPlan) -> Estimate | None:
+  """Time a few steps of what remains to be trained; return the time that it takes, None, with the reason, if unknown.
+
+  Needs minutes: as many short runs as there are kinds of runs.
+  """
+  runner = execution.Runner(plan.output, plan.arguments, lambda line: print(line, flush=True))
+  remaining = [stage for stage in plan.stages if not runner.done(stage)]
+  missing = {path: words for path, words in plan.pretraining.items() if not runner.pretrained(path)}
+  try:
+    return estimating.estimate(runner, remaining, missing, plan.pretraining_arguments) if remaining else None
+  except UserError as error:
+    print(f'the time is not known: {error.line()}', flush=True)
+    return None
 
 
 def run_study(plan: StudyPlan, calibrate: bool = True) -> Comparison | None:
@@ -82,21 +111,19 @@ def run_study(plan: StudyPlan, calibrate: bool = True) -> Comparison | None:
     UserError: a run that is complete had other settings; or pre-training or a stage failed, and the other stages have
       been run and compared.
   """
+  check_data(plan)
   runner = execution.Runner(plan.output, plan.arguments, lambda line: print(line, flush=True))
   for stage in plan.stages:
     if runner.done(stage):
       trial = stage.trial
       reuse.check_done(runner.folder(trial.name), trial.name, trial.files, trial.params, plan.data_dir,
                        not stage.partial)
+  found = estimate_study(plan) if calibrate else None
+  if found is not None:
+    print(found, flush=True)
   for path, (files, params) in plan.pretraining.items():
     print(f'pre-training {path}', flush=True)
     runner.pretrain(path, files, params, plan.pretraining_arguments)
-  remaining = [stage for stage in plan.stages if not runner.done(stage)]
-  if remaining and calibrate:
-    speed = runner.calibrate(remaining[0])
-    seconds = staging.images(remaining) / speed
-    print(f'{remaining[0].trial.name}: {speed:.3g} images/s, so about {console.duration(seconds)} for the remaining '
-          'stages, evaluations not counted', flush=True)
   failures = runner.run(plan.stages)
   evaluated = [runner.folder(trial.name) for trial in plan.trials if runner.evaluated(trial.name)]
   comparison = compare(evaluated, f'{plan.output}/report') if evaluated else None

@@ -38,9 +38,15 @@ def test_errors_are_one_line(tmp_path):
   assert command().stderr.startswith('error: no study')
 
 
-def test_the_plan_of_a_study():
-  done = command('--gin_file=gin_configs/studies/figure1.gin', "--gin_param=WEIGHTS = 'R-50-GN.pkl'", '--dry_run')
+def test_the_plan_of_a_study(tmp_path):
+  common = ('--gin_file=gin_configs/studies/figure1.gin', "--gin_param=WEIGHTS = 'R-50-GN.pkl'", '--dry_run',
+            '--nocalibrate', f'--output={tmp_path}/study')
+  done = command(*common, f'--data_dir={tmp_path}/coco')
+  assert done.returncode == 1 and f'error: {tmp_path}/coco: no such data folder: set --data_dir' in done.stderr
+  (tmp_path / 'coco').mkdir()
+  done = command(*common, f'--data_dir={tmp_path}/coco')
   assert done.returncode == 0, done.stderr
+  assert [path.name for path in tmp_path.iterdir()] == ['coco']
   assert '10 runs, 24960000 images to train on, 57% less than the runs one by one (57600000)' in done.stdout
 
 

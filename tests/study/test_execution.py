@@ -30,12 +30,6 @@ def test_the_first_line_includes_tracing_and_gives_no_speed(tmp_path):
     'scratch: iteration 60/100, 8 images/s, ETA 20 s, study 1 min 10 s (evaluations not counted)')
 
 
-def test_the_estimate_excludes_steps_with_tracing():
-  lines = [{'images': 4 * i, 'seconds': seconds} for i, seconds in enumerate((30, 30.5, 31, 51, 51.5, 52, 82), start=1)]
-  assert execution._speed(lines) == 8
-  assert execution._speed(lines[:1]) == 4 / 30
-
-
 def test_progress_of_pre_training_is_the_line_of_its_command(tmp_path):
   log = tmp_path / 'shapes.log'
   log.write_text('run folder shapes\n')

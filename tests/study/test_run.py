@@ -13,6 +13,7 @@ def test_a_plan_without_shared_iterations_has_one_stage_per_run(tmp_path):
   assert len(shared.stages) > len(alone.stages) == len(alone.trials) == len(alone.lengths) == 6
   assert shared.output == f'{tmp_path}/own' and list(shared.pretraining) == [f'{tmp_path}/pretraining/shapes']
   assert 'less than the runs one by one' in str(shared) and 'less' not in str(alone)
+  assert str(shared).startswith(f'pre-training {tmp_path}/pretraining/shapes\n')
 
 
 def test_data_folders_become_arguments_and_bindings(tmp_path):
