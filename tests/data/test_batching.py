@@ -55,7 +55,7 @@ def test_a_read_that_does_not_end_is_reported_and_awaited_in_python(tmp_path, mo
   source = coco_without(tmp_path, 8, 0, True)
   load, released = source.load, threading.Event()
   stuck = int(TrainInput(source, batch_size=2, resize=SMALL).facts(2).image_ids[0])
-  monkeypatch.setattr(source, 'load', lambda i: (source.image_ids[i] == stuck and released.wait(60)) or load(i))
+  monkeypatch.setattr(source, 'load', lambda i: (source.image_ids[i] != stuck or released.wait(60)) and load(i))
   inputs = TrainInput(source, batch_size=2, resize=SMALL)
   batches = iter(inputs.dataset())
   next(batches)
@@ -63,7 +63,7 @@ def test_a_read_that_does_not_end_is_reported_and_awaited_in_python(tmp_path, mo
   next(batches)
   while not caplog.messages:
     assert not inputs.wait_for_step(2, 0.1)
-  assert 'waiting for data: ' in caplog.messages[0] and f'image {stuck}: is its storage available?' in caplog.text
+  assert 'waiting for data: ' in caplog.messages[0] and f'image {stuck}: is their storage available?' in caplog.text
   released.set()
   assert inputs.wait_for_step(2, 30) and stuck in next(batches).image_ids.numpy()
 
