@@ -29,7 +29,8 @@ _CONTROL = {'Case', 'If', 'PartitionedCall', 'StatefulPartitionedCall', 'Statele
 _STATE = {'AssignVariableOp', 'Const', 'DisableCopyOnRead', 'NoOp', 'Placeholder', 'PlaceholderWithDefault',
           'ReadVariableOp', 'ResourceGather', 'ResourceGatherNd', 'VarHandleOp', 'VarIsInitializedOp', 'VariableShape',
           'Assert', 'CheckNumerics', 'EnsureShape', 'PreventGradient', 'StopGradient'}
-_STRINGS = {'ShardedFilename', 'StaticRegexFullMatch', 'StringJoin'}
+_STRINGS = {'ShardedFilename', 'StaticRegexFullMatch', 'StringJoin', 'Substr'}
+_DATASETS = {'IgnoreErrorsDataset', 'MapDataset', 'ReduceDataset', 'TensorSliceDataset'}  # of a batch of files
 _ARRAYS = {
   'BatchToSpaceND', 'Bitcast', 'BroadcastArgs', 'BroadcastTo', 'Cast', 'Concat', 'ConcatV2', 'DepthToSpace',
   'DynamicPartition', 'DynamicStitch', 'ExpandDims', 'Fill', 'Gather', 'GatherNd', 'GatherV2', 'Identity', 'IdentityN',
@@ -60,7 +61,7 @@ _NETWORKS = {
   'NonMaxSuppressionV2', 'NonMaxSuppressionV3', 'NonMaxSuppressionV4', 'NonMaxSuppressionV5', 'Relu', 'Relu6',
   'ResizeArea', 'ResizeBicubic', 'ResizeBilinear', 'ResizeNearestNeighbor', 'ScaleAndTranslate', 'Selu', 'Softmax',
   'Softplus', 'Softsign', 'SparseMatrixMatMul', 'SparseTensorDenseMatMul', 'TopK', 'TopKV2'}
-ALLOWED = _CONTROL | _STATE | _STRINGS | _ARRAYS | _MATHS | _NETWORKS
+ALLOWED = _CONTROL | _STATE | _STRINGS | _DATASETS | _ARRAYS | _MATHS | _NETWORKS
 
 
 def check(folder: str) -> None:

@@ -149,7 +149,10 @@ def _detect_files(find: Callable[..., Tensors], slots: int, files: tf.Tensor, th
 
   The detector processes the images one by one, each at its own padded shape. masks is uint8 [B, N, H, W] for the
   largest number of detections N and the largest image of the batch; image_sizes [B, 2] is the size of each image.
+  A batch with files that are not readable fails with their rows; of an empty one all fields have no rows.
   """
+  files = readable(files)
+
   def one(file: tf.Tensor) -> Tensors:
     image = decode(file)
     fields = find(image, threshold)
@@ -167,10 +170,30 @@ def _detect_files(find: Callable[..., Tensors], slots: int, files: tf.Tensor, th
                      fn_output_signature={name: tf.TensorSpec(*spec) for name, spec in specs.items()})
   if 'masks' in fields:
     most, (height, width) = tf.reduce_max(fields['num_detections']), tf.unstack(tf.reduce_max(fields['image_sizes'], 0))
-    fields['masks'] = tf.map_fn(
-      lambda row: paste_pixels(row[0][:most], row[1][:most], height, width), (fields['masks'], fields['boxes']),
-      parallel_iterations=1, fn_output_signature=tf.TensorSpec([None, None, None], tf.uint8))
+    fields['masks'] = tf.cond(
+      tf.size(files) > 0,
+      lambda: tf.map_fn(
+        lambda row: paste_pixels(row[0][:most], row[1][:most], height, width), (fields['masks'], fields['boxes']),
+        parallel_iterations=1, fn_output_signature=tf.TensorSpec([None, None, None], tf.uint8)),
+      lambda: tf.zeros([0, 0, 0, 0], tf.uint8))
   return {**fields, 'boxes': tf.cast(fields['boxes'], tf.float32)}
+
+
+_HEADS = (b'\xff\xd8\xff', b'\x89PNG', b'GIF8')  # WebP and BMP files decode to other ranks, or not at all
+
+
+def readable(files: tf.Tensor) -> tf.Tensor:
+  """Return a batch of files [B]; it fails with the rows of those that are not readable."""
+  rows = tf.range(tf.size(files))
+  known = tf.reduce_any([tf.equal(tf.strings.substr(files, 0, len(head)), head) for head in _HEADS], axis=0)
+  sound = tf.data.Dataset.from_tensor_slices((rows, files)).map(
+    lambda row, file: tf.one_hot(tf.where(tf.size(decode(file)) > 0, row, -1), tf.size(files), on_value=True,
+                                 off_value=False, dtype=tf.bool)).ignore_errors()
+  known &= sound.reduce(tf.zeros([tf.size(files)], tf.bool), tf.logical_or)
+  wrong = tf.boolean_mask(rows, ~known)
+  message = 'images: not readable as JPEG or PNG files are the rows (from 0)'
+  with tf.control_dependencies([tf.debugging.Assert(tf.equal(tf.size(wrong), 0), [message, wrong], summarize=100)]):
+    return tf.identity(files)
 
 
 def decode(file: tf.Tensor) -> tf.Tensor:

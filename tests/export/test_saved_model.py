@@ -1,5 +1,6 @@
 """SavedModels of a detector: without this package, their detections equal those of predict."""
 
+import functools
 import pathlib
 import subprocess
 import sys
@@ -90,6 +91,45 @@ class Served(Trained):
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
   return Served(tmp_path_factory.mktemp('export'))
+
+
+@functools.cache
+def stub():
+  """Two detections in an image, in place of a detector's: the batch signature without a detector."""
+  def find(image, threshold):
+    size = tf.cast(tf.shape(image)[:2], tf.float64)
+    return {'boxes': tf.stack([tf.concat([[0.0, 0.0], size], 0)] * 2), 'scores': tf.stack([threshold + 0.5, threshold]),
+            'classes': tf.constant([1, 2]), 'masks': tf.ones([2, 28, 28])}
+
+  find = tf.function(find, input_signature=[tf.TensorSpec([None, None, 3], tf.uint8), tf.TensorSpec([])])
+  return tf.function(lambda files: saved_model._detect_files(find, 3, files, 0.1), autograph=False,
+                     input_signature=[tf.TensorSpec([None], tf.string)])
+
+
+def encoded(extension, size=(20, 30)):
+  image = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
+  return cv2.imencode(extension, image)[1].tobytes()
+
+
+def test_a_batch_of_files_without_a_detector():
+  found = stub()(tf.constant([encoded('.jpg'), encoded('.png', (10, 40))]))
+  np.testing.assert_array_equal(found['num_detections'], [2, 2])
+  np.testing.assert_array_equal(found['image_sizes'], [[20, 30], [10, 40]])
+  assert found['masks'].shape == (2, 2, 20, 40) and found['boxes'].shape == (2, 3, 4)
+
+
+def test_an_empty_batch():
+  found = stub()(tf.zeros([0], tf.string))
+  assert found['masks'].shape == (0, 0, 0, 0) and found['boxes'].shape == (0, 3, 4) and found['scores'].shape == (0, 3)
+
+
+@pytest.mark.parametrize('wrong', [encoded('.bmp'), encoded('.webp'), encoded('.tiff'), encoded('.jpg')[:300],
+                                   encoded('.png')[:300], b'', b'<html>'],
+                         ids=['bmp', 'webp', 'tiff', 'cut jpeg', 'cut png', 'empty', 'page'])
+def test_bad_rows_of_a_batch_are_named(wrong):
+  good = encoded('.png')
+  with pytest.raises(tf.errors.InvalidArgumentError, match=r'not readable .* are the rows \(from 0\)\] \[1 3\]'):
+    stub()(tf.constant([good, wrong, good, wrong]))
 
 
 @pytest.mark.slow
