@@ -53,10 +53,7 @@ def randomize(network: Any, channels: int = 3) -> Any:
   import torch
   torch.manual_seed(0)
   norms = [m for m in network.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
-  for module in network.modules():
-    if getattr(module, 'weight', None) is not None and module.weight.ndim == 1:
-      module.weight.data.uniform_(0.6, 1.4)
-      module.bias.data.normal_(0, 0.2)
+  _randomize_gains(network)
   for norm in norms:
     norm.momentum = None  # a cumulative mean
     norm.reset_running_stats()
@@ -67,6 +64,18 @@ def randomize(network: Any, channels: int = 3) -> Any:
     norm.running_mean += 0.1 * torch.randn_like(norm.running_mean) * norm.running_var.sqrt()
     norm.running_var *= torch.empty_like(norm.running_var).uniform_(0.7, 1.4)
   return network.eval()
+
+
+def _randomize_gains(network: Any) -> None:
+  """Gains and shifts of all norms; small gains at the end of residual branches, as in a trained network.
+
+  With large ones a network of random weights is chaotic: it multiplies rounding errors by about four in each stage.
+  """
+  for name, module in network.named_modules():
+    if getattr(module, 'weight', None) is not None and module.weight.ndim == 1:
+      last = name.endswith(('bn3', 'conv3.norm'))
+      module.weight.data.uniform_(*(0.1, 0.3) if last else (0.6, 1.4))
+      module.bias.data.normal_(0, 0.2)
 
 
 def to_torch(image: np.ndarray, mean: Any = RGB_MEAN, std: Any = RGB_STD) -> Any:
@@ -260,10 +269,7 @@ def _confident(model: Any) -> Any:
   """Give a detector of random weights statistics, and logits that spread as those of a trained one."""
   import torch
   from detectron2.layers import FrozenBatchNorm2d
-  for module in model.modules():
-    if isinstance(module, torch.nn.GroupNorm | torch.nn.BatchNorm2d) or isinstance(module, FrozenBatchNorm2d):
-      module.weight.data.uniform_(0.6, 1.4)
-      module.bias.data.normal_(0, 0.2)
+  _randomize_gains(model)
 
   def measure(module: Any, inputs: Any) -> None:  # before the layer computes, hence with right inputs
     x = inputs[0]
@@ -292,9 +298,9 @@ def _predictions(model: Any) -> list[tuple[Any, float]]:
   rpn, heads = model.proposal_generator.rpn_head, model.roi_heads
   predictors = heads.box_predictor if hasattr(heads.box_predictor, '__len__') else [heads.box_predictor]
   found = [(rpn.objectness_logits, 2.0), (rpn.anchor_deltas, 0.3)]
-  found += [pair for each in predictors for pair in ((each.cls_score, 4.0), (each.bbox_pred, 0.5))]
+  found += [pair for each in predictors for pair in ((each.cls_score, 3.0), (each.bbox_pred, 0.3))]
   if getattr(heads, 'mask_head', None) is not None:
-    found.append((heads.mask_head.predictor, 2.0))
+    found.append((heads.mask_head.predictor, 1.0))
   return found
 
 

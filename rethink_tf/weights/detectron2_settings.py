@@ -27,6 +27,10 @@ _DEFAULTS = {  # of Detectron2, for a configuration that leaves them out
   'MODEL.PIXEL_STD': list(UNIT_STD), 'MODEL.ANCHOR_GENERATOR.OFFSET': 0.0,
   'MODEL.ROI_BOX_HEAD.POOLER_TYPE': 'ROIAlignV2', 'MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO': 0,
 }
+_ONLY = {  # what this package computes; another value gives other outputs from the same arrays
+  'MODEL.FPN.FUSE_TYPE': 'sum', 'MODEL.RPN.BBOX_REG_WEIGHTS': [1.0, 1.0, 1.0, 1.0], 'MODEL.RESNETS.RES5_DILATION': 1,
+  'MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION': 7, 'MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION': 14,
+}
 _PLAIN = {  # further settings of the same meaning and type
   'MODEL.RPN.PRE_NMS_TOPK_TEST': ('ProposalGenerator.pre_nms_test', int),
   'MODEL.RPN.POST_NMS_TOPK_TEST': ('ProposalGenerator.post_nms_test', int),
@@ -66,7 +70,20 @@ def read(contents: Contents) -> Contents:
     channels='bgr' if step < 0 else 'rgb', stride_in_1x1=value('MODEL.RESNETS.STRIDE_IN_1X1'),
     pixel_mean=tuple(map(float, value('MODEL.PIXEL_MEAN')))[::step],
     pixel_std=tuple(map(float, value('MODEL.PIXEL_STD')))[::step], settings=settings,
-    notes=(*contents.notes, f'configuration of the detector: {place}'))
+    notes=(*contents.notes, f'configuration of the detector: {place}', *_unlike(config)))
+
+
+def _unlike(config: Mapping[str, Any]) -> list[str]:
+  """Return notes on settings that this package does not have."""
+  without = () if settings_files.get(config, 'MODEL.MASK_ON') else ('MODEL.ROI_MASK_HEAD.',)
+  found = {name: settings_files.get(config, name) for name in _ONLY if not name.startswith(without or '-')}
+  notes = [f'{name} = {str(value)[:40]}: only {_ONLY[name]} is computed here, so outputs differ from its training'
+           for name, value in found.items() if value not in (None, _ONLY[name])]
+  for name in ('POOLER_TYPE', 'POOLER_SAMPLING_RATIO') if not without else ():
+    box, mask = (settings_files.get(config, f'MODEL.{head}.{name}') for head in ('ROI_BOX_HEAD', 'ROI_MASK_HEAD'))
+    if None not in (box, mask) and box != mask:
+      notes.append(f'{name} of box and mask head differ: only that of the box head, {str(box)[:40]}, is used')
+  return notes
 
 
 def _problem(config: Mapping[str, Any], architecture: Architecture | None) -> str:
@@ -81,6 +98,8 @@ def _problem(config: Mapping[str, Any], architecture: Architecture | None) -> st
     if isinstance(found, bool) is not isinstance(default, bool) or not isinstance(found, kinds) or (
         isinstance(default, list) and not _is_numbers(found, 3)):
       return f'{name} is {str(found)[:40]!r}'
+  if settings_files.get(config, 'MODEL.ROI_BOX_HEAD.POOLER_TYPE') not in ('ROIAlign', 'ROIAlignV2', None):
+    return 'MODEL.ROI_BOX_HEAD.POOLER_TYPE is neither ROIAlign nor ROIAlignV2'
   if settings_files.get(config, 'INPUT.FORMAT') not in ('BGR', 'RGB', None):
     return 'INPUT.FORMAT is neither BGR nor RGB'
   for name, field in (('DEPTH', 'depth'), ('NUM_GROUPS', 'groups'), ('WIDTH_PER_GROUP', 'width_per_group')):

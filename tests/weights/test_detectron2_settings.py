@@ -103,11 +103,21 @@ def test_a_detector_alone_is_described_as_of_the_model_zoo_and_asked_for(tmp_pat
   ({'MODEL': {'PIXEL_STD': [1.0]}}, r'PIXEL_STD is .\[1.0\]'), ({'MODEL': {'PIXEL_STD': 'no'}}, 'PIXEL_STD'),
   ({'MODEL': {'RESNETS': {'STRIDE_IN_1X1': 'yes'}}}, 'STRIDE_IN_1X1'),
   ({'MODEL': {'RESNETS': {'NUM_GROUPS': 32}}}, 'NUM_GROUPS is 32, that of the weights 1'),
-  ({'MODEL': {'ANCHOR_GENERATOR': {'OFFSET': True}}}, 'OFFSET is')])
+  ({'MODEL': {'ANCHOR_GENERATOR': {'OFFSET': True}}}, 'OFFSET is'),
+  ({'MODEL': {'ROI_BOX_HEAD': {'POOLER_TYPE': 'ROIPool'}}}, 'neither ROIAlign nor')])
 def test_other_configurations_are_ignored_with_a_warning(tmp_path, caplog, changes, reason):
   found = read(tmp_path, {'MODEL': {}} | changes)
   assert found.channels is None and not found.settings
   assert re.search(reason, caplog.text) and 'config.yaml is ignored' in caplog.text
+
+
+def test_settings_that_are_not_computed_here_are_noted(tmp_path):
+  heads = {'ROI_BOX_HEAD': {'POOLER_SAMPLING_RATIO': 2}, 'ROI_MASK_HEAD': {'POOLER_SAMPLING_RATIO': 0,
+                                                                           'POOLER_RESOLUTION': 28}}
+  notes = read(tmp_path, {'MODEL': {'FPN': {'FUSE_TYPE': 'avg'}, 'MASK_ON': True, **heads}}).notes
+  assert [note.split()[0] for note in notes[-3:]] == [
+    'MODEL.FPN.FUSE_TYPE', 'MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION', 'POOLER_SAMPLING_RATIO']
+  assert len(read(tmp_path, {'MODEL': {'MASK_ON': False, **heads}}).notes) == 1  # the place of the configuration
 
 
 def test_a_configuration_of_something_else_is_not_mentioned(tmp_path, caplog):
