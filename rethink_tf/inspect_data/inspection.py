@@ -11,7 +11,7 @@ from rethink_tf.evaluation import ceilings
 from rethink_tf.inspect_data import plots, report
 from rethink_tf.inspect_data.report import Split
 from rethink_tf.storage import files
-from rethink_tf.structures import Source
+from rethink_tf.structures import LeftOut, Source
 
 
 def inspect(train_source: Callable[..., Source], eval_source: Callable[..., Source],
@@ -40,7 +40,10 @@ def inspect(train_source: Callable[..., Source], eval_source: Callable[..., Sour
   held_out = report.analyse('held out', eval_source, read_files)
   shared = report.shared_images(training, held_out)
   padding = report.padding(inputs)
-  notes = (ceilings.describe(trained_on, ceilings.of_training(), 'trained on')
+  lacking = ((split.source.name, getattr(split.source, 'left_out', LeftOut())) for split in (training, held_out))
+  notes = [f'{name}: {left_out.total} of {left_out.listed} images cannot be used: {left_out}'
+           for name, left_out in lacking if left_out.total]
+  notes += (ceilings.describe(trained_on, ceilings.of_training(), 'trained on')
            + ceilings.describe(held_out.source, ceilings.of_evaluation()))
   text = report.as_text(training, held_out, inputs, padding, shared, notes)
   print(text, flush=True)

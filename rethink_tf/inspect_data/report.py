@@ -98,7 +98,7 @@ def padding(inputs: TrainInput) -> list[dict[str, Any]]:
 
 def as_text(training: Split, held_out: Split, inputs: TrainInput, padding_rows: list[dict[str, Any]],
             shared: dict[str, list[tuple[int, int]]], notes: Sequence[str] = ()) -> str:
-  """Format the results as text. notes: lines on the limits that the data exceeds (evaluation/ceilings.py)."""
+  """Format the results as text. notes: on missing images and on limits that the data exceeds."""
   splits = [(split.title, split.problems) for split in (training, held_out)]
   lines = [*_describe(training), *_describe(held_out), 'annotations repaired, left out or suspicious',
            *(reasons.table(splits) or ['  none']), '']
@@ -108,8 +108,8 @@ def as_text(training: Split, held_out: Split, inputs: TrainInput, padding_rows: 
             '  padded shape    images  padding']
   lines += [f'  {"x".join(map(str, row["padded_shape"])) if row["padded_shape"] else "all":14} {row["images"]:7} '
             f'{100 * row["waste"]:6.1f} %' for row in padding_rows]
-  lines += ['', 'limits on the objects of an image']
-  lines += [f'  {note}' for note in notes or ['no image has more objects than the limits of this configuration']]
+  lines += ['', 'missing images, and limits on the objects of an image']
+  lines += [f'  {note}' for note in notes or ['all images are there, and none has more objects than the limits']]
   lines += ['', 'images in both training and held-out data']
   for kind, pairs in shared.items():
     note = ' (harmless if the content differs)' if kind != 'content' and pairs else ''
@@ -173,7 +173,7 @@ def _examples(texts: Sequence[str]) -> str:
 def as_json(training: Split, held_out: Split, padding_rows: list[dict[str, Any]],
             shared: dict[str, list[tuple[int, int]]], notes: Sequence[str] = ()) -> dict[str, Any]:
   """Return the results as JSON; suspicious annotations by the ids of image and annotation."""
-  content: dict[str, Any] = {'padding': padding_rows, 'limits': list(notes)}
+  content: dict[str, Any] = {'padding': padding_rows, 'notes': list(notes)}
   for split in (training, held_out):
     ids = split.source.image_ids
     suspicious = [{'kind': suspect.kind, 'image_id': int(ids[split.table.images[suspect.row]]),

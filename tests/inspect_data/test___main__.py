@@ -1,8 +1,10 @@
 """The report on a data set that has every kind of problem."""
 
+import functools
 import json
 
 import cv2
+import gin
 import numpy as np
 import pytest
 
@@ -11,7 +13,7 @@ from rethink_tf.data.detection import suspicious as kinds
 from rethink_tf.data.detection.coco import CocoSource
 from rethink_tf.data.detection.input import TrainInput
 from rethink_tf.data.problems import Problems
-from rethink_tf.inspect_data import plots, report, statistics
+from rethink_tf.inspect_data import inspection, plots, report, statistics
 from tests import small_coco
 from tests.in_process import call
 from tests.small_coco import annotation, image
@@ -60,6 +62,26 @@ def test_command(damaged, tmp_path):
     assert line in text, line
   for name in ('training.png', 'statistics.png', 'suspicious.png'):
     assert cv2.imread(str(out / name)).std() > 5, name
+
+
+def test_missing_images_and_limits_are_named(tmp_path, capsys):
+  objects = [annotation(10 * i + k, i, (7 * k, 10, 5, 5)) for i in (1, 2, 3) for k in range(6)]
+  for split in ('train2017', 'val2017'):
+    small_coco.write(tmp_path / 'data', [image(i) for i in (1, 2, 3)], objects, split=split)
+  (tmp_path / 'data/val2017/000002.jpg').unlink()
+  make = functools.partial(CocoSource, str(tmp_path / 'data'))
+  gin.parse_config(['DetectionGenerator.max_detections = 4', 'TrainInput.max_instances = 5'])
+  try:
+    inspection.inspect(make, functools.partial(make, 'val2017'), lambda source: TrainInput(
+      source, batch_size=2, resize=Resize((64,), 96)), str(tmp_path / 'out'), 0)
+  finally:
+    gin.clear_config()
+  printed = capsys.readouterr().out
+  for line in ('data/val2017: 1 of 3 images cannot be used: 1 missing, e.g. 000002.jpg',
+               'data/train2017: 3 of 3 images have more objects than TrainInput.max_instances = 5: at most 83.3 %',
+               'data/val2017: 2 of 2 images have more objects than DetectionGenerator.max_detections = 4: at most '):
+    assert line in printed
+  assert len(json.loads((tmp_path / 'out/report.json').read_text())['notes']) == 3
 
 
 def test_images_in_both_splits(damaged):
