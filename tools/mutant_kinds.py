@@ -59,12 +59,6 @@ def setting(target: type, **values: Any) -> Patch:
   return replaced(target, '__init__', change)
 
 
-def argument(target: type, **values: Any) -> Patch:
-  """A class is constructed with other arguments."""
-  return replaced(target, '__init__', lambda construct: lambda self, *rest, **named: construct(
-    self, *rest, **{**named, **values}))
-
-
 def ascending(function: Callable[..., Any]) -> Callable[..., Any]:
   """The same loss, with the gradient's sign flipped."""
   def loss(*arguments):
@@ -182,15 +176,10 @@ MUTANTS = [
   # Other cases.
   Mutant('BatchNorm: epsilon 1e-3', BN, setting(norms.SyncBatchNorm, epsilon=1e-3)),
   Mutant('BatchNorm: momentum 0.99', BN, setting(norms.SyncBatchNorm, momentum=0.99), ('moving statistics',)),
-  Mutant('BatchNorm: moving statistics in training', BN, replaced(norms.SyncBatchNorm, 'call', lambda own: (
-    lambda self, x, used=None, training=False: own(self, x, used, False)))),
   Mutant('keypoint loss ascends', KEYPOINTS, replaced(losses, 'keypoint_loss', ascending)),
   Mutant('keypoint head frozen', KEYPOINTS, setting(keypoints.KeypointHead, trainable=False)),
-  Mutant('keypoint loss does not train the features', KEYPOINTS,
-         replaced(MaskRCNN, 'keypoint_logits', detached_features)),
   Mutant('keypoints shifted by half a pixel', KEYPOINTS, replaced(mask_rcnn, 'heatmap_targets', lambda own: (
     lambda points, *rest: own(points - [0.5, 0.5, 0.], *rest)))),
-  Mutant('keypoint loss divided by RoIs', KEYPOINTS, setting(losses.MaskRCNNLoss, keypoint_divisor=2176.)),
   Mutant('stages of the cascade train the features at the full rate', CASCADE,
          setting(cascade.Cascade, gradient_scales=(1., 1., 1.))),
   Mutant('masks trained on the last stage', CASCADE, setting(cascade.Cascade, mask_stage='last')),
@@ -206,7 +195,6 @@ MUTANTS = [
   Mutant('mask targets half a cell lower', GN, replaced(mask_rcnn, 'crop_targets', half_cell_lower)),
   # What trains.
   Mutant('mask head frozen', GN, setting(heads.MaskHead, trainable=False)),
-  Mutant('stem frozen', GN, argument(resnet.ResNet, freeze_at=1)),
   Mutant('mask loss does not train the features', GN, replaced(MaskRCNN, 'mask_logits', detached_features)),
   Mutant('top-down path of the FPN without gradient', GN,
          replaced(fpn, 'upsample', lambda own: lambda x: tf.stop_gradient(own(x)))),
@@ -223,9 +211,7 @@ MUTANTS = [
   Mutant('box weights (5, 5, 10, 10)', GN, setting(rois.RoISampler, box_weights=(5., 5., 10., 10.))),
   Mutant('background is the last class', GN, replaced(detectron2, 'background_first', lambda own: lambda w: w)),
   Mutant('anchors positive from an IoU of 0.6', GN, setting(rois.AnchorSampler, positive_iou=0.6)),
-  Mutant('anchors negative below an IoU of 0.4', GN, setting(rois.AnchorSampler, negative_iou=0.4)),
   Mutant('RoIs foreground from an IoU of 0.6', GN, setting(rois.RoISampler, foreground_iou=0.6)),
   Mutant('RoIAlign without the half-cell shift', GN, setting(rois.RoIPooler, aligned=False)),
-  Mutant('RoIAlign with one sample per bin', GN, setting(rois.RoIPooler, sampling_ratio=1)),
   Mutant('proposals suppressed at an IoU of 0.6', GN, setting(rois.ProposalGenerator, nms_iou=0.6)),
 ]
