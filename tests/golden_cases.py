@@ -52,6 +52,13 @@ def test_a_case_may_have_the_weights_of_another_one(tmp_path):
   assert weights_path(tmp_path, name).name == f'{name}.pkl'
 
 
+def test_a_gradient_that_is_not_a_number_is_the_largest_error():
+  case = Case.__new__(Case)
+  case.name, case.report = 'small', []
+  with pytest.raises(AssertionError, match='nan > 1 b'):
+    case.compare_parameters('gradients', {'a': 2.0, 'b': np.nan, 'c': 0.5}, 1)
+
+
 def test_maps(case):
   for level in ('2', '3', '4', '5'):
     case.compare(f'backbone C{level}', case.maps[f'C{level}'][:1, ::4, ::4], case.golden[f'backbone_res{level}'])

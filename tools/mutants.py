@@ -84,9 +84,12 @@ def write(partial: pathlib.Path, **row: Any) -> None:
 
 
 def read(partial: pathlib.Path) -> dict[str, Row]:
+  """The rows of an earlier run; one that was interrupted while it was written is removed."""
   if not partial.exists():
     return {}
-  return {row['name']: row for row in map(json.loads, partial.read_text().splitlines())}
+  lines = [line for line in partial.read_text().splitlines(keepends=True) if line.endswith('\n')]
+  partial.write_text(''.join(lines))
+  return {row['name']: row for row in map(json.loads, lines)}
 
 
 def table(rows: dict[str, Row], names: Sequence[str]) -> str:
@@ -140,10 +143,12 @@ def main() -> None:
   if flags.attempt:
     attempt(flags.attempt, output.with_name(f'{output.name}.partial'))
     return
-  if not FOLDER.is_dir():
-    sys.exit(f'{FOLDER} is not there: set RETHINK_TF_GOLDEN to the folder of golden numbers')
+  if not any(FOLDER.glob('*.npz')):
+    sys.exit(f'{FOLDER} holds no golden numbers: set RETHINK_TF_GOLDEN to their folder')
   from tools.mutant_kinds import MUTANTS
   names = [mutant.name for mutant in MUTANTS if flags.only in mutant.name]
+  if not names:
+    sys.exit(f'--only={flags.only}: no mutant has this in its name; tools/mutant_kinds.py lists them')
   sys.exit(0 if run(names, output) else 1)
 
 
