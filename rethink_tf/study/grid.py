@@ -133,9 +133,15 @@ def data_folder(files: Sequence[str], params: Sequence[str], data_dir: str | Non
 
   gin_files.parse(files, [*params, *([f'DATA_DIR = {data_dir!r}'] if data_dir else [])])
   try:
-    return gin_files.bound('DATA_DIR/macro.value')
+    return _data_folder()
   finally:
     gin.clear_config()
+
+
+def _data_folder() -> str | None:
+  source = gin_files.bound('run.train_source')
+  folder = None if source is None else gin_files.bound(f'{source.configurable.name}.data_dir')
+  return folder if folder is None or isinstance(folder, str) else gin_files.bound('DATA_DIR/macro.value')
 
 
 def length(trial: Trial, more: Sequence[str] = ()) -> Length:
@@ -165,6 +171,6 @@ def length(trial: Trial, more: Sequence[str] = ()) -> Length:
     if every is None:
       every = inspect.signature(getattr(evaluator, 'wrapped', evaluator)).parameters['every'].default
     return Length(k_times.total_steps, batch, None if explicit else k_times.points[0], unit, kind, quiet, every,
-                  f'{name}.every', gin_files.bound('DATA_DIR/macro.value'))
+                  f'{name}.every', _data_folder())
   finally:
     gin.clear_config()

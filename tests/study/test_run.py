@@ -3,7 +3,7 @@
 import pytest
 
 from rethink_tf.errors import UserError
-from rethink_tf.study.run import plan_study, submit_study
+from rethink_tf.study.run import check_data, plan_study, submit_study
 
 STUDY = 'gin_configs/studies/own_data_narrow.gin'
 
@@ -20,6 +20,13 @@ def test_data_folders_become_arguments_and_bindings(tmp_path):
   plan = plan_study(STUDY, str(tmp_path / 'own'), ['run.seed = 3'], data_dir='images', pretraining_data_dir='other')
   assert plan.arguments == ('--data_dir=images',) and plan.pretraining_arguments == ('--data_dir=other',)
   assert all(trial.params[-1] == 'run.seed = 3' for trial in plan.trials)
+
+
+def test_only_the_folder_of_the_data_that_is_read_must_exist(tmp_path):
+  synthetic = plan_study('gin_configs/studies/miniature_figure1.gin', str(tmp_path / 'mini'))
+  check_data(synthetic)  # DATA_DIR is that of COCO, which is not read
+  with pytest.raises(UserError, match='balloon: no such data folder'):
+    check_data(plan_study(STUDY, str(tmp_path / 'own'), data_dir=f'{tmp_path}/balloon'))
 
 
 def test_further_files_override_every_run(tmp_path):
