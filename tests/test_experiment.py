@@ -81,7 +81,7 @@ def test_a_complete_run_is_not_trained_again(trained):
 @pytest.mark.slow
 def test_a_longer_schedule_continues_with_the_counters(trained):
   path, _ = trained
-  configure('KTimesSchedule.unit = 0.75')
+  configure('SCHEDULE = 1.5')
   loop.train(experiment.run('train', str(path)))
   last = [line for line in RunFolder(path, create=False).read_metrics() if line['kind'] == 'train'][-1]
   assert (last['step'], last['images'], last['epoch']) == (6, 12, 1)

@@ -167,7 +167,7 @@ def test_after_a_kill_of_one_worker_the_other_exits_and_both_resume(tmp_path):
   assert 'Traceback' not in output
   reached = max(int(path.name[5:]) for path in tmp_path.glob('run/checkpoints/step-*'))
   results = two_workers.finish(two_workers.start(command(tmp_path / 'run', *settings,
-                                                         f'KTimesSchedule.unit = {(reached + 5) / 4}')))
+                                                         f'SCHEDULE = {(reached + 5) / 400}')))
   assert [code for code, _ in results] == [0, 0], results
   assert f'from step {reached} to {reached + 5}' in results[0][1]
 
@@ -188,7 +188,7 @@ def test_after_sigterm_to_one_worker_both_save_and_resume(tmp_path, signalled):
   saved, = tmp_path.glob('run/checkpoints/step-*')
   assert int(saved.name[5:]) == reported
   results = two_workers.finish(two_workers.start(command(tmp_path / 'run', *settings,
-                                                         f'KTimesSchedule.unit = {(reported + 2) / 4}')))
+                                                         f'SCHEDULE = {(reported + 2) / 400}')))
   assert [code for code, _ in results] == [0, 0], results
   assert f'from step {reported} to {reported + 2}' in results[0][1]
 

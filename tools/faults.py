@@ -25,9 +25,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import NamedTuple
 
-from tools.small_runs import EVERY, ROOT, Bench, Training, variables  # first: it sets up the environment for TensorFlow
+# First: it sets up the environment for TensorFlow.
+from tools.small_runs import EVERY, ROOT, Bench, Row, Training, variables  # isort: skip
+
+from tools.faults_writers import changed_settings, two_writers  # isort: skip
 
 import numpy as np  # isort: skip
 import tensorflow as tf  # isort: skip
@@ -37,16 +39,6 @@ from rethink_tf.data.classification.input import ClassificationTrainInput  # iso
 from rethink_tf.training.losses import ClassificationLoss  # isort: skip
 
 POISON = -7  # image id of the batch whose loss is NaN
-
-
-class Row(NamedTuple):
-  kind: str
-  faults: int
-  runs: int
-  outcome: str  # one sentence
-  lost: list[int]  # steps of each restart
-  codes: list[int]
-  equal: bool | None  # None: nothing to compare
 
 
 def sigkill(bench: Bench, faults: int) -> Row:
@@ -295,7 +287,8 @@ def several(bench: Bench, faults: int) -> Row:
 
 ROWS = {'sigkill': (sigkill, 20), 'sigterm': (sigterm, 5), 'sigterm_twice': (sigterm_twice, 2), 'damaged': (damaged, 5),
         'full_disk': (full_disk, 1), 'deleted_folder': (deleted_folder, 1), 'nan': (nan, 2),
-        'flaky_reads': (flaky_reads, 1), 'lost_reader': (lost_reader, 1), 'killed_worker': (killed_worker, 1)}
+        'flaky_reads': (flaky_reads, 1), 'lost_reader': (lost_reader, 1), 'killed_worker': (killed_worker, 1),
+        'two_writers': (two_writers, 3), 'changed_settings': (changed_settings, 1)}
 QUICK = {'several': (several, 3)}
 
 

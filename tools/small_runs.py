@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 for _name in ('OPENBLAS_NUM_THREADS', 'OMP_NUM_THREADS', 'TF_NUM_INTRAOP_THREADS', 'TF_NUM_INTEROP_THREADS'):
   os.environ.setdefault(_name, '1')  # no thread may run when the process forks, and one core is enough
@@ -41,6 +42,18 @@ def parameters(epochs: int) -> list[str]:
     'ClassificationTrainInput.workers = 1', 'run.ema = @ExponentialMovingAverage',
   ]
   return [f'--gin_param={binding}' for binding in bindings]
+
+
+class Row(NamedTuple):
+  """A row of the table of faults."""
+
+  kind: str
+  faults: int
+  runs: int
+  outcome: str  # one sentence
+  lost: list[int]  # steps of each restart
+  codes: list[int]
+  equal: bool | None  # None: nothing to compare
 
 
 class Training:

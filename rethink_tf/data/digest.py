@@ -27,7 +27,7 @@ def summarize(source: Source) -> dict[str, Any]:
 
 def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
   """Return what differs between two summaries, which may come from a file, in words; [] for equal ones."""
-  found = [f'{was[name]} -> {now.get(name)} {name}' for name in ('images', 'instances')
+  found = [f'{was[name]!r} -> {now.get(name)!r} {name}' for name in ('images', 'instances')
            if name in was and was[name] != now.get(name)]
   if not found and was.get('annotations') != now.get('annotations'):
     found.append('other annotations under the same number of images')

@@ -99,7 +99,7 @@ def check(was: Identity, now: Identity, folder: RunFolder, step: int, allow_chan
       f'{folder.path}: its checkpoint of step {step} was trained with other settings: {_listed(meaning)}: start with '
       f'{folder.join(CONFIG)}, choose another --model_dir, or continue with the new settings by --allow_changes')
   if was.version and was.version != now.version:
-    logging.info('%s: was trained with version %s of the package, this is %s', folder.path, was.version, now.version)
+    logging.info('%s: was trained with version %r of the package, this is %r', folder.path, was.version, now.version)
   return found
 
 
@@ -199,7 +199,7 @@ def _text(folder: RunFolder, name: str) -> str | None:
 def _parse(text: str, path: str) -> Identity:
   try:
     content = json.loads(text)
-    identity = Identity(**content)
+    identity = Identity(**{name: content[name] for name in Identity._fields if name in content})
     identity = identity._replace(ancestors=tuple(identity.ancestors), history=tuple(identity.history))
     sound = isinstance(identity.run, str) and identity.run and _are_categories(identity.categories) and \
         isinstance(identity.settings, dict) and isinstance(identity.version, str) and \

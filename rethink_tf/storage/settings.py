@@ -104,5 +104,6 @@ def _plain(value: Any) -> Any:
 
 
 def _short(value: Any) -> str:
-  text = value if isinstance(value, str) and value.startswith('@') else repr(_plain(value))
+  reference = isinstance(value, str) and value.startswith('@') and value.isprintable()
+  text = value if reference else repr(_plain(value))
   return text if len(text) <= 40 else text[:37] + '...'

@@ -4,6 +4,7 @@ writer.json names the holder: host, process and its start, since when, a random 
 increases every 20 seconds. Whoever finds one
   of a process of this machine  asks the system whether it runs;
   of another machine            watches it for a minute: it is dead if the beat stands still. No clocks are compared.
+A folder that was copied while a process of this machine writes to the original is watched as well.
 Object stores have no exclusive creation, and network file systems none that can be relied on, so that the lease is
 written and read back after a moment: of two that write at once, the later one has it. On a local disk a file lock of
 the system makes this exact. A holder that finds another token in the file, after it was suspended or cut off from the
@@ -51,6 +52,7 @@ class Holder(NamedTuple):
   pid: int
   started: str  # of the process, so that another one with the same id is not mistaken for it
   since: str
+  path: str  # of the run folder as the holder sees it: the file may be in a copy
   beat: int = 0
 
   def __str__(self) -> str:
@@ -128,7 +130,7 @@ def acquire(folder: RunFolder, file: str = FILE) -> WriterLock:
   Raises:
     UserError: another process holds it, or the storage refuses it.
   """
-  own = _this_process()
+  own = _this_process(folder)
   dead = refuse_if_held(folder, file)
   try:
     with _exclusive(folder) as exact:
@@ -154,9 +156,8 @@ def refuse_if_held(folder: RunFolder, file: str = FILE) -> Holder | None:
   found = read(folder, file)
   if found is None:
     return None
-  if found.machine == _machine():
-    alive = found.token in _held if found.pid == os.getpid() else _runs(found)
-  else:
+  alive = found.machine != _machine() or (found.token in _held if found.pid == os.getpid() else _runs(found))
+  if alive and (found.machine != _machine() or found.path != _real(folder)):
     alive = _beats(folder, found, file)
   if alive:
     raise _taken(folder, found, file)
@@ -187,7 +188,8 @@ def read(folder: RunFolder, file: str = FILE) -> Holder | None:
 def _parse(content: bytes) -> Holder | None:
   try:
     found = Holder(**json.loads(content))
-    sound = all(isinstance(value, kind) for value, kind in zip(found, (str, str, str, int, str, str, int), strict=True))
+    kinds = (str, str, str, int, str, str, str, int)
+    sound = all(isinstance(value, kind) for value, kind in zip(found, kinds, strict=True))
   except (ValueError, TypeError, RecursionError):
     return None
   return found if sound and str(found).isprintable() and 0 < found.pid < 1 << 32 else None
@@ -199,9 +201,14 @@ def _taken(folder: RunFolder, holder: Holder, file: str) -> UserError:
   return UserError(f'{folder.path}: {holder}, is writing to this run: end it first, or choose another --model_dir')
 
 
-def _this_process() -> Holder:
+def _this_process(folder: RunFolder) -> Holder:
   now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds')
-  return Holder(uuid.uuid4().hex, socket.gethostname(), _machine(), os.getpid(), _start_of(os.getpid()), now)
+  return Holder(uuid.uuid4().hex, socket.gethostname(), _machine(), os.getpid(), _start_of(os.getpid()), now,
+                _real(folder))
+
+
+def _real(folder: RunFolder) -> str:
+  return folder.path if folder.remote else os.path.realpath(folder.path)
 
 
 def _machine() -> str:

@@ -28,7 +28,7 @@ def folder(request, tmp_path, monkeypatch):
 
 def write(folder, **fields):
   """Write the lease of another process, with these fields."""
-  holder = writer_lock._this_process()._replace(**{'token': 'another', **fields})
+  holder = writer_lock._this_process(folder)._replace(**{'token': 'another', **fields})
   writer_lock._write(folder, holder)
   return holder
 
@@ -85,6 +85,15 @@ def test_a_beating_process_of_another_machine_is_alive(folder):
   with pytest.raises(UserError, match='on node-2, since'):
     writer_lock.acquire(folder)
   timer.join()
+
+
+def test_a_copy_of_a_folder_that_is_written_to(folder, tmp_path):
+  with writer_lock.held(folder):
+    copy = RunFolder(str(tmp_path / 'copy'))
+    copy.remote = folder.remote
+    pathlib.Path(copy.join(writer_lock.FILE)).write_bytes(pathlib.Path(folder.join(writer_lock.FILE)).read_bytes())
+    with writer_lock.held(copy):
+      assert writer_lock.read(copy).token != writer_lock.read(folder).token
 
 
 def test_one_that_ends_while_it_is_watched(folder):
@@ -149,9 +158,9 @@ def test_a_removed_file_is_written_again(folder, monkeypatch):
 
 @pytest.mark.parametrize('content', [
   b'', b'{', b'[]', b'{"token": 1}', b'\xff' * 100, b'[' * 70_000,
-  json.dumps(['x', 'a\x1b[2J', 'm', 1, '', '', 0]).encode(),
-  b'{"token": "x", "host": "a\\u001b[2J", "machine": "m", "pid": 1, "started": "", "since": "", "beat": 0}',
-  b'{"token": "x", "host": "a", "machine": "m", "pid": -1, "started": "", "since": "", "beat": 0}'])
+  json.dumps(['x', 'a', 'm', 1, '', '', '', 0]).encode(),
+  b'{"token": "x", "host": "a\\u001b[2J", "machine": "m", "pid": 1, "started": "", "since": "", "path": ""}',
+  b'{"token": "x", "host": "a", "machine": "m", "pid": -1, "started": "", "since": "", "path": ""}'])
 def test_a_damaged_file_is_nobodys(tmp_path, content):
   folder = RunFolder(str(tmp_path))
   pathlib.Path(folder.join(writer_lock.FILE)).write_bytes(content)
