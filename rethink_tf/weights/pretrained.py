@@ -74,13 +74,14 @@ class PretrainedWeights:
   convention ('detectron2', 'detectron'): of a detector that records no settings of its anchors and RoIAlign.
   new: patterns of the model's names that are not loaded, even if the file has them ('roi_heads.box_predictor.*':
   other classes). ignore: patterns of names in the file that are not loaded.
+  match_classes: of a run with other classes, take the outputs of classes of the same name; others start anew.
   A composite of several backbones (CBNet, section 3) loads the same file into each; its connectors are not loaded.
   """
 
   def __init__(self, path: str, part: str = 'backbone', channels: str | None = None, stride_in_1x1: bool | None = None,
                epsilon: float | None = None, norm: str | None = None, convention: str | None = None,
                dictionary: str | None = None, prefix: str | None = None, new: Sequence[str] = (),
-               ignore: Sequence[str] = ()):
+               ignore: Sequence[str] = (), match_classes: bool = False):
     if part not in PARTS:
       raise UserError(f'PretrainedWeights.part = {part!r}: use one of {", ".join(PARTS)}')
     if channels not in ('rgb', 'bgr', None):
@@ -98,6 +99,7 @@ class PretrainedWeights:
     if not isinstance(path, str) or not path:
       raise UserError(f'PretrainedWeights.path = {path!r}: name a weight file with --weights=FILE')
     self.classes: list[str] | None = None
+    self.match_classes = match_classes
     self.path, self.part, self.new, self.ignore = path, part, tuple(new), tuple(ignore)
     self.channels, self.stride_in_1x1, self.epsilon, self.norm = channels, stride_in_1x1, epsilon, norm
     self.convention = convention
@@ -123,7 +125,9 @@ class PretrainedWeights:
     if self.part == 'detector':
       compared.check(self._with_settings(contents), detector)
     entries, arrays = self._tables(contents, detector)
-    arrays = class_layers.match(contents, arrays, self.classes, self.part, self.new)
+    arrays = class_layers.match(contents, arrays, self.classes, self.part, self.new,
+                                entries if self.match_classes else None)
+    class_layers.check_shapes(self.path, entries, arrays, self.new)
     for pattern, names, parameter in [*((p, {*entries, *arrays}, 'new') for p in self.new),
                                       *((p, arrays, 'ignore') for p in self.ignore)]:
       if not fnmatch.filter(names, pattern):
