@@ -22,16 +22,18 @@ def main(paths: list[str]) -> None:
   for path in paths:
     process.check_path(path, 'no such file: give the path of a weight file or a run folder', suffix='.index')
   from rethink_tf import console
-  from rethink_tf.weights import formats
+  from rethink_tf.weights import formats, loadable
 
   console.hide_library_info()
   for path in paths:
-    print(describe(formats.read(path)))
+    contents = formats.read(path)
+    print(describe(contents))
+    loadable.check(contents)
 
 
 def describe(contents: Contents) -> str:
   """Return a table of a file's properties, and the options of a run that starts from it."""
-  from rethink_tf.weights import options
+  from rethink_tf.weights import loadable, options
   known = options.completed(contents)
   parameters = sum(math.prod(array.shape) for array in contents.arrays.values())
   unknown = 'unknown (not in the file)'
@@ -56,7 +58,8 @@ def describe(contents: Contents) -> str:
     *(('note', note) for note in known.notes),
     ('ignored', ', '.join(contents.ignored[:4]) + (f', … ({len(contents.ignored)})' if contents.ignored[4:] else '')
      or 'none'),
-    ('use it with', ' '.join(options.command_line(contents))),
+    *([('use it with', 'nothing: it has arrays of no layer that is built here')] if loadable.unknown(contents) else
+      [(label, ' '.join(found)) for label, found in options.alternatives(contents).items()]),
   ]
   return '\n'.join(f'{name:<13} {value}' for name, value in rows)
 

@@ -15,7 +15,7 @@ import tensorflow as tf
 from rethink_tf import gin_files
 from rethink_tf.models.cascade import Cascade
 from rethink_tf.models.rois import Anchors, DetectionGenerator, ProposalGenerator, RoIPooler, RoISampler
-from rethink_tf.weights import detectron2_settings, tf_models
+from rethink_tf.weights import detectron2_settings, tf_models, torchvision_vgg
 from rethink_tf.weights.contents import Architecture, Contents
 
 # Files of gin_configs/models by depth, groups and width per group; all have a stem of 64 and res2 of 256 channels.
@@ -26,9 +26,20 @@ _R50 = Architecture(50, 1, 64, 64, 256)
 _PARTS = (Anchors, RoIPooler, RoISampler, ProposalGenerator, DetectionGenerator, Cascade)
 
 
-def command_line(contents: Contents) -> list[str]:
-  """Return the options of a run that starts from a file, to follow those of a complete configuration."""
+def alternatives(contents: Contents) -> dict[str, list[str]]:
+  """Return the options of a run that starts from a file; two kinds where it does not record its norms."""
+  if contents.norm is not None or contents.architecture is None:
+    return {'use it with': command_line(contents)}
+  return {'if GroupNorm': command_line(contents, 'gn'), 'if folded BN': command_line(contents, 'folded')}
+
+
+def command_line(contents: Contents, norm: str = 'gn') -> list[str]:
+  """Return the options of a run that starts from a file, to follow those of a complete configuration.
+
+  norm: 'gn' or 'folded', of a file that does not record it.
+  """
   known = completed(contents)
+  known = known._replace(norm=norm) if known.norm is None and known.architecture is not None else known
   files, bindings = _model(contents)
   init = _init(known)
   files.append(f'gin_configs/init/{init}.gin')
@@ -36,7 +47,7 @@ def command_line(contents: Contents) -> list[str]:
     further, parts = detectron2_settings.parts(known)
     files += [f'gin_configs/{name}' for name in further]
     bindings |= parts | {name: value for name, value in known.settings.items() if value != _default(name)}
-  elif known.kind == 'backbone' and not known.format.startswith('torchvision VGG'):
+  elif known.kind == 'backbone' and not torchvision_vgg.is_of(known):
     norm = {'bn': 'syncbn', 'folded': 'frozen_bn', 'none': 'none', 'gn': 'gn', None: 'gn'}[known.norm]
     files.append(f'gin_configs/norms/{norm}.gin')
   bindings |= _of_file(contents, known)
@@ -73,8 +84,12 @@ def _model(contents: Contents) -> tuple[list[str], dict[str, Any]]:
   if contents.own and contents.kind == 'detector':
     config = os.path.join(os.path.dirname(os.path.dirname(contents.checkpoint.rstrip('/'))), 'config.gin')
     return [config] if tf.io.gfile.exists(config) else [], {}
-  if contents.format.startswith('torchvision VGG'):
-    return ['gin_configs/models/vgg16.gin'], {}
+  if torchvision_vgg.is_of(contents):
+    usual = {'VGG.depth': 16, 'VGG.width': 64, 'BoxHead.fc_width': 4096}
+    bindings = {name: value for name, value in torchvision_vgg.settings(contents).items() if value != usual[name]}
+    if 'fc6.weight' not in contents.arrays:
+      bindings['PretrainedWeights.new'] = ('fc6.*', 'fc7.*')
+    return ['gin_configs/models/vgg16.gin'], bindings
   if contents.architecture is None:
     return [], {}
   usual = MODELS.get(contents.architecture[:3]) if contents.architecture[3:] == _R50[3:] else None
@@ -91,7 +106,7 @@ def _of_file(contents: Contents, known: Contents) -> dict[str, Any]:
   if contents.epsilon is None:
     found['PretrainedWeights.epsilon'] = tf_models.likely_epsilon(contents.ignored)
   if contents.norm is None and contents.architecture is not None:
-    found['PretrainedWeights.norm'] = 'gn'
+    found['PretrainedWeights.norm'] = known.norm
   for name in ('channels', 'stride_in_1x1'):
     if getattr(contents, name) is None:
       found[f'PretrainedWeights.{name}'] = getattr(known, name)
