@@ -29,6 +29,8 @@ from rethink_tf.errors import UserError
 
 _SCOPES = {'train', 'eval'}  # entered by the code; others must be named by a reference (@scope/Part())
 _PARAM = '--gin_param'
+_MAX_FILES = 1000  # with repetitions
+_MAX_DEPTH, _MAX_VALUES = 50, 10_000  # of a macro that refers to others
 _MAX_BYTES = 1 << 20  # of a file; the largest shipped one has a few thousand
 
 
@@ -59,6 +61,7 @@ def _parse(gin_files: Sequence[str], gin_params: Sequence[str]) -> None:
   for binding in gin_params:
     if binding not in imports:
       reader.read_text(_PARAM, binding)
+  reader.check_macros()
   reader.check_names()
   with _explained('configuration'):
     gin.finalize()
@@ -165,6 +168,9 @@ class _Reader(config_parser.ParserDelegate):
     self._scopes_set: dict[str, str] = {}
     self._allowed_imports: set[str] = set()
     self._scopes_used = set(_SCOPES)
+    self._uses: dict[str, list[str]] = {}  # macro -> macros in its value
+    self._latest: list[str] = []  # macros in the latest value
+    self._files = 0
 
   # config_parser calls the next two for the right-hand sides of bindings.
   def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> None:
@@ -172,11 +178,15 @@ class _Reader(config_parser.ParserDelegate):
 
   def macro(self, macro_name: str) -> None:
     self._macros_used.setdefault(macro_name, self._where)
+    self._latest.append(macro_name)
 
   def read_file(self, name: str) -> None:
     path = _find(name, self._stack)
     if path in self._stack:
       raise UserError(f'{self._stack[-1]}: include "{name}" is circular')
+    self._files += 1
+    if self._files > _MAX_FILES:
+      raise UserError(f'{name}: over {_MAX_FILES} includes')
     with _explained(name):
       text = _read(path, name)
     self._stack.append(path)
@@ -210,9 +220,11 @@ class _Reader(config_parser.ParserDelegate):
       elif isinstance(statement, config_parser.BindingStatement) and not statement.arg_name:
         macro = '/'.join(filter(None, [statement.scope, statement.selector]))
         self._macros_set.setdefault(macro, where)
+        self._uses[macro] = self._latest
       elif isinstance(statement, (config_parser.BindingStatement, config_parser.BlockDeclaration)) and statement.scope:
         for scope in statement.scope.split('/'):
           self._scopes_set.setdefault(scope, where)
+      self._latest = []
     return includes
 
   def _check_import(self, module: str, where: str) -> None:
@@ -222,6 +234,21 @@ class _Reader(config_parser.ParserDelegate):
       self._allowed_imports.add(module)
     elif module.split('.')[0] != 'rethink_tf' and module not in self._allowed_imports:
       raise UserError(f"{where}: imports {module}, which would run it: if you trust it, add {_PARAM}='import {module}'")
+
+  def check_macros(self) -> None:
+    """Raise a UserError for a macro whose value would be huge: twenty lines can double one twenty times."""
+    sizes: dict[str, int] = {}
+
+    def size(name: str, depth: int) -> int:
+      if depth > _MAX_DEPTH:
+        raise UserError(f'{self._macros_set.get(name, name)}: macros are nested over {_MAX_DEPTH} deep')
+      if name not in sizes:
+        sizes[name] = 1 + sum(size(used, depth + 1) for used in self._uses.get(name, ()))
+        if sizes[name] > _MAX_VALUES:
+          raise UserError(f'{self._macros_set[name]}: the value of {name} refers to over {_MAX_VALUES:,} others')
+      return sizes[name]
+    for name in self._uses:
+      size(name, 0)
 
   def check_names(self) -> None:
     """Raise a UserError for a macro or scope that is only set or only used."""

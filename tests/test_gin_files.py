@@ -251,3 +251,24 @@ def test_arguments_as_gin_would_pass_them(folder):
   assert (net().depth, net().norm) == (101, 32)
   gin_files.parse([], ['toy_run.steps = 3'])
   assert gin_files.argument(toy_run, 'net') is None
+
+
+@pytest.mark.parametrize('lines, message', [
+  (['A0 = 1', *(f'A{i} = (%A{i - 1}, %A{i - 1})' for i in range(1, 40)), 'run.steps = %A39'], 'refers to over 10,000'),
+  (['A0 = 1', *(f'A{i} = %A{i - 1}' for i in range(1, 100)), 'run.steps = %A99'], 'nested over 50 deep'),
+  (['A = %B', 'B = %A', 'run.steps = %A'], 'nested over 50 deep')], ids=['doubled', 'deep', 'circular'])
+def test_macros_of_any_size_are_refused(tmp_path, lines, message):
+  """gin would copy the value of a macro wherever it is used: 2 ** 39 times here."""
+  (tmp_path / 'x.gin').write_text('\n'.join(lines) + '\n')
+  with pytest.raises(UserError, match=message) as error:
+    gin_files.parse([str(tmp_path / 'x.gin')])
+  assert 'x.gin:' in str(error.value) and '\n' not in str(error.value)
+
+
+def test_includes_that_repeat_each_other_end(tmp_path):
+  """A file that includes the next one twice, which does the same: 2 ** 30 reads."""
+  for i in range(30):
+    (tmp_path / f'{i}.gin').write_text(f"include '{tmp_path}/{i + 1}.gin'\n" * 2)
+  (tmp_path / '30.gin').write_text('')
+  with pytest.raises(UserError, match='over 1000 includes'):
+    gin_files.parse([str(tmp_path / '0.gin')])
