@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
+from rethink_tf.data.categories import is_text
+
 REPAIRED, LEFT_OUT, SUSPICIOUS = 'repaired', 'left out', 'suspicious'  # outcomes, in the order of the table
 _EXAMPLES = 6  # that are kept for each reason
 _NAMED = 2  # of these in the table
@@ -88,11 +90,14 @@ class Problems:
     problems = cls()
     for reason, entry in content.items():
       entry = {'count': entry} if type(entry) is int else entry
-      outcome, count = entry.get('outcome', LEFT_OUT), entry['count']
-      cases = [Case(**{**example, **{name: tuple(map(float, example[name])) for name in ('box', 'other')
-                                     if name in example}}) for example in entry.get('examples', ())]
-      if type(count) is not int or outcome not in (REPAIRED, LEFT_OUT, SUSPICIOUS) or not isinstance(reason, str) or \
-          not all(isinstance(case.text, str) and isinstance(case.label, str | None)
+      try:
+        outcome, count = entry.get('outcome', LEFT_OUT), entry['count']
+        cases = [Case(**{**example, **{name: tuple(map(float, example[name])) for name in ('box', 'other')
+                                       if name in example}}) for example in entry.get('examples', ())]
+      except (AttributeError, LookupError, ValueError, OverflowError) as error:
+        raise TypeError('a problem that is not as to_json writes it') from error
+      if type(count) is not int or outcome not in (REPAIRED, LEFT_OUT, SUSPICIOUS) or not is_text(reason) or \
+          not all(is_text(case.text) and isinstance(case.label, str | None)
                   and all(len(box) == 4 for box in (case.box, case.other) if box)
                   and all(type(id_) is int for id_ in (case.image_id, case.annotation_id) if id_ is not None)
                   for case in cases):
