@@ -237,18 +237,21 @@ class _Reader(config_parser.ParserDelegate):
 
   def check_macros(self) -> None:
     """Raise a UserError for a macro whose value would be huge: twenty lines can double one twenty times."""
-    sizes: dict[str, int] = {}
+    found: dict[str, tuple[int, int]] = {}
 
-    def size(name: str, depth: int) -> int:
-      if depth > _MAX_DEPTH:
+    def measure(name: str, outside: int) -> tuple[int, int]:
+      """Return the number of macros in the value of one, and how deep they are nested."""
+      if name not in found:
+        inner = [measure(used, outside + 1) for used in self._uses.get(name, ()) if outside <= _MAX_DEPTH]
+        found[name] = 1 + sum(size for size, _ in inner), 1 + max((depth for _, depth in inner), default=0)
+      size, depth = found[name]
+      if outside + depth > _MAX_DEPTH:
         raise UserError(f'{self._macros_set.get(name, name)}: macros are nested over {_MAX_DEPTH} deep')
-      if name not in sizes:
-        sizes[name] = 1 + sum(size(used, depth + 1) for used in self._uses.get(name, ()))
-        if sizes[name] > _MAX_VALUES:
-          raise UserError(f'{self._macros_set[name]}: the value of {name} refers to over {_MAX_VALUES:,} others')
-      return sizes[name]
+      if size > _MAX_VALUES:
+        raise UserError(f'{self._macros_set[name]}: the value of {name} refers to over {_MAX_VALUES:,} others')
+      return size, depth
     for name in self._uses:
-      size(name, 0)
+      measure(name, 0)
 
   def check_names(self) -> None:
     """Raise a UserError for a macro or scope that is only set or only used."""
