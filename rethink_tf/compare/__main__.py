@@ -23,6 +23,8 @@ def define_flags() -> None:
   flags.DEFINE_float('margin', 0.5, 'AP points within which two runs count as equal', **here)
   flags.DEFINE_integer('draws', 1000, 'draws of the bootstrap over images', **here)
   flags.DEFINE_float('confidence', 0.95, 'coverage of the intervals', **here)
+  flags.DEFINE_float('seed_spread', None, 'known standard deviation of the metric between seeds, in points; default: '
+                     'taken from the runs', **here)
 
 
 def main(run_folders: list[str]) -> None:
@@ -32,7 +34,8 @@ def main(run_folders: list[str]) -> None:
   from rethink_tf.compare.report import compare
 
   console.hide_library_info()
-  comparison = compare(run_folders, FLAGS.output, FLAGS.metric, FLAGS.margin, FLAGS.draws, FLAGS.confidence)
+  comparison = compare(run_folders, FLAGS.output, FLAGS.metric, FLAGS.margin, FLAGS.draws, FLAGS.confidence,
+                       FLAGS.seed_spread)
   print(comparison.text)
   print(f'\nreport: {comparison.page}\ntensorboard --logdir={FLAGS.output}/tensorboard')
 

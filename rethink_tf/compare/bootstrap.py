@@ -1,8 +1,8 @@
-"""Confidence intervals of AP differences: COCO's AP from per-image matches, and paired bootstrap over images.
+"""COCO's AP from per-image matches, for resampled images.
 
 The bootstrap (Efron 1979) resamples the N evaluated images with replacement and takes the spread of AP over the
-resamples. Two runs are resampled with the same images, so that image difficulty, which they share, cancels in their
-difference.
+resamples. All runs are resampled with the same images, so that image difficulty, which they share, cancels in their
+differences.
 """
 
 from __future__ import annotations
@@ -29,18 +29,6 @@ class Matches(NamedTuple):
 
   image_ids: np.ndarray  # int64 [num images], ascending
   categories: tuple[CategoryMatches, ...]
-
-
-class Interval(NamedTuple):
-  """An estimate in percent with the range that contains `confidence` of the bootstrap draws."""
-
-  value: float
-  low: float
-  high: float
-  confidence: float = 0.95
-
-  def __str__(self) -> str:
-    return f'{self.value:+.1f} [{self.low:+.1f}, {self.high:+.1f}]'
 
 
 def average_precision(matches: Matches, weights: np.ndarray) -> np.ndarray:
@@ -92,35 +80,17 @@ def draw_weights(num_images: int, draws: int, seed: int) -> np.ndarray:
   return np.random.default_rng(seed).multinomial(num_images, np.full(num_images, 1 / num_images), draws)
 
 
-def paired_difference(first: Sequence[Matches], second: Sequence[Matches], draws: int = 1000, seed: int = 0,
-                      confidence: float = 0.95) -> Interval:
-  """Return AP of the first side minus AP of the second, in percent, with its paired bootstrap interval over images.
-
-  A side is one run or several that differ only in their seed. The AP of a side is the mean over its runs, which are
-  resampled along with the images, so that the interval includes the variance between seeds.
+def resampled(runs: Sequence[Matches], draws: int = 1000, seed: int = 0) -> np.ndarray:
+  """Return the AP of each run in percent over resampled images, the same for all runs: float64 [runs, draws].
 
   Raises:
     ValueError: the runs were evaluated on different images.
   """
-  ids = first[0].image_ids
-  if any(not np.array_equal(ids, one.image_ids) for one in (*first, *second)):
+  ids = runs[0].image_ids
+  if any(not np.array_equal(ids, one.image_ids) for one in runs):
     raise ValueError('the runs were evaluated on different images')
-  ones = np.ones((1, len(ids)))
-  value = _mean_ap(first, ones) - _mean_ap(second, ones)
-  noise = np.random.default_rng(seed + 1)
-  differences = []
+  blocks = []
   for begin in range(0, draws, 100):  # 100 draws at a time bound the memory
     weights = draw_weights(len(ids), min(100, draws - begin), seed + begin + 2)
-    differences.append(_mean_ap(first, weights, noise) - _mean_ap(second, weights, noise))
-  tail = 100 * (1 - confidence) / 2
-  low, high = np.nanpercentile(np.concatenate(differences), [tail, 100 - tail])
-  return Interval(float(value[0]), float(low), float(high), confidence)
-
-
-def _mean_ap(side: Sequence[Matches], weights: np.ndarray, noise: np.random.Generator | None = None) -> np.ndarray:
-  """Return the mean AP over the runs of a side, resampled if `noise` is given: [draws]."""
-  each = np.stack([average_precision(one, weights) for one in side])  # [runs, draws]
-  if noise is None or len(side) == 1:
-    return each.mean(0)
-  chosen = noise.integers(len(side), size=each.shape)
-  return np.take_along_axis(each, chosen, 0).mean(0)
+    blocks.append(np.stack([average_precision(one, weights) for one in runs]))
+  return np.concatenate(blocks, 1)

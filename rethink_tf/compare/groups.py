@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from absl import logging
 
 from rethink_tf.compare.run_summary import Run, Seen
 
@@ -16,6 +17,7 @@ class Side(NamedTuple):
 
   schedule: str
   runs: tuple[Run, ...]
+  arm: str = ''  # name of the initial weights, where a comparison has several
 
   def mean(self, metric: str) -> float:
     """Return the mean of a final metric over seeds."""
@@ -34,7 +36,8 @@ class Side(NamedTuple):
   @property
   def label(self) -> str:
     seeds = f', {len(self.runs)} seeds' if len(self.runs) > 1 else ''
-    return f'{self.runs[0].init} {self.schedule}{seeds}'
+    arm = f' ({self.arm})' if self.arm else ''
+    return f'{self.runs[0].init}{arm} {self.schedule}{seeds}'
 
 
 def groups(runs: Sequence[Run]) -> list[list[Run]]:
@@ -45,11 +48,23 @@ def groups(runs: Sequence[Run]) -> list[list[Run]]:
   return list(by_key.values())
 
 
+def independent(runs: Sequence[Run]) -> list[Run]:
+  """Return the runs that are independent samples: of those that differ in nothing, not even the seed, the first."""
+  first_of: dict[tuple, Run] = {}
+  for run in runs:
+    first = first_of.setdefault((run.twin_key, run.init, run.init_key, run.schedule, run.seed), run)
+    if first is not run:
+      logging.warning('%s and %s have the same configuration and the same seed (run.seed = %d): only the first counts '
+                      'in the verdict', first.name, run.name, run.seed)
+  return list(first_of.values())
+
+
 def sides(runs: Sequence[Run], init: str) -> list[Side]:
-  """Return the runs of a group with initial weights `init` as one side per schedule, by images seen."""
-  by_schedule = collections.OrderedDict()
+  """Return the runs of a group with initial weights `init` as one side per schedule and weights, by images seen."""
+  by_key = collections.OrderedDict()
   for run in runs:
     if run.init == init:
-      by_schedule.setdefault(run.schedule, []).append(run)
-  return sorted((Side(schedule, tuple(each)) for schedule, each in by_schedule.items()),
-                key=lambda side: side.seen.images)
+      by_key.setdefault((run.schedule, run.init_key), []).append(run)
+  several = len({init_key for _, init_key in by_key}) > 1
+  return sorted((Side(schedule, tuple(each), each[0].weights_name if several else '')
+                 for (schedule, _), each in by_key.items()), key=lambda side: side.seen.images)

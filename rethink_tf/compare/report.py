@@ -11,8 +11,9 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from rethink_tf.compare import matching, page, plots, published, same_data, tables, tensorboard_log, verdict
+from rethink_tf.compare import groups, matching, page, plots, published, same_data, tables, tensorboard_log, verdict
 from rethink_tf.compare.bootstrap import Matches
+from rethink_tf.compare.differences import Differences, ReadMatches
 from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run, read_runs
 from rethink_tf.errors import UserError, in_one_line, plain
 from rethink_tf.storage import files
@@ -33,7 +34,7 @@ class Comparison(NamedTuple):
 
 
 def compare(run_folders: Sequence[str], output: str, metric: str | None = None, margin: float = 0.5, draws: int = 1000,
-            confidence: float = 0.95) -> Comparison:
+            confidence: float = 0.95, seed_spread: float | None = None) -> Comparison:
   """Compare runs and write a report.
 
   Args:
@@ -42,7 +43,9 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
     metric: metric to compare by, as 'box/AP'; None: the first run's main metric.
     margin: AP points within which two runs count as equal.
     draws: number of bootstrap draws.
-    confidence: coverage of the bootstrap intervals.
+    confidence: coverage of the intervals.
+    seed_spread: known standard deviation of the metric between seeds, in points; None: taken from the runs, which takes
+      two seeds of one side at least.
 
   Raises:
     UserError: a folder is not a run folder, has no evaluation or lacks the metric; an argument is out of range; or the
@@ -50,15 +53,18 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
   """
   if not (0 < confidence < 1 and draws >= 10):
     raise UserError(f'--confidence={confidence} must lie between 0 and 1, and --draws={draws} be at least 10')
+  if seed_spread is not None and not 0 <= seed_spread <= 100:
+    raise UserError(f'--seed_spread={seed_spread} must lie between 0 and 100 points')
   runs = read_runs(run_folders)
   metric = _common_metric(runs, metric)
-  matches = _matches_reader(runs, metric)
-  verdicts = verdict.verdicts(runs, metric, matches, margin, draws, confidence)
+  counted = groups.independent(runs)
+  differences = Differences(counted, metric, _matches_reader(runs, metric), draws, confidence, seed_spread)
+  verdicts = verdict.verdicts(counted, differences, margin)
   content = {
     'Runs': _runs_table(runs),
     'Scratch against the best pre-trained run': tables.steps_table(verdicts),
-    'Scratch against pre-training at the same schedule': tables.twins_table(runs, metric, matches, draws, confidence),
-    f'Differences of {metric} from the first run': tables.differences_table(runs, metric, matches, draws, confidence),
+    'Scratch against pre-training at the same schedule': tables.twins_table(counted, differences),
+    f'Differences of {metric} from the first run': tables.differences_table(runs, differences),
     'Settings that differ': tables.settings_table(runs),
   }
   words = [one.words for one in verdicts] or [_without_verdict(runs)]
@@ -79,7 +85,7 @@ def _common_metric(runs: Sequence[Run], metric: str | None) -> str:
   return metric
 
 
-def _matches_reader(runs: Sequence[Run], metric: str) -> verdict.ReadMatches:
+def _matches_reader(runs: Sequence[Run], metric: str) -> ReadMatches:
   """Return a function that reads the matches of a run's last evaluation once."""
   by_name = {run.name: run for run in runs}
   started = time.monotonic()
@@ -123,7 +129,8 @@ def _write(output: str, runs: Sequence[Run], metric: str, words: Sequence[str],
   others = {name: fig for name, fig in others.items() if fig is not None}
   data = {f'{_file_name(name)}.{kind}': image for kind in ('png', 'svg')
           for name, image in plots.render(curves | others, kind).items()}
-  notes = ['Intervals: paired bootstrap over the held-out images. Pixels are those of the resized images without '
+  notes = ['Intervals: paired bootstrap over the held-out images and the spread between seeds, pooled over all sides '
+           '(Student, Satterthwaite). Pixels are those of the resized images without '
            'padding; compute is proportional to them (Fig. 2 of the paper).']
   notes += sorted({f'Pre-training: {run.pretraining_source}.' for run in runs if run.pretraining_source})
   panels = plots.render(plots.panels(runs, metric), 'svg')  # replace the plot of all four on the page

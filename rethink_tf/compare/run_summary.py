@@ -119,6 +119,19 @@ class Run(NamedTuple):
                         if not any(pattern.match(name.split('/')[-1]) or pattern.match(name)
                                    for pattern in (_INIT, _SCHEDULE, _SILENT, _SEED))))
 
+  @property
+  def init_key(self) -> tuple[tuple[str, str], ...]:
+    """Key that is equal for runs with the same initial weights; a file counts by its name, without its folder."""
+    return tuple(sorted((name, str(value).rstrip('/').rpartition('/')[2] if name.endswith('.path') else str(value))
+                        for name, value in self.settings.items()
+                        if _INIT.match(name) or _INIT.match(name.split('/')[-1])))
+
+  @property
+  def weights_name(self) -> str:
+    """Short name of the initial weights: the last component of their path."""
+    path = str(self.settings.get('PretrainedWeights.path') or self.pretraining_source or self.init)
+    return path.rstrip('/').rpartition('/')[2]
+
 
 def read_runs(paths: Sequence[str]) -> list[Run]:
   """Read run folders; names are the shortest ends of their paths that differ.

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from rethink_tf.compare import verdict
+from rethink_tf.compare.differences import Differences
 from rethink_tf.compare.groups import Side, groups, sides
 from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run
-from rethink_tf.compare.verdict import ReadMatches
 from rethink_tf.errors import plain
 
 Table = list[list[str]]
@@ -40,30 +40,28 @@ def steps_table(verdicts: Sequence[verdict.Verdict]) -> Table:
   return rows
 
 
-def twins_table(runs: Sequence[Run], metric: str, matches: ReadMatches, draws: int, confidence: float) -> Table:
+def twins_table(runs: Sequence[Run], differences: Differences) -> Table:
   """One row per schedule of Fig. 1 with scratch and pre-trained runs, and their difference; empty without any."""
-  rows = [['schedule', 'scratch', 'pre-trained', 'difference', 'verdict']]
+  rows, metric = [['schedule', 'scratch', 'pre-trained', 'difference', 'verdict']], differences.metric
   for group in groups(runs):
-    pretrained = {side.schedule: side for side in sides(group, PRETRAINED)}
+    pretrained = sides(group, PRETRAINED)
     for side in sides(group, SCRATCH):
-      other = pretrained.get(side.schedule)
-      if other is None:
-        continue
-      interval = verdict.difference(side, other, matches, draws, confidence)
-      rows.append([side.schedule, f'{side.mean(metric):.1f}', f'{other.mean(metric):.1f}', str(interval or '-'),
-                   '-' if interval is None else verdict.relation(interval, 0.0)])
+      for other in (other for other in pretrained if other.schedule == side.schedule):
+        interval = differences.between(side, other)
+        rows.append([f'{side.schedule} {other.arm}'.strip(), f'{side.mean(metric):.1f}', f'{other.mean(metric):.1f}',
+                     str(interval or '-'), '-' if interval is None else verdict.relation(interval, 0.0)])
   return rows if len(rows) > 1 else []
 
 
-def differences_table(runs: Sequence[Run], metric: str, matches: ReadMatches, draws: int, confidence: float) -> Table:
+def differences_table(runs: Sequence[Run], differences: Differences) -> Table:
   """One row per run but the first: its difference from the first."""
   rows = [['run', 'difference', 'verdict']]
   first = Side(runs[0].schedule, (runs[0],))
   for run in runs[1:]:
-    interval = verdict.difference(Side(run.schedule, (run,)), first, matches, draws, confidence)
+    interval = differences.between(Side(run.schedule, (run,)), first)
     if interval is None:
-      rows.append([run.name, f'{run.final(metric) - runs[0].final(metric):+.1f}', 'no interval: detections not saved, '
-                   'of other images, or not a COCO metric'])
+      gap = run.final(differences.metric) - runs[0].final(differences.metric)
+      rows.append([run.name, f'{gap:+.1f}', 'no interval: detections not saved, of other images, or not a COCO metric'])
     else:
       rows.append([run.name, str(interval), verdict.relation(interval, 0.0)])
   return rows

@@ -1,31 +1,38 @@
 """Verdicts in words: whether scratch catches up with pre-training, by which schedule, at what cost.
 
 The paper's finding (sections 4 and 5): on COCO, scratch catches up with fine-tuning given longer schedules; with about
-10k images or fewer it does not. A verdict can also be that the difference is too noisy to say.
+10k images or fewer it does not. A verdict can also be that the difference is too noisy to say, or that one seed a side
+cannot say it.
+
+Schedules are not selected for free. A scratch schedule is compared with *every* pre-trained one, at a confidence that
+holds for all of them together (Bonferroni); it has caught up if it is within the margin of, or above, each. Scratch
+schedules are tested in a fixed order, from the longest to the shorter ones, up to the first that has not caught up
+(Maurer, Hothorn and Lehmacher 1995), so that no further correction is needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-
-from rethink_tf.compare import bootstrap
+from rethink_tf.compare import planning
+from rethink_tf.compare.differences import Differences
 from rethink_tf.compare.groups import Side, groups, sides
+from rethink_tf.compare.intervals import Interval
 from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run
 from rethink_tf.errors import UserError
 
 EQUAL, BETTER, WORSE, UNSURE = 'equal', 'better', 'worse', 'too noisy to say'
-
-ReadMatches = Callable[[Run], bootstrap.Matches | None]  # None: detections were not saved
+NOT_WORSE, ONE_SEED = 'not worse', 'one seed'
+CAUGHT_UP = (EQUAL, BETTER, NOT_WORSE)
 
 
 class Step(NamedTuple):
-  """A scratch schedule compared with the best pre-trained one."""
+  """A scratch schedule compared with all pre-trained ones."""
 
   side: Side
-  difference: bootstrap.Interval | None  # None: detections were not saved
+  difference: Interval | None  # from the best pre-trained one; None: detections were not saved
   relation: str
 
 
@@ -35,67 +42,80 @@ class Verdict(NamedTuple):
   metric: str
   pretrained: Side  # its best schedule
   steps: tuple[Step, ...]  # scratch schedules, by images seen
-  caught_up: Step | None  # the shortest schedule that is equal or better
+  caught_up: Step | None  # the shortest schedule that has caught up and after which all have
   words: str
 
 
-def relation(difference: bootstrap.Interval, margin: float) -> str:
-  """Return EQUAL if the interval lies within the margin, BETTER or WORSE if above or below 0, else UNSURE."""
+def relation(difference: Interval, margin: float) -> str:
+  """Return ONE_SEED if the spread between seeds is unknown; EQUAL if the interval lies within the margin; BETTER or
+  WORSE if above or below 0; NOT_WORSE if above -margin, for a margin above 0; else UNSURE."""
+  if difference.resolved is not None:
+    return ONE_SEED
   if -margin <= difference.low and difference.high <= margin:
     return EQUAL
   if difference.low > 0:
     return BETTER
   if difference.high < 0:
     return WORSE
-  return UNSURE
+  return NOT_WORSE if difference.low >= -margin < 0 else UNSURE
 
 
-def verdicts(runs: Sequence[Run], metric: str, matches: ReadMatches, margin: float = 0.5, draws: int = 1000,
-             confidence: float = 0.95) -> list[Verdict]:
-  """Return one verdict for each group that has both scratch and pre-trained runs.
+def joint_relation(all_differences: Sequence[Interval], best: Interval, margin: float) -> str:
+  """Return the relation of a scratch schedule to all pre-trained ones, whose intervals hold together.
+
+  best: the interval of the difference from the best one, which also is among `all_differences`.
+  """
+  each = [relation(one, margin) for one in all_differences]
+  if ONE_SEED in each:
+    return ONE_SEED
+  if WORSE in each:
+    return WORSE
+  if UNSURE in each:
+    return UNSURE
+  return relation(best, margin)
+
+
+def verdicts(runs: Sequence[Run], differences: Differences, margin: float = 0.5) -> list[Verdict]:
+  """Return one verdict for each group that has both scratch and pre-trained runs, and each kind of initial weights.
 
   Args:
     runs: runs of any settings.
-    metric: 'box/AP', ....
-    matches: function that returns the matches of a run's last evaluation.
+    differences: of these runs.
     margin: AP points within which two detectors count as equal.
-    draws, confidence: number of bootstrap draws, coverage of the intervals.
 
   Raises:
     UserError: the margin is negative.
   """
   if not margin >= 0:
     raise UserError(f'--margin={margin} must not be negative')
-  result = []
+  result, metric = [], differences.metric
   for group in groups(runs):
-    scratch, pretrained = sides(group, SCRATCH), sides(group, PRETRAINED)
-    if scratch and pretrained:
+    scratch = sides(group, SCRATCH)
+    by_arm = itertools.groupby(sorted(sides(group, PRETRAINED), key=lambda side: side.arm), lambda side: side.arm)
+    for _, arm in by_arm:
+      pretrained = list(arm)
       best = max(pretrained, key=lambda side: side.mean(metric))
-      steps = tuple(_step(side, best, matches, margin, draws, confidence) for side in scratch)
-      result.append(_verdict(metric, best, steps, margin))
+      steps = tuple(_step(side, pretrained, best, differences, margin) for side in scratch)
+      if steps:
+        result.append(_verdict(best, steps, differences, margin, len(pretrained)))
   return result
 
 
-def difference(first: Side, second: Side, matches: ReadMatches, draws: int = 1000,
-               confidence: float = 0.95) -> bootstrap.Interval | None:
-  """Return AP of the first side minus the second, None if detections are missing or are of different images."""
-  tables = [[matches(run) for run in side.runs] for side in (first, second)]
-  if any(one is None for side in tables for one in side):
-    return None
-  ids = tables[0][0].image_ids
-  if any(not np.array_equal(ids, one.image_ids) for side in tables for one in side):
-    return None
-  return bootstrap.paired_difference(*tables, draws=draws, confidence=confidence)
+def _step(side: Side, pretrained: Sequence[Side], best: Side, differences: Differences, margin: float) -> Step:
+  each = [differences.between(side, other, len(pretrained)) for other in pretrained]
+  of_best = each[[other is best for other in pretrained].index(True)]
+  if any(one is None for one in each):
+    return Step(side, of_best, UNSURE)
+  return Step(side, of_best, joint_relation(each, of_best, margin))
 
 
-def _step(side: Side, best: Side, matches: ReadMatches, margin: float, draws: int, confidence: float) -> Step:
-  interval = difference(side, best, matches, draws, confidence)
-  return Step(side, interval, UNSURE if interval is None else relation(interval, margin))
-
-
-def _verdict(metric: str, best: Side, steps: tuple[Step, ...], margin: float) -> Verdict:
-  caught_up = next((step for step in steps if step.relation in (EQUAL, BETTER)), None)
-  longest = steps[-1]
+def _verdict(best: Side, steps: tuple[Step, ...], differences: Differences, margin: float,
+             comparisons: int) -> Verdict:
+  metric, caught_up, longest = differences.metric, None, steps[-1]
+  for step in reversed(steps):
+    if step.relation not in CAUGHT_UP:
+      break
+    caught_up = step
   versus = f'{best.label} ({metric} {best.mean(metric):.1f})'
   if caught_up is not None:
     words = f'Scratch catches up: {_measured(caught_up, metric)} is {_worded(caught_up, margin)} {versus}. '
@@ -103,9 +123,13 @@ def _verdict(metric: str, best: Side, steps: tuple[Step, ...], margin: float) ->
   elif longest.relation == WORSE:
     words = (f'Scratch does not catch up by {longest.side.schedule}: {_measured(longest, metric)} stays behind {versus}'
              f'{_interval(longest)}. {_advice(steps, metric)}')
+  elif longest.relation == ONE_SEED:
+    words = (f'One seed: cannot tell differences below about {longest.difference.resolved:.1f} points: '
+             f'{_measured(longest, metric)} against {versus}, difference {longest.difference.value:+.1f}. Train each '
+             'side with two or more seeds (run.seed), or give the spread between seeds with --seed_spread.')
   else:
     words = f'Too noisy to say: {_measured(longest, metric)} against {versus}{_interval(longest)}. '
-    words += _needed(longest, margin)
+    words += planning.needed(longest.side, best, longest.difference, differences, margin, comparisons)
   return Verdict(metric, best, steps, caught_up, words.strip())
 
 
@@ -116,13 +140,15 @@ def _measured(step: Step, metric: str) -> str:
 def _worded(step: Step, margin: float) -> str:
   if step.relation == EQUAL:
     return f'within {margin:g} points of{_interval(step)}'
+  if step.relation == NOT_WORSE:
+    return f'not more than {margin:g} points below{_interval(step)}'
   return f'above{_interval(step)}'
 
 
 def _interval(step: Step) -> str:
   if step.difference is None:
     return ''
-  return f' (difference {step.difference}, {100 * step.difference.confidence:.0f} % of draws)'
+  return f' (difference {step.difference}, {100 * step.difference.confidence:.0f} % confidence)'
 
 
 def _costs(scratch: Side, best: Side) -> str:
@@ -144,17 +170,3 @@ def _advice(steps: Sequence[Step], metric: str) -> str:
     return (f'It still gains ({steps[-2].side.schedule} to {steps[-1].side.schedule}: {last - first:+.1f}): '
             'a longer schedule may close the gap.')
   return 'Longer training has stopped helping, as the paper found below about 10k images (section 5.2): pre-train.'
-
-
-def _needed(step: Step, margin: float) -> str:
-  if step.difference is None:
-    return ('Detections are missing (CocoEvaluator.save_results) or of different images, or this is not a COCO metric: '
-            'no interval can be given.')
-  half = (step.difference.high - step.difference.low) / 2
-  if not margin or not np.isfinite(half):
-    return ''
-  factor = (half / margin) ** 2
-  return (f'The interval is {half:.1f} points to either side; to tell {margin:g} points apart takes about '
-          f'{max(factor, 1):.0f} x as many held-out images, or several seeds.')
-
-

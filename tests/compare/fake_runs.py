@@ -22,6 +22,7 @@ KTimesSchedule.warmup_steps = 10
 # ==============================================================================
 run.batch_size = 4
 run.initial_weights = {init}
+{weights}
 run.model = \\
     @MaskRCNN
 run.seed = {seed}
@@ -51,7 +52,8 @@ def write(folder: pathlib.Path, detected: np.ndarray, k: float = 1, init: str | 
   gt = truth(len(detected))
   folder.mkdir(parents=True)
   (folder / 'config.gin').write_text(CONFIG.format(k=k, init='@PretrainedWeights()' if init else 'None', seed=seed,
-                                                   rate=rate))
+                                                   rate=rate, weights=f'PretrainedWeights.path = {init!r}' if init else
+                                                   ''))
   if init:
     (folder / 'initial_weights.json').write_text(json.dumps({'path': init, 'format': 'torchvision'}))
   steps = images // 4

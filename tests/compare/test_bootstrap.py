@@ -1,4 +1,4 @@
-"""AP from matches equals COCO's, a weight equals copies of an image, intervals have the expected width."""
+"""AP from matches equals COCO's, a weight equals copies of an image, all runs are resampled with the same images."""
 
 import copy
 
@@ -72,37 +72,16 @@ def test_draws_are_as_many_images_as_evaluated():
   np.testing.assert_array_equal(weights, bootstrap.draw_weights(40, 500, 0))
 
 
-def test_a_run_does_not_differ_from_itself_in_any_draw():
-  table = matching.match_detections(*scene(0), 'bbox')
-  interval = bootstrap.paired_difference([table], [table], draws=50)
-  assert (interval.value, interval.low, interval.high) == (0.0, 0.0, 0.0)
-
-
-def test_width_of_the_interval_for_independent_images():
-  """With one object per image, AP is nearly a proportion, whose standard error is known."""
-  from tests.compare.fake_runs import detections, share, truth
-  gt = truth(400)
-  for annotation in gt['annotations']:
-    annotation['category_id'] = 3
-  tables = [matching.match_detections(gt, detections(gt, share(of, 400, seed)), 'bbox')
-            for of, seed in ((240, 1), (200, 2))]
-  interval = bootstrap.paired_difference(tables[:1], tables[1:], draws=400)
-  width = 1.96 * 100 * np.sqrt((0.6 * 0.4 + 0.5 * 0.5) / 400)  # independent runs
-  assert abs(interval.value - 10) < 0.6  # recall is read at 101 points
-  assert interval.low < interval.value < interval.high
-  assert abs((interval.high - interval.low) / 2 / width - 1) < 0.2
-
-
-def test_different_seeds_widen_the_interval():
-  gt, results = scene(4)
-  good = matching.match_detections(gt, results, 'bbox')
-  bad = matching.match_detections(gt, results[::2], 'bbox')
-  one = bootstrap.paired_difference([good, good], [good, good], draws=60)
-  two = bootstrap.paired_difference([good, bad], [good, good], draws=60)
-  assert one.high - one.low == 0 < two.high - two.low
+def test_draws_of_a_run_do_not_depend_on_the_others():
+  good, bad = (matching.match_detections(gt, results, 'bbox') for gt, results in (scene(0), scene(0, categories=3)))
+  both = bootstrap.resampled([good, bad], 130)
+  assert both.shape == (2, 130)
+  np.testing.assert_array_equal(both[0], bootstrap.resampled([good], 130)[0])
+  np.testing.assert_array_equal(both[0], both[1])
+  assert abs(np.nanmean(both[0]) - bootstrap.average_precision(good, np.ones((1, 30)))[0]) < 5
 
 
 def test_different_images_are_rejected():
   first, second = matching.match_detections(*scene(0), 'bbox'), matching.match_detections(*scene(0, images=29), 'bbox')
   with pytest.raises(ValueError, match='different images'):
-    bootstrap.paired_difference([first], [second])
+    bootstrap.resampled([first, second])

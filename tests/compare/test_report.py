@@ -5,8 +5,10 @@ import re
 
 import pytest
 
-from rethink_tf.compare import verdict
+from rethink_tf.compare import groups, report, verdict
+from rethink_tf.compare.differences import Differences
 from rethink_tf.compare.report import compare
+from rethink_tf.compare.run_summary import read_runs
 from rethink_tf.errors import UserError
 from tests.compare.fake_runs import HALF, better, share, worse, write
 
@@ -14,7 +16,14 @@ from tests.compare.fake_runs import HALF, better, share, worse, write
 def run(tmp_path, scratch, pretrained=HALF, **options):
   paths = [write(tmp_path / 'scratch', scratch, k=6, images=1200),
            write(tmp_path / 'pre', pretrained, k=2, init='R50.pkl')]
-  return compare(paths, str(tmp_path / 'out'), draws=100, **options)
+  return compare(paths, str(tmp_path / 'out'), draws=100, **{'seed_spread': 0.0, **options})
+
+
+def judge(paths, seed_spread=None):
+  """The verdicts, without the cost of a report."""
+  runs = groups.independent(read_runs(paths))
+  differences = Differences(runs, 'box/AP', report._matches_reader(runs, 'box/AP'), 50, seed_spread=seed_spread)
+  return verdict.verdicts(runs, differences)
 
 
 @pytest.mark.parametrize('scratch, relation, words', [
@@ -24,15 +33,16 @@ def run(tmp_path, scratch, pretrained=HALF, **options):
   (share(98, seed=9), verdict.UNSURE, 'Too noisy to say'),
 ])
 def test_known_verdicts(tmp_path, scratch, relation, words):
-  comparison = run(tmp_path, scratch)
-  assert comparison.verdicts[0].steps[0].relation == relation
-  assert words in comparison.verdicts[0].words and comparison.verdicts[0].words in comparison.text
+  only, = judge([write(tmp_path / 'scratch', scratch, k=6, images=1200),
+                 write(tmp_path / 'pre', HALF, k=2, init='R50.pkl')], 0.0)
+  assert only.steps[0].relation == relation and words in only.words
 
 
 def test_costs_as_in_figure_2(tmp_path):
   """Pixels: 1,200 images against 400 of 10,000 each; pre-training adds 100 epochs of ImageNet."""
-  only = run(tmp_path, HALF).verdicts[0]
-  assert 'costs 3 x the compute' in only.words
+  comparison = run(tmp_path, HALF)
+  only = comparison.verdicts[0]
+  assert only.words in comparison.text and 'costs 3 x the compute' in only.words
   before = 128_116_700 * 224 ** 2
   assert f'{1.2e7 / (before + 4e6):.2g} x when pre-training is counted' in only.words
   assert only.caught_up.side.seen == (1200, 3600, 12e6)
@@ -42,7 +52,8 @@ def test_costs_as_in_figure_2(tmp_path):
 def test_the_shortest_schedule_that_catches_up(tmp_path):
   paths = [write(tmp_path / f's{k}', detected, k=k, images=200 * k) for k, detected in
            ((2, worse(60)), (3, worse(20)), (6, HALF), (9, HALF))]
-  comparison = compare([*paths, write(tmp_path / 'p', HALF, k=2, init='w')], str(tmp_path / 'out'), draws=100)
+  comparison = compare([*paths, write(tmp_path / 'p', HALF, k=2, init='w')], str(tmp_path / 'out'), draws=100,
+                       seed_spread=0.0)
   assert [step.relation for step in comparison.verdicts[0].steps] == ['worse', 'worse', 'equal', 'equal']
   assert comparison.verdicts[0].caught_up.side.schedule == '6x'
 
@@ -52,7 +63,7 @@ def test_advice_depends_on_the_gain_of_the_longest_schedule(tmp_path):
   def words(name, longest):
     paths = [write(tmp_path / name / 's2', worse(80), k=2), write(tmp_path / name / 's6', longest, k=6, images=1200),
              write(tmp_path / name / 'p', HALF, k=2, init='w')]
-    return compare(paths, str(tmp_path / name / 'out'), draws=100).verdicts[0].words
+    return compare(paths, str(tmp_path / name / 'out'), draws=100, seed_spread=0.0).verdicts[0].words
   assert 'still gains' in words('a', worse(50))
   assert 'stopped helping' in words('b', worse(80))
 
@@ -63,6 +74,39 @@ def test_seeds_form_one_side(tmp_path):
   comparison = compare([*paths, write(tmp_path / 'p', HALF, k=2, init='w')], str(tmp_path / 'out'), draws=50)
   assert len(comparison.verdicts[0].steps) == 1
   assert '3 seeds' in comparison.verdicts[0].words
+
+
+def test_one_seed_a_side_gives_no_verdict(tmp_path):
+  """However far apart they are: the spread between seeds is not known."""
+  comparison = run(tmp_path, worse(60), seed_spread=None)
+  only = comparison.verdicts[0]
+  assert only.steps[0].relation == verdict.ONE_SEED and only.caught_up is None
+  assert only.words.startswith('One seed: cannot tell differences below about ') and '--seed_spread' in only.words
+  assert not {verdict.BETTER, verdict.WORSE, verdict.EQUAL} & set(re.findall(r'\w+$', comparison.text, re.MULTILINE))
+
+
+def test_two_seeds_of_one_side_give_the_spread_of_all(tmp_path):
+  paths = [write(tmp_path / 's1', worse(61), k=2, seed=1), write(tmp_path / 's2', worse(59), k=2, seed=2),
+           write(tmp_path / 'p', HALF, k=2, init='w'), write(tmp_path / 'copy', HALF, k=2, init='w')]
+  only, = judge(paths)
+  assert only.steps[0].relation == verdict.WORSE and '2 seeds' in only.words
+  assert len(only.pretrained.runs) == 1  # the copy has the same seed: it is no independent run
+
+
+def test_weights_of_another_origin_are_another_side(tmp_path):
+  paths = [write(tmp_path / 's1', HALF, k=2, seed=1), write(tmp_path / 's2', HALF, k=2, seed=2),
+           write(tmp_path / 'p', worse(40), k=2, init='/a/moco.pth'), write(tmp_path / 'q', HALF, k=2, init='r50.pkl')]
+  first, second = judge(paths)
+  assert 'pre-trained (moco.pth) 2x' in first.words and first.steps[0].relation == verdict.BETTER
+  assert 'pre-trained (r50.pkl) 2x' in second.words and second.steps[0].relation == verdict.EQUAL
+
+
+def test_what_would_settle_it(tmp_path):
+  paths = [write(tmp_path / f's{seed}', share(100 - seed, seed=seed), k=2, seed=seed) for seed in (1, 2, 3)]
+  paths += [write(tmp_path / f'p{seed}', share(100 + seed, seed=seed + 9), k=2, seed=seed, init='w')
+            for seed in (1, 2, 3)]
+  words = judge(paths)[0].words
+  assert re.search(r'Too noisy to say: .* about \d+ more held-out images or \d+ more seeds? of each side', words), words
 
 
 @pytest.mark.slow
@@ -100,7 +144,7 @@ def test_files_of_the_report(tmp_path):
 def test_table_of_equal_schedules(tmp_path):
   paths = [write(tmp_path / f'{init or "s"}{k}', detected, k=k, init=init, images=400 * k)
            for init, k, detected in ((None, 1, worse(40)), (None, 2, HALF), ('w', 1, HALF), ('w', 3, HALF))]
-  text = compare(paths, str(tmp_path / 'out'), draws=50).text
+  text = compare(paths, str(tmp_path / 'out'), draws=50, seed_spread=0.0).text
   heading = 'Scratch against pre-training at the same schedule'
   rows = text[text.index(heading):].splitlines()[1:3]
   assert rows[0].split() == ['schedule', 'scratch', 'pre-trained', 'difference', 'verdict']
@@ -149,7 +193,7 @@ def test_broken_folders_are_reported(tmp_path, damage, message):
 
 @pytest.mark.parametrize('options, message', [
   ({'metric': 'mask/AP'}, 'scratch has no mask/AP'), ({'margin': -1}, 'negative'), ({'draws': 1}, '--draws'),
-  ({'confidence': 2}, '--confidence')])
+  ({'confidence': 2}, '--confidence'), ({'seed_spread': -1}, '--seed_spread')])
 def test_options_are_checked(tmp_path, options, message):
   paths = [write(tmp_path / 'scratch', HALF), write(tmp_path / 'p', HALF, init='w')]
   with pytest.raises(UserError, match=message):

@@ -1,0 +1,82 @@
+"""Differences of AP between sides of a comparison, with intervals where detections were saved."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from rethink_tf.compare import bootstrap, intervals
+from rethink_tf.compare.groups import Side, groups, sides
+from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run
+
+ReadMatches = Callable[[Run], bootstrap.Matches | None]  # None: detections were not saved
+
+
+class Differences:
+  """Scores of all runs on resampled images, and the spread between seeds, which all sides share."""
+
+  def __init__(self, runs: Sequence[Run], metric: str, matches: ReadMatches, draws: int = 1000,
+               confidence: float = 0.95, seed_spread: float | None = None) -> None:
+    """Compute nothing yet.
+
+    Args:
+      runs: of the comparison.
+      metric: 'box/AP', ....
+      matches: function that returns the matches of a run's last evaluation.
+      draws: number of bootstrap draws.
+      confidence: coverage of the intervals.
+      seed_spread: known standard deviation between seeds in points of AP; None: pooled over the sides.
+    """
+    self.metric, self.confidence = metric, confidence
+    self._sides = [side for group in groups(runs) for init in (SCRATCH, PRETRAINED) for side in sides(group, init)]
+    self._matches, self._num_draws, self._given = matches, draws, seed_spread
+    self._draws: dict[str, np.ndarray] = {}  # by run
+
+  def num_images(self, side: Side) -> int | None:
+    """Return the number of held-out images on which all runs of a side were evaluated, None if unknown."""
+    ids = self._images(side)
+    return None if ids is None else len(ids)
+
+  def between(self, first: Side, second: Side, comparisons: int = 1) -> intervals.Interval | None:
+    """Return mean AP of the first side minus the second, None if detections are missing or of different images.
+
+    comparisons: number of intervals among which this one is selected.
+    """
+    ids, others = self._images(first), self._images(second)
+    if ids is None or others is None or not np.array_equal(ids, others) or len(ids) < 2:
+      return None
+    return intervals.difference(self.scores(first), self.scores(second), self.spread(first), len(ids), self.confidence,
+                                comparisons)
+
+  def spread(self, side: Side) -> intervals.SeedSpread | None:
+    """Return the spread between seeds over all sides that were evaluated on the images of this one."""
+    if self._given is not None:
+      return intervals.given_spread(self._given)
+    ids = self._images(side)
+    if ids is None:
+      return None
+    return self._pooled(ids.tobytes(), len(ids))
+
+  @functools.cache  # noqa: B019  the object lives as long as its comparison
+  def _pooled(self, ids: bytes, num_images: int) -> intervals.SeedSpread | None:
+    repeated = [side for side in self._sides if len(side.runs) > 1]
+    return intervals.seed_spread([self.scores(side) for side in repeated
+                                  if (own := self._images(side)) is not None and own.tobytes() == ids], num_images)
+
+  def scores(self, side: Side) -> intervals.SideScores:
+    """Return the scores of a side whose runs have all saved their detections."""
+    for run in side.runs:
+      if run.name not in self._draws:
+        self._draws[run.name] = bootstrap.resampled([self._matches(run)], self._num_draws)[0]
+    return intervals.SideScores(np.array([run.final(self.metric) for run in side.runs]),
+                                np.stack([self._draws[run.name] for run in side.runs]))
+
+  def _images(self, side: Side) -> np.ndarray | None:
+    """Return the ids of the images of a side, None if its runs differ in them or one has no detections."""
+    tables = [self._matches(run) for run in side.runs]
+    if any(table is None for table in tables):
+      return None
+    ids = tables[0].image_ids
+    return ids if all(np.array_equal(ids, table.image_ids) for table in tables) else None

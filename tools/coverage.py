@@ -1,0 +1,182 @@
+"""Coverage of the intervals and error rates of the verdicts in simulated studies whose truth is known.
+
+    python -m tools.coverage --output=results/coverage.md
+
+A simulated study has two arms and several schedules, N held-out images and n seeds a side. The score of a run is the
+mean over images of: a level, the difficulty of the image (shared by all runs), an effect of the arm and schedule on the
+image, an effect of the run on the image, and an effect of the seed, which is the same for all images. The intervals
+under test get what they get from real runs: the scores and their bootstrap draws. `--matches` simulates detections
+instead, so that AP itself, which is no mean over images, is what varies.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from absl import app, flags
+
+from rethink_tf.compare import bootstrap, intervals, verdict
+from rethink_tf.compare.intervals import Interval, SideScores
+from rethink_tf.console import Progress
+from rethink_tf.storage import files
+
+FLAGS = flags.FLAGS
+SEEDS, IMAGES, SPREADS, GAPS = (1, 2, 3, 5), (20, 100, 500, 5000), (0.3, 2.3), (0.0, 1.0, 3.0)
+DIFFICULTY, OF_SIDE, OF_RUN = 25.0, 8.0, 15.0  # standard deviations of an image's score, in points
+DRAWS = 200
+
+
+class Study(NamedTuple):
+  """The setting of simulated studies."""
+
+  seeds: int
+  images: int
+  spread: float  # standard deviation between seeds, in points
+  gap: float = 0.0  # truth: scratch minus pre-trained, at every schedule
+  schedules: int = 2
+
+
+class Rates(NamedTuple):
+  """Shares of studies, in percent."""
+
+  covered: float  # the interval holds the truth
+  claimed: float  # better or worse
+  wrong: float  # better or worse, and it is not, or the other way round
+  equal: float  # equal or not worse
+  wrong_equal: float  # equal or not worse, and it is more than the margin apart
+
+
+def scores(study: Study, noise: np.random.Generator, weights: np.ndarray) -> list[SideScores]:
+  """Draw one study: scratch sides first, then pre-trained ones. weights: bootstrap weights [draws, images] / images."""
+  difficulty = noise.normal(0, DIFFICULTY, study.images)
+  sides = []
+  for number in range(2 * study.schedules):
+    level = 42 + difficulty + noise.normal(0, OF_SIDE, study.images) + study.gap * (number < study.schedules)
+    runs = level + noise.normal(0, OF_RUN, (study.seeds, study.images)) + noise.normal(0, study.spread,
+                                                                                      (study.seeds, 1))
+    sides.append(SideScores(runs.mean(1), runs @ weights.T))
+  return sides
+
+
+def detections(study: Study, noise: np.random.Generator, weights: np.ndarray) -> list[SideScores]:
+  """Draw one study of detectors: each image has objects, each found with a probability that depends on all effects."""
+  objects = noise.integers(1, 8, study.images)
+  images = np.repeat(np.arange(study.images), objects)
+  difficulty = np.repeat(noise.normal(0, 0.8, study.images), objects) + noise.normal(0, 0.8, len(images))
+  sides = []
+  for number in range(2 * study.schedules):
+    level = difficulty + np.repeat(noise.normal(0, 0.25, study.images), objects)
+    runs = []
+    for _ in range(study.seeds):
+      # A logit moves AP by about 25 points here.
+      own = level + noise.normal(0, 0.8, len(images)) + noise.normal(0, study.spread / 25)
+      runs.append(_matches(own + study.gap / 25 * (number < study.schedules), images, objects, noise))
+    draws = np.stack([bootstrap.average_precision(run, weights * study.images) for run in runs])
+    values = np.concatenate([bootstrap.average_precision(run, np.ones((1, study.images))) for run in runs])
+    sides.append(SideScores(values, draws))
+  return sides
+
+
+def _matches(logits: np.ndarray, images: np.ndarray, objects: np.ndarray,
+             noise: np.random.Generator) -> bootstrap.Matches:
+  """Return the matches of a detector: a detection of each object, found by its logit, and false ones of lower score."""
+  found = noise.random(len(logits)) < 1 / (1 + np.exp(-logits))
+  scores_found = logits + noise.normal(0, 1, len(logits))
+  false_images = noise.integers(0, len(objects), 2 * len(logits))
+  all_scores = np.concatenate([scores_found, noise.normal(-1.5, 1, 2 * len(logits))])
+  order = np.argsort(-all_scores, kind='stable')
+  matched = np.concatenate([found, np.zeros(2 * len(logits), bool)])[None, order]
+  table = bootstrap.CategoryMatches(np.concatenate([images, false_images])[order], matched, np.zeros_like(matched),
+                                    objects)
+  return bootstrap.Matches(np.arange(len(objects)), (table,))
+
+
+def before(first: SideScores, second: SideScores, noise: np.random.Generator) -> Interval:
+  """Return the percentile bootstrap over images, runs of a side resampled along with them: version 0.1.0's interval."""
+  def mean(side: SideScores) -> np.ndarray:
+    chosen = noise.integers(len(side.values), size=side.draws.shape)
+    return np.take_along_axis(side.draws, chosen, 0).mean(0)
+
+  low, high = np.percentile(mean(first) - mean(second), [2.5, 97.5])
+  return Interval(float(first.values.mean() - second.values.mean()), float(low), float(high))
+
+
+def rates(study: Study, count: int, seed: int, method: str = 'now', margin: float = 0.5,
+          draw: Callable[..., list[SideScores]] = scores, truth: float | None = None) -> Rates:
+  """Return the rates over `count` studies.
+
+  method: 'now' for the package's intervals and verdicts, 'before' for version 0.1.0's.
+  truth: the difference; None: the gap of the study.
+  """
+  noise = np.random.default_rng(seed)
+  truth = study.gap if truth is None else truth
+  counts = np.zeros(5)
+  for _ in range(count):
+    weights = bootstrap.draw_weights(study.images, DRAWS, int(noise.integers(2 ** 31))) / study.images
+    sides = draw(study, noise, weights)
+    scratch, pretrained = sides[:study.schedules], sides[study.schedules:]
+    best = max(pretrained, key=lambda side: side.values.mean())
+    if method == 'before':
+      shown = before(scratch[-1], pretrained[-1], noise)
+      relation = verdict.relation(before(scratch[-1], best, noise), margin)
+    else:
+      spread = intervals.seed_spread(sides, study.images)
+      shown = intervals.difference(scratch[-1], pretrained[-1], spread, study.images)
+      each = [intervals.difference(scratch[-1], side, spread, study.images, 0.95, len(pretrained))
+              for side in pretrained]
+      relation = verdict.joint_relation(each, each[[side is best for side in pretrained].index(True)], margin)
+    claimed, level = relation in (verdict.BETTER, verdict.WORSE), relation in (verdict.EQUAL, verdict.NOT_WORSE)
+    wrong = relation == verdict.BETTER and truth <= 0 or relation == verdict.WORSE and truth >= 0
+    wrong_level = relation == verdict.EQUAL and abs(truth) > margin or level and truth < -margin
+    counts += (shown.low <= truth <= shown.high, claimed, wrong, level, wrong_level)
+  return Rates(*(100 * counts / count))
+
+
+def table(lines: Sequence[tuple[Study, Rates, Rates]]) -> str:
+  """Return the lines of a Markdown table: a study, version 0.1.0's rates and the present ones."""
+  rows = ['| seeds a side | images | spread | truth | covered | (0.1.0) | better or worse | wrong | (0.1.0) | equal | '
+          'wrong |', '|' + '---|' * 11]
+  for study, old, new in lines:
+    covered = 'one seed: none given' if study.seeds == 1 else f'{new.covered:.1f}'
+    rows.append(f'| {study.seeds} | {study.images} | {study.spread:g} | {study.gap:+g} | {covered} | '
+                f'{old.covered:.1f} | {new.claimed:.1f} | {new.wrong:.1f} | {old.wrong:.1f} | {new.equal:.1f} | '
+                f'{new.wrong_equal:.1f} |')
+  return '\n'.join(rows)
+
+
+def studies() -> Iterator[Study]:
+  """Yield all combinations."""
+  for gap in GAPS:
+    for spread in SPREADS:
+      for images in IMAGES:
+        for seeds in SEEDS:
+          yield Study(seeds, images, spread, gap)
+
+
+def main(argv: Sequence[str]) -> None:
+  del argv
+  lines, todo = [], list(studies())
+  progress = Progress('studies', len(todo))
+  for number, study in enumerate(todo):
+    count = FLAGS.count if study.images < 5000 else max(FLAGS.count // 4, 1)
+    lines.append((study, rates(study, count, number, 'before'), rates(study, count, number)))
+    progress.count()
+  progress.close()
+  text = (f'# Coverage of intervals and error rates of verdicts\n\nWritten by `python -m tools.coverage --count='
+          f'{FLAGS.count} --output=results/coverage.md`: {FLAGS.count} simulated studies a line (a quarter of them '
+          'with 5,000 images), two arms, two schedules, in percent. *Covered*: the 95 % interval of scratch minus '
+          'pre-training at the same schedule holds the truth. *Better or worse*, *equal* (or not worse, margin 0.5): '
+          'the verdict on the longest schedule from scratch against all pre-trained ones; *wrong*: and it is not so. '
+          '(0.1.0): as version 0.1.0 computed it.\n\n' + table(lines) + '\n')
+  if FLAGS.output:
+    files.write_output(FLAGS.output, text.encode())
+  print(text)
+
+
+if __name__ == '__main__':
+  flags.DEFINE_string('output', None, 'Markdown file', module_name=sys.argv[0])
+  flags.DEFINE_integer('count', 400, 'simulated studies a line', module_name=sys.argv[0])
+  app.run(main)
