@@ -1,4 +1,4 @@
-"""COCO's AP from per-image matches, for resampled images.
+"""COCO's or VOC's AP from per-image matches, for resampled images.
 
 The bootstrap (Efron 1979) resamples the N evaluated images with replacement and takes the spread of AP over the
 resamples. All runs are resampled with the same images, so that image difficulty, which they share, cancels in their
@@ -7,10 +7,13 @@ differences.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from rethink_tf.evaluation import voc_metrics
 
 RECALLS = np.linspace(0.0, 1.0, 101)  # COCO's
 
@@ -29,10 +32,11 @@ class Matches(NamedTuple):
 
   image_ids: np.ndarray  # int64 [num images], ascending
   categories: tuple[CategoryMatches, ...]
+  rule: str = 'coco'  # or VOC's: 'area', '11-point'
 
 
 def average_precision(matches: Matches, weights: np.ndarray) -> np.ndarray:
-  """Return COCO's AP in percent with weighted images: all 1 gives AP itself, 2 counts an image twice.
+  """Return the AP in percent with weighted images: all 1 gives AP itself, 2 counts an image twice.
 
   Args:
     matches: matches of one run.
@@ -41,6 +45,7 @@ def average_precision(matches: Matches, weights: np.ndarray) -> np.ndarray:
   Returns:
     float64 [draws]; NaN where all objects have weight 0.
   """
+  mean_precision = _mean_precision if matches.rule == 'coco' else functools.partial(_voc_mean_precision, matches.rule)
   totals, counts = np.zeros(len(weights)), np.zeros(len(weights))
   for one in matches.categories:
     objects = weights @ one.objects.astype(np.float64)  # [draws]
@@ -50,7 +55,7 @@ def average_precision(matches: Matches, weights: np.ndarray) -> np.ndarray:
     detection_weights = weights[present][:, one.images]  # [draws, n]
     for matched, ignored in zip(one.matched, one.ignored, strict=True):
       counted = detection_weights * ~ignored
-      totals[present] += _mean_precision(np.cumsum(counted * matched, 1), np.cumsum(counted, 1), objects[present])
+      totals[present] += mean_precision(np.cumsum(counted * matched, 1), np.cumsum(counted, 1), objects[present])
       counts[present] += 1
   with np.errstate(invalid='ignore', divide='ignore'):
     return np.where(counts > 0, 100.0 * totals / counts, np.nan)
@@ -73,6 +78,13 @@ def _mean_precision(true: np.ndarray, counted: np.ndarray, objects: np.ndarray) 
     at = at[at < n]
     result[row] = precision[row, at].sum() / len(RECALLS)
   return result
+
+
+def _voc_mean_precision(rule: str, true: np.ndarray, counted: np.ndarray, objects: np.ndarray) -> np.ndarray:
+  """Return the mean precision by a rule of VOC, [draws]; arguments as above."""
+  precision = true / np.maximum(counted, np.spacing(1))
+  return np.array([voc_metrics.average(own_true / own_objects, own, rule)
+                   for own_true, own, own_objects in zip(true, precision, objects, strict=True)])
 
 
 def draw_weights(num_images: int, draws: int, seed: int) -> np.ndarray:

@@ -11,8 +11,8 @@ import tensorflow as tf
 from rethink_tf.compare.bootstrap import CategoryMatches, Matches
 from rethink_tf.data.json_files import load_json
 from rethink_tf.errors import UserError
-from rethink_tf.evaluation import coco_metrics
-from rethink_tf.evaluation.scoring import max_detections
+from rethink_tf.evaluation import coco_metrics, voc_evaluator, voc_metrics
+from rethink_tf.evaluation.scoring import boxes_of, max_detections
 from rethink_tf.storage.run_folder import RunFolder
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # COCO's IoU thresholds
@@ -25,12 +25,14 @@ def read_matches(folder: RunFolder, metric: str, step: int) -> Matches | None:
 
   Args:
     folder: the run folder.
-    metric: 'box/AP', 'mask/AP' or 'keypoint/AP'; any other returns None.
+    metric: 'box/AP', 'mask/AP', 'keypoint/AP' or 'voc/mAP'; any other returns None.
     step: iteration of the evaluation.
 
   Raises:
     UserError: a file cannot be read or has another format.
   """
+  if metric == 'voc/mAP':
+    return _read_voc(folder.join('eval', f'step-{step:08d}'))
   if metric not in FILES:
     return None
   name, iou_type = FILES[metric]
@@ -38,6 +40,37 @@ def read_matches(folder: RunFolder, metric: str, step: int) -> Matches | None:
   if not (tf.io.gfile.exists(detections) and tf.io.gfile.exists(truth)):
     return None
   return match_detections(_load(truth, dict), _load(detections, list), iou_type)
+
+
+def _read_voc(path: str) -> Matches | None:
+  truth = f'{path}/ground_truth.json'
+  if not tf.io.gfile.exists(truth):
+    return None
+  gt = _load(truth, dict)
+  results = voc_evaluator.read_results(path, gt)
+  return None if results is None else match_voc(gt, results, str(gt.get('voc_rule', 'area')))
+
+
+def match_voc(gt: dict[str, Any], results: list[dict[str, Any]], rule: str) -> Matches:
+  """Return the matches by VOC's rules at IoU 0.5 of detections in COCO's submission format."""
+  image_ids = sorted(image['id'] for image in gt['images'])
+  class_of = {category_id: k for k, category_id in enumerate(sorted(c['id'] for c in gt['categories']), start=1)}
+  row = {image: i for i, image in enumerate(image_ids)}
+  objects = voc_evaluator.objects_of(gt['annotations'], class_of)
+  detections = voc_metrics.Detections(
+    np.array([r['image_id'] for r in results], np.int64),
+    np.array([class_of[r['category_id']] for r in results], np.int64),
+    boxes_of(results), np.array([r['score'] for r in results], np.float64))
+  detections, true, false = voc_metrics.label(objects, detections, [0.5])
+  images = np.array([row[i] for i in detections.images.tolist()], np.int64)
+  object_rows = np.array([row[i] for i in objects.images.tolist()], np.int64)
+  tables = []
+  for k in class_of.values():
+    counts = np.bincount(object_rows[(objects.classes == k) & ~objects.difficult], minlength=len(image_ids))
+    own = detections.classes == k
+    if counts.any():
+      tables.append(CategoryMatches(images[own], true[:, own], ~(true | false)[:, own], counts))
+  return Matches(np.asarray(image_ids, np.int64), tuple(tables), rule)
 
 
 def match_detections(gt: dict[str, Any], results: list[dict[str, Any]], iou_type: str,

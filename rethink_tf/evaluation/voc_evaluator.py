@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import gin
@@ -64,12 +65,7 @@ class VocScorer(Scorer):
 
   def _table(self, found: list[ImageDetections], gt: dict) -> VocScores:
     class_of = {category_id: k for k, category_id in enumerate(self._category_ids, start=1)}
-    annotations = gt['annotations']
-    objects = voc_metrics.Objects(
-      np.array([a['image_id'] for a in annotations], np.int64),
-      np.array([class_of[a['category_id']] for a in annotations], np.int64),
-      boxes_of(annotations),
-      np.array([a.get('difficult', a.get('iscrowd', 0)) for a in annotations], bool))
+    objects = objects_of(gt['annotations'], class_of)
     detections = voc_metrics.Detections(
       np.repeat(np.array([one.image_id for one in found], np.int64), [len(one.scores) for one in found]),
       np.concatenate([np.zeros(0, np.int64), *(one.classes for one in found)]),
@@ -95,11 +91,21 @@ class VocScorer(Scorer):
     return lines
 
   def _result_files(self, results: Mapping[str, list], gt: dict) -> Iterator[tuple[str, bytes]]:
+    yield 'ground_truth.json', json.dumps({**gt, 'voc_rule': self._rule}, separators=(',', ':')).encode()
     for k, (name, lines) in enumerate(results.items(), start=1):
       yield result_file(self._competition, name, k), ''.join(lines).encode()
 
   def _draw_truth(self, image: np.ndarray, annotations: list[dict], classes: Mapping[int, int]) -> np.ndarray:
     return drawing.draw(image, boxes_of(annotations), [classes[a['category_id']] for a in annotations], self._names)
+
+
+def objects_of(annotations: Sequence[Mapping], class_of: Mapping[int, int]) -> voc_metrics.Objects:
+  """Return annotations in COCO's format as ground truth; class_of: number of each category, from its id."""
+  return voc_metrics.Objects(
+    np.array([a['image_id'] for a in annotations], np.int64),
+    np.array([class_of[a['category_id']] for a in annotations], np.int64),
+    boxes_of(annotations),
+    np.array([a.get('difficult', a.get('iscrowd', 0)) for a in annotations], bool))
 
 
 def result_file(competition: str, category: str, k: int) -> str:
@@ -159,8 +165,8 @@ class VocEvaluator(DetectionEvaluator):
   Each evaluation writes a line to metrics.jsonl; to eval/step-00001234/ the metrics by category (categories.csv) and
   predictions beside the ground truth, without difficult objects (predictions.png); and to TensorBoard the scalars
   eval/voc/mAP (IoU .5), eval/voc/AP75, eval/voc/AP (mean over .5, .55, ..., .95) and the rendered images. The newest
-  one also keeps the detections in the development kit's format (comp4_det_test_<class>.txt). A file that cannot be
-  written is logged and skipped.
+  one also keeps the detections in the development kit's format (comp4_det_test_<class>.txt) and the ground truth in
+  COCO's (ground_truth.json). A file that cannot be written is logged and skipped.
 
   Args:
     eval_input, predict, source, run_folder, every, at_end, num_pictures: as for CocoEvaluator.

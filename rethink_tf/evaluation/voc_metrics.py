@@ -58,20 +58,32 @@ def average_precisions(objects: Objects, detections: Detections, num_classes: in
   """
   if rule not in RULES:
     raise ValueError(f'rule {rule!r} is not one of {RULES}')
-  order = np.argsort(-np.asarray(detections.scores, np.float64), kind='stable')
-  detections = Detections(*(np.asarray(column)[order] for column in detections))
-  assigned, overlaps = _largest_overlaps(objects, detections)
+  detections, true, false = label(objects, detections, thresholds)
   easy = ~np.asarray(objects.difficult, bool)
   positives = np.bincount(np.asarray(objects.classes, np.int64)[easy], minlength=num_classes + 1)
   rows = [np.flatnonzero(detections.classes == k) for k in range(1, num_classes + 1)]
   result = np.full([len(thresholds), num_classes], -1.0)
-  for t, threshold in enumerate(thresholds):
-    true, false = _true_and_false(assigned, overlaps > threshold, easy)
+  for t in range(len(thresholds)):
     for k in np.flatnonzero(positives[1:]).tolist():
-      num_true, num_false = np.cumsum(true[rows[k]]), np.cumsum(false[rows[k]])
+      num_true, num_false = np.cumsum(true[t][rows[k]]), np.cumsum(false[t][rows[k]])
       precision = num_true / np.maximum(num_true + num_false, 1)  # 0/0 where all detections so far are ignored
-      result[t, k] = _average(num_true / positives[k + 1], precision, rule)
+      result[t, k] = average(num_true / positives[k + 1], precision, rule)
   return result
+
+
+def label(objects: Objects, detections: Detections,
+          thresholds: Sequence[float]) -> tuple[Detections, np.ndarray, np.ndarray]:
+  """Label detections as true and as false at T thresholds; neither: of a difficult object.
+
+  Returns:
+    The detections in order of decreasing score, and for each whether it is true and whether it is false, bool [T, D].
+  """
+  order = np.argsort(-np.asarray(detections.scores, np.float64), kind='stable')
+  detections = Detections(*(np.asarray(column)[order] for column in detections))
+  assigned, overlaps = _largest_overlaps(objects, detections)
+  easy = ~np.asarray(objects.difficult, bool)
+  labels = [_true_and_false(assigned, overlaps > threshold, easy) for threshold in thresholds]
+  return detections, np.stack([true for true, _ in labels]), np.stack([false for _, false in labels])
 
 
 def _largest_overlaps(objects: Objects, detections: Detections) -> tuple[np.ndarray, np.ndarray]:
@@ -125,7 +137,7 @@ def _true_and_false(assigned: np.ndarray, close: np.ndarray, easy: np.ndarray) -
   return true, counted & ~true
 
 
-def _average(recall: np.ndarray, precision: np.ndarray, rule: str) -> float:
+def average(recall: np.ndarray, precision: np.ndarray, rule: str) -> float:
   """Average the precision over a curve with points in order of decreasing score."""
   if rule == '11-point':
     # Rounded as in the kit and Detectron: 3 of 10 objects do not reach the fourth point, 0.30000000000000004.

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from rethink_tf.compare import bootstrap, matching
-from rethink_tf.evaluation import coco_metrics
+from rethink_tf.evaluation import coco_metrics, voc_evaluator, voc_metrics
+from rethink_tf.evaluation.scoring import boxes_of
 
 
 def scene(seed=0, images=30, categories=3):
@@ -37,6 +38,19 @@ def test_weights_of_one_give_cocos_ap(seed, backend):
   table = matching.match_detections(gt, results, 'bbox', backend)
   ap = bootstrap.average_precision(table, np.ones((2, len(gt['images']))))
   np.testing.assert_allclose(ap, 100 * expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize('rule', ['area', '11-point'])
+def test_weights_of_one_give_vocs_ap(rule):
+  gt, results = scene(5)
+  class_of = {1: 1, 3: 2, 5: 3}
+  detections = voc_metrics.Detections(
+    *(np.array(column) for column in ([r['image_id'] for r in results], [class_of[r['category_id']] for r in results])),
+    boxes_of(results), np.array([r['score'] for r in results]))
+  objects = voc_evaluator.objects_of(gt['annotations'], class_of)
+  aps = voc_metrics.average_precisions(objects, detections, 3, rule, [0.5])
+  ap = bootstrap.average_precision(matching.match_voc(gt, results, rule), np.ones((2, len(gt['images']))))
+  np.testing.assert_allclose(ap, 100 * aps.mean(), rtol=1e-12)
 
 
 def test_a_weight_equals_copies_of_an_image():

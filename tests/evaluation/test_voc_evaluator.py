@@ -49,7 +49,7 @@ def test_files_of_an_evaluation(source, tmp_path):
   folder = tmp_path / 'eval/step-00000002'
   assert {p.name for p in folder.iterdir()} == {
     'categories.csv', 'predictions.png', 'comp3_det_test_cat.txt', 'comp3_det_test_dog.txt',
-    'comp3_det_test_old_cat-3.txt', 'comp3_det_test_owl.txt'}
+    'comp3_det_test_old_cat-3.txt', 'comp3_det_test_owl.txt', 'ground_truth.json'}
   assert {p.name for p in (tmp_path / 'eval/step-00000001').iterdir()} == {'categories.csv', 'predictions.png'}
   lines = [line.split() for line in (folder / 'comp3_det_test_dog.txt').read_text().splitlines()]
   assert [line[0] for line in lines] == ['7', '8'] and float(lines[0][1]) == np.float32(0.9)
