@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from rethink_tf.compare import intervals
 from rethink_tf.compare.differences import Differences
@@ -36,13 +37,21 @@ def half_width(images: float, spread: SeedSpread, seeds: tuple[int, int], num_im
   return math.sqrt(variance) * intervals.quantile(tail, variance ** 2 / uncertain if uncertain else math.inf)
 
 
+class Need(NamedTuple):
+  """What would settle a difference."""
+
+  short: str
+  words: str
+
+
 def needed(side: Side, best: Side, difference: Interval | None, differences: Differences, margin: float,
-           comparisons: int = 1) -> str:
+           comparisons: int = 1) -> Need:
   """Describe how many more images or seeds would settle a difference, should it stay as it is."""
   spread, num_images = differences.spread(side), differences.num_images(side)
   if difference is None or spread is None or num_images is None:
-    return ('Detections are missing (CocoEvaluator.save_results) or of different images, or this is not a COCO metric: '
-            'no interval can be given.')
+    return Need('no interval can be given',
+                'Detections are missing (CocoEvaluator.save_results) or of different images, or the metric has no '
+                'intervals: no interval can be given.')
   target = max(abs(difference.value), margin - abs(difference.value))  # not 0, or within the margin
   text = f'The interval is {difference.half:.1f} points to either side, and {target:.1f} would settle it: '
   first, second = differences.scores(side), differences.scores(best)
@@ -59,5 +68,6 @@ def needed(side: Side, best: Side, difference: Interval | None, differences: Dif
       choices.append(f'{more} more seed{"s" if more > 1 else ""} of each side')
       break
   if not choices:
-    return text + 'more than a thousand times the images or thirty seeds; the sides are as good as equal.'
-  return text + ' or '.join(choices) + ', should the difference stay as it is.'
+    return Need('the sides are as good as equal',
+                text + 'more than a thousand times the images or thirty seeds; the sides are as good as equal.')
+  return Need(' or '.join(choices), text + ' or '.join(choices) + ', should the difference stay as it is.')

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
+  from rethink_tf.compare.verdict import Verdict
+
 SCRATCH_SHADES, PRETRAINED_SHADES = ('#a9cdea', '#0b3f6b'), ('#f2b3ba', '#8f1626')  # from short to long schedules
 AXES = (('iterations', 'iterations'), ('images', 'images seen'), ('instances', 'instances seen'),
         ('pixels', 'pixels seen'))
@@ -52,9 +54,9 @@ def curves(runs: Sequence[Run], metric: str) -> Figure:
 
 
 def panels(runs: Sequence[Run], metric: str) -> dict[str, Figure]:
-  """Return the four plots of `curves` as separate plots by title, for narrow pages."""
+  """Return two plots of `curves` as separate plots by title, for pages; images and instances look much the same."""
   by_title = {}
-  for key, title in AXES:
+  for key, title in (AXES[0], AXES[-1]):
     fig, axes = _single((5.6, 4.2))
     _panel(axes, runs, metric, key, title)
     _legend(fig, axes, columns=2)
@@ -105,6 +107,36 @@ def end_points(runs: Sequence[Run], metric: str) -> Figure:
                   color=INK)
   decorate(axes, f'{metric} at the end of each schedule', 'images seen in detection training', f'{metric} (%)')
   axes.margins(y=0.15)
+  axes.legend(frameon=False, fontsize=9)
+  return fig
+
+
+def answer(verdict: Verdict, margin: float) -> Figure:
+  """Plot the metric at the end of each schedule from scratch and pre-trained, by images seen.
+
+  Bars of scratch schedules are the confidence interval of the difference from the best pre-trained one, around which
+  the margin is a band.
+  """
+  from matplotlib.ticker import NullLocator
+
+  fig, axes = _single((7, 4.2))
+  metric, best, pretrained = verdict.metric, verdict.pretrained, verdict.schedules
+  scratch = [step.side for step in verdict.steps]
+  highest = best.mean(metric)
+  axes.axhspan(highest - margin, highest + margin, color=COLOURS[1], alpha=0.15, linewidth=0,
+               label=f'best pre-trained ± {margin:g}')
+  half = [np.nan if step.difference is None or step.difference.resolved is not None else step.difference.half
+          for step in verdict.steps]
+  axes.errorbar([side.seen.images for side in scratch], [side.mean(metric) for side in scratch], yerr=half,
+                linestyle='-', marker='o', capsize=4, color=COLOURS[0], label='from scratch')
+  axes.plot([side.seen.images for side in pretrained], [side.mean(metric) for side in pretrained], linestyle='--',
+            marker='s', color=COLOURS[1], label=PRETRAINED)
+  places = {side.seen.images: side.schedule for side in (*pretrained, *scratch)}
+  axes.set_xscale('log')
+  axes.set_xticks(list(places), list(places.values()))
+  axes.xaxis.set_minor_locator(NullLocator())
+  decorate(axes, f'{metric} at the end of each schedule', 'schedule (detection training only)', f'{metric} (%)')
+  axes.margins(x=0.12, y=0.15)
   axes.legend(frameon=False, fontsize=9)
   return fig
 

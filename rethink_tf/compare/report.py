@@ -14,6 +14,7 @@ from absl import logging
 from rethink_tf.compare import groups, matching, page, plots, published, same_data, tables, tensorboard_log, verdict
 from rethink_tf.compare.bootstrap import Matches
 from rethink_tf.compare.differences import Differences, ReadMatches
+from rethink_tf.compare.groups import Side
 from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run, read_runs
 from rethink_tf.errors import UserError, in_one_line, plain
 from rethink_tf.storage import files
@@ -67,11 +68,14 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
     f'Differences of {metric} from the first run': tables.differences_table(runs, differences),
     'Settings that differ': tables.settings_table(runs),
   }
-  words = [one.words for one in verdicts] or [_without_verdict(runs)]
-  words += [f'{run.name}: {note}.' for run in runs for note in run.notes] + same_data.differences(runs)
+  answers = [_answer(one, margin) for one in verdicts] or [page.Answer('open', '', _without_verdict(runs))]
+  facts = _facts(counted, differences)
+  cautions = [f'{run.name}: {note}.' for run in runs for note in run.notes] + same_data.differences(runs)
+  words = [*(f'{one.headline}\n{one.words}'.strip() for one in answers), ' · '.join(facts), *cautions]
   text = '\n\n'.join([
     *map(plain, words), *(f'{name}\n{tables.as_text(rows)}' for name, rows in content.items() if len(rows) > 1)])
-  return Comparison(tuple(runs), metric, tuple(verdicts), text, _write(output, runs, metric, words, content))
+  written = _write(output, runs, metric, answers, facts, cautions, content)
+  return Comparison(tuple(runs), metric, tuple(verdicts), text, written)
 
 
 def _common_metric(runs: Sequence[Run], metric: str | None) -> str:
@@ -119,8 +123,31 @@ def _without_verdict(runs: Sequence[Run]) -> str:
           'the settings that differ are listed below.')
 
 
-def _write(output: str, runs: Sequence[Run], metric: str, words: Sequence[str],
-           content: Mapping[str, tables.Table]) -> str:
+def _answer(one: verdict.Verdict, margin: float) -> page.Answer:
+  kind = {verdict.SCRATCH_SUFFICES: 'scratch', verdict.PRETRAIN: 'pretrain', verdict.OPEN: 'open'}[one.answer]
+  caption = f'{one.metric} at the end of each schedule, from scratch and pre-trained'
+  return page.Answer(kind, one.headline, one.words, plots.render({'': plots.answer(one, margin)}, 'svg')[''], caption)
+
+
+def _facts(runs: Sequence[Run], differences: Differences) -> list[str]:
+  """Return what the answers rest on: data, held-out images, seeds, date."""
+  images = {differences.num_images(Side(run.schedule, (run,))) for run in runs}
+  facts = [', '.join(sorted({run.data for run in runs}))]
+  if images != {None}:
+    facts.append(f'{" or ".join(sorted(map(str, images - {None})))} held-out images')
+  for init in (SCRATCH, PRETRAINED):
+    counts = [len(side.runs) for group in groups.groups(runs) for side in groups.sides(group, init)]
+    if counts:
+      seeds = str(min(counts)) if min(counts) == max(counts) else f'{min(counts)} to {max(counts)}'
+      facts.append(f'{seeds} seed{"s" if max(counts) > 1 else ""} {init}')
+  if instances := max(run.seen.instances for run in runs):
+    facts.append(f'up to {instances:,.0f} instances seen in training')
+  dates = [run.date for run in runs if run.date]
+  return facts + ([max(dates)] if dates else [])
+
+
+def _write(output: str, runs: Sequence[Run], metric: str, answers: Sequence[page.Answer], facts: Sequence[str],
+           cautions: Sequence[str], content: Mapping[str, tables.Table]) -> str:
   """Write all files of the report; return the path of the page."""
   output = output.rstrip('/')
   curves = {f'{metric} against what was seen': plots.curves(runs, metric)}
@@ -134,8 +161,9 @@ def _write(output: str, runs: Sequence[Run], metric: str, words: Sequence[str],
            'padding; compute is proportional to them (Fig. 2 of the paper).']
   notes += sorted({f'Pre-training: {run.pretraining_source}.' for run in runs if run.pretraining_source})
   panels = plots.render(plots.panels(runs, metric), 'svg')  # replace the plot of all four on the page
-  data['index.html'] = page.page(f'{len(runs)} runs by {metric}', words, panels, plots.render(others, 'svg'), content,
-                                 notes).encode()
+  shown = {name: fig for name, fig in others.items() if not any(one.chart for one in answers) or 'schedule' not in name}
+  data['index.html'] = page.page(f'Scratch or pre-training: {metric} on {facts[0]}', answers, facts, cautions, panels,
+                                 plots.render(shown, 'svg'), content, notes).encode()
   data['runs.csv'] = files.as_csv(content['Runs'])
   data['curves.csv'] = files.as_csv(tables.curves_table(runs))
   for name, each in data.items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -76,6 +77,7 @@ class Run(NamedTuple):
   pretraining: Seen | None  # None: from scratch, or unknown
   pretraining_source: str  # description; '' from scratch
   notes: tuple[str, ...] = ()  # on the last evaluation: images that it did not score, limits that bind
+  date: str = ''  # day of the last evaluation, UTC
 
   @property
   def main_metric(self) -> str:
@@ -118,6 +120,15 @@ class Run(NamedTuple):
     return tuple(sorted((name, str(value)) for name, value in self.settings.items()
                         if not any(pattern.match(name.split('/')[-1]) or pattern.match(name)
                                    for pattern in (_INIT, _SCHEDULE, _SILENT, _SEED))))
+
+  @property
+  def data(self) -> str:
+    """Name of the held-out data, as '@eval/coco' names its source, with its folder."""
+    source = str(self.settings.get('run.eval_source') or self.settings.get('run.train_source') or 'unknown data')
+    name = source.rpartition('/')[2].lstrip('@').removesuffix('()')
+    folders = (value for key, value in self.settings.items() if key.rpartition('/')[2] == f'{name}.data_dir')
+    folder = next((str(value).rstrip('/') for value in folders if value), '')
+    return f'{name} ({folder.rpartition("/")[2]})' if folder else name
 
   @property
   def init_key(self) -> tuple[tuple[str, str], ...]:
@@ -166,7 +177,7 @@ def read_run(folder: RunFolder, name: str) -> Run:
     source, pretraining = _pretraining(folder)
   return Run(name, folder, settings, init, _schedule(settings, evaluations), _seed(settings),
              _curve(train, evaluations), _series(train, 'loss/total'), _series(train, 'learning_rate'), pretraining,
-             source, _notes(evaluations[-1]))
+             source, _notes(evaluations[-1]), _day(evaluations[-1]))
 
 
 def read_settings(folder: RunFolder) -> dict[str, Any]:
@@ -212,6 +223,13 @@ def _curve(train: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str
 
   return Curve(steps, *(seen[key] for key in ('images', 'instances', 'pixels', 'seconds')),
                {name: metric(name) for name in names})
+
+
+def _day(evaluation: Mapping[str, Any]) -> str:
+  seconds = evaluation.get('time')
+  if not isinstance(seconds, int | float) or not 0 < seconds < 2 ** 33:
+    return ''
+  return time.strftime('%Y-%m-%d', time.gmtime(seconds))
 
 
 def _notes(evaluation: Mapping[str, Any]) -> tuple[str, ...]:

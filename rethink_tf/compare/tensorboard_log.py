@@ -19,7 +19,7 @@ LAYOUT = {  # chart -> tags, as regular expressions
 
 
 def write(runs: Sequence[Run], metric: str, logdir: str) -> None:
-  """Write one event folder per run under `logdir`, and one for the layout; an existing `logdir` is replaced.
+  """Write one event folder per run under `logdir`, the first also with the layout; an existing `logdir` is replaced.
 
   Tags: eval/box/AP, ..., loss/total and learning_rate by iterations; by_images/box/AP by images seen. The HPARAMS tab
   has initial weights, schedule, fraction, norm, learning rate and seed, with the final metric and the cost.
@@ -30,10 +30,11 @@ def write(runs: Sequence[Run], metric: str, logdir: str) -> None:
   # The tab shows the first five columns in alphabetical order: leave out some that do not differ.
   same = {name for name in ('batch_size', 'images', 'seed') if len({each.get(name) for each in shown}) == 1}
   shown = [{name: value for name, value in each.items() if name not in same} for each in shown]
-  _raw(f'{logdir}/layout', [_layout(), _experiment(shown, metric)])
+  shared = [_layout(), _experiment(shown, metric)]
   for run, each in zip(runs, shown, strict=True):
     folder = f'{logdir}/{run.name.replace("/", "_")}'
-    _raw(folder, _session(run.name, each))
+    _raw(folder, [*shared, *_session(run.name, each)])
+    shared = []
     writer = tf.summary.create_file_writer(folder)
     with writer.as_default():
       _scalars(run, metric)

@@ -24,6 +24,7 @@ from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run
 from rethink_tf.errors import UserError
 
 EQUAL, BETTER, WORSE, UNSURE = 'equal', 'better', 'worse', 'too noisy to say'
+SCRATCH_SUFFICES, PRETRAIN, OPEN = 'scratch suffices', 'pre-train', 'open'  # answers
 NOT_WORSE, ONE_SEED = 'not worse', 'one seed'
 CAUGHT_UP = (EQUAL, BETTER, NOT_WORSE)
 
@@ -41,8 +42,11 @@ class Verdict(NamedTuple):
 
   metric: str
   pretrained: Side  # its best schedule
+  schedules: tuple[Side, ...]  # all pre-trained ones
   steps: tuple[Step, ...]  # scratch schedules, by images seen
   caught_up: Step | None  # the shortest schedule that has caught up and after which all have
+  answer: str  # SCRATCH_SUFFICES, PRETRAIN or OPEN
+  headline: str  # the answer in one line
   words: str
 
 
@@ -97,7 +101,7 @@ def verdicts(runs: Sequence[Run], differences: Differences, margin: float = 0.5)
       best = max(pretrained, key=lambda side: side.mean(metric))
       steps = tuple(_step(side, pretrained, best, differences, margin) for side in scratch)
       if steps:
-        result.append(_verdict(best, steps, differences, margin, len(pretrained)))
+        result.append(_verdict(best, pretrained, steps, differences, margin))
   return result
 
 
@@ -109,8 +113,8 @@ def _step(side: Side, pretrained: Sequence[Side], best: Side, differences: Diffe
   return Step(side, of_best, joint_relation(each, of_best, margin))
 
 
-def _verdict(best: Side, steps: tuple[Step, ...], differences: Differences, margin: float,
-             comparisons: int) -> Verdict:
+def _verdict(best: Side, pretrained: Sequence[Side], steps: tuple[Step, ...], differences: Differences,
+             margin: float) -> Verdict:
   metric, caught_up, longest = differences.metric, None, steps[-1]
   for step in reversed(steps):
     if step.relation not in CAUGHT_UP:
@@ -118,19 +122,25 @@ def _verdict(best: Side, steps: tuple[Step, ...], differences: Differences, marg
     caught_up = step
   versus = f'{best.label} ({metric} {best.mean(metric):.1f})'
   if caught_up is not None:
+    answer, headline = SCRATCH_SUFFICES, f'You do not need pre-training from {caught_up.side.schedule} on'
     words = f'Scratch catches up: {_measured(caught_up, metric)} is {_worded(caught_up, margin)} {versus}. '
     words += _costs(caught_up.side, best)
   elif longest.relation == WORSE:
+    answer, headline = PRETRAIN, f'Use pre-training: scratch is behind up to {longest.side.schedule}'
     words = (f'Scratch does not catch up by {longest.side.schedule}: {_measured(longest, metric)} stays behind {versus}'
              f'{_interval(longest)}. {_advice(steps, metric)}')
   elif longest.relation == ONE_SEED:
+    answer, headline = OPEN, 'Cannot tell yet: one seed a side; train each side with two or more'
     words = (f'One seed: cannot tell differences below about {longest.difference.resolved:.1f} points: '
              f'{_measured(longest, metric)} against {versus}, difference {longest.difference.value:+.1f}. Train each '
              'side with two or more seeds (run.seed), or give the spread between seeds with --seed_spread.')
   else:
-    words = f'Too noisy to say: {_measured(longest, metric)} against {versus}{_interval(longest)}. '
-    words += planning.needed(longest.side, best, longest.difference, differences, margin, comparisons)
-  return Verdict(metric, best, steps, caught_up, words.strip())
+    need = planning.needed(longest.side, best, longest.difference, differences, margin, len(pretrained))
+    answer, headline = OPEN, f'Cannot tell yet: {need.short}'
+    words = f'Too noisy to say: {_measured(longest, metric)} against {versus}{_interval(longest)}. {need.words}'
+  if best.arm:
+    headline += f' ({best.arm})'
+  return Verdict(metric, best, tuple(pretrained), steps, caught_up, answer, headline, words.strip())
 
 
 def _measured(step: Step, metric: str) -> str:

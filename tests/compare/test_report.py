@@ -129,7 +129,9 @@ def test_files_of_the_report(tmp_path):
   run(tmp_path, worse(40))
   out = tmp_path / 'out'
   page = (out / 'index.html').read_text()
-  assert 'does not catch up' in page and '<svg' in page and 'viewport' in page
+  assert '\u25b2 Use pre-training: scratch is behind up to 6x' in page and 'does not catch up' in page
+  assert page.index('<svg') < page.index('<details>') and 'viewport' in page and '200 held-out images' in page
+  assert page.count('role="img" aria-label=') == page.count('<svg')  # each has an alternative text
   outside = set(re.findall(r'(?:src|href)="(?!#)([^"]*)"', page)) | set(re.findall(r'url\((?!#)[^)]*\)', page))
   assert not {link for link in outside if not link.startswith('data:')}  # no external links
   with open(out / 'curves.csv') as file:
@@ -170,11 +172,11 @@ def test_the_tensorboard_log(tmp_path):
   from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
   run(tmp_path, HALF)
   log = EventMultiplexer().AddRunsFromDirectory(str(tmp_path / 'out/tensorboard')).Reload()
-  assert set(log.Runs()) == {'scratch', 'pre', 'layout'}
+  assert set(log.Runs()) == {'scratch', 'pre'}
   for name in ('scratch', 'pre'):  # the same tags, to share axes
     tags = log.Runs()[name]['tensors']
     assert {'eval/box/AP', 'loss/total', 'by_images/box/AP', 'final', '_hparams_/session_start_info'} <= set(tags)
-  assert {'custom_scalars__config__', '_hparams_/experiment'} <= set(log.Runs()['layout']['tensors'])
+  assert {'custom_scalars__config__', '_hparams_/experiment'} <= set(log.Runs()['scratch']['tensors'])
   assert [event.step for event in log.Tensors('pre', 'eval/box/AP')] == [50, 100]
 
 
