@@ -27,7 +27,7 @@ from rethink_tf.storage.run_folder import RunFolder
 from tests import tiny_run
 from tests.compare import fake_runs
 from tests.test_command_line import call
-from tests.test_experiment import PARAMS
+from tests.tiny import PARAMS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 

@@ -34,6 +34,14 @@ GIN = (
   'TrainInput.max_instances = 8', 'EvalInput.max_instances = 8', 'KTimesSchedule.warmup_steps = 0',
 )
 
+# A run of it on four batches of two synthetic images.
+PARAMS = (
+  *GIN, 'train/synthetic.num_images = 8', 'eval/synthetic.num_images = 3', 'ResNet.depth = 14',
+  "strategy.kind = 'one_device'", 'synthetic.image_size = (64, 64)', 'synthetic.object_size = (16, 40)',
+  'BATCH_SIZE = 2', 'KTimesSchedule.unit = 0.5',  # 0.5 steps of 16 images are 4 of 2
+  'CocoEvaluator.every = 2', 'run.log_every = 1', 'run.checkpoint_every = 2',
+)
+
 
 def detector(norm: MakeNorm = group_norm, xla: bool = False, **parts: Any) -> MaskRCNN:
   """A Mask R-CNN of depth 14 and width 32."""

@@ -10,10 +10,10 @@ from PIL import Image
 
 from rethink_tf import api
 from rethink_tf.data.detection.synthetic import SyntheticSource
-from tests.test_experiment import PARAMS
+from tests import tiny
 
 TRAINING = (
-  *PARAMS, 'synthetic.image_size = (60, 90)', 'KTimesSchedule.unit = 0.25', 'CocoEvaluator.every = 0',
+  *tiny.PARAMS, 'synthetic.image_size = (60, 90)', 'KTimesSchedule.unit = 0.25', 'CocoEvaluator.every = 0',
   'run.eval_images_per_device = 2', 'run.ema = @ExponentialMovingAverage',
   'DetectionGenerator.score_threshold = 0.01')  # random weights are hardly ever confident
 
