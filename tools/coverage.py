@@ -12,6 +12,7 @@ instead, so that AP itself, which is no mean over images, is what varies.
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -165,12 +166,12 @@ def main(argv: Sequence[str]) -> None:
     lines.append((study, rates(study, count, number, 'before'), rates(study, count, number)))
     progress.count()
   progress.close()
-  text = (f'# Coverage of intervals and error rates of verdicts\n\nWritten by `python -m tools.coverage --count='
-          f'{FLAGS.count} --output=results/coverage.md`: {FLAGS.count} simulated studies a line (a quarter of them '
-          'with 5,000 images), two arms, two schedules, in percent. *Covered*: the 95 % interval of scratch minus '
-          'pre-training at the same schedule holds the truth. *Better or worse*, *equal* (or not worse, margin 0.5): '
-          'the verdict on the longest schedule from scratch against all pre-trained ones; *wrong*: and it is not so. '
-          '(0.1.0): as version 0.1.0 computed it.\n\n' + table(lines) + '\n')
+  about = (f'Written by `python -m tools.coverage --count={FLAGS.count} --output=results/coverage.md`: {FLAGS.count} '
+           'simulated studies a line (a quarter of them with 5,000 images), two arms, two schedules, in percent. '
+           '*Covered*: the 95 % interval of scratch minus pre-training at the same schedule holds the truth. *Better or '
+           'worse*, *equal* (or not worse, margin 0.5): the verdict on the longest schedule from scratch against all '
+           'pre-trained ones; *wrong*: and it is not so. (0.1.0): as version 0.1.0 computed it.')
+  text = (f'# Coverage of intervals and error rates of verdicts\n\n{textwrap.fill(about, 120)}\n\n{table(lines)}\n')
   if FLAGS.output:
     files.write_output(FLAGS.output, text.encode())
   print(text)
