@@ -168,9 +168,9 @@ def main(argv: Sequence[str]) -> None:
   progress.close()
   about = (f'Written by `python -m tools.coverage --count={FLAGS.count} --output=results/coverage.md`: {FLAGS.count} '
            'simulated studies a line (a quarter of them with 5,000 images), two arms, two schedules, in percent. '
-           '*Covered*: the 95 % interval of scratch minus pre-training at the same schedule holds the truth. *Better or '
-           'worse*, *equal* (or not worse, margin 0.5): the verdict on the longest schedule from scratch against all '
-           'pre-trained ones; *wrong*: and it is not so. (0.1.0): as version 0.1.0 computed it.')
+           '*Covered*: the 95 % interval of scratch minus pre-training at the same schedule holds the truth. *Better '
+           'or worse*, *equal* (or not worse, margin 0.5): the verdict on the longest schedule from scratch against '
+           'all pre-trained ones; *wrong*: and it is not so. (0.1.0): as version 0.1.0 computed it.')
   text = (f'# Coverage of intervals and error rates of verdicts\n\n{textwrap.fill(about, 120)}\n\n{table(lines)}\n')
   if FLAGS.output:
     files.write_output(FLAGS.output, text.encode())

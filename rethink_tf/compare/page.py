@@ -20,7 +20,8 @@ h1 { font-size: 1rem; font-weight: normal; color: #6a7078; }
 .scratch { border-color: #1f6fb4; background: #eef5fb; } .scratch strong { color: #174f80; }
 .pretrain { border-color: #c03546; background: #fbeff0; } .pretrain strong { color: #8f1626; }
 .open { border-color: #b07a1c; background: #fbf5ea; } .open strong { color: #7a5310; }
-.facts { color: #4a4f57; } .caution { border-left: 4px solid #b07a1c; padding-left: .8rem; } details { margin-top: 2rem; } summary { cursor: pointer; font-weight: 600; }
+.facts { color: #4a4f57; } .caution { border-left: 4px solid #b07a1c; padding-left: .8rem; }
+details { margin-top: 2rem; } summary { cursor: pointer; font-weight: 600; }
 .plot { margin: 1rem 0; } .plot svg { width: 100%; height: auto; max-width: 46rem; }
 .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 0 1rem; }
 .wide { overflow-x: auto; background: linear-gradient(to left, #e3e5e8, #fff 1.2rem) right; padding-right: 2px; }
@@ -42,7 +43,8 @@ class Answer(NamedTuple):
 
 
 def page(title: str, answers: Sequence[Answer], facts: Sequence[str], cautions: Sequence[str],
-         panels: Mapping[str, bytes], plots: Mapping[str, bytes], tables: Mapping[str, Sequence[Sequence[str]]], notes: Sequence[str]) -> str:
+         panels: Mapping[str, bytes], plots: Mapping[str, bytes], tables: Mapping[str, Sequence[Sequence[str]]],
+         notes: Sequence[str]) -> str:
   """Return the HTML of a report.
 
   Args:

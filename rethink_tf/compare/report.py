@@ -71,7 +71,7 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
   answers = [_answer(one, margin) for one in verdicts] or [page.Answer('open', '', _without_verdict(runs))]
   facts = _facts(counted, differences)
   cautions = [f'{run.name}: {note}.' for run in runs for note in run.notes] + same_data.differences(runs)
-  words = [*(f'{one.headline}\n{one.words}'.strip() for one in answers), ' · '.join(facts), *cautions]
+  words = [*(line for one in answers for line in (one.headline, one.words) if line), ' · '.join(facts), *cautions]
   text = '\n\n'.join([
     *map(plain, words), *(f'{name}\n{tables.as_text(rows)}' for name, rows in content.items() if len(rows) > 1)])
   written = _write(output, runs, metric, answers, facts, cautions, content)
