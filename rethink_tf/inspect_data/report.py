@@ -104,7 +104,7 @@ def as_text(training: Split, held_out: Split, inputs: TrainInput, padding_rows: 
            *(reasons.table(splits) or ['  none']), '']
   dropped = len(training.source.image_ids) - len(inputs.source.image_ids)
   lines += ['training input',
-            f'  {len(inputs.source.image_ids)} images are trained on; {dropped} are dropped (no object, or no file)',
+            f'  {len(inputs.source.image_ids)} images are trained on; {dropped} are dropped (no object)',
             '  padded shape    images  padding']
   lines += [f'  {"x".join(map(str, row["padded_shape"])) if row["padded_shape"] else "all":14} {row["images"]:7} '
             f'{100 * row["waste"]:6.1f} %' for row in padding_rows]
