@@ -29,6 +29,7 @@ import time
 # First: it sets up the environment for TensorFlow.
 from tools.small_runs import EVERY, ROOT, Bench, Row, Training, variables  # isort: skip
 
+from tools import faults_running  # isort: skip
 from tools.faults_writers import changed_settings, two_writers  # isort: skip
 
 import numpy as np  # isort: skip
@@ -288,7 +289,7 @@ def several(bench: Bench, faults: int) -> Row:
 ROWS = {'sigkill': (sigkill, 20), 'sigterm': (sigterm, 5), 'sigterm_twice': (sigterm_twice, 2), 'damaged': (damaged, 5),
         'full_disk': (full_disk, 1), 'deleted_folder': (deleted_folder, 1), 'nan': (nan, 2),
         'flaky_reads': (flaky_reads, 1), 'lost_reader': (lost_reader, 1), 'killed_worker': (killed_worker, 1),
-        'two_writers': (two_writers, 3), 'changed_settings': (changed_settings, 1)}
+        'two_writers': (two_writers, 3), 'changed_settings': (changed_settings, 1), **faults_running.ROWS}
 QUICK = {'several': (several, 3)}
 
 
