@@ -130,7 +130,8 @@ class Output:
     self._stream, self._name, self._report = stream, name, report
     self.failure: Exception | None = None
     if hasattr(stream, 'reconfigure'):
-      stream.reconfigure(errors='backslashreplace')
+      with contextlib.suppress(OSError, ValueError):  # it flushes the stream
+        stream.reconfigure(errors='backslashreplace')
 
   def write(self, text: str) -> int:
     """Write text; return its length."""
