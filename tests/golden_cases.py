@@ -42,7 +42,7 @@ def case(request):
   yield case
   print(f'\n{case.name}\n  {"stage":<48}{"largest error":>14}{"allowed":>10}')
   for stage, error, limit, where in case.report:
-    print(f'  {stage:<48}{error:>14.2e}{limit:>10.2g}  {where}'.rstrip())
+    print(f'  {stage:<48}{error:>14.2e}{limit:>10.3g}  {where}'.rstrip())
 
 
 def test_a_case_may_have_the_weights_of_another_one(tmp_path):

@@ -22,6 +22,7 @@ from rethink_tf.weights import detectron2
 
 GN, BN = 'mask_rcnn_r50_fpn_gn', 'mask_rcnn_r50_fpn_bn'
 CASCADE, KEYPOINTS = 'cascade_r50_fpn_gn', 'keypoint_r50_fpn_gn'
+X50 = 'mask_rcnn_x50_fpn_gn'  # where the class loss does not outweigh the mask loss
 
 UPDATES = ('update (detectron2)', 'update (detectron)')
 STEP = ('losses', 'gradient norms', 'gradients', *UPDATES)
@@ -195,7 +196,7 @@ MUTANTS = [
   Mutant('mask targets half a cell lower', GN, replaced(mask_rcnn, 'crop_targets', half_cell_lower)),
   # What trains.
   Mutant('mask head frozen', GN, setting(heads.MaskHead, trainable=False)),
-  Mutant('mask loss does not train the features', GN, replaced(MaskRCNN, 'mask_logits', detached_features)),
+  Mutant('mask loss does not train the features', X50, replaced(MaskRCNN, 'mask_logits', detached_features)),
   Mutant('top-down path of the FPN without gradient', GN,
          replaced(fpn, 'upsample', lambda own: lambda x: tf.stop_gradient(own(x)))),
   Mutant('shortcuts without gradient', GN, replaced(resnet.Bottleneck, 'call', detached_shortcut)),

@@ -93,7 +93,7 @@ def read(partial: pathlib.Path) -> dict[str, Row]:
 
 
 def table(rows: dict[str, Row], names: Sequence[str]) -> str:
-  caught = sum(bool(rows[name]['failed']) for name in names)
+  caught = sum(bool(rows[name]['failed']) for name in names if name in rows)
   cases = [row for name, row in rows.items() if name.startswith(UNMUTATED)]
   seconds = sum(row['seconds'] for row in rows.values())
   lines = [
@@ -108,6 +108,9 @@ def table(rows: dict[str, Row], names: Sequence[str]) -> str:
     found = f'{worst(row)}' if row['failed'] else f'nothing fails of {row["passed"]} values | | | | '
     lines.append(f'| none | {row["case"]} | {found} |')
   for name in names:
+    if name not in rows:
+      lines.append(f'| {name} | | not tried yet | | | | |')
+      continue
     row = rows[name]
     lines.append(f'| {name} | {row["case"]} | {worst(row) if row["failed"] else "**NOT CAUGHT** | | | | "} |')
   return '\n'.join(lines) + '\n'
@@ -127,6 +130,7 @@ def run(names: Sequence[str], output: pathlib.Path) -> bool:
     command = [sys.executable, '-m', 'tools.mutants', f'--output={output}',
                *(f'--attempt={mutant.name}' for mutant in missing if mutant.case == case)]
     subprocess.run(command, cwd=ROOT, env={**os.environ, **ENVIRONMENT}, check=True)
+    output.write_text(table(read(partial), names))
   rows = read(partial)
   output.write_text(table(rows, names))
   partial.unlink()

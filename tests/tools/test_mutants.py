@@ -24,11 +24,12 @@ def failed(stage, error, limit):
 def test_the_table_names_what_is_not_caught():
   rows = {'none: small': row('none: small'), 'no decay': row('no decay', failed('update', 0.5, 0.03)),
           'harmless': row('harmless')}
-  text = mutants.table(rows, ['no decay', 'harmless'])
-  assert '1 of 2 mutants caught, 3 minutes' in text
+  text = mutants.table(rows, ['no decay', 'harmless', 'later'])
+  assert '1 of 3 mutants caught, 3 minutes' in text
   assert '| none | small | nothing fails of 3 values |' in text
   assert '| no decay | small | update | 0.5 | 0.03 | a.weight | 0 |' in text
   assert '| harmless | small | **NOT CAUGHT** |' in text
+  assert '| later | | not tried yet |' in text
   cells = {line.count('|') for line in text.splitlines() if line.startswith('|')}
   assert cells == {8}
 
