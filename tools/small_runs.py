@@ -112,7 +112,7 @@ class Training:
     for line in text.split(b'\n'):
       with contextlib.suppress(ValueError):
         found.append(json.loads(line))
-    return [line for line in found if line['kind'] in kinds]
+    return [line for line in found if isinstance(line, dict) and line.get('kind') in kinds and 'step' in line]
 
   def wait_for_steps(self, steps: int) -> bool:
     """Wait until this start has trained this many steps; False when it ended before."""
