@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import re
 import signal
@@ -40,16 +41,10 @@ def start(main: Callable[..., None], takes_arguments: bool = False,
   After a signal or the loss of a worker the process exits at once: Python would wait for the scoring thread, and
   TensorFlow for the worker.
   """
-  def checked(*arguments: list[str]) -> None:
-    main(*arguments)
-    sys.stdout.flush()
-    if result_is_printed and lost_output() is not None:
-      raise UserError(f'standard output: cannot be written: {in_one_line(lost_output())}')
-
   def command(argv: list[str]) -> None:
     try:
-      call, others = (lambda: checked(argv[1:]), argv[:1]) if takes_arguments else (checked, argv)
-      as_command(call, others, interrupted, cleanup_seconds)
+      call, others = (functools.partial(main, argv[1:]), argv[:1]) if takes_arguments else (main, argv)
+      as_command(call, others, interrupted, cleanup_seconds, result_is_printed)
     except SystemExit as end:
       if end.code in (*EXIT_CODES.values(), WorkerLost.exit_code):
         sys.stdout.flush()
@@ -87,7 +82,7 @@ def check_path(path: str | None, message: str, suffix: str = '') -> None:
 
 @redacted_tracebacks()
 def as_command(main: Callable[[], None], argv: Sequence[str], interrupted: str,
-               cleanup_seconds: float | None = CLEANUP_SECONDS) -> None:
+               cleanup_seconds: float | None = CLEANUP_SECONDS, result_is_printed: bool = False) -> None:
   """Call main, unless an argument is left over, and turn exceptions into a line and an exit code.
 
   A UserError prints one line and exits with its exit code (1; 69 for WorkerLost). Ctrl-C, SIGTERM and SIGHUP print
@@ -105,6 +100,9 @@ def as_command(main: Callable[[], None], argv: Sequence[str], interrupted: str,
       if argv[1:]:
         raise UserError(f'unexpected argument {argv[1]!r}: options are written --name=value; see --help')
       main()
+      sys.stdout.flush()
+      if result_is_printed and lost_output() is not None:
+        raise UserError(f'standard output: cannot be written: {in_one_line(lost_output())}')
   except UserError as error:
     print(f'error: {redact(error.line())}', file=sys.stderr)
     sys.exit(error.exit_code)
