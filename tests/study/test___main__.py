@@ -61,8 +61,8 @@ def test_runs_are_submitted_after_their_pre_training(tmp_path):
   done = call_process('study', *common, cwd=ROOT)
   assert done.returncode == 0, done.stderr
   lines = [line for line in done.stdout.splitlines() if line.startswith('to --gin_file')]
-  assert len(lines) == 6 and f'--model_dir={tmp_path}/studies/own/scratch_0.25x' in lines[0]
-  assert f"WEIGHTS = '{tmp_path}/studies/pretraining/shapes'" in lines[3]
+  assert len(lines) == 12 and f'--model_dir={tmp_path}/studies/own/scratch_0.25x_seed0' in lines[0]
+  assert f"WEIGHTS = '{tmp_path}/studies/pretraining/shapes'" in lines[6]
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ STUDY = 'gin_configs/studies/own_data_narrow.gin'
 
 def test_a_plan_without_shared_iterations_has_one_stage_per_run(tmp_path):
   shared, alone = (plan_study(STUDY, f'{tmp_path}/own/', share_prefixes=share) for share in (True, False))
-  assert len(shared.stages) > len(alone.stages) == len(alone.trials) == len(alone.lengths) == 6
+  assert len(shared.stages) > len(alone.stages) == len(alone.trials) == len(alone.lengths) == 12
   assert shared.output == f'{tmp_path}/own' and list(shared.pretraining) == [f'{tmp_path}/pretraining/shapes']
   assert 'less than the runs one by one' in str(shared) and 'less' not in str(alone)
   assert str(shared).startswith(f'pre-training {tmp_path}/pretraining/shapes\n')
@@ -41,7 +41,7 @@ def test_submission(tmp_path, capfd):
     submit_study(plan, 'echo')
   submit_study(plan, 'false', dry_run=True)
   lines = capfd.readouterr().out.splitlines()
-  assert len(lines) == 7 and lines[0].startswith('false --gin_file=') and 'rethink_tf.compare' in lines[-1]
+  assert len(lines) == 13 and lines[0].startswith('false --gin_file=') and 'rethink_tf.compare' in lines[-1]
   (tmp_path / 'pretraining/shapes/checkpoints/step-00000007').mkdir(parents=True)
   with pytest.raises(UserError, match='the command above failed'):
     submit_study(plan, 'false')
