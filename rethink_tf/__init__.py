@@ -10,4 +10,4 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # a machine without a GPU is
 os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')  # TensorFlow's own default is off on CPUs without AVX512
 os.environ.setdefault('TF_USE_LEGACY_KERAS', '1')  # tf-models-official and tensorflow-addons build on tf_keras
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
