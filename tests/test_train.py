@@ -27,6 +27,7 @@ PARAMS = (
 
 def start(folder):
   command = [sys.executable, '-m', 'rethink_tf.train', '--gin_file=gin_configs/demo.gin',
+             '--gin_file=gin_configs/models/faster_rcnn.gin',  # half the graph; tools/faults.py has masks
              '--gin_file=gin_configs/runtime/deterministic.gin', f'--model_dir={folder}',
              *(f'--gin_param={param}' for param in PARAMS)]
   return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

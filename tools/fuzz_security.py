@@ -219,10 +219,10 @@ def _run_saved_model(rng, seeds, work):
 def _build_identity(folder):
   run = RunFolder(str(folder))
   categories = [{'id': 3, 'name': 'cat', 'keypoints': ['nose', 'left_ear', 'right_ear']}, {'id': 7, 'name': 'dog'}]
-  (folder / 'config.gin').write_text(fake_runs.CONFIG.format(k=1, init='None', seed=0, rate=0.02))
+  (folder / 'config.gin').write_text(fake_runs.CONFIG.format(k=1, init='None', seed=0, rate=0.02, weights=''))
   now = identity.of(categories, (folder / 'config.gin').read_text(), {'train': {'images': 5, 'digest': 'ab' * 32}})
   identity.write(run, None, now, 0)
-  (folder / writer_lock.FILE).write_text(json.dumps(writer_lock._this_process()._asdict()))
+  (folder / writer_lock.FILE).write_text(json.dumps(writer_lock._this_process(run)._asdict()))
 
 
 def _run_identity(rng, seeds, work):
@@ -237,7 +237,7 @@ def _run_identity(rng, seeds, work):
   if was is None:
     return SKIPPED
   now = identity.of([{'id': 1, 'name': 'cat'}, {'id': 2, 'name': 'dog'}], fake_runs.CONFIG.format(
-    k=2, init='None', seed=0, rate=0.02), {'train': {'images': 5}})
+    k=2, init='None', seed=0, rate=0.02, weights=''), {'train': {'images': 5}})
   if rng.random() < 0.1:
     identity.check_owner(was, {'run': pick(rng, mutations.WORDS)}, 'x')
   if was.categories is not None:

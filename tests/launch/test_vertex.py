@@ -90,8 +90,8 @@ def test_tensorboard_reads_beside_the_run():
 
 def test_events_go_where_the_service_looks(tmp_path, monkeypatch):
   """The service sets the variable to a folder in baseOutputDirectory."""
-  run = RunFolder(str(tmp_path / 'run'))
   monkeypatch.setenv('AIP_TENSORBOARD_LOG_DIR', f'{tmp_path}/run/logs/')
+  run = RunFolder(str(tmp_path / 'run'))
   for name in ('', 'averaged'):
     run.writer(name).flush()
     assert list((tmp_path / 'run' / 'logs' / name).glob('events.out.*'))

@@ -81,6 +81,14 @@ def backbone_gradients(recompute, images, jit=False, **changes):
   return losses, {v.name: g.numpy() for v, g in zip(model.trainable_variables, gradients, strict=True)}
 
 
+@pytest.fixture(autouse=True, scope='module')
+def optimised_graphs():
+  """Tests do without Grappler (tests/replicas.py); without it, both forms round differently."""
+  tf.config.optimizer.set_experimental_options({'disable_meta_optimizer': False})
+  yield
+  tf.config.optimizer.set_experimental_options({'disable_meta_optimizer': True})
+
+
 @pytest.mark.parametrize('changes', [
   {}, *(pytest.param(each, marks=pytest.mark.slow)
         for each in ({'norm': no_norm}, {'norm': frozen_batch_norm}, {'freeze_at': 3}))])

@@ -98,14 +98,16 @@ def test_a_saved_model(run, tmp_path):
 
 @pytest.mark.parametrize('arguments, words', [
   ([], ['no images', '--model_dir']),
-  (['{here}', '--model_dir=runs/x'], ['no images there']),
+  (['{here}/empty', '--saved_model={here}/empty'], ['no images there']),
+  (['{here}', '--model_dir=runs/x'], ['no config.gin in runs/x']),
   (['{here}/a.jpg'], ['--model_dir', '--saved_model']),
   (['{here}/a.jpg', '--model_dir=runs/x', '--threshold=50'], ['--threshold', '0 to 1']),
-  (['{here}/a.jpg', '--saved_model=x', '--averages'], ['SavedModel', '--averages']),
-], ids=['nothing', 'empty', 'no-run', 'threshold', 'averages-of-a-file'])
+  (['{here}/a.jpg', '--saved_model={here}/empty', '--averages'], ['SavedModel', '--averages']),
+], ids=['nothing', 'empty', 'no-config', 'no-run', 'threshold', 'averages-of-a-file'])
 def test_errors(arguments, words, tmp_path):
   if '{here}/a.jpg' in arguments:
     (tmp_path / 'a.jpg').write_bytes(b'x')
+  (tmp_path / 'empty').mkdir()
   arguments = [argument.format(here=tmp_path) for argument in arguments]
   assert_one_line(call('predict', *arguments, cwd=tmp_path), *words)
 
