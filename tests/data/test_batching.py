@@ -1,6 +1,7 @@
 """The buffer pool of the inputs, and their limit of missing and unreadable images."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -61,10 +62,12 @@ def test_a_read_that_does_not_end_is_reported_and_awaited_in_python(tmp_path, mo
   next(batches)
   assert inputs.wait_for_step(1, 30)
   next(batches)
-  for _ in range(300):  # half a minute at most
-    assert not inputs.wait_for_step(2, 0.1)
+  for _ in range(300):  # half a minute at most; the read may not have begun yet
     if 'waiting for data: ' in caplog.text:
       break
+    inputs.wait_for_step(2, 0.1)
+    time.sleep(0.1)
+  assert not inputs.wait_for_step(2, 0.1)
   released.set()
   assert 'waiting for data: ' in caplog.text and f'image {stuck}: is their storage available?' in caplog.text
   assert inputs.wait_for_step(2, 30) and stuck in next(batches).image_ids.numpy()
