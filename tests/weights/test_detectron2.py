@@ -20,8 +20,10 @@ from tests import tiny
 def build(**components):
   """A tiny detector with its variables, without computing anything."""
   model = tiny.detector(**components)
-  batch = tiny.batch(1)
-  tf.function(lambda b: model(b.images, b.image_sizes, labels=b, training=True)).get_concrete_function(batch)
+  with tf.__internal__.FuncGraph('variables').as_default():  # a tf.function would be traced twice
+    batch = tf.nest.map_structure(lambda x: x if x is None else tf.compat.v1.placeholder(x.dtype, x.shape),
+                                  tiny.batch(1))
+    tf.autograph.experimental.do_not_convert(model)(batch.images, batch.image_sizes, labels=batch, training=True)
   return model
 
 
