@@ -149,8 +149,9 @@ def compute(path: str, images: list[np.ndarray]) -> Stages:
   from rethink_tf.weights import __main__ as command
   from rethink_tf.weights import formats
   contents = formats.read(path)
-  printed = next(line for line in command.describe(contents).splitlines() if line.startswith('use it with'))
-  options = [option.split('=', 1) for option in shlex.split(printed.removeprefix('use it with'))]
+  labels = ('use it with', 'if GroupNorm')  # of a file that does not record its norms, which here is GroupNorm
+  printed = next(line for line in command.describe(contents).splitlines() if line.startswith(labels))
+  options = [option.split('=', 1) for option in shlex.split(printed) if option.startswith('--')]
   weights = next(value for name, value in options if name == '--weights')
   experiment.configure([BASE, *(value for name, value in options if name == '--gin_file')],
                        [value for name, value in options if name == '--gin_param'], weights=weights)
