@@ -145,6 +145,8 @@ class Training:
 
   def count_logged(self, pattern: str) -> int:
     """Matches of a regular expression in the log."""
+    if not self.log.exists():  # nothing has been logged yet
+      return 0
     return len(re.findall(pattern, self.log.read_text(errors='replace')))
 
   def checkpoints(self) -> list[pathlib.Path]:
