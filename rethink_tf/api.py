@@ -228,13 +228,16 @@ def evaluate(model_dir: Path, checkpoint: str | int = 'latest', gin_files: Path 
                                              allow_changes=allow_changes))
 
 
-def compare(model_dirs: Sequence[Path], output: Path = 'runs/comparison', metric: str | None = None) -> Comparison:
+def compare(model_dirs: Sequence[Path], output: Path = 'runs/comparison', metric: str | None = None,
+            seed_spread: float | None = None) -> Comparison:
   """Compare runs; write a report with plots and a TensorBoard log.
 
   Args:
     model_dirs: run folders; the first is the baseline of the table of differences.
     output: folder of the report.
     metric: metric to compare by, as 'box/AP'; None: the first run's main metric.
+    seed_spread: known standard deviation of the metric between seeds, in points; None: taken from the runs, of which
+      one side at least must have two seeds for a verdict.
 
   Returns:
     `verdicts`, `text` (verdicts and tables) and `page` (path of the HTML file), among others.
@@ -244,7 +247,7 @@ def compare(model_dirs: Sequence[Path], output: Path = 'runs/comparison', metric
   """
   from rethink_tf.compare import report
 
-  return report.compare(_paths(model_dirs), os.fspath(output), metric=metric)
+  return report.compare(_paths(model_dirs), os.fspath(output), metric=metric, seed_spread=seed_spread)
 
 
 def inspect_data(gin_files: Path | Sequence[Path], gin_params: str | Sequence[str] = (), output: Path | None = None,

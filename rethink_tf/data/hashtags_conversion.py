@@ -39,7 +39,7 @@ from rethink_tf.data.classification.hashtag_shards import (
 )
 from rethink_tf.data.classification.vocabulary import Vocabulary, read_rows
 from rethink_tf.data.folders import inside
-from rethink_tf.data.images import ImageError, read_bounded
+from rethink_tf.data.images import ImageError, read_file
 from rethink_tf.data.images import decode as decode_image
 from rethink_tf.data.keyed_random import keyed_bits
 from rethink_tf.data.problems import Problems
@@ -47,7 +47,6 @@ from rethink_tf.data.shards import shard_path
 from rethink_tf.data.tfrecord import FOOTER, HEADER
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.storage import files
-from rethink_tf.storage.files import open_regular
 
 IMAGES_PER_SHARD = 8192
 _BUFFER = 32 << 20  # bytes of rows that are buffered before they are written
@@ -236,7 +235,7 @@ def _write_shard(rows: Iterator[tuple[int, str, list[int]]], path: str, image_di
         file = inside(image_dir, name)
         if file is None:
           raise ImageError(f'{shorten(name)}: is not in the folder {image_dir} (--image_dir)')
-        encoded = _read(file)
+        encoded = read_file(file, shorten(file))
         decode_image(encoded, name)
       except ImageError as error:
         left_out += 1
@@ -251,14 +250,6 @@ def _write_shard(rows: Iterator[tuple[int, str, list[int]]], path: str, image_di
       size += HEADER + len(payload) + FOOTER
   write_columns(path, ShardColumns(np.array(offsets, np.int64), np.array(starts, np.int64), np.array(tags, np.int32),
                                    size, left_out, fingerprint))
-
-
-def _read(path: str) -> bytes:
-  try:
-    with open_regular(path) as file:
-      return read_bounded(file, path)
-  except tf.errors.OpError as error:
-    raise ImageError(f'{shorten(path)}: cannot be read: {in_one_line(error)}') from error
 
 
 def _finish(output_dir: str, split: str, paths: list[str], fingerprint: str, vocabulary: Vocabulary) -> StreamIndex:

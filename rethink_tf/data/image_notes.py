@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import struct
+import io
 import threading
 
 import numpy as np
 from absl import logging
+from PIL import Image
 
 ONE_VALUE = 'of one value only, as an image of a wrong bit depth would be'
 TURNED = ('with an EXIF orientation, read as they are stored since their size fits both ways: check with inspect_data '
           'that boxes lie on objects')
-_EXIF = b'Exif\0\0'
-_ORIENTATION = 0x0112
+_EXIF = (b'Exif\0\0', b'eXIf')  # of JPEG and PNG
+_HEAD = 1 << 17  # first bytes of a file, in which it stands
+_ORIENTATION = 0x0112  # tag
 _STEP = 16  # pixels between those that are compared first
 
 
@@ -64,48 +66,16 @@ def is_turned(data: bytes, size: tuple[int, int]) -> bool:
 
 def orientation(data: bytes) -> int:
   """Return the EXIF orientation of a JPEG or PNG file, 1 to 8; 1 if there is none."""
-  try:
-    if data.startswith(b'\xff\xd8'):
-      return _of_tiff(_jpeg_exif(data))
-    if data.startswith(b'\x89PNG'):
-      return _of_tiff(_png_exif(data))
-  except (struct.error, IndexError):
-    pass
-  return 1
-
-
-def _jpeg_exif(data: bytes) -> bytes:
-  offset = 2
-  while data[offset:offset + 1] == b'\xff' and data[offset + 1] not in (0xd9, 0xda):
-    length = int.from_bytes(data[offset + 2:offset + 4], 'big')
-    if length < 2:
-      break
-    if data[offset + 1] == 0xe1 and data[offset + 4:offset + 10] == _EXIF:
-      return data[offset + 10:offset + 2 + length]
-    offset += 2 + length
-  return b''
-
-
-def _png_exif(data: bytes) -> bytes:
-  offset = 8
-  while offset + 8 <= len(data) and data[offset + 4:offset + 8] != b'IEND':
-    length = int.from_bytes(data[offset:offset + 4], 'big')
-    if data[offset + 4:offset + 8] == b'eXIf':
-      return data[offset + 8:offset + 8 + length]
-    offset += 12 + length
-  return b''
-
-
-def _of_tiff(block: bytes) -> int:
-  """Return the orientation in the first directory of a TIFF header."""
-  if block[:2] not in (b'II', b'MM'):
+  if not any(mark in data[:_HEAD] for mark in _EXIF):
     return 1
-  order = '<' if block[:2] == b'II' else '>'
-  (start,) = struct.unpack_from(f'{order}I', block, 4)
-  (count,) = struct.unpack_from(f'{order}H', block, start)
-  for k in range(min(count, 200)):
-    tag, kind = struct.unpack_from(f'{order}HH', block, start + 2 + 12 * k)
-    if tag == _ORIENTATION and kind == 3:
-      (value,) = struct.unpack_from(f'{order}H', block, start + 2 + 12 * k + 8)
-      return value if 1 <= value <= 8 else 1
-  return 1
+  try:
+    with Image.open(io.BytesIO(data), formats=('JPEG', 'PNG')) as image:
+      return exif_orientation(image)
+  except Exception:  # of any kind in damaged files; the decoder names those that it cannot read
+    return 1
+
+
+def exif_orientation(image: Image.Image) -> int:
+  """Return the EXIF orientation of an open image, 1 to 8; 1 if there is none."""
+  turn = image.getexif().get(_ORIENTATION, 1)
+  return turn if turn in range(1, 9) else 1

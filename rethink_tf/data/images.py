@@ -9,18 +9,16 @@ import functools
 import io
 import struct
 import warnings
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
+import tensorflow as tf
 from PIL import Image, ImageOps
 
 from rethink_tf.data.bit_depth import to_8_bits
 from rethink_tf.data.image_notes import ImageNotes
 from rethink_tf.errors import in_one_line
-
-if TYPE_CHECKING:
-  import tensorflow as tf
+from rethink_tf.storage.files import open_regular
 
 # max_pixels replaces Pillow's own limit.
 warnings.simplefilter('ignore', Image.DecompressionBombWarning)
@@ -123,12 +121,21 @@ def check_pixels(size: tuple[int, int], name: str, max_pixels: int) -> None:
                      f'{max_pixels:,}')
 
 
-def read_bounded(file: tf.io.gfile.GFile, name: str, max_bytes: int = MAX_BYTES) -> bytes:
-  """Return the contents of an open file; raises ImageError if it is larger than max_bytes."""
-  size = file.size()
-  if size > max_bytes:
-    raise ImageError(f'{name}: {size:,} bytes are too many for an image')
-  return file.read(size)
+def read_file(path: str, name: str | None = None, max_bytes: int = MAX_BYTES) -> bytes:
+  """Return the contents of a regular file, local or gs://. name: in messages; None: its path.
+
+  Raises:
+    ImageError: it cannot be read, or is larger than max_bytes.
+  """
+  name = name or path
+  try:
+    with open_regular(path) as file:
+      size = file.size()
+      if size > max_bytes:
+        raise ImageError(f'{name}: {size:,} bytes are too many for an image')
+      return file.read(size)
+  except tf.errors.OpError as error:
+    raise ImageError(f'{name}: cannot be read: {in_one_line(error)}') from error
 
 
 def _size_error(name: str, stored: tuple[int, int], expected: tuple[int, int]) -> ImageError:

@@ -20,15 +20,15 @@ from PIL import Image
 
 from rethink_tf.data.batching import GREY
 from rethink_tf.data.categories import Category, as_text, is_text
-from rethink_tf.data.images import MAX_PIXELS, ImageError, check_pixels, decode, read_bounded
+from rethink_tf.data.image_notes import exif_orientation
+from rethink_tf.data.images import MAX_PIXELS, ImageError, check_pixels, decode, read_file
 from rethink_tf.errors import UserError, in_one_line
-from rethink_tf.storage.files import open_regular, require_regular
+from rethink_tf.storage.files import require_regular
 from rethink_tf.structures import MASK_CROP, Example
 
 IMAGE_EXTENSIONS = (
   '.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.gif', '.ppm', '.pgm', '.jp2', '.avif', '.heic')
 VIDEO_EXTENSIONS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg')
-_EXIF_ORIENTATION = 0x0112
 _READERS = 8  # threads that read headers
 _LOGGED = 10  # skipped images that are logged one by one
 
@@ -136,7 +136,7 @@ class ImageFiles(UnannotatedImages):
 
   def _pixels(self, i: int) -> np.ndarray:
     height, width = self.sizes[i].tolist()
-    image = decode(_read(self.paths[i]), self.paths[i])
+    image = decode(read_file(self.paths[i]), self.paths[i])
     if self._upright and self._orientations[i] in _TURNS:
       image = np.ascontiguousarray(_TURNS[self._orientations[i]](image))
     if image.shape[:2] != (height, width):
@@ -303,26 +303,18 @@ def _real(path: str) -> str:
   return path if '://' in path else os.path.realpath(path)
 
 
-def _read(path: str) -> bytes:
-  try:
-    with open_regular(path) as file:
-      return read_bounded(file, path)
-  except tf.errors.OpError as error:
-    raise ImageError(f'{path}: cannot be read: {in_one_line(error)}') from error
-
-
 def _measure(path: str) -> tuple[tuple[int, int], int] | ImageError:
   """Return the stored (height, width) and the EXIF orientation from the header, or by decoding if that fails."""
   if not is_text(path):  # TensorFlow cannot open it, and it may contain terminal escape sequences
     return ImageError(f'{as_text(path)}: its name is not UTF-8 or has control characters: rename it')
   try:
     require_regular(path)
-    with Image.open(io.BytesIO(_read(path)) if '://' in path else path) as image:
+    with Image.open(io.BytesIO(read_file(path)) if '://' in path else path) as image:
       check_pixels((image.height, image.width), path, MAX_PIXELS)  # a grey image of this size may replace it
-      return (image.height, image.width), int(image.getexif().get(_EXIF_ORIENTATION, 1))
+      return (image.height, image.width), exif_orientation(image)
   except Exception:  # whatever Pillow raises, the decoder decides
     try:
-      return decode(_read(path), path).shape[:2], 1
+      return decode(read_file(path), path).shape[:2], 1
     except ImageError as error:
       return error
 

@@ -7,14 +7,12 @@ temporary folder, before anything of the study is trained.
 from __future__ import annotations
 
 import itertools
-import os
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rethink_tf.console import duration
-from rethink_tf.errors import UserError
 from rethink_tf.study.execution import Calibration, Runner
 from rethink_tf.study.stages import Stage
 
@@ -116,14 +114,3 @@ def _representative(stages: Sequence[Stage], pretraining: Iterable[str]) -> Stag
       return stage
   trial = stages[0].trial
   return stages[0]._replace(trial=trial._replace(params=(*trial.params, 'run.initial_weights = None')))
-
-
-def check_data(folders: Iterable[str | None]) -> None:
-  """Check that the local data folders of a study exist.
-
-  Raises:
-    UserError: one does not.
-  """
-  for folder in folders:
-    if folder and '://' not in folder and not os.path.exists(os.path.expanduser(folder)):
-      raise UserError(f'{folder}: no such data folder: set --data_dir, or --pretraining_data_dir')

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from rethink_tf import process
 from rethink_tf.compare.report import Comparison, compare
 from rethink_tf.compare.tables import as_text
 from rethink_tf.errors import UserError
@@ -81,7 +82,8 @@ def check_data(plan: StudyPlan) -> None:
   Raises:
     UserError: one does not.
   """
-  estimating.check_data([*(length.data_dir for length in plan.lengths), *plan.pretraining_folders])
+  for folder in (*(length.data_dir for length in plan.lengths), *plan.pretraining_folders):
+    process.check_path(folder, 'no such data folder: set --data_dir, or --pretraining_data_dir')
 
 
 def estimate_study(plan: StudyPlan) -> Estimate | None:

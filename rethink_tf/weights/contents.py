@@ -8,7 +8,10 @@ keep their own names.
 
 from __future__ import annotations
 
+import atexit
 import re
+import shutil
+import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
@@ -157,3 +160,10 @@ def check_names(names: Collection[Any], path: str) -> None:
   for name in names:
     if not isinstance(name, str) or len(name) > _LONGEST_NAME or not name.isprintable():
       raise UserError(f'{path}: {excerpt(name)} is not the name of an array: this is not a weight file')
+
+
+def temporary_folder() -> str:
+  """Return a folder for copies of arrays that are read on demand; it is deleted when the process ends."""
+  folder = tempfile.mkdtemp(prefix='rethink_tf_weights_')
+  atexit.register(shutil.rmtree, folder, ignore_errors=True)
+  return folder

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import atexit
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -29,7 +26,7 @@ from rethink_tf.weights import (
   torchvision_vgg,
   transformers_resnet,
 )
-from rethink_tf.weights.contents import Array, Contents
+from rethink_tf.weights.contents import Array, Contents, temporary_folder
 from rethink_tf.weights.placeholders import Opaque, printable
 
 _TORCH_MAGIC = b'\x8a\x0a' + torch_files.MAGIC.to_bytes(10, 'little')
@@ -113,9 +110,7 @@ def _local(path: str) -> str:
   """Return a path that can be mapped into memory: remote files are copied, and deleted when the process ends."""
   if '://' not in path:
     return path
-  folder = tempfile.mkdtemp(prefix='rethink_tf_weights_')
-  atexit.register(shutil.rmtree, folder, ignore_errors=True)
-  local = os.path.join(folder, os.path.basename(path))
+  local = os.path.join(temporary_folder(), os.path.basename(path))
   tf.io.gfile.copy(path, local)
   return local
 

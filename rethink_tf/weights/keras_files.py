@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import itertools
 import json
 import os
 import re
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from typing import Any
@@ -18,7 +16,7 @@ import h5py
 
 from rethink_tf.errors import UserError, excerpt, in_one_line
 from rethink_tf.weights import keras_layers
-from rethink_tf.weights.contents import MAX_ARRAYS, Array, Contents, check_names
+from rethink_tf.weights.contents import MAX_ARRAYS, Array, Contents, check_names, temporary_folder
 from rethink_tf.weights.keras_applications import contents
 from rethink_tf.weights.keras_layers import Layer
 
@@ -58,7 +56,7 @@ def recognizes_archive(path: str) -> bool:
   try:
     with zipfile.ZipFile(path) as archive:
       return {'config.json', 'model.weights.h5'} <= set(archive.namelist()[:20])
-  except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+  except (zipfile.BadZipFile, OSError, ValueError, RuntimeError):  # RuntimeError: of a later version of the format
     return False
 
 
@@ -75,9 +73,7 @@ def read_archive(path: str, shown: str) -> Contents:
           config.file_size > _MAX_CONFIG or weights.file_size > os.path.getsize(path):
         raise UserError(f'{shown}: its entries are compressed: save the model again with Keras')
       names = _names_of_layers(json.loads(archive.read(config)))
-      folder = tempfile.mkdtemp(prefix='rethink_tf_weights_')
-      atexit.register(shutil.rmtree, folder, ignore_errors=True)
-      unpacked = os.path.join(folder, 'model.weights.h5')
+      unpacked = os.path.join(temporary_folder(), 'model.weights.h5')
       with archive.open(weights) as source, open(unpacked, 'wb') as target:
         shutil.copyfileobj(source, target, 1 << 22)
     with _opened(unpacked) as file:
@@ -140,7 +136,8 @@ def _numbered(file: h5py.File, path: str, names: dict[str, str]) -> list[Layer]:
 
   if file.visititems(visit):
     raise UserError(f'{path}: {len(seen):,} objects are too many for a network: use another file')
-  check_names(seen, path) if len(seen) <= MAX_ARRAYS else None
+  for chunk in range(0, len(seen), MAX_ARRAYS):  # of groups too, so that they may be more than the arrays
+    check_names(seen[chunk:chunk + MAX_ARRAYS], path)
   if not found:
     raise UserError(f'{path}: an HDF5 file without weights of Keras: give the file of model.save_weights or model.save')
   container = max(found, key=lambda name: len(found[name]))

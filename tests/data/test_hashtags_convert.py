@@ -81,15 +81,15 @@ def test_same_command_finishes_an_interrupted_conversion(tmp_path, monkeypatch, 
   convert_hashtags(file, vocabulary, str(tmp_path / 'whole'), num_shards=5)
   whole = {path.name: path.read_bytes() for path in (tmp_path / 'whole').glob('*.tfrecord')}
 
-  read, calls = hashtags_convert._read, []
+  read, calls = hashtags_convert.read_file, []
 
-  def stop_at(path):
+  def stop_at(path, name):
     calls.append(path)
     if len(calls) == 25:
       raise KeyboardInterrupt
-    return read(path)
+    return read(path, name)
 
-  monkeypatch.setattr(hashtags_convert, '_read', stop_at)
+  monkeypatch.setattr(hashtags_convert, 'read_file', stop_at)
   out = tmp_path / 'out'
   with pytest.raises(KeyboardInterrupt):
     convert_hashtags(file, vocabulary, str(out), num_shards=5, num_workers=1)
@@ -98,7 +98,7 @@ def test_same_command_finishes_an_interrupted_conversion(tmp_path, monkeypatch, 
   before = {name: (out / name).stat().st_mtime_ns for name in done}
   assert not StreamIndex.load(str(out / 'train-tags-index.json')).shards
   calls.clear()
-  monkeypatch.setattr(hashtags_convert, '_read', lambda path: calls.append(path) or read(path))
+  monkeypatch.setattr(hashtags_convert, 'read_file', lambda path, name: calls.append(path) or read(path, name))
   index = convert_hashtags(file, vocabulary, str(out), num_shards=5)
   assert len(calls) == 50 - 10 * len(done)  # images of finished shards are not read again
   assert {name: (out / name).stat().st_mtime_ns for name in done} == before

@@ -2,7 +2,6 @@
 
 import pytest
 
-from rethink_tf.errors import UserError
 from rethink_tf.study import estimate as estimating
 from rethink_tf.study.estimate import Speed, evaluations
 from rethink_tf.study.execution import Calibration
@@ -64,9 +63,3 @@ def test_a_study_counts_pre_training_stages_and_what_is_done():
   assert [trial.name for trial in runner.timed] == ['whole', 'slow']  # the first needs weights that are not there yet
   assert runner.timed[1].params == (weights, 'run.initial_weights = None')
   assert 'about 2 min 25 s, with evaluations' in str(found)
-
-
-def test_missing_data_folders_are_refused(tmp_path):
-  estimating.check_data([None, 'gs://bucket/coco', str(tmp_path)])
-  with pytest.raises(UserError, match='nowhere: no such data folder: set --data_dir'):
-    estimating.check_data([str(tmp_path), f'{tmp_path}/nowhere'])

@@ -27,6 +27,8 @@ def test_only_the_folder_of_the_data_that_is_read_must_exist(tmp_path):
   check_data(synthetic)  # DATA_DIR is that of COCO, which is not read
   with pytest.raises(UserError, match='balloon: no such data folder'):
     check_data(plan_study(STUDY, str(tmp_path / 'own'), data_dir=f'{tmp_path}/balloon'))
+  for folder in (str(tmp_path), 'gs://bucket/coco'):
+    check_data(plan_study(STUDY, str(tmp_path / 'own'), data_dir=folder))
 
 
 def test_further_files_override_every_run(tmp_path):

@@ -12,7 +12,7 @@ from absl import logging
 
 from rethink_tf.data.categories import Category, as_text, shorten
 from rethink_tf.data.folders import list_names
-from rethink_tf.data.images import MAX_PIXELS, ImageError, decode, read_bounded
+from rethink_tf.data.images import MAX_PIXELS, decode, read_file
 from rethink_tf.data.subset import subset
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.storage.files import open_regular
@@ -96,11 +96,7 @@ class ImageFolder:
   def load(self, i: int) -> np.ndarray:
     """Return image i, uint8 [h, w, 3] RGB; raises ImageError if it cannot be read."""
     name = self.file_names[i]
-    try:
-      with open_regular(os.path.join(self._folder, name)) as file:
-        return decode(read_bounded(file, name), name, max_pixels=self._max_pixels)
-    except tf.errors.OpError as error:
-      raise ImageError(f'{name}: cannot be read: {in_one_line(error)}') from error
+    return decode(read_file(os.path.join(self._folder, name), name), name, max_pixels=self._max_pixels)
 
   def _walk(self, root: str, split: str, own: Sequence[str], names: Sequence[str]) -> tuple[list[str], list[int]]:
     """Return the image files, relative to data_dir, and their classes; sorted."""

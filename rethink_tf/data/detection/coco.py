@@ -23,13 +23,12 @@ from rethink_tf.data.detection.annotation_reader import AnnotationReader, FieldE
 from rethink_tf.data.detection.annotations import Annotations, refuse_fractions
 from rethink_tf.data.folders import check_one_path, find_files
 from rethink_tf.data.image_notes import ImageNotes
-from rethink_tf.data.images import MAX_PIXELS, ImageError, decode, read_bounded
+from rethink_tf.data.images import MAX_PIXELS, decode, read_file
 from rethink_tf.data.json_files import load_json
 from rethink_tf.data.keypoint_pairs import with_pairs
 from rethink_tf.data.problems import Problems
 from rethink_tf.data.subset import select
-from rethink_tf.errors import UserError, in_one_line
-from rethink_tf.storage.files import open_regular
+from rethink_tf.errors import UserError
 from rethink_tf.structures import Example, LeftOut
 
 _STORED = object()  # replaces, in the parsed json, an annotation that is already stored in the columns
@@ -128,11 +127,7 @@ class CocoSource:
 
   def read(self, i: int) -> bytes:
     """Return the bytes of the file of image i; raises ImageError if it cannot be read."""
-    try:
-      with open_regular(self.path(i)) as file:
-        return read_bounded(file, self.file_names[i])
-    except tf.errors.OpError as error:
-      raise ImageError(f'{self.file_names[i]}: cannot be read: {in_one_line(error)}') from error
+    return read_file(self.path(i), self.file_names[i])
 
   def image_annotations(self, i: int) -> list[dict[str, Any]]:
     """Return the annotations of image i, crowds included, as COCO json objects."""

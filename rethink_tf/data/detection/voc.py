@@ -17,7 +17,7 @@ from rethink_tf.data.detection.annotations import Annotations, refuse_fractions
 from rethink_tf.data.detection.voc_xml import MAX_BYTES, VocAnnotation, XmlError, parse, too_large
 from rethink_tf.data.folders import check_one_path, list_names
 from rethink_tf.data.image_notes import ImageNotes
-from rethink_tf.data.images import MAX_PIXELS, ImageError, decode, read_bounded
+from rethink_tf.data.images import MAX_PIXELS, ImageError, decode, read_file
 from rethink_tf.data.problems import Problems
 from rethink_tf.data.subset import select
 from rethink_tf.errors import UserError, in_one_line
@@ -224,11 +224,7 @@ class VocSource:
       raise UserError(f'{entry.xml}: has no <size>, and {error}: remove it from the image set') from error
 
   def _read_image(self, name: str) -> bytes:
-    try:
-      with open_regular(os.path.join(self._folder, name)) as file:
-        return read_bounded(file, name)
-    except tf.errors.OpError as error:
-      raise ImageError(f'{name}: cannot be read: {in_one_line(error)}') from error
+    return read_file(os.path.join(self._folder, name), name)
 
 
 def _devkit(data_dir: str, sets: Sequence[str]) -> tuple[str, tuple[str, ...]]:
