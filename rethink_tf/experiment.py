@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gin
 import tensorflow as tf
 import tf_keras
+from absl import logging
 
 from rethink_tf import console, gin_files
-from rethink_tf.data import class_names, problems
+from rethink_tf.data import class_names, in_place, problems
 from rethink_tf.data.categories import Category
 from rethink_tf.data.detection import duplicates
 from rethink_tf.data.detection.input import EvalInput, TrainInput
@@ -75,6 +77,10 @@ def configure(files: Sequence[str], params: Sequence[str] = (), data_dir: str | 
   if weights:
     params.append(f'WEIGHTS = {weights!r}')
   gin_files.parse(files, params)
+  others = in_place.bindings(os.path.expanduser(data_dir)) if data_dir else []
+  if others:
+    logging.info("%s: read as PASCAL VOC's folders", data_dir)
+    gin_files.parse(files, params + others)
   if weights and gin_files.bound('run.initial_weights') is None:
     raise UserError('--weights is given, but the configuration starts from random weights: add '
                     '--gin_file=gin_configs/init/imagenet.gin or another file of gin_configs/init')

@@ -19,7 +19,7 @@ FLOORS = [
   {'experiment', 'compare'},
   {'command_line', 'study'},
   {'train', 'evaluate', 'pretrain', 'export', 'bench', 'inspect_data', 'inspect_run'},
-  {'predict'},
+  {'predict', 'data.prepare'},
   {'api'},
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
@@ -28,8 +28,12 @@ identify = {'ids': lambda path: path.relative_to(ROOT).as_posix()}
 
 
 def module(path):
-  """The module or folder of the package that a file belongs to: rethink_tf/data/detection/coco.py -> data."""
-  return path.relative_to(PACKAGE).with_suffix('').parts[0]
+  """The module or folder of the package that a file belongs to: rethink_tf/data/detection/coco.py -> data.
+
+  A command within a folder of shared modules stands above them: rethink_tf/data/prepare/__main__.py -> data.prepare.
+  """
+  parts = path.relative_to(PACKAGE).with_suffix('').parts
+  return '.'.join(parts[:-1]) if len(parts) > 2 and parts[-1] == '__main__' else parts[0]
 
 
 def imported_modules(tree):

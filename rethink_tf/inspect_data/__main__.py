@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
 
 from absl import flags
 
@@ -56,18 +55,10 @@ def main() -> None:
   if not run_folder:
     raise UserError('nothing to inspect: name a configuration with --gin_file, or a run with --model_dir')
   command_line.configure(FLAGS.gin_file or [gin_files.saved_config(run_folder)])
-  from rethink_tf import experiment
   from rethink_tf.inspect_data import inspection
 
   output = os.path.expanduser(FLAGS.output or default_output(FLAGS.model_dir, FLAGS.data_dir, run_folder))
-
-  def argument(name: str) -> Any:
-    return gin_files.argument(experiment.run, name)
-
-  inspection.inspect(
-    argument('train_source'), argument('eval_source'),
-    lambda source: argument('train_input')(source, argument('batch_size'), argument('seed')),
-    output, FLAGS.images, FLAGS.files)
+  inspection.inspect_configured(output, FLAGS.images, FLAGS.files)
 
 
 if __name__ == '__main__':

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any
 
+from rethink_tf import experiment, gin_files
 from rethink_tf.data.detection.input import TrainInput
 from rethink_tf.errors import UserError
 from rethink_tf.evaluation import ceilings
@@ -12,6 +14,16 @@ from rethink_tf.inspect_data import plots, report
 from rethink_tf.inspect_data.report import Split
 from rethink_tf.storage import files
 from rethink_tf.structures import LeftOut, Source
+
+
+def inspect_configured(output: str, images: int = 16, read_files: str = 'read') -> tuple[Split, Split]:
+  """Inspect the data of gin's configuration, which experiment.configure has read; arguments and result as `inspect`."""
+  def argument(name: str) -> Any:
+    return gin_files.argument(experiment.run, name)
+
+  return inspect(argument('train_source'), argument('eval_source'),
+                 lambda source: argument('train_input')(source, argument('batch_size'), argument('seed')), output,
+                 images, read_files)
 
 
 def inspect(train_source: Callable[..., Source], eval_source: Callable[..., Source],

@@ -26,6 +26,8 @@ from rethink_tf.data.image_notes import ImageNotes
 from rethink_tf.data.images import MAX_PIXELS, decode, read_file
 from rethink_tf.data.json_files import load_json
 from rethink_tf.data.keypoint_pairs import with_pairs
+from rethink_tf.data.prepare import recognition
+from rethink_tf.data.prepare.coco_json import ROBOFLOW
 from rethink_tf.data.problems import Problems
 from rethink_tf.data.subset import select
 from rethink_tf.errors import UserError
@@ -60,8 +62,9 @@ class CocoSource:
     Args:
       data_dir: folder of the data set, local or gs://; the other paths may be relative to it.
       split: determines the defaults of the following paths.
-      annotation_file: default annotations/instances_<split>.json.
-      image_dir: default <split>.
+      annotation_file: default annotations/instances_<split>.json; without that file, the one of Roboflow's export,
+        <split>/_annotations.coco.json (for 'val' in valid/, or in test/ if there is no valid/).
+      image_dir: default <split>; that of Roboflow's file, where it is read.
       keypoints: load keypoints too.
       keypoints_file: file with the keypoints; by default the annotation file if its categories have keypoints, else
         annotations/person_keypoints_<split>.json. Matched by annotation id.
@@ -78,10 +81,12 @@ class CocoSource:
                         ('image_dir', image_dir), ('keypoints_file', keypoints_file)):
       check_one_path(f'coco.{name}', value)
     data_dir = os.path.expanduser(data_dir)
-    file = _join(data_dir, annotation_file or f'annotations/instances_{split}.json')
+    file, beside = _locate(data_dir, annotation_file, split)
     self.name = f'{os.path.basename(os.path.normpath(data_dir))}/{split}'
     self.notes = ImageNotes(self.name)
-    images, reader, self.categories = _read_annotation_file(file, keypoints)
+    images, reader, self.categories = _read_annotation_file(file, keypoints, data_dir)
+    if beside:
+      self.categories = _without_project(self.categories, reader, file)
     if not keypoints:
       self.categories = without_keypoints(self.categories)
     elif keypoints_file or not any(category.keypoints for category in self.categories):
@@ -96,7 +101,7 @@ class CocoSource:
 
     positions = select(file, image_ids, self._table.num_usable, training, fraction, num_images, subset_seed,
                        self._table.num_visible if keypoints else None, filter_empty)
-    self._folder = _join(data_dir, image_dir or split)
+    self._folder = _join(data_dir, image_dir or beside or split)
     names = [file_names[i] for i in positions]
     found = find_files(self._folder, names)
     self.left_out = _describe_missing(self._folder, names, found)
@@ -159,10 +164,32 @@ def _join(folder: str, name: str) -> str:
   return name if '://' in name else os.path.join(folder, os.path.expanduser(name))
 
 
-def _read_annotation_file(file: str, keypoints: bool) -> tuple[list[Any], AnnotationReader, tuple[Category, ...]]:
+def _locate(data_dir: str, annotation_file: str | None, split: str) -> tuple[str, str | None]:
+  """Return the annotation file, and the folder of its images if it stands beside them, as in Roboflow's export."""
+  file = _join(data_dir, annotation_file or f'annotations/instances_{split}.json')
+  if annotation_file is None and not tf.io.gfile.exists(file):
+    for folder in ('valid', 'val', 'test') if split == 'val' else (split,):
+      exported = _join(data_dir, f'{folder}/{ROBOFLOW}')
+      if tf.io.gfile.exists(exported):
+        logging.info('%s: read as it is, for the split %s', exported, split)
+        return exported, folder
+  return file, None
+
+
+def _without_project(categories: tuple[Category, ...], reader: AnnotationReader, file: str) -> tuple[Category, ...]:
+  """Return the categories without the one that Roboflow adds for the project, if no annotation has it."""
+  if categories[0].id or len(categories) == 1 or 0 in reader.category_ids:
+    return categories
+  logging.info('%s: category 0 (%r), which Roboflow adds for the project, has no objects and is left out', file,
+               categories[0].name)
+  return categories[1:]
+
+
+def _read_annotation_file(file: str, keypoints: bool,
+                          data_dir: str) -> tuple[list[Any], AnnotationReader, tuple[Category, ...]]:
   """Return the image entries, the annotations as columns, and the categories."""
   if not tf.io.gfile.exists(file):
-    raise UserError(_explain_missing(file))
+    raise UserError(_explain_missing(file, data_dir))
   reader = AnnotationReader(keypoints)
 
   def store(entry: dict[str, Any]) -> Any:
@@ -193,14 +220,15 @@ def _read_annotation_file(file: str, keypoints: bool) -> tuple[list[Any], Annota
   return content['images'], reader, parse_categories(content['categories'], file)
 
 
-def _explain_missing(file: str) -> str:
+def _explain_missing(file: str, data_dir: str) -> str:
   folder = os.path.dirname(file)
   others = sorted(tf.io.gfile.glob(os.path.join(folder, '*.json')))[:5]
   found = ' (found: ' + ', '.join(os.path.basename(name) for name in others) + ')' if others else ''
-  return (f'{file}: no such annotation file{found}. For COCO, unpack train2017.zip, val2017.zip and '
-          'annotations_trainval2017.zip from https://cocodataset.org/#download into the data folder (--data_dir); '
-          'for your own images, write COCO json, or set coco.annotation_file and coco.image_dir; to try without any '
-          'data, add --gin_file=gin_configs/data/synthetic.gin')
+  held = recognition.describe(data_dir) if '://' not in data_dir and os.path.isdir(data_dir) else None
+  return (f'{file}: no such annotation file{found}. {f"{held}. " if held else ""}For COCO, unpack train2017.zip, '
+          'val2017.zip and annotations_trainval2017.zip from https://cocodataset.org/#download into the data folder '
+          '(--data_dir); for your own images, use python -m rethink_tf.data.prepare, or set coco.annotation_file and '
+          'coco.image_dir; to try without any data, add --gin_file=gin_configs/data/synthetic.gin')
 
 
 def _parse_images(entries: list[Any], file: str, max_pixels: int) -> tuple[np.ndarray, np.ndarray, list[str]]:

@@ -18,6 +18,7 @@ from rethink_tf.data.detection.voc_xml import MAX_BYTES, VocAnnotation, XmlError
 from rethink_tf.data.folders import check_one_path, list_names
 from rethink_tf.data.image_notes import ImageNotes
 from rethink_tf.data.images import MAX_PIXELS, ImageError, decode, read_file
+from rethink_tf.data.prepare import recognition
 from rethink_tf.data.problems import Problems
 from rethink_tf.data.subset import select
 from rethink_tf.errors import UserError, in_one_line
@@ -249,9 +250,9 @@ def _list_entries(data_dir: str, sets: Sequence[str], name: str) -> list[_Entry]
   for full_name in sets:
     year, _, image_set = full_name.rpartition('/')
     if year not in folders:
-      folders[year] = _list_images(os.path.join(data_dir, year, 'JPEGImages'))
+      folders[year] = _list_images(os.path.join(data_dir, year, 'JPEGImages'), data_dir)
     folder = os.path.join(year, 'JPEGImages')
-    for stem in _read_image_set(os.path.join(data_dir, year, 'ImageSets', 'Main', f'{image_set}.txt')):
+    for stem in _read_image_set(os.path.join(data_dir, year, 'ImageSets', 'Main', f'{image_set}.txt'), data_dir):
       shorter, extension = os.path.splitext(stem)
       if stem not in folders[year] and extension.lower() in _EXTENSIONS:
         stem = shorter
@@ -264,8 +265,11 @@ def _list_entries(data_dir: str, sets: Sequence[str], name: str) -> list[_Entry]
   return list(listed.values())
 
 
-def _read_image_set(file: str) -> list[str]:
-  """Read the names in a file of ImageSets/Main, one a line; in files of a class (dog_train.txt) with -1, 0 or 1."""
+def _read_image_set(file: str, root: str) -> list[str]:
+  """Read the names in a file of ImageSets/Main, one a line; in files of a class (dog_train.txt) with -1, 0 or 1.
+
+  root: the data folder, for messages.
+  """
   try:
     with open_regular(file) as stream:
       if stream.size() > _MAX_LIST_BYTES:
@@ -273,7 +277,8 @@ def _read_image_set(file: str) -> list[str]:
       lines = [line.strip() for line in stream.read().decode('utf-8-sig').splitlines() if line.strip()]
   except tf.errors.OpError as error:
     others = [os.path.basename(path) for path in sorted(tf.io.gfile.glob(os.path.join(os.path.dirname(file), '*.txt')))]
-    raise UserError(f'{file}: no such image set' + (f' (found: {_some(others)})' if others else '') + '. For PASCAL '
+    raise UserError(f'{file}: no such image set' + (f' (found: {_some(others)})' if others else '')
+                    + f'{_held(root)}. For PASCAL '
                     'VOC, unpack the archives of http://host.robots.ox.ac.uk/pascal/VOC/ into one folder and give its '
                     'VOCdevkit with --data_dir; for your own images, set voc.sets') from error
   except UnicodeDecodeError as error:
@@ -288,12 +293,12 @@ def _read_image_set(file: str) -> list[str]:
   return names
 
 
-def _list_images(folder: str) -> dict[str, list[str]]:
-  """Return name without extension -> names of the files, by one listing of the folder."""
+def _list_images(folder: str, root: str) -> dict[str, list[str]]:
+  """Return name without extension -> names of the files, by one listing of the folder. root: as _read_image_set."""
   try:
     files = sorted(list_names(folder))
   except tf.errors.OpError as error:
-    raise UserError(f'{folder}: no such folder; it should contain the images') from error
+    raise UserError(f'{folder}: no such folder; it should contain the images{_held(root)}') from error
   listing: dict[str, list[str]] = {}
   for wanted in _EXTENSIONS:
     for file in files:
@@ -301,6 +306,12 @@ def _list_images(folder: str) -> dict[str, list[str]]:
       if extension.lower() == wanted:
         listing.setdefault(stem, []).append(file)
   return listing
+
+
+def _held(root: str) -> str:
+  """Return what a data folder holds instead, as a further sentence."""
+  held = recognition.describe(root) if '://' not in root and os.path.isdir(root) else None
+  return f'. {held}' if held else ''
 
 
 def _read_all(files: list[str], max_pixels: int) -> list[VocAnnotation | XmlError]:

@@ -1,0 +1,79 @@
+"""Prepare the export of an annotation tool for training: COCO json with training and held-out images.
+
+  python -m rethink_tf.data.prepare my_export --output_dir=data/my_images
+
+Reads exports of Roboflow, CVAT, Label Studio, LabelMe, YOLO, VIA, PASCAL VOC's xml, one COCO json, and masks as PNG
+files (docs/data.md), keeps their splits or holds out images, and ends with the report of inspect_data. Nothing in the
+source is changed. From Python: rethink_tf.data.prepare.preparation.prepare.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from absl import flags
+
+from rethink_tf import process
+from rethink_tf.errors import UserError
+
+FLAGS = flags.FLAGS
+_NAMES = ('coco', 'yolo', 'voc', 'labelme', 'label_studio', 'via', 'masks')  # recognition.NAMES, without TensorFlow
+
+
+def define_flags() -> None:
+  """Define the flags of the command line."""
+  here = {'module_name': sys.argv[0]}
+  flags.DEFINE_string('output_dir', None, 'folder to write', required=True, **here)
+  flags.DEFINE_enum('layout', None, _NAMES, 'of the source; default: the one that is found', **here)
+  flags.DEFINE_bool('copy', False, 'copy images; otherwise: hard links, on another disk symbolic ones', **here)
+  flags.DEFINE_bool('link', True, 'the opposite of --copy', **here)
+  flags.DEFINE_float('held_out', 0.2, 'fraction of the images to hold out, of a source without splits', **here)
+  flags.DEFINE_integer('seed', 0, 'of the choice of held-out images', **here)
+  flags.DEFINE_bool('resplit', False, 'hold out anew, whatever the splits of the source', **here)
+  flags.DEFINE_bool('group_duplicates', True, 'keep near-duplicate images on one side', **here)
+  flags.DEFINE_string('annotation_file', None, 'of several ones, relative to the source', **here)
+  flags.DEFINE_string('class_key', None, 'attribute of VIA that holds the class, where regions have several', **here)
+  flags.DEFINE_enum('crowds', 'auto', ['auto', 'keep', 'objects'], 'what iscrowd = 1 of a COCO json means: a crowd, or '
+                    'an object drawn with a brush; auto: an object in exports of CVAT', **here)
+  flags.DEFINE_bool('follow_links', False, 'accept links that lead out of the source', **here)
+  flags.DEFINE_bool('inspect', True, 'end with the report of inspect_data', **here)
+  flags.DEFINE_string('report_dir', None, 'folder for its report and images; default: runs/data/<name of --output_dir>',
+                      **here)
+
+
+def main(arguments: list[str]) -> None:
+  """Prepare the source on the command line."""
+  if len(arguments) != 1:
+    raise UserError('name one folder to read: python -m rethink_tf.data.prepare my_export --output_dir=data/my_images')
+  if FLAGS.copy and FLAGS['link'].present and FLAGS.link:
+    raise UserError('--copy and --link: choose one of them')
+  process.check_path(arguments[0], 'no such folder: give the folder that the annotation tool has exported')
+  from rethink_tf import console
+  from rethink_tf.data.prepare import preparation
+  from rethink_tf.data.prepare.layout import Options
+
+  console.hide_library_info()
+  prepared = preparation.prepare(
+    arguments[0], FLAGS.output_dir, FLAGS.layout, Options(FLAGS.annotation_file, FLAGS.class_key, FLAGS.crowds),
+    preparation.Division(FLAGS.held_out, FLAGS.seed, FLAGS.resplit, FLAGS.group_duplicates),
+    FLAGS.copy or not FLAGS.link, FLAGS.follow_links)
+  print(preparation.report(prepared, FLAGS.output_dir), flush=True)
+  if FLAGS.inspect:
+    _inspect()
+  print(f'next: python -m rethink_tf.study --gin_file=gin_configs/studies/own_data_narrow.gin '
+        f'--data_dir={FLAGS.output_dir}')
+
+
+def _inspect() -> None:
+  from rethink_tf import experiment
+  from rethink_tf.inspect_data import inspection
+
+  folder = os.path.abspath(os.path.expanduser(FLAGS.output_dir))
+  experiment.configure(['gin_configs/scratch_1x.gin', 'gin_configs/data/own.gin'], (), folder)
+  inspection.inspect_configured(os.path.expanduser(FLAGS.report_dir or f'runs/data/{os.path.basename(folder)}'))
+
+
+if __name__ == '__main__':
+  define_flags()
+  process.start(main, takes_arguments=True, interrupted='stopped; nothing was written to --output_dir')

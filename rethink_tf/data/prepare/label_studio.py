@@ -1,0 +1,214 @@
+"""Label Studio's JSON: a list of tasks with annotations in percent of the image; rectangles, ellipses, polygons, brush.
+
+Its COCO and YOLO exports are read by the modules of these formats.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import urllib.parse
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from rethink_tf.data.categories import is_text, shorten
+from rethink_tf.data.images import MAX_PIXELS
+from rethink_tf.data.prepare.layout import (
+  FEW_POINTS,
+  NO_AREA,
+  NO_CLASS,
+  NO_IMAGE,
+  NOT_FINITE,
+  LabelledImage,
+  Options,
+  Reading,
+  output_name,
+)
+from rethink_tf.data.prepare.shapes import box, boxed, ellipse, masked, numbers, outlined, rotated_box
+from rethink_tf.data.prepare.source_folder import IMAGE_SUFFIXES, SourceFolder
+from rethink_tf.data.problems import REPAIRED
+from rethink_tf.errors import UserError
+
+NAME, TITLE = 'label_studio', "Label Studio's JSON"
+ROTATED = 'a rotated rectangle (the upright box around it is used)'
+ROTATED_VIEW = 'drawn on a rotated view of the image'
+NOT_ANNOTATED = 'task without an annotation (not annotated yet, or skipped)'
+SEVERAL = 'task with several annotations (the first is used)'
+BAD_BRUSH = 'with a brush mask that cannot be decoded'
+UNREAD = 'a result of a kind that is not read'
+_EXAMINED = 40
+_UPLOADED = re.compile(r'^[0-9a-f]{8}-')  # what Label Studio puts before the name of an uploaded file
+_KINDS = ('rectanglelabels', 'polygonlabels', 'ellipselabels', 'brushlabels')
+
+
+def recognize(folder: SourceFolder) -> str | None:
+  """Return the JSON file with a list of tasks."""
+  files = [file for file in folder.with_suffix('.json')[:_EXAMINED] if _is_export(folder.json_shape(file))]
+  return folder.describe(files) if files else None
+
+
+def read(folder: SourceFolder, options: Options) -> Reading:
+  """Read the tasks of the one export, or of that which is named."""
+  files = [file for file in folder.with_suffix('.json') if _is_export(folder.json_shape(file))]
+  if options.annotation_file:
+    files = [file for file in files if file == options.annotation_file]
+  if len(files) != 1:
+    raise UserError(f'{folder.root}: {folder.describe(files, 5) or "no file"}: name one export of Label Studio with '
+                    '--annotation_file')
+  tasks = folder.load_json(files[0])
+  reading = Reading(TITLE, iter(()), len(tasks), upright=True)
+  reading.images = _images(folder, files[0], tasks, reading)
+  return reading
+
+
+def decode_brush(rle: Any, height: int, width: int) -> np.ndarray | None:
+  """Decode the run lengths of a brush (thi.ng's rle-pack of RGBA) -> uint8 [height, width]; None if damaged.
+
+  A header of 32 bits: number of values, 5 bits: bits of a value less 1, 4 times 4 bits: bits of a length less 1. Then
+  runs: a bit for a repeated value, 2 bits that choose the size of the length, the length less 1, the value or values.
+  """
+  try:
+    bits = np.unpackbits(np.array(rle, np.uint8) if all(type(one) is int and 0 <= one < 256 for one in rle) else [])
+  except (TypeError, ValueError):
+    return None
+  text = (bits + 48).astype(np.uint8).tobytes()
+  total, place = 4 * height * width, 57
+  if len(text) < place or int(text[:32], 2) != total or height * width > MAX_PIXELS:
+    return None
+  word = int(text[32:37], 2) + 1
+  sizes = [int(text[i:i + 4], 2) + 1 for i in range(37, 53, 4)]
+  place, values, done = 53, np.zeros(total, np.uint8), 0
+  try:
+    while done < total:
+      repeated, size = text[place] == 49, sizes[int(text[place + 1:place + 3], 2)]
+      place += 3
+      length = int(text[place:place + size], 2) + 1
+      place += size
+      count = 1 if repeated else length
+      found = text[place:place + count * word]
+      if len(found) < count * word or done + length > total:
+        return None
+      place += count * word
+      values[done:done + length] = [min(int(found[i:i + word], 2), 255) for i in range(0, len(found), word)]
+      done += length
+  except (ValueError, IndexError):
+    return None
+  return (values.reshape(height, width, 4)[:, :, 3] > 0).astype(np.uint8)
+
+
+def _is_export(shapes: Any) -> bool:
+  return isinstance(shapes, list) and bool(shapes) and all(
+    'data' in shape.keys and {'annotations', 'completions'} & set(shape.keys) for shape in shapes)
+
+
+def _images(folder: SourceFolder, file: str, tasks: list[Any], reading: Reading) -> Iterator[LabelledImage]:
+  used: set[str] = set()
+  for i, task in enumerate(tasks):
+    where = f'{file}, task {shorten(task.get("id", i)) if isinstance(task, dict) else i}'
+    results = _results(task, where, reading)
+    if results is None:
+      continue
+    image = _image(folder, task)
+    if image is None or image in used:
+      reading.problems.add(NO_IMAGE if image is None else 'image of a second task', 1, where)
+      continue
+    used.add(image)
+    sizes = {tuple(size) for result in results if isinstance(result, dict) and (
+      size := numbers([result.get('original_height'), result.get('original_width')])) and min(size) >= 1}
+    if len(sizes) > 1:
+      reading.problems.add('task with results of several image sizes', 1, where)
+      continue
+    size = tuple(map(int, sizes.pop())) if sizes else None
+    instances = []
+    for k, result in enumerate(results):
+      instance = _instance(result, size, f'{where}, result {k}', reading)
+      if instance is not None:
+        instances.append(instance)
+    yield LabelledImage(image, output_name(image), None, instances, size)
+
+
+def _results(task: Any, where: str, reading: Reading) -> list[Any] | None:
+  """Return the results of the first annotation of a task that is not cancelled; None without one."""
+  annotations = task.get('annotations', task.get('completions')) if isinstance(task, dict) else None
+  valid = [one for one in annotations or () if isinstance(one, dict) and isinstance(one.get('result'), list)
+           and not one.get('was_cancelled')] if isinstance(annotations, list) else []
+  if not valid:
+    reading.problems.add(NOT_ANNOTATED, 1, where)
+    return None
+  if len(valid) > 1:
+    reading.problems.add(SEVERAL, 1, where, REPAIRED)
+  return sorted(valid, key=lambda one: not one.get('ground_truth'))[0]['result']
+
+
+def _image(folder: SourceFolder, task: dict[str, Any]) -> str | None:
+  """Return the image of a task: by the path, the address or the query of the value that names one."""
+  data = task.get('data')
+  values = [data.get('image'), *data.values()] if isinstance(data, dict) else []
+  for value in values:
+    if isinstance(value, str):
+      parsed = urllib.parse.urlsplit(value) if '?' in value or '://' in value else None
+      queried = urllib.parse.parse_qs(parsed.query).get('d', [''])[0] if parsed else ''
+      for name in (queried, urllib.parse.unquote(parsed.path) if parsed else value, urllib.parse.unquote(value)):
+        if name.lower().endswith(IMAGE_SUFFIXES):
+          head, _, tail = name.replace('\\', '/').rpartition('/')
+          found = folder.find_image(name) or folder.find_image(posixpath.join(head, _UPLOADED.sub('', tail)))
+          if found:
+            return found
+  return None
+
+
+def _instance(result: Any, size: tuple[int, int] | None, where: str, reading: Reading) -> dict[str, Any] | None:
+  kind = result.get('type') if isinstance(result, dict) else None
+  value = result.get('value') if isinstance(result, dict) else None
+  if kind == 'labels' and isinstance(value, dict):  # <Labels> with a shape of its own
+    kind = next((name for name, field in (('polygonlabels', 'points'), ('brushlabels', 'rle'), ('ellipselabels',
+                 'radiusX'), ('rectanglelabels', 'width')) if field in value), kind)
+  if kind not in _KINDS or not isinstance(value, dict):
+    if kind not in ('choices', 'relation', 'textarea', 'rating', 'number', 'rectangle', 'polygon', 'ellipse', 'brush'):
+      reading.leave_out(f'{UNREAD} ({shorten(kind)})', where)
+    return None
+  labels = value.get(kind) or value.get('labels')
+  if not isinstance(labels, list) or not labels or not is_text(labels[0]) or not labels[0].strip():
+    reading.leave_out(NO_CLASS, where)
+    return None
+  if len(labels) > 1:
+    reading.leave_out('with several classes (the first is used)', where, outcome=REPAIRED)
+  if result.get('image_rotation') not in (None, 0) or size is None:
+    reading.leave_out(NOT_FINITE if size is None else ROTATED_VIEW, where)
+    return None
+  fields = _fields(kind, value, size, where, reading)
+  return None if fields is None else {'category': labels[0].strip(), **fields}
+
+
+def _fields(kind: str, value: dict[str, Any], size: tuple[int, int], where: str,
+            reading: Reading) -> dict[str, Any] | None:
+  """Return box and outline in pixels; None if the shape is left out."""
+  height, width = size
+  if kind == 'brushlabels':
+    mask = decode_brush(value.get('rle'), height, width)
+    if mask is None or not mask.any():
+      reading.leave_out(BAD_BRUSH if mask is None else NO_AREA, where)
+      return None
+    return masked(mask)
+  if kind == 'polygonlabels':
+    points = value.get('points')
+    flat = numbers([x for point in points for x in point]) if isinstance(points, list) and all(
+      isinstance(point, list) and len(point) == 2 for point in points) else None
+    if flat is None or len(flat) < 6:
+      reading.leave_out(NOT_FINITE if flat is None else FEW_POINTS, where)
+      return None
+    return outlined([np.array(flat) / 100 * np.tile([width, height], len(flat) // 2)])
+  names = ('x', 'y', 'radiusX', 'radiusY') if kind == 'ellipselabels' else ('x', 'y', 'width', 'height')
+  found = numbers([*(value.get(name) for name in names), value.get('rotation') or 0])
+  if found is None or min(found[2:4]) <= 0:
+    reading.leave_out(NOT_FINITE if found is None else NO_AREA, where)
+    return None
+  x, y, w, h = np.multiply(found[:4], (width, height, width, height)) / 100
+  if kind == 'ellipselabels':
+    return outlined([ellipse(x, y, w, h, np.radians(found[4]))])
+  if found[4] % 360:
+    reading.leave_out(ROTATED, where, outcome=REPAIRED)
+    return boxed(rotated_box(x, y, w, h, found[4]))
+  return boxed(box(x, y, x + w, y + h))

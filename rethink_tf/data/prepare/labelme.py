@@ -1,0 +1,196 @@
+"""LabelMe's files: a JSON an image, with the image inside or beside it."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+import posixpath
+from collections.abc import Iterator
+from typing import Any
+
+import cv2
+import numpy as np
+from pycocotools import mask as mask_api
+
+from rethink_tf.data.categories import as_text, is_text, shorten
+from rethink_tf.data.detection.segmentation import to_rle
+from rethink_tf.data.images import header_size
+from rethink_tf.data.prepare.layout import (
+  FEW_POINTS,
+  NO_AREA,
+  NO_CLASS,
+  NO_IMAGE,
+  NOT_FINITE,
+  LabelledImage,
+  Options,
+  Reading,
+  output_name,
+  splits_by_folder,
+)
+from rethink_tf.data.prepare.shapes import box, boxed, ellipse, masked, numbers, outlined
+from rethink_tf.data.prepare.source_folder import JsonShape, SourceFolder
+from rethink_tf.errors import UserError
+
+NAME, TITLE = 'labelme', "LabelMe's JSON"
+WITHOUT_AREA = 'a point, line or other shape without area'
+BAD_MASK = 'with a mask that cannot be decoded'
+FOREIGN = 'JSON file that is not of LabelMe'
+_EXAMINED = 40  # JSON files whose contents are looked at
+
+
+def recognize(folder: SourceFolder) -> str | None:
+  """Return one of the JSON files with "shapes" and an image."""
+  return next((file for file in folder.with_suffix('.json')[:_EXAMINED] if _is_labelme(folder.json_shape(file))), None)
+
+
+def read(folder: SourceFolder, options: Options) -> Reading:
+  """List the JSON files; they are read one at a time."""
+  splits = splits_by_folder(folder.with_suffix('.json'))
+  reading = Reading(TITLE, iter(()), len(splits), upright=True)
+  reading.images = _images(folder, splits, reading)
+  return reading
+
+
+def embedded(text: Any) -> bytes | None:
+  """Return an image that is written into a JSON file in base64; None without one, or if it is no JPEG or PNG."""
+  if not isinstance(text, str) or not text:
+    return None
+  try:
+    data = base64.b64decode(text.rpartition(',')[2], validate=False)
+  except (binascii.Error, ValueError):
+    return None
+  return data if header_size(data) is not None else None
+
+
+def suffix_of(data: bytes) -> str:
+  """Return the suffix of an embedded image."""
+  return '.jpg' if data.startswith(b'\xff\xd8') else '.png'
+
+
+def _is_labelme(shape: Any) -> bool:
+  return isinstance(shape, JsonShape) and 'shapes' in shape.keys and bool({'imagePath', 'imageData'} & set(shape.keys))
+
+
+def _images(folder: SourceFolder, splits: dict[str, str | None], reading: Reading) -> Iterator[LabelledImage]:
+  used: set[str] = set()
+  for file, split in splits.items():
+    try:
+      content = folder.load_json(file)
+    except UserError as error:
+      reading.problems.add('JSON file that is damaged', 1, str(error))
+      continue
+    if not isinstance(content, dict) or not isinstance(content.get('shapes'), list):
+      reading.problems.add(FOREIGN, 1, as_text(file))
+      continue
+    image, data = _image(folder, file, content)
+    if image is None or image in used:
+      reading.problems.add(NO_IMAGE if image is None else 'image with a second annotation file', 1, as_text(file))
+      continue
+    used.add(image)
+    size = numbers([content.get('imageHeight'), content.get('imageWidth')])
+    size = (int(size[0]), int(size[1])) if size and min(size) >= 1 else None
+    yield LabelledImage(image, output_name(image), split, _instances(content['shapes'], file, size, reading), size,
+                        data=data)
+  if not used:
+    raise UserError(f'{folder.root}: none of its {len(splits)} JSON files has shapes and an image: '
+                    + '; '.join(f'{reason}, e.g. {problem.cases[0].text}'
+                                for reason, problem in list(reading.problems.by_reason().items())[:2]))
+
+
+def _image(folder: SourceFolder, file: str, content: dict[str, Any]) -> tuple[str | None, bytes | None]:
+  """Return the image of an annotation file: the one that it names, of its own name, or within it."""
+  image = folder.find_image(content.get('imagePath'), near=posixpath.dirname(file)) or folder.image_of(file)
+  if image is not None:
+    return image, None
+  data = embedded(content.get('imageData'))
+  return (posixpath.splitext(file)[0] + suffix_of(data), data) if data is not None else (None, None)
+
+
+def _instances(shapes: list[Any], file: str, size: tuple[int, int] | None, reading: Reading) -> list[dict[str, Any]]:
+  """Return the objects of an image; shapes of one label and group_id are parts of one object."""
+  groups: dict[Any, list[tuple[str, Any]]] = {}
+  for i, shape in enumerate(shapes):
+    where = f'{file}, shapes[{i}]'
+    label = shape.get('label') if isinstance(shape, dict) else None
+    if not is_text(label) or not label.strip():
+      reading.leave_out(NO_CLASS, where)
+      continue
+    part = _part(shape, size, where, reading)
+    if part is not None:
+      group = shape.get('group_id')
+      key = (label, group) if isinstance(group, int | str) else (label, None, i)
+      groups.setdefault(key, []).append(part)
+  return [{'category': key[0].strip(), **_join(parts)} for key, parts in groups.items()]
+
+
+def _part(shape: dict[str, Any], size: tuple[int, int] | None, where: str, reading: Reading) -> tuple[str, Any] | None:
+  """Return ('polygon', points), ('box', corners) or ('mask', uint8 [h, w]); None if the shape is left out."""
+  kind = shape.get('shape_type', 'polygon')
+  kind = 'polygon' if kind is None else kind
+  points = shape.get('points')
+  flat = [value for point in points for value in point] if isinstance(points, list) and all(
+    isinstance(point, list) and len(point) == 2 for point in points) else [None]
+  values = numbers(flat)
+  if values is None:
+    reading.leave_out(NOT_FINITE, where)
+  elif kind == 'polygon':
+    if len(values) >= 6:
+      return 'polygon', values
+    reading.leave_out(FEW_POINTS, where)
+  elif kind in ('rectangle', 'circle', 'mask') and len(values) == 4:
+    x0, y0, x1, y1 = values
+    if kind == 'mask':
+      mask = _mask(shape.get('mask'), round(min(x0, x1)), round(min(y0, y1)), size)
+      if mask is not None:
+        return 'mask', mask
+      reading.leave_out(BAD_MASK, where)
+    elif kind == 'circle' and values[:2] != values[2:]:
+      radius = math.hypot(x1 - x0, y1 - y0)
+      return 'polygon', ellipse(x0, y0, radius, radius)
+    elif kind == 'rectangle' and x0 != x1 and y0 != y1:
+      return 'box', box(x0, y0, x1, y1)
+    else:
+      reading.leave_out(NO_AREA, where)
+  elif kind == 'rectangle' and len(values) == 8:  # of newer versions: four corners
+    corners = np.reshape(values, [4, 2])
+    return 'box', box(*corners.min(axis=0).tolist(), *corners.max(axis=0).tolist())
+  else:
+    reading.leave_out(f'{WITHOUT_AREA} ({shorten(kind)})', where)
+  return None
+
+
+def _mask(text: Any, x0: int, y0: int, size: tuple[int, int] | None) -> np.ndarray | None:
+  """Return a mask that is written as the PNG of its box, in an image of this size; None if it is not."""
+  data = embedded(text)
+  if data is None or size is None or size[0] * size[1] > 1 << 28:
+    return None
+  height, width = header_size(data)
+  if height > size[0] + 1 or width > size[1] + 1:
+    return None
+  crop = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+  mask = np.zeros(size, np.uint8)
+  if crop is None or x0 < 0 or y0 < 0:
+    return None
+  target = mask[y0:y0 + height, x0:x0 + width]
+  target[:] = crop[:target.shape[0], :target.shape[1]] > 0
+  return mask if mask.any() else None
+
+
+def _join(parts: list[tuple[str, Any]]) -> dict[str, Any]:
+  """Return the fields of one object: its outlines or masks, and the box that is drawn around it, if there is one."""
+  polygons, masks, boxes = ([value for kind, value in parts if kind == wanted] for wanted in ('polygon', 'mask', 'box'))
+  around = None
+  if boxes:
+    around = box(min(x for x, _, _, _ in boxes), min(y for _, y, _, _ in boxes), max(x + w for x, _, w, _ in boxes),
+                 max(y + h for _, y, _, h in boxes))
+  if masks:
+    whole = np.maximum.reduce(masks)
+    if polygons:
+      whole |= mask_api.decode(to_rle(polygons, *whole.shape))
+    found = masked(whole)
+  elif polygons:
+    found = outlined(polygons)
+  else:
+    return boxed(around)
+  return found | ({'bbox': around} if around else {})

@@ -1,0 +1,107 @@
+"""What a layout of annotation files is, and what reading one yields."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from rethink_tf.data.prepare.source_folder import SourceFolder, split_of
+from rethink_tf.data.problems import LEFT_OUT, Case, Problems
+
+NO_IMAGE = 'image whose file is missing, or not the only one of its name'
+MISSING = 'of an image whose file is missing, or not the only one of its name'
+NO_CLASS = 'without a class'
+FEW_POINTS = 'with an outline of fewer than three points'
+NO_AREA = 'with a box without area'
+_IMAGE_FOLDERS = ('images', 'jpegimages', 'pngimages', 'imgs', 'img')
+NOT_FINITE = 'with a number that is missing or not finite'
+
+
+@dataclass
+class Options:
+  """What the user may say about a source.
+
+  annotation_file: of several ones, relative to the source. class_key: the attribute of VIA that holds the class.
+  crowds: 'auto', 'keep' or 'objects', what `iscrowd = 1` of CVAT means.
+  """
+
+  annotation_file: str | None = None
+  class_key: str | None = None
+  crowds: str = 'auto'
+
+
+class LabelledImage(NamedTuple):
+  """An image with its objects."""
+
+  file: str  # relative to the source; of an image within an annotation file, the name that it is given
+  name: str  # relative to the folder of its split
+  split: str | None  # 'train', 'val', 'test'; None: the source has no splits
+  instances: list[dict[str, Any]]  # COCO's fields, with 'category' (a key of Reading.categories) for category_id
+  size: tuple[int, int] | None = None  # height, width as annotated; None: not recorded
+  fractions: bool = False  # coordinates are fractions of width and height
+  data: bytes | None = None  # of an image within an annotation file
+  id: int | None = None
+
+
+@dataclass
+class Reading:
+  """A source that is being read, one image at a time.
+
+  Attributes:
+    layout: its name, for messages.
+    images: of which each is used once.
+    total: number of images, for progress.
+    categories: key -> entry of "categories"; None: keys are names, numbered 1, 2, ... in alphabetical order.
+    upright: whether coordinates are those of the image with its EXIF orientation applied, where its size does not tell;
+      None: not known.
+    problems: what is left out or changed; complete when all images are read.
+    notes: lines for the report.
+  """
+
+  layout: str
+  images: Iterator[LabelledImage]
+  total: int
+  categories: dict[Any, dict[str, Any]] | None = None
+  upright: bool | None = None
+  problems: Problems = field(default_factory=Problems)
+  notes: list[str] = field(default_factory=list)
+  superfluous: set[Any] = field(default_factory=set)  # keys of categories that are dropped if no object is of them
+
+  def leave_out(self, reason: str, where: str, count: int = 1, outcome: str = LEFT_OUT) -> None:
+    """Count annotations that are left out or changed. where: file and annotation, for the report."""
+    if count:
+      self.problems.add(reason, count, [Case(where)], outcome)
+
+
+class Layout(Protocol):
+  """A layout: one module, with these names."""
+
+  NAME: str  # as --layout takes it
+  TITLE: str  # for messages
+
+  def recognize(self, folder: SourceFolder) -> str | None:
+    """Return what shows that a folder has this layout, for messages; None if it has not."""
+
+  def read(self, folder: SourceFolder, options: Options) -> Reading:
+    """Open a folder that has it; raises UserError where files are damaged or ambiguous."""
+
+
+def names_to_categories(names: Sequence[str]) -> dict[int, dict[str, Any]]:
+  """Return the categories of a list of names, whose index is the key: id 1 for the first one."""
+  return {i: {'id': i + 1, 'name': name} for i, name in enumerate(names)}
+
+
+def output_name(image: str) -> str:
+  """Return the path of an image without the first folders that say only `images` or the name of a split."""
+  parts = image.split('/')
+  while len(parts) > 1 and (parts[0].lower() in _IMAGE_FOLDERS or split_of(parts[0])):
+    parts = parts[1:]
+  return '/'.join(parts)
+
+
+def splits_by_folder(images: Sequence[str]) -> dict[str, str | None]:
+  """Return image or annotation file -> split, if the folders of all of them name one; else None for all."""
+  splits = {image: split_of(posixpath.dirname(image)) for image in images}
+  return dict.fromkeys(images) if None in splits.values() else splits

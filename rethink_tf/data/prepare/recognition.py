@@ -1,0 +1,93 @@
+"""Which layout a folder has: the one whose files are found, or the one that is named."""
+
+from __future__ import annotations
+
+import shlex
+from typing import NamedTuple
+
+from rethink_tf.data.prepare import coco_json, label_studio, labelme, mask_images, via, voc_folders, yolo
+from rethink_tf.data.prepare.layout import Layout
+from rethink_tf.data.prepare.source_folder import JsonShape, SourceFolder
+from rethink_tf.errors import UserError
+
+LAYOUTS: tuple[Layout, ...] = (coco_json, yolo, voc_folders, labelme, label_studio, via, mask_images)
+NAMES = tuple(layout.NAME for layout in LAYOUTS)
+_EXAMINED = 40  # files of a kind whose contents are looked at
+
+
+class Found(NamedTuple):
+  """A layout, and what shows it."""
+
+  layout: Layout
+  evidence: str
+
+  def __str__(self) -> str:
+    return f'{self.layout.TITLE} ({self.evidence})'
+
+
+def find(folder: SourceFolder) -> list[Found]:
+  """Return all layouts that a folder may have."""
+  found = [Found(layout, evidence) for layout in LAYOUTS if (evidence := layout.recognize(folder)) is not None]
+  named = {one.layout.NAME for one in found}
+  # Masks beside annotations are a further output of most tools, not the annotations.
+  return [one for one in found if one.layout.NAME != mask_images.NAME or named == {mask_images.NAME}]
+
+
+def choose(folder: SourceFolder, name: str | None = None) -> Found:
+  """Return the layout of a folder. name: that of the layout, where the files of several are found.
+
+  Raises:
+    UserError: no layout is found, or several are.
+  """
+  if name is not None:
+    layout = next((one for one in LAYOUTS if one.NAME == name), None)
+    if layout is None:
+      raise UserError(f'--layout = {name!r}: use one of {", ".join(NAMES)}')
+    evidence = layout.recognize(folder)
+    if evidence is None:
+      others = find(folder)
+      raise UserError(f'{folder.root}: no {layout.TITLE} in it'
+                      + (f': it has {" and ".join(map(str, others))}' if others else ''))
+    return Found(layout, evidence)
+  found = find(folder)
+  if not found:
+    raise UserError(f'{folder.root}: {_explain(folder)}')
+  if len(found) > 1:
+    raise UserError(f'{folder.root}: may be {" or ".join(map(str, found))}: choose with '
+                    f'{" or ".join(f"--layout={one.layout.NAME}" for one in found)}')
+  return found[0]
+
+
+def describe(path: str) -> str | None:
+  """Return what a local folder holds and the command that makes it readable, for messages; None if it is not known."""
+  try:
+    found = find(SourceFolder(path, follow_links=True))
+  except UserError:
+    return None
+  if not found:
+    return None
+  layout = f' --layout={found[0].layout.NAME}' if len(found) > 1 else ''
+  return (f'{path} holds {" and ".join(map(str, found))}: python -m rethink_tf.data.prepare {shlex.quote(path)} '
+          f'--output_dir=data/my_images{layout} writes what is read here')
+
+
+def _explain(folder: SourceFolder) -> str:
+  """Return why a folder has no layout that can be read, and what to do."""
+  for file in folder.with_suffix('.xml')[:_EXAMINED]:
+    if voc_folders.root_tag(folder, file) == 'annotations':
+      return f"{file} is CVAT's own xml: export the task as 'COCO 1.0', with images"
+  for file in folder.with_suffix('.json')[:_EXAMINED]:
+    shape = folder.json_shape(file)
+    if isinstance(shape, JsonShape) and {'project', 'metadata', 'attribute'} <= set(shape.keys):
+      return f'{file} is a project of VIA 3: export its annotations as COCO json'
+    if isinstance(shape, list) and shape and {'image', 'annotations'} <= set(shape[0].keys):
+      return f'{file} is JSON of CreateML: export as COCO json'
+    if isinstance(shape, list) and shape and 'image' in shape[0].keys:
+      return f"{file} is Label Studio's JSON-MIN: export as JSON, or as COCO with images"
+  if folder.with_suffix('.tfrecord', '.record'):
+    return 'holds TFRecords, which need no preparation: see docs/data.md'
+  if not folder.files:
+    return 'is empty'
+  return (f'no annotations of a known layout among its {len(folder.files)} files, of which {len(folder.images)} are '
+          'images: Roboflow, CVAT, Label Studio, LabelMe, YOLO, VIA, PASCAL VOC, COCO json and masks as PNG files are '
+          'read (docs/data.md)')

@@ -1,0 +1,83 @@
+"""Shapes that annotation tools draw, as boxes, polygons and run lengths of COCO."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as mask_api
+
+MAX_COORDINATE = 1e6  # as detection.annotations
+_SAMPLED = 64  # points of a circle or an ellipse
+_DIGITS = 3  # behind the point of a coordinate that is computed
+
+
+def numbers(values: Sequence[Any]) -> list[float] | None:
+  """Return finite floats of a plausible size; None if a value is none."""
+  try:
+    found = [float(value) for value in values if not isinstance(value, (bool, str, bytes))]
+  except (TypeError, ValueError, OverflowError):
+    return None
+  if len(found) != len(values) or not all(abs(value) <= MAX_COORDINATE for value in found):  # False for NaN
+    return None
+  return found
+
+
+def box(x0: float, y0: float, x1: float, y1: float) -> list[float]:
+  """Return the bbox [x, y, width, height] of two corners in any order."""
+  x0, x1, y0, y1 = (round(value, _DIGITS) for value in (*sorted((x0, x1)), *sorted((y0, y1))))
+  return [x0, y0, round(x1 - x0, _DIGITS), round(y1 - y0, _DIGITS)]
+
+
+def boxed(bbox: list[float]) -> dict[str, Any]:
+  """Return the fields of an object that has a box only."""
+  return {'bbox': bbox, 'area': round(bbox[2] * bbox[3], _DIGITS), 'segmentation': []}
+
+
+def outlined(polygons: Sequence[Sequence[float]]) -> dict[str, Any]:
+  """Return the fields of an object of polygons [x0, y0, x1, y1, ...]; its box is their extent."""
+  arrays = [np.round(np.asarray(polygon, np.float64), _DIGITS) for polygon in polygons]
+  points = np.concatenate(arrays).reshape(-1, 2)
+  (x0, y0), (x1, y1) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
+  return {'bbox': box(x0, y0, x1, y1), 'area': round(sum(map(_area, arrays)), _DIGITS),
+          'segmentation': [array.tolist() for array in arrays]}
+
+
+def masked(mask: np.ndarray) -> dict[str, Any]:
+  """Return the fields of an object of a mask, bool or uint8 [height, width] with at least one pixel."""
+  rle = mask_api.encode(np.asfortranarray(mask, np.uint8))
+  return {'bbox': mask_api.toBbox(rle).tolist(), 'area': float(mask_api.area(rle)),
+          'segmentation': {'size': list(rle['size']), 'counts': rle['counts'].decode()}}
+
+
+def ellipse(cx: float, cy: float, rx: float, ry: float, angle: float = 0.0) -> list[float]:
+  """Return an ellipse as a polygon. angle: of its first axis, in radians, clockwise in an image."""
+  turn = np.linspace(0, 2 * math.pi, _SAMPLED, endpoint=False)
+  x, y = rx * np.cos(turn), ry * np.sin(turn)
+  points = np.stack([cx + x * math.cos(angle) - y * math.sin(angle), cy + x * math.sin(angle) + y * math.cos(angle)], 1)
+  return points.ravel().tolist()
+
+
+def rotated_box(x: float, y: float, width: float, height: float, degrees: float) -> list[float]:
+  """Return the bbox around a rectangle that is turned clockwise about its upper left corner."""
+  angle = math.radians(degrees)
+  corners = [(x + a * math.cos(angle) - b * math.sin(angle), y + a * math.sin(angle) + b * math.cos(angle))
+             for a, b in ((0, 0), (width, 0), (width, height), (0, height))]
+  xs, ys = zip(*corners, strict=True)
+  return box(min(xs), min(ys), max(xs), max(ys))
+
+
+def scaled(instance: dict[str, Any], width: int, height: int) -> dict[str, Any]:
+  """Return an instance whose coordinates are fractions of an image in its pixels."""
+  if instance['segmentation']:
+    return instance | outlined([np.asarray(polygon, np.float64) * np.tile([width, height], len(polygon) // 2)
+                                for polygon in instance['segmentation']])
+  x, y, w, h = instance['bbox']
+  return instance | boxed(box(x * width, y * height, (x + w) * width, (y + h) * height))
+
+
+def _area(polygon: np.ndarray) -> float:
+  x, y = polygon.reshape(-1, 2).T
+  return float(abs(np.dot(x, np.roll(y, -1)) - np.dot(np.roll(x, -1), y)) / 2)

@@ -1,0 +1,231 @@
+"""The folder that an annotation tool has exported: what is in it, and which of its images a name in a file refers to.
+
+Names from annotation files are only looked up in the listing, so that none of them can lead out of the folder.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from rethink_tf.data.categories import as_text
+from rethink_tf.data.json_files import load_json
+from rethink_tf.errors import UserError, in_one_line, plain
+
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.gif', '.jp2', '.avif', '.heic')
+_ARCHIVES = ('.zip', '.tar', '.gz', '.tgz', '.7z', '.rar')
+_MAX_FILES = 5_000_000
+_MAX_KEYS = 64  # of an object, that its shape names
+_MAX_TEXT = 64 << 20  # bytes of a text file: a list of a million images, or the outlines of one
+
+
+_SPLITS = {'train': 'train', 'training': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 'dev': 'val',
+           'test': 'test', 'testing': 'test'}
+_NEUTRAL = {'', 'images', 'image', 'img', 'imgs', 'obj', 'data', 'set', 'split', 'labels', 'label', 'annotations',
+            'coco', 'annotation', 'instances', 'json', 'txt', 'via', 'project', 'export', 'region', 'masks', 'mask'}
+
+
+class JsonShape(NamedTuple):
+  """What a JSON object looks like, without its contents."""
+
+  keys: tuple[str, ...]
+  first: JsonShape | None  # its first value, if that is an object
+
+
+class SourceFolder:
+  """The files below a folder, links followed.
+
+  Attributes:
+    root: the folder.
+    files: paths relative to it, with '/', sorted.
+    images: those of them with the suffix of an image.
+  """
+
+  def __init__(self, root: str, follow_links: bool = False) -> None:
+    """List the folder; raises UserError unless it is a local folder, or if a link leads out of it."""
+    if '://' in root:
+      raise UserError(f'{root}: should be a local folder: copy the export to a disk first')
+    self.root = os.path.expanduser(root)
+    if not os.path.isdir(self.root):
+      archive = os.path.isfile(self.root) and self.root.lower().endswith(_ARCHIVES)
+      raise UserError(f'{root}: ' + ('is an archive: unpack it, and give the folder' if archive else
+                                     'no such folder: give the folder that the annotation tool has exported'))
+    self.files = sorted(self._walk(follow_links), key=_sort_key)
+    self._known = set(self.files)
+    self.images = [file for file in self.files if has_suffix(file, IMAGE_SUFFIXES)]
+    self._by_name: dict[str, list[str]] = defaultdict(list)
+    self._by_stem: dict[str, list[str]] = defaultdict(list)
+    for file in self.images:
+      self._by_stem[_folded(posixpath.splitext(posixpath.basename(file))[0])].append(file)
+      self._by_name[_folded(posixpath.basename(file))].append(file)
+    self._shapes: dict[str, Any] = {}
+
+  def __contains__(self, file: str) -> bool:
+    return file in self._known
+
+  def path(self, file: str) -> str:
+    """Return the path of one of `files`."""
+    return os.path.join(self.root, file)
+
+  def with_suffix(self, *suffixes: str) -> list[str]:
+    """Return the files with one of these suffixes, in either case."""
+    return [file for file in self.files if has_suffix(file, suffixes)]
+
+  def named(self, *names: str) -> list[str]:
+    """Return the files with one of these names, in any folder."""
+    return [file for file in self.files if posixpath.basename(file).lower() in names]
+
+  def below(self, folder: str) -> list[str]:
+    """Return the images below one of its folders; '' for all."""
+    return [file for file in self.images if is_below(file, folder)]
+
+  def find_image(self, name: Any, folder: str = '', near: str = '') -> str | None:
+    """Return the image that a name in an annotation file refers to; None if there is none, or no single one.
+
+    The name may be a path of another machine, with either kind of slash: the last components must fit, and of several
+    images that which shares most of them is taken, in doubt one below `near`.
+
+    folder: only images below it.
+    """
+    if not isinstance(name, str) or not name:
+      return None
+    wanted = [part for part in name.replace('\\', '/').split('/') if part not in ('', '.')]
+    found = [(file, posixpath.relpath(file, folder) if folder else file)
+             for file in self._by_name.get(_folded(wanted[-1]) if wanted else '', ()) if is_below(file, folder)]
+    if not found:
+      return None
+    ranks = [(_shared_end(file.split('/'), wanted), near != '' and is_below(file, near),
+              posixpath.basename(file) == wanted[-1]) for file, _ in found]
+    best = max(ranks)
+    chosen = [file for (file, _), rank in zip(found, ranks, strict=True) if rank == best]
+    return chosen[0] if len(chosen) == 1 else None
+
+  def image_of(self, file: str) -> str | None:
+    """Return the image that has the name of an annotation file but for the suffix, the nearest one; None without a
+    single one."""
+    own = posixpath.splitext(file)[0].split('/')
+    found = self._by_stem.get(_folded(own[-1]), ())
+    if len(found) < 2:
+      return found[0] if found else None
+    ranks = [_shared_end(image.split('/')[:-1][::-1], own[:-1][::-1]) for image in found]
+    chosen = [image for image, rank in zip(found, ranks, strict=True) if rank == max(ranks)]
+    return chosen[0] if len(chosen) == 1 else None
+
+  def load_json(self, file: str) -> Any:
+    """Return the content of a JSON file; raises UserError if it is not valid."""
+    return load_json(self.path(file))
+
+  def json_shape(self, file: str) -> JsonShape | list[JsonShape] | None:
+    """Return the shape of a JSON file, of a list that of its first objects; None if it is not JSON."""
+    if file not in self._shapes:
+      self._shapes[file] = self._read_shape(file)
+    return self._shapes[file]
+
+  def read_text(self, file: str) -> str:
+    """Return a text file; raises UserError if it is not UTF-8 text, or too large."""
+    path = self.path(file)
+    try:
+      if not os.path.isfile(path):
+        raise UserError(f'{path}: not a regular file')
+      with open(path, 'rb') as stream:
+        data = stream.read(_MAX_TEXT + 1)
+      if len(data) > _MAX_TEXT:
+        raise UserError(f'{path}: more than {_MAX_TEXT >> 20} MB are too many for a text file of annotations')
+      return data.decode('utf-8-sig')
+    except UnicodeDecodeError as error:
+      raise UserError(f'{path}: not a text file in UTF-8: {in_one_line(error)}') from error
+    except OSError as error:
+      raise UserError(f'{path}: cannot be read: {in_one_line(error)}') from error
+
+  def describe(self, files: list[str], shown: int = 3) -> str:
+    """Return the first names of some files, for a message."""
+    return ', '.join(map(as_text, files[:shown])) + (f' and {len(files) - shown} more' if len(files) > shown else '')
+
+  def _walk(self, follow_links: bool) -> Iterator[str]:
+    top = os.path.realpath(self.root)
+    todo, visited, count = [''], {top}, 0
+    while todo:
+      folder = todo.pop()
+      try:
+        entries = list(os.scandir(os.path.join(self.root, folder)))
+      except OSError as error:
+        raise UserError(f'{plain(os.path.join(self.root, folder))}: cannot be listed: {in_one_line(error)}') from error
+      for entry in entries:
+        name = posixpath.join(folder, entry.name)
+        if entry.name.startswith('.') or entry.name == '__MACOSX':
+          continue
+        linked = entry.is_symlink()
+        target = os.path.realpath(entry.path) if linked or entry.is_dir() else ''
+        if linked and not follow_links and os.path.commonpath([top, target]) != top:
+          raise UserError(f'{plain(entry.path)}: is a link to {plain(target)}, outside of the folder: if that is '
+                          'meant, add --follow_links')
+        if entry.is_dir():
+          if target not in visited:  # a link may lead to a folder above it
+            visited.add(target)
+            todo.append(name)
+        elif entry.is_file():
+          yield name
+          count += 1
+          if count > _MAX_FILES:
+            raise UserError(f'{self.root}: more than {_MAX_FILES:,} files: give the folder of one data set')
+
+  def _read_shape(self, file: str) -> JsonShape | list[JsonShape] | None:
+    cache: dict[JsonShape, JsonShape] = {}  # the objects of a large file have few shapes
+
+    def reduce(entry: dict[str, Any]) -> JsonShape:
+      first = next(iter(entry.values()), None)
+      shape = JsonShape(tuple(entry)[:_MAX_KEYS], first._replace(first=None) if isinstance(first, JsonShape) else None)
+      return cache.setdefault(shape, shape)
+    try:
+      content = load_json(self.path(file), reduce)
+    except UserError:
+      return None
+    if isinstance(content, list):
+      return [entry for entry in content[:8] if isinstance(entry, JsonShape)]
+    return content if isinstance(content, JsonShape) else None
+
+
+def has_suffix(file: str, suffixes: tuple[str, ...]) -> bool:
+  """Whether a name ends with one of these suffixes, in either case."""
+  return file.lower().endswith(suffixes)
+
+
+def is_below(file: str, folder: str) -> bool:
+  """Whether a relative path is below a folder; '' is the folder of all."""
+  return not folder or file.startswith(f'{folder}/')
+
+
+def split_of(path: str) -> str | None:
+  """Return the split that a component of a path names, the last one that does: 'train', 'val' or 'test'.
+
+  The component has that word (with a year) and others that say nothing: obj_train_data, instances_val2017.json.
+  """
+  for part in reversed(path.replace('\\', '/').lower().split('/')):
+    words = [re.sub(r'\d{4}$', '', word) for word in re.split(r'[\W_]+', part) if word]
+    splits = {_SPLITS[word] for word in words if word in _SPLITS}
+    if len(splits) == 1 and all(word in _SPLITS or word in _NEUTRAL for word in words):
+      return splits.pop()
+  return None
+
+
+def _sort_key(file: str) -> tuple[str, ...]:
+  return tuple(file.split('/'))
+
+
+def _folded(name: str) -> str:
+  return unicodedata.normalize('NFC', name).casefold()
+
+
+def _shared_end(parts: list[str], wanted: list[str]) -> int:
+  """Return how many of the last components agree."""
+  count = 0
+  for one, other in zip(reversed(parts), reversed(wanted), strict=False):
+    if _folded(one) != _folded(other):
+      break
+    count += 1
+  return count

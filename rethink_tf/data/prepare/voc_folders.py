@@ -1,0 +1,131 @@
+"""PASCAL VOC's xml, one an image: Annotations/ and JPEGImages/ with or without ImageSets/, or beside the images."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterator
+from typing import Any
+
+from rethink_tf.data.categories import as_text
+from rethink_tf.data.detection.voc_xml import MAX_BYTES, VocAnnotation, XmlError, parse, too_large
+from rethink_tf.data.prepare.layout import (
+  NO_AREA,
+  NO_IMAGE,
+  NOT_FINITE,
+  LabelledImage,
+  Options,
+  Reading,
+  output_name,
+  splits_by_folder,
+)
+from rethink_tf.data.prepare.shapes import box, boxed, numbers
+from rethink_tf.data.prepare.source_folder import SourceFolder
+from rethink_tf.data.problems import REPAIRED
+from rethink_tf.errors import UserError, in_one_line
+
+NAME, TITLE = 'voc', "PASCAL VOC's xml"
+DIFFICULT = 'marked difficult (not trained on, no false positive)'
+DAMAGED = 'image whose annotation is damaged'
+POLYGON = 'with a <polygon>, which is not read (its box is used: export as COCO to have masks)'
+NOT_ANNOTATED = 'image without an annotation file (not annotated yet)'
+_SETS = {'train': 'train', 'val': 'val', 'test': 'test', 'trainval': 'train'}
+_EXAMINED = 40  # files whose contents are looked at
+
+
+def recognize(folder: SourceFolder) -> str | None:
+  """Return one of the xml files that begin with <annotation>."""
+  return next((file for file in folder.with_suffix('.xml')[:_EXAMINED] if root_tag(folder, file) == 'annotation'), None)
+
+
+def root_tag(folder: SourceFolder, file: str) -> str | None:
+  """Return the name of the first element of an xml file, by its first bytes; None if there is none."""
+  try:
+    with open(folder.path(file), 'rb') as stream:
+      head = stream.read(4096).decode('utf-8', 'replace')
+  except OSError:
+    return None
+  for piece in head.split('<')[1:]:
+    if piece[:1].isalpha():
+      return piece.split('>')[0].split()[0].rstrip('/')
+  return None
+
+
+def read(folder: SourceFolder, options: Options) -> Reading:
+  """List the xml files; they are read one at a time."""
+  files = [file for file in folder.with_suffix('.xml')]
+  splits = _splits(folder, files)
+  reading = Reading(TITLE, iter(()), len(splits))
+  reading.images = _images(folder, splits, reading)
+  unread = sorted({file.split('/')[0] if '/' not in posixpath.dirname(file) else posixpath.dirname(file)
+                   for file in folder.images if posixpath.basename(posixpath.dirname(file)) == 'SegmentationObject'})
+  if unread:
+    reading.notes.append(f'{as_text(unread[0])}: the masks in it are not read')
+  return reading
+
+
+def _splits(folder: SourceFolder, files: list[str]) -> dict[str, str | None]:
+  """Return xml file -> split: by ImageSets/Main, else by folders."""
+  listed: dict[str, str | None] = {}
+  lists = [file for file in folder.with_suffix('.txt') if posixpath.dirname(file).endswith('ImageSets/Main') and
+           posixpath.splitext(posixpath.basename(file))[0] in _SETS]
+  known = set(files)
+  for file in sorted(lists, key=lambda file: list(_SETS).index(posixpath.splitext(posixpath.basename(file))[0])):
+    root = posixpath.dirname(file).removesuffix('ImageSets/Main')
+    for line in folder.read_text(file).splitlines():
+      xml = f'{root}Annotations/{line.strip()}.xml'
+      if xml in known:
+        listed.setdefault(xml, _SETS[posixpath.splitext(posixpath.basename(file))[0]])
+  return listed or splits_by_folder(files)
+
+
+def _images(folder: SourceFolder, splits: dict[str, str | None], reading: Reading) -> Iterator[LabelledImage]:
+  used: set[str] = set()
+  damaged, first = 0, ''
+  for file, split in splits.items():
+    try:
+      data = _read(folder, file)
+      annotation = parse(data, folder.path(file))
+    except XmlError as error:
+      damaged, first = damaged + 1, first or str(error)
+      reading.problems.add(DAMAGED, 1, str(error))
+      continue
+    image = folder.image_of(file) or folder.find_image(annotation.file_name, near=posixpath.dirname(file))
+    if image is None or image in used:
+      reading.problems.add(NO_IMAGE if image is None else 'image with a second annotation file', 1, as_text(file))
+      continue
+    used.add(image)
+    reading.leave_out(POLYGON, file, data.count(b'<polygon'), REPAIRED)
+    yield LabelledImage(image, output_name(image), split, _instances(annotation, file, reading), annotation.size)
+  if damaged and damaged == len(splits):
+    raise UserError(f'{first} ({damaged} of {damaged} annotations are damaged)')
+  folders = {posixpath.dirname(image) for image in used}
+  left = [image for image in folder.images if posixpath.dirname(image) in folders and image not in used]
+  if left and posixpath.dirname(next(iter(splits))) in folders | {'Annotations'} and None in splits.values():
+    reading.problems.add(NOT_ANNOTATED, len(left), as_text(left[0]))
+
+
+def _read(folder: SourceFolder, file: str) -> bytes:
+  path = folder.path(file)
+  try:
+    with open(path, 'rb') as stream:
+      data = stream.read(MAX_BYTES + 1)
+  except OSError as error:
+    raise XmlError(f'{path}: cannot be read: {in_one_line(error)}') from error
+  if len(data) > MAX_BYTES:
+    raise too_large(len(data), path)
+  return data
+
+
+def _instances(annotation: VocAnnotation, file: str, reading: Reading) -> list[dict[str, Any]]:
+  instances = []
+  for i, one in enumerate(annotation.objects, start=1):
+    where = f'{file}, object {i}'
+    y0, x0, y1, x1 = one.box
+    if numbers(one.box) is None or y1 <= y0 or x1 <= x0:
+      reading.leave_out(NOT_FINITE if numbers(one.box) is None else NO_AREA, where)
+      continue
+    for repair in one.repairs:
+      reading.leave_out(repair, where, outcome=REPAIRED)
+    reading.leave_out(DIFFICULT, where, int(one.difficult), REPAIRED)
+    instances.append({'category': one.name, 'iscrowd': int(one.difficult), **boxed(box(x0, y0, x1, y1))})
+  return instances

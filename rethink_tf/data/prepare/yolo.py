@@ -1,0 +1,279 @@
+"""YOLO's text files, one an image: of Ultralytics, Roboflow and Label Studio (data.yaml or classes.txt, images/ and
+labels/) and of Darknet and CVAT (obj.names, obj.data, train.txt and obj_train_data/ with images and labels).
+
+A line is `class x y width height` of the centre, or `class x0 y0 x1 y1 ...` of an outline, in fractions of the image.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from rethink_tf.data.categories import as_text, is_text, shorten
+from rethink_tf.data.prepare.layout import (
+  NO_AREA,
+  NO_IMAGE,
+  NOT_FINITE,
+  LabelledImage,
+  Options,
+  Reading,
+  names_to_categories,
+  output_name,
+  splits_by_folder,
+)
+from rethink_tf.data.prepare.shapes import numbers
+from rethink_tf.data.prepare.source_folder import SourceFolder, split_of
+from rethink_tf.data.problems import REPAIRED
+from rethink_tf.errors import UserError, in_one_line
+
+NAME, TITLE = 'yolo', 'YOLO text files'
+UNKNOWN_CLASS = 'of a class number without a name'
+NOT_A_LABEL = 'a line that is neither a box nor an outline'
+IN_PIXELS = 'with coordinates that are not fractions of the image'
+KEYPOINTS = 'with keypoints, which are not read (its box is used)'
+ONE_MORE = 'with a further number, a track or a confidence (ignored)'
+_NAME_FILES = ('obj.names', 'classes.txt', 'labels.txt', '_darknet.labels', 'data.names', 'names.txt')
+_LISTS = ('train.txt', 'val.txt', 'valid.txt', 'test.txt', 'trainval.txt')
+_OTHER_TEXT = (*_NAME_FILES, *_LISTS, 'readme.txt', 'readme.roboflow.txt', 'readme.dataset.txt', 'requirements.txt')
+_MAX_YAML = 1 << 20
+_EXAMINED = 40  # text files whose contents are looked at
+_LARGEST = 2.0  # fraction; an object may be partly outside of its image
+
+
+class _Description(NamedTuple):
+  """What data.yaml, or the files of Darknet, say."""
+
+  file: str
+  names: dict[int, str]
+  splits: dict[str, list[str]]  # 'train', 'val', 'test' -> folders and lists of images, as written
+  path: str
+  pose: bool
+
+
+def recognize(folder: SourceFolder) -> str | None:
+  """Return the file of class names and a label file."""
+  label = next((file for file in _label_files(folder)[:_EXAMINED] if _is_label(folder, file)), None)
+  if label is None:
+    return None
+  described = _describe(folder, required=False)
+  return f'{described.file}, {label}' if described else label
+
+
+def read(folder: SourceFolder, options: Options) -> Reading:
+  """Read the class names and list the images; label files are read one at a time."""
+  described = _describe(folder, required=True)
+  splits, missing = _list_images(folder, described)
+  reading = Reading(TITLE, iter(()), len(splits), _categories(described), upright=True)
+  if missing:
+    reading.problems.add(NO_IMAGE, len(missing), missing[0])
+  labels = {image: _label_file(folder, image) for image in splits}
+  found = [label for label in labels.values() if label is not None]
+  if len(found) < len(splits):
+    reading.notes.append(f'{len(splits) - len(found)} images have no label file: images without objects')
+  unused = sorted(set(_label_files(folder)) - set(found))
+  if unused:
+    reading.problems.add('label file without its image', len(unused), unused[0])
+  shared = [label for label, count in Counter(found).items() if count > 1]
+  if shared:
+    reading.problems.add('label file of several images (used for each)', len(shared), shared[0], REPAIRED)
+  reading.images = _images(folder, splits, labels, described, reading)
+  return reading
+
+
+def _images(folder: SourceFolder, splits: dict[str, str | None], labels: dict[str, str | None],
+            described: _Description, reading: Reading) -> Iterator[LabelledImage]:
+  counts = Counter()
+  for image, split in splits.items():
+    instances = []
+    if labels[image] is not None:
+      for i, line in enumerate(folder.read_text(labels[image]).splitlines(), start=1):
+        if line.strip():
+          counts['lines'] += 1
+          instance = _parse(line, f'{labels[image]}, line {i}', described, reading)
+          if instance is not None:
+            instances.append(instance)
+    counts['objects'] += len(instances)
+    yield LabelledImage(image, output_name(image), split, instances, fractions=True)
+  if counts['lines'] and not counts['objects']:
+    reason, (_, cases) = next(iter(reading.problems.by_reason().items()))
+    raise UserError(f'{folder.root}: none of its {counts["lines"]} labels can be used: {reason}, e.g. {cases[0].text}')
+
+
+def _parse(line: str, where: str, described: _Description, reading: Reading) -> dict[str, Any] | None:
+  """Return an object with its coordinates as fractions; None if the line is left out."""
+  words = line.split()
+  try:
+    values = numbers(list(map(float, words)))
+  except ValueError:
+    reading.leave_out(NOT_A_LABEL, where)
+    return None
+  if values is None:
+    reading.leave_out(NOT_FINITE, where)
+    return None
+  if values[0] not in described.names:
+    reading.leave_out(UNKNOWN_CLASS, where)
+    return None
+  key, values = int(values[0]), values[1:]
+  if described.pose and len(values) > 4:
+    reading.leave_out(KEYPOINTS, where, outcome=REPAIRED)
+    values = values[:4]
+  elif len(values) > 4 and len(values) % 2:
+    reading.leave_out(ONE_MORE, where, outcome=REPAIRED)
+    values = values[:-1]
+  if len(values) < 4:
+    reading.leave_out(NOT_A_LABEL, where)
+  elif max(map(abs, values)) > _LARGEST:
+    reading.leave_out(IN_PIXELS, where)
+  elif len(values) > 4:
+    return {'category': key, 'segmentation': [values]}
+  else:
+    x, y, w, h = values
+    if w > 0 and h > 0:
+      return {'category': key, 'bbox': [x - w / 2, y - h / 2, w, h], 'segmentation': []}
+    reading.leave_out(NO_AREA, where)
+  return None
+
+
+def _describe(folder: SourceFolder, required: bool) -> _Description | None:
+  """Return the class names and splits; raises UserError if they are required and missing, or damaged."""
+  found = [described for file in folder.with_suffix('.yaml', '.yml') if (described := _read_yaml(folder, file))]
+  found = [one for one in found if one.splits] or found
+  if not found:
+    found = [_read_names(folder, file) for file in folder.named(*_NAME_FILES)]
+    found = [one for one in found if one.names]
+  if len(found) > 1 and len({tuple(one.names.items()) for one in found}) > 1 and required:
+    raise UserError(f'{folder.root}: {folder.describe([one.file for one in found])} have different class names: remove '
+                    'all but one')
+  if not found and required:
+    raise UserError(f'{folder.root}: YOLO labels without class names: write the names, one a line, to '
+                    f'{folder.path("classes.txt")}, or add data.yaml')
+  return found[0] if found else None
+
+
+def _read_yaml(folder: SourceFolder, file: str) -> _Description | None:
+  """Return the description in a YAML file; None if it has no class names."""
+  import yaml  # of tf-models-official; needed for these files only
+
+  try:
+    text = folder.read_text(file)
+    # BaseLoader: plain strings, lists and mappings; a class named `no` or `1` stays a name.
+    content = yaml.load(text, yaml.BaseLoader) if len(text) <= _MAX_YAML else None
+  except (yaml.YAMLError, RecursionError, ValueError, UserError):
+    return None
+  names = content.get('names') if isinstance(content, dict) else None
+  if isinstance(names, list):
+    names = dict(enumerate(names))
+  if not isinstance(names, dict) or not names:
+    return None
+  where = folder.path(file)
+  try:
+    names = {int(key): name for key, name in names.items()}
+  except (ValueError, TypeError) as error:
+    raise UserError(f'{where}: names: keys should be class numbers: {in_one_line(error)}') from error
+  _check_names(names, where)
+  splits = {}
+  for key, split in (('train', 'train'), ('val', 'val'), ('valid', 'val'), ('validation', 'val'), ('test', 'test')):
+    value = content.get(key)
+    values = value if isinstance(value, list) else [value]
+    if value and all(isinstance(one, str) for one in values):
+      splits.setdefault(split, []).extend(values)
+  path = content.get('path')
+  return _Description(file, names, splits, path if isinstance(path, str) else '', 'kpt_shape' in content)
+
+
+def _read_names(folder: SourceFolder, file: str) -> _Description:
+  """Return the description by a list of names, one a line, and the lists of images that Darknet has beside it."""
+  lines = [line.strip() for line in folder.read_text(file).splitlines()]
+  while lines and not lines[-1]:
+    lines.pop()
+  names = dict(enumerate(lines))
+  _check_names(names, folder.path(file))
+  splits: dict[str, list[str]] = {}
+  for one in folder.named(*_LISTS):
+    if posixpath.dirname(one) == posixpath.dirname(file):
+      splits.setdefault(split_of(one) or 'train', []).append(one)
+  return _Description(file, names, splits, '', False)
+
+
+def _check_names(names: dict[int, Any], where: str) -> None:
+  for key, name in names.items():
+    if not 0 <= key < 1 << 31 or not name or not is_text(name):
+      raise UserError(f'{where}: class {shorten(key)} should have a name without control characters, is '
+                      f'{shorten(name)}')
+
+
+def _categories(described: _Description) -> dict[int, dict[str, Any]]:
+  if list(described.names) == list(range(len(described.names))):
+    return names_to_categories(list(described.names.values()))
+  return {key: {'id': key + 1, 'name': name} for key, name in sorted(described.names.items())}
+
+
+def _list_images(folder: SourceFolder, described: _Description) -> tuple[dict[str, str | None], list[str]]:
+  """Return image -> split, an image of several splits in the first one; and the listed names without an image."""
+  images: dict[str, str | None] = {}
+  missing: list[str] = []
+  for split, values in described.splits.items():
+    for value in values:
+      found, lacking = _resolve(folder, described, value)
+      missing += lacking
+      for image in found:
+        images.setdefault(image, split)
+  if not images:
+    labelled = {posixpath.dirname(image) for image in folder.images if _label_file(folder, image) is not None}
+    images = splits_by_folder([image for image in folder.images if posixpath.dirname(image) in labelled])
+  if not images:
+    raise UserError(f'{folder.root}: none of its {len(folder.images)} images has a label file: labels/ should have a '
+                    f'.txt for each image of images/')
+  return images, missing
+
+
+def _resolve(folder: SourceFolder, described: _Description, value: str) -> tuple[list[str], list[str]]:
+  """Return the images of a folder, or of a list of images, and the listed names without an image.
+
+  The folder may be written as the path of another machine.
+  """
+  base = posixpath.dirname(described.file)
+  parts = [part for part in re.split(r'[/\\]', value) if part not in ('', '.', '..')]
+  for start in range(len(parts) + 1):
+    for above in (posixpath.join(base, described.path.replace('\\', '/')), base, ''):
+      candidate = posixpath.normpath(posixpath.join(above, *parts[start:]))
+      candidate = '' if candidate == '.' else candidate
+      if candidate in folder and candidate.lower().endswith('.txt'):
+        lines = [line.strip() for line in folder.read_text(candidate).splitlines() if line.strip()]
+        found = [(folder.find_image(line, near=posixpath.dirname(candidate)), line) for line in lines]
+        return ([image for image, _ in found if image is not None],
+                [as_text(line) for image, line in found if image is None])
+      if start < len(parts) and folder.below(candidate):
+        return folder.below(candidate), []
+  return [], []
+
+
+def _label_files(folder: SourceFolder) -> list[str]:
+  return [file for file in folder.with_suffix('.txt') if posixpath.basename(file).lower() not in _OTHER_TEXT]
+
+
+def _label_file(folder: SourceFolder, image: str) -> str | None:
+  """Return the label file of an image: in labels/ in place of images/, or beside it."""
+  stem = posixpath.splitext(image)[0]
+  before, found, after = f'/{stem}'.rpartition('/images/')
+  candidates = [f'{before}/labels/{after}.txt'.lstrip('/')] if found else []
+  candidates += [f'{stem}.txt', f'labels/{stem}.txt', f'labels/{posixpath.basename(stem)}.txt']
+  return next((file for file in candidates if file in folder), None)
+
+
+def _is_label(folder: SourceFolder, file: str) -> bool:
+  try:
+    line = next((line for line in folder.read_text(file).splitlines() if line.strip()), '')
+  except UserError:
+    return False
+  return re.fullmatch(r'\s*\d+(\.0+)?(\s+\S+){4,}\s*', line) is not None and _float(line.split()[1])
+
+
+def _float(word: str) -> bool:
+  try:
+    return float(word) is not None
+  except ValueError:
+    return False
