@@ -62,9 +62,8 @@ class CocoSource:
     Args:
       data_dir: folder of the data set, local or gs://; the other paths may be relative to it.
       split: determines the defaults of the following paths.
-      annotation_file: default annotations/instances_<split>.json; without that file, the one of Roboflow's export,
-        <split>/_annotations.coco.json (for 'val' in valid/, or in test/ if there is no valid/).
-      image_dir: default <split>; that of Roboflow's file, where it is read.
+      annotation_file: default annotations/instances_<split>.json, or Roboflow's <split>/_annotations.coco.json.
+      image_dir: default <split>, or the folder of Roboflow's file.
       keypoints: load keypoints too.
       keypoints_file: file with the keypoints; by default the annotation file if its categories have keypoints, else
         annotations/person_keypoints_<split>.json. Matched by annotation id.
@@ -84,9 +83,7 @@ class CocoSource:
     file, beside = _locate(data_dir, annotation_file, split)
     self.name = f'{os.path.basename(os.path.normpath(data_dir))}/{split}'
     self.notes = ImageNotes(self.name)
-    images, reader, self.categories = _read_annotation_file(file, keypoints, data_dir)
-    if beside:
-      self.categories = _without_project(self.categories, reader, file)
+    images, reader, self.categories = _read_annotation_file(file, keypoints, data_dir, beside is not None)
     if not keypoints:
       self.categories = without_keypoints(self.categories)
     elif keypoints_file or not any(category.keypoints for category in self.categories):
@@ -165,7 +162,10 @@ def _join(folder: str, name: str) -> str:
 
 
 def _locate(data_dir: str, annotation_file: str | None, split: str) -> tuple[str, str | None]:
-  """Return the annotation file, and the folder of its images if it stands beside them, as in Roboflow's export."""
+  """Return the annotation file, and the folder of its images if it stands beside them, as in Roboflow's export.
+
+  There the split 'val' is in valid/, or in test/ if there is no valid/.
+  """
   file = _join(data_dir, annotation_file or f'annotations/instances_{split}.json')
   if annotation_file is None and not tf.io.gfile.exists(file):
     for folder in ('valid', 'val', 'test') if split == 'val' else (split,):
@@ -185,9 +185,9 @@ def _without_project(categories: tuple[Category, ...], reader: AnnotationReader,
   return categories[1:]
 
 
-def _read_annotation_file(file: str, keypoints: bool,
-                          data_dir: str) -> tuple[list[Any], AnnotationReader, tuple[Category, ...]]:
-  """Return the image entries, the annotations as columns, and the categories."""
+def _read_annotation_file(file: str, keypoints: bool, data_dir: str,
+                          exported: bool) -> tuple[list[Any], AnnotationReader, tuple[Category, ...]]:
+  """Return the image entries, the annotations as columns, and the categories. exported: by Roboflow."""
   if not tf.io.gfile.exists(file):
     raise UserError(_explain_missing(file, data_dir))
   reader = AnnotationReader(keypoints)
@@ -217,7 +217,8 @@ def _read_annotation_file(file: str, keypoints: bool,
   if len(content['annotations']) != len(reader):
     raise UserError(f'{file}: {len(reader) - len(content["annotations"])} annotations are outside the list '
                     '"annotations"')
-  return content['images'], reader, parse_categories(content['categories'], file)
+  categories = parse_categories(content['categories'], file)
+  return content['images'], reader, _without_project(categories, reader, file) if exported else categories
 
 
 def _explain_missing(file: str, data_dir: str) -> str:

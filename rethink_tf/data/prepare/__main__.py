@@ -18,14 +18,14 @@ from rethink_tf import process
 from rethink_tf.errors import UserError
 
 FLAGS = flags.FLAGS
-_NAMES = ('coco', 'yolo', 'voc', 'labelme', 'label_studio', 'via', 'masks')  # recognition.NAMES, without TensorFlow
+LAYOUTS = ('coco', 'yolo', 'voc', 'labelme', 'label_studio', 'via', 'masks')  # recognition.NAMES
 
 
 def define_flags() -> None:
   """Define the flags of the command line."""
   here = {'module_name': sys.argv[0]}
   flags.DEFINE_string('output_dir', None, 'folder to write', required=True, **here)
-  flags.DEFINE_enum('layout', None, _NAMES, 'of the source; default: the one that is found', **here)
+  flags.DEFINE_enum('layout', None, LAYOUTS, 'of the source; default: the one that is found', **here)
   flags.DEFINE_bool('copy', False, 'copy images; otherwise: hard links, on another disk symbolic ones', **here)
   flags.DEFINE_bool('link', True, 'the opposite of --copy', **here)
   flags.DEFINE_float('held_out', 0.2, 'fraction of the images to hold out, of a source without splits', **here)

@@ -1,0 +1,100 @@
+"""COCO json of several tools, and what is left out of it."""
+
+import pytest
+
+from rethink_tf.data.prepare import coco_json
+from rethink_tf.data.prepare.layout import MISSING, NO_IMAGE, Options
+from rethink_tf.data.prepare.source_folder import SourceFolder
+from rethink_tf.errors import UserError
+from tests.exports import write_json
+
+BOX = {'bbox': [1, 2, 3, 4], 'area': 12, 'iscrowd': 0}
+
+
+def content(annotations=(), images=('a.jpg',), categories=None):
+  return {'images': [{'id': i, 'file_name': name, 'height': 8, 'width': 9} for i, name in enumerate(images)],
+          'annotations': [{'id': i + 1, 'image_id': 0, 'category_id': 1, **one} for i, one in enumerate(annotations)],
+          'categories': categories or [{'id': 1, 'name': 'cat', 'supercategory': ''}]}
+
+
+def read(root, files, images=('a.jpg',), options=None):
+  """Return the reading of a folder of JSON files, and its images."""
+  for name, one in files.items():
+    write_json(root / name, one)
+  for name in images:
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).write_bytes(b'')
+  reading = coco_json.read(SourceFolder(str(root)), options or Options())
+  return reading, list(reading.images)
+
+
+RLE = {'size': [8, 9], 'counts': [70, 2]}
+
+
+@pytest.mark.parametrize('attributes, crowds, crowd', [
+  ({'occluded': False}, 'auto', 0), ({'occluded': False}, 'keep', 1), (None, 'auto', 1), (None, 'objects', 0)])
+def test_brushes_of_cvat_are_no_crowds(tmp_path, attributes, crowds, crowd):
+  reading, images = read(tmp_path, {'annotations/instances_default.json': content(
+    [BOX | {'segmentation': RLE, 'iscrowd': 1, 'attributes': attributes}])}, ['images/a.jpg'], Options(crowds=crowds))
+  assert images[0].instances[0]['iscrowd'] == crowd and reading.problems.counts[coco_json.BRUSHED] == 1 - crowd
+  assert images[0].name == 'a.jpg' and images[0].split is None
+
+
+def test_files_of_splits_and_their_categories(tmp_path):
+  other = [{'id': 1, 'name': 'dog'}, {'id': 4, 'name': 'cat'}]
+  reading, images = read(tmp_path, {
+    'annotations/instances_train2017.json': content([BOX]),
+    'annotations/instances_val2017.json': content([BOX, BOX | {'category_id': 4}], categories=other),
+    'annotations/captions_val2017.json': content()}, ['train2017/a.jpg', 'val2017/a.jpg'])
+  assert [(image.split, image.file) for image in images] == [('train', 'train2017/a.jpg'), ('val', 'val2017/a.jpg')]
+  assert {key: entry['name'] for key, entry in reading.categories.items()} == {1: 'cat', 2: 'dog'}
+  assert [one['category'] for one in images[1].instances] == [2, 1]
+
+
+def test_an_image_of_another_split_is_not_taken(tmp_path):
+  reading, images = read(tmp_path, {'train/_annotations.coco.json': content([BOX], ['a.jpg', 'b.jpg']),
+                                    'valid/_annotations.coco.json': content([BOX], ['b.jpg'])},
+                         ['train/a.jpg', 'valid/b.jpg'])
+  assert [image.file for image in images] == ['train/a.jpg', 'valid/b.jpg'] and reading.problems.counts[NO_IMAGE] == 1
+
+
+def test_label_studio_export(tmp_path):
+  _, images = read(tmp_path, {'result.json': content([BOX], ['images\\1c-a.jpg'])}, ['images/1c-a.jpg'])
+  assert [(image.file, image.name) for image in images] == [('images/1c-a.jpg', 'images/1c-a.jpg')]
+
+
+def test_several_files_without_a_split_are_named(tmp_path):
+  files = {'a.json': content([BOX]), 'b.json': content([BOX])}
+  with pytest.raises(UserError, match='a.json, b.json are several COCO json files.*--annotation_file'):
+    read(tmp_path, files)
+  assert len(read(tmp_path, files, options=Options(annotation_file='b.json'))[1]) == 1
+
+
+def test_what_is_left_out_is_counted(tmp_path):
+  reading, images = read(tmp_path, {'a.json': content([
+    BOX, {'bbox': [1, float('nan'), 2, 3]}, BOX | {'category_id': 9}, BOX | {'image_id': 5}, BOX | {'image_id': 1},
+    BOX | {'segmentation': [[1, 2, 3, 4]]}, BOX | {'segmentation': 'x'}, {'segmentation': [[1, 1, 5, 1, 5, 5]]},
+    BOX | {'category_id': None}, BOX | {'segmentation': [[1, 1, 5, 1, 5, 5], [1, 1]]}, BOX | {'image_id': 'x'},
+  ], ['a.jpg', '../../etc/passwd.jpg', 'a.jpg'])})
+  counts = {reason: count for reason, count in reading.problems.counts.items() if 'points' not in reason}
+  assert counts == {'with a number that is missing or not finite': 1, coco_json.UNKNOWN_CATEGORY: 2,
+                    coco_json.NOT_LISTED: 2, MISSING: 1, NO_IMAGE: 1, coco_json.AGAIN: 1, coco_json.BAD_OUTLINE: 2}
+  assert len(images) == 1 and len(images[0].instances) == 5
+  assert 'bbox' not in images[0].instances[3]  # that of its outline
+
+
+def test_keypoints_are_kept(tmp_path):
+  category = {'id': 1, 'name': 'cat', 'keypoints': ['nose'], 'skeleton': []}
+  reading, images = read(tmp_path, {'a.json': content([BOX | {'keypoints': [1, 2, 2], 'num_keypoints': 1}],
+                                                     categories=[category])})
+  assert images[0].instances[0]['keypoints'] == [1, 2, 2] and reading.categories[1]['keypoints'] == ['nose']
+
+
+@pytest.mark.parametrize('change, message', [
+  ({'images': []}, '"images" is empty'), ({'images': [{'file_name': 'a.jpg'}]}, 'integer id'),
+  ({'images': [{'id': 1}, {'id': 1}]}, 'used by more than one image'), ({'categories': [{'id': 1}]}, 'name'),
+  ({'images': 3}, '"images" should be a list')])
+def test_damaged_files_are_errors_of_one_line(tmp_path, change, message):
+  with pytest.raises(UserError, match=message) as raised:
+    read(tmp_path, {'a.json': content([BOX]) | change})
+  assert '\n' not in str(raised.value)

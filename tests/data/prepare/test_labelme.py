@@ -1,0 +1,91 @@
+"""LabelMe's shapes of every kind, groups, embedded images."""
+
+import base64
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from rethink_tf.data.prepare import labelme
+from rethink_tf.data.prepare.layout import FEW_POINTS, NO_AREA, NO_CLASS, NO_IMAGE, NOT_FINITE, Options
+from rethink_tf.data.prepare.source_folder import SourceFolder
+from rethink_tf.errors import UserError
+from tests.exports import rasterise
+
+
+def png(pixels):
+  return base64.b64encode(cv2.imencode('.png', pixels)[1].tobytes()).decode()
+
+
+def shape(kind, points, label='cat', group=None, **fields):
+  return {'label': label, 'points': points, 'group_id': group, 'shape_type': kind, 'flags': {}, **fields}
+
+
+def read(root, shapes, images=('a.jpg',), files=None, **fields):
+  """Return the reading of a file of LabelMe, and its images."""
+  content = {'version': '5.4.1', 'flags': {}, 'shapes': shapes, 'imagePath': 'a.jpg', 'imageData': None,
+             'imageHeight': 20, 'imageWidth': 30} | fields
+  for name, text in {'a.json': json.dumps(content), **(files or {}), **dict.fromkeys(images, '')}.items():
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).write_text(text)
+  folder = SourceFolder(str(root))
+  assert labelme.recognize(folder) is not None
+  reading = labelme.read(folder, Options())
+  return reading, list(reading.images)
+
+
+def test_shapes(tmp_path):
+  triangle = [[1, 1], [9, 1], [9, 9]]
+  mask = np.zeros([4, 5], np.uint8)
+  mask[1, 2:] = 255
+  reading, (image,) = read(tmp_path, [
+    shape('polygon', triangle), shape('rectangle', [[8, 9], [2, 3]]), shape('circle', [[10, 10], [10, 15]]),
+    shape('mask', [[3, 4], [7, 7]], mask=png(mask)), shape('rectangle', [[1, 1], [4, 1], [4, 3], [1, 3]]),
+    shape('polygon', triangle[:2]), shape('point', [[1, 1]]), shape('linestrip', triangle),
+    shape('circle', [[1, 1]] * 2),
+    shape('polygon', triangle, label=''), shape('polygon', [[1, None]] * 3),
+    shape('mask', [[0, 0], [3, 3]], mask='AAAA'),
+    7, shape('rectangle', [[1e400, 1], [3, 3]])])
+  polygon, rectangle, circle, painted, corners = image.instances
+  assert polygon == {'category': 'cat', 'bbox': [1, 1, 8, 8], 'area': 32, 'segmentation': [[1, 1, 9, 1, 9, 9]]}
+  assert rectangle['bbox'] == [2, 3, 6, 6] and rectangle['segmentation'] == [] and corners['bbox'] == [1, 1, 3, 2]
+  assert circle['bbox'] == [5, 5, 10, 10] and abs(circle['area'] - np.pi * 25) < 0.5
+  assert painted['bbox'] == [5, 5, 3, 1] and rasterise(painted['segmentation'], (20, 30)).sum() == 3
+  assert dict(reading.problems.counts) == {
+    FEW_POINTS: 1, f'{labelme.WITHOUT_AREA} (\'point\')': 1, f'{labelme.WITHOUT_AREA} (\'linestrip\')': 1, NO_AREA: 1,
+    NO_CLASS: 2, NOT_FINITE: 2, labelme.BAD_MASK: 1}
+
+
+def test_groups_are_one_object(tmp_path):
+  left, right = [[1, 1], [5, 1], [5, 5]], [[11, 1], [15, 1], [15, 5]]
+  mask = np.full([2, 2], 255, np.uint8)
+  _, (image,) = read(tmp_path, [
+    shape('polygon', left, group=1), shape('polygon', right, group=1), shape('polygon', left, 'dog', group=1),
+    shape('polygon', left, group=2), shape('rectangle', [[0, 0], [7, 8]], group=2),
+    shape('polygon', right, group=3), shape('mask', [[20, 10], [21, 11]], group=3, mask=png(mask)),
+    shape('polygon', left), shape('polygon', left)])
+  assert [one['category'] for one in image.instances] == ['cat', 'dog', 'cat', 'cat', 'cat', 'cat']
+  assert len(image.instances[0]['segmentation']) == 2 and image.instances[0]['bbox'] == [1, 1, 14, 4]
+  assert image.instances[2]['bbox'] == [0, 0, 7, 8] and image.instances[2]['segmentation']  # a box and its outline
+  whole = rasterise(image.instances[3]['segmentation'], (20, 30))
+  assert whole[10:12, 20:22].all() and whole[2, 14] and whole.sum() < 16
+
+
+def test_images_within_and_beside(tmp_path):
+  data = png(np.zeros([20, 30, 3], np.uint8))
+  _, (image,) = read(tmp_path / 'in', [], images=(), imageData=data, imagePath='..\\x\\b.jpg')
+  assert image.file == 'a.png' and image.data == base64.b64decode(data) and image.size == (20, 30)
+  _, (image,) = read(tmp_path / 'beside', [], imagePath='C:\\renamed\\before.jpg', imageData=data)
+  assert image.file == 'a.jpg' and image.data is None
+  with pytest.raises(UserError, match='none of its 1 JSON files has shapes and an image'):
+    read(tmp_path / 'none', [], images=(), imageData='%%%')
+
+
+def test_other_files_are_counted(tmp_path):
+  other = json.dumps({'shapes': [], 'imagePath': 'gone.jpg'})
+  reading, images = read(tmp_path, [], files={'b.json': '{}', 'c.json': '{"shapes": [', 'd.json': other,
+                                              'x/a.json': json.dumps({'shapes': [], 'imagePath': 'a.jpg'})})
+  assert len(images) == 1 and reading.problems.counts[labelme.FOREIGN] == 1
+  assert reading.problems.counts['JSON file that is damaged'] == reading.problems.counts[NO_IMAGE] == 1
+  assert reading.problems.counts['image with a second annotation file'] == 1

@@ -1,0 +1,69 @@
+"""Which layout is found; what is said where none, or several, are."""
+
+import json
+
+import pytest
+
+from rethink_tf.data.prepare import __main__ as command
+from rethink_tf.data.prepare import recognition
+from rethink_tf.data.prepare.source_folder import SourceFolder
+from rethink_tf.errors import UserError
+from tests import exports
+from tests.data.prepare.layouts import COCO, LABELME, VOC
+
+
+def folder(root, files):
+  for name, text in files.items():
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).write_text(text if isinstance(text, str) else json.dumps(text))
+  return SourceFolder(str(root))
+
+
+@pytest.mark.parametrize('kind, name', [
+  ('roboflow', 'coco'), ('cvat_coco', 'coco'), ('cvat_yolo', 'yolo'), ('ultralytics', 'yolo'), ('labelme', 'labelme'),
+  ('via', 'via'), ('label_studio', 'label_studio'), ('voc', 'voc'), ('numbered_masks', 'masks')])
+def test_each_export_has_one_layout(tmp_path, kind, name):
+  items, names = exports.draw(tmp_path / 'data')
+  getattr(exports, kind)(items, names, tmp_path / 'export')
+  found = recognition.find(SourceFolder(str(tmp_path / 'export')))
+  assert [one.layout.NAME for one in found] == [name]
+
+
+def test_several_layouts_are_named(tmp_path):
+  source = folder(tmp_path, {'a.json': COCO, 'b.json': LABELME, 'images/a.jpg': ''})
+  with pytest.raises(UserError, match=r'may be COCO json \(a.json\) or LabelMe.*--layout=coco or --layout=labelme'):
+    recognition.choose(source)
+  assert recognition.choose(source, 'labelme').layout.NAME == 'labelme'
+  with pytest.raises(UserError, match="no VIA's JSON in it: it has COCO json"):
+    recognition.choose(source, 'via')
+  assert '--layout=coco' in recognition.describe(str(tmp_path))
+
+
+def test_masks_beside_annotations_are_not_the_annotations(tmp_path):
+  source = folder(tmp_path, {'a.json': COCO, 'images/a.jpg': '', 'masks/a.png': ''})
+  assert recognition.choose(source).layout.NAME == 'coco'
+
+
+@pytest.mark.parametrize('files, message', [
+  ({}, 'is empty'), ({'a.txt': 'x', 'a.jpg': ''}, 'no annotations of a known layout among its 2 files, of which 1'),
+  ({'annotations.xml': '<?xml version="1.0"?>\n<annotations><version>1.1</version>'}, "CVAT's own xml.*COCO 1.0"),
+  ({'a.json': {'project': {}, 'metadata': {}, 'attribute': {}}}, 'VIA 3'),
+  ({'a.json': [{'image': 'a.jpg', 'annotations': []}]}, 'CreateML'),
+  ({'a.json': [{'id': 1, 'image': 'a.jpg', 'label': []}]}, 'JSON-MIN'), ({'a.tfrecord': ''}, 'holds TFRecords')])
+def test_what_cannot_be_read_is_explained(tmp_path, files, message):
+  with pytest.raises(UserError, match=message) as raised:
+    recognition.choose(folder(tmp_path, files))
+  assert '\n' not in str(raised.value)
+  assert recognition.describe(str(tmp_path)) is None
+
+
+def test_the_cure_is_a_command(tmp_path):
+  folder(tmp_path / 'my images', {'train/a.xml': VOC, 'train/a.jpg': ''})
+  assert recognition.describe(str(tmp_path / 'my images')).endswith(
+    f"(train/a.xml): python -m rethink_tf.data.prepare '{tmp_path}/my images' --output_dir=data/my_images writes "
+    'what is read here')
+  assert recognition.describe(str(tmp_path / 'no')) is None
+
+
+def test_the_command_knows_all_layouts():
+  assert command.LAYOUTS == recognition.NAMES

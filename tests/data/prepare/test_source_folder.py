@@ -1,0 +1,81 @@
+"""The listing of a source: links, names from other machines, names that would lead out of it."""
+
+import os
+
+import pytest
+
+from rethink_tf.data.prepare.source_folder import SourceFolder, split_of
+from rethink_tf.errors import UserError
+
+
+def folder(root, *files, **options):
+  """Return a SourceFolder of empty files."""
+  for name in files:
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).write_bytes(b'')
+  return SourceFolder(str(root), **options)
+
+
+def test_names_of_other_machines(tmp_path):
+  source = folder(tmp_path, 'train/a.jpg', 'valid/a.jpg', 'valid/deep/b.PNG', 'valid/gr\u00f6\u00dfe.jpg', 'notes.txt')
+  assert len(source.images) == 4
+  for name, found in [('C:\\data\\valid\\a.jpg', 'valid/a.jpg'), ('/home/me/train/a.jpg', 'train/a.jpg'),
+                      ('b.png', 'valid/deep/b.PNG'), ('./x/b.PNG', 'valid/deep/b.PNG'), ('a.jpg', None),
+                      ('gro\u0308\u00dfe.jpg', 'valid/gr\u00f6\u00dfe.jpg'), ('no.jpg', None), ('', None), (7, None)]:
+    assert source.find_image(name) == found, name
+  assert source.find_image('a.jpg', near='train') == source.find_image('a.jpg', 'train') == 'train/a.jpg'
+  assert source.image_of('train/a.json') == 'train/a.jpg' and source.image_of('labels/b.txt') == 'valid/deep/b.PNG'
+  assert source.image_of('labels/a.txt') is None
+
+
+def test_no_name_leads_out(tmp_path):
+  (tmp_path / 'secret.jpg').write_bytes(b'')
+  source = folder(tmp_path / 'in', 'a.jpg')
+  for name in ('../secret.jpg', str(tmp_path / 'secret.jpg'), '..\\secret.jpg', 'in/../../secret.jpg', '\0', '/'):
+    assert source.find_image(name) is None
+
+
+def test_links(tmp_path):
+  (tmp_path / 'elsewhere').mkdir()
+  (tmp_path / 'elsewhere/b.jpg').write_bytes(b'')
+  folder(tmp_path / 'in', 'x/a.jpg')
+  os.symlink(tmp_path / 'in', tmp_path / 'in/x/loop')
+  os.symlink(tmp_path / 'in/x/a.jpg', tmp_path / 'in/same.jpg')
+  assert SourceFolder(str(tmp_path / 'in')).images == ['same.jpg', 'x/a.jpg']
+  os.symlink(tmp_path / 'elsewhere', tmp_path / 'in/out')
+  with pytest.raises(UserError, match='outside of the folder.*--follow_links'):
+    SourceFolder(str(tmp_path / 'in'))
+  assert 'out/b.jpg' in SourceFolder(str(tmp_path / 'in'), follow_links=True)
+
+
+def test_what_is_no_folder(tmp_path):
+  (tmp_path / 'export.zip').write_bytes(b'PK')
+  for path, message in [('export.zip', 'unpack it'), ('no', 'no such folder')]:
+    with pytest.raises(UserError, match=message):
+      SourceFolder(str(tmp_path / path))
+  with pytest.raises(UserError, match='should be a local folder'):
+    SourceFolder('gs://bucket/data')
+
+
+def test_what_is_no_file_is_not_listed(tmp_path):
+  os.mkfifo(tmp_path / 'pipe.jpg')
+  assert folder(tmp_path, '.hidden.jpg', '__MACOSX/a.jpg', 'b.jpg').files == ['b.jpg']
+
+
+def test_shapes_of_json(tmp_path):
+  source = folder(tmp_path, 'deep.json', 'cut.json', 'list.json', 'text.json', 'number.json')
+  (tmp_path / 'deep.json').write_text('[' * 100_000)
+  (tmp_path / 'cut.json').write_text('{"images": [{"id": 1}')
+  (tmp_path / 'list.json').write_text('[{"data": {"image": 1}}, 3]')
+  (tmp_path / 'number.json').write_text('7')
+  shapes = {name: source.json_shape(name) for name in source.files}
+  assert [name for name, shape in shapes.items() if shape] == ['list.json']
+  assert shapes['list.json'][0].keys == ('data',) and shapes['list.json'][0].first.keys == ('image',)
+
+
+@pytest.mark.parametrize('path, split', [
+  ('train/a.json', 'train'), ('annotations/instances_val2017.json', 'val'), ('obj_train_data/x.txt', 'train'),
+  ('valid', 'val'), ('images/test', 'test'), ('via_project_train.json', 'train'), ('my_test_drive/a.json', None),
+  ('trains/a.json', None), ('train_val.json', None), ('data.json', None), ('test/train/a.json', 'train')])
+def test_splits_by_name(path, split):
+  assert split_of(path) == split

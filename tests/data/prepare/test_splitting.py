@@ -1,0 +1,78 @@
+"""Laws of the division: balanced classes, groups on one side, independence of the order."""
+
+import cv2
+import numpy as np
+import pytest
+
+from rethink_tf.data.prepare.splitting import hold_out, near_duplicates, thumbnail
+
+
+def many(count=2000, seed=0):
+  """Return the classes of images: frequent to rare, several an image, some without an object."""
+  random = np.random.default_rng(seed)
+  shares = {'a': 0.7, 'b': 0.3, 'c': 0.05, 'd': 0.01}
+  return [tuple(name for name, share in shares.items() if random.random() < share) for _ in range(count)]
+
+
+@pytest.mark.parametrize('fraction', [0.1, 0.2, 0.5])
+def test_every_class_has_the_fraction(fraction):
+  classes = many()
+  names = [f'{i}.jpg' for i in range(len(classes))]
+  held = hold_out(classes, np.arange(len(classes)), names, fraction, 0)
+  assert abs(held.sum() - fraction * len(classes)) <= 4
+  for one in ('a', 'b', 'c', 'd', None):
+    having = np.array([one in found if one else not found for found in classes])
+    assert abs((held & having).sum() - fraction * having.sum()) <= 1.5, one
+
+
+def test_the_order_of_the_images_does_not_matter_and_the_seed_does():
+  classes, names = many(300), [f'{i}.jpg' for i in range(300)]
+  held = hold_out(classes, np.arange(300), names, 0.2, 0)
+  order = np.random.default_rng(1).permutation(300)
+  again = hold_out([classes[i] for i in order], np.arange(300), [names[i] for i in order], 0.2, 0)
+  assert {names[i] for i in np.flatnonzero(held)} == {names[order[i]] for i in np.flatnonzero(again)}
+  assert (held != hold_out(classes, np.arange(300), names, 0.2, 1)).any()
+
+
+def test_groups_stay_together():
+  classes = many(400)
+  groups = np.random.default_rng(2).integers(0, 90, 400)
+  held = hold_out(classes, groups, [str(i) for i in range(400)], 0.25, 0)
+  assert all(len(set(held[groups == group])) == 1 for group in np.unique(groups))
+  assert 80 <= held.sum() <= 120
+
+
+@pytest.mark.parametrize('count', [2, 3])
+@pytest.mark.parametrize('fraction', [0.01, 0.99])
+def test_neither_side_is_empty(count, fraction):
+  held = hold_out([('a',)] * count, np.arange(count), [str(i) for i in range(count)], fraction, 0)
+  assert 0 < held.sum() < count
+
+
+def scene(seed):
+  """Return a smooth random image, as photographs are."""
+  random = np.random.default_rng(seed)
+  return cv2.resize(random.integers(0, 255, [12, 16, 3]).astype(np.uint8), (160, 120), interpolation=cv2.INTER_CUBIC)
+
+
+def groups_of(images, names=None):
+  found = [thumbnail(image) for image in images]
+  return near_duplicates(names or [f'{i}.jpg' for i in range(len(images))],
+                         np.array([bits for bits, _ in found], np.uint64), np.stack([small for _, small in found]))
+
+
+def test_near_duplicates():
+  scenes = [scene(seed) for seed in range(40)]
+  again = cv2.imdecode(cv2.imencode('.jpg', scenes[3], [cv2.IMWRITE_JPEG_QUALITY, 40])[1], cv2.IMREAD_COLOR)
+  smaller, brighter = cv2.resize(scenes[5], (80, 60)), np.clip(scenes[7].astype(int) + 2, 0, 255).astype(np.uint8)
+  groups = groups_of([*scenes, again, smaller, brighter, scenes[9]])
+  assert groups[40:].tolist() == [3, 5, 7, 9] and len(np.unique(groups)) == 40
+
+
+def test_augmented_copies_of_roboflow():
+  names = ['a_jpg.rf.0f3b.jpg', 'b_jpg.rf.77aa.jpg', 'a_jpg.rf.99cd.jpg', 'a_jpg.jpg']
+  assert groups_of([scene(seed) for seed in range(4)], names).tolist() == [0, 1, 0, 3]
+
+
+def test_plain_images_of_other_brightness_are_no_duplicates():
+  assert len(np.unique(groups_of([np.full([50, 60, 3], value, np.uint8) for value in (10, 30, 50)]))) == 3

@@ -1,0 +1,83 @@
+"""VIA's projects and annotations: shapes, and the attribute that holds the class."""
+
+import base64
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from rethink_tf.data.prepare import via
+from rethink_tf.data.prepare.labelme import WITHOUT_AREA
+from rethink_tf.data.prepare.layout import FEW_POINTS, NO_AREA, NO_CLASS, NO_IMAGE, NOT_FINITE, Options
+from rethink_tf.data.prepare.source_folder import SourceFolder
+from rethink_tf.errors import UserError
+
+
+def region(attributes=None, **shape):
+  return {'shape_attributes': {'name': 'rect', 'x': 1, 'y': 2, 'width': 3, 'height': 4} | shape,
+          'region_attributes': {'type': 'cat'} if attributes is None else attributes}
+
+
+def read(root, regions, options=None, project=True, images=('a.jpg',), **fields):
+  entries = {'a.jpg100': {'filename': 'a.jpg', 'size': 100, 'regions': regions, 'file_attributes': {}} | fields}
+  content = {'_via_settings': {}, '_via_img_metadata': entries} if project else entries
+  for name, text in {'via.json': json.dumps(content), **dict.fromkeys(images, '')}.items():
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).write_text(text)
+  folder = SourceFolder(str(root))
+  assert via.recognize(folder) is not None
+  reading = via.read(folder, options or Options())
+  return reading, list(reading.images)
+
+
+@pytest.mark.parametrize('project', [True, False])
+def test_shapes(tmp_path, project):
+  reading, (image,) = read(tmp_path, [
+    region(), region(name='polygon', all_points_x=[1, 5, 5], all_points_y=[1, 1, 6]),
+    region(name='circle', cx=10, cy=10, r=4), region(name='ellipse', cx=10, cy=10, rx=6, ry=3, theta=np.pi / 2),
+    region(name='polyline', all_points_x=[1, 5, 5], all_points_y=[1, 1, 6]), region(name='point', cx=1, cy=1),
+    region(name='polygon', all_points_x=[1, 5], all_points_y=[1, 1]), region(width=0), region(x='1'),
+    region(name='polygon', all_points_x=[1, 5, 5], all_points_y=[1, 1]), region({'type': ''}), region({'type': None}),
+    7], project=project)
+  assert [one['bbox'] for one in image.instances[:2]] == [[1, 2, 3, 4], [1, 1, 4, 5]]
+  assert np.allclose(image.instances[2]['bbox'], [6, 6, 8, 8]) and image.instances[0]['segmentation'] == []
+  assert np.allclose(image.instances[3]['bbox'], [7, 4, 6, 12]) and image.instances[3]['category'] == 'cat'
+  assert dict(reading.problems.counts) == {
+    f"{WITHOUT_AREA} ('polyline')": 1, f"{WITHOUT_AREA} ('point')": 1,
+    FEW_POINTS: 1, NO_AREA: 1, NOT_FINITE: 3, NO_CLASS: 2}
+
+
+@pytest.mark.parametrize('attributes, name', [
+  ({}, 'object'), ({'type': {'cat': True, 'dog': False}}, 'cat'), ({'type': {'cat': True, 'dog': True}}, None),
+  ({'type': 3}, '3'), ({'type': ' cat '}, 'cat'), ({'type': 'a\x1b'}, None)])
+def test_classes(tmp_path, attributes, name):
+  reading, (image,) = read(tmp_path, [region(attributes)])
+  assert [one['category'] for one in image.instances] == ([name] if name else [])
+  assert reading.problems.counts[NO_CLASS] == (name is None) and len(reading.notes) == (attributes == {})
+
+
+def test_several_attributes(tmp_path):
+  regions = [region({'type': 'cat', 'colour': 'red'})]
+  with pytest.raises(UserError, match='attributes colour, type: name the one.*--class_key'):
+    read(tmp_path, regions)
+  _, (image,) = read(tmp_path, regions, Options(class_key='colour'))
+  assert image.instances[0]['category'] == 'red'
+  with pytest.raises(UserError, match="--class_key = 'size' is no attribute of its regions: colour, type"):
+    read(tmp_path, regions, Options(class_key='size'))
+
+
+def test_images_within_and_missing(tmp_path):
+  data = cv2.imencode('.png', np.zeros([8, 9, 3], np.uint8))[1].tobytes()
+  _, (image,) = read(tmp_path / 'in', [region()], images=(), filename='C:\\x\\b.jpg',
+                     base64_img_data='data:image/png;base64,' + base64.b64encode(data).decode())
+  assert image.file == 'b.png' and image.data == data
+  reading, images = read(tmp_path / 'gone', [region()], images=(), filename='../a.jpg')
+  assert not images and reading.problems.counts[NO_IMAGE] == 1
+
+
+def test_several_files_without_splits(tmp_path):
+  read(tmp_path, [region()])
+  (tmp_path / 'more.json').write_text((tmp_path / 'via.json').read_text())
+  with pytest.raises(UserError, match='several files of VIA need the names of splits'):
+    read(tmp_path, [region()])

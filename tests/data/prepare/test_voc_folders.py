@@ -1,0 +1,62 @@
+"""PASCAL VOC's xml in the folders that people have."""
+
+import pytest
+
+from rethink_tf.data.prepare import voc_folders
+from rethink_tf.data.prepare.layout import NO_IMAGE, Options
+from rethink_tf.data.prepare.source_folder import SourceFolder
+from rethink_tf.errors import UserError
+
+
+def xml(name='a.jpg', objects=('cat',), extra='', box=(1, 1, 5, 6)):
+  x0, y0, x1, y1 = box
+  return (f'<?xml version="1.0"?><annotation><filename>{name}</filename><size><width>9</width><height>8</height></size>'
+          + ''.join(f'<object><name>{label}</name>{extra}<bndbox><xmin>{x0}</xmin><ymin>{y0}</ymin><xmax>{x1}</xmax>'
+                    f'<ymax>{y1}</ymax></bndbox></object>' for label in objects) + '</annotation>')
+
+
+def read(root, files, images):
+  for name, text in {**files, **dict.fromkeys(images, '')}.items():
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).write_text(text)
+  folder = SourceFolder(str(root))
+  assert voc_folders.recognize(folder) is not None
+  reading = voc_folders.read(folder, Options())
+  return reading, list(reading.images)
+
+
+def test_image_sets(tmp_path):
+  files = {f'Annotations/{name}.xml': xml(f'{name}.jpg') for name in 'abcd'}
+  files |= {'ImageSets/Main/train.txt': 'a\n', 'ImageSets/Main/val.txt': 'b\n', 'ImageSets/Main/trainval.txt': 'a\nb\n',
+            'ImageSets/Main/test.txt': 'c\n', 'ImageSets/Main/cat_train.txt': 'd 1\n'}
+  _, images = read(tmp_path, files, [f'JPEGImages/{name}.JPG' for name in 'abcd'])
+  assert {image.name: image.split for image in images} == {'a.JPG': 'train', 'b.JPG': 'val', 'c.JPG': 'test'}
+  assert images[0].instances == [{'category': 'cat', 'iscrowd': 0, 'bbox': [0, 0, 5, 6], 'area': 30,
+                                  'segmentation': []}]
+
+
+def test_beside_images_with_splits(tmp_path):
+  _, images = read(tmp_path, {'train/a.xml': xml(), 'valid/a.xml': xml()}, ['train/a.jpg', 'valid/a.jpg'])
+  assert [(image.file, image.split) for image in images] == [('train/a.jpg', 'train'), ('valid/a.jpg', 'val')]
+
+
+def test_what_is_left_out_is_counted(tmp_path):
+  reading, images = read(tmp_path, {
+    'Annotations/a.xml': xml(extra='<difficult>1</difficult><polygon><x1>1</x1></polygon>'),
+    'Annotations/b.xml': xml('renamed.jpg'), 'Annotations/c.xml': '<annotation>', 'Annotations/d.xml': xml('a.jpg'),
+    'Annotations/e.xml': '<!DOCTYPE x [<!ENTITY y "z">]><annotation>&y;</annotation>',
+    'Annotations/f.xml': xml('f.jpg', box=(4, 4, 2, 3)), 'Annotations/g.xml': xml('g.jpg', box=('nan', 1, 2, 3)),
+  }, ['JPEGImages/a.jpg', 'JPEGImages/renamed.jpg', 'JPEGImages/f.jpg', 'JPEGImages/g.jpg', 'JPEGImages/h.jpg',
+      'SegmentationObject/a.png'])
+  assert [image.file for image in images] == [f'JPEGImages/{name}.jpg' for name in ('a', 'renamed', 'f', 'g')]
+  assert images[0].instances[0]['iscrowd'] == 1
+  counts = reading.problems.counts
+  assert counts[voc_folders.DAMAGED] == 2 and counts[voc_folders.DIFFICULT] == counts[voc_folders.POLYGON] == 1
+  assert counts[NO_IMAGE] == 0 and counts['image with a second annotation file'] == 1
+  assert counts['with exchanged corners (put in order)'] == 1
+  assert counts[voc_folders.NOT_ANNOTATED] == 1 and 'SegmentationObject' in reading.notes[0]
+
+
+def test_only_damaged_files(tmp_path):
+  with pytest.raises(UserError, match='1 of 1 annotations are damaged'):
+    read(tmp_path, {'a.xml': '<annotation>'}, ['a.jpg'])

@@ -1,0 +1,56 @@
+"""The output folder: abandoned work, links, names."""
+
+import json
+import os
+import socket
+
+import pytest
+
+from rethink_tf.data.prepare.writing import OutputFolder, safe_name
+from rethink_tf.errors import UserError
+
+
+def test_work_of_a_killed_process_is_removed(tmp_path):
+  dead, alive = 2 ** 22 + 7, os.getppid()
+  for number in (dead, alive):
+    (tmp_path / f'.own.{socket.gethostname()}-{number}.partial/own').mkdir(parents=True)
+  output = OutputFolder(str(tmp_path / 'own'), str(tmp_path / 'source'), {})
+  with output.writing():
+    output.finish({})
+  left = {name for name in os.listdir(tmp_path) if name != 'own'}
+  assert left == {f'.own.{socket.gethostname()}-{alive}.partial'}
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+  (tmp_path / 'file').write_text('')
+  output = OutputFolder(str(tmp_path / 'file/own'), str(tmp_path / 'source'), {})
+  with pytest.raises(UserError, match='cannot be written: Not a directory; choose another --output_dir'):
+    with output.writing():
+      raise AssertionError('not reached')
+  with pytest.raises(UserError, match='should be a local folder'):
+    OutputFolder('gs://bucket/own', str(tmp_path), {})
+
+
+@pytest.mark.parametrize('error', [OSError(18, 'Invalid cross-device link'), PermissionError(1, 'not permitted')])
+def test_symbolic_links_where_hard_ones_are_not_possible(tmp_path, monkeypatch, error):
+  (tmp_path / 'a.jpg').write_bytes(b'x')
+  output = OutputFolder(str(tmp_path / 'own'), str(tmp_path / 'source'), {})
+
+  def refuse(*_):
+    raise error
+  monkeypatch.setattr(os, 'link', refuse)
+  with output.writing():
+    assert output.place_image(str(tmp_path / 'a.jpg'), 'train', 'sub/a.jpg', copy=False) == 'symbolic link'
+    assert output.place_image(str(tmp_path / 'a.jpg'), 'val', 'a.jpg', copy=True) == 'copy'
+    output.finish({})
+  assert os.readlink(tmp_path / 'own/train/sub/a.jpg') == str(tmp_path / 'a.jpg')
+  assert json.loads((tmp_path / 'own/prepared.json').read_text())['files']['count'] == 2
+
+
+@pytest.mark.parametrize('name, safe', [
+  ('a b/gr\u00f6\u00dfe.jpg', 'a b/gr\u00f6\u00dfe.jpg'), ('a\x1b.jpg', 'a_-'), ('a\udcff.jpg', 'a_-'),
+  ('x/a\n.jpg', 'x/a_-')])
+def test_names_that_json_and_terminals_can_hold(name, safe):
+  found = safe_name(name)
+  assert found.startswith(safe) and found.endswith('.jpg') and found.isprintable()
+  assert found == name or safe_name(name + '\x1b') != found

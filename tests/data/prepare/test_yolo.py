@@ -1,0 +1,88 @@
+"""YOLO's text files: class names, lists of images, lines of every kind."""
+
+import pytest
+
+from rethink_tf.data.prepare import yolo
+from rethink_tf.data.prepare.layout import NO_IMAGE, Options
+from rethink_tf.data.prepare.source_folder import SourceFolder
+from rethink_tf.errors import UserError
+
+
+def read(root, files, images=('images/a.jpg',)):
+  """Return the reading of a folder of text files, and its images."""
+  for name, text in {**files, **dict.fromkeys(images, '')}.items():
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).write_text(text)
+  folder = SourceFolder(str(root))
+  assert yolo.recognize(folder) is not None
+  reading = yolo.read(folder, Options())
+  return reading, list(reading.images)
+
+
+@pytest.mark.parametrize('yaml, names', [
+  ('names: [cat, dog]', {0: (1, 'cat'), 1: (2, 'dog')}), ('names:\n  0: cat\n  4: dog', {0: (1, 'cat'), 4: (5, 'dog')}),
+  ("names: ['no', 'yes', '1']", {0: (1, 'no'), 1: (2, 'yes'), 2: (3, '1')}),
+  ('names: [no, on]', {0: (1, 'no'), 1: (2, 'on')})])
+def test_names(tmp_path, yaml, names):
+  reading, images = read(tmp_path, {'data.yaml': yaml, 'labels/a.txt': '0 0.5 0.5 0.2 0.4'})
+  assert {key: (entry['id'], entry['name']) for key, entry in reading.categories.items()} == names
+  assert images[0].instances == [{'category': 0, 'bbox': [0.4, 0.3, 0.2, 0.4], 'segmentation': []}]
+
+
+def test_lines(tmp_path):
+  text = ('0 0.5 0.5 0.2 0.4 17\n0 0.1 0.1 0.5 0.1 0.5 0.5\n0 0.1 0.1 0.5 0.1 0.5 0.5 3\n\n0 320 200 10 10\n0 a b c d\n'
+          '0 0.5 inf 0.1 0.1\n0.0 0.5 0.5 0.2 0.4\n1 0.5 0.5 0.2 0.4\n-1 0.5 0.5 0.2 0.4\n0 0.1 0.2 0.3\n')
+  reading, images = read(tmp_path, {'classes.txt': 'cat\n', 'labels/a.txt': text})
+  assert len(images[0].instances) == 4 and len(images[0].instances[1]['segmentation'][0]) == 6
+  assert images[0].instances[1] == images[0].instances[2]
+  assert dict(reading.problems.counts) == {
+    yolo.ONE_MORE: 2, yolo.IN_PIXELS: 1, yolo.NOT_A_LABEL: 2, 'with a number that is missing or not finite': 1,
+    yolo.UNKNOWN_CLASS: 2}
+
+
+def test_keypoints_are_counted(tmp_path):
+  reading, images = read(tmp_path, {'data.yaml': 'kpt_shape: [1, 3]\nnames: [cat]',
+                                    'labels/a.txt': '0 0.5 0.5 0.2 0.4 0.5 0.5 2'})
+  assert images[0].instances[0]['bbox'] == [0.4, 0.3, 0.2, 0.4] and reading.problems.counts[yolo.KEYPOINTS] == 1
+
+
+def test_lists_of_cvat(tmp_path):
+  files = {'data.yaml': 'path: ./\ntrain: train.txt\nval: val.txt\nnames:\n  0: cat\n',
+           'train.txt': 'images/train/a.jpg\nimages/train/gone.jpg\n', 'val.txt': 'D:\\x\\images\\val\\a.jpg\n',
+           'labels/train/a.txt': '0 0.5 0.5 0.2 0.4'}
+  reading, images = read(tmp_path, files, ['images/train/a.jpg', 'images/val/a.jpg'])
+  assert [(image.file, image.name, image.split, len(image.instances)) for image in images] == [
+    ('images/train/a.jpg', 'a.jpg', 'train', 1), ('images/val/a.jpg', 'a.jpg', 'val', 0)]
+  assert reading.problems.counts[NO_IMAGE] == 1 and '1 images have no label file' in reading.notes[0]
+
+
+def test_labels_beside_images_and_of_several_images(tmp_path):
+  reading, images = read(tmp_path, {'classes.txt': 'cat', 'x/a.txt': '0 0.5 0.5 0.2 0.4', 'x/b.txt': ''},
+                         ['x/a.jpg', 'x/a.png', 'logo.png'])
+  assert [image.file for image in images] == ['x/a.jpg', 'x/a.png']
+  assert dict(reading.problems.counts) == {'label file without its image': 1,
+                                           'label file of several images (used for each)': 1}
+
+
+@pytest.mark.parametrize('files, message', [
+  ({'labels/a.txt': '0 0.5 0.5 0.2 0.4'}, 'YOLO labels without class names: write the names'),
+  ({'labels/a.txt': '0 30 40 10 10', 'classes.txt': 'cat'}, 'none of its 1 labels can be used.*not fractions'),
+  ({'labels/a.txt': '0 0.5 0.5 0.2 0.4', 'classes.txt': 'cat', 'x/obj.names': 'dog'}, 'different class names'),
+  ({'labels/a.txt': '0 0.5 0.5 0.2 0.4', 'data.yaml': 'names: {x: cat}'}, 'keys should be class numbers'),
+  ({'labels/a.txt': '0 0.5 0.5 0.2 0.4', 'data.yaml': 'names: [[cat]]'}, 'should have a name'),
+  ({'labels/b.txt': '0 0.5 0.5 0.2 0.4', 'classes.txt': 'cat'}, 'none of its 1 images has a label file')])
+def test_errors_of_one_line(tmp_path, files, message):
+  with pytest.raises(UserError, match=message) as raised:
+    read(tmp_path, files)
+  assert '\n' not in str(raised.value)
+
+
+def test_a_yaml_file_that_expands_or_runs_code(tmp_path):
+  bomb = 'a: &a [x]\n' + ''.join(f'{chr(98 + i)}: &{chr(98 + i)} [{", ".join([f"*{chr(97 + i)}"] * 9)}]\n'
+                                 for i in range(20)) + 'names: *u\n'
+  for text in (bomb, 'names: ' + '[' * 5000):
+    with pytest.raises(UserError):
+      read(tmp_path, {'data.yaml': text, 'labels/a.txt': '0 0.5 0.5 0.2 0.4'})
+  reading, _ = read(tmp_path, {'data.yaml': f'names: !!python/object/apply:os.mkdir ["{tmp_path}/run"]',
+                               'labels/a.txt': '0 0.5 0.5 0.2 0.4'})
+  assert reading.categories[0]['name'] == f'{tmp_path}/run' and not (tmp_path / 'run').exists()
