@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -70,17 +69,12 @@ def configure(files: Sequence[str], params: Sequence[str] = (), data_dir: str | 
   console.hide_library_info()
   gin_files.find(files, required=True)
   params = list(params)
-  if data_dir:
-    params.append(f'DATA_DIR = {data_dir!r}')
   if tpu is not None:
     params += ["strategy.kind = 'tpu'", f'strategy.tpu = {tpu!r}']
   if weights:
     params.append(f'WEIGHTS = {weights!r}')
-  gin_files.parse(files, params)
-  others = in_place.bindings(os.path.expanduser(data_dir)) if data_dir else []
-  if others:
-    logging.info("%s: read as PASCAL VOC's folders", data_dir)
-    gin_files.parse(files, params + others)
+  if in_place.parse(files, params, data_dir):
+    logging.info("%s: read as PASCAL VOC's folders", gin_files.bound('DATA_DIR/macro.value'))
   if weights and gin_files.bound('run.initial_weights') is None:
     raise UserError('--weights is given, but the configuration starts from random weights: add '
                     '--gin_file=gin_configs/init/imagenet.gin or another file of gin_configs/init')

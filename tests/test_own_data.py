@@ -42,7 +42,7 @@ def run(command, data, *arguments):
 
 
 def test_the_commands_of_the_readme(my_images, tmp_path):
-  data = ('--gin_file=gin_configs/demo.gin', '--gin_file=gin_configs/data/balloon.gin')
+  data = ('--gin_file=gin_configs/demo.gin', '--gin_file=gin_configs/data/own.gin')
   report = run('inspect_data', my_images, *data, f'--output={tmp_path}/data', '--images=2')
   assert 'tall' in report and (tmp_path / 'data/training.png').exists()
   plan = run('study', my_images, '--gin_file=gin_configs/studies/own_data_narrow.gin', '--dry_run',
@@ -62,7 +62,7 @@ def test_missing_images_are_known_before_the_first_step(my_images, tmp_path, spl
   data = shutil.copytree(my_images, tmp_path / 'data')
   for name in ('000001.jpg', '000002.jpg'):
     (data / split / name).unlink()
-  result = call('train', '--gin_file=gin_configs/demo.gin', '--gin_file=gin_configs/data/balloon.gin', *SMALL,
+  result = call('train', '--gin_file=gin_configs/demo.gin', '--gin_file=gin_configs/data/own.gin', *SMALL,
                 f'--data_dir={data}', f'--model_dir={tmp_path}/mine', cwd=ROOT)
   assert result.returncode == 1
   assert result.stderr.splitlines()[-1].startswith(f'error: data/{split}: 2 of ')

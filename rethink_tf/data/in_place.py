@@ -3,33 +3,49 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import tensorflow as tf
 
 from rethink_tf import gin_files
 
 _SETS = ('train', 'val')
+_LIMITS = ('fraction', 'num_images', 'subset_seed', 'filter_empty', 'max_pixels')
 
 
-def bindings(data_dir: str) -> list[str]:
-  """Return bindings that read PASCAL VOC's folders in place of COCO json, for a configuration of data/own.gin.
+def parse(files: Sequence[str], params: Sequence[str], data_dir: str | None = None) -> bool:
+  """Read gin files and bindings as gin_files.parse, for the layout of their data; return whether it is another one.
 
-  [] unless the gin configuration reads instances_train.json and instances_val.json, these do not exist, and
-  ImageSets/Main/train.txt and val.txt do. Limits on the number of images apply as before.
+  PASCAL VOC's folders are read in place of COCO json by a configuration of data/own.gin. data_dir: value of DATA_DIR.
   """
-  if not all(_reads_own(split, side) for split, side in (('train', 'train'), ('val', 'eval'))):
+  params = [*params, *([f'DATA_DIR = {data_dir!r}'] if data_dir else [])]
+  gin_files.parse(files, params)
+  more = _voc_bindings()
+  if more:
+    gin_files.parse(files, [*params, *more])
+  return bool(more)
+
+
+def _voc_bindings() -> list[str]:
+  """Return bindings that read PASCAL VOC's folders; limits on the number of images apply as before.
+
+  [] unless the configuration reads instances_train.json and instances_val.json, these do not exist, and
+  ImageSets/Main/train.txt and val.txt do.
+  """
+  folder = gin_files.effective(['train/coco.data_dir']).get('train/coco.data_dir')
+  if not isinstance(folder, str) or not all(_reads_own(split, side) for split, side in (('train', 'train'),
+                                                                                        ('val', 'eval'))):
     return []
-  found = [os.path.join(data_dir, 'annotations', f'instances_{split}.json') for split in _SETS]
-  lists = [os.path.join(data_dir, 'ImageSets', 'Main', f'{split}.txt') for split in _SETS]
-  if any(map(tf.io.gfile.exists, found)) or not all(map(tf.io.gfile.exists, lists)):
+  folder = os.path.expanduser(folder)
+  own = [os.path.join(folder, 'annotations', f'instances_{split}.json') for split in _SETS]
+  lists = [os.path.join(folder, 'ImageSets', 'Main', f'{split}.txt') for split in _SETS]
+  if any(map(tf.io.gfile.exists, own)) or not all(map(tf.io.gfile.exists, lists)):
     return []
   lines = ['voc.data_dir = %DATA_DIR', 'voc.classes = None']
   for side, split in zip(('train', 'eval'), _SETS, strict=True):
     lines += [f'run.{side}_source = @{side}/voc', f'{side}/voc.sets = ({split!r},)']
-  limits = {name: gin_files.effective([f'train/coco.{name}', f'eval/coco.{name}'])
-            for name in ('fraction', 'num_images', 'subset_seed', 'filter_empty')}
-  return lines + [f'{key.replace("coco", "voc")} = {value!r}' for values in limits.values()
-                  for key, value in values.items()]
+  limits = gin_files.effective([f'{side}/coco.{name}' for side in ('train', 'eval') for name in _LIMITS])
+  return lines + [f'{name.replace("/coco.", "/voc.")} = {value!r}' for name, value in limits.items()]
 
 
 def _reads_own(split: str, side: str) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from rethink_tf import gin_files
+from rethink_tf.data import in_place
 from rethink_tf.errors import UserError
 from rethink_tf.storage import identity
 from rethink_tf.storage.run_folder import RunFolder
@@ -54,7 +55,7 @@ def differences(path: str, files: Sequence[str], params: Sequence[str], data_dir
     return []
   import rethink_tf.experiment  # noqa: F401  registers what gin files name
 
-  gin_files.parse(files, [*params, *([f'DATA_DIR = {data_dir!r}'] if data_dir else [])])
+  in_place.parse(files, params, data_dir)
   try:
     found = changes(was.settings, gin_files.effective(was.settings))
   finally:
@@ -72,7 +73,7 @@ def _other_data(change: Change) -> bool:
 def _digest(files: Sequence[str], params: Sequence[str], data_dir: str | None) -> str:
   import rethink_tf.experiment  # noqa: F401
 
-  gin_files.parse(files, [*params, *([f'DATA_DIR = {data_dir!r}'] if data_dir else [])])
+  in_place.parse(files, params, data_dir)
   try:
     return hashlib.sha256(gin_files.text().encode()).hexdigest()[:8]
   finally:
