@@ -61,7 +61,8 @@ def main(arguments: list[str]) -> None:
   print(preparation.report(prepared, FLAGS.output_dir), flush=True)
   if FLAGS.inspect:
     _inspect()
-  print(f'next: python -m rethink_tf.study --gin_file=gin_configs/studies/own_data_narrow.gin '
+  boxes_only = '' if prepared.masks else ' --gin_file=gin_configs/models/faster_rcnn.gin'
+  print(f'next: python -m rethink_tf.study --gin_file=gin_configs/studies/own_data_narrow.gin{boxes_only} '
         f'--data_dir={FLAGS.output_dir}')
 
 

@@ -11,7 +11,7 @@ import posixpath
 import sys
 from array import array
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -34,7 +34,7 @@ from rethink_tf.errors import UserError
 OTHER_SIZE = 'image of another size than annotated'
 UNREADABLE = 'image that cannot be read'
 TURNED = 'image with an EXIF orientation that its size does not show (written upright, as PNG)'
-_WORKERS = 8
+_WORKERS = 4  # each may hold an image
 
 
 @dataclass
@@ -58,6 +58,7 @@ class Prepared(NamedTuple):
   splits: dict[str, tuple[int, int]]  # split -> images, objects
   problems: list[tuple[str, Problems]]  # of reading, and of each split as training reports them
   notes: list[str]
+  masks: bool  # whether any object has one
 
 
 @dataclass(slots=True)
@@ -69,6 +70,7 @@ class _Row:
   turned: bool
   place: tuple[int, int]  # of its instances in the spool
   classes: tuple[Any, ...]  # keys, one an object
+  masked: bool
   name: str = ''
   embedded: str | None = None  # file with the image that was within the annotations
 
@@ -110,7 +112,7 @@ def prepare(source: str, output_dir: str, layout: str | None = None, options: Op
     output.finish({'layout': found.layout.NAME, 'splits': {
       split: {'images': images, 'objects': objects} for split, (images, objects) in prepared.items()},
       'notes': reading.notes, 'problems': reading.problems.to_json()})
-  return Prepared(str(found), prepared, problems, reading.notes)
+  return Prepared(str(found), prepared, problems, reading.notes, any(row.masked for row in rows))
 
 
 def _read(folder: SourceFolder, reading: Reading, output: OutputFolder, spool: Spool) -> tuple[list[_Row], bool]:
@@ -130,7 +132,7 @@ def _read(folder: SourceFolder, reading: Reading, output: OutputFolder, spool: S
     annotation_ids.extend(one['id'] if type(one.get('id')) is int and 0 < one['id'] < 1 << 63 else 0
                           for one in instances)
     row = _Row(image._replace(instances=[], data=None), facts.size, facts.turned, spool.add(instances),
-               tuple(instance['category'] for instance in instances))
+               tuple(instance['category'] for instance in instances), any(one['segmentation'] for one in instances))
     if image.data is not None:
       row.embedded = output.scratch(f'embedded-{len(rows)}')
       with open(row.embedded, 'wb') as file:
@@ -157,15 +159,20 @@ def _examined(folder: SourceFolder, reading: Reading) -> Iterator[tuple[Labelled
     except ImageError as error:
       return error
 
+  yield from _in_parallel(examine, reading.images)
+
+
+def _in_parallel(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+  """Yield (item, result) in order; only a few items are read ahead, so that an interruption waits for these alone."""
   with ThreadPoolExecutor(_WORKERS) as pool:
     waiting: deque = deque()
-    for image in reading.images:
-      waiting.append((image, pool.submit(examine, image)))
-      if len(waiting) > 4 * _WORKERS:
-        image, future = waiting.popleft()
-        yield image, future.result()
-    for image, future in waiting:
-      yield image, future.result()
+    for item in items:
+      waiting.append((item, pool.submit(function, item)))
+      if len(waiting) > 2 * _WORKERS:
+        first, future = waiting.popleft()
+        yield first, future.result()
+    for item, future in waiting:
+      yield item, future.result()
 
 
 def _divide(folder: SourceFolder, rows: list[_Row], division: Division,
@@ -211,16 +218,14 @@ def _look_at(folder: SourceFolder, rows: list[_Row], reading: Reading) -> tuple[
     finally:
       progress.count()
 
-  with ThreadPoolExecutor(_WORKERS) as pool:
-    found = list(pool.map(look, rows))
-  progress.close()
   usable = []
-  for row, result in zip(rows, found, strict=True):
+  for row, result in _in_parallel(look, rows):
     if isinstance(result, ImageError):
       reading.problems.add(UNREADABLE, 1, as_text(str(result)))
       reading.leave_out('of an image that is left out', row.image.file, len(row.classes))
     else:
       usable.append((row, *result))
+  progress.close()
   return ([row for row, _, _ in usable], np.array([bits for _, bits, _ in usable], np.uint64),
           np.array([small for _, _, small in usable], np.uint8).reshape(-1, 16, 16))
 

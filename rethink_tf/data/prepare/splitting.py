@@ -19,7 +19,7 @@ _THUMBNAIL = (16, 16)
 _MAX_BITS = 3  # of 64, in which the hashes of near-duplicates differ
 _MAX_DIFFERENCE = 4.0  # grey levels, in the mean over the thumbnails of near-duplicates
 _NEIGHBOURS = 64  # that an image is compared with, of those whose hash has 16 bits in common
-_NO_OBJECT = object()  # a class of its own: images without objects
+_NO_OBJECT = ('no object',)  # a class of its own: images without objects
 _AUGMENTED = re.compile(r'\.rf\.[0-9A-Za-z]+$')  # Roboflow's copies of an image: name_jpg.rf.<hash>
 
 
