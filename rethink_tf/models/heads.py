@@ -41,8 +41,16 @@ class RPNHead(tf_keras.layers.Layer):
     x = self.conv(feature)
     for conv in self.further_convs:
       x = conv(x)
+    predictors = self.objectness, self.deltas
+    if not all(layer.built for layer in predictors):
+      for layer in predictors:
+        layer(x)  # creates its variables
+    # Both in one convolution: their few channels cost as much as many.
+    kernel, bias = (tf.concat([getattr(layer, name) for layer in predictors], -1) for name in ('kernel', 'bias'))
+    x = tf.nn.bias_add(tf.nn.conv2d(tf.cast(x, tf.float32), kernel, 1, 'VALID'), bias)
+    logits, deltas = tf.split(x, [layer.filters for layer in predictors], -1)
     batch = tf.shape(x)[0]
-    return tf.reshape(self.objectness(x), [batch, -1]), tf.reshape(self.deltas(x), [batch, -1, 4])
+    return tf.reshape(logits, [batch, -1]), tf.reshape(deltas, [batch, -1, 4])
 
 
 @gin.register

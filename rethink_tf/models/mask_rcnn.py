@@ -118,7 +118,8 @@ class MaskRCNN(tf_keras.layers.Layer):
     shape = tf.shape(images)
     rows = tf.range(shape[1], dtype=tf.float32)[None, :] < image_sizes[:, :1]  # [B, H]
     columns = tf.range(shape[2], dtype=tf.float32)[None, :] < image_sizes[:, 1:]  # [B, W]
-    return tf.where((rows[:, :, None] & columns[:, None, :])[..., None], x, 0.0)
+    inside = tf.cast(rows[:, :, None] & columns[:, None, :], tf.float32)  # [B, H, W]
+    return x * inside[..., None]  # twice as fast as a selection
 
   def propose(self, features: dict[str, tf.Tensor], image_sizes: tf.Tensor,
               training: bool) -> tuple[RPNOutputs, Proposals]:

@@ -66,7 +66,7 @@ def roi_align(
       raise UserError('RoIPooler.sampling_ratio = 0 (adaptive) has no static shape, which XLA and TPUs need: use 2')
     taps = tuple(map(tf.stop_gradient, _adaptive_taps(pyramid, boxes, size, min_level, aligned)))
     pooled = _sparse_product(tf.cast(pixels, tf.float32), *taps, tf.reduce_prod(shape[:-1]))
-    return tf.cast(tf.reshape(pooled[:tf.reduce_prod(shape[:-1])], shape), pixels.dtype)
+    return tf.cast(tf.reshape(pooled, shape), pixels.dtype)
   index, weight = _taps(pyramid, boxes, size, min_level, sampling_ratio, aligned)  # [B, R, size, size, taps]
   if method == 'gather':
     pooled = _gathered_product(tf.cast(pixels, tf.float32), tf.stop_gradient(index), tf.stop_gradient(weight))
@@ -77,7 +77,7 @@ def roi_align(
   rows = tf.repeat(tf.range(bins), index.shape[-1])
   pooled = _sparse_product(tf.cast(pixels, tf.float32), rows, tf.stop_gradient(tf.reshape(index, [-1])),
                            tf.stop_gradient(tf.reshape(weight, [-1])), bins)
-  return tf.cast(tf.reshape(pooled[:bins], shape), pixels.dtype)
+  return tf.cast(tf.reshape(pooled, shape), pixels.dtype)
 
 
 class _Geometry(NamedTuple):
@@ -203,15 +203,16 @@ def _sparse_product(flat: tf.Tensor, rows: tf.Tensor, index: tf.Tensor, weight: 
   """Return weighted sums [bins, C] of rows of flat [pixels, C]; the gradient is the product with the transpose.
 
   rows, index, weight: bin, row of `flat` and weight of each tap [taps], ordered by bin.
-  Without bins, one row of zeros is returned: TensorFlow's kernel divides by the number of rows.
   """
-  indices = tf.cast(tf.stack([rows, index], axis=1), tf.int64)
-  shape = tf.stack([tf.cast(tf.maximum(bins, 1), tf.int64), tf.shape(flat, out_type=tf.int64)[0]])
+  indices = tf.transpose(tf.cast(tf.stack([rows, index]), tf.int64))  # faster than to stack them along axis 1
+  added = tf.maximum(1 - bins, 0)  # without bins a row of zeros: TensorFlow's kernel divides by the number of rows
+  shape = tf.stack([tf.cast(bins + added, tf.int64), tf.shape(flat, out_type=tf.int64)[0]])
   matrix = tf.raw_ops.SparseTensorToCSRSparseMatrix(
     indices=indices, values=weight, dense_shape=shape)
 
   def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, None, None, None, None]:
     transposed = tf.raw_ops.SparseMatrixTranspose(input=matrix, type=tf.float32)
+    upstream = tf.pad(upstream, [[0, added], [0, 0]])  # the gradient of the slice below costs ten times as much
     return tf.raw_ops.SparseMatrixMatMul(a=transposed, b=upstream), None, None, None, None
 
-  return tf.raw_ops.SparseMatrixMatMul(a=matrix, b=flat), gradient
+  return tf.raw_ops.SparseMatrixMatMul(a=matrix, b=flat)[:bins], gradient
