@@ -21,6 +21,7 @@ class ImageDetections(NamedTuple):
   classes: np.ndarray  # int64 [n] 1..K
   masks: list[dict] | None  # n compressed RLE, or None from a detector without masks
   keypoints: np.ndarray | None = None  # float64 [n, P, 3] y, x (indices of pixel centres), score
+  best_score: float | None = None  # before detections below a threshold were left out; None: none was left out
 
 
 def restore(
@@ -115,5 +116,6 @@ def from_bytes(data: bytes) -> tuple[list[ImageDetections], list[int]]:
   content = json.loads(data)
   return [ImageDetections(image_id, np.array(boxes, np.float64).reshape(-1, 4), np.array(scores, np.float64),
                           np.array(classes, np.int64), masks,
-                          None if keypoints is None else np.array(keypoints, np.float64).reshape(len(scores), -1, 3))
-          for image_id, boxes, scores, classes, masks, keypoints in content['detections']], content['unreadable']
+                          None if keypoints is None else np.array(keypoints, np.float64).reshape(len(scores), -1, 3),
+                          *rest) for image_id, boxes, scores, classes, masks, keypoints, *rest in content['detections']
+          ], content['unreadable']

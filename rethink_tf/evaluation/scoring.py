@@ -6,6 +6,7 @@ Nothing here needs the model or its devices: during training it runs in a thread
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from rethink_tf.visualization import drawing
 
 SHOWN_SCORE = 0.5  # detections below it are scored but not drawn
 SHOWN_TITLE = f'predictions, score >= {SHOWN_SCORE}'
+CELLS = 'cells'  # text chunk of predictions.png: [image id, name, y0 x0 y1 x1 of ground truth, of predictions] of each
 IOU_TYPES = {'box': 'bbox', 'mask': 'segm', 'keypoint': 'keypoints'}
 COCO_KEYPOINTS = 17  # of COCO's person, the only category with published sigmas
 
@@ -116,15 +118,19 @@ class Scorer:
           self._saved_results = [self._write(step, name, data) for name, data in self._result_files(scores.results, gt)]
           for path in set(outdated) - set(self._saved_results):
             tf.io.gfile.remove(path)
-        drawn, titles = [], []
+        drawn, titles, shown = [], [], []
+        names = {image['id']: image.get('file_name') for image in gt['images']}
         for image_id, truth, prediction in self._draw(detections, gt):
           pair = drawing.image_grid([truth, prediction], 2, ['ground truth', SHOWN_TITLE])
           tf.summary.image(f'eval/image/{image_id}', pair[None])
+          name = drawing.short_name(names.get(image_id) or f'image {image_id}')
           drawn += [truth, prediction]
-          titles += [f'{image_id}: ground truth', f'{image_id}: {SHOWN_TITLE}']
+          titles += [f'{name}: ground truth', f'{name}: {SHOWN_TITLE}']
+          shown.append([image_id, name])
         if drawn:
-          grid = drawing.image_grid(drawn, 2 if len(drawn) == 2 else 4, titles)
-          self._write(step, 'predictions.png', drawing.png(grid))
+          grid, cells = drawing.image_grid_with_cells(drawn, 2 if len(drawn) == 2 else 4, titles)
+          content = [[*one, *cells[2 * i : 2 * i + 2]] for i, one in enumerate(shown)]
+          self._write(step, 'predictions.png', drawing.png(grid, {CELLS: json.dumps(content)}))
       self._run_folder.writer().flush()
     except (OSError, tf.errors.OpError) as error:
       logging.warning('%s: results of the evaluation could not be written: %s', folder, in_one_line(error))
@@ -170,7 +176,8 @@ class Scorer:
         int(ids[i]),
         self._draw_truth(image, truth, classes),
         drawing.draw(image, prediction.boxes[shown], prediction.classes[shown], self._names,
-                     prediction.scores[shown], masks, keypoints, self._skeleton),
+                     prediction.scores[shown], masks, keypoints, self._skeleton,
+                     '' if len(shown) else nothing_shown(SHOWN_SCORE, prediction.scores.max(initial=0.0))),
       )
 
   def _draw_truth(self, image: np.ndarray, annotations: list[dict], classes: Mapping[int, int]) -> np.ndarray:
@@ -183,6 +190,12 @@ class Scorer:
       keypoints = keypoints.reshape(-1, self._num_keypoints, 3)[..., [1, 0, 2]]
     return drawing.draw(image, boxes, [classes[a['category_id']] for a in annotations], self._names, masks=masks,
                         keypoints=keypoints, skeleton=self._skeleton)
+
+
+def nothing_shown(threshold: float, best: float | None) -> str:
+  """Return the note on an image without detections of at least `threshold`; best: highest score of others, if any."""
+  rounded = f'; best score {math.floor(100 * best) / 100:.2f}' if best else ''  # down: 0.499 is not 0.5
+  return f'nothing with score >= {threshold:g}{rounded}'
 
 
 def boxes_of(annotations: Sequence[Mapping]) -> np.ndarray:

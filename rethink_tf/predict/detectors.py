@@ -195,8 +195,11 @@ def detect_all(detector: TrainedDetector, source: UnannotatedImages, threshold: 
 def above(detections: ImageDetections, threshold: float) -> ImageDetections:
   """Keep the detections, sorted by score, with at least this score."""
   count = int((detections.scores >= threshold).sum())
-  return detections._replace(**{name: getattr(detections, name)[:count] for name in detections._fields[1:]
-                                if getattr(detections, name) is not None})
+  if count == len(detections.scores):
+    return detections
+  columns = ('boxes', 'scores', 'classes', 'masks', 'keypoints')
+  return detections._replace(best_score=float(detections.scores[0]), **{
+    name: getattr(detections, name)[:count] for name in columns if getattr(detections, name) is not None})
 
 
 def _main_metric() -> str:

@@ -17,6 +17,7 @@ from rethink_tf import console
 from rethink_tf.data.categories import Category, categories_to_json
 from rethink_tf.errors import UserError
 from rethink_tf.evaluation.postprocessing import ImageDetections, submission
+from rethink_tf.evaluation.scoring import nothing_shown
 from rethink_tf.predict.detectors import TrainedDetector, detect_all
 from rethink_tf.predict.image_files import ImageFiles, UnannotatedImages, Video, output_names, relative_names
 from rethink_tf.storage import files
@@ -144,7 +145,8 @@ def _write_source(detector: TrainedDetector, source: UnannotatedImages, folder: 
   progress = console.Progress(source.name, len(source.image_ids))
 
   def process(pixels: np.ndarray, found: ImageDetections) -> tuple[ImageDetections, Any]:
-    return found, writer.prepare(render(pixels, found, source.categories)) if options.images else None
+    noted = threshold if isinstance(writer, ImageWriter) else None  # in a video the note would flicker
+    return found, writer.prepare(render(pixels, found, source.categories, noted)) if options.images else None
 
   for index, result in detect_all(detector, source, threshold, process):
     if result is not None:
@@ -160,12 +162,14 @@ def _write_source(detector: TrainedDetector, source: UnannotatedImages, folder: 
   print(f'{folder}: {len(entries)} objects in {len(detections)} {writer.unit}, score >= {threshold:g}', flush=True)
 
 
-def render(pixels: np.ndarray, detections: ImageDetections, categories: Sequence[Category]) -> np.ndarray:
-  """Draw detections on an image, uint8 [h, w, 3] RGB."""
+def render(pixels: np.ndarray, detections: ImageDetections, categories: Sequence[Category],
+           threshold: float | None = None) -> np.ndarray:
+  """Draw detections on an image, uint8 [h, w, 3] RGB; with a threshold, an image without any has a note on it."""
   masks = None if detections.masks is None else [coco_mask.decode(rle) for rle in detections.masks]
   skeleton = next((category.skeleton for category in categories if category.keypoints), ())
+  note = '' if len(detections.scores) or threshold is None else nothing_shown(threshold, detections.best_score)
   return drawing.draw(pixels, detections.boxes, detections.classes, [category.name for category in categories],
-                      detections.scores, masks, detections.keypoints, skeleton)
+                      detections.scores, masks, detections.keypoints, skeleton, note)
 
 
 def results(detections: list[ImageDetections], source: UnannotatedImages) -> list[dict[str, Any]]:

@@ -1,15 +1,23 @@
 """Drawing of boxes, masks and keypoints on images, and grids of images."""
 
 import colorsys
-from collections.abc import Sequence
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
+
+from rethink_tf.errors import plain
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 READABLE_SIDE = 640  # longer side for which labels are designed; smaller images are enlarged to it
 MASK_OPACITY = 0.42
 LABEL_SIZE = 0.42  # font scale of OpenCV
+LABELLED = 0.2  # share of an image that labels may cover
+TITLE_LENGTH = 30  # of a file name in a title
+Plate = tuple[int, int, int, int]  # y0, x0, y1, x1 of a label
+NOTE_COLOUR = (40, 40, 40)
 DETECTION_COLOUR, TRUTH_COLOUR, ARROW_COLOUR = (232, 88, 36), (36, 160, 84), (200, 20, 60)
 
 
@@ -22,10 +30,12 @@ def draw(
   masks: Sequence[np.ndarray] | None = None,
   keypoints: np.ndarray | None = None,
   skeleton: Sequence[tuple[int, int]] = (),
+  note: str = '',
 ) -> np.ndarray:
   """Draw objects on an image: boxes, translucent outlined masks, keypoints, and labels inside the image.
 
-  Each class has a colour; with a single class each object has one.
+  Each class has a colour; with a single class each object has one. Labels that would cover another one, or together
+  more than LABELLED of the image, are left out, those of later objects first; the image says how many.
 
   Args:
     image: uint8 [h, w, 3] RGB; it is not modified.
@@ -36,6 +46,7 @@ def draw(
     masks: n arrays [h, w], true inside.
     keypoints: [n, P, 3] y, x, visibility; points of visibility 0 are not drawn.
     skeleton: pairs of keypoints, counted from 1, to join by lines.
+    note: text at the lower edge, as on an image without detections.
 
   Returns:
     uint8 [h', w', 3] RGB, enlarged if the longer side is below READABLE_SIDE.
@@ -55,10 +66,12 @@ def draw(
     cv2.rectangle(rendered, (x0, y0), (x1 - 1, y1 - 1), colours[i], line)
     if keypoints is not None:
       _draw_keypoints(rendered, np.asarray(keypoints[i], np.float64) * [scale, scale, 1], skeleton, colours[i], line)
-  taken: list[tuple[int, int, int, int]] = []
-  for i, box in enumerate(boxes):
-    text = names[int(classes[i]) - 1] + ('' if scores is None else f' {scores[i]:.2f}')
-    taken.append(_draw_label(rendered, text, box, colours[i], taken))
+  texts = [names[int(classes[i]) - 1] + ('' if scores is None else f' {scores[i]:.2f}') for i in range(len(boxes))]
+  hidden = len(boxes) - _draw_labels(rendered, texts, boxes, colours)
+  note = '; '.join(part for part in (note, f'{hidden} of {len(boxes)} labels not drawn' if hidden else '') if part)
+  if note:
+    plate, _ = _place_label(rendered, note, np.array([rendered.shape[0], 0, rendered.shape[0], 0]), ())
+    _draw_label(rendered, note, plate, NOTE_COLOUR)
   return rendered
 
 
@@ -66,21 +79,30 @@ def image_grid(
   images: Sequence[np.ndarray], columns: int, titles: Sequence[str] | None = None, width: int = 480
 ) -> np.ndarray:
   """Arrange images in rows on white, each below its title and resized to fit `width` x `width`: uint8 [h, w, 3] RGB."""
+  return image_grid_with_cells(images, columns, titles, width)[0]
+
+
+def image_grid_with_cells(
+  images: Sequence[np.ndarray], columns: int, titles: Sequence[str] | None = None, width: int = 480
+) -> tuple[np.ndarray, list[tuple[int, int, int, int]]]:
+  """Return an image grid as above, and y0, x0, y1, x1 of each image in it."""
   gap, strip = 12, 26 if titles else 0
-  rows = []
+  rows, places, top = [], [], gap
   for start in range(0, len(images), columns):
     cells = [_fit(image, width) for image in images[start : start + columns]]
     row = np.full((max(len(cell) for cell in cells) + strip + gap, columns * (width + gap) + gap, 3), 255, np.uint8)
     for k, cell in enumerate(cells):
       x = gap + k * (width + gap)
       row[strip : strip + len(cell), x : x + cell.shape[1]] = cell
+      places.append((top + strip, x, top + strip + len(cell), x + cell.shape[1]))
       if titles:
         cv2.putText(row, _shorten(titles[start + k], 0.45, width), (x, strip - 9), FONT, 0.45, (50, 50, 50), 1,
                     cv2.LINE_AA)
     rows.append(row)
+    top += len(row)
   if not rows:
-    return np.full((gap, gap, 3), 255, np.uint8)
-  return np.concatenate([np.full((gap, rows[0].shape[1], 3), 255, np.uint8), *rows])
+    return np.full((gap, gap, 3), 255, np.uint8), []
+  return np.concatenate([np.full((gap, rows[0].shape[1], 3), 255, np.uint8), *rows]), places
 
 
 def draw_error(
@@ -138,9 +160,10 @@ def draw_error(
     (y0, x0, _), (y1, x1, _) = (np.round(one[k]).astype(int).tolist() for one in points)
     cv2.arrowedLine(rendered, (x0, y0), (x1, y1), (255, 255, 255), 4, cv2.LINE_AA, tipLength=0.12)
     cv2.arrowedLine(rendered, (x0, y0), (x1, y1), ARROW_COLOUR, 2, cv2.LINE_AA, tipLength=0.12)
-  taken: list[tuple[int, int, int, int]] = []
+  taken: list[Plate] = []
   for box, (_, text, _, colour) in zip(boxes, pairs, strict=True):
-    taken.append(_draw_label(rendered, text, box, colour, taken, 0.8))
+    taken.append(_place_label(rendered, text, box, taken, 0.8)[0])
+    _draw_label(rendered, text, taken[-1], colour, 0.8)
   return rendered
 
 
@@ -173,6 +196,12 @@ def under_heading(text: str, image: np.ndarray) -> np.ndarray:
   return np.concatenate([strip, image])
 
 
+def short_name(file_name: str) -> str:
+  """Return a file name without folders for the title of an image in a grid, its end alone if it is long."""
+  name = plain(str(file_name).replace('\\', '/').rpartition('/')[2])
+  return name if len(name) <= TITLE_LENGTH else f'..{name[2 - TITLE_LENGTH:]}'
+
+
 def stack(images: Sequence[np.ndarray]) -> np.ndarray:
   """Stack images vertically on white, aligned at the left: uint8 [h, w, 3] RGB."""
   width = max(image.shape[1] for image in images)
@@ -180,9 +209,15 @@ def stack(images: Sequence[np.ndarray]) -> np.ndarray:
                          for image in images])
 
 
-def png(image: np.ndarray) -> bytes:
-  """Encode an image, uint8 [h, w, 3] RGB, as PNG."""
-  return cv2.imencode('.png', np.ascontiguousarray(image[..., ::-1]))[1].tobytes()
+def png(image: np.ndarray, text: Mapping[str, str] | None = None) -> bytes:
+  """Encode an image, uint8 [h, w, 3] RGB, as PNG. text: values of text chunks by keyword."""
+  data = cv2.imencode('.png', np.ascontiguousarray(image[..., ::-1]))[1].tobytes()
+  chunks = b''.join(_text_chunk(f'{key}\0{value}'.encode('latin-1')) for key, value in (text or {}).items())
+  return data[:33] + chunks + data[33:]  # after the signature and the header
+
+
+def _text_chunk(content: bytes) -> bytes:
+  return struct.pack('>I', len(content)) + b'tEXt' + content + struct.pack('>I', zlib.crc32(b'tEXt' + content))
 
 
 def class_colour(number: int) -> tuple[int, int, int]:
@@ -230,41 +265,65 @@ def _draw_keypoints(
     cv2.circle(rendered, point, 2 * line, colour, -1, cv2.LINE_AA)
 
 
-def _draw_label(
-  rendered: np.ndarray,
-  text: str,
-  box: np.ndarray,
-  colour: tuple[int, int, int],
-  taken: Sequence[tuple[int, int, int, int]],
-  font_size: float = LABEL_SIZE,
-) -> tuple[int, int, int, int]:
-  """Write a label on a plate of the given colour at a corner of the box, clear of other labels if possible.
+def _draw_labels(rendered: np.ndarray, texts: Sequence[str], boxes: np.ndarray,
+                 colours: Sequence[tuple[int, int, int]]) -> int:
+  """Write the labels of boxes where there is room; return how many were written."""
+  taken: list[Plate] = []
+  left = LABELLED * rendered.shape[0] * rendered.shape[1]
+  for text, box, colour in zip(texts, boxes, colours, strict=True):
+    plate, free = _place_label(rendered, text, box, taken)
+    area = (plate[2] - plate[0]) * (plate[3] - plate[1])
+    if free and (area <= left or not taken):
+      _draw_label(rendered, text, plate, colour)
+      taken.append(plate)
+      left -= area
+  return len(taken)
 
-  Returns:
-    y0, x0, y1, x1 of the plate, inside the image.
-  """
+
+def _place_label(
+  rendered: np.ndarray, text: str, box: np.ndarray, taken: Sequence[Plate], font_size: float = LABEL_SIZE
+) -> tuple[Plate, bool]:
+  """Return the place of a label at a corner of its box, inside the image, and whether it is clear of other labels."""
   height, width = rendered.shape[:2]
-  size = font_size * _scale(rendered)
-  pad = max(2, round(5 * size))
-  text = _shorten(text, size, width - 2 * pad)
-  (text_width, text_height), drop = cv2.getTextSize(text, FONT, size, 1)
-  plate_height, plate_width = text_height + drop + pad, text_width + 2 * pad
+  plate_height, plate_width = _label_size(rendered, text, font_size)
   y0, x0, y1, x1 = np.round(box).astype(int).tolist()
   places = [(y0 - plate_height, x0), (y1, x0), (y0 - plate_height, x1 - plate_width), (y1, x1 - plate_width)]
   if y1 - y0 > 2 * plate_height:  # a small object would be hidden
     places[1:1] = [(y0, x0), (y1 - plate_height, x0)]
   places = [(min(max(y, 0), height - plate_height), min(max(x, 0), width - plate_width)) for y, x in places]
   plates = [(y, x, y + plate_height, x + plate_width) for y, x in places]
-  plate = next((p for p in plates if not any(_overlap(p, other) for other in taken)), plates[0])
+  free = [plate for plate in plates if not any(_overlap(plate, other) for other in taken)]
+  return (free or plates)[0], bool(free)
+
+
+def _label_size(rendered: np.ndarray, text: str, font_size: float) -> tuple[int, int]:
+  """Return the height and width of a label's plate."""
+  size, pad = _font(rendered, font_size)
+  text = _shorten(text, size, rendered.shape[1] - 2 * pad)
+  (text_width, text_height), drop = cv2.getTextSize(text, FONT, size, 1)
+  return text_height + drop + pad, text_width + 2 * pad
+
+
+def _font(rendered: np.ndarray, font_size: float) -> tuple[float, int]:
+  """Return font scale and padding of labels, by the size of the image."""
+  size = font_size * _scale(rendered)
+  return size, max(2, round(5 * size))
+
+
+def _draw_label(rendered: np.ndarray, text: str, plate: Plate, colour: tuple[int, int, int],
+                font_size: float = LABEL_SIZE) -> None:
+  """Write a label on a plate of the given colour."""
+  size, pad = _font(rendered, font_size)
+  text = _shorten(text, size, rendered.shape[1] - 2 * pad)
+  (_, text_height), _ = cv2.getTextSize(text, FONT, size, 1)
   cv2.rectangle(rendered, (plate[1], plate[0]), (plate[3] - 1, plate[2] - 1), colour, -1)
   light = np.dot(colour, (0.299, 0.587, 0.114)) > 140
   baseline = plate[0] + pad // 2 + text_height
   cv2.putText(rendered, text, (plate[1] + pad, baseline), FONT, size, (0, 0, 0) if light else (255, 255, 255),
               max(1, round(size)), cv2.LINE_AA)
-  return plate
 
 
-def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
+def _overlap(a: Plate, b: Plate) -> bool:
   return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 

@@ -133,5 +133,6 @@ def test_the_threshold_cuts_every_field():
   found = ImageDetections(7, np.zeros([3, 4]), np.array([0.9, 0.5, 0.2]), np.array([1, 2, 1]), [{'size': [1, 1]}] * 3,
                           np.zeros([3, 2, 3]))
   kept = detectors.above(found, 0.5)
-  assert kept.image_id == 7 and [len(field) for field in kept[1:]] == [2] * 5
+  assert kept.image_id == 7 and [len(field) for field in kept[1:6]] == [2] * 5 and kept.best_score == 0.9
+  assert detectors.above(found, 0.2).best_score is None, 'none is left out'
   assert detectors.above(found._replace(masks=None, keypoints=None), 1.0).scores.tolist() == []

@@ -1,8 +1,11 @@
 """Drawing: positions and colours, labels inside the image, image grids."""
 
+import io
+
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from rethink_tf.visualization.drawing import (
   ARROW_COLOUR,
@@ -13,8 +16,10 @@ from rethink_tf.visualization.drawing import (
   draw_error,
   hatch,
   image_grid,
+  image_grid_with_cells,
   paste_masks,
   png,
+  short_name,
   stack,
   under_heading,
 )
@@ -151,3 +156,44 @@ def test_images_are_stacked_vertically():
   stacked = stack([under_heading('a heading far too long for it', grey(20, 60)), grey(10, 100)])
   assert stacked.shape == (44 + 20 + 10, 100, 3)
   assert (stacked[:64, 60:] == 255).all() and (stacked[64:] == 128).all() and (stacked[44:64, :60] == 128).all()
+
+
+def test_labels_are_thinned_out():
+  """Boxes on top of each other, or so many that labels would cover the image: the best keep theirs, the rest counts."""
+  pile = [[100, 100, 300, 300]] * 30
+  rendered = draw(grey(640, 640), pile, [1] * 30, ['cat', 'dog'], np.linspace(1, 0.5, 30))
+  covered = (rendered != 128).any(axis=2).mean()
+  assert covered < 0.1, 'six labels around the box and the note'
+  boxes = [[y, x, y + 22, x + 60] for y in range(30, 600, 24) for x in range(5, 570, 66)]
+  crowd = draw(grey(640, 640), boxes, [1] * len(boxes), ['wide name', 'b'], np.ones(len(boxes)))
+  plates = (crowd == class_colour(1)).all(axis=2).mean()
+  assert 0.05 < plates < 0.35
+  whole = draw(grey(640, 640), boxes[:4], [1] * 4, ['wide name', 'b'], np.ones(4))
+  assert not (whole[600:] != 128).any() and (crowd[620:] == (40, 40, 40)).all(axis=2).any(), 'a note says how many'
+
+
+def test_a_note_on_an_image_without_objects():
+  rendered = draw(grey(640, 640), np.zeros((0, 4)), [], ['cat'], note='best score 0.26')
+  rows = np.flatnonzero((rendered != 128).any(axis=(1, 2)))
+  assert rows.min() > 600 and rows.max() == 639
+
+
+def test_the_cells_of_a_grid():
+  images = [np.full((h, w, 3), value, np.uint8) for value, (h, w) in enumerate([(10, 20), (20, 10), (5, 5)])]
+  grid, cells = image_grid_with_cells(images, 2, ['one', 'two', 'three'], width=40)
+  for value, (y0, x0, y1, x1) in enumerate(cells):
+    assert (grid[y0:y1, x0:x1] == value).all() and max(y1 - y0, x1 - x0) == 40
+  assert image_grid_with_cells([], 3)[1] == []
+
+
+def test_text_in_a_png():
+  data = png(grey(3, 3), {'cells': '[1, "é"]'})
+  with Image.open(io.BytesIO(data)) as file:
+    assert file.text == {'cells': '[1, "é"]'} and file.size == (3, 3)
+  assert png(grey(3, 3)) in (data[:33] + data[data.index(b'IDAT') - 4:],)
+
+
+def test_long_file_names_keep_their_end():
+  assert short_name('train/a b.jpg') == 'a b.jpg' and short_name('c:\\x\\y.png') == 'y.png'
+  long = short_name('a' * 90 + '\x1b.jpg')
+  assert len(long) == 30 and long.startswith('..') and long.endswith('\\x1b.jpg')

@@ -1,0 +1,38 @@
+"""The report of an evaluation: rendered predictions with file names, and what they say where nothing passes."""
+
+import io
+import json
+
+import numpy as np
+from PIL import Image
+
+from rethink_tf.data.detection.synthetic import SyntheticSource
+from rethink_tf.evaluation.postprocessing import ImageDetections
+from rethink_tf.evaluation.scoring import CELLS, Scorer, nothing_shown
+from rethink_tf.storage.run_folder import RunFolder
+
+
+def test_where_nothing_passes_the_best_score_is_named():
+  assert nothing_shown(0.5, 0.26) == 'nothing with score >= 0.5; best score 0.26'
+  assert nothing_shown(0.5, 0.4999) == 'nothing with score >= 0.5; best score 0.49', 'not rounded up to it'
+  assert nothing_shown(0.5, None) == nothing_shown(0.5, 0.0) == 'nothing with score >= 0.5'
+
+
+def test_rendered_predictions_name_their_files_and_cells(tmp_path):
+  source = SyntheticSource(2, split='val', image_size=(60, 90), object_size=(16, 40))
+  ids = source.image_ids.tolist()
+  detections = [ImageDetections(image_id, np.array([[5., 5, 40, 40]]), np.array([score]), np.array([1]), None)
+                for image_id, score in zip(ids, (0.9, 0.26), strict=True)]
+  written = {}
+  scorer = Scorer(source, RunFolder(str(tmp_path)), lambda step, name, data: written.update({name: data}) or name, 2,
+                  'auto', False)
+  gt = source.annotations()
+  scorer.save(3, scorer.score(detections, gt), detections, gt)
+  with Image.open(io.BytesIO(written['predictions.png'])) as file:
+    cells, grid = json.loads(file.text[CELLS]), np.asarray(file)
+  assert [cell[:2] for cell in cells] == [[i, f'val_{i:06d}.png'] for i in ids]
+  (_, _, _, first), (_, _, truth, second) = cells
+  lower = [grid[y1 - 12:y1 - 2, x0 + 4:x0 + 100].min() for _, x0, y1, _ in (
+    (first[0], first[1], first[2], 0), (second[0], second[1], second[2], 0))]
+  assert lower[1] < 60 <= lower[0] + 60, 'the note at the lower edge of the second'
+  assert truth[2] - truth[0] == 320 and truth[3] - truth[1] == 480
