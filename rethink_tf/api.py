@@ -276,14 +276,16 @@ def inspect_data(gin_files: Path | Sequence[Path], gin_params: str | Sequence[st
                               os.fspath(output or f'{default_run_folder(files)}/data'))
 
 
-def inspect_run(model_dir: Path, output: Path | None = None,
-                data_dir: Path | None = None) -> dict[str, Breakdown | KeypointBreakdown]:
+def inspect_run(model_dir: Path, output: Path | None = None, data_dir: Path | None = None, iou: float = 0.5,
+                score: float | None = None) -> dict[str, Breakdown | KeypointBreakdown]:
   """Break down the errors of the newest evaluation of a run, with tables, plots and examples.
 
   Args:
     model_dir: run folder, local or gs://.
     output: folder of the report; None: that of the evaluation.
     data_dir: folder of the data set; None: that of the run.
+    iou: of the confusion matrix and the precision-recall curves.
+    score: lowest score in the confusion matrix; None: the threshold with the best F1.
 
   Returns:
     Breakdowns by kind: 'box', 'mask', 'keypoint'.
@@ -300,7 +302,7 @@ def inspect_run(model_dir: Path, output: Path | None = None,
   with _configuration([saved_config(model_dir)], (), data_dir):
     source = argument(experiment.run, 'eval_source')(training=False)
     return inspection.inspect(folder, source, _optional(output),
-                              keypoint_sigmas=bound('CocoEvaluator.keypoint_sigmas'))
+                              keypoint_sigmas=bound('CocoEvaluator.keypoint_sigmas'), iou=iou, score=score)
 
 
 @contextlib.contextmanager

@@ -12,10 +12,11 @@ from rethink_tf.compare.bootstrap import CategoryMatches, Matches
 from rethink_tf.data.json_files import load_json
 from rethink_tf.errors import UserError
 from rethink_tf.evaluation import coco_metrics, voc_evaluator, voc_metrics
-from rethink_tf.evaluation.scoring import boxes_of, max_detections
+from rethink_tf.evaluation.scoring import max_detections
 from rethink_tf.storage.run_folder import RunFolder
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # COCO's IoU thresholds
+AREAS = {'s': (0, 32 ** 2), 'm': (32 ** 2, 96 ** 2), 'l': (96 ** 2, 1e10)}  # COCO's, in pixels; both ends included
 FILES = {'box/AP': ('bbox.json', 'bbox'), 'mask/AP': ('segm.json', 'segm'),
          'keypoint/AP': ('keypoints.json', 'keypoints')}
 
@@ -42,6 +43,21 @@ def read_matches(folder: RunFolder, metric: str, step: int) -> Matches | None:
   return match_detections(_load(truth, dict), _load(detections, list), iou_type)
 
 
+def object_sizes(folder: RunFolder, metric: str, step: int) -> dict[str, int] | None:
+  """Return the number of small, medium and large objects ('s', 'm', 'l') that an evaluation has counted.
+
+  None if the run has not saved its ground truth, or the metric has no sizes. Arguments and errors as for read_matches.
+  """
+  truth = folder.join('eval', f'step-{step:08d}', 'ground_truth.json')
+  if metric not in ('box/AP', 'mask/AP') or not tf.io.gfile.exists(truth):
+    return None
+  gt = _load(truth, dict)
+  annotations = (coco_metrics.mask_truth(gt) if metric == 'mask/AP' else gt)['annotations']
+  areas = np.array([area for a in annotations if not a.get('iscrowd') and isinstance(area := a.get('area'), int | float)
+                    ], np.float64)
+  return {size: int(np.sum((low <= areas) & (areas <= high))) for size, (low, high) in AREAS.items()}
+
+
 def _read_voc(path: str) -> Matches | None:
   truth = f'{path}/ground_truth.json'
   if not tf.io.gfile.exists(truth):
@@ -57,11 +73,7 @@ def match_voc(gt: dict[str, Any], results: list[dict[str, Any]], rule: str) -> M
   class_of = {category_id: k for k, category_id in enumerate(sorted(c['id'] for c in gt['categories']), start=1)}
   row = {image: i for i, image in enumerate(image_ids)}
   objects = voc_evaluator.objects_of(gt['annotations'], class_of)
-  detections = voc_metrics.Detections(
-    np.array([r['image_id'] for r in results], np.int64),
-    np.array([class_of[r['category_id']] for r in results], np.int64),
-    boxes_of(results), np.array([r['score'] for r in results], np.float64))
-  detections, true, false = voc_metrics.label(objects, detections, [0.5])
+  detections, true, false = voc_metrics.label(objects, voc_evaluator.detections_of(results, class_of), [0.5])
   images = np.array([row[i] for i in detections.images.tolist()], np.int64)
   object_rows = np.array([row[i] for i in objects.images.tolist()], np.int64)
   tables = []

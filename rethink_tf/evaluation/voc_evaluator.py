@@ -108,6 +108,14 @@ def objects_of(annotations: Sequence[Mapping], class_of: Mapping[int, int]) -> v
     np.array([a.get('difficult', a.get('iscrowd', 0)) for a in annotations], bool))
 
 
+def detections_of(results: Sequence[Mapping], class_of: Mapping[int, int]) -> voc_metrics.Detections:
+  """Return detections in COCO's submission format; class_of as above."""
+  return voc_metrics.Detections(
+    np.array([r['image_id'] for r in results], np.int64),
+    np.array([class_of[r['category_id']] for r in results], np.int64),
+    boxes_of(results), np.array([r['score'] for r in results], np.float64))
+
+
 def result_file(competition: str, category: str, k: int) -> str:
   """Return the name of the development kit's file of detections of class k, counted from 1."""
   safe = re.sub(r'[^\w.-]', '_', category)

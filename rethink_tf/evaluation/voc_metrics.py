@@ -80,13 +80,13 @@ def label(objects: Objects, detections: Detections,
   """
   order = np.argsort(-np.asarray(detections.scores, np.float64), kind='stable')
   detections = Detections(*(np.asarray(column)[order] for column in detections))
-  assigned, overlaps = _largest_overlaps(objects, detections)
+  assigned, overlaps = largest_overlaps(objects, detections)
   easy = ~np.asarray(objects.difficult, bool)
   labels = [_true_and_false(assigned, overlaps > threshold, easy) for threshold in thresholds]
   return detections, np.stack([true for true, _ in labels]), np.stack([false for _, false in labels])
 
 
-def _largest_overlaps(objects: Objects, detections: Detections) -> tuple[np.ndarray, np.ndarray]:
+def largest_overlaps(objects: Objects, detections: Detections) -> tuple[np.ndarray, np.ndarray]:
   """Find the object of the same image and class with the largest IoU: its index, int64 [D], and the IoU, float64 [D].
 
   Of equal ones the first; index 0 and IoU -1.0 where the image has no object of the class.

@@ -2,8 +2,10 @@
 
 Reads the detections that the newest evaluation has saved in the run folder (bbox.json, segm.json, keypoints.json, or
 VOC's files of each class) and the ground truth. Prints how much AP each kind of error costs (detection_errors.py,
-keypoint_errors.py), and writes in the same folder errors.txt, errors.json, errors_box.png (bars by kind and by class)
-and worst_box.png (the most confident errors of each kind), likewise for masks and keypoints.
+keypoint_errors.py), the score threshold with the best F1 and the classes that are confused, and writes in the same
+folder errors.txt, errors.json, errors_box.png (bars by kind and by class), worst_box.png (the most confident errors of
+each kind), precision_recall_box.png, confusion_box.png and confusion_box.csv; likewise for masks, and the first of
+these for keypoints.
 
 From Python: rethink_tf.inspect_run.inspection.inspect.
 """
@@ -26,6 +28,10 @@ def define_flags() -> None:
   here = {'module_name': sys.argv[0]}
   flags.DEFINE_string('results', None, 'folder with bbox.json; default: the newest one of the run', **here)
   flags.DEFINE_string('output', None, 'folder for tables and plots; default: that of the results', **here)
+  flags.DEFINE_float('iou', 0.5, 'IoU of the confusion matrix and of the precision-recall curves', lower_bound=0.0,
+                     upper_bound=1.0, **here)
+  flags.DEFINE_float('score', None, 'lowest score in the confusion matrix; default: the threshold with the best F1',
+                     lower_bound=0.0, upper_bound=1.0, **here)
   flags.DEFINE_integer('examples', 6, 'images of each kind of error', lower_bound=1, **here)
 
 
@@ -46,7 +52,7 @@ def main() -> None:
                          if FLAGS.model_dir else FLAGS.gin_file)
   source = gin_files.argument(experiment.run, 'eval_source')(training=False)
   inspection.inspect(results_folder, source, os.path.expanduser(FLAGS.output or results_folder), FLAGS.examples,
-                     gin_files.bound('CocoEvaluator.keypoint_sigmas'))
+                     gin_files.bound('CocoEvaluator.keypoint_sigmas'), FLAGS.iou, FLAGS.score)
 
 
 if __name__ == '__main__':

@@ -34,7 +34,7 @@ FOREGROUND, BACKGROUND = 0.5, 0.1  # IoU of a match; below the second a detectio
 _CORRECT, _IGNORED, _UNMATCHED = -1, -2, -3  # in addition to the indices of KINDS
 _MOVED = (KINDS.index('classification'), KINDS.index('localisation'))
 _MISSED = KINDS.index('missed')
-_RECALLS = np.linspace(0, 1, 101)
+RECALLS = np.linspace(0, 1, 101)
 
 
 class ErrorExample(NamedTuple):
@@ -162,16 +162,24 @@ class _Data:
 
   def iou(self, rows: np.ndarray, objects: np.ndarray) -> np.ndarray:
     """Return the IoU [d, a]; for crowds, the fraction of the detection that they cover."""
-    if not len(rows) or not len(objects):
-      return np.zeros([len(rows), len(objects)])
-    results = [self.results[i] for i in self.order[rows]]
     annotations = [self.gt['annotations'][i] for i in objects]
-    if self.iou_type == 'bbox':
-      return _box_iou(*(np.array([one['bbox'] for one in ones], np.float64) for ones in (results, annotations)),
-                      self.crowds[objects])
-    size = self._sizes[annotations[0]['image_id']]
-    masks = [[_rle(one['segmentation'], *size) for one in ones] for ones in (results, annotations)]
-    return np.asarray(coco_mask.iou(*masks, self.crowds[objects].astype(np.uint8))).reshape(len(rows), len(objects))
+    size = self._sizes[annotations[0]['image_id']] if annotations else (0, 0)
+    return pairwise_iou([self.results[i] for i in self.order[rows]], annotations, self.iou_type, size)
+
+
+def pairwise_iou(results: Sequence[dict[str, Any]], annotations: Sequence[dict[str, Any]], iou_type: str,
+                 size: tuple[int, int]) -> np.ndarray:
+  """Return the IoU [d, a] of results and annotations of one image of `size` (height, width).
+
+  For crowds, the fraction of the detection that they cover.
+  """
+  if not results or not annotations:
+    return np.zeros([len(results), len(annotations)])
+  crowds = np.array([bool(a.get('iscrowd', 0)) for a in annotations], bool)
+  if iou_type == 'bbox':
+    return _box_iou(*(np.array([one['bbox'] for one in ones], np.float64) for ones in (results, annotations)), crowds)
+  masks = [[_rle(one['segmentation'], *size) for one in ones] for ones in (results, annotations)]
+  return np.asarray(coco_mask.iou(*masks, crowds.astype(np.uint8))).reshape(len(results), len(annotations))
 
 
 def _box_iou(a: np.ndarray, b: np.ndarray, crowds: np.ndarray) -> np.ndarray:
@@ -255,12 +263,18 @@ def average_precision(correct: np.ndarray, objects: int) -> float:
 
   correct: bool [n], best score first.
   """
-  if not objects:
-    return float(not len(correct))
+  return float(precisions(correct, objects).mean()) if objects else float(not len(correct))
+
+
+def precisions(correct: np.ndarray, objects: int) -> np.ndarray:
+  """Return COCO's precision at RECALLS, float64 [101]: the best one at that recall or a higher one, else 0.
+
+  correct: bool [n], best score first. objects: at least 1.
+  """
   true = np.cumsum(correct)
   precision = true / (np.arange(1, len(correct) + 1) + np.spacing(1))
   envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
-  return float(envelope[np.searchsorted(true / objects, _RECALLS, side='left')].mean())
+  return envelope[np.searchsorted(true / objects, RECALLS, side='left')]
 
 
 def _worst(data: _Data, kind: int, number: int) -> list[ErrorExample]:

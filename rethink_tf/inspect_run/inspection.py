@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rethink_tf.errors import UserError
-from rethink_tf.evaluation import ceilings, coco_metrics, scoring
-from rethink_tf.inspect_run import detection_errors, keypoint_errors, plots, report
+from rethink_tf.evaluation import ceilings, coco_metrics, scoring, voc_evaluator
+from rethink_tf.inspect_run import (
+  confusion,
+  counted,
+  detection_errors,
+  keypoint_errors,
+  plots,
+  precision_recall,
+  report,
+  threshold_plots,
+)
+from rethink_tf.inspect_run.counted import Counted
 from rethink_tf.inspect_run.detection_errors import Breakdown
 from rethink_tf.inspect_run.keypoint_errors import KeypointBreakdown
 from rethink_tf.inspect_run.results import FILES, VOC_FILES, read_results, scored_truth
@@ -17,7 +28,8 @@ from rethink_tf.structures import Source
 
 
 def inspect(results_folder: str, source: Source, output: str | None = None, examples: int = 6,
-            keypoint_sigmas: Sequence[float] | None = None) -> dict[str, Breakdown | KeypointBreakdown]:
+            keypoint_sigmas: Sequence[float] | None = None, iou: float = 0.5,
+            score: float | None = None) -> dict[str, Breakdown | KeypointBreakdown]:
   """Break down the errors of all results in a folder, print the tables and write the files.
 
   The limits on objects that it names are those of gin's configuration.
@@ -25,9 +37,12 @@ def inspect(results_folder: str, source: Source, output: str | None = None, exam
   Args:
     results_folder: folder with bbox.json, segm.json, keypoints.json or VOC's files of each class (newest_results).
     source: data set that was evaluated, as gin_files.argument(experiment.run, 'eval_source')(training=False).
-    output: folder for errors.txt, errors.json, errors_<kind>.png and worst_<kind>.png; None: results_folder.
+    output: folder for errors.txt, errors.json, errors_<kind>.png and worst_<kind>.png, and, of boxes and masks,
+      confusion_<kind>.png and .csv and precision_recall_<kind>.png; None: results_folder.
     examples: images of each kind of error in worst_<kind>.png.
     keypoint_sigmas: sigmas of keypoint similarity; None: COCO's.
+    iou: of the confusion matrix and the precision-recall curves.
+    score: lowest score in the confusion matrix; None: the threshold with the best F1 of all classes together.
 
   Returns:
     Breakdowns by kind: 'box', 'mask', 'keypoint'.
@@ -40,11 +55,12 @@ def inspect(results_folder: str, source: Source, output: str | None = None, exam
   gt = scored_truth(results_folder, source)
   notes = ceilings.describe(source, ceilings.of_evaluation())
   limits = coco_metrics.MAX_DETECTIONS | gt.get('max_detections', {})
-  breakdowns, text = {}, []
+  breakdowns, text, record = {}, [], {}
   for kind, name, results in read_results(results_folder, gt, source.name):
     title = f'{os.path.join(results_folder, name)}: {len(gt["images"])} images of {source.name}'
     title += ", matched and averaged COCO's way" if name == VOC_FILES else ''  # within a point or so of voc/mAP
     title += ''.join(f'\n  {note}' for note in notes)
+    more: dict[str, Any] = {}
     if kind == 'keypoint':
       truth = scoring.keypoint_truth(gt, source.num_keypoints)
       breakdown = keypoint_errors.analyse(truth, results, keypoint_sigmas or scoring.default_sigmas(
@@ -56,9 +72,11 @@ def inspect(results_folder: str, source: Source, output: str | None = None, exam
     else:
       truth, iou_type = (coco_metrics.mask_truth(gt), 'segm') if kind == 'mask' else (gt, 'bbox')
       breakdown = detection_errors.analyse(truth, results, iou_type, examples, limits[iou_type])
-      text.append(report.detection_table(breakdown, kind, title))
       plot = plots.plot_detections(breakdown, kind)
-    breakdowns[kind] = breakdown
+      one = _count(gt, results, iou_type, iou, limits[iou_type], name)
+      table, more = _thresholds(one, gt, results, kind, output, score)
+      text.append(report.detection_table(breakdown, kind, title) + table)
+    breakdowns[kind], record[kind] = breakdown, report.as_json(breakdown) | more
     print(text[-1], flush=True)
     files.write_output(os.path.join(output, f'errors_{kind}.png'), plot)
     grid = plots.plot_examples(breakdown, source, truth, results, kind, examples)
@@ -66,8 +84,36 @@ def inspect(results_folder: str, source: Source, output: str | None = None, exam
       files.write_output(os.path.join(output, f'worst_{kind}.png'), grid)
   if not breakdowns:
     raise UserError(f'{results_folder}: holds neither {" nor ".join(FILES.values())} nor {VOC_FILES}')
+  _write(output, text, record)
+  return breakdowns
+
+
+def _write(output: str, text: Sequence[str], record: Mapping[str, Any]) -> None:
   files.write_output(os.path.join(output, 'errors.txt'), '\n'.join(text))
-  record = {kind: report.as_json(breakdown) for kind, breakdown in breakdowns.items()}
   files.write_output(os.path.join(output, 'errors.json'), json.dumps(record, indent=1))
   print(f'plots and tables: {output}')
-  return breakdowns
+
+
+def _count(gt: dict[str, Any], results: list[dict[str, Any]], iou_type: str, iou: float, limit: int,
+           name: str) -> Counted:
+  """Count detections as the metric of the evaluation does; name: of the file they are from."""
+  if name != VOC_FILES:
+    return counted.count_coco(gt, results, iou_type, iou, limit)
+  class_of = {category_id: k for k, category_id in enumerate(sorted(c['id'] for c in gt['categories']), start=1)}
+  return counted.count_voc(gt, voc_evaluator.objects_of(gt['annotations'], class_of),
+                           voc_evaluator.detections_of(results, class_of), iou)
+
+
+def _thresholds(one: Counted, gt: dict[str, Any], results: list[dict[str, Any]], kind: str, output: str,
+                score: float | None) -> tuple[str, dict[str, Any]]:
+  """Write precision-recall curves and the confusion matrix; return them as text and JSON values."""
+  curves = precision_recall.curves(one)
+  best = curves[0].best
+  matrix = confusion.confusion(one, gt, results, scoring.IOU_TYPES[kind],
+                               score if score is not None else best.threshold if best else scoring.SHOWN_SCORE)
+  files.write_output(os.path.join(output, f'precision_recall_{kind}.png'),
+                     threshold_plots.plot_curves(curves, kind, one.iou))
+  files.write_output(os.path.join(output, f'confusion_{kind}.png'), threshold_plots.plot_confusion(matrix, kind))
+  files.write_output(os.path.join(output, f'confusion_{kind}.csv'), files.as_csv(confusion.as_rows(matrix)))
+  return (precision_recall.as_text(curves, one.iou, report.LISTED) + confusion.as_text(matrix, report.LISTED),
+          {'precision_recall': precision_recall.as_json(curves), 'confusion': confusion.as_json(matrix)})

@@ -108,7 +108,8 @@ def _draw(example: detection_errors.ErrorExample | keypoint_errors.ErrorExample,
   boxes = [None if one is None else _box_of(one) for one in pair]
   texts = ('' if detected is None else f'{names[detected["category_id"]]} {detected["score"]:.2f}',
            '' if true is None else names[true['category_id']])
-  title = f'image {example.image_id}'
+  file_name = next((image.get('file_name') for image in gt['images'] if image['id'] == example.image_id), None)
+  title = drawing.short_name(file_name or f'image {example.image_id}')
   if kind == 'keypoint':
     points = [np.reshape(one['keypoints'], [-1, 3])[:, [1, 0, 2]].astype(float) for one in pair]
     points[0][:, 2] = 1  # a score in results, which may be <= 0

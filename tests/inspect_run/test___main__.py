@@ -22,7 +22,11 @@ def test_the_command(run, tmp_path):
     assert record[kind]['AP'] == 0 and record[kind]['objects'] == 2
     assert record[kind]['gained']['classification'] == pytest.approx(100 * 51 / 101, abs=1e-3)
     assert record[kind]['classes']['other']['AP'] is None, 'no such objects'
-    for name in (f'errors_{kind}.png', f'worst_{kind}.png'):
+    assert record[kind]['confusion']['confused'] == [
+      {'annotated': 'thing', 'detected': 'other', 'count': 1, 'percent_of_annotated': 50.0}]
+    assert record[kind]['confusion']['score_threshold'] == 0.5, 'nothing is true: there is no best one'
+    for name in ('errors', 'worst', 'confusion', 'precision_recall'):
+      name = f'{name}_{kind}.png'
       assert cv2.imread(str(folder / name)).std() > 5, name
   assert 'classification          1' in result.stdout and (folder / 'errors.txt').read_text() in result.stdout
 
@@ -83,4 +87,9 @@ def test_voc(tmp_path):
   assert {kind: number for kind, number in record['box']['errors'].items() if number} == {'classification': 1}
   assert record['box']['gained']['classification'] == pytest.approx(75, abs=1e-3)
   assert 'comp?_det_test_*.txt' in result.stdout
+  best = {'score_threshold': 0.8, 'precision': 50.0, 'recall': 50.0, 'F1': 50.0}
+  assert record['box']['precision_recall']['all']['best'] == best
+  rows = (folder / 'confusion_box.csv').read_text().splitlines()
+  assert [row.split(',')[0] for row in rows if set(row.split(',')[1:]) - {'0'}][1:] == ['cat', 'dog']
+  assert '1 of 2 objects found, 1 as another class, 0 missed' in result.stdout
   assert cv2.imread(str(folder / 'worst_box.png')).std() > 5

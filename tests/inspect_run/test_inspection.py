@@ -1,5 +1,7 @@
 """The inspection as a function: breakdowns returned, files in another folder."""
 
+import json
+
 import pytest
 
 from rethink_tf.data.detection.coco import CocoSource
@@ -13,8 +15,18 @@ def test_breakdowns_and_files(run, tmp_path, capsys):
   assert set(breakdowns) == {'box', 'mask'}
   assert breakdowns['box'].counts['classification'] == breakdowns['mask'].counts['missed'] == 1
   assert {path.name for path in (tmp_path / 'out').iterdir()} == {
-    'errors.txt', 'errors.json', 'errors_box.png', 'errors_mask.png', 'worst_box.png', 'worst_mask.png'}
+    'errors.txt', 'errors.json', *(f'{name}_{kind}.{end}' for kind in ('box', 'mask') for name, end in (
+      ('errors', 'png'), ('worst', 'png'), ('precision_recall', 'png'), ('confusion', 'png'), ('confusion', 'csv')))}
   assert (tmp_path / 'out/errors.txt').read_text() in capsys.readouterr().out
+
+
+def test_thresholds_of_the_arguments(run, tmp_path, capsys):
+  source = CocoSource(str(tmp_path / 'data'), 'val2017')
+  inspect(str(run / 'eval/step-00000002'), source, str(tmp_path / 'out'), examples=1, iou=0.75, score=0.95)
+  assert '2 missed; 0 detections of nothing' in capsys.readouterr().out, 'the only score is 0.9'
+  record = json.loads((tmp_path / 'out/errors.json').read_text())['mask']
+  assert (record['confusion']['iou'], record['confusion']['score_threshold']) == (0.75, 0.95)
+  assert record['precision_recall']['all']['best'] is None, 'nothing true at any threshold'
 
 
 def test_a_folder_without_results(run, tmp_path):
