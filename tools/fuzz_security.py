@@ -288,9 +288,11 @@ def _run_reports(rng, seeds, work):
   found = [tables.runs_table(runs, [metric]), tables.settings_table(runs), tables.curves_table(runs)]
   assert all(isinstance(run.drops, list) and run.seen and run.twin_key for run in runs)
   texts = [tables.as_text(rows) for rows in found] + [curves.table([run.folder for run in runs])]
-  html = page.page('runs', [page.Answer('open', run.name, run.pretraining_source) for run in runs],
-                   [run.data for run in runs], [run.date for run in runs], {}, {}, dict(zip('abc', found, strict=True)),
-                   [run.name for run in runs])
+  html = page.page(page.Content(
+    'runs', [page.Answer('open', run.name, run.pretraining_source, run.data) for run in runs],
+    [(run.data, run.date) for run in runs], [run.name for run in runs], [page.Drawn(runs[0].name, {runs[1].name: b''})],
+    [page.Line(run.name, '#000000', False, 'o') for run in runs], {}, dict(zip('abc', found, strict=True)),
+    [run.name for run in runs]))
   for text in (*texts, html.replace('\t', '')):
     assert not set(text) & set('\x00\x07\x08\r\x1b\x7f\x9b\u202e'), text[:300]
   for rows in found:

@@ -31,13 +31,15 @@ def main(run_folders: list[str]) -> None:
   for path in run_folders:
     process.check_path(path, 'no such run folder')
   from rethink_tf import console  # imports TensorFlow, which takes seconds: not needed for --help and such errors
+  from rethink_tf.compare import tensorboard_log
   from rethink_tf.compare.report import compare
 
   console.hide_library_info()
   comparison = compare(run_folders, FLAGS.output, FLAGS.metric, FLAGS.margin, FLAGS.draws, FLAGS.confidence,
                        FLAGS.seed_spread)
   print(comparison.text)
-  print(f'\nreport: {comparison.page}\ntensorboard --logdir={FLAGS.output}/tensorboard')
+  print(f'\nreport: {comparison.page}\ntensorboard --logdir={FLAGS.output}/tensorboard   and open '
+        f'{tensorboard_log.ADDRESS}')
 
 
 if __name__ == '__main__':

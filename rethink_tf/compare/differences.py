@@ -39,6 +39,12 @@ class Differences:
     ids = self._images(side)
     return None if ids is None else len(ids)
 
+  def num_objects(self, side: Side) -> int | None:
+    """Return the number of objects in these images that the metric counts, None if unknown."""
+    if self._images(side) is None:
+      return None
+    return sum(int(one.objects.sum()) for one in self._matches(side.runs[0]).categories)
+
   def between(self, first: Side, second: Side, comparisons: int = 1) -> intervals.Interval | None:
     """Return mean AP of the first side minus the second, None if detections are missing or of different images.
 

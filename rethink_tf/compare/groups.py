@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
-from rethink_tf.compare.run_summary import Run, Seen
+from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run, Seen
 
 
 class Side(NamedTuple):
@@ -48,6 +48,17 @@ def groups(runs: Sequence[Run]) -> list[list[Run]]:
   return list(by_key.values())
 
 
+def labels(by_settings: Sequence[Sequence[Run]], most: int = 3) -> list[str]:
+  """Return what sets each of several groups apart, as 'num_images = 50'; at most some settings, '' for a single one."""
+  settings = [dict(group[0].twin_key) for group in by_settings]
+  names = sorted({name for one in settings for name in one})
+  names = [name for name in names if len({one.get(name) for one in settings}) > 1]
+  names = [name for name in names if '.' in name] or names  # bindings; macros repeat them
+  more = ', …' if len(names) > most else ''
+  return [', '.join(f'{name.rpartition(".")[2]} = {one.get(name, "default")}' for name in names[:most]) + more
+          for one in settings]
+
+
 def independent(runs: Sequence[Run]) -> list[Run]:
   """Return the runs that are independent samples: of those that differ in nothing, not even the seed, the first."""
   first_of: dict[tuple, Run] = {}
@@ -68,3 +79,14 @@ def sides(runs: Sequence[Run], init: str) -> list[Side]:
   several = len({init_key for _, init_key in by_key}) > 1
   return sorted((Side(schedule, tuple(each), each[0].weights_name if several else '')
                  for (schedule, _), each in by_key.items()), key=lambda side: side.seen.images)
+
+
+def labelled_sides(runs: Sequence[Run]) -> list[tuple[str, Side]]:
+  """Return the sides of all groups with a label each: the name of a single run, or what its runs have in common."""
+  by_settings = groups(runs)
+  result = []
+  for about, group in zip(labels(by_settings), by_settings, strict=True):
+    for side in (*sides(group, SCRATCH), *sides(group, PRETRAINED)):
+      label = f'{side.label}, {about}' if about else side.label
+      result.append((side.runs[0].name if len(side.runs) == 1 else label, side))
+  return result

@@ -1,4 +1,7 @@
-"""Plots of a comparison: a metric against samples seen (Fig. 1 and 2), its final values, AP by size, losses."""
+"""Plots of a comparison: a metric against samples seen (Fig. 1 and 2), its final values, AP by size, losses.
+
+Runs differ in more than their colour: pre-trained ones have dashed lines and hatched bars, schedules have markers.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rethink_tf.compare.groups import groups, sides
-from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run
-from rethink_tf.visualization.plotting import COLOURS, INK, decorate, encode, new_figure
+from rethink_tf.compare.groups import Side, groups, labelled_sides, sides
+from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run, metric_name
+from rethink_tf.visualization.plotting import COLOURS, INK, MARKERS, decorate, encode, new_figure
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
@@ -17,9 +20,11 @@ if TYPE_CHECKING:
 
   from rethink_tf.compare.verdict import Verdict
 
-SCRATCH_SHADES, PRETRAINED_SHADES = ('#a9cdea', '#0b3f6b'), ('#f2b3ba', '#8f1626')  # from short to long schedules
+SCRATCH_SHADES, PRETRAINED_SHADES = ('#5a99cf', '#0b3f6b'), ('#de7482', '#8f1626')  # from short to long schedules
 AXES = (('iterations', 'iterations'), ('images', 'images seen'), ('instances', 'instances seen'),
         ('pixels', 'pixels seen'))
+SIZES = {'s': 'small (< 32\u00b2 pixels)', 'm': 'medium', 'l': 'large (> 96\u00b2)'}
+_OF_PAGE = (4.6, 3.4)  # inches: text is readable on a screen of 390 pixels
 
 
 def colours(runs: Sequence[Run]) -> dict[str, str]:
@@ -38,9 +43,15 @@ def colours(runs: Sequence[Run]) -> dict[str, str]:
     by_length = sides(runs, init)
     shades = LinearSegmentedColormap.from_list(init, SCRATCH_SHADES if init == SCRATCH else PRETRAINED_SHADES)
     for number, side in enumerate(by_length):
-      shade = to_hex(shades((number + 1) / len(by_length)))
+      shade = to_hex(shades(number / max(1, len(by_length) - 1)))
       by_name |= {run.name: shade for run in side.runs}
   return by_name
+
+
+def markers(runs: Sequence[Run]) -> dict[str, str]:
+  """Return a marker per run name, by schedule."""
+  schedules = list(dict.fromkeys(run.schedule for run in sorted(runs, key=lambda run: run.seen.images)))
+  return {run.name: MARKERS[schedules.index(run.schedule) % len(MARKERS)] for run in runs}
 
 
 def curves(runs: Sequence[Run], metric: str) -> Figure:
@@ -53,19 +64,34 @@ def curves(runs: Sequence[Run], metric: str) -> Figure:
   return fig
 
 
-def panels(runs: Sequence[Run], metric: str) -> dict[str, Figure]:
-  """Return two plots of `curves` as separate plots by title, for pages; images and instances look much the same."""
-  by_title = {}
-  for key, title in (AXES[0], AXES[-1]):
-    fig, axes = _single((5.6, 4.2))
+def panels(runs: Sequence[Run], metric: str, objects: Mapping[str, int] | None = None) -> dict[str, Figure]:
+  """Return the plots of a page by alternative text, without legends, which they share.
+
+  The plot against pixels is left out where it would look like that against iterations.
+  objects: number of held-out objects by size, as for `by_size`.
+  """
+  name, by_text = metric_name(metric), {}
+  finals = '; '.join(f'{run.name} {run.final(metric):.1f}' for run in runs)
+  for key, title in (AXES[0], AXES[-1])[:2 if _pixels_matter(runs) else 1]:
+    fig, axes = _single(_OF_PAGE)
     _panel(axes, runs, metric, key, title)
-    _legend(fig, axes, columns=2)
-    by_title[f'{metric} against {title}'] = fig
-  return by_title
+    by_text[f'{name} against {title}, in percent. At the end: {finals}'] = fig
+  sizes = by_size(runs, metric, objects, page=True)
+  if sizes is not None:
+    by_text[f'{metric.split("/")[0]} AP of small, medium and large objects at the end of each run'] = sizes
+  if any(len(run.losses[0]) for run in runs):
+    by_text['Training loss against iterations; dotted lines mark drops of the learning rate'] = losses(runs, page=True)
+  return by_text
+
+
+def _pixels_matter(runs: Sequence[Run]) -> bool:
+  """Whether curves against pixels look different from those against iterations."""
+  per_step = [run.seen.pixels / run.curve.steps[-1] for run in runs if np.isfinite(run.seen.pixels)]
+  return any(run.pretraining for run in runs) or bool(per_step) and max(per_step) > 1.05 * min(per_step)
 
 
 def _panel(axes: Axes, runs: Sequence[Run], metric: str, key: str, title: str) -> None:
-  colour_of = colours(runs)
+  colour_of, marker_of, name = colours(runs), markers(runs), metric_name(metric)
   for run in runs:
     values = run.curve.metrics.get(metric)
     if values is None:
@@ -73,15 +99,15 @@ def _panel(axes: Axes, runs: Sequence[Run], metric: str, key: str, title: str) -
     before = getattr(run.pretraining, key, 0.0) if run.pretraining is not None else 0.0
     x = run.curve.steps if key == 'iterations' else getattr(run.curve, key) + before
     colour = colour_of[run.name]
-    axes.plot(x, values, color=colour, marker='o', markersize=3.5, linewidth=1.6, label=run.name,
+    axes.plot(x, values, color=colour, marker=marker_of[run.name], markersize=4, linewidth=1.6, label=run.name,
               linestyle='-' if run.init == SCRATCH else '--')
     if before:
       axes.plot([0, before], [0, 0], color=colour, linewidth=5, alpha=0.35, solid_capstyle='butt')
     if key == 'iterations':
       _mark_drops(axes, run, colour)
   counted = key != 'iterations' and any(run.pretraining for run in runs)
-  title += ', pre-training included (thick line)' if counted else ''
-  decorate(axes, f'{metric} against {title}', key, f'{metric} (%)')
+  decorate(axes, f'{name} against {title}', f'{title}, with pre-training (thick line)' if counted else title,
+           f'{name} (%)')
   axes.set_ylim(bottom=0)
   axes.set_xlim(left=0)
 
@@ -105,7 +131,8 @@ def end_points(runs: Sequence[Run], metric: str) -> Figure:
   for (schedule, images), value in highest.items():  # one label for all sides of a schedule
     axes.annotate(schedule, (images, value), textcoords='offset points', xytext=(0, 7), ha='center', fontsize=8,
                   color=INK)
-  decorate(axes, f'{metric} at the end of each schedule', 'images seen in detection training', f'{metric} (%)')
+  name = metric_name(metric)
+  decorate(axes, f'{name} at the end of each schedule', 'images seen in detection training', f'{name} (%)')
   axes.margins(y=0.15)
   axes.legend(frameon=False, fontsize=9)
   return fig
@@ -114,68 +141,96 @@ def end_points(runs: Sequence[Run], metric: str) -> Figure:
 def answer(verdict: Verdict, margin: float) -> Figure:
   """Plot the metric at the end of each schedule from scratch and pre-trained, by images seen.
 
-  Bars of scratch schedules are the confidence interval of the difference from the best pre-trained one, around which
-  the margin is a band.
+  Small marks are single runs. Bars of scratch schedules are the confidence interval of the difference from the best
+  pre-trained one, around which the margin is a band.
   """
   from matplotlib.ticker import NullLocator
 
-  fig, axes = _single((7, 4.2))
-  metric, best, pretrained = verdict.metric, verdict.pretrained, verdict.schedules
+  fig, axes = _single(_OF_PAGE)
+  metric, name = verdict.metric, metric_name(verdict.metric)
   scratch = [step.side for step in verdict.steps]
-  highest = best.mean(metric)
+  highest = verdict.pretrained.mean(metric)
   axes.axhspan(highest - margin, highest + margin, color=COLOURS[1], alpha=0.15, linewidth=0,
-               label=f'best pre-trained ± {margin:g}')
+               label=f'best pre-trained \u00b1 {margin:g} points')
   half = [np.nan if step.difference is None or step.difference.resolved is not None else step.difference.half
           for step in verdict.steps]
-  axes.errorbar([side.seen.images for side in scratch], [side.mean(metric) for side in scratch], yerr=half,
-                linestyle='-', marker='o', capsize=4, color=COLOURS[0], label='from scratch')
-  axes.plot([side.seen.images for side in pretrained], [side.mean(metric) for side in pretrained], linestyle='--',
-            marker='s', color=COLOURS[1], label=PRETRAINED)
-  places = {side.seen.images: side.schedule for side in (*pretrained, *scratch)}
+  known = [step.difference.confidence for step, bar in zip(verdict.steps, half, strict=True) if np.isfinite(bar)]
+  bars = f'bars: {100 * known[0]:.0f} % interval of the difference' if known else 'no intervals'
+  for sides_of, colour, marker, style, label in ((verdict.schedules, COLOURS[1], 's', '--', PRETRAINED),
+                                                 (scratch, COLOURS[0], 'o', '-', f'from scratch ({bars})')):
+    axes.errorbar([side.seen.images for side in sides_of], [side.mean(metric) for side in sides_of],
+                  yerr=half if sides_of is scratch else None, linestyle=style, marker=marker, capsize=4, color=colour,
+                  label=label)
+    seeds = [(side.seen.images, run.final(metric)) for side in sides_of for run in side.runs if len(side.runs) > 1]
+    if seeds:
+      axes.scatter(*zip(*seeds, strict=True), s=10, marker=marker, facecolors='none', edgecolors=colour, linewidths=0.8)
+  places = {side.schedule: side.seen.images for side in (*verdict.schedules, *scratch)}
   axes.set_xscale('log')
-  axes.set_xticks(list(places), list(places.values()))
+  axes.set_xticks(list(places.values()), list(places))
   axes.xaxis.set_minor_locator(NullLocator())
-  decorate(axes, f'{metric} at the end of each schedule', 'schedule (detection training only)', f'{metric} (%)')
+  decorate(axes, f'{name} at the end of each schedule', 'schedule (detection training only)', f'{name} (%)')
   axes.margins(x=0.12, y=0.15)
-  axes.legend(frameon=False, fontsize=9)
+  handles, names = axes.get_legend_handles_labels()
+  fig.legend(handles, names, loc='outside lower left', frameon=False, fontsize=9)
   return fig
 
 
-def by_size(runs: Sequence[Run], metric: str) -> Figure | None:
-  """Plot the final AP of small, medium and large objects; None if no run has it."""
+def describe(verdict: Verdict, margin: float) -> str:
+  """Return the alternative text of `answer`: all its numbers."""
+  def listed(sides_of: Sequence[Side]) -> str:
+    return ', '.join(f'{side.schedule} {side.mean(verdict.metric):.1f}' for side in sides_of)
+
+  differences = ', '.join(f'{step.side.schedule} {step.difference}' for step in verdict.steps
+                          if step.difference is not None and step.difference.resolved is None)
+  compared = f' Differences from the best pre-trained schedule: {differences}.' if differences else ' No intervals.'
+  return (f'{metric_name(verdict.metric)} at the end of each schedule, in percent. From scratch: '
+          f'{listed([step.side for step in verdict.steps])}. Pre-trained: {listed(verdict.schedules)}.{compared} '
+          f'Margin: {margin:g} points.')
+
+
+def by_size(runs: Sequence[Run], metric: str, objects: Mapping[str, int] | None = None,
+            page: bool = False) -> Figure | None:
+  """Plot the final AP of small, medium and large objects, mean over seeds; None if no run has it.
+
+  objects: number of held-out objects of each size, 's', 'm' and 'l'; None: unknown. page: for a page, without legend.
+  """
   kind = metric.split('/')[0]
-  names = [f'{kind}/AP{size}' for size in 'sml']
-  shown = [run for run in runs if any(np.isfinite(run.final(name)) for name in names)]
+  names = [f'{kind}/AP{size}' for size in SIZES]
+  shown = [(label, side) for label, side in labelled_sides(runs) if any(np.isfinite(side.mean(name)) for name in names)]
   if not shown:
     return None
-  fig, axes = _single((7, 4.0))
+  fig, axes = _single(_OF_PAGE if page else (7, 4.0))
   width, colour_of = 0.8 / len(shown), colours(runs)
-  for i, run in enumerate(shown):
-    values = [run.final(name) for name in names]
+  for i, (label, side) in enumerate(shown):
+    values = [side.mean(name) for name in names]
     axes.bar(np.arange(3) + (i - (len(shown) - 1) / 2) * width, np.nan_to_num(values), width * 0.92,
-             color=colour_of[run.name], label=run.name, hatch=None if run.init == SCRATCH else '//',
-             edgecolor='white')
-  axes.set_xticks(range(3), ['small (< 32² pixels)', 'medium', 'large (> 96²)'])
+             color=colour_of[side.runs[0].name], label=label, hatch=None if side.runs[0].init == SCRATCH else '///',
+             edgecolor='white', linewidth=0.3)
+  counts = [''] * 3 if objects is None else [f'\n{objects[size]:,} objects' for size in SIZES]
+  axes.set_xticks(range(3), [label + count for label, count in zip(SIZES.values(), counts, strict=True)])
   decorate(axes, f'{kind} AP by size of object', '', 'AP (%)')
-  _legend(fig, axes)
+  if not page:
+    _legend(fig, axes)
   return fig
 
 
-def losses(runs: Sequence[Run]) -> Figure:
-  """Plot the training loss against iterations, with the drops of the learning rate."""
-  fig, axes = _single((7, 4.0))
+def losses(runs: Sequence[Run], page: bool = False) -> Figure:
+  """Plot the training loss against iterations, with the drops of the learning rate; page: without legend."""
+  fig, axes = _single(_OF_PAGE if page else (7, 4.0))
   highest, colour_of = [], colours(runs)
   for run in runs:
     steps, values = run.losses
     if len(steps):
-      axes.plot(steps, values, color=colour_of[run.name], linewidth=1.4, label=run.name)
+      axes.plot(steps, values, color=colour_of[run.name], linewidth=1.4, label=run.name,
+                linestyle='-' if run.init == SCRATCH else '--')
       highest.append(np.percentile(values, 97))
       _mark_drops(axes, run, colour_of[run.name])
   if highest:
     axes.set_ylim(0, 1.15 * max(highest))  # the first iterations would flatten the rest
   axes.set_xlim(left=0)
-  decorate(axes, 'Training loss; dotted: the learning rate drops', 'iterations', 'loss')
-  _legend(fig, axes)
+  decorate(axes, 'Training loss; dotted: learning rate drops', 'iterations', 'loss')
+  if not page:
+    _legend(fig, axes)
   return fig
 
 

@@ -11,11 +11,22 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from rethink_tf.compare import groups, matching, page, plots, published, same_data, tables, tensorboard_log, verdict
+from rethink_tf.compare import (
+  groups,
+  matching,
+  page,
+  plots,
+  predictions,
+  published,
+  same_data,
+  tables,
+  tensorboard_log,
+  verdict,
+)
 from rethink_tf.compare.bootstrap import Matches
 from rethink_tf.compare.differences import Differences, ReadMatches
 from rethink_tf.compare.groups import Side
-from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run, read_runs
+from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run, metric_name, read_runs
 from rethink_tf.errors import UserError, in_one_line, plain
 from rethink_tf.storage import files
 
@@ -65,16 +76,21 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
     'Runs': _runs_table(runs),
     'Scratch against the best pre-trained run': tables.steps_table(verdicts),
     'Scratch against pre-training at the same schedule': tables.twins_table(counted, differences),
-    f'Differences of {metric} from the first run': tables.differences_table(runs, differences),
+    f'Differences of {metric_name(metric)} from the first run': tables.differences_table(runs, differences),
     'Settings that differ': tables.settings_table(runs),
   }
-  answers = [_answer(one, margin) for one in verdicts] or [page.Answer('open', '', _without_verdict(runs))]
+  answers = _answers(counted, verdicts, margin) or [_without_verdict(runs, metric)]
   facts = _facts(counted, differences)
   cautions = [f'{run.name}: {note}.' for run in runs for note in run.notes] + same_data.differences(runs)
-  words = [*(line for one in answers for line in (one.headline, one.words) if line), ' · '.join(facts), *cautions]
+  words = [*(line for one in answers for line in (f'{one.about}: {one.headline}' if one.about else one.headline,
+                                                  one.words, one.cost) if line),
+           ' · '.join(f'{name.lower()}: {value}' for name, value in facts), *cautions]
   text = '\n\n'.join([
     *map(plain, words), *(f'{name}\n{tables.as_text(rows)}' for name, rows in content.items() if len(rows) > 1)])
-  written = _write(output, runs, metric, answers, facts, cautions, content)
+  objects = matching.object_sizes(runs[0].folder, metric, int(runs[0].curve.steps[-1]))
+  whole = page.Content(_title(runs, metric), answers, facts, cautions, _drawn(answers, verdicts), _legend(runs),
+                       plots.render(plots.panels(runs, metric, objects), 'svg'), content, _notes(runs))
+  written = _write(output, runs, metric, whole, objects)
   return Comparison(tuple(runs), metric, tuple(verdicts), text, written)
 
 
@@ -112,59 +128,92 @@ def _runs_table(runs: Sequence[Run]) -> tables.Table:
           *([*row, published.published_result(run.folder) or '-'] for run, row in zip(runs, rows, strict=True))]
 
 
-def _without_verdict(runs: Sequence[Run]) -> str:
+def _answers(runs: Sequence[Run], verdicts: Sequence[verdict.Verdict], margin: float) -> list[page.Answer]:
+  """Return the verdicts for the page; with several groups of runs each says which settings it is of."""
+  kinds = {verdict.SCRATCH_SUFFICES: 'scratch', verdict.PRETRAIN: 'pretrain', verdict.OPEN: 'open'}
+  by_settings = groups.groups(runs)
+  about = dict(zip((group[0].twin_key for group in by_settings), groups.labels(by_settings), strict=True))
+  return [page.Answer(kinds[one.answer], one.headline, one.words, one.cost,
+                      plots.render({'': plots.answer(one, margin)}, 'svg')[''], plots.describe(one, margin),
+                      about[one.pretrained.runs[0].twin_key]) for one in verdicts]
+
+
+def _without_verdict(runs: Sequence[Run], metric: str) -> page.Answer:
   """Explain why there is no verdict."""
   inits = {run.init for run in runs}
+  chart = plots.render({'': plots.end_points(runs, metric)}, 'svg')['']
+  caption = f'{metric_name(metric)} at the end of each run, in percent: ' + ', '.join(
+    f'{run.name} {run.final(metric):.1f}' for run in runs)
   if len(inits) == 1:
-    other = PRETRAINED if inits == {SCRATCH} else SCRATCH
-    return (f'All runs are {inits.pop()}: to learn whether pre-training pays, add a run that is {other} and otherwise '
-            'the same.')
-  return ('No verdict: the scratch and the pre-trained runs differ in more than initial weights, schedule and seed; '
-          'the settings that differ are listed below.')
+    own = inits.pop()
+    other = PRETRAINED if own == SCRATCH else SCRATCH
+    return page.Answer('open', f'Cannot tell: no run is {other}', f'All runs are {own}: to learn whether pre-training '
+                       f'pays, add a run that is {other} and otherwise the same.', chart=chart, caption=caption)
+  return page.Answer('open', 'Cannot tell: the sides differ in more than pre-training',
+                     'No verdict: the scratch and the pre-trained runs differ in more than initial weights, schedule '
+                     'and seed; the settings that differ are listed below.', chart=chart, caption=caption)
 
 
-def _answer(one: verdict.Verdict, margin: float) -> page.Answer:
-  kind = {verdict.SCRATCH_SUFFICES: 'scratch', verdict.PRETRAIN: 'pretrain', verdict.OPEN: 'open'}[one.answer]
-  caption = f'{one.metric} at the end of each schedule, from scratch and pre-trained'
-  return page.Answer(kind, one.headline, one.words, plots.render({'': plots.answer(one, margin)}, 'svg')[''], caption)
-
-
-def _facts(runs: Sequence[Run], differences: Differences) -> list[str]:
-  """Return what the answers rest on: data, held-out images, seeds, date."""
-  images = {differences.num_images(Side(run.schedule, (run,))) for run in runs}
-  facts = [', '.join(sorted({run.data for run in runs}))]
-  if images != {None}:
-    facts.append(f'{" or ".join(sorted(map(str, images - {None})))} held-out images')
+def _facts(runs: Sequence[Run], differences: Differences) -> list[tuple[str, str]]:
+  """Return what the answers rest on: data, held-out images and objects, seeds, instances seen, date."""
+  facts = [('Data', ', '.join(sorted({run.data for run in runs})))]
+  alone = [Side(run.schedule, (run,)) for run in runs]
+  for name, count in (('Held-out images', differences.num_images), ('Held-out objects', differences.num_objects)):
+    counts = sorted({number for side in alone if (number := count(side)) is not None})
+    if counts:
+      facts.append((name, ' or '.join(f'{number:,}' for number in counts)))
+  seeds = []
   for init in (SCRATCH, PRETRAINED):
     counts = [len(side.runs) for group in groups.groups(runs) for side in groups.sides(group, init)]
     if counts:
-      seeds = str(min(counts)) if min(counts) == max(counts) else f'{min(counts)} to {max(counts)}'
-      facts.append(f'{seeds} seed{"s" if max(counts) > 1 else ""} {init}')
-  if instances := max(run.seen.instances for run in runs):
-    facts.append(f'up to {instances:,.0f} instances seen in training')
+      seeds.append((str(min(counts)) if min(counts) == max(counts) else f'{min(counts)} to {max(counts)}') + f' {init}')
+  facts.append(('Seeds a schedule', ', '.join(seeds)))
+  if (instances := max(run.seen.instances for run in runs)) > 0:
+    facts.append(('Instances seen in training', f'up to {instances:,.0f}'))
   dates = [run.date for run in runs if run.date]
-  return facts + ([max(dates)] if dates else [])
+  return facts + ([('Evaluated', max(dates))] if dates else [])
 
 
-def _write(output: str, runs: Sequence[Run], metric: str, answers: Sequence[page.Answer], facts: Sequence[str],
-           cautions: Sequence[str], content: Mapping[str, tables.Table]) -> str:
-  """Write all files of the report; return the path of the page."""
-  output = output.rstrip('/')
-  curves = {f'{metric} against what was seen': plots.curves(runs, metric)}
-  others = {f'{metric} by schedule': plots.end_points(runs, metric), 'AP by size': plots.by_size(runs, metric),
-            'losses': plots.losses(runs)}
-  others = {name: fig for name, fig in others.items() if fig is not None}
-  data = {f'{_file_name(name)}.{kind}': image for kind in ('png', 'svg')
-          for name, image in plots.render(curves | others, kind).items()}
+def _title(runs: Sequence[Run], metric: str) -> str:
+  """Say what is compared."""
+  inits = {run.init for run in runs}
+  what = 'Scratch or pre-training' if len(inits) > 1 else f'Runs that are all {min(inits)}'
+  return f'{what}: {metric_name(metric)} on {", ".join(sorted({run.data for run in runs}))}'
+
+
+def _drawn(answers: Sequence[page.Answer], verdicts: Sequence[verdict.Verdict]) -> list[page.Drawn]:
+  """Return predictions of both sides of the first verdict: of the scratch schedule it is about and the best other."""
+  sides = [side for one in verdicts[:1] for side in ((one.caught_up or one.steps[-1]).side, one.pretrained)]
+  about = f', {answers[0].about}' if answers[0].about else ''
+  found = predictions.on_same_images({f'{side.runs[0].init} {side.schedule}{about}': side.runs[0] for side in sides})
+  return [page.Drawn(*one) for one in found]
+
+
+def _legend(runs: Sequence[Run]) -> list[page.Line]:
+  colours, markers = plots.colours(runs), plots.markers(runs)
+  return [page.Line(label, colours[side.runs[0].name], side.runs[0].init != SCRATCH, markers[side.runs[0].name])
+          for label, side in groups.labelled_sides(runs)]
+
+
+def _notes(runs: Sequence[Run]) -> list[str]:
   notes = ['Intervals: paired bootstrap over the held-out images and the spread between seeds, pooled over all sides '
            '(Student, Satterthwaite). Pixels are those of the resized images without '
            'padding; compute is proportional to them (Fig. 2 of the paper).']
-  notes += sorted({f'Pre-training: {run.pretraining_source}.' for run in runs if run.pretraining_source})
-  panels = plots.render(plots.panels(runs, metric), 'svg')  # replace the plot of all four on the page
-  shown = {name: fig for name, fig in others.items() if not any(one.chart for one in answers) or 'schedule' not in name}
-  data['index.html'] = page.page(f'Scratch or pre-training: {metric} on {facts[0]}', answers, facts, cautions, panels,
-                                 plots.render(shown, 'svg'), content, notes).encode()
-  data['runs.csv'] = files.as_csv(content['Runs'])
+  return notes + sorted({f'Pre-training: {run.pretraining_source}.' for run in runs if run.pretraining_source})
+
+
+def _write(output: str, runs: Sequence[Run], metric: str, content: page.Content,
+           objects: Mapping[str, int] | None) -> str:
+  """Write all files of the report; return the path of the page. objects: held-out ones by size."""
+  output = output.rstrip('/')
+  figures = {f'{metric} against what was seen': plots.curves(runs, metric),
+             f'{metric} by schedule': plots.end_points(runs, metric),
+             'AP by size': plots.by_size(runs, metric, objects), 'losses': plots.losses(runs)}
+  figures = {name: fig for name, fig in figures.items() if fig is not None}
+  data = {f'{_file_name(name)}.{kind}': image for kind in ('png', 'svg')
+          for name, image in plots.render(figures, kind).items()}
+  data['index.html'] = page.page(content).encode()
+  data['runs.csv'] = files.as_csv(content.tables['Runs'])
   data['curves.csv'] = files.as_csv(tables.curves_table(runs))
   for name, each in data.items():
     files.write_output(f'{output}/{name}', each)

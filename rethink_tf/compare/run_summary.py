@@ -40,6 +40,11 @@ _SILENT = re.compile(r'run\.(log_every|checkpoint_every|keep_\w+|strategy|images
 _SEED = re.compile(r'run\.seed$')
 
 
+def metric_name(metric: str) -> str:
+  """Return the name of a metric for readers: 'box AP' of 'box/AP'."""
+  return metric.replace('voc/', 'VOC ').replace('/', ' ')
+
+
 class Curve(NamedTuple):
   """Evaluations of a run in ascending steps; each array has one value per evaluation."""
 

@@ -2,47 +2,72 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from rethink_tf.compare.run_summary import Run
+from rethink_tf.compare.groups import labelled_sides
+from rethink_tf.compare.run_summary import SCRATCH, Run, metric_name
+from rethink_tf.compare.tables import different_settings
 
-LAYOUT = {  # chart -> tags, as regular expressions
-  'AP': {'box AP': ['eval/box/AP$'], 'mask AP': ['eval/mask/AP$'], 'AP50': ['eval/(box|mask)/AP50$'],
-         'AP75': ['eval/(box|mask)/AP75$']},
+# TensorBoard's address that shows AP unsmoothed and colours runs by side; neither can be set in a log.
+ADDRESS = 'http://localhost:6006/?smoothing=0&runColorGroup=regex:_(scratch|pretrained)_#timeseries'
+LAYOUT = {  # chart -> tags, as regular expressions; charts without a tag in any run are left out
+  'AP': {'box AP': ['eval/box/AP$'], 'mask AP': ['eval/mask/AP$'], 'keypoint AP': ['eval/keypoint/AP$'],
+         'VOC mAP': ['eval/voc/mAP$'], 'top-1 accuracy': ['eval/top-1$'], 'AP50': ['eval/(box|mask|keypoint)/AP50$'],
+         'AP75': ['eval/(box|mask|keypoint|voc)/AP75$']},
   'Training': {'loss': ['loss/total$'], 'learning rate': ['learning_rate$']},
   'By images seen': {'box AP': ['by_images/box/AP$'], 'mask AP': ['by_images/mask/AP$']},
 }
+
+# Settings of hyper_parameters, and macros, which repeat settings.
+_COVERED = re.compile(r'^[A-Z_]+$|(^|\.)(norm|base_rate|batch_size|num_images|fraction)$')
 
 
 def write(runs: Sequence[Run], metric: str, logdir: str) -> None:
   """Write one event folder per run under `logdir`, the first also with the layout; an existing `logdir` is replaced.
 
   Tags: eval/box/AP, ..., loss/total and learning_rate by iterations; by_images/box/AP by images seen. The HPARAMS tab
-  has initial weights, schedule, fraction, norm, learning rate and seed, with the final metric and the cost.
+  has what differs between the runs (of a single run: initial weights and schedule), the final metric and the cost.
   """
   if tf.io.gfile.isdir(logdir):
     tf.io.gfile.rmtree(logdir)
-  shown = [hyper_parameters(run) for run in runs]
-  # The tab shows the first five columns in alphabetical order: leave out some that do not differ.
-  same = {name for name in ('batch_size', 'images', 'seed') if len({each.get(name) for each in shown}) == 1}
-  shown = [{name: value for name, value in each.items() if name not in same} for each in shown]
-  shared = [_layout(), _experiment(shown, metric)]
-  for run, each in zip(runs, shown, strict=True):
-    folder = f'{logdir}/{run.name.replace("/", "_")}'
-    _raw(folder, [*shared, *_session(run.name, each)])
+  found = [hyper_parameters(run) for run in runs]
+  other = different_settings(runs) if len(runs) > 1 else {}
+  for name, values in other.items():
+    if not _COVERED.search(name) and any(name == key for run in runs for key, _ in run.twin_key):
+      for each, value in zip(found, values, strict=True):
+        each[name] = value
+  names = {name for each in found for name in each}
+  differing = {name for name in names if len({each.get(name) for each in found}) > 1} or {'init', 'schedule'}
+  shown = [{name: value for name, value in each.items() if name in differing} for each in found]
+  shared = [_layout(runs), _experiment(shown, metric)]
+  for (name, run), each in sorted(zip(log_names(runs), shown, strict=True), key=lambda pair: pair[0][0]):
+    _raw(f'{logdir}/{name}', [*shared, *_session(name, each)])
     shared = []
-    writer = tf.summary.create_file_writer(folder)
+    writer = tf.summary.create_file_writer(f'{logdir}/{name}')
     with writer.as_default():
       _scalars(run, metric)
     writer.close()
 
 
+def log_names(runs: Sequence[Run]) -> list[tuple[str, Run]]:
+  """Return each run with its name in the log, in the order of `runs`.
+
+  A number in front sorts them as on the page, since TensorBoard's colours follow the order of names: from scratch, then
+  pre-trained, the shortest schedule first. The side's name in it can be coloured by (ADDRESS).
+  """
+  ordered = [run.name for _, side in labelled_sides(runs) for run in side.runs]
+  digits = max(2, len(str(len(runs))))
+  return [(f'{ordered.index(run.name) + 1:0{digits}}_{"scratch" if run.init == SCRATCH else "pretrained"}_'
+           f'{run.name.replace("/", "_")}', run) for run in runs]
+
+
 def hyper_parameters(run: Run) -> dict[str, str | float]:
-  """Return the hyper-parameters of a run for the HPARAMS tab; `write` leaves out some that do not differ."""
+  """Return the hyper-parameters of a run for the HPARAMS tab; `write` leaves out those that do not differ."""
   settings = run.settings
 
   def first(*names: str) -> Any:
@@ -85,14 +110,18 @@ def _raw(folder: str, messages: Sequence[bytes]) -> None:
   writer.close()
 
 
-def _layout() -> bytes:
+def _layout(runs: Sequence[Run]) -> bytes:
   from tensorboard.plugins.custom_scalar import layout_pb2, summary
 
+  metrics = {name for run in runs for name in run.curve.metrics}
+  known = ['loss/total', 'learning_rate', *(f'{prefix}/{name}' for name in metrics for prefix in ('eval', 'by_images'))]
+  shown = {title: {name: tags for name, tags in charts.items()
+                   if any(re.match(tag, one) for tag in tags for one in known)} for title, charts in LAYOUT.items()}
   categories = [
     layout_pb2.Category(title=title, chart=[
       layout_pb2.Chart(title=name, multiline=layout_pb2.MultilineChartContent(tag=tags))
       for name, tags in charts.items()
-    ]) for title, charts in LAYOUT.items()]
+    ]) for title, charts in shown.items() if charts]
   return summary.pb(layout_pb2.Layout(category=categories)).SerializeToString()
 
 
@@ -105,7 +134,8 @@ def _experiment(shown: Sequence[dict[str, str | float]], metric: str) -> bytes:
       values.setdefault(name, set()).add(value)
   kinds = {name: str if any(isinstance(value, str) for value in each) else float for name, each in values.items()}
   domains = [api.HParam(name, api.Discrete(sorted(each, key=str), dtype=kinds[name])) for name, each in values.items()]
-  metrics = [api.Metric('final', display_name=f'final {metric}'), api.Metric('cost/pixels', display_name='pixels seen'),
+  metrics = [api.Metric('final', display_name=f'final {metric_name(metric)}'),
+             api.Metric('cost/pixels', display_name='pixels seen'),
              api.Metric('cost/seconds', display_name='seconds in training steps')]
   return api.hparams_config_pb(domains, metrics).SerializeToString()
 

@@ -16,11 +16,14 @@ import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from rethink_tf.compare import planning
 from rethink_tf.compare.differences import Differences
 from rethink_tf.compare.groups import Side, groups, sides
 from rethink_tf.compare.intervals import Interval
-from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run
+from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run, metric_name
+from rethink_tf.console import duration
 from rethink_tf.errors import UserError
 
 EQUAL, BETTER, WORSE, UNSURE = 'equal', 'better', 'worse', 'too noisy to say'
@@ -48,6 +51,7 @@ class Verdict(NamedTuple):
   answer: str  # SCRATCH_SUFFICES, PRETRAIN or OPEN
   headline: str  # the answer in one line
   words: str
+  cost: str  # of the scratch schedule that the answer is about, against pre-training
 
 
 def relation(difference: Interval, margin: float) -> str:
@@ -120,11 +124,11 @@ def _verdict(best: Side, pretrained: Sequence[Side], steps: tuple[Step, ...], di
     if step.relation not in CAUGHT_UP:
       break
     caught_up = step
-  versus = f'{best.label} ({metric} {best.mean(metric):.1f})'
+  versus = f'{best.label} ({metric_name(metric)} {best.mean(metric):.1f})'
   if caught_up is not None:
     answer, headline = SCRATCH_SUFFICES, f'You do not need pre-training from {caught_up.side.schedule} on'
-    words = f'Scratch catches up: {_measured(caught_up, metric)} is {_worded(caught_up, margin)} {versus}. '
-    words += _costs(caught_up.side, best)
+    words = (f'Scratch catches up: {_measured(caught_up, metric)} is {_worded(caught_up, margin)} {versus}'
+             f'{_interval(caught_up)}.')
   elif longest.relation == WORSE:
     answer, headline = PRETRAIN, f'Use pre-training: scratch is behind up to {longest.side.schedule}'
     words = (f'Scratch does not catch up by {longest.side.schedule}: {_measured(longest, metric)} stays behind {versus}'
@@ -140,36 +144,45 @@ def _verdict(best: Side, pretrained: Sequence[Side], steps: tuple[Step, ...], di
     words = f'Too noisy to say: {_measured(longest, metric)} against {versus}{_interval(longest)}. {need.words}'
   if best.arm:
     headline += f' ({best.arm})'
-  return Verdict(metric, best, tuple(pretrained), steps, caught_up, answer, headline, words.strip())
+  return Verdict(metric, best, tuple(pretrained), steps, caught_up, answer, headline, words.strip(),
+                 _costs((caught_up or longest).side, best))
 
 
 def _measured(step: Step, metric: str) -> str:
-  return f'{step.side.label} ({metric} {step.side.mean(metric):.1f})'
+  return f'{step.side.label} ({metric_name(metric)} {step.side.mean(metric):.1f})'
 
 
 def _worded(step: Step, margin: float) -> str:
   if step.relation == EQUAL:
-    return f'within {margin:g} points of{_interval(step)}'
-  if step.relation == NOT_WORSE:
-    return f'not more than {margin:g} points below{_interval(step)}'
-  return f'above{_interval(step)}'
+    return f'within {margin:g} points of'
+  return f'not more than {margin:g} points below' if step.relation == NOT_WORSE else 'above'
 
 
 def _interval(step: Step) -> str:
   if step.difference is None:
     return ''
-  return f' (difference {step.difference}, {100 * step.difference.confidence:.0f} % confidence)'
+  return f': difference {step.difference}, {100 * step.difference.confidence:.0f} % confidence'
 
 
 def _costs(scratch: Side, best: Side) -> str:
   """Describe the cost as in Fig. 2: compute is proportional to the pixels seen."""
   ratio = scratch.seen.pixels / best.seen.pixels if best.seen.pixels else float('nan')
-  text = f'It costs {ratio:.2g} x the compute of the fine-tuning (pixels seen)'
+  text = (f'{scratch.schedule} from scratch costs {_times(ratio)} the compute of fine-tuning for {best.schedule} '
+          '(pixels seen)')
   before = best.runs[0].pretraining
   if before is None:
-    return text + '; the cost of the pre-training is not known.'
-  whole = scratch.seen.pixels / best.seen.plus(before).pixels
-  return text + f', and {whole:.2g} x when pre-training is counted ({best.runs[0].pretraining_source}).'
+    text += '; the cost of the pre-training is not known.'
+  else:
+    whole = scratch.seen.pixels / best.seen.plus(before).pixels
+    text += f', and {_times(whole)} when pre-training is counted ({best.runs[0].pretraining_source}).'
+  spent = [float(np.mean([run.curve.seconds[-1] for run in side.runs])) for side in (scratch, best)]
+  if all(np.isfinite(spent)) and all(spent):
+    text += (f' Time in training steps, a run: {duration(spent[0])} from scratch, {duration(spent[1])} of fine-tuning.')
+  return text
+
+
+def _times(ratio: float) -> str:
+  return f'{ratio:,.0f} x' if ratio >= 100 else 'less than 0.01 x' if ratio < 0.01 else f'{ratio:.2g} x'
 
 
 def _advice(steps: Sequence[Step], metric: str) -> str:

@@ -9,7 +9,9 @@ if TYPE_CHECKING:
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
-COLOURS = ('#1f6fb4', '#d1495b', '#3a9a5b', '#e08e2b', '#7a52a3', '#4aa5a8', '#8c6d4f', '#5b5f66')
+# Each has a contrast of 3 : 1 with white (WCAG 2.1, level AA).
+COLOURS = ('#1f6fb4', '#d1495b', '#3a9a5b', '#c46f12', '#7a52a3', '#2f8a8d', '#8c6d4f', '#5b5f66')
+MARKERS = ('o', 's', '^', 'D', 'v', 'X')
 INK, FAINT, GRID = '#33373d', '#9aa0a8', '#e3e5e8'
 
 

@@ -42,9 +42,9 @@ def test_costs_as_in_figure_2(tmp_path):
   """Pixels: 1,200 images against 400 of 10,000 each; pre-training adds 100 epochs of ImageNet."""
   comparison = run(tmp_path, HALF)
   only = comparison.verdicts[0]
-  assert only.words in comparison.text and 'costs 3 x the compute' in only.words
-  before = 128_116_700 * 224 ** 2
-  assert f'{1.2e7 / (before + 4e6):.2g} x when pre-training is counted' in only.words
+  assert only.cost in comparison.text and '6x from scratch costs 3 x the compute of fine-tuning for 2x' in only.cost
+  assert 'less than 0.01 x when pre-training is counted' in only.cost  # 1.2e7 / (128,116,700 * 224 ** 2 + 4e6)
+  assert '5 min 0 s from scratch, 1 min 40 s of fine-tuning' in only.cost
   assert only.caught_up.side.seen == (1200, 3600, 12e6)
 
 
@@ -129,9 +129,14 @@ def test_files_of_the_report(tmp_path):
   run(tmp_path, worse(40))
   out = tmp_path / 'out'
   page = (out / 'index.html').read_text()
-  assert '\u25b2 Use pre-training: scratch is behind up to 6x' in page and 'does not catch up' in page
-  assert page.index('<svg') < page.index('<details>') and 'viewport' in page and '200 held-out images' in page
-  assert page.count('role="img" aria-label=') == page.count('<svg')  # each has an alternative text
+  head, folded = page.split('<details>', 1)
+  order = ['<title>Scratch or pre-training: box AP on', 'aria-label="arrow up"',
+           'Use pre-training: scratch is behind up to 6x', 'does not catch up', '<figure class="plot"', 'Cost</strong>',
+           'Held-out images</dt><dd>200', 'Held-out objects</dt><dd>200', 'Seeds a schedule</dt><dd>1 scratch, 1 pre']
+  assert sorted(order, key=head.index) == order, 'the answer, one chart, its cost, what it rests on'
+  assert head.count('<figure') == 1 and 'From scratch: 6x 30.0. Pre-trained: 2x 50.0. Differences' in head
+  assert folded.count('<li>') == 2, 'one legend'
+  assert 'medium\n' not in folded and '200 objects' in folded, 'AP by size with its n'
   outside = set(re.findall(r'(?:src|href)="(?!#)([^"]*)"', page)) | set(re.findall(r'url\((?!#)[^)]*\)', page))
   assert not {link for link in outside if not link.startswith('data:')}  # no external links
   with open(out / 'curves.csv') as file:
@@ -157,6 +162,16 @@ def test_table_of_equal_schedules(tmp_path):
   assert heading not in compare(paths[1:3], str(tmp_path / 'other'), draws=20).text
 
 
+def test_several_groups_say_which_settings_they_are_of(tmp_path):
+  paths = [write(tmp_path / f'{init or "s"}{rate}', HALF, rate=rate, init=init) for rate in (0.02, 0.01)
+           for init in (None, 'w')]
+  runs = groups.independent(read_runs(paths))
+  differences = Differences(runs, 'box/AP', report._matches_reader(runs, 'box/AP'), 50, seed_spread=0.0)
+  answers = report._answers(runs, verdict.verdicts(runs, differences), 0.5)
+  assert [one.about for one in answers] == ['base_rate = 0.02', 'base_rate = 0.01']
+  assert groups.labels(groups.groups(runs[:2])) == ['']
+
+
 def test_names_are_neither_formulas_nor_markup(tmp_path):
   paths = [write(tmp_path / '$x_{$', HALF), write(tmp_path / '<b>&', HALF, init='w'),
            write(tmp_path / '=1+1\x1b[2J\n', HALF, init='w')]
@@ -172,12 +187,12 @@ def test_the_tensorboard_log(tmp_path):
   from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
   run(tmp_path, HALF)
   log = EventMultiplexer().AddRunsFromDirectory(str(tmp_path / 'out/tensorboard')).Reload()
-  assert set(log.Runs()) == {'scratch', 'pre'}
-  for name in ('scratch', 'pre'):  # the same tags, to share axes
+  assert set(log.Runs()) == {'01_scratch_scratch', '02_pretrained_pre'}
+  for name in log.Runs():  # the same tags, to share axes
     tags = log.Runs()[name]['tensors']
     assert {'eval/box/AP', 'loss/total', 'by_images/box/AP', 'final', '_hparams_/session_start_info'} <= set(tags)
-  assert {'custom_scalars__config__', '_hparams_/experiment'} <= set(log.Runs()['scratch']['tensors'])
-  assert [event.step for event in log.Tensors('pre', 'eval/box/AP')] == [50, 100]
+  assert {'custom_scalars__config__', '_hparams_/experiment'} <= set(log.Runs()['01_scratch_scratch']['tensors'])
+  assert [event.step for event in log.Tensors('02_pretrained_pre', 'eval/box/AP')] == [50, 100]
 
 
 @pytest.mark.parametrize('damage, message', [

@@ -1,17 +1,35 @@
 """Hyper-parameters in the TensorBoard log; its curves are tested in test_report.py."""
 
+import re
+
 from rethink_tf.compare import tensorboard_log
 from rethink_tf.compare.run_summary import read_runs
 from tests.compare.fake_runs import HALF, write
 
 
-def test_equal_hyper_parameters_are_left_out(tmp_path):
+def test_only_what_differs_is_a_hyper_parameter(tmp_path):
   runs = read_runs([write(tmp_path / 'a', HALF), write(tmp_path / 'b', HALF, init='w')])
   names = {'init', 'schedule', 'norm', 'learning_rate', 'seed', 'batch_size'}
   assert names == set(tensorboard_log.hyper_parameters(runs[0]))
-  tensorboard_log.write(runs, 'box/AP', str(tmp_path / 'one'))
+
+  def written(runs, name):
+    tensorboard_log.write(runs, 'box/AP', str(tmp_path / name))
+    data = b''.join(path.read_bytes() for path in (tmp_path / name).rglob('events*'))
+    return {each for each in [*names, 'ResNet.depth'] if re.search(rf'\x0a.{each}[\x12\x1a"]'.encode(), data, re.S)}
+
+  assert written(runs, 'one') == {'init'}
   data = b''.join(path.read_bytes() for path in (tmp_path / 'one').rglob('events*'))
-  assert b'schedule' in data and b'learning_rate' in data and b'batch_size' not in data
+  assert b'eval/box/AP$' in data and b'eval/mask/AP$' not in data, 'no chart without curves'
+  assert written(runs[:1], 'single') == {'init', 'schedule'}
   other = read_runs([write(tmp_path / 'c', HALF, seed=1), *(str(tmp_path / name) for name in 'ab')])
-  tensorboard_log.write(other, 'box/AP', str(tmp_path / 'two'))
-  assert b'seed' in b''.join(path.read_bytes() for path in (tmp_path / 'two').rglob('events*'))
+  other[0].settings['ResNet.depth'] = 14
+  assert written(other, 'two') == {'init', 'seed', 'ResNet.depth'}
+
+
+def test_names_sort_as_on_the_page(tmp_path):
+  runs = read_runs([write(tmp_path / name, HALF, k=k, init=init, images=400 * k) for name, k, init in (
+    ('z/a', 2, 'w'), ('b', 2, None), ('c', 1, 'w'), ('d', 1, None))])
+  names = [name for name, _ in tensorboard_log.log_names(runs)]
+  assert names == ['04_pretrained_a', '02_scratch_b', '03_pretrained_c', '01_scratch_d']
+  pattern = re.search(r'runColorGroup=regex:(.*)#', tensorboard_log.ADDRESS).group(1)
+  assert [re.search(pattern, name).group(1) for name in sorted(names)] == ['scratch'] * 2 + ['pretrained'] * 2
