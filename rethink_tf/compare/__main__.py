@@ -38,8 +38,7 @@ def main(run_folders: list[str]) -> None:
   comparison = compare(run_folders, FLAGS.output, FLAGS.metric, FLAGS.margin, FLAGS.draws, FLAGS.confidence,
                        FLAGS.seed_spread)
   print(comparison.text)
-  print(f'\nreport: {comparison.page}\ntensorboard --logdir={FLAGS.output}/tensorboard   and open '
-        f'{tensorboard_log.ADDRESS}')
+  print(f'\nreport: {comparison.page}\n{tensorboard_log.command(FLAGS.output)}')
 
 
 if __name__ == '__main__':

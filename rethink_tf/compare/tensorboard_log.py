@@ -54,6 +54,11 @@ def write(runs: Sequence[Run], metric: str, logdir: str) -> None:
     writer.close()
 
 
+def command(output: str) -> str:
+  """Return the command that shows the log of a report, and the address to open."""
+  return f'tensorboard --logdir={output}/tensorboard, then open {ADDRESS}'
+
+
 def log_names(runs: Sequence[Run]) -> list[tuple[str, Run]]:
   """Return each run with its name in the log, in the order of `runs`.
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from rethink_tf import process
+from rethink_tf.compare import tensorboard_log
 from rethink_tf.compare.report import Comparison, compare
 from rethink_tf.compare.tables import as_text
 from rethink_tf.errors import UserError
@@ -130,7 +131,8 @@ def run_study(plan: StudyPlan, calibrate: bool = True) -> Comparison | None:
   evaluated = [runner.folder(trial.name) for trial in plan.trials if runner.evaluated(trial.name)]
   comparison = compare(evaluated, f'{plan.output}/report') if evaluated else None
   if comparison is not None:
-    print(f'\n{comparison.text}\n\nreport: {comparison.page}\ntensorboard --logdir={plan.output}/report/tensorboard')
+    print(f'\n{comparison.text}\n\nreport: {comparison.page}\n'
+          f'{tensorboard_log.command(f"{plan.output}/report")}')
   if failures:
     raise UserError(f'{len(failures)} of {len(plan.stages)} stages failed; the same command retries them: '
                     + '; '.join(failures))
