@@ -6,9 +6,11 @@ import contextlib
 import logging
 import math
 import os
+import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import TextIO
 
 import tensorflow as tf
@@ -93,20 +95,40 @@ def compile_once() -> None:
 
   Starts TensorFlow: call it after the devices are chosen.
   """
-  with stderr_closed():
+  with held_stderr():
     tf.function(lambda x: x + 1.0, jit_compile=True)(tf.constant(0.0))
 
 
+# Run in another process, which outlives an abort: prints what it has read unless that ends with the mark.
+_READER = """
+import sys
+text = sys.stdin.buffer.read()
+if not text.endswith(b'\\0done'):
+  sys.stderr.buffer.write(text)
+  sys.stderr.buffer.flush()
+"""
+
+
 @contextlib.contextmanager
-def stderr_closed():
-  """Discard what C++ code writes to the standard error."""
-  kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+def held_stderr() -> Iterator[None]:
+  """Hold back what C++ code writes to the standard error: dropped afterwards, but printed if the process ends inside.
+
+  TensorFlow writes the reason and aborts, which no handler of Python sees.
+  """
   try:
-    os.dup2(nowhere, 2)
+    reader = subprocess.Popen([sys.executable, '-I', '-S', '-c', _READER], stdin=subprocess.PIPE,
+                              stdout=subprocess.DEVNULL, stderr=2, start_new_session=True)
+  except (OSError, ValueError):  # no more processes, or Python without an executable: lines too many are no harm
+    yield
+    return
+  kept = os.dup(2)
+  try:
+    os.dup2(reader.stdin.fileno(), 2)
     process.error_descriptor = kept
     yield
   finally:
     process.error_descriptor = 2
     os.dup2(kept, 2)
     os.close(kept)
-    os.close(nowhere)
+    with contextlib.suppress(OSError), reader:
+      reader.stdin.write(b'\0done')

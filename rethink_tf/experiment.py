@@ -18,6 +18,7 @@ from rethink_tf.data.detection import duplicates
 from rethink_tf.data.detection.input import EvalInput, TrainInput
 from rethink_tf.data.detection.synthetic import SyntheticSource
 from rethink_tf.distributed import cluster
+from rethink_tf.distributed import devices as devices_found
 from rethink_tf.distributed import strategy as distribution
 from rethink_tf.distributed.workers import ALONE
 from rethink_tf.errors import UserError
@@ -143,7 +144,9 @@ def run(
   """
   if task not in TASKS:
     raise UserError(f'task = {task!r}: use one of {", ".join(TASKS)}')
-  strategy = strategy()  # first of all: it decides which devices TensorFlow starts with
+  devices_found.check()
+  strategy = strategy()  # before any operation: it decides which devices TensorFlow starts with
+  devices_found.report(strategy)
   if task == 'follow':
     folder, workers = FollowedFolder(model_dir, follow_minutes), ALONE
   else:

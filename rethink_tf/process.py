@@ -25,7 +25,7 @@ EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 75, signal.SIGHUP: 75, signal.
 URGENT = (signal.SIGINT, signal.SIGTERM)  # the second one ends at once; a closed terminal sends SIGHUP several times
 _HELP = ('-h', '-?', '-help', '--help', '--helpshort')  # of this command; absl's --helpfull also lists the libraries'
 _REWRITTEN = re.compile(r'\r[^\x00-\x1f\x7f-\x9f]*\x1b\[K')  # a line of console.Progress
-error_descriptor = 2  # console.stderr_closed keeps the standard error at another one meanwhile
+error_descriptor = 2  # console.held_stderr keeps the standard error at another one meanwhile
 CLEANUP_SECONDS = 30.0  # after the main thread has reacted: it may wait for a thread whose read never ends
 PATIENCE_SECONDS = 10.0  # after a signal, for a main thread within a call into C
 

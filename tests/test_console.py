@@ -1,7 +1,11 @@
 """Results are written with their folders, and progress has an end in sight."""
 
+import inspect
 import io
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -55,3 +59,26 @@ def test_a_terminal_has_one_line_that_is_rewritten(stream, monkeypatch):
   (math.inf, '?'), (math.nan, '?')])
 def test_durations(seconds, text):
   assert console.duration(seconds) == text
+
+
+@pytest.mark.parametrize('end, shown', [('os.abort()', True), ('os._exit(69)', True), ('pass', False)])
+def test_what_is_printed_before_an_abort_is_not_lost(end, shown):
+  """As TensorFlow does: a line to the standard error by C, then abort(); no handler of Python runs."""
+  program = ('import contextlib, os, subprocess, sys\nfrom collections.abc import Iterator\n'
+             f'READER = {console._READER!r}\n'
+             'class process: error_descriptor = 2\n'
+             + inspect.getsource(console.held_stderr).replace('_READER', 'READER') +
+             f'with held_stderr():\n  os.write(2, b"Fatal: no kernels for sm_120\\n")\n  {end}\n'
+             'os.write(2, b"afterwards\\n")\n')
+  ran = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=False)
+  assert ran.stderr == ('Fatal: no kernels for sm_120\n' if shown else 'afterwards\n')
+  assert ran.returncode == {'os.abort()': -6, 'os._exit(69)': 69, 'pass': 0}[end]
+
+
+@pytest.mark.slow
+def test_the_reason_of_an_abort_of_tensorflow_is_printed():
+  program = 'from rethink_tf import console\nconsole.compile_once()\nprint("compiled")'
+  ran = [subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=False,
+                        env={**os.environ, 'XLA_FLAGS': flags}) for flags in ('', '--no_such_flag=1')]
+  assert (ran[0].returncode, ran[0].stdout, ran[0].stderr) == (0, 'compiled\n', '')
+  assert ran[1].returncode < 0 and '--no_such_flag=1' in ran[1].stderr

@@ -44,6 +44,9 @@ def main() -> None:
   shares: dict[str, float] = {}
   if FLAGS.task in KERNELS:
     from rethink_tf.bench import kernels
+    from rethink_tf.distributed import devices
+    devices.check()
+    devices.report()
     console.compile_once()
     rows = getattr(kernels, KERNELS[FLAGS.task])(FLAGS.rounds)
   elif FLAGS.task == 'systems':

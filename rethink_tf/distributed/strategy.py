@@ -192,7 +192,7 @@ def _multi_worker(found: Cluster, num_devices: int | None, communication: str,
           'minutes (strategy.timeout_minutes): look at their logs, and restart all workers')
   try:
     # The server logs its start at every log level. It waits for a worker that has ended since, whatever its timeout.
-    with process.deadline(60 * timeout_minutes, late, WorkerLost.exit_code), console.stderr_closed():
+    with process.deadline(60 * timeout_minutes, late, WorkerLost.exit_code), console.held_stderr():
       result = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
   except (tf.errors.OpError, RuntimeError) as error:
     raise WorkerLost(f'worker {found.index} of {len(found.addresses)} could not join the others, restart all workers: '

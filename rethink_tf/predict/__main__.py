@@ -36,6 +36,7 @@ def main(paths: list[str]) -> None:
     process.check_path(path, 'no such file or folder')
   # These import TensorFlow, which takes seconds: not needed for --help and such errors.
   from rethink_tf import console, experiment
+  from rethink_tf.distributed import devices
   from rethink_tf.predict import detectors, image_files, outputs
 
   console.hide_library_info()
@@ -45,6 +46,8 @@ def main(paths: list[str]) -> None:
     if FLAGS.gin_file or FLAGS.checkpoint != 'latest' or FLAGS.averages:
       raise UserError('a SavedModel is used as it is: leave out --gin_file, --checkpoint and --averages, or predict '
                       'from the run folder with --model_dir')
+    devices.check()
+    devices.report()
     detector = detectors.SavedModelDetector(FLAGS.saved_model, FLAGS.batch)
   else:
     files = detectors.run_files(model_dir, FLAGS.gin_file) if FLAGS.model_dir else FLAGS.gin_file
