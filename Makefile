@@ -1,32 +1,36 @@
 # make demo      install, train, evaluate, plot        make test   install, run the tests
 # make install   only create the environment, .venv    make lint   install, run ruff
+# make install EXTRAS=cuda   with the CUDA libraries, on Linux with an NVIDIA GPU; also EXTRAS=cuda,vertex ...
 PYTHON ?= python3
+EXTRAS ?=
 BIN := .venv/bin
+comma := ,
+INSTALLED := .venv/installed$(addprefix -,$(EXTRAS))
 RUN := runs/demo
 
 .PHONY: demo test lint install
-demo: .venv/installed
+demo: $(INSTALLED)
 	$(BIN)/python -m rethink_tf.train --gin_file=gin_configs/demo.gin --model_dir=$(RUN)
 	@echo; echo "Images in $(RUN):"; find $(RUN) -name '*.png' | sort
 
-test: .venv/installed
+test: $(INSTALLED)
 	$(BIN)/python -m pytest -q
 
-install: .venv/installed
+install: $(INSTALLED)
 	@echo 'installed; now: . .venv/bin/activate'
 
-lint: .venv/installed
+lint: $(INSTALLED)
 	$(BIN)/ruff check .
 
 # Again whenever the pins change. uv installs in half a minute, pip in three; pip is the fallback, since uv does not read
 # pip's configuration of mirrors. The exact pins have wheels for Python 3.11 and later.
-.venv/installed: setup.py constraints.txt
+$(INSTALLED): setup.py constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))" || \
 	  { echo "error: TensorFlow 2.20 needs Python 3.10, 3.11 or 3.12: make PYTHON=python3.11 ..."; exit 1; }
 	$(PYTHON) -m venv .venv
 	@pins=$$($(BIN)/python -c "import sys; print('-c constraints.txt' * (sys.version_info >= (3, 11)))"); \
 	echo "installing TensorFlow and the rest into .venv, half a minute to three"; \
 	$(BIN)/python -m pip install --quiet $$pins uv && \
-	$(BIN)/uv pip install --quiet --python $(BIN)/python $$pins -e '.[dev]' || \
-	$(BIN)/python -m pip install --quiet $$pins -e '.[dev]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python $$pins -e '.[dev$(addprefix $(comma),$(EXTRAS))]' || \
+	$(BIN)/python -m pip install --quiet $$pins -e '.[dev$(addprefix $(comma),$(EXTRAS))]'
 	@touch $@

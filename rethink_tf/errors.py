@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
+from collections.abc import Iterator
 
 # C0, C1, and the characters that reverse the direction of text.
 _CONTROL = re.compile('[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]')
@@ -66,3 +68,18 @@ def in_one_line(error: BaseException) -> str:
   text = getattr(error, 'strerror', None) or getattr(error, 'message', None) or str(error) or type(error).__name__
   text = re.sub(r'^\{\{\w+ [^}]*\}\} ', '', str(text))  # the operation, meaningless to the user
   return ' '.join(str(text).split())
+
+
+@contextlib.contextmanager
+def needs_models(what: str) -> Iterator[None]:
+  """Around imports of tf-models-official, which has no complete set of wheels for native Windows.
+
+  Raises:
+    UserError: it cannot be imported.
+  """
+  try:
+    yield
+  except ImportError as error:
+    raise UserError(f"{what} needs tf-models-official, which cannot be imported ({in_one_line(error)}): pip install "
+                    "'tf-models-official~=2.20.0'; on Windows use WSL2, since tensorflow-text has no wheel there"
+                    ) from error

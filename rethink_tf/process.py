@@ -8,6 +8,7 @@ import functools
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 import types
@@ -21,7 +22,8 @@ from rethink_tf.redaction import RedactingFilter, redact, redacted_tracebacks
 
 # Of a command ended by a signal. 75 is EX_TEMPFAIL of sysexits.h: incomplete, run the same command again. SIGHUP: the
 # terminal or the connection is gone; SIGUSR1, which ends a process by default: the warning of some batch systems.
-EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 75, signal.SIGHUP: 75, signal.SIGUSR1: 75}
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 75}
+EXIT_CODES |= {getattr(signal, name): 75 for name in ('SIGHUP', 'SIGUSR1') if hasattr(signal, name)}  # not on Windows
 URGENT = (signal.SIGINT, signal.SIGTERM)  # the second one ends at once; a closed terminal sends SIGHUP several times
 _HELP = ('-h', '-?', '-help', '--help', '--helpshort')  # of this command; absl's --helpfull also lists the libraries'
 _REWRITTEN = re.compile(r'\r[^\x00-\x1f\x7f-\x9f]*\x1b\[K')  # a line of console.Progress
@@ -190,14 +192,14 @@ def handled_signals(handler: Callable[[int, types.FrameType | None], None],
     yield
     return
   handled = [signum for signum in EXIT_CODES if signal.getsignal(signum) not in (signal.SIG_IGN, None)]
-  reading, writing = os.pipe()
-  os.set_blocking(writing, False)
-  earlier_pipe = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+  reading, writing = socket.socketpair()  # Windows takes no pipe
+  writing.setblocking(False)
+  earlier_pipe = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
   earlier = {signum: signal.signal(signum, handler) for signum in handled}
 
   def read() -> None:
-    with os.fdopen(reading, 'rb', buffering=0) as numbers:
-      while number := numbers.read(1):
+    with reading:
+      while number := reading.recv(1):
         if number[0] in handled:
           watch(number[0])
 
@@ -208,7 +210,7 @@ def handled_signals(handler: Callable[[int, types.FrameType | None], None],
     for signum, function in earlier.items():
       signal.signal(signum, function)
     signal.set_wakeup_fd(earlier_pipe)
-    os.close(writing)  # ends the thread
+    writing.close()  # ends the thread
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import tf_keras
 from pycocotools import mask as coco_mask
 
 from rethink_tf.bench.measure import Row, in_turns
+from rethink_tf.errors import needs_models
 from rethink_tf.models import norms
 from rethink_tf.models.resnet import ResNet
 from rethink_tf.ops import masks, nms
@@ -88,7 +89,8 @@ def _network_step(norm: norms.MakeNorm) -> Step:
 
 def roi_alignment(rounds: int) -> list[Row]:
   """Measure RoIAlign of 512 boxes to 7 x 7 on an image of 832 x 1344, forward and backward, sampling ratio 2."""
-  from official.vision.ops import spatial_transform_ops
+  with needs_models('this comparison'):
+    from official.vision.ops import spatial_transform_ops
 
   levels = {str(level): tf.random.stateless_normal([1, 832 >> level, 1344 >> level, 256], [level, 0])
             for level in range(2, 6)}
@@ -130,7 +132,8 @@ def _gradient_step(form: Callable[[list[tf.Tensor]], tf.Tensor], maps: list[tf.T
 
 def suppression(rounds: int) -> list[Row]:
   """Measure NMS of proposals: 5 levels of 2000 boxes each -> 1000, IoU 0.7."""
-  from official.vision.ops import nms as official_nms
+  with needs_models('this comparison'):
+    from official.vision.ops import nms as official_nms
 
   rng = np.random.default_rng(0)
   boxes = np.stack([random_boxes(2000, 800, 1333, seed=level) for level in range(5)], axis=1)[None]  # [1, 2000, 5, 4]
@@ -160,7 +163,8 @@ def suppression(rounds: int) -> list[Row]:
 
 def pasting(rounds: int) -> list[Row]:
   """Measure pasting 100 masks of 28 x 28 into 800 x 1333 and encoding them as run lengths."""
-  from official.vision.ops import mask_ops
+  with needs_models('this comparison'):
+    from official.vision.ops import mask_ops
 
   rng = np.random.default_rng(0)
   probabilities, boxes = blobs(100, rng), random_boxes(100, 800, 1333, seed=7)

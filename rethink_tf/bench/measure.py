@@ -7,7 +7,7 @@ rates relative to the matrix product measured in the same process.
 from __future__ import annotations
 
 import gc
-import resource
+import math
 import statistics
 import sys
 import time
@@ -74,7 +74,11 @@ def matmul_peak(dtype: str = 'float32', rounds: int = 5) -> float:
 
 
 def peak_memory() -> float:
-  """Return the peak resident memory of this process, in MB."""
+  """Return the peak resident memory of this process, in MB; NaN on Windows."""
+  try:
+    import resource
+  except ImportError:
+    return math.nan
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != 'darwin' else 1024**2)
 
 

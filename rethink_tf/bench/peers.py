@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from rethink_tf.errors import needs_models
 from rethink_tf.structures import Batch
 
 
@@ -19,7 +20,7 @@ def train_step(batch: Batch, padded_shape: tuple[int, int], num_classes: int, po
 
   policy: 'float32' or 'mixed_bfloat16'.
   """
-  with gin.unlock_config():  # it registers its own configurables
+  with needs_models('--peers'), gin.unlock_config():  # it registers its own configurables
     from official.core import exp_factory
     from official.vision.configs import maskrcnn as _registered  # noqa: F401
     from official.vision.tasks import maskrcnn
@@ -45,7 +46,8 @@ def train_step(batch: Batch, padded_shape: tuple[int, int], num_classes: int, po
 
 def _parse(batch: Batch, i: int, padded_shape: tuple[int, int], config: Any) -> tuple[tf.Tensor, dict[str, Any]]:
   """Return image i and its labels from the parser of tf-models-official, which matches anchors on the host."""
-  from official.vision.dataloaders import maskrcnn_input
+  with needs_models('--peers'):
+    from official.vision.dataloaders import maskrcnn_input
 
   model = config.model
   parser = maskrcnn_input.Parser(

@@ -21,7 +21,7 @@ from rethink_tf import console, process
 from rethink_tf.distributed.cluster import is_address
 from rethink_tf.distributed.coordination import publish, published
 from rethink_tf.distributed.workers import ALONE, Workers, assemble, software
-from rethink_tf.errors import UserError, WorkerLost, excerpt, in_one_line
+from rethink_tf.errors import UserError, WorkerLost, excerpt, in_one_line, needs_models
 from rethink_tf.storage import files, writer_lock
 from rethink_tf.storage.run_folder import RunFolder
 
@@ -142,8 +142,8 @@ def _one_machine(kind: str, num_devices: int | None, logical_cpus: int | None) -
   devices = cpus[:logical_cpus] if logical_cpus is not None or not gpus else gpus
   if num_devices is not None and num_devices > len(devices):
     raise UserError(f'strategy.num_devices = {num_devices}, but TensorFlow finds {len(gpus)} GPU(s) and {len(cpus)} '
-                    'CPU device(s): lower it, install the CUDA libraries (pip install "tensorflow[and-cuda]"), or '
-                    'split the CPU with strategy.logical_cpus')
+                    'CPU device(s): lower it, install the CUDA libraries (make install EXTRAS=cuda), or split '
+                    'the CPU with strategy.logical_cpus')
   if kind == 'one_device' and (num_devices or 1) > 1:
     raise UserError(f"strategy.num_devices = {num_devices} needs strategy.kind = 'mirrored'")
   devices = devices[:1] if kind == 'one_device' else devices[:num_devices]
@@ -202,11 +202,11 @@ def _multi_worker(found: Cluster, num_devices: int | None, communication: str,
 
 
 def _tpu(address: str) -> tf.distribute.Strategy:
-  from official.common import distribute_utils
-
   if '://' in address:  # connecting to a missing TPU would never return
     raise UserError(f"strategy.tpu = '{address}' is another machine, where Python cannot read the images: run on the "
                     'TPU VM itself with --tpu=local')
+  with needs_models("strategy.kind = 'tpu'"):
+    from official.common import distribute_utils
   try:
     result = distribute_utils.get_distribution_strategy('tpu', tpu_address=address)
   except Exception as error:  # ValueError, OpError, RuntimeError or an error of the cloud libraries

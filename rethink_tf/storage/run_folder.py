@@ -43,6 +43,8 @@ from rethink_tf.storage.files import open_regular
 
 _REMOTE_REWRITE_SECONDS = 60.0
 _PENDING_LINES = 100_000  # some 40 MB; beyond it the oldest are dropped
+# Windows has no O_NOFOLLOW, and would end lines with '\r\n' without O_BINARY.
+_OPEN = getattr(os, 'O_NOFOLLOW', 0) | getattr(os, 'O_BINARY', 0)
 SCHEDULE = 'schedule.json'  # {"total_steps": 180000}, from which a follower knows the last step
 _PACKAGES = {
   'tensorflow': ('tensorflow', 'tensorflow-cpu', 'tf-nightly'),
@@ -186,14 +188,13 @@ class RunFolder:
       self._pending.clear()
 
   def _append_local(self, lines: bytes) -> None:
-    descriptor = os.open(self.join(self.METRICS), os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW,
-                         0o644)
+    descriptor = os.open(self.join(self.METRICS), os.O_RDWR | os.O_APPEND | os.O_CREAT | _OPEN, 0o644)
     try:
       size = os.fstat(descriptor).st_size
       if size < self._size:
         logging.warning('%s was deleted or cut short under way: its earlier lines are lost, and with them that part of '
                         'the curves', self.join(self.METRICS))
-      if size and os.pread(descriptor, 1, size - 1) != b'\n':
+      if size and os.lseek(descriptor, size - 1, os.SEEK_SET) >= 0 and os.read(descriptor, 1) != b'\n':
         lines = b'\n' + lines  # the last line is incomplete after a kill: leave it alone
       written = os.write(descriptor, lines)
       if written < len(lines):  # the disk is full; remove the beginning, since all will be written again

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
 import json
 import os
 import socket
@@ -32,6 +31,11 @@ from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.storage import retries
 from rethink_tf.storage.files import open_regular
 from rethink_tf.storage.run_folder import RunFolder
+
+try:
+  import fcntl
+except ImportError:  # Windows
+  fcntl = None
 
 FILE = 'writer.json'
 FOLLOWER = 'follower.json'  # of a job that evaluates a run while another one trains it
@@ -156,8 +160,10 @@ def refuse_if_held(folder: RunFolder, file: str = FILE) -> Holder | None:
   found = read(folder, file)
   if found is None:
     return None
-  alive = found.machine != _machine() or (found.token in _held if found.pid == os.getpid() else _runs(found))
-  if alive and (found.machine != _machine() or found.path != _real(folder)):
+  own = found.pid == os.getpid()
+  here = found.machine == _machine() and (own or os.name == 'posix')  # os.kill ends a process on Windows
+  alive = not here or (found.token in _held if own else _runs(found))
+  if alive and (not here or found.path != _real(folder)):
     alive = _beats(folder, found, file)
   if alive:
     raise _taken(folder, found, file)
@@ -260,7 +266,7 @@ def _write(folder: RunFolder, holder: Holder, file: str = FILE) -> None:
 def _exclusive(folder: RunFolder) -> Iterator[bool]:
   """Hold the system's lock on a local folder; yields False where there is none, as on gs:// and some network disks."""
   descriptor, exact = None, False
-  if not folder.remote:
+  if not folder.remote and fcntl is not None:
     with contextlib.suppress(OSError):
       descriptor = os.open(folder.path, os.O_RDONLY | os.O_DIRECTORY)
       fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -19,7 +19,7 @@ from rethink_tf.data.detection.annotation_reader import AnnotationReader, FieldE
 from rethink_tf.data.detection.annotations import Annotations
 from rethink_tf.data.detection.segmentation import to_rle
 from rethink_tf.data.images import MAX_PIXELS, ImageError, check_pixels, header_size, measure
-from rethink_tf.errors import in_one_line
+from rethink_tf.errors import in_one_line, needs_models
 
 _ANNOTATION = 'rethink_tf/annotation'
 _FORMATS = {b'\xff\xd8': 'jpg', b'\x89P': 'png', b'BM': 'bmp', b'GI': 'gif'}  # by the first two bytes
@@ -42,7 +42,8 @@ def encode(record: Record, categories: Sequence[Category], png_masks: bool) -> b
   The keys of tf-models-official describe the annotations that have area inside the image; labels are category ids, as
   its own converter writes them. `png_masks`: write its masks too, PNG files of the size of the image.
   """
-  from official.vision.data import tfrecord_lib
+  with needs_models('writing TFRecords'):
+    from official.vision.data import tfrecord_lib
   names = {category.id: category.name for category in categories}
   columns: dict[str, list[Any]] = {name: [] for name in (
       'bbox/xmin', 'bbox/xmax', 'bbox/ymin', 'bbox/ymax', 'class/label', 'class/text', 'is_crowd', 'area', 'mask')}
