@@ -1,5 +1,6 @@
 # make demo      install, train, evaluate, plot        make test   install, run the tests
 # make install   only create the environment, .venv    make lint   install, run ruff
+# make doctor    check that this machine computes what it should
 # make install EXTRAS=cuda   with the CUDA libraries, on Linux with an NVIDIA GPU; also EXTRAS=cuda,vertex ...
 PYTHON ?= python3
 EXTRAS ?=
@@ -8,7 +9,7 @@ comma := ,
 INSTALLED := .venv/installed$(addprefix -,$(EXTRAS))
 RUN := runs/demo
 
-.PHONY: demo test lint install
+.PHONY: demo test lint install doctor
 demo: $(INSTALLED)
 	$(BIN)/python -m rethink_tf.train --gin_file=gin_configs/demo.gin --model_dir=$(RUN)
 	@echo; echo "Images in $(RUN):"; find $(RUN) -name '*.png' | sort
@@ -21,6 +22,9 @@ install: $(INSTALLED)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
+
+doctor: $(INSTALLED)
+	$(BIN)/python -m rethink_tf.doctor
 
 # Again whenever the pins change. uv installs in half a minute, pip in three; pip is the fallback, since uv does not read
 # pip's configuration of mirrors. The exact pins have wheels for Python 3.11 and later.

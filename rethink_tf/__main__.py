@@ -12,6 +12,7 @@ COMMANDS = {
   'export': 'write a detector as a SavedModel or a Detectron2 checkpoint',
   'weights': 'describe a weight file, and the gin lines that load it',
   'bench': 'measure speed and memory',
+  'doctor': 'check that this machine computes what it should',
   'data.prepare': 'write the export of an annotation tool as COCO data with held-out images',
   'data.convert': 'write COCO data as TFRecords',
 }

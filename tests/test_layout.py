@@ -18,7 +18,7 @@ FLOORS = [
   {'training', 'evaluation'},
   {'experiment', 'compare'},
   {'command_line', 'study'},
-  {'train', 'evaluate', 'pretrain', 'export', 'bench', 'inspect_data', 'inspect_run'},
+  {'train', 'evaluate', 'pretrain', 'export', 'bench', 'doctor', 'inspect_data', 'inspect_run'},
   {'predict', 'data.prepare'},
   {'api'},
 ]

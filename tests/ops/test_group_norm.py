@@ -6,27 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from rethink_tf.doctor.references import group_norm as reference
 from rethink_tf.ops.group_norm import group_norm
 
 EPSILON = 1e-5
-
-
-def reference(x, gamma, beta, groups, dy):
-  """y, dx, dgamma, dbeta in float64 NumPy, by the formula and its derivative."""
-  x, gamma, beta, dy = (np.float64(v) for v in (x, gamma, beta, dy))
-  n, h, w, c = x.shape
-
-  def grouped(v):
-    return v.reshape(n, h * w, groups, c // groups)
-
-  def mean(v):
-    return grouped(v).mean(axis=(1, 3), keepdims=True)
-
-  std = np.sqrt(mean(np.square(x - (mean(x) + 0 * grouped(x)).reshape(x.shape))) + EPSILON)
-  x_hat = ((grouped(x) - mean(x)) / std).reshape(x.shape)
-  g = dy * gamma
-  dx = ((grouped(g) - mean(g) - grouped(x_hat) * mean(g * x_hat)) / std).reshape(x.shape)
-  return x_hat * gamma + beta, dx, (dy * x_hat).sum((0, 1, 2)), dy.sum((0, 1, 2))
 
 
 def compute(x, gamma, beta, groups, dy, dtype=tf.float32):

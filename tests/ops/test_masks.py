@@ -8,29 +8,12 @@ import pytest
 import tensorflow as tf
 from pycocotools import mask as coco_mask
 
+from rethink_tf.doctor.references import paste as reference_paste
 from rethink_tf.ops.masks import crop_targets, paste
 
 
 def encode(pixels: np.ndarray) -> dict:
   return coco_mask.encode(np.asfortranarray(pixels.astype(np.uint8)))
-
-
-def reference_paste(mask: np.ndarray, box: np.ndarray, height: int, width: int) -> np.ndarray:
-  """Detectron2's grid_sample(align_corners=False, zeros outside) >= 0.5 in float64, pixel by pixel."""
-
-  def axis(low, high, pixels):
-    position = (np.arange(pixels) + 0.5 - low) / (high - low) * len(mask) - 0.5
-    position = np.clip(position, -1, len(mask))
-    cell = np.minimum(np.floor(position).astype(int), len(mask) - 1)
-    return cell + 1, position - cell
-
-  padded = np.pad(mask.astype(np.float64), 1)
-  y, fy = axis(box[0], box[2], height)
-  x, fx = axis(box[1], box[3], width)
-  fy = fy[:, None]
-  top = padded[y][:, x] * (1 - fx) + padded[y][:, x + 1] * fx
-  bottom = padded[y + 1][:, x] * (1 - fx) + padded[y + 1][:, x + 1] * fx
-  return top * (1 - fy) + bottom * fy >= 0.5
 
 
 def random_masks(rng, number: int, cells: int = 7, size: int = 28) -> np.ndarray:

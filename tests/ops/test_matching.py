@@ -4,20 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from rethink_tf.doctor.references import anchor_labels as reference_labels
 from rethink_tf.ops import matching
-
-
-def reference_labels(overlaps, gt_valid, usable, positive=0.7, negative=0.3):
-  """Faster R-CNN, section 3.1.2, for one image."""
-  labels = np.full(len(overlaps), -1)
-  for i, row in enumerate(overlaps):
-    best = max((iou for iou, valid in zip(row, gt_valid, strict=True) if valid), default=0)
-    labels[i] = 1 if best >= positive else 0 if best < negative else -1
-  for g in np.flatnonzero(gt_valid):
-    column = np.where(usable, overlaps[:, g], -1)
-    if column.max() > 0:
-      labels[column == column.max()] = 1
-  return np.where(usable, labels, -1)
 
 
 def test_anchor_labels_follow_the_rule():

@@ -4,28 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from rethink_tf.doctor.references import suppress as reference
 from rethink_tf.ops import nms
-
-
-def reference(boxes, scores, valid, threshold, max_per_group, max_total):
-  """[(score, group, box)] of one image, best first."""
-  kept = []
-  for group in range(scores.shape[1]):
-    own = np.float64(boxes[:, min(group, boxes.shape[1] - 1)])
-    chosen = []
-    for i in np.argsort(-scores[:, group], kind='stable'):
-      if not valid[i, group] or len(chosen) == max_per_group:
-        continue
-      if all(overlap(own[i], own[j]) <= threshold for j in chosen):
-        chosen.append(i)
-    kept += [(scores[i, group], group, boxes[i, min(group, boxes.shape[1] - 1)]) for i in chosen]
-  return sorted(kept, key=lambda item: -item[0])[:max_total]
-
-
-def overlap(a, b):
-  sides = np.maximum(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0)
-  union = (a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - sides.prod()
-  return sides.prod() / union if union else 0
 
 
 def draw(seed, images, number, groups, shared=False, shift=0.0):

@@ -6,45 +6,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from rethink_tf.doctor.references import roi_align as reference
 from rethink_tf.errors import UserError
 from rethink_tf.ops import roi_align
 from rethink_tf.ops.boxes import area
 
 CHANNELS, SIZE = 5, (128, 192)
-
-
-def bilinear(height, width, y, x):
-  """[(row, column, weight)] of one sample, as Caffe2's bilinear_interpolate."""
-  if y < -1 or y > height or x < -1 or x > width:
-    return []
-  y, x = max(y, 0.0), max(x, 0.0)
-  low_y, low_x = min(int(y), height - 1), min(int(x), width - 1)
-  high_y, high_x = min(low_y + 1, height - 1), min(low_x + 1, width - 1)
-  y, x = (low_y if low_y == height - 1 else y), (low_x if low_x == width - 1 else x)
-  dy, dx = y - low_y, x - low_x
-  return [(low_y, low_x, (1 - dy) * (1 - dx)), (low_y, high_x, (1 - dy) * dx),
-          (high_y, low_x, dy * (1 - dx)), (high_y, high_x, dy * dx)]
-
-
-def reference(features, boxes, size, ratio, aligned, upstream):
-  """Pooled features and the gradient of sum(pooled * upstream), sample by sample in float64."""
-  pooled = np.zeros((*boxes.shape[:2], size, size, CHANNELS))
-  gradients = [np.zeros(f.shape) for f in features]
-  for (b, r), box in np.ndenumerate(np.array([[tuple(box) for box in row] for row in boxes], 'd,d,d,d')):
-    box = np.array(box.tolist())
-    extent = np.sqrt(max(box[2] - box[0], 0) * max(box[3] - box[1], 0))
-    level = int(np.clip(np.floor(4 + np.log2(extent / 224 + 1e-8)), 2, 1 + len(features)))
-    feature, gradient = features[level - 2][b], gradients[level - 2][b]
-    y0, x0, y1, x1 = box / 2**level - (0.5 if aligned else 0)
-    bins = np.array([y1 - y0, x1 - x0]) if aligned else np.maximum([y1 - y0, x1 - x0], 1)
-    bins = bins / size
-    down, across = (ratio, ratio) if ratio else np.ceil(bins).astype(int)
-    for i, j, di, dj in np.ndindex(size, size, down, across):
-      y, x = y0 + (i + (di + 0.5) / down) * bins[0], x0 + (j + (dj + 0.5) / across) * bins[1]
-      for row, column, weight in bilinear(*feature.shape[:2], y, x):
-        pooled[b, r, i, j] += feature[row, column] * weight / (down * across)
-        gradient[row, column] += upstream[b, r, i, j] * weight / (down * across)
-  return pooled, gradients
 
 
 def some_boxes(rng):

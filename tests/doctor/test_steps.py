@@ -1,0 +1,29 @@
+"""Steps of the doctor's detector: in 16 bits and over two replicas as in float32; a broken form is found."""
+
+import pytest
+
+from rethink_tf.doctor import steps
+from rethink_tf.ops import roi_align
+
+pytestmark = pytest.mark.slow
+
+
+def results(rows):
+  return [(row.check, row.result) for row in rows]
+
+
+def test_both_forms_agree_and_a_broken_one_is_found(monkeypatch):
+  assert {result for _, result in results(steps.other_form())} == {'ok'}
+  gathered = roi_align._gathered_product
+  monkeypatch.setattr(roi_align, '_gathered_product', lambda flat, index, weight: gathered(flat, index, weight * 1.02))
+  assert ('train step, both forms: gradients', 'FAILED') in results(steps.other_form())
+
+
+@pytest.mark.parametrize('policy', ['mixed_bfloat16', 'mixed_float16'])
+def test_a_precision(policy):
+  assert {result for _, result in results(steps.step(steps.CPU, policy))} == {'ok'}
+
+
+def test_two_replicas(two_replicas):
+  found = results(steps.replicas(two_replicas, '2 CPUs'))
+  assert len(found) == 3 and {result for _, result in found} == {'ok'}
