@@ -98,7 +98,7 @@ def test_tests_mirror_the_package():
   # Tests of no single module.
   whole = {'fuzz', 'layout', 'gin', 'gin_configs', 'golden', 'hostile', 'package', 'xla', 'dockerfile',
            'scripts', 'multi_worker', 'docs', 'notebook', 'old_run', 'own_data',
-           'gpu', 'platforms'}
+           'gpu', 'gpu_kernels', 'platforms'}
   for test in sorted((ROOT / 'tests').rglob('test_*.py')):
     name = test.stem.removeprefix('test_')
     folder = test.parent.relative_to(ROOT / 'tests').as_posix()

@@ -49,8 +49,7 @@ def plan(options: Options) -> dict[str, Check]:
   if not options.quick:
     checks['both forms'] = steps.other_form
     for device in names:
-      checks |= {f'{policy} on {device}': functools.partial(steps.step, device, policy) for policy in _PRECISIONS
-                 if (device, policy) != (steps.CPU, 'float32')}  # which is what the others are compared with
+      checks |= {f'{policy} on {device}': functools.partial(steps.step, device, policy) for policy in _PRECISIONS}
       if device != steps.CPU:
         checks[f'TF32 on {device}'] = functools.partial(steps.fast_math_step, device)
     checks['input'] = environment.input_speed

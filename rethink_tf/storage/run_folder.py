@@ -43,8 +43,7 @@ from rethink_tf.storage.files import open_regular
 
 _REMOTE_REWRITE_SECONDS = 60.0
 _PENDING_LINES = 100_000  # some 40 MB; beyond it the oldest are dropped
-# Windows has no O_NOFOLLOW, and would end lines with '\r\n' without O_BINARY.
-_OPEN = getattr(os, 'O_NOFOLLOW', 0) | getattr(os, 'O_BINARY', 0)
+_OPEN = getattr(os, 'O_NOFOLLOW', 0) | getattr(os, 'O_BINARY', 0)  # the second is Windows': else lines end with \r\n
 SCHEDULE = 'schedule.json'  # {"total_steps": 180000}, from which a follower knows the last step
 _PACKAGES = {
   'tensorflow': ('tensorflow', 'tensorflow-cpu', 'tf-nightly'),
