@@ -10,11 +10,12 @@ COMMANDS = {
   'inspect_data': 'show the batches of training, and annotations that look wrong',
   'inspect_run': 'show where a run loses average precision',
   'export': 'write a detector as a SavedModel or a Detectron2 checkpoint',
-  'weights': 'describe a weight file, and the gin lines that load it',
+  'weights': 'list published weights, or describe a weight file and the gin lines that load it',
   'bench': 'measure speed and memory',
   'doctor': 'check that this machine computes what it should',
   'data.prepare': 'write the export of an annotation tool as COCO data with held-out images',
   'data.convert': 'write COCO data as TFRecords',
+  'data.download': 'download a published data set',
 }
 
 

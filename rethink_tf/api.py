@@ -186,7 +186,8 @@ def train(gin_files: Path | Sequence[Path], gin_params: str | Sequence[str] = ()
     gin_params: bindings that override the files, as 'SCHEDULE = 2'.
     model_dir: run folder, local or gs://; None: runs/<name of the first gin file>.
     data_dir: folder of the data set; None: the DATA_DIR of the gin files.
-    weights: weight file or run folder to start from, with a file of gin_configs/init.
+    weights: weight file or run folder to start from, or the name of published weights, which are downloaded (python
+      -m rethink_tf.weights --list); with a file of gin_configs/init.
     allow_changes: continue a run with settings that change the meaning of a step.
 
   Raises:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from absl import flags
 
 from rethink_tf import process
+from rethink_tf.downloads import settings
+from rethink_tf.weights import catalog
 
 FLAGS = flags.FLAGS
 
@@ -32,7 +34,10 @@ def define_flags() -> None:
   flags.DEFINE_string('model_dir', None, 'run folder; default: runs/<name of the first gin file>', **here)
   flags.DEFINE_string('data_dir', None, 'folder of the data set; default: the DATA_DIR of the gin files', **here)
   flags.DEFINE_string('tpu', None, "train on a TPU: 'local' on a TPU VM (gin_configs/runtime/tpu.gin)", **here)
-  flags.DEFINE_string('weights', None, 'weight file or run folder to start from (gin_configs/init)', **here)
+  flags.DEFINE_string('weights', None, 'weight file or run folder to start from, or a name of python -m '
+                      'rethink_tf.weights --list (with a file of gin_configs/init)', **here)
+  flags.DEFINE_string('cache_dir', None, settings.CACHE_HELP, **here)
+  flags.DEFINE_bool('offline', False, settings.OFFLINE_HELP, **here)
   flags.DEFINE_bool('allow_changes', False, 'continue or evaluate a run with settings that are not its own', **here)
 
 
@@ -42,7 +47,9 @@ def configure(files: Sequence[str], params: Sequence[str] = ()) -> None:
 
   gin_files.find(files, required=True)
   process.check_path(FLAGS.data_dir, 'no such folder: check --data_dir')
-  process.check_path(FLAGS.weights, 'no such file: give the path of a weight file or a run folder', suffix='.index')
+  settings.apply(FLAGS.cache_dir, FLAGS.offline)
+  if FLAGS.weights:
+    catalog.check(FLAGS.weights)
   from rethink_tf import experiment  # imports TensorFlow, which takes seconds: not needed for --help and such errors
 
   experiment.configure(files, [*params, *FLAGS.gin_param], FLAGS.data_dir, FLAGS.weights, FLAGS.tpu)

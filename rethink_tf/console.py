@@ -26,30 +26,45 @@ class Progress:
 
   On a terminal one line is rewritten. The clock starts with the first item, so that tracing a network is no part of its
   speed.
+
+  unit: 'MiB' if bytes are counted; total: 0 if unknown.
   """
 
-  def __init__(self, name: str, total: int, stream: TextIO | None = None):
-    self._name, self._total, self._done = name, total, 0
+  def __init__(self, name: str, total: int, stream: TextIO | None = None, unit: str = ''):
+    self._name, self._total, self._done, self._unit = name, total, 0, unit
     self._stream = stream or sys.stdout
     self._terminal = self._stream.isatty()
     self._first = self._shown = 0.0
+    self._begun: int | None = None  # what was done when the clock started
     self._lock = threading.Lock()
 
-  def count(self) -> None:
-    """Record that one more item is done."""
+  def start(self, done: int, total: int) -> None:
+    """Start the clock, with what is done already."""
     with self._lock:
-      self._done += 1
+      self._done = self._begun = done
+      self._total = total
+      self._first = self._shown = time.monotonic()
+
+  def count(self, amount: int = 1) -> None:
+    """Record that one more item is done, or `amount` bytes."""
+    with self._lock:
+      self._done += amount
       now = time.monotonic()
-      if self._done == 1:
-        self._first = self._shown = now
+      if self._begun is None:
+        self._begun, self._first, self._shown = self._done, now, now
       elif (now - self._shown >= (0.5 if self._terminal else PROGRESS_SECONDS)
             or self._done == self._total and self._shown > self._first):
         self._shown = now
-        speed = (self._done - 1) / (now - self._first)
-        line = (f'{self._name}: {self._done}/{self._total}, {speed:.3g}/s, '
-                f'ETA {duration(max(self._total - self._done, 0) / speed)}')
+        line = self._line((self._done - self._begun) / (now - self._first))
         print(f'\r{line}\x1b[K' if self._terminal else line, end='' if self._terminal else '\n', file=self._stream,
               flush=True)
+
+  def _line(self, speed: float) -> str:
+    left = f', ETA {duration(max(self._total - self._done, 0) / speed)}' if self._total and speed else ''
+    if not self._unit:
+      return f'{self._name}: {self._done}/{self._total}, {speed:.3g}/s{left}'
+    done, total, speed = (value / (1 << 20) for value in (self._done, self._total, speed))
+    return f'{self._name}: {done:.1f}{f"/{total:.1f}" if total else ""} {self._unit}, {speed:.3g} {self._unit}/s{left}'
 
   def close(self) -> None:
     """End the line of a terminal."""

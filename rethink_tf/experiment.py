@@ -61,7 +61,8 @@ def configure(files: Sequence[str], params: Sequence[str] = (), data_dir: str | 
               weights: str | None = None, tpu: str | None = None) -> None:
   """Read gin files, then bindings such as 'SCHEDULE = 2'; the last of a name wins. `run` builds what they describe.
 
-  data_dir, weights: values of the macros DATA_DIR and WEIGHTS. tpu: 'local', or the name of a TPU to train on.
+  data_dir, weights: values of the macros DATA_DIR and WEIGHTS; weights may be the name of published ones
+  (weights.catalog). tpu: 'local', or the name of a TPU to train on.
 
   Raises:
     UserError: a file or a name does not exist, or weights are given to a configuration that starts from random ones.

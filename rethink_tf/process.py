@@ -68,18 +68,14 @@ def _parse(argv: list[str]) -> list[str]:
   return app.parse_flags_with_usage(argv)
 
 
-def check_path(path: str | None, message: str, suffix: str = '') -> None:
+def check_path(path: str | None, message: str) -> None:
   """Check that a local path of the command line exists, before TensorFlow is imported, which takes seconds.
-
-  suffix: of a file that may exist instead: '.index' for the prefix of a TensorFlow checkpoint.
 
   Raises:
     UserError: '<path>: <message>'.
   """
-  if path and '://' not in path:
-    found = os.path.expanduser(path)
-    if not os.path.exists(found) and not (suffix and os.path.exists(found + suffix)):
-      raise UserError(f'{path}: {message}')
+  if path and '://' not in path and not os.path.exists(os.path.expanduser(path)):
+    raise UserError(f'{path}: {message}')
 
 
 @redacted_tracebacks()

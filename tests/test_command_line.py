@@ -93,6 +93,7 @@ def test_help_is_printed_without_tensorflow(command, tmp_path):
   ('train', [], ['no configuration', '--gin_file']),
   ('train', ['--gin_file=gin_configs/scratch_6x.gin', '--data_dir=nowhere'], ['nowhere', '--data_dir']),
   ('train', ['--gin_file=gin_configs/pretrain_6x.gin', '--weights=R-50.pkl'], ['R-50.pkl', 'no such file']),
+  ('train', ['--gin_file=gin_configs/pretrain_6x.gin', '--weights=moco'], ['did you mean moco_v2?']),
   ('train', ['gin_file=x'], ["'gin_file=x'"]),
   ('evaluate', ['--model_dir=nothing'], ['no config.gin in nothing']),
   ('predict', ['--model_dir=nothing', 'a.jpg'], ['no config.gin in nothing']),
@@ -104,6 +105,9 @@ def test_help_is_printed_without_tensorflow(command, tmp_path):
   ('inspect_data', ['--data_dir=foo'], ['--gin_file']),
   ('weights', ['R-50.pkl'], ['R-50.pkl: no such file']),
   ('weights', [], ['no weight file']),
+  ('weights', ['resnet50_v2'], ['did you mean torchvision_resnet50_v2']),
+  ('study', ['--gin_file=gin_configs/studies/figure1.gin', '--weights=R-50-GN.pkl'], ['--weights=detectron_r50_gn']),
+  ('data.download', ['--name=coco17'], ['--name=coco17: no such data set; did you mean coco2017?']),
   ('data.convert', ['--data_dir=nowhere', '--output_dir=out'], ['nowhere: no such']),
 ])
 def test_errors_that_need_no_tensorflow_come_without_it(command, arguments, words, tmp_path):

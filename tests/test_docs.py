@@ -81,14 +81,14 @@ def test_a_command_names_what_exists(page, words, own_parts, monkeypatch):
   monkeypatch.chdir(ROOT)
   files, params = commands.values(words, 'gin_file'), commands.values(words, 'gin_param')
   files = [name for name in files if name.startswith('gin_configs/')]
+  params += [f'WEIGHTS = {path!r}' for path in commands.values(words, 'weights')]
   if 'rethink_tf.study' in words:
     found = grid.read_study(files[0], commands.values(words, 'study_param'))
     for trial in found.trials({name: f'runs/{name}' for name in found.pretraining})[::7]:
       gin_files.parse(trial.files, [*trial.params, *params])
     return
   if any(name.count('/') == 1 or '/pretraining/' in name for name in files):  # complete, not one axis alone
-    weights = [f'WEIGHTS = {path!r}' for path in commands.values(words, 'weights')]
-    gin_files.parse(files, [*params, *weights])
+    gin_files.parse(files, params)
 
 
 @pytest.mark.parametrize('line', [

@@ -232,7 +232,7 @@ def test_keypoint_rows_keep_the_checkpoint_with_the_best_keypoint_ap(name):
 
 
 def test_all_init_files_bind_the_same_names():
-  assert len(INIT) == 10
+  assert len(INIT) == 13
   names = {name: frozenset(axis(name)) for name in INIT}
   grids = names.pop('gin_configs/init/detector_detectron2.gin') - set(names['gin_configs/init/detector.gin'])
   assert grids == {'Anchors.offset', 'RoIPooler.aligned', 'RoIPooler.sampling_ratio'}

@@ -14,6 +14,7 @@ GROUND = {'errors', 'process', 'redaction', 'structures'}
 FLOORS = [
   {'ops'},
   {'models', 'storage', 'console', 'gin_files'},
+  {'downloads'},
   {'weights', 'data', 'distributed', 'visualization'},
   {'training', 'evaluation'},
   {'experiment', 'compare'},

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from rethink_tf.errors import UserError, in_one_line
+from rethink_tf.errors import UserError, in_one_line, plain
 from rethink_tf.storage.files import open_regular
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.storage.settings import parse
@@ -264,6 +264,10 @@ def _pretraining(folder: RunFolder) -> tuple[str, Seen | None]:
   recorded = record.get('seen')
   if isinstance(recorded, dict) and all(_is_number(recorded.get(key)) for key in Seen._fields):
     return f'run {origin}', Seen(*(float(recorded[key]) for key in Seen._fields))  # as it was when this run began
+  published = record.get('cost')
+  if isinstance(published, dict) and all(_is_number(published.get(key)) for key in Seen._fields):
+    seen = Seen(*(float(published[key]) for key in Seen._fields))
+    return plain(f'{record.get("name")}: {published.get("source")}'[:500]), seen
   if tf.io.gfile.exists(f'{origin.rstrip("/")}/metrics.jsonl'):
     lines = _by_step(RunFolder(origin, create=False).read_metrics(), 'train')
     if lines:

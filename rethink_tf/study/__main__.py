@@ -10,7 +10,9 @@ import sys
 from absl import flags
 
 from rethink_tf import process
+from rethink_tf.downloads import settings
 from rethink_tf.errors import UserError
+from rethink_tf.weights import catalog
 
 FLAGS = flags.FLAGS
 
@@ -23,6 +25,10 @@ def define_flags() -> None:
   flags.DEFINE_multi_string('study_param', [], 'binding of the study itself, as Study.share_prefixes = False', **here)
   flags.DEFINE_string('output', None, 'folder of runs and report; default: runs/studies/<name of the file>', **here)
   flags.DEFINE_string('data_dir', None, 'folder of the data set, for every detection run', **here)
+  flags.DEFINE_string('weights', None, 'weight file of the pre-trained runs, or a name of python -m rethink_tf.weights '
+                      '--list', **here)
+  flags.DEFINE_string('cache_dir', None, settings.CACHE_HELP, **here)
+  flags.DEFINE_bool('offline', False, settings.OFFLINE_HELP, **here)
   flags.DEFINE_string('pretraining_data_dir', None, 'folder of the data set of the pre-training', **here)
   flags.DEFINE_bool('dry_run', False, 'only list the runs and their cost, with the time if --calibrate', **here)
   flags.DEFINE_bool('calibrate', True, 'time a few steps first, to estimate the total time', **here)
@@ -37,13 +43,17 @@ def main() -> None:
   from rethink_tf import gin_files
 
   gin_files.find(FLAGS.gin_file)
+  settings.apply(FLAGS.cache_dir, FLAGS.offline)
+  if FLAGS.weights:
+    catalog.check(FLAGS.weights)
   from rethink_tf import console  # imports TensorFlow, which takes seconds: not needed for --help and such errors
   from rethink_tf.study.run import check_data, estimate_study, plan_study, run_study, submit_study
 
   console.hide_library_info()
   study, *run_files = FLAGS.gin_file
   plan = plan_study(study, FLAGS.output, FLAGS.gin_param, FLAGS.study_param, FLAGS.data_dir,
-                    FLAGS.pretraining_data_dir, share_prefixes=FLAGS.command is None, run_files=run_files)
+                    FLAGS.pretraining_data_dir, share_prefixes=FLAGS.command is None, run_files=run_files,
+                    weights=FLAGS.weights)
   print(plan, flush=True)
   if FLAGS.command:
     submit_study(plan, FLAGS.command, FLAGS.dry_run)

@@ -38,6 +38,7 @@ class Length(NamedTuple):
   every: int = 0  # iterations between evaluations; 0: only at the end
   often: str = ''  # name of the parameter that sets `every`
   data_dir: str | None = None  # the folder of the data set, if it has one
+  weights: str | None = None  # file, run folder or name of the initial weights
 
   @property
   def images(self) -> int:
@@ -144,6 +145,14 @@ def _data_folder() -> str | None:
   return folder if folder is None or isinstance(folder, str) else gin_files.bound('DATA_DIR/macro.value')
 
 
+def _weights() -> str | None:
+  if gin_files.bound('run.initial_weights') is None:
+    return None
+  path = gin_files.bound('PretrainedWeights.path')
+  path = path if path is None or isinstance(path, str) else gin_files.bound('WEIGHTS/macro.value')
+  return path if isinstance(path, str) else None
+
+
 def length(trial: Trial, more: Sequence[str] = ()) -> Length:
   """Parse a trial's configuration, with `more` bindings, and return its schedule.
 
@@ -171,6 +180,6 @@ def length(trial: Trial, more: Sequence[str] = ()) -> Length:
     if every is None:
       every = inspect.signature(getattr(evaluator, 'wrapped', evaluator)).parameters['every'].default
     return Length(k_times.total_steps, batch, None if explicit else k_times.points[0], unit, kind, quiet, every,
-                  f'{name}.every', _data_folder())
+                  f'{name}.every', _data_folder(), _weights())
   finally:
     gin.clear_config()

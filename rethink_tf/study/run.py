@@ -22,6 +22,7 @@ from rethink_tf.study import stages as staging
 from rethink_tf.study.estimate import Estimate
 from rethink_tf.study.grid import Length, Study, Trial
 from rethink_tf.study.stages import Stage
+from rethink_tf.weights import catalog
 
 
 class StudyPlan(NamedTuple):
@@ -48,7 +49,7 @@ class StudyPlan(NamedTuple):
 
 def plan_study(gin_file: str, output: str | None = None, gin_params: Sequence[str] = (),
                study_params: Sequence[str] = (), data_dir: str | None = None, pretraining_data_dir: str | None = None,
-               share_prefixes: bool = True, run_files: Sequence[str] = ()) -> StudyPlan:
+               share_prefixes: bool = True, run_files: Sequence[str] = (), weights: str | None = None) -> StudyPlan:
   """Read a study and the configuration of each of its runs.
 
   Args:
@@ -60,6 +61,7 @@ def plan_study(gin_file: str, output: str | None = None, gin_params: Sequence[st
     data_dir, pretraining_data_dir: folders of the data sets; None: those of the gin files.
     share_prefixes: False disables shared iterations, for runs on different machines.
     run_files: gin files of every run, read after those of the study; pre-training is without them.
+    weights: file or name of the initial weights of all pre-trained runs for which the study names none.
 
   Raises:
     UserError: a configuration is not valid.
@@ -67,11 +69,15 @@ def plan_study(gin_file: str, output: str | None = None, gin_params: Sequence[st
   study = grid.read_study(gin_file, study_params)
   output = (output or '').rstrip('/') or f'runs/studies/{pathlib.PurePosixPath(gin_file).stem}'
   pretrained = _pretraining_folders(study, os.path.join(os.path.dirname(output), 'pretraining'), pretraining_data_dir)
-  trials = [trial._replace(files=(*trial.files, *run_files), params=(*trial.params, *gin_params))
+  given = (f'WEIGHTS = {weights!r}',) if weights else ()  # first, so that those of an arm win
+  trials = [trial._replace(files=(*trial.files, *run_files), params=(*given, *trial.params, *gin_params))
             for trial in study.trials(pretrained)]
   lengths = [grid.length(trial, [f'DATA_DIR = {data_dir!r}'] if data_dir else []) for trial in trials]
   stages = staging.plan(trials, lengths, study.share_prefixes and share_prefixes)
   pretraining = {path: grid.split_words(study.pretraining[name], pretrained) for name, path in pretrained.items()}
+  if weights and weights not in [length.weights for length in lengths]:
+    raise UserError(f'--weights={weights} is given, but no run of {gin_file} starts from it: the study names the '
+                    'weights of each arm itself, or all start from random ones')
   return StudyPlan(output, tuple(trials), tuple(lengths), tuple(stages), pretraining, _data_argument(data_dir),
                    _data_argument(pretraining_data_dir), data_dir, pretraining_data_dir,
                    tuple(grid.data_folder(*words, pretraining_data_dir) for words in pretraining.values()))
@@ -85,6 +91,20 @@ def check_data(plan: StudyPlan) -> None:
   """
   for folder in (*(length.data_dir for length in plan.lengths), *plan.pretraining_folders):
     process.check_path(folder, 'no such data folder: set --data_dir, or --pretraining_data_dir')
+
+
+def get_weights(plan: StudyPlan) -> None:
+  """Check the initial weights of the runs that are not done, and download those that have a name, before any trains.
+
+  Raises:
+    UserError: a file does not exist, or a download fails.
+  """
+  begun, needed = set(), set()
+  for trial, length in zip(plan.trials, plan.lengths, strict=True):
+    loaded = os.path.exists(os.path.join(plan.output, trial.name, 'initial_weights.json'))
+    (begun if loaded else needed).add(length.weights)
+  for weights in sorted(needed - begun - {None, *plan.pretraining}):
+    catalog.local_path(weights)
 
 
 def estimate_study(plan: StudyPlan) -> Estimate | None:
@@ -115,6 +135,7 @@ def run_study(plan: StudyPlan, calibrate: bool = True) -> Comparison | None:
       been run and compared.
   """
   check_data(plan)
+  get_weights(plan)
   runner = execution.Runner(plan.output, plan.arguments, lambda line: print(line, flush=True))
   for stage in plan.stages:
     if runner.done(stage):

@@ -1,38 +1,77 @@
-"""Describe weight files and the options that use them: python -m rethink_tf.weights FILE …
+"""Describe weights and the options that use them: python -m rethink_tf.weights FILE | NAME …; --list lists the names.
 
-FILE: a weight file, a TensorFlow checkpoint or a run folder.
+FILE: a weight file, a TensorFlow checkpoint or a run folder. NAME: published weights, which are downloaded unless they
+are in the cache.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from typing import TYPE_CHECKING
 
+from absl import flags
+
 from rethink_tf import process
+from rethink_tf.downloads import settings
 from rethink_tf.errors import UserError
+from rethink_tf.weights import catalog, listing
 
 if TYPE_CHECKING:
   from rethink_tf.weights.contents import Contents
 
+FLAGS = flags.FLAGS
 
-def main(paths: list[str]) -> None:
-  """Print the description of each file."""
-  if not paths:
-    raise UserError('no weight file: python -m rethink_tf.weights FILE …')
-  for path in paths:
-    process.check_path(path, 'no such file: give the path of a weight file or a run folder', suffix='.index')
+
+def define_flags() -> None:
+  here = {'module_name': sys.argv[0]}
+  flags.DEFINE_bool('list', False, 'list the published weights that have a name', **here)
+  flags.DEFINE_bool('json', False, 'with --list: as JSON, with addresses, checksums and sources', **here)
+  flags.DEFINE_string('cache_dir', None, settings.CACHE_HELP, **here)
+  flags.DEFINE_bool('offline', False, settings.OFFLINE_HELP, **here)
+
+
+def main(arguments: list[str]) -> None:
+  """Print the table of published weights, or the description of each file or name."""
+  settings.apply(FLAGS.cache_dir, FLAGS.offline)
+  if FLAGS.list:
+    print((listing.as_json if FLAGS.json else listing.table)(catalog.entries().values()))
+  elif FLAGS.json:
+    raise UserError('--json belongs to --list: python -m rethink_tf.weights --list --json')
+  elif not arguments:
+    raise UserError(f'no weight file: python -m rethink_tf.weights FILE …, or a name of {catalog.LIST}')
+  if arguments:
+    describe_all(arguments)
+
+
+def describe_all(arguments: list[str]) -> None:
+  """Print the description of each file or name; those of names are downloaded unless they are in the cache."""
+  for text in arguments:
+    catalog.check(text)
   from rethink_tf import console
   from rethink_tf.weights import formats, loadable
 
   console.hide_library_info()
-  for path in paths:
-    contents = formats.read(path)
-    print(describe(contents))
+  for text in arguments:
+    entry = catalog.find(text)
+    if entry is not None:
+      print(as_table(listing.description(entry)), flush=True)
+    contents = formats.read(catalog.local_path(text))
+    if entry is not None:
+      contents = entry.completed(contents)._replace(licence=entry.licence)
+    print(describe(contents, text, None if entry is None else entry.init))
     loadable.check(contents)
 
 
-def describe(contents: Contents) -> str:
-  """Return a table of a file's properties, and the options of a run that starts from it."""
+def as_table(rows: list[tuple[str, object]]) -> str:
+  return '\n'.join(f'{name:<13} {value}' for name, value in rows)
+
+
+def describe(contents: Contents, given: str | None = None, init: str | None = None) -> str:
+  """Return a table of a file's properties, and the options of a run that starts from it.
+
+  given: how a command names it, if not by the path of the file. init: its file of gin_configs/init, if it is known.
+  """
   from rethink_tf.weights import loadable, options
   known = options.completed(contents)
   parameters = sum(math.prod(array.shape) for array in contents.arrays.values())
@@ -59,10 +98,12 @@ def describe(contents: Contents) -> str:
     ('ignored', ', '.join(contents.ignored[:4]) + (f', … ({len(contents.ignored)})' if contents.ignored[4:] else '')
      or 'none'),
     *([('use it with', 'nothing: it has arrays of no layer that is built here')] if loadable.unknown(contents) else
-      [(label, ' '.join(found)) for label, found in options.alternatives(contents).items()]),
+      [(label, ' '.join(found)) for label, found in
+      options.alternatives(contents._replace(path=given or contents.path), init).items()]),
   ]
-  return '\n'.join(f'{name:<13} {value}' for name, value in rows)
+  return as_table(rows)
 
 
 if __name__ == '__main__':
+  define_flags()
   process.start(main, takes_arguments=True, interrupted='stopped', result_is_printed=True)

@@ -25,6 +25,7 @@ EPSILON = 1e-5  # of the norms of torch, Caffe2 and this package
 DETECTRON_MEAN = (122.7717, 115.9465, 102.9801)
 DETECTRON2_MEAN = (123.675, 116.28, 103.53)
 TORCH_STD = (58.395, 57.12, 57.375)
+SWAV_STD = (58.14, 57.12, 57.375)
 UNIT_STD = (1.0, 1.0, 1.0)
 BACKBONE = 'backbone.bottom_up.'  # prefix of the backbone in a detector's names
 LINEAR = ('linear.weight', 'linear.bias')  # the classifier

@@ -150,7 +150,7 @@ def _named(content: Any, path: str, container: str, choice: Choice) -> Contents:
   found = state_dicts.find(content, path, *choice)
   author = content.get('__author__')
   contents = _network(found.arrays, path, container, author if isinstance(author, str) else '')
-  contents = openmmlab.configured(contents, content)
+  contents = torchvision.normalised(openmmlab.configured(contents, content), found.ignored)
   return contents._replace(ignored=contents.ignored + found.ignored, notes=contents.notes + found.notes)
 
 

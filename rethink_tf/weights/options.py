@@ -16,7 +16,7 @@ from rethink_tf import gin_files
 from rethink_tf.models.cascade import Cascade
 from rethink_tf.models.rois import Anchors, DetectionGenerator, ProposalGenerator, RoIPooler, RoISampler
 from rethink_tf.weights import detectron2_settings, tf_models, torchvision_vgg
-from rethink_tf.weights.contents import Architecture, Contents
+from rethink_tf.weights.contents import SWAV_STD, Architecture, Contents
 
 # Files of gin_configs/models by depth, groups and width per group; all have a stem of 64 and res2 of 256 channels.
 MODELS = {(50, 1, 64): 'r50', (101, 1, 64): 'r101', (152, 8, 32): 'x152', (101, 32, 8): 'x101_32x8d',
@@ -26,22 +26,25 @@ _R50 = Architecture(50, 1, 64, 64, 256)
 _PARTS = (Anchors, RoIPooler, RoISampler, ProposalGenerator, DetectionGenerator, Cascade)
 
 
-def alternatives(contents: Contents) -> dict[str, list[str]]:
-  """Return the options of a run that starts from a file; two kinds where it does not record its norms."""
+def alternatives(contents: Contents, init: str | None = None) -> dict[str, list[str]]:
+  """Return the options of a run that starts from a file; two kinds where it does not record its norms.
+
+  init: file of gin_configs/init, where it is known otherwise than by the contents.
+  """
   if contents.norm is not None or contents.architecture is None:
-    return {'use it with': command_line(contents)}
+    return {'use it with': command_line(contents, init=init)}
   return {'if GroupNorm': command_line(contents, 'gn'), 'if folded BN': command_line(contents, 'folded')}
 
 
-def command_line(contents: Contents, norm: str = 'gn') -> list[str]:
+def command_line(contents: Contents, norm: str = 'gn', init: str | None = None) -> list[str]:
   """Return the options of a run that starts from a file, to follow those of a complete configuration.
 
-  norm: 'gn' or 'folded', of a file that does not record it.
+  norm: 'gn' or 'folded', of a file that does not record it. init: see alternatives.
   """
   known = completed(contents)
   known = known._replace(norm=norm) if known.norm is None and known.architecture is not None else known
   files, bindings = _model(contents)
-  init = _init(known)
+  init = init or _init(known)
   files.append(f'gin_configs/init/{init}.gin')
   if known.kind == 'detector' and not known.own:
     further, parts = detectron2_settings.parts(known)
@@ -75,6 +78,8 @@ def _init(contents: Contents) -> str:
   if contents.stride_in_1x1:
     return 'imagenet_msra'
   if contents.pixel_std is not None and contents.pixel_std[0] > 2:
+    if contents.pixel_std == SWAV_STD:
+      return 'swav'
     return 'wsl' if 'WSL' in contents.licence else 'imagenet_torchvision'
   return 'imagenet'
 

@@ -17,7 +17,7 @@ from absl import logging
 from rethink_tf.errors import UserError
 from rethink_tf.redaction import redact
 from rethink_tf.storage.files import open_regular
-from rethink_tf.weights import class_layers, compared, detectron2, formats, own, torchvision_vgg
+from rethink_tf.weights import catalog, class_layers, compared, detectron2, formats, own, torchvision_vgg
 from rethink_tf.weights.contents import BACKBONE, LINEAR, Array, Contents
 from rethink_tf.weights.detectron2 import Entry
 from rethink_tf.weights.detectron2_settings import CONVENTIONS
@@ -54,10 +54,13 @@ class Loaded(NamedTuple):
   step: int = 0  # iteration at which the run starts its schedule, for weights that continue another run
   progress: dict[str, Any] | None = None  # images, instances and pixels that run had seen
   seen: dict[str, float] | None = None  # of the run of this package that trained them: the cost of pre-training
+  entry: catalog.Entry | None = None  # published weights of which they are known to be
 
   def record(self) -> dict[str, Any]:
     """Return what a run folder records, as JSON."""
     cost = {} if self.seen is None else {'seen': self.seen}
+    if self.entry is not None:
+      cost = {'name': self.entry.name, 'address': self.entry.remote.url, 'cost': self.entry.cost.record()}
     return {'path': redact(self.path), 'format': self.format, 'licence': self.licence, 'sha256': self.sha256,
             'arrays': len(self.names), **cost}
 
@@ -66,7 +69,8 @@ class Loaded(NamedTuple):
 class PretrainedWeights:
   """weights(detector) loads a file into a built detector or classifier; the file's format is detected.
 
-  path: a file, a TensorFlow checkpoint or a run folder. part: 'backbone'; 'detector' for a whole trained one;
+  path: a file, a TensorFlow checkpoint, a run folder, or the name of published weights (weights.catalog), which are
+  downloaded when they are loaded. part: 'backbone'; 'detector' for a whole trained one;
   'detector_backbone' for the backbone of a detector; 'classifier' for a backbone with its fully connected layer.
   dictionary, prefix: of several networks in a checkpoint, the one that is read ('model_ema', 'module.encoder_k.').
   channels ('rgb', 'bgr'), stride_in_1x1, epsilon (of BatchNorm), norm ('gn', 'folded'): for files that do not record
@@ -116,9 +120,13 @@ class PretrainedWeights:
     Raises:
       UserError: file and model differ: it names the gin binding to set, or the names that differ.
     """
-    contents = formats.read(self.path, self.choice)
+    contents = formats.read(catalog.local_path(self.path), self.choice)
+    entry = catalog.find(self.path)
+    if entry is not None:
+      contents = entry.completed(contents)._replace(licence=entry.licence)
     self._check_kind(contents)
-    return self._load(self._overridden(contents), detector)
+    loaded = self._load(self._overridden(contents), detector)
+    return loaded._replace(entry=entry or catalog.of_digest(loaded.sha256))
 
   def _load(self, contents: Contents, detector: Model) -> Loaded:
     check_model(contents, detector)
@@ -273,11 +281,12 @@ def check_model(contents: Contents, detector: Model) -> None:
   """
   for backbone in single_backbones(contents, detector.backbone):
     _check_backbone(contents, backbone)
-  for name in ('pixel_mean', 'pixel_std'):
+  # A red channel of 0.228 (SwAV) or 0.229 x 255 (torchvision) is the same for a network that trains.
+  for name, tolerance in (('pixel_mean', 1e-3), ('pixel_std', 5e-3)):
     recorded, configured = getattr(contents, name), getattr(detector, name, None)
     if recorded is None or configured is None:
       continue
-    if not np.allclose(recorded, configured, rtol=1e-3, atol=1e-3):
+    if not np.allclose(recorded, configured, rtol=tolerance, atol=1e-3):
       values = tuple(round(float(value), 4) for value in recorded)
       raise UserError(f'{contents.path}: was trained with another normalisation of pixels: set '
                       f'{type(detector).__name__}.{name} = {values}')

@@ -6,7 +6,15 @@ import re
 from collections.abc import Collection, Mapping
 
 from rethink_tf.weights import config_json
-from rethink_tf.weights.contents import DETECTRON2_MEAN, TORCH_STD, Array, Contents, architecture_of, norm_of
+from rethink_tf.weights.contents import (
+  DETECTRON2_MEAN,
+  SWAV_STD,
+  TORCH_STD,
+  Array,
+  Contents,
+  architecture_of,
+  norm_of,
+)
 
 _RULES = (
   (re.compile(r'conv1\.weight'), 'stem.conv1.weight'),
@@ -64,6 +72,17 @@ def contents(arrays: Mapping[str, Array], path: str, container: str, names: str 
   return Contents(path, f'{names} names in {container}', 'backbone', converted, norm, architecture, 'rgb',
                   bool(config.stride_in_1x1), config.pixel_mean or DETECTRON2_MEAN, config.pixel_std or TORCH_STD,
                   licence=licence, ignored=tuple(ignored), notes=notes)
+
+
+def normalised(contents: Contents, heads: Collection[str]) -> Contents:
+  """Return the contents with the pixel_std of SwAV's and DeepCluster-v2's code, if the left out heads are theirs.
+
+  Their multicropdataset.py divides red by 0.228 x 255, where torchvision has 0.229.
+  """
+  modules = {part for name in heads for part in name.split('.')}
+  if {'projection_head', 'prototypes'} <= modules and contents.pixel_std == TORCH_STD:
+    return contents._replace(pixel_std=SWAV_STD)
+  return contents
 
 
 def canonical(name: str) -> str:

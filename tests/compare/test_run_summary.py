@@ -27,6 +27,19 @@ def test_pre_training_by_this_package_is_counted(tmp_path):
   assert one.pretraining == (320, 320, 1000)
 
 
+def test_the_cost_of_published_weights_is_that_of_their_entry(tmp_path):
+  """As a run records it: name, numbers, and where they are from."""
+  path = write(tmp_path / 'p', HALF, init='moco_v2')
+  record = tmp_path / 'p/initial_weights.json'
+  cost = {'images': 3, 'instances': 4, 'pixels': 5, 'source': '800 epochs'}
+  record.write_text(json.dumps({'path': 'moco_v2', 'name': 'moco_v2', 'format': 'torchvision', 'cost': cost}))
+  one, = read_runs([path])
+  assert one.pretraining == (3, 4, 5) and one.pretraining_source == 'moco_v2: 800 epochs'
+  assert one.weights_name == 'moco_v2'
+  record.write_text(json.dumps({'path': 'moco_v2', 'cost': cost | {'pixels': 'many'}}))
+  assert 'assumed' in read_runs([path])[0].pretraining_source
+
+
 def test_what_the_last_evaluation_did_not_score_is_noted(tmp_path):
   path = write(tmp_path / 's', HALF)
   assert read_runs([path])[0].notes == ()

@@ -3,7 +3,8 @@
 import pytest
 
 from rethink_tf.errors import UserError
-from rethink_tf.study.run import check_data, plan_study, submit_study
+from rethink_tf.study.run import check_data, get_weights, plan_study, submit_study
+from rethink_tf.weights import catalog
 
 STUDY = 'gin_configs/studies/own_data_narrow.gin'
 
@@ -47,3 +48,34 @@ def test_submission(tmp_path, capfd):
   (tmp_path / 'pretraining/shapes/checkpoints/step-00000007').mkdir(parents=True)
   with pytest.raises(UserError, match='the command above failed'):
     submit_study(plan, 'false')
+
+
+ARMS = """
+Study.base = ('gin_configs/scratch_1x.gin',)
+Study.axes = {'init': {'scratch': (), 'given': ('gin_configs/init/imagenet.gin',),
+                       'moco': ('gin_configs/init/moco_v2.gin', 'WEIGHTS = "moco_v2"')}}
+"""
+
+
+def test_weights_are_those_of_arms_that_name_none_and_there_before_training(tmp_path, monkeypatch):
+  study, fetched = tmp_path / 'arms.gin', []
+  study.write_text(ARMS)
+  plan = plan_study(str(study), str(tmp_path / 'runs'), weights='detectron_r50_gn')
+  assert [length.weights for length in plan.lengths] == [None, 'detectron_r50_gn', 'moco_v2']
+  monkeypatch.setattr(catalog, 'local_path', fetched.append)
+  get_weights(plan)
+  assert fetched == ['detectron_r50_gn', 'moco_v2']
+  (tmp_path / 'runs/moco').mkdir(parents=True)
+  (tmp_path / 'runs/moco/initial_weights.json').write_text('{}')  # loaded before
+  get_weights(plan)
+  assert fetched[2:] == ['detectron_r50_gn']
+  study.write_text(ARMS.replace("'gin_configs/init/imagenet.gin',", ''))
+  with pytest.raises(UserError, match='--weights=detectron_r50_gn is given, but no run of .*arms.gin starts from it'):
+    plan_study(str(study), str(tmp_path / 'runs'), weights='detectron_r50_gn')
+
+
+def test_weights_that_do_not_exist_stop_a_study_before_it_trains(tmp_path):
+  (tmp_path / 'arms.gin').write_text(ARMS)
+  plan = plan_study(str(tmp_path / 'arms.gin'), str(tmp_path / 'runs'), weights=f'{tmp_path}/R-50-GN.pkl')
+  with pytest.raises(UserError, match='R-50-GN.pkl: no such file: give its path, or --weights=detectron_r50_gn'):
+    get_weights(plan)

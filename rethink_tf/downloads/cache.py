@@ -1,0 +1,160 @@
+"""A cache of downloaded files: one process downloads a file, others of the machine wait for it.
+
+A file is put in place once it is complete and verified; beside it, <name>.download.json records its address, size and
+checksums, to which a later download is compared where the publisher gives no checksum. A file that was put there by
+hand is verified and recorded in the same way. Nothing of a file is executed or unpacked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from absl import logging
+
+from rethink_tf.downloads import transfer
+from rethink_tf.downloads.remote_file import Digests, RemoteFile, digests
+from rethink_tf.downloads.settings import OFFLINE, is_offline
+from rethink_tf.errors import UserError, in_one_line, plain
+from rethink_tf.redaction import redact
+
+_POLL_SECONDS = 0.5
+_REPORT_SECONDS = 60.0
+
+
+def fetch(remote: RemoteFile, folder: str, label: str) -> str:
+  """Return the path of a published file in a folder of this machine, downloaded and verified if it is not there yet.
+
+  label: what messages call it, as 'moco_v2'.
+
+  Raises:
+    UserError: it cannot be downloaded, is not the published file, or the machine is offline; one line with the cure.
+  """
+  remote.check_address()
+  path = os.path.join(folder, remote.name)
+  if _is_in_place(remote, path):
+    return path
+  if is_offline():
+    raise UserError(f'{label}: is not at {path}, and downloads are off ({OFFLINE}): unset it, or copy '
+                    f'{redact(remote.url)} to that path')
+  try:
+    os.makedirs(folder, exist_ok=True)
+    with _locked(path, label) as partial:
+      if not _is_in_place(remote, path):  # else another process has downloaded it meanwhile
+        _download(remote, path, partial, label)
+  except OSError as error:
+    raise UserError(f'{folder}: cannot be written: {in_one_line(error)}: choose another folder with RETHINK_TF_CACHE'
+                    ) from error
+  return path
+
+
+def _download(remote: RemoteFile, path: str, partial: str, label: str) -> None:
+  if remote.md5_suffix and not remote.has_checksum:
+    remote = remote._replace(md5=transfer.published_md5(remote))
+  logging.info('%s: downloading %s to %s', label, redact(remote.url), os.path.dirname(path))
+  for again in (True, False):
+    joined = transfer.download(remote, partial, label)
+    found = digests(partial)
+    difference = remote.difference(found)
+    if not difference:
+      break
+    transfer.discard(partial)
+    if not (joined and again):  # parts of two versions may have been joined
+      raise UserError(f'{redact(remote.url)}: {difference}: the download was damaged or is another file, and was '
+                      'deleted: try again, or get the file from its publisher')
+    logging.warning('%s: %s: begun anew, since it was downloaded in several parts', label, difference)
+  earlier = _read_record(path)
+  if earlier is not None and not remote.has_checksum and earlier['sha256'] != found.sha256:
+    raise UserError(f'{path}: the publisher has changed the file since {earlier["date"]}: its sha256 was '
+                    f'{earlier["sha256"][:16]} and is {found.sha256[:16]}: delete {path}.download.json to accept it')
+  os.replace(partial, path)
+  transfer.discard(partial)
+  _write_record(remote, path, found)
+  logging.info('%s: %s bytes, sha256 %s%s', path, f'{found.size:,}', found.sha256[:16],
+               '' if remote.has_checksum else ' (recorded: its publisher gives no checksum)')
+
+
+def _is_in_place(remote: RemoteFile, path: str) -> bool:
+  """Whether the cache has a file that is the published one, as far as is known.
+
+  Raises:
+    UserError: it has another one.
+  """
+  try:
+    status = os.stat(path)
+  except FileNotFoundError:
+    return False
+  except OSError as error:
+    raise UserError(f'{path}: cannot be read: {in_one_line(error)}') from error
+  record = _read_record(path)
+  if record is not None and (record['size'], record['mtime_ns']) == (status.st_size, status.st_mtime_ns):
+    found = Digests(record['size'], record['sha256'], record['md5'])
+  else:
+    found = digests(path)
+    if record is not None and record['sha256'] != found.sha256:
+      raise UserError(f'{path}: has changed since it was downloaded on {record["date"]}: delete it, and it is '
+                      'downloaded again')
+  difference = remote.difference(found)
+  if difference:
+    raise UserError(f'{path}: {difference}: it is not {redact(remote.url)}: delete it, and it is downloaded '
+                    'again')
+  with contextlib.suppress(OSError):  # a cache that others share may be read-only
+    _write_record(remote, path, found, record)
+  return True
+
+
+def _read_record(path: str) -> dict[str, Any] | None:
+  try:
+    with open(f'{path}.download.json') as file:
+      record = json.loads(file.read(1 << 16))
+    kinds = {'size': int, 'mtime_ns': int, 'sha256': str, 'md5': str, 'date': str}
+    return record if all(isinstance(record[name], kind) for name, kind in kinds.items()) else None
+  except (OSError, ValueError, TypeError, KeyError):
+    return None
+
+
+def _write_record(remote: RemoteFile, path: str, found: Digests, earlier: dict[str, Any] | None = None) -> None:
+  now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds')
+  record = {'url': redact(remote.url), **found._asdict(), 'mtime_ns': os.stat(path).st_mtime_ns,
+            'date': now if earlier is None else earlier['date']}
+  if record != earlier:
+    temporary = f'{path}.download.json.{os.getpid()}.partial'
+    with open(temporary, 'w') as file:
+      json.dump(record, file, indent=2)
+    os.replace(temporary, f'{path}.download.json')
+
+
+@contextlib.contextmanager
+def _locked(path: str, label: str) -> Iterator[str]:
+  """Hold the system's lock on a file of the cache, which ends with its process; yield the path of the partial file.
+
+  Other processes wait. Where the file system has no locks, each downloads into a file of its own.
+  """
+  with open(f'{path}.lock', 'a+') as file:
+    reported = None
+    while True:
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        break
+      except BlockingIOError:
+        now = time.monotonic()
+        if reported is None or now - reported >= _REPORT_SECONDS:
+          reported = now
+          file.seek(0)
+          holder = file.read(200).strip() or 'another process'
+          logging.info('%s: waiting for %s, which is downloading it', label, plain(holder))
+        time.sleep(_POLL_SECONDS)
+      except OSError:
+        yield f'{path}.{socket.gethostname()}.{os.getpid()}.partial'
+        return
+    file.truncate(0)
+    file.write(f'process {os.getpid()} on {socket.gethostname()}')
+    file.flush()
+    yield f'{path}.partial'
