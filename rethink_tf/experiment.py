@@ -38,6 +38,7 @@ from rethink_tf.training.loss_scaling import LossScaleTrainer
 from rethink_tf.training.losses import MaskRCNNLoss
 from rethink_tf.training.optimizers import SGD
 from rethink_tf.training.schedules import KTimesSchedule
+from rethink_tf.training.sharing import SharedGraphs
 from rethink_tf.training.trainer import Trainer
 
 # isort: split
@@ -83,7 +84,7 @@ def configure(files: Sequence[str], params: Sequence[str] = (), data_dir: str | 
 
 
 # Over 60 lines: half of them list and explain the parts, which is what the root of a gin file is for.
-@gin.configurable(denylist=['allow_changes'])
+@gin.configurable(denylist=['allow_changes', 'graphs'])
 def run(
   task: str,
   model_dir: str,
@@ -116,6 +117,7 @@ def run(
   follow_minutes: float = 120.0,
   steps_per_execution: int = 1,
   allow_changes: bool = False,
+  graphs: SharedGraphs | None = None,
 ) -> Experiment:
   """Build an experiment from its parts; restore and write nothing but the run folder itself.
 
@@ -178,9 +180,11 @@ def run(
     scaled = precision == 'mixed_float16'
     make_trainer = LossScaleTrainer if scaled else Trainer
     trainer = make_trainer(model(**_counts(inputs.source)), losses(), devices.micro_batches)
-    optimizer = optimizer(learning_rate=rates)
+    optimizer = optimizer(learning_rate=rates if graphs is None else graphs.rates(rates))
     trainer.compile(_loss_scaled(optimizer, strategy) if scaled else optimizer, steps_per_execution=steps_per_execution)
-    trainer.make_variables(inputs.dataset().element_spec)
+    trainer.make_variables(spec := inputs.dataset().element_spec)
+    if graphs is not None:
+      trainer = graphs.share(trainer, (spec, devices, steps_per_execution))
     averages = ema(trainer) if ema is not None else None
 
   notes, trained = _notes(trainer.detector, training.source if training else None, held_out)

@@ -114,12 +114,19 @@ def effective(names: Iterable[str]) -> dict[str, Any]:
         value = gin.query_parameter('/'.join([*scopes[i:], f'{owner}.{parameter}']))
         break
     else:
-      with contextlib.suppress(AttributeError, KeyError, ValueError):
-        value = inspect.signature(gin.config._REGISTRY.get_match(owner).wrapped).parameters[parameter].default
+      value = default(f'{owner}.{parameter}')
     value = _literal(value)
     if value is not inspect.Parameter.empty:
       found[name] = value
   return found
+
+
+def default(name: str) -> Any:
+  """Return the default of 'configurable.parameter' in its signature; Parameter.empty without one."""
+  owner, _, parameter = name.rpartition('.')
+  with contextlib.suppress(AttributeError, KeyError, ValueError):
+    return inspect.signature(gin.config._REGISTRY.get_match(owner).wrapped).parameters[parameter].default
+  return inspect.Parameter.empty
 
 
 def _literal(value: Any) -> Any:

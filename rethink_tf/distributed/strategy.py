@@ -149,7 +149,13 @@ def _one_machine(kind: str, num_devices: int | None, logical_cpus: int | None) -
   devices = devices[:1] if kind == 'one_device' else devices[:num_devices]
   if kind == 'mirrored' or len(devices) > 1:
     return _mirrored(tuple(devices))
-  return tf.distribute.OneDeviceStrategy(devices[0])
+  return _one_device(devices[0])
+
+
+@functools.cache
+def _one_device(device: str) -> tf.distribute.OneDeviceStrategy:
+  """Return the strategy of a device, the same object each time: runs of one process may share variables."""
+  return tf.distribute.OneDeviceStrategy(device)
 
 
 @functools.cache

@@ -32,6 +32,9 @@ def define_flags() -> None:
   flags.DEFINE_string('pretraining_data_dir', None, 'folder of the data set of the pre-training', **here)
   flags.DEFINE_bool('dry_run', False, 'only list the runs and their cost, with the time if --calibrate', **here)
   flags.DEFINE_bool('calibrate', True, 'time a few steps first, to estimate the total time', **here)
+  flags.DEFINE_integer('parallel', None, 'number of runs side by side, each with its share of the GPUs or CPU cores; '
+                       'default: one for each GPU, unless a run depends on the number of its devices', lower_bound=1,
+                       **here)
   flags.DEFINE_string('command', None, 'submit each run with this command instead of training here, as '
                       '"python launch/vertex.py --accelerator=NVIDIA_TESLA_A100"; compare the runs when they are done',
                       **here)
@@ -59,10 +62,10 @@ def main() -> None:
     submit_study(plan, FLAGS.command, FLAGS.dry_run)
   elif FLAGS.dry_run:
     check_data(plan)
-    if FLAGS.calibrate and (found := estimate_study(plan)) is not None:
+    if FLAGS.calibrate and (found := estimate_study(plan, FLAGS.parallel)) is not None:
       print(found)
   else:
-    run_study(plan, FLAGS.calibrate)
+    run_study(plan, FLAGS.calibrate, FLAGS.parallel)
 
 
 if __name__ == '__main__':

@@ -1,13 +1,12 @@
-"""Execution of a study's runs one after another, each in its own process; completed stages are skipped."""
+"""Execution of a study's stages, one after another or several side by side; completed ones are skipped."""
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,36 +17,56 @@ from rethink_tf.errors import UserError
 from rethink_tf.storage import identity
 from rethink_tf.storage.checkpoints import RunCheckpoints
 from rethink_tf.storage.run_folder import RunFolder, total_steps
+from rethink_tf.study import grid
+from rethink_tf.study import stages as staging
+from rethink_tf.study.processes import Pool, Slot
+from rethink_tf.study.speeds import Speeds, kind_of
 from rethink_tf.study.stages import Stage
+from rethink_tf.study.worker import Reply, Request
 
 POLL_SECONDS = 2.0
 REPORT_SECONDS = 30.0
-CALIBRATION_STEPS = 12
+CALIBRATION_STEPS = (6, 100)  # at least and at most, after as many steps as at least
+CALIBRATION_SECONDS = 8.0
 _FORKED = ('checkpoints', 'eval', 'tensorboard', 'metrics.jsonl', 'initial_weights.json', 'categories.json',
            identity.FILE)
 
 
-class Calibration(NamedTuple):
-  """A short run."""
+class Job(NamedTuple):
+  """A stage that is being trained."""
 
-  seconds: float  # of its process
-  lines: Sequence[Mapping[str, Any]]  # of its metrics, at each step
-  remaining_steps: int  # of the run that it stands for
+  stage: Stage
+  number: int
+  head: str  # of its lines of progress
+  begin: int  # step at which it began
+  since: float  # in seconds since 1970, as in the lines of metrics
+  shared: bool  # in the graph of an earlier run
 
 
 class Runner:
   """Runs the stages of a study."""
 
-  def __init__(self, output: str, more: Sequence[str] = (), log: Callable[[str], None] = print) -> None:
+  def __init__(self, output: str, data_dir: str | None = None, log: Callable[[str], None] = print,
+               environments: Sequence[Mapping[str, str]] = ({},)) -> None:
     """Write nothing yet.
 
     Args:
-      output: folder for the run folder of each trial, and <trial>.log with the output of its process.
-      more: arguments of every call of the training command (--data_dir=...).
+      output: folder for the run folder of each trial, and <trial>.log with its output.
+      data_dir: folder of the data set of every run; None: those of the configurations.
       log: prints a line of progress.
+      environments: of the processes that train side by side.
     """
-    self._output, self._more, self._log = output, tuple(more), log
-    self._images_per_second: float | None = None  # of the latest stage
+    self._output, self._data_dir, self._log = output, data_dir, log
+    self._pool = Pool(environments)
+    self._speeds = Speeds()
+    self._reported: dict[int, tuple[float, str]] = {}  # stage -> time and text of its latest line of progress
+
+  def __enter__(self) -> Runner:
+    self._pool.__enter__()
+    return self
+
+  def __exit__(self, *exception: Any) -> None:
+    self._pool.__exit__(*exception)
 
   def folder(self, name: str) -> str:
     """Return the run folder of a trial."""
@@ -71,65 +90,85 @@ class Runner:
     return os.path.isdir(path) and any(line.get('kind') == 'eval'
                                        for line in RunFolder(path, create=False).read_metrics())
 
-  def pretrain(self, path: str, files: Sequence[str], params: Sequence[str], more: Sequence[str]) -> None:
+  def pretrain(self, path: str, files: Sequence[str], params: Sequence[str], data_dir: str | None) -> None:
     """Pre-train in a run folder, or continue.
 
     Raises:
       UserError: the command failed.
     """
-    self._call('rethink_tf.pretrain', path, arguments(files, params, path, more), lambda: _last_step(f'{path}.log'))
+    self._call(Request('pretrain', files, params, data_dir, path, f'{path}.log'), *grid.keys(files, params, data_dir),
+               lambda: _last_step(f'{path}.log'))
 
   def run(self, stages: Sequence[Stage]) -> list[str]:
-    """Run the stages that are not done; return one line per failed stage. Later stages of a failed run are skipped."""
-    failures, failed = [], set()
-    for number, stage in enumerate(stages):
-      name = stage.trial.name
-      head = f'[{number + 1}/{len(stages)}] {name}'
-      if self.done(stage):
-        self._log(f'{head}: complete to iteration {stage.end}')
-        continue
-      if name in failed or (stage.fork_of and stage.fork_of.name in failed):
-        failures.append(f'{name}: skipped, since the run it continues has failed')
-        failed.add(name)
-        continue
-      try:
-        if stage.fork_of is not None:
-          self._fork(stage)
-        self._train(stage, head, stages[number + 1:])
-      except UserError as error:
-        self._log(f'{head}: {error.line()}')
-        failures.append(f'{name}: {error.line()}')
-        failed.add(name)
-    return failures
+    """Run the stages that are not done; return one line per failed stage. Later stages of a failed run are skipped.
+
+    As many are trained side by side as there are environments, each as soon as what it continues is complete.
+    """
+    failures: dict[int, str] = {}
+    waiting = dict(enumerate(stages))
+    for number in [number for number, stage in waiting.items() if self.done(stage)]:
+      self._log(f'{_head(stages, number)}: complete to iteration {stages[number].end}')
+      del waiting[number]
+    while waiting or any(slot.job for slot in self._pool.slots):
+      self._skip(stages, waiting, failures)
+      for slot in self._pool.slots:
+        if slot.job is None and (number := self._next(stages, waiting, failures, slot)) is not None:
+          del waiting[number]
+          self._begin(stages, number, slot, failures)
+      for slot in self._pool.wait(POLL_SECONDS):
+        self._end(slot, failures)
+      self._report(stages, waiting)
+    return [failures[number] for number in sorted(failures)]
+
+  def remaining(self, stages: Sequence[Stage]) -> float:
+    """Return the seconds until the end of stages, with those that are being trained; nan if no speed is known."""
+    jobs = {slot.job.number: slot.job for slot in self._pool.slots if slot.job}
+    graphs, total, longest = {slot.graph for slot in self._pool.slots}, 0.0, {}
+    for stage in stages:
+      speed = self._speeds.of(kind_of(stage))
+      if speed is None:
+        return math.nan
+      begin = max(stage.start, self.reached(stage))
+      shared = bool(stage.length.graph) and stage.length.graph in graphs
+      graphs.add(stage.length.graph)
+      seconds = speed.start(shared) + speed.seconds(max(stage.end - begin, 0), staging.evaluations(stage, begin))
+      total += seconds
+      longest[stage.trial.name] = longest.get(stage.trial.name, 0.0) + seconds
+    for job in jobs.values():
+      seconds = self._left(job)
+      total += seconds
+      longest[job.stage.trial.name] = longest.get(job.stage.trial.name, 0.0) + seconds
+    return max([total / len(self._pool.slots), *longest.values()], default=0.0)
 
   def reached(self, stage: Stage) -> int:
     """Return the step that the run of a stage has reached, 0 before its first checkpoint."""
     path = self.folder(stage.trial.name)
     return (RunCheckpoints(RunFolder(path, create=False)).latest() or 0) if os.path.isdir(path) else 0
 
-  def calibrate(self, stage: Stage) -> Calibration:
-    """Train a few steps of a stage with two evaluations, in a temporary folder.
+  def calibrate(self, stage: Stage) -> None:
+    """Train a few steps of a stage with two evaluations, in a temporary folder, and take its speed from them.
 
     Raises:
       UserError: the command failed.
     """
-    steps = min(CALIBRATION_STEPS, stage.length.steps)
-    often = [f'{stage.length.often} = {max(steps // 2, 1)}'] if stage.length.often else []
-    params = [*stage.trial.params, *stage.length.quiet, *often, _stop(steps, stage), 'run.log_every = 1']
-    self._log(f'timing {steps} steps and two evaluations of {stage.trial.name}')
-    return self._calibrate('rethink_tf.train', stage.trial.files, params, self._more, None)
+    self._log(f'timing some steps and two evaluations of {stage.trial.name}')
+    request = Request('train', stage.trial.files, stage.trial.params, self._data_dir, '', '')
+    self._calibrate(kind_of(stage), request, stage.length.graph, stage.length.process)
 
   def calibrate_pretraining(self, path: str, files: Sequence[str], params: Sequence[str],
-                            more: Sequence[str]) -> Calibration:
-    """Train a few steps of a pre-training in a temporary folder.
+                            data_dir: str | None) -> float:
+    """Train a few steps of a pre-training in a temporary folder; return the seconds of what remains of it.
 
     Raises:
       UserError: the command failed.
     """
-    self._log(f'timing {CALIBRATION_STEPS} steps of pre-training {path}')
-    made = self._calibrate('rethink_tf.pretrain', files, [*params, 'run.log_every = 1'], more, CALIBRATION_STEPS)
+    self._log(f'timing some steps and two evaluations of pre-training {path}')
+    request = Request('pretrain', files, params, data_dir, '', '')
+    whole = self._calibrate(path, request, *grid.keys(files, params, data_dir))
     reached = RunCheckpoints(RunFolder(path, create=False)).latest() if os.path.isdir(path) else None
-    return made._replace(remaining_steps=max(made.remaining_steps - (reached or 0), 0))
+    speed = self._speeds.of(path)
+    self._speeds.forget(path)  # it says nothing about training
+    return speed.start(False) + speed.seconds(max(whole - (reached or 0), 0), 1)
 
   @staticmethod
   def pretrained(path: str) -> bool:
@@ -140,47 +179,129 @@ class Runner:
     latest, last = RunCheckpoints(folder).latest(), total_steps(folder)
     return latest is not None and last is not None and latest >= last
 
-  def _calibrate(self, module: str, files: Sequence[str], params: Sequence[str], more: Sequence[str],
-                 stop_after: int | None) -> Calibration:
-    """Run a command in a temporary folder, to its end or until it has trained `stop_after` steps."""
+  def _calibrate(self, kind: str, request: Request, graph: str, process: str) -> int:
+    """Train a few steps, then some more in the graph that is traced then; return the length of the schedule."""
     with tempfile.TemporaryDirectory(prefix='calibration-', ignore_cleanup_errors=True) as scratch:
-      path = os.path.join(scratch, 'run')
+      path, (least, most) = os.path.join(scratch, 'run'), CALIBRATION_STEPS
+      request = request._replace(path=path, log=f'{path}.log', steps=least)
+      reply = self._call(request, graph, process)
+      train = [line for line in _lines(path) if line.get('kind') == 'train']
+      done = train[-1]['step'] if train else 0
+      if reply.total_steps <= done:
+        self._speeds.note_whole(kind, reply)
+        return reply.total_steps
+      step = (train[-1]['seconds'] - train[0]['seconds']) / max(done - train[0]['step'], 1)
+      more = round(min(max(CALIBRATION_SECONDS / max(step, 1e-3), least), most))
+      since = time.time()
+      again = self._call(request._replace(steps=done + more), graph, process)
+      later = _lines(path, since)
+      self._speeds.note_run(kind, later, again, max(line.get('step', 0) for line in later) - done)
+      self._speeds.note_first(kind, reply, done)
+      return reply.total_steps
 
-      def trained() -> bool:
-        return stop_after is not None and len(_train_lines(path)) >= stop_after
+  def _call(self, request: Request, graph: str, process: str, progress: Callable[[], str] = lambda: '') -> Reply:
+    """Train a run to its end with nothing beside it, and log its progress.
 
-      begin = time.monotonic()
-      self._call(module, path, arguments(files, params, path, more), lambda: '', trained)
-      seconds, folder = time.monotonic() - begin, RunFolder(path, create=False)
-      return Calibration(seconds, folder.read_metrics(), total_steps(folder) or 0)
+    Raises:
+      UserError: it failed; the message is its error line.
+    """
+    slot, latest = self._pool.slots[0], ''
+    slot.start(request, request, graph, process)
+    reported = time.monotonic()
+    while not self._pool.wait(POLL_SECONDS):
+      if time.monotonic() - reported > REPORT_SECONDS:
+        reported, line = time.monotonic(), progress()
+        if line and line != latest:  # no progress during evaluation and tracing
+          self._log(line)
+        latest = line
+    return slot.result()
 
-  def _train(self, stage: Stage, head: str, later: Sequence[Stage]) -> None:
+  def _skip(self, stages: Sequence[Stage], waiting: dict[int, Stage], failures: dict[int, str]) -> None:
+    """Fail the stages that continue a failed one."""
+    for number in sorted(waiting):
+      if any(k in failures for k in staging.needed(stages, number)):
+        failures[number] = f'{waiting.pop(number).trial.name}: skipped, since the run it continues has failed'
+
+  def _next(self, stages: Sequence[Stage], waiting: Mapping[int, Stage], failures: Mapping[int, str],
+            slot: Slot) -> int | None:
+    """Return the stage that a slot trains next: of those that can begin one of the slot's graph, else the first."""
+    busy = {one.job.number for one in self._pool.slots if one.job}
+    ready = [number for number in sorted(waiting)
+             if not any(k in waiting or k in busy for k in staging.needed(stages, number))]
+    return next((number for number in ready if slot.graph and waiting[number].length.graph == slot.graph),
+                ready[0] if ready else None)
+
+  def _begin(self, stages: Sequence[Stage], number: int, slot: Slot, failures: dict[int, str]) -> None:
+    stage, head = stages[number], _head(stages, number)
+    try:
+      for k in staging.forks_before(stages, number):
+        if k not in failures:
+          self._fork(stages[k])
+      if stage.fork_of is not None:
+        self._fork(stage)
+    except (UserError, OSError) as error:
+      self._fail(number, head, stage, error if isinstance(error, UserError) else UserError(str(error)), failures)
+      return
     params = [*stage.trial.params]
     if stage.partial:
       params += [*stage.length.quiet, _stop(stage.end, stage)]
     path = self.folder(stage.trial.name)
-    remaining = sum((s.end - s.start) * s.length.batch_size for s in later if not self.done(s))
-    self._log(f'{head}: iterations {stage.start} to {stage.end}')
-    self._call('rethink_tf.train', path, arguments(stage.trial.files, params, path, self._more),
-               lambda: self._progress(path, stage, head, remaining))
+    begin = max(stage.start, self.reached(stage))
+    self._log(f'{head}: iterations {begin} to {stage.end}')
+    job = Job(stage, number, head, begin, time.time(), bool(slot.graph) and slot.graph == stage.length.graph)
+    slot.start(Request('train', stage.trial.files, params, self._data_dir, path, f'{path}.log'), job,
+               stage.length.graph, stage.length.process)
 
-  def _progress(self, path: str, stage: Stage, head: str, remaining: int) -> str:
-    """Return a line about the current run and the time left, '' before its first step.
+  def _end(self, slot: Slot, failures: dict[int, str]) -> None:
+    job: Job = slot.job
+    try:
+      reply = slot.result()
+    except UserError as error:
+      self._fail(job.number, job.head, job.stage, error, failures)
+      return
+    lines = _lines(self.folder(job.stage.trial.name), job.since)
+    self._speeds.note_run(kind_of(job.stage), lines, reply, job.stage.end - job.begin)
+    self._log(f'{job.head}: done in {duration(time.time() - job.since)}'
+              + (', in the graph of an earlier run' if reply.shared else '') + f', {reply.megabytes} MB')
 
-    remaining: images of the later stages.
-    """
-    lines = [line for line in _train_lines(path) if line['step'] > stage.start]
+  def _fail(self, number: int, head: str, stage: Stage, error: UserError, failures: dict[int, str]) -> None:
+    self._log(f'{head}: {error.line()}')
+    failures[number] = f'{stage.trial.name}: {error.line()}'
+
+  def _report(self, stages: Sequence[Stage], waiting: Mapping[int, Stage]) -> None:
+    """Log a line for each run, now and then, unless it has made no progress (evaluation, tracing)."""
+    for slot in self._pool.slots:
+      job: Job | None = slot.job
+      if job is None:
+        continue
+      latest, text = self._reported.get(job.number, (job.since, ''))
+      if time.time() - max(latest, job.since) >= REPORT_SECONDS:
+        line = self.progress(job, list(waiting.values()))
+        if line and line != text:
+          self._log(line)
+        self._reported[job.number] = time.time(), line
+
+  def progress(self, job: Job, waiting: Sequence[Stage]) -> str:
+    """Return a line about a run and the time left for it and for the study, '' before its first step."""
+    lines = [line for line in _lines(self.folder(job.stage.trial.name), job.since) if line.get('kind') == 'train']
     if not lines:
       return ''
-    step, speed = lines[-1]['step'], self._images_per_second
-    if len(lines) > 1:  # the first one includes tracing
-      speed = lines[-1].get('images_per_second') or speed
-    if not speed:
-      return f'{head}: iteration {step}/{stage.end}'
-    self._images_per_second = speed
-    seconds = (stage.end - step) * stage.length.batch_size / speed
-    return (f'{head}: iteration {step}/{stage.end}, {speed:.3g} images/s, ETA {duration(seconds)}, '
-            f'study {duration(seconds + remaining / speed)} (evaluations not counted)')
+    text = f'{job.head}: iteration {lines[-1]["step"]}/{job.stage.end}'
+    if len(lines) > 1 and 'images_per_second' in lines[-1]:  # the first one includes tracing
+      text += f', {lines[-1]["images_per_second"]:.3g} images/s'
+    left, study = self._left(job), self.remaining(waiting)
+    return text if math.isnan(left + study) else f'{text}, ETA {duration(left)}, study {duration(study)}'
+
+  def _left(self, job: Job) -> float:
+    """Return the seconds until a run that is being trained is complete; nan if its speed is not known."""
+    kind, lines = kind_of(job.stage), _lines(self.folder(job.stage.trial.name), job.since)
+    self._speeds.note_steps(kind, lines)
+    speed = self._speeds.of(kind)
+    if speed is None:
+      return math.nan
+    step = max([job.begin, *(line['step'] for line in lines if line.get('kind') == 'train')])
+    left = speed.seconds(job.stage.end - step, staging.evaluations(job.stage, step))
+    return left if lines else left + max(speed.start(job.shared) - (time.time() - job.since), 0.0)
 
   def _fork(self, stage: Stage) -> None:
     """Copy the trunk's run up to iteration `start` into the run folder of a stage, atomically."""
@@ -208,41 +329,9 @@ class Runner:
     # Metrics of later iterations are cancelled by the line with which the new run resumes.
     os.rename(temporary, target)
 
-  def _call(self, module: str, path: str, arguments: Sequence[str], progress: Callable[[], str],
-            enough: Callable[[], bool] = lambda: False) -> None:
-    """Run a command to its end, or until `enough`, with its output in <path>.log, and log its progress.
 
-    Raises:
-      UserError: it failed; the message is its error line.
-    """
-    log = f'{path}.log'
-    os.makedirs(os.path.dirname(log) or '.', exist_ok=True)
-    with open(log, 'ab') as file:
-      process = subprocess.Popen([sys.executable, '-m', module, *arguments], stdout=file, stderr=subprocess.STDOUT)
-      try:
-        reported, latest, stopped = time.monotonic(), '', False
-        while process.poll() is None:
-          time.sleep(POLL_SECONDS)
-          if not stopped and enough():
-            stopped = True
-            process.send_signal(signal.SIGTERM)
-          if time.monotonic() - reported > REPORT_SECONDS:
-            reported, line = time.monotonic(), progress()
-            if line and line != latest:  # no progress during evaluation and tracing
-              self._log(line)
-            latest = line
-      except BaseException:  # Ctrl-C or SIGTERM: wait until the run has saved a checkpoint
-        process.send_signal(signal.SIGTERM)
-        process.wait()
-        raise
-    if process.returncode and not stopped:
-      raise UserError(f'failed with exit code {process.returncode}: {_last_error(log)} (output: {log})')
-
-
-def arguments(files: Sequence[str], params: Sequence[str], path: str, more: Sequence[str]) -> list[str]:
-  """Return the arguments of the training command for one run."""
-  return [*(f'--gin_file={file}' for file in files), *(f'--gin_param={param}' for param in params),
-          f'--model_dir={path}', *more]
+def _head(stages: Sequence[Stage], number: int) -> str:
+  return f'[{number + 1}/{len(stages)}] {stages[number].trial.name}'
 
 
 def _stop(steps: int, stage: Stage) -> str:
@@ -250,21 +339,15 @@ def _stop(steps: int, stage: Stage) -> str:
   return f'KTimesSchedule.stop_k = {steps / stage.length.unit!r}'
 
 
-def _train_lines(path: str) -> list[dict[str, Any]]:
+def _lines(path: str, since: float = 0.0) -> list[dict[str, Any]]:
+  """Return the metrics of a run that were written since a time."""
   if not os.path.isfile(os.path.join(path, 'metrics.jsonl')):
     return []
-  return [line for line in RunFolder(path, create=False).read_metrics() if line.get('kind') == 'train']
+  return [line for line in RunFolder(path, create=False).read_metrics() if line.get('time', 0.0) >= since]
 
 
 def _last_step(log: str) -> str:
   """Return the last progress line in a command's output, '' if there is none."""
-  with open(log, errors='replace') as file:
-    return next((line.strip() for line in reversed(file.readlines()) if line.startswith('step ')), '')
-
-
-def _last_error(log: str) -> str:
-  """Return the last error line in a command's output, else its last line."""
-  with open(log, errors='replace') as file:
-    lines = [line.strip() for line in file.read().splitlines() if line.strip()]
-  errors = [line for line in lines if line.startswith('error:')]
-  return re.sub(r'^error: ', '', errors[-1] if errors else lines[-1] if lines else 'no output')
+  with contextlib.suppress(FileNotFoundError), open(log, errors='replace') as file:
+    return next((line.strip() for line in reversed(file.readlines()) if re.match(r'step ', line)), '')
+  return ''

@@ -12,6 +12,7 @@ import gin
 
 from rethink_tf import gin_files
 from rethink_tf.errors import UserError
+from rethink_tf.training import sharing
 from rethink_tf.training.schedules import PAPER_BATCH, PAPER_UNIT
 
 _LENGTH = re.compile(r'(SCHEDULE|KTimesSchedule\.k) = ')
@@ -39,6 +40,9 @@ class Length(NamedTuple):
   often: str = ''  # name of the parameter that sets `every`
   data_dir: str | None = None  # the folder of the data set, if it has one
   weights: str | None = None  # file, run folder or name of the initial weights
+  graph: str = ''  # equal for runs whose steps have the same graph; '': shared with none
+  process: str = ''  # settings that hold for a whole process
+  one_device: bool = False  # on fewer devices than all of the machine it computes the same
 
   @property
   def images(self) -> int:
@@ -139,6 +143,22 @@ def data_folder(files: Sequence[str], params: Sequence[str], data_dir: str | Non
     gin.clear_config()
 
 
+def keys(files: Sequence[str], params: Sequence[str], data_dir: str | None) -> tuple[str, str]:
+  """Return `graph` and `process` of a configuration (Length)."""
+  import rethink_tf.experiment  # noqa: F401  registers what gin files name
+
+  gin_files.parse(files, [*params, *([f'DATA_DIR = {data_dir!r}'] if data_dir else [])])
+  try:
+    return _keys()
+  finally:
+    gin_files.clear()
+
+
+def _keys() -> tuple[str, str]:
+  text = gin_files.text()
+  return '' if sharing.obstacle(text) else sharing.graph_key(text), sharing.process_key(text)
+
+
 def _data_folder() -> str | None:
   source = gin_files.bound('run.train_source')
   folder = None if source is None else gin_files.bound(f'{source.configurable.name}.data_dir')
@@ -179,7 +199,8 @@ def length(trial: Trial, more: Sequence[str] = ()) -> Length:
     every = gin_files.bound(f'{name}.every')
     if every is None:
       every = inspect.signature(getattr(evaluator, 'wrapped', evaluator)).parameters['every'].default
+    one_device = not re.search(r'^\s*strategy\.|@sync_batch_norm', gin_files.text(), flags=re.MULTILINE)
     return Length(k_times.total_steps, batch, None if explicit else k_times.points[0], unit, kind, quiet, every,
-                  f'{name}.every', _data_folder(), _weights())
+                  f'{name}.every', _data_folder(), _weights(), *_keys(), one_device)
   finally:
     gin.clear_config()

@@ -17,7 +17,7 @@ from rethink_tf.compare.report import Comparison, compare
 from rethink_tf.compare.tables import as_text
 from rethink_tf.errors import UserError
 from rethink_tf.study import estimate as estimating
-from rethink_tf.study import execution, grid, reuse
+from rethink_tf.study import execution, grid, processes, reuse, worker
 from rethink_tf.study import stages as staging
 from rethink_tf.study.estimate import Estimate
 from rethink_tf.study.grid import Length, Study, Trial
@@ -33,9 +33,7 @@ class StudyPlan(NamedTuple):
   lengths: tuple[Length, ...]  # of the trials
   stages: tuple[Stage, ...]
   pretraining: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]  # run folder -> gin files and bindings
-  arguments: tuple[str, ...]  # of every call of the training command
-  pretraining_arguments: tuple[str, ...]
-  data_dir: str | None = None
+  data_dir: str | None = None  # of every run
   pretraining_data_dir: str | None = None
   pretraining_folders: tuple[str | None, ...] = ()  # of the data sets of the pre-trainings
 
@@ -78,8 +76,7 @@ def plan_study(gin_file: str, output: str | None = None, gin_params: Sequence[st
   if weights and weights not in [length.weights for length in lengths]:
     raise UserError(f'--weights={weights} is given, but no run of {gin_file} starts from it: the study names the '
                     'weights of each arm itself, or all start from random ones')
-  return StudyPlan(output, tuple(trials), tuple(lengths), tuple(stages), pretraining, _data_argument(data_dir),
-                   _data_argument(pretraining_data_dir), data_dir, pretraining_data_dir,
+  return StudyPlan(output, tuple(trials), tuple(lengths), tuple(stages), pretraining, data_dir, pretraining_data_dir,
                    tuple(grid.data_folder(*words, pretraining_data_dir) for words in pretraining.values()))
 
 
@@ -107,25 +104,24 @@ def get_weights(plan: StudyPlan) -> None:
     catalog.local_path(weights)
 
 
-def estimate_study(plan: StudyPlan) -> Estimate | None:
+def estimate_study(plan: StudyPlan, parallel: int | None = None) -> Estimate | None:
   """Time a few steps of what remains to be trained; return the time that it takes, None, with the reason, if unknown.
 
-  Needs minutes: as many short runs as there are kinds of runs.
+  Needs a minute or more: as many short runs as there are kinds of runs.
   """
-  runner = execution.Runner(plan.output, plan.arguments, lambda line: print(line, flush=True))
-  remaining = [stage for stage in plan.stages if not runner.done(stage)]
-  missing = {path: words for path, words in plan.pretraining.items() if not runner.pretrained(path)}
-  try:
-    return estimating.estimate(runner, remaining, missing, plan.pretraining_arguments) if remaining else None
-  except UserError as error:
-    print(f'the time is not known: {error.line()}', flush=True)
-    return None
+  with runner_of(plan, parallel) as runner:
+    return _estimate(runner, plan)
 
 
-def run_study(plan: StudyPlan, calibrate: bool = True) -> Comparison | None:
-  """Run all stages that are not done, one after another, and compare the runs in <output>/report.
+def run_study(plan: StudyPlan, calibrate: bool = True, parallel: int | None = None) -> Comparison | None:
+  """Run all stages that are not done, and compare the runs in <output>/report.
+
+  Runs of the same graph (norm, model, size of batches, ...) share a process and its traced trainer; an error in one
+  does not affect the others.
 
   calibrate: time a few steps first, to estimate the total time.
+  parallel: number of runs side by side, each with its share of the GPUs or of the CPU's cores; None: one for each GPU,
+    unless a run depends on the number of its devices.
 
   Returns:
     The comparison, None if no run has been evaluated.
@@ -136,19 +132,19 @@ def run_study(plan: StudyPlan, calibrate: bool = True) -> Comparison | None:
   """
   check_data(plan)
   get_weights(plan)
-  runner = execution.Runner(plan.output, plan.arguments, lambda line: print(line, flush=True))
-  for stage in plan.stages:
-    if runner.done(stage):
-      trial = stage.trial
-      reuse.check_done(runner.folder(trial.name), trial.name, trial.files, trial.params, plan.data_dir,
-                       not stage.partial)
-  found = estimate_study(plan) if calibrate else None
-  if found is not None:
-    print(found, flush=True)
-  for path, (files, params) in plan.pretraining.items():
-    print(f'pre-training {path}', flush=True)
-    runner.pretrain(path, files, params, plan.pretraining_arguments)
-  failures = runner.run(plan.stages)
+  with runner_of(plan, parallel) as runner:
+    for stage in plan.stages:
+      if runner.done(stage):
+        trial = stage.trial
+        reuse.check_done(runner.folder(trial.name), trial.name, trial.files, trial.params, plan.data_dir,
+                         not stage.partial)
+    found = _estimate(runner, plan) if calibrate else None
+    if found is not None:
+      print(found, flush=True)
+    for path, (files, params) in plan.pretraining.items():
+      print(f'pre-training {path}', flush=True)
+      runner.pretrain(path, files, params, plan.pretraining_data_dir)
+    failures = runner.run(plan.stages)
   evaluated = [runner.folder(trial.name) for trial in plan.trials if runner.evaluated(trial.name)]
   comparison = compare(evaluated, f'{plan.output}/report') if evaluated else None
   if comparison is not None:
@@ -158,6 +154,29 @@ def run_study(plan: StudyPlan, calibrate: bool = True) -> Comparison | None:
     raise UserError(f'{len(failures)} of {len(plan.stages)} stages failed; the same command retries them: '
                     + '; '.join(failures))
   return comparison
+
+
+def runner_of(plan: StudyPlan, parallel: int | None = None) -> execution.Runner:
+  """Return the runner of a study, a context; parallel: as for run_study.
+
+  Raises:
+    UserError: more runs side by side than GPUs.
+  """
+  environments = processes.environments(parallel, all(length.one_device for length in plan.lengths))
+  if len(environments) > 1:
+    print(f'{len(environments)} runs side by side (--parallel=1: one after another)', flush=True)
+  return execution.Runner(plan.output, plan.data_dir, lambda line: print(line, flush=True), environments)
+
+
+def _estimate(runner: execution.Runner, plan: StudyPlan) -> Estimate | None:
+  remaining = [stage for stage in plan.stages if not runner.done(stage)]
+  missing = {path: (*words, plan.pretraining_data_dir) for path, words in plan.pretraining.items()
+             if not runner.pretrained(path)}
+  try:
+    return estimating.estimate(runner, remaining, missing) if remaining else None
+  except UserError as error:
+    print(f'the time is not known: {error.line()}', flush=True)
+    return None
 
 
 def submit_study(plan: StudyPlan, command: str, dry_run: bool = False) -> None:
@@ -173,12 +192,12 @@ def submit_study(plan: StudyPlan, command: str, dry_run: bool = False) -> None:
   """
   for path, (files, params) in plan.pretraining.items():
     if not dry_run and not tf.io.gfile.glob(f'{path}/checkpoints/step-*'):
-      words = execution.arguments(files, params, path, plan.pretraining_arguments)
+      words = worker.arguments(files, params, path, plan.pretraining_data_dir)
       raise UserError(f'{path} must be trained first: python -m rethink_tf.pretrain {shlex.join(words)}; then repeat '
                       'this command')
   run_folders = [f'{plan.output}/{trial.name}' for trial in plan.trials]
   for trial, path in zip(plan.trials, run_folders, strict=True):
-    words = [*shlex.split(command), *execution.arguments(trial.files, trial.params, path, plan.arguments)]
+    words = [*shlex.split(command), *worker.arguments(trial.files, trial.params, path, plan.data_dir)]
     print(shlex.join(words), flush=True)
     if not dry_run and subprocess.run(words).returncode:
       raise UserError(f'{trial.name}: the command above failed')
@@ -193,6 +212,3 @@ def _pretraining_folders(study: Study, folder: str, data_dir: str | None) -> dic
     found[name] = reuse.pretraining_folder(os.path.join(folder, name), files, params, data_dir)
   return found
 
-
-def _data_argument(data_dir: str | None) -> tuple[str, ...]:
-  return (f'--data_dir={data_dir}',) if data_dir else ()

@@ -65,3 +65,25 @@ def table(stages: Sequence[Stage]) -> list[list[str]]:
     rows.append([stage.trial.name, f'{stage.start}-{stage.end}',
                  str((stage.end - stage.start) * stage.length.batch_size), note])
   return rows
+
+
+def evaluations(stage: Stage, begin: int) -> int:
+  """Return the number of evaluations of a stage after step `begin`."""
+  every = stage.length.every
+  periodic = stage.end // every - begin // every if every else 0
+  at_end = not stage.partial and not (every and stage.end % every == 0)
+  return periodic + at_end
+
+
+def needed(stages: Sequence[Stage], number: int) -> list[int]:
+  """Return which stages, by number, must be complete before one begins: earlier ones of its run and of its trunk."""
+  stage = stages[number]
+  trunk = stage.fork_of.name if stage.fork_of is not None else None
+  return [k for k, other in enumerate(stages[:number])
+          if other.trial.name == stage.trial.name or other.trial.name == trunk and other.end <= stage.start]
+
+
+def forks_before(stages: Sequence[Stage], number: int) -> list[int]:
+  """Return which stages must have been forked from the run of a stage before it goes on, which removes checkpoints."""
+  return [k for k, other in enumerate(stages[:number])
+          if other.fork_of is not None and other.fork_of.name == stages[number].trial.name]

@@ -48,8 +48,24 @@ def schedule_points(k: float, batch_size: int = PAPER_BATCH, unit: float = 90_00
   return points
 
 
+class _Stepwise(tf_keras.optimizers.schedules.LearningRateSchedule):
+  """Base class of the schedules: rates that are constant between drops, after a linear warm-up."""
+
+  _config: dict[str, Any]
+  _drops: Sequence[int]
+  _warmup_steps: int
+
+  @property
+  def changes(self) -> list[int]:
+    """The steps from which on the rate is another one: each of the warm-up, then the drops."""
+    return sorted({*range(self._warmup_steps + 1), *self._drops})
+
+  def get_config(self) -> dict[str, Any]:
+    return dict(self._config)
+
+
 @gin.register
-class KTimesSchedule(tf_keras.optimizers.schedules.LearningRateSchedule):
+class KTimesSchedule(_Stepwise):
   """The k× learning rate (section 4): linear warm-up, then divided by 10 at each drop.
 
   The rate of iteration s (from 0) is base_rate·B/16 · decay_factor^(drops at or before s); during the first
@@ -127,11 +143,8 @@ class KTimesSchedule(tf_keras.optimizers.schedules.LearningRateSchedule):
     progress = tf.minimum(tf.cast(step, tf.float32) / self._warmup_steps, 1.)
     return rate * (self._warmup_factor + (1 - self._warmup_factor) * progress)
 
-  def get_config(self) -> dict[str, Any]:
-    return dict(self._config)
 
-
-class _PretrainingSchedule(tf_keras.optimizers.schedules.LearningRateSchedule):
+class _PretrainingSchedule(_Stepwise):
   """Base class of the pre-training schedules: constant rates between drops, a linear warm-up from `_warmup_rate`."""
 
   def __call__(self, step: int | tf.Tensor) -> tf.Tensor:
@@ -143,9 +156,6 @@ class _PretrainingSchedule(tf_keras.optimizers.schedules.LearningRateSchedule):
       return rate
     progress = tf.minimum(tf.cast(step, tf.float32) / self._warmup_steps, 1.)
     return rate + (1 - progress) * (self._warmup_rate - rate)
-
-  def get_config(self) -> dict[str, Any]:
-    return dict(self._config)
 
 
 @gin.register

@@ -19,7 +19,7 @@ def test_a_plan_without_shared_iterations_has_one_stage_per_run(tmp_path):
 
 def test_data_folders_become_arguments_and_bindings(tmp_path):
   plan = plan_study(STUDY, str(tmp_path / 'own'), ['run.seed = 3'], data_dir='images', pretraining_data_dir='other')
-  assert plan.arguments == ('--data_dir=images',) and plan.pretraining_arguments == ('--data_dir=other',)
+  assert plan.data_dir == 'images' and plan.pretraining_data_dir == 'other'
   assert all(trial.params[-1] == 'run.seed = 3' for trial in plan.trials)
 
 

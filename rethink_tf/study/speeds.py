@@ -1,0 +1,113 @@
+"""What is known of the time that runs take, measured before a study begins and while it runs."""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rethink_tf.study.stages import Stage
+from rethink_tf.study.worker import Reply
+
+# Lines of a configuration that do not change the speed of a step.
+_SAME_SPEED = re.compile(r'#|\s*$|run\.seed|WEIGHTS|run\.initial_weights|PretrainedWeights\.|run\.deterministic')
+_ENOUGH = 3  # steps of a run, after its first line, that say how fast it is
+
+
+class Speed(NamedTuple):
+  """Seconds of the parts of a run; nan: not known yet."""
+
+  first: float  # what is neither a step nor an evaluation, in a run that is traced: imports, data, tracing, checkpoints
+  again: float  # the same in a run that uses the graph of an earlier one
+  step: float
+  evaluation: float
+
+  def start(self, shared: bool) -> float:
+    """Return the seconds of a run beside its steps and evaluations. shared: in the graph of an earlier run."""
+    known = [one for one in ((self.again, self.first) if shared else (self.first, self.again)) if not math.isnan(one)]
+    return known[0] if known else 0.0
+
+  def seconds(self, steps: int, evaluations: int) -> float:
+    """Return the seconds of some steps and evaluations."""
+    return steps * self.step + evaluations * self.evaluation
+
+
+class Speeds:
+  """The speed of each kind of run. Runs are of one kind if they differ in what does not change the speed of a step."""
+
+  def __init__(self) -> None:
+    self._found: dict[str, Speed] = {}
+
+  def of(self, kind: str) -> Speed | None:
+    """Return the speed of a kind of run, the mean of all for one that has not been measured; None without any."""
+    if kind in self._found or not self._found:
+      return self._found.get(kind)
+    return Speed(*(_mean([speed[i] for speed in self._found.values()]) for i in range(len(Speed._fields))))
+
+  def note_steps(self, kind: str, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Take the seconds of a step and of an evaluation from the metrics of a run."""
+    step, evaluation = seconds_per_step(lines), seconds_per_evaluation(lines)
+    was = self._found.get(kind) or Speed(math.nan, math.nan, math.nan, math.nan)
+    step = was.step if math.isnan(step) else step
+    if not math.isnan(step):
+      evaluation = evaluation if not math.isnan(evaluation) else was.evaluation
+      self._found[kind] = was._replace(step=step, evaluation=0.0 if math.isnan(evaluation) else evaluation)
+
+  def forget(self, kind: str) -> None:
+    """Leave a kind of run out of the mean."""
+    self._found.pop(kind, None)
+
+  def note_whole(self, kind: str, reply: Reply) -> None:
+    """Take a run that is shorter than a calibration as a whole."""
+    self._found[kind] = Speed(reply.import_seconds + reply.seconds, reply.seconds, 0.0, 0.0)
+
+  def note_first(self, kind: str, reply: Reply, steps: int) -> None:
+    """Take the start from a run whose steps and only evaluation include tracing, once the speed of both is known."""
+    speed = self._found.get(kind)
+    if speed is not None and not reply.shared:
+      rest = reply.import_seconds + reply.seconds - speed.seconds(steps, 1)
+      self._found[kind] = speed._replace(first=max(rest, 0.0))
+
+  def note_run(self, kind: str, lines: Sequence[Mapping[str, Any]], reply: Reply, steps: int) -> None:
+    """Take all from a complete run of some steps."""
+    self.note_steps(kind, lines)
+    speed = self._found.get(kind)
+    if speed is None:
+      return
+    evaluations = sum(line.get('kind') == 'eval' for line in lines)
+    rest = max(reply.import_seconds + reply.seconds - speed.seconds(steps, evaluations), 0.0)
+    self._found[kind] = speed._replace(again=rest) if reply.shared else speed._replace(first=rest)
+
+
+def kind_of(stage: Stage) -> str:
+  """Return what decides the speed of a stage: its configuration without the length, the seed and initial weights."""
+  return '\n'.join(sorted(line for line in stage.length.kind.splitlines() if not _SAME_SPEED.match(line)))
+
+
+def seconds_per_step(lines: Sequence[Mapping[str, Any]]) -> float:
+  """Return the seconds of a step, with its share of checkpoints, after the first line; nan with too few steps.
+
+  lines: metrics of one process that trains. The first one includes tracing. Evaluations are left out.
+  """
+  train = [line for line in lines if line.get('kind') == 'train' and 'time' in line]
+  if len(train) < 2 or train[-1]['step'] - train[0]['step'] < _ENOUGH:
+    return math.nan
+  first, last = train[0], train[-1]
+  between = sum(line.get('eval_seconds', 0.0) for line in lines if str(line.get('kind')).startswith('eval')
+                and first['step'] <= line['step'] < last['step'])
+  steps = last['step'] - first['step']
+  # Scoring runs beside the steps: the seconds in steps are a lower bound.
+  return max(last['time'] - first['time'] - between, last['seconds'] - first['seconds'], 1e-9) / steps
+
+
+def seconds_per_evaluation(lines: Sequence[Mapping[str, Any]]) -> float:
+  """Return the seconds of an evaluation; nan without one. The first one, which includes tracing, does not count."""
+  found = [line['eval_seconds'] for line in lines if line.get('kind') == 'eval' and 'eval_seconds' in line]
+  return statistics.median(found[1:] or found) if found else math.nan
+
+
+def _mean(values: Sequence[float]) -> float:
+  known = [value for value in values if not math.isnan(value)]
+  return statistics.fmean(known) if known else math.nan

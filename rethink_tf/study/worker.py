@@ -1,0 +1,151 @@
+"""A process that trains the runs of a study one after another; those of the same graph share the traced trainer.
+
+It reads a request per line from the standard input and answers with a line on the standard output (JSON); the output of
+a run goes to its log. An error ends the process as it ends the training command, with a line in the log and an exit
+code, and the study starts another one. SIGTERM ends it at a step, with everything saved and exit code 75; so does the
+end of the study, which closes the standard input.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rethink_tf import process
+from rethink_tf.errors import UserError, in_one_line
+
+if TYPE_CHECKING:
+  from rethink_tf.training.sharing import SharedGraphs
+
+COMMANDS = {'train': 'rethink_tf/train.py', 'pretrain': 'rethink_tf/pretrain.py'}
+
+
+class Request(NamedTuple):
+  """A run to train, or to continue."""
+
+  command: str  # 'train' or 'pretrain'
+  files: Sequence[str]
+  params: Sequence[str]
+  data_dir: str | None
+  path: str  # of the run folder
+  log: str
+  steps: int | None = None  # only so many, with a line of metrics for each
+
+  @property
+  def arguments(self) -> list[str]:
+    """The arguments of the training command that does the same."""
+    return arguments(self.files, self.params, self.path, self.data_dir)
+
+
+class Reply(NamedTuple):
+  """What is known of a run that is complete."""
+
+  seconds: float  # of the run, without the start of the process
+  build_seconds: float  # until its first step could be traced: data, network, initial weights
+  import_seconds: float  # of TensorFlow and the package, 0 after the first run of the process
+  total_steps: int  # of its schedule
+  shared: bool  # it has used the graph of an earlier run
+  megabytes: int  # memory of the process after the run
+
+
+def arguments(files: Sequence[str], params: Sequence[str], path: str, data_dir: str | None) -> list[str]:
+  """Return the arguments of the training command for a run."""
+  return [*(f'--gin_file={file}' for file in files), *(f'--gin_param={param}' for param in params),
+          f'--model_dir={path}', *([f'--data_dir={data_dir}'] if data_dir else [])]
+
+
+def main() -> None:
+  """Train what is requested until the standard input ends."""
+  replies = os.fdopen(os.dup(1), 'w')
+  _write_to(os.devnull)
+  requests: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+  busy = threading.Event()
+  threading.Thread(target=_read, args=(requests, busy), name='requests', daemon=True).start()
+  graphs = None
+  while (request := requests.get()) is not None:
+    busy.set()
+    _write_to(request.log)
+    begin = time.monotonic()
+    from rethink_tf.training.sharing import SharedGraphs  # imports TensorFlow, whose lines belong into the log
+
+    graphs = graphs or SharedGraphs()
+    reply = _train(request, graphs, time.monotonic() - begin)
+    _write_to(os.devnull)
+    busy.clear()
+    with contextlib.suppress(OSError):  # the study has ended; the standard input says so too
+      print(json.dumps(reply._asdict()), file=replies, flush=True)
+  os._exit(0)  # all is saved, and Python would wait for the threads of TensorFlow
+
+
+def _train(request: Request, graphs: SharedGraphs, import_seconds: float) -> Reply:
+  from rethink_tf import experiment, gin_files
+  from rethink_tf.training import loop
+
+  begin = time.monotonic()
+  package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+  sys.argv = [os.path.join(package, COMMANDS[request.command]), *request.arguments]  # for command.json
+  try:
+    experiment.configure(request.files, request.params, request.data_dir)
+    made = experiment.run('train', request.path, graphs=graphs)
+    build_seconds, total_steps = time.monotonic() - begin, made.total_steps
+    if request.steps is not None:
+      unit = made.steps_per_execution
+      made = dataclasses.replace(made, total_steps=min(-(-request.steps // unit) * unit, total_steps), log_every=unit)
+    loop.train(made)
+  finally:
+    gin_files.clear()
+  del made
+  gc.collect()
+  return Reply(time.monotonic() - begin, build_seconds, import_seconds, total_steps, graphs.shared, _megabytes())
+
+
+def _read(requests: queue.SimpleQueue[Request | None], busy: threading.Event) -> None:
+  """Pass the requests on; at the end of a study that was killed during a run, end the run with a checkpoint."""
+  for line in sys.stdin:
+    requests.put(Request(**json.loads(line)))
+  requests.put(None)
+  if busy.is_set():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _write_to(path: str) -> None:
+  """Append what is written to the standard output and the standard error, also by C++ code, to a file.
+
+  Raises:
+    UserError: it cannot be written.
+  """
+  sys.stdout.flush()
+  sys.stderr.flush()
+  try:
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+  except OSError as error:
+    raise UserError(f'{path}: cannot be written: {in_one_line(error)}') from error
+  os.dup2(file, 1)
+  os.dup2(file, 2)
+  os.close(file)
+
+
+def _megabytes() -> int:
+  with contextlib.suppress(OSError, ValueError, IndexError), open('/proc/self/statm') as file:
+    return int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE') >> 20
+  return 0
+
+
+def reply(line: str) -> Reply:
+  """Return the reply in a line."""
+  fields: dict[str, Any] = json.loads(line)
+  return Reply(**fields)
+
+
+if __name__ == '__main__':
+  process.start(main)
