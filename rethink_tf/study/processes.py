@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import select
@@ -17,6 +18,7 @@ from rethink_tf.errors import UserError
 from rethink_tf.study import worker
 from rethink_tf.study.worker import Reply, Request
 
+GROWTH_MEGABYTES = 1000  # of a process since its first run, after which another one takes its place
 _COMMAND = (sys.executable, '-m', 'rethink_tf.study.worker')
 
 
@@ -34,6 +36,7 @@ class Slot:
     self._process: subprocess.Popen[bytes] | None = None
     self._settings = ''  # that hold for the whole process
     self._log, self._log_begin = '', 0
+    self._megabytes = math.inf  # after the first run of the process
 
   def start(self, request: Request, job: Any, graph: str = '', settings: str = '') -> None:
     """Begin a run.
@@ -70,7 +73,11 @@ class Slot:
     self.job = None
     line = self._process.stdout.readline()
     if line:
-      return worker.reply(line.decode())
+      reply = worker.reply(line.decode())
+      self._megabytes = min(self._megabytes, reply.megabytes)
+      if reply.megabytes > self._megabytes + GROWTH_MEGABYTES:  # TensorFlow does not return all memory of a run
+        self.close()
+      return reply
     code = self._process.wait()
     self._forget()
     how = f'failed with exit code {code}' if code >= 0 else f'was ended by {signal.Signals(-code).name}'
@@ -98,7 +105,7 @@ class Slot:
     for pipe in (self._process.stdin, self._process.stdout):
       with contextlib.suppress(OSError):
         pipe.close()
-    self._process, self.graph, self.job = None, '', None
+    self._process, self.graph, self.job, self._megabytes = None, '', None, math.inf
 
 
 class Pool:

@@ -1,6 +1,10 @@
 """The command: a study from its gin file to its report, exact forks, one-line errors."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -84,3 +88,42 @@ def test_a_forked_run_equals_the_run_alone(tmp_path):
     assert max(line['step'] for line in lines if line['kind'] == 'train') == {'1x': 8, '2x': 16}[name]
   again = command(*common, f'--output={tmp_path}/shared')
   assert again.returncode == 0 and again.stdout.count('complete to iteration') == 3
+
+
+@pytest.mark.slow
+def test_runs_side_by_side_equal_runs_one_after_another(tmp_path, monkeypatch):
+  """Bitwise with the same number of threads; one that fails does not stop the others."""
+  monkeypatch.setenv('TF_NUM_INTRAOP_THREADS', '1')
+  monkeypatch.setenv('TF_NUM_INTEROP_THREADS', '1')
+  (tmp_path / 'tiny.gin').write_text(STUDY + """
+Study.axes = {'schedule': {'1x': ('SCHEDULE = 0.25',), '2x': ('SCHEDULE = 0.5',)},
+              'rate': {'sound': (), 'huge': ('KTimesSchedule.base_rate = 1e30',)}}
+""")
+  common = (f'--gin_file={tmp_path}/tiny.gin', '--nocalibrate')
+  for name, parallel in (('serial', 1), ('parallel', 2)):
+    done = call_process('study', *common, f'--output={tmp_path}/{name}', f'--parallel={parallel}', cwd=ROOT)
+    assert done.returncode == 1 and 'huge: failed with exit code 1: ' in done.stderr, done.stdout + done.stderr
+    assert done.stderr.count('\n') == 1 and 'not finite' in done.stderr and 'sound: failed' not in done.stderr
+    assert ('2 runs side by side' in done.stdout) == (parallel == 2)
+    assert 'All runs are scratch' in done.stdout and (tmp_path / name / 'report/index.html').exists()
+  for name in ('1x_sound', '2x_sound'):
+    one, other = weights(tmp_path / 'serial' / name), weights(tmp_path / 'parallel' / name)
+    assert one.keys() == other.keys() and all(np.array_equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.slow
+def test_a_signal_ends_a_study_with_its_run_saved(tmp_path):
+  (tmp_path / 'long.gin').write_text(STUDY.replace('KTimesSchedule.unit = 4', 'KTimesSchedule.unit = 4000'))
+  command = [sys.executable, '-m', 'rethink_tf.study', f'--gin_file={tmp_path}/long.gin', '--nocalibrate',
+             f'--output={tmp_path}/study', '--parallel=2', '--study_param=Study.share_prefixes = False']
+  study = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+  metrics = [tmp_path / 'study' / name / 'metrics.jsonl' for name in ('1x', '2x')]
+  while not all(path.exists() and path.read_text().count('train') > 2 for path in metrics):
+    assert study.poll() is None, study.communicate()
+    time.sleep(0.2)
+  study.send_signal(signal.SIGTERM)
+  output = study.communicate()
+  assert study.returncode == 75 and 'the same command continues' in output[1], output
+  for path in metrics:
+    saved = max(int(one.name[5:]) for one in (path.parent / 'checkpoints').glob('step-*'))
+    assert saved == max(json.loads(line)['step'] for line in path.read_text().splitlines())

@@ -112,7 +112,7 @@ def test_runs_of_one_graph_follow_one_another(tmp_path):
 def test_progress_counts_evaluations_and_the_start_of_later_runs(tmp_path):
   runner = execution.Runner(str(tmp_path))
   now = time.time()
-  job = execution.Job(STAGE, 0, 'scratch', 20, now, False)
+  job = runner._pool.slots[0].job = execution.Job(STAGE, 0, 'scratch', 20, now, False)
   assert runner.progress(job, []) == ''
   before = {'kind': 'train', 'step': 20, 'images_per_second': 9.0, 'seconds': 10, 'time': now - 100}
   first = {'kind': 'train', 'step': 21, 'images_per_second': 0.1, 'seconds': 40, 'time': now + 30}

@@ -70,6 +70,16 @@ def test_a_process_trains_several_runs_and_another_one_after_an_error(pool, tmp_
     assert finish(pool, slot).import_seconds != first.import_seconds
 
 
+def test_a_process_that_has_grown_is_replaced(pool, tmp_path, monkeypatch):
+  found = []
+  with pool:
+    for growth in (0, -1, 0):
+      monkeypatch.setattr(processes, 'GROWTH_MEGABYTES', growth)
+      pool.slots[0].start(request(tmp_path), 'a', 'g')
+      found.append(finish(pool, pool.slots[0]).import_seconds)
+  assert found[0] == found[1] != found[2]
+
+
 def test_other_settings_of_a_process_need_another_one(pool, tmp_path):
   with pool:
     slot = pool.slots[0]
