@@ -103,7 +103,7 @@ Study.axes = {'schedule': {'1x': ('SCHEDULE = 0.25',), '2x': ('SCHEDULE = 0.5',)
   for name, parallel in (('serial', 1), ('parallel', 2)):
     done = call_process('study', *common, f'--output={tmp_path}/{name}', f'--parallel={parallel}', cwd=ROOT)
     assert done.returncode == 1 and 'huge: failed with exit code 1: ' in done.stderr, done.stdout + done.stderr
-    assert done.stderr.count('\n') == 1 and 'not finite' in done.stderr and 'sound: failed' not in done.stderr
+    assert done.stderr.count('error: ') == 1 and 'not finite' in done.stderr and 'sound: failed' not in done.stderr
     assert ('2 runs side by side' in done.stdout) == (parallel == 2)
     assert 'All runs are scratch' in done.stdout and (tmp_path / name / 'report/index.html').exists()
   for name in ('1x_sound', '2x_sound'):
