@@ -78,7 +78,10 @@ def panels(runs: Sequence[Run], metric: str, objects: Mapping[str, int] | None =
     by_text[f'{name} against {title}, in percent. At the end: {finals}'] = fig
   sizes = by_size(runs, metric, objects, page=True)
   if sizes is not None:
-    by_text[f'{metric.split("/")[0]} AP of small, medium and large objects at the end of each run'] = sizes
+    kind = metric.split('/')[0]
+    values = '; '.join(f'{label} ' + ', '.join(f'{side.mean(f"{kind}/AP{size}"):.1f}' for size in SIZES)
+                       for label, side in labelled_sides(runs))
+    by_text[f'{kind} AP of small, medium and large objects, in percent: {values}'.replace('nan', 'none')] = sizes
   if any(len(run.losses[0]) for run in runs):
     by_text['Training loss against iterations; dotted lines mark drops of the learning rate'] = losses(runs, page=True)
   return by_text

@@ -206,12 +206,12 @@ def _write(output: str, runs: Sequence[Run], metric: str, content: page.Content,
            objects: Mapping[str, int] | None) -> str:
   """Write all files of the report; return the path of the page. objects: held-out ones by size."""
   output = output.rstrip('/')
-  figures = {f'{metric} against what was seen': plots.curves(runs, metric),
+  by_name = {f'{metric} against what was seen': plots.curves(runs, metric),
              f'{metric} by schedule': plots.end_points(runs, metric),
              'AP by size': plots.by_size(runs, metric, objects), 'losses': plots.losses(runs)}
-  figures = {name: fig for name, fig in figures.items() if fig is not None}
+  by_name = {name: fig for name, fig in by_name.items() if fig is not None}
   data = {f'{_file_name(name)}.{kind}': image for kind in ('png', 'svg')
-          for name, image in plots.render(figures, kind).items()}
+          for name, image in plots.render(by_name, kind).items()}
   data['index.html'] = page.page(content).encode()
   data['runs.csv'] = files.as_csv(content.tables['Runs'])
   data['curves.csv'] = files.as_csv(tables.curves_table(runs))

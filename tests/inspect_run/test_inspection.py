@@ -6,10 +6,19 @@ import pytest
 
 from rethink_tf.data.detection.coco import CocoSource
 from rethink_tf.errors import UserError
+from rethink_tf.inspect_run import plots, threshold_plots
 from rethink_tf.inspect_run.inspection import inspect
 
 
-def test_breakdowns_and_files(run, tmp_path, capsys):
+@pytest.fixture
+def without_plots(monkeypatch):
+  """Plots are tested elsewhere (test___main__.py, test_threshold_plots.py)."""
+  for name in ('plot_curves', 'plot_confusion'):
+    monkeypatch.setattr(threshold_plots, name, lambda *_: b'png')
+  monkeypatch.setattr(plots, 'plot_detections', lambda *_: b'png')
+
+
+def test_breakdowns_and_files(run, tmp_path, capsys, without_plots):
   source = CocoSource(str(tmp_path / 'data'), 'val2017')
   breakdowns = inspect(str(run / 'eval/step-00000002'), source, str(tmp_path / 'out'), examples=2)
   assert set(breakdowns) == {'box', 'mask'}
@@ -20,7 +29,7 @@ def test_breakdowns_and_files(run, tmp_path, capsys):
   assert (tmp_path / 'out/errors.txt').read_text() in capsys.readouterr().out
 
 
-def test_thresholds_of_the_arguments(run, tmp_path, capsys):
+def test_thresholds_of_the_arguments(run, tmp_path, capsys, without_plots):
   source = CocoSource(str(tmp_path / 'data'), 'val2017')
   inspect(str(run / 'eval/step-00000002'), source, str(tmp_path / 'out'), examples=1, iou=0.75, score=0.95)
   assert '2 missed; 0 detections of nothing' in capsys.readouterr().out, 'the only score is 0.9'
