@@ -47,3 +47,28 @@ def test_vocs_difficult_objects_are_ignored():
   assert counted.category_names == ('cat', 'dog') and counted.num_objects.tolist() == [1, 0]
   assert counted.results.tolist() == [1, 2, 0] and counted.true.tolist() == [True, False, False]
   assert counted.ignored.tolist() == [False, False, True] and counted.targets.tolist() == [0, -1, -1]
+
+
+def test_counts_give_vocs_average_precision():
+  """The metric's own AP by both rules from what is counted true, false and ignored; IoU must exceed the threshold."""
+  rng = np.random.default_rng(8)
+  gt = truth(rng, images=20)
+  rows = detections(rng, gt)
+
+  def columns(ones):
+    xywh = np.array([one['bbox'] for one in ones], float)
+    return (np.array([one['image_id'] for one in ones]), np.array([{3: 1, 7: 2, 9: 3}[o['category_id']] for o in ones]),
+            np.concatenate([xywh[:, 1::-1], xywh[:, 1::-1] + xywh[:, :1:-1]], axis=1))
+
+  objects = voc_metrics.Objects(*columns(gt['annotations']), np.array([bool(a['iscrowd']) for a in gt['annotations']]))
+  found = voc_metrics.Detections(*columns(rows), np.array([one['score'] for one in rows]))
+  for iou in (0.5, 0.7):
+    counted = count_voc(gt, objects, found, iou)
+    assert counted.ignored.any() and counted.true.any()
+    for rule in voc_metrics.RULES:
+      expected = voc_metrics.average_precisions(objects, found, 3, rule, [iou])[0]
+      for k in range(3):
+        true = counted.true[(counted.classes == k) & ~counted.ignored]
+        precision = np.cumsum(true) / np.arange(1, len(true) + 1)
+        assert voc_metrics.average(np.cumsum(true) / counted.num_objects[k], precision, rule) == pytest.approx(
+          expected[k], abs=1e-12)
