@@ -57,6 +57,7 @@ class GroupNorm(tf_keras.layers.Layer):
     self.gamma = self.add_weight('gamma', [channels], tf.float32, 'zeros' if self.zero_gamma else 'ones',
                                  experimental_autocast=False)
     self.beta = self.add_weight('beta', [channels], tf.float32, 'zeros', experimental_autocast=False)
+    super().build(input_shape)
 
   def call(self, x: tf.Tensor) -> tf.Tensor:
     return normalise_groups(x, tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta),
@@ -86,6 +87,7 @@ class SyncBatchNorm(tf_keras.layers.Layer):
                       aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)  # equal on all replicas
     self.moving_mean = weight('moving_mean', 'zeros', **statistics)
     self.moving_variance = weight('moving_variance', 'ones', **statistics)
+    super().build(input_shape)
 
   def call(self, x: tf.Tensor, used: tf.Tensor | None = None, training: bool = False) -> tf.Tensor:
     """x: [N, H, W, C]; used: [N], 1 for rows that are not padding (None: all)."""
@@ -154,6 +156,7 @@ class FrozenBatchNorm(tf_keras.layers.Layer):
                              experimental_autocast=False)
     self.gamma, self.beta = weight('gamma', 'ones'), weight('beta', 'zeros')
     self.moving_mean, self.moving_variance = weight('moving_mean', 'zeros'), weight('moving_variance', 'ones')
+    super().build(input_shape)
 
   def call(self, x: tf.Tensor) -> tf.Tensor:
     scale = self.gamma * tf.math.rsqrt(self.moving_variance + self.epsilon)

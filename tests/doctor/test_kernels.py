@@ -22,7 +22,6 @@ def test_sound_kernels_pass(name):
   assert rows and not failed(rows), rows
 
 
-@pytest.mark.slow
 def test_sync_batch_norm_passes(two_replicas):
   rows = list(kernels.sync_batch_norm(two_replicas, '2 replicas'))
   assert len(rows) == 3 and not failed(rows), rows

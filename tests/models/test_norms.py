@@ -292,3 +292,12 @@ def test_addons_group_norm_computes_in_float32(policy, eager, x):
 def test_a_missing_extra():
   with pytest.raises(UserError, match=r"NORM = @addons_group_norm needs the extra: pip install -e '\.\[addons\]'"):
     norms.addons_group_norm('norm')
+
+
+@pytest.mark.parametrize('make', [norms.group_norm, norms.sync_batch_norm, norms.frozen_batch_norm])
+def test_a_layer_that_is_built_by_hand_keeps_its_variables_when_called(make):
+  layer = make('norm')
+  layer.build(tf.TensorShape([None, 2, 2, 32]))
+  layer.gamma.assign(tf.fill([32], 2.0))
+  layer(tf.ones([1, 2, 2, 32]))
+  np.testing.assert_array_equal(layer.gamma, 2.0)
