@@ -1,7 +1,7 @@
-"""Describe weights and the options that use them: python -m rethink_tf.weights FILE | NAME …; --list lists the names.
+"""Describe weights and the options that use them: python -m rethink_tf.weights FILE | NAME …
 
 FILE: a weight file, a TensorFlow checkpoint or a run folder. NAME: published weights, which are downloaded unless they
-are in the cache.
+are in the cache; --list lists them, with further words those alone that have all of them (--list resnet-50 bn).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
   here = {'module_name': sys.argv[0]}
-  flags.DEFINE_bool('list', False, 'list the published weights that have a name', **here)
+  flags.DEFINE_bool('list', False, 'list the published weights that have a name; words select some', **here)
   flags.DEFINE_bool('json', False, 'with --list: as JSON, with addresses, checksums and sources', **here)
   flags.DEFINE_string('cache_dir', None, settings.CACHE_HELP, **here)
   flags.DEFINE_bool('offline', False, settings.OFFLINE_HELP, **here)
@@ -35,12 +35,12 @@ def main(arguments: list[str]) -> None:
   """Print the table of published weights, or the description of each file or name."""
   settings.apply(FLAGS.cache_dir, FLAGS.offline)
   if FLAGS.list:
-    print((listing.as_json if FLAGS.json else listing.table)(catalog.entries().values()))
+    print((listing.as_json if FLAGS.json else listing.table)(listing.matching(catalog.entries().values(), arguments)))
   elif FLAGS.json:
     raise UserError('--json belongs to --list: python -m rethink_tf.weights --list --json')
   elif not arguments:
     raise UserError(f'no weight file: python -m rethink_tf.weights FILE …, or a name of {catalog.LIST}')
-  if arguments:
+  else:
     describe_all(arguments)
 
 

@@ -119,6 +119,7 @@ _ALL = (
   _detectron('r50', 'MSRA/R-50.pkl', 'ResNet-50', 'folded', _MSRA),
   _detectron('r101', 'MSRA/R-101.pkl', 'ResNet-101', 'folded', _MSRA),
   _detectron('x101_32x8d', '20171220/X-101-32x8d.pkl', 'ResNeXt-101 32x8d', 'folded', _UNPUBLISHED),
+  _detectron('x152_32x8d_in5k', '25093814/X-152-32x8d-IN5k.pkl', 'ResNeXt-152 32x8d', 'folded', _UNPUBLISHED),
   _detectron2('r50_3x', 'COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x/137849600/model_final_f10217.pkl', 'bn',
               True, _UNIT_STD, _coco(270_000, 16, '270,000 steps (its 3x)', _MSRA)),
   _detectron2('r50_gn_3x', 'Misc/mask_rcnn_R_50_FPN_3x_gn/138602888/model_final_dc5d9e.pkl', 'gn', False, _UNIT_STD,

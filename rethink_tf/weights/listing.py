@@ -8,12 +8,30 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rethink_tf.downloads.remote_file import MIB
-from rethink_tf.weights.catalog import Entry
+from rethink_tf.errors import UserError, plain
+from rethink_tf.weights.catalog import LIST, Entry
 
 _NOTES = (
   '* in the cache. address: "not tried" where nobody has downloaded from it with this package yet.',
   'images, pixels: seen in pre-training (Fig. 2); ~ partly assumed. input: "std" where pixels are divided by one.',
   'python -m rethink_tf.weights NAME downloads one and prints its source and the gin lines that use it.')
+
+
+def matching(entries: Iterable[Entry], words: Sequence[str]) -> list[Entry]:
+  """Return the entries whose row has all words, in upper or lower case.
+
+  Raises:
+    UserError: there is none.
+  """
+  def has_all(entry: Entry) -> bool:
+    text = f'{entry.name} {entry.kind} {entry.network} {entry.norm} {entry.licence}'.lower()
+    return all(word.lower() in text for word in words)
+
+  found = list(filter(has_all, entries))
+  if not found:
+    raise UserError(f'--list {plain(" ".join(words))}: no published weights have all of these words; without them '
+                    f'{LIST} has all')
+  return found
 
 
 def table(entries: Iterable[Entry]) -> str:

@@ -23,7 +23,7 @@ from tests.weights import test_detectron2_settings as detectors
 from tests.weights import test_state_dicts as wrapped
 from tests.weights import test_torchvision_vgg as vgg
 
-BLOCKS = {'50': (3, 4, 6, 3), '101': (3, 4, 23, 3)}
+BLOCKS = {'50': (3, 4, 6, 3), '101': (3, 4, 23, 3), '152': (3, 8, 36, 3)}
 NARROWER = 8  # than the real networks
 
 

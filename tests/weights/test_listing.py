@@ -3,6 +3,9 @@
 import json
 import os
 
+import pytest
+
+from rethink_tf.errors import UserError
 from rethink_tf.weights import catalog, listing
 
 ENTRIES = catalog.entries()
@@ -20,6 +23,13 @@ def test_the_table(tmp_path, monkeypatch):
   assert rows['torchvision_resnet50_v2'].split()[1:] == [
     'ResNet-50', 'bn', 'rgb/std', '98', 'BSD-3-Clause', '769M', '2.4e13', 'not', 'tried']
   assert '~3600M' in rows['wsl_x101_32x48d'] and 'Mask R-CNN R50' in rows['detectron2_r50_gn_3x']
+
+
+def test_words_select_entries():
+  assert [entry.name for entry in listing.matching(ENTRIES.values(), ['ResNet-101', 'gn'])] == ['detectron_r101_gn']
+  assert listing.matching(ENTRIES.values(), []) == list(ENTRIES.values())
+  with pytest.raises(UserError, match='--list vit: no published weights have all of these words'):
+    listing.matching(ENTRIES.values(), ['vit'])
 
 
 def test_json(tmp_path, monkeypatch):
