@@ -1,5 +1,7 @@
 """Run a grid of trainings and compare them: python -m rethink_tf.study --gin_file=gin_configs/studies/figure1.gin.
 
+Without a gin file, python -m rethink_tf.study --data_dir=my_images chooses a study of the data that takes --minutes.
+
 From Python: rethink_tf.study.run.
 """
 
@@ -30,6 +32,7 @@ def define_flags() -> None:
   flags.DEFINE_string('cache_dir', None, settings.CACHE_HELP, **here)
   flags.DEFINE_bool('offline', False, settings.OFFLINE_HELP, **here)
   flags.DEFINE_string('pretraining_data_dir', None, 'folder of the data set of the pre-training', **here)
+  flags.DEFINE_float('minutes', 60.0, 'that a study without --gin_file may take', **here)
   flags.DEFINE_bool('dry_run', False, 'only list the runs and their cost, with the time if --calibrate', **here)
   flags.DEFINE_bool('calibrate', True, 'time a few steps first, to estimate the total time', **here)
   flags.DEFINE_integer('parallel', None, 'number of runs side by side, each with its share of the GPUs or CPU cores; '
@@ -41,8 +44,15 @@ def define_flags() -> None:
 
 
 def main() -> None:
+  if not FLAGS.gin_file and not FLAGS.data_dir:
+    raise UserError('no study: give --gin_file=gin_configs/studies/figure1.gin or another file of that folder, or your '
+                    'own images with --data_dir')
+  if FLAGS.gin_file and FLAGS['minutes'].present:
+    raise UserError('--minutes is for a study without --gin_file: the file sets the length of its schedules')
+  if not FLAGS.gin_file and (FLAGS.study_param or FLAGS.pretraining_data_dir or FLAGS.command):
+    raise UserError('--study_param, --pretraining_data_dir and --command need a study: name it with --gin_file')
   if not FLAGS.gin_file:
-    raise UserError('no study: give --gin_file=gin_configs/studies/figure1.gin or another file of that folder')
+    process.check_path(FLAGS.data_dir, 'no such data folder: set --data_dir')
   from rethink_tf import gin_files
 
   gin_files.find(FLAGS.gin_file)
@@ -53,19 +63,24 @@ def main() -> None:
   from rethink_tf.study.run import check_data, estimate_study, plan_study, run_study, submit_study
 
   console.hide_library_info()
-  study, *run_files = FLAGS.gin_file
-  plan = plan_study(study, FLAGS.output, FLAGS.gin_param, FLAGS.study_param, FLAGS.data_dir,
-                    FLAGS.pretraining_data_dir, share_prefixes=FLAGS.command is None, run_files=run_files,
-                    weights=FLAGS.weights)
+  if FLAGS.gin_file:
+    study, *run_files = FLAGS.gin_file
+    plan = plan_study(study, FLAGS.output, FLAGS.gin_param, FLAGS.study_param, FLAGS.data_dir,
+                      FLAGS.pretraining_data_dir, share_prefixes=FLAGS.command is None, run_files=run_files,
+                      weights=FLAGS.weights)
+  else:
+    from rethink_tf.study import own_data
+    plan = own_data.plan(FLAGS.data_dir, FLAGS.minutes, FLAGS.output, FLAGS.gin_param, FLAGS.calibrate, FLAGS.dry_run)
   print(plan, flush=True)
+  calibrate = FLAGS.calibrate and bool(FLAGS.gin_file)  # own_data has timed it
   if FLAGS.command:
     submit_study(plan, FLAGS.command, FLAGS.dry_run)
   elif FLAGS.dry_run:
     check_data(plan)
-    if FLAGS.calibrate and (found := estimate_study(plan, FLAGS.parallel)) is not None:
+    if calibrate and (found := estimate_study(plan, FLAGS.parallel)) is not None:
       print(found)
   else:
-    run_study(plan, FLAGS.calibrate, FLAGS.parallel)
+    run_study(plan, calibrate, FLAGS.parallel)
 
 
 if __name__ == '__main__':

@@ -61,9 +61,7 @@ def main(arguments: list[str]) -> None:
   print(preparation.report(prepared, FLAGS.output_dir), flush=True)
   if FLAGS.inspect:
     _inspect()
-  boxes_only = '' if prepared.masks else ' --gin_file=gin_configs/models/faster_rcnn.gin'
-  print(f'next: python -m rethink_tf.study --gin_file=gin_configs/studies/own_data_narrow.gin{boxes_only} '
-        f'--data_dir={FLAGS.output_dir}')
+  print(f'next: python -m rethink_tf.study --data_dir={FLAGS.output_dir}')
 
 
 def _inspect() -> None:

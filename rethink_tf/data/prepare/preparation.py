@@ -58,7 +58,6 @@ class Prepared(NamedTuple):
   splits: dict[str, tuple[int, int]]  # split -> images, objects
   problems: list[tuple[str, Problems]]  # of reading, and of each split as training reports them
   notes: list[str]
-  masks: bool  # whether any object has one
 
 
 @dataclass(slots=True)
@@ -70,7 +69,6 @@ class _Row:
   turned: bool
   place: tuple[int, int]  # of its instances in the spool
   classes: tuple[Any, ...]  # keys, one an object
-  masked: bool
   name: str = ''
   embedded: str | None = None  # file with the image that was within the annotations
 
@@ -107,12 +105,15 @@ def prepare(source: str, output_dir: str, layout: str | None = None, options: Op
       prepared = _write(folder, reading, output, spool, rows, splits, unique_ids, copy)
     finally:
       spool.close()
-    checked = _check(output.work, [split for split in ('train', 'val', 'test') if split in prepared])
+    try:
+      checked = _check(output.work, [split for split in ('train', 'val', 'test') if split in prepared])
+    except UserError as error:
+      raise UserError(f'{folder.root}: {str(error).replace(output.work, output.path)}') from error
     problems = [('source', reading.problems), *checked]
     output.finish({'layout': found.layout.NAME, 'splits': {
       split: {'images': images, 'objects': objects} for split, (images, objects) in prepared.items()},
       'notes': reading.notes, 'problems': reading.problems.to_json()})
-  return Prepared(str(found), prepared, problems, reading.notes, any(row.masked for row in rows))
+  return Prepared(str(found), prepared, problems, reading.notes)
 
 
 def _read(folder: SourceFolder, reading: Reading, output: OutputFolder, spool: Spool) -> tuple[list[_Row], bool]:
@@ -132,7 +133,7 @@ def _read(folder: SourceFolder, reading: Reading, output: OutputFolder, spool: S
     annotation_ids.extend(one['id'] if type(one.get('id')) is int and 0 < one['id'] < 1 << 63 else 0
                           for one in instances)
     row = _Row(image._replace(instances=[], data=None), facts.size, facts.turned, spool.add(instances),
-               tuple(instance['category'] for instance in instances), any(one['segmentation'] for one in instances))
+               tuple(instance['category'] for instance in instances))
     if image.data is not None:
       row.embedded = output.scratch(f'embedded-{len(rows)}')
       with open(row.embedded, 'wb') as file:

@@ -1,0 +1,97 @@
+"""The study that is chosen for a data set: what the data asks for, and lengths that fit the time."""
+
+import json
+
+import gin
+import pytest
+
+from rethink_tf.errors import UserError
+from rethink_tf.study import execution, own_data
+from rethink_tf.study.execution import Calibration
+from rethink_tf.study.own_data import Choice, Facts
+from tests import exports
+from tests.in_process import call
+from tests.test_command_line import ROOT
+
+FACTS = Facts(100, 20, 300, 2, 10, True)
+
+
+@pytest.fixture(autouse=True)
+def no_configuration():
+  yield
+  gin.clear_config()
+
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory):
+  """Drawn images with masks, and as Roboflow exports boxes alone."""
+  folder = tmp_path_factory.mktemp('own')
+  exports.draw(folder / 'masks')
+  exports.roboflow(*exports.draw(folder / 'x', masks=False), folder / 'boxes')
+  return folder
+
+
+def test_what_the_data_asks_for(folders):
+  assert own_data.look_at(str(folders / 'masks')) == Facts(4, 2, 8, 2, 2, True)
+  assert own_data.look_at(str(folders / 'boxes')) == Facts(4, 2, 8, 2, 2, False)
+  plain, boxes = own_data.choose(FACTS), own_data.choose(FACTS._replace(masks=False))
+  assert plain.run_files == () and boxes.run_files == ('gin_configs/models/faster_rcnn.gin',)
+  crowded = own_data.choose(FACTS._replace(most_objects=120))
+  assert crowded.run_files == ('gin_configs/models/many_objects.gin',) and 'MAX_OBJECTS = 150' in crowded.params
+
+
+@pytest.mark.parametrize('minutes, unit, reason', [
+  (60, 500, 'schedules that take about'), (1e6, 1875, 'at most 300 epochs'), (1, 20, 'give more --minutes')])
+def test_lengths_fit_the_time(minutes, unit, reason):
+  each = (60 * 60 * 0.9 - 240) / 500  # seconds a unit, of a study that takes 240 s without a step
+  asked = []
+
+  def total(unit):
+    asked.append(unit)
+    return 240 + each * unit
+  choice = own_data.fit(Choice((), (), ()), FACTS, 60 * minutes, total)
+  chosen = int(choice.params[0].rpartition(' ')[2])
+  assert abs(chosen - unit) <= 1 and reason in choice.reasons[0] and len(asked) == 2
+  assert minutes == 1 or 240 + each * chosen <= 60 * minutes
+
+
+def test_a_choice_is_kept_and_used_again(folders, tmp_path, monkeypatch, capsys):
+  lines = [{'kind': 'train', 'step': i, 'seconds': 0.1 * i} for i in range(1, 5)]
+  lines.append({'kind': 'eval', 'eval_seconds': 2})
+  monkeypatch.setattr(execution.Runner, 'calibrate', lambda *_: Calibration(8.0, lines, 0))
+  monkeypatch.setattr(execution.Runner, 'calibrate_pretraining', lambda *_: Calibration(8.0, lines, 100))
+  monkeypatch.chdir(ROOT)
+  data, output = str(folders / 'boxes'), str(tmp_path / 'study')
+  first = own_data.plan(data, 30, output)
+  units = {[one for one in trial.params if 'KTimesSchedule.unit' in one][-1] for trial in first.trials}
+  assert len(first.trials) == 12 and len(units) == 1 and units != {'KTimesSchedule.unit = 400'}
+  assert all('gin_configs/models/faster_rcnn.gin' in trial.files for trial in first.trials)
+  monkeypatch.setattr(own_data, 'look_at', lambda _: 1 / 0)
+  assert own_data.plan(data, 30, output).trials == first.trials
+  printed = capsys.readouterr().out
+  assert 'no object has a mask' in printed and '--gin_file=gin_configs/studies/own_data_narrow.gin' in printed
+  with pytest.raises(UserError, match='is the choice for .*another --output'):
+    own_data.plan(str(folders / 'masks'), 30, output)
+  (tmp_path / 'study/choice.json').write_text(json.dumps({'data_dir': 3}))
+  with pytest.raises(UserError, match='is not a choice of this command: delete it'):
+    own_data.plan(data, 30, output)
+
+
+def test_the_command(folders, tmp_path):
+  done = call('study', f'--data_dir={folders}/boxes', '--dry_run', '--nocalibrate', f'--output={tmp_path}/study',
+              cwd=ROOT)
+  assert done.returncode == 0, done.stderr
+  assert 'no object has a mask' in done.stdout and done.stdout.count('pretrain_') >= 6
+  assert not (tmp_path / 'study').exists()
+  exports.ultralytics(*exports.load(folders / 'masks'), tmp_path / 'yolo')
+  done = call('study', f'--data_dir={tmp_path}/yolo', '--dry_run', cwd=ROOT)
+  assert done.returncode == 1 and 'python -m rethink_tf.data.prepare' in done.stderr
+
+
+@pytest.mark.parametrize('arguments, message', [
+  (['--data_dir=/nowhere'], '/nowhere: no such data folder'), (['--data_dir=/', '--minutes=0'], '--minutes = 0'),
+  (['--gin_file=a.gin', '--minutes=3'], '--minutes is for a study without --gin_file'),
+  (['--data_dir=/', '--command=x'], 'need a study')])
+def test_wrong_arguments_are_one_line(arguments, message):
+  done = call('study', *arguments)
+  assert done.returncode == 1 and message in done.stderr and done.stderr.count('\n') == 1
