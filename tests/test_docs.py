@@ -26,7 +26,8 @@ FOLDERS = '|'.join(['gin_configs', 'rethink_tf', 'tests', 'tools', 'launch', 're
   path.name for path in (ROOT / 'rethink_tf').iterdir()
   if path.is_dir() and path.name not in ('__pycache__', 'data'))])  # data/coco is a folder of the reader
 # Files of the reader and of a run folder.
-THEIRS = re.compile(r'my_\w+\.py|config\.gin|command\.json|\w+\.(json|jsonl|png|yaml|pkl|csv|pth|h5|html)$|saved_model')
+THEIRS = re.compile(r'my_\w+\.py|config\.gin|command\.json|saved_model|'
+                    r'\w+\.(json|jsonl|png|yaml|pkl|csv|pth|h5|html|txt|names)$')
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +83,7 @@ def test_a_command_names_what_exists(page, words, own_parts, monkeypatch):
   files, params = commands.values(words, 'gin_file'), commands.values(words, 'gin_param')
   files = [name for name in files if name.startswith('gin_configs/')]
   params += [f'WEIGHTS = {path!r}' for path in commands.values(words, 'weights')]
-  if 'rethink_tf.study' in words:
+  if 'rethink_tf.study' in words and files:
     found = grid.read_study(files[0], commands.values(words, 'study_param'))
     for trial in found.trials({name: f'runs/{name}' for name in found.pretraining})[::7]:
       gin_files.parse(trial.files, [*trial.params, *params])

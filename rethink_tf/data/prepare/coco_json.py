@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from rethink_tf.data.categories import parse_categories, shorten
 from rethink_tf.data.detection.segmentation import in_coco_format
 from rethink_tf.data.json_files import load_json
-from rethink_tf.data.prepare.layout import MISSING, NO_IMAGE, NOT_FINITE, LabelledImage, Options, Reading
+from rethink_tf.data.prepare.layout import MISSING, NO_IMAGE, NOT_FINITE, LabelledImage, Options, Reading, output_name
 from rethink_tf.data.prepare.shapes import numbers
 from rethink_tf.data.prepare.source_folder import JsonShape, SourceFolder, is_below, split_of
 from rethink_tf.data.problems import REPAIRED
@@ -173,7 +173,7 @@ def _images(folder: SourceFolder, contents: list[_File], reading: Reading,
       instances = [instance for text in stored
                    if (instance := _instance(json.loads(text), content.keys, file, reading, options)) is not None]
       size = numbers([entry.get('height'), entry.get('width')])
-      yield LabelledImage(file, posixpath.relpath(file, content.folder) if content.folder else file, content.split,
+      yield LabelledImage(file, output_name(posixpath.relpath(file, content.folder or '.')), content.split,
                           instances, (int(size[0]), int(size[1])) if size and min(size) > 0 else None, id=entry['id'])
     for key, left in content.annotations.items():
       reading.leave_out(NOT_LISTED, f'{content.name}, image_id {key}', len(left))

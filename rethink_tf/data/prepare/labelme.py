@@ -22,9 +22,11 @@ from rethink_tf.data.prepare.layout import (
   NO_CLASS,
   NO_IMAGE,
   NOT_FINITE,
+  SECOND_FILE,
   LabelledImage,
   Options,
   Reading,
+  count_unannotated,
   output_name,
   splits_by_folder,
 )
@@ -85,13 +87,14 @@ def _images(folder: SourceFolder, splits: dict[str, str | None], reading: Readin
       continue
     image, data = _image(folder, file, content)
     if image is None or image in used:
-      reading.problems.add(NO_IMAGE if image is None else 'image with a second annotation file', 1, as_text(file))
+      reading.problems.add(NO_IMAGE if image is None else SECOND_FILE, 1, as_text(file))
       continue
     used.add(image)
     size = numbers([content.get('imageHeight'), content.get('imageWidth')])
     size = (int(size[0]), int(size[1])) if size and min(size) >= 1 else None
     yield LabelledImage(image, output_name(image), split, _instances(content['shapes'], file, size, reading), size,
                         data=data)
+  count_unannotated(folder, used, reading)
   if not used:
     raise UserError(f'{folder.root}: none of its {len(splits)} JSON files has shapes and an image: '
                     + '; '.join(f'{reason}, e.g. {problem.cases[0].text}'

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+from rethink_tf.data.categories import as_text
 from rethink_tf.data.prepare.source_folder import SourceFolder, split_of
 from rethink_tf.data.problems import LEFT_OUT, Case, Problems
 
 NO_IMAGE = 'image whose file is missing, or not the only one of its name'
+NOT_ANNOTATED = 'image without an annotation file (not annotated yet)'
+SECOND_FILE = 'image with a second annotation file'
 MISSING = 'of an image whose file is missing, or not the only one of its name'
 NO_CLASS = 'without a class'
 FEW_POINTS = 'with an outline of fewer than three points'
@@ -99,6 +102,14 @@ def output_name(image: str) -> str:
   while len(parts) > 1 and (parts[0].lower() in _IMAGE_FOLDERS or split_of(parts[0])):
     parts = parts[1:]
   return '/'.join(parts)
+
+
+def count_unannotated(folder: SourceFolder, used: Collection[str], reading: Reading) -> None:
+  """Count the images beside those in use that have no annotation file: the tool has not come to them."""
+  folders = {posixpath.dirname(image) for image in used}
+  left = [image for image in folder.images if posixpath.dirname(image) in folders and image not in used]
+  if left:
+    reading.problems.add(NOT_ANNOTATED, len(left), as_text(left[0]))
 
 
 def splits_by_folder(images: Sequence[str]) -> dict[str, str | None]:

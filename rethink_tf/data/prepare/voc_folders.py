@@ -12,9 +12,11 @@ from rethink_tf.data.prepare.layout import (
   NO_AREA,
   NO_IMAGE,
   NOT_FINITE,
+  SECOND_FILE,
   LabelledImage,
   Options,
   Reading,
+  count_unannotated,
   output_name,
   splits_by_folder,
 )
@@ -27,7 +29,6 @@ NAME, TITLE = 'voc', "PASCAL VOC's xml"
 DIFFICULT = 'marked difficult (not trained on, no false positive)'
 DAMAGED = 'image whose annotation is damaged'
 POLYGON = 'with a <polygon>, which is not read (its box is used: export as COCO to have masks)'
-NOT_ANNOTATED = 'image without an annotation file (not annotated yet)'
 _SETS = {'train': 'train', 'val': 'val', 'test': 'test', 'trainval': 'train'}
 _EXAMINED = 40  # files whose contents are looked at
 
@@ -52,10 +53,11 @@ def root_tag(folder: SourceFolder, file: str) -> str | None:
 
 def read(folder: SourceFolder, options: Options) -> Reading:
   """List the xml files; they are read one at a time."""
-  files = [file for file in folder.with_suffix('.xml')]
-  splits = _splits(folder, files)
+  files = folder.with_suffix('.xml')
+  listed = _listed(folder, files)
+  splits = listed or splits_by_folder(files)
   reading = Reading(TITLE, iter(()), len(splits))
-  reading.images = _images(folder, splits, reading)
+  reading.images = _images(folder, splits, bool(listed), reading)
   unread = sorted({file.split('/')[0] if '/' not in posixpath.dirname(file) else posixpath.dirname(file)
                    for file in folder.images if posixpath.basename(posixpath.dirname(file)) == 'SegmentationObject'})
   if unread:
@@ -63,8 +65,8 @@ def read(folder: SourceFolder, options: Options) -> Reading:
   return reading
 
 
-def _splits(folder: SourceFolder, files: list[str]) -> dict[str, str | None]:
-  """Return xml file -> split: by ImageSets/Main, else by folders."""
+def _listed(folder: SourceFolder, files: list[str]) -> dict[str, str | None]:
+  """Return xml file -> split by ImageSets/Main; {} without it."""
   listed: dict[str, str | None] = {}
   lists = [file for file in folder.with_suffix('.txt') if posixpath.dirname(file).endswith('ImageSets/Main') and
            posixpath.splitext(posixpath.basename(file))[0] in _SETS]
@@ -75,10 +77,11 @@ def _splits(folder: SourceFolder, files: list[str]) -> dict[str, str | None]:
       xml = f'{root}Annotations/{line.strip()}.xml'
       if xml in known:
         listed.setdefault(xml, _SETS[posixpath.splitext(posixpath.basename(file))[0]])
-  return listed or splits_by_folder(files)
+  return listed
 
 
-def _images(folder: SourceFolder, splits: dict[str, str | None], reading: Reading) -> Iterator[LabelledImage]:
+def _images(folder: SourceFolder, splits: dict[str, str | None], listed: bool,
+            reading: Reading) -> Iterator[LabelledImage]:
   used: set[str] = set()
   damaged, first = 0, ''
   for file, split in splits.items():
@@ -91,17 +94,15 @@ def _images(folder: SourceFolder, splits: dict[str, str | None], reading: Readin
       continue
     image = folder.image_of(file) or folder.find_image(annotation.file_name, near=posixpath.dirname(file))
     if image is None or image in used:
-      reading.problems.add(NO_IMAGE if image is None else 'image with a second annotation file', 1, as_text(file))
+      reading.problems.add(NO_IMAGE if image is None else SECOND_FILE, 1, as_text(file))
       continue
     used.add(image)
     reading.leave_out(POLYGON, file, data.count(b'<polygon'), REPAIRED)
     yield LabelledImage(image, output_name(image), split, _instances(annotation, file, reading), annotation.size)
   if damaged and damaged == len(splits):
     raise UserError(f'{first} ({damaged} of {damaged} annotations are damaged)')
-  folders = {posixpath.dirname(image) for image in used}
-  left = [image for image in folder.images if posixpath.dirname(image) in folders and image not in used]
-  if left and posixpath.dirname(next(iter(splits))) in folders | {'Annotations'} and None in splits.values():
-    reading.problems.add(NOT_ANNOTATED, len(left), as_text(left[0]))
+  if not listed:
+    count_unannotated(folder, used, reading)
 
 
 def _read(folder: SourceFolder, file: str) -> bytes:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from rethink_tf.data.categories import as_text, is_text, shorten
+from rethink_tf.data.categories import as_text, is_text
 from rethink_tf.data.prepare.layout import (
   NO_AREA,
   NO_IMAGE,
@@ -27,7 +27,7 @@ from rethink_tf.data.prepare.layout import (
 from rethink_tf.data.prepare.shapes import numbers
 from rethink_tf.data.prepare.source_folder import SourceFolder, split_of
 from rethink_tf.data.problems import REPAIRED
-from rethink_tf.errors import UserError, in_one_line
+from rethink_tf.errors import UserError, excerpt, in_one_line
 
 NAME, TITLE = 'yolo', 'YOLO text files'
 UNKNOWN_CLASS = 'of a class number without a name'
@@ -38,7 +38,8 @@ ONE_MORE = 'with a further number, a track or a confidence (ignored)'
 _NAME_FILES = ('obj.names', 'classes.txt', 'labels.txt', '_darknet.labels', 'data.names', 'names.txt')
 _LISTS = ('train.txt', 'val.txt', 'valid.txt', 'test.txt', 'trainval.txt')
 _OTHER_TEXT = (*_NAME_FILES, *_LISTS, 'readme.txt', 'readme.roboflow.txt', 'readme.dataset.txt', 'requirements.txt')
-_MAX_YAML = 1 << 20
+_MAX_YAML = 1 << 20  # bytes
+_MAX_DEPTH = 20  # of brackets, whose parsing takes time with the square of it
 _EXAMINED = 40  # text files whose contents are looked at
 _LARGEST = 2.0  # fraction; an object may be partly outside of its image
 
@@ -65,8 +66,11 @@ def recognize(folder: SourceFolder) -> str | None:
 def read(folder: SourceFolder, options: Options) -> Reading:
   """Read the class names and list the images; label files are read one at a time."""
   described = _describe(folder, required=True)
-  splits, missing = _list_images(folder, described)
+  splits, missing, found = _list_images(folder, described)
   reading = Reading(TITLE, iter(()), len(splits), _categories(described), upright=True)
+  if described.splits and not found:
+    reading.notes.append(f'{described.file}: none of its lists and folders of images is in the source: the images with '
+                         'label files are read')
   if missing:
     reading.problems.add(NO_IMAGE, len(missing), missing[0])
   labels = {image: _label_file(folder, image) for image in splits}
@@ -160,7 +164,7 @@ def _read_yaml(folder: SourceFolder, file: str) -> _Description | None:
   try:
     text = folder.read_text(file)
     # BaseLoader: plain strings, lists and mappings; a class named `no` or `1` stays a name.
-    content = yaml.load(text, yaml.BaseLoader) if len(text) <= _MAX_YAML else None
+    content = yaml.load(text, yaml.BaseLoader) if len(text) <= _MAX_YAML and _depth(text) <= _MAX_DEPTH else None
   except (yaml.YAMLError, RecursionError, ValueError, UserError):
     return None
   names = content.get('names') if isinstance(content, dict) else None
@@ -184,6 +188,15 @@ def _read_yaml(folder: SourceFolder, file: str) -> _Description | None:
   return _Description(file, names, splits, path if isinstance(path, str) else '', 'kpt_shape' in content)
 
 
+def _depth(text: str) -> int:
+  """Return how deep brackets are nested in a text."""
+  depth = deepest = 0
+  for bracket in re.findall(r'[\[\]{}]', text):
+    depth += 1 if bracket in '[{' else -1
+    deepest = max(deepest, depth)
+  return deepest
+
+
 def _read_names(folder: SourceFolder, file: str) -> _Description:
   """Return the description by a list of names, one a line, and the lists of images that Darknet has beside it."""
   lines = [line.strip() for line in folder.read_text(file).splitlines()]
@@ -201,8 +214,8 @@ def _read_names(folder: SourceFolder, file: str) -> _Description:
 def _check_names(names: dict[int, Any], where: str) -> None:
   for key, name in names.items():
     if not 0 <= key < 1 << 31 or not name or not is_text(name):
-      raise UserError(f'{where}: class {shorten(key)} should have a name without control characters, is '
-                      f'{shorten(name)}')
+      raise UserError(f'{where}: class {excerpt(key)} should have a name without control characters, is '
+                      f'{excerpt(name)}')
 
 
 def _categories(described: _Description) -> dict[int, dict[str, Any]]:
@@ -211,8 +224,10 @@ def _categories(described: _Description) -> dict[int, dict[str, Any]]:
   return {key: {'id': key + 1, 'name': name} for key, name in sorted(described.names.items())}
 
 
-def _list_images(folder: SourceFolder, described: _Description) -> tuple[dict[str, str | None], list[str]]:
-  """Return image -> split, an image of several splits in the first one; and the listed names without an image."""
+def _list_images(folder: SourceFolder, described: _Description) -> tuple[dict[str, str | None], list[str], bool]:
+  """Return image -> split, an image of several splits in the first one; listed names without an image; whether any list
+  or folder of the description was found.
+  """
   images: dict[str, str | None] = {}
   missing: list[str] = []
   for split, values in described.splits.items():
@@ -221,13 +236,14 @@ def _list_images(folder: SourceFolder, described: _Description) -> tuple[dict[st
       missing += lacking
       for image in found:
         images.setdefault(image, split)
-  if not images:
+  listed = bool(images)
+  if not listed:
     labelled = {posixpath.dirname(image) for image in folder.images if _label_file(folder, image) is not None}
     images = splits_by_folder([image for image in folder.images if posixpath.dirname(image) in labelled])
   if not images:
     raise UserError(f'{folder.root}: none of its {len(folder.images)} images has a label file: labels/ should have a '
                     f'.txt for each image of images/')
-  return images, missing
+  return images, missing, listed
 
 
 def _resolve(folder: SourceFolder, described: _Description, value: str) -> tuple[list[str], list[str]]:

@@ -60,7 +60,7 @@ def test_an_image_of_another_split_is_not_taken(tmp_path):
 
 def test_label_studio_export(tmp_path):
   _, images = read(tmp_path, {'result.json': content([BOX], ['images\\1c-a.jpg'])}, ['images/1c-a.jpg'])
-  assert [(image.file, image.name) for image in images] == [('images/1c-a.jpg', 'images/1c-a.jpg')]
+  assert [(image.file, image.name) for image in images] == [('images/1c-a.jpg', '1c-a.jpg')]
 
 
 def test_several_files_without_a_split_are_named(tmp_path):

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from rethink_tf.data.prepare import labelme
-from rethink_tf.data.prepare.layout import FEW_POINTS, NO_AREA, NO_CLASS, NO_IMAGE, NOT_FINITE, Options
+from rethink_tf.data.prepare.layout import (
+  FEW_POINTS,
+  NO_AREA,
+  NO_CLASS,
+  NO_IMAGE,
+  NOT_ANNOTATED,
+  NOT_FINITE,
+  SECOND_FILE,
+  Options,
+)
 from rethink_tf.data.prepare.source_folder import SourceFolder
 from rethink_tf.errors import UserError
 from tests.exports import rasterise
@@ -84,8 +93,10 @@ def test_images_within_and_beside(tmp_path):
 
 def test_other_files_are_counted(tmp_path):
   other = json.dumps({'shapes': [], 'imagePath': 'gone.jpg'})
-  reading, images = read(tmp_path, [], files={'b.json': '{}', 'c.json': '{"shapes": [', 'd.json': other,
-                                              'x/a.json': json.dumps({'shapes': [], 'imagePath': 'a.jpg'})})
+  reading, images = read(tmp_path, [], ('a.jpg', 'z.jpg'), files={
+    'b.json': '{}', 'c.json': '{"shapes": [', 'd.json': other,
+    'x/a.json': json.dumps({'shapes': [], 'imagePath': 'a.jpg'})})
   assert len(images) == 1 and reading.problems.counts[labelme.FOREIGN] == 1
+  assert reading.problems.counts[NOT_ANNOTATED] == 1  # z.jpg
   assert reading.problems.counts['JSON file that is damaged'] == reading.problems.counts[NO_IMAGE] == 1
-  assert reading.problems.counts['image with a second annotation file'] == 1
+  assert reading.problems.counts[SECOND_FILE] == 1

@@ -3,7 +3,7 @@
 import pytest
 
 from rethink_tf.data.prepare import voc_folders
-from rethink_tf.data.prepare.layout import NO_IMAGE, Options
+from rethink_tf.data.prepare.layout import NO_IMAGE, NOT_ANNOTATED, SECOND_FILE, Options
 from rethink_tf.data.prepare.source_folder import SourceFolder
 from rethink_tf.errors import UserError
 
@@ -52,9 +52,9 @@ def test_what_is_left_out_is_counted(tmp_path):
   assert images[0].instances[0]['iscrowd'] == 1
   counts = reading.problems.counts
   assert counts[voc_folders.DAMAGED] == 2 and counts[voc_folders.DIFFICULT] == counts[voc_folders.POLYGON] == 1
-  assert counts[NO_IMAGE] == 0 and counts['image with a second annotation file'] == 1
+  assert counts[NO_IMAGE] == 0 and counts[SECOND_FILE] == 1
   assert counts['with exchanged corners (put in order)'] == 1
-  assert counts[voc_folders.NOT_ANNOTATED] == 1 and 'SegmentationObject' in reading.notes[0]
+  assert counts[NOT_ANNOTATED] == 1 and 'SegmentationObject' in reading.notes[0]
 
 
 def test_only_damaged_files(tmp_path):

@@ -64,6 +64,13 @@ def test_labels_beside_images_and_of_several_images(tmp_path):
                                            'label file of several images (used for each)': 1}
 
 
+def test_paths_that_are_not_in_the_source(tmp_path):
+  reading, images = read(tmp_path, {'data.yaml': 'train: /data/x/photos\nval: ..\\y\nnames: [cat]',
+                                    'labels/a.txt': '0 0.5 0.5 0.2 0.4'})
+  assert [(image.file, image.split) for image in images] == [('images/a.jpg', None)]
+  assert 'none of its lists and folders of images is in the source' in reading.notes[0]
+
+
 @pytest.mark.parametrize('files, message', [
   ({'labels/a.txt': '0 0.5 0.5 0.2 0.4'}, 'YOLO labels without class names: write the names'),
   ({'labels/a.txt': '0 30 40 10 10', 'classes.txt': 'cat'}, 'none of its 1 labels can be used.*not fractions'),
