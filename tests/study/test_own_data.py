@@ -1,6 +1,7 @@
 """The study that is chosen for a data set: what the data asks for, and lengths that fit the time."""
 
 import json
+from types import SimpleNamespace
 
 import gin
 import pytest
@@ -56,18 +57,17 @@ def test_lengths_fit_the_time(minutes, unit, reason):
 
 
 def test_a_choice_is_kept_and_used_again(folders, tmp_path, monkeypatch, capsys):
-  lines = [{'kind': 'train', 'step': i, 'seconds': 0.1 * i} for i in range(1, 5)]
-  lines.append({'kind': 'eval', 'eval_seconds': 2})
-  monkeypatch.setattr(execution.Runner, 'calibrate', lambda *_: Calibration(8.0, lines, 0))
-  monkeypatch.setattr(execution.Runner, 'calibrate_pretraining', lambda *_: Calibration(8.0, lines, 100))
-  monkeypatch.chdir(ROOT)
+  monkeypatch.setattr(own_data, 'plan_study', lambda *args, **kwargs: SimpleNamespace(
+    arguments=(), params=args[2], files=kwargs['run_files']))
+  monkeypatch.setattr(own_data._Remembering, 'total', lambda _, plan: float(plan.params[-1].rpartition(' ')[2]))
   data, output = str(folders / 'boxes'), str(tmp_path / 'study')
-  first = own_data.plan(data, 30, output)
-  units = {[one for one in trial.params if 'KTimesSchedule.unit' in one][-1] for trial in first.trials}
-  assert len(first.trials) == 12 and len(units) == 1 and units != {'KTimesSchedule.unit = 400'}
-  assert all('gin_configs/models/faster_rcnn.gin' in trial.files for trial in first.trials)
+  own_data.plan(data, 30, output, dry_run=True)
+  assert not (tmp_path / 'study').exists()
+  first = own_data.plan(data, 1, output)
+  assert first.params == ('KTimesSchedule.warmup_limit = 0.5', 'KTimesSchedule.unit = 54')
+  assert first.files == ('gin_configs/models/faster_rcnn.gin',)
   monkeypatch.setattr(own_data, 'look_at', lambda _: 1 / 0)
-  assert own_data.plan(data, 30, output).trials == first.trials
+  assert own_data.plan(data, 30, output) == first
   printed = capsys.readouterr().out
   assert 'no object has a mask' in printed and '--gin_file=gin_configs/studies/own_data_narrow.gin' in printed
   with pytest.raises(UserError, match='is the choice for .*another --output'):
@@ -75,6 +75,18 @@ def test_a_choice_is_kept_and_used_again(folders, tmp_path, monkeypatch, capsys)
   (tmp_path / 'study/choice.json').write_text(json.dumps({'data_dir': 3}))
   with pytest.raises(UserError, match='is not a choice of this command: delete it'):
     own_data.plan(data, 30, output)
+
+
+@pytest.mark.slow
+def test_the_lengths_of_a_real_plan(folders, tmp_path, monkeypatch):
+  lines = [{'kind': 'train', 'step': i, 'seconds': 0.1 * i} for i in range(1, 5)]
+  lines.append({'kind': 'eval', 'eval_seconds': 2})
+  monkeypatch.setattr(execution.Runner, 'calibrate', lambda *_: Calibration(8.0, lines, 0))
+  monkeypatch.setattr(execution.Runner, 'calibrate_pretraining', lambda *_: Calibration(8.0, lines, 100))
+  monkeypatch.chdir(ROOT)
+  plan = own_data.plan(str(folders / 'boxes'), 30, str(tmp_path / 'study'))
+  units = {[one for one in trial.params if 'KTimesSchedule.unit' in one][-1] for trial in plan.trials}
+  assert len(plan.trials) == 12 and len(units) == 1 and units != {'KTimesSchedule.unit = 400'}
 
 
 def test_the_command(folders, tmp_path):
