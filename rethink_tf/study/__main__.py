@@ -70,7 +70,8 @@ def main() -> None:
                       weights=FLAGS.weights)
   else:
     from rethink_tf.study import own_data
-    plan = own_data.plan(FLAGS.data_dir, FLAGS.minutes, FLAGS.output, FLAGS.gin_param, FLAGS.calibrate, FLAGS.dry_run)
+    plan = own_data.plan(FLAGS.data_dir, FLAGS.minutes, FLAGS.output, FLAGS.gin_param, FLAGS.weights, FLAGS.calibrate,
+                         FLAGS.dry_run, FLAGS.parallel)
   print(plan, flush=True)
   calibrate = FLAGS.calibrate and bool(FLAGS.gin_file)  # own_data has timed it
   if FLAGS.command:

@@ -12,7 +12,7 @@ import math
 import os
 import shlex
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -22,19 +22,30 @@ from rethink_tf.errors import UserError
 from rethink_tf.evaluation.scoring import without_masks
 from rethink_tf.storage import files
 from rethink_tf.study import estimate as estimating
-from rethink_tf.study.execution import Calibration, Runner
-from rethink_tf.study.run import StudyPlan, plan_study
-from rethink_tf.study.stages import Stage
+from rethink_tf.study.run import StudyPlan, get_weights, plan_study, runner_of
+from rethink_tf.weights import catalog
 
-NARROW = 'gin_configs/studies/own_data_narrow.gin'
 _OWN = ('gin_configs/demo.gin', 'gin_configs/data/own.gin')
 _BOXES_ONLY, _MANY = 'gin_configs/models/faster_rcnn.gin', 'gin_configs/models/many_objects.gin'
 _CHOICE = 'choice.json'
-_LIMIT = 50  # objects of an image that the narrow study is set up for
+_LIMIT = 50  # objects of an image that the studies are set up for
 _LOOKED_AT = 10_000  # annotations, until one with a mask is found
-_UNIT, _SHORTEST = 400, 20  # of the study's 1x, in steps of 16 images; the shortest one that is worth a run
+_SHORTEST = 5  # unit of schedules, in steps of 16 images, that is worth a run
 _EPOCHS = 300  # of the longest run at most
 _TO_FIT = 0.9  # of the time: the speed is that of a few steps
+
+
+class _Grid(NamedTuple):
+  """A study of gin_configs/studies, and its lengths in multiples of KTimesSchedule.unit."""
+
+  file: str
+  unit: int  # that it has without a choice
+  lengths: tuple[float, ...]
+
+
+_NARROW = _Grid('gin_configs/studies/own_data_narrow.gin', 400, (0.25, 0.5, 1))
+_PAPER = _Grid('gin_configs/studies/own_data.gin', 75, (1, 2, 4))
+IMAGENET = 'detectron_r50_gn'  # the paper's network and norm
 
 
 class Facts(NamedTuple):
@@ -51,14 +62,17 @@ class Facts(NamedTuple):
 class Choice(NamedTuple):
   """Arguments of a study, and why they are these."""
 
+  study: str  # gin file
   run_files: tuple[str, ...]
   params: tuple[str, ...]
+  weights: str | None
   reasons: tuple[str, ...]
 
   def command(self, data_dir: str, output: str) -> str:
     """Return the command line that runs the same study."""
-    words = ['python', '-m', 'rethink_tf.study', *(f'--gin_file={name}' for name in (NARROW, *self.run_files)),
-             *(f'--gin_param={one}' for one in self.params), f'--data_dir={data_dir}', f'--output={output}']
+    words = ['python', '-m', 'rethink_tf.study', *(f'--gin_file={name}' for name in (self.study, *self.run_files)),
+             *(f'--gin_param={one}' for one in self.params), *([f'--weights={self.weights}'] if self.weights else []),
+             f'--data_dir={data_dir}', f'--output={output}']
     return shlex.join(words)
 
 
@@ -78,13 +92,14 @@ def look_at(data_dir: str) -> Facts:
                not without_masks(itertools.islice(annotations, _LOOKED_AT)))
 
 
-def choose(facts: Facts) -> Choice:
-  """Return the arguments that the data asks for, with the lengths of the study."""
+def choose(facts: Facts, weights: str | None, why: str) -> Choice:
+  """Return the study and the arguments that the data asks for, with the lengths of the study.
+
+  weights: of the paper's network; None: the narrow network, pre-trained on synthetic shapes. why: the reason.
+  """
   files, params = [], ['KTimesSchedule.warmup_limit = 0.5']
   reasons = [f'{facts.images} images with {facts.objects} objects of {facts.classes} classes to train on, '
-             f'{facts.held_out} images held out',
-             'the narrow network of the demo, from random weights and after pre-training on synthetic shapes: it needs '
-             'no download']
+             f'{facts.held_out} images held out', why]
   if not facts.masks:
     files.append(_BOXES_ONLY)
     reasons.append(f'no object has a mask: without a mask head ({_BOXES_ONLY})')
@@ -93,29 +108,49 @@ def choose(facts: Facts) -> Choice:
     files.append(_MANY)
     params += [f'MAX_OBJECTS = {limit}', f'MAX_PROPOSALS = {max(5 * limit, 300)}']
     reasons.append(f'up to {facts.most_objects} objects in an image: limits of {limit} ({_MANY})')
-  return Choice(tuple(files), tuple(params), tuple(reasons))
+  return Choice((_PAPER if weights else _NARROW).file, tuple(files), tuple(params), weights, tuple(reasons))
 
 
-def fit(choice: Choice, facts: Facts, seconds: float, total: Callable[[int], float]) -> Choice:
-  """Return a choice whose study fits the time. total: unit of the schedules -> seconds of the whole study.
+def choose_weights(given: str | None, dry_run: bool) -> tuple[str | None, str]:
+  """Return the weights of the pre-trained runs, and why they are these.
 
-  The time is linear in the unit: it is asked for two of them.
+  Weights by name are downloaded where there is a GPU, which the paper's network needs for a study in an hour.
   """
-  most = max(_SHORTEST, facts.images * _EPOCHS // 16)
-  short, long = total(_UNIT), total(2 * _UNIT)
-  each = max((long - short) / _UNIT, 1e-9)
-  unit = math.floor((seconds * _TO_FIT - (short - _UNIT * each)) / each)
+  narrow = 'the narrow network of the demo, from random weights and after pre-training on synthetic shapes'
+  if given:
+    return given, f"the paper's network, from random weights and from {given}"
+  if not tf.config.list_physical_devices('GPU'):
+    return None, f"{narrow}: no GPU for the paper's network (--weights={IMAGENET} takes it nevertheless)"
+  try:
+    if not dry_run:
+      catalog.local_path(IMAGENET)
+  except UserError as error:
+    return None, f'{narrow}: ImageNet weights are out of reach ({error.line()})'
+  return IMAGENET, f"the paper's network, from random weights and from ImageNet's ({IMAGENET})"
+
+
+def fit(choice: Choice, facts: Facts, seconds: float, short: float, long: float) -> Choice:
+  """Return a choice whose study fits the time, which is linear in the unit of the schedules.
+
+  short, long: seconds of the whole study with the unit that it has, and with twice that.
+  """
+  grid = _PAPER if choice.weights else _NARROW
+  longest = max(grid.lengths)
+  most = max(_SHORTEST, round(facts.images * _EPOCHS / 16 / longest))
+  each = max((long - short) / grid.unit, 1e-9)
+  unit = math.floor((seconds * _TO_FIT - (short - grid.unit * each)) / each)
   chosen = min(max(unit, _SHORTEST), most)
-  takes = f'about {duration(short + (chosen - _UNIT) * each)} of {duration(seconds)}'
+  takes = f'about {duration(short + (chosen - grid.unit) * each)} of {duration(seconds)}'
   reason = (f'the shortest schedules, which take {takes}: give more --minutes' if unit < _SHORTEST else
             f'at most {_EPOCHS} epochs, which take {takes}' if chosen < unit else f'schedules that take {takes}')
-  steps = ', '.join(f'{k:g}x = {round(chosen * 4 * k)}' for k in (0.25, 0.5, 1))
+  steps = ', '.join(f'{k:g}x = {round(chosen * 4 * k)}' for k in grid.lengths)
   return choice._replace(params=(*choice.params, f'KTimesSchedule.unit = {chosen}'),
                          reasons=(*choice.reasons, f'{reason} ({steps} steps of 4 images, two seeds of each)'))
 
 
 def plan(data_dir: str, minutes: float, output: str | None = None, params: Sequence[str] = (),
-         calibrate: bool = True, dry_run: bool = False) -> StudyPlan:
+         weights: str | None = None, calibrate: bool = True, dry_run: bool = False,
+         parallel: int | None = None) -> StudyPlan:
   """Choose a study for a data set, print what was chosen and why, and plan it.
 
   A choice that is in the output folder already is used again.
@@ -124,8 +159,10 @@ def plan(data_dir: str, minutes: float, output: str | None = None, params: Seque
     minutes: that the study may take, with pre-training.
     output: None: runs/studies/<name of data_dir>.
     params: further bindings of every run.
+    weights: of the pre-trained runs; None: ImageNet's by name, where there is a GPU and they can be had.
     calibrate: time a few steps; False: schedules of the usual length.
-    dry_run: do not keep the choice.
+    dry_run: neither keep the choice nor download weights.
+    parallel: as for run_study.
 
   Raises:
     UserError: the data cannot be read, or the output folder holds the choice for another data set.
@@ -133,68 +170,55 @@ def plan(data_dir: str, minutes: float, output: str | None = None, params: Seque
   if not minutes > 0:
     raise UserError(f'--minutes = {minutes:g}: use a number above 0')
   output = (output or '').rstrip('/') or f'runs/studies/{os.path.basename(os.path.abspath(data_dir))}'
-  path, asked = os.path.join(output, _CHOICE), {'data_dir': os.path.abspath(os.path.expanduser(data_dir))}
+  path, asked = os.path.join(output, _CHOICE), os.path.abspath(os.path.expanduser(data_dir))
   choice = _read(path, asked)
 
-  def planned(of: Choice) -> StudyPlan:
-    return plan_study(NARROW, output, (*of.params, *params), data_dir=data_dir, run_files=of.run_files)
+  def planned(of: Choice, *more: str) -> StudyPlan:
+    return plan_study(of.study, output, (*of.params, *params, *more), data_dir=data_dir, run_files=of.run_files,
+                      weights=of.weights)
 
   if choice is None:
     facts = look_at(data_dir)
-    choice = choose(facts)
-    if not calibrate:
-      choice = choice._replace(reasons=(*choice.reasons, 'schedules of the usual length: nothing was timed'))
+    choice = choose(facts, *choose_weights(weights, dry_run))
+    if calibrate:
+      choice = fit(choice, facts, 60 * minutes, *_time(choice, planned, parallel))
     else:
-      runner = _Remembering(output, planned(choice).arguments, lambda line: print(line, flush=True))
-      choice = fit(choice, facts, 60 * minutes, lambda unit: runner.total(planned(choice._replace(
-        params=(*choice.params, f'KTimesSchedule.unit = {unit}')))))
+      choice = choice._replace(reasons=(*choice.reasons, 'schedules of the usual length: nothing was timed'))
     if not dry_run:
-      files.write_output(path, json.dumps({**asked, 'minutes': minutes, **choice._asdict()}, indent=1) + '\n')
+      files.write_output(path, json.dumps({'data_dir': asked, 'minutes': minutes, **choice._asdict()}, indent=1) + '\n')
   else:
     print(f'{path}: the choice that was made before is used again, whatever --minutes: delete it to choose anew')
   print('\n'.join([*(f'- {reason}' for reason in choice.reasons), 'the same as', choice.command(data_dir, output), '']))
   return planned(choice)
 
 
-class _Remembering(Runner):
-  """A Runner that times each kind of run once, whatever its length."""
-
-  def __init__(self, *args: Any) -> None:
-    super().__init__(*args)
-    self._timed: dict[str, Calibration] = {}
-
-  def calibrate(self, stage: Stage) -> Calibration:
-    """Train a few steps of a stage, or return what was measured before."""
-    key = stage.trial.choice.get('init', '')
-    if key not in self._timed:
-      self._timed[key] = super().calibrate(stage)
-    return self._timed[key]
-
-  def calibrate_pretraining(self, path: str, files: Sequence[str], params: Sequence[str],
-                            more: Sequence[str]) -> Calibration:
-    """Train a few steps of a pre-training, or return what was measured before."""
-    if path not in self._timed:
-      self._timed[path] = super().calibrate_pretraining(path, files, params, more)
-    return self._timed[path]
-
-  def total(self, of: StudyPlan) -> float:
-    """Return the seconds of what remains of a study."""
-    missing = {path: words for path, words in of.pretraining.items() if not self.pretrained(path)}
-    found = estimating.estimate(self, of.stages, missing, of.pretraining_arguments)
-    return sum(found.pretraining.values()) + found.stages
+def _time(choice: Choice, planned: Callable[..., StudyPlan], parallel: int | None) -> tuple[float, float]:
+  """Time a few steps; return the seconds of the study with the unit that it has, and with twice that."""
+  unit = (_PAPER if choice.weights else _NARROW).unit
+  short, long = (planned(choice, f'KTimesSchedule.unit = {one}') for one in (unit, 2 * unit))
+  get_weights(short)
+  with runner_of(short, parallel) as runner:
+    missing = {path: (*words, short.pretraining_data_dir) for path, words in short.pretraining.items()
+               if not runner.pretrained(path)}
+    found = estimating.estimate(runner, short.stages, missing)
+    before = sum(found.pretraining.values())
+    return before + found.stages, before + runner.remaining(long.stages)
 
 
-def _read(path: str, asked: dict[str, Any]) -> Choice | None:
+def _read(path: str, data_dir: str) -> Choice | None:
   """Return an earlier choice; None if there is none."""
   if not tf.io.gfile.exists(path):
     return None
   try:
     with files.open_regular(path) as file:
       content = json.loads(file.read(1 << 20))
-    found = Choice(*(tuple(map(str, content[name])) for name in Choice._fields))
-    others = content['data_dir'] != asked['data_dir']
+    found = Choice(*(content[name] for name in Choice._fields))
+    others = content['data_dir'] != data_dir
+    lists = (found.run_files, found.params, found.reasons)
+    if not all(isinstance(one, str) for one in (found.study, found.weights or '', *itertools.chain(*lists))):
+      raise TypeError
   except (ValueError, KeyError, TypeError, RecursionError, tf.errors.OpError) as error:
     raise UserError(f'{path}: is not a choice of this command: delete it') from error
   if others:
     raise UserError(f'{path}: is the choice for {content["data_dir"]}: give another --output')
-  return found
+  return found._replace(run_files=tuple(found.run_files), params=tuple(found.params), reasons=tuple(found.reasons))

@@ -7,9 +7,9 @@ import gin
 import pytest
 
 from rethink_tf.errors import UserError
-from rethink_tf.study import execution, own_data
-from rethink_tf.study.execution import Calibration
-from rethink_tf.study.own_data import Choice, Facts
+from rethink_tf.study import own_data
+from rethink_tf.study.own_data import Facts
+from rethink_tf.weights import catalog
 from tests import exports
 from tests.in_process import call
 from tests.test_command_line import ROOT
@@ -35,31 +35,48 @@ def folders(tmp_path_factory):
 def test_what_the_data_asks_for(folders):
   assert own_data.look_at(str(folders / 'masks')) == Facts(4, 2, 8, 2, 2, True)
   assert own_data.look_at(str(folders / 'boxes')) == Facts(4, 2, 8, 2, 2, False)
-  plain, boxes = own_data.choose(FACTS), own_data.choose(FACTS._replace(masks=False))
+  plain, boxes = (own_data.choose(facts, None, '') for facts in (FACTS, FACTS._replace(masks=False)))
   assert plain.run_files == () and boxes.run_files == ('gin_configs/models/faster_rcnn.gin',)
-  crowded = own_data.choose(FACTS._replace(most_objects=120))
+  crowded = own_data.choose(FACTS._replace(most_objects=120), 'a.pkl', '')
   assert crowded.run_files == ('gin_configs/models/many_objects.gin',) and 'MAX_OBJECTS = 150' in crowded.params
+  assert (plain.study, crowded.study) == tuple(f'gin_configs/studies/own_data{name}.gin' for name in ('_narrow', ''))
 
 
-@pytest.mark.parametrize('minutes, unit, reason', [
-  (60, 500, 'schedules that take about'), (1e6, 1875, 'at most 300 epochs'), (1, 20, 'give more --minutes')])
-def test_lengths_fit_the_time(minutes, unit, reason):
-  each = (60 * 60 * 0.9 - 240) / 500  # seconds a unit, of a study that takes 240 s without a step
-  asked = []
+@pytest.mark.parametrize('weights, unit, longest', [(None, 400, 1), ('a.pkl', 75, 4)])
+@pytest.mark.parametrize('minutes, fits', [(60, 'schedules that take about'), (1e6, 'at most 300 epochs'),
+                                           (1, 'give more --minutes')])
+def test_lengths_fit_the_time(minutes, fits, weights, unit, longest):
+  def seconds(unit):  # of a study that takes 240 s without a step
+    return 240 + 7 * longest * unit
+  choice = own_data.fit(own_data.choose(FACTS, weights, ''), FACTS, 60 * minutes, seconds(unit), seconds(2 * unit))
+  chosen = int(choice.params[-1].rpartition(' ')[2])
+  assert fits in choice.reasons[-1]
+  if minutes == 60:
+    assert seconds(chosen) <= 0.9 * 3600 < seconds(chosen + 1)
+  else:
+    assert chosen == (5 if minutes == 1 else round(100 * 300 / 16 / longest))
 
-  def total(unit):
-    asked.append(unit)
-    return 240 + each * unit
-  choice = own_data.fit(Choice((), (), ()), FACTS, 60 * minutes, total)
-  chosen = int(choice.params[0].rpartition(' ')[2])
-  assert abs(chosen - unit) <= 1 and reason in choice.reasons[0] and len(asked) == 2
-  assert minutes == 1 or 240 + each * chosen <= 60 * minutes
+
+@pytest.mark.parametrize('gpus, given, error, weights, why', [
+  ([], None, None, None, 'no GPU'), ([1], None, None, own_data.IMAGENET, "from ImageNet's"),
+  ([1], None, UserError('offline'), None, 'out of reach (offline)'), ([], 'a.pkl', None, 'a.pkl', 'from a.pkl')])
+def test_weights(monkeypatch, gpus, given, error, weights, why):
+  def get(name):
+    assert catalog.find(name) is not None
+    if error:
+      raise error
+  monkeypatch.setattr(own_data.tf.config, 'list_physical_devices', lambda kind: gpus)
+  monkeypatch.setattr(own_data.catalog, 'local_path', get)
+  found, reason = own_data.choose_weights(given, dry_run=False)
+  assert found == weights and why in reason
+  monkeypatch.setattr(own_data.catalog, 'local_path', lambda name: 1 / 0)
+  own_data.choose_weights(given, dry_run=True)
 
 
 def test_a_choice_is_kept_and_used_again(folders, tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(own_data, 'plan_study', lambda *args, **kwargs: SimpleNamespace(
-    arguments=(), params=args[2], files=kwargs['run_files']))
-  monkeypatch.setattr(own_data._Remembering, 'total', lambda _, plan: float(plan.params[-1].rpartition(' ')[2]))
+    params=args[2], files=kwargs['run_files']))
+  monkeypatch.setattr(own_data, '_time', lambda *_: (400.0, 800.0))
   data, output = str(folders / 'boxes'), str(tmp_path / 'study')
   own_data.plan(data, 30, output, dry_run=True)
   assert not (tmp_path / 'study').exists()
@@ -75,18 +92,6 @@ def test_a_choice_is_kept_and_used_again(folders, tmp_path, monkeypatch, capsys)
   (tmp_path / 'study/choice.json').write_text(json.dumps({'data_dir': 3}))
   with pytest.raises(UserError, match='is not a choice of this command: delete it'):
     own_data.plan(data, 30, output)
-
-
-@pytest.mark.slow
-def test_the_lengths_of_a_real_plan(folders, tmp_path, monkeypatch):
-  lines = [{'kind': 'train', 'step': i, 'seconds': 0.1 * i} for i in range(1, 5)]
-  lines.append({'kind': 'eval', 'eval_seconds': 2})
-  monkeypatch.setattr(execution.Runner, 'calibrate', lambda *_: Calibration(8.0, lines, 0))
-  monkeypatch.setattr(execution.Runner, 'calibrate_pretraining', lambda *_: Calibration(8.0, lines, 100))
-  monkeypatch.chdir(ROOT)
-  plan = own_data.plan(str(folders / 'boxes'), 30, str(tmp_path / 'study'))
-  units = {[one for one in trial.params if 'KTimesSchedule.unit' in one][-1] for trial in plan.trials}
-  assert len(plan.trials) == 12 and len(units) == 1 and units != {'KTimesSchedule.unit = 400'}
 
 
 def test_the_command(folders, tmp_path):
