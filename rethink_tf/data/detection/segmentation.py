@@ -163,7 +163,8 @@ class Segmentations:
     if self._rles:
       rows, rles = list(self._rles), list(self._rles.values())
       x, y, w, h = np.asarray(mask_api.toBbox(rles), np.float64).reshape(-1, 4).T
-      boxes[rows], areas[rows] = np.stack([y, x, y + h, x + w], axis=1), mask_api.area(rles)
+      # One at a time: with NumPy 2, pycocotools refuses a list of more than 255.
+      boxes[rows], areas[rows] = np.stack([y, x, y + h, x + w], axis=1), [mask_api.area(rle) for rle in rles]
     return boxes, areas
 
   def rows_out_of_range(self) -> np.ndarray:

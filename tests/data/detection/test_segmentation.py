@@ -239,3 +239,11 @@ def test_hostile_forms_are_valueerrors_or_polygons(segmentation):
   except ValueError:
     table.append([])
   assert len(table) == 1 and table.extents()[0].shape == (1, 4)
+
+
+def test_extents_of_many_run_lengths():
+  segmentations = Segmentations()
+  for i in range(300):
+    segmentations.append({'size': [20, 30], 'counts': [i % 20, 1 + i % 5, 600 - i % 20 - 1 - i % 5]})
+  boxes, areas = segmentations.extents()
+  assert areas.tolist() == [1 + i % 5 for i in range(300)] and boxes.shape == (300, 4)
