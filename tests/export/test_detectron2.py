@@ -22,10 +22,7 @@ from tests import tiny
 
 @functools.cache
 def model(norm=group_norm, **parts):
-  built = tiny.detector(norm=norm, **parts)
-  batch = tiny.batch(1)
-  tf.function(lambda b: built(b.images, b.image_sizes, labels=b, training=True),
-              autograph=False).get_concrete_function(batch)
+  built = tiny.built(norm=norm, **parts)
   rng = np.random.default_rng(0)
   for variable in built.variables:
     variable.assign(rng.normal(size=variable.shape))

@@ -47,8 +47,7 @@ class Trained:
   def __init__(self, folder: pathlib.Path, detector):
     self.detector = detector
     batch = tiny.batch(1, keypoints=len(KEYPOINTS))
-    tf.function(lambda b: self.detector(b.images, b.image_sizes, labels=b, training=True),
-                autograph=False).get_concrete_function(batch)
+    self.detector(batch.images, batch.image_sizes, labels=batch, training=True)
     rng = np.random.default_rng(0)
     other_heads = detector.mask_predictor or detector.keypoint_predictor
     for variable in detector.box_predictor.variables + other_heads.variables:

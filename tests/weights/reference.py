@@ -109,7 +109,7 @@ def detector(norm=group_norm, mean=BGR['mean'][::-1], std=(1.0, 1.0, 1.0), depth
   """A tiny detector with a built backbone; mean and std in RGB order."""
   backbone = ResNet(depth, norm=norm, **(dict(stem_width=WIDTH, res2_width=WIDTH, width_per_group=WIDTH) | resnet))
   model = tiny.detector(backbone=backbone, pixel_mean=mean, pixel_std=std)
-  tf.function(backbone, autograph=False).get_concrete_function(tf.TensorSpec([1, 64, 64, 3]))
+  backbone(tf.zeros([1, 64, 64, 3]))
   return model
 
 

@@ -7,8 +7,8 @@ from rethink_tf.models.norms import frozen_batch_norm, group_norm
 from rethink_tf.weights import detectron, formats
 from rethink_tf.weights.contents import BACKBONE
 from rethink_tf.weights.pretrained import PretrainedWeights
+from tests import tiny
 from tests.weights import files, reference
-from tests.weights.test_detectron2 import build
 
 
 def write(path, blobs, **wrapped):
@@ -66,7 +66,7 @@ def test_a_whole_detector_has_its_background_first(tmp_path):
   path = write(tmp_path / 'model_final.pkl', blobs, cfg='RESNETS:\n  STRIDE_1X1: false\n')
   contents = formats.read(path)
   assert (contents.kind, contents.norm, contents.stride_in_1x1) == ('detector', 'gn', False)
-  model = build()
+  model = tiny.built()
   loaded = PretrainedWeights(path, part='detector')(model)
   assert len(loaded.names) == len(model.variables) and loaded.variables == {id(v) for v in model.variables}
   predictor = model.box_predictor  # class 0 is the background here too, so rows are not moved

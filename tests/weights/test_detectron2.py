@@ -8,7 +8,6 @@ import pickle
 
 import numpy as np
 import pytest
-import tensorflow as tf
 import tf_keras
 
 from rethink_tf.errors import UserError
@@ -17,19 +16,9 @@ from rethink_tf.weights import detectron2
 from tests import tiny
 
 
-def build(**components):
-  """A tiny detector with its variables, without computing anything."""
-  model = tiny.detector(**components)
-  with tf.__internal__.FuncGraph('variables').as_default():  # a tf.function would be traced twice
-    batch = tf.nest.map_structure(lambda x: x if x is None else tf.compat.v1.placeholder(x.dtype, x.shape),
-                                  tiny.batch(1))
-    tf.autograph.experimental.do_not_convert(model)(batch.images, batch.image_sizes, labels=batch, training=True)
-  return model
-
-
 @functools.cache
 def model():
-  return build()
+  return tiny.built()
 
 
 def checkpoint(tiny_model, seed=0):
@@ -59,7 +48,7 @@ def values(tiny_model):
   pytest.param(sync_batch_norm, 4, marks=pytest.mark.slow),
   pytest.param(frozen_batch_norm, 4, marks=pytest.mark.slow)])
 def test_every_variable_has_a_name(norm, per_norm):
-  entries = detectron2.table(model() if norm is group_norm else build(norm=norm))
+  entries = detectron2.table(model() if norm is group_norm else tiny.built(norm=norm))
   stem = {name for name in entries if name.startswith('backbone.bottom_up.stem.conv1.norm.')}
   assert len(stem) == per_norm
   assert ('backbone.bottom_up.stem.conv1.bias' in entries) == (norm is no_norm)
@@ -124,7 +113,7 @@ def test_exceptions_are_not_loaded(tmp_path):
 def test_group_norm_weights_in_a_batch_norm_model(tmp_path):
   path = write(tmp_path, checkpoint(model()))
   with pytest.raises(UserError, match='running_mean'):
-    detectron2.load(build(norm=sync_batch_norm), path, channels='rgb')
+    detectron2.load(tiny.built(norm=sync_batch_norm), path, channels='rgb')
 
 
 @pytest.mark.parametrize('content', [{'blobs': {}}, [1], {'model': [1]}, {'model': {'w': 'text'}},

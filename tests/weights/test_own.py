@@ -1,5 +1,6 @@
 """Run folders: whole detectors, their backbones and pre-trained classifiers, by the paths of their variables."""
 
+import functools
 import pathlib
 
 import numpy as np
@@ -14,8 +15,8 @@ from rethink_tf.storage.checkpoints import RunCheckpoints
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.weights import formats, own
 from rethink_tf.weights.pretrained import PretrainedWeights, sha256
+from tests import tiny
 from tests.weights import reference
-from tests.weights.test_detectron2 import build
 
 CONFIG = ('MaskRCNN.pixel_mean = (122.7717, 115.9465, 102.9801)\nMaskRCNN.pixel_std = \\\n    (1.0, 1.0, 1.0)\n'
           'ResNet.stride_in_1x1 = False\n')
@@ -34,16 +35,32 @@ def scatter(model, seed):
     variable.assign(rng.normal(size=variable.shape))
 
 
+@functools.cache
+def built(which):
+  """Two detectors, which tests fill with values of their own."""
+  return tiny.built()
+
+
+@pytest.fixture
+def source():
+  scatter(built('source'), 1)
+  return built('source')
+
+
+@pytest.fixture
+def model():
+  scatter(built('model'), 9)
+  return built('model')
+
+
 @pytest.fixture(scope='module')
-def detector_run(tmp_path_factory):
-  model = build()
-  scatter(model, 1)
-  return model, save(tmp_path_factory.mktemp('detector'), model)
+def path(tmp_path_factory):
+  """The run folder of `source`."""
+  scatter(built('source'), 1)
+  return save(tmp_path_factory.mktemp('detector'), built('source'))
 
 
-def test_a_whole_detector(detector_run):
-  source, path = detector_run
-  model = build()
+def test_a_whole_detector(source, path, model):
   loaded = PretrainedWeights(path, part='detector')(model)
   assert len(loaded.names) == len(model.variables)
   for a, b in zip(source.variables, model.variables, strict=True):
@@ -54,18 +71,14 @@ def test_a_whole_detector(detector_run):
 
 
 @pytest.mark.slow
-def test_new_classes_keep_their_predictors(detector_run):
-  source, path = detector_run
-  model = build()
+def test_new_classes_keep_their_predictors(source, path, model):
   before = model.box_predictor.classes.kernel.numpy()
   PretrainedWeights(path, part='detector', new=['box_predictor/*'])(model)
   np.testing.assert_array_equal(model.box_predictor.classes.kernel, before)
   np.testing.assert_array_equal(model.mask_predictor.conv.kernel, source.mask_predictor.conv.kernel)
 
 
-def test_the_backbone_of_a_detector(detector_run):
-  source, path = detector_run
-  model = build()
+def test_the_backbone_of_a_detector(source, path, model):
   loaded = PretrainedWeights(path, part='detector_backbone')(model)
   assert loaded.variables == {id(v) for v in model.backbone.variables}
   for a, b in zip(source.backbone.variables, model.backbone.variables, strict=True):
@@ -90,18 +103,17 @@ def test_the_backbone_of_a_classifier(tmp_path):
   assert 'step-00000002' in formats.read(path).format
 
 
-def test_strides_and_pixel_means_of_the_run_are_compared(tmp_path):
-  model = build()
-  path = save(tmp_path, model, config=CONFIG.replace('122.7717', '100.0').replace('1x1 = False', '1x1 = True'))
+def test_strides_and_pixel_means_of_the_run_are_compared(source, model, tmp_path, monkeypatch):
+  path = save(tmp_path, source, config=CONFIG.replace('122.7717', '100.0').replace('1x1 = False', '1x1 = True'))
   with pytest.raises(UserError, match='ResNet.stride_in_1x1 = True'):
     PretrainedWeights(path, part='detector')(model)
-  model.backbone.stride_in_1x1 = True
+  monkeypatch.setattr(model.backbone, 'stride_in_1x1', True)
   with pytest.raises(UserError, match=r'MaskRCNN.pixel_mean = \(100.0, '):
     PretrainedWeights(path, part='detector')(model)
 
 
-def test_the_newest_checkpoint_is_read(tmp_path):
-  path = save(tmp_path, build(), steps=(1, 2, 10))
+def test_the_newest_checkpoint_is_read(source, tmp_path):
+  path = save(tmp_path, source, steps=(1, 2, 10))
   assert formats.read(path).checkpoint == f'{path}/checkpoints/step-00000010'
   folder = f'{path}/checkpoints/step-00000002'
   assert formats.read(folder).checkpoint == folder and formats.read(folder).kind == 'detector'
@@ -120,17 +132,16 @@ def flip_a_byte(data):
     pytest.param(name, damage, marks=pytest.mark.slow) for name, damage in (
       ('weights.data-00000-of-00001', truncate), ('weights.index', truncate), ('weights.index', flip_a_byte),
       ('manifest.json', truncate), ('manifest.json', flip_a_byte)))])
-def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, name, damage):
+def test_a_damaged_newest_checkpoint_is_passed_over(source, model, tmp_path, name, damage):
   """Weights and recorded checksum are those of the checkpoint before."""
-  model, fresh = build(), build()
-  path = save(tmp_path, model, steps=(1,))
-  expected = [v.numpy() for v in model.variables]
-  scatter(model, 3)
-  save(tmp_path, model, steps=(2,))
+  path = save(tmp_path, source, steps=(1,))
+  expected = [v.numpy() for v in source.variables]
+  scatter(source, 3)
+  save(tmp_path, source, steps=(2,))
   file = tmp_path / 'checkpoints/step-00000002' / name
   file.write_bytes(damage(file.read_bytes()))
-  loaded = PretrainedWeights(path, part='detector')(fresh)
-  for a, b in zip(expected, fresh.variables, strict=True):
+  loaded = PretrainedWeights(path, part='detector')(model)
+  for a, b in zip(expected, model.variables, strict=True):
     np.testing.assert_array_equal(a, b)
   assert 'step-00000001' in loaded.format and loaded.sha256 == sha256(f'{path}/checkpoints/step-00000001')
 

@@ -11,9 +11,7 @@ from rethink_tf.errors import UserError
 from rethink_tf.storage import manifests
 from rethink_tf.storage.checkpoints import RunCheckpoints
 from rethink_tf.storage.run_folder import RunFolder
-from rethink_tf.training.losses import MaskRCNNLoss
 from rethink_tf.training.optimizers import SGD
-from rethink_tf.training.trainer import Trainer
 from rethink_tf.weights.plain_run import PlainRun
 from tests import tiny
 
@@ -21,26 +19,25 @@ PROGRESS = {'images': 48, 'instances': 100, 'pixels': 5000}
 
 
 def make(seed, **components):
+  """A detector with its variables, and an optimizer."""
   tf_keras.utils.set_random_seed(seed)
-  trainer = Trainer(tiny.detector(**components), MaskRCNNLoss())
-  trainer.compile(SGD(0.01))
-  trainer.make_variables(tiny.batch(1))
-  return trainer
+  detector, optimizer = tiny.built(**components), SGD(0.01)
+  optimizer.build(detector.trainable_variables)
+  return {'detector': detector, 'optimizer': optimizer}
 
 
 @pytest.fixture(scope='module')
 def plain(tmp_path_factory):
   """A plain detector, saved at iteration 3, and the folder."""
   folder = str(tmp_path_factory.mktemp('plain'))
-  trainer = make(1)
-  RunCheckpoints(RunFolder(folder)).save(3, {'detector': trainer.detector, 'optimizer': trainer.optimizer},
-                                         {'progress': PROGRESS})
-  return trainer.detector, folder
+  trained = make(1)
+  RunCheckpoints(RunFolder(folder)).save(3, trained, {'progress': PROGRESS})
+  return trained['detector'], folder
 
 
 @pytest.fixture
 def cascaded():
-  return make(2, cascade=tiny.cascade()).detector
+  return make(2, cascade=tiny.cascade())['detector']
 
 
 def test_every_stage_starts_with_the_weights_of_the_first(plain, cascaded):
@@ -81,11 +78,10 @@ def test_one_checkpoint_of_the_run_is_loaded(plain, cascaded):
 @pytest.mark.slow
 def test_errors(plain, cascaded, tmp_path):
   with pytest.raises(UserError, match='loads weights into a cascade'):
-    PlainRun(plain[1])(make(3).detector)
+    PlainRun(plain[1])(make(3)['detector'])
   with pytest.raises(UserError, match="heads = 'mean'"):
     PlainRun(plain[1], heads='mean')
-  trainer = make(4, cascade=tiny.cascade())
-  RunCheckpoints(RunFolder(str(tmp_path))).save(1, {'detector': trainer.detector}, {})
+  RunCheckpoints(RunFolder(str(tmp_path))).save(1, {'detector': make(4, cascade=tiny.cascade())['detector']}, {})
   with pytest.raises(UserError, match='has a cascade already'):
     PlainRun(str(tmp_path))(cascaded)
 

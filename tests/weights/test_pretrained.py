@@ -14,7 +14,7 @@ from rethink_tf.models.resnet import ResNet
 from rethink_tf.weights.pretrained import Loaded, PretrainedWeights, sha256
 from tests import tiny
 from tests.weights import files, reference
-from tests.weights.test_detectron2 import build, checkpoint
+from tests.weights.test_detectron2 import checkpoint
 
 
 def pkl(tmp_path, norm, groups=1, author='x', prefix='', **extra):
@@ -103,7 +103,7 @@ def test_strides_pixels_and_widths_are_compared(tmp_path):
 
 
 def test_detectors_and_backbones_are_distinguished(tmp_path):
-  model = build()
+  model = tiny.built()
   path = tmp_path / 'detector.pkl'
   path.write_bytes(pickle.dumps({'model': checkpoint(model), '__author__': 'x'}))
   options = dict(channels='rgb', stride_in_1x1=False)
@@ -162,7 +162,7 @@ def test_every_backbone_of_a_composite_loads_the_same_file(tmp_path, count, shar
   single = functools.partial(ResNet, 14, stem_width=32, res2_width=32, width_per_group=32)
   model = tiny.detector(backbone=CBNet(single, count=count, shared_stem=shared), pixel_mean=reference.RGB['mean'],
                         pixel_std=reference.RGB['std'])
-  tf.function(model.backbone, autograph=False).get_concrete_function(tf.TensorSpec([1, 64, 64, 3]))
+  model.backbone(tf.zeros([1, 64, 64, 3]))
   connectors = [v for v in model.backbone.variables if '_from' in v.name]
   before = [v.numpy() for v in connectors]
   path = pkl(tmp_path, 'gn', author='torchvision')
