@@ -200,7 +200,7 @@ def test_bindings_in_the_text_exist(page, own_parts):
 
 @functools.cache
 def texts():
-  """Every string of the sources, with … for each formatted value."""
+  """Lines of every string of the sources, with … for each formatted value."""
   found = []
   for path in [*(ROOT / 'rethink_tf').rglob('*.py'), *(ROOT / 'launch').glob('*.py')]:
     for node in ast.walk(ast.parse(path.read_text())):
@@ -209,11 +209,13 @@ def texts():
       elif isinstance(node, ast.JoinedStr):
         found.append(''.join(value.value if isinstance(value, ast.Constant) else '…' for value in node.values))
   found += [path.read_text() for path in [ROOT / 'Makefile', *(ROOT / 'launch').glob('*.sh')]]
-  return re.sub(r'%\.?\d*[sdrf]', '…', '\n'.join(found))
+  return re.sub(r'%\.?\d*[sdrf]', '…', '\n'.join(found)).splitlines()
 
 
 def occurs(phrase):
-  return re.search('.*?'.join(map(re.escape, phrase.split('…'))), texts()) is not None
+  fixed = phrase.split('…')
+  pattern, longest = re.compile('.*?'.join(map(re.escape, fixed))), max(fixed, key=len)
+  return any(longest in line and pattern.search(line) for line in texts())
 
 
 def quoted():

@@ -138,19 +138,28 @@ def weights(tmp_path_factory):
 FROZEN = ('gin_configs/demo.gin', 'gin_configs/norms/frozen_bn.gin', 'gin_configs/init/imagenet_torchvision.gin')
 
 
-def start_from(path, *params):
+def start_from(path, *params, files=FROZEN):
   configure(f'WEIGHTS = {path!r}', 'ResNet.freeze_at = 2', 'KTimesSchedule.base_rate = 1e-4', 'CocoEvaluator.every = 0',
-            *params, files=FROZEN)
+            *params, files=files)
 
 
-def test_a_run_starts_from_pre_trained_weights_once(weights, tmp_path):
+@pytest.fixture(scope='module')
+def tuned_on_voc(weights, tmp_path_factory):
+  """Weight file, folder and metrics of a Faster R-CNN that four steps have tuned on three images in VOC's format."""
+  folder = tmp_path_factory.mktemp('tuned')
+  data = small_voc.write(folder / 'data', {which: {f'{i}': small_voc.xml(small_voc.item()) for i in range(1, 4)}
+                                           for which in ('train', 'val')})
+  copy = shutil.copy(weights[0], folder / 'copy.pth')
+  start_from(str(copy), f'DATA_DIR = {data!r}', "train/voc.sets = ('train',)", "eval/voc.sets = ('val',)",
+             files=(*FROZEN, 'gin_configs/models/faster_rcnn.gin', 'gin_configs/data/voc.gin'))
+  metrics = loop.train(experiment.run('train', str(folder / 'run')))
+  gin.clear_config()
+  return copy, folder / 'run', metrics
+
+
+def test_a_run_starts_from_pre_trained_weights_once(weights, tuned_on_voc):
   """Frozen layers are allowed with weights of a file; resuming and evaluating do not need the file."""
-  path, arrays = weights
-  copy = tmp_path / 'copy.pth'
-  copy.write_bytes(pathlib.Path(path).read_bytes())
-  folder = tmp_path / 'run'
-  start_from(str(copy))
-  metrics = loop.train(experiment.run('train', str(folder)))
+  (_, arrays), (copy, folder, metrics) = weights, tuned_on_voc
   record = json.loads((folder / 'initial_weights.json').read_text())
   assert record['path'] == str(copy) and len(record['sha256']) == 64 and 'torchvision' in record['format']
   newest = sorted((folder / 'checkpoints').iterdir())[-1]
@@ -162,7 +171,6 @@ def test_a_run_starts_from_pre_trained_weights_once(weights, tmp_path):
   start = arrays['res5.0.conv2.weight'].transpose(2, 3, 1, 0)
   assert 0 < np.abs(tuned - start).max() < 0.1  # trained from the value in the file
   copy.unlink()
-  gin.clear_config()
   gin_files.parse([str(folder / 'config.gin')])
   assert on_demand.evaluate(experiment.run('evaluate', str(folder))) == pytest.approx(metrics, abs=1e-6)
 
@@ -231,13 +239,10 @@ def test_the_best_checkpoint_of_keypoints(tmp_path):
   assert best['metric'] == 'keypoint/AP' and best['value'] == values[best['step']] == max(values.values())
 
 
-def test_faster_r_cnn_on_voc_by_its_own_metric(tmp_path):
-  data = small_voc.write(tmp_path / 'data', {which: {f'{i}': small_voc.xml(small_voc.item()) for i in range(1, 4)}
-                                             for which in ('train', 'val')})
-  configure(f'DATA_DIR = {data!r}', "train/voc.sets = ('train',)", "eval/voc.sets = ('val',)",
-            files=('gin_configs/demo.gin', 'gin_configs/models/faster_rcnn.gin', 'gin_configs/data/voc.gin'))
-  metrics = loop.train(experiment.run('train', str(tmp_path / 'run')))
+def test_faster_r_cnn_on_voc_by_its_own_metric(tuned_on_voc):
+  _, folder, metrics = tuned_on_voc
   assert set(metrics) == {'voc/mAP', 'voc/AP75', 'voc/AP'} and 0 <= metrics['voc/mAP'] <= 100
-  lines = RunFolder(tmp_path / 'run', create=False).read_metrics()
-  assert lines[-1]['voc/mAP'] == metrics['voc/mAP'] and 'loss/mask' not in lines[0]
-  assert (tmp_path / 'run/eval/step-00000004/comp4_det_test_dog.txt').exists()
+  lines = RunFolder(folder, create=False).read_metrics()
+  training, scored = ([line for line in lines if line['kind'] == kind] for kind in ('train', 'eval'))
+  assert scored[0]['step'] == 4 and scored[0]['voc/mAP'] == metrics['voc/mAP'] and 'loss/mask' not in training[0]
+  assert (folder / 'eval/step-00000004/comp4_det_test_dog.txt').exists()

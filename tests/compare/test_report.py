@@ -19,6 +19,12 @@ def run(tmp_path, scratch, pretrained=HALF, **options):
   return compare(paths, str(tmp_path / 'out'), draws=100, **{'seed_spread': 0.0, **options})
 
 
+@pytest.fixture
+def without_files(monkeypatch):
+  """Leaves out page and plots, which take seconds to draw."""
+  monkeypatch.setattr(report, '_write', lambda *content: '')
+
+
 def judge(paths, seed_spread=None):
   """The verdicts, without the cost of a report."""
   runs = groups.independent(read_runs(paths))
@@ -38,7 +44,7 @@ def test_known_verdicts(tmp_path, scratch, relation, words):
   assert only.steps[0].relation == relation and words in only.words
 
 
-def test_costs_as_in_figure_2(tmp_path):
+def test_costs_as_in_figure_2(tmp_path, without_files):
   """Pixels: 1,200 images against 400 of 10,000 each; pre-training adds 100 epochs of ImageNet."""
   comparison = run(tmp_path, HALF)
   only = comparison.verdicts[0]
@@ -76,7 +82,7 @@ def test_seeds_form_one_side(tmp_path):
   assert '3 seeds' in comparison.verdicts[0].words
 
 
-def test_one_seed_a_side_gives_no_verdict(tmp_path):
+def test_one_seed_a_side_gives_no_verdict(tmp_path, without_files):
   """However far apart they are: the spread between seeds is not known."""
   comparison = run(tmp_path, worse(60), seed_spread=None)
   only = comparison.verdicts[0]
@@ -119,7 +125,7 @@ def test_no_verdict_if_other_settings_differ(tmp_path):
   assert 'add a run that is pre-trained' in alone.text
 
 
-def test_without_detections_there_is_no_interval(tmp_path):
+def test_without_detections_there_is_no_interval(tmp_path, without_files):
   paths = [write(tmp_path / 's', HALF), write(tmp_path / 'p', HALF, init='w', save=False)]
   comparison = compare(paths, str(tmp_path / 'out'), draws=50)
   assert 'no interval can be given' in comparison.text

@@ -23,6 +23,7 @@ from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.structures import Batch, Detections, Example
 from tests import small_coco
 
+SMALL = Resize((200,), 333)  # reading and resizing is what takes the time
 SIZES = np.array([[60, 80], [100, 50], [64, 64]], np.int32)
 SCALES = np.array([[2.0, 2.0], [1.5, 1.5], [0.5, 0.75]], np.float32)
 BOXES = [[[10, 12, 50, 70]], [[0, 0, 100, 25], [20, 30, 60, 50]], []]  # y0 x0 y1 x1
@@ -291,7 +292,8 @@ def test_ground_truth_of_coco_dev_through_the_pipeline(real_images, tmp_path):
     masks = tf.reduce_mean(tf.reshape(crops, (*crops.shape[:2], 28, 4, 28, 4)), axis=(3, 5))
     return Detections(batch.gt_boxes, tf.cast(batch.gt_classes > 0, tf.float32), batch.gt_classes, masks)
 
-  metrics = CocoEvaluator(EvalInput(source, 4), detect, source, RunFolder(str(tmp_path))).evaluate(7)
+  inputs = EvalInput(source, 4, SMALL)
+  metrics = CocoEvaluator(inputs, detect, source, RunFolder(str(tmp_path))).evaluate(7)
   assert metrics['box/AP'] == pytest.approx(100.0)
   assert metrics['mask/AP'] > 98.0
   folder = tmp_path / 'eval/step-00000007'
@@ -300,7 +302,7 @@ def test_ground_truth_of_coco_dev_through_the_pipeline(real_images, tmp_path):
       source.annotations(), json.loads((folder / f'{iou_type}.json').read_text()), iou_type, 'pycocotools').metrics
     for name, value in expected.items():
       assert metrics[f'{kind}/{name}'] == pytest.approx(100 * value if value >= 0 else -1, abs=1e-12)
-  detectron = CocoEvaluator(EvalInput(source, 4), detect, source, RunFolder(str(tmp_path)), mask_paste='detectron')
+  detectron = CocoEvaluator(inputs, detect, source, RunFolder(str(tmp_path)), mask_paste='detectron')
   assert metrics['mask/AP'] > detectron.evaluate(8)['mask/AP'] > 60.0
 
 
@@ -371,10 +373,10 @@ def test_keypoints_of_coco_dev_through_the_pipeline(real_images, tmp_path):
   rng = np.random.default_rng(0)
 
   def detect_noisy_keypoints(batch):
-    noise = rng.normal(0, 15, batch.gt_keypoints.shape) * [1, 1, 0]
+    noise = rng.normal(0, 4, batch.gt_keypoints.shape) * [1, 1, 0]
     return detect_keypoints(batch._replace(gt_keypoints=batch.gt_keypoints + tf.cast(noise, tf.float32)))
 
-  inputs = EvalInput(source, 4)
+  inputs = EvalInput(source, 4, SMALL)
   exact = CocoEvaluator(inputs, detect_keypoints, source, RunFolder(str(tmp_path))).evaluate(1)
   assert exact['keypoint/AP'] == pytest.approx(100.0) and exact['box/AP'] == pytest.approx(100.0)
   noisy = CocoEvaluator(inputs, detect_noisy_keypoints, source, RunFolder(str(tmp_path))).evaluate(2)
@@ -395,11 +397,12 @@ def test_sigmas_of_another_number_of_keypoints(tmp_path):
   number = source.num_keypoints
 
   def shifted(batch):
-    return detect_keypoints(batch._replace(gt_keypoints=batch.gt_keypoints + [6.0, 0.0, 0.0]))
+    return detect_keypoints(batch._replace(gt_keypoints=batch.gt_keypoints + [1.5, 0.0, 0.0]))
 
-  inputs, aps = EvalInput(source, 2), {}
+  inputs, aps = EvalInput(source, 2, SMALL), {}
   for sigmas in (None, (1 / number,) * number, (0.02,) * number):
-    evaluator = CocoEvaluator(inputs, shifted, source, RunFolder(str(tmp_path)), keypoint_sigmas=sigmas)
+    evaluator = CocoEvaluator(inputs, shifted, source, RunFolder(str(tmp_path)), keypoint_sigmas=sigmas,
+                              num_pictures=0)
     aps[sigmas] = evaluator.evaluate(1)['keypoint/AP']
   default, explicit, strict = aps.values()
   assert default == explicit > strict

@@ -30,6 +30,17 @@ def coco_dev(real_images):
   return json.loads((real_images / 'coco_dev/annotations/instances_val2017.json').read_text())
 
 
+@pytest.fixture(scope='module')
+def all_perturbed(coco_dev):
+  """Perturbed detections {whether scores are tied: with boxes and masks}."""
+  return {ties: perturbed(coco_dev, ties) for ties in (False, True)}
+
+
+@pytest.fixture(scope='module')
+def some_perturbed(all_perturbed):
+  return all_perturbed[False][::4]
+
+
 def truth_as_detections(gt: dict) -> list[dict]:
   sizes = {image['id']: (image['height'], image['width']) for image in gt['images']}
   results = []
@@ -78,10 +89,10 @@ def by_pycocotools(gt: dict, results: list[dict], iou_type: str) -> np.ndarray:
 
 
 @pytest.fixture(scope='module', params=[('bbox', False), ('bbox', True), ('segm', False), ('segm', True)], ids=str)
-def detections(coco_dev, request):
+def detections(coco_dev, all_perturbed, request):
   """IoU type, detections with and without tied scores, and pycocotools' own metrics."""
   iou_type, ties = request.param
-  results = perturbed(coco_dev, ties)
+  results = all_perturbed[ties]
   if iou_type == 'segm':
     results = [{k: v for k, v in r.items() if k != 'bbox'} for r in results]
   return iou_type, results, by_pycocotools(coco_dev, results, iou_type)
@@ -97,8 +108,8 @@ def test_twelve_metrics_equal_pycocotools(coco_dev, detections, backend):
   assert json.dumps((coco_dev, results)) == before
 
 
-def test_metrics_are_means_over_categories(coco_dev, backend):
-  scores = evaluate(coco_dev, perturbed(coco_dev)[::4], 'bbox', backend)
+def test_metrics_are_means_over_categories(coco_dev, some_perturbed, backend):
+  scores = evaluate(coco_dev, some_perturbed, 'bbox', backend)
   assert [c.id for c in scores.categories] == sorted(c['id'] for c in coco_dev['categories'])
   names = {c['id']: c['name'] for c in coco_dev['categories']}
   assert all(c.name == names[c.id] for c in scores.categories)
@@ -117,10 +128,9 @@ def test_ground_truth_as_detections_scores_one(real_images, backend, split, iou_
     assert metrics[name] == pytest.approx(1.0, abs=1e-12), name
 
 
-def test_boxes_in_the_results_do_not_change_mask_metrics(coco_dev, backend):
-  results = perturbed(coco_dev)[::4]
-  bare = [{k: v for k, v in r.items() if k != 'bbox'} for r in results]
-  assert evaluate(coco_dev, results, 'segm', backend) == evaluate(coco_dev, bare, 'segm', backend)
+def test_boxes_in_the_results_do_not_change_mask_metrics(coco_dev, some_perturbed, backend):
+  bare = [{k: v for k, v in r.items() if k != 'bbox'} for r in some_perturbed]
+  assert evaluate(coco_dev, some_perturbed, 'segm', backend) == evaluate(coco_dev, bare, 'segm', backend)
 
 
 def test_ten_keypoint_metrics_equal_pycocotools(real_images, backend):

@@ -4,8 +4,10 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -357,8 +359,7 @@ from rethink_tf.storage.run_folder import RunFolder
 from test_checkpoints import model_and_optimizer
 checkpoints = RunCheckpoints(RunFolder(sys.argv[2]), keep=2)
 trained = model_and_optimizer(units=20000)
-step = checkpoints.latest() or 0
-print('ready', flush=True)
+step = 0
 while True:
   step += 1
   checkpoints.save(step, trained, {'step': step})
@@ -366,21 +367,31 @@ while True:
 """
 
 
-def test_kills_at_any_moment_leave_complete_checkpoints(local):
-  """A process that saves endlessly is killed at different moments; every listed checkpoint can be restored."""
+def test_kills_at_any_moment_leave_complete_checkpoints(local, tmp_path):
+  """A process that saves endlessly is killed at different moments; every listed checkpoint can be restored.
+
+  Before it is killed it is stopped twice, to copy what a kill would leave at that moment.
+  """
   here = os.path.dirname(os.path.abspath(__file__))
-  newest = 0
-  for saves in (1, 3):
-    with subprocess.Popen([sys.executable, '-c', SAVE_ENDLESSLY, here, local.path], stdout=subprocess.PIPE) as process:
-      for _ in range(saves + 1):
-        assert process.stdout.readline()
-      process.kill()
-    checkpoints = RunCheckpoints(local)
-    assert checkpoints.latest() >= newest + saves
+  folders = []
+  with subprocess.Popen([sys.executable, '-c', SAVE_ENDLESSLY, here, local.path], stdout=subprocess.PIPE) as process:
+    for saves in (1, 4, 5):
+      while int(process.stdout.readline()) < saves:
+        pass
+      time.sleep(0.01 * saves)
+      process.send_signal(signal.SIGSTOP if saves < 5 else signal.SIGKILL)
+      os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+      folders.append((saves, RunFolder(str(shutil.copytree(local.path, tmp_path / f'after_{saves}')))))
+      process.send_signal(signal.SIGCONT)
+  assert process.returncode == -signal.SIGKILL
+  for saves, folder in folders:
+    checkpoints = RunCheckpoints(folder)
     newest = checkpoints.latest()
-    assert checkpoints.restore(model_and_optimizer(units=20000, seed=1)) == {'step': newest}
-  checkpoints.save(newest + 1, model_and_optimizer(units=20000), {})
-  assert not [name for name in os.listdir(local.join('checkpoints')) if name.startswith('.')]
+    assert newest >= saves
+    for step in checkpoints.steps():
+      assert checkpoints.restore(model_and_optimizer(units=20000, seed=1), step=step) == {'step': step}
+    checkpoints.save(newest + 1, model_and_optimizer(units=20000), {})
+    assert not [name for name in os.listdir(folder.join('checkpoints')) if name.startswith('.')]
 
 
 def test_mirrored_variables_are_saved_and_restored(local, two_replicas):

@@ -1,5 +1,6 @@
 """Signals during training: the first waits for unsaved work, the second does not."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -52,19 +53,37 @@ def test_outside_the_main_thread_nothing_is_handled():
   assert found == [(before, None)]
 
 
-LONG = ('import hashlib, sys\nfrom rethink_tf.training.preemption import Interruption\n'
-        'with Interruption() as interruption:\n  interruption.deferred = True\n  print("ready", flush=True)\n'
-        '  hashlib.pbkdf2_hmac("sha256", b"", b"", 300_000_000)  # one call into C that takes minutes\n'
-        'print("complete")\n')
+# A fork for each signal: TensorFlow takes seconds to import.
+LONG = '''
+import hashlib, os, sys
+from rethink_tf.training.preemption import Interruption
+for _ in range(int(sys.argv[1])):
+  child = os.fork()
+  if not child:
+    with Interruption() as interruption:
+      interruption.deferred = True
+      print('ready', os.getpid(), flush=True)
+      hashlib.pbkdf2_hmac('sha256', b'', b'', 300_000_000)  # one call into C that takes minutes
+    print('complete', flush=True)
+    os._exit(0)
+  print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+'''
 
 
-@pytest.mark.parametrize('signum', URGENT)
-def test_the_second_signal_ends_the_process_within_a_long_call(signum):
-  process = subprocess.Popen([sys.executable, '-c', LONG], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-  assert process.stdout.readline() == 'ready\n'
-  process.send_signal(signum)
-  line = process.stderr.readline()  # logged while the call runs
-  assert signal.Signals(signum).name in line and f'code {EXIT_CODES[signum]}' in line and 'a second' in line
-  process.send_signal(signum)
-  out, rest = process.communicate()
-  assert process.returncode == EXIT_CODES[signum] and out == '' and rest == ''
+def test_the_second_signal_ends_the_process_within_a_long_call():
+  process = subprocess.Popen([sys.executable, '-W', 'ignore::DeprecationWarning', '-c', LONG, str(len(URGENT))],
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+  try:
+    for signum in URGENT:
+      word, child = process.stdout.readline().split()
+      assert word == 'ready'
+      os.kill(int(child), signum)
+      line = process.stderr.readline()  # logged while the call runs
+      assert signal.Signals(signum).name in line and f'code {EXIT_CODES[signum]}' in line and 'a second' in line
+      os.kill(int(child), signum)
+      assert process.stdout.readline() == f'{EXIT_CODES[signum]}\n'
+    out, rest = process.communicate()
+  finally:
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(process.pid, signal.SIGKILL)
+  assert process.returncode == 0 and out == '' and rest == ''
