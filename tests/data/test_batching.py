@@ -1,7 +1,7 @@
 """The buffer pool of the inputs, and their limit of missing and unreadable images."""
 
 import threading
-import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -54,23 +54,33 @@ def test_one_image_may_be_missing_unless_the_limit_is_0(tmp_path):
 def test_a_read_that_does_not_end_is_reported_and_awaited_in_python(tmp_path, monkeypatch, caplog):
   monkeypatch.setattr(batching, 'WAITING_SECONDS', 0.05)
   source = coco_without(tmp_path, 8, 0, True)
-  load, released = source.load, threading.Event()
+  load, begun, released = source.load, threading.Event(), threading.Event()
   stuck = int(TrainInput(source, batch_size=2, resize=SMALL).facts(2).image_ids[0])
-  monkeypatch.setattr(source, 'load', lambda i: (source.image_ids[i] != stuck or released.wait(60)) and load(i))
+
+  def load_or_wait(i):
+    if source.image_ids[i] == stuck:
+      begun.set()
+      assert released.wait(300)
+    return load(i)
+
+  monkeypatch.setattr(source, 'load', load_or_wait)
   inputs = TrainInput(source, batch_size=2, resize=SMALL)
   batches = iter(inputs.dataset())
   next(batches)
   assert inputs.wait_for_step(1, 30)
   next(batches)
-  for _ in range(300):  # half a minute at most; the read may not have begun yet
-    if 'waiting for data: ' in caplog.text:
-      break
-    inputs.wait_for_step(2, 0.1)
-    time.sleep(0.1)
-  assert not inputs.wait_for_step(2, 0.1)
-  released.set()
-  assert 'waiting for data: ' in caplog.text and f'image {stuck}: is their storage available?' in caplog.text
-  assert inputs.wait_for_step(2, 30) and stuck in next(batches).image_ids.numpy()
+  with ThreadPoolExecutor(1) as pool:
+    third = pool.submit(next, batches)  # asks for it, whether or not tf.data reads ahead
+    try:
+      assert begun.wait(60), f'step 2 is not read: {inputs.failure!r}, {inputs._assembling}'
+      for _ in range(600):
+        assert not inputs.wait_for_step(2, 0.1)
+        if 'waiting for data: ' in caplog.text:
+          break
+      assert 'waiting for data: ' in caplog.text and f'image {stuck}: is their storage available?' in caplog.text
+    finally:
+      released.set()
+    assert inputs.wait_for_step(2, 30) and stuck in third.result(30).image_ids.numpy()
 
 
 def test_released_memory_is_reused():
