@@ -43,7 +43,7 @@ setup(
     # Also brought by tf-models-official, where that is installed.
     'scipy>=1.10',
     'pillow>=10',
-    'pyyaml>=6.0',  # settings beside weight files
+    'pyyaml>=6.0',  # settings beside weight files, class names of YOLO
   ],
   extras_require={
     # The CUDA libraries for NVIDIA GPUs, 3 GB; NVIDIA's driver is all that the system needs.

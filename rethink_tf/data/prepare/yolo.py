@@ -159,7 +159,7 @@ def _describe(folder: SourceFolder, required: bool) -> _Description | None:
 
 def _read_yaml(folder: SourceFolder, file: str) -> _Description | None:
   """Return the description in a YAML file; None if it has no class names."""
-  import yaml  # of tf-models-official; needed for these files only
+  import yaml  # needed for these files only
 
   try:
     text = folder.read_text(file)
