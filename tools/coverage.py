@@ -11,6 +11,8 @@ instead, so that AP itself, which is no mean over images, is what varies.
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
@@ -20,14 +22,15 @@ import numpy as np
 from absl import app, flags
 
 from rethink_tf.compare import bootstrap, intervals, verdict
-from rethink_tf.compare.intervals import Interval, SideScores
+from rethink_tf.compare.intervals import Interval, SeedSpread, SideScores
+from rethink_tf.compare.sequential import Look
 from rethink_tf.console import Progress
 from rethink_tf.storage import files
 
 FLAGS = flags.FLAGS
 SEEDS, IMAGES, SPREADS, GAPS = (1, 2, 3, 5), (20, 100, 500, 5000), (0.3, 2.3), (0.0, 1.0, 3.0)
 DIFFICULTY, OF_SIDE, OF_RUN = 25.0, 8.0, 15.0  # standard deviations of an image's score, in points
-DRAWS = 200
+DRAWS, SHARED = 200, 10  # bootstrap draws, and studies that use the same ones, which are independent of their scores
 
 
 class Study(NamedTuple):
@@ -60,6 +63,11 @@ def scores(study: Study, noise: np.random.Generator, weights: np.ndarray) -> lis
                                                                                       (study.seeds, 1))
     sides.append(SideScores(runs.mean(1), runs @ weights.T))
   return sides
+
+
+def draw_weights(study: Study, noise: np.random.Generator) -> np.ndarray:
+  """Draw bootstrap weights [draws, images], each row with the sum 1."""
+  return bootstrap.draw_weights(study.images, DRAWS, int(noise.integers(2 ** 31))) / study.images
 
 
 def detections(study: Study, noise: np.random.Generator, weights: np.ndarray) -> list[SideScores]:
@@ -115,8 +123,9 @@ def rates(study: Study, count: int, seed: int, method: str = 'now', margin: floa
   noise = np.random.default_rng(seed)
   truth = study.gap if truth is None else truth
   counts = np.zeros(5)
-  for _ in range(count):
-    weights = bootstrap.draw_weights(study.images, DRAWS, int(noise.integers(2 ** 31))) / study.images
+  for number in range(count):
+    if number % SHARED == 0:
+      weights = draw_weights(study, noise)
     sides = draw(study, noise, weights)
     scratch, pretrained = sides[:study.schedules], sides[study.schedules:]
     best = max(pretrained, key=lambda side: side.values.mean())
@@ -129,48 +138,132 @@ def rates(study: Study, count: int, seed: int, method: str = 'now', margin: floa
       each = [intervals.difference(scratch[-1], side, spread, study.images, 0.95, len(pretrained))
               for side in pretrained]
       relation = verdict.joint_relation(each, each[[side is best for side in pretrained].index(True)], margin)
-    claimed, level = relation in (verdict.BETTER, verdict.WORSE), relation in (verdict.EQUAL, verdict.NOT_WORSE)
-    wrong = relation == verdict.BETTER and truth <= 0 or relation == verdict.WORSE and truth >= 0
-    wrong_level = relation == verdict.EQUAL and abs(truth) > margin or level and truth < -margin
-    counts += (shown.low <= truth <= shown.high, claimed, wrong, level, wrong_level)
+    counts += (shown.low <= truth <= shown.high, *_counted(relation, truth, margin))
   return Rates(*(100 * counts / count))
+
+
+class Drawn(NamedTuple):
+  """Statistics of `count` studies, [count, ...], from which their intervals are computed."""
+
+  sides: np.ndarray  # [count, sides] mean of a side over all seeds there could be; scratch sides first
+  runs: np.ndarray  # [count, sides, seeds] deviations of the runs
+  of_images: np.ndarray  # [count] T² of compare/intervals.py
+  between: np.ndarray  # [count] bootstrap variance of the difference of two sides, without that of their runs
+
+
+def draw_statistics(study: Study, count: int, noise: np.random.Generator) -> Drawn:
+  """Draw what `scores` and a bootstrap would give from its distribution, for many studies at once."""
+  images, half = study.images, study.schedules
+  own = (study.spread ** 2 + OF_RUN ** 2 / images) ** 0.5
+  error = noise.chisquare(images - 1, (2, count)) / (images - 1)  # of variances over images
+  return Drawn(study.gap * (np.arange(2 * half) < half) + noise.normal(0, OF_SIDE / images ** 0.5, (count, 2 * half)),
+               noise.normal(0, own, (count, 2 * half, study.seeds)), OF_RUN ** 2 / images * error[0],
+               2 * OF_SIDE ** 2 / images * error[1])
+
+
+def judged(drawn: Drawn, study: Study, seeds: int, confidence: float = 0.95, look: Look | None = None,
+           comparisons: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Return the intervals of the longest schedule from scratch minus each pre-trained one, with so many seeds.
+
+  comparisons: None: as many as there are pre-trained schedules.
+
+  Returns:
+    Values [count, schedules], half widths [count], and which schedule is the best [count].
+  """
+  runs, half, k = drawn.runs[..., :seeds], study.schedules, 2 / seeds
+  spread = SeedSpread(runs.var(2, ddof=1).mean(1), drawn.of_images, 2 * half * (seeds - 1))
+  width = intervals.half_width(drawn.between + drawn.of_images * k, spread, k, study.images,
+                               intervals.outside(confidence, comparisons or half, look))
+  means = drawn.sides + runs.mean(2)
+  return means[:, [half - 1]] - means[:, half:], width, means[:, half:].argmax(1)
+
+
+def relations(values: np.ndarray, half: np.ndarray, best: np.ndarray, margin: float = 0.5) -> list[str]:
+  """Return the relation of each study from what `judged` returns."""
+  return [verdict.joint_relation([Interval(one, one - own, one + own) for one in value],
+                                 Interval(value[at], value[at] - own, value[at] + own), margin)
+          for value, own, at in zip(values.tolist(), half.tolist(), best.tolist(), strict=True)]
+
+
+def drawn_rates(study: Study, count: int, seed: int, margin: float = 0.5) -> Rates:
+  """Return what `rates` returns, from many more studies: those of `draw_statistics`."""
+  if study.seeds == 1:
+    return Rates(np.nan, 0.0, 0.0, 0.0, 0.0)  # no spread is known: no verdict
+  drawn = draw_statistics(study, count, np.random.default_rng(seed))
+  values, half, _ = judged(drawn, study, study.seeds, comparisons=1)
+  covered = np.abs(values[:, -1] - study.gap) <= half
+  judgements = np.array([_counted(one, study.gap, margin)
+                         for one in relations(*judged(drawn, study, study.seeds), margin)])
+  return Rates(*(100 * np.array([covered.mean(), *judgements.mean(0)])))
+
+
+def _counted(relation: str, truth: float, margin: float) -> tuple[bool, bool, bool, bool]:
+  """Return whether a relation is better or worse; and wrongly so; equal or not worse; and wrongly so."""
+  claimed, level = relation in (verdict.BETTER, verdict.WORSE), relation in (verdict.EQUAL, verdict.NOT_WORSE)
+  wrong = relation == verdict.BETTER and truth <= 0 or relation == verdict.WORSE and truth >= 0
+  wrong_level = relation == verdict.EQUAL and abs(truth) > margin or level and truth < -margin
+  return claimed, wrong, level, wrong_level
 
 
 def table(lines: Sequence[tuple[Study, Rates, Rates]]) -> str:
   """Return the lines of a Markdown table: a study, version 0.1.0's rates and the present ones."""
-  rows = ['| seeds a side | images | spread | truth | covered | (0.1.0) | better or worse | wrong | (0.1.0) | equal | '
-          'wrong |', '|' + '---|' * 11]
+  rows = ['| seeds a side | schedules | images | spread | truth | covered | (0.1.0) | better or worse | wrong | '
+          '(0.1.0) | equal | wrong |', '|' + '---|' * 12]
   for study, old, new in lines:
     covered = 'one seed: none given' if study.seeds == 1 else f'{new.covered:.1f}'
-    rows.append(f'| {study.seeds} | {study.images} | {study.spread:g} | {study.gap:+g} | {covered} | '
-                f'{old.covered:.1f} | {new.claimed:.1f} | {new.wrong:.1f} | {old.wrong:.1f} | {new.equal:.1f} | '
-                f'{new.wrong_equal:.1f} |')
+    rows.append(f'| {study.seeds} | {study.schedules} | {study.images} | {study.spread:g} | {study.gap:+g} | '
+                f'{covered} | {old.covered:.1f} | {new.claimed:.1f} | {new.wrong:.1f} | {old.wrong:.1f} | '
+                f'{new.equal:.1f} | {new.wrong_equal:.1f} |')
   return '\n'.join(rows)
 
 
 def studies() -> Iterator[Study]:
-  """Yield all combinations."""
+  """Yield all combinations with two schedules a side, and the smallest study that has a verdict: one, two seeds."""
   for gap in GAPS:
     for spread in SPREADS:
       for images in IMAGES:
         for seeds in SEEDS:
           yield Study(seeds, images, spread, gap)
+        yield Study(2, images, spread, gap, schedules=1)
+
+
+def resumed(path: str | None, compute: Callable[[int], Sequence[float]], count: int) -> list[list[float]]:
+  """Return compute(0), ..., compute(count - 1), with those that an interrupted call has written to a file."""
+  done = []
+  if path and os.path.exists(path):
+    with open(path) as file:
+      done = [json.loads(line) for line in file][:count]
+  progress = Progress('lines', count)
+  for number in range(count):
+    if number >= len(done):
+      done.append(list(map(float, compute(number))))
+      if path:
+        with open(path, 'a') as file:
+          file.write(json.dumps(done[-1]) + '\n')
+    progress.count()
+  progress.close()
+  return done
+
+
+def _of_before(study: Study, count: int) -> int:
+  return count if study.images < 5000 else max(count // 4, 1)
 
 
 def main(argv: Sequence[str]) -> None:
   del argv
-  lines, todo = [], list(studies())
-  progress = Progress('studies', len(todo))
-  for number, study in enumerate(todo):
-    count = FLAGS.count if study.images < 5000 else max(FLAGS.count // 4, 1)
-    lines.append((study, rates(study, count, number, 'before'), rates(study, count, number)))
-    progress.count()
-  progress.close()
-  about = (f'Written by `python -m tools.coverage --count={FLAGS.count} --output=results/coverage.md`: {FLAGS.count} '
-           'simulated studies a line (a quarter of them with 5,000 images), two arms, two schedules, in percent. '
-           '*Covered*: the 95 % interval of scratch minus pre-training at the same schedule holds the truth. *Better '
-           'or worse*, *equal* (or not worse, margin 0.5): the verdict on the longest schedule from scratch against '
-           'all pre-trained ones; *wrong*: and it is not so. (0.1.0): as version 0.1.0 computed it.')
+  todo, count = list(studies()), FLAGS.count
+  found = resumed(FLAGS.lines, lambda i: rates(todo[i], _of_before(todo[i], count), i, 'before'), len(todo))
+  lines = [(study, Rates(*old), drawn_rates(study, 10 * count, i))
+           for i, (study, old) in enumerate(zip(todo, found, strict=True))]
+  errors = [100 * (0.05 * 0.95 / number) ** 0.5 for number in (10 * count, count)]
+  about = (f'Written by `python -m tools.coverage --count={count} --output=results/coverage.md`: {10 * count} '
+           'simulated studies a line, two arms, one or two schedules, in percent. *Covered*: the 95 % interval of '
+           'scratch minus pre-training at the same schedule holds the truth. *Better or worse*, *equal* (or not worse, '
+           'margin 0.5): the verdict on the longest schedule from scratch against all pre-trained ones; *wrong*: and '
+           f'it is not so. A rate of 5 % has a standard error of {errors[0]:.1f}. Means, spreads and bootstrap '
+           'variances are drawn from their distributions; a test compares them with a bootstrap of scores. (0.1.0): '
+           f'as version 0.1.0 computed it, in {count} studies, a quarter of them with 5,000 images: a standard error '
+           f'of {errors[1]:.1f} and {2 * errors[1]:.1f}.')
   text = (f'# Coverage of intervals and error rates of verdicts\n\n{textwrap.fill(about, 120)}\n\n{table(lines)}\n')
   if FLAGS.output:
     files.write_output(FLAGS.output, text.encode())
@@ -179,5 +272,7 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == '__main__':
   flags.DEFINE_string('output', None, 'Markdown file', module_name=sys.argv[0])
+  flags.DEFINE_string('lines', None, 'file of finished lines, from which the same command resumes',
+                      module_name=sys.argv[0])
   flags.DEFINE_integer('count', 400, 'simulated studies a line', module_name=sys.argv[0])
   app.run(main)

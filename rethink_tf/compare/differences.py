@@ -10,6 +10,7 @@ import numpy as np
 from rethink_tf.compare import bootstrap, intervals
 from rethink_tf.compare.groups import Side, groups, sides
 from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run
+from rethink_tf.compare.sequential import Look
 
 ReadMatches = Callable[[Run], bootstrap.Matches | None]  # None: detections were not saved
 
@@ -18,7 +19,7 @@ class Differences:
   """Scores of all runs on resampled images, and the spread between seeds, which all sides share."""
 
   def __init__(self, runs: Sequence[Run], metric: str, matches: ReadMatches, draws: int = 1000,
-               confidence: float = 0.95, seed_spread: float | None = None) -> None:
+               confidence: float = 0.95, seed_spread: float | None = None, look: Look | None = None) -> None:
     """Compute nothing yet.
 
     Args:
@@ -28,8 +29,9 @@ class Differences:
       draws: number of bootstrap draws.
       confidence: coverage of the intervals.
       seed_spread: known standard deviation between seeds in points of AP; None: pooled over the sides.
+      look: which look this is at a study that may stop early; None: it has a fixed number of runs.
     """
-    self.metric, self.confidence = metric, confidence
+    self.metric, self.confidence, self.look = metric, confidence, look
     self._sides = [side for group in groups(runs) for init in (SCRATCH, PRETRAINED) for side in sides(group, init)]
     self._matches, self._num_draws, self._given = matches, draws, seed_spread
     self._draws: dict[str, np.ndarray] = {}  # by run
@@ -54,7 +56,7 @@ class Differences:
     if ids is None or others is None or not np.array_equal(ids, others) or len(ids) < 2:
       return None
     return intervals.difference(self.scores(first), self.scores(second), self.spread(first), len(ids), self.confidence,
-                                comparisons)
+                                comparisons, self.look)
 
   def spread(self, side: Side) -> intervals.SeedSpread | None:
     """Return the spread between seeds over all sides that were evaluated on the images of this one."""

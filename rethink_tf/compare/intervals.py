@@ -23,9 +23,12 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
+from rethink_tf.compare.sequential import Look
+
 # Standard deviation between seeds measured on 200 images, in points of AP: what is assumed, for one seed a side, in the
 # sentence about differences that cannot be resolved; never in an interval.
 _MEASURED_SPREAD, _MEASURED_IMAGES = 2.3, 200
+Values = float | np.ndarray  # of one comparison, or of as many as an array has
 
 
 class SideScores(NamedTuple):
@@ -38,8 +41,8 @@ class SideScores(NamedTuple):
 class SeedSpread(NamedTuple):
   """Variance of AP between runs that differ only in their seed."""
 
-  variance: float  # S² above: as observed on these images
-  of_images: float  # T² above: the share of it that other images would change
+  variance: Values  # S² above: as observed on these images
+  of_images: Values  # T² above: the share of it that other images would change
   degrees: float  # ν; infinite if the spread was given
 
 
@@ -77,7 +80,7 @@ def given_spread(points: float) -> SeedSpread:
 
 
 def difference(first: SideScores, second: SideScores, spread: SeedSpread | None, num_images: int,
-               confidence: float = 0.95, comparisons: int = 1) -> Interval:
+               confidence: float = 0.95, comparisons: int = 1, look: Look | None = None) -> Interval:
   """Return mean AP of the first side minus the second, with its interval.
 
   Args:
@@ -86,18 +89,23 @@ def difference(first: SideScores, second: SideScores, spread: SeedSpread | None,
     num_images: N, at least 2.
     confidence: of all `comparisons` intervals of a family together (Bonferroni's inequality).
     comparisons: number of intervals among which one was selected.
+    look: which look this is at a study that may stop early; None: the only one.
   """
   value = float(first.values.mean() - second.values.mean())
   images = variance_over_images(first, second, num_images)
-  tail = (1 - confidence) / (2 * comparisons)
+  tail = outside(confidence, comparisons, look)
   k = 1 / len(first.values) + 1 / len(second.values)
   if spread is None:
-    half = quantile(tail, num_images - 1) * math.sqrt(images)
+    half = float(quantile(tail, num_images - 1)) * math.sqrt(images)
     assumed = _MEASURED_SPREAD ** 2 * _MEASURED_IMAGES / num_images
     return Interval(value, value - half, value + half, confidence, 2 * math.sqrt(images + assumed * k))
-  half = math.sqrt(variance(images, spread, k))
-  half *= quantile(tail, degrees(images, spread, k, num_images))
+  half = float(half_width(images, spread, k, num_images, tail))
   return Interval(value, value - half, value + half, confidence)
+
+
+def outside(confidence: float, comparisons: int = 1, look: Look | None = None) -> float:
+  """Return the probability outside one end of an interval; arguments as of `difference`."""
+  return (1 - confidence) / (2 * comparisons) if look is None else look.tail(confidence, comparisons)
 
 
 def variance_over_images(first: SideScores, second: SideScores, num_images: int) -> float:
@@ -105,21 +113,29 @@ def variance_over_images(first: SideScores, second: SideScores, num_images: int)
   return float(_variance(first.draws.mean(0) - second.draws.mean(0), num_images))
 
 
-def variance(images: float, spread: SeedSpread, k: float) -> float:
+def half_width(images: Values, spread: SeedSpread, k: float, num_images: int, tail: float) -> Values:
+  """Return half the width of an interval; arguments as above."""
+  return np.sqrt(variance(images, spread, k)) * quantile(tail, degrees(images, spread, k, num_images))
+
+
+def variance(images: Values, spread: SeedSpread, k: float) -> Values:
   """Return V above from B = `images`."""
   seeds = spread.variance * k
-  return max(images, seeds, seeds + images - spread.of_images * k)
+  return np.maximum(np.maximum(images, seeds), seeds + images - spread.of_images * k)
 
 
-def degrees(images: float, spread: SeedSpread, k: float, num_images: int) -> float:
-  """Return Satterthwaite's degrees of freedom of V, infinite if it is 0."""
-  uncertain = (spread.variance * k) ** 2 / spread.degrees + images ** 2 / (num_images - 1)
-  return variance(images, spread, k) ** 2 / uncertain if uncertain else math.inf
+def degrees(images: Values, spread: SeedSpread, k: float, num_images: int) -> Values:
+  """Return the degrees of freedom of V, very many if it is 0."""
+  seeds = spread.variance * k
+  rest = variance(images, spread, k) - seeds
+  seeds = seeds * (1 + 2 * math.sqrt(2 / spread.degrees))
+  uncertain = seeds ** 2 / spread.degrees + rest ** 2 / (num_images - 1)
+  return (seeds + rest) ** 2 / np.maximum(uncertain, 1e-300) + 1e6 * (uncertain == 0)
 
 
-def quantile(tail: float, degrees_of_freedom: float) -> float:
+def quantile(tail: float, degrees_of_freedom: Values) -> Values:
   """Return the value that Student's t exceeds with probability `tail`."""
-  return float(special.stdtrit(min(degrees_of_freedom, 1e6), 1 - tail))
+  return special.stdtrit(np.minimum(degrees_of_freedom, 1e6), 1 - tail)
 
 
 def _variance(draws: np.ndarray, num_images: int) -> np.ndarray:

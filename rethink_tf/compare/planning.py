@@ -1,40 +1,105 @@
-"""What would settle a comparison that is too noisy: more held-out images, or more seeds."""
+"""What a comparison will be able to tell, and what would settle one that is open: images, seeds, a longer schedule."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
+
+import numpy as np
+from scipy import special
 
 from rethink_tf.compare import intervals
 from rethink_tf.compare.differences import Differences
 from rethink_tf.compare.groups import Side
-from rethink_tf.compare.intervals import Interval, SeedSpread
+from rethink_tf.compare.intervals import SeedSpread, SideScores, Values
+from rethink_tf.compare.sequential import Look
+from rethink_tf.console import duration
 
 MOST_SEEDS, MOST_TIMES = 30, 1000  # of images; beyond, an addition is no advice
+RISING = 0.5  # points of AP from a schedule to the next longer one
+_POWER = 0.8
+# Assumptions for a study without runs. The spread between seeds, in points of AP: what was measured lies in the range.
+SPREAD, SPREAD_RANGE = 1.0, (0.3, 2.3)
+LEVEL = 40.0  # AP in percent
+# Standard deviation over images of the difference of two runs, in units of √(AP (100 - AP)): 0.2 to 0.4 in the studies
+# of results/miniature.md. Three quarters of its square differ from seed to seed.
+_IMAGE_NOISE, _OF_RUNS = 0.3, 0.75
 
 
-def half_width(images: float, spread: SeedSpread, seeds: tuple[int, int], num_images: int, tail: float,
-               times_images: float = 1.0, seeds_before: tuple[int, int] | None = None) -> float:
-  """Return half the width that an interval would have with other numbers of images and seeds.
+class Noise(NamedTuple):
+  """What the interval of the difference of two sides is made of, on N images: variances in points squared."""
+
+  between: float  # over images, of the two sides whatever their seeds
+  of_images: float  # of a run, over images: other images would change it
+  own: float  # between seeds, on any images
+  num_images: int
+
+  @classmethod
+  def measured(cls, first: SideScores, second: SideScores, spread: SeedSpread, num_images: int) -> Noise:
+    """Return the noise of two sides of a comparison."""
+    k = 1 / len(first.values) + 1 / len(second.values)
+    images = intervals.variance_over_images(first, second, num_images)
+    return cls(max(images - spread.of_images * k, 0.0), spread.of_images, max(spread.variance - spread.of_images, 0.0),
+               num_images)
+
+  @classmethod
+  def expected(cls, num_images: int, spread: float = SPREAD, level: float = LEVEL) -> Noise:
+    """Return the noise of a study without runs.
+
+    spread: standard deviation between seeds. level: AP in percent.
+    """
+    images = _IMAGE_NOISE ** 2 * level * (100 - level) / num_images
+    return cls((1 - _OF_RUNS) * images, _OF_RUNS * images / 2, spread ** 2, num_images)
+
+  def times(self, images: float) -> Noise:
+    """Return the noise on `images` times as many images."""
+    return Noise(self.between / images, self.of_images / images, self.own, round(self.num_images * images))
+
+
+class Precision(NamedTuple):
+  """What a comparison can tell."""
+
+  half: float  # half the width of its interval
+  found: float  # a difference of this size is found in four of five studies
+
+
+def precision(noise: Noise, seeds: tuple[int, int], degrees: float, tail: float) -> Precision:
+  """Return the precision of the difference of two sides.
 
   Args:
-    images: variance of the difference over the present images, with `seeds_before`.
-    spread: between seeds, on the present images.
+    noise: of the difference.
     seeds: numbers of seeds of the two sides.
-    num_images: present number of images.
+    degrees: of freedom of the spread between seeds, which is pooled over all sides.
     tail: probability outside one end of the interval.
-    times_images: images in units of the present number.
-    seeds_before: present numbers of seeds; None: as `seeds`.
   """
-  before, after = (sum(1 / n for n in each) for each in (seeds_before or seeds, seeds))
-  between = max(images - spread.of_images * before, 0.0)  # of the sides, whatever their seeds
-  own = max(spread.variance - spread.of_images, 0.0)  # of the seeds, whatever the images
-  variance = (between + spread.of_images * after) / times_images + own * after
-  added = sum(seeds) - sum(seeds_before or seeds)
-  degrees = min(spread.degrees + added, 1e6)
-  uncertain = ((spread.of_images / times_images + own) * after) ** 2 / max(degrees, 1)
-  uncertain += ((between + spread.of_images * after) / times_images) ** 2 / (num_images * times_images - 1)
-  return math.sqrt(variance) * intervals.quantile(tail, variance ** 2 / uncertain if uncertain else math.inf)
+  k = sum(1 / n for n in seeds)
+  images = noise.between + noise.of_images * k
+  spread = SeedSpread(noise.own + noise.of_images, noise.of_images, degrees)
+  half, power = (float(intervals.half_width(images, spread, k, noise.num_images, t)) for t in (tail, 1 - _POWER))
+  return Precision(half, half + power)
+
+
+def chance(value: Values, noise: Noise, seeds: tuple[int, int], degrees: float, look: Look, tail: float,
+           margin: float) -> Values:
+  """Return the probability that a difference is settled at the last look, from what is known now.
+
+  Stochastic curtailment, after Lan, Simon and Halperin (1982): the difference as it is now is taken for the truth.
+
+  Args:
+    value: the present difference.
+    noise: of the difference; arrays for many differences.
+    seeds: present numbers of seeds of the two sides.
+    degrees: of freedom of the spread between seeds at the last look.
+    look: the present one.
+    tail: probability outside one end of the interval at the last look.
+    margin: AP points within which two detectors count as equal.
+  """
+  now, then = sum(1 / n for n in seeds), 2 / look.max_seeds
+  spread = SeedSpread(noise.own + noise.of_images, noise.of_images, degrees)
+  half = intervals.half_width(noise.between + noise.of_images * then, spread, then, noise.num_images, tail)
+  change = np.sqrt(spread.variance * max(now - then, 0.0)) + 1e-9
+  return np.minimum(special.ndtr((-half - value) / change) + special.ndtr((value + margin - half) / change), 1.0)
 
 
 class Need(NamedTuple):
@@ -42,11 +107,24 @@ class Need(NamedTuple):
 
   short: str
   words: str
+  seeds: int | None = None  # more seeds of each side; None: they would not settle it
+  images: int | None = None  # more held-out images
+  longer: bool = False  # whether a longer schedule from scratch may settle it
+  chance: float = 1.0  # that the seeds that a study has left settle it
 
 
-def needed(side: Side, best: Side, difference: Interval | None, differences: Differences, margin: float,
-           comparisons: int = 1) -> Need:
-  """Describe how many more images or seeds would settle a difference, should it stay as it is."""
+def needed(side: Side, best: Side, differences: Differences, margin: float, schedules: Sequence[Side],
+           shorter: Side | None = None) -> Need:
+  """Describe what would settle a difference, should it stay as it is, and the training time that it takes.
+
+  Args:
+    side, best: the scratch schedule, and the best pre-trained one.
+    differences: of the comparison.
+    margin: AP points within which two detectors count as equal.
+    schedules: all pre-trained ones.
+    shorter: the next shorter scratch schedule, None if there is none.
+  """
+  difference = differences.between(side, best, len(schedules))
   spread, num_images = differences.spread(side), differences.num_images(side)
   if difference is None or spread is None or num_images is None:
     return Need('no interval can be given',
@@ -54,20 +132,66 @@ def needed(side: Side, best: Side, difference: Interval | None, differences: Dif
                 'intervals: no interval can be given.')
   target = max(abs(difference.value), margin - abs(difference.value))  # not 0, or within the margin
   text = f'The interval is {difference.half:.1f} points to either side, and {target:.1f} would settle it: '
-  first, second = differences.scores(side), differences.scores(best)
-  images = intervals.variance_over_images(first, second, num_images)
-  seeds = (len(first.values), len(second.values))
-  tail = (1 - difference.confidence) / (2 * comparisons)
-  choices = []
-  for times in (1.5, 2, 3, 4, 6, 8, 12, 16, 25, 50, 100, MOST_TIMES):
-    if half_width(images, spread, seeds, num_images, tail, times) <= target:
-      choices.append(f'about {math.ceil((times - 1) * num_images)} more held-out images')
-      break
-  for more in range(1, MOST_SEEDS):
-    if half_width(images, spread, (seeds[0] + more, seeds[1] + more), num_images, tail, 1.0, seeds) <= target:
-      choices.append(f'{more} more seed{"s" if more > 1 else ""} of each side')
-      break
+  noise = Noise.measured(differences.scores(side), differences.scores(best), spread, num_images)
+  tail = intervals.outside(difference.confidence, len(schedules), differences.look)
+  seeds = (len(side.runs), len(best.runs))
+  left, likely = differences.look, 1.0
+  if left is not None:
+    last = left._replace(seeds=left.max_seeds)
+    likely = float(chance(difference.value, noise, seeds, spread.degrees * (last.seeds - 1) / (left.seeds - 1), left,
+                          intervals.outside(difference.confidence, len(schedules), last), margin))
+  images = next((times for times in (1.5, 2, 3, 4, 6, 8, 12, 16, 25, 50, 100, MOST_TIMES) if
+                 precision(noise.times(times), seeds, spread.degrees, tail).half <= target), None)
+  more = next((n for n in range(1, MOST_SEEDS) if precision(
+    noise, (seeds[0] + n, seeds[1] + n), spread.degrees + n * (1 + len(schedules)), tail).half <= target), None)
+  choices, costs = [], {}
+  if images is not None:
+    choices.append(f'about {math.ceil((images - 1) * num_images)} more held-out images')
+  if more is not None:
+    choices.append(f'{more} more seed{"s" if more > 1 else ""} of each side')
+    costs[choices[-1]] = more * sum(map(_seconds, (side, *schedules)))
+  longer = _longer(side, shorter, differences.metric)
+  if longer:
+    costs[longer] = 2 * len(side.runs) * _seconds(side)
   if not choices:
-    return Need('the sides are as good as equal',
-                text + 'more than a thousand times the images or thirty seeds; the sides are as good as equal.')
-  return Need(' or '.join(choices), text + ' or '.join(choices) + ', should the difference stay as it is.')
+    text += 'more than a thousand times the images or thirty seeds; the sides are as good as equal.'
+    return Need('the sides are as good as equal', text + (f' Scratch may gain from {longer}.' if longer else ''),
+                longer=bool(longer), chance=likely)
+  words = text + ' or '.join(choices) + ', should the difference stay as it is.'
+  if longer:
+    words += f' It may not stay: scratch still gains, so {longer} may settle it too.'
+  words += _cheapest(costs)
+  if images is not None and costs:
+    words += ' More images take annotations and no training.'
+  if left is not None and left.seeds < left.max_seeds:
+    words += f' With all {left.max_seeds} seeds it would be settled with a probability of about {100 * likely:.0f} %.'
+  return Need(' or '.join(choices), words, more,
+              None if images is None else math.ceil((images - 1) * num_images), bool(longer), likely)
+
+
+def twice_as_long(side: Side) -> str:
+  """Return the training time of a schedule twice as long as a side's, in brackets; '' if it is unknown."""
+  seconds = 2 * len(side.runs) * _seconds(side)
+  seeds = f', {len(side.runs)} seeds' if len(side.runs) > 1 else ''
+  return f' (twice as long{seeds}: {duration(seconds)} of training)' if math.isfinite(seconds) and seconds > 0 else ''
+
+
+def _longer(side: Side, shorter: Side | None, metric: str) -> str:
+  """Return the words for a longer schedule, '' if the metric has stopped rising, or if there is but one schedule."""
+  if shorter is None or not side.mean(metric) - shorter.mean(metric) > RISING:
+    return ''
+  return f'a schedule twice as long as {side.schedule}'
+
+
+def _seconds(side: Side) -> float:
+  """Return the seconds of a run of a side inside training steps, NaN if unknown."""
+  return float(np.mean([run.curve.seconds[-1] for run in side.runs]))
+
+
+def _cheapest(costs: dict[str, float]) -> str:
+  """Return a sentence about the training time of what can be trained, the cheapest first; '' if it is unknown."""
+  known = sorted((seconds, what) for what, seconds in costs.items() if math.isfinite(seconds) and seconds > 0)
+  if not known:
+    return ''
+  listed = ', '.join(f'{what} {duration(seconds)}' for seconds, what in known)
+  return f' In training time, as measured here: {listed}{", the cheapest first" if len(known) > 1 else ""}.'

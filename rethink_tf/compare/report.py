@@ -13,6 +13,7 @@ from absl import logging
 
 from rethink_tf.compare import (
   groups,
+  looks,
   matching,
   page,
   plots,
@@ -26,6 +27,7 @@ from rethink_tf.compare import (
 from rethink_tf.compare.bootstrap import Matches
 from rethink_tf.compare.differences import Differences, ReadMatches
 from rethink_tf.compare.groups import Side
+from rethink_tf.compare.planning import Noise
 from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run, metric_name, read_runs
 from rethink_tf.errors import UserError, in_one_line, plain
 from rethink_tf.storage import files
@@ -46,8 +48,10 @@ class Comparison(NamedTuple):
 
 
 def compare(run_folders: Sequence[str], output: str, metric: str | None = None, margin: float = 0.5, draws: int = 1000,
-            confidence: float = 0.95, seed_spread: float | None = None) -> Comparison:
+            confidence: float = 0.95, seed_spread: float | None = None, planned: str = '') -> Comparison:
   """Compare runs and write a report.
+
+  Runs of a study that may stop early get the intervals of its latest look (looks.json beside their folders).
 
   Args:
     run_folders: paths of run folders, local or gs://; the first is the baseline of the table of differences.
@@ -58,6 +62,7 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
     confidence: coverage of the intervals.
     seed_spread: known standard deviation of the metric between seeds, in points; None: taken from the runs, which takes
       two seeds of one side at least.
+    planned: what the study was expected to be able to tell, for the footer of the page.
 
   Raises:
     UserError: a folder is not a run folder, has no evaluation or lacks the metric; an argument is out of range; or the
@@ -65,12 +70,13 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
   """
   if not (0 < confidence < 1 and draws >= 10):
     raise UserError(f'--confidence={confidence} must lie between 0 and 1, and --draws={draws} be at least 10')
-  if seed_spread is not None and not 0 <= seed_spread <= 100:
-    raise UserError(f'--seed_spread={seed_spread} must lie between 0 and 100 points')
+  check_options(margin, seed_spread)
   runs = read_runs(run_folders)
   metric = _common_metric(runs, metric)
   counted = groups.independent(runs)
-  differences = Differences(counted, metric, _matches_reader(runs, metric), draws, confidence, seed_spread)
+  record = looks.of_runs(run_folders)
+  look = None if record is None else record.look
+  differences = Differences(counted, metric, _matches_reader(runs, metric), draws, confidence, seed_spread, look)
   verdicts = verdict.verdicts(counted, differences, margin)
   content = {
     'Runs': _runs_table(runs),
@@ -80,8 +86,9 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
     'Settings that differ': tables.settings_table(runs),
   }
   answers = _answers(counted, verdicts, margin) or [_without_verdict(runs, metric)]
-  facts = _facts(counted, differences)
+  facts = _facts(counted, differences) + ([('Stops early', looks.described(record))] if record is not None else [])
   cautions = [f'{run.name}: {note}.' for run in runs for note in run.notes] + same_data.differences(runs)
+  cautions += looks.cautions(record)
   words = [*(line for one in answers for line in (f'{one.about}: {one.headline}' if one.about else one.headline,
                                                   one.words, one.cost) if line),
            ' · '.join(f'{name.lower()}: {value}' for name, value in facts), *cautions]
@@ -89,9 +96,40 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
     *map(plain, words), *(f'{name}\n{tables.as_text(rows)}' for name, rows in content.items() if len(rows) > 1)])
   objects = matching.object_sizes(runs[0].folder, metric, int(runs[0].curve.steps[-1]))
   whole = page.Content(_title(runs, metric), answers, facts, cautions, _drawn(answers, verdicts), _legend(runs),
-                       plots.render(plots.panels(runs, metric, objects), 'svg'), content, _notes(runs))
+                       plots.render(plots.panels(runs, metric, objects), 'svg'), content,
+                       _notes(runs) + ([f'Planned: {planned}.'] if planned else []))
   written = _write(output, runs, metric, whole, objects)
   return Comparison(tuple(runs), metric, tuple(verdicts), text, written)
+
+
+def check_options(margin: float, seed_spread: float | None) -> None:
+  """Check arguments of `compare`.
+
+  Raises:
+    UserError: one is out of range.
+  """
+  if not 0 <= margin <= 100:
+    raise UserError(f'--margin={margin} must not be negative, nor above 100 points')
+  if seed_spread is not None and not 0 <= seed_spread <= 100:
+    raise UserError(f'--seed_spread={seed_spread} must lie between 0 and 100 points')
+
+
+def noise(run_folders: Sequence[str], draws: int = 200) -> Noise | None:
+  """Return what the interval of the first verdict on some runs is made of, None if they do not tell it.
+
+  Raises:
+    UserError: a folder is not a run folder or has no evaluation.
+  """
+  runs = groups.independent(read_runs(run_folders))
+  metric = _common_metric(runs, None)
+  differences = Differences(runs, metric, _matches_reader(runs, metric), draws)
+  for group in groups.groups(runs):
+    scratch, pretrained = (groups.sides(group, init) for init in (SCRATCH, PRETRAINED))
+    if scratch and pretrained and differences.between(scratch[-1], pretrained[-1]) is not None:
+      spread, images = differences.spread(scratch[-1]), differences.num_images(scratch[-1])
+      if spread is not None:
+        return Noise.measured(*map(differences.scores, (scratch[-1], pretrained[-1])), spread, images)
+  return None
 
 
 def _common_metric(runs: Sequence[Run], metric: str | None) -> str:

@@ -122,9 +122,7 @@ class Run(NamedTuple):
   @property
   def twin_key(self) -> tuple[tuple[str, str], ...]:
     """Key that is equal for runs that differ only in initial weights, schedule and seed."""
-    return tuple(sorted((name, str(value)) for name, value in self.settings.items()
-                        if not any(pattern.match(name.split('/')[-1]) or pattern.match(name)
-                                   for pattern in (_INIT, _SCHEDULE, _SILENT, _SEED))))
+    return twin_key(self.settings)
 
   @property
   def data(self) -> str:
@@ -138,15 +136,27 @@ class Run(NamedTuple):
   @property
   def init_key(self) -> tuple[tuple[str, str], ...]:
     """Key that is equal for runs with the same initial weights; a file counts by its name, without its folder."""
-    return tuple(sorted((name, str(value).rstrip('/').rpartition('/')[2] if name.endswith('.path') else str(value))
-                        for name, value in self.settings.items()
-                        if _INIT.match(name) or _INIT.match(name.split('/')[-1])))
+    return init_key(self.settings)
 
   @property
   def weights_name(self) -> str:
     """Short name of the initial weights: the last component of their path."""
     path = str(self.settings.get('PretrainedWeights.path') or self.pretraining_source or self.init)
     return path.rstrip('/').rpartition('/')[2]
+
+
+def twin_key(settings: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+  """Return the key of Run.twin_key."""
+  return tuple(sorted((name, str(value)) for name, value in settings.items()
+                      if not any(pattern.match(name.split('/')[-1]) or pattern.match(name)
+                                 for pattern in (_INIT, _SCHEDULE, _SILENT, _SEED))))
+
+
+def init_key(settings: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+  """Return the key of Run.init_key."""
+  return tuple(sorted((name, str(value).rstrip('/').rpartition('/')[2] if name.endswith('.path') else str(value))
+                      for name, value in settings.items()
+                      if _INIT.match(name) or _INIT.match(name.split('/')[-1])))
 
 
 def read_runs(paths: Sequence[str]) -> list[Run]:

@@ -23,6 +23,7 @@ from rethink_tf.compare.differences import Differences
 from rethink_tf.compare.groups import Side, groups, sides
 from rethink_tf.compare.intervals import Interval
 from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run, metric_name
+from rethink_tf.compare.sequential import Look
 from rethink_tf.console import duration
 from rethink_tf.errors import UserError
 
@@ -52,6 +53,7 @@ class Verdict(NamedTuple):
   headline: str  # the answer in one line
   words: str
   cost: str  # of the scratch schedule that the answer is about, against pre-training
+  need: planning.Need | None = None  # what would settle an open answer
 
 
 def relation(difference: Interval, margin: float) -> str:
@@ -119,7 +121,7 @@ def _step(side: Side, pretrained: Sequence[Side], best: Side, differences: Diffe
 
 def _verdict(best: Side, pretrained: Sequence[Side], steps: tuple[Step, ...], differences: Differences,
              margin: float) -> Verdict:
-  metric, caught_up, longest = differences.metric, None, steps[-1]
+  metric, caught_up, longest, need = differences.metric, None, steps[-1], None
   for step in reversed(steps):
     if step.relation not in CAUGHT_UP:
       break
@@ -139,13 +141,14 @@ def _verdict(best: Side, pretrained: Sequence[Side], steps: tuple[Step, ...], di
              f'{_measured(longest, metric)} against {versus}, difference {longest.difference.value:+.1f}. Train each '
              'side with two or more seeds (run.seed), or give the spread between seeds with --seed_spread.')
   else:
-    need = planning.needed(longest.side, best, longest.difference, differences, margin, len(pretrained))
+    shorter = steps[-2].side if len(steps) > 1 else None
+    need = planning.needed(longest.side, best, differences, margin, pretrained, shorter)
     answer, headline = OPEN, f'Cannot tell yet: {need.short}'
     words = f'Too noisy to say: {_measured(longest, metric)} against {versus}{_interval(longest)}. {need.words}'
   if best.arm:
     headline += f' ({best.arm})'
-  return Verdict(metric, best, tuple(pretrained), steps, caught_up, answer, headline, words.strip(),
-                 _costs((caught_up or longest).side, best))
+  return Verdict(metric, best, tuple(pretrained), steps, caught_up, answer, headline,
+                 f'{words.strip()}{_looked(differences.look, answer)}', _costs((caught_up or longest).side, best), need)
 
 
 def _measured(step: Step, metric: str) -> str:
@@ -162,6 +165,15 @@ def _interval(step: Step) -> str:
   if step.difference is None:
     return ''
   return f': difference {step.difference}, {100 * step.difference.confidence:.0f} % confidence'
+
+
+def _looked(look: Look | None, answer: str) -> str:
+  """Say when a study that may stop early was settled, '' for a study of fixed size."""
+  if look is None:
+    return ''
+  early = 'settled early, ' if answer != OPEN and look.seeds < look.max_seeds else ''
+  return (f' Look {look.number} of at most {look.planned}: {early}after {look.seeds} of at most {look.max_seeds} '
+          'seeds a side; intervals are widened, to hold at all looks together.')
 
 
 def _costs(scratch: Side, best: Side) -> str:
@@ -189,7 +201,7 @@ def _advice(steps: Sequence[Step], metric: str) -> str:
   if len(steps) < 2:
     return 'One scratch schedule says nothing about longer ones: train a longer one.'
   first, last = (step.side.mean(metric) for step in (steps[-2], steps[-1]))
-  if last - first > 0.5:
+  if last - first > planning.RISING:
     return (f'It still gains ({steps[-2].side.schedule} to {steps[-1].side.schedule}: {last - first:+.1f}): '
-            'a longer schedule may close the gap.')
+            f'a longer schedule may close the gap{planning.twice_as_long(steps[-1].side)}.')
   return 'Longer training has stopped helping, as the paper found below about 10k images (section 5.2): pre-train.'

@@ -38,6 +38,13 @@ def define_flags() -> None:
   flags.DEFINE_integer('parallel', None, 'number of runs side by side, each with its share of the GPUs or CPU cores; '
                        'default: one for each GPU, unless a run depends on the number of its devices', lower_bound=1,
                        **here)
+  flags.DEFINE_bool('until_settled', False, 'train one seed after the other and stop once the question is settled '
+                    '(Study.until_settled = @UntilSettled()); --minutes are those of two seeds', **here)
+  flags.DEFINE_integer('max_seeds', None, 'with --until_settled: seeds of each run at most; default: 5 '
+                       '(UntilSettled.max_seeds)', **here)
+  flags.DEFINE_float('margin', 0.5, 'AP points within which two sides count as equal', **here)
+  flags.DEFINE_float('seed_spread', None, 'known standard deviation of the metric between seeds, in points; default: '
+                     'taken from the runs', **here)
   flags.DEFINE_string('command', None, 'submit each run with this command instead of training here, as '
                       '"python launch/vertex.py --accelerator=NVIDIA_TESLA_A100"; compare the runs when they are done',
                       **here)
@@ -60,24 +67,35 @@ def main() -> None:
   if FLAGS.weights:
     catalog.check(FLAGS.weights)
   from rethink_tf import console  # imports TensorFlow, which takes seconds: not needed for --help and such errors
+  from rethink_tf.compare.report import check_options
+  from rethink_tf.study import forecast
   from rethink_tf.study.run import check_data, estimate_study, plan_study, run_study, submit_study
 
   console.hide_library_info()
+  check_options(FLAGS.margin, FLAGS.seed_spread)
+  params = list(FLAGS.study_param)
+  if FLAGS.until_settled:
+    params.append('Study.until_settled = @UntilSettled()')
+  if FLAGS.max_seeds is not None:
+    params.append(f'UntilSettled.max_seeds = {FLAGS.max_seeds}')
   if FLAGS.gin_file:
     study, *run_files = FLAGS.gin_file
-    plan = plan_study(study, FLAGS.output, FLAGS.gin_param, FLAGS.study_param, FLAGS.data_dir,
-                      FLAGS.pretraining_data_dir, share_prefixes=FLAGS.command is None, run_files=run_files,
-                      weights=FLAGS.weights)
+    plan = plan_study(study, FLAGS.output, FLAGS.gin_param, params, FLAGS.data_dir, FLAGS.pretraining_data_dir,
+                      share_prefixes=FLAGS.command is None, run_files=run_files, weights=FLAGS.weights)
   else:
     from rethink_tf.study import own_data
     plan = own_data.plan(FLAGS.data_dir, FLAGS.minutes, FLAGS.output, FLAGS.gin_param, FLAGS.weights, FLAGS.calibrate,
-                         FLAGS.dry_run, FLAGS.parallel)
+                         FLAGS.dry_run, FLAGS.parallel, params)
+  if FLAGS.max_seeds is not None and plan.until_settled is None:
+    raise UserError(f'--max_seeds={FLAGS.max_seeds} has no effect without --until_settled: add it')
+  plan = plan._replace(margin=FLAGS.margin, seed_spread=FLAGS.seed_spread)
   print(plan, flush=True)
   calibrate = FLAGS.calibrate and bool(FLAGS.gin_file)  # own_data has timed it
   if FLAGS.command:
     submit_study(plan, FLAGS.command, FLAGS.dry_run)
   elif FLAGS.dry_run:
     check_data(plan)
+    print(forecast.words(plan), flush=True)
     if calibrate and (found := estimate_study(plan, FLAGS.parallel)) is not None:
       print(found)
   else:

@@ -6,12 +6,16 @@ import inspect
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import gin
 
 from rethink_tf import gin_files
 from rethink_tf.errors import UserError
+from rethink_tf.storage import settings
+from rethink_tf.study import seeds
+from rethink_tf.study.seeds import UntilSettled
 from rethink_tf.training import sharing
 from rethink_tf.training.schedules import PAPER_BATCH, PAPER_UNIT
 
@@ -43,6 +47,7 @@ class Length(NamedTuple):
   graph: str = ''  # equal for runs whose steps have the same graph; '': shared with none
   process: str = ''  # settings that hold for a whole process
   one_device: bool = False  # on fewer devices than all of the machine it computes the same
+  settings: Mapping[str, Any] = MappingProxyType({})  # all bindings, as in a run's config.gin
 
   @property
   def images(self) -> int:
@@ -55,7 +60,8 @@ class Study:
 
   def __init__(self, base: Sequence[str], axes: Mapping[str, Mapping[str, Sequence[str]]],
                pretraining: Mapping[str, Sequence[str]] | None = None,
-               leave_out: Sequence[Mapping[str, str]] = (), share_prefixes: bool = True) -> None:
+               leave_out: Sequence[Mapping[str, str]] = (), share_prefixes: bool = True,
+               until_settled: UntilSettled | None = None) -> None:
     """Check the axes.
 
     Args:
@@ -67,12 +73,20 @@ class Study:
       leave_out: combinations to leave out, each as axis -> value for some of the axes.
       share_prefixes: share the iterations before the shorter schedule's first drop, which schedules of different length
         have in common (section 4).
+      until_settled: train one seed after the other and stop once the question is settled; the axis that binds run.seed
+        gets the seeds that it lacks, or the study such an axis. None: exactly the runs of the axes.
 
     Raises:
-      UserError: an axis has no values or a value that cannot name a folder, or leave_out names an unknown value.
+      UserError: until_settled is no UntilSettled; an axis has no values or a value that cannot name a folder, or
+        leave_out names an unknown value.
     """
     self.base, self.axes = tuple(base), {axis: dict(values) for axis, values in axes.items()}
     self.pretraining, self.share_prefixes = dict(pretraining or {}), share_prefixes
+    if until_settled is not None and not isinstance(until_settled, UntilSettled):
+      raise UserError(f'Study.until_settled = {until_settled!r}: use @UntilSettled(), or --until_settled')
+    self.until_settled, self.seed_axis = until_settled, ''
+    if until_settled is not None:
+      self.axes, self.seed_axis = seeds.extended(self.axes, until_settled.max_seeds)
     for axis, values in self.axes.items():
       if not values:
         raise UserError(f'Study.axes: {axis} has no values')
@@ -201,6 +215,6 @@ def length(trial: Trial, more: Sequence[str] = ()) -> Length:
       every = inspect.signature(getattr(evaluator, 'wrapped', evaluator)).parameters['every'].default
     one_device = not re.search(r'^\s*strategy\.|@sync_batch_norm', gin_files.text(), flags=re.MULTILINE)
     return Length(k_times.total_steps, batch, None if explicit else k_times.points[0], unit, kind, quiet, every,
-                  f'{name}.every', _data_folder(), _weights(), *_keys(), one_device)
+                  f'{name}.every', _data_folder(), _weights(), *_keys(), one_device, settings.parse(gin.config_str()))
   finally:
     gin.clear_config()

@@ -150,7 +150,7 @@ def fit(choice: Choice, facts: Facts, seconds: float, short: float, long: float)
 
 def plan(data_dir: str, minutes: float, output: str | None = None, params: Sequence[str] = (),
          weights: str | None = None, calibrate: bool = True, dry_run: bool = False,
-         parallel: int | None = None) -> StudyPlan:
+         parallel: int | None = None, study_params: Sequence[str] = ()) -> StudyPlan:
   """Choose a study for a data set, print what was chosen and why, and plan it.
 
   A choice that is in the output folder already is used again.
@@ -163,6 +163,8 @@ def plan(data_dir: str, minutes: float, output: str | None = None, params: Seque
     calibrate: time a few steps; False: schedules of the usual length.
     dry_run: neither keep the choice nor download weights.
     parallel: as for run_study.
+    study_params: bindings of the study itself, as 'Study.until_settled = @UntilSettled()'; the time is that of the
+      study without them.
 
   Raises:
     UserError: the data cannot be read, or the output folder holds the choice for another data set.
@@ -173,8 +175,8 @@ def plan(data_dir: str, minutes: float, output: str | None = None, params: Seque
   path, asked = os.path.join(output, _CHOICE), os.path.abspath(os.path.expanduser(data_dir))
   choice = _read(path, asked)
 
-  def planned(of: Choice, *more: str) -> StudyPlan:
-    return plan_study(of.study, output, (*of.params, *params, *more), data_dir=data_dir, run_files=of.run_files,
+  def planned(of: Choice, *more: str, of_study: Sequence[str] = ()) -> StudyPlan:
+    return plan_study(of.study, output, (*of.params, *params, *more), of_study, data_dir, run_files=of.run_files,
                       weights=of.weights)
 
   if choice is None:
@@ -189,7 +191,7 @@ def plan(data_dir: str, minutes: float, output: str | None = None, params: Seque
   else:
     print(f'{path}: the choice that was made before is used again, whatever --minutes: delete it to choose anew')
   print('\n'.join([*(f'- {reason}' for reason in choice.reasons), 'the same as', choice.command(data_dir, output), '']))
-  return planned(choice)
+  return planned(choice, of_study=study_params)
 
 
 def _time(choice: Choice, planned: Callable[..., StudyPlan], parallel: int | None) -> tuple[float, float]:

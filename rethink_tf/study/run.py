@@ -17,10 +17,11 @@ from rethink_tf.compare.report import Comparison, compare
 from rethink_tf.compare.tables import as_text
 from rethink_tf.errors import UserError
 from rethink_tf.study import estimate as estimating
-from rethink_tf.study import execution, grid, processes, reuse, worker
+from rethink_tf.study import execution, forecast, grid, processes, reuse, sequential, worker
 from rethink_tf.study import stages as staging
 from rethink_tf.study.estimate import Estimate
 from rethink_tf.study.grid import Length, Study, Trial
+from rethink_tf.study.seeds import UntilSettled
 from rethink_tf.study.stages import Stage
 from rethink_tf.weights import catalog
 
@@ -36,13 +37,19 @@ class StudyPlan(NamedTuple):
   data_dir: str | None = None  # of every run
   pretraining_data_dir: str | None = None
   pretraining_folders: tuple[str | None, ...] = ()  # of the data sets of the pre-trainings
+  share_prefixes: bool = True
+  until_settled: UntilSettled | None = None  # not None: the stages are the most there can be, seed by seed
+  seed_axis: str = ''
+  margin: float = 0.5  # of the comparison, as the next: AP points within which two sides count as equal
+  seed_spread: float | None = None  # known standard deviation between seeds
 
   def __str__(self) -> str:
     alone, shared = sum(length.images for length in self.lengths), staging.images(self.stages)
     saved = f', {1 - shared / alone:.0%} less than the runs one by one ({alone})' if shared < alone else ''
     before = ''.join(f'pre-training {path}\n' for path in self.pretraining)
+    most = '' if self.until_settled is None else 'at most '
     return (f'{before}{as_text(staging.table(self.stages))}\n'
-            f'{len(self.trials)} runs, {shared} images to train on{saved}')
+            f'{most}{len(self.trials)} runs, {shared} images to train on{saved}')
 
 
 def plan_study(gin_file: str, output: str | None = None, gin_params: Sequence[str] = (),
@@ -62,7 +69,7 @@ def plan_study(gin_file: str, output: str | None = None, gin_params: Sequence[st
     weights: file or name of the initial weights of all pre-trained runs for which the study names none.
 
   Raises:
-    UserError: a configuration is not valid.
+    UserError: a configuration is not valid, or Study.until_settled has nothing to settle.
   """
   study = grid.read_study(gin_file, study_params)
   output = (output or '').rstrip('/') or f'runs/studies/{pathlib.PurePosixPath(gin_file).stem}'
@@ -71,13 +78,20 @@ def plan_study(gin_file: str, output: str | None = None, gin_params: Sequence[st
   trials = [trial._replace(files=(*trial.files, *run_files), params=(*given, *trial.params, *gin_params))
             for trial in study.trials(pretrained)]
   lengths = [grid.length(trial, [f'DATA_DIR = {data_dir!r}'] if data_dir else []) for trial in trials]
-  stages = staging.plan(trials, lengths, study.share_prefixes and share_prefixes)
+  if study.until_settled is not None and not forecast.design(lengths).verdicts:
+    raise UserError('Study.until_settled: no scratch run of the study has a pre-trained counterpart that is otherwise '
+                    'the same, so that there is nothing to settle: leave it out')
+  share = study.share_prefixes and share_prefixes
+  rounds = sequential.by_seed(trials, study.seed_axis) if study.until_settled else [trials]
+  of = {trial.name: length for trial, length in zip(trials, lengths, strict=True)}
+  stages = [stage for each in rounds for stage in staging.plan(each, [of[trial.name] for trial in each], share)]
   pretraining = {path: grid.split_words(study.pretraining[name], pretrained) for name, path in pretrained.items()}
   if weights and weights not in [length.weights for length in lengths]:
     raise UserError(f'--weights={weights} is given, but no run of {gin_file} starts from it: the study names the '
                     'weights of each arm itself, or all start from random ones')
   return StudyPlan(output, tuple(trials), tuple(lengths), tuple(stages), pretraining, data_dir, pretraining_data_dir,
-                   tuple(grid.data_folder(*words, pretraining_data_dir) for words in pretraining.values()))
+                   tuple(grid.data_folder(*words, pretraining_data_dir) for words in pretraining.values()),
+                   share_prefixes=share, until_settled=study.until_settled, seed_axis=study.seed_axis)
 
 
 def check_data(plan: StudyPlan) -> None:
@@ -119,6 +133,8 @@ def run_study(plan: StudyPlan, calibrate: bool = True, parallel: int | None = No
   Runs of the same graph (norm, model, size of batches, ...) share a process and its traced trainer; an error in one
   does not affect the others.
 
+  With Study.until_settled those of the first seed, then of the second, ..., until the question is settled.
+
   calibrate: time a few steps first, to estimate the total time.
   parallel: number of runs side by side, each with its share of the GPUs or of the CPU's cores; None: one for each GPU,
     unless a run depends on the number of its devices.
@@ -127,33 +143,55 @@ def run_study(plan: StudyPlan, calibrate: bool = True, parallel: int | None = No
     The comparison, None if no run has been evaluated.
 
   Raises:
-    UserError: a run that is complete had other settings; or pre-training or a stage failed, and the other stages have
+    UserError: the held-out data cannot be read; a run that is complete had other settings; the folder has the looks of
+      a study that stops early and this one does not; or pre-training or a stage failed, and the other stages have
       been run and compared.
   """
   check_data(plan)
+  sequential.check_record(plan)
   get_weights(plan)
+  planned = forecast.words(plan)
+  print(planned, flush=True)
+
+  def compare_runs(folders: Sequence[str]) -> Comparison:
+    return compare(folders, f'{plan.output}/report', margin=plan.margin, seed_spread=plan.seed_spread, planned=planned)
+
   with runner_of(plan, parallel) as runner:
-    for stage in plan.stages:
-      if runner.done(stage):
-        trial = stage.trial
-        reuse.check_done(runner.folder(trial.name), trial.name, trial.files, trial.params, plan.data_dir,
-                         not stage.partial)
-    found = _estimate(runner, plan) if calibrate else None
-    if found is not None:
-      print(found, flush=True)
-    for path, (files, params) in plan.pretraining.items():
-      print(f'pre-training {path}', flush=True)
-      runner.pretrain(path, files, params, plan.pretraining_data_dir)
-    failures = runner.run(plan.stages)
+    _prepare(plan, runner, calibrate)
+    if plan.until_settled is not None:
+      rounds = sequential.Rounds(plan, runner, compare_runs, lambda line: print(line, flush=True))
+      failures, comparison = rounds.run()
+    else:
+      failures, comparison = runner.run(plan.stages), None
   evaluated = [runner.folder(trial.name) for trial in plan.trials if runner.evaluated(trial.name)]
-  comparison = compare(evaluated, f'{plan.output}/report') if evaluated else None
+  if plan.until_settled is None and evaluated:
+    comparison = compare_runs(evaluated)
   if comparison is not None:
     print(f'\n{comparison.text}\n\nreport: {comparison.page}\n'
           f'{tensorboard_log.command(f"{plan.output}/report")}')
+    for line in forecast.next_commands(plan, comparison.verdicts):
+      print(line, flush=True)
   if failures:
     raise UserError(f'{len(failures)} of {len(plan.stages)} stages failed; the same command retries them: '
                     + '; '.join(failures))
   return comparison
+
+
+def _prepare(plan: StudyPlan, runner: execution.Runner, calibrate: bool) -> None:
+  """Check the runs that are complete, estimate the time, and pre-train."""
+  for stage in plan.stages:
+    if runner.done(stage):
+      trial = stage.trial
+      reuse.check_done(runner.folder(trial.name), trial.name, trial.files, trial.params, plan.data_dir,
+                       not stage.partial)
+  found = _estimate(runner, plan) if calibrate else None
+  if found is not None:
+    print(found, flush=True)
+    if plan.until_settled is not None:
+      print(f'with all {plan.until_settled.max_seeds} seeds: it stops once its question is settled', flush=True)
+  for path, (files, params) in plan.pretraining.items():
+    print(f'pre-training {path}', flush=True)
+    runner.pretrain(path, files, params, plan.pretraining_data_dir)
 
 
 def runner_of(plan: StudyPlan, parallel: int | None = None) -> execution.Runner:
@@ -190,6 +228,8 @@ def submit_study(plan: StudyPlan, command: str, dry_run: bool = False) -> None:
   Raises:
     UserError: a pre-training has no checkpoint yet, or a call failed.
   """
+  if plan.until_settled is not None:
+    raise UserError('--command submits all runs at once: leave out --until_settled (Study.until_settled)')
   for path, (files, params) in plan.pretraining.items():
     if not dry_run and not tf.io.gfile.glob(f'{path}/checkpoints/step-*'):
       words = worker.arguments(files, params, path, plan.pretraining_data_dir)

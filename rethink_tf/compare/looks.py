@@ -1,0 +1,115 @@
+"""The looks that were taken at a study that may stop early, recorded in its folder: a restart gets none for free."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from rethink_tf.compare import sequential
+from rethink_tf.compare.sequential import Look
+from rethink_tf.data.json_files import load_json
+from rethink_tf.errors import UserError
+from rethink_tf.storage import files
+
+FILE = 'looks.json'
+
+
+class Taken(NamedTuple):
+  """A look that was taken."""
+
+  seeds: int
+  scores: Mapping[str, float]  # name of a run folder -> metric in percent
+  more: tuple[str, ...] | None  # run folders of which further seeds are needed; None: not concluded yet
+
+  def as_json(self) -> dict[str, Any]:
+    return {'seeds': self.seeds, 'scores': dict(self.scores), 'more': None if self.more is None else list(self.more)}
+
+
+class Record(NamedTuple):
+  """Content of looks.json."""
+
+  max_seeds: int
+  taken: tuple[Taken, ...] = ()
+  before: int = 0  # seeds with which the runs were compared before the first look, 0: they were not
+
+  @property
+  def look(self) -> Look | None:
+    """The latest look."""
+    return Look(self.taken[-1].seeds, self.max_seeds) if self.taken else None
+
+  def at(self, seeds: int) -> Taken | None:
+    """Return the look that was taken with a number of seeds."""
+    return next((one for one in self.taken if one.seeds == seeds), None)
+
+  def with_look(self, taken: Taken) -> Record:
+    """Return the record with a further look, or with the latest one concluded."""
+    return self._replace(taken=(*(one for one in self.taken if one.seeds != taken.seeds), taken))
+
+
+def read(folder: str) -> Record | None:
+  """Read the record in the folder of a study, None if there is none.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  path = os.path.join(folder, FILE)
+  if not tf.io.gfile.exists(path):
+    return None
+  try:
+    content = load_json(path)
+    looks = [Taken(int(one['seeds']), {str(name): float(score) for name, score in one['scores'].items()},
+                   None if one['more'] is None else tuple(map(str, one['more']))) for one in content['looks']]
+    record = Record(int(content['max_seeds']), tuple(looks), int(content['compared_before']))
+  except (KeyError, TypeError, ValueError, AttributeError) as error:
+    raise UserError(f'{path}: not a record of looks: restore it, or choose another --output') from error
+  counts = [one.seeds for one in looks]
+  if counts != sorted(set(counts)) or not all(sequential.FIRST <= n <= record.max_seeds for n in counts):
+    raise UserError(f'{path}: "seeds" must ascend from {sequential.FIRST} to max_seeds: restore it, or choose another '
+                    '--output')
+  return record
+
+
+def write(folder: str, record: Record) -> None:
+  """Write the record of a study, atomically."""
+  content = {'max_seeds': record.max_seeds, 'compared_before': record.before,
+             'looks': [one.as_json() for one in record.taken]}
+  files.write_output(os.path.join(folder, FILE), json.dumps(content, indent=2).encode())
+
+
+def of_runs(run_folders: Sequence[str]) -> Record | None:
+  """Return the record of the study that all run folders belong to, None if no look was taken at it."""
+  parents = {os.path.dirname(path.rstrip('/')) for path in run_folders}
+  record = read(parents.pop()) if len(parents) == 1 else None
+  return record if record is not None and record.taken else None
+
+
+def described(record: Record) -> str:
+  """Describe the latest look, as a fact of the page."""
+  look = record.look
+  return f'look {look.number} of at most {look.planned}, after {look.seeds} of at most {look.max_seeds} seeds'
+
+
+def cautions(record: Record | None) -> list[str]:
+  """Return what the reader must know of looks that are not among the planned ones."""
+  if record is None or not record.before:
+    return []
+  return [f'The runs were compared with {record.before} seeds before this study began to look at them: the error rate '
+          'of that comparison, 5 %, comes on top of the 5 % of all looks together.']
+
+
+def check_scores(folder: str, record: Record, scores: Mapping[str, float]) -> None:
+  """Check that the runs of earlier looks are still what they were.
+
+  Raises:
+    UserError: a run has another score: it was trained or evaluated again, and a look at it would be one more.
+  """
+  for taken in record.taken:
+    for name, was in taken.scores.items():
+      if name in scores and not abs(scores[name] - was) < 1e-6:
+        raise UserError(f'{os.path.join(folder, FILE)}: {name} had {was:.4f} at an earlier look and has '
+                        f'{scores[name]:.4f} now: a run that was trained or evaluated again is a new study: choose '
+                        'another --output')

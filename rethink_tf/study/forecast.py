@@ -1,0 +1,170 @@
+"""What a study will be able to tell, before it starts: the smallest difference that its verdicts find."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from rethink_tf import gin_files
+from rethink_tf.compare import intervals, planning, report
+from rethink_tf.compare.planning import LEVEL, SPREAD, SPREAD_RANGE, Noise, Precision
+from rethink_tf.compare.run_summary import init_key, twin_key
+from rethink_tf.compare.sequential import FIRST, Look
+from rethink_tf.compare.verdict import Verdict
+from rethink_tf.storage.run_folder import RunFolder
+from rethink_tf.study.grid import Length, Trial
+
+if TYPE_CHECKING:
+  from rethink_tf.study.run import StudyPlan
+
+
+class Design(NamedTuple):
+  """What the intervals of a study depend on."""
+
+  verdicts: int  # groups of runs that have a scratch and a pre-trained side
+  sides: int  # of all verdicts: runs that differ in their seed only count as one
+  pretrained: int  # schedules that a scratch schedule is compared with, at most
+  seeds: int  # of the side that has fewest
+
+  def degrees(self, seeds: int) -> int:
+    """Return the degrees of freedom of the spread between seeds."""
+    return self.sides * (seeds - 1)
+
+
+def design(lengths: Sequence[Length]) -> Design:
+  """Return the design of a study from the schedules and settings of its runs."""
+  seeds: dict[tuple, set[Any]] = {}
+  for length in lengths:
+    settings = length.settings
+    pretrained = settings.get('run.initial_weights') not in (None, 'None')
+    key = (twin_key(settings), init_key(settings) if pretrained else None, length.steps)
+    seeds.setdefault(key, set()).add(settings.get('run.seed', 0))
+  scratch = {twin for twin, init, _ in seeds if init is None}
+  schedules: dict[tuple, int] = {}
+  for twin, init, _ in seeds:
+    if init is not None and twin in scratch:
+      schedules[twin, init] = schedules.get((twin, init), 0) + 1
+  groups = {twin for twin, _ in schedules}
+  counted = [len(of) for (twin, _, _), of in seeds.items() if twin in groups]
+  return Design(len(schedules), len(counted), max(schedules.values(), default=0), min(counted, default=0))
+
+
+def words(plan: StudyPlan) -> str:
+  """Say what a study will be able to tell.
+
+  Raises:
+    UserError: the held-out data cannot be read.
+  """
+  found = design(plan.lengths)
+  if not found.verdicts:
+    return ('what it can tell: runs side by side, without a verdict on pre-training: no scratch run has a pre-trained '
+            'counterpart that is otherwise the same')
+  images = held_out_images(plan.trials[0], plan.data_dir)
+  if images < 2:
+    return 'what it can tell: nothing, on one held-out image: hold out more images'
+  if found.seeds < FIRST and plan.seed_spread is None:
+    return ('what it can tell: no verdict, however far apart the sides are: with one seed a side the spread between '
+            'seeds stays unknown. Add --until_settled, which adds seeds as they are needed, an axis of seeds to '
+            'Study.axes, or --seed_spread if you know it')
+  measured = None if plan.seed_spread is not None else _measured(plan, images)
+  noise, source = measured or _assumed(plan, images)
+  numbers = _numbers(plan, found)
+  told = [f'{_seeds(seeds, look)}: {_above(plan, found, noise, seeds, look)}' for seeds, look in numbers]
+  each = '' if found.verdicts == 1 else f' by each of its {found.verdicts} verdicts'
+  return (f'what it can tell, on {images} held-out images{each}: differences that it finds in four of five cases: '
+          f'{"; ".join(told)}. {source}')
+
+
+def next_commands(plan: StudyPlan, verdicts: Sequence[Verdict]) -> list[str]:
+  """Return lines that name the commands that would settle what is open, [] if nothing is."""
+  needs = [one.need for one in verdicts if one.need is not None]
+  if not needs:
+    return []
+  lines, more = ['To settle it:'], max((need.seeds for need in needs if need.seeds), default=None)
+  if more is not None:
+    now = max(len(side.runs) for one in verdicts for side in one.schedules)
+    lines.append(f'  more seeds: {_more_seeds(plan, more, now)}')
+  if images := max((need.images for need in needs if need.images), default=None):
+    lines.append(f'  about {images} more held-out images: add them to the annotations of the held-out split, then '
+                 'python -m rethink_tf.evaluate --model_dir=RUN for each run, and the same command')
+  if any(need.longer for need in needs):
+    k = 2 * max(length.steps / length.unit for length in plan.lengths)
+    lines.append(f"  a longer schedule: --study_param='Study.axes = ...' with '{k:g}x': ('SCHEDULE = {k:g}',) in the "
+                 'axis of schedules; runs that are complete are not trained again')
+  return lines
+
+
+def _more_seeds(plan: StudyPlan, more: int, now: int) -> str:
+  if plan.until_settled is None:
+    return f'the same command with --until_settled --max_seeds={now + more}'
+  if now + more <= plan.until_settled.max_seeds:
+    return "the same command with --study_param='UntilSettled.least_chance = 0'"
+  return (f'a study of its own, since the looks of this one end with {plan.until_settled.max_seeds}: the same command '
+          f'with --max_seeds={now + more} and another --output')
+
+
+def held_out_images(trial: Trial, data_dir: str | None) -> int:
+  """Return the number of images on which a run is evaluated.
+
+  Raises:
+    UserError: the data cannot be read.
+  """
+  from rethink_tf import experiment  # registers what gin files name
+
+  gin_files.parse(trial.files, [*trial.params, *([f'DATA_DIR = {data_dir!r}'] if data_dir else [])])
+  try:
+    return len(gin_files.argument(experiment.run, 'eval_source')(training=False).image_ids)
+  finally:
+    gin_files.clear()
+
+
+def _numbers(plan: StudyPlan, found: Design) -> list[tuple[int, Look | None]]:
+  """Return the numbers of seeds at which the study is judged: the first and the last."""
+  if plan.until_settled is None:
+    return [(found.seeds, None)]
+  most = plan.until_settled.max_seeds
+  return [(seeds, Look(seeds, most)) for seeds in sorted({FIRST, most})]
+
+
+def _seeds(seeds: int, look: Look | None) -> str:
+  words = f'{seeds} seed{"s" if seeds > 1 else ""}'
+  return words if look is None or look.seeds < look.max_seeds else f'{words}, the most'
+
+
+def _above(plan: StudyPlan, found: Design, noise: Sequence[Noise], seeds: int, look: Look | None) -> str:
+  """Return 'above about 1.9 points (1.5 to 3.0)'; the noise is the expected one, and its range if it is assumed."""
+  degrees = found.degrees(seeds) if plan.seed_spread is None else np.inf
+  tail = intervals.outside(0.95, found.pretrained, look)
+  each: list[Precision] = [planning.precision(one, (seeds, seeds), degrees, tail) for one in noise]
+  ends = f' ({each[1].found:.1f} to {each[2].found:.1f})' if len(each) > 1 else ''
+  return f'above about {each[0].found:.1f} points{ends}'
+
+
+def _assumed(plan: StudyPlan, images: int) -> tuple[list[Noise], str]:
+  """Return the expected noise, that of the smallest and that of the largest spread; and the assumptions in words."""
+  if plan.seed_spread is not None:
+    return ([Noise.expected(images, plan.seed_spread)],
+            f'Given: a standard deviation of {plan.seed_spread:g} points between seeds; assumed: AP about {LEVEL:g}')
+  low, high = SPREAD_RANGE
+  return ([Noise.expected(images, spread) for spread in (SPREAD, low, high)],
+          f'Assumed: AP about {LEVEL:g}, and a standard deviation between seeds of {SPREAD:g} points ({low:g} to '
+          f'{high:g}; --seed_spread, if you know it)')
+
+
+def _measured(plan: StudyPlan, images: int) -> tuple[list[Noise], str] | None:
+  """Return the noise of the runs that the study has already, and its source in words; None if they do not tell it."""
+  folders = [os.path.join(plan.output, trial.name) for trial in plan.trials]
+  folders = [path for path, length in zip(folders, plan.lengths, strict=True) if _complete(path, length)]
+  noise = report.noise(folders) if folders else None
+  if noise is None:
+    return None
+  return [noise.times(images / noise.num_images)], f'Measured on the runs that are there ({len(folders)})'
+
+
+def _complete(path: str, length: Length) -> bool:
+  """Whether a run folder has the evaluation at the end of its schedule."""
+  return os.path.isdir(path) and any(line.get('kind') == 'eval' and line.get('step') == length.steps
+                                     for line in RunFolder(path, create=False).read_metrics())

@@ -1,0 +1,79 @@
+"""What a study will be able to tell."""
+
+import pytest
+
+from rethink_tf.compare import groups, verdict
+from rethink_tf.compare.planning import Need
+from rethink_tf.study import forecast
+from rethink_tf.study.run import plan_study
+from tests.compare.fake_runs import share, write
+
+STUDY = 'gin_configs/studies/miniature_figure1.gin'  # 500 synthetic images, three seeds, four schedules a side
+
+
+@pytest.fixture(scope='module')
+def plan(tmp_path_factory):
+  return plan_study(STUDY, str(tmp_path_factory.mktemp('studies') / 'mini'))
+
+
+@pytest.fixture(scope='module')
+def early(plan):
+  two = "Study.axes = {'seed': {'s': ('run.seed = 0',)}, 'init': {'scratch': (), 'pretrain': ('gin_configs/init/" \
+        "pretrained_run.gin', 'WEIGHTS = {shapes}')}}"
+  return plan_study(STUDY, f'{plan.output}_early', study_params=['Study.until_settled = @UntilSettled()', two])
+
+
+def number(words):
+  """The first 'above about 1.9 points'."""
+  return float(words.split('above about ')[1].split()[0])
+
+
+def test_a_study_says_what_it_can_tell(plan):
+  assert forecast.design(plan.lengths) == (1, 8, 4, 3)
+  words = forecast.words(plan)
+  assert 'on 500 held-out images: ' in words and ': 3 seeds: above about' in words and ';' not in words.split('2.3;')[0]
+  assert 'Assumed: AP about 40, and a standard deviation between seeds of 1 points (0.3 to 2.3' in words
+  known = forecast.words(plan._replace(seed_spread=0.3))
+  assert number(known) < number(words) and 'Given: a standard deviation of 0.3 points' in known
+
+
+def test_one_seed_says_so_with_the_cure(plan):
+  chosen = [i for i, trial in enumerate(plan.trials) if trial.choice['seed'] == 'seed0']
+  one = plan._replace(trials=[plan.trials[i] for i in chosen], lengths=[plan.lengths[i] for i in chosen])
+  words = forecast.words(one)
+  assert 'no verdict, however far apart' in words and '--until_settled' in words
+  assert number(forecast.words(one._replace(seed_spread=0.3))) > 0
+
+
+def test_a_study_that_stops_early_names_its_first_and_its_last_look(early):
+  words = forecast.words(early)
+  first, last = (number(part) for part in words.split('; ')[:2])
+  assert '2 seeds: above' in words and '5 seeds, the most: above' in words and last < first
+
+
+def test_a_study_without_the_question_says_so(plan):
+  scratch = [length for trial, length in zip(plan.trials, plan.lengths, strict=True) if
+             trial.choice['init'] == 'scratch']
+  assert 'without a verdict on pre-training' in forecast.words(plan._replace(lengths=scratch))
+
+
+def test_runs_that_are_there_replace_the_assumptions(plan, tmp_path):
+  here = plan._replace(output=str(tmp_path))
+  for trial, length in zip(plan.trials, plan.lengths, strict=True):
+    if trial.choice['schedule'] == '0.25x' and trial.choice['seed'] != 'seed2':
+      seed = int(trial.choice['seed'][4:])
+      write(tmp_path / trial.name, share(100, seed=seed), k=0.25, seed=seed, images=4 * length.steps,
+            init='w' if trial.choice['init'] == 'pretrain' else None)
+  assert 'Measured on the runs that are there (4)' in forecast.words(here)
+
+
+def test_the_commands_that_would_settle_it(plan, early):
+  sides = (groups.Side('1x', (None,) * 3),)
+  one = verdict.Verdict('box/AP', None, sides, (), None, verdict.OPEN, '', '', '', Need('', '', 2, 120, True))
+  text = '\n'.join(forecast.next_commands(plan, [one]))
+  assert '--until_settled --max_seeds=5' in text and '120 more held-out images' in text
+  assert "'4x': ('SCHEDULE = 4',)" in text
+  assert not forecast.next_commands(plan, [one._replace(need=None)])
+  assert "'UntilSettled.least_chance = 0'" in forecast.next_commands(early, [one])[1]
+  most = one._replace(schedules=(groups.Side('1x', (None,) * 5),))
+  assert '--max_seeds=7 and another --output' in forecast.next_commands(early, [most])[1]
