@@ -127,3 +127,33 @@ def test_a_signal_ends_a_study_with_its_run_saved(tmp_path):
   for path in metrics:
     saved = max(int(one.name[5:]) for one in (path.parent / 'checkpoints').glob('step-*'))
     assert saved == max(json.loads(line)['step'] for line in path.read_text().splitlines())
+
+
+@pytest.mark.slow
+def test_seeds_are_added_until_the_answer_is_settled_or_given_up(tmp_path):
+  """Two seeds of two sides, one from a pre-training of one step; then the report again, without a further look."""
+  (tmp_path / 'tiny.gin').write_text(STUDY.partition('Study.axes')[0] + '''
+Study.pretraining = {'untrained': ('gin_configs/pretraining/shapes.gin', 'EpochSchedule.epochs = 0.004',
+                                   'EpochSchedule.drops = ()', 'EpochSchedule.warmup_epochs = 0',
+                                   'ResNet.stem_width = 16', 'ResNet.res2_width = 32', 'ResNet.width_per_group = 16',
+                                   'group_norm.groups = 8')}
+Study.axes = {'init': {'scratch': ('SCHEDULE = 0.25',),
+                       'pretrain': ('gin_configs/init/pretrained_run.gin', 'WEIGHTS = {untrained}',
+                                    'SCHEDULE = 0.25')}}
+Study.until_settled = @UntilSettled()
+UntilSettled.least_chance = 0.999
+''')
+  common = (f'--gin_file={tmp_path}/tiny.gin', '--nocalibrate', f'--output={tmp_path}/studies/tiny', '--max_seeds=3',
+            '--gin_param=MaskRCNN.pixel_std = (1.0, 1.0, 1.0)')
+  done = call_process('study', *common, cwd=ROOT)
+  assert done.returncode == 0, done.stdout + done.stderr
+  assert 'what it can tell, on 4 held-out images' in done.stdout and 'seed 2 of at most 3: 2 runs' in done.stdout
+  assert 'after 2 of at most 3 seeds' in done.stdout and 'seed 3' not in done.stdout
+  runs = sorted(path.name for path in (tmp_path / 'studies/tiny').iterdir() if path.is_dir())
+  assert runs == ['pretrain_seed0', 'pretrain_seed1', 'report', 'scratch_seed0', 'scratch_seed1']
+  assert json.loads((tmp_path / 'studies/tiny/looks.json').read_text())['looks'][0]['more'] == []
+  assert 'look 1 of at most 2, after 2 of at most 3 seeds' in (tmp_path / 'studies/tiny/report/index.html').read_text()
+  again = command(*common)
+  assert again.returncode == 0 and again.stdout.count('complete to iteration') == 4
+  more = command(*common[:3], '--max_seeds=5', common[4])
+  assert more.returncode == 1 and 'planned for at most 3 seeds' in more.stderr
