@@ -64,12 +64,13 @@ def read(folder: str) -> Record | None:
     looks = [Taken(int(one['seeds']), {str(name): float(score) for name, score in one['scores'].items()},
                    None if one['more'] is None else tuple(map(str, one['more']))) for one in content['looks']]
     record = Record(int(content['max_seeds']), tuple(looks), int(content['compared_before']))
-  except (KeyError, TypeError, ValueError, AttributeError) as error:
+  except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
     raise UserError(f'{path}: not a record of looks: restore it, or choose another --output') from error
   counts = [one.seeds for one in looks]
-  if counts != sorted(set(counts)) or not all(sequential.FIRST <= n <= record.max_seeds for n in counts):
-    raise UserError(f'{path}: "seeds" must ascend from {sequential.FIRST} to max_seeds: restore it, or choose another '
-                    '--output')
+  ends = [sequential.FIRST, *counts, record.max_seeds, sequential.MOST]
+  if ends != sorted(ends) or len(set(counts)) < len(counts):
+    raise UserError(f'{path}: "seeds" must ascend from {sequential.FIRST} to max_seeds, which is at most '
+                    f'{sequential.MOST}: restore it, or choose another --output')
   return record
 
 

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import optimize, special
 
-FIRST = 2  # seeds a side at the first look: with one there is no spread between seeds
+FIRST, MOST = 2, 30  # seeds a side at the first look (with one there is no spread between seeds), and at most
 _SPENT = 0.8  # share of α
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(96)
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 import gin
 
 from rethink_tf.compare import sequential
-from rethink_tf.compare.planning import MOST_SEEDS
 from rethink_tf.errors import UserError
 
 _SEED = re.compile(r'run\.seed = (\d+)')
@@ -36,8 +35,8 @@ class UntilSettled:
     Raises:
       UserError: max_seeds or least_chance is out of range.
     """
-    if not (isinstance(max_seeds, int) and sequential.FIRST <= max_seeds <= MOST_SEEDS):
-      raise UserError(f'UntilSettled.max_seeds = {max_seeds!r}: use {sequential.FIRST} to {MOST_SEEDS}')
+    if not (isinstance(max_seeds, int) and sequential.FIRST <= max_seeds <= sequential.MOST):
+      raise UserError(f'UntilSettled.max_seeds = {max_seeds!r}: use {sequential.FIRST} to {sequential.MOST}')
     if not 0 <= least_chance < 1:
       raise UserError(f'UntilSettled.least_chance = {least_chance!r}: use a probability below 1')
     self.max_seeds, self.every_schedule, self.least_chance = max_seeds, every_schedule, least_chance
@@ -62,7 +61,7 @@ def extended(axes: Axes, number: int) -> tuple[Axes, str]:
   if len(values) > number:
     raise UserError(f'Study.axes: {axis} has {len(values)} values and UntilSettled.max_seeds is {number}: raise it')
   used = {int(_SEED.fullmatch(words[0].strip()).group(1)) for words in values.values()}
-  free = (seed for seed in range(2 * MOST_SEEDS) if seed not in used and f'seed{seed}' not in values)
+  free = (seed for seed in range(2 * sequential.MOST) if seed not in used and f'seed{seed}' not in values)
   while len(values) < number:
     seed = next(free)
     values[f'seed{seed}'] = (f'run.seed = {seed}',)

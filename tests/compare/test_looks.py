@@ -29,7 +29,8 @@ def test_runs_in_one_folder_have_its_latest_look(tmp_path):
 
 @pytest.mark.parametrize('content', ['[]', '{"max_seeds": 3}', '{"max_seeds": 3, "looks": [{"seeds": "x"}]}',
                                      '{"max_seeds": 3, "compared_before": 0, "looks": [{"seeds": 9, "scores": {}, '
-                                     '"more": []}]}', '{'])
+                                     '"more": []}]}', '{"max_seeds": 1e999, "compared_before": 0, "looks": []}',
+                                     '{"max_seeds": 1000000, "compared_before": 0, "looks": []}', '{'])
 def test_damage_is_reported(tmp_path, content):
   (tmp_path / 'looks.json').write_text(content)
   with pytest.raises(UserError, match='looks.json'):
