@@ -135,11 +135,13 @@ def needed(side: Side, best: Side, differences: Differences, margin: float, sche
   noise = Noise.measured(differences.scores(side), differences.scores(best), spread, num_images)
   tail = intervals.outside(difference.confidence, len(schedules), differences.look)
   seeds = (len(side.runs), len(best.runs))
-  left, likely = differences.look, 1.0
+  left, likely, rest = differences.look, 1.0, ''
   if left is not None:
     last = left._replace(seeds=left.max_seeds)
     likely = float(chance(difference.value, noise, seeds, spread.degrees * (last.seeds - 1) / (left.seeds - 1), left,
                           intervals.outside(difference.confidence, len(schedules), last), margin))
+    if left.seeds < left.max_seeds:
+      rest = f' With all {left.max_seeds} seeds it would be settled with a probability of about {100 * likely:.0f} %.'
   images = next((times for times in (1.5, 2, 3, 4, 6, 8, 12, 16, 25, 50, 100, MOST_TIMES) if
                  precision(noise.times(times), seeds, spread.degrees, tail).half <= target), None)
   more = next((n for n in range(1, MOST_SEEDS) if precision(
@@ -155,17 +157,15 @@ def needed(side: Side, best: Side, differences: Differences, margin: float, sche
     costs[longer] = 2 * len(side.runs) * _seconds(side)
   if not choices:
     text += 'more than a thousand times the images or thirty seeds; the sides are as good as equal.'
-    return Need('the sides are as good as equal', text + (f' Scratch may gain from {longer}.' if longer else ''),
-                longer=bool(longer), chance=likely)
+    text += f' Scratch may gain from {longer}.' if longer else ''
+    return Need('the sides are as good as equal', text + rest, longer=bool(longer), chance=likely)
   words = text + ' or '.join(choices) + ', should the difference stay as it is.'
   if longer:
     words += f' It may not stay: scratch still gains, so {longer} may settle it too.'
   words += _cheapest(costs)
   if images is not None and costs:
     words += ' More images take annotations and no training.'
-  if left is not None and left.seeds < left.max_seeds:
-    words += f' With all {left.max_seeds} seeds it would be settled with a probability of about {100 * likely:.0f} %.'
-  return Need(' or '.join(choices), words, more,
+  return Need(' or '.join(choices), words + rest, more,
               None if images is None else math.ceil((images - 1) * num_images), bool(longer), likely)
 
 
