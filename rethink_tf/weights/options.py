@@ -46,15 +46,16 @@ def command_line(contents: Contents, norm: str = 'gn', init: str | None = None) 
   files, bindings = _model(contents)
   init = init or _init(known)
   files.append(f'gin_configs/init/{init}.gin')
+  shipped = _bindings_of(init)
   if known.kind == 'detector' and not known.own:
     further, parts = detectron2_settings.parts(known)
     files += [f'gin_configs/{name}' for name in further]
-    bindings |= parts | {name: value for name, value in known.settings.items() if value != _default(name)}
+    bindings |= parts | {name: value for name, value in known.settings.items()
+                         if name in shipped or value != _default(name)}
   elif known.kind == 'backbone' and not torchvision_vgg.is_of(known):
     norm = {'bn': 'syncbn', 'folded': 'frozen_bn', 'none': 'none', 'gn': 'gn', None: 'gn'}[known.norm]
     files.append(f'gin_configs/norms/{norm}.gin')
   bindings |= _of_file(contents, known)
-  shipped = _bindings_of(init)
   bindings = {name: value for name, value in bindings.items() if name not in shipped or shipped[name] != value}
   return [*(f'--gin_file={shlex.quote(name)}' for name in files), f'--weights={shlex.quote(contents.path)}',
           *(f'--gin_param={_quoted(name, value)}' for name, value in bindings.items())]

@@ -1,7 +1,10 @@
 """Detectron2's configuration beside a detector, the model zoo's without one, and the parts that its arrays imply."""
 
+import ast
+import inspect
 import pickle
 import re
+import shlex
 
 import numpy as np
 import pytest
@@ -77,6 +80,24 @@ def test_the_configuration_beside_a_detector(tmp_path):
   line = ' '.join(options.command_line(found))
   assert 'init/detector.gin' in line and "'MaskRCNN.pixel_std = (58.395, 57.12, 57.375)'" in line
   assert "'Anchors.sizes = (8, 16, 32, 64, 128)'" in line and 'PretrainedWeights.channels' not in line
+
+
+@pytest.mark.parametrize('ratio', [0, 2, 4])
+@pytest.mark.parametrize('kind', ['ROIAlign', 'ROIAlignV2'])
+@pytest.mark.parametrize('offset', [0.0, 0.5])
+def test_the_printed_options_bind_the_grids_of_the_configuration(tmp_path, ratio, kind, offset):
+  found = read(tmp_path, {'MODEL': {
+    'RESNETS': {'STRIDE_IN_1X1': True}, 'ANCHOR_GENERATOR': {'OFFSET': offset},
+    'ROI_BOX_HEAD': {'POOLER_TYPE': kind, 'POOLER_SAMPLING_RATIO': ratio}}})
+  printed = [shlex.split(option)[0].split('=', 1) for option in options.command_line(found)]
+  init = next(value for name, value in printed if name == '--gin_file' and '/init/' in value)
+  bound = {name: value for part in (Anchors, RoIPooler) for name, value in (
+    (f'{part.__name__}.{one.name}', one.default) for one in inspect.signature(part).parameters.values())}
+  bound |= options._bindings_of(init.split('/')[-1].removesuffix('.gin'))
+  bound |= {name: ast.literal_eval(value) for name, value in
+            (value.split(' = ', 1) for name, value in printed if name == '--gin_param')}
+  assert {name: bound[name] for name in ('Anchors.offset', 'RoIPooler.aligned', 'RoIPooler.sampling_ratio')} == {
+    'Anchors.offset': offset, 'RoIPooler.aligned': kind == 'ROIAlignV2', 'RoIPooler.sampling_ratio': ratio}
 
 
 def test_a_detector_alone_is_described_as_of_the_model_zoo_and_asked_for(tmp_path):
