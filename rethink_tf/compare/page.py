@@ -159,7 +159,7 @@ def _plot(caption: str, svg: bytes, prefix: str) -> str:
 
 def _image(name: str, side: str, jpeg: bytes) -> str:
   data = base64.b64encode(jpeg).decode()
-  return (f'<figure><img src="data:image/jpeg;base64,{data}" alt="{_text(name)}: {_text(side)}" loading="lazy">'
+  return (f'<figure><img src="data:image/jpeg;base64,{data}" alt="{_text(name)}: {_text(side)}">'
           f'<figcaption>{_text(side)}</figcaption></figure>')
 
 

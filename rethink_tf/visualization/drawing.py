@@ -13,7 +13,7 @@ from rethink_tf.errors import plain
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 READABLE_SIDE = 640  # longer side for which labels are designed; smaller images are enlarged to it
 MASK_OPACITY = 0.42
-LABEL_SIZE = 0.42  # font scale of OpenCV
+LABEL_SIZE, NOTE_SIZE = 0.42, 0.6  # font scales of OpenCV
 LABELLED = 0.2  # share of an image that labels may cover
 TITLE_LENGTH = 30  # of a file name in a title
 Plate = tuple[int, int, int, int]  # y0, x0, y1, x1 of a label
@@ -70,8 +70,8 @@ def draw(
   hidden = len(boxes) - _draw_labels(rendered, texts, boxes, colours)
   note = '; '.join(part for part in (note, f'{hidden} of {len(boxes)} labels not drawn' if hidden else '') if part)
   if note:
-    plate, _ = _place_label(rendered, note, np.array([rendered.shape[0], 0, rendered.shape[0], 0]), ())
-    _draw_label(rendered, note, plate, NOTE_COLOUR)
+    plate, _ = _place_label(rendered, note, np.array([rendered.shape[0], 0, rendered.shape[0], 0]), (), NOTE_SIZE)
+    _draw_label(rendered, note, plate, NOTE_COLOUR, NOTE_SIZE)
   return rendered
 
 
