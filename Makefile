@@ -27,7 +27,8 @@ doctor: $(INSTALLED)
 	$(BIN)/python -m rethink_tf.doctor
 
 # Again whenever the pins change. uv installs in half a minute, pip in three; pip is the fallback, since uv does not read
-# pip's configuration of mirrors. The exact pins have wheels for Python 3.11 and later.
+# pip's configuration of mirrors. The exact pins have wheels for Python 3.11 and later. uv leaves bytecode to the first
+# import: it is written here, since it takes longer than the import, and with PYTHONDONTWRITEBYTECODE in each process.
 $(INSTALLED): setup.py constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))" || \
 	  { echo "error: TensorFlow 2.20 needs Python 3.10, 3.11 or 3.12: make PYTHON=python3.11 ..."; exit 1; }
@@ -37,4 +38,5 @@ $(INSTALLED): setup.py constraints.txt
 	$(BIN)/python -m pip install --quiet $$pins uv && \
 	$(BIN)/uv pip install --quiet --python $(BIN)/python $$pins -e '.[dev$(addprefix $(comma),$(EXTRAS))]' || \
 	$(BIN)/python -m pip install --quiet $$pins -e '.[dev$(addprefix $(comma),$(EXTRAS))]'
+	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -c 'import matplotlib.pyplot, rethink_tf.experiment'
 	@touch $@

@@ -16,6 +16,7 @@ import argparse
 import collections
 import dataclasses
 import faulthandler
+import gc
 import importlib.metadata
 import json
 import os
@@ -203,6 +204,7 @@ def run(cases: int, seed: int = 0, only: str | None = None, first: int = 0) -> d
   chosen = [target for target in targets() if only in (None, target.name)]
   if not chosen:
     raise SystemExit(f'--only={only}: the kinds are {", ".join(target.name for target in targets())}')
+  gc.freeze()  # else the collector of each fork copies the pages of all that is imported
   tallies = {}
   root = pathlib.Path(tempfile.mkdtemp(prefix='fuzz-'))
   try:
