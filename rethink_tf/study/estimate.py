@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from rethink_tf.console import duration
+from rethink_tf.errors import UserError
 from rethink_tf.study.execution import Runner
 from rethink_tf.study.speeds import kind_of
 from rethink_tf.study.stages import Stage
@@ -39,7 +40,7 @@ def estimate(runner: Runner, stages: Sequence[Stage],
   complete.
 
   Raises:
-    UserError: a command failed.
+    UserError: a command failed, or trains too few steps.
   """
   before = {path: runner.calibrate_pretraining(path, *words) for path, words in pretraining.items()}
   kinds: dict[str, list[Stage]] = {}
@@ -50,7 +51,9 @@ def estimate(runner: Runner, stages: Sequence[Stage],
   for kind in sorted(timed, key=list(kinds).index, reverse=True):
     runner.calibrate(_representative(kinds[kind], pretraining))
   seconds = runner.remaining(stages)
-  return Estimate(before, 0.0 if math.isnan(seconds) else seconds)
+  if math.isnan(seconds):
+    raise UserError('the schedules are too short to be timed')
+  return Estimate(before, seconds)
 
 
 def _work(stages: Iterable[Stage]) -> int:

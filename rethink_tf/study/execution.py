@@ -167,6 +167,8 @@ class Runner:
     whole = self._calibrate(path, request, *grid.keys(files, params, data_dir))
     reached = RunCheckpoints(RunFolder(path, create=False)).latest() if os.path.isdir(path) else None
     speed = self._speeds.of(path)
+    if speed is None:
+      raise UserError(f'{path}: its schedule is too short to be timed')
     self._speeds.forget(path)  # it says nothing about training
     return speed.start(False) + speed.seconds(max(whole - (reached or 0), 0), 1)
 
@@ -185,7 +187,8 @@ class Runner:
       path, (least, most) = os.path.join(scratch, 'run'), CALIBRATION_STEPS
       request = request._replace(path=path, log=f'{path}.log', steps=least)
       reply = self._call(request, graph, process)
-      train = [line for line in _lines(path) if line.get('kind') == 'train']
+      earlier = _lines(path)
+      train = [line for line in earlier if line.get('kind') == 'train']
       done = train[-1]['step'] if train else 0
       if reply.total_steps <= done:
         self._speeds.note_whole(kind, reply)
@@ -196,6 +199,8 @@ class Runner:
       again = self._call(request._replace(steps=done + more), graph, process)
       later = _lines(path, since)
       self._speeds.note_run(kind, later, again, max(line.get('step', 0) for line in later) - done)
+      if not self._speeds.known(kind):  # nothing was left to train
+        self._speeds.note_run(kind, earlier, reply, done)
       self._speeds.note_first(kind, reply, done)
       return reply.total_steps
 

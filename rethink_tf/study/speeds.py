@@ -46,6 +46,10 @@ class Speeds:
       return self._found.get(kind)
     return Speed(*(_mean([speed[i] for speed in self._found.values()]) for i in range(len(Speed._fields))))
 
+  def known(self, kind: str) -> bool:
+    """Whether a kind of run has been measured."""
+    return kind in self._found
+
   def note_steps(self, kind: str, lines: Sequence[Mapping[str, Any]]) -> None:
     """Take the seconds of a step and of an evaluation from the metrics of a run."""
     step, evaluation = seconds_per_step(lines), seconds_per_evaluation(lines)

@@ -1,7 +1,10 @@
 """The time of a study: what is timed, and what is counted."""
 
+import math
+
 import pytest
 
+from rethink_tf.errors import UserError
 from rethink_tf.study import estimate as estimating
 from rethink_tf.study.grid import Length, Trial
 from rethink_tf.study.stages import Stage, evaluations
@@ -47,3 +50,10 @@ def test_a_study_counts_pre_training_and_times_each_kind():
   assert [trial.name for trial in runner.timed] == ['slow', 'whole']
   assert runner.timed[0].params == (weights, 'run.initial_weights = None')
   assert 'about 2 min 25 s, with evaluations' in str(found)
+
+
+def test_an_unknown_time_is_not_zero():
+  runner = Short()
+  runner.remaining = lambda stages: math.nan
+  with pytest.raises(UserError, match='too short to be timed'):
+    estimating.estimate(runner, [Stage(Trial('a', {}, (), ()), length(), 0, 100)], {})

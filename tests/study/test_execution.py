@@ -163,3 +163,35 @@ def test_a_run_without_a_complete_checkpoint_is_not_done(tmp_path):
 def test_needed_stages_come_first():
   assert staging.needed(STAGES, 1) == [0] and staging.needed(STAGES, 3) == [0, 2] and staging.needed(STAGES, 5) == []
   assert staging.forks_before(STAGES, 2) == [1] and staging.forks_before(STAGES, 4) == [1, 3]
+
+
+@pytest.mark.parametrize('total, steps', [(100, (6, 22)), (8, (6, 8)), (5, (5,))])
+def test_a_calibration_has_two_parts(tmp_path, monkeypatch, total, steps):
+  """0.5 s a step, 4 s an evaluation, 30 s of tracing in the first part; as much time for more steps as there is."""
+  runner, asked = execution.Runner(str(tmp_path)), []
+
+  def call(request, graph, process):
+    before = asked[-1] if asked else 0
+    asked.append(min(request.steps, total))
+    now = time.time() + (1 if before else -1000)
+    found = [] if before else [{'kind': 'resume', 'step': 0, 'time': now}]
+    first = 0.5 if before else 30.0
+    found += [{'kind': 'train', 'step': step, 'seconds': now + first + 0.5 * i, 'time': now + first + 0.5 * i}
+              for i, step in enumerate(range(before + 1, asked[-1] + 1))]
+    found.append({'kind': 'eval', 'step': asked[-1], 'eval_seconds': 4.0, 'time': now + 60})
+    path = tmp_path / request.path
+    old = (path / 'metrics.jsonl').read_text() if before else ''
+    write_metrics(path, *found)
+    (path / 'metrics.jsonl').write_text(old + (path / 'metrics.jsonl').read_text())
+    seconds = first + 0.5 * (asked[-1] - before) + 4 + 2
+    return REPLY._replace(seconds=seconds, shared=bool(before), total_steps=total)
+
+  monkeypatch.setattr(runner, '_call', call)
+  runner.calibrate(STAGE)
+  assert tuple(asked) == steps
+  speed = runner._speeds.of('')
+  if total > 5:
+    assert speed.step == pytest.approx(0.5, abs=0.01) and speed.evaluation == 4.0
+    assert speed.first == pytest.approx(32, abs=1)
+  else:
+    assert speed.start(False) == pytest.approx(30 + 2.5 + 6)
