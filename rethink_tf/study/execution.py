@@ -28,6 +28,7 @@ POLL_SECONDS = 2.0
 REPORT_SECONDS = 30.0
 CALIBRATION_STEPS = (6, 100)  # at least and at most, after as many steps as at least
 CALIBRATION_SECONDS = 8.0
+_FORWARD = 1 / 3  # of a step is spent in the forward pass, which an evaluation consists of
 _FORKED = ('checkpoints', 'eval', 'tensorboard', 'metrics.jsonl', 'initial_weights.json', 'categories.json',
            identity.FILE)
 
@@ -162,15 +163,19 @@ class Runner:
     Raises:
       UserError: the command failed.
     """
-    self._log(f'timing some steps and two evaluations of pre-training {path}')
-    request = Request('pretrain', files, params, data_dir, '', '')
+    self._log(f'timing some steps of pre-training {path}')
+    # Without evaluations: ImageNet has 50,000 held-out images.
+    request = Request('pretrain', files, params, data_dir, '', '', evaluates=False)
     whole = self._calibrate(path, request, *grid.keys(files, params, data_dir))
     reached = RunCheckpoints(RunFolder(path, create=False)).latest() if os.path.isdir(path) else None
     speed = self._speeds.of(path)
     if speed is None:
       raise UserError(f'{path}: its schedule is too short to be timed')
     self._speeds.forget(path)  # it says nothing about training
-    return speed.start(False) + speed.seconds(max(whole - (reached or 0), 0), 1)
+    left = max(whole.total_steps - (reached or 0), 0)
+    steps_per_evaluation = whole.batches_per_evaluation * _FORWARD  # of as many seconds
+    return speed.start(False) + speed.seconds(left, 0) + speed.step * steps_per_evaluation * math.ceil(
+      whole.evaluations * left / whole.total_steps)
 
   @staticmethod
   def pretrained(path: str) -> bool:
@@ -181,8 +186,8 @@ class Runner:
     latest, last = RunCheckpoints(folder).latest(), total_steps(folder)
     return latest is not None and last is not None and latest >= last
 
-  def _calibrate(self, kind: str, request: Request, graph: str, process: str) -> int:
-    """Train a few steps, then some more in the graph that is traced then; return the length of the schedule."""
+  def _calibrate(self, kind: str, request: Request, graph: str, process: str) -> Reply:
+    """Train a few steps, then some more in the graph that is traced then; return the first reply."""
     with tempfile.TemporaryDirectory(prefix='calibration-', ignore_cleanup_errors=True) as scratch:
       path, (least, most) = os.path.join(scratch, 'run'), CALIBRATION_STEPS
       request = request._replace(path=path, log=f'{path}.log', steps=least)
@@ -192,7 +197,7 @@ class Runner:
       done = train[-1]['step'] if train else 0
       if reply.total_steps <= done:
         self._speeds.note_whole(kind, reply)
-        return reply.total_steps
+        return reply
       step = (train[-1]['seconds'] - train[0]['seconds']) / max(done - train[0]['step'], 1)
       more = round(min(max(CALIBRATION_SECONDS / max(step, 1e-3), least), most))
       since = time.time()
@@ -202,7 +207,7 @@ class Runner:
       if not self._speeds.known(kind):  # nothing was left to train
         self._speeds.note_run(kind, earlier, reply, done)
       self._speeds.note_first(kind, reply, done)
-      return reply.total_steps
+      return reply
 
   def _call(self, request: Request, graph: str, process: str, progress: Callable[[], str] = lambda: '') -> Reply:
     """Train a run to its end with nothing beside it, and log its progress.

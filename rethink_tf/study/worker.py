@@ -40,6 +40,7 @@ class Request(NamedTuple):
   path: str  # of the run folder
   log: str
   steps: int | None = None  # only so many, with a line of metrics for each
+  evaluates: bool = True
 
   @property
   def arguments(self) -> list[str]:
@@ -51,9 +52,10 @@ class Reply(NamedTuple):
   """What is known of a run that is complete."""
 
   seconds: float  # of the run, without the start of the process
-  build_seconds: float  # until its first step could be traced: data, network, initial weights
   import_seconds: float  # of TensorFlow and the package, 0 after the first run of the process
   total_steps: int  # of its schedule
+  evaluations: int  # of its schedule; only with Request.steps
+  batches_per_evaluation: float  # of as many images as a step has
   shared: bool  # it has used the graph of an earlier run
   megabytes: int  # memory of the process after the run
 
@@ -97,16 +99,18 @@ def _train(request: Request, graphs: SharedGraphs, import_seconds: float) -> Rep
   try:
     experiment.configure(request.files, request.params, request.data_dir)
     made = experiment.run('train', request.path, graphs=graphs)
-    build_seconds, total_steps = time.monotonic() - begin, made.total_steps
+    total_steps, evaluations = made.total_steps, 0
+    batches = len(made.eval_input.source.image_ids) / made.train_input.batch_size
     if request.steps is not None:
-      unit = made.steps_per_execution
-      made = dataclasses.replace(made, total_steps=min(-(-request.steps // unit) * unit, total_steps), log_every=unit)
+      unit, evaluations = made.steps_per_execution, sum(made.due(step) for step in range(1, total_steps)) + 1
+      made = dataclasses.replace(made, total_steps=min(-(-request.steps // unit) * unit, total_steps), log_every=unit,
+                                 own_evaluation=request.evaluates and made.own_evaluation)
     loop.train(made)
   finally:
     gin_files.clear()
   del made
   gc.collect()
-  return Reply(time.monotonic() - begin, build_seconds, import_seconds, total_steps, graphs.shared, _megabytes())
+  return Reply(time.monotonic() - begin, import_seconds, total_steps, evaluations, batches, graphs.shared, _megabytes())
 
 
 def _read(requests: queue.SimpleQueue[Request | None], busy: threading.Event) -> None:

@@ -15,7 +15,7 @@ from rethink_tf.study.worker import Reply
 
 LENGTH = Length(steps=100, batch_size=4, first_drop=60, unit=100, kind='', quiet=(), every=50)
 STAGE = Stage(Trial('scratch', {}, (), ()), LENGTH, 20, 100)
-REPLY = Reply(10.0, 1.0, 0.0, 100, False, 900)
+REPLY = Reply(10.0, 0.0, 100, 1, 5.0, False, 900)
 
 
 def write_metrics(folder, *lines):
@@ -163,6 +163,21 @@ def test_a_run_without_a_complete_checkpoint_is_not_done(tmp_path):
 def test_needed_stages_come_first():
   assert staging.needed(STAGES, 1) == [0] and staging.needed(STAGES, 3) == [0, 2] and staging.needed(STAGES, 5) == []
   assert staging.forks_before(STAGES, 2) == [1] and staging.forks_before(STAGES, 4) == [1, 3]
+
+
+def test_evaluations_of_a_pre_training_are_not_run_but_counted(tmp_path, monkeypatch):
+  runner, asked = execution.Runner(str(tmp_path)), []
+
+  def calibrate(kind, request, graph, process):
+    asked.append(request)
+    runner._speeds.note_whole(kind, REPLY)
+    runner._speeds._found[kind] = runner._speeds.of(kind)._replace(step=0.6)
+    return REPLY._replace(total_steps=1000, evaluations=10, batches_per_evaluation=50.0)
+
+  monkeypatch.setattr(execution.grid, 'keys', lambda *_: ('', ''))
+  monkeypatch.setattr(runner, '_calibrate', calibrate)
+  assert runner.calibrate_pretraining(str(tmp_path / 'net'), (), (), None) == pytest.approx(10 + 600 + 10 * 10)
+  assert not asked[0].evaluates and runner._speeds.of('other') is None
 
 
 @pytest.mark.parametrize('total, steps', [(100, (6, 22)), (8, (6, 8)), (5, (5,))])

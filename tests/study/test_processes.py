@@ -29,8 +29,8 @@ for number, line in enumerate(sys.stdin):
     open(request['log'], 'a').write('begun ')
     time.sleep(60)
   threads = os.environ.get('TF_NUM_INTRAOP_THREADS', '0')
-  print(json.dumps({'seconds': 1.0, 'build_seconds': 0.5, 'import_seconds': os.getpid(), 'total_steps': 10,
-                    'shared': number > 0, 'megabytes': int(threads)}), flush=True)
+  print(json.dumps({'seconds': 1.0, 'import_seconds': os.getpid(), 'total_steps': 10, 'evaluations': 1,
+                    'batches_per_evaluation': 5.0, 'shared': number > 0, 'megabytes': int(threads)}), flush=True)
 '''
 
 

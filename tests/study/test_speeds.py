@@ -10,7 +10,7 @@ from rethink_tf.study.worker import Reply
 
 
 def reply(seconds, shared=False, imports=0.0):
-  return Reply(seconds, 1.0, imports, 100, shared, 900)
+  return Reply(seconds, imports, 100, 1, 5.0, shared, 900)
 
 
 def lines(*steps, start=1000.0, trace=30.0, evaluations=()):
