@@ -1,7 +1,7 @@
 """Size and orientation of image files, and what they say about the coordinates of an annotation.
 
 An image whose EXIF orientation is a quarter turn is read as its annotated size says (data.images). Where the size does
-not tell (half a turn, mirror images, square images), it is read as stored: if the annotation tool has shown it upright,
+not decide (half a turn, mirror images, square images), it is read as stored: if the annotation tool has shown it upright,
 an upright copy is written in its place.
 """
 

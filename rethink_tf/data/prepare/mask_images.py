@@ -34,7 +34,7 @@ NO_IMAGE = 'mask whose image is missing, or not the only one of its name'
 _MASKS = re.compile(r'masks?$|^masks?', re.IGNORECASE)
 _AFFIX = re.compile(r'[_-]?(instance|instances|inst|mask|masks|gt|label|labels)$', re.IGNORECASE)
 _CLASS = re.compile(r'([^\d]*[^\W\d_])[\W_]*\d*')  # cat, cat_1, black cat-02
-_MAX_INSTANCES = 10_000  # of an image: a photograph taken for a mask has more
+_MAX_INSTANCES = 10_000  # of an image: one that is no mask has more
 
 
 def recognize(folder: SourceFolder) -> str | None:

@@ -88,7 +88,7 @@ class SourceFolder:
     """Return the image that a name in an annotation file refers to; None if there is none, or no single one.
 
     The name may be a path of another machine, with either kind of slash: the last components must fit, and of several
-    images that which shares most of them is taken, in doubt one below `near`.
+    images that which shares most of them is taken, otherwise one below `near`.
 
     folder: only images below it.
     """

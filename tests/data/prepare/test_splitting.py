@@ -50,7 +50,7 @@ def test_neither_side_is_empty(count, fraction):
 
 
 def scene(seed):
-  """Return a smooth random image, as photographs are."""
+  """Return a smooth random image, as those of cameras."""
   random = np.random.default_rng(seed)
   return cv2.resize(random.integers(0, 255, [12, 16, 3]).astype(np.uint8), (160, 120), interpolation=cv2.INTER_CUBIC)
 
