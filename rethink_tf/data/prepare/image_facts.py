@@ -1,8 +1,8 @@
 """Size and orientation of image files, and what they say about the coordinates of an annotation.
 
 An image whose EXIF orientation is a quarter turn is read as its annotated size says (data.images). Where the size does
-not decide (half a turn, mirror images, square images), it is read as stored: if the annotation tool has shown it upright,
-an upright copy is written in its place.
+not decide (half a turn, mirror images, square images), it is read as stored: if the annotation tool has shown it
+upright, an upright copy is written in its place.
 """
 
 from __future__ import annotations

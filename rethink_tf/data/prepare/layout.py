@@ -57,8 +57,8 @@ class Reading:
     images: of which each is used once.
     total: number of images, for progress.
     categories: key -> entry of "categories"; None: keys are names, numbered 1, 2, ... in alphabetical order.
-    upright: whether coordinates are those of the image with its EXIF orientation applied, where its size does not decide;
-      None: not known.
+    upright: whether coordinates are those of the image with its EXIF orientation applied, where its size does not
+      decide; None: not known.
     problems: what is left out or changed; complete when all images are read.
     notes: lines for the report.
   """
