@@ -22,6 +22,7 @@ from absl import flags
 from rethink_tf import command_line, process
 from rethink_tf.errors import UserError
 from rethink_tf.redaction import redact
+from rethink_tf.weights import catalog
 
 FLAGS = flags.FLAGS
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -159,7 +160,7 @@ def _check(request):
   if not re.fullmatch(r'gs://[a-z0-9][\w.-]{1,220}[a-z0-9]/[^\s*?\[\]#]+', request.model_dir or ''):
     raise UserError(f'--model_dir={request.model_dir}: the run folder must outlive the machine: gs://bucket/runs/name')
   for flag, path in (('data_dir', request.data_dir), ('weights', request.weights)):
-    if path and not path.startswith(('gs://', '/gcs/')):
+    if path and not path.startswith(('gs://', '/gcs/')) and not (flag == 'weights' and catalog.find(path)):
       raise UserError(f'--{flag}={path} is not on the machines of the job: copy it to a bucket, gs://bucket/…')
   if not re.fullmatch(r'[\w.-]+(:\d+)?(/[\w.-]+)+(:[\w.-]+)?(@sha256:[0-9a-f]{64})?', request.image or ''):
     raise UserError(f'--image={request.image}: name the image that was built from the Dockerfile and pushed, such as '
@@ -282,6 +283,8 @@ def _define_flags():
 def main() -> None:
   if FLAGS.tpu:
     raise UserError('--tpu is for training on the machine itself: use --accelerator=TPU_V3 or another')
+  if FLAGS.cache_dir or FLAGS.offline:
+    raise UserError('--cache_dir and --offline are for training on the machine itself: a job downloads by itself')
   if FLAGS.accelerator is None:
     raise UserError(f'give --accelerator: {", ".join(MACHINES)} or none')
   request = Request(gin_files=FLAGS.gin_file, gin_params=FLAGS.gin_param, **{

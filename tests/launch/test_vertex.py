@@ -62,6 +62,7 @@ def test_the_command_line_arrives_in_order():
     '--gin_file=gs://my-bucket/mine.gin', '--gin_param=SCHEDULE = 2', "--gin_param=x.name = 'a b'",
     '--model_dir=gs://my-bucket/runs/six', '--data_dir=gs://my-bucket/coco', '--weights=/gcs/my-bucket/R-50.pkl']
   assert 'command' not in pool['containerSpec']
+  assert '--weights=detectron_r50_gn' in pools(weights='detectron_r50_gn')[0]['containerSpec']['args']
   [pool] = pools(command='pretrain', gin_files=['gin_configs/pretraining/imagenet_r50_gn.gin'])
   assert pool['containerSpec']['command'] == ['python', '-m', 'rethink_tf.pretrain']
   assert (ROOT / 'rethink_tf' / 'pretrain.py').is_file()
@@ -140,6 +141,7 @@ def test_no_accelerator():
   ({'model_dir': 'runs/six'}, '--model_dir=runs/six'), ({'model_dir': None}, 'gs://bucket/runs/name'),
   ({'model_dir': 'gs://my-bucket'}, 'gs://bucket/runs/name'), ({'model_dir': 'gs://my-bucket/a b'}, 'gs://'),
   ({'data_dir': 'data/coco'}, '--data_dir=data/coco is not on the machines'), ({'weights': 'R.pkl'}, '--weights=R.pkl'),
+  ({'weights': 'detectron_r50_'}, '--weights=detectron_r50_ is not on the machines'),
   ({'image': None}, '--image='), ({'image': 'rethink_tf'}, 'Dockerfile'), ({'image': 'https://x/y'}, 'Dockerfile'),
   ({'service_account': 'me'}, '--service_account=me'), ({'tensorboard': '123'}, '--tensorboard=123'),
   ({'tensorboard': TENSORBOARD}, '--tensorboard needs a --service_account'), ({'network': 'default'}, '--network='),

@@ -2,14 +2,18 @@
 
 import hashlib
 import json
+import pathlib
 import pickle
 import re
 import types
 
+import gin
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from rethink_tf import api
+from rethink_tf.compare.run_summary import read_runs
 from rethink_tf.errors import UserError
 from rethink_tf.models.norms import sync_batch_norm
 from rethink_tf.models.resnet import ResNet
@@ -17,6 +21,7 @@ from rethink_tf.weights import catalog, formats, options
 from rethink_tf.weights.__main__ import describe
 from rethink_tf.weights.contents import Architecture
 from rethink_tf.weights.pretrained import PretrainedWeights
+from tests import tiny
 from tests.downloads.server import serving
 from tests.weights import files, reference
 from tests.weights import test_detectron2_settings as detectors
@@ -194,3 +199,27 @@ def test_a_file_is_known_by_its_published_checksum():
   entry = catalog.entries()['torchvision_resnet50_v1']
   assert catalog.of_digest(entry.remote.sha256 + '0' * 56) is entry
   assert catalog.of_digest('0' * 64) is None  # and no entry without one
+
+
+@pytest.mark.slow
+def test_a_run_that_starts_by_name_counts_what_its_weights_have_cost(tmp_path, monkeypatch):
+  """Offline, from the cache; later evaluations do without the file."""
+  monkeypatch.setenv('RETHINK_TF_CACHE', str(tmp_path / 'cache'))
+  monkeypatch.setenv('RETHINK_TF_OFFLINE', '1')
+  entry = catalog.entries()['swav']
+  path = pathlib.Path(entry.path)
+  path.parent.mkdir(parents=True)
+  files.torch_object(path, wrapped.CHECKPOINTS['SwAV'][0])
+  configuration = ['gin_configs/demo.gin', 'gin_configs/norms/syncbn.gin', 'gin_configs/init/swav.gin']
+  run = str(tmp_path / 'run')
+  api.train(configuration, [*tiny.PARAMS, 'KTimesSchedule.unit = 0.25'], run)
+  record = json.loads(pathlib.Path(run, 'initial_weights.json').read_text())
+  assert record['name'] == 'swav' and record['address'] == entry.remote.url
+  found, = read_runs([run])
+  assert found.pretraining == pytest.approx(entry.cost[:3])
+  assert found.weights_name == 'swav' and found.pretraining_source.startswith('swav: 800 epochs, 2 views of 224')
+  path.unlink()
+  assert 'box/AP' in api.evaluate(run)
+  gin.clear_config()
+  with pytest.raises(UserError, match=rf'swav: is not at {re.escape(str(path))}, and downloads are off'):
+    api.train(configuration, [*tiny.PARAMS, 'KTimesSchedule.unit = 0.25'], str(tmp_path / 'other'))
