@@ -14,7 +14,8 @@ from rethink_tf.compare.run_summary import SCRATCH, Run, metric_name
 from rethink_tf.compare.tables import different_settings
 
 # TensorBoard's address that shows AP unsmoothed and colours runs by side; neither can be set in a log.
-ADDRESS = 'http://localhost:6006/?smoothing=0&runColorGroup=regex:_(scratch|pretrained)_#timeseries'
+_SIDE = '(scratch|pretrain)'  # in the name of a run
+ADDRESS = f'http://localhost:6006/?smoothing=0&runColorGroup=regex:{_SIDE}#timeseries'
 LAYOUT = {  # chart -> tags, as regular expressions; charts without a tag in any run are left out
   'AP': {'box AP': ['eval/box/AP$'], 'mask AP': ['eval/mask/AP$'], 'keypoint AP': ['eval/keypoint/AP$'],
          'VOC mAP': ['eval/voc/mAP$'], 'top-1 accuracy': ['eval/top-1$'], 'AP50': ['eval/(box|mask|keypoint)/AP50$'],
@@ -63,12 +64,15 @@ def log_names(runs: Sequence[Run]) -> list[tuple[str, Run]]:
   """Return each run with its name in the log, in the order of `runs`.
 
   A number in front sorts them as on the page, since TensorBoard's colours follow the order of names: from scratch, then
-  pre-trained, the shortest schedule first. The side's name in it can be coloured by (ADDRESS).
+  pre-trained, the shortest schedule first. The side, which ADDRESS colours by, is added to names that lack it.
   """
   ordered = [run.name for _, side in labelled_sides(runs) for run in side.runs]
-  digits = max(2, len(str(len(runs))))
-  return [(f'{ordered.index(run.name) + 1:0{digits}}_{"scratch" if run.init == SCRATCH else "pretrained"}_'
-           f'{run.name.replace("/", "_")}', run) for run in runs]
+  digits, found = max(2, len(str(len(runs)))), []
+  for run in runs:
+    own, named = 'scratch' if run.init == SCRATCH else 'pretrain', re.search(_SIDE, run.name)
+    side = '' if named is not None and named[1] == own else f'{own}_'
+    found.append((f'{ordered.index(run.name) + 1:0{digits}}_{side}{run.name.replace("/", "_")}', run))
+  return found
 
 
 def hyper_parameters(run: Run) -> dict[str, str | float]:

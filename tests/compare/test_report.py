@@ -193,12 +193,12 @@ def test_the_tensorboard_log(tmp_path):
   from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
   run(tmp_path, HALF)
   log = EventMultiplexer().AddRunsFromDirectory(str(tmp_path / 'out/tensorboard')).Reload()
-  assert set(log.Runs()) == {'01_scratch_scratch', '02_pretrained_pre'}
+  assert set(log.Runs()) == {'01_scratch', '02_pretrain_pre'}
   for name in log.Runs():  # the same tags, to share axes
     tags = log.Runs()[name]['tensors']
     assert {'eval/box/AP', 'loss/total', 'by_images/box/AP', 'final', '_hparams_/session_start_info'} <= set(tags)
-  assert {'custom_scalars__config__', '_hparams_/experiment'} <= set(log.Runs()['01_scratch_scratch']['tensors'])
-  assert [event.step for event in log.Tensors('02_pretrained_pre', 'eval/box/AP')] == [50, 100]
+  assert {'custom_scalars__config__', '_hparams_/experiment'} <= set(log.Runs()['01_scratch']['tensors'])
+  assert [event.step for event in log.Tensors('02_pretrain_pre', 'eval/box/AP')] == [50, 100]
 
 
 @pytest.mark.parametrize('damage, message', [

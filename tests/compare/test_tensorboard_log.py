@@ -28,8 +28,8 @@ def test_only_what_differs_is_a_hyper_parameter(tmp_path):
 
 def test_names_sort_as_on_the_page(tmp_path):
   runs = read_runs([write(tmp_path / name, HALF, k=k, init=init, images=400 * k) for name, k, init in (
-    ('z/a', 2, 'w'), ('b', 2, None), ('c', 1, 'w'), ('d', 1, None))])
+    ('z/a', 2, 'w'), ('b', 2, None), ('my_pretrained', 1, 'w'), ('pretrain_d', 1, None))])
   names = [name for name, _ in tensorboard_log.log_names(runs)]
-  assert names == ['04_pretrained_a', '02_scratch_b', '03_pretrained_c', '01_scratch_d']
+  assert names == ['04_pretrain_a', '02_scratch_b', '03_my_pretrained', '01_scratch_pretrain_d']
   pattern = re.search(r'runColorGroup=regex:(.*)#', tensorboard_log.ADDRESS).group(1)
-  assert [re.search(pattern, name).group(1) for name in sorted(names)] == ['scratch'] * 2 + ['pretrained'] * 2
+  assert [re.search(pattern, name).group(1) for name in sorted(names)] == ['scratch'] * 2 + ['pretrain'] * 2
