@@ -108,9 +108,9 @@ def _is_no_retracing(record: logging.LogRecord) -> bool:
 def compile_once() -> None:
   """Compile with XLA for the first time, hiding the line that it prints about that at every log level.
 
-  Starts TensorFlow: call it after the devices are chosen.
+  Starts TensorFlow: call it after the devices are chosen. On the CPU, whatever GPUs XLA could not compile for.
   """
-  with held_stderr():
+  with held_stderr(), tf.device('/CPU:0'):
     tf.function(lambda x: x + 1.0, jit_compile=True)(tf.constant(0.0))
 
 

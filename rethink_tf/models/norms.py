@@ -45,9 +45,10 @@ def recorded_statistics() -> Iterator[dict[tf_keras.layers.Layer, list[Statistic
 class GroupNorm(tf_keras.layers.Layer):
   """Group normalisation (Wu and He, ECCV 2018) with float32 parameters and statistics under every precision policy."""
 
-  def __init__(self, groups: int = 32, epsilon: float = EPSILON, zero_gamma: bool = False, name: str | None = None):
+  def __init__(self, groups: int = 32, epsilon: float = EPSILON, zero_gamma: bool = False, name: str | None = None,
+               xla: bool = True):
     super().__init__(name=name)
-    self.groups, self.epsilon, self.zero_gamma = groups, epsilon, zero_gamma
+    self.groups, self.epsilon, self.zero_gamma, self.xla = groups, epsilon, zero_gamma, xla
 
   def build(self, input_shape: tf.TensorShape) -> None:
     channels = input_shape[-1]
@@ -61,7 +62,7 @@ class GroupNorm(tf_keras.layers.Layer):
 
   def call(self, x: tf.Tensor) -> tf.Tensor:
     return normalise_groups(x, tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta),
-                            self.groups, self.epsilon)
+                            self.groups, self.epsilon, self.xla)
 
 
 class SyncBatchNorm(tf_keras.layers.Layer):
@@ -171,9 +172,13 @@ class NoNorm(tf_keras.layers.Layer):
 
 
 @gin.register
-def group_norm(name: str, zero_gamma: bool = False, groups: int = 32, epsilon: float = EPSILON) -> GroupNorm:
-  """GN: 32 groups, epsilon 1e-5; independent of the number of images per device."""
-  return GroupNorm(groups, epsilon, zero_gamma, name)
+def group_norm(name: str, zero_gamma: bool = False, groups: int = 32, epsilon: float = EPSILON,
+               xla: bool = True) -> GroupNorm:
+  """GN: 32 groups, epsilon 1e-5; independent of the number of images per device.
+
+  xla: False does without compilation, for a GPU that XLA cannot compile for.
+  """
+  return GroupNorm(groups, epsilon, zero_gamma, name, xla)
 
 
 @gin.register

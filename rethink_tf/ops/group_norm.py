@@ -13,24 +13,26 @@ from collections.abc import Callable
 import tensorflow as tf
 
 
-def group_norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, groups: int, epsilon: float) -> tf.Tensor:
+def group_norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, groups: int, epsilon: float,
+               xla: bool = True) -> tf.Tensor:
   """Normalise x [N, H, W, C] over groups of consecutive channels of each image; the result has x's shape and type.
 
   gamma, beta: float32 [C]. C must be a multiple of `groups`. Statistics are float32.
+  xla: compile both passes; False, and in a TensorFlow without XLA, the same operations one by one: slower.
   """
-  return _group_norm(groups, epsilon, x.shape[3], x.dtype)(x, gamma, beta)
+  return _group_norm(groups, epsilon, x.shape[3], x.dtype, xla and tf.test.is_built_with_xla())(x, gamma, beta)
 
 
 @functools.cache
-def _group_norm(groups: int, epsilon: float, channels: int,
-                dtype: tf.DType) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]:
+def _group_norm(groups: int, epsilon: float, channels: int, dtype: tf.DType,
+                xla: bool) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]:
   """Return the layer for one number of channels: traced once for images of any size, compiled once for each."""
   images, statistics = tf.TensorSpec([None, None, None, channels], dtype), tf.TensorSpec([None, channels])
   parameter = tf.TensorSpec([channels])
   forward = tf.function(functools.partial(_forward, groups, epsilon), [images, parameter, parameter],
-                        autograph=False, jit_compile=True)
+                        autograph=False, jit_compile=xla)
   backward = tf.function(functools.partial(_backward, groups), [images, parameter, statistics, statistics, images],
-                         autograph=False, jit_compile=True)
+                         autograph=False, jit_compile=xla)
 
   @tf.custom_gradient
   def normalise(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):

@@ -108,3 +108,30 @@ def test_results_are_bit_identical():
   for _ in range(3):
     for a, b in zip(first, compute(*arguments[:3], 32, arguments[3]), strict=True):
       np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize('dtype', [tf.float32, tf.bfloat16])
+def test_without_xla_it_is_the_same(dtype):
+  x, gamma, beta, dy = draw((2, 9, 8, 64), mean=3.0)
+  x, dy = tf.cast(x, dtype), tf.cast(dy, dtype)
+  parameters = [tf.constant(v, tf.float32) for v in (gamma, beta)]
+  results = []
+  for xla in (True, False):
+    with tf.GradientTape() as tape:
+      tape.watch([x, *parameters])
+      y = group_norm(x, *parameters, 32, EPSILON, xla=xla)
+    results.append([y, *tape.gradient(y, [x, *parameters], dy)])
+  rounding = 1e-6 if dtype == tf.float32 else 2.0**-8  # of an output that lies between two values
+  assert max(errors(results[1][:2], [np.float64(v) for v in results[0][:2]])) <= rounding
+  assert max(errors(results[1][2:], [np.float64(v) for v in results[0][2:]])) <= 1e-6
+
+
+def test_without_xla_nothing_is_compiled(monkeypatch):
+  compiled, function = [], tf.function
+  monkeypatch.setattr(tf, 'function', lambda *args, **kwargs: compiled.append(kwargs['jit_compile']) or
+                      function(*args, **kwargs))
+  x = tf.zeros([1, 2, 2, 6])
+  group_norm(x, tf.ones([6]), tf.zeros([6]), 3, 1e-4, xla=False)
+  monkeypatch.setattr(tf.test, 'is_built_with_xla', lambda: False)
+  group_norm(x, tf.ones([6]), tf.zeros([6]), 2, 1e-4)
+  assert compiled == [False] * 4
