@@ -131,6 +131,9 @@ def test_without_xla_nothing_is_compiled(monkeypatch):
   monkeypatch.setattr(tf, 'function', lambda *args, **kwargs: compiled.append(kwargs['jit_compile']) or
                       function(*args, **kwargs))
   x = tf.zeros([1, 2, 2, 6])
+  group_norm(x, tf.ones([6]), tf.zeros([6]), 3, 1e-4)
+  assert compiled == [True] * 2
+  compiled.clear()
   group_norm(x, tf.ones([6]), tf.zeros([6]), 3, 1e-4, xla=False)
   monkeypatch.setattr(tf.test, 'is_built_with_xla', lambda: False)
   group_norm(x, tf.ones([6]), tf.zeros([6]), 2, 1e-4)
