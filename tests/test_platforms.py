@@ -43,10 +43,12 @@ def imports():
   """File, line, top-level module, and whether it is within `with needs_models(…)`, of every import of the package."""
   found = []
   for path in sorted(PACKAGE.rglob('*.py')):
-    tree = ast.parse(path.read_text())
-    guarded = {id(child) for node in ast.walk(tree) if isinstance(node, ast.With)
-               and 'needs_models(' in ast.unparse(node.items) for child in ast.walk(node)}
-    for node in ast.walk(tree):
+    text = path.read_text()
+    nodes = list(ast.walk(ast.parse(text)))
+    guarded = {id(child) for node in nodes if isinstance(node, ast.With)
+               and any('needs_models(' in ast.unparse(item) for item in node.items) for child in ast.walk(node)
+               } if 'needs_models(' in text else set()
+    for node in nodes:
       names = ([alias.name for alias in node.names] if isinstance(node, ast.Import) else
                [node.module] if isinstance(node, ast.ImportFrom) else [])
       found += [(path.relative_to(PACKAGE).as_posix(), node.lineno, name.split('.')[0], id(node) in guarded)
