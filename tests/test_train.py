@@ -3,6 +3,7 @@
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,14 +43,31 @@ def finish(folder):
 def kill_after(folder, step):
   """Start or resume a run and kill it once it has reported `step`; False if it ended before."""
   process = start(folder)
+  wait_for(process, folder, step)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  return process.returncode == -signal.SIGKILL
+
+
+def wait_for(process, folder, step):
+  """Wait until a run has reported `step`, or has ended."""
   while process.poll() is None:
     lines = RunFolder(folder, create=False).read_metrics() if (folder / 'metrics.jsonl').exists() else []
     if any(line['kind'] == 'train' and line['step'] >= step for line in lines):
-      process.send_signal(signal.SIGKILL)
-      process.wait()
-      return process.returncode == -signal.SIGKILL
+      return
     time.sleep(0.02)
-  return False
+
+
+def finish_and_copy(folder, step, copy):
+  """Run to the end; stop the process once it has reported `step`, and copy what a kill would leave at that moment."""
+  process = start(folder)
+  wait_for(process, folder, step)
+  process.send_signal(signal.SIGSTOP)
+  os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+  shutil.copytree(folder, copy)
+  process.send_signal(signal.SIGCONT)
+  _, errors = process.communicate(timeout=600)
+  assert process.returncode == 0, errors[-2000:]
 
 
 def final_weights(folder):
@@ -66,17 +84,23 @@ def assert_equal_weights(a, b):
 
 @pytest.fixture(scope='module')
 def uninterrupted(tmp_path_factory):
+  """A complete run, and its folder as it was after the fourth step."""
   folder = tmp_path_factory.mktemp('uninterrupted')
-  finish(folder)
+  finish_and_copy(folder / 'whole', 4, folder / 'killed')
   return folder
 
 
+def trained_steps(folder):
+  return [line['step'] for line in RunFolder(folder, create=False).read_metrics() if line['kind'] == 'train']
+
+
 def test_a_killed_run_ends_with_the_same_weights(uninterrupted, tmp_path):
-  assert kill_after(tmp_path, 4)
-  finish(tmp_path)
-  assert_equal_weights(final_weights(tmp_path), final_weights(uninterrupted))
-  steps = [line['step'] for line in RunFolder(tmp_path, create=False).read_metrics() if line['kind'] == 'train']
-  assert steps == list(range(1, STEPS + 1))  # lines of lost steps were removed, none is missing
+  """What a kill leaves is what is in the folder while the process stands still; the slow test kills."""
+  folder = shutil.copytree(uninterrupted / 'killed', tmp_path / 'run')
+  assert 4 <= max(trained_steps(folder)) < STEPS and list((folder / 'checkpoints').iterdir())
+  finish(folder)
+  assert_equal_weights(final_weights(folder), final_weights(uninterrupted / 'whole'))
+  assert trained_steps(folder) == list(range(1, STEPS + 1))  # lines of lost steps were removed, none is missing
 
 
 @pytest.mark.slow
@@ -85,4 +109,4 @@ def test_a_run_killed_five_times_ends_with_the_same_weights(uninterrupted, tmp_p
   for step in sorted(random.Random(seed).sample(range(1, STEPS), 5)):
     assert kill_after(tmp_path, step)
   finish(tmp_path)
-  assert_equal_weights(final_weights(tmp_path), final_weights(uninterrupted))
+  assert_equal_weights(final_weights(tmp_path), final_weights(uninterrupted / 'whole'))
