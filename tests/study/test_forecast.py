@@ -6,21 +6,26 @@ from rethink_tf.compare import groups, verdict
 from rethink_tf.compare.planning import Need
 from rethink_tf.study import forecast
 from rethink_tf.study.run import plan_study
+from rethink_tf.study.seeds import UntilSettled
 from tests.compare.fake_runs import share, write
 
-STUDY = 'gin_configs/studies/miniature_figure1.gin'  # 500 synthetic images, three seeds, four schedules a side
+STUDY = 'gin_configs/studies/miniature_figure1.gin'  # 500 synthetic images
+AXES = """Study.axes = {'seed': {'seed0': ('run.seed = 0',), 'seed1': ('run.seed = 1',), 'seed2': ('run.seed = 2',)},
+  'init': {'scratch': (), 'pretrain': ('gin_configs/init/pretrained_run.gin', 'WEIGHTS = {shapes}')},
+  'schedule': {'0.25x': ('SCHEDULE = 0.25',), '2x': ('SCHEDULE = 2',)}}"""
 
 
 @pytest.fixture(scope='module')
 def plan(tmp_path_factory):
-  return plan_study(STUDY, str(tmp_path_factory.mktemp('studies') / 'mini'))
+  return plan_study(STUDY, str(tmp_path_factory.mktemp('studies') / 'mini'), study_params=[AXES])
 
 
 @pytest.fixture(scope='module')
 def early(plan):
-  two = "Study.axes = {'seed': {'s': ('run.seed = 0',)}, 'init': {'scratch': (), 'pretrain': ('gin_configs/init/" \
-        "pretrained_run.gin', 'WEIGHTS = {shapes}')}}"
-  return plan_study(STUDY, f'{plan.output}_early', study_params=['Study.until_settled = @UntilSettled()', two])
+  """As plan, but for one schedule and at most five seeds."""
+  chosen = [i for i, trial in enumerate(plan.trials) if trial.choice['schedule'] == '2x']
+  return plan._replace(trials=[plan.trials[i] for i in chosen], lengths=[plan.lengths[i] for i in chosen],
+                       until_settled=UntilSettled(5), seed_axis='seed')
 
 
 def number(words):
@@ -29,7 +34,7 @@ def number(words):
 
 
 def test_a_study_says_what_it_can_tell(plan):
-  assert forecast.design(plan.lengths) == (1, 8, 4, 3)
+  assert forecast.design(plan.lengths) == (1, 4, 2, 3)
   words = forecast.words(plan)
   assert 'on 500 held-out images: ' in words and ': 3 seeds: above about' in words and ';' not in words.split('2.3;')[0]
   assert 'Assumed: AP about 40, and a standard deviation between seeds of 1 points (0.3 to 2.3' in words
