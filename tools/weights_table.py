@@ -159,7 +159,7 @@ def compute(path: str, images: list[np.ndarray]) -> Stages:
                                   contents.arrays.get('roi_heads.box_predictor.0.cls_score.weight'))
   model = gin.get_configurable('MaskRCNN')(num_classes=80 if predictor is None else predictor.shape[0] - 1)
   stages = detector_stages if contents.kind == 'detector' else backbone_stages
-  makes_all = detector_stages if 'fc6.weight' in contents.arrays else stages  # of VGG, two layers of the box head too
+  makes_all = detector_stages if 'conv1_1.weight' in contents.arrays else stages  # VGG's box head is loaded with it
   makes_all(model, images[0])  # the variables
   gin.get_configurable('PretrainedWeights')()(model)
   return [stages(model, image) for image in images]
