@@ -135,6 +135,7 @@ def test_seeds_are_added_until_the_answer_is_settled_or_given_up(tmp_path):
   (tmp_path / 'tiny.gin').write_text(STUDY.partition('Study.axes')[0] + '''
 Study.pretraining = {'untrained': ('gin_configs/pretraining/shapes.gin', 'EpochSchedule.epochs = 0.004',
                                    'EpochSchedule.drops = ()', 'EpochSchedule.warmup_epochs = 0',
+                                   'eval/synthetic_classes.num_images = 50',
                                    'ResNet.stem_width = 16', 'ResNet.res2_width = 32', 'ResNet.width_per_group = 16',
                                    'group_norm.groups = 8')}
 Study.axes = {'init': {'scratch': ('SCHEDULE = 0.25',),
