@@ -65,11 +65,12 @@ def upsample(x: tf.Tensor, factor: int = 2) -> tf.Tensor:
   """Nearest upsampling of maps [B, H, W, C], by broadcasting: XLA cannot compile the gradient of UpSampling2D."""
   @tf.custom_gradient
   def repeat(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+    def gradient(dy: tf.Tensor) -> tf.Tensor:  # the sum over the copies: eight times as fast as tf.reduce_sum
+      return tf.cast(tf.nn.avg_pool2d(tf.cast(dy, tf.float32), factor, factor, 'VALID') * factor**2, dy.dtype)
+
     shape = tf.shape(x)
     batch, height, width, channels = shape[0], shape[1], shape[2], x.shape[-1]
     y = tf.broadcast_to(x[:, :, None, :, None, :], [batch, height, factor, width, factor, channels])
-    # A sum over two axes takes eight times as long as pooling.
-    return (tf.reshape(y, [batch, factor * height, factor * width, channels]),
-            lambda dy: tf.nn.avg_pool2d(dy, factor, factor, 'VALID') * factor**2)
+    return tf.reshape(y, [batch, factor * height, factor * width, channels]), gradient
 
   return x if factor == 1 else repeat(x)
