@@ -2,11 +2,14 @@
 
 import os
 import pathlib
+import signal
 
 import pytest
 from absl import logging
 
 os.environ.setdefault('MPLBACKEND', 'Agg')  # before matplotlib is imported anywhere
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of a job in the background of a script
+  signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests of Ctrl-C wait for it
 
 
 # The longest files, which begin first: else one worker is left with them when the other has finished.
