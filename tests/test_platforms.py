@@ -76,7 +76,8 @@ def test_every_package_that_is_imported_is_a_requirement():
 
 
 def test_without_tf_models_official_the_error_is_one_line_with_the_fix(monkeypatch):
-  monkeypatch.setitem(sys.modules, 'official', None)
+  for name in ['official', *(name for name in sys.modules if name.startswith('official.'))]:  # imported before, or not
+    monkeypatch.setitem(sys.modules, name, None)
   record = record_format.Record('1', 'a.jpg', 4, 4, b'\xff\xd8', [])
   for call, what in ((lambda: distribution.strategy('tpu'), "strategy.kind = 'tpu' needs tf-models-official"),
                      (lambda: record_format.encode(record, [Category(1, 'a')], False), 'writing TFRecords needs')):

@@ -16,8 +16,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 
-os.environ |= {'TF_NUM_INTRAOP_THREADS': '1', 'TF_NUM_INTEROP_THREADS': '1'}  # before TensorFlow starts
-
 PRODUCTS = ('Conv2D', 'MatMul', 'Einsum')  # in the names of oneDNN's and Eigen's dense kernels
 STEPS = 12
 
@@ -29,6 +27,7 @@ def main() -> None:
   parser.add_argument('--rows', type=int, default=25, help='operations that are listed')
   options = parser.parse_args()
 
+  os.environ |= {'TF_NUM_INTRAOP_THREADS': '1', 'TF_NUM_INTEROP_THREADS': '1'}  # before TensorFlow starts
   import tensorflow as tf
 
   from rethink_tf import experiment

@@ -102,7 +102,8 @@ def test_a_signal_reaches_every_process(pool, tmp_path):
 
 
 def test_each_run_has_its_share_of_the_devices(monkeypatch):
-  monkeypatch.delenv('TF_NUM_INTRAOP_THREADS', raising=False)
+  for name in ('TF_NUM_INTRAOP_THREADS', 'TF_NUM_INTEROP_THREADS'):
+    monkeypatch.delenv(name, raising=False)
   monkeypatch.setattr(os, 'cpu_count', lambda: 8)
   monkeypatch.setattr(processes, '_gpus', lambda: [])
   assert environments(None, True) == environments(1, True) == [{}]
