@@ -6,6 +6,8 @@ again.
 
 from __future__ import annotations
 
+import gzip
+import lzma
 import os
 import posixpath
 import shutil
@@ -26,6 +28,8 @@ from rethink_tf.storage import files
 _RATIO, _SLACK = 20, 1 << 30  # bytes unpacked for each byte of an archive, and in all, at most
 _MAX_FILES = 1_000_000
 _HIDDEN = ('__MACOSX/', '.')  # what macOS adds to an archive
+# RuntimeError: of zipfile, for encrypted files and unknown methods of compression.
+_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, EOFError, RuntimeError)
 
 
 class _Member(NamedTuple):
@@ -49,11 +53,14 @@ def unpack(path: str, folder: str, below: str = '') -> int:
       with zipfile.ZipFile(path) as archive:
         return _unpack(path, folder, list(_of_zip(archive, path, below)), archive.open)
     with tarfile.open(path, 'r:*') as archive:
-      return _unpack(path, folder, list(_of_tar(archive, path, below)), archive.extractfile)
-  except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-    raise UserError(f'{path}: a damaged archive, or of an unknown kind ({in_one_line(error)}): delete it, and it is '
-                    'downloaded again') from error
-  except (OSError, tf.errors.OpError) as error:
+      members = list(_of_tar(archive, path, below))
+      while archive.fileobj.read(1 << 20):  # to the end, where gzip has its checksum: tarfile stops before it
+        pass
+      return _unpack(path, folder, members, archive.extractfile)
+  except (*_DAMAGED, OSError, tf.errors.OpError) as error:
+    if isinstance(error, _DAMAGED) or isinstance(error, OSError) and error.errno is None:  # without: of bz2
+      raise UserError(f'{path}: a damaged archive, or of an unknown kind ({in_one_line(error)}): delete it, and it is '
+                      'downloaded again') from error
     raise UserError(f'{folder}: cannot be written: {in_one_line(error)}: make room, or choose another folder'
                     ) from error
 

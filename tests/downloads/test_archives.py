@@ -6,6 +6,7 @@ import stat
 import tarfile
 import zipfile
 
+import numpy as np
 import pytest
 
 from rethink_tf.downloads import archives
@@ -121,3 +122,20 @@ def test_a_full_disk(tmp_path, monkeypatch):
   path = zipped(tmp_path / 'x.zip', FILES)
   monkeypatch.setattr(archives.shutil, 'disk_usage', lambda _: archives.shutil._ntuple_diskusage(1, 1, 10))
   refused(path, tmp_path / 'out', '0 MiB are needed and 0 free: make room')
+
+
+@pytest.mark.parametrize('kind', ['gz', 'bz2', 'xz'])
+@pytest.mark.parametrize('place', [0.1, 0.5, 0.9, 0.995])
+def test_damage_within_a_compressed_tar_is_no_full_disk(tmp_path, kind, place):
+  content = np.random.default_rng(0).integers(0, 256, 30_000).astype(np.uint8).tobytes()
+  path = tmp_path / f'a.tar.{kind}'
+  with tarfile.open(path, f'w:{kind}') as archive:
+    entry = tarfile.TarInfo('a.bin')
+    entry.size = len(content)
+    archive.addfile(entry, io.BytesIO(content))
+  data = bytearray(path.read_bytes())
+  data[int(place * len(data))] ^= 255
+  path.write_bytes(data)
+  with pytest.raises(UserError, match='a damaged archive') as error:
+    archives.unpack(str(path), str(tmp_path / 'folder'))
+  assert '\n' not in str(error.value)
