@@ -3,6 +3,8 @@
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from rethink_tf.evaluation import coco_metrics
+
 CATEGORIES = [{'id': 3, 'name': 'cat'}, {'id': 7, 'name': 'dog'}, {'id': 9, 'name': 'cow'}]
 
 
@@ -40,3 +42,12 @@ def detections(rng, gt, iou_type='bbox', around=3, nothing=20):
     image = gt['images'][rng.integers(len(gt['images']))]['id']
     add(image, ids[rng.integers(len(ids))], [*rng.integers(0, 60, 2).tolist(), *rng.integers(5, 30, 2).tolist()])
   return results
+
+
+def accumulated(gt, results, iou_type):
+  """pycocotools' own evaluation, with its tables of precision and recall."""
+  scorer = coco_metrics._scorer(gt, results, iou_type, 'pycocotools', None, None)
+  with coco_metrics._without_printing():
+    scorer.evaluate()
+    scorer.accumulate()
+  return scorer

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from rethink_tf.errors import UserError
-from rethink_tf.evaluation import coco_metrics, voc_metrics
+from rethink_tf.evaluation import voc_metrics
 from rethink_tf.inspect_run.counted import COCO_IOUS, count_coco, count_voc
-from tests.inspect_run.random_data import detections, truth
+from tests.inspect_run.random_data import accumulated, detections, truth
 
 
 @pytest.mark.parametrize('backend', ['pycocotools', 'hotcoco'])
@@ -16,10 +16,7 @@ def test_counts_give_cocos_recall(iou_type, backend):
   pytest.importorskip(backend)
   gt = truth(np.random.default_rng(0))
   results = detections(np.random.default_rng(1), gt, iou_type)
-  scorer = coco_metrics._scorer(gt, results, iou_type, 'pycocotools', None, None)
-  with coco_metrics._without_printing():
-    scorer.evaluate()
-    scorer.accumulate()
+  scorer = accumulated(gt, results, iou_type)
   for t in (0, 5):
     counted = count_coco(gt, results, iou_type, COCO_IOUS[t], backend=backend)
     recall = np.bincount(counted.classes[counted.true], minlength=3) / counted.num_objects

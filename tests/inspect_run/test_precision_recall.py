@@ -6,7 +6,7 @@ import pytest
 from rethink_tf.evaluation import coco_metrics
 from rethink_tf.inspect_run import precision_recall
 from rethink_tf.inspect_run.counted import Counted, count_coco
-from tests.inspect_run.random_data import detections, truth
+from tests.inspect_run.random_data import accumulated, detections, truth
 
 
 def counted_of(scores, true, ignored=None, objects=1, names=('a',), classes=None):
@@ -20,10 +20,7 @@ def counted_of(scores, true, ignored=None, objects=1, names=('a',), classes=None
 def test_precision_is_pycocotools_own(iou_type, iou, t):
   gt = truth(np.random.default_rng(2))
   results = detections(np.random.default_rng(3), gt, iou_type)
-  scorer = coco_metrics._scorer(gt, results, iou_type, 'pycocotools', None, None)
-  with coco_metrics._without_printing():
-    scorer.evaluate()
-    scorer.accumulate()
+  scorer = accumulated(gt, results, iou_type)
   expected = scorer.eval['precision'][t, :, :, 0, -1]  # [101, K]
   assert 0 < expected.mean() < 1
   _, *found = precision_recall.curves(count_coco(gt, results, iou_type, iou))
