@@ -36,10 +36,25 @@ def test_steps_per_execution_divides_every_interval():
       check(**arguments)
 
 
-def test_running_out_of_memory_is_one_line_with_the_settings_to_change():
+def _allocate_too_much(logits, image_ids):
+  elements = tf.cast(image_ids[0] + 1, tf.int64) * 2**46  # 256 TiB, a size not known before the step
+  return tf.reduce_sum(tf.fill([elements], logits[0, 0]))
+
+
+def _report_too_much(logits, image_ids):
+  def fail(_):
+    raise MemoryError('OOM when allocating tensor with shape[2,2]')
+
+  return tf.numpy_function(fail, [image_ids], tf.float32)
+
+
+@pytest.mark.parametrize('allocate', [
+  _report_too_much,
+  pytest.param(_allocate_too_much, marks=pytest.mark.slow),  # the allocator tries again for ten seconds
+])
+def test_running_out_of_memory_is_one_line_with_the_settings_to_change(allocate):
   def hungry(outputs, batch):
-    elements = tf.cast(batch.image_ids[0] + 1, tf.int64) * 2**46  # 256 TiB, a size not known before the step
-    return {'class': toy_loss(outputs, batch)['class'] + tf.reduce_sum(tf.fill([elements], outputs.logits[0, 0]))}
+    return {'class': toy_loss(outputs, batch)['class'] + allocate(outputs.logits, batch.image_ids)}
 
   trainer = toy(policy='float32', loss=hungry)
   with pytest.raises(UserError, match='OOM when allocating') as error, loop.out_of_memory_errors():
