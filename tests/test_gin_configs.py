@@ -24,7 +24,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / 'gin_configs').glob('**/*.gin')
                if path.parent.name != 'studies')
 COMPLETE = [name for name in FILES if name.count('/') == 1]
-PRETRAINING = [name for name in FILES if name.startswith('gin_configs/pretraining/')]
+PRETRAINING = [name for name in FILES if name.startswith('gin_configs/pretraining/') and 'target_' not in name]
 AXES = [name for name in FILES if name not in [*COMPLETE, *PRETRAINING]]
 INIT = [name for name in FILES if name.startswith('gin_configs/init/')]
 # Tested elsewhere: one needs an extra, the other is refused with random weights.
@@ -154,8 +154,10 @@ def parse_whole(*names, weights="'weights.pkl'"):
 
 
 def axis(name):
-  """Names that a file itself binds."""
-  return set(re.findall(r'^([\w./]+) = ', (ROOT / name).read_text(), re.MULTILINE))
+  """Names that a file binds, with those of the files that it includes."""
+  text = (ROOT / name).read_text()
+  included = (axis(other) for other in re.findall(r"^include '(.+)'$", text, re.MULTILINE))
+  return set(re.findall(r'^([\w./]+) = ', text, re.MULTILINE)).union(*included)
 
 
 @pytest.mark.parametrize('pretrained, scratch, init', [
@@ -232,11 +234,29 @@ def test_keypoint_rows_keep_the_checkpoint_with_the_best_keypoint_ap(name):
 
 
 def test_all_init_files_bind_the_same_names():
-  assert len(INIT) == 13
-  names = {name: frozenset(axis(name)) for name in INIT}
-  grids = names.pop('gin_configs/init/detector_detectron2.gin') - set(names['gin_configs/init/detector.gin'])
-  assert grids == {'Anchors.offset', 'RoIPooler.aligned', 'RoIPooler.sampling_ratio'}
-  assert len(set(names.values())) == 1
+  assert len(INIT) == 16
+  names = {name.partition('/init/')[2].removesuffix('.gin'): frozenset(axis(name)) for name in INIT}
+  detectors = [names.pop(name) for name in ('detector', 'detector_new_classes', 'target_pretraining')]
+  detectron2 = [names.pop(f'detector_detectron2{which}') for which in ('', '_new_classes')]
+  assert len({*detectors}) == len({*detectron2}) == len({*names.values()}) == 1
+  assert detectron2[0] - detectors[0] == {'Anchors.offset', 'RoIPooler.aligned', 'RoIPooler.sampling_ratio'}
+  assert detectors[0] - names['scratch'] == {'PretrainedWeights.match_classes', 'PretrainedWeights.file_classes'}
+
+
+def test_pre_training_at_low_resolution_keeps_the_detector():
+  """Half the sides and a rate that never drops; the network and its data are those of the configuration."""
+  parse_whole('gin_configs/scratch_1x.gin', weights=None)
+  plain = bindings()
+  parse_whole('gin_configs/scratch_1x.gin', 'gin_configs/pretraining/target_low_resolution.gin', weights=None)
+  resize, low = gin.get_configurable('Resize')(), bindings()
+  assert (resize.short_sides, resize.max_side) == ((400,), 666)
+  schedule = gin.get_configurable('KTimesSchedule')(batch_size=64)
+  assert schedule.total_steps == 90_000 and float(schedule(89_999)) == float(schedule(600)) == pytest.approx(0.08)
+  differing = {name for name in {*plain, *low} if plain.get(name) != low.get(name)}
+  assert differing <= axis('gin_configs/pretraining/target_low_resolution.gin')
+  gin_files.parse(['gin_configs/scratch_1x.gin', 'gin_configs/pretraining/target_low_resolution.gin'],
+                  ['SCHEDULE = 0.25'])
+  assert gin.get_configurable('KTimesSchedule')(batch_size=64).total_steps == 90_000
 
 
 def test_a_pre_trained_row_requires_weights():

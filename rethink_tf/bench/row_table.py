@@ -114,7 +114,9 @@ def shipped() -> list[str]:
   """Return the names of all complete configurations, in the order of the table."""
   root = gin_files.shipped_root()
   found = [*sorted((root / 'gin_configs').glob('*.gin')), *sorted((root / 'gin_configs/pretraining').glob('*.gin'))]
-  return [path.relative_to(root).as_posix() for path in found if not path.stem.endswith('base')]
+  # A file without includes follows that of a detector (pretraining/target_low_resolution.gin).
+  return [path.relative_to(root).as_posix() for path in found if not path.stem.endswith('base')
+          and re.search(r"^include '", path.read_text(), re.MULTILINE)]
 
 
 def cost(name: str, known: dict[Hashable, Cost]) -> Cost:

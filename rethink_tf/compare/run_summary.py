@@ -6,7 +6,6 @@ Only files of the folder are read, without building the model: it may be copied 
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -15,18 +14,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from rethink_tf.errors import UserError, in_one_line, plain
+from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.storage.files import open_regular
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.storage.settings import parse
 from rethink_tf.training.schedules import KTimesSchedule
 from rethink_tf.visualization.curves import run_names
+from rethink_tf.weights import costs
+from rethink_tf.weights.costs import Seen, is_number
 
 SCRATCH, PRETRAINED = 'scratch', 'pre-trained'
 MAIN_METRICS = ('box/AP', 'mask/AP', 'keypoint/AP', 'voc/mAP', 'top-1')  # in order of preference
-_MAX_BYTES = 16 << 20  # of config.gin, and of the record of the weights
-IMAGENET_IMAGES = 1_281_167 * 100  # section 3: common models are trained for about 100 epochs
-IMAGENET_SIDE = 224
+_MAX_BYTES = 16 << 20  # of config.gin
 
 # Bindings that belong to the choice of initial weights (gin_configs/init): pre-trained weights determine the input
 # normalisation and the position of the strides.
@@ -54,17 +53,6 @@ class Curve(NamedTuple):
   pixels: np.ndarray  # of the resized images, without padding
   seconds: np.ndarray  # inside training steps
   metrics: dict[str, np.ndarray]  # 'box/AP', ... in percent; NaN where an evaluation has none
-
-
-class Seen(NamedTuple):
-  """Training samples seen (Fig. 2)."""
-
-  images: float
-  instances: float
-  pixels: float
-
-  def plus(self, other: Seen) -> Seen:
-    return Seen(*(a + b for a, b in zip(self, other, strict=True)))
 
 
 class Run(NamedTuple):
@@ -186,13 +174,10 @@ def read_run(folder: RunFolder, name: str) -> Run:
   evaluations = _by_step(lines, 'eval')
   if not evaluations:
     raise UserError(f'{folder.path}: no evaluation in metrics.jsonl yet: train or evaluate it first')
-  init = SCRATCH if settings.get('run.initial_weights') in (None, 'None') else PRETRAINED
-  source, pretraining = '', None
-  if init == PRETRAINED:
-    source, pretraining = _pretraining(folder)
+  init, cost = _start(settings, folder)
   return Run(name, folder, settings, init, _schedule(settings, evaluations), _seed(settings),
-             _curve(train, evaluations), _series(train, 'loss/total'), _series(train, 'learning_rate'), pretraining,
-             source, _notes(evaluations[-1]), _day(evaluations[-1]))
+             _curve(train, evaluations), _series(train, 'loss/total'), _series(train, 'learning_rate'),
+             cost.seen if init == PRETRAINED else None, cost.source, _notes(evaluations[-1]), _day(evaluations[-1]))
 
 
 def read_settings(folder: RunFolder) -> dict[str, Any]:
@@ -219,7 +204,7 @@ def _by_step(lines: Sequence[Mapping[str, Any]], kind: str) -> list[Mapping[str,
 
 
 def _series(lines: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
-  points = [(line['step'], line[key]) for line in lines if _is_number(line.get(key))]
+  points = [(line['step'], line[key]) for line in lines if is_number(line.get(key))]
   return np.array([p[0] for p in points], np.int64), np.array([p[1] for p in points], np.float64)
 
 
@@ -230,11 +215,11 @@ def _curve(train: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str
     at, values = _series(train, key)
     seen[key] = np.interp(steps, np.r_[0, at], np.r_[0.0, values]) if len(at) else np.full(len(steps), np.nan)
   names = sorted({name for line in evaluations for name, value in line.items()
-                  if ('/' in name or name.startswith('top-')) and _is_number(value)})
+                  if ('/' in name or name.startswith('top-')) and is_number(value)})
 
   def metric(name: str) -> np.ndarray:
     values = [line.get(name) for line in evaluations]
-    return np.array([v if _is_number(v) and v >= 0 else np.nan for v in values], np.float64)
+    return np.array([v if is_number(v) and v >= 0 else np.nan for v in values], np.float64)
 
   return Curve(steps, *(seen[key] for key in ('images', 'instances', 'pixels', 'seconds')),
                {name: metric(name) for name in names})
@@ -258,55 +243,27 @@ def _notes(evaluation: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _schedule(settings: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]]) -> str:
   total, k = settings.get('KTimesSchedule.total'), settings.get('KTimesSchedule.k')
-  if _is_number(total):
+  if is_number(total):
     return f'{total / 1000:g}k'
-  if _is_number(k):
+  if is_number(k):
     return f'{k:g}x'
   return f'{evaluations[-1]["step"]} steps'
 
 
-def _pretraining(folder: RunFolder) -> tuple[str, Seen | None]:
-  """Return a description of the initial weights and the samples seen in pre-training, None if unknown."""
-  record = _record_of_weights(folder.join('initial_weights.json'))
+def _start(settings: Mapping[str, Any], folder: RunFolder) -> tuple[str, costs.Cost]:
+  """Return whether a run started from random or trained weights, and their cost.
+
+  A run that continues another one (weights.plain_run) started where that one did.
+  """
+  if settings.get('run.initial_weights') in (None, 'None'):
+    return SCRATCH, costs.NOTHING
+  record = costs.read_record(folder.join(costs.RECORD))
   if record is None:
-    return 'weights of unknown origin', None
-  origin = str(record.get('path', ''))
-  recorded = record.get('seen')
-  if isinstance(recorded, dict) and all(_is_number(recorded.get(key)) for key in Seen._fields):
-    return f'run {origin}', Seen(*(float(recorded[key]) for key in Seen._fields))  # as it was when this run began
-  published = record.get('cost')
-  if isinstance(published, dict) and all(_is_number(published.get(key)) for key in Seen._fields):
-    seen = Seen(*(float(published[key]) for key in Seen._fields))
-    return plain(f'{record.get("name")}: {published.get("source")}'[:500]), seen
-  if tf.io.gfile.exists(f'{origin.rstrip("/")}/metrics.jsonl'):
-    lines = _by_step(RunFolder(origin, create=False).read_metrics(), 'train')
-    if lines:
-      last = lines[-1]
-      # A classification image is one instance (caption of Fig. 2).
-      images = last.get('images', 0)
-      seen = Seen(*(float(value) if _is_number(value := last.get(key) or images) else 0.0 for key in Seen._fields))
-      return f'run {origin}', seen
-  if 'run of this package' in str(record.get('format', '')):
-    return f'run {origin}, which no longer exists', None
-  seen = Seen(IMAGENET_IMAGES, IMAGENET_IMAGES, IMAGENET_IMAGES * float(IMAGENET_SIDE ** 2))
-  return f'{origin}, assumed to be 100 epochs of ImageNet at 224 x 224 (section 3)', seen
-
-
-def _record_of_weights(path: str) -> dict[str, Any] | None:
-  """Return the content of initial_weights.json, None if there is none or it is damaged."""
-  try:
-    with open_regular(path) as file:
-      record = json.loads(file.read(_MAX_BYTES))
-  except (ValueError, RecursionError, tf.errors.OpError):
-    return None
-  return record if isinstance(record, dict) else None
+    return PRETRAINED, costs.Cost(None, 'weights of unknown origin')
+  init = SCRATCH if record.get('continues', record) is None else PRETRAINED
+  return init, costs.of_record(record)
 
 
 def _seed(settings: Mapping[str, Any]) -> int:
   seed = settings.get('run.seed')
   return seed if isinstance(seed, int) else 0
-
-
-def _is_number(value: Any) -> bool:
-  """Whether a value of a file is a number that NumPy can hold."""
-  return isinstance(value, int | float) and not isinstance(value, bool) and not abs(value) > 1e300

@@ -91,13 +91,14 @@ class Runner:
     return os.path.isdir(path) and any(line.get('kind') == 'eval'
                                        for line in RunFolder(path, create=False).read_metrics())
 
-  def pretrain(self, path: str, files: Sequence[str], params: Sequence[str], data_dir: str | None) -> None:
-    """Pre-train in a run folder, or continue.
+  def pretrain(self, path: str, files: Sequence[str], params: Sequence[str], data_dir: str | None,
+               command: str = 'pretrain') -> None:
+    """Pre-train in a run folder, or continue. command: 'train' for a detector.
 
     Raises:
       UserError: the command failed.
     """
-    self._call(Request('pretrain', files, params, data_dir, path, f'{path}.log'), *grid.keys(files, params, data_dir),
+    self._call(Request(command, files, params, data_dir, path, f'{path}.log'), *grid.keys(files, params, data_dir),
                lambda: _last_step(f'{path}.log'))
 
   def run(self, stages: Sequence[Stage]) -> list[str]:

@@ -19,6 +19,7 @@ from rethink_tf.study.seeds import UntilSettled
 from rethink_tf.training import sharing
 from rethink_tf.training.schedules import PAPER_BATCH, PAPER_UNIT
 
+BASE = '{base}'  # among the words of a pre-training
 _LENGTH = re.compile(r'(SCHEDULE|KTimesSchedule\.k) = ')
 
 
@@ -69,7 +70,9 @@ class Study:
       axes: axis -> value -> gin files and bindings of this value, in the order in which they are applied. A string that
         ends in .gin is a file, any other a binding. '{name}' in a binding is replaced by the run folder of that
         pre-training.
-      pretraining: name -> gin files and bindings of a run of python -m rethink_tf.pretrain, trained first.
+      pretraining: name -> gin files and bindings of a run that is trained first: of a classifier (python -m
+        rethink_tf.pretrain), or of a detector, whose data is that of the study unless it binds DATA_DIR. '{base}' among
+        them stands for those of `base`, with what the command adds to every run.
       leave_out: combinations to leave out, each as axis -> value for some of the axes.
       share_prefixes: share the iterations before the shorter schedule's first drop, which schedules of different length
         have in common (section 4).
@@ -120,6 +123,12 @@ class Study:
     return trials
 
 
+def of_pretraining(study: Study, name: str, files: Sequence[str] = (), params: Sequence[str] = ()) -> list[str]:
+  """Return the gin files and bindings of a pre-training. files, params: of every run, which belong to '{base}'."""
+  words = study.pretraining[name]
+  return [part for word in words for part in ((*study.base, *files, *params) if word == BASE else (word,))]
+
+
 def read_study(gin_file: str, params: Sequence[str] = ()) -> Study:
   """Read the study of a gin file; gin's configuration is empty afterwards.
 
@@ -153,6 +162,18 @@ def data_folder(files: Sequence[str], params: Sequence[str], data_dir: str | Non
   gin_files.parse(files, [*params, *([f'DATA_DIR = {data_dir!r}'] if data_dir else [])])
   try:
     return _data_folder()
+  finally:
+    gin.clear_config()
+
+
+def is_of_detector(files: Sequence[str], params: Sequence[str]) -> bool:
+  """Whether a configuration trains a detector, not a classifier."""
+  import rethink_tf.experiment  # noqa: F401  registers what gin files name
+
+  gin_files.parse(files, params)
+  try:
+    model = gin_files.bound('run.model')
+    return model is None or model.configurable.name != 'Classifier'
   finally:
     gin.clear_config()
 

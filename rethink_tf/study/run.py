@@ -26,6 +26,15 @@ from rethink_tf.study.stages import Stage
 from rethink_tf.weights import catalog
 
 
+class Pretraining(NamedTuple):
+  """A run that is trained before those of a study."""
+
+  files: tuple[str, ...]
+  params: tuple[str, ...]
+  data_dir: str | None
+  command: str = 'pretrain'  # or 'train', of a detector
+
+
 class StudyPlan(NamedTuple):
   """The runs of a study."""
 
@@ -33,7 +42,7 @@ class StudyPlan(NamedTuple):
   trials: tuple[Trial, ...]
   lengths: tuple[Length, ...]  # of the trials
   stages: tuple[Stage, ...]
-  pretraining: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]  # run folder -> gin files and bindings
+  pretraining: Mapping[str, Pretraining]  # by run folder
   data_dir: str | None = None  # of every run
   pretraining_data_dir: str | None = None
   pretraining_folders: tuple[str | None, ...] = ()  # of the data sets of the pre-trainings
@@ -65,7 +74,8 @@ def plan_study(gin_file: str, output: str | None = None, gin_params: Sequence[st
     study_params: bindings of the study itself, as 'Study.share_prefixes = False'.
     data_dir, pretraining_data_dir: folders of the data sets; None: those of the gin files.
     share_prefixes: False disables shared iterations, for runs on different machines.
-    run_files: gin files of every run, read after those of the study; pre-training is without them.
+    run_files: gin files of every run, read after those of the study; a pre-training is without them and without
+      gin_params, unless it has those of the runs ('{base}').
     weights: file or name of the initial weights of all pre-trained runs for which the study names none.
 
   Raises:
@@ -73,7 +83,9 @@ def plan_study(gin_file: str, output: str | None = None, gin_params: Sequence[st
   """
   study = grid.read_study(gin_file, study_params)
   output = (output or '').rstrip('/') or f'runs/studies/{pathlib.PurePosixPath(gin_file).stem}'
-  pretrained = _pretraining_folders(study, os.path.join(os.path.dirname(output), 'pretraining'), pretraining_data_dir)
+  pretraining = _pretrainings(study, os.path.join(os.path.dirname(output), 'pretraining'), data_dir,
+                              pretraining_data_dir, run_files, gin_params)
+  pretrained = dict(zip(study.pretraining, pretraining, strict=True))
   given = (f'WEIGHTS = {weights!r}',) if weights else ()  # first, so that those of an arm win
   trials = [trial._replace(files=(*trial.files, *run_files), params=(*given, *trial.params, *gin_params))
             for trial in study.trials(pretrained)]
@@ -85,12 +97,11 @@ def plan_study(gin_file: str, output: str | None = None, gin_params: Sequence[st
   rounds = sequential.by_seed(trials, study.seed_axis) if study.until_settled else [trials]
   of = {trial.name: length for trial, length in zip(trials, lengths, strict=True)}
   stages = [stage for each in rounds for stage in staging.plan(each, [of[trial.name] for trial in each], share)]
-  pretraining = {path: grid.split_words(study.pretraining[name], pretrained) for name, path in pretrained.items()}
   if weights and weights not in [length.weights for length in lengths]:
     raise UserError(f'--weights={weights} is given, but no run of {gin_file} starts from it: the study names the '
                     'weights of each arm itself, or all start from random ones')
   return StudyPlan(output, tuple(trials), tuple(lengths), tuple(stages), pretraining, data_dir, pretraining_data_dir,
-                   tuple(grid.data_folder(*words, pretraining_data_dir) for words in pretraining.values()),
+                   tuple(grid.data_folder(*one[:3]) for one in pretraining.values()),
                    share_prefixes=share, until_settled=study.until_settled, seed_axis=study.seed_axis)
 
 
@@ -189,9 +200,9 @@ def _prepare(plan: StudyPlan, runner: execution.Runner, calibrate: bool) -> None
     print(found, flush=True)
     if plan.until_settled is not None:
       print(f'with all {plan.until_settled.max_seeds} seeds: it stops once its question is settled', flush=True)
-  for path, (files, params) in plan.pretraining.items():
+  for path, one in plan.pretraining.items():
     print(f'pre-training {path}', flush=True)
-    runner.pretrain(path, files, params, plan.pretraining_data_dir)
+    runner.pretrain(path, *one)
 
 
 def runner_of(plan: StudyPlan, parallel: int | None = None) -> execution.Runner:
@@ -208,8 +219,7 @@ def runner_of(plan: StudyPlan, parallel: int | None = None) -> execution.Runner:
 
 def _estimate(runner: execution.Runner, plan: StudyPlan) -> Estimate | None:
   remaining = [stage for stage in plan.stages if not runner.done(stage)]
-  missing = {path: (*words, plan.pretraining_data_dir) for path, words in plan.pretraining.items()
-             if not runner.pretrained(path)}
+  missing = {path: one[:3] for path, one in plan.pretraining.items() if not runner.pretrained(path)}
   try:
     return estimating.estimate(runner, remaining, missing) if remaining else None
   except UserError as error:
@@ -230,11 +240,11 @@ def submit_study(plan: StudyPlan, command: str, dry_run: bool = False) -> None:
   """
   if plan.until_settled is not None:
     raise UserError('--command submits all runs at once: leave out --until_settled (Study.until_settled)')
-  for path, (files, params) in plan.pretraining.items():
+  for path, one in plan.pretraining.items():
     if not dry_run and not tf.io.gfile.glob(f'{path}/checkpoints/step-*'):
-      words = worker.arguments(files, params, path, plan.pretraining_data_dir)
-      raise UserError(f'{path} must be trained first: python -m rethink_tf.pretrain {shlex.join(words)}; then repeat '
-                      'this command')
+      words = worker.arguments(one.files, one.params, path, one.data_dir)
+      raise UserError(f'{path} must be trained first: python -m rethink_tf.{one.command} {shlex.join(words)}; then '
+                      'repeat this command')
   run_folders = [f'{plan.output}/{trial.name}' for trial in plan.trials]
   for trial, path in zip(plan.trials, run_folders, strict=True):
     words = [*shlex.split(command), *worker.arguments(trial.files, trial.params, path, plan.data_dir)]
@@ -244,11 +254,17 @@ def submit_study(plan: StudyPlan, command: str, dry_run: bool = False) -> None:
   print(f'when they are done: python -m rethink_tf.compare {" ".join(run_folders)}')
 
 
-def _pretraining_folders(study: Study, folder: str, data_dir: str | None) -> dict[str, str]:
-  """Return the run folder of each pre-training by name; one may start from those before it."""
-  found = {name: os.path.join(folder, name) for name in study.pretraining}
-  for name, words in study.pretraining.items():
-    files, params = grid.split_words(words, found)
-    found[name] = reuse.pretraining_folder(os.path.join(folder, name), files, params, data_dir)
+def _pretrainings(study: Study, folder: str, data_dir: str | None, pretraining_data_dir: str | None,
+                  run_files: Sequence[str], gin_params: Sequence[str]) -> dict[str, Pretraining]:
+  """Return the pre-trainings by run folder, in the order of the study; one may start from those before it."""
+  folders = {name: os.path.join(folder, name) for name in study.pretraining}
+  found = {}
+  for name, own in study.pretraining.items():
+    words = grid.split_words(grid.of_pretraining(study, name, run_files, gin_params), folders)
+    of_detector = grid.is_of_detector(*words)
+    data = pretraining_data_dir
+    if of_detector:  # its own data wins, as that of every gin file does without --data_dir
+      data = None if any(word.startswith('DATA_DIR ') for word in own) else data_dir
+    folders[name] = reuse.pretraining_folder(folders[name], *words, data)
+    found[folders[name]] = Pretraining(*words, data, 'train' if of_detector else 'pretrain')
   return found
-

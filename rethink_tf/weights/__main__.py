@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from absl import flags
 
 from rethink_tf import process
 from rethink_tf.downloads import settings
-from rethink_tf.errors import UserError
+from rethink_tf.errors import UserError, plain
 from rethink_tf.weights import catalog, listing
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def describe(contents: Contents, given: str | None = None, init: str | None = No
 
   given: how a command names it, if not by the path of the file. init: its file of gin_configs/init, if it is known.
   """
-  from rethink_tf.weights import loadable, options
+  from rethink_tf.weights import class_layers, loadable, options
   known = options.completed(contents)
   parameters = sum(math.prod(array.shape) for array in contents.arrays.values())
   unknown = 'unknown (not in the file)'
@@ -93,6 +94,7 @@ def describe(contents: Contents, given: str | None = None, init: str | None = No
     ('epsilon', f'{contents.epsilon:g}' if contents.epsilon else unknown),
     *([('detector', ', '.join(f'{name} = {value}' for name, value in contents.settings.items()) or unknown)]
       if contents.kind == 'detector' else []),
+    *([('classes', _listed(class_layers.names_of(contents)) or unknown)] if contents.kind == 'detector' else []),
     ('licence', contents.licence),
     *(('note', note) for note in known.notes),
     ('ignored', ', '.join(contents.ignored[:4]) + (f', … ({len(contents.ignored)})' if contents.ignored[4:] else '')
@@ -102,6 +104,11 @@ def describe(contents: Contents, given: str | None = None, init: str | None = No
       options.alternatives(contents._replace(path=given or contents.path), init).items()]),
   ]
   return as_table(rows)
+
+
+def _listed(classes: Sequence[str] | None) -> str:
+  more = ', …' if classes and len(classes) > 8 else ''
+  return plain(f'{len(classes)}: {", ".join(classes[:8])}{more}') if classes else ''
 
 
 if __name__ == '__main__':

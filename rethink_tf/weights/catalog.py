@@ -85,6 +85,9 @@ class Entry(NamedTuple):
     if self.kind == 'detector' and not contents.settings:
       from rethink_tf.weights.detectron2_settings import CONVENTIONS
       missing['settings'] = CONVENTIONS['detectron2']
+    if self.kind == 'detector' and contents.classes is None:  # all of the table were trained on COCO
+      from rethink_tf.weights.contents import coco_classes
+      missing['classes'] = coco_classes(contents.arrays)
     return contents._replace(**missing)
 
 

@@ -1,11 +1,13 @@
-"""Layers with an output per class, taken from a run whose classes have another order, by name."""
+"""Layers with an output per class, taken by name from weights whose classes have another order or are others."""
 
 from __future__ import annotations
 
+import collections
 import fnmatch
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
@@ -13,14 +15,17 @@ from absl import logging
 from rethink_tf.errors import UserError
 from rethink_tf.storage import identity
 from rethink_tf.storage.run_folder import RunFolder
-from rethink_tf.weights.contents import Array, Contents
-from rethink_tf.weights.detectron2 import Entry
+from rethink_tf.weights.contents import COCO_CLASSES, Array, Contents
+from rethink_tf.weights.detectron2 import Entry, converted_shape
 
-# By the paths of their variables, with the number of outputs before those of classes, and for each class.
+_BOXES = r'(?:box_predictor|cascade/predictors/\d+)/'
+_BOXES_2 = r'roi_heads\.box_predictor(?:\.\d+)?\.'
+# By the names of their arrays, with the number of outputs before those of classes, and for each class. The outputs are
+# the last axis of a variable.
 _LAYERS = (
-  (re.compile(r'(?:box_predictor|cascade/predictors/\d+)/classes/(?:kernel|bias)'), 1, 1),  # the background is first
-  (re.compile(r'(?:box_predictor|cascade/predictors/\d+)/deltas/(?:kernel|bias)'), 0, 4),
-  (re.compile(r'mask_predictor/conv/(?:kernel|bias)'), 0, 1),
+  (re.compile(rf'{_BOXES}classes/(?:kernel|bias)|{_BOXES_2}cls_score\.(?:weight|bias)'), 1, 1),  # background first
+  (re.compile(rf'{_BOXES}deltas/(?:kernel|bias)|{_BOXES_2}bbox_pred\.(?:weight|bias)'), 0, 4),
+  (re.compile(r'mask_predictor/conv/(?:kernel|bias)|roi_heads\.mask_head\.predictor\.(?:weight|bias)'), 0, 1),
   (re.compile(r'linear/(?:kernel|bias)'), 0, 1),
 )
 _PARTS = ('detector', 'classifier')
@@ -29,56 +34,100 @@ _PATTERNS = ('box_predictor/*', 'cascade/predictors/*', 'mask_predictor/*', 'lin
              'roi_heads.mask_head.predictor.*', 'linear.*')
 _CLASSES = ('box_predictor/classes/bias', 'linear/bias', 'roi_heads.box_predictor.cls_score.bias',
             'roi_heads.box_predictor.0.cls_score.bias', 'linear.bias')
+# Heads that a detector has for some data only.
+_HEADS = ('mask_head/', 'mask_predictor/', 'keypoint_head/', 'keypoint_predictor/', 'roi_heads.mask_head.',
+          'roi_heads.keypoint_head.')
 
 
-def match(contents: Contents, arrays: Mapping[str, Array], classes: Sequence[str] | None, part: str,
-          new: Sequence[str] = (), entries: Mapping[str, Entry] | None = None) -> dict[str, Array]:
-  """Return the arrays of a file with the outputs of class layers in the order of `classes`.
+class Columns(NamedTuple):
+  """Which outputs of a layer come from a file: those of class k from place[k] of its classes, None from nowhere."""
 
-  classes: names of the model's classes; None: not known. new: patterns of names that are not loaded.
-  entries: of the model, whose values are kept for classes that only it has; None: there may be none.
+  there: int  # number of classes of the file
+  places: tuple[int | None, ...]
+
+  @property
+  def all_found(self) -> bool:
+    return None not in self.places
+
+
+def named(given: str | Sequence[str] | None) -> tuple[str, ...] | None:
+  """Return the names of the classes of a file as PretrainedWeights.file_classes gives them.
 
   Raises:
-    UserError: the file has other classes, and its class layers are not among `new`.
+    UserError: neither 'coco' nor names.
   """
-  arrays = dict(arrays)
-  layers = {name: layer for name in arrays for layer in _LAYERS if layer[0].fullmatch(name)}
+  if given is None:
+    return None
+  if given == 'coco':
+    return COCO_CLASSES
+  if isinstance(given, str) or not given or not all(isinstance(name, str) for name in given):
+    raise UserError(f"PretrainedWeights.file_classes = {given!r}: use 'coco', or the names of all classes in the order "
+                    "of the file, as ('cat', 'dog')")
+  return tuple(given)
+
+
+def match(contents: Contents, entries: Mapping[str, Entry], arrays: Mapping[str, Array],
+          classes: Sequence[str] | None, part: str, new: Sequence[str] = (),
+          merge: bool = False) -> dict[str, Entry]:
+  """Return the entries of a model whose class layers take the outputs of a file by the names of the classes.
+
+  classes: names of the model's classes; None: not known. new: patterns of names that are not loaded.
+  merge: classes that only the model has keep their initial values, those that only the file has are left out.
+
+  Raises:
+    UserError: the file has other classes, and its class layers are not among `new`; with `merge`, no class is common.
+  """
+  entries = dict(entries)
+  layers = {name: layer for name in arrays for layer in _LAYERS if layer[0].fullmatch(name) and name in entries}
   layers = {name: layer for name, layer in layers.items() if not any(fnmatch.fnmatch(name, one) for one in new)}
-  if classes is None or part not in _PARTS or contents.own and not layers:
-    return arrays
-  names = _names(contents)
+  if classes is None or part not in _PARTS or not layers and (contents.own or contents.classes):
+    return entries
+  names = names_of(contents)
   if names is None:
+    if merge and layers:
+      raise UserError(f'{contents.path}: does not name its classes: set PretrainedWeights.file_classes to their names '
+                      "in its order, 'coco' for the 80 of COCO, or PretrainedWeights.new = "
+                      f'{patterns(layers)} to start the layers with an output per class anew')
     if not new:
       logging.warning('%s: does not name its classes: its class k becomes class k here', contents.path)
-    return arrays
-  if sorted(names) != sorted(classes):
-    here, there = ([name for name in one if name not in other] for one, other in ((classes, names), (names, classes)))
-    first = f'{here[0]!r} is only here' if here else f'{there[0]!r} is only there' if there else 'one is repeated'
-    counts = f'{len(names)} there, {len(classes)} here; {first}'
-    common = [name for name in classes if name in names]
-    if entries is not None and common:
-      logging.info('%s: %d of %d classes have their outputs from it (%s); the others start anew', contents.path,
-                   len(common), len(classes), ', '.join(common[:8]))
-      for name, (_, before, width) in layers.items():
-        if name in entries:
-          initial = entries[name].variable.numpy()
-          arrays[name] = _merged(np.asarray(arrays[name]), initial, names, classes, before, width)
-      return arrays
-    keep = ', or PretrainedWeights.match_classes = True to keep those of the classes of the same name' if common else ''
-    raise UserError(f'{contents.path}: was trained on other classes ({counts}): set PretrainedWeights.new = '
-                    f'{patterns(layers)} to start the layers with an output per class anew{keep}')
-  positions = _positions(names, classes)
-  if positions != list(range(len(positions))):
+    return entries
+  _check_number(contents, entries, arrays, layers, len(names))
+  columns = _columns(names, classes)
+  if not columns.all_found or len(names) != len(classes):
+    common = [name for name, place in zip(classes, columns.places, strict=True) if place is not None]
+    if not merge or not common:
+      raise _other_classes(contents, names, classes, layers, common, merge)
+    logging.info('%s: %d of %d classes have their outputs from it (%s); the others start anew', contents.path,
+                 len(common), len(classes), ', '.join(common[:8]))
+  elif columns.places != tuple(range(len(classes))):
     logging.info('%s: its classes have another order; they are matched by name', contents.path)
-    for name, (_, before, width) in layers.items():
-      arrays[name] = _reordered(np.asarray(arrays[name]), positions, before, width)
-  return arrays
+  else:
+    return entries
+  for name, (_, before, width) in layers.items():
+    entries[name] = _by_class(entries[name], columns, before, width)
+  return entries
 
 
-def _names(contents: Contents) -> list[str] | None:
-  """Return the names of the classes of a run in their order; None if they are not recorded."""
-  if not contents.own or not contents.checkpoint:
-    return None
+def match_heads(contents: Contents, entries: Mapping[str, Entry],
+                arrays: Mapping[str, Array]) -> tuple[dict[str, Entry], dict[str, Array]]:
+  """Return entries and arrays without the heads that only the model has, which start anew, or only the file has."""
+  def without(ours: Mapping[str, object], theirs: Mapping[str, object]) -> set[str]:
+    return {head for head in _HEADS if any(name.startswith(head) for name in ours)
+            and not any(name.startswith(head) for name in theirs)}
+
+  anew, unused = without(entries, arrays), without(arrays, entries)
+  for heads, what in ((anew, 'is not in it and starts anew'), (unused, 'is not loaded: the model has none')):
+    if heads:
+      names = ', '.join(sorted(head.rstrip('/.').rpartition('.')[2] for head in heads))
+      logging.info('%s: %s %s', contents.path, names, what)
+  return ({name: entry for name, entry in entries.items() if not name.startswith(tuple(anew))},
+          {name: array for name, array in arrays.items() if not name.startswith(tuple(unused))})
+
+
+def names_of(contents: Contents) -> Sequence[str] | None:
+  """Return the names of the classes of a file in their order, of a run those it has recorded; None if not known."""
+  if contents.classes or not contents.own or not contents.checkpoint:
+    return contents.classes
   run = os.path.dirname(os.path.dirname(contents.checkpoint.rstrip('/')))
   try:
     found = identity.read(RunFolder(run, create=False))
@@ -87,34 +136,56 @@ def _names(contents: Contents) -> list[str] | None:
   return None if found is None or not found.categories else [entry['name'] for entry in found.categories]
 
 
-def _positions(names: Sequence[str], classes: Sequence[str]) -> list[int]:
-  """Return where each class stands among `names`, which are the same; the k-th of equal names is the k-th."""
-  places: dict[str, list[int]] = {}
+def _columns(names: Sequence[str], classes: Sequence[str]) -> Columns:
+  """Return where each class stands among `names`; the k-th of equal names is the k-th."""
+  places: dict[str, list[int]] = collections.defaultdict(list)
   for place, name in enumerate(names):
-    places.setdefault(name, []).append(place)
-  return [places[name].pop(0) for name in classes]
+    places[name].append(place)
+  return Columns(len(names), tuple(places[name].pop(0) if places[name] else None for name in classes))
 
 
-def _reordered(array: np.ndarray, positions: Sequence[int], before: int, width: int) -> np.ndarray:
-  if array.shape[-1] != before + width * len(positions):  # class-agnostic
-    return array
-  columns = np.concatenate([np.arange(before), *(before + width * place + np.arange(width) for place in positions)])
-  return np.take(array, columns.astype(int), axis=-1)
+def _check_number(contents: Contents, entries: Mapping[str, Entry], arrays: Mapping[str, Array],
+                  layers: Iterable[str], number: int) -> None:
+  for name in layers:
+    if name in _CLASSES:
+      there = _outputs(entries[name], arrays[name]) - _background(name)
+      if there != number:
+        raise UserError(f'{contents.path}: has outputs for {there} classes, and {number} names of classes: give '
+                        'PretrainedWeights.file_classes the name of each, in the order of the file')
 
 
-def _merged(array: np.ndarray, initial: np.ndarray, names: Sequence[str], classes: Sequence[str], before: int,
-            width: int) -> np.ndarray:
-  """Return the model's initial values with the outputs of the file for the classes that both have."""
-  sizes = [before + width * len(one) for one in (names, classes)]
-  if array.shape[-1] != sizes[0] or initial.shape[-1] != sizes[1]:  # class-agnostic
-    return array
-  merged = initial.astype(array.dtype)
-  merged[..., :before] = array[..., :before]
-  for k, name in enumerate(classes):
-    if name in names:
-      there = before + width * names.index(name)
-      merged[..., before + width * k:before + width * (k + 1)] = array[..., there:there + width]
-  return merged
+def _other_classes(contents: Contents, names: Sequence[str], classes: Sequence[str], layers: Iterable[str],
+                   common: Sequence[str], merge: bool) -> UserError:
+  here, there = ([name for name in one if name not in other] for one, other in ((classes, names), (names, classes)))
+  first = f'{here[0]!r} is only here' if here else f'{there[0]!r} is only there' if there else 'one is repeated'
+  counts = f'{len(names)} there, {len(classes)} here; {first}'
+  keep = ', or PretrainedWeights.match_classes = True to keep those of the classes of the same name' if common else ''
+  none = ', none of which has the name of one here' if merge else ''
+  return UserError(f'{contents.path}: was trained on other classes{none} ({counts}): set PretrainedWeights.new = '
+                   f'{patterns(layers)} to start the layers with an output per class anew{keep}')
+
+
+def _by_class(entry: Entry, columns: Columns, before: int, width: int) -> Entry:
+  """Return an entry that takes the outputs of a file by class, and the model's initial values for classes without."""
+  initial = None if columns.all_found else np.array(entry.variable.numpy())
+  wanted = int(entry.variable.shape[-1])
+
+  def convert(array: np.ndarray) -> np.ndarray:
+    array = entry.convert(array)
+    sizes = [before + width * number for number in (columns.there, len(columns.places))]
+    if [array.shape[-1], wanted] != sizes:  # class-agnostic, or of another shape, which is refused
+      return array
+    found = np.empty([*array.shape[:-1], wanted], array.dtype) if initial is None else initial.astype(array.dtype)
+    if found.shape[:-1] != array.shape[:-1]:
+      return array
+    found[..., :before] = array[..., :before]
+    for k, place in enumerate(columns.places):
+      if place is not None:
+        here, there = before + width * k, before + width * place
+        found[..., here:here + width] = array[..., there:there + width]
+    return found
+
+  return Entry(entry.variable, convert)
 
 
 def patterns(names: Iterable[str]) -> tuple[str, ...]:
@@ -132,8 +203,18 @@ def check_shapes(path: str, entries: Mapping[str, Entry], arrays: Mapping[str, A
   for name in _CLASSES:
     if name not in entries or name not in arrays or any(fnmatch.fnmatch(name, pattern) for pattern in new):
       continue
-    background = not name.startswith('linear')
-    there, here = (int(shape[0]) - background for shape in (arrays[name].shape, entries[name].variable.shape))
+    there, here = _outputs(entries[name], arrays[name]), int(entries[name].variable.shape[-1])
     if there != here:
-      raise UserError(f'{path}: was trained on {there} classes, the model has {here}: set PretrainedWeights.new = '
-                      f'{patterns(entries)} to start the layers with an output per class anew')
+      raise UserError(f'{path}: was trained on {there - _background(name)} classes, the model has '
+                      f'{here - _background(name)}: set PretrainedWeights.new = {patterns(entries)} to start the '
+                      'layers with an output per class anew, or name its classes (PretrainedWeights.file_classes) and '
+                      'keep those of the same name (match_classes)')
+
+
+def _outputs(entry: Entry, array: Array) -> int:
+  shape = converted_shape(entry, tuple(array.shape)) or tuple(array.shape)
+  return int(shape[-1]) if shape else 0
+
+
+def _background(name: str) -> int:
+  return int(not name.startswith('linear'))

@@ -29,6 +29,16 @@ SWAV_STD = (58.14, 57.12, 57.375)
 UNIT_STD = (1.0, 1.0, 1.0)
 BACKBONE = 'backbone.bottom_up.'  # prefix of the backbone in a detector's names
 LINEAR = ('linear.weight', 'linear.bias')  # the classifier
+# The names of 80 classes in the order of their ids, which is that of Detectron's and Detectron2's outputs.
+COCO_CLASSES = (
+  'person', 'bicycle', 'car', 'motorcycle', 'airplane', 'bus', 'train', 'truck', 'boat', 'traffic light',
+  'fire hydrant', 'stop sign', 'parking meter', 'bench', 'bird', 'cat', 'dog', 'horse', 'sheep', 'cow', 'elephant',
+  'bear', 'zebra', 'giraffe', 'backpack', 'umbrella', 'handbag', 'tie', 'suitcase', 'frisbee', 'skis', 'snowboard',
+  'sports ball', 'kite', 'baseball bat', 'baseball glove', 'skateboard', 'surfboard', 'tennis racket', 'bottle',
+  'wine glass', 'cup', 'fork', 'knife', 'spoon', 'bowl', 'banana', 'apple', 'sandwich', 'orange', 'broccoli', 'carrot',
+  'hot dog', 'pizza', 'donut', 'cake', 'chair', 'couch', 'potted plant', 'bed', 'dining table', 'toilet', 'tv',
+  'laptop', 'mouse', 'remote', 'keyboard', 'cell phone', 'microwave', 'oven', 'toaster', 'sink', 'refrigerator',
+  'book', 'clock', 'vase', 'scissors', 'teddy bear', 'hair drier', 'toothbrush')
 _LONGEST_NAME = 500  # characters
 MAX_ARRAYS = 20_000  # of a file; a detector's checkpoint with its optimizer and averages has 2,000
 
@@ -77,6 +87,7 @@ class Contents(NamedTuple):
   ignored: names in the file that are not weights of the network. notes: warnings, a line each.
   settings: gin bindings of a detector that its weights imply ('Anchors.offset'), as far as they are recorded.
   checkpoint: of a run, the folder of the checkpoint that was read.
+  classes: their names in the order of the outputs of a detector, None if the file does not name them.
   """
 
   path: str
@@ -97,6 +108,7 @@ class Contents(NamedTuple):
   own: bool = False
   settings: Mapping[str, Any] = MappingProxyType({})
   checkpoint: str | None = None
+  classes: tuple[str, ...] | None = None
 
   def backbone(self) -> dict[str, Array]:
     """Return the backbone's arrays by names without a prefix."""
@@ -112,6 +124,14 @@ def norm_of(names: Sequence[str]) -> str:
   if 'stem.conv1.norm.running_mean' in names:
     return 'bn'
   return 'gn' if 'stem.conv1.norm.weight' in names else 'none'
+
+
+def coco_classes(arrays: Mapping[str, Array]) -> tuple[str, ...] | None:
+  """Return COCO's classes if a detector of Detectron2's names has as many outputs, None if it has others."""
+  for name in ('roi_heads.box_predictor.cls_score.bias', 'roi_heads.box_predictor.0.cls_score.bias'):
+    if name in arrays:
+      return COCO_CLASSES if tuple(arrays[name].shape) == (len(COCO_CLASSES) + 1,) else None
+  return None
 
 
 def architecture_of(arrays: Mapping[str, Array], path: str) -> Architecture:

@@ -19,6 +19,7 @@ from rethink_tf.weights.contents import (
   architecture_of,
   check_arrays,
   check_names,
+  coco_classes,
   norm_of,
 )
 from rethink_tf.weights.detectron2_settings import CONVENTIONS
@@ -86,7 +87,8 @@ def contents(content: Mapping[str, Any], path: str) -> Contents:
   return found._replace(
     norm=norm, architecture=architecture, channels='bgr', pixel_mean=DETECTRON_MEAN, pixel_std=UNIT_STD,
     stride_in_1x1=_stride_in_1x1(blobs, config, norm, architecture), licence='CC BY-SA 3.0 (Detectron\'s model zoo)',
-    ignored=ignored, notes=notes if detector else (), settings=CONVENTIONS['detectron'] if detector else {})
+    ignored=ignored, notes=notes if detector else (), settings=CONVENTIONS['detectron'] if detector else {},
+    classes=coco_classes(arrays) if re.search(r'\bcoco_20(14|17)_train\b', str(config)) else None)
 
 
 def canonical(name: str) -> str:

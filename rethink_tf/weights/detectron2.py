@@ -172,7 +172,7 @@ def assign(entries: Mapping[str, Entry], arrays: Mapping[str, Array], path: str,
   missing, unexpected, wrong = sorted(expected - given), sorted(given - expected), []
   for name in sorted(expected & given):
     shape, wanted = tuple(arrays[name].shape), tuple(entries[name].variable.shape)
-    if _converted_shape(entries[name], shape) != wanted:
+    if converted_shape(entries[name], shape) != wanted:
       wrong.append(f'{name} {shape} for {wanted}')
   if missing or unexpected or wrong:
     for kind, names in (('missing in the file', missing), ('not in the model', unexpected), ('wrong shape', wrong)):
@@ -188,7 +188,7 @@ def assign(entries: Mapping[str, Entry], arrays: Mapping[str, Array], path: str,
   return sorted(expected)
 
 
-def _converted_shape(entry: Entry, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+def converted_shape(entry: Entry, shape: tuple[int, ...]) -> tuple[int, ...] | None:
   """Return the shape after conversion; None if an array of this shape cannot be converted."""
   try:
     return entry.convert(np.broadcast_to(np.float32(0), shape)).shape

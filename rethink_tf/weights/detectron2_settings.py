@@ -14,7 +14,7 @@ from typing import Any
 from absl import logging
 
 from rethink_tf.weights import settings_files
-from rethink_tf.weights.contents import DETECTRON2_MEAN, UNIT_STD, Architecture, Array, Contents
+from rethink_tf.weights.contents import DETECTRON2_MEAN, UNIT_STD, Architecture, Array, Contents, coco_classes
 
 X101_STD = (58.395, 57.12, 57.375)  # of Detectron2's ResNeXt-101
 # Bindings without which the same weights compute something else, by the convention they were trained with.
@@ -70,7 +70,16 @@ def read(contents: Contents) -> Contents:
     channels='bgr' if step < 0 else 'rgb', stride_in_1x1=value('MODEL.RESNETS.STRIDE_IN_1X1'),
     pixel_mean=tuple(map(float, value('MODEL.PIXEL_MEAN')))[::step],
     pixel_std=tuple(map(float, value('MODEL.PIXEL_STD')))[::step], settings=settings,
+    classes=coco_classes(contents.arrays) if _is_of_coco(config) else None,
     notes=(*contents.notes, f'configuration of the detector: {place}', *_unlike(config)))
+
+
+def _is_of_coco(config: Mapping[str, Any]) -> bool:
+  """Whether the configuration names a training set, and only COCO's, whose classes have a known order."""
+  names = settings_files.get(config, 'DATASETS.TRAIN')
+  return isinstance(names, list) and bool(names) and all(
+    isinstance(name, str) and re.fullmatch(r'coco_20(14|17)_(train|val|minival|valminusminival).*', name)
+    for name in names)
 
 
 def _unlike(config: Mapping[str, Any]) -> list[str]:

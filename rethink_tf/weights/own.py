@@ -6,7 +6,6 @@ Names and layouts are those of the variables: a detector loads by the paths alon
 from __future__ import annotations
 
 import ast
-import math
 import os
 import re
 from collections.abc import Mapping
@@ -58,16 +57,6 @@ def read(path: str) -> Contents:
                   _bound(config, 'pixel_std'), _bound(config, 'epsilon') or 1e-5,
                   _bound(config, 'padding') or 'symmetric', 'yours, and that of the weights it started from', own=True,
                   settings=_settings(config) if kind == 'detector' else {}, checkpoint=folder)
-
-
-def seen(checkpoint: str) -> dict[str, float] | None:
-  """Return the images, instances and pixels that a run had been trained on at a checkpoint; None if not recorded."""
-  try:
-    state = manifests.read(checkpoint)['state'].get('progress')
-    found = {name: float(state.get(name) or state['images']) for name in ('images', 'instances', 'pixels')}
-  except (OSError, ValueError, TypeError, KeyError, AttributeError, tf.errors.OpError):
-    return None
-  return found if all(map(math.isfinite, found.values())) else None
 
 
 def table(model: tf_keras.layers.Layer) -> dict[str, Entry]:

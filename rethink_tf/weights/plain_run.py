@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ import numpy as np
 
 from rethink_tf.errors import UserError
 from rethink_tf.storage import manifests
+from rethink_tf.weights import costs
 from rethink_tf.weights.contents import Array, Contents
 from rethink_tf.weights.detectron2 import Entry
 from rethink_tf.weights.pretrained import Loaded, Model, PretrainedWeights, Tables
@@ -57,7 +59,10 @@ class PlainRun(PretrainedWeights):
     progress = state.get('progress') if isinstance(state, dict) else None
     if type(step) is not int or not 0 <= step < 2 ** 40 or not isinstance(progress, dict | None):
       raise UserError(f'{self.path}: the manifest of its checkpoint does not record an iteration: use another one')
-    return loaded._replace(step=step, progress=progress)
+    run = os.path.dirname(os.path.dirname(contents.checkpoint.rstrip('/')))
+    # Its samples are counted on from the plain run's: only what that one started from is a cost of its own.
+    return loaded._replace(step=step, progress=progress, cost=None,
+                           continues={'continues': costs.start_of(run)})
 
   def _tables(self, contents: Contents, detector: Model) -> Tables:
     if not contents.own:

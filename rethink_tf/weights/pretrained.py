@@ -17,7 +17,7 @@ from absl import logging
 from rethink_tf.errors import UserError
 from rethink_tf.redaction import redact
 from rethink_tf.storage.files import open_regular
-from rethink_tf.weights import catalog, class_layers, compared, detectron2, formats, own, torchvision_vgg
+from rethink_tf.weights import catalog, class_layers, compared, costs, detectron2, formats, own, torchvision_vgg
 from rethink_tf.weights.contents import BACKBONE, LINEAR, Array, Contents
 from rethink_tf.weights.detectron2 import Entry
 from rethink_tf.weights.detectron2_settings import CONVENTIONS
@@ -53,16 +53,20 @@ class Loaded(NamedTuple):
   variables: frozenset[int]  # ids of the variables that were loaded
   step: int = 0  # iteration at which the run starts its schedule, for weights that continue another run
   progress: dict[str, Any] | None = None  # images, instances and pixels that run had seen
-  seen: dict[str, float] | None = None  # of the run of this package that trained them: the cost of pre-training
+  part: str = ''
+  cost: costs.Cost | None = None  # of weights of a run of this package, all training that led to them
   entry: catalog.Entry | None = None  # published weights of which they are known to be
+  continues: Mapping[str, Any] | None = None  # of weights that continue a run: {'continues': what it started from}
 
   def record(self) -> dict[str, Any]:
     """Return what a run folder records, as JSON."""
-    cost = {} if self.seen is None else {'seen': self.seen}
+    cost: dict[str, Any] = {}
+    if self.cost is not None and (self.cost.seen or self.cost.source):
+      cost = {'seen': self.cost.seen and self.cost.seen._asdict(), 'before': redact(self.cost.source) or None}
     if self.entry is not None:
       cost = {'name': self.entry.name, 'address': self.entry.remote.url, 'cost': self.entry.cost.record()}
     return {'path': redact(self.path), 'format': self.format, 'licence': self.licence, 'sha256': self.sha256,
-            'arrays': len(self.names), **cost}
+            'arrays': len(self.names), **({'part': self.part} if self.part else {}), **cost, **(self.continues or {})}
 
 
 @gin.register
@@ -78,14 +82,17 @@ class PretrainedWeights:
   convention ('detectron2', 'detectron'): of a detector that records no settings of its anchors and RoIAlign.
   new: patterns of the model's names that are not loaded, even if the file has them ('roi_heads.box_predictor.*':
   other classes). ignore: patterns of names in the file that are not loaded.
-  match_classes: of a run with other classes, take the outputs of classes of the same name; others start anew.
+  match_classes: of a detector with other classes, take the outputs of classes of the same name; others start anew, and
+  so does a mask or keypoint head that it lacks. file_classes: names of a detector's classes in the order of the file,
+  or 'coco'; None: as recorded by a run, a configuration beside the file, or the catalog.
   A composite of several backbones (CBNet, section 3) loads the same file into each; its connectors are not loaded.
   """
 
   def __init__(self, path: str, part: str = 'backbone', channels: str | None = None, stride_in_1x1: bool | None = None,
                epsilon: float | None = None, norm: str | None = None, convention: str | None = None,
                dictionary: str | None = None, prefix: str | None = None, new: Sequence[str] = (),
-               ignore: Sequence[str] = (), match_classes: bool = False):
+               ignore: Sequence[str] = (), match_classes: bool = False,
+               file_classes: str | Sequence[str] | None = None):
     if part not in PARTS:
       raise UserError(f'PretrainedWeights.part = {part!r}: use one of {", ".join(PARTS)}')
     if channels not in ('rgb', 'bgr', None):
@@ -103,7 +110,7 @@ class PretrainedWeights:
     if not isinstance(path, str) or not path:
       raise UserError(f'PretrainedWeights.path = {path!r}: name a weight file with --weights=FILE')
     self.classes: list[str] | None = None
-    self.match_classes = match_classes
+    self.match_classes, self.file_classes = match_classes, class_layers.named(file_classes)
     self.path, self.part, self.new, self.ignore = path, part, tuple(new), tuple(ignore)
     self.channels, self.stride_in_1x1, self.epsilon, self.norm = channels, stride_in_1x1, epsilon, norm
     self.convention = convention
@@ -125,6 +132,8 @@ class PretrainedWeights:
     if entry is not None:
       contents = entry.completed(contents)._replace(licence=entry.licence)
     self._check_kind(contents)
+    if self.file_classes is not None:
+      contents = contents._replace(classes=self.file_classes)
     loaded = self._load(self._overridden(contents), detector)
     return loaded._replace(entry=entry or catalog.of_digest(loaded.sha256))
 
@@ -133,8 +142,9 @@ class PretrainedWeights:
     if self.part == 'detector':
       compared.check(self._with_settings(contents), detector)
     entries, arrays = self._tables(contents, detector)
-    arrays = class_layers.match(contents, arrays, self.classes, self.part, self.new,
-                                entries if self.match_classes else None)
+    if self.match_classes:
+      entries, arrays = class_layers.match_heads(contents, entries, arrays)
+    entries = class_layers.match(contents, entries, arrays, self.classes, self.part, self.new, self.match_classes)
     class_layers.check_shapes(self.path, entries, arrays, self.new)
     for pattern, names, parameter in [*((p, {*entries, *arrays}, 'new') for p in self.new),
                                       *((p, arrays, 'ignore') for p in self.ignore)]:
@@ -145,7 +155,7 @@ class PretrainedWeights:
     names = detectron2.assign(entries, arrays, self.path, new, self.ignore)
     loaded = Loaded(self.path, contents.format, contents.licence, sha256(contents.checkpoint or contents.path), names,
                     frozenset(id(entries[name].variable) for name in names),
-                    seen=own.seen(contents.checkpoint) if contents.own else None)
+                    part=self.part, cost=costs.of_run(contents.checkpoint)[0] if contents.own else None)
     for note in contents.notes:
       logging.warning('%s: %s', self.path, note)
     logging.info('initial weights: %d arrays (%s) from %s, %s, sha256 %s; licence: %s', len(names), self.part,

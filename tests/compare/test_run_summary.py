@@ -40,6 +40,18 @@ def test_the_cost_of_published_weights_is_that_of_their_entry(tmp_path):
   assert 'assumed' in read_runs([path])[0].pretraining_source
 
 
+def test_a_run_that_continues_a_scratch_run_is_one(tmp_path):
+  """A cascade that continues a plain run (weights.plain_run): its curve has the plain run's samples already."""
+  path = write(tmp_path / 'p', HALF, init='runs/plain')
+  record = tmp_path / 'p/initial_weights.json'
+  record.write_text(json.dumps({'path': 'runs/plain', 'continues': None}))
+  one, = read_runs([path])
+  assert (one.init, one.pretraining) == ('scratch', None)
+  record.write_text(json.dumps({'path': 'runs/plain', 'continues': {'path': 'R-50.pkl', 'format': 'Detectron .pkl'}}))
+  one, = read_runs([path])
+  assert one.init == 'pre-trained' and one.pretraining.images == pytest.approx(1.281e8, rel=1e-3)
+
+
 def test_what_the_last_evaluation_did_not_score_is_noted(tmp_path):
   path = write(tmp_path / 's', HALF)
   assert read_runs([path])[0].notes == ()

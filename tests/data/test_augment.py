@@ -1,5 +1,7 @@
 """Flip, resize, cropping and the keyed random numbers."""
 
+import dataclasses
+
 import gin
 import numpy as np
 import pytest
@@ -131,11 +133,14 @@ def test_resize_samples_sizes():
   assert anything[:, 0].min() == 640 and anything[:, 0].max() == 800 and len(set(anything[:, 0])) == 161
   assert Resize(short_side=(640, 800)).largest_sizes(sizes)[0].tolist() == [800, 1067]
   assert Resize(short_side=128, max_side=160).short_sides == (128,)
+  half = Resize(short_side=(640, 800), scale=0.5)
+  assert half == Resize(short_side=(320, 400), max_side=666) == dataclasses.replace(half)
 
 
-@pytest.mark.parametrize('arguments', [dict(short_side=()), dict(short_side=(0,)), dict(short_side=1400)])
+@pytest.mark.parametrize('arguments', [dict(short_side=()), dict(short_side=(0,)), dict(short_side=1400),
+                                       dict(scale=0.0), dict(scale=0.0001)])
 def test_invalid_sizes(arguments):
-  with pytest.raises(UserError, match='short_side'):
+  with pytest.raises(UserError, match='short_side|Resize.scale = 0.0: use a factor'):
     Resize(**arguments)
 
 

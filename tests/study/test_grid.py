@@ -27,6 +27,19 @@ def test_combinations_are_left_out():
   assert [trial.name for trial in study.trials({'net': 'n'})] == ['scratch_1x', 'scratch_2x', 'pre_2x']
 
 
+def test_a_pre_training_has_the_words_of_the_base():
+  study = grid.Study(('base.gin', 'A = 1'), AXES, {'net': ('pre.gin',), 'same': ('{base}', 'low.gin', 'A = 2')})
+  assert grid.of_pretraining(study, 'net', ['more.gin'], ['B = 3']) == ['pre.gin']
+  assert grid.of_pretraining(study, 'same', ['more.gin'], ['B = 3']) == ['base.gin', 'A = 1', 'more.gin', 'B = 3',
+                                                                        'low.gin', 'A = 2']
+
+
+@pytest.mark.parametrize('files, detector', [
+  (('gin_configs/demo.gin',), True), (('gin_configs/pretraining/imagenette.gin',), False), ((), True)])
+def test_detectors_and_classifiers_are_distinguished(files, detector):
+  assert grid.is_of_detector(files, ()) == detector
+
+
 @pytest.mark.parametrize('make, message', [
   (lambda: grid.Study((), {'k': {}}), 'k has no values'),
   (lambda: grid.Study((), {'k': {'a/b': ()}}), 'folder'),

@@ -35,7 +35,41 @@ def test_only_the_folder_of_the_data_that_is_read_must_exist(tmp_path):
 def test_further_files_override_every_run(tmp_path):
   plan = plan_study(STUDY, str(tmp_path / 'own'), run_files=['gin_configs/models/faster_rcnn.gin'])
   assert all(trial.files[-1] == 'gin_configs/models/faster_rcnn.gin' for trial in plan.trials)
-  assert not any('faster_rcnn' in file for files, _ in plan.pretraining.values() for file in files)
+  assert not any('faster_rcnn' in file for one in plan.pretraining.values() for file in one.files)
+
+
+ON_THE_TARGET = """
+Study.base = ('gin_configs/demo.gin', 'gin_configs/data/own.gin', 'Resize.short_side = (160,)')
+Study.pretraining = {
+  'imagenette': ('gin_configs/pretraining/imagenette.gin',),
+  'target': ('{base}', 'gin_configs/pretraining/target_low_resolution.gin', 'BATCH_SIZE = 16'),
+  'other': ('gin_configs/demo.gin', 'gin_configs/data/own.gin', "DATA_DIR = 'elsewhere'"),
+}
+Study.axes = {'init': {
+  'scratch': (), 'target': ('gin_configs/init/target_pretraining.gin', 'WEIGHTS = {target}'),
+  'other': ('gin_configs/init/detector_new_classes.gin', 'WEIGHTS = {other}')}}
+"""
+
+
+def test_a_detector_is_pre_trained_on_the_data_of_the_study(tmp_path):
+  """It is the detector of the runs, with what the command adds to them, unless it names data of its own."""
+  (tmp_path / 'arms.gin').write_text(ON_THE_TARGET)
+  plan = plan_study(str(tmp_path / 'arms.gin'), f'{tmp_path}/runs/arms', ['run.seed = 3'], data_dir='images',
+                    pretraining_data_dir='classes', run_files=['gin_configs/models/faster_rcnn.gin'])
+  imagenette, target, other = plan.pretraining.values()
+  assert [one.data_dir for one in plan.pretraining.values()] == ['classes', 'images', None]
+  assert [one.command for one in plan.pretraining.values()] == ['pretrain', 'train', 'train']
+  assert plan.pretraining_folders == ('classes', 'images', 'elsewhere')
+  assert target.files == ('gin_configs/demo.gin', 'gin_configs/data/own.gin', 'gin_configs/models/faster_rcnn.gin',
+                          'gin_configs/pretraining/target_low_resolution.gin')
+  assert target.params == ('Resize.short_side = (160,)', 'run.seed = 3', 'BATCH_SIZE = 16')
+  assert [length.weights for length in plan.lengths] == [None, f'{tmp_path}/runs/pretraining/target',
+                                                         f'{tmp_path}/runs/pretraining/other']
+  with pytest.raises(UserError, match='pretraining/imagenette must be trained first: python -m rethink_tf.pretrain '):
+    submit_study(plan, 'echo')
+  (tmp_path / 'runs/pretraining/imagenette/checkpoints/step-00000007').mkdir(parents=True)
+  with pytest.raises(UserError, match='pretraining/target must be trained first: python -m rethink_tf.train .*=images'):
+    submit_study(plan, 'echo')
 
 
 def test_submission(tmp_path, capfd):

@@ -1,13 +1,15 @@
 """Run folders: whole detectors, their backbones and pre-trained classifiers, by the paths of their variables."""
 
 import functools
-import pathlib
+import json
+import shutil
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from rethink_tf.errors import UserError
+from rethink_tf.export import detectron2
 from rethink_tf.models.classifier import Classifier
 from rethink_tf.models.norms import sync_batch_norm
 from rethink_tf.models.resnet import ResNet
@@ -68,6 +70,28 @@ def test_a_whole_detector(source, path, model):
   contents = formats.read(path)
   assert contents.own and contents.kind == 'detector' and contents.architecture == (14, 1, 32, 32, 32)
   assert (contents.norm, contents.pixel_std, contents.stride_in_1x1) == ('gn', (1.0, 1.0, 1.0), False)
+
+
+@pytest.mark.parametrize('kind', ['run', 'detectron2'])
+def test_a_detector_finds_the_same_with_its_classes_in_another_order(source, path, model, kind, tmp_path):
+  """Classes are matched by name: boxes, scores and masks are those of the file, and the classes other numbers."""
+  names, new, options = ['cat', 'dog', 'bird'], ['bird', 'cat', 'dog'], {}
+  if kind == 'run':
+    shutil.copytree(path, tmp_path / 'run')
+    (tmp_path / 'run/categories.json').write_text(json.dumps([{'id': k, 'name': name} for k, name in enumerate(names)]))
+    file = str(tmp_path / 'run')
+  else:
+    detectron2.save(source, file := str(tmp_path / 'detector.pkl'))
+    options = {'file_classes': names}
+  PretrainedWeights(file, part='detector', **options).for_classes(new)(model)
+  one = tiny.batch(1)
+  ours, theirs = (detector(one.images, one.image_sizes).predictions for detector in (model, source))
+  assert int(tf.reduce_sum(tf.cast(theirs.scores > 0, tf.int32))) > 3
+  np.testing.assert_array_equal(ours.boxes, theirs.boxes)
+  np.testing.assert_array_equal(ours.scores, theirs.scores)
+  np.testing.assert_array_equal(ours.masks, theirs.masks)
+  number = {k + 1: new.index(name) + 1 for k, name in enumerate(names)} | {0: 0}
+  np.testing.assert_array_equal(ours.classes, np.vectorize(number.get)(theirs.classes))
 
 
 @pytest.mark.slow
@@ -164,9 +188,3 @@ def test_bindings_of_invalid_values_are_ignored(line, field):
 
 def test_the_padding_of_a_run():
   assert own._bound("ResNet.padding = 'same'\n", 'padding') == 'same'
-
-
-def test_the_images_that_a_run_has_seen_are_in_its_checkpoint(tmp_path):
-  old = pathlib.Path(__file__).parents[1] / 'old_run/checkpoints/step-00000006'
-  assert own.seen(str(old)) == {'images': 24.0, 'instances': 117.0, 'pixels': 98304.0}
-  assert own.seen(str(tmp_path)) is None
