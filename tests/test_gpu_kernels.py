@@ -18,12 +18,10 @@ from tests import tiny
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not tf.test.is_built_with_cuda(),
                                                    reason='this TensorFlow has no kernels for GPUs')]
 BY_THE_RUNTIME = {'Placeholder': 'an argument of the graph', 'NoOp': 'only an order', 'IdentityN': 'forwarded'}
-NMS = {'CombinedNonMaxSuppression': 'suppresses all groups at once, faster than a loop on the device; the step waits '
-                                    'for the boxes and scores of some thousand proposals'}
-FILES = {'DecodeJpeg': 'decoding of image files', 'Substr': 'recognises their format', 'Assert': 'names the bad row',
+FILES = {'DecodeJpeg': 'decoding of image files', 'Substr': 'recognises their format',
          'TensorSliceDataset': 'the files of a batch', 'MapDataset': 'the files of a batch',
          'IgnoreErrorsDataset': 'the files of a batch', 'ReduceDataset': 'the files of a batch'}
-REASONS = {'train': NMS, 'predict': NMS, 'image': NMS, 'files': NMS | FILES}
+REASONS = {'train': {}, 'predict': {}, 'image': {}, 'files': FILES}
 
 
 def without_kernel(graph):
@@ -37,6 +35,7 @@ def without_kernel(graph):
 
 @pytest.fixture(scope='module')
 def graphs():
+  """For a GPU, which need not exist: nothing runs."""
   batch = tiny.batch(2)
   trainer = Trainer(tiny.detector(), MaskRCNNLoss())
   trainer.compile(SGD(0.01))
@@ -48,10 +47,11 @@ def graphs():
     return losses
 
   serving = Serving(trainer.detector, Resize((64,), 64), [Category(k, str(k)) for k in (1, 2, 3)], 0.05)
-  return {'train': tf.function(train, autograph=False).get_concrete_function(batch).graph,
-          'predict': tf.function(trainer.predict_step, autograph=False).get_concrete_function(batch).graph,
-          'image': serving.image.get_concrete_function().graph,
-          'files': serving.encoded.get_concrete_function().graph}
+  with tf.device('/GPU:0'):
+    return {'train': tf.function(train, autograph=False).get_concrete_function(batch).graph,
+            'predict': tf.function(trainer.predict_step, autograph=False).get_concrete_function(batch).graph,
+            'image': serving.image.get_concrete_function().graph,
+            'files': serving.encoded.get_concrete_function().graph}
 
 
 def test_the_registry_knows_gpus():
@@ -63,5 +63,4 @@ def test_the_registry_knows_gpus():
 @pytest.mark.parametrize('name', REASONS)
 def test_every_operation_has_a_gpu_kernel_or_a_reason(graphs, name):
   found = without_kernel(graphs[name])
-  assert not found - set(REASONS[name]), 'give it a kernel, or a reason here'
-  assert set(NMS) & found == set(NMS)  # once it is replaced, strike it off
+  assert found == set(REASONS[name]), 'give it a kernel, or a reason here; strike off what is not found'

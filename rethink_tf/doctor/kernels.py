@@ -86,7 +86,10 @@ def roi_alignment(device: str) -> Iterator[Row]:
 
 
 def suppression(device: str) -> Iterator[Row]:
-  """NMS of both forms: the same boxes in the same order, also for scores below -1 and invalid boxes."""
+  """NMS: the same boxes in the same order, also for scores below -1 and invalid boxes.
+
+  Every form on a CPU; on others that of the device and the one for XLA.
+  """
   rng = np.random.default_rng(0)
   images, number, groups, limits = 2, 80, 3, (0.5, 20, 40)
   centres, sizes = rng.uniform(0, 150, (images, number, groups, 2)), rng.uniform(20, 80, (images, number, groups, 2))
@@ -94,16 +97,16 @@ def suppression(device: str) -> Iterator[Row]:
   scores = np.float32(rng.normal(-2, 5, size=(images, number, groups)))
   valid = rng.uniform(size=scores.shape) < 0.8
   expected = [references.suppress(b, s, v, *limits) for b, s, v in zip(boxes, scores, valid, strict=True)]
-  for name, xla in (('fused', False), ('batched', True)):
+  for form in nms.FORMS if nms.form_on(device) == 'combined' else (nms.form_on(device), 'batched'):
     with tf.device(device):
       found = [x.numpy() for x in nms.grouped_nms(tf.constant(boxes), tf.constant(scores), tf.constant(valid), *limits,
-                                                  xla=xla)]
+                                                  form)]
     wrong = 0
     for i, golden in enumerate(expected):
       ours = list(zip(*(x[i][found[3][i]].tolist() for x in found[:3]), strict=True))
       golden = [(box.tolist(), float(score), group) for score, group, box in golden]
       wrong += max(len(ours), len(golden)) - sum(a == b for a, b in zip(ours, golden, strict=False))
-    yield compared(f'NMS {name}', device, wrong, 0, f'boxes that differ, of {sum(map(len, expected))}')
+    yield compared(f'NMS {form}', device, wrong, 0, f'boxes that differ, of {sum(map(len, expected))}')
 
 
 def box_matching(device: str) -> Iterator[Row]:

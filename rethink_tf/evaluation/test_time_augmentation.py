@@ -150,7 +150,7 @@ class Predictor:
     """Suppress duplicates among the boxes of all views, and apply box voting."""
     boxes, scores, valid = (tf.concat(views, 1) for views in zip(*found, strict=True))
     generator = self.detector.detection_generator
-    detections = generator.select(boxes, scores, valid, self.detector.xla)
+    detections = generator.select(boxes, scores, valid, self.detector.nms_form)
     if self.settings.vote_iou is None:
       return detections
     votes = tf.where((scores > generator.score_threshold) & valid[..., None], scores, 0.0)

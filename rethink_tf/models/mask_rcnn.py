@@ -26,6 +26,7 @@ from rethink_tf.models.rois import (
 from rethink_tf.ops import boxes as box_ops
 from rethink_tf.ops.heatmaps import decode_heatmaps, heatmap_targets
 from rethink_tf.ops.masks import crop_targets
+from rethink_tf.ops.nms import FORMS, Form
 from rethink_tf.ops.roi_align import Pyramid, flatten
 from rethink_tf.structures import (
   NO_MASK,
@@ -56,6 +57,7 @@ class MaskRCNN(tf_keras.layers.Layer):
   roi_pooler: constructor, called with the sizes 7 and 14.
   pixel_mean, pixel_std: RGB, range 0-255; padding is 0 after normalisation.
   xla: True uses only operations that XLA compiles, with static shapes (TPU); False the faster ones for CPU and GPU.
+  nms: form of non-maximum suppression (ops/nms.py): None is that of the device, with xla 'batched'.
   """
 
   def __init__(
@@ -77,11 +79,15 @@ class MaskRCNN(tf_keras.layers.Layer):
     pixel_mean: Sequence[float] = (122.7717, 115.9465, 102.9801),  # Detectron's, in RGB order
     pixel_std: Sequence[float] = (1.0, 1.0, 1.0),
     xla: bool = False,
+    nms: Form | None = None,
     num_keypoints: int = 0,
     name: str = 'mask_rcnn',
   ):
     super().__init__(name=name, autocast=False)
-    self.num_classes, self.xla = num_classes, xla
+    self.num_classes, self.xla, self.nms = num_classes, xla, nms
+    if nms is not None and (nms not in FORMS or (xla and nms == 'combined')):
+      usable = ', '.join(form for form in FORMS if not xla or form != 'combined')
+      raise UserError(f"MaskRCNN.nms = {nms!r}{' with MaskRCNN.xla' * xla}: use None or one of {usable}")
     self.backbone = backbone or ResNet()
     self.fpn = fpn or FPN()
     self.rpn_head = rpn_head or RPNHead()
@@ -102,6 +108,11 @@ class MaskRCNN(tf_keras.layers.Layer):
     self.keypoint_head, self.keypoint_pooler = keypoint_head, roi_pooler(size=14)
     self.keypoint_predictor = KeypointPredictor(num_keypoints) if keypoint_head is not None else None
     self.pixel_mean, self.pixel_std = tuple(pixel_mean), tuple(pixel_std)
+
+  @property
+  def nms_form(self) -> Form | None:
+    """The form of suppression to build a graph with; None: that of the device."""
+    return self.nms or ('batched' if self.xla else None)
 
   @tf.autograph.experimental.do_not_convert  # Keras would convert every layer, which takes longer than the tracing
   def call(self, images: tf.Tensor, image_sizes: tf.Tensor, labels: Batch | None = None,
@@ -127,7 +138,7 @@ class MaskRCNN(tf_keras.layers.Layer):
     anchors = self.anchors(features)
     logits, deltas = zip(*(self.rpn_head(features[level]) for level in sorted(features)), strict=True)
     with tf.name_scope('proposals'):
-      proposals = self.proposal_generator(logits, deltas, anchors, image_sizes, training, self.xla)
+      proposals = self.proposal_generator(logits, deltas, anchors, image_sizes, training, self.nms_form)
     rpn = RPNOutputs(tf.concat(logits, 1), tf.concat(deltas, 1), tf.concat(anchors, 0))
     return rpn, proposals
 
@@ -206,7 +217,7 @@ class MaskRCNN(tf_keras.layers.Layer):
                    image_sizes: tf.Tensor) -> tuple[tuple[BoxOutputs, ...], Detections]:
     """Boxes of all classes for all proposals, and non-maximum suppression."""
     outputs, boxes, scores = self.score_boxes(pyramid, proposals, image_sizes)
-    return outputs, self.detection_generator.select(boxes, scores, proposals.valid, self.xla)
+    return outputs, self.detection_generator.select(boxes, scores, proposals.valid, self.nms_form)
 
   def score_boxes(self, pyramid: Pyramid, proposals: Proposals,
                   image_sizes: tf.Tensor) -> tuple[tuple[BoxOutputs, ...], tf.Tensor, tf.Tensor]:

@@ -88,8 +88,11 @@ class ProposalGenerator:
     self.nms_iou = nms_iou
 
   def __call__(self, logits: list[tf.Tensor], deltas: list[tf.Tensor], anchors: list[tf.Tensor],
-               image_sizes: tf.Tensor, training: bool, xla: bool) -> Proposals:
-    """Per level: logits [B, A_l], deltas [B, A_l, 4], anchors [A_l, 4]. Boxes are clipped, empty ones removed."""
+               image_sizes: tf.Tensor, training: bool, form: nms.Form | None = None) -> Proposals:
+    """Per level: logits [B, A_l], deltas [B, A_l, 4], anchors [A_l, 4]. Boxes are clipped, empty ones removed.
+
+    form: of the suppression; None is that of the device.
+    """
     limit = self.pre_nms[bool(training)]
     boxes, scores, valid = [], [], []
     for level_logits, level_deltas, level_anchors in zip(logits, deltas, anchors, strict=True):
@@ -106,7 +109,7 @@ class ProposalGenerator:
       valid.append(exists & (box_ops.area(level_boxes) > 0.0) & tf.math.is_finite(top.values))
     boxes, scores, valid = (tf.stack(x, axis=2) for x in (boxes, scores, valid))  # [B, limit, levels(, 4)]
     number = self.post_nms[bool(training)]
-    kept_boxes, kept_scores, _, kept = nms.grouped_nms(boxes, scores, valid, self.nms_iou, number, number, xla)
+    kept_boxes, kept_scores, _, kept = nms.grouped_nms(boxes, scores, valid, self.nms_iou, number, number, form)
     return Proposals(kept_boxes, kept_scores, kept)
 
 
@@ -173,11 +176,12 @@ class DetectionGenerator:
   def __init__(self, score_threshold: float = 0.05, nms_iou: float = 0.5, max_detections: int = 100):
     self.score_threshold, self.nms_iou, self.max_detections = score_threshold, nms_iou, max_detections
 
-  def select(self, boxes: tf.Tensor, scores: tf.Tensor, valid: tf.Tensor, xla: bool) -> Detections:
-    """Suppress boxes [B, N, K or 1, 4] with class probabilities [B, N, K]; valid: bool [B, N]."""
+  def select(self, boxes: tf.Tensor, scores: tf.Tensor, valid: tf.Tensor,
+             form: nms.Form | None = None) -> Detections:
+    """Suppress boxes [B, N, K or 1, 4] with class probabilities [B, N, K]; valid: bool [B, N]; form: see ops/nms.py."""
     valid = (scores > self.score_threshold) & valid[..., None]
     boxes, scores, classes, kept = nms.grouped_nms(boxes, scores, valid, self.nms_iou, self.max_detections,
-                                                   self.max_detections, xla)
+                                                   self.max_detections, form)
     return Detections(boxes, scores, tf.where(kept, classes + 1, 0))
 
 

@@ -57,6 +57,7 @@ BROKEN = {
   'RoIAlign takes the level above': (roi_align, 'assign_levels', lambda boxes, low, high: tf.minimum(
     ASSIGN(boxes, low, high) + 1, high), 'roi_align'),
   'NMS in the wrong order': (nms, '_combined', with_argument(nms._combined, 1, backwards), 'nms'),
+  'NMS of GPUs in the wrong order': (nms, '_per_group', with_argument(nms._per_group, 1, backwards), 'nms'),
   'batched NMS in the wrong order': (nms, '_batched', with_argument(nms._batched, 1, backwards), 'nms'),
   'NMS with another threshold': (nms, '_combined', with_argument(nms._combined, 2, lambda iou: iou + 0.05), 'nms'),
   'matching without the best anchor': (matching, 'match_anchors', lambda overlaps, *others: MATCH(

@@ -62,7 +62,7 @@ def evaluate(source, folder):
   def predict(batch):
     boxes = tf.constant(np.tile(source.boxes, [2, 1, 1])[:, :, None], tf.float32)
     scores = tf.one_hot(np.tile(source.labels - 1, [2, 1]), len(source.categories)) * 0.9
-    return gin.get_configurable('DetectionGenerator')().select(boxes, scores, tf.ones([2, OBJECTS], tf.bool), False)
+    return gin.get_configurable('DetectionGenerator')().select(boxes, scores, tf.ones([2, OBJECTS], tf.bool))
 
   evaluator = gin.get_configurable('CocoEvaluator')(source, predict, source, RunFolder(str(folder)), num_pictures=0)
   evaluator.notes = ceilings.describe(source, ceilings.of_evaluation())

@@ -167,7 +167,7 @@ def test_detectron_and_detectron2_merge_differently():
   two = np.float32([[b]])[:, :, None], np.float32([[[0.9]]]) * [1, 0, 0]
   generator = GENERATOR()
   generator.nms_iou = 0.4
-  view = generator.select(*(tf.constant(x, tf.float32) for x in one), tf.ones([1, 2], tf.bool), False)
+  view = generator.select(*(tf.constant(x, tf.float32) for x in one), tf.ones([1, 2], tf.bool))
   assert view.classes[0].numpy().tolist()[:2] == [1, 0]  # C is suppressed within the view
   trainer('faster').detector.detection_generator.nms_iou = 0.4
   try:

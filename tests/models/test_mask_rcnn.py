@@ -251,7 +251,7 @@ def test_even_sizes_are_padded_on_both_sides():
 def proposals_of(logits, deltas, anchors, size, **settings):
   generator = ProposalGenerator(**settings)
   return [x.numpy() for x in generator([tf.constant(x) for x in logits], [tf.constant(x) for x in deltas],
-                                       [tf.constant(x) for x in anchors], tf.constant(size), False, False)]
+                                       [tf.constant(x) for x in anchors], tf.constant(size), False)]
 
 
 def test_proposals_without_empty_boxes_and_with_separate_levels():

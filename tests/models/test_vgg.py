@@ -190,5 +190,5 @@ def test_few_proposals_of_one_level_are_padded():
   assert anchors[0].shape == (2 * 2 * 6, 4)
   areas = np.prod(anchors[0].numpy()[:, 2:] - anchors[0].numpy()[:, :2], axis=1).reshape(4, 2, 3)
   np.testing.assert_allclose(areas, np.broadcast_to(np.array([256, 1024])[:, None], (4, 2, 3)), rtol=1e-5)
-  proposals = generator([tf.zeros([1, 24])], [tf.zeros([1, 24, 4])], anchors, tf.constant([[32.0, 32.0]]), False, False)
+  proposals = generator([tf.zeros([1, 24])], [tf.zeros([1, 24, 4])], anchors, tf.constant([[32.0, 32.0]]), False)
   assert proposals.boxes.shape == (1, 30, 4) and 0 < int(tf.reduce_sum(tf.cast(proposals.valid, tf.int32))) <= 24

@@ -54,7 +54,7 @@ def test_tuples_equal_the_lists_of_json():
 @pytest.mark.parametrize('name, of_it', [
   ('MaskRCNN.pixel_mean', True), ('group_norm.groups', True), ('Anchors.offset', True), ('RoIPooler.aligned', True),
   ('run.model', True), ('ResNet.freeze_at', False), ('coco.split', False), ('SGD.momentum', False),
-  ('DetectionGenerator.nms_iou', False), ('run.precision', False), ('MaskRCNN.xla', False)])
+  ('DetectionGenerator.nms_iou', False), ('run.precision', False), ('MaskRCNN.xla', False), ('MaskRCNN.nms', False)])
 def test_settings_of_the_network(name, of_it):
   assert settings.of_the_network(name) == of_it
 
