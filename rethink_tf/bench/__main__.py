@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import tempfile
@@ -18,6 +19,7 @@ if TYPE_CHECKING:  # imports TensorFlow, which takes seconds: not needed for --h
   from rethink_tf.structures import Experiment
 
 KERNELS = {'group_norm': 'group_norm', 'roi_align': 'roi_alignment', 'nms': 'suppression', 'paste': 'pasting'}
+_DEFAULT = 'gin_configs/bench.gin'
 TASKS = ('train', 'predict', 'systems', 'input', 'padding', 'evaluate', *KERNELS)
 
 FLAGS = flags.FLAGS
@@ -29,7 +31,7 @@ def define_flags() -> None:
   flags.DEFINE_enum('task', None, TASKS, 'what to measure', required=True, **here)
   flags.DEFINE_integer('rounds', 5, 'number of measurements', **here)
   flags.DEFINE_integer('images', 1000, 'evaluate: number of images, with 100 detections each', **here)
-  flags.DEFINE_bool('peers', False, "train: beside tf-models-official's Mask R-CNN, in the same process", **here)
+  flags.DEFINE_bool('peers', False, "train, predict: beside tf-models-official's Mask R-CNN, in this process", **here)
   flags.DEFINE_bool('json', False, 'print JSON', **here)
 
 
@@ -68,7 +70,6 @@ def main() -> None:
 def _measure_configuration(task: str, files: Sequence[str], rounds: int, with_peers: bool
                            ) -> tuple[list[Row], dict[str, float]]:
   """Run a task that needs a configuration; return its rows and, for `train`, the share of each component."""
-  from rethink_tf import experiment
   from rethink_tf.bench import detectors, pipelines
 
   with tempfile.TemporaryDirectory() as folder:
@@ -76,8 +77,9 @@ def _measure_configuration(task: str, files: Sequence[str], rounds: int, with_pe
     if task in ('input', 'padding') and not files:  # synthetic images are not decoded: write image files
       print('writing synthetic images in COCO layout', file=sys.stderr)
       files, params = ['gin_configs/scratch_6x.gin'], [f'DATA_DIR = {pipelines.write_images(folder)!r}']
-    command_line.configure(files or ['gin_configs/bench.gin'], params)
-    built = experiment.run('evaluate', folder)
+    if task == 'predict' and with_peers:
+      return detectors.predict_with_peers(functools.partial(_build, files, folder), rounds), {}
+    built = _build(files, folder, params)
     if task == 'predict':
       return detectors.predict(built, rounds), {}
     if task == 'input':
@@ -89,15 +91,17 @@ def _measure_configuration(task: str, files: Sequence[str], rounds: int, with_pe
 
 def _measure_systems(files: Sequence[str], rounds: int) -> list[Row]:
   """Measure variants of the detector, each built from the configuration and a gin file of models/."""
-  from rethink_tf import experiment
   from rethink_tf.bench import systems
 
-  def make(further: Sequence[str]) -> Experiment:
-    command_line.configure([*(files or ['gin_configs/bench.gin']), *further])
-    return experiment.run('evaluate', folder)
-
   with tempfile.TemporaryDirectory() as folder:
-    return systems.compare(systems.build(make), rounds)
+    return systems.compare(systems.build(lambda further: _build([*(files or [_DEFAULT]), *further], folder)), rounds)
+
+
+def _build(files: Sequence[str], folder: str, params: Sequence[str] = ()) -> Experiment:
+  from rethink_tf import experiment
+
+  command_line.configure(files or [_DEFAULT], params)
+  return experiment.run('evaluate', folder)
 
 
 def _as_json(row: Row) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import glob
 import itertools
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import tensorflow as tf
 import tf_keras
@@ -15,6 +15,7 @@ import tf_keras
 from rethink_tf.bench import peers, work
 from rethink_tf.bench.measure import Row, in_turns
 from rethink_tf.data.detection.input import EvalInput, TrainInput
+from rethink_tf.errors import UserError
 from rethink_tf.structures import Batch, Experiment
 
 # Name scopes of the operations of a step, and the component that each belongs to.
@@ -23,6 +24,7 @@ COMPONENTS = {
   'roi_align': 'RoIAlign', 'box_head': 'box head', 'box_predictor': 'box head', 'mask_head': 'mask head',
   'mask_predictor': 'mask head', 'SGD': 'optimizer',
 }
+POLICIES = ('float32', 'mixed_bfloat16')
 COMPILED = 'ThunkExecutor::Execute'  # a cluster compiled by XLA, without scopes: the norms
 
 
@@ -35,7 +37,7 @@ def train(experiment: Experiment, rounds: int, with_peers: bool) -> list[Row]:
     if with_peers:
       number = experiment.trainer.detector.num_classes
       steps |= {f'tf-models-official (BN) {policy}': peers.train_step(example, shape[1:3], number, policy)
-                for policy in ('float32', 'mixed_bfloat16')}
+                for policy in POLICIES}
     timings = in_turns(steps, rounds)
     images = batch.images.shape[0]
     gflop = work.train_step(experiment.trainer, batch)
@@ -53,6 +55,33 @@ def predict(experiment: Experiment, rounds: int) -> list[Row]:
     rows.append(Row(title('predict', shape), 'rethink_tf', timing, batch.images.shape[0],
                     work.predict_step(experiment.trainer, batch)))
   return rows
+
+
+def predict_with_peers(make: Callable[[Sequence[str]], Experiment], rounds: int) -> list[Row]:
+  """Measure detection in float32 and mixed_bfloat16 beside tf-models-official, in turns.
+
+  All with random weights, of which each image gets the same number of proposals and detections.
+
+  Args:
+    make: bindings added to the configuration -> experiment.
+    rounds: number of measurements.
+  """
+  bindings = ('DetectionGenerator.score_threshold = 0.0',)
+  experiments = {policy: make((*bindings, f"run.precision = '{policy}'")) for policy in POLICIES}
+  first = experiments[POLICIES[0]]
+  shape, batch, example = next(first_batches(first.train_input, shapes=1))
+  steps = {policy: functools.partial(built.trainer.predict_batch, batch) for policy, built in experiments.items()}
+  found = tf.reduce_sum(tf.cast(steps[POLICIES[0]]().classes > 0, tf.int32), axis=1).numpy()
+  detections, proposals = int(found.max()), first.trainer.detector.proposal_generator.post_nms[False]
+  if found.min() != detections:
+    raise UserError(f'--task=predict --peers: images with {found.min()} to {detections} detections cannot be compared')
+  named = {f'rethink_tf {policy}': step for policy, step in steps.items()}
+  named |= {f'tf-models-official (BN) {policy}': peers.predict_step(
+    example, shape[1:3], first.trainer.detector.num_classes, policy, proposals, detections) for policy in POLICIES}
+  gflop = work.predict_step(first.trainer, batch)
+  note = f'{proposals} proposals and {detections} detections an image'
+  return [Row(title('predict', shape), name, timing, shape[0], gflop if name.startswith('rethink_tf') else 0.0, note)
+          for name, timing in in_turns(named, rounds).items()]
 
 
 def shares(experiment: Experiment) -> dict[str, float]:

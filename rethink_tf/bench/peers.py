@@ -1,8 +1,9 @@
-"""The train step of tf-models-official's Mask R-CNN on the same images, as a reference."""
+"""Train step and prediction of tf-models-official's Mask R-CNN on the same images, as a reference."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gin
@@ -20,28 +21,68 @@ def train_step(batch: Batch, padded_shape: tuple[int, int], num_classes: int, po
 
   policy: 'float32' or 'mixed_bfloat16'.
   """
+  with _policy(policy):
+    task, model, images, labels = _build(batch, padded_shape, num_classes, policy)
+    optimizer = tf_keras.optimizers.legacy.SGD(0.01, momentum=0.9)
+    step = tf.function(lambda: task.train_step((images, labels), model, optimizer), autograph=False)
+    step()
+  return step
+
+
+def predict_step(batch: Batch, padded_shape: tuple[int, int], num_classes: int, policy: str, proposals: int,
+                 detections: int) -> Callable[[], dict[str, tf.Tensor]]:
+  """Return its prediction, masks included but not pasted, on a batch of arrays.
+
+  policy: 'float32' or 'mixed_bfloat16'. proposals, detections: of an image; no score is too low, so that random weights
+  give all of them.
+  """
+  with _policy(policy):
+    _, model, images, labels = _build(batch, padded_shape, num_classes, policy, proposals, detections)
+    step = tf.function(lambda: _outputs(model(images, labels['image_info'][:, 1, :], labels['anchor_boxes'],
+                                              training=False)), autograph=False)
+    found = step()['num_detections'].numpy()
+  if (found != detections).any():
+    raise RuntimeError(f'tf-models-official: {found.tolist()} detections instead of {detections}')
+  return step
+
+
+def _outputs(outputs: dict[str, Any]) -> dict[str, tf.Tensor]:
+  """Return what a user gets, without the features, so that nothing else has to be kept."""
+  return {name: outputs[name] for name in ('num_detections', 'detection_boxes', 'detection_classes',
+                                           'detection_scores', 'detection_masks')}
+
+
+@contextlib.contextmanager
+def _policy(name: str) -> Iterator[None]:
+  before = tf_keras.mixed_precision.global_policy()
+  tf_keras.mixed_precision.set_global_policy(name)
+  try:
+    yield
+  finally:
+    tf_keras.mixed_precision.set_global_policy(before)
+
+
+def _build(batch: Batch, padded_shape: tuple[int, int], num_classes: int, policy: str, proposals: int | None = None,
+           detections: int | None = None) -> tuple[Any, Any, tf.Tensor, dict[str, Any]]:
+  """Return its task, model, images and labels. proposals, detections: at inference; None: its own."""
   with needs_models('--peers'), gin.unlock_config():  # it registers its own configurables
     from official.core import exp_factory
     from official.vision.configs import maskrcnn as _registered  # noqa: F401
     from official.vision.tasks import maskrcnn
 
-  before = tf_keras.mixed_precision.global_policy()
-  tf_keras.mixed_precision.set_global_policy(policy)
   config = exp_factory.get_exp_config('maskrcnn_resnetfpn_coco').task
   config.init_checkpoint, config.annotation_file = None, None
   config.model.num_classes, config.model.input_size = num_classes + 1, [*padded_shape, 3]
   config.model.norm_activation.use_sync_bn = False  # plain BN is faster on one device
+  if proposals is not None:
+    config.model.roi_generator.test_num_proposals = proposals
+    config.model.detection_generator.max_num_detections = detections
+    config.model.detection_generator.pre_nms_score_threshold = 0.0
   task = maskrcnn.MaskRCNNTask(config)
   model = task.build_model()
-  optimizer = tf_keras.optimizers.legacy.SGD(0.01, momentum=0.9)
   parsed = [_parse(batch, i, padded_shape, config) for i in range(len(batch.images))]
   images, labels = tf.nest.map_structure(lambda *x: tf.stack(x), *parsed)
-  if policy == 'mixed_bfloat16':
-    images = tf.cast(images, tf.bfloat16)
-  step = tf.function(lambda: task.train_step((images, labels), model, optimizer), autograph=False)
-  step()
-  tf_keras.mixed_precision.set_global_policy(before)
-  return step
+  return task, model, tf.cast(images, tf.bfloat16) if policy == 'mixed_bfloat16' else images, labels
 
 
 def _parse(batch: Batch, i: int, padded_shape: tuple[int, int], config: Any) -> tuple[tf.Tensor, dict[str, Any]]:

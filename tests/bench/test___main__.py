@@ -51,6 +51,19 @@ def test_all_systems():
 
 
 @pytest.mark.slow
+def test_prediction_with_peers_has_equal_numbers_of_proposals_and_detections():
+  ran = bench('--task=predict', '--peers', '--json', *SMALL, '--gin_param=synthetic.image_size = (128, 128)',
+              '--gin_param=Resize.short_side = (128,)', '--gin_param=Resize.max_side = 128')
+  assert ran.returncode == 0, ran.stderr
+  rows = json.loads(ran.stdout)['rows']
+  assert [row['name'] for row in rows] == ['rethink_tf float32', 'rethink_tf mixed_bfloat16',
+                                           'tf-models-official (BN) float32', 'tf-models-official (BN) mixed_bfloat16']
+  assert {row['group'] for row in rows} == {'predict 2 x 128 x 128'}
+  note, = {row['note'] for row in rows}
+  assert note.endswith(' detections an image') and rows[0]['gflop'] == rows[1]['gflop'] > 0 == rows[2]['gflop']
+
+
+@pytest.mark.slow
 def test_table():
   ran = bench('--task=paste')
   assert ran.returncode == 0, ran.stderr
