@@ -53,9 +53,14 @@ def average_precision(matches: Matches, weights: np.ndarray) -> np.ndarray:
     if not present.any():
       continue
     detection_weights = weights[present][:, one.images]  # [draws, n]
-    for matched, ignored in zip(one.matched, one.ignored, strict=True):
-      counted = detection_weights * ~ignored
-      totals[present] += mean_precision(np.cumsum(counted * matched, 1), np.cumsum(counted, 1), objects[present])
+    any_ignored = one.ignored.any(axis=1)
+    all_counted = np.cumsum(detection_weights, 1)  # of the thresholds at which no detection is ignored: most
+    for threshold, (matched, ignored) in enumerate(zip(one.matched, one.ignored, strict=True)):
+      # Recall and the envelope of precision change at true positives only, which are a small part of the detections.
+      positives = np.flatnonzero(matched & ~ignored)
+      counted = np.cumsum(detection_weights * ~ignored, 1) if any_ignored[threshold] else all_counted
+      totals[present] += mean_precision(np.cumsum(detection_weights[:, positives], 1), counted[:, positives],
+                                        objects[present])
       counts[present] += 1
   with np.errstate(invalid='ignore', divide='ignore'):
     return np.where(counts > 0, 100.0 * totals / counts, np.nan)
@@ -64,7 +69,7 @@ def average_precision(matches: Matches, weights: np.ndarray) -> np.ndarray:
 def _mean_precision(true: np.ndarray, counted: np.ndarray, objects: np.ndarray) -> np.ndarray:
   """Return the mean precision at COCO's 101 recalls, [draws].
 
-  true, counted: cumulative true positives and counted detections, [draws, n]. objects: [draws].
+  true, counted: cumulative true positives and counted detections at the n true positives, [draws, n]. objects: [draws].
   """
   draws, n = true.shape
   if not n:
