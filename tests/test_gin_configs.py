@@ -94,11 +94,12 @@ def test_a_complete_configuration_parses_and_builds(name):
 # One configuration for each different train step at depth 14. By default other tests take steps with their parts:
 # tests/training/test_trainer.py, tests/models/ and the runs of tests/test_experiment.py and tests/test_old_run.py.
 KINDS = ('keypoints_pretrain_2x', 'cbnet_dual_r50', 'vgg16_pretrain_9x', 'voc_pretrain', 'pretrain_6x_cbnet_dual_r50',
-         'scratch_9x_cbnet_triple_x152_cascade', 'scratch_9x_x152_cascade', 'pretrain_10k',
-         'pretrain_2x_x101_32x16d_wsl', 'bench', 'demo', 'lsj_scratch_100ep_r101_syncbn', 'cbnet_triple_x152_cascade')
+         'scratch_9x_cbnet_triple_x152_cascade', 'scratch_9x_r101_cascade', 'pretrain_6x_r101_cascade', 'pretrain_10k',
+         'pretrain_2x_x101_32x16d_wsl', 'bench', 'demo', 'lsj_scratch_100ep_r101_syncbn', 'cbnet_triple_x152_cascade',
+         'scratch_350ep_r50_syncbn_640')
 # The same where the depth counts.
-DEEP = (*KINDS, 'pretrain_6x_r101', 'scratch_9x_x152_aug', 'scratch_6x_syncbn', 'pretrain_6x_syncbn',
-        'lsj_scratch_100ep_r50_syncbn')
+DEEP = (*KINDS, 'pretrain_6x_r101', 'pretrain_6x_x152_aug', 'pretrain_6x_x152_cascade', 'scratch_9x_x152_cascade',
+        'scratch_6x_syncbn', 'pretrain_6x_syncbn', 'lsj_scratch_100ep_r50_syncbn')
 
 
 def test_the_lists_hold_one_configuration_of_each_kind():
@@ -184,14 +185,43 @@ def test_a_pre_trained_row_is_the_scratch_row_with_other_initial_weights(pretrai
   ('pretrain_35k', 'scratch_35k', set()),
   *((f'pretrain_{size}', f'scratch_{size}', {'KTimesSchedule.boundaries', 'KTimesSchedule.total'})
     for size in ('10k', '3500', '1k')),
-  ('voc_pretrain', 'voc_scratch', {'SCHEDULE', 'VocEvaluator.competition'})])
-def test_a_pre_trained_row_of_little_data_also_has_another_length(pretrained, scratch, own):
+  ('voc_pretrain', 'voc_scratch', {'SCHEDULE', 'VocEvaluator.competition'}),
+  ('pretrain_6x_r101_aug', 'scratch_9x_r101_aug', {'SCHEDULE'}),
+  ('pretrain_6x_x152_aug', 'scratch_9x_x152_aug', {'SCHEDULE'})])
+def test_a_pre_trained_row_of_little_data_or_with_scale_jitter_also_has_another_length(pretrained, scratch, own):
   parse_whole(f'gin_configs/{pretrained}.gin')
   ours = bindings()
   parse_whole(f'gin_configs/{scratch}.gin', weights=None)
   theirs = bindings()
   differing = {name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name)}
   assert {'WEIGHTS', 'run.initial_weights', *own} <= differing <= axis('gin_configs/init/imagenet.gin') | own
+
+
+@pytest.mark.parametrize('network', ['r101', 'x152'])
+def test_a_pre_trained_cascade_is_there_from_the_start(network):
+  """It is the scratch one but for its start and length: that one continues a plain run (section 5.1)."""
+  parse_whole(f'gin_configs/pretrain_6x_{network}_cascade.gin')
+  ours = bindings()
+  parse_whole(f'gin_configs/scratch_9x_{network}_cascade.gin')
+  theirs = bindings()
+  differing = {name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name)}
+  start = {'run.initial_weights', 'PlainRun.path', 'PlainRun.heads'}
+  assert {'SCHEDULE', *start} <= differing <= {'SCHEDULE', *start} | axis('gin_configs/init/detector.gin')
+  assert ours['MaskRCNN.cascade'] == '@Cascade' and ours['SCHEDULE'] == '6'
+  assert (ours['ResNet.depth'], ours['ResNet.groups']) == {'r101': ('101', '1'), 'x152': ('152', '8')}[network]
+
+
+def test_the_published_settings_of_tf_models():
+  parse_whole('gin_configs/scratch_350ep_r50_syncbn_640.gin', weights=None)
+  schedule = gin.get_configurable('KTimesSchedule')(batch_size=256)
+  assert schedule.points == (148_160, 157_420, 162_050) and 162_050 * 256 / 118_287 == pytest.approx(350, abs=1)
+  np.testing.assert_allclose([schedule(0), schedule(2000), schedule(150_000), schedule(160_000)],
+                             [0.0067, 0.32, 0.032, 0.0032], rtol=1e-4)
+  assert gin.get_configurable('Resize')().sizes(np.array([[480, 640], [960, 600]]), np.zeros(2)).tolist() == [
+    [480, 640], [640, 400]]
+  jitter = gin.get_configurable('LargeScaleJitter')()
+  assert (jitter.side, jitter.scales) == (640, (0.5, 2.0))
+  assert gin.get_configurable('sync_batch_norm')('norm').epsilon == 0.001
 
 
 @pytest.mark.parametrize('batch_size', [8, 16, 64])
@@ -313,8 +343,9 @@ def test_run_sheets_open_every_complete_configuration():
 @pytest.mark.parametrize('name, batch_size', [
   ('cbnet_dual_r50', 16), ('scratch_6x_cbnet_dual_r50', 16), ('pretrain_6x_cbnet_dual_r50', 16),
   ('cbnet_triple_x152_cascade', 8), ('scratch_9x_cbnet_triple_x152_cascade', 16), ('vgg16_scratch_11x', 16),
-  ('vgg16_pretrain_9x', 16)])
-def test_the_run_sheets_of_composites_and_vgg_state_their_steps(name, batch_size):
+  ('vgg16_pretrain_9x', 16), *((f'pretrain_6x_{network}_{what}', 16) for network in ('r101', 'x152')
+                               for what in ('aug', 'cascade')), ('scratch_350ep_r50_syncbn_640', 256)])
+def test_the_run_sheets_of_further_rows_state_their_steps(name, batch_size):
   parse_whole(f'gin_configs/{name}.gin')
   first, second, end = gin.get_configurable('KTimesSchedule')(batch_size=batch_size).points
   sheet = (ROOT / f'gin_configs/{name}.gin').read_text()

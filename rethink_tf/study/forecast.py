@@ -39,7 +39,8 @@ def design(lengths: Sequence[Length]) -> Design:
   seeds: dict[tuple, set[Any]] = {}
   for length in lengths:
     settings = length.settings
-    pretrained = settings.get('run.initial_weights') not in (None, 'None')
+    # A run that continues another one, by a cascade: of the shipped files a scratch one.
+    pretrained = settings.get('run.initial_weights') not in (None, 'None', '@PlainRun()')
     key = (twin_key(settings), init_key(settings) if pretrained else None, length.steps)
     seeds.setdefault(key, set()).add(settings.get('run.seed', 0))
   scratch = {twin for twin, init, _ in seeds if init is None}

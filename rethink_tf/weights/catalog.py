@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rethink_tf.downloads import settings
+from rethink_tf.downloads import remote_file, settings
 from rethink_tf.downloads.remote_file import RemoteFile
 from rethink_tf.errors import UserError, plain
 
@@ -158,6 +158,16 @@ def local_path(text: str) -> str:
   if os.path.lexists(text):
     logging.warning('%s: the published weights of this name are used; write ./%s for the file', text, text)
   return cache.fetch(entry.remote, entry.folder, entry.name)
+
+
+def of_file(path: str, sha256: str) -> Entry | None:
+  """Return the entry of a file that is given by its path: by its SHA-256, else by its name and MD5; None if unknown."""
+  found = of_digest(sha256)
+  named = [entry for entry in entries().values() if entry.remote.md5 and entry.remote.name == os.path.basename(path)]
+  if found is not None or not named or not os.path.isfile(path):
+    return found
+  digests = remote_file.digests(path)
+  return next((entry for entry in named if not entry.remote.difference(digests)), None)
 
 
 def of_digest(sha256: str) -> Entry | None:

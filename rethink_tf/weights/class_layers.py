@@ -6,6 +6,7 @@ import collections
 import fnmatch
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -30,7 +31,7 @@ _LAYERS = (
 )
 _PARTS = ('detector', 'classifier')
 # Patterns of the layers with an output per class, for PretrainedWeights.new: of this package, of Detectron2's names.
-_PATTERNS = ('box_predictor/*', 'cascade/predictors/*', 'mask_predictor/*', 'linear/*', 'roi_heads.box_predictor.*',
+PATTERNS = ('box_predictor/*', 'cascade/predictors/*', 'mask_predictor/*', 'linear/*', 'roi_heads.box_predictor.*',
              'roi_heads.mask_head.predictor.*', 'linear.*')
 _CLASSES = ('box_predictor/classes/bias', 'linear/bias', 'roi_heads.box_predictor.cls_score.bias',
             'roi_heads.box_predictor.0.cls_score.bias', 'linear.bias')
@@ -92,13 +93,14 @@ def match(contents: Contents, entries: Mapping[str, Entry], arrays: Mapping[str,
       logging.warning('%s: does not name its classes: its class k becomes class k here', contents.path)
     return entries
   _check_number(contents, entries, arrays, layers, len(names))
+  names, classes = ([unicodedata.normalize('NFC', name) for name in each] for each in (names, classes))
   columns = _columns(names, classes)
   if not columns.all_found or len(names) != len(classes):
     common = [name for name, place in zip(classes, columns.places, strict=True) if place is not None]
     if not merge or not common:
       raise _other_classes(contents, names, classes, layers, common, merge)
-    logging.info('%s: %d of %d classes have their outputs from it (%s); the others start anew', contents.path,
-                 len(common), len(classes), ', '.join(common[:8]))
+    logging.info('%s: %d of %d classes have their outputs from it (%s); the others start anew%s', contents.path,
+                 len(common), len(classes), ', '.join(common[:8]), _spelling(names, classes))
   elif columns.places != tuple(range(len(classes))):
     logging.info('%s: its classes have another order; they are matched by name', contents.path)
   else:
@@ -160,9 +162,19 @@ def _other_classes(contents: Contents, names: Sequence[str], classes: Sequence[s
   first = f'{here[0]!r} is only here' if here else f'{there[0]!r} is only there' if there else 'one is repeated'
   counts = f'{len(names)} there, {len(classes)} here; {first}'
   keep = ', or PretrainedWeights.match_classes = True to keep those of the classes of the same name' if common else ''
-  none = ', none of which has the name of one here' if merge else ''
+  none = f', none of which has the name of one here{_spelling(names, classes)}' if merge else ''
   return UserError(f'{contents.path}: was trained on other classes{none} ({counts}): set PretrainedWeights.new = '
                    f'{patterns(layers)} to start the layers with an output per class anew{keep}')
+
+
+def _spelling(names: Sequence[str], classes: Sequence[str]) -> str:
+  """Return which classes differ from one of the file in capitals and separators only, '' if none does."""
+  def key(name: str) -> str:
+    return re.sub(r'[\W_]+', '', name.casefold())
+
+  there = {key(name): name for name in names}
+  found = [f'{name!r} is {there[key(name)]!r} there' for name in classes if name not in names and key(name) in there]
+  return f' ({", ".join(found[:3])}{", …" if found[3:] else ""}: rename it to keep its outputs)' if found else ''
 
 
 def _by_class(entry: Entry, columns: Columns, before: int, width: int) -> Entry:
@@ -191,7 +203,7 @@ def _by_class(entry: Entry, columns: Columns, before: int, width: int) -> Entry:
 def patterns(names: Iterable[str]) -> tuple[str, ...]:
   """Return the patterns for PretrainedWeights.new of the class layers among names."""
   names = list(names)
-  return tuple(pattern for pattern in _PATTERNS if fnmatch.filter(names, pattern))
+  return tuple(pattern for pattern in PATTERNS if fnmatch.filter(names, pattern))
 
 
 def check_shapes(path: str, entries: Mapping[str, Entry], arrays: Mapping[str, Array], new: Sequence[str]) -> None:

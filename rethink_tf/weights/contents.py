@@ -128,9 +128,9 @@ def norm_of(names: Sequence[str]) -> str:
 
 def coco_classes(arrays: Mapping[str, Array]) -> tuple[str, ...] | None:
   """Return COCO's classes if a detector of Detectron2's names has as many outputs, None if it has others."""
-  for name in ('roi_heads.box_predictor.cls_score.bias', 'roi_heads.box_predictor.0.cls_score.bias'):
+  for name in ('roi_heads.box_predictor.cls_score.weight', 'roi_heads.box_predictor.0.cls_score.weight'):
     if name in arrays:
-      return COCO_CLASSES if tuple(arrays[name].shape) == (len(COCO_CLASSES) + 1,) else None
+      return COCO_CLASSES if tuple(arrays[name].shape[:1]) == (len(COCO_CLASSES) + 1,) else None
   return None
 
 

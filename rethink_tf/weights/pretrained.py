@@ -135,7 +135,7 @@ class PretrainedWeights:
     if self.file_classes is not None:
       contents = contents._replace(classes=self.file_classes)
     loaded = self._load(self._overridden(contents), detector)
-    return loaded._replace(entry=entry or catalog.of_digest(loaded.sha256))
+    return loaded._replace(entry=entry or catalog.of_file(self.path, loaded.sha256))
 
   def _load(self, contents: Contents, detector: Model) -> Loaded:
     check_model(contents, detector)
@@ -148,7 +148,8 @@ class PretrainedWeights:
     class_layers.check_shapes(self.path, entries, arrays, self.new)
     for pattern, names, parameter in [*((p, {*entries, *arrays}, 'new') for p in self.new),
                                       *((p, arrays, 'ignore') for p in self.ignore)]:
-      if not fnmatch.filter(names, pattern):
+      optional = self.match_classes and pattern in class_layers.PATTERNS  # of a head that neither side may have
+      if not fnmatch.filter(names, pattern) and not optional:
         raise UserError(f'PretrainedWeights.{parameter}: {pattern!r} matches no name: python -m rethink_tf.weights '
                         f'{self.path} describes the file')
     new = (*self.new, *(name for name in entries if name.startswith('connectors/') and name not in arrays))

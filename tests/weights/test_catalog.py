@@ -76,8 +76,8 @@ def write(entry: catalog.Entry, path) -> None:
     path.write_bytes(files.python_2_pickle(files.detectron_names(arrays, kind, 'fc1000' if entry.stride_in_1x1 else
                                                                  'pred')))
   elif source == 'detectron2':
-    parts = detectors.arrays(convs=4 * ('n_' in entry.name), fcs=1, head={'gn': 'gn', 'bn': 'bn' if 'sync' in entry.name
-                                                                           else ''}[entry.norm])
+    head = {'gn': 'gn', 'bn': 'bn' if 'sync' in entry.name else ''}[entry.norm]
+    parts = detectors.arrays(convs=4 * ('n_' in entry.name), fcs=1, head=head, classes=80)
     parts = {name: array for name, array in parts.items() if 'bottom_up' not in name}
     bottom_up = {f'backbone.bottom_up.{name}': array for name, array in arrays.items() if 'linear' not in name}
     path.write_bytes(pickle.dumps({'model': bottom_up | parts, '__author__': 'Detectron2 Model Zoo'}))
@@ -110,6 +110,8 @@ def test_a_file_of_every_entry_is_described(tmp_path, name):
     depth, groups, width = contents.architecture[:3]
     assert str(Architecture(depth, groups, width * NARROWER, 64, 256)) == entry.network
   shown = describe(contents, name, entry.init)
+  if entry.kind == 'detector':  # which it does not say itself
+    assert contents.classes[:2] == ('person', 'bicycle') and '80: person, bicycle, car' in shown
   assert re.search(rf'--weights={name}( |$)', shown, re.MULTILINE) and entry.licence in shown
   assert f'gin_configs/init/{entry.init}.gin' in shown
   line = options.command_line(contents._replace(path=name), init=entry.init)
@@ -199,6 +201,17 @@ def test_a_file_is_known_by_its_published_checksum():
   entry = catalog.entries()['torchvision_resnet50_v1']
   assert catalog.of_digest(entry.remote.sha256 + '0' * 56) is entry
   assert catalog.of_digest('0' * 64) is None  # and no entry without one
+
+
+def test_a_file_is_known_by_its_name_and_md5(tmp_path, monkeypatch):
+  entry = catalog.entries()['detectron2_r50_3x']
+  path = tmp_path / entry.remote.name
+  path.write_bytes(b'weights')
+  assert catalog.of_file(str(path), '0' * 64) is None  # of another content
+  entry = entry._replace(remote=entry.remote._replace(md5=hashlib.md5(b'weights').hexdigest()[:6]))
+  monkeypatch.setattr(catalog, 'entries', lambda: {entry.name: entry})
+  assert catalog.of_file(str(path), '0' * 64) is entry
+  assert catalog.of_file(str(path.rename(tmp_path / 'mine.pkl')), '0' * 64) is None
 
 
 @pytest.mark.slow

@@ -134,6 +134,14 @@ def test_files_of_detectron2_by_name(classes, merge, scores, boxes, masks):
   assert found['roi_heads.box_head.fc1.bias'].tolist() == [0, 1, 2]
 
 
+def test_another_spelling_is_named(contents, caplog):
+  caplog.set_level('INFO')
+  with pytest.raises(UserError, match=r"of one here \('Cat' is 'cat' there: rename it to keep its outputs\)"):
+    matched(contents, arrays(), ['Cat', 'fish'], merge=True)
+  matched(contents, arrays(), ['bird', 'DOG'], merge=True)
+  assert "1 of 2 classes have their outputs from it (bird); the others start anew ('DOG' is 'dog' there" in caplog.text
+
+
 def test_the_number_of_names_is_that_of_the_outputs():
   with pytest.raises(UserError, match='outputs for 3 classes, and 2 names of classes: give .*file_classes'):
     matched(made(own=False, classes=('cat', 'dog')), detectron2_arrays(), ['cat', 'dog', 'bird'])

@@ -80,6 +80,14 @@ def test_a_whole_detector_has_its_background_first(tmp_path):
                                 blobs['fpn_inner_res5_0_sum_w'][:, :, 0, 0].T)
 
 
+@pytest.mark.parametrize('config, outputs, named', [
+  ("TRAIN:\n  DATASETS: ('coco_2014_train', 'coco_2014_valminusminival')", 81, True),
+  ("TRAIN:\n  DATASETS: ('coco_2014_train',)", 4, False), ("TRAIN:\n  DATASETS: ('mine',)", 81, False)])
+def test_classes_of_a_detector_of_coco(config, outputs, named):
+  found = detectron.contents({'blobs': detector_blobs(outputs), 'cfg': config}, 'm.pkl')
+  assert (found.classes is not None) == named
+
+
 @pytest.mark.parametrize('config, expected', [('  STRIDE_1X1: true\n', True), ('x', None), (None, None)])
 def test_strides_of_a_detector_are_in_its_configuration(tmp_path, config, expected):
   blobs = {name.replace('_gn_', '_bn_'): array for name, array in detector_blobs().items()}

@@ -14,6 +14,7 @@ from rethink_tf.errors import UserError
 from rethink_tf.export import detectron2 as writer
 from rethink_tf.models.rois import Anchors, RoIPooler
 from rethink_tf.weights import compared, detectron2_settings, formats, options, settings_files
+from rethink_tf.weights.contents import COCO_CLASSES
 from rethink_tf.weights.pretrained import PretrainedWeights
 from tests import tiny
 from tests.weights import reference
@@ -21,7 +22,7 @@ from tests.weights import reference
 BOX, RPN, MASK = 'roi_heads.box_head', 'proposal_generator.rpn_head', 'roi_heads.mask_head'
 
 
-def arrays(norm='bn', rpn=1, convs=0, fcs=2, head='', cascade=False, mask=True):
+def arrays(norm='bn', rpn=1, convs=0, fcs=2, head='', cascade=False, mask=True, classes=3):
   """Names and shapes of a detector's arrays; head: norm of the FPN and of the heads' convolutions."""
   found = {f'backbone.bottom_up.{name}': array for name, array in reference.random_arrays(norm).items()
            if not name.startswith('linear')}
@@ -43,7 +44,7 @@ def arrays(norm='bn', rpn=1, convs=0, fcs=2, head='', cascade=False, mask=True):
       layer(f'{BOX}{stage}.conv{i + 1}', 256, 8, 1, 1, with_norm=True)
     for i in range(fcs):
       layer(f'{BOX}{stage}.fc{i + 1}', 1024, 8)
-    layer(f'roi_heads.box_predictor{stage}.cls_score', 4, 8)
+    layer(f'roi_heads.box_predictor{stage}.cls_score', classes + 1, 8)
   if mask:
     for i in range(4):
       layer(f'{MASK}.mask_fcn{i + 1}', 256, 8, 1, 1, with_norm=True)
@@ -67,6 +68,17 @@ CONFIG = {
     'ROI_HEADS': {'NAME': 'StandardROIHeads', 'SCORE_THRESH_TEST': 0.2},
     'ROI_BOX_HEAD': {'POOLER_TYPE': 'ROIAlign', 'POOLER_SAMPLING_RATIO': 2, 'BBOX_REG_WEIGHTS': [1.0, 2.0, 3.0, 4.0]}},
   'INPUT': {'FORMAT': 'BGR'}}
+
+
+@pytest.mark.parametrize('sets, kinds, known', [
+  (['coco_2017_train'], {'classes': 80}, True),
+  (['coco_2014_train', 'coco_2014_valminusminival'], {'classes': 80, 'cascade': True}, True),
+  (['coco_2017_train'], {'classes': 3}, False),  # the default of a configuration whose data set is registered elsewhere
+  (['coco_2017_train', 'mine'], {'classes': 80}, False), ([], {'classes': 80}, False),
+  ('coco_2017_train', {'classes': 80}, False), (None, {'classes': 80}, False)])
+def test_classes_are_those_of_coco_where_it_is_the_training_set(tmp_path, sets, kinds, known):
+  found = read(tmp_path, CONFIG | {'DATASETS': {'TRAIN': sets}}, **kinds)
+  assert found.classes == (COCO_CLASSES if known else None)
 
 
 def test_the_configuration_beside_a_detector(tmp_path):
