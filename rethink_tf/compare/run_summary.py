@@ -134,17 +134,17 @@ class Run(NamedTuple):
 
 
 def twin_key(settings: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-  """Return the key of Run.twin_key."""
-  return tuple(sorted((name, str(value)) for name, value in settings.items()
-                      if not any(pattern.match(name.split('/')[-1]) or pattern.match(name)
-                                 for pattern in (_INIT, _SCHEDULE, _SILENT, _SEED))))
+  """Return the key of Run.twin_key. None is no setting: an earlier version may lack its parameter."""
+  return tuple(sorted((name, str(value)) for name, value in settings.items() if value not in (None, 'None')
+                      and not any(pattern.match(name.split('/')[-1]) or pattern.match(name)
+                                  for pattern in (_INIT, _SCHEDULE, _SILENT, _SEED))))
 
 
 def init_key(settings: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
   """Return the key of Run.init_key."""
   return tuple(sorted((name, str(value).rstrip('/').rpartition('/')[2] if name.endswith('.path') else str(value))
-                      for name, value in settings.items()
-                      if _INIT.match(name) or _INIT.match(name.split('/')[-1])))
+                      for name, value in settings.items() if value not in (None, 'None')
+                      and (_INIT.match(name) or _INIT.match(name.split('/')[-1]))))
 
 
 def read_runs(paths: Sequence[str]) -> list[Run]:

@@ -26,7 +26,7 @@ class Resize:
     short_side: one size, or several to sample from (scale jitter: the paper trains at 800 only).
     max_side: largest long side, in pixels.
     from_range: sample any size between the smallest and the largest short_side, not only the listed ones.
-    scale: factor of all these sizes, as 0.5 for a pre-training at half the resolution of a configuration.
+    scale: factor of all these sizes, as 0.5 for a pre-training at half the resolution of a configuration; None: 1.
 
   Raises:
     UserError: sizes or a scale that are not positive, or a long side below the short one.
@@ -35,14 +35,14 @@ class Resize:
   short_side: int | tuple[int, ...] = (800,)
   max_side: int = 1333
   from_range: bool = False
-  scale: float = 1.0
+  scale: float | None = None
 
   def __post_init__(self) -> None:
-    if not 0 < self.scale < 100:
-      raise UserError(f'Resize.scale = {self.scale}: use a factor of the sizes, as 0.5')
-    if self.scale != 1.0:  # the sizes are the scaled ones from here on, also in a copy
+    if self.scale is not None:  # the sizes are the scaled ones from here on, also in a copy
+      if not 0 < self.scale < 100:
+        raise UserError(f'Resize.scale = {self.scale}: use a factor of the sizes, as 0.5')
       for name, value in (('short_side', tuple(round(self.scale * side) for side in self.short_sides)),
-                          ('max_side', round(self.scale * self.max_side)), ('scale', 1.0)):
+                          ('max_side', round(self.scale * self.max_side)), ('scale', None)):
         object.__setattr__(self, name, value)
     if not self.short_sides or min(self.short_sides) < 1 or self.max_side < self.largest:
       raise UserError(f'Resize: short_side is {self.short_side} and max_side {self.max_side}; use sizes above 0 '

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from rethink_tf.compare.report import compare
-from rethink_tf.compare.run_summary import SCRATCH, read_runs
+from rethink_tf.compare.run_summary import SCRATCH, init_key, read_runs, twin_key
 from rethink_tf.errors import UserError
 from tests.compare.fake_runs import HALF, write
 
@@ -38,6 +38,14 @@ def test_the_cost_of_published_weights_is_that_of_their_entry(tmp_path):
   assert one.weights_name == 'moco_v2'
   record.write_text(json.dumps({'path': 'moco_v2', 'cost': cost | {'pixels': 'many'}}))
   assert 'assumed' in read_runs([path])[0].pretraining_source
+
+
+def test_a_parameter_that_is_none_does_not_set_runs_apart():
+  """An earlier version may not have had it."""
+  old = {'Resize.short_side': (800,), 'PretrainedWeights.path': 'a/R-50.pkl'}
+  new = old | {'Resize.scale': None, 'PretrainedWeights.file_classes': None}
+  assert twin_key(old) == twin_key(new) != twin_key(new | {'Resize.scale': 0.5})
+  assert init_key(old) == init_key(new) != init_key(new | {'PretrainedWeights.file_classes': 'coco'})
 
 
 def test_a_run_that_continues_a_scratch_run_is_one(tmp_path):
