@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -208,6 +209,26 @@ def test_a_missing_worker_is_an_error_after_the_timeout(tmp_path):
   output, _ = process.communicate(timeout=600)
   assert process.returncode == 69, output
   assert 'worker 0 of 2 could not connect to the other workers within 0.2 minutes' in output.strip().splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('taken, reported', [
+  (0, 'worker 1 of 2 could not connect to the other workers within 0.5 minutes'),
+  (1, 'worker 1 of 2 cannot start: "worker 1 cannot listen on port '),  # workers report to the chief
+])
+def test_a_port_that_is_taken_ends_both_workers_within_the_timeout(tmp_path, taken, reported):
+  with socket.create_server(('127.0.0.1', 0)) as server:
+    ports = two_workers.free_ports(1)
+    ports.insert(taken, server.getsockname()[1])
+    begin = time.monotonic()
+    results = two_workers.finish(two_workers.start(command(tmp_path / 'run', 'strategy.timeout_minutes = 0.5'),
+                                                   ports=ports), 300)
+  assert time.monotonic() - begin < 120
+  (code, output), (other, reason) = results[taken], results[1 - taken]
+  assert code == 1 and f'cannot listen on port {ports[taken]} of TF_CONFIG: ' in output.strip().splitlines()[-1], output
+  assert other == 69 and reported in reason.strip().splitlines()[-1]
+  assert not any('Traceback' in text for _, text in results)
+  assert not (tmp_path / 'run/metrics.jsonl').exists()
 
 
 @pytest.mark.slow

@@ -29,9 +29,10 @@ def environment(index: int, ports: Sequence[int], **variables: str) -> dict[str,
   return {**os.environ, **threads, 'TF_CONFIG': json.dumps(config), **variables}
 
 
-def start(arguments: Sequence[str], workers: int = 2, others: Sequence[str] = ()) -> list[subprocess.Popen]:
+def start(arguments: Sequence[str], workers: int = 2, others: Sequence[str] = (), ports: Sequence[int] | None = None
+          ) -> list[subprocess.Popen]:
   """Start python <arguments> on every worker; `others` are added on all but the chief. Outputs include stderr."""
-  ports = free_ports(workers)
+  ports = ports or free_ports(workers)
   return [subprocess.Popen([sys.executable, *arguments, *(others if index else ())], env=environment(index, ports),
                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
           for index in range(workers)]
