@@ -70,7 +70,8 @@ def upsample(x: tf.Tensor, factor: int = 2) -> tf.Tensor:
 
     shape = tf.shape(x)
     batch, height, width, channels = shape[0], shape[1], shape[2], x.shape[-1]
-    y = tf.broadcast_to(x[:, :, None, :, None, :], [batch, height, factor, width, factor, channels])
+    cells = tf.reshape(x, [batch, height, 1, width, 1, channels])  # TensorFlow Lite has no slices of six dimensions
+    y = tf.broadcast_to(cells, [batch, height, factor, width, factor, channels])
     return tf.reshape(y, [batch, factor * height, factor * width, channels]), gradient
 
   return x if factor == 1 else repeat(x)

@@ -24,6 +24,7 @@ from rethink_tf.models.rois import (
   RoISampler,
 )
 from rethink_tf.ops import boxes as box_ops
+from rethink_tf.ops import portable
 from rethink_tf.ops.heatmaps import decode_heatmaps, heatmap_targets
 from rethink_tf.ops.masks import crop_targets
 from rethink_tf.ops.nms import FORMS, Form
@@ -112,6 +113,8 @@ class MaskRCNN(tf_keras.layers.Layer):
   @property
   def nms_form(self) -> Form | None:
     """The form of suppression to build a graph with; None: that of the device."""
+    if portable.chosen():
+      return 'per_group'
     return self.nms or ('batched' if self.xla else None)
 
   @tf.autograph.experimental.do_not_convert  # Keras would convert every layer, which takes longer than the tracing
@@ -193,7 +196,8 @@ class MaskRCNN(tf_keras.layers.Layer):
     if self.xla:
       return limit
     largest = tf.reduce_max(tf.reduce_sum(tf.cast(classes > 0, tf.int32), axis=1))
-    return tf.minimum(limit, tf.maximum(-(-largest // MASK_SLOT_STEP), 1) * MASK_SLOT_STEP)
+    steps = (largest + MASK_SLOT_STEP - 1) // MASK_SLOT_STEP  # of positive numbers, since ONNX rounds towards zero
+    return tf.minimum(limit, tf.maximum(steps, 1) * MASK_SLOT_STEP)
 
   def mask_logits(self, pyramid: Pyramid, boxes: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
     """Return mask logits [B, M, 28, 28] of the given classes [B, M] (class 1 for background) for boxes [B, M, 4]."""
@@ -242,7 +246,8 @@ class MaskRCNN(tf_keras.layers.Layer):
     logits = self.mask_logits(pyramid, detections.boxes[:, :slots], detections.classes[:, :slots])
     masks = tf.pad(tf.nn.sigmoid(logits), [[0, 0], [0, limit - slots], [0, 0], [0, 0]])
     masks = tf.where((detections.classes > 0)[..., None, None], masks, 0.0)
-    return detections._replace(masks=tf.ensure_shape(masks, [None, limit, *masks.shape[2:]]))
+    masks.set_shape([None, limit, *masks.shape[2:]])
+    return detections._replace(masks=masks)
 
   def detect_keypoints(self, pyramid: Pyramid, detections: Detections, limits: Size) -> Detections:
     """Add keypoints [B, D, P, 3] of each detection; zero in empty slots. limits: largest size of boxes in pixels."""
@@ -258,7 +263,8 @@ class MaskRCNN(tf_keras.layers.Layer):
                              limits if self.xla else None)
     points = tf.reshape(points, tf.concat([tf.shape(used), points.shape[1:]], 0))
     points = tf.pad(tf.where(used[..., None, None], points, 0.0), [[0, 0], [0, limit - slots], [0, 0], [0, 0]])
-    return detections._replace(keypoints=tf.ensure_shape(points, [None, limit, *points.shape[2:]]))
+    points.set_shape([None, limit, *points.shape[2:]])
+    return detections._replace(keypoints=points)
 
 
 def padded_shape(features: dict[str, tf.Tensor]) -> Size:

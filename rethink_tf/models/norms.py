@@ -18,7 +18,8 @@ import tensorflow as tf
 import tf_keras
 
 from rethink_tf.errors import UserError
-from rethink_tf.ops.group_norm import channel_sums
+from rethink_tf.ops import portable
+from rethink_tf.ops.group_norm import channel_sums, portable_group_norm
 from rethink_tf.ops.group_norm import group_norm as normalise_groups
 
 MakeNorm = Callable[..., tf_keras.layers.Layer]  # (name, zero_gamma=False)
@@ -61,8 +62,8 @@ class GroupNorm(tf_keras.layers.Layer):
     super().build(input_shape)
 
   def call(self, x: tf.Tensor) -> tf.Tensor:
-    return normalise_groups(x, tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta),
-                            self.groups, self.epsilon, self.xla)
+    parameters = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta), self.groups, self.epsilon
+    return portable_group_norm(x, *parameters) if portable.chosen() else normalise_groups(x, *parameters, self.xla)
 
 
 class SyncBatchNorm(tf_keras.layers.Layer):

@@ -14,7 +14,7 @@ import tensorflow as tf
 from rethink_tf.errors import UserError
 from rethink_tf.ops import anchors as anchor_ops
 from rethink_tf.ops import boxes as box_ops
-from rethink_tf.ops import matching, nms
+from rethink_tf.ops import matching, nms, portable
 from rethink_tf.ops.roi_align import Pyramid, roi_align
 from rethink_tf.structures import Batch, Detections, Proposals, RoISamples, RPNOutputs
 
@@ -166,7 +166,7 @@ class RoIPooler:
     """Return [B, R, size, size, C] for boxes [B, R, 4]; pyramid: levels P2..P5, or a single one, flattened."""
     with tf.name_scope('roi_align'):
       return roi_align(pyramid, boxes, self.size, pyramid.min_level, self.sampling_ratio, self.aligned,
-                       'gather' if xla else 'csr')
+                       'gather' if xla else 'taps' if portable.chosen() else 'csr')
 
 
 @gin.register

@@ -75,6 +75,24 @@ def _backward(groups: int, x: tf.Tensor, gamma: tf.Tensor, mean: tf.Tensor, inve
   return tf.cast(dx, x.dtype), tf.reduce_sum(sum_dy_x, axis=0), tf.reduce_sum(sum_dy, axis=0)
 
 
+def portable_group_norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, groups: int, epsilon: float) -> tf.Tensor:
+  """Normalise as `group_norm` by means over rows and columns, for other runtimes; no gradient of its own.
+
+  Converters move the transposition between their layout and TensorFlow's through means, but not through matrix
+  products.
+  """
+  x32, channels = tf.cast(x, tf.float32), x.shape[3]
+
+  def group_means(values: tf.Tensor) -> tf.Tensor:  # [N, H, W, C] -> [N, 1, 1, C]
+    means = tf.reduce_mean(tf.reduce_mean(values, axis=2, keepdims=True), axis=1, keepdims=True)
+    grouped = tf.reduce_mean(tf.reshape(means, [-1, groups, channels // groups]), axis=2, keepdims=True)
+    return tf.reshape(grouped * tf.ones([1, 1, channels // groups]), [-1, 1, 1, channels])
+
+  centred = x32 - group_means(x32)
+  scale = tf.math.rsqrt(group_means(centred * centred) + epsilon) * gamma
+  return tf.cast(centred * scale + beta, x.dtype)
+
+
 def _elements(x: tf.Tensor, groups: int) -> tf.Tensor:
   """Return the number of elements in a group."""
   shape = tf.shape(x)

@@ -3,7 +3,7 @@
 A bin is the mean of `sampling_ratio`² bilinear samples, hence a sparse linear map of the feature maps. Its taps (pixel
 indices and weights) are computed once, then applied as one sparse matrix product over all images and levels (`csr`:
 exact and bit-deterministic in forward and backward pass; the gradient of tf.image.crop_and_resize has a data race on a
-multi-threaded CPU), or as a gather (`gather`: for XLA).
+multi-threaded CPU), or as a gather (`gather`: for XLA), or tap by tap (`taps`: for inference in other runtimes).
 """
 
 from __future__ import annotations
@@ -57,13 +57,15 @@ def roi_align(
   pyramid: `flatten` of levels min_level, min_level + 1, …; boxes in input pixels.
   sampling_ratio: samples of a bin along each axis; 0 is adaptive, its size in cells, rounded up (Detectron2; csr only).
   aligned: False is Detectron's grid (RoIs at least one cell wide), True shifts by half a cell (Detectron2).
-  method: 'csr' or 'gather' (XLA); both give the same values, in the features' type.
+  method: 'csr', 'gather' (XLA) or 'taps' (ONNX and TensorFlow Lite, without a gradient); all give the same values, in
+    the features' type.
   """
   pixels = pyramid.pixels
   shape = tf.concat([tf.shape(boxes)[:2], [size, size, pixels.shape[-1]]], 0)
   if not sampling_ratio:
     if method != 'csr':
-      raise UserError('RoIPooler.sampling_ratio = 0 (adaptive) has no static shape, which XLA and TPUs need: use 2')
+      raise UserError('RoIPooler.sampling_ratio = 0 (adaptive) has no static shape, which XLA, TPUs, ONNX and '
+                      'TensorFlow Lite need: use 2')
     taps = tuple(map(tf.stop_gradient, _adaptive_taps(pyramid, boxes, size, min_level, aligned)))
     pooled = _sparse_product(tf.cast(pixels, tf.float32), *taps, tf.reduce_prod(shape[:-1]))
     return tf.cast(tf.reshape(pooled, shape), pixels.dtype)
@@ -71,8 +73,10 @@ def roi_align(
   if method == 'gather':
     pooled = _gathered_product(tf.cast(pixels, tf.float32), tf.stop_gradient(index), tf.stop_gradient(weight))
     return tf.cast(pooled, pixels.dtype)
+  if method == 'taps':
+    return tf.cast(tf.reshape(_sum_of_taps(tf.cast(pixels, tf.float32), index, weight), shape), pixels.dtype)
   if method != 'csr':
-    raise ValueError(f"roi_align: method must be 'csr' or 'gather', not {method!r}")
+    raise ValueError(f"roi_align: method must be 'csr', 'gather' or 'taps', not {method!r}")
   bins = tf.reduce_prod(shape[:-1])
   rows = tf.repeat(tf.range(bins), index.shape[-1])
   pooled = _sparse_product(tf.cast(pixels, tf.float32), rows, tf.stop_gradient(tf.reshape(index, [-1])),
@@ -111,11 +115,16 @@ def _taps(pyramid: Pyramid, boxes: tf.Tensor, size: int, min_level: int, samplin
   y_index, y_weight = _axis_taps(y0, y1 - y0, height, size, sampling_ratio, aligned)  # [B, R, size, 2 ratio]
   x_index, x_weight = _axis_taps(x0, x1 - x0, width, size, sampling_ratio, aligned)
   rows = y_index * width[..., None, None] + first[..., None, None]
-  index = rows[:, :, :, None, :, None] + x_index[:, :, None, :, None, :]  # [B, R, size, size, 2 ratio, 2 ratio]
-  weight = y_weight[:, :, :, None, :, None] * x_weight[:, :, None, :, None, :]
+  index = _across(rows, 3, 5) + _across(x_index, 2, 4)  # [B, R, size, size, 2 ratio, 2 ratio]
+  weight = _across(y_weight, 3, 5) * _across(x_weight, 2, 4)
   taps = (2 * sampling_ratio) ** 2
   shape = tf.concat([tf.shape(boxes)[:2], [size, size, taps]], 0)
   return tf.reshape(index, shape), tf.reshape(weight, shape)
+
+
+def _across(values: tf.Tensor, first: int, second: int) -> tf.Tensor:
+  """Insert two axes; TensorFlow Lite has no slices of six dimensions."""
+  return tf.expand_dims(tf.expand_dims(values, first), second)
 
 
 def _axis_taps(start: tf.Tensor, length: tf.Tensor, limit: tf.Tensor, size: int, sampling_ratio: int,
@@ -196,6 +205,16 @@ def _gathered_product(flat: tf.Tensor, index: tf.Tensor, weight: tf.Tensor):
     return tf.math.unsorted_segment_sum(rows, tf.reshape(index, [-1]), tf.shape(flat)[0]), None, None
 
   return tf.reduce_sum(tf.gather(flat, index) * weight[..., None], axis=-2), gradient
+
+
+def _sum_of_taps(flat: tf.Tensor, index: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
+  """Return weighted sums [bins, C] as `_gathered_product` does, in the memory of two results instead of all taps."""
+  taps = index.shape[-1]
+  index, weight = tf.reshape(index, [-1, taps]), tf.reshape(weight, [-1, taps])
+  total = tf.gather(flat, index[:, 0]) * weight[:, :1]
+  for tap in range(1, taps):
+    total += tf.gather(flat, index[:, tap]) * weight[:, tap:tap + 1]
+  return total
 
 
 @tf.custom_gradient

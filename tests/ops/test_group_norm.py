@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from rethink_tf.doctor.references import group_norm as reference
-from rethink_tf.ops.group_norm import group_norm
+from rethink_tf.ops.group_norm import group_norm, portable_group_norm
 
 EPSILON = 1e-5
 
@@ -138,3 +138,12 @@ def test_without_xla_nothing_is_compiled(monkeypatch):
   monkeypatch.setattr(tf.test, 'is_built_with_xla', lambda: False)
   group_norm(x, tf.ones([6]), tf.zeros([6]), 2, 1e-4)
   assert compiled == [False] * 4
+
+
+@pytest.mark.parametrize('dtype', [tf.float32, tf.bfloat16])
+def test_the_portable_form_is_the_same(dtype):
+  x, gamma, beta, _ = draw((2, 25, 42, 64), mean=100.0)
+  arguments = tf.cast(x, dtype), tf.constant(gamma, tf.float32), tf.constant(beta, tf.float32), 32, EPSILON
+  ours, theirs = portable_group_norm(*arguments), group_norm(*arguments)
+  assert ours.dtype == dtype and ours.shape == x.shape
+  np.testing.assert_allclose(np.float64(ours), np.float64(theirs), atol=1e-4 if dtype == tf.float32 else 0.04)

@@ -6,7 +6,7 @@ import tensorflow as tf
 from pycocotools import mask as coco_mask
 
 from rethink_tf.ops.masks import paste
-from rethink_tf.ops.paste import paste_pixels
+from rethink_tf.ops.paste import paste_by_products, paste_pixels
 from tests.ops.test_masks import random_boxes, random_masks
 
 
@@ -62,3 +62,23 @@ def test_invalid_boxes_give_empty_masks(pasted):
   result = pasted(np.ones((len(boxes), 28, 28)), boxes, 30, 40)
   assert result.shape == (len(boxes), 30, 40) and not result.any()
   assert pasted(np.zeros((0, 28, 28)), np.zeros((0, 4)), 30, 40).shape == (0, 30, 40)
+
+
+def test_products_paste_the_same():
+  """In float32: a pixel at the threshold may differ."""
+  rng = np.random.default_rng(1)
+  for number, size in ((40, (60, 97)), (1, (1, 50)), (0, (30, 20))):
+    masks, boxes = random_masks(rng, 40).astype('f')[:number], random_boxes(rng, 40, *size, smallest=0.5)[:number]
+    boxes = boxes.astype('f')
+    result = paste_by_products(tf.constant(masks), tf.constant(boxes), *size).numpy()
+    assert result.dtype == np.uint8 and result.shape == (number, *size)
+    assert (result != expected(masks, boxes, *size)).sum() <= 1e-4 * result.size
+
+
+def test_products_paste_nothing_outside_a_full_mask():
+  boxes = np.array([[10.5, 10.5, 20.4, 30.6], [5, 5, 5, 9]], 'f')
+  result = paste_by_products(tf.ones([2, 28, 28]), tf.constant(boxes), 30, 40).numpy()
+  assert result[0, 11:19, 11:30].all() and not result[1].any()
+  inside = np.zeros((30, 40), bool)
+  inside[10:20, 10:31] = True
+  assert not result[0][~inside].any()

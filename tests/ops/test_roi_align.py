@@ -51,11 +51,11 @@ def compute(features, boxes, size, ratio, aligned, method, upstream):
 @pytest.mark.parametrize('size', [1, 3])
 @pytest.mark.parametrize('ratio', [0, 1, 2])
 @pytest.mark.parametrize('aligned', [False, True])
-def test_both_methods_equal_the_loops_of_detectron(size, ratio, aligned):
+def test_all_methods_equal_the_loops_of_detectron(size, ratio, aligned):
   features, boxes = inputs()
   upstream = np.random.default_rng(1).normal(size=(*boxes.shape[:2], size, size, CHANNELS))
   expected, gradients = reference(features, boxes, size, ratio, aligned, upstream)
-  for method in ('csr', 'gather') if ratio else ('csr',):
+  for method in ('csr', 'gather', 'taps') if ratio else ('csr',):
     pooled, ours = compute(features, boxes, size, ratio, aligned, method, upstream)
     np.testing.assert_allclose(pooled, expected, atol=1e-4, err_msg=method)
     for gradient, golden in zip(ours, gradients, strict=True):
@@ -131,5 +131,5 @@ def test_dynamic_shapes_and_unknown_methods():
   with pytest.raises(UserError, match='sampling_ratio = 0'):
     roi_align.roi_align(roi_align.flatten(maps), tf.constant(boxes), 3, sampling_ratio=0, method='gather')
   assert pool(maps, tf.constant(boxes[:, :0])).shape == (2, 0, 3, 3, CHANNELS)
-  with pytest.raises(ValueError, match="'csr' or 'gather', not 'crop'"):
+  with pytest.raises(ValueError, match="'csr', 'gather' or 'taps', not 'crop'"):
     roi_align.roi_align(roi_align.flatten(maps), tf.constant(boxes), 3, method='crop')
