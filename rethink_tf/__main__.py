@@ -9,7 +9,7 @@ COMMANDS = {
   'study': 'train a grid of initial weights, schedules, data and norms, and compare it',
   'inspect_data': 'show the batches of training, and annotations that look wrong',
   'inspect_run': 'show where a run loses average precision',
-  'export': 'write a detector as a SavedModel or a Detectron2 checkpoint',
+  'export': 'write a detector as a SavedModel, an ONNX or TFLite file, or a Detectron2 checkpoint',
   'weights': 'list published weights, or describe a weight file and the gin lines that load it',
   'bench': 'measure speed and memory',
   'doctor': 'check that this machine computes what it should',

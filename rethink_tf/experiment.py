@@ -210,6 +210,14 @@ def run(
     keep_best, checkpoint, own_evaluation, follow_minutes, (*trained, *notes), recorded, allow_changes)
 
 
+def main_metric() -> str:
+  """Return the metric that chooses the best checkpoint; from gin, since an evaluator would read ground truth."""
+  metric = gin_files.argument(run, 'keep_best')
+  if isinstance(metric, str):
+    return metric
+  return getattr(gin_files.argument(run, 'evaluator'), 'main_metric', 'box/AP')
+
+
 def _counts(source: Source) -> dict[str, int]:
   """Arguments of a model that the data set decides."""
   counts = {'num_classes': source.num_classes}

@@ -11,11 +11,13 @@ from rethink_tf import command_line, process
 from rethink_tf.errors import UserError
 
 FLAGS = flags.FLAGS
-OUT = {'saved_model': 'saved_model', 'detectron2': 'detectron2.pkl'}  # default name by format
+OUT = {'saved_model': 'saved_model', 'detectron2': 'detectron2.pkl', 'onnx': 'detector.onnx',
+       'tflite': 'detector.tflite'}  # default name by format
+ONE_FILE = ('onnx', 'tflite')
 
 
 def main() -> None:
-  """Restore the newest checkpoint of a run, or its averages, and write it in another format."""
+  """Restore a checkpoint of a run, or its averages, and write it in another format."""
   from absl import logging
 
   from rethink_tf import gin_files
@@ -23,49 +25,83 @@ def main() -> None:
   model_dir = FLAGS.model_dir or gin_files.default_run_folder(FLAGS.gin_file)
   if not model_dir:
     raise UserError('no run to export: name its folder with --model_dir')
+  size = image_size(FLAGS.image_size, FLAGS.format)
   out = os.path.expanduser(FLAGS.out or os.path.join(model_dir, OUT[FLAGS.format]))
   files = FLAGS.gin_file or [gin_files.saved_config(model_dir)]
   gin_files.find(files)
-  command_line.configure(files, bindings(model_dir, FLAGS.data_dir))
+  if FLAGS.format == 'onnx':
+    from rethink_tf.export import onnx_format
+    onnx_format.require()
+  command_line.configure(files, bindings(model_dir, FLAGS.data_dir, FLAGS.format))
   from rethink_tf import experiment
-  from rethink_tf.export import detectron2, saved_model
+  from rethink_tf.export import description, detectron2, portable_files, saved_model, tflite_format
   from rethink_tf.training import ema
 
   built = experiment.run('evaluate', model_dir, allow_changes=FLAGS.allow_changes)
   detector, inputs = built.trainer.detector, built.eval_input
-  ema.restore(built, FLAGS.averages)
+  if not hasattr(detector, 'score_boxes'):
+    raise UserError(f'{model_dir} is the run of a classifier: export needs a detector')
+  ema.restore(built, FLAGS.averages, built.checkpoints.choose(FLAGS.checkpoint, experiment.main_metric()))
+  step, categories = built.checkpoints.restored_step, inputs.source.categories
+  detector.xla = False  # the configuration of a TPU; the faster operations work here
+  common = (detector, built.trainer.predict_step, inputs, FLAGS.score_threshold)
+  about = {'step': step, 'averages': FLAGS.averages}
   if FLAGS.format == 'detectron2':
-    names = detectron2.save(detector, out, channels=FLAGS.channels, resize=inputs.resize)
+    names = detectron2.save(detector, out, channels=FLAGS.channels, resize=inputs.resize, about=description.of_detector(
+      detector, inputs.resize, categories, detector.detection_generator.score_threshold, **about))
     logging.info('%s: %d arrays; configuration of the Detectron2 model: %s', out, len(names),
                  detectron2.settings_path(out))
+  elif FLAGS.format == 'saved_model':
+    saved_model.export(out, *common, **about)
   else:
-    detector.xla = False  # the configuration of a TPU; the faster operations work here
-    saved_model.export(out, detector, built.trainer.predict_step, inputs, FLAGS.score_threshold)
+    portable_files.export(out, onnx_format if FLAGS.format == 'onnx' else tflite_format, *common, size, **about)
   weights = ', averages of the weights' if FLAGS.averages else ''
-  print(f'{out}: step {built.checkpoints.latest()}{weights}, {len(inputs.source.categories)} categories')
+  print(f'{out}: step {step}{weights}, {len(categories)} categories')
 
 
-def bindings(model_dir: str, data_dir: str | None) -> list[str]:
+def bindings(model_dir: str, data_dir: str | None, form: str) -> list[str]:
   """Return gin bindings of one device and one image at a time; without data_dir, of synthetic images."""
   import tensorflow as tf
 
   from rethink_tf.experiment import ONE_DEVICE
 
   params = [*ONE_DEVICE, 'run.eval_images_per_device = 1']
+  if form in ONE_FILE:
+    params.append("run.precision = 'float32'")  # the runtimes have few operations in 16 bits
   categories = os.path.join(model_dir, 'categories.json')
   if not data_dir and tf.io.gfile.exists(categories):
     params += ['run.eval_source = @placeholder', f'placeholder.categories_file = {categories!r}']
   return params
 
 
+def image_size(values: list[str] | None, form: str) -> tuple[int, int] | None:
+  """Return height and width of --image_size; None: any.
+
+  Raises:
+    UserError: it is no size, or the format takes images of any size.
+  """
+  if not values:
+    return None
+  if form not in ONE_FILE:
+    raise UserError(f'--image_size is for --format={" and ".join(ONE_FILE)}: leave it out for {form}')
+  if len(values) != 2 or not all(value.strip().isdecimal() and int(value) for value in values):
+    raise UserError(f'--image_size={",".join(values)}: give height and width in pixels, as in --image_size=480,640')
+  height, width = map(int, values)
+  return height, width
+
+
 if __name__ == '__main__':
   command_line.define_flags()
   _here = {'module_name': sys.argv[0]}
-  flags.DEFINE_enum('format', 'saved_model', list(OUT), 'format of the output', **_here)
-  flags.DEFINE_string('out', None, 'path of the output; default: saved_model/ or detectron2.pkl in the run folder',
-                      **_here)
+  flags.DEFINE_enum('format', 'saved_model', list(OUT), 'format of the output; onnx needs the extra: pip install '
+                    "'rethink_tf[onnx]'", **_here)
+  flags.DEFINE_string('out', None, 'path of the output; default: saved_model/, detector.onnx, detector.tflite or '
+                      'detectron2.pkl in the run folder', **_here)
+  flags.DEFINE_string('checkpoint', 'latest', 'which one: latest, best or a step, as 12000', **_here)
   flags.DEFINE_bool('averages', False, 'use the moving averages of the weights, of a run with run.ema', **_here)
-  flags.DEFINE_float('score_threshold', None, 'saved_model: minimum score of a detection; default: that of the run',
-                     **_here)
+  flags.DEFINE_float('score_threshold', None, 'saved_model, onnx: minimum score of a detection; default: that of the '
+                     'run', **_here)
+  flags.DEFINE_list('image_size', None, 'onnx, tflite: height and width of all images, as 480,640: static shapes are '
+                    'faster; default: any', **_here)
   flags.DEFINE_enum('channels', 'bgr', ['bgr', 'rgb'], 'detectron2: colour order of its input', **_here)
   process.start(main)

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from rethink_tf.data.augment import Resize
 from rethink_tf.errors import UserError, in_one_line
+from rethink_tf.export import description
 from rethink_tf.models.layers import ConvNorm
 from rethink_tf.models.mask_rcnn import MaskRCNN
 from rethink_tf.models.norms import EPSILON
@@ -77,8 +78,11 @@ def file_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
   return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape[::-1]
 
 
-def save(model: MaskRCNN, path: str, *, channels: str = 'bgr', resize: Resize | None = None) -> list[str]:
+def save(model: MaskRCNN, path: str, *, channels: str = 'bgr', resize: Resize | None = None,
+         about: description.About | None = None) -> list[str]:
   """Write a checkpoint that Detectron2 and weights/detectron2.py read, and its `settings` as .yaml; return its names.
+
+  about: description of the detector, with the names of its classes, written as .json.
 
   resize: that of evaluation. If Detectron2 has no ResNet of this depth, `backbone_path` is a module that registers one.
 
@@ -91,6 +95,8 @@ def save(model: MaskRCNN, path: str, *, channels: str = 'bgr', resize: Resize | 
     # Protocol 2, as in Detectron2's own files.
     files.write(path, pickle.dumps({'model': arrays, '__author__': AUTHOR}, protocol=2))
     files.write(settings_path(path), settings(model, channels, resize).encode())
+    if about is not None:
+      description.write(f"{path.removesuffix('.pkl')}.json", about)
     if model.backbone.depth not in DEPTHS:
       files.write(backbone_path(path), backbone_module(model.backbone.depth).encode())
   except (OSError, tf.errors.OpError) as error:

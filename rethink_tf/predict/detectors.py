@@ -60,7 +60,7 @@ class RunDetector:
     trainer, self._inputs = experiment.trainer, experiment.eval_input
     if not hasattr(trainer.detector, 'score_boxes'):
       raise UserError(f'{experiment.folder.path} is the run of a classifier: predict needs a detector')
-    ema.restore(experiment, averages, experiment.checkpoints.choose(checkpoint, _main_metric()))
+    ema.restore(experiment, averages, experiment.checkpoints.choose(checkpoint, experiments.main_metric()))
     self.categories, self.batch = self._inputs.source.categories, self._inputs.batch_size
     self._mask_paste = gin_files.bound('CocoEvaluator.mask_paste') or 'accurate'
     self._augmentation = experiment.test_augmentation
@@ -140,7 +140,8 @@ def _categories(model: Any, folder: str) -> tuple[Category, ...]:
   try:
     lists = {name: value.numpy().tolist() for name, value in model.signatures['categories']().items()}
     keypoints = [name.decode() for name in lists.get('keypoint_names', [])]
-    entries = [{'id': id_, 'name': name.decode(), 'keypoints': keypoints}
+    skeleton = lists.get('skeleton', [])  # older ones have none
+    entries = [{'id': id_, 'name': name.decode(), 'keypoints': keypoints, 'skeleton': skeleton}
                for id_, name in zip(lists['ids'], lists['names'], strict=True)]
   except (KeyError, TypeError, ValueError, AttributeError, tf.errors.OpError) as error:
     raise UserError(f'{folder}: is no SavedModel of this package: write one with rethink_tf.export') from error
@@ -200,14 +201,6 @@ def above(detections: ImageDetections, threshold: float) -> ImageDetections:
   columns = ('boxes', 'scores', 'classes', 'masks', 'keypoints')
   return detections._replace(best_score=float(detections.scores[0]), **{
     name: getattr(detections, name)[:count] for name in columns if getattr(detections, name) is not None})
-
-
-def _main_metric() -> str:
-  """The metric that chooses the best checkpoint; from gin, since an evaluator would read ground truth."""
-  metric = gin_files.argument(experiments.run, 'keep_best')
-  if isinstance(metric, str):
-    return metric
-  return getattr(gin_files.argument(experiments.run, 'evaluator'), 'main_metric', 'box/AP')
 
 
 def _from_fields(image_id: int, fields: dict[str, np.ndarray], threshold: float) -> ImageDetections:

@@ -55,6 +55,7 @@ class RunCheckpoints:
     self._identity: Identity | None = None
     self._any_run = False
     self.failures = 0
+    self.restored_step: int | None = None  # of the checkpoint that was restored last
 
   def belong_to(self, identity: Identity, any_run: bool = False) -> None:
     """Write the run's name into checkpoints, and refuse to restore those of others, unless `any_run` is given."""
@@ -198,6 +199,7 @@ class RunCheckpoints:
       status = tf.train.Checkpoint(**trackables).read(_prefix(folder))
       status.assert_existing_objects_matched()
       status.expect_partial()  # names that are not in `trackables`
+      self.restored_step = candidate
       return manifest['state']
     if listed:
       raise UserError(f'every checkpoint in {self._run_folder.join("checkpoints")} is damaged '

@@ -1,5 +1,6 @@
 """The command export: from a run folder to a SavedModel or a Detectron2 checkpoint, and its errors."""
 
+import json
 import pathlib
 import pickle
 import shutil
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from rethink_tf.export import onnx_format
 from tests import tiny_run
 from tests.in_process import call
 from tests.test_command_line import assert_one_line
@@ -76,8 +78,37 @@ def test_a_folder_without_a_run(tmp_path):
 
 
 def test_an_unknown_format(tmp_path):
-  result = call('export', '--format=onnx', cwd=tmp_path)
-  assert result.returncode == 1 and 'saved_model|detectron2' in result.stderr
+  result = call('export', '--format=torch', cwd=tmp_path)
+  assert result.returncode == 1 and 'saved_model|detectron2|onnx|tflite' in result.stderr
+
+
+@pytest.mark.parametrize('size, form, words', [
+  ('480', 'onnx', ('--image_size=480', 'height and width')), ('0,640', 'tflite', ('--image_size=0,640',)),
+  ('a,b', 'onnx', ('--image_size=a,b',)), ('480,640', 'saved_model', ('--image_size', 'leave it out for saved_model'))])
+def test_image_sizes(tmp_path, size, form, words):
+  result = call('export', f'--model_dir={tmp_path}', f'--image_size={size}', f'--format={form}', cwd=tmp_path)
+  assert_one_line(result, *words)
+
+
+def test_the_extra_is_missing(tmp_path, monkeypatch):
+  shutil.copy(pathlib.Path(__file__).parents[1] / 'old_run/config.gin', tmp_path)
+  monkeypatch.setattr(onnx_format, 'PACKAGES', ('tf3onnx',))
+  result = call('export', f'--model_dir={tmp_path}', '--format=onnx', cwd=tmp_path)
+  assert_one_line(result, "pip install 'rethink_tf[onnx]'", 'needs tf3onnx')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('which', ['best', '2', 'latest'])
+def test_any_checkpoint_and_its_description(run, tmp_path, which):
+  result = call('export', f'--model_dir={run}', '--format=detectron2', f'--out={tmp_path}/model.pkl',
+                f'--checkpoint={which}', cwd=tmp_path)
+  assert result.returncode == 0, result.stderr
+  about = json.loads((tmp_path / 'model.json').read_text())
+  assert 'step 2' in result.stdout and about['step'] == 2
+  assert about['categories'] == json.loads((run / 'categories.json').read_text())
+  for wrong, word in (('7', 'no checkpoint of step 7'), ('newest', 'latest, best or a step')):
+    result = call('export', f'--model_dir={run}', f'--out={tmp_path}/x', f'--checkpoint={wrong}', cwd=tmp_path)
+    assert_one_line_at_end(result, word)
 
 
 def assert_one_line_at_end(result, *words):

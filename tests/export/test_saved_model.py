@@ -15,7 +15,8 @@ from rethink_tf.data.augment import Resize
 from rethink_tf.data.detection.input import EvalInput
 from rethink_tf.data.detection.synthetic import KEYPOINTS, SyntheticSource
 from rethink_tf.errors import UserError
-from rethink_tf.export import saved_model
+from rethink_tf.export import comparison, saved_model
+from rethink_tf.predict import detectors
 from tests import tiny
 
 # Random weights are never confident, so the threshold is low.
@@ -54,6 +55,7 @@ class Trained:
       variable.assign(rng.normal(scale=0.2, size=variable.shape))
     self.source = SyntheticSource(3, num_classes=tiny.CLASSES, image_size=(60, 130),
                                   object_size=(20, 50))
+    self.source.categories = tuple(one._replace(skeleton=((1, 2), (4, 3))) for one in self.source.categories)
     self.inputs = EvalInput(self.source, 1, Resize((64,), 96))
     self.path = str(folder / 'saved_model')
     saved_model.export(self.path, self.detector, self.predict, self.inputs, 0.1)
@@ -68,7 +70,7 @@ class Trained:
     batch = self.inputs.batch(step)
     generator = self.detector.detection_generator
     generator.score_threshold = 0.1
-    return saved_model._in_pixels(batch, tf.function(self.predict, autograph=False)(batch))
+    return comparison.in_pixels(batch, tf.function(self.predict, autograph=False)(batch))
 
 
 class Served(Trained):
@@ -201,6 +203,8 @@ def test_keypoints_equal_those_of_predict(tmp_path):
     assert not batch['keypoints'][i, number:].any()
   names = loaded.signatures['categories']()['keypoint_names'].numpy()
   assert [name.decode() for name in names] == list(KEYPOINTS)
+  person = detectors.SavedModelDetector(trained.path).categories[0]
+  assert person.keypoints == KEYPOINTS and person.skeleton == ((1, 2), (4, 3))
 
 
 @pytest.mark.slow
@@ -241,6 +245,16 @@ def test_png_pixels_grey_and_transparent():
   np.testing.assert_array_equal(read(coloured), coloured[..., 2::-1])
 
 
+@pytest.mark.parametrize('highest', [255, 4095, 65535])
+def test_png_pixels_of_16_bits(highest):
+  from rethink_tf.data.images import decode
+  values = np.linspace(0, highest, 9 * 7 * 3).reshape(9, 7, 3).astype(np.uint16)
+  data = cv2.imencode('.png', values)[1].tobytes()
+  found = saved_model.decode(tf.constant(data)).numpy()
+  np.testing.assert_array_equal(found, decode(data, 'deep.png'))
+  assert found.max() == 255
+
+
 @pytest.mark.slow
 def test_a_difference_is_an_error_and_leaves_no_files(trained, tmp_path):
   def wrong(batch):
@@ -258,28 +272,3 @@ def test_errors(trained, tmp_path):
     saved_model.export(str(tmp_path), trained.detector, trained.predict, trained.inputs)
   with pytest.raises(UserError, match='score_threshold = 1.5'):
     saved_model.export(str(tmp_path / 'new'), trained.detector, trained.predict, trained.inputs, 1.5)
-
-
-def detections(boxes, scores, classes):
-  boxes = np.array(boxes, float).reshape(-1, 4)
-  return {'boxes': boxes, 'scores': np.array(scores, float), 'classes': np.array(classes)}
-
-
-def test_comparison():
-  one = detections([[0, 0, 10, 10], [5, 5, 20, 20]], [.9, .6], [1, 2])
-  assert saved_model.compare(one, one, 0.05, 100) == (4, 1.0, 0.0, 0.0, 0.0)
-  other_class = detections(one['boxes'], one['scores'], [1, 3])
-  assert saved_model.compare(one, other_class, 0.05, 100).matched == 0.5
-  assert saved_model.compare(one, detections([], [], []), 0.05, 100).matched == 0.0
-  moved = detections(one['boxes'] + [0, 0, 1, 1], one['scores'], [1, 2])
-  assert saved_model.compare(one, moved, 0.05, 100).matched < 1
-  one['keypoints'] = np.full((2, 4, 3), 7.0)
-  moved = one | {'keypoints': one['keypoints'] + [0.9, 0, 0.005]}  # less than a pixel, nearly the same score
-  assert saved_model.compare(one, moved, 0.05, 100) == (4, 1.0, 0.0, 0.0, 0.0)
-  moved['keypoints'][0, :2, 1] += 1.1
-  moved['keypoints'][1, 0, 2] += 0.1
-  assert saved_model.compare(one, moved, 0.05, 100).keypoints == 3 / 8
-  del one['keypoints']
-  border = detections([*one['boxes'], [0, 0, 3, 3]], [.9, .6, .05001], [1, 2, 1])  # may be above or below the threshold
-  assert saved_model.compare(one, border, 0.05, 100).matched == 1.0
-  assert saved_model.compare(detections([], [], []), detections([], [], []), 0.05, 100).matched == 1.0

@@ -1,0 +1,66 @@
+"""TensorFlow Lite files (LiteRT), converted and run by TensorFlow itself."""
+
+from __future__ import annotations
+
+import io
+import warnings
+import zipfile
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from rethink_tf import console
+from rethink_tf.errors import UserError, in_one_line
+from rethink_tf.export import description
+from rethink_tf.export.comparison import Found, Run
+from rethink_tf.export.graphs import Tensors
+
+THREADS = 2
+
+
+def convert(function: Callable[..., Tensors], threshold: float, about: str) -> bytes:
+  """Return the TensorFlow Lite file of a traced tf.function of an image and a score threshold.
+
+  about: description of the detector. It becomes an associated file, in an archive behind the model, as in TensorFlow
+    Lite's own metadata.
+
+  Raises:
+    UserError: TensorFlow Lite has no counterpart of an operation, not even among TensorFlow's own.
+  """
+  del threshold  # both inputs must be given
+  converter = tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()], tf.Module())
+  converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS, tf.lite.OpsSet.SELECT_TF_OPS]
+  try:
+    with console.held_stderr():
+      content = converter.convert()
+  except Exception as error:  # of any kind, from its compiler
+    raise UserError(f'TensorFlow Lite cannot convert this detector ({in_one_line(error)[:200]}): export a SavedModel'
+                    ) from error
+  file = io.BytesIO(content)
+  with zipfile.ZipFile(file, 'a') as archive:
+    archive.writestr(description.NAME, about)
+  return file.getvalue()
+
+
+def runner(content: bytes) -> Run:
+  """Return a function of an image and a score threshold that runs a TensorFlow Lite file on the CPU."""
+  with warnings.catch_warnings(), console.held_stderr():
+    warnings.simplefilter('ignore')  # it is LiteRT's in future
+    interpreter = tf.lite.Interpreter(model_content=content, num_threads=THREADS)
+    signature = interpreter.get_signature_runner()
+    selected = selected_operations(interpreter)
+  if selected:
+    logging.info('TensorFlow operations (SELECT_TF_OPS) beside the built-in ones: %s', ', '.join(selected))
+
+  def run(image: np.ndarray, threshold: np.float32) -> Found:
+    return signature(image=image, score_threshold=threshold)
+
+  return run
+
+
+def selected_operations(interpreter: tf.lite.Interpreter) -> list[str]:
+  """Return the names of the operations that are TensorFlow's own, which a runtime must be built with."""
+  names = {one['op_name'] for one in interpreter._get_ops_details()}  # there is no public way to list them
+  return sorted(name.removeprefix('Flex') for name in names if name.startswith('Flex'))
