@@ -30,7 +30,9 @@ def convert(function: Callable[..., Tensors], threshold: float, about: str) -> b
     UserError: TensorFlow Lite has no counterpart of an operation, not even among TensorFlow's own.
   """
   del threshold  # both inputs must be given
-  converter = tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()], tf.Module())
+  traced, module = function.get_concrete_function(), tf.Module()
+  module.weights = list(traced.variables)  # without them the converter silently writes no signature
+  converter = tf.lite.TFLiteConverter.from_concrete_functions([traced], module)
   converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS, tf.lite.OpsSet.SELECT_TF_OPS]
   try:
     with console.held_stderr():
