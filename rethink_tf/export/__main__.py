@@ -53,8 +53,12 @@ def main() -> None:
                  detectron2.settings_path(out))
   elif FLAGS.format == 'saved_model':
     saved_model.export(out, *common, **about)
+  elif FLAGS.format == 'onnx':
+    portable_files.export(out, onnx_format, *common, size, **about)
   else:
-    portable_files.export(out, onnx_format if FLAGS.format == 'onnx' else tflite_format, *common, size, **about)
+    size = size or portable_files.usual_size(inputs.resize)
+    logging.info('TensorFlow Lite: for images of %d x %d pixels (--image_size)', *size)
+    portable_files.export(out, tflite_format, *common, size, **about)
   weights = ', averages of the weights' if FLAGS.averages else ''
   print(f'{out}: step {step}{weights}, {len(categories)} categories')
 
@@ -101,7 +105,7 @@ if __name__ == '__main__':
   flags.DEFINE_bool('averages', False, 'use the moving averages of the weights, of a run with run.ema', **_here)
   flags.DEFINE_float('score_threshold', None, 'saved_model, onnx: minimum score of a detection; default: that of the '
                      'run', **_here)
-  flags.DEFINE_list('image_size', None, 'onnx, tflite: height and width of all images, as 480,640: static shapes are '
-                    'faster; default: any', **_here)
+  flags.DEFINE_list('image_size', None, 'onnx, tflite: height and width of all images, as 480,640; default: any; '
+                    'tflite: of a 4:3 image at the sizes of evaluation', **_here)
   flags.DEFINE_enum('channels', 'bgr', ['bgr', 'rgb'], 'detectron2: colour order of its input', **_here)
   process.start(main)

@@ -68,6 +68,11 @@ def export(out: str, form: Format, detector: MaskRCNN, predict_step: Callable[[B
                     ) from error
 
 
+def usual_size(resize: Resize) -> tuple[int, int]:
+  """Return height and width of a 4:3 image that evaluation does not resize, or of the widest below that."""
+  return resize.largest, min(round(resize.largest * 4 / 3), resize.max_side)
+
+
 def function_of(detector: MaskRCNN, resize: Resize,
                 image_size: tuple[int, int] | None = None) -> Callable[..., Tensors]:
   """Return the tf.function of an image and a score threshold, traced with portable operations."""
