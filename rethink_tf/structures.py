@@ -197,7 +197,8 @@ class Source(Protocol):
   """Images with annotations. A classification source has `classes` (int32 [N, T], -1 = none) instead of the last three.
 
   A part's constructor takes `training`: True leaves out what cannot be trained on (images without objects, say).
-  Sources of files have `left_out` too, a LeftOut: images that are not among the N, since their file is missing.
+  Sources of files have `left_out` too, a LeftOut: images that are not among the N, since their file is missing; and
+  `has_masks`, whether any object has one (without it: yes).
   """
 
   name: str  # for messages: the annotation file or folder

@@ -5,6 +5,7 @@ id (keyed_random.py).
 """
 
 import dataclasses
+from typing import ClassVar
 
 import cv2
 import gin
@@ -36,6 +37,8 @@ class Resize:
   max_side: int = 1333
   from_range: bool = False
   scale: float | None = None
+
+  tighten: ClassVar[bool] = True  # boxes of objects that a mosaic or copy-paste crops; nothing else crops here
 
   def __post_init__(self) -> None:
     if self.scale is not None:  # the sizes are the scaled ones from here on, also in a copy
@@ -135,11 +138,13 @@ class LargeScaleJitter:
     return (np.stack([y, x], axis=1) * positions).astype(np.int32)
 
 
-def crop_instances(example: Example, low: np.ndarray, high: np.ndarray, tighten: bool) -> Example:
+def crop_instances(example: Example, low: np.ndarray, high: np.ndarray, tighten: bool, min_visible: float = 0.0
+                   ) -> Example:
   """Crop the annotations to a window [low, high) (y, x in pixels, may be fractional), in coordinates of the window.
 
   The image is not cropped. Boxes are clipped, masks resampled to the clipped boxes, keypoints outside become
-  unlabelled; objects that are not visible are dropped. tighten: shrink clipped boxes to the remaining mask.
+  unlabelled; objects of whose mask no more than a fraction `min_visible` remains are dropped. tighten: shrink clipped
+  boxes to the remaining mask.
   """
   corners = np.concatenate([low, low])
   boxes, masks, kept = [], [], []
@@ -150,12 +155,12 @@ def crop_instances(example: Example, low: np.ndarray, high: np.ndarray, tighten:
     if np.any(clipped != box):
       cell = np.tile(box[2:] - box[:2], 2) / len(mask)
       # Departure: the remaining mask is known to 1/112 of its box; Detectron2 clips the polygon (recompute_boxes).
-      window = _visible_window(mask, (clipped - np.tile(box[:2], 2)) / cell)  # in mask cells
+      window = visible_window(mask, (clipped - np.tile(box[:2], 2)) / cell, min_visible)  # in mask cells
       if window is None:
         continue
       if not tighten:
         window = (clipped - np.tile(box[:2], 2)) / cell
-      clipped, mask = np.tile(box[:2], 2) + window * cell, _crop_mask(mask, window)
+      clipped, mask = np.tile(box[:2], 2) + window * cell, crop_mask(mask, window)
     kept.append(i)
     boxes.append(clipped - corners)
     masks.append(mask)
@@ -168,18 +173,22 @@ def crop_instances(example: Example, low: np.ndarray, high: np.ndarray, tighten:
       keypoints=np.where(inside & (keypoints[..., 2:] > 0), shifted, 0).astype(np.float32))
 
 
-def _visible_window(mask: np.ndarray, window: np.ndarray) -> np.ndarray | None:
-  """Shrink a window [4], in cells of a mask [C, C], to the extent of the object inside it; None if there is none."""
+def visible_window(mask: np.ndarray, window: np.ndarray, min_visible: float = 0.0) -> np.ndarray | None:
+  """Shrink a window [4], in cells of a mask [C, C], to the extent of the object inside it.
+
+  None if no more than a fraction `min_visible` of the object's cells are inside.
+  """
   top, left = np.floor(window[:2] + _SLIVER).astype(int)
   bottom, right = np.ceil(window[2:] - _SLIVER).astype(int)
-  rows, columns = (np.flatnonzero(mask[top:bottom, left:right].any(axis)) for axis in (1, 0))
-  if not len(rows):
+  inside = mask[top:bottom, left:right]
+  rows, columns = (np.flatnonzero(inside.any(axis)) for axis in (1, 0))
+  if not len(rows) or (min_visible and np.count_nonzero(inside) <= min_visible * np.count_nonzero(mask)):
     return None
   spanned = np.array([top + rows[0], left + columns[0], top + rows[-1] + 1, left + columns[-1] + 1], float)
   return np.concatenate([np.maximum(window[:2], spanned[:2]), np.minimum(window[2:], spanned[2:])])
 
 
-def _crop_mask(mask: np.ndarray, window: np.ndarray) -> np.ndarray:
+def crop_mask(mask: np.ndarray, window: np.ndarray) -> np.ndarray:
   """Resample a window [4], in cells of a mask uint8 0/1 [C, C], to [C, C]: bilinear between cell centres."""
   if mask[0, 0] == NO_MASK:
     return mask
@@ -237,3 +246,14 @@ def resize_image(image: np.ndarray, out: np.ndarray) -> None:
     out[:] = image
   else:
     cv2.resize(image, (width, height), dst=out, interpolation=cv2.INTER_LINEAR)
+
+
+def resize_window(image: np.ndarray, out: np.ndarray, size: np.ndarray, offset: np.ndarray) -> None:
+  """Resize a uint8 image to `size` and write what is visible of it from `offset` (y, x) on into `out`."""
+  if tuple(out.shape[:2]) == tuple(size.tolist()):
+    resize_image(image, out)
+    return
+  top, left = offset.tolist()
+  whole = np.empty([*size.tolist(), 3], np.uint8)
+  resize_image(image, whole)
+  out[:] = whole[top:top + out.shape[0], left:left + out.shape[1]]

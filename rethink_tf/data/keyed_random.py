@@ -22,6 +22,12 @@ def keyed_uniform(seed: int, purpose: str, epochs: np.ndarray, image_ids: np.nda
   return (keyed_bits(seed, purpose, epochs, image_ids) >> np.uint64(11)) * 2.0 ** -53
 
 
+def keyed_generator(seed: int, purpose: str, epoch: int, image_id: int) -> np.random.Generator:
+  """Return a generator for one key, for draws whose number depends on what is drawn."""
+  key = int(keyed_bits(seed, purpose, np.array([epoch]), np.array([image_id]))[0])
+  return np.random.Generator(np.random.Philox(key=[key, 0]))
+
+
 def keyed_seeds(seed: int, epochs: np.ndarray, image_ids: np.ndarray) -> np.ndarray:
   """Return seeds for TensorFlow's stateless operations, one for each image and epoch -> int32 [N, 2]."""
   bits = np.atleast_1d(keyed_bits(seed, 'image', epochs, image_ids))

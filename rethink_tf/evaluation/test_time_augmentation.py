@@ -14,7 +14,8 @@ import numpy as np
 import tensorflow as tf
 
 from rethink_tf.data import augment, keypoint_pairs
-from rethink_tf.data.detection.input import EvalInput, ViewsInput
+from rethink_tf.data.detection.input import EvalInput
+from rethink_tf.data.detection.views import ViewsInput
 from rethink_tf.errors import UserError
 from rethink_tf.models.mask_rcnn import roi_pyramid
 from rethink_tf.ops import boxes as box_ops

@@ -11,7 +11,8 @@ from rethink_tf.data import batching
 from rethink_tf.data.augment import Resize
 from rethink_tf.data.batching import BufferPool
 from rethink_tf.data.detection.coco import CocoSource
-from rethink_tf.data.detection.input import EvalInput, TrainInput, ViewsInput
+from rethink_tf.data.detection.input import EvalInput, TrainInput
+from rethink_tf.data.detection.views import ViewsInput
 from rethink_tf.errors import UserError
 from tests import small_coco
 

@@ -21,7 +21,7 @@ from rethink_tf.data.batching import (
   aligned_zeros,
   every_nth,
 )
-from rethink_tf.data.keyed_random import keyed_bits
+from rethink_tf.data.keyed_random import keyed_generator
 from rethink_tf.data.sampler import SamplingPlan
 from rethink_tf.errors import UserError
 from rethink_tf.structures import LabelledImages, Source
@@ -132,8 +132,7 @@ class ClassificationTrainInput(_CropInput):
   def augment(self, image: np.ndarray, epoch: int, image_id: int) -> np.ndarray:
     """Crop, flip and colour-jitter an image uint8 [h, w, 3] for an epoch -> uint8 [crop_size, crop_size, 3]."""
     def generator(purpose: str) -> np.random.Generator:
-      key = int(keyed_bits(self.seed, purpose, np.array([epoch]), np.array([image_id]))[0])
-      return np.random.Generator(np.random.Philox(key=[key, 0]))
+      return keyed_generator(self.seed, purpose, epoch, image_id)
 
     y, x, height, width = random_crop(image.shape[:2], self.area, self.aspect, generator('crop'))
     crop = resize(image[y:y + height, x:x + width], self.crop_size, self.crop_size)

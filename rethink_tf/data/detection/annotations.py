@@ -111,6 +111,11 @@ class Annotations:
         problems.add(kind, int(found.sum()), map(self._case, objects[found][:6].tolist()), SUSPICIOUS)
     return problems
 
+  @property
+  def has_masks(self) -> bool:
+    """Whether any usable object has a mask of its own, not that of its box."""
+    return bool((self.usable & ~self._no_mask & ~self._box_masks).any())
+
   def example(self, i: int, image: np.ndarray) -> Example:
     """Return the Example of image i: its pixels and usable annotations."""
     rows = self._rows[self._starts[i]:self._starts[i + 1]]

@@ -50,6 +50,7 @@ class CocoSource:
     problems: annotations of the whole file that were repaired, left out or look wrong.
     notes: what is unusual about the image files read so far.
     left_out: images that are not among the N, since their file is missing; missing: the names of these files.
+    has_masks: whether any usable object of the file has a mask.
   """
 
   def __init__(self, data_dir: str, split: str = 'train2017', annotation_file: str | None = None,
@@ -95,6 +96,7 @@ class CocoSource:
     self._table = Annotations(reader, image_ids, sizes, self.categories, file_names)
     refuse_fractions(file, self.problems, len(reader))
     self.num_classes, self.num_keypoints = len(self.categories), self._table.num_keypoints
+    self.has_masks = self._table.has_masks
 
     positions = select(file, image_ids, self._table.num_usable, training, fraction, num_images, subset_seed,
                        self._table.num_visible if keypoints else None, filter_empty)

@@ -1,6 +1,8 @@
-"""Inputs for detection: padded batches of annotated images for training, evaluation and test-time augmentation."""
+"""Inputs for detection: padded batches of annotated images for training and evaluation."""
 
+import collections
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import gin
 import numpy as np
@@ -15,14 +17,17 @@ from rethink_tf.data.batching import (
   BatchedInput,
   BatchShare,
   BufferPool,
+  SharedReads,
   StepFacts,
   aligned_zeros,
   every_nth,
 )
 from rethink_tf.data.buckets import assign, bucket_shapes, padding_waste
-from rethink_tf.data.sampler import SamplingPlan
+from rethink_tf.data.colours import ColourJitter
+from rethink_tf.data.mixing import CopyPaste, Mosaic, select
+from rethink_tf.data.sampler import PlannedBatch, SamplingPlan
 from rethink_tf.errors import UserError
-from rethink_tf.structures import MASK_CROP, Batch, Example, Source, Views
+from rethink_tf.structures import MASK_CROP, Batch, Example, Source
 
 NOT_SCORED = 'it and its objects are not scored'
 NO_OFFSET = np.zeros(2, np.int32)
@@ -88,23 +93,24 @@ class _Input(BatchedInput):
 
     An image larger than the padded shape is cropped: the row holds the resized image from `offset` (y, x) on.
     """
-    batch.image_ids[row] = self.source.image_ids[index]
-    batch.original_sizes[row] = self.source.sizes[index]
     visible = np.minimum(size, batch.images.shape[1:3])
-    batch.image_sizes[row] = visible
-    scale = size / self.source.sizes[index]
-    batch.scales[row] = scale
+    scale = self._describe(batch, row, index, size, visible)
     write_image(batch.images[row], None if example is None else example.image, size, offset)
     if example is None:
       return
     if np.any(visible < size):
       example = augment.crop_instances(example, offset / scale, (offset + visible) / scale, self.resize.tighten)
-    keep = self._largest(example.boxes, index)
-    count = len(keep)
-    batch.gt_boxes[row, :count] = augment.resize_boxes(example.boxes[keep], scale)
-    batch.gt_classes[row, :count] = example.classes[keep]
-    batch.gt_masks[row, :count] = example.masks[keep]
-    batch.gt_keypoints[row, :count] = augment.resize_keypoints(example.keypoints[keep], scale)
+    example = select(example, self._largest(example.boxes, index))
+    write_instances(batch, row, example._replace(boxes=augment.resize_boxes(example.boxes, scale),
+                                                 keypoints=augment.resize_keypoints(example.keypoints, scale)))
+
+  def _describe(self, batch: Batch, row: int, index: int, size: np.ndarray, visible: np.ndarray) -> np.ndarray:
+    """Write id and sizes of an image that is resized to `size` into a row of the batch; return its scale [2]."""
+    batch.image_ids[row] = self.source.image_ids[index]
+    batch.original_sizes[row] = self.source.sizes[index]
+    batch.image_sizes[row] = visible
+    batch.scales[row] = scale = size / self.source.sizes[index]
+    return scale
 
   def _largest(self, boxes: np.ndarray, index: int) -> np.ndarray:
     """Return the indices of the instances to keep, ascending: all, or the max_instances largest.
@@ -121,20 +127,30 @@ class _Input(BatchedInput):
     return np.sort(np.argsort(-areas, kind='stable')[:self.max_instances])
 
 
+def write_instances(batch: Batch, row: int, example: Example) -> None:
+  """Write the instances of an example, in pixels of the padded shape, into a row of the batch."""
+  for field, values in zip((batch.gt_boxes, batch.gt_classes, batch.gt_masks, batch.gt_keypoints), example[1:],
+                           strict=True):
+    field[row, :len(values)] = values
+
+
 def write_image(out: np.ndarray, image: np.ndarray | None, size: np.ndarray, offset: np.ndarray = NO_OFFSET) -> None:
   """Write an image, resized to `size` and cropped from `offset` on, into a padded uint8 [H, W, 3]; grey for None."""
   height, width = np.minimum(size, out.shape[:2]).tolist()
   out[height:] = out[:height, width:] = 0  # the buffer holds an earlier batch
-  window = out[:height, :width]
   if image is None:
-    window[:] = GREY
-  elif (height, width) == tuple(size.tolist()):
-    augment.resize_image(image, window)
+    out[:height, :width] = GREY
   else:
-    top, left = offset.tolist()
-    whole = np.empty([*size.tolist(), 3], np.uint8)
-    augment.resize_image(image, whole)
-    window[:] = whole[top:top + height, left:left + width]
+    augment.resize_window(image, out[:height, :width], size, offset)
+
+
+class _Sampled(NamedTuple):
+  """The augmentation of N images in their epochs."""
+
+  flipped: np.ndarray  # bool [N]
+  sizes: np.ndarray  # int32 [N, 2] of the resized image
+  offsets: np.ndarray  # int32 [N, 2] origin of the crop in it
+  seeds: np.ndarray  # int32 [N, 2] for the model's own randomness
 
 
 @gin.register
@@ -151,19 +167,27 @@ class TrainInput(_Input):
     max_unreadable: tolerated fraction of missing and unreadable images; one always is, unless this is 0. An unreadable
       image is replaced by the next one of its bucket, the same in every run.
     workers: threads that read images; None is one per core.
+    colours: @ColourJitter(); None leaves colours as they are.
+    mix: @CopyPaste() or @Mosaic(), joins each image with the next ones of its batch; None keeps images apart.
 
   Raises:
-    UserError: no images, sizes below 1, or a negative seed.
+    UserError: no images, sizes below 1, a negative seed, or copy-paste on data without masks.
   """
 
   def __init__(self, source: Source, batch_size: int = 16, seed: int = 0,
                resize: Resize | LargeScaleJitter | None = None, max_instances: int = 100,
-               flip: bool = True, max_unreadable: float = 0.1, workers: int | None = None):
+               flip: bool = True, max_unreadable: float = 0.1, workers: int | None = None,
+               colours: ColourJitter | None = None, mix: CopyPaste | Mosaic | None = None):
     super().__init__(source, batch_size, resize, max_instances, max_unreadable, workers)
     if seed < 0:
       raise UserError(f'TrainInput: seed is {seed}; use 0 or more')
+    if mix is not None and mix.needs_masks and not getattr(source, 'has_masks', True):
+      raise UserError(f'{source.name}: copy-paste needs masks, and no object has one: leave out TrainInput.mix = '
+                      f'@{type(mix).__name__}(), or use gin_configs/augment/mosaic.gin')
     self.seed = seed
     self.flip = flip
+    self.colours = colours
+    self.mix = mix
     if flip and source.num_keypoints:
       keypoint_pairs.warn_of_unpaired(source.name, source.categories)
     self.plan = SamplingPlan(self.buckets, batch_size, seed)
@@ -177,52 +201,129 @@ class TrainInput(_Input):
 
   def batch(self, step: int, share: BatchShare = WHOLE_BATCH) -> Batch:
     """Return the batch of a training step: a pure function of seed and step, if the same images are readable."""
-    planned = self.plan[step]
     rows = share.rows(self.batch_size)
-    planned = planned._replace(indices=planned.indices[rows], epochs=planned.epochs[rows])
-    batch = self._empty_batch(planned.bucket, len(planned.indices), len(planned.indices))
-    sampled = self._sample(planned.indices, planned.epochs)
+    planned = [each._replace(indices=each.indices[rows], epochs=each.epochs[rows]) for each in self._planned(step)]
+    indices, epochs, bucket = planned[0]
+    batch = self._empty_batch(bucket, len(indices), len(indices))
+    sampled = [self._sample(each.indices, each.epochs, purpose) for each, purpose in zip(planned, self._purposes,
+                                                                                         strict=True)]
+    mixed = self._mixed(indices, epochs)
+    uses = collections.Counter(indices.tolist())
+    for others in planned[1:]:
+      uses.update(others.indices[mixed].tolist())
+    reads = SharedReads(self._readable, uses)
+
+    def prepared(k: int, row: int) -> tuple[int, Example, _Sampled]:
+      index, epoch = planned[k].indices[row], planned[k].epochs[row]
+      used, example = reads.take(int(index))
+      drawn = _Sampled(*(each[row] for each in sampled[k]))
+      if used != index:
+        drawn = _Sampled(*(each[0] for each in self._sample([used], np.array([epoch]), self._purposes[k])))
+      return used, self._recolour(augment.flip(example, self._flip_orders) if drawn.flipped else example, epoch,
+                                  self.source.image_ids[used], self._purposes[k]), drawn
 
     def fill(row: int, index: int) -> None:
-      used, example = self._readable(index, planned.bucket)
-      flipped, size, offset, batch.seeds[row] = (each[row] for each in sampled)
-      if used != index:
-        replacement = self._sample([used], planned.epochs[row:row + 1])
-        flipped, size, offset, batch.seeds[row] = (each[0] for each in replacement)
-      self._fill(batch, row, used, size, augment.flip(example, self._flip_orders) if flipped else example, offset)
+      used, example, drawn = prepared(0, row)
+      batch.seeds[row] = drawn.seeds
+      if mixed[row]:
+        others = [prepared(k, row)[1:] for k in range(1, len(planned))]
+        self._fill_mixed(batch, row, used, int(epochs[row]), [(example, drawn), *others])
+      else:
+        self._fill(batch, row, used, drawn.sizes, example, drawn.offsets)
 
-    self._fill_rows(fill, planned.indices)
+    self._fill_rows(fill, indices)
     return batch
+
+  def _fill_mixed(self, batch: Batch, row: int, index: int, epoch: int,
+                  images: Sequence[tuple[Example, _Sampled]]) -> None:
+    """Write an image joined with others into a row of the batch."""
+    examples, drawn = zip(*images, strict=True)
+    padded = batch.images[row]
+    shape, sizes = np.array(padded.shape[:2]), np.stack([each.sizes for each in drawn])
+    rng = keyed_random.keyed_generator(self.seed, 'mix', epoch, int(self.source.image_ids[index]))
+    windows = self.mix.windows(sizes, np.stack([each.offsets for each in drawn]), shape, rng)
+    extent = self.mix.extents(np.minimum(sizes, shape)[None], shape)[0]
+    self._describe(batch, row, index, windows[0].size, extent)
+    height, width = extent.tolist()
+    padded[height:] = padded[:height, width:] = 0
+    scratch = self._buffers.take(list(padded.shape), np.uint8)
+    joined = self.mix.join(padded[:height, :width], scratch, examples, windows, self.resize.tighten, rng)
+    write_instances(batch, row, select(joined, self._largest(joined.boxes, index)))
 
   def facts(self, step: int) -> StepFacts:
     """Describe the batch of a step without reading its images.
 
-    Unreadable images, and instances that large-scale jitter crops away, are therefore not accounted for.
+    Unreadable images, instances that large-scale jitter crops away, and those that are pasted, covered or joined in a
+    mosaic, are therefore not accounted for.
     """
-    planned = self.plan[step]
-    sizes = np.minimum(self._sample(planned.indices, planned.epochs)[1], self.padded_shapes[planned.bucket])
-    instances = np.minimum(self.source.num_instances[planned.indices], self.max_instances)
-    return StepFacts(epoch=self.plan.epoch(step), image_ids=self.source.image_ids[planned.indices],
+    planned = self._planned(step)
+    indices, epochs, bucket = planned[0]
+    shape = self.padded_shapes[bucket]
+    visible = np.stack([np.minimum(self._sample(each.indices, each.epochs, purpose).sizes, shape)
+                        for each, purpose in zip(planned, self._purposes, strict=True)], axis=1)  # [B, images, 2]
+    sizes = visible[:, 0]
+    if self.mix is not None:
+      sizes = np.where(self._mixed(indices, epochs)[:, None], self.mix.extents(visible, shape), sizes)
+    instances = np.minimum(self.source.num_instances[indices], self.max_instances)
+    return StepFacts(epoch=self.plan.epoch(step), image_ids=self.source.image_ids[indices],
                      instances=int(instances.sum()), pixels=int(sizes.astype(np.int64).prod(axis=1).sum()),
-                     padded_pixels=self.batch_size * int(self.padded_shapes[planned.bucket].prod()))
+                     padded_pixels=self.batch_size * int(shape.prod()))
 
-  def _sample(self, indices: np.ndarray | list[int], epochs: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Sample the augmentation of N images in their epochs.
+  @property
+  def _purposes(self) -> list[str]:
+    """Prefixes of the keys of the images that are joined: an image is sampled anew for each place that it takes."""
+    return ['', *(f'mix {k} ' for k in range(1, self.mix.others + 1))] if self.mix is not None else ['']
 
-    Returns flipped bool [N], resized size int32 [N, 2], origin of the crop in it int32 [N, 2], seeds int32 [N, 2].
+  def _planned(self, step: int) -> list[PlannedBatch]:
+    """Return the images of a step, and for each place of the mix the other images that are joined with them.
+
+    These are the next rows of the global batch, the first after the last; those of the next steps for batches too small
+    to hold different ones.
     """
-    ids = self.source.image_ids[indices]
-    flipped = (keyed_random.keyed_uniform(self.seed, 'flip', epochs, ids) < 0.5) & self.flip
-    sizes = self.resize.sizes(self.source.sizes[indices], keyed_random.keyed_uniform(self.seed, 'scale', epochs, ids))
-    offsets = self.resize.offsets(sizes, *(keyed_random.keyed_uniform(self.seed, axis, epochs, ids) for axis in 'yx'))
-    return flipped, sizes, offsets, keyed_random.keyed_seeds(self.seed, epochs, ids)
+    first = self.plan[step]
+    count, rows = len(self._purposes), np.arange(self.batch_size)
+    planned = [first]
+    for k in range(1, count):
+      if self.batch_size >= count:
+        planned.append(PlannedBatch(np.roll(first.indices, -k), np.roll(first.epochs, -k), first.bucket))
+      else:
+        steps, others = np.divmod(rows + k, self.batch_size)
+        places = [(self.plan[step + further], row) for further, row in zip(steps.tolist(), others, strict=True)]
+        planned.append(PlannedBatch(np.array([each.indices[row] for each, row in places]),
+                                    np.array([each.epochs[row] for each, row in places]), first.bucket))
+    return planned
 
-  def _readable(self, index: int, bucket: int) -> tuple[int, Example]:
+  def _mixed(self, indices: np.ndarray, epochs: np.ndarray) -> np.ndarray:
+    """Return which of N images are joined with others, bool [N]."""
+    if self.mix is None:
+      return np.zeros(len(indices), bool)
+    ids = self.source.image_ids[indices]
+    return keyed_random.keyed_uniform(self.seed, 'mixed', epochs, ids) < self.mix.probability
+
+  def _recolour(self, example: Example, epoch: int, image_id: int, purpose: str) -> Example:
+    """Change the colours of an image for an epoch."""
+    if self.colours is None:
+      return example
+    uniform = keyed_random.keyed_generator(self.seed, f'{purpose}colours', int(epoch), int(image_id)).random(5)
+    return example._replace(image=self.colours(example.image, uniform))
+
+  def _sample(self, indices: np.ndarray | list[int], epochs: np.ndarray, purpose: str = '') -> _Sampled:
+    """Sample the augmentation of N images in their epochs; purpose: prefix of the keys."""
+    ids = self.source.image_ids[indices]
+
+    def uniform(what: str) -> np.ndarray:
+      return keyed_random.keyed_uniform(self.seed, f'{purpose}{what}', epochs, ids)
+
+    sizes = self.resize.sizes(self.source.sizes[indices], uniform('scale'))
+    return _Sampled((uniform('flip') < 0.5) & self.flip, sizes, self.resize.offsets(sizes, uniform('y'), uniform('x')),
+                    keyed_random.keyed_seeds(self.seed, epochs, ids))
+
+  def _readable(self, index: int) -> tuple[int, Example]:
     """Return an image and its index, or the next readable one of its bucket."""
     example = self._load(index, 'it is replaced by another image')
     if example is not None:
       return index, example
-    members = np.flatnonzero(self.buckets == bucket)
+    members = np.flatnonzero(self.buckets == self.buckets[index])
     for other in np.roll(members, -1 - np.searchsorted(members, index))[:-1].tolist():
       example = self._load(other, 'it is replaced by another image')
       if example is not None:
@@ -271,74 +372,3 @@ class EvalInput(_Input):
 
     self._fill_rows(fill, indices)
     return batch
-
-
-class ViewsInput(BatchedInput):
-  """Batches for test-time augmentation: every image once, resized from the original to several sizes.
-
-  Args:
-    inputs: input of the plain evaluation, which provides source, batch size, workers and max_unreadable.
-    resizes: one for each view. The images of a batch have the same padded shape in every view.
-
-  Raises:
-    UserError: no views.
-  """
-
-  def __init__(self, inputs: EvalInput, resizes: Sequence[Resize]):
-    if not resizes:
-      raise UserError('ViewsInput: there are no views; use one size or more')
-    self._num_views = len(resizes)
-    super().__init__(inputs.source, inputs.batch_size, inputs.max_unreadable, inputs.workers)
-    self._sizes = [resize.largest_sizes(inputs.source.sizes) for resize in resizes]  # V of [N, 2]
-    self._padded_shapes = [bucket_shapes(resize.largest, resize.max_side) for resize in resizes]
-    buckets = np.stack([assign(*pair) for pair in zip(self._sizes, self._padded_shapes, strict=True)], axis=1)  # [N, V]
-    combinations, members = np.unique(buckets, axis=0, return_inverse=True)
-    self._batches = [(combinations[i], images[start:start + inputs.batch_size])
-                     for i, images in ((i, np.flatnonzero(members.ravel() == i)) for i in range(len(combinations)))
-                     for start in range(0, len(images), inputs.batch_size)]
-    self._buffers = BufferPool()
-
-  @property
-  def num_batches(self) -> int:
-    """Number of batches of an evaluation."""
-    return len(self._batches)
-
-  def dataset(self, share: tuple[int, int] = (0, 1)) -> tf.data.Dataset:
-    """Return all batches in a fixed order; with a share (k, n) every n-th from k on, for worker k of n."""
-    return self._dataset(every_nth(self.num_batches, share))
-
-  def batch(self, step: int) -> Views:
-    """Return batch number `step` of num_batches."""
-    buckets, indices = self._batches[step]
-    shapes = [shapes[bucket].tolist() for shapes, bucket in zip(self._padded_shapes, buckets, strict=True)]
-    b, used = self.batch_size, len(indices)
-    image_ids, original_sizes = aligned_zeros([b], np.int64) - 1, aligned_zeros([b, 2], np.int32)
-    image_ids[:used], original_sizes[:used] = self.source.image_ids[indices], self.source.sizes[indices]
-    original_sizes[used:] = shapes[0]
-    views = Views(image_ids, original_sizes,
-                  images=tuple(self._buffers.take([b, *shape, 3], np.uint8) for shape in shapes),
-                  image_sizes=tuple(np.tile(np.array(shape, np.float32), (b, 1)) for shape in shapes),
-                  view_scales=tuple(np.ones([b, 2], np.float32) for _ in shapes))
-    for images, image_sizes, scales, sizes in zip(*views[2:], self._sizes, strict=True):
-      images[used:] = 0
-      image_sizes[:used] = sizes[indices]
-      scales[:used] = sizes[indices] / self.source.sizes[indices]
-
-    def fill(row: int, index: int) -> None:
-      example = self._load(index, NOT_SCORED)
-      for images, sizes in zip(views.images, self._sizes, strict=True):
-        write_image(images[row], None if example is None else example.image, sizes[index])
-
-    self._fill_rows(fill, indices)
-    return views
-
-  @property
-  def _limited_by(self) -> str:
-    return 'EvalInput'
-
-  def _signature(self) -> Views:
-    def views(shape: list[int | None], dtype: tf.DType) -> tuple[tf.TensorSpec, ...]:
-      return tuple(tf.TensorSpec([self.batch_size, *shape], dtype) for _ in range(self._num_views))
-
-    return Views(tf.TensorSpec([self.batch_size], tf.int64), tf.TensorSpec([self.batch_size, 2], tf.int32),
-                 views([None, None, 3], tf.uint8), views([2], tf.float32), views([2], tf.float32))

@@ -17,7 +17,14 @@ import tensorflow as tf
 from absl import logging
 
 from rethink_tf.data.categories import Category, categories_to_json, parse_categories, without_keypoints
-from rethink_tf.data.detection.annotations import Annotations, refuse_fractions
+from rethink_tf.data.detection.annotations import (
+  MALFORMED,
+  MARKED,
+  UNMASKED,
+  UNMASKED_AMONG_MASKED,
+  Annotations,
+  refuse_fractions,
+)
 from rethink_tf.data.detection.record_format import Record, category_names, decode, validate
 from rethink_tf.data.folders import check_one_path
 from rethink_tf.data.image_notes import ImageNotes
@@ -149,7 +156,10 @@ class RecordSource:
     self.total_bytes = sum(shard.bytes for shard in index.shards)
     self.problems = index.problems
     self.skipped = self.problems.changed()
-    refuse_fractions(self.name, self.problems, sum(sum(shard.annotations) for shard in index.shards))
+    number = sum(sum(shard.annotations) for shard in index.shards)
+    refuse_fractions(self.name, self.problems, number)
+    unmasked = (UNMASKED, UNMASKED_AMONG_MASKED, MALFORMED, MARKED)
+    self.has_masks = number > sum(self.problems.counts[reason] for reason in unmasked)
     examples, listed = ', '.join(index.left_out[:3]), sum(len(shard.offsets) for shard in index.shards)
     self.left_out = LeftOut({}, listed)
     if index.left_out:

@@ -96,7 +96,7 @@ class VocSource:
     if classes is None:
       classes = _find_classes(data_dir, sets, max_pixels)
     self.categories = tuple(Category(k, name) for k, name in enumerate(_check_classes(classes), start=1))
-    self.num_classes, self.num_keypoints = len(self.categories), 0
+    self.num_classes, self.num_keypoints, self.has_masks = len(self.categories), 0, False
 
     ids = _number([entry.name for entry in entries])
     order = np.argsort(ids)

@@ -14,13 +14,21 @@ from absl import logging
 
 from rethink_tf.data import augment, keypoint_pairs
 from rethink_tf.data.augment import LargeScaleJitter, Resize
-from rethink_tf.data.detection.input import EvalInput, TrainInput, ViewsInput
+from rethink_tf.data.colours import ColourJitter
+from rethink_tf.data.detection.input import EvalInput, TrainInput
 from rethink_tf.data.detection.synthetic import SyntheticSource
 from rethink_tf.data.images import ImageError
+from rethink_tf.data.mixing import CopyPaste, Mosaic
 from rethink_tf.errors import UserError
 from rethink_tf.structures import Batch, Example
 
 SMALL = Resize(short_side=128, max_side=160)
+JITTER = LargeScaleJitter(96, (0.4, 1.6))
+# Augmentations of every kind, to which the laws of the plain input extend.
+AUGMENTED = [dict(resize=SMALL), dict(resize=JITTER, mix=CopyPaste(0.7), colours=ColourJitter()),
+             dict(resize=SMALL, mix=CopyPaste(), colours=ColourJitter(probability=0.5)),
+             dict(resize=SMALL, mix=Mosaic(0.7), colours=ColourJitter())]
+augmented = pytest.mark.parametrize('augmentation', AUGMENTED, ids=['plain', 'paste_lsj', 'paste', 'mosaic'])
 
 
 class Changed:
@@ -149,14 +157,16 @@ def test_masks_match_the_pixels():
   assert len(corners) == 2  # flipped and not flipped
 
 
-def test_batches_do_not_depend_on_the_first_step(source):
-  inputs = TrainInput(source, batch_size=4, resize=SMALL, seed=3)
+@augmented
+def test_batches_do_not_depend_on_the_first_step(source, augmentation):
+  inputs = TrainInput(source, batch_size=4, seed=3, **augmentation)
   whole = list(inputs.dataset().take(14))
-  tail = list(TrainInput(source, batch_size=4, resize=SMALL, seed=3, workers=1).dataset(start_step=9).take(5))
+  tail = list(TrainInput(source, batch_size=4, seed=3, workers=1, **augmentation).dataset(start_step=9).take(5))
   for a, b in zip(whole[9:], tail, strict=True):
     assert_same(a, b)
   assert_same(whole[5], inputs.batch(5))
-  assert not np.array_equal(whole[0].image_ids, TrainInput(source, 4, seed=4, resize=SMALL).batch(0).image_ids)
+  other = TrainInput(source, 4, seed=4, **augmentation)
+  assert not np.array_equal(whole[0].image_ids, other.batch(0).image_ids)
 
 
 def test_an_epoch_is_a_partition_and_epochs_differ(source):
@@ -190,6 +200,46 @@ def test_facts_describe_the_batch(source):
     assert facts.pixels == batch.image_sizes.prod(axis=1).sum()
     assert facts.padded_pixels == np.prod(batch.images.shape[:3])
     assert facts.epoch == inputs.plan.epoch(step)
+
+
+@pytest.mark.parametrize('mix', [CopyPaste(0.6), Mosaic(0.6)])
+@pytest.mark.parametrize('batch_size', [1, 2, 5])
+def test_facts_and_reads_of_mixed_batches(source, mix, batch_size):
+  """Sizes are known without reading an image, and images that a batch holds twice are read once."""
+  loads = []
+  def load(inner, i):
+    loads.append(i)
+    return inner.load(i)
+
+  inputs = TrainInput(Changed(source, load), batch_size, resize=JITTER, mix=mix)
+  for step in range(3):
+    facts = inputs.facts(step)
+    assert not loads
+    batch = inputs.batch(step)
+    np.testing.assert_array_equal(facts.image_ids, batch.image_ids)
+    assert facts.pixels == batch.image_sizes.prod(axis=1).sum()
+    assert len(loads) == len(set(loads))
+    assert batch_size <= mix.others or len(loads) == batch_size
+    loads.clear()
+
+
+def test_unreadable_image_that_would_be_pasted_is_replaced(source, warnings):
+  """It is counted as any other unreadable image; batches are the same with any number of threads."""
+  inputs, again = (TrainInput(Changed(source, unreadable(3, 17)), 4, resize=SMALL, mix=CopyPaste(), workers=workers)
+                   for workers in (4, 1))
+  for step in range(10):
+    assert_same(inputs.batch(step), again.batch(step))
+  assert inputs.unreadable == again.unreadable == {3, 17}
+  assert len([line for line in warnings if 'image_3.jpg' in line]) == 2  # once for each input
+
+
+def test_copy_paste_needs_masks(source):
+  boxes_only = Changed(source, None)
+  boxes_only.has_masks = False
+  with pytest.raises(UserError, match=r'copy-paste needs masks, and no object has one: .*@CopyPaste\(\)') as caught:
+    TrainInput(boxes_only, mix=CopyPaste())
+  assert '\n' not in str(caught.value)
+  TrainInput(boxes_only, mix=Mosaic())
 
 
 @pytest.mark.parametrize(('images', 'batch_size'), [(40, 7), (3, 8), (1, 1)])
@@ -450,47 +500,14 @@ def test_large_scale_jitter(source):
   assert cropped > 3 and padded > 3
 
 
-def test_views_are_the_same_images_at_several_sizes(source):
-  plain = EvalInput(source, 4, SMALL)
-  resizes = [SMALL, Resize(64, 70), Resize(200, 400)]
-  inputs = ViewsInput(plain, resizes)
-  spec, seen = inputs.dataset().element_spec, []
-  for views in inputs.dataset():
-    assert [len(field) for field in views[2:]] == [3, 3, 3]
-    assert all(s.is_compatible_with(x) for x, s in zip(tf.nest.flatten(views), tf.nest.flatten(spec), strict=True))
-    for row, image_id in enumerate(views.image_ids.numpy().tolist()):
-      if image_id < 0:
-        assert not any(images[row].numpy().any() for images in views.images)
-        continue
-      seen.append(image_id)
-      example = source.load(image_id - 1)
-      for images, sizes, scales, resize in zip(*views[2:], resizes, strict=True):
-        height, width = resize.largest_sizes(np.array([example.image.shape[:2]]))[0].tolist()
-        np.testing.assert_array_equal(sizes[row], [height, width])
-        np.testing.assert_allclose(scales[row], np.array([height, width]) / example.image.shape[:2], rtol=1e-6)
-        np.testing.assert_array_equal(images[row, :height, :width], cv2.resize(example.image, (width, height)))
-        assert not images[row, height:].numpy().any() and not images[row, :, width:].numpy().any()
-  assert sorted(seen) == sorted(source.image_ids.tolist())
-  with pytest.raises(UserError, match='no views'):
-    ViewsInput(plain, [])
-
-
-def test_views_of_an_unreadable_image_are_grey(source, warnings):
-  inputs = ViewsInput(EvalInput(Changed(source, unreadable(3)), 2, SMALL), [SMALL, Resize(64, 80)])
-  views = next(views for views in map(inputs.batch, range(inputs.num_batches)) if 4 in views.image_ids)
-  row = views.image_ids.tolist().index(4)
-  for images, sizes in zip(views.images, views.image_sizes, strict=True):
-    height, width = sizes[row].astype(int)
-    assert np.all(images[row, :height, :width] == 127)
-  assert len(warnings) == 1
-
-
 def context(host, hosts, replicas):
   return tf.distribute.InputContext(num_input_pipelines=hosts, input_pipeline_id=host, num_replicas_in_sync=replicas)
 
 
-@pytest.mark.parametrize('hosts, replicas', [(1, 2), (2, 2), (2, 4), (4, 4)])
-def test_replicas_of_all_hosts_share_every_batch(hosts, replicas):
+@pytest.mark.parametrize('hosts, replicas, augmentation', [
+  *((hosts, replicas, AUGMENTED[0]) for hosts, replicas in ((1, 2), (2, 2), (2, 4), (4, 4))),
+  (2, 4, AUGMENTED[1]), (2, 2, AUGMENTED[3])])
+def test_replicas_of_all_hosts_share_every_batch(hosts, replicas, augmentation):
   """Step s has the same images in the same rows for any number of hosts and replicas."""
   source = SyntheticSource(num_images=24, image_size=(64, 96), object_size=(16, 40))
   loaded = [[] for _ in range(hosts)]
@@ -498,9 +515,9 @@ def test_replicas_of_all_hosts_share_every_batch(hosts, replicas):
     def load(inner, i):
       loaded[host].append(i)
       return inner.load(i)
-    return TrainInput(Changed(source, load), batch_size=8, seed=3, resize=SMALL, max_instances=9)
+    return TrainInput(Changed(source, load), batch_size=8, seed=3, max_instances=9, **augmentation)
 
-  whole = TrainInput(source, batch_size=8, seed=3, resize=SMALL, max_instances=9)
+  whole = TrainInput(source, batch_size=8, seed=3, max_instances=9, **augmentation)
   local, steps, first = replicas // hosts, 6, 2  # two epochs of three batches, from step 2 on
   by_host = [list(make_inputs(host).dataset(first, context(host, hosts, replicas)).take(steps * local))
              for host in range(hosts)]
@@ -510,9 +527,9 @@ def test_replicas_of_all_hosts_share_every_batch(hosts, replicas):
     assert all(share.image_ids.shape == [8 // replicas] for share in shares)
     assert_same(Batch(*(np.concatenate(column) for column in zip(*shares, strict=True))), whole.batch(first + k))
   rows = slice(8 // hosts)
-  for host, own in enumerate(loaded):  # a host reads its own images only; threads may read ahead
-    planned = {int(i) for k in range(first, first + steps + 8)
-               for i in whole.plan[k].indices[host * rows.stop:(host + 1) * rows.stop]}
+  for host, own in enumerate(loaded):  # a host reads its own images, and what is joined with them; may read ahead
+    planned = {int(i) for k in range(first, first + steps + 8) for images in whole._planned(k)
+               for i in images.indices[host * rows.stop:(host + 1) * rows.stop]}
     assert set(own) <= planned and len(own) >= steps * rows.stop
 
 
