@@ -13,7 +13,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
@@ -289,30 +289,6 @@ class BatchedInput(abc.ABC):
       logging.warning('%s: waiting for data: %d of %d images of a batch have been read for %.0f s, among them image '
                       '%s: is their storage available?', self.source.name, len(indices), images, seconds,
                       self.source.image_ids[indices[0]])
-
-
-class SharedReads:
-  """Reads each image of a batch once for all rows that use it, in the thread that needs it first; kept until the last.
-
-  Args:
-    read: index -> the index that was used (another one's if an image is unreadable), and its example.
-    uses: index -> how often it will be taken.
-  """
-
-  def __init__(self, read: Callable[[int], tuple[int, Example]], uses: Mapping[int, int]):
-    self._read = read
-    self._left = dict(uses)
-    self._locks = {index: threading.Lock() for index in uses}
-    self._kept: dict[int, tuple[int, Example]] = {}
-
-  def take(self, index: int) -> tuple[int, Example]:
-    """Return the image, read before or now."""
-    with self._locks[index]:
-      self._left[index] -= 1
-      found = self._kept.pop(index, None) or self._read(index)
-      if self._left[index] > 0:
-        self._kept[index] = found
-      return found
 
 
 @contextlib.contextmanager

@@ -4,8 +4,11 @@ Both get the images resized, flipped and cropped as any other, and join them in 
 from a generator that the input keys by run seed, epoch and image id (keyed_random.py).
 """
 
+from __future__ import annotations
+
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import ClassVar, NamedTuple
 
 import cv2
@@ -16,6 +19,9 @@ from rethink_tf.data import augment
 from rethink_tf.data.batching import GREY
 from rethink_tf.errors import UserError
 from rethink_tf.structures import NO_MASK, Example
+
+_ASTRAY = 1 / 16  # of a pixel that a pasted object may be off
+_CANDIDATES = 32  # edges that are tried
 
 
 class Window(NamedTuple):
@@ -31,6 +37,19 @@ class Window(NamedTuple):
     """Rows and columns of the padded shape."""
     (top, left), (height, width) = self.position.tolist(), self.visible.tolist()
     return slice(top, top + height), slice(left, left + width)
+
+
+class Buffers(NamedTuple):
+  """Memory that is overwritten, of the padded shape: to allocate it for each image would take long."""
+
+  covered: np.ndarray  # uint8 [H + 2, W + 2]
+  drawn: np.ndarray  # uint8 [H + 2, W + 2]
+
+  @classmethod
+  def take(cls, take: Callable[[list[int], type], np.ndarray], shape: Sequence[int]) -> Buffers:
+    """Return buffers from BufferPool.take for a padded shape [2]."""
+    height, width = shape
+    return cls(*(take([height + 2, width + 2], np.uint8) for _ in range(2)))
 
 
 @gin.register
@@ -85,23 +104,24 @@ class CopyPaste:
     return [Window(size, offset, np.minimum(size, shape), np.zeros(2, np.int32))
             for size, offset in zip(sizes, offsets, strict=True)]
 
-  def join(self, out: np.ndarray, scratch: np.ndarray, examples: Sequence[Example], windows: Sequence[Window],
+  def join(self, out: np.ndarray, buffers: Buffers, examples: Sequence[Example], windows: Sequence[Window],
            tighten: bool, rng: np.random.Generator) -> Example:
     """Write the mixed image into `out`, uint8 [h, w, 3] of its size; return its instances in pixels of `out`.
 
-    scratch: uint8 [H, W, 3] of the padded shape, overwritten. tighten: as for augment.crop_instances.
+    tighten: as for augment.crop_instances.
     """
     own, other = (place(*pair, tighten) for pair in zip(examples, windows, strict=True))
     height, width = windows[0].visible.tolist()
     out[height:] = out[:height, width:] = GREY
     augment.resize_window(examples[0].image, out[windows[0].slices], *windows[0][:2])
-    region = np.zeros(out.shape[:2], np.uint8)
-    pasted = [i for i in self._choose(other.masks, rng) if _draw_mask(region, other.masks[i], other.boxes[i])]
+    chosen = self._choose(other.masks, rng)
+    region = Region.around(other.boxes[chosen], buffers, windows[1].visible)
+    pasted = [i for i in chosen if region.draw(other.masks[i], other.boxes[i])]
     if not pasted:
       return own
-    augment.resize_window(examples[1].image, scratch[windows[1].slices], *windows[1][:2])
-    rows, columns = _hull(other.boxes[pasted], region.shape)
-    cv2.copyTo(scratch[rows, columns], region[rows, columns], out[rows, columns])
+    rows, columns = region.slices
+    part = _resize_part(examples[1].image, windows[1].size, region.corner + windows[1].offset, out[rows, columns].shape)
+    cv2.copyTo(part, region.pixels[1:-1, 1:-1], out[rows, columns])
     return concatenate([occlude(own, region, self.min_visible), select(other, pasted)])
 
   def _choose(self, masks: np.ndarray, rng: np.random.Generator) -> list[int]:
@@ -162,10 +182,10 @@ class Mosaic:
       windows.append(Window(size, np.where(after, 0, size - visible), visible, np.where(after, point, point - visible)))
     return windows
 
-  def join(self, out: np.ndarray, scratch: np.ndarray, examples: Sequence[Example], windows: Sequence[Window],
+  def join(self, out: np.ndarray, buffers: Buffers, examples: Sequence[Example], windows: Sequence[Window],
            tighten: bool, rng: np.random.Generator) -> Example:
     """Write the mosaic into `out`, uint8 [H, W, 3]; return its instances in pixels of `out`."""
-    del scratch, rng
+    del buffers, rng
     out[:] = GREY
     for example, window in zip(examples, windows, strict=True):
       augment.resize_window(example.image, out[window.slices], *window[:2])
@@ -184,36 +204,92 @@ def place(example: Example, window: Window, tighten: bool, min_visible: float = 
   return example._replace(boxes=boxes, keypoints=keypoints)
 
 
-def occlude(example: Example, region: np.ndarray, min_visible: float) -> Example:
-  """Remove what a region of the image, uint8 [H, W], covers from the instances, in the same pixels.
+class Region(NamedTuple):
+  """Pixels of an image that are covered, in the rectangle in which any are; with a border of one pixel that is not."""
+
+  pixels: np.ndarray  # uint8 [h + 2, w + 2], 0 or 255
+  corner: np.ndarray  # int [2] position of pixels[1, 1] in the image
+  drawn: np.ndarray  # uint8, as pixels; overwritten
+
+  @classmethod
+  def around(cls, boxes: np.ndarray, buffers: Buffers, shape: Sequence[int]) -> Region:
+    """Return a region that holds boxes [n, 4] in an image of a shape [2], nothing of it covered."""
+    low, high = (np.zeros(2, int),) * 2
+    if len(boxes):
+      low = np.maximum(np.floor(boxes[:, :2].min(axis=0)).astype(int), 0)
+      high = np.minimum(np.ceil(boxes[:, 2:].max(axis=0)).astype(int), shape)
+    height, width = (high - low + 2).tolist()
+    pixels = buffers.covered[:height, :width]
+    pixels[:] = 0
+    return cls(pixels, low, buffers.drawn[:height, :width])
+
+  @property
+  def slices(self) -> tuple[slice, slice]:
+    """Rows and columns of the image, without the border."""
+    return tuple(slice(low, low + side - 2) for low, side in zip(self.corner.tolist(), self.pixels.shape, strict=True))
+
+  def draw(self, mask: np.ndarray, box: np.ndarray) -> bool:
+    """Cover the pixels of an instance, uint8 [C, C] in its box [4]; return whether there are any.
+
+    A pixel belongs to the instance if its centre lies in the box and the mask, interpolated there, is at least a half.
+    """
+    y0, x0, y1, x1 = (box.astype(np.float64) - np.tile(self.corner, 2)).tolist()
+    top, left, bottom, right = (math.ceil(edge - 0.5) for edge in (y0, x0, y1, x1))
+    if top >= bottom or left >= right:
+      return False
+    window, drawn = (each[top + 1:bottom + 1, left + 1:right + 1] for each in (self.pixels, self.drawn))
+    grey = mask * np.uint8(255)
+    if min(drawn.shape) > len(mask):
+      # Six times as fast. The box is rounded to pixels, which are less than a cell of the mask here.
+      cv2.resize(grey, drawn.shape[::-1], dst=drawn, interpolation=cv2.INTER_LINEAR)
+    else:
+      step_x, step_y = (x1 - x0) / len(mask), (y1 - y0) / len(mask)
+      matrix = np.array([[1 / step_x, 0, (left + 0.5 - x0) / step_x - 0.5],
+                         [0, 1 / step_y, (top + 0.5 - y0) / step_y - 0.5]])
+      cv2.warpAffine(grey, matrix, drawn.shape[::-1], dst=drawn, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+                     borderMode=cv2.BORDER_REPLICATE)
+    cv2.threshold(drawn, 127, 255, cv2.THRESH_BINARY, dst=drawn)
+    cv2.bitwise_or(window, drawn, dst=window)
+    return cv2.countNonZero(drawn) > 0
+
+  def index(self, positions: np.ndarray, axis: int) -> np.ndarray:
+    """Return the indices along an axis of `pixels` of positions in the image; those outside are in the border."""
+    return np.clip(positions.astype(int) - int(self.corner[axis]) + 1, 0, self.pixels.shape[axis] - 1)
+
+  def overlaps(self, box: np.ndarray) -> bool:
+    """Whether any pixel within a box [4] is covered."""
+    low = np.maximum(np.floor(box[:2]).astype(int) - self.corner + 1, 0)
+    high = np.maximum(np.ceil(box[2:]).astype(int) - self.corner + 1, 0)
+    return bool(self.pixels[low[0]:high[0], low[1]:high[1]].any())
+
+
+def occlude(example: Example, region: Region, min_visible: float) -> Example:
+  """Remove what a region of the image covers from the instances, in the same pixels.
 
   Masks lose their covered cells, boxes the sides at which nothing of the mask is left. An instance is dropped if no
   more than `min_visible` of its mask remains. A covered keypoint counts as labelled, not visible.
   """
   boxes, masks, kept = example.boxes.copy(), example.masks.copy(), []
   for i, box in enumerate(example.boxes):
-    seen = _uncover(example.masks[i], box.astype(np.float64), region, min_visible)
+    seen = (box, masks[i]) if not region.overlaps(box) else _uncover(masks[i], box.astype(np.float64), region,
+                                                                     min_visible)
     if seen is not None:
       boxes[i], masks[i] = seen
       kept.append(i)
   keypoints = example.keypoints.copy()
-  last = np.array(region.shape) - 1
-  y, x = np.moveaxis(np.clip(np.rint(keypoints[..., :2]), 0, last).astype(int), -1, 0)  # [n, P]
-  keypoints[..., 2] = np.where((region[y, x] > 0) & (keypoints[..., 2] > 1), 1, keypoints[..., 2])
+  y, x = (region.index(np.rint(keypoints[..., axis]), axis) for axis in (0, 1))
+  covered = region.pixels[y, x] > 0  # [n, P]
+  keypoints[..., 2] = np.where(covered & (keypoints[..., 2] > 1), 1, keypoints[..., 2])
   return select(example._replace(boxes=boxes, masks=masks, keypoints=keypoints), kept)
 
 
-def _uncover(mask: np.ndarray, box: np.ndarray, region: np.ndarray, min_visible: float
+def _uncover(mask: np.ndarray, box: np.ndarray, region: Region, min_visible: float
              ) -> tuple[np.ndarray, np.ndarray] | None:
   """Return what is visible of an instance, its box [4] and mask uint8 [C, C]; None if it is too little."""
   cells = len(mask)
   centres = (np.arange(cells) + 0.5) / cells
-  rows, columns = (np.clip((box[axis] + centres * (box[axis + 2] - box[axis])).astype(int), 0, region.shape[axis] - 1)
-                   for axis in (0, 1))
-  covered = region[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
-  if not covered.any():
-    return box, mask
-  remaining = np.where(region[np.ix_(rows, columns)], 0, mask)  # a box without a mask counts as filled
+  rows, columns = (region.index(box[axis] + centres * (box[axis + 2] - box[axis]), axis) for axis in (0, 1))
+  remaining = np.where(region.pixels[rows][:, columns], 0, mask)  # a box without a mask counts as filled
   before, after = np.count_nonzero(mask), np.count_nonzero(remaining)
   if after == before:
     return box, mask
@@ -223,34 +299,43 @@ def _uncover(mask: np.ndarray, box: np.ndarray, region: np.ndarray, min_visible:
   # A side at which the mask has lost nothing stays where it was annotated.
   spans = [augment.visible_window(each, whole) for each in (mask, remaining)]
   window = np.where(spans[0] == spans[1], whole, spans[1])
+  if np.array_equal(window, whole):
+    return box, mask if mask[0, 0] == NO_MASK else remaining
   seen = np.tile(box[:2], 2) + window * np.tile(box[2:] - box[:2], 2) / cells
   return seen, mask if mask[0, 0] == NO_MASK else augment.crop_mask(remaining, window)
 
 
-def _draw_mask(region: np.ndarray, mask: np.ndarray, box: np.ndarray) -> bool:
-  """Set the pixels of an instance in a region uint8 [H, W] to 255; return whether there are any.
+def _resize_part(image: np.ndarray, size: np.ndarray, corner: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+  """Return a part of a uint8 image resized to `size`: the pixels of a shape [2] from a corner [2] on.
 
-  A pixel belongs to the instance if its centre lies in the box and the mask, interpolated there, is at least a half.
+  Only what the part needs is resized, between pixels that lie on each other before and after, to _ASTRAY pixels.
   """
-  y0, x0, y1, x1 = box.astype(np.float64)
-  # Pixels whose centres are in the box.
-  top, left = (max(int(np.ceil(low - 0.5)), 0) for low in (y0, x0))
-  bottom, right = (min(int(np.ceil(high - 0.5)), side) for high, side in zip((y1, x1), region.shape, strict=True))
-  if top >= bottom or left >= right:
-    return False
-  step = np.array([x1 - x0, y1 - y0]) / len(mask)
-  start = (np.array([left, top]) + 0.5 - (x0, y0)) / step - 0.5
-  matrix = np.array([[1 / step[0], 0, start[0]], [0, 1 / step[1], start[1]]])
-  drawn = cv2.warpAffine(mask * np.uint8(255), matrix, (right - left, bottom - top),
-                         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE) >= 128
-  region[top:bottom, left:right][drawn] = 255
-  return bool(drawn.any())
+  cuts, origin = [], []
+  for axis in (0, 1):
+    start, end = int(corner[axis]), int(corner[axis]) + shape[axis]
+    (low, from_low), (high, from_high) = _aligned(start, end, image.shape[axis], int(size[axis]))
+    cuts.append((low, high, from_low, from_high))
+    origin.append(start - low)
+  (top, bottom, *rows), (left, right, *columns) = cuts
+  part = cv2.resize(image[slice(*rows), slice(*columns)], (right - left, bottom - top), interpolation=cv2.INTER_LINEAR)
+  return part[origin[0]:origin[0] + shape[0], origin[1]:origin[1] + shape[1]]
 
 
-def _hull(boxes: np.ndarray, shape: Sequence[int]) -> tuple[slice, slice]:
-  """Return the rows and columns of an image that boxes [n, 4] occupy."""
-  low, high = np.floor(boxes[:, :2].min(axis=0)).astype(int), np.ceil(boxes[:, 2:].max(axis=0)).astype(int)
-  return tuple(slice(max(int(a), 0), min(int(b), side)) for a, b, side in zip(low, high, shape, strict=True))
+def _aligned(start: int, end: int, before: int, after: int) -> tuple[tuple[int, int], tuple[int, int]]:
+  """Return two edges of pixels, not between start and end, as (edge after resizing, edge before resizing)."""
+  margin = math.ceil(after / before) + 1  # the pixels that the interpolation at the edges reaches
+
+  def nearest(edges: np.ndarray, whole: tuple[int, int]) -> tuple[int, int]:
+    edges = edges[(edges > 0) & (edges < after)]
+    exact = edges * before / after
+    astray = np.abs(exact - np.rint(exact)) * after / before
+    if not len(edges) or astray.min() > _ASTRAY:
+      return whole
+    best = int(np.argmin(astray))
+    return int(edges[best]), int(np.rint(exact[best]))
+
+  return (nearest(start - margin - np.arange(_CANDIDATES), (0, 0)),
+          nearest(end + margin + np.arange(_CANDIDATES), (after, before)))
 
 
 def select(example: Example, rows: Sequence[int]) -> Example:

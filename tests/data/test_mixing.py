@@ -120,8 +120,10 @@ def test_copy_paste_equals_the_reference(resize):
         image = np.where(region, image2, np.where(grey, 127, image))
         visible, mixed = np.maximum(visible, visible2), mixed + 1
       np.testing.assert_array_equal(batch.image_sizes[row], visible)
-      wrong = np.any(np.moveaxis(batch.images[row], -1, 0) != image, axis=0)
-      assert wrong.sum() <= 0.01 * region.sum()  # pixels at an outline where the interpolated mask is just a half
+      difference = np.abs(np.moveaxis(batch.images[row], -1, 0).astype(int) - image).max(axis=0)
+      assert not difference[~cv2.dilate(region.astype(np.uint8), np.ones((3, 3))).astype(bool)].any()
+      # An object may be a sixteenth of a pixel off; at its outline, the interpolated mask may be just a half.
+      assert (difference > 10).sum() <= 0.02 * region.sum() and difference[region].sum() <= 2 * region.sum()
       expected = [(label, mask & ~region, mask) for label, mask in zip(classes[present], masks[present], strict=True)]
       expected += [(classes2[i], masks2[i], masks2[i]) for i in chosen]
       matched, pasted = matched + assert_instances(batch, row, expected, 0.3 * joined), pasted + len(chosen)
@@ -170,9 +172,13 @@ def one(boxes, masks, keypoints=None, side=100):
                  np.stack(masks), np.zeros((n, 0, 3), np.float32) if keypoints is None else np.float32(keypoints))
 
 
+def buffers():
+  return mixing.Buffers.take(lambda shape, dtype: np.full(shape, 7, dtype), (100, 100))
+
+
 def test_what_is_covered_is_cut():
-  region = np.zeros((100, 100), np.uint8)
-  region[10:60, 10:40] = 255
+  region = mixing.Region.around(np.float32([(10, 10, 60, 40)]), buffers(), (100, 100))
+  assert region.draw(FILLED, np.float32([10, 10, 60, 40])) and region.pixels[1:-1, 1:-1].all()
   ring = FILLED.copy()
   ring[20:90, 20:90] = 0
   unknown = np.full_like(FILLED, NO_MASK)
@@ -198,8 +204,9 @@ def test_a_side_that_loses_nothing_stays_as_annotated():
   """The box of an annotation may be larger than its mask."""
   small = np.zeros_like(FILLED)
   small[10:100, 10:100] = 1
-  region = np.zeros((100, 100), np.uint8)
-  region[:, 50:] = 255
+  right = np.float32([0, 50, 100, 100])
+  region = mixing.Region.around(right[None], buffers(), (100, 100))
+  region.draw(FILLED, right)
   seen = mixing.occlude(one([(8, 8, 92, 92)], [small]), region, 0.1)
   np.testing.assert_array_equal(seen.boxes[0, :3], (8, 8, 92))
   assert abs(seen.boxes[0, 3] - 50) < 1

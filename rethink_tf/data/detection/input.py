@@ -1,6 +1,5 @@
 """Inputs for detection: padded batches of annotated images for training and evaluation."""
 
-import collections
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,15 +16,15 @@ from rethink_tf.data.batching import (
   BatchedInput,
   BatchShare,
   BufferPool,
-  SharedReads,
   StepFacts,
   aligned_zeros,
   every_nth,
 )
 from rethink_tf.data.buckets import assign, bucket_shapes, padding_waste
 from rethink_tf.data.colours import ColourJitter
-from rethink_tf.data.mixing import CopyPaste, Mosaic, select
+from rethink_tf.data.mixing import Buffers, CopyPaste, Mosaic, select
 from rethink_tf.data.sampler import PlannedBatch, SamplingPlan
+from rethink_tf.data.shared_reads import SharedReads
 from rethink_tf.errors import UserError
 from rethink_tf.structures import MASK_CROP, Batch, Example, Source
 
@@ -208,30 +207,29 @@ class TrainInput(_Input):
     sampled = [self._sample(each.indices, each.epochs, purpose) for each, purpose in zip(planned, self._purposes,
                                                                                          strict=True)]
     mixed = self._mixed(indices, epochs)
-    uses = collections.Counter(indices.tolist())
-    for others in planned[1:]:
-      uses.update(others.indices[mixed].tolist())
-    reads = SharedReads(self._readable, uses)
+    needed = [[int(each.indices[row]) for each in (planned if mixed[row] else planned[:1])]
+              for row in range(len(indices))]
 
-    def prepared(k: int, row: int) -> tuple[int, Example, _Sampled]:
-      index, epoch = planned[k].indices[row], planned[k].epochs[row]
-      used, example = reads.take(int(index))
+    def prepared(k: int, row: int, images: dict[int, tuple[int, Example]]) -> tuple[int, Example, _Sampled]:
+      index, epoch = needed[row][k], int(planned[k].epochs[row])
+      used, example = images[index]
       drawn = _Sampled(*(each[row] for each in sampled[k]))
       if used != index:
         drawn = _Sampled(*(each[0] for each in self._sample([used], np.array([epoch]), self._purposes[k])))
       return used, self._recolour(augment.flip(example, self._flip_orders) if drawn.flipped else example, epoch,
-                                  self.source.image_ids[used], self._purposes[k]), drawn
+                                  int(self.source.image_ids[used]), self._purposes[k]), drawn
 
-    def fill(row: int, index: int) -> None:
-      used, example, drawn = prepared(0, row)
+    def fill(row: int, images: dict[int, tuple[int, Example]]) -> None:
+      used, example, drawn = prepared(0, row, images)
       batch.seeds[row] = drawn.seeds
       if mixed[row]:
-        others = [prepared(k, row)[1:] for k in range(1, len(planned))]
+        others = [prepared(k, row, images)[1:] for k in range(1, len(planned))]
         self._fill_mixed(batch, row, used, int(epochs[row]), [(example, drawn), *others])
       else:
         self._fill(batch, row, used, drawn.sizes, example, drawn.offsets)
 
-    self._fill_rows(fill, indices)
+    reads = SharedReads(needed, self._readable, fill)
+    self._fill_rows(reads, reads.indices)
     return batch
 
   def _fill_mixed(self, batch: Batch, row: int, index: int, epoch: int,
@@ -246,8 +244,8 @@ class TrainInput(_Input):
     self._describe(batch, row, index, windows[0].size, extent)
     height, width = extent.tolist()
     padded[height:] = padded[:height, width:] = 0
-    scratch = self._buffers.take(list(padded.shape), np.uint8)
-    joined = self.mix.join(padded[:height, :width], scratch, examples, windows, self.resize.tighten, rng)
+    buffers = Buffers.take(self._buffers.take, padded.shape[:2])
+    joined = self.mix.join(padded[:height, :width], buffers, examples, windows, self.resize.tighten, rng)
     write_instances(batch, row, select(joined, self._largest(joined.boxes, index)))
 
   def facts(self, step: int) -> StepFacts:
@@ -304,7 +302,7 @@ class TrainInput(_Input):
     """Change the colours of an image for an epoch."""
     if self.colours is None:
       return example
-    uniform = keyed_random.keyed_generator(self.seed, f'{purpose}colours', int(epoch), int(image_id)).random(5)
+    uniform = keyed_random.keyed_generator(self.seed, f'{purpose}colours', epoch, image_id).random(5)
     return example._replace(image=self.colours(example.image, uniform))
 
   def _sample(self, indices: np.ndarray | list[int], epochs: np.ndarray, purpose: str = '') -> _Sampled:

@@ -26,9 +26,8 @@ SMALL = Resize(short_side=128, max_side=160)
 JITTER = LargeScaleJitter(96, (0.4, 1.6))
 # Augmentations of every kind, to which the laws of the plain input extend.
 AUGMENTED = [dict(resize=SMALL), dict(resize=JITTER, mix=CopyPaste(0.7), colours=ColourJitter()),
-             dict(resize=SMALL, mix=CopyPaste(), colours=ColourJitter(probability=0.5)),
              dict(resize=SMALL, mix=Mosaic(0.7), colours=ColourJitter())]
-augmented = pytest.mark.parametrize('augmentation', AUGMENTED, ids=['plain', 'paste_lsj', 'paste', 'mosaic'])
+augmented = pytest.mark.parametrize('augmentation', AUGMENTED, ids=['plain', 'paste', 'mosaic'])
 
 
 class Changed:
@@ -506,7 +505,7 @@ def context(host, hosts, replicas):
 
 @pytest.mark.parametrize('hosts, replicas, augmentation', [
   *((hosts, replicas, AUGMENTED[0]) for hosts, replicas in ((1, 2), (2, 2), (2, 4), (4, 4))),
-  (2, 4, AUGMENTED[1]), (2, 2, AUGMENTED[3])])
+  (2, 4, AUGMENTED[1]), (2, 2, AUGMENTED[2])])
 def test_replicas_of_all_hosts_share_every_batch(hosts, replicas, augmentation):
   """Step s has the same images in the same rows for any number of hosts and replicas."""
   source = SyntheticSource(num_images=24, image_size=(64, 96), object_size=(16, 40))
