@@ -11,9 +11,11 @@ import tensorflow as tf
 import tf_keras
 
 from rethink_tf import gin_files
+from rethink_tf.bench.kernels import NORM_SHAPES
 from rethink_tf.data.detection.input import TrainInput
 from rethink_tf.data.detection.synthetic import SyntheticSource
 from rethink_tf.errors import UserError
+from rethink_tf.models.mask_rcnn import MASK_SLOT_STEP
 from rethink_tf.models.resnet import BLOCKS
 from rethink_tf.training.schedules import schedule_points
 from rethink_tf.training.trainer import Trainer
@@ -328,6 +330,28 @@ def test_every_complete_configuration_can_be_shrunk_to_a_laptop(name):
   assert 1 <= first < schedule.total_steps < 10_000 and warmed_up[0] < warmed_up[1] == warmed_up[2] > schedule(first)
   resize = gin.query_parameter('TrainInput.resize').scoped_configurable_fn()
   assert max(resize.largest, resize.max_side) <= 224
+
+
+@pytest.mark.parametrize('files, expected', [((), 216), (('gin_configs/runtime/few_shapes.gin',), 52)],
+                         ids=['alone', 'few_shapes'])
+def test_the_number_of_shapes_that_xla_compiles_is_bounded(files, expected):
+  """GroupNorm of R50-FPN at 800/1333, forward and backward, in every padded shape, with any number of mask slots."""
+  parse_whole('gin_configs/scratch_1x.gin', *files, weights=None)
+  def bound(name):
+    try:
+      return gin.query_parameter(name)
+    except ValueError:
+      return None
+  heads = {(7, 7, 256), (14, 14, 256)}
+  maps = {shape[1:] for shape in NORM_SHAPES} - heads  # at 800 x 1344
+  assert len(maps) == 13
+  found = {(height * h // 800, width * w // 1344, channels) for h, w, channels in maps
+           for height, width in gin.get_configurable('Resize')().padded_shapes.tolist()}
+  if bound('group_norm.landscape'):
+    found = {(*sorted(shape[:2]), shape[2]) for shape in found}
+  if bound('heads/group_norm.xla') is not False:
+    found |= {(512, 7, 7, 256)} | {(slots, 14, 14, 256) for slots in range(MASK_SLOT_STEP, 129, MASK_SLOT_STEP)}
+  assert 2 * len(found) == expected
 
 
 def test_run_sheets_open_every_complete_configuration():

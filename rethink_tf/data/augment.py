@@ -11,7 +11,7 @@ import cv2
 import gin
 import numpy as np
 
-from rethink_tf.data.buckets import resized_sizes
+from rethink_tf.data.buckets import ASPECTS, bucket_shapes, resized_sizes
 from rethink_tf.errors import UserError
 from rethink_tf.structures import NO_MASK, Example
 
@@ -28,15 +28,18 @@ class Resize:
     max_side: largest long side, in pixels.
     from_range: sample any size between the smallest and the largest short_side, not only the listed ones.
     scale: factor of all these sizes, as 0.5 for a pre-training at half the resolution of a configuration; None: 1.
+    aspects: long side : short side of the padded shapes, beside that of max_side (buckets.py); fewer of them are fewer
+      shapes that XLA compiles, and more padding.
 
   Raises:
-    UserError: sizes or a scale that are not positive, or a long side below the short one.
+    UserError: sizes or a scale that are not positive, a long side below the short one, or aspects below 1.
   """
 
   short_side: int | tuple[int, ...] = (800,)
   max_side: int = 1333
   from_range: bool = False
   scale: float | None = None
+  aspects: tuple[float, ...] = ASPECTS
 
   tighten: ClassVar[bool] = True  # boxes of objects that a mosaic or copy-paste crops; nothing else crops here
 
@@ -50,6 +53,8 @@ class Resize:
     if not self.short_sides or min(self.short_sides) < 1 or self.max_side < self.largest:
       raise UserError(f'Resize: short_side is {self.short_side} and max_side {self.max_side}; use sizes above 0 '
                       'and a max_side that is at least the largest short_side')
+    if not all(aspect >= 1 for aspect in self.aspects):
+      raise UserError(f'Resize.aspects = {self.aspects}: give long side : short side, 1 or more, as (1.0, 1.5)')
 
   @property
   def short_sides(self) -> tuple[int, ...]:
@@ -60,6 +65,11 @@ class Resize:
   def largest(self) -> int:
     """Largest short side that is sampled; the padded shapes are made for it."""
     return max(self.short_sides)
+
+  @property
+  def padded_shapes(self) -> np.ndarray:
+    """int32 [C, 2] height, width, smallest first."""
+    return bucket_shapes(self.largest, self.max_side, aspects=self.aspects)
 
   def sizes(self, sizes: np.ndarray, uniform: np.ndarray) -> np.ndarray:
     """Return sizes after resizing: int [N, 2] and one uniform number in [0, 1) for each -> int32 [N, 2]."""
@@ -119,6 +129,11 @@ class LargeScaleJitter:
   def max_side(self) -> int:
     """Side of the padded shape."""
     return self.side
+
+  @property
+  def padded_shapes(self) -> np.ndarray:
+    """int32 [1, 2]."""
+    return bucket_shapes(self.side, self.side)
 
   def sizes(self, sizes: np.ndarray, uniform: np.ndarray) -> np.ndarray:
     """Return sizes after resizing, before cropping: int [N, 2], a uniform number in [0, 1) for each -> int32 [N, 2]."""

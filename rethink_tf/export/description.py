@@ -11,7 +11,6 @@ import tensorflow as tf
 
 import rethink_tf
 from rethink_tf.data.augment import Resize
-from rethink_tf.data.buckets import bucket_shapes
 from rethink_tf.data.categories import Category, categories_to_json, without_keypoints
 from rethink_tf.models.mask_rcnn import MaskRCNN
 from rethink_tf.storage import files
@@ -52,7 +51,7 @@ def of_detector(detector: MaskRCNN, resize: Resize, categories: Sequence[Categor
       # Part of the graph of every format but Detectron2's.
       'short_side': resize.largest,
       'max_side': resize.max_side,
-      'padded_shapes': bucket_shapes(resize.largest, resize.max_side).tolist(),
+      'padded_shapes': resize.padded_shapes.tolist(),
       'pixel_mean': list(map(float, detector.pixel_mean)),
       'pixel_std': list(map(float, detector.pixel_std)),
     },

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from rethink_tf.data.augment import Resize
-from rethink_tf.data.buckets import assign, bucket_shapes, resized_size
+from rethink_tf.data.buckets import assign, resized_size
 from rethink_tf.models.mask_rcnn import MaskRCNN
 from rethink_tf.ops import portable
 from rethink_tf.ops.paste import paste_by_products, paste_pixels
@@ -63,7 +63,7 @@ def detect(find_one: Callable[..., Tensors], image: tf.Tensor, threshold: tf.Ten
 
 def _sizes(resize: Resize, image: tf.Tensor) -> tuple[tf.Tensor | np.ndarray, ...]:
   """Return the size of an image, that after resizing, and the padded shape: int32 [2]; arrays if they are static."""
-  padded_shapes = bucket_shapes(resize.largest, resize.max_side)
+  padded_shapes = resize.padded_shapes
   if image.shape[:2].is_fully_defined():
     size = np.array(image.shape[:2], np.int32)
     resized = np.array(resized_size(*size, resize.largest, resize.max_side), np.int32)

@@ -47,9 +47,9 @@ class GroupNorm(tf_keras.layers.Layer):
   """Group normalisation (Wu and He, ECCV 2018) with float32 parameters and statistics under every precision policy."""
 
   def __init__(self, groups: int = 32, epsilon: float = EPSILON, zero_gamma: bool = False, name: str | None = None,
-               xla: bool = True):
+               xla: bool = True, landscape: bool = False):
     super().__init__(name=name)
-    self.groups, self.epsilon, self.zero_gamma, self.xla = groups, epsilon, zero_gamma, xla
+    self.groups, self.epsilon, self.zero_gamma, self.xla, self.landscape = groups, epsilon, zero_gamma, xla, landscape
 
   def build(self, input_shape: tf.TensorShape) -> None:
     channels = input_shape[-1]
@@ -63,7 +63,9 @@ class GroupNorm(tf_keras.layers.Layer):
 
   def call(self, x: tf.Tensor) -> tf.Tensor:
     parameters = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta), self.groups, self.epsilon
-    return portable_group_norm(x, *parameters) if portable.chosen() else normalise_groups(x, *parameters, self.xla)
+    if portable.chosen():
+      return portable_group_norm(x, *parameters)
+    return normalise_groups(x, *parameters, self.xla, self.landscape)
 
 
 class SyncBatchNorm(tf_keras.layers.Layer):
@@ -174,12 +176,13 @@ class NoNorm(tf_keras.layers.Layer):
 
 @gin.register
 def group_norm(name: str, zero_gamma: bool = False, groups: int = 32, epsilon: float = EPSILON,
-               xla: bool = True) -> GroupNorm:
+               xla: bool = True, landscape: bool = False) -> GroupNorm:
   """GN: 32 groups, epsilon 1e-5; independent of the number of images per device.
 
   xla: False does without compilation, for a GPU that XLA cannot compile for.
+  landscape: True has fewer compilations, one for a portrait and a landscape shape; rounds portrait images otherwise.
   """
-  return GroupNorm(groups, epsilon, zero_gamma, name, xla)
+  return GroupNorm(groups, epsilon, zero_gamma, name, xla, landscape)
 
 
 @gin.register

@@ -14,12 +14,19 @@ import tensorflow as tf
 
 
 def group_norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, groups: int, epsilon: float,
-               xla: bool = True) -> tf.Tensor:
+               xla: bool = True, landscape: bool = False) -> tf.Tensor:
   """Normalise x [N, H, W, C] over groups of consecutive channels of each image; the result has x's shape and type.
 
   gamma, beta: float32 [C]. C must be a multiple of `groups`. Statistics are float32.
   xla: compile both passes; False, and in a TensorFlow without XLA, the same operations one by one: slower.
+  landscape: treat portrait maps as landscape ones of the same pixels, so that XLA compiles one shape for both; costs
+    nothing, but sums their pixels in another order.
   """
+  if landscape:
+    shape = tf.shape(x)
+    sides = tf.minimum(shape[1], shape[2]), tf.maximum(shape[1], shape[2])
+    y = group_norm(tf.reshape(x, [shape[0], *sides, x.shape[3]]), gamma, beta, groups, epsilon, xla)
+    return tf.ensure_shape(tf.reshape(y, shape), x.shape)
   return _group_norm(groups, epsilon, x.shape[3], x.dtype, xla and tf.test.is_built_with_xla())(x, gamma, beta)
 
 

@@ -17,7 +17,7 @@ _FREE = re.compile(
   r'steps_per_execution|deterministic|evaluator|test_augmentation|own_evaluation|follow_minutes)$|strategy\.|eval/|'
   r'\w*Evaluator\.|DetectionGenerator\.|ProposalGenerator\.\w+_test$|TestTimeAugmentation\.|\w*EvalInput\.|'
   r'placeholder\.|PretrainedWeights\.path$|PlainRun\.path$|'
-  r'.*\.(recompute|xla|nms|name|data_dir|workers|max_unreadable|max_pixels|\w+_file|\w+_dir)$')
+  r'.*\.(recompute|xla|landscape|nms|name|data_dir|workers|max_unreadable|max_pixels|\w+_file|\w+_dir)$')
 # The length of the schedule, with the points at which the rate drops.
 _LENGTH = re.compile(r'\w*Schedule\.(k|boundaries|total|stop_k|points_batch|epochs|drops)$|SteppedHalving\.images$')
 # The network as it is evaluated.

@@ -133,14 +133,15 @@ def test_resize_samples_sizes():
   assert anything[:, 0].min() == 640 and anything[:, 0].max() == 800 and len(set(anything[:, 0])) == 161
   assert Resize(short_side=(640, 800)).largest_sizes(sizes)[0].tolist() == [800, 1067]
   assert Resize(short_side=128, max_side=160).short_sides == (128,)
+  assert Resize(aspects=(1.3333,)).padded_shapes.tolist() == [[800, 1088], [1088, 800], [800, 1344], [1344, 800]]
   half = Resize(short_side=(640, 800), scale=0.5)
   assert half == Resize(short_side=(320, 400), max_side=666) == dataclasses.replace(half)
 
 
 @pytest.mark.parametrize('arguments', [dict(short_side=()), dict(short_side=(0,)), dict(short_side=1400),
-                                       dict(scale=0.0), dict(scale=0.0001)])
+                                       dict(scale=0.0), dict(scale=0.0001), dict(aspects=(0.75,))])
 def test_invalid_sizes(arguments):
-  with pytest.raises(UserError, match='short_side|Resize.scale = 0.0: use a factor'):
+  with pytest.raises(UserError, match='short_side|Resize.scale = 0.0: use a factor|Resize.aspects = '):
     Resize(**arguments)
 
 

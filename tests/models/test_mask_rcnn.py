@@ -248,6 +248,14 @@ def test_even_sizes_are_padded_on_both_sides():
   np.testing.assert_allclose(backbone.stem(x)[0, 0, 0], np.maximum(first, 0), atol=1e-4)
 
 
+@pytest.mark.parametrize('settings, message', [
+  (dict(nms='fused'), "MaskRCNN.nms = 'fused': use None or one of combined, per_group, batched"),
+  (dict(nms='combined', xla=True), "'combined' with MaskRCNN.xla: use None or one of per_group, batched")])
+def test_a_form_of_suppression_that_does_not_exist(settings, message):
+  with pytest.raises(UserError, match=message):
+    tiny.detector(**settings)
+
+
 def proposals_of(logits, deltas, anchors, size, **settings):
   generator = ProposalGenerator(**settings)
   return [x.numpy() for x in generator([tf.constant(x) for x in logits], [tf.constant(x) for x in deltas],

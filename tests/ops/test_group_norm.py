@@ -12,12 +12,12 @@ from rethink_tf.ops.group_norm import group_norm, portable_group_norm
 EPSILON = 1e-5
 
 
-def compute(x, gamma, beta, groups, dy, dtype=tf.float32):
+def compute(x, gamma, beta, groups, dy, dtype=tf.float32, landscape=False):
   x, dy = tf.cast(x, dtype), tf.cast(dy, dtype)
-  gamma, beta = tf.constant(gamma, tf.float32), tf.constant(beta, tf.float32)
+  gamma, beta = tf.cast(gamma, tf.float32), tf.cast(beta, tf.float32)
   with tf.GradientTape() as tape:
     tape.watch([x, gamma, beta])
-    y = group_norm(x, gamma, beta, groups, EPSILON)
+    y = group_norm(x, gamma, beta, groups, EPSILON, landscape=landscape)
   return (y, *tape.gradient(y, [x, gamma, beta], dy))
 
 
@@ -147,3 +147,15 @@ def test_the_portable_form_is_the_same(dtype):
   ours, theirs = portable_group_norm(*arguments), group_norm(*arguments)
   assert ours.dtype == dtype and ours.shape == x.shape
   np.testing.assert_allclose(np.float64(ours), np.float64(theirs), atol=1e-4 if dtype == tf.float32 else 0.04)
+
+
+def test_portrait_maps_are_normalised_as_landscape_ones():
+  inputs = [np.float32(one) for one in draw((2, 21, 13, 64))]
+  spec, parameter = tf.TensorSpec([2, None, None, 64]), tf.TensorSpec([64])
+  found = tf.function(lambda x, gamma, beta, dy: compute(x, gamma, beta, 32, dy, landscape=True),
+                      [spec, parameter, parameter, spec], autograph=False)(*inputs)
+  assert found[0].shape == found[1].shape == inputs[0].shape
+  assert max(errors(found, reference(*inputs[:3], 32, inputs[3], EPSILON))) < 3e-6
+  wide = [inputs[0].reshape(2, 13, 21, 64), *inputs[1:3], 32, inputs[3].reshape(2, 13, 21, 64)]
+  for one, other in zip(found, compute(*wide), strict=True):
+    np.testing.assert_array_equal(np.reshape(one, other.shape), other)

@@ -20,7 +20,7 @@ from rethink_tf.data.batching import (
   aligned_zeros,
   every_nth,
 )
-from rethink_tf.data.buckets import assign, bucket_shapes, padding_waste
+from rethink_tf.data.buckets import assign, padding_waste
 from rethink_tf.data.colours import ColourJitter
 from rethink_tf.data.mixing import Buffers, CopyPaste, Mosaic, select
 from rethink_tf.data.sampler import PlannedBatch, SamplingPlan
@@ -50,7 +50,7 @@ class _Input(BatchedInput):
     super().__init__(source, batch_size, max_unreadable, workers)
     self.resize = resize or Resize()
     self._buffers = BufferPool()
-    self.padded_shapes = bucket_shapes(self.resize.largest, self.resize.max_side)
+    self.padded_shapes = self.resize.padded_shapes
     sizes = self.resize.largest_sizes(source.sizes)
     self.buckets = assign(sizes, self.padded_shapes)
     if not getattr(source, 'is_placeholder', False):

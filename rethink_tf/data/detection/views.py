@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from rethink_tf.data.augment import Resize
 from rethink_tf.data.batching import BatchedInput, BufferPool, aligned_zeros, every_nth
-from rethink_tf.data.buckets import assign, bucket_shapes
+from rethink_tf.data.buckets import assign
 from rethink_tf.data.detection.input import NOT_SCORED, EvalInput, write_image
 from rethink_tf.errors import UserError
 from rethink_tf.structures import Views
@@ -30,7 +30,7 @@ class ViewsInput(BatchedInput):
     self._num_views = len(resizes)
     super().__init__(inputs.source, inputs.batch_size, inputs.max_unreadable, inputs.workers)
     self._sizes = [resize.largest_sizes(inputs.source.sizes) for resize in resizes]  # V of [N, 2]
-    self._padded_shapes = [bucket_shapes(resize.largest, resize.max_side) for resize in resizes]
+    self._padded_shapes = [resize.padded_shapes for resize in resizes]
     buckets = np.stack([assign(*pair) for pair in zip(self._sizes, self._padded_shapes, strict=True)], axis=1)  # [N, V]
     combinations, members = np.unique(buckets, axis=0, return_inverse=True)
     self._batches = [(combinations[i], images[start:start + inputs.batch_size])
