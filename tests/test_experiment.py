@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from rethink_tf import experiment, gin_files
+from rethink_tf.compare.run_summary import read_run
 from rethink_tf.errors import UserError
 from rethink_tf.evaluation import on_demand
 from rethink_tf.storage.run_folder import RunFolder
@@ -187,6 +188,30 @@ def test_a_cascade_continues_from_a_plain_run(trained, tmp_path):
   before = [line for line in before if line['step'] in (3, 4)]
   assert [line['images'] for line in after] == [line['images'] for line in before]  # the counters continue
   assert 'loss/box/class/stage3' in after[-1] and after[-1]['learning_rate'] == before[-1]['learning_rate']
+
+
+@pytest.mark.slow
+def test_detectors_of_other_classes_start_each_other_and_their_costs_add_up(short, tmp_path, caplog):
+  """Six classes, then two of them without masks, then three with: what led to a run counts as a whole."""
+  caplog.set_level('INFO')
+  seen, before = [], []
+  for start, to, classes, *more in ((short, 'two', 2, 'gin_configs/models/faster_rcnn.gin'),
+                                    (tmp_path / 'two', 'three', 3)):
+    configure(f'WEIGHTS = {str(start)!r}', 'MaskRCNN.pixel_std = (58.0, 58.0, 58.0)', 'KTimesSchedule.unit = 0.25',
+              f'synthetic.num_classes = {classes}', 'CocoEvaluator.every = 0',
+              files=('gin_configs/demo.gin', *more, 'gin_configs/init/detector_new_classes.gin'))
+    loop.train(experiment.run('train', str(tmp_path / to)))
+    gin.clear_config()
+    seen.append([line for line in RunFolder(str(start)).read_metrics() if line['kind'] == 'train'][-1]['pixels'])
+    before.append(json.loads((tmp_path / to / 'initial_weights.json').read_text()))
+  assert '2 of 2 classes have their outputs from it' in caplog.text
+  assert 'mask_head, mask_predictor is not loaded' in caplog.text  # faster_rcnn.gin has none
+  assert '2 of 3 classes have their outputs from it' in caplog.text
+  assert 'mask_head, mask_predictor is not in it and starts anew' in caplog.text
+  assert [record['seen']['pixels'] for record in before] == [seen[0], seen[0] + seen[1]]
+  assert before[0]['before'] is None and str(short) in before[1]['before']
+  after = read_run(RunFolder(str(tmp_path / 'three')), 'three')
+  assert after.init == 'pre-trained' and after.pretraining.pixels == sum(seen)
 
 
 @pytest.mark.slow

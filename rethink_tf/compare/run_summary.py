@@ -28,9 +28,10 @@ MAIN_METRICS = ('box/AP', 'mask/AP', 'keypoint/AP', 'voc/mAP', 'top-1')  # in or
 _MAX_BYTES = 16 << 20  # of config.gin
 
 # Bindings that belong to the choice of initial weights (gin_configs/init): pre-trained weights determine the input
-# normalisation and the position of the strides.
+# normalisation and the position of the strides, those of a whole detector the grids of its anchors and RoIAlign.
 _INIT = re.compile(r'run\.initial_weights$|PretrainedWeights\.|PlainRun\w*\.|WEIGHTS$|\w+\.freeze_at$|'
-                   r'\w+\.(stride_in_1x1|padding)$|MaskRCNN\.pixel_(mean|std)$')
+                   r'\w+\.(stride_in_1x1|padding)$|MaskRCNN\.pixel_(mean|std)$|'
+                   r'Anchors\.offset$|RoIPooler\.(aligned|sampling_ratio)$')
 _SCHEDULE = re.compile(r'SCHEDULE$|\w*Schedule\.(k|boundaries|total|stop_k|points_batch)$')
 # Bindings that do not affect training: logging, evaluation, devices, paths.
 _SILENT = re.compile(r'run\.(log_every|checkpoint_every|keep_\w+|strategy|images_per_device|eval_images_per_device|'

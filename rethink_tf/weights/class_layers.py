@@ -30,8 +30,9 @@ _LAYERS = (
   (re.compile(r'linear/(?:kernel|bias)'), 0, 1),
 )
 _PARTS = ('detector', 'classifier')
+ALLOW_NONE = 'allow_none'  # a value of PretrainedWeights.match_classes
 # Patterns of the layers with an output per class, for PretrainedWeights.new: of this package, of Detectron2's names.
-PATTERNS = ('box_predictor/*', 'cascade/predictors/*', 'mask_predictor/*', 'linear/*', 'roi_heads.box_predictor.*',
+_PATTERNS = ('box_predictor/*', 'cascade/predictors/*', 'mask_predictor/*', 'linear/*', 'roi_heads.box_predictor.*',
              'roi_heads.mask_head.predictor.*', 'linear.*')
 _CLASSES = ('box_predictor/classes/bias', 'linear/bias', 'roi_heads.box_predictor.cls_score.bias',
             'roi_heads.box_predictor.0.cls_score.bias', 'linear.bias')
@@ -69,14 +70,15 @@ def named(given: str | Sequence[str] | None) -> tuple[str, ...] | None:
 
 def match(contents: Contents, entries: Mapping[str, Entry], arrays: Mapping[str, Array],
           classes: Sequence[str] | None, part: str, new: Sequence[str] = (),
-          merge: bool = False) -> dict[str, Entry]:
+          merge: bool | str = False) -> dict[str, Entry]:
   """Return the entries of a model whose class layers take the outputs of a file by the names of the classes.
 
   classes: names of the model's classes; None: not known. new: patterns of names that are not loaded.
-  merge: classes that only the model has keep their initial values, those that only the file has are left out.
+  merge: classes that only the model has keep their initial values, those that only the file has are left out; with
+  ALLOW_NONE also if no class is common.
 
   Raises:
-    UserError: the file has other classes, and its class layers are not among `new`; with `merge`, no class is common.
+    UserError: the file has other classes, and its class layers are not among `new`; with `merge` True, none is common.
   """
   entries = dict(entries)
   layers = {name: layer for name in arrays for layer in _LAYERS if layer[0].fullmatch(name) and name in entries}
@@ -97,10 +99,11 @@ def match(contents: Contents, entries: Mapping[str, Entry], arrays: Mapping[str,
   columns = _columns(names, classes)
   if not columns.all_found or len(names) != len(classes):
     common = [name for name, place in zip(classes, columns.places, strict=True) if place is not None]
-    if not merge or not common:
+    if not merge or not common and merge != ALLOW_NONE:
       raise _other_classes(contents, names, classes, layers, common, merge)
-    logging.info('%s: %d of %d classes have their outputs from it (%s); the others start anew%s', contents.path,
-                 len(common), len(classes), ', '.join(common[:8]), _spelling(names, classes))
+    logging.log(logging.INFO if common else logging.WARNING,
+                '%s: %d of %d classes have their outputs from it (%s); the others start anew%s', contents.path,
+                len(common), len(classes), ', '.join(common[:8]) or 'none has a name of its', _spelling(names, classes))
   elif columns.places != tuple(range(len(classes))):
     logging.info('%s: its classes have another order; they are matched by name', contents.path)
   else:
@@ -162,6 +165,7 @@ def _other_classes(contents: Contents, names: Sequence[str], classes: Sequence[s
   first = f'{here[0]!r} is only here' if here else f'{there[0]!r} is only there' if there else 'one is repeated'
   counts = f'{len(names)} there, {len(classes)} here; {first}'
   keep = ', or PretrainedWeights.match_classes = True to keep those of the classes of the same name' if common else ''
+  keep = keep if common or not merge else f', or PretrainedWeights.match_classes = {ALLOW_NONE!r}'
   none = f', none of which has the name of one here{_spelling(names, classes)}' if merge else ''
   return UserError(f'{contents.path}: was trained on other classes{none} ({counts}): set PretrainedWeights.new = '
                    f'{patterns(layers)} to start the layers with an output per class anew{keep}')
@@ -203,7 +207,7 @@ def _by_class(entry: Entry, columns: Columns, before: int, width: int) -> Entry:
 def patterns(names: Iterable[str]) -> tuple[str, ...]:
   """Return the patterns for PretrainedWeights.new of the class layers among names."""
   names = list(names)
-  return tuple(pattern for pattern in PATTERNS if fnmatch.filter(names, pattern))
+  return tuple(pattern for pattern in _PATTERNS if fnmatch.filter(names, pattern))
 
 
 def check_shapes(path: str, entries: Mapping[str, Entry], arrays: Mapping[str, Array], new: Sequence[str]) -> None:

@@ -83,15 +83,16 @@ class PretrainedWeights:
   new: patterns of the model's names that are not loaded, even if the file has them ('roi_heads.box_predictor.*':
   other classes). ignore: patterns of names in the file that are not loaded.
   match_classes: of a detector with other classes, take the outputs of classes of the same name; others start anew, and
-  so does a mask or keypoint head that it lacks. file_classes: names of a detector's classes in the order of the file,
-  or 'coco'; None: as recorded by a run, a configuration beside the file, or the catalog.
+  so does a mask or keypoint head that it lacks; 'allow_none': even if no name is the same. file_classes: names of a
+  detector's classes in the order of the file, or 'coco'; None: as recorded by a run, a configuration beside the file,
+  or the catalog.
   A composite of several backbones (CBNet, section 3) loads the same file into each; its connectors are not loaded.
   """
 
   def __init__(self, path: str, part: str = 'backbone', channels: str | None = None, stride_in_1x1: bool | None = None,
                epsilon: float | None = None, norm: str | None = None, convention: str | None = None,
                dictionary: str | None = None, prefix: str | None = None, new: Sequence[str] = (),
-               ignore: Sequence[str] = (), match_classes: bool = False,
+               ignore: Sequence[str] = (), match_classes: bool | str = False,
                file_classes: str | Sequence[str] | None = None):
     if part not in PARTS:
       raise UserError(f'PretrainedWeights.part = {part!r}: use one of {", ".join(PARTS)}')
@@ -101,6 +102,9 @@ class PretrainedWeights:
       raise UserError(f'PretrainedWeights.epsilon = {epsilon!r}: use that of the BatchNorm in the file, {EPSILONS}')
     if norm not in ('gn', 'folded', None):
       raise UserError(f"PretrainedWeights.norm = {norm!r}: use 'gn' or 'folded', or None if the file records it")
+    if match_classes not in (False, True, class_layers.ALLOW_NONE):
+      raise UserError(f'PretrainedWeights.match_classes = {match_classes!r}: use False, True or '
+                      f'{class_layers.ALLOW_NONE!r}')
     for name, value in (('dictionary', dictionary), ('prefix', prefix)):
       if not isinstance(value, str | None):
         raise UserError(f'PretrainedWeights.{name} = {value!r}: use a text, as in the file')
@@ -148,8 +152,7 @@ class PretrainedWeights:
     class_layers.check_shapes(self.path, entries, arrays, self.new)
     for pattern, names, parameter in [*((p, {*entries, *arrays}, 'new') for p in self.new),
                                       *((p, arrays, 'ignore') for p in self.ignore)]:
-      optional = self.match_classes and pattern in class_layers.PATTERNS  # of a head that neither side may have
-      if not fnmatch.filter(names, pattern) and not optional:
+      if not fnmatch.filter(names, pattern):
         raise UserError(f'PretrainedWeights.{parameter}: {pattern!r} matches no name: python -m rethink_tf.weights '
                         f'{self.path} describes the file')
     new = (*self.new, *(name for name in entries if name.startswith('connectors/') and name not in arrays))

@@ -48,6 +48,14 @@ def test_a_parameter_that_is_none_does_not_set_runs_apart():
   assert init_key(old) == init_key(new) != init_key(new | {'PretrainedWeights.file_classes': 'coco'})
 
 
+def test_the_conventions_of_a_detector_belong_to_its_weights():
+  """A run from a detector of Detectron2 is a counterpart of one from random weights."""
+  scratch = {'Anchors.offset': 0.5, 'RoIPooler.aligned': False, 'RoIPooler.sampling_ratio': 2, 'Anchors.sizes': (8, 16)}
+  tuned = scratch | {'Anchors.offset': 0.0, 'RoIPooler.aligned': True, 'RoIPooler.sampling_ratio': 0}
+  assert twin_key(scratch) == twin_key(tuned) != twin_key(scratch | {'Anchors.sizes': (16, 32)})
+  assert init_key(scratch) != init_key(tuned)
+
+
 def test_a_run_that_continues_a_scratch_run_is_one(tmp_path):
   """A cascade that continues a plain run (weights.plain_run): its curve has the plain run's samples already."""
   path = write(tmp_path / 'p', HALF, init='runs/plain')

@@ -115,10 +115,14 @@ def test_nothing_in_common_is_refused_with_the_layers_to_start_anew(contents, wh
   given = which()
   if which is detectron2_arrays:
     contents = made(own=False, classes=NAMES)
-  with pytest.raises(UserError, match=r"none of which has the name of one here .*'fish' is only here.*anew$") as caught:
+  with pytest.raises(UserError, match=r"none of which has the name of one here .*'fish' is only here.*anew, or "
+                     "PretrainedWeights.match_classes = 'allow_none'$") as caught:
     matched(contents, given, ['fish'], merge=True)
   assert str(class_layers.patterns(given)) in caught.value.line()
   matched(contents, given, ['fish'], merge=True, new=class_layers.patterns(given))
+  found = matched(contents, given, ['fish'], merge=class_layers.ALLOW_NONE)
+  scores = next(array for name, array in found.items() if name.endswith(('classes/bias', 'cls_score.bias')))
+  assert scores.tolist() == [-1, 7]  # the background is the file's
 
 
 @pytest.mark.parametrize('classes, merge, scores, boxes, masks', [
