@@ -101,9 +101,13 @@ def match(contents: Contents, entries: Mapping[str, Entry], arrays: Mapping[str,
     common = [name for name, place in zip(classes, columns.places, strict=True) if place is not None]
     if not merge or not common and merge != ALLOW_NONE:
       raise _other_classes(contents, names, classes, layers, common, merge)
-    logging.log(logging.INFO if common else logging.WARNING,
-                '%s: %d of %d classes have their outputs from it (%s); the others start anew%s', contents.path,
-                len(common), len(classes), ', '.join(common[:8]) or 'none has a name of its', _spelling(names, classes))
+    spelling = _spelling(names, classes)
+    if common:
+      logging.info('%s: %d of %d classes have their outputs from it (%s); the others start anew%s', contents.path,
+                   len(common), len(classes), ', '.join(common[:8]), spelling)
+    else:
+      logging.warning('%s: none of the %d classes is in it by name: their outputs start anew%s', contents.path,
+                      len(classes), spelling)
   elif columns.places != tuple(range(len(classes))):
     logging.info('%s: its classes have another order; they are matched by name', contents.path)
   else:
