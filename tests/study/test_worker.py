@@ -75,14 +75,14 @@ def test_runs_of_one_process_equal_runs_alone(slot, tmp_path):
   """Weights and metrics to the last bit, the same files; a run that fails does not count; memory is returned."""
   memory = []
   for i, (name, params) in enumerate(RUNS.items()):
-    slot.start(request(tmp_path, name, *params), name)
+    slot.start(request(tmp_path, name, *params), name, 'graph')
     reply = slot.result()
     assert reply.shared == (i > 0)
     memory.append(reply.megabytes)
-  slot.start(request(tmp_path, 'diverges', 'KTimesSchedule.base_rate = 1e30'), 'diverges')
+  slot.start(request(tmp_path, 'diverges', 'KTimesSchedule.base_rate = 1e30'), 'diverges', 'graph')
   with pytest.raises(UserError, match='failed with exit code 1: .*not finite'):
     slot.result()
-  slot.start(request(tmp_path, 'after', *RUNS['first']), 'after')
+  slot.start(request(tmp_path, 'after', *RUNS['first']), 'after', 'graph')
   assert not slot.result().shared
   for name, params in {**RUNS, 'after': RUNS['first']}.items():
     alone = tmp_path / 'alone' / name
