@@ -17,7 +17,8 @@ from rethink_tf.training.trainer import Trainer
 
 GPU, XLA = ({'GPU'}, {'DEFAULT'}), ({'XLA_CPU_JIT', 'XLA_GPU_JIT'},)  # one of these sets of kernels is enough
 BY_THE_RUNTIME = {'Placeholder': 'an argument of the graph', 'NoOp': 'only an order', 'IdentityN': 'forwarded'}
-FILES = {'DecodeJpeg': 'decoding of image files', 'Substr': 'recognises their format',
+FILES = {'DecodeJpeg': 'decoding of image files', 'DecodePng': 'decoding of image files',
+         'Substr': 'recognises their format', 'StringJoin': 'names the bad rows',
          'TensorSliceDataset': 'the files of a batch', 'MapDataset': 'the files of a batch',
          'IgnoreErrorsDataset': 'the files of a batch', 'ReduceDataset': 'the files of a batch'}
 
