@@ -33,7 +33,8 @@ def define_flags() -> None:
   flags.DEFINE_multi_string('gin_param', [], "binding that overrides the files, as 'SCHEDULE = 2'", **here)
   flags.DEFINE_string('model_dir', None, 'run folder; default: runs/<name of the first gin file>', **here)
   flags.DEFINE_string('data_dir', None, 'folder of the data set; default: the DATA_DIR of the gin files', **here)
-  flags.DEFINE_string('tpu', None, "train on a TPU: 'local' on a TPU VM (gin_configs/runtime/tpu.gin)", **here)
+  flags.DEFINE_string('tpu', None, "train on a TPU: 'local' on a TPU VM, or the name of a slice "
+                      '(gin_configs/runtime/tpu.gin)', **here)
   flags.DEFINE_string('weights', None, 'weight file or run folder to start from, or a name of python -m '
                       'rethink_tf.weights --list (with a file of gin_configs/init)', **here)
   flags.DEFINE_string('cache_dir', None, settings.CACHE_HELP, **here)

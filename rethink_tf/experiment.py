@@ -173,6 +173,9 @@ def run(
     return train_input(source, batch_size, seed)
 
   training = make_train_input() if task == 'train' else None
+  hosts = distribution.num_hosts(strategy)
+  if training is not None:
+    _check_hosts(training, hosts)
   _report_problems(training.source if training is not None else None, held_out)
   inputs = training or held_out_input
   rates = schedule(batch_size=batch_size, num_images=len(inputs.source.image_ids))
@@ -207,7 +210,8 @@ def run(
     folder, workers, strategy, devices, trainer, checkpoints,
     (lambda: training) if training is not None else make_train_input, held_out_input, make_evaluator, rates.total_steps,
     initial_weights, averages, precise_statistics, test_augmentation, log_every, checkpoint_every, steps_per_execution,
-    keep_best, checkpoint, own_evaluation, follow_minutes, (*trained, *notes), recorded, allow_changes)
+    keep_best, checkpoint, own_evaluation, follow_minutes, (*trained, *notes), recorded, allow_changes,
+    hosts)
 
 
 def main_metric() -> str:
@@ -222,6 +226,15 @@ def _counts(source: Source) -> dict[str, int]:
   """Arguments of a model that the data set decides."""
   counts = {'num_classes': source.num_classes}
   return counts | ({'num_keypoints': source.num_keypoints} if getattr(source, 'num_keypoints', 0) else {})
+
+
+def _check_hosts(inputs: Input, hosts: int) -> None:
+  """Raise UserError if the hosts of a TPU slice, of which one runs Python, cannot read the training data."""
+  if hosts > 1 and not hasattr(inputs, 'check_graph'):
+    raise UserError(f'{inputs.source.name}: {type(inputs).__name__} reads in Python, which runs on one of the {hosts} '
+                    'hosts of this TPU only: use a TPU of one host (up to 8 cores)')
+  if hosts > 1:
+    inputs.check_graph()
 
 
 def _report_problems(training: Source | None, held_out: Source) -> None:

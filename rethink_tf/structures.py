@@ -282,6 +282,7 @@ class Experiment:
   notes: tuple[str, ...] = ()  # what is worth knowing before the first step, a line each
   recorded: Identity | None = None  # of the run so far; None: it begins, or is of no run folder
   allow_changes: bool = False  # continue with settings that are not those of the run so far
+  hosts: int = 1  # of a TPU slice: of several, one runs Python, and each reads its records in a graph
 
   @functools.cached_property
   def train_input(self) -> Input:
@@ -302,8 +303,12 @@ class Experiment:
     """The metric that chooses the best checkpoint."""
     return self.keep_best if isinstance(self.keep_best, str) else self.evaluator.main_metric
 
-  def batches(self, step: int) -> tf.data.Dataset | tf.distribute.DistributedDataset:
-    """Training batches from a step on, for `fit`."""
+  def batches(self, step: int, steps: int | None = None) -> tf.data.Dataset | tf.distribute.DistributedDataset:
+    """Training batches from a step on, at least `steps`; None: to the end of the schedule, for `fit`."""
+    if self.hosts > 1:
+      number = self.total_steps - step if steps is None else steps
+      return self.strategy.distribute_datasets_from_function(
+        lambda context: self.train_input.graph_dataset(step, number, context))
     if self.strategy.num_replicas_in_sync == 1:
       return self.train_input.dataset(step)
     return self.strategy.distribute_datasets_from_function(lambda context: self.train_input.dataset(step, context))

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import shutil
+import types
 
 import gin
 import numpy as np
@@ -11,6 +12,8 @@ import tensorflow as tf
 
 from rethink_tf import experiment, gin_files
 from rethink_tf.compare.run_summary import read_run
+from rethink_tf.data.detection.input import TrainInput
+from rethink_tf.data.detection.synthetic import SyntheticSource
 from rethink_tf.errors import UserError
 from rethink_tf.evaluation import on_demand
 from rethink_tf.storage.run_folder import RunFolder
@@ -271,3 +274,12 @@ def test_faster_r_cnn_on_voc_by_its_own_metric(tuned_on_voc):
   training, scored = ([line for line in lines if line['kind'] == kind] for kind in ('train', 'eval'))
   assert scored[0]['step'] == 4 and scored[0]['voc/mAP'] == metrics['voc/mAP'] and 'loss/mask' not in training[0]
   assert (folder / 'eval/step-00000004/comp4_det_test_dog.txt').exists()
+
+
+def test_on_several_hosts_only_records_are_read():
+  inputs = TrainInput(SyntheticSource(num_images=2))
+  experiment._check_hosts(inputs, 1)
+  with pytest.raises(UserError, match='is read by Python, which runs on one host of this TPU only: convert it'):
+    experiment._check_hosts(inputs, 4)
+  with pytest.raises(UserError, match='reads in Python, which runs on one of the 4 hosts of this TPU only'):
+    experiment._check_hosts(types.SimpleNamespace(source=inputs.source), 4)

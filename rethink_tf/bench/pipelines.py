@@ -30,7 +30,8 @@ CATEGORIES = 80
 def input_speed(experiment: Experiment, rounds: int, images: int = 200) -> list[Row]:
   """Measure the input of training alone: images read, flipped and resized, with boxes and masks.
 
-  Where the data has masks, and the configuration joins no images, the same input with copy-paste too.
+  Where the data has masks, and the configuration joins no images, the same input with copy-paste too; of records, that
+  of TPU slices, a graph without Python.
   """
   inputs = experiment.train_input
   variants = {'rethink_tf': inputs}
@@ -39,8 +40,11 @@ def input_speed(experiment: Experiment, rounds: int, images: int = 200) -> list[
                                              inputs.max_instances, inputs.flip, inputs.max_unreadable, inputs.workers,
                                              inputs.colours, CopyPaste())
   batches = max(images // inputs.batch_size, 1)
-  timings = in_turns({name: functools.partial(_take, iter(each.dataset()), batches, each)
-                      for name, each in variants.items()}, rounds)
+  takes = {name: functools.partial(_take, iter(each.dataset()), batches, each) for name, each in variants.items()}
+  if hasattr(inputs.source, 'locations') and inputs.colours is None and inputs.mix is None:
+    graph = iter(inputs.graph_dataset(0, batches * (rounds + 2)))
+    takes['as on TPU slices'] = functools.partial(_take, graph, batches, inputs)
+  timings = in_turns(takes, rounds)
   waste = 100 * padding_waste(inputs.resize.largest_sizes(inputs.source.sizes), inputs.padded_shapes, inputs.buckets)
   note = f'{inputs.source.name}, batches of {inputs.batch_size}, {waste:.1f} % of the pixels are padding'
   return [Row('input', name, timing, batches * inputs.batch_size, note=note) for name, timing in timings.items()]

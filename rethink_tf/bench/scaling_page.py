@@ -84,7 +84,8 @@ In 16 bit and TF32 the share of norms and other element-wise operations, which a
 chip's links. An all-reduce is a ring within each host, 2 (n - 1) / n of the gradients over its links, then one of the
 hosts; it begins once all gradients are computed. The input of a host delivers {capacity.IMAGES_PER_CORE} images per
 second and core (measured: 250 to 300 on two, 800 / 1333 with masks and flips, results/benchmarks.md), and at most
-{1 / capacity.PYTHON_SECONDS:.0f} per second in total, because 1.2 ms per image are Python, one thread at a time.'''
+{1 / capacity.PYTHON_SECONDS:.0f} per second in total, because 1.2 ms per image are Python, one thread at a time.
+Hosts of the TPU slice read without Python, about as fast on the same cores (results/slices.md).'''
 
 
 def _steps(networks: Mapping[str, Network]) -> str:

@@ -15,7 +15,7 @@ from rethink_tf.data.buckets import ASPECTS, bucket_shapes, resized_sizes
 from rethink_tf.errors import UserError
 from rethink_tf.structures import NO_MASK, Example
 
-_SLIVER = 1e-6  # of a mask cell: a smaller share of a cell counts as not visible
+SLIVER = 1e-6  # of a mask cell: a smaller share of a cell counts as not visible
 
 
 @gin.register
@@ -193,8 +193,8 @@ def visible_window(mask: np.ndarray, window: np.ndarray, min_visible: float = 0.
 
   None if no more than a fraction `min_visible` of the object's cells are inside.
   """
-  top, left = np.floor(window[:2] + _SLIVER).astype(int)
-  bottom, right = np.ceil(window[2:] - _SLIVER).astype(int)
+  top, left = np.floor(window[:2] + SLIVER).astype(int)
+  bottom, right = np.ceil(window[2:] - SLIVER).astype(int)
   inside = mask[top:bottom, left:right]
   rows, columns = (np.flatnonzero(inside.any(axis)) for axis in (1, 0))
   if not len(rows) or (min_visible and np.count_nonzero(inside) <= min_visible * np.count_nonzero(mask)):

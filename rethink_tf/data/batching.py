@@ -30,6 +30,8 @@ from rethink_tf.structures import Batch, Example, Input, LabelledImages, LeftOut
 GREY = 127  # value of the pixels that no image covers, or an unreadable one
 _LOGGED = 10  # occurrences that are logged one by one; later ones at each power of ten
 _ALIGNMENT = 64  # bytes; TensorFlow takes over arrays that begin at a multiple of it without a copy
+# Named in the errors of an input that is a graph (detection/graph_input.py).
+_OF_A_GRAPH = ('DatasetToSingleElement', 'ParallelMapDataset')
 WAITING_SECONDS = 60.0  # for an image, after which a line names it, and again after twice that time, ...
 _PARALLEL_BATCHES = 2  # keeps the thread pool busy while the last images of a batch are finished
 
@@ -300,6 +302,9 @@ def errors_of(inputs: Input) -> Iterator[None]:
     failure = getattr(inputs, 'failure', None)
     if failure is not None:
       raise failure from error
+    if any(operation in error.message for operation in _OF_A_GRAPH):
+      raise UserError(f'{inputs.source.name}: an image cannot be read: {in_one_line(error)[:200]}: python -m '
+                      'rethink_tf.inspect_data with the same options names it; convert the data again') from error
     raise
 
 

@@ -18,6 +18,7 @@ from absl import logging
 from rethink_tf.console import Progress
 from rethink_tf.data.categories import categories_to_json
 from rethink_tf.data.detection.coco import CocoSource
+from rethink_tf.data.detection.graph_record import CROPS
 from rethink_tf.data.detection.record_format import Record, encode
 from rethink_tf.data.detection.records import Index, Shard, index_path, read_index, write_index
 from rethink_tf.data.images import ImageError
@@ -77,14 +78,14 @@ class _Journal:
   """The index file during the conversion: it lists the finished shards."""
 
   def __init__(self, path: str, source: CocoSource, png_masks: bool, num_shards: int) -> None:
-    options = f'{source.digest()} {png_masks} {num_shards} {source.num_keypoints}'
+    options = f'{source.digest()} {png_masks} {num_shards} {source.num_keypoints} {CROPS}'
     if source.missing:  # files that have come since would change which shard an image belongs to
       options += f' {source.missing}'
     fingerprint = hashlib.sha256(options.encode()).hexdigest()
     index = read_index(path)
     if index and index.fingerprint != fingerprint:
-      raise UserError(f'{path}: belongs to a conversion of other annotations or images, or with other options; use '
-                      'another --output_dir or delete that one')
+      raise UserError(f'{path}: belongs to a conversion of other annotations or images, with other options, or by an '
+                      'earlier version; use another --output_dir or delete that one')
     self._path = path
     missing = [f'{name}: no such file' for name in source.missing]
     self._index = index or Index([], [category.id for category in source.categories], source.problems, missing,
@@ -144,14 +145,14 @@ def _write_shard(source: CocoSource, positions: np.ndarray, path: str, png_masks
       try:
         encoded = source.read(i)
         # Checked here, since a damaged image stops the reader of tf-models-official.
-        decode_image(encoded, source.file_names[i], (height, width))
+        image = decode_image(encoded, source.file_names[i], (height, width))
       except ImageError as error:
         left_out.append(str(error))
         progress.count()
         continue
       record = Record(str(source.image_ids[i]), source.file_names[i], height, width, encoded,
                       source.image_annotations(i))
-      payload = encode(record, source.categories, png_masks)
+      payload = encode(record, source.categories, png_masks, source.example(i, image))
       writer.write(payload)
       for column, value in zip(shard[2:], (size, record.source_id, height, width, int(source.num_instances[i]),
                                            int(source.num_visible[i]), len(record.annotations)), strict=True):

@@ -54,6 +54,23 @@ class SamplingPlan:
       indices[here] = self._epoch(e).queues[bucket][ranks[here]]
     return PlannedBatch(indices, epochs, bucket)
 
+  def steps(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the batches of many steps: indices and epochs int64 [steps, B], and buckets int64 [steps]."""
+    batches = []
+    for epoch in range(self.epoch(start), self.epoch(stop - 1) + 1):
+      before = self.batches_before(epoch)
+      batches.append(self._epoch(epoch).batches[max(start - before, 0):stop - before])
+    buckets, numbers = np.concatenate(batches).T
+    positions = numbers[:, None] * self.batch_size + np.arange(self.batch_size)
+    epochs, ranks = np.divmod(positions, self._counts[buckets][:, None])
+    indices = np.empty_like(epochs)
+    for epoch in np.unique(epochs).tolist():
+      queues = self._epoch(epoch).queues
+      for bucket in np.unique(buckets).tolist():
+        here = (epochs == epoch) & (buckets == bucket)[:, None]
+        indices[here] = queues[bucket][ranks[here]]
+    return indices, epochs, buckets
+
   def epoch(self, step: int) -> int:
     """Return the epoch in which the batch of a step is completed."""
     epoch = step * self.batch_size // len(self._buckets)  # a lower bound: queues only delay batches

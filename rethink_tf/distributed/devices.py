@@ -60,7 +60,9 @@ def describe(strategy: tf.distribute.Strategy | None = None) -> str:
   """
   if isinstance(strategy, tf.distribute.TPUStrategy):
     kind = os.environ.get('TPU_ACCELERATOR_TYPE', '')
-    return f'TPU{" " * bool(kind)}{plain(kind)}, {strategy.num_replicas_in_sync} cores'
+    hosts = strategy.extended.num_hosts
+    several = f' on {hosts} hosts' if hosts > 1 else ''
+    return f'TPU{" " * bool(kind)}{plain(kind)}, {strategy.num_replicas_in_sync} cores{several}'
   found = gpus()
   used = _used(found, strategy)
   workers = ''

@@ -57,7 +57,8 @@ def strategy(
       TF_CONFIG lists several machines, mirrored if there are several GPUs or logical CPUs, else one_device.
     num_devices: use the first devices of this machine only.
     logical_cpus: split the CPU, for replicas without GPUs.
-    tpu: 'local' on a TPU VM, or the name of a TPU with one host.
+    tpu: 'local' on a TPU VM of one host, or the name of a TPU or of a slice of several hosts, which trains from
+      TFRecords.
     communication: between machines, 'auto', 'ring' or 'nccl'.
     timeout_minutes: how long machines wait for one another, at the start and for the results of an evaluation.
 
@@ -218,10 +219,12 @@ def _tpu(address: str) -> tf.distribute.Strategy:
   except Exception as error:  # ValueError, OpError, RuntimeError or an error of the cloud libraries
     raise UserError(f"strategy.tpu = '{address}': no TPU found ({in_one_line(error)[:100]}); run on a TPU VM with its "
                     'TensorFlow and --tpu=local, or check the name') from error
-  if result.extended.num_hosts > 1:
-    raise UserError(f"strategy.tpu = '{address}' has {result.extended.num_hosts} hosts, and Python reads images on one "
-                    'only: use a TPU of one host (up to 8 cores)')
   return result
+
+
+def num_hosts(strategy: tf.distribute.Strategy) -> int:
+  """Return the number of hosts that a program uses whose Python runs on one: those of a TPU slice, else 1."""
+  return strategy.extended.num_hosts if isinstance(strategy, tf.distribute.TPUStrategy) else 1
 
 
 def join_workers(strategy: tf.distribute.Strategy, model_dir: str, create: bool,

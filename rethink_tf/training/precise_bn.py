@@ -62,7 +62,8 @@ class PreciseStatistics(tf_keras.callbacks.Callback):
 
   Args:
     trainer: its detector, micro_batches and distribution strategy are used.
-    training_batches: step -> data set of the training batches from that step on, distributed as for `fit`.
+    training_batches: step, number -> data set of so many training batches or more, from that step on, distributed as
+      for `fit`.
     due: step -> whether it is evaluated.
     batches: number of training batches (Detectron2: 200).
 
@@ -70,7 +71,7 @@ class PreciseStatistics(tf_keras.callbacks.Callback):
     UserError: batches below 1.
   """
 
-  def __init__(self, trainer: Trainer, training_batches: Callable[[int], Data], due: Callable[[int], bool],
+  def __init__(self, trainer: Trainer, training_batches: Callable[[int, int], Data], due: Callable[[int], bool],
                batches: int = 200):
     super().__init__()
     if batches < 1:
@@ -92,7 +93,7 @@ class PreciseStatistics(tf_keras.callbacks.Callback):
   def compute(self, step: int) -> None:
     """Set the statistics of the layers to those of the batches of the steps `step`, `step` + 1, …."""
     start, moments = time.monotonic(), [Moments() for _ in self._layers]
-    data = self._training_batches(step)
+    data = self._training_batches(step, self._batches)
     if self._statistics is None:
       signature = [data.element_spec, tf.TensorSpec([], tf.int32)]
       self._statistics = tf.function(self._of_all_replicas, autograph=False, input_signature=signature)

@@ -45,7 +45,7 @@ def flipped_x(source):
   """x of the keypoints of each class, from a batch in which the image is flipped."""
   inputs = TrainInput(source, 1, resize=Resize((60,), 80))
   for step in range(50):
-    if inputs._sample([0], np.array([step]))[0][0]:
+    if inputs.sample([0], np.array([step]))[0][0]:
       batch = inputs.batch(step)
       return {int(k): batch.gt_keypoints[0, i, :, 1].tolist() for i, k in enumerate(batch.gt_classes[0]) if k}
   raise AssertionError('never flipped')

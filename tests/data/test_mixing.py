@@ -94,7 +94,7 @@ def test_copy_paste_equals_the_reference(resize):
   matched = pasted = mixed = 0
   for step in range(2):
     batch, (own, other) = inputs.batch(step), inputs._planned(step)
-    draws = [inputs._sample(own.indices, own.epochs), inputs._sample(other.indices, other.epochs, 'mix 1 ')]
+    draws = [inputs.sample(own.indices, own.epochs), inputs.sample(other.indices, other.epochs, 'mix 1 ')]
     shape = batch.images.shape[1:3]
     for row, joined in enumerate(inputs._mixed(own.indices, own.epochs)):
       layers = []
@@ -143,7 +143,7 @@ def test_mosaic_equals_the_reference():
       y, x = np.rint(rng.uniform(0.25, 0.75, 2) * shape).astype(int)
       canvas, expected = np.full([3, *shape], 127, np.uint8), []
       for k, factor in enumerate(rng.uniform(0.5, 1.5, 4)):
-        drawn = inputs._sample(plans[k].indices, plans[k].epochs, f'mix {k} ' if k else '')
+        drawn = inputs.sample(plans[k].indices, plans[k].epochs, f'mix {k} ' if k else '')
         size = np.rint(drawn.sizes[row] * factor).astype(int)
         image, classes, masks = whole(source, plans[k].indices[row], drawn.flipped[row], size)
         low, high = np.array([(0, y), (y, shape[0])][k // 2]), np.array([(0, x), (x, shape[1])][k % 2])
@@ -261,7 +261,7 @@ def test_real_images(real_images, data, split, images):
   assert any(crowds) == (data == 'coco_dev')
   for step in (0, int(np.argmax(crowds))):
     batch, (own, other) = inputs.batch(step), inputs._planned(step)
-    draws = [inputs._sample(own.indices, own.epochs), inputs._sample(other.indices, other.epochs, 'mix 1 ')]
+    draws = [inputs.sample(own.indices, own.epochs), inputs.sample(other.indices, other.epochs, 'mix 1 ')]
     for row in range(2):
       drawn, drawn2 = ([field[row] for field in each] for each in draws)
       image, classes, masks = whole(source, own.indices[row], *drawn[:2], flip_order(()))

@@ -3,10 +3,13 @@
 import json
 import subprocess
 import sys
+import types
+from unittest import mock
 
 import pytest
 import tensorflow as tf
 
+from rethink_tf.distributed import devices
 from rethink_tf.distributed import strategy as distribution
 from rethink_tf.distributed.workers import Workers
 from rethink_tf.errors import UserError, WorkerLost
@@ -128,6 +131,17 @@ def test_several_machines_need_a_multi_worker_strategy(monkeypatch, arguments, m
 def test_a_task_of_type_evaluator_uses_its_own_devices_only(monkeypatch, two_replicas):
   monkeypatch.setenv('TF_CONFIG', config({'type': 'evaluator', 'index': 0}, worker=HOSTS, evaluator=['d:1']))
   assert distribution.strategy(num_devices=1).num_replicas_in_sync == 1
+
+
+def test_a_slice_of_several_hosts_is_a_strategy(monkeypatch, two_replicas):
+  from official.common import distribute_utils
+  slice_ = mock.create_autospec(tf.distribute.TPUStrategy, instance=True, num_replicas_in_sync=16)
+  slice_.extended = types.SimpleNamespace(num_hosts=4)
+  monkeypatch.setattr(distribute_utils, 'get_distribution_strategy', lambda kind, tpu_address: slice_)
+  monkeypatch.setenv('TPU_ACCELERATOR_TYPE', 'v4-32')
+  assert distribution.strategy('tpu', tpu='my-slice') is slice_
+  assert distribution.num_hosts(slice_) == 4 and distribution.num_hosts(two_replicas) == 1
+  assert devices.describe(slice_) == 'TPU v4-32, 16 cores on 4 hosts'
 
 
 @pytest.mark.slow

@@ -54,9 +54,9 @@ def trainer_of(batch, norm=sync_batch_norm, micro_batches=1):
 
 def precise(trainer, made, due=lambda step: True, number=None):
   """The callback on a list of batches, of which it uses `number`, by default all."""
-  def data(step):
+  def data(step, number):
     stacked = tf.nest.map_structure(lambda *x: tf.stack(x), *made)
-    whole = tf.data.Dataset.from_tensor_slices(stacked).skip(step)
+    whole = tf.data.Dataset.from_tensor_slices(stacked).skip(step).take(number)
     strategy = trainer.distribute_strategy
     return strategy.experimental_distribute_dataset(whole) if strategy.num_replicas_in_sync > 1 else whole
   return PreciseStatistics(trainer, data, due, batches=number or len(made))
@@ -184,7 +184,7 @@ def test_without_sync_batch_norm_nothing_is_computed(see_logs, caplog):
 def test_batches_out_of_range():
   made = batches(1)
   with pytest.raises(UserError, match='PreciseStatistics.batches = 0'):
-    PreciseStatistics(trainer_of(made[0]), lambda step: made, lambda step: True, batches=0)
+    PreciseStatistics(trainer_of(made[0]), lambda step, number: made, lambda step: True, batches=0)
 
 
 def test_moments_of_unequal_batches_are_those_of_their_concatenation():

@@ -122,6 +122,10 @@ class CocoSource:
     """
     image = decode(self.read(i), self.file_names[i], tuple(self.sizes[i].tolist()), self._max_pixels,
                    self.notes)
+    return self.example(i, image)
+
+  def example(self, i: int, image: np.ndarray) -> Example:
+    """Return the Example of image i, given its pixels."""
     return self._table.example(self._positions[i], image)
 
   def path(self, i: int) -> str:

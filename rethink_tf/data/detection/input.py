@@ -22,6 +22,7 @@ from rethink_tf.data.batching import (
 )
 from rethink_tf.data.buckets import assign, padding_waste
 from rethink_tf.data.colours import ColourJitter
+from rethink_tf.data.detection import graph_input
 from rethink_tf.data.mixing import Buffers, CopyPaste, Mosaic, select
 from rethink_tf.data.sampler import PlannedBatch, SamplingPlan
 from rethink_tf.data.shared_reads import SharedReads
@@ -40,6 +41,7 @@ class _Input(BatchedInput):
     buckets: int32 [N], index of the padded shape of each image.
     dropped_instances: instances dropped because their image has more than max_instances; each image counts once. In
       evaluation that is of no consequence: AP counts the objects of the annotations.
+    flip_orders: int [K, P], source index of each keypoint in a flip.
   """
 
   def __init__(self, source: Source, batch_size: int, resize: Resize | LargeScaleJitter | None, max_instances: int,
@@ -59,7 +61,7 @@ class _Input(BatchedInput):
                    100 * padding_waste(sizes, self.padded_shapes, self.buckets))
     self.dropped_instances = 0
     self._overfull: set[int] = set()  # images with more than max_instances
-    self._flip_orders = keypoint_pairs.flip_orders(source.categories, source.num_keypoints)
+    self.flip_orders = keypoint_pairs.flip_orders(source.categories, source.num_keypoints)
 
   def _signature(self) -> Batch:
     b, g, p = self.batch_size, self.max_instances, self.source.num_keypoints
@@ -198,13 +200,23 @@ class TrainInput(_Input):
     """
     return self._endless(start_step, context)
 
+  def graph_dataset(self, start_step: int, steps: int, context: tf.distribute.InputContext | None = None
+                    ) -> tf.data.Dataset:
+    """Return `steps` of these batches as a graph that hosts without this program can run; raises as `check_graph`."""
+    self.check_graph()
+    return graph_input.dataset(self, start_step, steps, context)
+
+  def check_graph(self) -> None:
+    """Raise UserError unless `graph_dataset` can read the source."""
+    graph_input.check(self)
+
   def batch(self, step: int, share: BatchShare = WHOLE_BATCH) -> Batch:
     """Return the batch of a training step: a pure function of seed and step, if the same images are readable."""
     rows = share.rows(self.batch_size)
     planned = [each._replace(indices=each.indices[rows], epochs=each.epochs[rows]) for each in self._planned(step)]
     indices, epochs, bucket = planned[0]
     batch = self._empty_batch(bucket, len(indices), len(indices))
-    sampled = [self._sample(each.indices, each.epochs, purpose) for each, purpose in zip(planned, self._purposes,
+    sampled = [self.sample(each.indices, each.epochs, purpose) for each, purpose in zip(planned, self._purposes,
                                                                                          strict=True)]
     mixed = self._mixed(indices, epochs)
     needed = [[int(each.indices[row]) for each in (planned if mixed[row] else planned[:1])]
@@ -215,8 +227,8 @@ class TrainInput(_Input):
       used, example = images[index]
       drawn = _Sampled(*(each[row] for each in sampled[k]))
       if used != index:
-        drawn = _Sampled(*(each[0] for each in self._sample([used], np.array([epoch]), self._purposes[k])))
-      return used, self._recolour(augment.flip(example, self._flip_orders) if drawn.flipped else example, epoch,
+        drawn = _Sampled(*(each[0] for each in self.sample([used], np.array([epoch]), self._purposes[k])))
+      return used, self._recolour(augment.flip(example, self.flip_orders) if drawn.flipped else example, epoch,
                                   int(self.source.image_ids[used]), self._purposes[k]), drawn
 
     def fill(row: int, images: dict[int, tuple[int, Example]]) -> None:
@@ -257,7 +269,7 @@ class TrainInput(_Input):
     planned = self._planned(step)
     indices, epochs, bucket = planned[0]
     shape = self.padded_shapes[bucket]
-    visible = np.stack([np.minimum(self._sample(each.indices, each.epochs, purpose).sizes, shape)
+    visible = np.stack([np.minimum(self.sample(each.indices, each.epochs, purpose).sizes, shape)
                         for each, purpose in zip(planned, self._purposes, strict=True)], axis=1)  # [B, images, 2]
     sizes = visible[:, 0]
     if self.mix is not None:
@@ -305,7 +317,7 @@ class TrainInput(_Input):
     uniform = keyed_random.keyed_generator(self.seed, f'{purpose}colours', epoch, image_id).random(5)
     return example._replace(image=self.colours(example.image, uniform))
 
-  def _sample(self, indices: np.ndarray | list[int], epochs: np.ndarray, purpose: str = '') -> _Sampled:
+  def sample(self, indices: np.ndarray | list[int], epochs: np.ndarray, purpose: str = '') -> _Sampled:
     """Sample the augmentation of N images in their epochs; purpose: prefix of the keys."""
     ids = self.source.image_ids[indices]
 

@@ -15,11 +15,13 @@ from google.protobuf.message import DecodeError
 from pycocotools import mask as mask_api
 
 from rethink_tf.data.categories import Category, as_text
+from rethink_tf.data.detection import graph_record
 from rethink_tf.data.detection.annotation_reader import AnnotationReader, FieldError
 from rethink_tf.data.detection.annotations import Annotations
 from rethink_tf.data.detection.segmentation import to_rle
 from rethink_tf.data.images import MAX_PIXELS, ImageError, check_pixels, header_size, measure
 from rethink_tf.errors import in_one_line, needs_models
+from rethink_tf.structures import Example
 
 _ANNOTATION = 'rethink_tf/annotation'
 _FORMATS = {b'\xff\xd8': 'jpg', b'\x89P': 'png', b'BM': 'bmp', b'GI': 'gif'}  # by the first two bytes
@@ -36,11 +38,13 @@ class Record(NamedTuple):
   annotations: list[dict[str, Any]]  # COCO json objects; without ids if the record was written by another converter
 
 
-def encode(record: Record, categories: Sequence[Category], png_masks: bool) -> bytes:
+def encode(record: Record, categories: Sequence[Category], png_masks: bool,
+           example: Example | None = None) -> bytes:
   """Serialise a record as a tf.train.Example.
 
   The keys of tf-models-official describe the annotations that have area inside the image; labels are category ids, as
-  its own converter writes them. `png_masks`: write its masks too, PNG files of the size of the image.
+  its own converter writes them. `png_masks`: write its masks too, PNG files of the size of the image. `example`: the
+  image and its instances, for inputs without Python (graph_record.py).
   """
   with needs_models('writing TFRecords'):
     from official.vision.data import tfrecord_lib
@@ -69,8 +73,10 @@ def encode(record: Record, categories: Sequence[Category], png_masks: bool) -> b
     features[f'image/object/{name}'] = tfrecord_lib.convert_to_feature(values, kinds.get(name, 'float_list'))
   features[_ANNOTATION] = tfrecord_lib.convert_to_feature(
       [json.dumps(entry).encode() for entry in record.annotations], 'bytes_list')
-  example = tf.train.Example(features=tf.train.Features(feature=features))
-  return example.SerializeToString(deterministic=True)  # the same bytes in every process
+  if example is not None:
+    features |= graph_record.features(example, record.encoded, categories)
+  message = tf.train.Example(features=tf.train.Features(feature=features))
+  return message.SerializeToString(deterministic=True)  # the same bytes in every process
 
 
 def decode(payload: bytes, max_pixels: int = MAX_PIXELS) -> Record:

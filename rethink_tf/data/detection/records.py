@@ -58,6 +58,14 @@ class Shard(NamedTuple):
   annotations: list[int]  # number of all annotations
 
 
+class Locations(NamedTuple):
+  """Where the records of N images are."""
+
+  paths: list[str]  # of the shards
+  files: np.ndarray  # int32 [N] index into paths
+  offsets: np.ndarray  # int64 [N] in bytes
+
+
 class Index(NamedTuple):
   """Contents of <split>-index.json."""
 
@@ -122,8 +130,10 @@ class RecordSource:
     self.sizes = np.stack([columns['heights'], columns['widths']], axis=1)[chosen].astype(np.int32)
     self.num_instances = columns['usable'][chosen].astype(np.int32)
     self.num_visible = columns['visible'][chosen].astype(np.int32) * keypoints
-    locations = [(os.path.join(data_dir, shard.file), offset) for shard in index.shards for offset in shard.offsets]
-    self._locations = [locations[i] for i in chosen]
+    files_of = np.repeat(np.arange(len(index.shards), dtype=np.int32), [len(shard.offsets) for shard in index.shards])
+    offsets = np.array([offset for shard in index.shards for offset in shard.offsets], np.int64)
+    self.locations = Locations([os.path.join(data_dir, shard.file) for shard in index.shards], files_of[chosen],
+                               offsets[chosen])
     self._first_ids = (1 + np.cumsum(columns['annotations']) - columns['annotations'])[chosen]
     logging.info('%s: %d images, %d instances, %d classes', self.name, len(chosen), self.num_instances.sum(),
                  self.num_classes)
@@ -178,7 +188,7 @@ class RecordSource:
     return {'id': int(self.image_ids[i]), 'file_name': file_name, 'height': height, 'width': width}, entries
 
   def _read(self, i: int) -> Record:
-    path, offset = self._locations[i]
+    path, offset = self.locations.paths[self.locations.files[i]], int(self.locations.offsets[i])
     try:
       with open_regular(path) as file:
         return decode(read_record(file, offset)[0], self._max_pixels)

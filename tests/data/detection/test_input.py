@@ -478,7 +478,7 @@ def test_large_scale_jitter(source):
     assert_same(batch, again.batch(step))
     assert batch.images.shape == (8, 96, 96, 3)
     plan = inputs.plan[step]
-    for row, drawn in enumerate(zip(*inputs._sample(plan.indices, plan.epochs), strict=True)):
+    for row, drawn in enumerate(zip(*inputs.sample(plan.indices, plan.epochs), strict=True)):
       flipped, size, offset, _ = drawn
       example = source.load(int(plan.indices[row]))
       example = augment.flip(example, order) if flipped else example
