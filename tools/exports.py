@@ -108,14 +108,17 @@ def write(kind: str, folder: pathlib.Path) -> None:
 
 
 def runners(folder: pathlib.Path) -> dict[str, Callable[[], Any]]:
-  """Return a function of no arguments for each file, which runs it on the same image."""
+  """Return a function of no arguments for each file there is, which runs it on the same image."""
   from rethink_tf.export import onnx_format, saved_model, tflite_format
 
   image, functions = source_of().load(0).image, {}
   for name, (file, _) in FORMATS.items():
     path = folder / file
+    if not path.with_name(f'{file}.json').exists():
+      continue
     if file == 'saved_model':
-      run = saved_model.load(str(path)).detect
+      model = saved_model.load(str(path))  # which must outlive its function
+      run = lambda *inputs, model=model: model.detect(*inputs)  # noqa: E731
     else:
       run = (onnx_format if file.endswith('onnx') else tflite_format).runner(path.read_bytes())
     functions[name] = functools.partial(run, image, np.float32(THRESHOLD))
@@ -136,7 +139,8 @@ def table(folder: pathlib.Path) -> str:
     if not (folder / kind).exists():
       continue
     timings = in_turns(runners(folder / kind), ROUNDS)
-    for name, (file, _) in FORMATS.items():
+    for name in timings:
+      file = FORMATS[name][0]
       path = folder / kind / file
       row = json.loads(path.with_name(f'{file}.json').read_text())
       shares = (f'{100 * row["masks"]:.2g} %' if kind != 'keypoints' else '',

@@ -84,7 +84,7 @@ def test_the_usual_size():
 @pytest.mark.parametrize('form, image_size', [
   pytest.param(onnx_format, None, marks=needs_extra), pytest.param(onnx_format, (60, 90), marks=needs_extra),
   (tflite_format, (60, 90))], ids=['onnx, any size', 'onnx, one size', 'tflite'])
-def test_detections_equal_those_of_predict(tmp_path, form, kind, image_size, caplog):
+def test_detections_equal_those_of_predict(tmp_path, form, kind, image_size, caplog, see_logs):
   """Compared by the export itself; without detections above the threshold it compares at 0."""
   detector, batch = DETECTORS[kind](), tiny.batch(1, keypoints=len(KEYPOINTS))
   detector(batch.images, batch.image_sizes, labels=batch, training=True)
@@ -100,8 +100,7 @@ def test_detections_equal_those_of_predict(tmp_path, form, kind, image_size, cap
     return detector(batch.images, batch.image_sizes, training=False).detections
 
   out = tmp_path / 'detector'
-  with caplog.at_level('INFO'):
-    portable_files.export(str(out), form, detector, predict, inputs, 0.1, image_size)
+  portable_files.export(str(out), form, detector, predict, inputs, 0.1, image_size)
   compared = [record.getMessage() for record in caplog.records if 'detections compared' in record.getMessage()]
   assert len(compared) == 2 and not any(' 0 detections' in line for line in compared), compared
   image = np.zeros([*(image_size or (70, 70)), 3], np.uint8)
