@@ -165,7 +165,7 @@ class _Rows:
 
 def resize(image: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
   """Resize a uint8 image bilinearly to size int32 [2]; one of this size stays as it is."""
-  # Departure: TensorFlow interpolates in float32, OpenCV with 11 bits a weight: of the pixels of COCO's photographs,
+  # Departure: TensorFlow interpolates in float32, OpenCV with 11 bits a weight: of the pixels of COCO's images,
   # 11 % differ from those of the other inputs, by one level of 256 (results/slices.md).
   resized = tf.raw_ops.ResizeBilinear(images=image[None], size=size, half_pixel_centers=True)[0]
   return tf.cast(resized + 0.5, tf.uint8)
