@@ -28,8 +28,8 @@ class Resize:
     max_side: largest long side, in pixels.
     from_range: sample any size between the smallest and the largest short_side, not only the listed ones.
     scale: factor of all these sizes, as 0.5 for a pre-training at half the resolution of a configuration; None: 1.
-    aspects: long side : short side of the padded shapes, beside that of max_side (buckets.py); fewer of them are fewer
-      shapes that XLA compiles, and more padding.
+    aspects: long side : short side of the padded shapes, beside that of max_side; None: buckets.ASPECTS. Fewer of them
+      are fewer shapes that XLA compiles, and more padding.
 
   Raises:
     UserError: sizes or a scale that are not positive, a long side below the short one, or aspects below 1.
@@ -39,7 +39,7 @@ class Resize:
   max_side: int = 1333
   from_range: bool = False
   scale: float | None = None
-  aspects: tuple[float, ...] = ASPECTS
+  aspects: tuple[float, ...] | None = None
 
   tighten: ClassVar[bool] = True  # boxes of objects that a mosaic or copy-paste crops; nothing else crops here
 
@@ -53,7 +53,7 @@ class Resize:
     if not self.short_sides or min(self.short_sides) < 1 or self.max_side < self.largest:
       raise UserError(f'Resize: short_side is {self.short_side} and max_side {self.max_side}; use sizes above 0 '
                       'and a max_side that is at least the largest short_side')
-    if not all(aspect >= 1 for aspect in self.aspects):
+    if not all(aspect >= 1 for aspect in self.aspects or ()):
       raise UserError(f'Resize.aspects = {self.aspects}: give long side : short side, 1 or more, as (1.0, 1.5)')
 
   @property
@@ -69,7 +69,7 @@ class Resize:
   @property
   def padded_shapes(self) -> np.ndarray:
     """int32 [C, 2] height, width, smallest first."""
-    return bucket_shapes(self.largest, self.max_side, aspects=self.aspects)
+    return bucket_shapes(self.largest, self.max_side, aspects=ASPECTS if self.aspects is None else self.aspects)
 
   def sizes(self, sizes: np.ndarray, uniform: np.ndarray) -> np.ndarray:
     """Return sizes after resizing: int [N, 2] and one uniform number in [0, 1) for each -> int32 [N, 2]."""
