@@ -20,6 +20,7 @@ PACKAGE = commands.ROOT / 'rethink_tf'
 DISTRIBUTIONS = {'absl': 'absl-py', 'gin': 'gin-config', 'cv2': 'opencv-python-headless', 'PIL': 'pillow',
                  'yaml': 'pyyaml', 'google': 'tensorflow', 'official': 'tf-models-official'}
 OPTIONAL = {'tensorflow_addons', 'detectron2'}
+OF_EXTRAS = {'onnx', 'onnxruntime', 'tf2onnx'}  # imported by the commands that need them
 
 # What native Windows does not have. TensorFlow is imported before, since this is Linux.
 WINDOWS = '''
@@ -70,8 +71,10 @@ def test_every_package_that_is_imported_is_a_requirement():
   """Not only one of tf-models-official."""
   text = (commands.ROOT / 'setup.py').read_text()
   required = re.findall(r"""['"]([\w.-]+)[^'"]*""", text[text.index('install_requires'):text.index('extras_require')])
+  extras = re.findall(r"""['"]([\w.-]+)[^'"]*""", text[text.index('extras_require'):])
+  assert OF_EXTRAS <= set(extras) - set(required)
   for file, line, name, _ in imports():
-    if name not in sys.stdlib_module_names and name not in OPTIONAL | {'rethink_tf'}:
+    if name not in sys.stdlib_module_names and name not in OPTIONAL | OF_EXTRAS | {'rethink_tf'}:
       assert DISTRIBUTIONS.get(name, name) in required, f'{file}:{line}: {name} is in no requirement of setup.py'
 
 
