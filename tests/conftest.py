@@ -8,8 +8,10 @@ import pytest
 from absl import logging
 
 os.environ.setdefault('MPLBACKEND', 'Agg')  # before matplotlib is imported anywhere
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of a job in the background of a script
-  signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests of Ctrl-C wait for it
+# The tests of signals wait for them: a job in the background of a script ignores SIGINT, one under nohup SIGHUP.
+for signum, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+  if signal.getsignal(signum) is signal.SIG_IGN:
+    signal.signal(signum, handler)
 
 
 # The longest files, which begin first: else one worker is left with them when the other has finished.

@@ -527,9 +527,10 @@ def test_replicas_of_all_hosts_share_every_batch(hosts, replicas, augmentation):
     assert_same(Batch(*(np.concatenate(column) for column in zip(*shares, strict=True))), whole.batch(first + k))
   rows = slice(8 // hosts)
   for host, own in enumerate(loaded):  # a host reads its own images, and what is joined with them; may read ahead
-    planned = {int(i) for k in range(first, first + steps + 8) for images in whole._planned(k)
-               for i in images.indices[host * rows.stop:(host + 1) * rows.stop]}
-    assert set(own) <= planned and len(own) >= steps * rows.stop
+    own_rows = slice(host * rows.stop, (host + 1) * rows.stop)
+    needed, planned = ({int(i) for k in range(first, first + some) for images in whole._planned(k)
+                        for i in images.indices[own_rows]} for some in (steps, steps + 8))
+    assert needed <= set(own) <= planned
 
 
 def test_an_epoch_over_two_hosts_with_two_replicas_has_each_image_once():
