@@ -528,8 +528,9 @@ def test_replicas_of_all_hosts_share_every_batch(hosts, replicas, augmentation):
   rows = slice(8 // hosts)
   for host, own in enumerate(loaded):  # a host reads its own images, and what is joined with them; may read ahead
     own_rows = slice(host * rows.stop, (host + 1) * rows.stop)
-    needed, planned = ({int(i) for k in range(first, first + some) for images in whole._planned(k)
-                        for i in images.indices[own_rows]} for some in (steps, steps + 8))
+    planned = {int(i) for k in range(first, first + steps + 8) for images in whole._planned(k)
+               for i in images.indices[own_rows]}
+    needed = {int(i) for k in range(first, first + steps) for i in whole._planned(k)[0].indices[own_rows]}
     assert needed <= set(own) <= planned
 
 
