@@ -76,14 +76,16 @@ def main() -> None:
   graphs = None
   while (request := requests.get()) is not None:
     busy.set()
-    _write_to(request.log)
-    begin = time.monotonic()
-    from rethink_tf.training.sharing import SharedGraphs  # imports TensorFlow, whose lines belong into the log
+    try:
+      _write_to(request.log)
+      begin = time.monotonic()
+      from rethink_tf.training.sharing import SharedGraphs  # imports TensorFlow, whose lines belong into the log
 
-    graphs = graphs or SharedGraphs()
-    reply = _train(request, graphs, time.monotonic() - begin)
-    _write_to(os.devnull)
-    busy.clear()
+      graphs = graphs or SharedGraphs()
+      reply = _train(request, graphs, time.monotonic() - begin)
+      _write_to(os.devnull)
+    finally:
+      busy.clear()  # also of a run that fails: no signal then, so that the exit code is that of the failure
     with contextlib.suppress(OSError):  # the study has ended; the standard input says so too
       print(json.dumps(reply._asdict()), file=replies, flush=True)
   os._exit(0)  # all is saved, and Python would wait for the threads of TensorFlow

@@ -41,8 +41,12 @@ def test_it_ends_with_its_standard_input(tmp_path):
 def test_a_log_that_cannot_be_written_is_an_error(tmp_path):
   (tmp_path / 'a.log').mkdir()
   line = json.dumps(request(tmp_path, 'a')._asdict()).encode()
-  done = subprocess.run([sys.executable, '-m', 'rethink_tf.study.worker'], input=line, capture_output=True, cwd=ROOT)
-  assert done.returncode == 1
+  # The standard input stays open: at its end a run that is under way is ended by a signal.
+  with subprocess.Popen([sys.executable, '-m', 'rethink_tf.study.worker'], stdin=subprocess.PIPE, cwd=ROOT,
+                        stderr=subprocess.DEVNULL) as process:
+    process.stdin.write(line + b'\n')
+    process.stdin.flush()
+    assert process.wait(60) == 1
 
 
 @pytest.fixture
