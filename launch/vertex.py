@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from rethink_tf import command_line, process
+from rethink_tf import command_line
 from rethink_tf.errors import UserError
+from rethink_tf.process import entry
 from rethink_tf.redaction import redact
 from rethink_tf.weights import catalog
 
@@ -315,4 +316,4 @@ def _installed() -> bool:
 
 if __name__ == '__main__':
   _define_flags()
-  process.start(main, interrupted='stopped; a submitted job continues: see the console')
+  entry.start(main, interrupted='stopped; a submitted job continues: see the console')

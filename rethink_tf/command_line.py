@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from rethink_tf import process
 from rethink_tf.downloads import settings
+from rethink_tf.process import entry
 from rethink_tf.weights import catalog
 
 FLAGS = flags.FLAGS
@@ -23,7 +23,7 @@ def run_command(task: str) -> None:
     flags.DEFINE_bool('follow', False, 'score every new checkpoint of a run that another job trains, until its '
                       'last step', **here)
     flags.DEFINE_float('follow_minutes', 120.0, 'with --follow: how long to wait for a new checkpoint', **here)
-  process.start(_evaluate if task == 'evaluate' else _train)
+  entry.start(_evaluate if task == 'evaluate' else _train)
 
 
 def define_flags() -> None:
@@ -47,7 +47,7 @@ def configure(files: Sequence[str], params: Sequence[str] = ()) -> None:
   from rethink_tf import gin_files
 
   gin_files.find(files, required=True)
-  process.check_path(FLAGS.data_dir, 'no such folder: check --data_dir')
+  entry.check_path(FLAGS.data_dir, 'no such folder: check --data_dir')
   settings.apply(FLAGS.cache_dir, FLAGS.offline)
   if FLAGS.weights:
     catalog.check(FLAGS.weights)

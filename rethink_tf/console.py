@@ -16,7 +16,7 @@ from typing import TextIO
 import tensorflow as tf
 from absl import logging as absl_logging
 
-from rethink_tf import process
+from rethink_tf.process import signals
 
 PROGRESS_SECONDS = 10.0  # between two lines in a log; a terminal's line is rewritten twice a second
 
@@ -139,10 +139,10 @@ def held_stderr() -> Iterator[None]:
   kept = os.dup(2)
   try:
     os.dup2(reader.stdin.fileno(), 2)
-    process.error_descriptor = kept
+    signals.error_descriptor = kept
     yield
   finally:
-    process.error_descriptor = 2
+    signals.error_descriptor = 2
     os.dup2(kept, 2)
     os.close(kept)
     with contextlib.suppress(OSError), reader:

@@ -33,7 +33,7 @@ class WorkerLost(UserError):
 class Interrupted(KeyboardInterrupt):
   """A signal has ended the work after everything was saved.
 
-  signum: SIGINT (Ctrl-C), SIGTERM (pre-emption) or another one of process.EXIT_CODES.
+  signum: SIGINT (Ctrl-C), SIGTERM (pre-emption) or another one of process.signals.EXIT_CODES.
   message: how to continue; None: the default of the command.
   """
 

@@ -17,7 +17,7 @@ for signum, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
 # The longest files, which begin first: else one worker is left with them when the other has finished.
 LONG = ('test_golden.py', 'test_experiment.py', 'training/test_trainer.py', 'test_train.py', 'test_pretrain.py',
         'test_old_run.py', 'test_own_data.py', 'tools/test_fuzz.py', 'test_xla.py',
-        'evaluation/test_test_time_augmentation.py', 'predict/test___main__.py', 'test_api.py',
+        'evaluation/test_test_time_augmentation.py', 'predict/test___main__.py', 'api/test___init__.py',
         'export/test_saved_model.py', 'test_gin_configs.py', 'models/test_cbnet.py', 'models/test_recompute.py',
         'distributed/test_coordination.py', 'training/test_ema.py', 'data/classification/test_hashtag_stream.py')
 

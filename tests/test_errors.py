@@ -8,7 +8,8 @@ import pytest
 import tensorflow as tf
 
 from rethink_tf.errors import Interrupted, UserError, excerpt, in_one_line, plain
-from rethink_tf.process import EXIT_CODES, as_command
+from rethink_tf.process.entry import as_command
+from rethink_tf.process.signals import EXIT_CODES
 
 
 def end(main, capsys, argv=('command',)):

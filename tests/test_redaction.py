@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from rethink_tf.errors import UserError
-from rethink_tf.process import as_command
+from rethink_tf.process.entry import as_command
 from rethink_tf.redaction import RedactingFilter, redact, redact_arguments
 from rethink_tf.storage.run_folder import RunFolder
 
@@ -112,7 +112,7 @@ def test_log_lines_and_their_tracebacks_are_redacted():
 
 COMMAND = f"""
 import threading
-from rethink_tf.process import as_command
+from rethink_tf.process.entry import as_command
 
 def fail(link):
   try:

@@ -283,7 +283,7 @@ def _run_reports(rng, seeds, work):
   try:
     runs = run_summary.read_runs([str(name), str(work / 'b')])
     metric = runs[0].main_metric
-  except UserError as error:  # it names the folder; commands escape it (process.Output)
+  except UserError as error:  # it names the folder; commands escape it (process/output.py)
     raise UserError(plain(str(error))) from error
   found = [tables.runs_table(runs, [metric]), tables.settings_table(runs), tables.curves_table(runs)]
   assert all(isinstance(run.drops, list) and run.seen and run.twin_key for run in runs)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from rethink_tf import command_line, process
+from rethink_tf import command_line
 from rethink_tf.errors import UserError
+from rethink_tf.process import entry
 
 if TYPE_CHECKING:  # imports TensorFlow, which takes seconds: not needed for --help and misspelt flags
   from rethink_tf.bench.measure import Row
@@ -147,4 +148,4 @@ def _seconds(value: float) -> str:
 
 if __name__ == '__main__':
   define_flags()
-  process.start(main, result_is_printed=True)
+  entry.start(main, result_is_printed=True)

@@ -12,7 +12,7 @@ import sys
 
 from absl import flags
 
-from rethink_tf import process
+from rethink_tf.process import entry
 
 FLAGS = flags.FLAGS
 
@@ -35,4 +35,4 @@ def main() -> None:
 
 if __name__ == '__main__':
   define_flags()
-  process.start(main, interrupted='stopped; nothing was written', result_is_printed=True)
+  entry.start(main, interrupted='stopped; nothing was written', result_is_printed=True)

@@ -13,7 +13,7 @@ import sys
 
 from absl import flags
 
-from rethink_tf import process
+from rethink_tf.process import entry
 
 FLAGS = flags.FLAGS
 
@@ -36,4 +36,4 @@ def main() -> None:
 
 if __name__ == '__main__':
   define_flags()
-  process.start(main, interrupted='stopped; finished rows are written')
+  entry.start(main, interrupted='stopped; finished rows are written')

@@ -12,7 +12,7 @@ import time
 
 from absl import flags
 
-from rethink_tf import process
+from rethink_tf.process import entry
 
 FLAGS = flags.FLAGS
 
@@ -39,4 +39,4 @@ def main() -> None:
 
 if __name__ == '__main__':
   define_flags()
-  process.start(main, interrupted='stopped; nothing was written')
+  entry.start(main, interrupted='stopped; nothing was written')

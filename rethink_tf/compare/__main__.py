@@ -9,7 +9,7 @@ import sys
 
 from absl import flags
 
-from rethink_tf import process
+from rethink_tf.process import entry
 
 FLAGS = flags.FLAGS
 
@@ -29,7 +29,7 @@ def define_flags() -> None:
 
 def main(run_folders: list[str]) -> None:
   for path in run_folders:
-    process.check_path(path, 'no such run folder')
+    entry.check_path(path, 'no such run folder')
   from rethink_tf import console  # imports TensorFlow, which takes seconds: not needed for --help and such errors
   from rethink_tf.compare import tensorboard_log
   from rethink_tf.compare.report import compare
@@ -43,4 +43,4 @@ def main(run_folders: list[str]) -> None:
 
 if __name__ == '__main__':
   define_flags()
-  process.start(main, takes_arguments=True, interrupted='stopped')
+  entry.start(main, takes_arguments=True, interrupted='stopped')

@@ -13,7 +13,7 @@ import sys
 
 from absl import flags
 
-from rethink_tf import process
+from rethink_tf.process import entry
 
 FLAGS = flags.FLAGS
 
@@ -37,7 +37,7 @@ def define_flags() -> None:
 
 def main() -> None:
   """Convert a data set with the options of the command line."""
-  process.check_path(FLAGS.annotation_file or FLAGS.data_dir, 'no such file or folder: check --data_dir')
+  entry.check_path(FLAGS.annotation_file or FLAGS.data_dir, 'no such file or folder: check --data_dir')
   from rethink_tf import console
   from rethink_tf.data import problems
   from rethink_tf.data.conversion import convert
@@ -55,4 +55,4 @@ def main() -> None:
 
 if __name__ == '__main__':
   define_flags()
-  process.start(main, interrupted='stopped; run the same command again to continue')
+  entry.start(main, interrupted='stopped; run the same command again to continue')

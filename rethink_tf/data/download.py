@@ -14,10 +14,10 @@ import sys
 
 from absl import flags, logging
 
-from rethink_tf import process
 from rethink_tf.data.published_sets import SETS, PublishedSet
 from rethink_tf.downloads import settings
 from rethink_tf.errors import UserError, in_one_line, plain
+from rethink_tf.process import entry
 
 FLAGS = flags.FLAGS
 
@@ -120,4 +120,4 @@ def _convert(source: str, folder: str, class_name: str) -> None:
 
 if __name__ == '__main__':
   define_flags()
-  process.start(main, interrupted='stopped; the same command continues')
+  entry.start(main, interrupted='stopped; the same command continues')

@@ -13,7 +13,7 @@ import sys
 
 from absl import flags
 
-from rethink_tf import process
+from rethink_tf.process import entry
 
 FLAGS = flags.FLAGS
 
@@ -35,7 +35,7 @@ def define_flags() -> None:
 
 def main() -> None:
   """Convert images with hashtags with the options of the command line."""
-  process.check_path(FLAGS.json, 'no such file: check --json')
+  entry.check_path(FLAGS.json, 'no such file: check --json')
   from rethink_tf import console
   from rethink_tf.data.classification.vocabulary import Vocabulary
   from rethink_tf.data.hashtags_conversion import convert_hashtags
@@ -50,4 +50,4 @@ def main() -> None:
 
 if __name__ == '__main__':
   define_flags()
-  process.start(main, interrupted='stopped; run the same command again to continue')
+  entry.start(main, interrupted='stopped; run the same command again to continue')

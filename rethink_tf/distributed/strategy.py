@@ -17,11 +17,12 @@ import gin
 import tensorflow as tf
 from absl import logging
 
-from rethink_tf import console, process
+from rethink_tf import console
 from rethink_tf.distributed.cluster import is_address
 from rethink_tf.distributed.coordination import publish, published
 from rethink_tf.distributed.workers import ALONE, Workers, assemble, software
 from rethink_tf.errors import UserError, WorkerLost, excerpt, in_one_line, needs_models
+from rethink_tf.process import signals
 from rethink_tf.storage import files, writer_lock
 from rethink_tf.storage.run_folder import RunFolder
 
@@ -199,7 +200,7 @@ def _multi_worker(found: Cluster, num_devices: int | None, communication: str,
           'minutes (strategy.timeout_minutes): look at their logs, and restart all workers')
   try:
     # The server logs its start at every log level. It waits for a worker that has ended since, whatever its timeout.
-    with process.deadline(60 * timeout_minutes, late, WorkerLost.exit_code), console.held_stderr():
+    with signals.deadline(60 * timeout_minutes, late, WorkerLost.exit_code), console.held_stderr():
       result = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
   except (tf.errors.OpError, RuntimeError) as error:
     raise WorkerLost(f'worker {found.index} of {len(found.addresses)} could not join the others, restart all workers: '

@@ -12,8 +12,8 @@ import sys
 
 from absl import flags
 
-from rethink_tf import process
 from rethink_tf.errors import UserError
+from rethink_tf.process import entry
 
 FLAGS = flags.FLAGS
 
@@ -44,4 +44,4 @@ if __name__ == '__main__':
   flags.DEFINE_string('model_dir', None, 'run folder to write to; it is not created', **_here)
   flags.DEFINE_float('timeout_minutes', 10.0, 'for each check; a GPU may compile its kernels for half an hour, once',
                      **_here)
-  process.start(main, interrupted='stopped', result_is_printed=True)
+  entry.start(main, interrupted='stopped', result_is_printed=True)

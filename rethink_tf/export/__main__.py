@@ -7,8 +7,9 @@ import sys
 
 from absl import flags
 
-from rethink_tf import command_line, process
+from rethink_tf import command_line
 from rethink_tf.errors import UserError
+from rethink_tf.process import entry
 
 FLAGS = flags.FLAGS
 OUT = {'saved_model': 'saved_model', 'detectron2': 'detectron2.pkl', 'onnx': 'detector.onnx',
@@ -108,4 +109,4 @@ if __name__ == '__main__':
   flags.DEFINE_list('image_size', None, 'onnx, tflite: height and width of all images, as 480,640; default: any; '
                     'tflite: of a 4:3 image at the sizes of evaluation', **_here)
   flags.DEFINE_enum('channels', 'bgr', ['bgr', 'rgb'], 'detectron2: colour order of its input', **_here)
-  process.start(main)
+  entry.start(main)

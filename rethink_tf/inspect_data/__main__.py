@@ -15,8 +15,9 @@ import sys
 
 from absl import flags
 
-from rethink_tf import command_line, process
+from rethink_tf import command_line
 from rethink_tf.errors import UserError
+from rethink_tf.process import entry
 
 FLAGS = flags.FLAGS
 
@@ -63,4 +64,4 @@ def main() -> None:
 
 if __name__ == '__main__':
   define_flags()
-  process.start(main)
+  entry.start(main)

@@ -17,8 +17,9 @@ import sys
 
 from absl import flags
 
-from rethink_tf import command_line, process
+from rethink_tf import command_line
 from rethink_tf.errors import UserError
+from rethink_tf.process import entry
 
 FLAGS = flags.FLAGS
 
@@ -42,7 +43,7 @@ def main() -> None:
   if not model_dir:
     raise UserError('no run to inspect: name its folder with --model_dir')
   gin_files.find(FLAGS.gin_file)
-  process.check_path(model_dir, 'no such run folder: check --model_dir')
+  entry.check_path(model_dir, 'no such run folder: check --model_dir')
   from rethink_tf import experiment
   from rethink_tf.inspect_run import inspection, results
 
@@ -57,4 +58,4 @@ def main() -> None:
 
 if __name__ == '__main__':
   define_flags()
-  process.start(main)
+  entry.start(main)

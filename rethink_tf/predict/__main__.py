@@ -12,8 +12,9 @@ import sys
 
 from absl import flags
 
-from rethink_tf import command_line, process
+from rethink_tf import command_line
 from rethink_tf.errors import UserError
+from rethink_tf.process import entry
 
 FLAGS = flags.FLAGS
 
@@ -31,9 +32,9 @@ def main(paths: list[str]) -> None:
   gin_files.find(FLAGS.gin_file)
   if FLAGS.model_dir:
     gin_files.saved_config(FLAGS.model_dir)
-  process.check_path(FLAGS.saved_model, 'no such folder: check --saved_model')
+  entry.check_path(FLAGS.saved_model, 'no such folder: check --saved_model')
   for path in paths:
-    process.check_path(path, 'no such file or folder')
+    entry.check_path(path, 'no such file or folder')
   # These import TensorFlow, which takes seconds: not needed for --help and such errors.
   from rethink_tf import console, experiment
   from rethink_tf.distributed import devices
@@ -74,4 +75,4 @@ if __name__ == '__main__':
   flags.DEFINE_bool('upright', False, 'apply the EXIF orientation of the images', **_here)
   flags.DEFINE_alias('pictures', 'images', **_here)  # earlier names
   flags.DEFINE_alias('film', 'video', **_here)
-  process.start(main, takes_arguments=True, interrupted='stopped; the images so far are written')
+  entry.start(main, takes_arguments=True, interrupted='stopped; the images so far are written')

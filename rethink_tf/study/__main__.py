@@ -11,9 +11,9 @@ import sys
 
 from absl import flags
 
-from rethink_tf import process
 from rethink_tf.downloads import settings
 from rethink_tf.errors import UserError
+from rethink_tf.process import entry
 from rethink_tf.weights import catalog
 
 FLAGS = flags.FLAGS
@@ -59,7 +59,7 @@ def main() -> None:
   if not FLAGS.gin_file and (FLAGS.study_param or FLAGS.pretraining_data_dir or FLAGS.command):
     raise UserError('--study_param, --pretraining_data_dir and --command need a study: name it with --gin_file')
   if not FLAGS.gin_file:
-    process.check_path(FLAGS.data_dir, 'no such data folder: set --data_dir')
+    entry.check_path(FLAGS.data_dir, 'no such data folder: set --data_dir')
   from rethink_tf import gin_files
 
   gin_files.find(FLAGS.gin_file)
@@ -107,4 +107,4 @@ def main() -> None:
 
 if __name__ == '__main__':
   define_flags()
-  process.start(main, interrupted='stopped; the same command continues', cleanup_seconds=None)
+  entry.start(main, interrupted='stopped; the same command continues', cleanup_seconds=None)

@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from rethink_tf import process
 from rethink_tf.compare import tensorboard_log
 from rethink_tf.compare.report import Comparison, compare
 from rethink_tf.compare.tables import as_text
 from rethink_tf.errors import UserError
+from rethink_tf.process import entry
 from rethink_tf.study import estimate as estimating
 from rethink_tf.study import execution, forecast, grid, processes, reuse, sequential, worker
 from rethink_tf.study import stages as staging
@@ -112,7 +112,7 @@ def check_data(plan: StudyPlan) -> None:
     UserError: one does not.
   """
   for folder in (*(length.data_dir for length in plan.lengths), *plan.pretraining_folders):
-    process.check_path(folder, 'no such data folder: set --data_dir, or --pretraining_data_dir')
+    entry.check_path(folder, 'no such data folder: set --data_dir, or --pretraining_data_dir')
 
 
 def get_weights(plan: StudyPlan) -> None:

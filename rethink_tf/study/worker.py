@@ -21,8 +21,8 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rethink_tf import process
 from rethink_tf.errors import UserError, in_one_line
+from rethink_tf.process import entry
 
 if TYPE_CHECKING:
   from rethink_tf.training.sharing import SharedGraphs
@@ -154,4 +154,4 @@ def reply(line: str) -> Reply:
 
 
 if __name__ == '__main__':
-  process.start(main)
+  entry.start(main)

@@ -21,7 +21,7 @@ from absl import logging
 from rethink_tf.console import duration
 from rethink_tf.data.batching import StepFacts
 from rethink_tf.errors import UserError
-from rethink_tf.process import PATIENCE_SECONDS
+from rethink_tf.process.signals import PATIENCE_SECONDS
 from rethink_tf.storage.checkpoints import iterations
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.training.preemption import Interruption

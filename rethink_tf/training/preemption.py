@@ -12,7 +12,7 @@ from absl import logging
 
 from rethink_tf.distributed.coordination import StopTogether
 from rethink_tf.errors import Interrupted
-from rethink_tf.process import EXIT_CODES, PATIENCE_SECONDS, URGENT, end, handled_signals
+from rethink_tf.process.signals import EXIT_CODES, PATIENCE_SECONDS, URGENT, end, handled_signals
 
 
 class Interruption:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from rethink_tf import process
 from rethink_tf.downloads import settings
 from rethink_tf.errors import UserError, plain
+from rethink_tf.process import entry
 from rethink_tf.weights import catalog, listing
 
 if TYPE_CHECKING:
@@ -113,4 +113,4 @@ def _listed(classes: Sequence[str] | None) -> str:
 
 if __name__ == '__main__':
   define_flags()
-  process.start(main, takes_arguments=True, interrupted='stopped', result_is_printed=True)
+  entry.start(main, takes_arguments=True, interrupted='stopped', result_is_printed=True)

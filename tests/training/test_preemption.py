@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from rethink_tf.errors import Interrupted
-from rethink_tf.process import EXIT_CODES, URGENT
+from rethink_tf.process.signals import EXIT_CODES, URGENT
 from rethink_tf.training.preemption import Interruption
 
 

@@ -13,7 +13,7 @@ import sys
 
 from absl import flags
 
-from rethink_tf import process
+from rethink_tf.process import entry
 
 FLAGS = flags.FLAGS
 
@@ -32,7 +32,7 @@ def define_flags() -> None:
 
 def main() -> None:
   """Build a vocabulary with the options of the command line."""
-  process.check_path(FLAGS.json, 'no such file: check --json')
+  entry.check_path(FLAGS.json, 'no such file: check --json')
   from rethink_tf import console
   from rethink_tf.data.classification.vocabulary import write_vocabulary
 
@@ -45,4 +45,4 @@ def main() -> None:
 
 if __name__ == '__main__':
   define_flags()
-  process.start(main, interrupted='stopped; nothing was written')
+  entry.start(main, interrupted='stopped; nothing was written')

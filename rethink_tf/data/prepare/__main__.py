@@ -14,8 +14,8 @@ import sys
 
 from absl import flags
 
-from rethink_tf import process
 from rethink_tf.errors import UserError
+from rethink_tf.process import entry
 
 FLAGS = flags.FLAGS
 LAYOUTS = ('coco', 'yolo', 'voc', 'labelme', 'label_studio', 'via', 'masks')  # recognition.NAMES
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> None:
     raise UserError('name one folder to read: python -m rethink_tf.data.prepare my_export --output_dir=data/my_images')
   if FLAGS.copy and FLAGS['link'].present and FLAGS.link:
     raise UserError('--copy and --link: choose one of them')
-  process.check_path(arguments[0], 'no such folder: give the folder that the annotation tool has exported')
+  entry.check_path(arguments[0], 'no such folder: give the folder that the annotation tool has exported')
   from rethink_tf import console
   from rethink_tf.data.prepare import preparation
   from rethink_tf.data.prepare.layout import Options
@@ -75,4 +75,4 @@ def _inspect() -> None:
 
 if __name__ == '__main__':
   define_flags()
-  process.start(main, takes_arguments=True, interrupted='stopped; nothing was written to --output_dir')
+  entry.start(main, takes_arguments=True, interrupted='stopped; nothing was written to --output_dir')

@@ -29,7 +29,7 @@ from tests.compare import fake_runs
 from tests.test_command_line import call
 from tests.tiny import PARAMS
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)

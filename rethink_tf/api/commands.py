@@ -1,0 +1,146 @@
+"""What the commands do, as functions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rethink_tf.api.arguments import Path, configuration, optional, paths, strings
+
+if TYPE_CHECKING:
+  from rethink_tf.compare.report import Comparison
+  from rethink_tf.inspect_data.report import Split
+  from rethink_tf.inspect_run.detection_errors import Breakdown
+  from rethink_tf.inspect_run.keypoint_errors import KeypointBreakdown
+
+
+def train(gin_files: Path | Sequence[Path], gin_params: str | Sequence[str] = (), model_dir: Path | None = None,
+          data_dir: Path | None = None, weights: Path | None = None, allow_changes: bool = False) -> dict[str, float]:
+  """Train a detector, or a classifier for pre-training; return the metrics of the last evaluation in percent.
+
+  The same call resumes an interrupted run. Ctrl-C saves a checkpoint and raises KeyboardInterrupt.
+
+  Args:
+    gin_files: a complete configuration, as gin_configs/demo.gin, and files that override it.
+    gin_params: bindings that override the files, as 'SCHEDULE = 2'.
+    model_dir: run folder, local or gs://; None: runs/<name of the first gin file>.
+    data_dir: folder of the data set; None: the DATA_DIR of the gin files.
+    weights: weight file or run folder to start from, or the name of published weights, which are downloaded (python
+      -m rethink_tf.weights --list); with a file of gin_configs/init.
+    allow_changes: continue a run with settings that change the meaning of a step.
+
+  Raises:
+    UserError: the configuration, the data or the run folder has an error, or the run folder is that of another run.
+  """
+  from rethink_tf import experiment
+  from rethink_tf.gin_files import default_run_folder
+  from rethink_tf.training import loop
+
+  files = paths(gin_files)
+  with configuration(files, strings(gin_params), data_dir, weights):
+    folder = os.fspath(model_dir or default_run_folder(files))
+    return loop.train(experiment.run('train', folder, allow_changes=allow_changes))
+
+
+def evaluate(model_dir: Path, checkpoint: str | int = 'latest', gin_files: Path | Sequence[Path] = (),
+             gin_params: str | Sequence[str] = (), data_dir: Path | None = None,
+             allow_changes: bool = False) -> dict[str, float]:
+  """Evaluate a checkpoint of a run on its held-out images; return metrics in percent, as 'box/AP'.
+
+  Args:
+    model_dir: run folder, local or gs://.
+    checkpoint: 'latest', 'best' or a step.
+    gin_files, gin_params: override the configuration of the run, as gin_configs/augment/tta_detectron.gin.
+    data_dir: folder of the data set; None: that of the run.
+    allow_changes: evaluate a network that is not the one that was trained.
+
+  Raises:
+    UserError: there is no run or checkpoint, or its data set is missing.
+  """
+  from rethink_tf import experiment
+  from rethink_tf.evaluation import on_demand
+  from rethink_tf.gin_files import saved_config
+
+  model_dir = os.fspath(model_dir)
+  params = ["strategy.kind = 'default'", *strings(gin_params)]  # the devices of this machine, not those of the run
+  with configuration([saved_config(model_dir), *paths(gin_files)], params, data_dir):
+    return on_demand.evaluate(experiment.run('evaluate', model_dir, checkpoint=checkpoint,
+                                             allow_changes=allow_changes))
+
+
+def compare(model_dirs: Sequence[Path], output: Path = 'runs/comparison', metric: str | None = None,
+            seed_spread: float | None = None) -> Comparison:
+  """Compare runs; write a report with plots and a TensorBoard log.
+
+  Args:
+    model_dirs: run folders; the first is the baseline of the table of differences.
+    output: folder of the report.
+    metric: metric to compare by, as 'box/AP'; None: the first run's main metric.
+    seed_spread: known standard deviation of the metric between seeds, in points; None: taken from the runs, of which
+      one side at least must have two seeds for a verdict.
+
+  Returns:
+    `verdicts`, `text` (verdicts and tables) and `page` (path of the HTML file), among others.
+
+  Raises:
+    UserError: a folder is not a run folder, or has no evaluation.
+  """
+  from rethink_tf.compare import report
+
+  return report.compare(paths(model_dirs), os.fspath(output), metric=metric, seed_spread=seed_spread)
+
+
+def inspect_data(gin_files: Path | Sequence[Path], gin_params: str | Sequence[str] = (), output: Path | None = None,
+                 data_dir: Path | None = None) -> tuple[Split, Split]:
+  """Write statistics, suspicious annotations and rendered batches of the data of a configuration.
+
+  Args:
+    gin_files, gin_params, data_dir: as in `train`.
+    output: folder of the report; None: data/ in the default run folder.
+
+  Returns:
+    The training and the held-out split.
+
+  Raises:
+    UserError: the configuration or the data has an error, or is for classification.
+  """
+  from rethink_tf import experiment
+  from rethink_tf.gin_files import argument, default_run_folder
+  from rethink_tf.inspect_data import inspection
+
+  files = paths(gin_files)
+  names = ('train_source', 'eval_source', 'train_input', 'batch_size', 'seed')
+  with configuration(files, strings(gin_params), data_dir):
+    train_source, eval_source, train_input, batch_size, seed = (argument(experiment.run, name) for name in names)
+    return inspection.inspect(train_source, eval_source, lambda source: train_input(source, batch_size, seed),
+                              os.fspath(output or f'{default_run_folder(files)}/data'))
+
+
+def inspect_run(model_dir: Path, output: Path | None = None, data_dir: Path | None = None, iou: float = 0.5,
+                score: float | None = None) -> dict[str, Breakdown | KeypointBreakdown]:
+  """Break down the errors of the newest evaluation of a run, with tables, plots and examples.
+
+  Args:
+    model_dir: run folder, local or gs://.
+    output: folder of the report; None: that of the evaluation.
+    data_dir: folder of the data set; None: that of the run.
+    iou: of the confusion matrix and the precision-recall curves.
+    score: lowest score in the confusion matrix; None: the threshold with the best F1.
+
+  Returns:
+    Breakdowns by kind: 'box', 'mask', 'keypoint'.
+
+  Raises:
+    UserError: there is no run or evaluation, or its data set is missing.
+  """
+  from rethink_tf import experiment
+  from rethink_tf.gin_files import argument, bound, saved_config
+  from rethink_tf.inspect_run import inspection, results
+
+  model_dir = os.fspath(model_dir)
+  folder = results.newest_results(model_dir)
+  with configuration([saved_config(model_dir)], (), data_dir):
+    source = argument(experiment.run, 'eval_source')(training=False)
+    return inspection.inspect(folder, source, optional(output),
+                              keypoint_sigmas=bound('CocoEvaluator.keypoint_sigmas'), iou=iou, score=score)

@@ -1,0 +1,99 @@
+"""The start of a command: flags and --help, errors in one line, exit codes."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import sys
+import types
+from collections.abc import Callable, Sequence
+
+from absl import app, logging
+
+from rethink_tf.errors import Interrupted, UserError, WorkerLost, in_one_line
+from rethink_tf.process.output import lost_output, protect_output
+from rethink_tf.process.signals import CLEANUP_SECONDS, EXIT_CODES, Watchdog, handled_signals
+from rethink_tf.redaction import RedactingFilter, redact, redacted_tracebacks
+
+_HELP = ('-h', '-?', '-help', '--help', '--helpshort')  # of this command; absl's --helpfull also lists the libraries'
+
+
+def start(main: Callable[..., None], takes_arguments: bool = False,
+          interrupted: str = 'stopped; the same command resumes from the last checkpoint',
+          result_is_printed: bool = False, cleanup_seconds: float | None = CLEANUP_SECONDS) -> None:
+  """Parse the command line, call main, and turn errors into one line and an exit code (as_command).
+
+  takes_arguments: main is called with the positional arguments. result_is_printed: standard output is the result, so
+  that an error of writing it ends with exit code 1; other commands continue without their output. cleanup_seconds:
+  after a signal, in which threads that read must have ended; None: unlimited.
+  After a signal or the loss of a worker the process exits at once: Python would wait for the scoring thread, and
+  TensorFlow for the worker.
+  """
+  def command(argv: list[str]) -> None:
+    try:
+      call, others = (functools.partial(main, argv[1:]), argv[:1]) if takes_arguments else (main, argv)
+      as_command(call, others, interrupted, cleanup_seconds, result_is_printed)
+    except SystemExit as end:
+      if end.code in (*EXIT_CODES.values(), WorkerLost.exit_code):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code)
+      raise
+
+  protect_output(report=not result_is_printed)
+  logging.get_absl_handler().addFilter(RedactingFilter())
+  app.run(command, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+  """Parse the flags, and return what is left; --help prints the flags of the command and exits with code 0."""
+  arguments = argv[1:argv.index('--')] if '--' in argv else argv[1:]
+  if any(argument in _HELP for argument in arguments):
+    app.usage(shorthelp=True, writeto_stdout=True)
+    sys.exit(0)
+  return app.parse_flags_with_usage(argv)
+
+
+def check_path(path: str | None, message: str) -> None:
+  """Check that a local path of the command line exists, before TensorFlow is imported, which takes seconds.
+
+  Raises:
+    UserError: '<path>: <message>'.
+  """
+  if path and '://' not in path and not os.path.exists(os.path.expanduser(path)):
+    raise UserError(f'{path}: {message}')
+
+
+@redacted_tracebacks()
+def as_command(main: Callable[[], None], argv: Sequence[str], interrupted: str,
+               cleanup_seconds: float | None = CLEANUP_SECONDS, result_is_printed: bool = False) -> None:
+  """Call main, unless an argument is left over, and turn exceptions into a line and an exit code.
+
+  A UserError prints one line and exits with its exit code (1; 69 for WorkerLost). Ctrl-C, SIGTERM and SIGHUP print
+  `interrupted`, or the message of Interrupted, and exit with 130 or 75, also from a call into C that never returns. Any
+  other exception gives Python's traceback, redacted.
+  """
+  watchdog = Watchdog(interrupted, cleanup_seconds)
+
+  def interrupt(signum: int, frame: types.FrameType | None) -> None:
+    watchdog.reacted.set()
+    raise Interrupted(signum)
+
+  try:
+    with handled_signals(interrupt, watchdog.watch):
+      if argv[1:]:
+        raise UserError(f'unexpected argument {argv[1]!r}: options are written --name=value; see --help')
+      main()
+      sys.stdout.flush()
+      if result_is_printed and lost_output() is not None:
+        raise UserError(f'standard output: cannot be written: {in_one_line(lost_output())}')
+  except UserError as error:
+    print(f'error: {redact(error.line())}', file=sys.stderr)
+    sys.exit(error.exit_code)
+  except KeyboardInterrupt as error:
+    signum = getattr(error, 'signum', signal.SIGINT)
+    print(getattr(error, 'message', None) or interrupted, file=sys.stderr)
+    sys.exit(EXIT_CODES[signum])
+  finally:
+    watchdog.done.set()
