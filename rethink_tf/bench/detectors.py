@@ -68,6 +68,9 @@ def predict_with_peers(make: Callable[[Sequence[str]], Experiment], rounds: int)
   """
   bindings = ('DetectionGenerator.score_threshold = 0.0',)
   experiments = {policy: make((*bindings, f"run.precision = '{policy}'")) for policy in POLICIES}
+  for policy, built in experiments.items():
+    if built.trainer.detector.backbone.compute_dtype != tf_keras.mixed_precision.Policy(policy).compute_dtype:
+      raise UserError('--task=predict --peers: measures both precisions: leave out the binding of run.precision')
   first = experiments[POLICIES[0]]
   shape, batch, example = next(first_batches(first.train_input, shapes=1))
   steps = {policy: functools.partial(built.trainer.predict_batch, batch) for policy, built in experiments.items()}

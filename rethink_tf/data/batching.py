@@ -302,20 +302,25 @@ def errors_of(inputs: Input) -> Iterator[None]:
     failure = getattr(inputs, 'failure', None)
     if failure is not None:
       raise failure from error
-    if any(operation in error.message for operation in _OF_A_GRAPH):
+    if getattr(inputs, 'is_graph', False) and any(operation in error.message for operation in _OF_A_GRAPH):
       raise UserError(f'{inputs.source.name}: an image cannot be read: {in_one_line(error)[:200]}: python -m '
                       'rethink_tf.inspect_data with the same options names it; convert the data again') from error
     raise
 
 
+class EachImageOnce:
+  """What inputs of evaluation, which are BatchedInputs, have in common: a number of batches, in a fixed order."""
+
+  num_batches: int
+
+  def dataset(self, share: tuple[int, int] = (0, 1)) -> tf.data.Dataset:
+    """Return all batches in a fixed order; with a share (k, n) every n-th from k on, for worker k of n."""
+    return self._dataset(tf.data.Dataset.range(share[0], self.num_batches, share[1]))
+
+
 def count_from(start: int) -> tf.data.Dataset:
   """Return start, start + 1, ...; infinite, so that several workers need not agree on its end at each step."""
   return tf.data.Dataset.counter(start, 1)
-
-
-def every_nth(batches: int, share: tuple[int, int]) -> tf.data.Dataset:
-  """Return the batch numbers of an evaluation that worker `share[0]` of `share[1]` processes."""
-  return tf.data.Dataset.range(share[0], batches, share[1])
 
 
 def aligned_zeros(shape: list[int], dtype: np.dtype) -> np.ndarray:

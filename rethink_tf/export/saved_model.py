@@ -202,7 +202,7 @@ def export(out: str, detector: MaskRCNN, predict_step: Callable[[Batch], Detecti
     loaded = load(temporary)
     comparison.verify('the SavedModel', lambda image, at: _numpy(loaded.detect(image, at)), predict_step, detector,
                       inputs, threshold)
-    _verify_signatures(loaded, next(comparison.first_images(inputs, 1))[0])
+    _verify_signatures(loaded, inputs.source.load(0).image)
     tf.io.gfile.rename(temporary, out)
   except (OSError, tf.errors.OpError) as error:
     raise UserError(f'{out}: the SavedModel could not be written or run: {in_one_line(error)}') from error

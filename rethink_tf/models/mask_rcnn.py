@@ -246,8 +246,7 @@ class MaskRCNN(tf_keras.layers.Layer):
     logits = self.mask_logits(pyramid, detections.boxes[:, :slots], detections.classes[:, :slots])
     masks = tf.pad(tf.nn.sigmoid(logits), [[0, 0], [0, limit - slots], [0, 0], [0, 0]])
     masks = tf.where((detections.classes > 0)[..., None, None], masks, 0.0)
-    masks.set_shape([None, limit, *masks.shape[2:]])
-    return detections._replace(masks=masks)
+    return detections._replace(masks=_with_slots(masks, limit))
 
   def detect_keypoints(self, pyramid: Pyramid, detections: Detections, limits: Size) -> Detections:
     """Add keypoints [B, D, P, 3] of each detection; zero in empty slots. limits: largest size of boxes in pixels."""
@@ -263,8 +262,16 @@ class MaskRCNN(tf_keras.layers.Layer):
                              limits if self.xla else None)
     points = tf.reshape(points, tf.concat([tf.shape(used), points.shape[1:]], 0))
     points = tf.pad(tf.where(used[..., None, None], points, 0.0), [[0, 0], [0, limit - slots], [0, 0], [0, 0]])
-    points.set_shape([None, limit, *points.shape[2:]])
-    return detections._replace(keypoints=points)
+    return detections._replace(keypoints=_with_slots(points, limit))
+
+
+def _with_slots(values: tf.Tensor, limit: int) -> tf.Tensor:
+  """Return values [B, D, ...] with D checked to be `limit`."""
+  shape = [None, limit, *values.shape[2:]]
+  if portable.chosen():  # other runtimes have no such check
+    values.set_shape(shape)
+    return values
+  return tf.ensure_shape(values, shape)
 
 
 def padded_shape(features: dict[str, tf.Tensor]) -> Size:

@@ -200,7 +200,7 @@ def _time(choice: Choice, planned: Callable[..., StudyPlan], parallel: int | Non
   short, long = (planned(choice, f'KTimesSchedule.unit = {one}') for one in (unit, 2 * unit))
   get_weights(short)
   with runner_of(short, parallel) as runner:
-    missing = {path: one[:3] for path, one in short.pretraining.items() if not runner.pretrained(path)}
+    missing = {path: one.configuration for path, one in short.pretraining.items() if not runner.pretrained(path)}
     found = estimating.estimate(runner, short.stages, missing)
     before = sum(found.pretraining.values())
     return before + found.stages, before + runner.remaining(long.stages)

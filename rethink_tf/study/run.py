@@ -34,6 +34,11 @@ class Pretraining(NamedTuple):
   data_dir: str | None
   command: str = 'pretrain'  # or 'train', of a detector
 
+  @property
+  def configuration(self) -> tuple[tuple[str, ...], tuple[str, ...], str | None]:
+    """Gin files, bindings and data folder."""
+    return self.files, self.params, self.data_dir
+
 
 class StudyPlan(NamedTuple):
   """The runs of a study."""
@@ -101,7 +106,7 @@ def plan_study(gin_file: str, output: str | None = None, gin_params: Sequence[st
     raise UserError(f'--weights={weights} is given, but no run of {gin_file} starts from it: the study names the '
                     'weights of each arm itself, or all start from random ones')
   return StudyPlan(output, tuple(trials), tuple(lengths), tuple(stages), pretraining, data_dir, pretraining_data_dir,
-                   tuple(grid.data_folder(*one[:3]) for one in pretraining.values()),
+                   tuple(grid.data_folder(*one.configuration) for one in pretraining.values()),
                    share_prefixes=share, until_settled=study.until_settled, seed_axis=study.seed_axis)
 
 
@@ -219,7 +224,7 @@ def runner_of(plan: StudyPlan, parallel: int | None = None) -> execution.Runner:
 
 def _estimate(runner: execution.Runner, plan: StudyPlan) -> Estimate | None:
   remaining = [stage for stage in plan.stages if not runner.done(stage)]
-  missing = {path: one[:3] for path, one in plan.pretraining.items() if not runner.pretrained(path)}
+  missing = {path: one.configuration for path, one in plan.pretraining.items() if not runner.pretrained(path)}
   try:
     return estimating.estimate(runner, remaining, missing) if remaining else None
   except UserError as error:

@@ -61,6 +61,8 @@ def test_prediction_with_peers_has_equal_numbers_of_proposals_and_detections():
   assert {row['group'] for row in rows} == {'predict 2 x 128 x 128'}
   note, = {row['note'] for row in rows}
   assert note.endswith(' detections an image') and rows[0]['gflop'] == rows[1]['gflop'] > 0 == rows[2]['gflop']
+  ran = bench('--task=predict', '--peers', *SMALL, "--gin_param=run.precision = 'mixed_bfloat16'")
+  assert ran.returncode == 1 and 'leave out the binding of run.precision' in ran.stderr.splitlines()[-1]
 
 
 @pytest.mark.slow

@@ -176,6 +176,10 @@ def test_several_groups_say_which_settings_they_are_of(tmp_path):
   answers = report._answers(runs, verdict.verdicts(runs, differences), 0.5)
   assert [one.about for one in answers] == ['base_rate = 0.02', 'base_rate = 0.01']
   assert groups.labels(groups.groups(runs[:2])) == ['']
+  # The parameters of a component that one side does not have are those of the choice that names it.
+  mixed = [runs[0]._replace(settings={**runs[0].settings, 'TrainInput.flip': True, **more}) for more in (
+    {}, {'TrainInput.mix': '@CopyPaste()', 'CopyPaste.probability': 1.0, 'CopyPaste.max_pasted': 100})]
+  assert groups.labels([[run] for run in mixed]) == ['mix = default', 'mix = @CopyPaste()']
 
 
 def test_names_are_neither_formulas_nor_markup(tmp_path):

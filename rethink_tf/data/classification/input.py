@@ -17,9 +17,9 @@ from rethink_tf.data.batching import (
   WHOLE_BATCH,
   BatchedInput,
   BatchShare,
+  EachImageOnce,
   StepFacts,
   aligned_zeros,
-  every_nth,
 )
 from rethink_tf.data.keyed_random import keyed_generator
 from rethink_tf.data.sampler import SamplingPlan
@@ -155,7 +155,7 @@ class ClassificationTrainInput(_CropInput):
 
 
 @gin.register
-class ClassificationEvalInput(_CropInput):
+class ClassificationEvalInput(EachImageOnce, _CropInput):
   """Every image once, as the standard centre crop: short side to `short_side`, then the central `crop_size` square.
 
   The last batch is filled up with rows of image_id -1. An unreadable image is replaced by a grey one, which
@@ -174,15 +174,7 @@ class ClassificationEvalInput(_CropInput):
       raise UserError(f'ClassificationEvalInput: crop_size is {crop_size} and short_side {short_side}; use a '
                       'crop_size of at most short_side')
     self.short_side = short_side
-
-  @property
-  def num_batches(self) -> int:
-    """Number of batches of an evaluation."""
-    return -(-len(self.source.image_ids) // self.batch_size)
-
-  def dataset(self, share: tuple[int, int] = (0, 1)) -> tf.data.Dataset:
-    """Return all batches in the order of the source; with a share (k, n) every n-th from k on, for worker k of n."""
-    return self._dataset(every_nth(self.num_batches, share))
+    self.num_batches = -(-len(self.source.image_ids) // self.batch_size)
 
   def batch(self, step: int) -> LabelledImages:
     """Return batch number `step` of num_batches."""

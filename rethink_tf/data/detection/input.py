@@ -16,9 +16,9 @@ from rethink_tf.data.batching import (
   BatchedInput,
   BatchShare,
   BufferPool,
+  EachImageOnce,
   StepFacts,
   aligned_zeros,
-  every_nth,
 )
 from rethink_tf.data.buckets import assign, padding_waste
 from rethink_tf.data.colours import ColourJitter
@@ -189,6 +189,7 @@ class TrainInput(_Input):
     self.flip = flip
     self.colours = colours
     self.mix = mix
+    self.is_graph = False  # whether TensorFlow reads the images, for its errors
     if flip and source.num_keypoints:
       keypoint_pairs.warn_of_unpaired(source.name, source.categories)
     self.plan = SamplingPlan(self.buckets, batch_size, seed)
@@ -204,6 +205,7 @@ class TrainInput(_Input):
                     ) -> tf.data.Dataset:
     """Return `steps` of these batches as a graph that hosts without this program can run; raises as `check_graph`."""
     self.check_graph()
+    self.is_graph = True
     return graph_input.dataset(self, start_step, steps, context)
 
   def check_graph(self) -> None:
@@ -342,7 +344,7 @@ class TrainInput(_Input):
 
 
 @gin.register
-class EvalInput(_Input):
+class EvalInput(EachImageOnce, _Input):
   """Batches for evaluation: every image once, not flipped, at the largest short side.
 
   A batch holds images of one padded shape; the last one of each shape is filled up with rows of image_id -1. An
@@ -360,16 +362,8 @@ class EvalInput(_Input):
     by_bucket = ((b, np.flatnonzero(self.buckets == b)) for b in range(len(self.padded_shapes)))
     self._batches = [(bucket, members[start:start + batch_size]) for bucket, members in by_bucket
                      for start in range(0, len(members), batch_size)]
+    self.num_batches = len(self._batches)
     self._sizes = self.resize.largest_sizes(source.sizes)
-
-  @property
-  def num_batches(self) -> int:
-    """Number of batches of an evaluation."""
-    return len(self._batches)
-
-  def dataset(self, share: tuple[int, int] = (0, 1)) -> tf.data.Dataset:
-    """Return all batches in a fixed order; with a share (k, n) every n-th from k on, for worker k of n."""
-    return self._dataset(every_nth(self.num_batches, share))
 
   def batch(self, step: int) -> Batch:
     """Return batch number `step` of num_batches."""

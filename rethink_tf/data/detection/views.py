@@ -6,14 +6,14 @@ import numpy as np
 import tensorflow as tf
 
 from rethink_tf.data.augment import Resize
-from rethink_tf.data.batching import BatchedInput, BufferPool, aligned_zeros, every_nth
+from rethink_tf.data.batching import BatchedInput, BufferPool, EachImageOnce, aligned_zeros
 from rethink_tf.data.buckets import assign
 from rethink_tf.data.detection.input import NOT_SCORED, EvalInput, write_image
 from rethink_tf.errors import UserError
 from rethink_tf.structures import Views
 
 
-class ViewsInput(BatchedInput):
+class ViewsInput(EachImageOnce, BatchedInput):
   """Batches for test-time augmentation: every image once, resized from the original to several sizes.
 
   Args:
@@ -36,16 +36,8 @@ class ViewsInput(BatchedInput):
     self._batches = [(combinations[i], images[start:start + inputs.batch_size])
                      for i, images in ((i, np.flatnonzero(members.ravel() == i)) for i in range(len(combinations)))
                      for start in range(0, len(images), inputs.batch_size)]
+    self.num_batches = len(self._batches)
     self._buffers = BufferPool()
-
-  @property
-  def num_batches(self) -> int:
-    """Number of batches of an evaluation."""
-    return len(self._batches)
-
-  def dataset(self, share: tuple[int, int] = (0, 1)) -> tf.data.Dataset:
-    """Return all batches in a fixed order; with a share (k, n) every n-th from k on, for worker k of n."""
-    return self._dataset(every_nth(self.num_batches, share))
 
   def batch(self, step: int) -> Views:
     """Return batch number `step` of num_batches."""
