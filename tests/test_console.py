@@ -66,7 +66,7 @@ def test_what_is_printed_before_an_abort_is_not_lost(end, shown):
   """As TensorFlow does: a line to the standard error by C, then abort(); no handler of Python runs."""
   program = ('import contextlib, os, subprocess, sys\nfrom collections.abc import Iterator\n'
              f'READER = {console._READER!r}\n'
-             'class process: error_descriptor = 2\n'
+             'class signals: error_descriptor = 2\n'
              + inspect.getsource(console.held_stderr).replace('_READER', 'READER') +
              f'with held_stderr():\n  os.write(2, b"Fatal: no kernels for sm_120\\n")\n  {end}\n'
              'os.write(2, b"afterwards\\n")\n')
