@@ -206,6 +206,8 @@ def _facts(runs: Sequence[Run], differences: Differences) -> list[tuple[str, str
     if counts:
       seeds.append((str(min(counts)) if min(counts) == max(counts) else f'{min(counts)} to {max(counts)}') + f' {init}')
   facts.append(('Seeds a schedule', ', '.join(seeds)))
+  if weights := sorted({run.weights_name for run in runs if run.init == PRETRAINED}):
+    facts.append(('Pre-training', ', '.join(weights)))
   if (instances := max(run.seen.instances for run in runs)) > 0:
     facts.append(('Instances seen in training', f'up to {instances:,.0f}'))
   dates = [run.date for run in runs if run.date]

@@ -126,13 +126,15 @@ def _verdict(best: Side, pretrained: Sequence[Side], steps: tuple[Step, ...], di
     if step.relation not in CAUGHT_UP:
       break
     caught_up = step
-  versus = f'{best.label} ({metric_name(metric)} {best.mean(metric):.1f})'
+  versus, weights = f'{best.label} ({metric_name(metric)} {best.mean(metric):.1f})', best.runs[0].weights_name
   if caught_up is not None:
-    answer, headline = SCRATCH_SUFFICES, f'You do not need pre-training from {caught_up.side.schedule} on'
+    answer = SCRATCH_SUFFICES
+    headline = f'You do not need pre-training ({weights}) from {caught_up.side.schedule} on'
     words = (f'Scratch catches up: {_measured(caught_up, metric)} is {_worded(caught_up, margin)} {versus}'
-             f'{_interval(caught_up)}.')
+             f'{_interval(caught_up)}. Other weights than {weights} were not tried here.')
   elif longest.relation == WORSE:
-    answer, headline = PRETRAIN, f'Use pre-training: scratch is behind up to {longest.side.schedule}'
+    answer = PRETRAIN
+    headline = f'Use pre-training ({weights}): scratch is behind up to {longest.side.schedule}'
     words = (f'Scratch does not catch up by {longest.side.schedule}: {_measured(longest, metric)} stays behind {versus}'
              f'{_interval(longest)}. {_advice(steps, metric)}')
   elif longest.relation == ONE_SEED:
@@ -145,7 +147,7 @@ def _verdict(best: Side, pretrained: Sequence[Side], steps: tuple[Step, ...], di
     need = planning.needed(longest.side, best, differences, margin, pretrained, shorter)
     answer, headline = OPEN, f'Cannot tell yet: {need.short}'
     words = f'Too noisy to say: {_measured(longest, metric)} against {versus}{_interval(longest)}. {need.words}'
-  if best.arm:
+  if best.arm and answer == OPEN:
     headline += f' ({best.arm})'
   return Verdict(metric, best, tuple(pretrained), steps, caught_up, answer, headline,
                  f'{words.strip()}{_looked(differences.look, answer)}', _costs((caught_up or longest).side, best), need)

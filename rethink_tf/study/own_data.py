@@ -116,7 +116,8 @@ def choose_weights(given: str | None, dry_run: bool) -> tuple[str | None, str]:
 
   Weights by name are downloaded where there is a GPU, which the paper's network needs for a study in an hour.
   """
-  narrow = 'the narrow network of the demo, from random weights and after pre-training on synthetic shapes'
+  narrow = ('the narrow network of the demo, from random weights and after pre-training on synthetic shapes '
+            '(gin_configs/studies/arms.gin compares other kinds of it)')
   if given:
     return given, f"the paper's network, from random weights and from {given}"
   if not tf.config.list_physical_devices('GPU'):

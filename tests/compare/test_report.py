@@ -137,8 +137,9 @@ def test_files_of_the_report(tmp_path):
   page = (out / 'index.html').read_text()
   head, folded = page.split('<details>', 1)
   order = ['<title>Scratch or pre-training: box AP on', 'aria-label="arrow up"',
-           'Use pre-training: scratch is behind up to 6x', 'does not catch up', '<figure class="plot"', 'Cost</strong>',
-           'Held-out images</dt><dd>200', 'Held-out objects</dt><dd>200', 'Seeds a schedule</dt><dd>1 scratch, 1 pre']
+           'Use pre-training (R50.pkl): scratch is behind up to 6x', 'does not catch up', '<figure class="plot"',
+           'Cost</strong>', 'Held-out images</dt><dd>200', 'Held-out objects</dt><dd>200',
+           'Seeds a schedule</dt><dd>1 scratch, 1 pre', 'Pre-training</dt><dd>R50.pkl<']
   assert sorted(order, key=head.index) == order, 'the answer, one chart, its cost, what it rests on'
   assert head.count('<figure') == 1 and 'From scratch: 6x 30.0. Pre-trained: 2x 50.0. Differences' in head
   assert folded.count('<li>') == 2, 'one legend'
