@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-SIDE, THRESHOLD, ROUNDS = 512, 0.5, 5
+SIDE, ROUNDS = 512, 5
+THRESHOLDS = {'mask_rcnn': 0.5, 'cascade': 0.3, 'keypoints': 0.5}  # the stages of a random cascade do not agree
 FORMATS = {'SavedModel': ('saved_model', None), 'ONNX': ('detector.onnx', None),
            'TFLite': ('detector.tflite', (SIDE, SIDE))}
 PERSON = dict(num_classes=1, num_keypoints=17)
@@ -86,9 +87,14 @@ def write(kind: str, folder: pathlib.Path) -> None:
 
   comparison.verify = recorded
 
-  @functools.partial(tf.function, autograph=False)  # traced once for all formats
+  @functools.cache  # traced once for all formats; the comparison sets the threshold
+  def predict_at(threshold: float) -> Any:
+    del threshold
+    return tf.function(lambda batch: detector(batch.images, batch.image_sizes, training=False).detections,
+                       autograph=False)
+
   def predict(batch: Any) -> Any:
-    return detector(batch.images, batch.image_sizes, training=False).detections
+    return predict_at(detector.detection_generator.score_threshold)(batch)
 
   for name, (file, size) in FORMATS.items():
     out = str(folder / file)
@@ -96,10 +102,10 @@ def write(kind: str, folder: pathlib.Path) -> None:
       continue
     print(f'{kind}: {name}', flush=True)
     if file == 'saved_model':
-      saved_model.export(out, detector, predict, images, THRESHOLD)
+      saved_model.export(out, detector, predict, images, THRESHOLDS[kind])
     else:
       form = onnx_format if file.endswith('onnx') else tflite_format
-      portable_files.export(out, form, detector, predict, images, THRESHOLD, size)
+      portable_files.export(out, form, detector, predict, images, THRESHOLDS[kind], size)
     worst = {field: float(max(getattr(one, field) for one in found[name]))
              for field in ('boxes', 'scores', 'masks', 'keypoints')}
     worst |= {'matched': min(one.matched for one in found[name]), 'detections': sum(
@@ -121,7 +127,7 @@ def runners(folder: pathlib.Path) -> dict[str, Callable[[], Any]]:
       run = lambda *inputs, model=model: model.detect(*inputs)  # noqa: E731
     else:
       run = (onnx_format if file.endswith('onnx') else tflite_format).runner(path.read_bytes())
-    functions[name] = functools.partial(run, image, np.float32(THRESHOLD))
+    functions[name] = functools.partial(run, image, np.float32(THRESHOLDS[folder.name]))
   return functions
 
 
