@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 from collections.abc import Callable, Iterator
@@ -58,18 +59,33 @@ def convert(function: Callable[..., Tensors], threshold: float, about: str) -> b
 
 
 def runner(content: bytes) -> Run:
-  """Return a function of an image and a score threshold that runs an ONNX file on the CPU."""
+  """Return a function of an image and a score threshold that runs an ONNX file on the CPU.
+
+  Raises:
+    UserError: onnxruntime refuses the file, or fails to run it; also from the function.
+  """
   import onnxruntime
 
   onnxruntime.set_default_logger_severity(3)  # errors
-  session = onnxruntime.InferenceSession(content, providers=['CPUExecutionProvider'])
+  with _refusals():
+    session = onnxruntime.InferenceSession(content, providers=['CPUExecutionProvider'])
   names = [output.name for output in session.get_outputs()]
 
   def run(image: np.ndarray, threshold: np.float32) -> Found:
     inputs = {'image': image, 'score_threshold': np.asarray(threshold, np.float32)}
-    return dict(zip(names, session.run(names, inputs), strict=True))
+    with _refusals():
+      return dict(zip(names, session.run(names, inputs), strict=True))
 
   return run
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+  try:
+    yield
+  except Exception as error:  # of any kind, its own exceptions have no common base
+    raise UserError(f'onnxruntime cannot run the file of this detector ({in_one_line(error)[:200]}): export a '
+                    'SavedModel') from error
 
 
 def _nodes(graph: Any) -> Iterator[Any]:

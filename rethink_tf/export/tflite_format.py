@@ -47,7 +47,11 @@ def convert(function: Callable[..., Tensors], threshold: float, about: str) -> b
 
 
 def runner(content: bytes) -> Run:
-  """Return a function of an image and a score threshold that runs a TensorFlow Lite file on the CPU."""
+  """Return a function of an image and a score threshold that runs a TensorFlow Lite file on the CPU.
+
+  Raises:
+    UserError: from the function: the interpreter fails to run the file.
+  """
   with warnings.catch_warnings(), console.held_stderr():
     warnings.simplefilter('ignore')  # it is LiteRT's in future
     interpreter = tf.lite.Interpreter(model_content=content, num_threads=THREADS)
@@ -57,7 +61,11 @@ def runner(content: bytes) -> Run:
     logging.info('TensorFlow operations (SELECT_TF_OPS) beside the built-in ones: %s', ', '.join(selected))
 
   def run(image: np.ndarray, threshold: np.float32) -> Found:
-    return signature(image=image, score_threshold=threshold)
+    try:
+      return signature(image=image, score_threshold=threshold)
+    except (RuntimeError, ValueError) as error:  # of its kernels
+      raise UserError(f'TensorFlow Lite cannot run the file of this detector ({in_one_line(error)[:200]}): export a '
+                      'SavedModel') from error
 
   return run
 

@@ -53,7 +53,7 @@ class KeypointPredictor(tf_keras.layers.Layer):
     maps = self.deconv(x)  # [B * M, 28, 28, P]
     # By a constant matrix: XLA has no gradient of tf.image.resize.
     upsample = tf.constant(bilinear(maps.shape[1]))
-    return split_rois(tf.einsum('Yy,nyxp,Xx->npYX', upsample, maps, upsample), batch)
+    return split_rois(tf.einsum('ay,nyxp,bx->npab', upsample, maps, upsample), batch)
 
 
 def bilinear(side: int) -> np.ndarray:

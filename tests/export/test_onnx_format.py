@@ -56,3 +56,15 @@ def test_an_operation_that_onnx_does_not_have():
   with pytest.raises(UserError, match='BesselI0.*: export a SavedModel') as error:
     onnx_format.convert(function, 0.25, '{}')
   assert '\n' not in str(error.value)
+
+
+@needs_extra
+@pytest.mark.slow
+def test_what_the_runtime_refuses_is_one_line():
+  with pytest.raises(UserError, match='onnxruntime cannot run the file of this detector .*: export a') as error:
+    onnx_format.runner(b'no file of ONNX')
+  assert '\n' not in str(error.value)
+  function = function_of(lambda image, score_threshold: {'s': tf.cast(image[0, :, 0], tf.float32) + score_threshold})
+  run = onnx_format.runner(onnx_format.convert(function, 0.25, '{}'))
+  with pytest.raises(UserError, match='onnxruntime cannot run .*: export a SavedModel'):
+    run(np.zeros([2, 2], np.uint8), np.float32(0.5))

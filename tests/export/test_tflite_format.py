@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from rethink_tf.errors import UserError
 from rethink_tf.export import description, tflite_format
 from tests.export.test_onnx_format import function_of
 
@@ -14,14 +15,22 @@ from tests.export.test_onnx_format import function_of
 @pytest.mark.slow
 def test_a_file_carries_its_description_and_lists_selected_operations(caplog, see_logs):
   def body(image, score_threshold):
-    return {'scores': tf.math.asinh(tf.cast(image[0, :, 0], tf.float32)) + score_threshold}
+    return {'scores': tf.math.sinh(tf.cast(image[0, :, 0], tf.float32)) + score_threshold}
 
   content = tflite_format.convert(function_of(body), 0.25, '{"names": []}')
   with zipfile.ZipFile(io.BytesIO(content)) as archive:
     assert archive.namelist() == [description.NAME] and archive.read(description.NAME) == b'{"names": []}'
   image = np.arange(6, dtype=np.uint8).reshape(1, 2, 3)
   run = tflite_format.runner(content)
-  assert 'SELECT_TF_OPS' in caplog.text and 'Asinh' in caplog.text
-  np.testing.assert_allclose(run(image, np.float32(0.5))['scores'], np.arcsinh([0, 3]) + 0.5, rtol=1e-5)
+  assert 'SELECT_TF_OPS' in caplog.text and 'Sinh' in caplog.text
+  np.testing.assert_allclose(run(image, np.float32(0.5))['scores'], np.sinh([0, 3]) + 0.5, rtol=1e-5)
   with pytest.raises(ValueError, match='score_threshold'):
     tf.lite.Interpreter(model_content=content).get_signature_runner()(image=image)
+
+
+@pytest.mark.slow
+def test_what_the_interpreter_refuses_is_one_line():
+  function = function_of(lambda image, score_threshold: {'s': tf.cast(image[0, :, 0], tf.float32) + score_threshold})
+  run = tflite_format.runner(tflite_format.convert(function, 0.25, '{}'))
+  with pytest.raises(UserError, match='TensorFlow Lite cannot run the file of this detector .*: export a'):
+    run(np.zeros([2, 2, 3], np.float64), np.float32(0.5))

@@ -112,3 +112,11 @@ def test_with_a_cascade():
 def test_data_without_keypoints():
   with pytest.raises(UserError, match='the data has no keypoints'):
     tiny.detector(keypoint_head=KeypointHead())
+
+
+def test_equations_survive_a_converter_that_ignores_case():
+  """tf2onnx writes them in lower case, where 'Yy' would be one axis."""
+  predictor = KeypointPredictor(17)
+  graph = tf.function(predictor).get_concrete_function(tf.TensorSpec([1, None, 14, 14, 8])).graph.as_graph_def()
+  equations = [node.attr['equation'].s for node in graph.node if node.op == 'Einsum']
+  assert equations and all(equation == equation.lower() for equation in equations)
