@@ -1,7 +1,7 @@
 """Clusters that XLA compiles in a training: python -m tools.xla_compilations --data_dir=coco --steps=300.
 
 Runs steps of the configuration (by default gin_configs/scratch_1x.gin: 800/1333, all padded shapes) with a network of
-half the width and one block a stage, which has the same number of shapes, and counts the compilations by TensorFlow's
+a quarter of the width and one block a stage, which has the same number of shapes, and counts the compilations by TensorFlow's
 own log. One image a step: an epoch is as many steps as there are images.
 """
 
@@ -16,9 +16,10 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 
-NARROW = ('ResNet.depth = 14', 'ResNet.stem_width = 32', 'ResNet.res2_width = 128', 'ResNet.width_per_group = 32',
-          'FPN.channels = 128', 'RPNHead.channels = 128', 'BoxHead.channels = 128', 'BoxHead.fc_width = 128',
-          'MaskHead.channels = 128', 'BATCH_SIZE = 1', 'run.images_per_device = 1', "strategy.kind = 'one_device'")
+NARROW = ('ResNet.depth = 14', 'ResNet.stem_width = 16', 'ResNet.res2_width = 64', 'ResNet.width_per_group = 16',
+          'FPN.channels = 64', 'RPNHead.channels = 64', 'BoxHead.channels = 64', 'BoxHead.fc_width = 64',
+          'MaskHead.channels = 64', 'group_norm.groups = 8', 'BATCH_SIZE = 1', 'run.images_per_device = 1',
+          "strategy.kind = 'one_device'")
 _LINE = re.compile(rb'device_compiler\.h:\d+\] Compilation of XLA executable time: .*?\((\d+) us\)')
 
 
