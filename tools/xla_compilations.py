@@ -1,8 +1,8 @@
 """Clusters that XLA compiles in a training: python -m tools.xla_compilations --data_dir=coco --steps=300.
 
 Runs steps of the configuration (by default gin_configs/scratch_1x.gin: 800/1333, all padded shapes) with a network of
-a quarter of the width and one block a stage, which has the same number of shapes, and counts the compilations by TensorFlow's
-own log. One image a step: an epoch is as many steps as there are images.
+a quarter of the width and one block a stage, which has the same number of shapes, and counts the compilations by
+TensorFlow's own log. One image a step: an epoch is as many steps as there are images.
 """
 
 from __future__ import annotations
