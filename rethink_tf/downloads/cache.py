@@ -138,18 +138,22 @@ def _locked(path: str, label: str) -> Iterator[str]:
   Other processes wait. Where the file system has no locks, each downloads into a file of its own.
   """
   with open(f'{path}.lock', 'a+') as file:
-    reported = None
+    report_at = time.monotonic()
+    without_name = report_at + 1  # the holder writes its name just after it has taken the lock
     while True:
       try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         break
       except BlockingIOError:
         now = time.monotonic()
-        if reported is None or now - reported >= _REPORT_SECONDS:
-          reported = now
+        if now >= report_at:
           file.seek(0)
-          holder = file.read(200).strip() or 'another process'
-          logging.info('%s: waiting for %s, which is downloading it', label, plain(holder))
+          holder = file.read(200).strip()
+          if not holder and now < without_name:
+            time.sleep(0.02)
+            continue
+          report_at = now + _REPORT_SECONDS
+          logging.info('%s: waiting for %s, which is downloading it', label, plain(holder or 'another process'))
         time.sleep(_POLL_SECONDS)
       except OSError:
         yield f'{path}.{socket.gethostname()}.{os.getpid()}.partial'

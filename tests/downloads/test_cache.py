@@ -1,10 +1,12 @@
 """One process downloads and others wait; only the published file is put in place; every failure is one line."""
 
+import fcntl
 import json
 import multiprocessing
 import os
 import shutil
 import threading
+import time
 
 import pytest
 
@@ -116,6 +118,25 @@ def test_one_downloads_while_others_wait(server, tmp_path, monkeypatch):
   assert found == [str(tmp_path / 'c' / 'file.bin')] * 4
   assert sum(wanted is None for _, wanted, _ in server.requests) == 1  # the second request continues the first
   assert any(f'waiting for process {os.getpid()} on' in line for line in lines)
+
+
+def test_a_process_that_has_just_taken_the_lock_is_named(server, tmp_path, monkeypatch):
+  lines = []
+  monkeypatch.setattr(cache.logging, 'info', lambda text, *values: lines.append(text % values))
+  monkeypatch.setattr(cache, '_POLL_SECONDS', 0.02)
+  remote = known(server, tmp_path)
+  (tmp_path / 'c').mkdir()
+  waiting = threading.Thread(target=lambda: cache.fetch(remote, str(tmp_path / 'c'), 'some_name'))
+  with open(tmp_path / 'c/file.bin.lock', 'w') as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    waiting.start()
+    time.sleep(0.1)
+    file.write('process 7 on host')
+    file.flush()
+    time.sleep(0.1)
+  waiting.join(30)
+  assert [line for line in lines if 'waiting for' in line] == [
+    'some_name: waiting for process 7 on host, which is downloading it']
 
 
 def test_the_lock_of_a_dead_process_is_void(server, tmp_path):
