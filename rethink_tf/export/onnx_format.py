@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import logging
 from collections.abc import Callable, Iterator
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rethink_tf.errors import UserError, in_one_line
+from rethink_tf.errors import UserError
+from rethink_tf.export import refusals
 
 if TYPE_CHECKING:  # the check for the packages needs no TensorFlow
   from rethink_tf.export.comparison import Found, Run
@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # the check for the packages needs no TensorFlow
 
 OPSET = 17
 PACKAGES = ('tf2onnx', 'onnx', 'onnxruntime')
+_CANNOT_RUN = 'onnxruntime cannot run the file of this detector'
 METADATA = 'rethink_tf'  # key of the description in the file's metadata
 
 
@@ -42,12 +43,8 @@ def convert(function: Callable[..., Tensors], threshold: float, about: str) -> b
   from rethink_tf import console
 
   logging.getLogger('tf2onnx').setLevel(logging.CRITICAL)  # unknown operations are reported below
-  try:
-    with console.held_stderr():
-      model, _ = tf2onnx.convert.from_function(function, function.input_signature, opset=OPSET)
-  except Exception as error:  # of any kind, from its handlers of operations
-    raise UserError(f'tf2onnx cannot convert this detector ({in_one_line(error)[:200]}): export a SavedModel'
-                    ) from error
+  with refusals.in_words('tf2onnx cannot convert this detector'), console.held_stderr():
+    model, _ = tf2onnx.convert.from_function(function, function.input_signature, opset=OPSET)
   unknown = sorted({node.op_type for node in _nodes(model.graph) if not onnx.defs.has(node.op_type, node.domain)})
   if unknown:
     raise UserError(f'ONNX has no counterpart of the operations {", ".join(unknown)[:200]}, which a part of this '
@@ -67,25 +64,16 @@ def runner(content: bytes) -> Run:
   import onnxruntime
 
   onnxruntime.set_default_logger_severity(3)  # errors
-  with _refusals():
+  with refusals.in_words(_CANNOT_RUN):
     session = onnxruntime.InferenceSession(content, providers=['CPUExecutionProvider'])
   names = [output.name for output in session.get_outputs()]
 
   def run(image: np.ndarray, threshold: np.float32) -> Found:
     inputs = {'image': image, 'score_threshold': np.asarray(threshold, np.float32)}
-    with _refusals():
+    with refusals.in_words(_CANNOT_RUN):
       return dict(zip(names, session.run(names, inputs), strict=True))
 
   return run
-
-
-@contextlib.contextmanager
-def _refusals() -> Iterator[None]:
-  try:
-    yield
-  except Exception as error:  # of any kind, its own exceptions have no common base
-    raise UserError(f'onnxruntime cannot run the file of this detector ({in_one_line(error)[:200]}): export a '
-                    'SavedModel') from error
 
 
 def _nodes(graph: Any) -> Iterator[Any]:

@@ -12,8 +12,7 @@ import tensorflow as tf
 from absl import logging
 
 from rethink_tf import console
-from rethink_tf.errors import UserError, in_one_line
-from rethink_tf.export import description
+from rethink_tf.export import description, refusals
 from rethink_tf.export.comparison import Found, Run
 from rethink_tf.export.graphs import Tensors
 
@@ -34,12 +33,8 @@ def convert(function: Callable[..., Tensors], threshold: float, about: str) -> b
   module.weights = list(traced.variables)  # without them the converter silently writes no signature
   converter = tf.lite.TFLiteConverter.from_concrete_functions([traced], module)
   converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS, tf.lite.OpsSet.SELECT_TF_OPS]
-  try:
-    with console.held_stderr():
-      content = converter.convert()
-  except Exception as error:  # of any kind, from its compiler
-    raise UserError(f'TensorFlow Lite cannot convert this detector ({in_one_line(error)[:200]}): export a SavedModel'
-                    ) from error
+  with refusals.in_words('TensorFlow Lite cannot convert this detector'), console.held_stderr():
+    content = converter.convert()
   file = io.BytesIO(content)
   with zipfile.ZipFile(file, 'a') as archive:
     archive.writestr(description.NAME, about)
@@ -61,11 +56,8 @@ def runner(content: bytes) -> Run:
     logging.info('TensorFlow operations (SELECT_TF_OPS) beside the built-in ones: %s', ', '.join(selected))
 
   def run(image: np.ndarray, threshold: np.float32) -> Found:
-    try:
+    with refusals.in_words('TensorFlow Lite cannot run the file of this detector'):
       return signature(image=image, score_threshold=threshold)
-    except (RuntimeError, ValueError) as error:  # of its kernels
-      raise UserError(f'TensorFlow Lite cannot run the file of this detector ({in_one_line(error)[:200]}): export a '
-                      'SavedModel') from error
 
   return run
 
