@@ -40,6 +40,15 @@ def real_images() -> pathlib.Path:
 
 
 @pytest.fixture
+def no_configuration_is_left():
+  """What a test has parsed is forgotten after it."""
+  import gin
+
+  yield
+  gin.clear_config()
+
+
+@pytest.fixture
 def see_logs(caplog):
   """Lets `caplog` see what the package logs for information."""
   logging.set_verbosity(logging.INFO)

@@ -29,11 +29,7 @@ FOLDERS = '|'.join(['gin_configs', 'rethink_tf', 'tests', 'tools', 'launch', 're
 THEIRS = re.compile(r'my_\w+\.py|config\.gin|command\.json|saved_model|'
                     r'\w+\.(json|jsonl|png|yaml|pkl|csv|pth|h5|html|txt|names)$')
 
-
-@pytest.fixture(autouse=True)
-def no_configuration_is_left():
-  yield
-  gin.clear_config()
+pytestmark = pytest.mark.usefixtures('no_configuration_is_left')
 
 
 @pytest.fixture(scope='module')

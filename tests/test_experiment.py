@@ -23,11 +23,7 @@ from tests.weights import files, reference
 
 PARAMS = tiny.PARAMS
 
-
-@pytest.fixture(autouse=True)
-def no_configuration_is_left():
-  yield
-  gin.clear_config()
+pytestmark = pytest.mark.usefixtures('no_configuration_is_left')
 
 
 def configure(*params, files=('gin_configs/demo.gin',)):

@@ -32,11 +32,7 @@ INIT = [name for name in FILES if name.startswith('gin_configs/init/')]
 # Tested elsewhere: one needs an extra, the other is refused with random weights.
 NOT_BUILT = ('norms/addons_gn.gin', 'norms/frozen_bn.gin')
 
-
-@pytest.fixture(autouse=True)
-def no_configuration_is_left():
-  yield
-  gin.clear_config()
+pytestmark = pytest.mark.usefixtures('no_configuration_is_left')
 
 
 def parse(*names, params=()):

@@ -33,11 +33,7 @@ toy_net.norm = @toy_norm()
 toy_norm.groups = %GROUPS
 """
 
-
-@pytest.fixture(autouse=True)
-def clean_gin():
-  yield
-  gin.clear_config()
+pytestmark = pytest.mark.usefixtures('no_configuration_is_left')
 
 
 @pytest.fixture

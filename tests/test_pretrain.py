@@ -35,11 +35,7 @@ PARAMS = (
   'run.log_every = 1', 'run.checkpoint_every = 2',
 )
 
-
-@pytest.fixture(autouse=True)
-def no_configuration_is_left():
-  yield
-  gin.clear_config()
+pytestmark = pytest.mark.usefixtures('no_configuration_is_left')
 
 
 def configure(data, *params):

@@ -31,11 +31,7 @@ from tests.tiny import PARAMS
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
-
-@pytest.fixture(autouse=True)
-def no_configuration_is_left():
-  yield
-  gin.clear_config()
+pytestmark = pytest.mark.usefixtures('no_configuration_is_left')
 
 
 @pytest.fixture(scope='module')

@@ -1,6 +1,5 @@
 """Folders that training reads as they are: Roboflow's COCO export and PASCAL VOC's layout, by --data_dir alone."""
 
-import gin
 import pytest
 
 from rethink_tf import experiment, gin_files
@@ -12,11 +11,7 @@ from tests import exports
 
 FILES = ('gin_configs/demo.gin', 'gin_configs/data/own.gin')
 
-
-@pytest.fixture(autouse=True)
-def no_configuration():
-  yield
-  gin.clear_config()
+pytestmark = pytest.mark.usefixtures('no_configuration_is_left')
 
 
 @pytest.fixture(scope='module')

@@ -3,7 +3,6 @@
 import functools
 import types
 
-import gin
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -27,11 +26,7 @@ ORDER = (0, 2, 1, 4, 3)  # flip_order of the tiny.KEYPOINTS keypoints
 SOURCE = functools.partial(SyntheticSource, 4, image_size=(64, 96), object_size=(16, 40), num_classes=tiny.CLASSES)
 GENERATOR = functools.partial(DetectionGenerator, score_threshold=0.3, max_detections=20)
 
-
-@pytest.fixture(autouse=True)
-def clear_gin_configuration():
-  yield
-  gin.clear_config()
+pytestmark = pytest.mark.usefixtures('no_configuration_is_left')
 
 
 def trainer_of(detector):

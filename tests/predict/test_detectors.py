@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import gin
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -25,11 +24,7 @@ TTA = ('run.test_augmentation = @TestTimeAugmentation()', 'TestTimeAugmentation.
 def run(tmp_path_factory):
   return tiny_run.make(tmp_path_factory)
 
-
-@pytest.fixture(autouse=True)
-def no_configuration_is_left():
-  yield
-  gin.clear_config()
+pytestmark = pytest.mark.usefixtures('no_configuration_is_left')
 
 
 def predicted(run, *params, batch=2, averages=False):

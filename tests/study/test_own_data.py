@@ -3,7 +3,6 @@
 import json
 from types import SimpleNamespace
 
-import gin
 import pytest
 
 from rethink_tf.errors import UserError
@@ -16,11 +15,7 @@ from tests.test_command_line import ROOT
 
 FACTS = Facts(100, 20, 300, 2, 10, True)
 
-
-@pytest.fixture(autouse=True)
-def no_configuration():
-  yield
-  gin.clear_config()
+pytestmark = pytest.mark.usefixtures('no_configuration_is_left')
 
 
 @pytest.fixture(scope='module')

@@ -24,11 +24,7 @@ from tests.in_process import call
 OLD = pathlib.Path(__file__).parents[1] / 'old_run'
 ONE_DEVICE = "--gin_param=strategy.kind = 'one_device'"
 
-
-@pytest.fixture(autouse=True)
-def no_configuration_is_left():
-  yield
-  gin.clear_config()
+pytestmark = pytest.mark.usefixtures('no_configuration_is_left')
 
 
 def contents(folder):
