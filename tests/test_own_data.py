@@ -47,7 +47,7 @@ def test_the_commands_of_the_readme(my_images, tmp_path):
   assert 'tall' in report and (tmp_path / 'data/training.png').exists()
   plan = run('study', my_images, '--gin_file=gin_configs/studies/own_data_narrow.gin', '--dry_run',
              '--nocalibrate', f'--output={tmp_path}/study')
-  assert plan.count('scratch_') >= 6 and plan.count('pretrain_') >= 6
+  assert plan.count('scratch_') >= 6 and plan.count('shapes_') >= 6 and plan.count('target_') >= 6
   model_dir = f'--model_dir={tmp_path}/mine'
   run('train', my_images, *data, *SMALL, model_dir)
   names = [category['name'] for category in json.loads(pathlib.Path(tmp_path, 'mine/categories.json').read_text())]

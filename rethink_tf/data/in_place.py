@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from rethink_tf import gin_files
+from rethink_tf.errors import UserError, in_one_line
 
 _SETS = ('train', 'val')
 _LIMITS = ('fraction', 'num_images', 'subset_seed', 'filter_empty', 'max_pixels')
@@ -17,6 +18,9 @@ def parse(files: Sequence[str], params: Sequence[str], data_dir: str | None = No
   """Read gin files and bindings as gin_files.parse, for the layout of their data; return whether it is another one.
 
   PASCAL VOC's folders are read in place of COCO json by a configuration of data/own.gin. data_dir: value of DATA_DIR.
+
+  Raises:
+    UserError: the configuration is not valid, or the storage of its data does not answer.
   """
   params = [*params, *([f'DATA_DIR = {data_dir!r}'] if data_dir else [])]
   gin_files.parse(files, params)
@@ -39,8 +43,11 @@ def _voc_bindings() -> list[str]:
   folder = os.path.expanduser(folder)
   own = [os.path.join(folder, 'annotations', f'instances_{split}.json') for split in _SETS]
   lists = [os.path.join(folder, 'ImageSets', 'Main', f'{split}.txt') for split in _SETS]
-  if any(map(tf.io.gfile.exists, own)) or not all(map(tf.io.gfile.exists, lists)):
-    return []
+  try:
+    if any(map(tf.io.gfile.exists, own)) or not all(map(tf.io.gfile.exists, lists)):
+      return []
+  except tf.errors.OpError as error:
+    raise UserError(f'{folder}: cannot be read: {in_one_line(error)}') from error
   lines = ['voc.data_dir = %DATA_DIR', 'voc.classes = None']
   for side, split in zip(('train', 'eval'), _SETS, strict=True):
     lines += [f'run.{side}_source = @{side}/voc', f'{side}/voc.sets = ({split!r},)']

@@ -22,7 +22,9 @@ from rethink_tf.errors import UserError
 from rethink_tf.evaluation.scoring import without_masks
 from rethink_tf.storage import files
 from rethink_tf.study import estimate as estimating
-from rethink_tf.study.run import StudyPlan, get_weights, plan_study, runner_of
+from rethink_tf.study import grid
+from rethink_tf.study.grid import Trial
+from rethink_tf.study.run import Pretraining, StudyPlan, get_weights, plan_study, runner_of
 from rethink_tf.weights import catalog
 
 _OWN = ('gin_configs/demo.gin', 'gin_configs/data/own.gin')
@@ -95,7 +97,7 @@ def look_at(data_dir: str) -> Facts:
 def choose(facts: Facts, weights: str | None, why: str) -> Choice:
   """Return the study and the arguments that the data asks for, with the lengths of the study.
 
-  weights: of the paper's network; None: the narrow network, pre-trained on synthetic shapes. why: the reason.
+  weights: of the paper's network; None: the narrow network, with pre-training that needs no download. why: the reason.
   """
   files, params = [], ['KTimesSchedule.warmup_limit = 0.5']
   reasons = [f'{facts.images} images with {facts.objects} objects of {facts.classes} classes to train on, '
@@ -116,8 +118,8 @@ def choose_weights(given: str | None, dry_run: bool) -> tuple[str | None, str]:
 
   Weights by name are downloaded where there is a GPU, which the paper's network needs for a study in an hour.
   """
-  narrow = ('the narrow network of the demo, from random weights and after pre-training on synthetic shapes '
-            '(gin_configs/studies/arms.gin compares other kinds of it)')
+  narrow = ('the narrow network of the demo, from random weights, after pre-training on synthetic shapes, and after '
+            'training on the same images at half the resolution (gin_configs/studies/arms.gin compares more)')
   if given:
     return given, f"the paper's network, from random weights and from {given}"
   if not tf.config.list_physical_devices('GPU'):
@@ -203,8 +205,18 @@ def _time(choice: Choice, planned: Callable[..., StudyPlan], parallel: int | Non
   with runner_of(short, parallel) as runner:
     missing = {path: one.configuration for path, one in short.pretraining.items() if not runner.pretrained(path)}
     found = estimating.estimate(runner, short.stages, missing)
-    before = sum(found.pretraining.values())
-    return before + found.stages, before + runner.remaining(long.stages)
+    before = {path: found.pretraining.get(path, 0.0) for path in short.pretraining}
+    longer = sum(seconds * _times_longer(short.pretraining[path], other) for (path, seconds), other in
+                 zip(before.items(), long.pretraining.values(), strict=True))
+    return sum(before.values()) + found.stages, longer + runner.remaining(long.stages)
+
+
+def _times_longer(short: Pretraining, long: Pretraining) -> float:
+  """Return the ratio of the steps of a pre-training in two studies; that of a detector grows with the unit."""
+  if short == long:
+    return 1.0
+  steps = [grid.length(Trial('pre-training', {}, one.files, one.params)).steps for one in (short, long)]
+  return steps[1] / steps[0]
 
 
 def _read(path: str, data_dir: str) -> Choice | None:

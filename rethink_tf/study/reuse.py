@@ -22,6 +22,9 @@ def pretraining_folder(path: str, files: Sequence[str], params: Sequence[str], d
   Studies share pre-trainings by name: continued with other settings, one would change the weights that the runs of
   another study started from.
   """
+  parent, name = os.path.split(path)
+  if not tf.io.gfile.isdir(parent) or not any(one.startswith(name) for one in tf.io.gfile.listdir(parent)):
+    return path  # without a look at the data, which may be far away
   keyed = f'{path}-{_digest(files, params, data_dir)}'
   if tf.io.gfile.isdir(keyed):
     return keyed

@@ -1,6 +1,7 @@
 """Folders that training reads as they are: Roboflow's COCO export and PASCAL VOC's layout, by --data_dir alone."""
 
 import pytest
+import tensorflow as tf
 
 from rethink_tf import experiment, gin_files
 from rethink_tf.data.detection.coco import CocoSource
@@ -83,3 +84,13 @@ def test_what_is_found_instead_is_named_with_the_cure(drawn, tmp_path):
     for files in (FILES, ('gin_configs/voc_scratch.gin',)):
       with pytest.raises(UserError, match=f'holds {layout} .*python -m rethink_tf.data.prepare {tmp_path}/{folder} '):
         sources(files, tmp_path / folder)
+
+
+def test_storage_that_does_not_answer_is_one_line(monkeypatch):
+  def away(path):
+    raise tf.errors.FailedPreconditionError(None, None, 'Could not resolve hostname\n when reading')
+
+  monkeypatch.setattr(tf.io.gfile, 'exists', away)
+  with pytest.raises(UserError, match=r'^gs://bucket/coco: cannot be read: .*resolve hostname') as caught:
+    experiment.configure(FILES, (), 'gs://bucket/coco')
+  assert '\n' not in str(caught.value)

@@ -61,11 +61,12 @@ def test_runs_are_submitted_after_their_pre_training(tmp_path):
   done = call_process('study', *common, cwd=ROOT)
   assert done.returncode == 1
   assert f'{tmp_path}/studies/pretraining/shapes must be trained first: python -m' in done.stderr
-  (tmp_path / 'studies/pretraining/shapes/checkpoints/step-00000007').mkdir(parents=True)
+  for name in ('shapes', 'target'):
+    (tmp_path / f'studies/pretraining/{name}/checkpoints/step-00000007').mkdir(parents=True)
   done = call_process('study', *common, cwd=ROOT)
   assert done.returncode == 0, done.stderr
   lines = [line for line in done.stdout.splitlines() if line.startswith('to --gin_file')]
-  assert len(lines) == 12 and f'--model_dir={tmp_path}/studies/own/scratch_0.25x_seed0' in lines[0]
+  assert len(lines) == 18 and f'--model_dir={tmp_path}/studies/own/scratch_0.25x_seed0' in lines[0]
   assert f"WEIGHTS = '{tmp_path}/studies/pretraining/shapes'" in lines[6]
 
 

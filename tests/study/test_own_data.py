@@ -6,8 +6,12 @@ from types import SimpleNamespace
 import pytest
 
 from rethink_tf.errors import UserError
-from rethink_tf.study import own_data
+from rethink_tf.study import grid, own_data
+from rethink_tf.study.estimate import Estimate
+from rethink_tf.study.grid import Trial
 from rethink_tf.study.own_data import Facts
+from rethink_tf.study.run import Pretraining
+from rethink_tf.study.stages import images
 from rethink_tf.weights import catalog
 from tests import exports
 from tests.in_process import call
@@ -89,11 +93,43 @@ def test_a_choice_is_kept_and_used_again(folders, tmp_path, monkeypatch, capsys)
     own_data.plan(data, 30, output)
 
 
+def test_pre_training_on_the_same_images_grows_with_the_schedules(folders, tmp_path, monkeypatch):
+  """A second for each step of 16 images of it, and a tenth for those of 4 in the study."""
+  class Clock:
+
+    def __enter__(self):
+      return self
+
+    def __exit__(self, *_):
+      pass
+
+    def pretrained(self, path):
+      return path.endswith('shapes')
+
+    def remaining(self, stages):
+      return images(stages) / 40
+
+  def steps(one):
+    return grid.length(Trial('', {}, one.files, one.params)).steps
+
+  def estimate(runner, stages, missing):
+    assert [path.rpartition('/')[2] for path in missing] == ['target']
+    return Estimate({path: steps(Pretraining(*words)) for path, words in missing.items()}, runner.remaining(stages))
+
+  monkeypatch.setattr(own_data, 'runner_of', lambda *_: Clock())
+  monkeypatch.setattr(own_data.estimating, 'estimate', estimate)
+  data, output = str(folders / 'masks'), str(tmp_path / 'study')
+  plan = own_data.plan(data, 2, output, dry_run=True)
+  target = plan.pretraining[f'{tmp_path}/pretraining/target']
+  assert 0.7 * 120 < images(plan.stages) / 40 + steps(target) <= 0.9 * 120
+  assert target.data_dir == data and target.command == 'train'
+
+
 def test_the_command(folders, tmp_path):
   done = call('study', f'--data_dir={folders}/boxes', '--dry_run', '--nocalibrate', f'--output={tmp_path}/study',
               cwd=ROOT)
   assert done.returncode == 0, done.stderr
-  assert 'no object has a mask' in done.stdout and done.stdout.count('pretrain_') >= 6
+  assert 'no object has a mask' in done.stdout and done.stdout.count('target_') >= 6
   assert not (tmp_path / 'study').exists()
   exports.ultralytics(*exports.load(folders / 'masks'), tmp_path / 'yolo')
   done = call('study', f'--data_dir={tmp_path}/yolo', '--dry_run', cwd=ROOT)

@@ -11,8 +11,9 @@ STUDY = 'gin_configs/studies/own_data_narrow.gin'
 
 def test_a_plan_without_shared_iterations_has_one_stage_per_run(tmp_path):
   shared, alone = (plan_study(STUDY, f'{tmp_path}/own/', share_prefixes=share) for share in (True, False))
-  assert len(shared.stages) > len(alone.stages) == len(alone.trials) == len(alone.lengths) == 12
-  assert shared.output == f'{tmp_path}/own' and list(shared.pretraining) == [f'{tmp_path}/pretraining/shapes']
+  assert len(shared.stages) > len(alone.stages) == len(alone.trials) == len(alone.lengths) == 18
+  assert shared.output == f'{tmp_path}/own'
+  assert list(shared.pretraining) == [f'{tmp_path}/pretraining/{name}' for name in ('shapes', 'target')]
   assert 'less than the runs one by one' in str(shared) and 'less' not in str(alone)
   assert str(shared).startswith(f'pre-training {tmp_path}/pretraining/shapes\n')
 
@@ -35,7 +36,7 @@ def test_only_the_folder_of_the_data_that_is_read_must_exist(tmp_path):
 def test_further_files_override_every_run(tmp_path):
   plan = plan_study(STUDY, str(tmp_path / 'own'), run_files=['gin_configs/models/faster_rcnn.gin'])
   assert all(trial.files[-1] == 'gin_configs/models/faster_rcnn.gin' for trial in plan.trials)
-  assert not any('faster_rcnn' in file for one in plan.pretraining.values() for file in one.files)
+  assert [any('faster_rcnn' in file for file in one.files) for one in plan.pretraining.values()] == [False, True]
 
 
 ON_THE_TARGET = """
@@ -78,8 +79,9 @@ def test_submission(tmp_path, capfd):
     submit_study(plan, 'echo')
   submit_study(plan, 'false', dry_run=True)
   lines = capfd.readouterr().out.splitlines()
-  assert len(lines) == 13 and lines[0].startswith('false --gin_file=') and 'rethink_tf.compare' in lines[-1]
-  (tmp_path / 'pretraining/shapes/checkpoints/step-00000007').mkdir(parents=True)
+  assert len(lines) == 19 and lines[0].startswith('false --gin_file=') and 'rethink_tf.compare' in lines[-1]
+  for name in ('shapes', 'target'):
+    (tmp_path / f'pretraining/{name}/checkpoints/step-00000007').mkdir(parents=True)
   with pytest.raises(UserError, match='the command above failed'):
     submit_study(plan, 'false')
 

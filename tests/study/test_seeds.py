@@ -37,10 +37,10 @@ def test_the_number_of_seeds_is_checked(number):
 def test_a_study_of_a_gin_file_is_planned_seed_by_seed(tmp_path):
   params = ['Study.until_settled = @UntilSettled()', 'UntilSettled.max_seeds = 3']
   plan = plan_study(STUDY, str(tmp_path / 'own'), study_params=params)
-  assert len(plan.trials) == 18 and plan.until_settled.max_seeds == 3 and plan.seed_axis == 'seed'
+  assert len(plan.trials) == 27 and plan.until_settled.max_seeds == 3 and plan.seed_axis == 'seed'
   order = [stage.trial.choice['seed'] for stage in plan.stages]
   assert order == sorted(order) and set(order) == {'seed0', 'seed1', 'seed2'}
-  assert 'at most 18 runs' in str(plan)
+  assert 'at most 27 runs' in str(plan)
   assert plan.trials[0].name == 'scratch_0.25x_seed0'  # as without added seeds
 
 
