@@ -14,6 +14,9 @@ from rethink_tf.errors import plain
 
 Table = list[list[str]]
 
+_ABSENT = '-'
+_NOTHING_SET = [{_ABSENT, value} for value in ('None', 'False', '()')]
+
 
 def runs_table(runs: Sequence[Run], metrics: Sequence[str]) -> Table:
   """One row per run: name, initial weights, schedule, seed, iterations, samples seen, final metrics."""
@@ -74,10 +77,14 @@ def settings_table(runs: Sequence[Run]) -> Table:
 
 
 def different_settings(runs: Sequence[Run]) -> Mapping[str, list[str]]:
-  """Return the bindings that differ between runs, except data folders, with their value in each run."""
+  """Return the bindings that differ between runs, except data folders, with their value in each run.
+
+  Of a component that only some runs have, those that set nothing are left out: the binding that names it tells.
+  """
   names = sorted({name for run in runs for name in run.settings})
-  values = {name: [str(run.settings.get(name, '-')) for run in runs] for name in names}
-  return {name: each for name, each in values.items() if len(set(each)) > 1 and not name.endswith('data_dir')}
+  values = {name: [str(run.settings.get(name, _ABSENT)) for run in runs] for name in names}
+  return {name: each for name, each in values.items()
+          if len(set(each)) > 1 and not name.endswith('data_dir') and set(each) not in _NOTHING_SET}
 
 
 def curves_table(runs: Sequence[Run]) -> Table:
