@@ -196,10 +196,10 @@ def visible_window(mask: np.ndarray, window: np.ndarray, min_visible: float = 0.
   top, left = np.floor(window[:2] + SLIVER).astype(int)
   bottom, right = np.ceil(window[2:] - SLIVER).astype(int)
   inside = mask[top:bottom, left:right]
-  rows, columns = (np.flatnonzero(inside.any(axis)) for axis in (1, 0))
-  if not len(rows) or (min_visible and np.count_nonzero(inside) <= min_visible * np.count_nonzero(mask)):
+  x, y, width, height = cv2.boundingRect(inside) if inside.size else (0, 0, 0, 0)
+  if not width or (min_visible and np.count_nonzero(inside) <= min_visible * np.count_nonzero(mask)):
     return None
-  spanned = np.array([top + rows[0], left + columns[0], top + rows[-1] + 1, left + columns[-1] + 1], float)
+  spanned = np.array([top + y, left + x, top + y + height, left + x + width], float)
   return np.concatenate([np.maximum(window[:2], spanned[:2]), np.minimum(window[2:], spanned[2:])])
 
 

@@ -250,17 +250,18 @@ class Region(NamedTuple):
                      borderMode=cv2.BORDER_REPLICATE)
     cv2.threshold(drawn, 127, 255, cv2.THRESH_BINARY, dst=drawn)
     cv2.bitwise_or(window, drawn, dst=window)
-    return cv2.countNonZero(drawn) > 0
+    return cv2.hasNonZero(drawn)
 
   def index(self, positions: np.ndarray, axis: int) -> np.ndarray:
     """Return the indices along an axis of `pixels` of positions in the image; those outside are in the border."""
     return np.clip(positions.astype(int) - int(self.corner[axis]) + 1, 0, self.pixels.shape[axis] - 1)
 
-  def overlaps(self, box: np.ndarray) -> bool:
-    """Whether any pixel within a box [4] is covered."""
-    low = np.maximum(np.floor(box[:2]).astype(int) - self.corner + 1, 0)
-    high = np.maximum(np.ceil(box[2:]).astype(int) - self.corner + 1, 0)
-    return bool(self.pixels[low[0]:high[0], low[1]:high[1]].any())
+  def overlaps(self, boxes: np.ndarray) -> list[bool]:
+    """Whether any pixel within each of the boxes [n, 4] is covered."""
+    low = np.maximum(np.floor(boxes[:, :2]).astype(int) - self.corner + 1, 0).tolist()
+    high = np.maximum(np.ceil(boxes[:, 2:]).astype(int) - self.corner + 1, 0).tolist()
+    within = (self.pixels[top:bottom, left:right] for (top, left), (bottom, right) in zip(low, high, strict=True))
+    return [bool(pixels.size) and cv2.hasNonZero(pixels) for pixels in within]
 
 
 def occlude(example: Example, region: Region, min_visible: float) -> Example:
@@ -270,9 +271,8 @@ def occlude(example: Example, region: Region, min_visible: float) -> Example:
   more than `min_visible` of its mask remains. A covered keypoint counts as labelled, not visible.
   """
   boxes, masks, kept = example.boxes.copy(), example.masks.copy(), []
-  for i, box in enumerate(example.boxes):
-    seen = (box, masks[i]) if not region.overlaps(box) else _uncover(masks[i], box.astype(np.float64), region,
-                                                                     min_visible)
+  for i, (box, overlaps) in enumerate(zip(example.boxes, region.overlaps(example.boxes), strict=True)):
+    seen = (box, masks[i]) if not overlaps else _uncover(masks[i], box.astype(np.float64), region, min_visible)
     if seen is not None:
       boxes[i], masks[i] = seen
       kept.append(i)
@@ -289,7 +289,7 @@ def _uncover(mask: np.ndarray, box: np.ndarray, region: Region, min_visible: flo
   cells = len(mask)
   centres = (np.arange(cells) + 0.5) / cells
   rows, columns = (region.index(box[axis] + centres * (box[axis + 2] - box[axis]), axis) for axis in (0, 1))
-  remaining = np.where(region.pixels[rows][:, columns], 0, mask)  # a box without a mask counts as filled
+  remaining = cv2.bitwise_and(mask, cv2.bitwise_not(region.pixels[rows][:, columns]))  # without a mask it is filled
   before, after = np.count_nonzero(mask), np.count_nonzero(remaining)
   if after == before:
     return box, mask
