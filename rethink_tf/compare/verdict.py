@@ -88,6 +88,8 @@ def joint_relation(all_differences: Sequence[Interval], best: Interval, margin: 
 def verdicts(runs: Sequence[Run], differences: Differences, margin: float = 0.5) -> list[Verdict]:
   """Return one verdict for each group that has both scratch and pre-trained runs, and each kind of initial weights.
 
+  Of a group, pre-training that scratch does not catch up with comes first, and that which it does last.
+
   Args:
     runs: runs of any settings.
     differences: of these runs.
@@ -100,14 +102,16 @@ def verdicts(runs: Sequence[Run], differences: Differences, margin: float = 0.5)
     raise UserError(f'--margin={margin} must not be negative')
   result, metric = [], differences.metric
   for group in groups(runs):
-    scratch = sides(group, SCRATCH)
-    by_arm = itertools.groupby(sorted(sides(group, PRETRAINED), key=lambda side: side.arm), lambda side: side.arm)
-    for _, arm in by_arm:
+    scratch, of_group = sides(group, SCRATCH), []
+    all_pretrained = sorted(sides(group, PRETRAINED), key=lambda side: side.arm)
+    tried = sorted({side.runs[0].weights_name for side in all_pretrained})
+    for _, arm in itertools.groupby(all_pretrained, lambda side: side.arm):
       pretrained = list(arm)
       best = max(pretrained, key=lambda side: side.mean(metric))
       steps = tuple(_step(side, pretrained, best, differences, margin) for side in scratch)
       if steps:
-        result.append(_verdict(best, pretrained, steps, differences, margin))
+        of_group.append(_verdict(best, pretrained, steps, differences, margin, tried))
+    result += sorted(of_group, key=lambda one: (PRETRAIN, OPEN, SCRATCH_SUFFICES).index(one.answer))
   return result
 
 
@@ -120,7 +124,7 @@ def _step(side: Side, pretrained: Sequence[Side], best: Side, differences: Diffe
 
 
 def _verdict(best: Side, pretrained: Sequence[Side], steps: tuple[Step, ...], differences: Differences,
-             margin: float) -> Verdict:
+             margin: float, tried: Sequence[str]) -> Verdict:
   metric, caught_up, longest, need = differences.metric, None, steps[-1], None
   for step in reversed(steps):
     if step.relation not in CAUGHT_UP:
@@ -131,7 +135,7 @@ def _verdict(best: Side, pretrained: Sequence[Side], steps: tuple[Step, ...], di
     answer = SCRATCH_SUFFICES
     headline = f'You do not need pre-training ({weights}) from {caught_up.side.schedule} on'
     words = (f'Scratch catches up: {_measured(caught_up, metric)} is {_worded(caught_up, margin)} {versus}'
-             f'{_interval(caught_up)}. Other weights than {weights} were not tried here.')
+             f'{_interval(caught_up)}. Other weights than {", ".join(tried)} were not tried here.')
   elif longest.relation == WORSE:
     answer = PRETRAIN
     headline = f'Use pre-training ({weights}): scratch is behind up to {longest.side.schedule}'

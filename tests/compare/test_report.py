@@ -183,6 +183,15 @@ def test_several_groups_say_which_settings_they_are_of(tmp_path):
   assert groups.labels([[run] for run in mixed]) == ['mix = default', 'mix = @CopyPaste()']
 
 
+def test_of_several_kinds_of_pre_training_the_one_that_is_needed_comes_first(tmp_path):
+  paths = [write(tmp_path / name, detected, k=k, init=name if k == 2 else None) for name, detected, k in (
+    ('scratch', HALF, 6), ('lower', worse(40), 2), ('zealous', better(40), 2), ('noisy', share(99, seed=9), 2))]
+  found = judge(paths, 0.0)
+  assert [(one.pretrained.runs[0].weights_name, one.answer) for one in found] == [
+    ('zealous', verdict.PRETRAIN), ('noisy', verdict.OPEN), ('lower', verdict.SCRATCH_SUFFICES)]
+  assert 'Other weights than lower, noisy, zealous were not tried here.' in found[-1].words
+
+
 def test_names_are_neither_formulas_nor_markup(tmp_path):
   paths = [write(tmp_path / '$x_{$', HALF), write(tmp_path / '<b>&', HALF, init='w'),
            write(tmp_path / '=1+1\x1b[2J\n', HALF, init='w')]
