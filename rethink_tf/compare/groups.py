@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from absl import logging
 
 from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run, Seen
+
+InitKey = tuple[tuple[str, str], ...]
 
 
 class Side(NamedTuple):
@@ -79,9 +81,25 @@ def sides(runs: Sequence[Run], init: str) -> list[Side]:
   for run in runs:
     if run.init == init:
       by_key.setdefault((run.schedule, run.init_key), []).append(run)
-  several = len({init_key for _, init_key in by_key}) > 1
-  return sorted((Side(schedule, tuple(each), each[0].weights_name if several else '')
-                 for (schedule, _), each in by_key.items()), key=lambda side: side.seen.images)
+  arms = _arms({each[0].init_key: each[0].weights_name for each in by_key.values()})
+  return sorted((Side(schedule, tuple(each), arms[init_key]) for (schedule, init_key), each in by_key.items()),
+                key=lambda side: side.seen.images)
+
+
+def _arms(names: Mapping[InitKey, str]) -> dict[InitKey, str]:
+  """Return what to call each kind of initial weights: its name, with what sets it apart from others of that name.
+
+  '' for a single kind.
+  """
+  if len(names) < 2:
+    return dict.fromkeys(names, '')
+  arms = {}
+  for key, name in names.items():
+    same = [dict(other) for other in names if names[other] == name]
+    apart = sorted({setting for one in same for setting in one if len({other.get(setting) for other in same}) > 1})
+    arms[key] = ', '.join([name, *(f'{setting.rpartition(".")[2]} = {dict(key).get(setting, "default")}'
+                                   for setting in apart)])
+  return arms
 
 
 def labelled_sides(runs: Sequence[Run]) -> list[tuple[str, Side]]:

@@ -192,6 +192,15 @@ def test_of_several_kinds_of_pre_training_the_one_that_is_needed_comes_first(tmp
   assert 'Other weights than lower, noisy, zealous were not tried here.' in found[-1].words
 
 
+def test_weights_of_one_name_that_are_used_in_two_ways_are_two_kinds(tmp_path):
+  paths = [write(tmp_path / name, detected, init=init) for name, detected, init in (
+    ('scratch', HALF, None), ('whole', better(40), 'w'), ('part', worse(40), 'w'))]
+  with open(tmp_path / 'part/config.gin', 'a') as config:
+    config.write("PretrainedWeights.part = 'backbone'\n")
+  assert [(one.pretrained.arm, one.answer) for one in judge(paths, 0.0)] == [
+    ('w, part = default', verdict.PRETRAIN), ('w, part = backbone', verdict.SCRATCH_SUFFICES)]
+
+
 def test_names_are_neither_formulas_nor_markup(tmp_path):
   paths = [write(tmp_path / '$x_{$', HALF), write(tmp_path / '<b>&', HALF, init='w'),
            write(tmp_path / '=1+1\x1b[2J\n', HALF, init='w')]
