@@ -1,5 +1,7 @@
 """The choice of operations that ONNX and TensorFlow Lite have counterparts of, made while a graph is built for export.
 
+None of them is compiled, so that the trainer makes its variables with them, too.
+
 Inside `operations()` the parts of a detector (models/) compute the same with other operations: RoIAlign tap by tap,
 non-maximum suppression group by group, group normalisation by plain means.
 """

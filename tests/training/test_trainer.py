@@ -53,6 +53,15 @@ def one_device(four):
   return before, weights(trainer), history
 
 
+def test_variables_that_are_not_trained_keep_their_initial_values(four):
+  """A blank image is seen before them; with XLA none is, and the variables are the same."""
+  made = [{v.name: v.numpy() for v in make(four, norm=sync_batch_norm, mask_head=None, xla=xla).detector.variables}
+          for xla in (False, True)]
+  assert list(made[0]) == list(made[1]) and all(np.array_equal(made[0][name], made[1][name]) for name in made[0])
+  moving = {name: value for name, value in made[0].items() if 'moving' in name}
+  assert moving and all(np.all(value == (0 if 'mean' in name else 1)) for name, value in moving.items())
+
+
 def test_every_variable_trains(one_device):
   before, after, _ = one_device
   unchanged = [name for name in before if np.array_equal(before[name], after[name])]
