@@ -86,6 +86,14 @@ def sides(runs: Sequence[Run], init: str) -> list[Side]:
                 key=lambda side: side.seen.images)
 
 
+def by_arm(of: Sequence[Side]) -> dict[str, list[Side]]:
+  """Return sides by the name of their initial weights, which are in the order of the names."""
+  found: dict[str, list[Side]] = {}
+  for side in sorted(of, key=lambda side: side.arm):
+    found.setdefault(side.arm, []).append(side)
+  return found
+
+
 def _arms(names: Mapping[InitKey, str]) -> dict[InitKey, str]:
   """Return what to call each kind of initial weights: its name, with what sets it apart from others of that name.
 

@@ -5,12 +5,13 @@ Runs differ in more than their colour: pre-trained ones have dashed lines and ha
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rethink_tf.compare.groups import Side, groups, labelled_sides, sides
+from rethink_tf.compare.groups import Side, by_arm, groups, labelled_sides, labels, sides
 from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run, metric_name
 from rethink_tf.visualization.plotting import COLOURS, INK, MARKERS, decorate, encode, new_figure
 
@@ -116,21 +117,25 @@ def _panel(axes: Axes, runs: Sequence[Run], metric: str, key: str, title: str) -
 
 
 def end_points(runs: Sequence[Run], metric: str) -> Figure:
-  """Plot the final metric of each schedule against images seen; bars are one standard deviation between seeds."""
+  """Plot the final metric of each schedule against images seen; bars are one standard deviation between seeds.
+
+  A line for scratch and one for each kind of initial weights, of each group of runs.
+  """
   fig, axes = _single((7, 4.4))
-  by_settings, highest = groups(runs), {}
-  for number, group in enumerate(by_settings):
+  by_settings, highest, colours = groups(runs), {}, itertools.cycle(COLOURS)
+  for about, group in zip(labels(by_settings), by_settings, strict=True):
     for style, init in (('-', SCRATCH), ('--', PRETRAINED)):
-      by_length = sides(group, init)
-      if not by_length:
-        continue
-      name = init if len(by_settings) == 1 else f'{init}: {by_length[0].runs[0].name}'
-      axes.errorbar([side.seen.images for side in by_length], [side.mean(metric) for side in by_length],
-                    yerr=[np.nan_to_num(side.spread(metric)) for side in by_length], linestyle=style, marker='o',
-                    capsize=3, color=COLOURS[(2 * number + (init != SCRATCH)) % len(COLOURS)], label=name)
-      for side in by_length:
-        position = side.schedule, side.seen.images
-        highest[position] = max(side.mean(metric), highest.get(position, 0.0))
+      lines = by_arm(sides(group, init))
+      if not lines:
+        next(colours)  # each init of a group keeps its colour
+      for arm, by_length in lines.items():
+        name = ', '.join(filter(None, (f'{init} ({arm})' if arm else init, about)))
+        axes.errorbar([side.seen.images for side in by_length], [side.mean(metric) for side in by_length],
+                      yerr=[np.nan_to_num(side.spread(metric)) for side in by_length], linestyle=style, marker='o',
+                      capsize=3, color=next(colours), label=name)
+        for side in by_length:
+          position = side.schedule, side.seen.images
+          highest[position] = max(side.mean(metric), highest.get(position, 0.0))
   for (schedule, images), value in highest.items():  # one label for all sides of a schedule
     axes.annotate(schedule, (images, value), textcoords='offset points', xytext=(0, 7), ha='center', fontsize=8,
                   color=INK)

@@ -8,7 +8,7 @@ import numpy as np
 
 from rethink_tf.compare import verdict
 from rethink_tf.compare.differences import Differences
-from rethink_tf.compare.groups import Side, groups, sides
+from rethink_tf.compare.groups import Side, groups, labels, sides
 from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run
 from rethink_tf.errors import plain
 
@@ -32,11 +32,14 @@ def runs_table(runs: Sequence[Run], metrics: Sequence[str]) -> Table:
 def steps_table(verdicts: Sequence[verdict.Verdict]) -> Table:
   """One row per scratch schedule, compared with the best pre-trained one."""
   rows = [['scratch', 'against', 'AP', 'against AP', 'difference', 'verdict', 'pixels', 'with pre-training']]
+  firsts = {one.pretrained.runs[0].twin_key: one.pretrained.runs[0] for one in verdicts}
+  about = dict(zip(firsts, labels([[run] for run in firsts.values()]), strict=True))
   for one in verdicts:
+    of = about[one.pretrained.runs[0].twin_key]
     for step in one.steps:
       before = one.pretrained.runs[0].pretraining
       fine, seen = one.pretrained.seen, step.side.seen
-      rows.append([step.side.label, one.pretrained.label, f'{step.side.mean(one.metric):.1f}',
+      rows.append([_joined(step.side.label, of), one.pretrained.label, f'{step.side.mean(one.metric):.1f}',
                    f'{one.pretrained.mean(one.metric):.1f}', str(step.difference or '-'), step.relation,
                    f'{seen.pixels / fine.pixels:.2g} x',
                    '?' if before is None else f'{seen.pixels / fine.plus(before).pixels:.2g} x'])
@@ -46,14 +49,20 @@ def steps_table(verdicts: Sequence[verdict.Verdict]) -> Table:
 def twins_table(runs: Sequence[Run], differences: Differences) -> Table:
   """One row per schedule of Fig. 1 with scratch and pre-trained runs, and their difference; empty without any."""
   rows, metric = [['schedule', 'scratch', 'pre-trained', 'difference', 'verdict']], differences.metric
-  for group in groups(runs):
+  by_settings = groups(runs)
+  for about, group in zip(labels(by_settings), by_settings, strict=True):
     pretrained = sides(group, PRETRAINED)
     for side in sides(group, SCRATCH):
       for other in (other for other in pretrained if other.schedule == side.schedule):
         interval = differences.between(side, other)
-        rows.append([f'{side.schedule} {other.arm}'.strip(), f'{side.mean(metric):.1f}', f'{other.mean(metric):.1f}',
-                     str(interval or '-'), '-' if interval is None else verdict.relation(interval, 0.0)])
+        rows.append([_joined(f'{side.schedule} {other.arm}'.strip(), about), f'{side.mean(metric):.1f}',
+                     f'{other.mean(metric):.1f}', str(interval or '-'),
+                     '-' if interval is None else verdict.relation(interval, 0.0)])
   return rows if len(rows) > 1 else []
+
+
+def _joined(label: str, about: str) -> str:
+  return f'{label}, {about}' if about else label
 
 
 def differences_table(runs: Sequence[Run], differences: Differences) -> Table:

@@ -12,7 +12,6 @@ schedules are tested in a fixed order, from the longest to the shorter ones, up 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,7 +19,7 @@ import numpy as np
 
 from rethink_tf.compare import planning
 from rethink_tf.compare.differences import Differences
-from rethink_tf.compare.groups import Side, groups, sides
+from rethink_tf.compare.groups import Side, by_arm, groups, sides
 from rethink_tf.compare.intervals import Interval
 from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run, metric_name
 from rethink_tf.compare.sequential import Look
@@ -103,10 +102,9 @@ def verdicts(runs: Sequence[Run], differences: Differences, margin: float = 0.5)
   result, metric = [], differences.metric
   for group in groups(runs):
     scratch, of_group = sides(group, SCRATCH), []
-    all_pretrained = sorted(sides(group, PRETRAINED), key=lambda side: side.arm)
-    tried = sorted({side.runs[0].weights_name for side in all_pretrained})
-    for _, arm in itertools.groupby(all_pretrained, lambda side: side.arm):
-      pretrained = list(arm)
+    arms = by_arm(sides(group, PRETRAINED))
+    tried = sorted({each[0].runs[0].weights_name for each in arms.values()})
+    for pretrained in arms.values():
       best = max(pretrained, key=lambda side: side.mean(metric))
       steps = tuple(_step(side, pretrained, best, differences, margin) for side in scratch)
       if steps:

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from rethink_tf.compare import groups, report, verdict
+from rethink_tf.compare import groups, plots, report, verdict
 from rethink_tf.compare.differences import Differences
 from rethink_tf.compare.report import compare
 from rethink_tf.compare.run_summary import read_runs
@@ -181,6 +181,22 @@ def test_several_groups_say_which_settings_they_are_of(tmp_path):
   mixed = [runs[0]._replace(settings={**runs[0].settings, 'TrainInput.flip': True, **more}) for more in (
     {}, {'TrainInput.mix': '@CopyPaste()', 'CopyPaste.probability': 1.0, 'CopyPaste.max_pasted': 100})]
   assert groups.labels([[run] for run in mixed]) == ['mix = default', 'mix = @CopyPaste()']
+
+
+def test_tables_and_plots_of_several_groups_name_each(tmp_path, monkeypatch):
+  paths = [write(tmp_path / f'{init}{rate}{k}', HALF, k=k, rate=rate, init=init)
+           for rate in (0.02, 0.01) for init in (None, 'a', 'b') for k in (1, 2)]
+  runs = read_runs(paths)
+  axes, = plots.end_points(runs, 'box/AP').axes
+  lines = list(axes.containers)
+  assert [line.get_label() for line in lines] == [
+    f'{init}, base_rate = {rate}' for rate in (0.02, 0.01)
+    for init in ('scratch', 'pre-trained (a)', 'pre-trained (b)')]
+  assert all(len(line[0].get_xdata()) == 2 for line in lines)
+  monkeypatch.setattr(report, '_write', lambda *content: '')
+  text = compare(paths, str(tmp_path / 'out'), draws=20, seed_spread=0.0).text
+  for first in ('1x a, base_rate = 0.02', '1x b, base_rate = 0.01', 'scratch 1x, base_rate = 0.01'):
+    assert f'\n{first} ' in text
 
 
 def test_of_several_kinds_of_pre_training_the_one_that_is_needed_comes_first(tmp_path):
