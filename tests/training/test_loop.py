@@ -56,7 +56,8 @@ def test_running_out_of_memory_is_one_line_with_the_settings_to_change(allocate)
   def hungry(outputs, batch):
     return {'class': toy_loss(outputs, batch)['class'] + allocate(outputs.logits, batch.image_ids)}
 
-  trainer = toy(policy='float32', loss=hungry)
+  trainer = toy(policy='float32')
+  trainer.loss_function = hungry  # after the variables are made
   with pytest.raises(UserError, match='OOM when allocating') as error, loop.out_of_memory_errors():
     toy_fit(trainer, [0])
   line = error.value.line()

@@ -57,11 +57,11 @@ def toy_batch(first_id, images=4):
 SCHEDULE = KTimesSchedule(boundaries=(2, 4), total=30, warmup_steps=0, base_rate=0.1)
 
 
-def toy(scale=2.0**15, micro_batches=1, policy='mixed_float16', loss=toy_loss, **scaling):
+def toy(scale=2.0**15, micro_batches=1, policy='mixed_float16', **scaling):
   tf_keras.utils.set_random_seed(3)
   with precision(policy):
     scaled = policy == 'mixed_float16'
-    trainer = (LossScaleTrainer if scaled else Trainer)(Toy(), loss, micro_batches)
+    trainer = (LossScaleTrainer if scaled else Trainer)(Toy(), toy_loss, micro_batches)
     optimizer = SGD(SCHEDULE)
     if scaled:
       optimizer = tf_keras.mixed_precision.LossScaleOptimizer(optimizer, initial_scale=scale, **scaling)
