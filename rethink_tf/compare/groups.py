@@ -11,7 +11,7 @@ from absl import logging
 
 from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run, Seen
 
-InitKey = tuple[tuple[str, str], ...]
+Key = tuple[tuple[str, str], ...]  # of Run.twin_key and Run.init_key
 
 
 class Side(NamedTuple):
@@ -64,6 +64,17 @@ def labels(by_settings: Sequence[Sequence[Run]], most: int = 3) -> list[str]:
           for one in settings]
 
 
+def labels_by_key(runs: Sequence[Run]) -> dict[Key, str]:
+  """Return what sets each group of runs apart, by the twin_key of its runs."""
+  by_settings = groups(runs)
+  return dict(zip((group[0].twin_key for group in by_settings), labels(by_settings), strict=True))
+
+
+def in_group(name: str, about: str) -> str:
+  """Return the name of something of one group, with what sets the group apart, '' if nothing does."""
+  return f'{name}, {about}' if about else name
+
+
 def independent(runs: Sequence[Run]) -> list[Run]:
   """Return the runs that are independent samples: of those that differ in nothing, not even the seed, the first."""
   first_of: dict[tuple, Run] = {}
@@ -94,7 +105,7 @@ def by_arm(of: Sequence[Side]) -> dict[str, list[Side]]:
   return found
 
 
-def _arms(names: Mapping[InitKey, str]) -> dict[InitKey, str]:
+def _arms(names: Mapping[Key, str]) -> dict[Key, str]:
   """Return what to call each kind of initial weights: its name, with what sets it apart from others of that name.
 
   '' for a single kind.
@@ -112,10 +123,6 @@ def _arms(names: Mapping[InitKey, str]) -> dict[InitKey, str]:
 
 def labelled_sides(runs: Sequence[Run]) -> list[tuple[str, Side]]:
   """Return the sides of all groups with a label each: the name of a single run, or what its runs have in common."""
-  by_settings = groups(runs)
-  result = []
-  for about, group in zip(labels(by_settings), by_settings, strict=True):
-    for side in (*sides(group, SCRATCH), *sides(group, PRETRAINED)):
-      label = f'{side.label}, {about}' if about else side.label
-      result.append((side.runs[0].name if len(side.runs) == 1 else label, side))
-  return result
+  about = labels_by_key(runs)
+  return [(side.runs[0].name if len(side.runs) == 1 else in_group(side.label, about[group[0].twin_key]), side)
+          for group in groups(runs) for init in (SCRATCH, PRETRAINED) for side in sides(group, init)]

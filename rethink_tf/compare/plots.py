@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rethink_tf.compare.groups import Side, by_arm, groups, labelled_sides, labels, sides
+from rethink_tf.compare.groups import Side, by_arm, groups, in_group, labelled_sides, labels_by_key, sides
 from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run, metric_name
 from rethink_tf.visualization.plotting import COLOURS, INK, MARKERS, decorate, encode, new_figure
 
@@ -122,14 +122,14 @@ def end_points(runs: Sequence[Run], metric: str) -> Figure:
   A line for scratch and one for each kind of initial weights, of each group of runs.
   """
   fig, axes = _single((7, 4.4))
-  by_settings, highest, colours = groups(runs), {}, itertools.cycle(COLOURS)
-  for about, group in zip(labels(by_settings), by_settings, strict=True):
+  about, highest, colours = labels_by_key(runs), {}, itertools.cycle(COLOURS)
+  for group in groups(runs):
     for style, init in (('-', SCRATCH), ('--', PRETRAINED)):
       lines = by_arm(sides(group, init))
       if not lines:
         next(colours)  # each init of a group keeps its colour
       for arm, by_length in lines.items():
-        name = ', '.join(filter(None, (f'{init} ({arm})' if arm else init, about)))
+        name = in_group(f'{init} ({arm})' if arm else init, about[group[0].twin_key])
         axes.errorbar([side.seen.images for side in by_length], [side.mean(metric) for side in by_length],
                       yerr=[np.nan_to_num(side.spread(metric)) for side in by_length], linestyle=style, marker='o',
                       capsize=3, color=next(colours), label=name)

@@ -80,7 +80,7 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
   verdicts = verdict.verdicts(counted, differences, margin)
   content = {
     'Runs': _runs_table(runs),
-    'Scratch against the best pre-trained run': tables.steps_table(verdicts),
+    'Scratch against the best pre-trained run': tables.steps_table(counted, verdicts),
     'Scratch against pre-training at the same schedule': tables.twins_table(counted, differences),
     f'Differences of {metric_name(metric)} from the first run': tables.differences_table(runs, differences),
     'Settings that differ': tables.settings_table(runs),
@@ -169,8 +169,7 @@ def _runs_table(runs: Sequence[Run]) -> tables.Table:
 def _answers(runs: Sequence[Run], verdicts: Sequence[verdict.Verdict], margin: float) -> list[page.Answer]:
   """Return the verdicts for the page; with several groups of runs each says which settings it is of."""
   kinds = {verdict.SCRATCH_SUFFICES: 'scratch', verdict.PRETRAIN: 'pretrain', verdict.OPEN: 'open'}
-  by_settings = groups.groups(runs)
-  about = dict(zip((group[0].twin_key for group in by_settings), groups.labels(by_settings), strict=True))
+  about = groups.labels_by_key(runs)
   return [page.Answer(kinds[one.answer], one.headline, one.words, one.cost,
                       plots.render({'': plots.answer(one, margin)}, 'svg')[''], plots.describe(one, margin),
                       about[one.pretrained.runs[0].twin_key]) for one in verdicts]
@@ -224,8 +223,8 @@ def _title(runs: Sequence[Run], metric: str) -> str:
 def _drawn(answers: Sequence[page.Answer], verdicts: Sequence[verdict.Verdict]) -> list[page.Drawn]:
   """Return predictions of both sides of the first verdict: of the scratch schedule it is about and the best other."""
   sides = [side for one in verdicts[:1] for side in ((one.caught_up or one.steps[-1]).side, one.pretrained)]
-  about = f', {answers[0].about}' if answers[0].about else ''
-  found = predictions.on_same_images({f'{side.runs[0].init} {side.schedule}{about}': side.runs[0] for side in sides})
+  found = predictions.on_same_images({
+    groups.in_group(f'{side.runs[0].init} {side.schedule}', answers[0].about): side.runs[0] for side in sides})
   return [page.Drawn(*one) for one in found]
 
 

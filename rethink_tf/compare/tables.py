@@ -8,7 +8,7 @@ import numpy as np
 
 from rethink_tf.compare import verdict
 from rethink_tf.compare.differences import Differences
-from rethink_tf.compare.groups import Side, groups, labels, sides
+from rethink_tf.compare.groups import Side, groups, in_group, labels_by_key, sides
 from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run
 from rethink_tf.errors import plain
 
@@ -29,17 +29,16 @@ def runs_table(runs: Sequence[Run], metrics: Sequence[str]) -> Table:
   return rows
 
 
-def steps_table(verdicts: Sequence[verdict.Verdict]) -> Table:
-  """One row per scratch schedule, compared with the best pre-trained one."""
+def steps_table(runs: Sequence[Run], verdicts: Sequence[verdict.Verdict]) -> Table:
+  """One row per scratch schedule, compared with the best pre-trained one. verdicts: on these runs."""
   rows = [['scratch', 'against', 'AP', 'against AP', 'difference', 'verdict', 'pixels', 'with pre-training']]
-  firsts = {one.pretrained.runs[0].twin_key: one.pretrained.runs[0] for one in verdicts}
-  about = dict(zip(firsts, labels([[run] for run in firsts.values()]), strict=True))
+  about = labels_by_key(runs)
   for one in verdicts:
-    of = about[one.pretrained.runs[0].twin_key]
     for step in one.steps:
       before = one.pretrained.runs[0].pretraining
       fine, seen = one.pretrained.seen, step.side.seen
-      rows.append([_joined(step.side.label, of), one.pretrained.label, f'{step.side.mean(one.metric):.1f}',
+      scratch = in_group(step.side.label, about[one.pretrained.runs[0].twin_key])
+      rows.append([scratch, one.pretrained.label, f'{step.side.mean(one.metric):.1f}',
                    f'{one.pretrained.mean(one.metric):.1f}', str(step.difference or '-'), step.relation,
                    f'{seen.pixels / fine.pixels:.2g} x',
                    '?' if before is None else f'{seen.pixels / fine.plus(before).pixels:.2g} x'])
@@ -49,20 +48,16 @@ def steps_table(verdicts: Sequence[verdict.Verdict]) -> Table:
 def twins_table(runs: Sequence[Run], differences: Differences) -> Table:
   """One row per schedule of Fig. 1 with scratch and pre-trained runs, and their difference; empty without any."""
   rows, metric = [['schedule', 'scratch', 'pre-trained', 'difference', 'verdict']], differences.metric
-  by_settings = groups(runs)
-  for about, group in zip(labels(by_settings), by_settings, strict=True):
+  about = labels_by_key(runs)
+  for group in groups(runs):
     pretrained = sides(group, PRETRAINED)
     for side in sides(group, SCRATCH):
       for other in (other for other in pretrained if other.schedule == side.schedule):
         interval = differences.between(side, other)
-        rows.append([_joined(f'{side.schedule} {other.arm}'.strip(), about), f'{side.mean(metric):.1f}',
-                     f'{other.mean(metric):.1f}', str(interval or '-'),
+        schedule = in_group(f'{side.schedule} {other.arm}'.strip(), about[group[0].twin_key])
+        rows.append([schedule, f'{side.mean(metric):.1f}', f'{other.mean(metric):.1f}', str(interval or '-'),
                      '-' if interval is None else verdict.relation(interval, 0.0)])
   return rows if len(rows) > 1 else []
-
-
-def _joined(label: str, about: str) -> str:
-  return f'{label}, {about}' if about else label
 
 
 def differences_table(runs: Sequence[Run], differences: Differences) -> Table:

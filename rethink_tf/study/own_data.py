@@ -23,7 +23,6 @@ from rethink_tf.evaluation.scoring import without_masks
 from rethink_tf.storage import files
 from rethink_tf.study import estimate as estimating
 from rethink_tf.study import grid
-from rethink_tf.study.grid import Trial
 from rethink_tf.study.run import Pretraining, StudyPlan, get_weights, plan_study, runner_of
 from rethink_tf.weights import catalog
 
@@ -215,7 +214,7 @@ def _times_longer(short: Pretraining, long: Pretraining) -> float:
   """Return the ratio of the steps of a pre-training in two studies; that of a detector grows with the unit."""
   if short == long:
     return 1.0
-  steps = [grid.length(Trial('pre-training', {}, one.files, one.params)).steps for one in (short, long)]
+  steps = [grid.length(grid.Trial('pre-training', {}, one.files, one.params)).steps for one in (short, long)]
   return steps[1] / steps[0]
 
 

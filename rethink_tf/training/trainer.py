@@ -155,10 +155,10 @@ class Trainer(tf_keras.Model):
     """Create all variables, in a fixed order, from the tf.TensorSpec of a batch.
 
     A tf.function that creates variables is traced twice. So the losses of a small blank image are computed before it,
-    without a graph, which takes less than half the time of building one. With XLA, whose shapes are static, a graph is
-    built that is not run: variables are lifted out of it.
+    without a graph, which takes less than half the time of building one. With XLA, whose shapes are static, and on a
+    TPU, which would compile each operation, a graph is built that is not run: variables are lifted out of it.
     """
-    if getattr(self.detector, 'xla', False):
+    if getattr(self.detector, 'xla', False) or isinstance(self.distribute_strategy, tf.distribute.TPUStrategy):
       with tf.__internal__.FuncGraph('variables').as_default():
         placeholders = tf.nest.map_structure(lambda x: tf.compat.v1.placeholder(x.dtype, x.shape), batch)
         losses = self.loss_function(self(placeholders, training=True), placeholders)
