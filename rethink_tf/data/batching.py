@@ -57,7 +57,12 @@ class StepFacts(NamedTuple):
   image_ids: np.ndarray  # int64 [B]
   instances: int
   pixels: int  # of the resized images
-  padded_pixels: int  # of the padded images
+  padded_shape: tuple[int, int]  # height and width of each padded image
+
+  @property
+  def padded_pixels(self) -> int:
+    """Pixels of the padded images."""
+    return len(self.image_ids) * self.padded_shape[0] * self.padded_shape[1]
 
 
 class BatchShare(NamedTuple):

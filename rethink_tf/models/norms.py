@@ -19,7 +19,7 @@ import tf_keras
 
 from rethink_tf.errors import UserError
 from rethink_tf.ops import portable
-from rethink_tf.ops.group_norm import channel_sums, portable_group_norm
+from rethink_tf.ops.group_norm import NormalisedMaps, channel_sums, portable_group_norm
 from rethink_tf.ops.group_norm import group_norm as normalise_groups
 
 MakeNorm = Callable[..., tf_keras.layers.Layer]  # (name, zero_gamma=False)
@@ -28,6 +28,16 @@ Statistics = tuple[tf.Tensor, tf.Tensor, tf.Tensor]  # mean [C], variance [C], n
 EPSILON = 1e-5  # Detectron's for every norm; Keras' default is 1e-3
 
 _recording = threading.local()  # each replica is traced in its own thread
+
+
+@contextlib.contextmanager
+def recorded_maps() -> Iterator[list[NormalisedMaps]]:
+  """Record what GroupNorm would compile with XLA, of a network that runs with portable operations inside."""
+  _recording.maps = maps = []
+  try:
+    yield maps
+  finally:
+    del _recording.maps
 
 
 @contextlib.contextmanager
@@ -64,6 +74,8 @@ class GroupNorm(tf_keras.layers.Layer):
   def call(self, x: tf.Tensor) -> tf.Tensor:
     parameters = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta), self.groups, self.epsilon
     if portable.chosen():
+      if self.xla and hasattr(_recording, 'maps'):
+        _recording.maps.append(NormalisedMaps(tuple(x.shape), x.dtype, *parameters[2:], self.landscape))
       return portable_group_norm(x, *parameters)
     return normalise_groups(x, *parameters, self.xla, self.landscape)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -54,6 +55,39 @@ def _group_norm(groups: int, epsilon: float, channels: int, dtype: tf.DType,
     return y, gradient
 
   return normalise
+
+
+class NormalisedMaps(NamedTuple):
+  """Maps that a network normalises: their shape and type, and the arguments of `group_norm`."""
+
+  shape: tuple[int, int, int, int]  # [N, H, W, C]
+  dtype: tf.DType
+  groups: int
+  epsilon: float
+  landscape: bool
+
+  def passes(self) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Return a graph of both passes for maps of any size.
+
+    What XLA compiles when it is called is used by every other graph, for maps of the same shape. Without a graph the
+    passes have names of their own, and would be compiled again.
+    """
+    return _passes(self.groups, self.epsilon, self.shape[3], self.dtype, self.landscape)
+
+
+@functools.cache
+def _passes(groups: int, epsilon: float, channels: int, dtype: tf.DType,
+            landscape: bool) -> Callable[[tf.Tensor], tf.Tensor]:
+  def both(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> tf.Tensor:
+    with tf.GradientTape() as tape:
+      tape.watch(x)
+      y = group_norm(x, gamma, beta, groups, epsilon, landscape=landscape)
+    return tape.gradient(y, x)
+
+  parameter = tf.TensorSpec([channels])
+  traced = tf.function(both, [tf.TensorSpec([None, None, None, channels], dtype), parameter, parameter],
+                       autograph=False).get_concrete_function()
+  return lambda x: traced(x, tf.ones([channels]), tf.zeros([channels]))
 
 
 def _forward(groups: int, epsilon: float, x: tf.Tensor, gamma: tf.Tensor,

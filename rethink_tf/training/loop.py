@@ -23,7 +23,7 @@ from rethink_tf.storage.checkpoints import ON_DEMAND, iterations
 from rethink_tf.storage.run_folder import RunFolder, write_schedule
 from rethink_tf.storage.writer_lock import WriterLock
 from rethink_tf.structures import Devices, Experiment
-from rethink_tf.training import continuation
+from rethink_tf.training import compilation, continuation
 from rethink_tf.training.callbacks import ProgressAndMetrics, SaveCheckpoints, StopOnNonFinite
 from rethink_tf.training.ema import OnAverages
 from rethink_tf.training.preemption import Interruption
@@ -56,7 +56,8 @@ def train(experiment: Experiment) -> dict[str, float]:
       callbacks = [*_stop_when_taken(lock), StopOnNonFinite(inputs.facts), progress, *corrections, saving,
                    *[evaluator] * experiment.own_evaluation]
       try:
-        with out_of_memory_errors(), errors_of(inputs), report_lost_workers(workers), interruption:
+        with (out_of_memory_errors(), errors_of(inputs), report_lost_workers(workers), interruption,
+              compilation.ahead(experiment, start)):
           trainer.fit(experiment.batches(start), epochs=1, steps_per_epoch=total_steps - start, verbose=0,
                       callbacks=callbacks)
       finally:

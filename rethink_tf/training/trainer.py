@@ -9,7 +9,9 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
+from rethink_tf.models.norms import recorded_maps
 from rethink_tf.ops import portable
+from rethink_tf.ops.group_norm import NormalisedMaps
 from rethink_tf.structures import Batch, Detections, LabelledImages
 
 Losses = dict[str, tf.Tensor]
@@ -33,6 +35,9 @@ class Trainer(tf_keras.Model):
     super().__init__(name='trainer', autocast=False)  # boxes stay float32 under every precision policy
     self.detector, self.loss_function, self.micro_batches = detector, losses, micro_batches
     self.loss_means: dict[str, tf_keras.metrics.Metric] = {}
+    # What is normalised of a blank image, and the shape of that image, for training/compilation.py.
+    self.blank_maps: tuple[NormalisedMaps, ...] = ()
+    self.blank_shape: tuple[int, ...] = ()
     self._predict = tf.function(self.predict_step, autograph=False)
     # Metrics are those of all replicas already; by default Keras would add them up over several workers.
     self.distribute_reduction_method = 'first'
@@ -165,8 +170,10 @@ class Trainer(tf_keras.Model):
     else:
       blank = tf.nest.map_structure(
         lambda x: tf.zeros([1, *(_BLANK_SIDE if side is None else side for side in x.shape[1:])], x.dtype), batch)
-      with _initial_state(), portable.operations():  # nothing of which is compiled
+      # Portable operations: nothing of them is compiled.
+      with _initial_state(), portable.operations(), recorded_maps() as maps:
         losses = self.loss_function(self(blank, training=True), blank)
+      self.blank_maps, self.blank_shape = tuple(maps), tuple(blank[0].shape[1:3])
     self.make_metrics(['loss/total', *(f'loss/{name}' for name in losses)])
     self.optimizer.build(self.detector.trainable_variables)
     self.built = True

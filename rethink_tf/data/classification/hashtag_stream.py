@@ -304,7 +304,7 @@ class StreamedTrainInput(BatchedInput):
     ids = np.concatenate([drawn.ids, np.full(self.batch_size - count, -1)])
     pixels = self.batch_size * self.crop_size ** 2
     return StepFacts(epoch=int(drawn.epochs[-1]), image_ids=ids, instances=self.batch_size, pixels=pixels,
-                     padded_pixels=pixels)
+                     padded_shape=(self.crop_size,) * 2)
 
   def _readable(self, shard: int, image: int, columns: ShardColumns) -> tuple[int, np.ndarray]:
     """Return an image of a shard and its position there, or the next readable one."""

@@ -127,7 +127,7 @@ class ClassificationTrainInput(_CropInput):
     """Describe the batch of a step without reading its images; every image counts as one instance."""
     pixels = self.batch_size * self.crop_size ** 2
     return StepFacts(epoch=self.plan.epoch(step), image_ids=self.source.image_ids[self.plan[step].indices],
-                     instances=self.batch_size, pixels=pixels, padded_pixels=pixels)
+                     instances=self.batch_size, pixels=pixels, padded_shape=(self.crop_size,) * 2)
 
   def augment(self, image: np.ndarray, epoch: int, image_id: int) -> np.ndarray:
     """Crop, flip and colour-jitter an image uint8 [h, w, 3] for an epoch -> uint8 [crop_size, crop_size, 3]."""

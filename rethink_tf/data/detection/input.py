@@ -279,7 +279,7 @@ class TrainInput(_Input):
     instances = np.minimum(self.source.num_instances[indices], self.max_instances)
     return StepFacts(epoch=self.plan.epoch(step), image_ids=self.source.image_ids[indices],
                      instances=int(instances.sum()), pixels=int(sizes.astype(np.int64).prod(axis=1).sum()),
-                     padded_pixels=self.batch_size * int(shape.prod()))
+                     padded_shape=tuple(shape.tolist()))
 
   @property
   def _purposes(self) -> list[str]:

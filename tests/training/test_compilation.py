@@ -1,0 +1,98 @@
+"""Compilation beside tracing: the forms that a step meets are known before, and are those that XLA compiles."""
+
+import threading
+import types
+
+import pytest
+import tensorflow as tf
+
+from rethink_tf.models import norms
+from rethink_tf.ops.group_norm import NormalisedMaps
+from rethink_tf.structures import Devices
+from rethink_tf.training import compilation
+from rethink_tf.training.losses import MaskRCNNLoss
+from rethink_tf.training.optimizers import SGD
+from rethink_tf.training.trainer import Trainer
+from tests import tiny
+
+
+@pytest.fixture(scope='module')
+def trainer():
+  made = Trainer(tiny.detector(), MaskRCNNLoss())
+  made.compile(SGD(0.05, weight_decay=0.0))
+  made.make_variables(tf.nest.map_structure(lambda x: tf.TensorSpec([None, *x.shape[1:]], x.dtype), tiny.batch(2)))
+  return made
+
+
+def experiment(trainer, replicas=1, shape=(64, 96)):
+  """What compilation asks of an experiment: micro-batches of two images of a padded shape."""
+  facts = types.SimpleNamespace(padded_shape=shape)
+  return types.SimpleNamespace(trainer=trainer, devices=Devices(replicas, 1, 2),
+                               train_input=types.SimpleNamespace(facts=lambda step: facts))
+
+
+def form(shape, channels=32):
+  return NormalisedMaps((*shape, channels), tf.float32, 32, 1e-5, False)
+
+
+@pytest.mark.parametrize('shape', [(64, 96), (96, 64), (160, 224)])
+def test_the_maps_of_a_batch_are_those_of_the_blank_image_resized(trainer, shape, monkeypatch):
+  met = []
+  monkeypatch.setattr(norms, 'normalise_groups', lambda x, *arguments: met.append(tuple(x.shape)) or x)
+  images = tf.zeros([2, *shape, 3], tf.uint8)
+  trainer.detector(images, tf.constant([shape] * 2, tf.float32), training=False)
+  of_images = [each for each in met if each[0] == 2 and each[1:3] != (7, 7)]
+  assert [each.shape for each in compilation.resized(trainer.blank_maps, trainer.blank_shape, 2, shape)] == list(
+    dict.fromkeys(of_images)) and len(of_images) > 8
+
+
+def test_maps_of_rois_and_each_form_twice_are_left_out():
+  blank = [form((1, 32, 32)), form((1, 32, 32)), form((1, 16, 16)), form((7, 8, 8)), form((1, 14, 14)), form((1, 1, 1))]
+  found = compilation.resized(blank, (64, 64), 4, (800, 1333))
+  assert [each.shape[:3] for each in found] == [(4, 400, 667), (4, 200, 334), (4, 13, 21)]
+  assert compilation.resized(blank[:1], (72, 72), 4, (72, 72)) == []
+
+
+def test_the_graph_of_a_step_calls_the_functions_that_are_compiled_ahead(trainer):
+  """By name: a function of another name would be compiled again."""
+  def called(graph):
+    return {node.attr['f'].func.name for node in graph.as_graph_def().node if node.op == 'PartitionedCall'}
+
+  step = tf.function(lambda batch: trainer.gradients(batch)[1], autograph=False).get_concrete_function(tiny.batch(2))
+  ahead = tf.function(lambda x: form((2, 8, 8)).passes()(x), autograph=False).get_concrete_function(
+    tf.TensorSpec([None, None, None, 32]))
+  nodes = [node for function in ahead.graph.as_graph_def().library.function for node in function.node_def]
+  names = {node.attr['f'].func.name for node in nodes if node.op == 'PartitionedCall'}
+  assert len(names) == 2 and names <= called(step.graph)
+
+
+def test_the_thread_ends_with_what_runs_inside(trainer):
+  compilation._compiled.clear()
+  with compilation.ahead(experiment(trainer), 0):
+    running = [thread for thread in threading.enumerate() if thread.name == 'compilation']
+  assert len(running) == 1 and not running[0].is_alive()
+  with pytest.raises(KeyError), compilation.ahead(experiment(trainer, shape=(64, 128)), 0):
+    raise KeyError
+  assert 'compilation' not in [thread.name for thread in threading.enumerate()]
+
+
+def test_what_was_compiled_is_not_compiled_again(trainer):
+  forms = compilation.resized(trainer.blank_maps, trainer.blank_shape, 2, (64, 96))
+  compilation._compile(forms, threading.Event())
+  assert set(forms) <= compilation._compiled
+  with compilation.ahead(experiment(trainer), 0):
+    assert 'compilation' not in [thread.name for thread in threading.enumerate()]
+
+
+def test_several_replicas_compile_for_themselves(trainer):
+  with compilation.ahead(experiment(trainer, replicas=2, shape=(64, 160)), 0):
+    assert 'compilation' not in [thread.name for thread in threading.enumerate()]
+
+
+def test_an_error_is_left_to_the_step(monkeypatch):
+  def fail(x):
+    raise tf.errors.ResourceExhaustedError(None, None, 'OOM when allocating')
+
+  monkeypatch.setattr(NormalisedMaps, 'passes', lambda self: fail)
+  compilation._compile([form((2, 24, 24))], threading.Event())
+  assert form((2, 24, 24)) not in compilation._compiled
