@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar, NamedTuple
 
 import cv2
@@ -256,6 +256,15 @@ class Region(NamedTuple):
     """Return the indices along an axis of `pixels` of positions in the image; those outside are in the border."""
     return np.clip(positions.astype(int) - int(self.corner[axis]) + 1, 0, self.pixels.shape[axis] - 1)
 
+  def cells(self, boxes: np.ndarray, count: int) -> Iterator[np.ndarray | None]:
+    """Yield the pixels at the centres of the cells, C x C, of each of the boxes [n, 4]; None if none is covered."""
+    boxes = boxes.astype(np.float64)
+    centres = (np.arange(count) + 0.5) / count
+    rows, columns = (self.index(boxes[:, axis, None] + centres * (boxes[:, axis + 2] - boxes[:, axis])[:, None], axis)
+                     for axis in (0, 1))
+    for row, column, overlaps in zip(rows, columns, self.overlaps(boxes), strict=True):
+      yield self.pixels[row][:, column] if overlaps else None
+
   def overlaps(self, boxes: np.ndarray) -> list[bool]:
     """Whether any pixel within each of the boxes [n, 4] is covered."""
     low = np.maximum(np.floor(boxes[:, :2]).astype(int) - self.corner + 1, 0).tolist()
@@ -271,10 +280,11 @@ def occlude(example: Example, region: Region, min_visible: float) -> Example:
   more than `min_visible` of its mask remains. A covered keypoint counts as labelled, not visible.
   """
   boxes, masks, kept = example.boxes.copy(), example.masks.copy(), []
-  for i, (box, overlaps) in enumerate(zip(example.boxes, region.overlaps(example.boxes), strict=True)):
-    seen = (box, masks[i]) if not overlaps else _uncover(masks[i], box.astype(np.float64), region, min_visible)
+  for i, covered in enumerate(region.cells(example.boxes, masks.shape[1])):
+    seen = None if covered is None else _uncover(masks[i], example.boxes[i].astype(np.float64), covered, min_visible)
     if seen is not None:
       boxes[i], masks[i] = seen
+    if covered is None or seen is not None:
       kept.append(i)
   keypoints = example.keypoints.copy()
   y, x = (region.index(np.rint(keypoints[..., axis]), axis) for axis in (0, 1))
@@ -283,26 +293,33 @@ def occlude(example: Example, region: Region, min_visible: float) -> Example:
   return select(example._replace(boxes=boxes, masks=masks, keypoints=keypoints), kept)
 
 
-def _uncover(mask: np.ndarray, box: np.ndarray, region: Region, min_visible: float
+def _uncover(mask: np.ndarray, box: np.ndarray, covered: np.ndarray, min_visible: float
              ) -> tuple[np.ndarray, np.ndarray] | None:
-  """Return what is visible of an instance, its box [4] and mask uint8 [C, C]; None if it is too little."""
-  cells = len(mask)
-  centres = (np.arange(cells) + 0.5) / cells
-  rows, columns = (region.index(box[axis] + centres * (box[axis + 2] - box[axis]), axis) for axis in (0, 1))
-  remaining = cv2.bitwise_and(mask, cv2.bitwise_not(region.pixels[rows][:, columns]))  # without a mask it is filled
-  before, after = np.count_nonzero(mask), np.count_nonzero(remaining)
+  """Return what is visible of an instance, its box [4] and mask uint8 [C, C]; None if it is too little.
+
+  covered: uint8 [C, C], 255 where a cell of the mask is covered.
+  """
+  remaining = cv2.bitwise_and(mask, cv2.bitwise_not(covered))  # without a mask it is filled
+  before, after = cv2.countNonZero(mask), cv2.countNonZero(remaining)
   if after == before:
     return box, mask
   if after <= min_visible * before or not after:
     return None
-  whole = np.array([0, 0, cells, cells], float)
   # A side at which the mask has lost nothing stays where it was annotated.
-  spans = [augment.visible_window(each, whole) for each in (mask, remaining)]
-  window = np.where(spans[0] == spans[1], whole, spans[1])
-  if np.array_equal(window, whole):
+  whole = (0, 0, *mask.shape)
+  window = tuple(edge if was == now else now for edge, was, now in
+                 zip(whole, _extent(mask), _extent(remaining), strict=True))
+  if window == whole:
     return box, mask if mask[0, 0] == NO_MASK else remaining
-  seen = np.tile(box[:2], 2) + window * np.tile(box[2:] - box[:2], 2) / cells
-  return seen, mask if mask[0, 0] == NO_MASK else augment.crop_mask(remaining, window)
+  cells = np.array(window, float)
+  seen = np.tile(box[:2], 2) + cells * np.tile(box[2:] - box[:2], 2) / len(mask)
+  return seen, mask if mask[0, 0] == NO_MASK else augment.crop_mask(remaining, cells)
+
+
+def _extent(mask: np.ndarray) -> tuple[int, int, int, int]:
+  """Return the first row and column of a mask that hold any of the object, and those after the last."""
+  x, y, width, height = cv2.boundingRect(mask)
+  return y, x, y + height, x + width
 
 
 def _resize_part(image: np.ndarray, size: np.ndarray, corner: np.ndarray, shape: Sequence[int]) -> np.ndarray:
