@@ -94,6 +94,7 @@ def plan_study(gin_file: str, output: str | None = None, gin_params: Sequence[st
   given = (f'WEIGHTS = {weights!r}',) if weights else ()  # first, so that those of an arm win
   trials = [trial._replace(files=(*trial.files, *run_files), params=(*given, *trial.params, *gin_params))
             for trial in study.trials(pretrained)]
+  pretraining = _used(pretraining, trials)
   lengths = [grid.length(trial, [f'DATA_DIR = {data_dir!r}'] if data_dir else []) for trial in trials]
   if study.until_settled is not None and not forecast.design(lengths).verdicts:
     raise UserError('Study.until_settled: no scratch run of the study has a pre-trained counterpart that is otherwise '
@@ -273,3 +274,13 @@ def _pretrainings(study: Study, folder: str, data_dir: str | None, pretraining_d
     folders[name] = reuse.pretraining_folder(folders[name], *words, data)
     found[folders[name]] = Pretraining(*words, data, 'train' if of_detector else 'pretrain')
   return found
+
+
+def _used(pretraining: Mapping[str, Pretraining], trials: Sequence[Trial]) -> dict[str, Pretraining]:
+  """Return the pre-trainings that a run starts from, directly or by way of a later one: others may be left out."""
+  params, used = [param for trial in trials for param in trial.params], {}
+  for path, one in reversed(pretraining.items()):
+    if any(repr(path) in param for param in params):
+      used[path] = one
+      params += one.params
+  return dict(reversed(used.items()))

@@ -47,7 +47,8 @@ Study.pretraining = {
   'other': ('gin_configs/demo.gin', 'gin_configs/data/own.gin', "DATA_DIR = 'elsewhere'"),
 }
 Study.axes = {'init': {
-  'scratch': (), 'target': ('gin_configs/init/target_pretraining.gin', 'WEIGHTS = {target}'),
+  'scratch': (), 'imagenette': ('gin_configs/init/pretrained_run.gin', 'WEIGHTS = {imagenette}'),
+  'target': ('gin_configs/init/target_pretraining.gin', 'WEIGHTS = {target}'),
   'other': ('gin_configs/init/detector_new_classes.gin', 'WEIGHTS = {other}')}}
 """
 
@@ -64,13 +65,31 @@ def test_a_detector_is_pre_trained_on_the_data_of_the_study(tmp_path):
   assert target.files == ('gin_configs/demo.gin', 'gin_configs/data/own.gin', 'gin_configs/models/faster_rcnn.gin',
                           'gin_configs/pretraining/target_low_resolution.gin')
   assert target.params == ('Resize.short_side = (160,)', 'run.seed = 3', 'BATCH_SIZE = 16')
-  assert [length.weights for length in plan.lengths] == [None, f'{tmp_path}/runs/pretraining/target',
-                                                         f'{tmp_path}/runs/pretraining/other']
+  assert [length.weights for length in plan.lengths] == [
+    None, *(f'{tmp_path}/runs/pretraining/{name}' for name in ('imagenette', 'target', 'other'))]
   with pytest.raises(UserError, match='pretraining/imagenette must be trained first: python -m rethink_tf.pretrain '):
     submit_study(plan, 'echo')
   (tmp_path / 'runs/pretraining/imagenette/checkpoints/step-00000007').mkdir(parents=True)
   with pytest.raises(UserError, match='pretraining/target must be trained first: python -m rethink_tf.train .*=images'):
     submit_study(plan, 'echo')
+
+
+def test_a_pre_training_from_which_no_run_starts_is_not_made(tmp_path):
+  (tmp_path / 'arms.gin').write_text(ON_THE_TARGET + """
+Study.pretraining = {
+  'imagenette': ('gin_configs/pretraining/imagenette.gin',),
+  'target': ('{base}', 'gin_configs/init/pretrained_run.gin', 'WEIGHTS = {imagenette}'),
+  'other': ('gin_configs/demo.gin', 'gin_configs/data/own.gin', "DATA_DIR = 'elsewhere'"),
+}""")
+
+  def made(*left_out):
+    param = f'Study.leave_out = {[{"init": name} for name in left_out]}'
+    return [path.rpartition('/')[2] for path in plan_study(str(tmp_path / 'arms.gin'), f'{tmp_path}/runs/arms',
+                                                           study_params=[param]).pretraining]
+
+  assert made() == ['imagenette', 'target', 'other'] and made('other') == ['imagenette', 'target']
+  assert made('imagenette', 'other') == ['imagenette', 'target']  # which starts from it
+  assert made('target', 'other') == ['imagenette'] and made('imagenette', 'target', 'other') == []
 
 
 def test_submission(tmp_path, capfd):
