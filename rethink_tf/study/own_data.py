@@ -11,6 +11,7 @@ import json
 import math
 import os
 import shlex
+import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -34,6 +35,8 @@ _LOOKED_AT = 10_000  # annotations, until one with a mask is found
 _SHORTEST = 5  # unit of schedules, in steps of 16 images, that is worth a run
 _EPOCHS = 300  # of the longest run at most
 _TO_FIT = 0.9  # of the time: the speed is that of a few steps
+_PRETRAINING_LIMIT = 0.5  # of the time, for what does not become shorter with the schedules
+_WITHOUT_SHAPES = "Study.leave_out = ({'init': 'shapes'},)"
 
 
 class _Grid(NamedTuple):
@@ -68,11 +71,13 @@ class Choice(NamedTuple):
   params: tuple[str, ...]
   weights: str | None
   reasons: tuple[str, ...]
+  study_params: tuple[str, ...] = ()
 
   def command(self, data_dir: str, output: str) -> str:
     """Return the command line that runs the same study."""
     words = ['python', '-m', 'rethink_tf.study', *(f'--gin_file={name}' for name in (self.study, *self.run_files)),
-             *(f'--gin_param={one}' for one in self.params), *([f'--weights={self.weights}'] if self.weights else []),
+             *(f'--gin_param={one}' for one in self.params), *(f'--study_param={one}' for one in self.study_params),
+             *([f'--weights={self.weights}'] if self.weights else []),
              f'--data_dir={data_dir}', f'--output={output}']
     return shlex.join(words)
 
@@ -131,18 +136,34 @@ def choose_weights(given: str | None, dry_run: bool) -> tuple[str | None, str]:
   return IMAGENET, f"the paper's network, from random weights and from ImageNet's ({IMAGENET})"
 
 
-def fit(choice: Choice, facts: Facts, seconds: float, short: float, long: float) -> Choice:
+def shortened(choices: Sequence[Choice], times: Sequence[tuple[float, float]], seconds: float
+              ) -> tuple[Choice, tuple[float, float]]:
+  """Return the first choice, or the second if what does not become shorter takes too much of the time, with its times.
+
+  choices: all starts, and those without synthetic shapes. times: as for `fit`.
+  """
+  fixed = [short - (long - short) for short, long in times]
+  if len(choices) == 1 or fixed[0] <= seconds * _PRETRAINING_LIMIT:
+    return choices[0], times[0]
+  why = (f'without pre-training on synthetic shapes: with it, what does not become shorter with the schedules takes '
+         f'{duration(fixed[0])} of {duration(seconds)}, without it {duration(fixed[1])}')
+  return choices[1]._replace(reasons=(*choices[1].reasons, why)), times[1]
+
+
+def fit(choice: Choice, facts: Facts, seconds: float, times: tuple[float, float], spent: float = 0.0) -> Choice:
   """Return a choice whose study fits the time, which is linear in the unit of the schedules.
 
-  short, long: seconds of the whole study with the unit that it has, and with twice that.
+  times: seconds of the whole study with the unit that it has, and with twice that. spent: seconds of the time that are
+    over: timing takes minutes.
   """
   grid = _PAPER if choice.weights else _NARROW
-  longest = max(grid.lengths)
+  longest, (short, long) = max(grid.lengths), times
   most = max(_SHORTEST, round(facts.images * _EPOCHS / 16 / longest))
   each = max((long - short) / grid.unit, 1e-9)
-  unit = math.floor((seconds * _TO_FIT - (short - grid.unit * each)) / each)
+  unit = math.floor(((seconds - spent) * _TO_FIT - (short - grid.unit * each)) / each)
   chosen = min(max(unit, _SHORTEST), most)
-  takes = f'about {duration(short + (chosen - grid.unit) * each)} of {duration(seconds)}'
+  over = f', of which {duration(spent)} are over' if round(spent) else ''
+  takes = f'about {duration(short + (chosen - grid.unit) * each)} of {duration(seconds)}{over}'
   reason = (f'the shortest schedules, which take {takes}: give more --minutes' if unit < _SHORTEST else
             f'at most {_EPOCHS} epochs, which take {takes}' if chosen < unit else f'schedules that take {takes}')
   steps = ', '.join(f'{k:g}x = {round(chosen * 4 * k)}' for k in grid.lengths)
@@ -158,7 +179,7 @@ def plan(data_dir: str, minutes: float, output: str | None = None, params: Seque
   A choice that is in the output folder already is used again.
 
   Args:
-    minutes: that the study may take, with pre-training.
+    minutes: that the study may take, with pre-training and the timing of a few steps.
     output: None: runs/studies/<name of data_dir>.
     params: further bindings of every run.
     weights: of the pre-trained runs; None: ImageNet's by name, where there is a GPU and they can be had.
@@ -171,6 +192,7 @@ def plan(data_dir: str, minutes: float, output: str | None = None, params: Seque
   Raises:
     UserError: the data cannot be read, or the output folder holds the choice for another data set.
   """
+  begin = time.monotonic()
   if not minutes > 0:
     raise UserError(f'--minutes = {minutes:g}: use a number above 0')
   output = (output or '').rstrip('/') or f'runs/studies/{os.path.basename(os.path.abspath(data_dir))}'
@@ -178,14 +200,17 @@ def plan(data_dir: str, minutes: float, output: str | None = None, params: Seque
   choice = _read(path, asked)
 
   def planned(of: Choice, *more: str, of_study: Sequence[str] = ()) -> StudyPlan:
-    return plan_study(of.study, output, (*of.params, *params, *more), of_study, data_dir, run_files=of.run_files,
-                      weights=of.weights)
+    return plan_study(of.study, output, (*of.params, *params, *more), (*of.study_params, *of_study), data_dir,
+                      run_files=of.run_files, weights=of.weights)
 
   if choice is None:
     facts = look_at(data_dir)
     choice = choose(facts, *choose_weights(weights, dry_run))
     if calibrate:
-      choice = fit(choice, facts, 60 * minutes, *_time(choice, planned, parallel))
+      choices = [choice] if choice.weights else [choice, choice._replace(study_params=(_WITHOUT_SHAPES,))]
+      times = _time(choices, planned, parallel)
+      choice, of_choice = shortened(choices, times, 60 * minutes)
+      choice = fit(choice, facts, 60 * minutes, of_choice, time.monotonic() - begin)
     else:
       choice = choice._replace(reasons=(*choice.reasons, 'schedules of the usual length: nothing was timed'))
     if not dry_run:
@@ -196,18 +221,26 @@ def plan(data_dir: str, minutes: float, output: str | None = None, params: Seque
   return planned(choice, of_study=study_params)
 
 
-def _time(choice: Choice, planned: Callable[..., StudyPlan], parallel: int | None) -> tuple[float, float]:
-  """Time a few steps; return the seconds of the study with the unit that it has, and with twice that."""
-  unit = (_PAPER if choice.weights else _NARROW).unit
-  short, long = (planned(choice, f'KTimesSchedule.unit = {one}') for one in (unit, 2 * unit))
-  get_weights(short)
-  with runner_of(short, parallel) as runner:
-    missing = {path: one.configuration for path, one in short.pretraining.items() if not runner.pretrained(path)}
-    found = estimating.estimate(runner, short.stages, missing)
-    before = {path: found.pretraining.get(path, 0.0) for path in short.pretraining}
-    longer = sum(seconds * _times_longer(short.pretraining[path], other) for (path, seconds), other in
-                 zip(before.items(), long.pretraining.values(), strict=True))
-    return sum(before.values()) + found.stages, longer + runner.remaining(long.stages)
+def _time(choices: Sequence[Choice], planned: Callable[..., StudyPlan], parallel: int | None
+          ) -> list[tuple[float, float]]:
+  """Time a few steps; return the seconds of each study with the unit that it has, and with twice that.
+
+  choices: the first has all runs of the others.
+  """
+  unit = (_PAPER if choices[0].weights else _NARROW).unit
+  plans = [[planned(each, f'KTimesSchedule.unit = {one}') for one in (unit, 2 * unit)] for each in choices]
+  first = plans[0][0]
+  get_weights(first)
+  with runner_of(first, parallel) as runner:
+    missing = {path: one.configuration for path, one in first.pretraining.items() if not runner.pretrained(path)}
+    before = estimating.estimate(runner, first.stages, missing).pretraining
+
+    def seconds(short: StudyPlan, plan: StudyPlan) -> float:
+      return runner.remaining(plan.stages) + sum(
+        before.get(path, 0.0) * _times_longer(short.pretraining[path], other)
+        for path, other in zip(short.pretraining, plan.pretraining.values(), strict=True))
+
+    return [(seconds(short, short), seconds(short, long)) for short, long in plans]
 
 
 def _times_longer(short: Pretraining, long: Pretraining) -> float:
@@ -225,13 +258,15 @@ def _read(path: str, data_dir: str) -> Choice | None:
   try:
     with files.open_regular(path) as file:
       content = json.loads(file.read(1 << 20))
+    content = {'study_params': (), **content}  # choices of earlier versions have none
     found = Choice(*(content[name] for name in Choice._fields))
     others = content['data_dir'] != data_dir
-    lists = (found.run_files, found.params, found.reasons)
+    lists = (found.run_files, found.params, found.reasons, found.study_params)
     if not all(isinstance(one, str) for one in (found.study, found.weights or '', *itertools.chain(*lists))):
       raise TypeError
   except (ValueError, KeyError, TypeError, RecursionError, tf.errors.OpError) as error:
     raise UserError(f'{path}: is not a choice of this command: delete it') from error
   if others:
     raise UserError(f'{path}: is the choice for {content["data_dir"]}: give another --output')
-  return found._replace(run_files=tuple(found.run_files), params=tuple(found.params), reasons=tuple(found.reasons))
+  return found._replace(run_files=tuple(found.run_files), params=tuple(found.params), reasons=tuple(found.reasons),
+                        study_params=tuple(found.study_params))

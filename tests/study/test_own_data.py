@@ -1,6 +1,7 @@
 """The study that is chosen for a data set: what the data asks for, and lengths that fit the time."""
 
 import json
+import shlex
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ from rethink_tf.study import grid, own_data
 from rethink_tf.study.estimate import Estimate
 from rethink_tf.study.grid import Trial
 from rethink_tf.study.own_data import Facts
-from rethink_tf.study.run import Pretraining
+from rethink_tf.study.run import Pretraining, plan_study
 from rethink_tf.study.stages import images
 from rethink_tf.weights import catalog
 from tests import exports
@@ -47,13 +48,38 @@ def test_what_the_data_asks_for(folders):
 def test_lengths_fit_the_time(minutes, fits, weights, unit, longest):
   def seconds(unit):  # of a study that takes 240 s without a step
     return 240 + 7 * longest * unit
-  choice = own_data.fit(own_data.choose(FACTS, weights, ''), FACTS, 60 * minutes, seconds(unit), seconds(2 * unit))
+  choice = own_data.fit(own_data.choose(FACTS, weights, ''), FACTS, 60 * minutes,
+                         (seconds(unit), seconds(2 * unit)))
   chosen = int(choice.params[-1].rpartition(' ')[2])
   assert fits in choice.reasons[-1]
   if minutes == 60:
     assert seconds(chosen) <= 0.9 * 3600 < seconds(chosen + 1)
   else:
     assert chosen == (5 if minutes == 1 else round(100 * 300 / 16 / longest))
+
+
+def test_the_time_that_is_over_counts():
+  choice, times = own_data.choose(FACTS, None, ''), (3000, 5000)
+  lengths = [own_data.fit(choice, FACTS, 3600, times, spent) for spent in (0.0, 600.0)]
+  units = [int(one.params[-1].rpartition(' ')[2]) for one in lengths]
+  assert units == [448, 340] and '1 h 0 min, of which 10 min 0 s are over' in lengths[1].reasons[-1]
+  assert 'are over' not in lengths[0].reasons[-1]
+
+
+@pytest.mark.parametrize('minutes, left_out', [(60, False), (20, True)])
+def test_synthetic_shapes_are_left_out_where_they_take_most_of_the_time(minutes, left_out):
+  choice = own_data.choose(FACTS, None, '')
+  without = choice._replace(study_params=("Study.leave_out = ({'init': 'shapes'},)",))
+  times = [(2700, 4500), (1400, 2600)]  # 900 s and 200 s of them in any case
+  found, its = own_data.shortened([choice, without], times, 60 * minutes)
+  assert (found.study_params, its) == ((without.study_params, times[1]) if left_out else ((), times[0]))
+  assert ('15 min 0 s of 20 min 0 s, without it 3 min 20 s' in found.reasons[-1]) == left_out
+  assert own_data.shortened([choice], times[:1], 1) == (choice, times[0])
+  plan = plan_study(found.study, 'runs/own', study_params=found.study_params)
+  assert len(plan.trials) == (12 if left_out else 18)
+  words = shlex.split(found.command('a', 'b'))
+  assert [word for word in words if word.startswith('--study_param=')] == [
+    f'--study_param={param}' for param in found.study_params]
 
 
 @pytest.mark.parametrize('gpus, given, error, weights, why', [
@@ -75,7 +101,8 @@ def test_weights(monkeypatch, gpus, given, error, weights, why):
 def test_a_choice_is_kept_and_used_again(folders, tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(own_data, 'plan_study', lambda *args, **kwargs: SimpleNamespace(
     params=args[2], files=kwargs['run_files']))
-  monkeypatch.setattr(own_data, '_time', lambda *_: (400.0, 800.0))
+  monkeypatch.setattr(own_data, '_time', lambda choices, *_: [(400.0, 800.0)] * len(choices))
+  monkeypatch.setattr(own_data, 'time', SimpleNamespace(monotonic=lambda: 0.0))
   data, output = str(folders / 'boxes'), str(tmp_path / 'study')
   own_data.plan(data, 30, output, dry_run=True)
   assert not (tmp_path / 'study').exists()
@@ -88,6 +115,10 @@ def test_a_choice_is_kept_and_used_again(folders, tmp_path, monkeypatch, capsys)
   assert 'no object has a mask' in printed and '--gin_file=gin_configs/studies/own_data_narrow.gin' in printed
   with pytest.raises(UserError, match='is the choice for .*another --output'):
     own_data.plan(str(folders / 'masks'), 30, output)
+  earlier = json.loads((tmp_path / 'study/choice.json').read_text())
+  assert earlier.pop('study_params') == []
+  (tmp_path / 'study/choice.json').write_text(json.dumps(earlier))  # as before there were any
+  assert own_data.plan(data, 30, output) == first
   (tmp_path / 'study/choice.json').write_text(json.dumps({'data_dir': 3}))
   with pytest.raises(UserError, match='is not a choice of this command: delete it'):
     own_data.plan(data, 30, output)
