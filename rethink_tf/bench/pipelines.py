@@ -6,7 +6,8 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import cv2
@@ -16,9 +17,11 @@ import tensorflow as tf
 from rethink_tf import console
 from rethink_tf.bench.kernels import blobs, random_boxes
 from rethink_tf.bench.measure import Row, Timing, in_turns
+from rethink_tf.data.augment import resize_image
 from rethink_tf.data.buckets import padding_waste
 from rethink_tf.data.detection.input import TrainInput
 from rethink_tf.data.detection.synthetic import SyntheticSource
+from rethink_tf.data.images import decode
 from rethink_tf.data.mixing import CopyPaste
 from rethink_tf.evaluation import coco_metrics
 from rethink_tf.ops.masks import paste
@@ -31,7 +34,7 @@ def input_speed(experiment: Experiment, rounds: int, images: int = 200) -> list[
   """Measure the input of training alone: images read, flipped and resized, with boxes and masks.
 
   Where the data has masks, and the configuration joins no images, the same input with copy-paste too; of records, that
-  of TPU slices, a graph without Python.
+  of TPU slices, a graph without Python; of image files, what no input can do without: decoding and resizing alone.
   """
   inputs = experiment.train_input
   variants = {'rethink_tf': inputs}
@@ -44,8 +47,13 @@ def input_speed(experiment: Experiment, rounds: int, images: int = 200) -> list[
   if hasattr(inputs.source, 'locations') and inputs.colours is None and inputs.mix is None:
     graph = iter(inputs.graph_dataset(0, batches * (rounds + 2)))
     takes['as on TPU slices'] = functools.partial(_take, graph, batches, inputs)
+  sizes = inputs.resize.largest_sizes(inputs.source.sizes)
+  if hasattr(inputs.source, 'read'):
+    chosen = np.arange(batches * inputs.batch_size) % len(inputs.source.image_ids)
+    files = [inputs.source.read(i) for i in chosen.tolist()]
+    takes['decoding and resizing alone'] = functools.partial(_decode_and_resize, files, sizes[chosen])
   timings = in_turns(takes, rounds)
-  waste = 100 * padding_waste(inputs.resize.largest_sizes(inputs.source.sizes), inputs.padded_shapes, inputs.buckets)
+  waste = 100 * padding_waste(sizes, inputs.padded_shapes, inputs.buckets)
   note = f'{inputs.source.name}, batches of {inputs.batch_size}, {waste:.1f} % of the pixels are padding'
   return [Row('input', name, timing, batches * inputs.batch_size, note=note) for name, timing in timings.items()]
 
@@ -54,6 +62,19 @@ def _take(iterator: Iterator[Batch], number: int, inputs: TrainInput) -> None:
   for _ in range(number):
     next(iterator)
   inputs.wait_for_step(sys.maxsize // 64, 60.0)  # for what tf.data reads ahead, which would slow what is timed next
+
+
+def _decode_and_resize(files: Sequence[bytes], sizes: np.ndarray) -> None:
+  """Decode image files and resize them to sizes [N, 2], on a thread a core, into memory that is used again."""
+  threads = os.cpu_count()
+
+  def every_nth(first: int) -> None:
+    out = np.empty([*sizes.max(axis=0), 3], np.uint8)
+    for data, (height, width) in zip(files[first::threads], sizes[first::threads].tolist(), strict=True):
+      resize_image(decode(data, 'image'), out[:height, :width])
+
+  with ThreadPoolExecutor(threads) as pool:
+    list(pool.map(every_nth, range(threads)))
 
 
 def padding(experiment: Experiment, rounds: int) -> list[Row]:

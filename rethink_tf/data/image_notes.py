@@ -66,13 +66,23 @@ def is_turned(data: bytes, size: tuple[int, int]) -> bool:
 
 def orientation(data: bytes) -> int:
   """Return the EXIF orientation of a JPEG or PNG file, 1 to 8; 1 if there is none."""
-  if not any(mark in data[:_HEAD] for mark in _EXIF):
+  end = jpeg_header_end(data) if data.startswith(b'\xff\xd8') else _HEAD
+  head = data[:end if data[end:end + 2] == b'\xff\xda' else _HEAD]
+  if not any(mark in head for mark in _EXIF):
     return 1
   try:
     with Image.open(io.BytesIO(data), formats=('JPEG', 'PNG')) as image:
       return exif_orientation(image)
   except Exception:  # of any kind in damaged files; the decoder names those that it cannot read
     return 1
+
+
+def jpeg_header_end(data: bytes) -> int:
+  """Return the offset behind the header segments of a JPEG: its first scan, or what is no segment."""
+  offset = 2
+  while data[offset:offset + 1] == b'\xff' and data[offset + 1:offset + 2] != b'\xda':
+    offset += 2 + int.from_bytes(data[offset + 2:offset + 4], 'big')
+  return offset
 
 
 def exif_orientation(image: Image.Image) -> int:

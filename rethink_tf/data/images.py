@@ -16,7 +16,7 @@ import tensorflow as tf
 from PIL import Image, ImageOps
 
 from rethink_tf.data.bit_depth import to_8_bits
-from rethink_tf.data.image_notes import ImageNotes
+from rethink_tf.data.image_notes import ImageNotes, jpeg_header_end
 from rethink_tf.errors import in_one_line
 from rethink_tf.storage.files import open_regular
 
@@ -206,10 +206,7 @@ def _decode_strictly(data: bytes, name: str, max_pixels: int, upright: bool) -> 
 
 def _has_end(data: bytes) -> bool:
   """Whether an end marker follows the header segments of a JPEG; a thumbnail in the header has its own."""
-  offset = 2
-  while data[offset:offset + 1] == b'\xff' and data[offset + 1:offset + 2] != b'\xda':  # header segments
-    offset += 2 + int.from_bytes(data[offset + 2:offset + 4], 'big')
-  return data.find(_END_OF_JPEG, offset) >= 0
+  return data.find(_END_OF_JPEG, jpeg_header_end(data)) >= 0
 
 
 def _many_scans(data: bytes) -> bool:

@@ -216,7 +216,8 @@ def _join_rles(rles: list[Any]) -> dict[str, Any]:
 
 
 def _rasterise(polygons: list[np.ndarray], height: int, width: int) -> np.ndarray:
-  return mask_api.decode(mask_api.merge(mask_api.frPyObjects(polygons, height, width)))
+  rles = mask_api.frPyObjects(polygons, height, width)
+  return mask_api.decode(rles[0] if len(rles) == 1 else mask_api.merge(rles))
 
 
 def _bin_centres(start: float, end: float, limit: int) -> np.ndarray:
@@ -232,9 +233,12 @@ def _check_polygons(segmentation: Any) -> list[np.ndarray]:
   except (TypeError, OverflowError) as error:
     raise ValueError(f'not a list of polygons: {error}') from error
   polygons = [p for p in polygons if p.ndim == 1 and len(p) >= 6 and len(p) % 2 == 0]
-  if not polygons or not all((np.abs(p) <= _MAX_COORDINATE).all() for p in polygons):
+  largest = [np.abs(p).max() for p in polygons]
+  if not polygons or not all(each <= _MAX_COORDINATE for each in largest):  # False for NaN
     raise ValueError('no polygon of at least three finite points')
-  if sum(map(_outline, polygons)) > _MAX_OUTLINE:
+  # No edge is longer than four times the largest coordinate; nearly all need no computation of the exact length.
+  longest = sum(2 * len(p) * each for p, each in zip(polygons, largest, strict=True))
+  if longest > _MAX_OUTLINE and sum(map(_outline, polygons)) > _MAX_OUTLINE:
     raise ValueError(f'an outline of more than {_MAX_OUTLINE:.0f} pixels')
   return polygons
 
