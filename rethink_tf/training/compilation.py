@@ -7,6 +7,7 @@ time from command to first step; tracing, which is Python, leaves all cores but 
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -48,11 +49,12 @@ def ahead(experiment: Experiment, step: int) -> Iterator[None]:
 def resized(maps: Iterable[NormalisedMaps], of: Sequence[int], images: int, to: Sequence[int]) -> list[NormalisedMaps]:
   """Return the maps of `images` images of a shape `to` (height, width) from those of one image of a shape `of`.
 
-  Only maps of whole images, not those of RoIs, of whose number nothing is known; each form once, in order.
+  Only maps of whole images, not those of RoIs, of whose number nothing is known; each form once. The largest first: a
+  step needs them first, and their memory is free again when it runs.
   """
   found = dict.fromkeys(each._replace(shape=(images, *(-(-side // stride) for side in to), each.shape[3]))
                         for each in maps for stride in _strides(each, of))
-  return list(found)
+  return sorted(found, key=lambda each: -math.prod(each.shape))
 
 
 def _strides(maps: NormalisedMaps, of: Sequence[int]) -> list[int]:
