@@ -35,7 +35,7 @@ _LOOKED_AT = 10_000  # annotations, until one with a mask is found
 _SHORTEST = 5  # unit of schedules, in steps of 16 images, that is worth a run
 _EPOCHS = 300  # of the longest run at most
 _TO_FIT = 0.9  # of the time: the speed is that of a few steps
-_PRETRAINING_LIMIT = 0.5  # of the time, for what does not become shorter with the schedules
+_FIXED_LIMIT = 0.5  # of the time, for what does not become shorter with the schedules
 _WITHOUT_SHAPES = "Study.leave_out = ({'init': 'shapes'},)"
 
 
@@ -136,14 +136,19 @@ def choose_weights(given: str | None, dry_run: bool) -> tuple[str | None, str]:
   return IMAGENET, f"the paper's network, from random weights and from ImageNet's ({IMAGENET})"
 
 
-def shortened(choices: Sequence[Choice], times: Sequence[tuple[float, float]], seconds: float
-              ) -> tuple[Choice, tuple[float, float]]:
-  """Return the first choice, or the second if what does not become shorter takes too much of the time, with its times.
+def starts(choice: Choice) -> list[Choice]:
+  """Return a choice, and the same without what takes longest of what does not become shorter with the schedules."""
+  return [choice] if choice.weights else [choice, choice._replace(study_params=(_WITHOUT_SHAPES,))]
 
-  choices: all starts, and those without synthetic shapes. times: as for `fit`.
+
+def choose_starts(choices: Sequence[Choice], times: Sequence[tuple[float, float]], seconds: float
+                  ) -> tuple[Choice, tuple[float, float]]:
+  """Return one of `starts` with its times: the first, unless what does not become shorter takes most of the time.
+
+  times: as for `fit`, of each.
   """
   fixed = [short - (long - short) for short, long in times]
-  if len(choices) == 1 or fixed[0] <= seconds * _PRETRAINING_LIMIT:
+  if len(choices) == 1 or fixed[0] <= seconds * _FIXED_LIMIT:
     return choices[0], times[0]
   why = (f'without pre-training on synthetic shapes: with it, what does not become shorter with the schedules takes '
          f'{duration(fixed[0])} of {duration(seconds)}, without it {duration(fixed[1])}')
@@ -207,10 +212,9 @@ def plan(data_dir: str, minutes: float, output: str | None = None, params: Seque
     facts = look_at(data_dir)
     choice = choose(facts, *choose_weights(weights, dry_run))
     if calibrate:
-      choices = [choice] if choice.weights else [choice, choice._replace(study_params=(_WITHOUT_SHAPES,))]
-      times = _time(choices, planned, parallel)
-      choice, of_choice = shortened(choices, times, 60 * minutes)
-      choice = fit(choice, facts, 60 * minutes, of_choice, time.monotonic() - begin)
+      choices = starts(choice)
+      choice, times = choose_starts(choices, _time(choices, planned, parallel), 60 * minutes)
+      choice = fit(choice, facts, 60 * minutes, times, time.monotonic() - begin)
     else:
       choice = choice._replace(reasons=(*choice.reasons, 'schedules of the usual length: nothing was timed'))
     if not dry_run:

@@ -52,16 +52,21 @@ def resized(maps: Iterable[NormalisedMaps], of: Sequence[int], images: int, to: 
   Only maps of whole images, not those of RoIs, of whose number nothing is known; each form once. The largest first: a
   step needs them first, and their memory is free again when it runs.
   """
-  found = dict.fromkeys(each._replace(shape=(images, *(-(-side // stride) for side in to), each.shape[3]))
-                        for each in maps for stride in _strides(each, of))
+  strides = {each: _stride(each, of) for each in maps}  # each form once
+  found = dict.fromkeys(each._replace(shape=(images, *_at(stride, to), each.shape[3]))
+                        for each, stride in strides.items() if stride is not None)
   return sorted(found, key=lambda each: -math.prod(each.shape))
 
 
-def _strides(maps: NormalisedMaps, of: Sequence[int]) -> list[int]:
-  """Return the stride of a map of one whole image, as a list; an empty one for any other map."""
-  images, *sides, _ = maps.shape
-  fitting = [2 ** k for k in range(8) if [-(-side // 2 ** k) for side in of] == sides]
-  return fitting[:1] if images == 1 else []
+def _stride(maps: NormalisedMaps, of: Sequence[int]) -> int | None:
+  """Return the stride of a map of one whole image of a shape `of`; None for any other map."""
+  fitting = (2 ** k for k in range(8) if (1, *_at(2 ** k, of)) == maps.shape[:3])
+  return next(fitting, None)
+
+
+def _at(stride: int, shape: Sequence[int]) -> tuple[int, ...]:
+  """Return the height and width of a map at a stride: every convolution of stride 2 rounds up."""
+  return tuple(-(-side // stride) for side in shape)
 
 
 def _compile(maps: Sequence[NormalisedMaps], ended: threading.Event) -> None:

@@ -69,12 +69,14 @@ def test_the_time_that_is_over_counts():
 @pytest.mark.parametrize('minutes, left_out', [(60, False), (20, True)])
 def test_synthetic_shapes_are_left_out_where_they_take_most_of_the_time(minutes, left_out):
   choice = own_data.choose(FACTS, None, '')
-  without = choice._replace(study_params=("Study.leave_out = ({'init': 'shapes'},)",))
+  choices = own_data.starts(choice)
+  without = choices[1]
   times = [(2700, 4500), (1400, 2600)]  # 900 s and 200 s of them in any case
-  found, its = own_data.shortened([choice, without], times, 60 * minutes)
+  found, its = own_data.choose_starts(choices, times, 60 * minutes)
   assert (found.study_params, its) == ((without.study_params, times[1]) if left_out else ((), times[0]))
   assert ('15 min 0 s of 20 min 0 s, without it 3 min 20 s' in found.reasons[-1]) == left_out
-  assert own_data.shortened([choice], times[:1], 1) == (choice, times[0])
+  assert own_data.starts(choice._replace(weights='a.pkl')) == [choice._replace(weights='a.pkl')]
+  assert own_data.choose_starts([choice], times[:1], 1) == (choice, times[0])
   plan = plan_study(found.study, 'runs/own', study_params=found.study_params)
   assert len(plan.trials) == (12 if left_out else 18)
   words = shlex.split(found.command('a', 'b'))

@@ -7,6 +7,7 @@ import types
 import pytest
 import tensorflow as tf
 
+from rethink_tf import api
 from rethink_tf.models import norms
 from rethink_tf.ops.group_norm import NormalisedMaps
 from rethink_tf.structures import Devices
@@ -15,6 +16,8 @@ from rethink_tf.training.losses import MaskRCNNLoss
 from rethink_tf.training.optimizers import SGD
 from rethink_tf.training.trainer import Trainer
 from tests import tiny
+
+pytestmark = pytest.mark.usefixtures('no_configuration_is_left')
 
 
 @pytest.fixture(scope='module')
@@ -68,33 +71,53 @@ def test_the_graph_of_a_step_calls_the_functions_that_are_compiled_ahead(trainer
   assert len(names) == 2 and names <= called(step.graph)
 
 
+def threads():
+  return [thread for thread in threading.enumerate() if thread.name == 'compilation']
+
+
 def test_the_thread_ends_with_what_runs_inside(trainer):
-  compilation._compiled.clear()
-  with compilation.ahead(experiment(trainer), 0):
-    running = [thread for thread in threading.enumerate() if thread.name == 'compilation']
+  with compilation.ahead(experiment(trainer, shape=(128, 64)), 0):
+    running = threads()
   assert len(running) == 1 and not running[0].is_alive()
   with pytest.raises(KeyError), compilation.ahead(experiment(trainer, shape=(64, 128)), 0):
     raise KeyError
-  assert 'compilation' not in [thread.name for thread in threading.enumerate()]
+  assert not threads()
 
 
 def test_what_was_compiled_is_not_compiled_again(trainer):
-  forms = compilation.resized(trainer.blank_maps, trainer.blank_shape, 2, (64, 96))
-  compilation._compile(forms, threading.Event())
-  assert set(forms) <= compilation._compiled
   with compilation.ahead(experiment(trainer), 0):
-    assert 'compilation' not in [thread.name for thread in threading.enumerate()]
+    for thread in threads():
+      thread.join()
+  with compilation.ahead(experiment(trainer), 0):
+    assert not threads()
 
 
 def test_several_replicas_compile_for_themselves(trainer):
   with compilation.ahead(experiment(trainer, replicas=2, shape=(64, 160)), 0):
-    assert 'compilation' not in [thread.name for thread in threading.enumerate()]
+    assert not threads()
 
 
-def test_an_error_is_left_to_the_step(monkeypatch):
+def test_an_error_is_left_to_the_step(trainer, monkeypatch):
+  met = []
+
   def fail(x):
+    met.append(tuple(x.shape))
     raise tf.errors.ResourceExhaustedError(None, None, 'OOM when allocating')
 
   monkeypatch.setattr(NormalisedMaps, 'passes', lambda self: fail)
-  compilation._compile([form((2, 24, 24))], threading.Event())
-  assert form((2, 24, 24)) not in compilation._compiled
+  for _ in range(2):  # nothing is taken for compiled
+    with compilation.ahead(experiment(trainer, shape=(96, 160)), 0):
+      for thread in threads():
+        thread.join()
+  assert len(met) == 2 and met[0] == met[1] == (2, 48, 80, 32)
+
+
+def test_training_compiles_ahead(monkeypatch, tmp_path):
+  """Every form of the first batch."""
+  met = []
+  passes = NormalisedMaps.passes
+  monkeypatch.setattr(NormalisedMaps, 'passes', lambda self: met.append(self.shape) or passes(self))
+  monkeypatch.setattr(compilation, '_compiled', set())  # by other tests of this process
+  api.train('gin_configs/demo.gin', (*tiny.PARAMS, 'CocoEvaluator.every = 0', 'CocoEvaluator.at_end = False'),
+            tmp_path / 'run')
+  assert {shape[:3] for shape in met} == {(2, side, side) for side in (32, 16, 8, 4, 2)}
