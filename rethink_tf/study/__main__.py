@@ -69,7 +69,7 @@ def main() -> None:
   from rethink_tf import console  # imports TensorFlow, which takes seconds: not needed for --help and such errors
   from rethink_tf.compare.report import check_options
   from rethink_tf.study import forecast
-  from rethink_tf.study.run import check_data, estimate_study, plan_study, run_study, submit_study
+  from rethink_tf.study.run import check_data, estimate_study, plan_study, progress, run_study, submit_study
 
   console.hide_library_info()
   check_options(FLAGS.margin, FLAGS.seed_spread)
@@ -91,6 +91,8 @@ def main() -> None:
   plan = plan._replace(margin=FLAGS.margin, seed_spread=FLAGS.seed_spread)
   print(plan, flush=True)
   calibrate = FLAGS.calibrate and bool(FLAGS.gin_file)  # own_data has timed it
+  if (done := progress(plan)) and not FLAGS.command:
+    print(done, flush=True)
   if FLAGS.command:
     submit_study(plan, FLAGS.command, FLAGS.dry_run)
   elif FLAGS.dry_run:

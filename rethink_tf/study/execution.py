@@ -85,6 +85,15 @@ class Runner:
     return stage.partial or any(line.get('kind') == 'eval' and line.get('step') == stage.end
                                 for line in folder.read_metrics())
 
+  def images_left(self, stages: Sequence[Stage]) -> int:
+    """Return the number of images that are still to be trained on, of those of all stages."""
+    left = 0
+    for stage in stages:
+      if not self.done(stage):
+        begin = min(max(stage.start, self.reached(stage)), stage.end)
+        left += (stage.end - begin) * stage.length.batch_size
+    return left
+
   def evaluated(self, name: str) -> bool:
     """Whether the run of a trial has an evaluation."""
     path = self.folder(name)

@@ -135,6 +135,16 @@ def get_weights(plan: StudyPlan) -> None:
     catalog.local_path(weights)
 
 
+def progress(plan: StudyPlan) -> str:
+  """Return a line on what is done already and what is left, '' before anything is."""
+  runner = execution.Runner(plan.output, plan.data_dir)
+  whole, left = staging.images(plan.stages), runner.images_left(plan.stages)
+  if left == whole:
+    return ''
+  done = sum(runner.done(stage) for stage in plan.stages if not stage.partial)
+  return f'of these {done} are complete in {plan.output}, {left} images are left'
+
+
 def estimate_study(plan: StudyPlan, parallel: int | None = None) -> Estimate | None:
   """Time a few steps of what remains to be trained; return the time that it takes, None, with the reason, if unknown.
 

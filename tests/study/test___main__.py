@@ -52,6 +52,7 @@ def test_the_plan_of_a_study(tmp_path):
   assert done.returncode == 0, done.stderr
   assert [path.name for path in tmp_path.iterdir()] == ['coco']
   assert '10 runs, 24960000 images to train on, 57% less than the runs one by one (57600000)' in done.stdout
+  assert 'are left' not in done.stdout
 
 
 @pytest.mark.slow
@@ -89,6 +90,7 @@ def test_a_forked_run_equals_the_run_alone(tmp_path):
     assert max(line['step'] for line in lines if line['kind'] == 'train') == {'1x': 8, '2x': 16}[name]
   again = command(*common, f'--output={tmp_path}/shared')
   assert again.returncode == 0 and again.stdout.count('complete to iteration') == 3
+  assert f'of these 2 are complete in {tmp_path}/shared, 0 images are left' in again.stdout
 
 
 @pytest.mark.slow

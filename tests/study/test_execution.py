@@ -6,6 +6,7 @@ import time
 import pytest
 
 from rethink_tf.errors import UserError
+from rethink_tf.storage import manifests
 from rethink_tf.study import execution
 from rethink_tf.study import stages as staging
 from rethink_tf.study.grid import Length, Trial
@@ -158,6 +159,18 @@ def test_a_run_without_a_complete_checkpoint_is_not_done(tmp_path):
   assert not runner.done(STAGE) and runner.evaluated('scratch')
   (folder / 'checkpoints/step-00000100').mkdir(parents=True)  # without its manifest, which is written last
   assert not runner.done(STAGE)
+
+
+def test_images_that_are_left(tmp_path):
+  """Of the trunk's first part none; of its second those after the latest checkpoint; all of a run not begun."""
+  runner = execution.Runner(str(tmp_path))
+  for step in (30, 90):  # the second has no manifest yet
+    (tmp_path / f'long/checkpoints/step-{step:08d}').mkdir(parents=True)
+  (tmp_path / 'long/checkpoints/step-00000030/weights').write_text('weights')
+  manifests.write(f'{tmp_path}/long/checkpoints/step-00000030', 30, {})
+  assert runner.images_left(STAGES[:4]) == 4 * (0 + 10 + 10 + 20)
+  assert runner.images_left(STAGES[:1]) == 0
+  assert execution.Runner(f'{tmp_path}/new').images_left(STAGES) == staging.images(STAGES)
 
 
 def test_needed_stages_come_first():
