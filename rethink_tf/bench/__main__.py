@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # imports TensorFlow, which takes seconds: not needed for --h
 
 KERNELS = {'group_norm': 'group_norm', 'roi_align': 'roi_alignment', 'nms': 'suppression', 'paste': 'pasting'}
 _DEFAULT = 'gin_configs/bench.gin'
-TASKS = ('train', 'predict', 'systems', 'input', 'padding', 'evaluate', *KERNELS)
+TASKS = ('train', 'predict', 'systems', 'recompute', 'input', 'padding', 'evaluate', *KERNELS)
 
 FLAGS = flags.FLAGS
 
@@ -52,8 +52,8 @@ def main() -> None:
     devices.report()
     console.compile_once()
     rows = getattr(kernels, KERNELS[FLAGS.task])(FLAGS.rounds)
-  elif FLAGS.task == 'systems':
-    rows = _measure_systems(FLAGS.gin_file, FLAGS.rounds)
+  elif FLAGS.task in ('systems', 'recompute'):
+    rows = _measure_variants(FLAGS.task, FLAGS.gin_file, FLAGS.rounds)
   elif FLAGS.task == 'evaluate':
     from rethink_tf.bench import pipelines
     rows = pipelines.scoring(FLAGS.rounds, FLAGS.images)
@@ -90,12 +90,14 @@ def _measure_configuration(task: str, files: Sequence[str], rounds: int, with_pe
     return detectors.train(built, rounds, with_peers), detectors.shares(built)
 
 
-def _measure_systems(files: Sequence[str], rounds: int) -> list[Row]:
-  """Measure variants of the detector, each built from the configuration and a gin file of models/."""
+def _measure_variants(task: str, files: Sequence[str], rounds: int) -> list[Row]:
+  """Measure variants of the detector, each built from the configuration and further gin files."""
   from rethink_tf.bench import systems
 
+  variants = systems.SYSTEMS if task == 'systems' else systems.RECOMPUTATION
   with tempfile.TemporaryDirectory() as folder:
-    return systems.compare(systems.build(lambda further: _build([*(files or [_DEFAULT]), *further], folder)), rounds)
+    built = systems.build(lambda further: _build([*(files or [_DEFAULT]), *further], folder), variants)
+    return systems.compare(built, rounds, predict=task == 'systems')
 
 
 def _build(files: Sequence[str], folder: str, params: Sequence[str] = ()) -> Experiment:

@@ -1,4 +1,4 @@
-"""Variants of a detector: CBNet, Cascade R-CNN and keypoints beside the plain one, on the same batch."""
+"""Variants of a detector beside the plain one, on the same batch: CBNet, Cascade R-CNN, keypoints; recomputation."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ SYSTEMS = {  # gin files that change the plain detector into the system
   'Cascade R-CNN': ('gin_configs/models/cascade.gin',),
   'keypoints for masks': ('gin_configs/models/keypoints.gin',),
 }
+RECOMPUTATION = {PLAIN: (), 'recomputation': ('gin_configs/runtime/recompute.gin',)}  # differ in training alone
 
 
 class Task(NamedTuple):
@@ -34,17 +35,18 @@ class Task(NamedTuple):
   variables: dict[str, list[tf.Variable]]  # by system, that a call uses
 
 
-def build(make: Callable[[tuple[str, ...]], Experiment]) -> dict[str, Experiment]:
-  """Build all systems. make: gin files added to the configuration -> experiment."""
-  return {name: make(files) for name, files in SYSTEMS.items()}
+def build(make: Callable[[tuple[str, ...]], Experiment], variants: Mapping[str, tuple[str, ...]]
+          ) -> dict[str, Experiment]:
+  """Build all variants. make: gin files added to the configuration -> experiment."""
+  return {name: make(files) for name, files in variants.items()}
 
 
-def compare(systems: Mapping[str, Experiment], rounds: int) -> list[Row]:
+def compare(systems: Mapping[str, Experiment], rounds: int, predict: bool = True) -> list[Row]:
   """Measure train step and prediction of all systems, alternating, on the first batches of the plain one.
 
   Memory is the peak that a call adds, and its variables; those of a step include the optimizer's.
   """
-  tasks = [_training(systems), _prediction(systems)]
+  tasks = [_training(systems), *([_prediction(systems)] if predict else [])]
   for task in tasks:
     for name, function in task.functions.items():
       _log(f'{task.name}, {name}: tracing and compiling')

@@ -51,6 +51,15 @@ def test_all_systems():
 
 
 @pytest.mark.slow
+def test_recomputation_beside_the_plain_step():
+  ran = bench('--task=recompute', '--json', *SMALL)
+  assert ran.returncode == 0, ran.stderr
+  plain, other = json.loads(ran.stdout)['rows']
+  assert plain['group'] == other['group'] == 'train 2 x 64 x 64' and plain['parameters'] == other['parameters']
+  assert (plain['name'], other['name']) == ('plain', 'recomputation') and 0 < other['memory']
+
+
+@pytest.mark.slow
 def test_prediction_with_peers_has_equal_numbers_of_proposals_and_detections():
   ran = bench('--task=predict', '--peers', '--json', *SMALL, '--gin_param=synthetic.image_size = (128, 128)',
               '--gin_param=Resize.short_side = (128,)', '--gin_param=Resize.max_side = 128')
