@@ -115,9 +115,11 @@ def _print(rows: Sequence[Row], shares: Mapping[str, float], peaks: Mapping[str,
   width = max(len(row.name) for row in rows)
   for group in dict.fromkeys(row.group for row in rows):
     members = [row for row in rows if row.group == group]
-    print(f'{group}: {members[0].note}' if members[0].note else group)
+    common = members[0].note if all(row.note in ('', members[0].note) for row in members) else ''
+    print(f'{group}: {common}' if common else group)
     for row in members:
-      print('  '.join(_columns(row, members[0], len(members) > 1, width, peaks['float32'])))
+      columns = _columns(row, members[0], len(members) > 1, width, peaks['float32'])
+      print('  '.join([*columns, row.note] if row.note and not common else columns))
   for component, share in shares.items():
     print(f'  {100 * share:5.1f} %  {component}')
   print(f'matrix product of this machine: {peaks["float32"]:.0f} GFLOP/s float32, {peaks["bfloat16"]:.0f} bfloat16; '
@@ -139,8 +141,6 @@ def _columns(row: Row, first: Row, compared: bool, width: int, peak: float) -> l
   if row.gflop:
     rate = row.gflop / median
     columns.append(f'{row.gflop:.0f} GFLOP, {rate:.0f} GFLOP/s, {100 * rate / peak:.0f} % of the float32 peak')
-  if row.note and row.note != first.note:
-    columns.append(row.note)
   return columns
 
 

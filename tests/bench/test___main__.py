@@ -75,6 +75,16 @@ def test_prediction_with_peers_has_equal_numbers_of_proposals_and_detections():
 
 
 @pytest.mark.slow
+def test_every_padded_shape_has_its_share_of_the_images():
+  ran = bench('--task=padding', *SMALL, '--gin_param=Resize.max_side = 96', '--gin_param=BATCH_SIZE = 1')
+  assert ran.returncode == 0, ran.stderr
+  head, *lines, mixed = ran.stdout.splitlines()[:-1]
+  assert head == 'padding' and 'times faster than the square; padding ' in mixed
+  shares = [float(line.rsplit('  ', 1)[1].removesuffix(' % of the images')) for line in lines]
+  assert len(shares) >= 2 and shares[-1] == 0 and abs(sum(shares) - 100) < 0.5  # the last is the square
+
+
+@pytest.mark.slow
 def test_table():
   ran = bench('--task=paste')
   assert ran.returncode == 0, ran.stderr

@@ -118,6 +118,7 @@ def test_training_compiles_ahead(monkeypatch, tmp_path):
   passes = NormalisedMaps.passes
   monkeypatch.setattr(NormalisedMaps, 'passes', lambda self: met.append(self.shape) or passes(self))
   monkeypatch.setattr(compilation, '_compiled', set())  # by other tests of this process
-  api.train('gin_configs/demo.gin', (*tiny.PARAMS, 'CocoEvaluator.every = 0', 'CocoEvaluator.at_end = False'),
-            tmp_path / 'run')
+  api.train(('gin_configs/demo.gin', 'gin_configs/models/faster_rcnn.gin'), (
+    *tiny.PARAMS, 'KTimesSchedule.unit = 0.125', 'CocoEvaluator.every = 0', 'CocoEvaluator.at_end = False'),
+    tmp_path / 'run')
   assert {shape[:3] for shape in met} == {(2, side, side) for side in (32, 16, 8, 4, 2)}
