@@ -18,6 +18,7 @@ from rethink_tf.compare import (
   page,
   plots,
   predictions,
+  provenance,
   published,
   same_data,
   tables,
@@ -88,7 +89,8 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
   answers = _answers(counted, verdicts, margin) or [_without_verdict(runs, metric)]
   facts = _facts(counted, differences) + ([('Stops early', looks.described(record))] if record is not None else [])
   cautions = [f'{run.name}: {note}.' for run in runs for note in run.notes] + same_data.differences(runs)
-  cautions += looks.cautions(record)
+  versions = provenance.software(runs)
+  cautions += provenance.changes(runs) + versions.cautions + looks.cautions(record)
   words = [*(line for one in answers for line in (f'{one.about}: {one.headline}' if one.about else one.headline,
                                                   one.words, one.cost) if line),
            ' · '.join(f'{name.lower()}: {value}' for name, value in facts), *cautions]
@@ -97,7 +99,7 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
   objects = matching.object_sizes(runs[0].folder, metric, int(runs[0].curve.steps[-1]))
   whole = page.Content(_title(runs, metric), answers, facts, cautions, _drawn(answers, verdicts), _legend(runs),
                        plots.render(plots.panels(runs, metric, objects), 'svg'), content,
-                       _notes(runs) + ([f'Planned: {planned}.'] if planned else []))
+                       _notes(runs) + versions.notes + ([f'Planned: {planned}.'] if planned else []))
   written = _write(output, runs, metric, whole, objects)
   return Comparison(tuple(runs), metric, tuple(verdicts), text, written)
 

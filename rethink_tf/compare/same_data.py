@@ -1,8 +1,9 @@
-"""Whether the runs of a comparison were trained on the same classes and evaluated on the same images."""
+"""Whether the runs of a comparison were trained on the same classes and data and evaluated on the same images."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rethink_tf.compare.run_summary import Run
 from rethink_tf.data import digest
@@ -12,11 +13,13 @@ from rethink_tf.storage import identity
 def differences(runs: Sequence[Run]) -> list[str]:
   """Return a line for each run whose classes or held-out data are not those of the first; [] if they are not recorded.
 
+  Training data is compared with that of the first run of the same settings: a folder may have changed in between.
+
   Raises:
     UserError: a run's identity.json is damaged.
   """
   found = []
-  first, *others = ((run, identity.read(run.folder)) for run in runs)
+  first, *others = recorded = [(run, identity.read(run.folder)) for run in runs]
   for run, own in others:
     if own is None or first[1] is None:
       continue
@@ -30,4 +33,11 @@ def differences(runs: Sequence[Run]) -> list[str]:
     if was and now and (other := digest.differences(was, now)):
       found.append(f'{run.name} was evaluated on other held-out data than {first[0].name} ({", ".join(other)}): '
                    'their AP is not of the same images.')
+  trained: dict[tuple[tuple[str, str], ...], tuple[str, Mapping[str, Any]]] = {}
+  for run, own in recorded:
+    if own is not None and (now := own.data.get('train')):
+      name, was = trained.setdefault(run.twin_key, (run.name, now))
+      if other := digest.differences(was, now):
+        found.append(f'{run.name} was trained on other data than {name} ({", ".join(other)}), by the same settings: '
+                     'what differs between them may be due to it.')
   return found

@@ -41,3 +41,16 @@ def test_differences_are_named(runs):
   assert found == ["b has other classes than a ('bird' only there, 'dog' only in a): their AP is not of the same task.",
                    'c was evaluated on other held-out data than a (36 -> 60 images): their AP is not of the '
                    'same images.']
+
+
+def test_training_data_that_changed_under_the_same_settings(tmp_path):
+  paths = []
+  for name, rate, data in (('a', 0.02, summary(36)), ('b', 0.02, summary(60)), ('c', 0.01, summary(60)),
+                           ('d', 0.02, None)):
+    paths.append(write(tmp_path / name, HALF, rate=rate))
+    splits = {} if data is None else {'train': data}
+    identity.write(RunFolder(paths[-1]), None, identity.of([{'id': 0, 'name': 'cat'}], '', splits), 0)
+  assert same_data.differences(read_runs(paths)) == [
+    'b was trained on other data than a (36 -> 60 images), by the same settings: what differs between them may be due '
+    'to it.']
+  assert same_data.differences(read_runs(paths[:1])) == []

@@ -1,0 +1,98 @@
+"""What the settings of a run do not tell: how it was trained before its latest start, and with which software."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run
+from rethink_tf.storage import identity
+from rethink_tf.storage.settings import LENGTH, MEANING, Change, kind_of
+
+_PACKAGES = ('rethink_tf', 'tensorflow', 'tf_keras')
+_LISTED = 3  # changes that a line names
+
+
+class Software(NamedTuple):
+  """Versions that are not the same in all runs."""
+
+  cautions: list[str]  # those by which one side can be told from the other
+  notes: list[str]
+
+
+def changes(runs: Sequence[Run]) -> list[str]:
+  """Return a line for each start that continued a run with other settings or other data.
+
+  A schedule that was made longer or shorter while the rate had not dropped yet is the one that the settings tell.
+
+  Raises:
+    UserError: a run's identity.json is damaged.
+  """
+  lines = []
+  for run in runs:
+    own = identity.read(run.folder)
+    for entry in own.history if own is not None else ():
+      if isinstance(entry, dict) and type(step := entry.get('step')) is int and step > 0:
+        if settings := [change for change in _settings(entry) if _changes_the_run(change, run, step)]:
+          more = f' and {len(settings) - _LISTED} more' if len(settings) > _LISTED else ''
+          lines.append(f'{run.name} was trained with other settings up to step {step} '
+                       f'({", ".join(map(str, settings[:_LISTED]))}{more}): it is not the run that its settings tell.')
+        if data := [line for line in entry.get('data') or () if isinstance(line, str)]:
+          lines.append(f'{run.name} was trained on other data up to step {step} ({"; ".join(data[:_LISTED])}).')
+  return lines
+
+
+def software(runs: Sequence[Run]) -> Software:
+  """Return which versions of the package, TensorFlow and Keras the runs were trained with, if not with the same."""
+  found, apart = [], []
+  recorded = [_versions(run) for run in runs]
+  for package in _PACKAGES:
+    versions = sorted({version for one in recorded for version in one.get(package, ())})
+    if len(versions) < 2:
+      continue
+    counts = [sum(version in one.get(package, ()) for one in recorded) for version in versions]
+    found.append(f'{package} ' + ', '.join(f'{version} ({count} run{"s" if count > 1 else ""})'
+                                           for version, count in zip(versions, counts, strict=True)))
+    scratch, pretrained = ({version for run, one in zip(runs, recorded, strict=True) if run.init == init
+                            for version in one.get(package, ())} for init in (SCRATCH, PRETRAINED))
+    if scratch and pretrained and not scratch & pretrained:
+      apart.append(f'{package} {", ".join(sorted(scratch))} and {", ".join(sorted(pretrained))}')
+  return Software(
+    [f'Scratch and pre-trained runs were trained with different software ({"; ".join(apart)}): part of their '
+     'difference may be due to it.'] if apart else [],
+    [f'Software: {"; ".join(found)}.'] if found else [])
+
+
+def _settings(entry: Mapping[str, Any]) -> list[Change]:
+  """Return the changed settings of an entry, which may come from anybody's file."""
+  listed = entry.get('settings')
+  return [Change(one['name'], one.get('was'), one.get('now'), kind_of(one['name']))
+          for one in (listed if isinstance(listed, list) else ())
+          if isinstance(one, dict) and isinstance(one.get('name'), str)]
+
+
+def _changes_the_run(change: Change, run: Run, step: int) -> bool:
+  if change.kind != LENGTH:
+    return change.kind == MEANING
+  steps, rates = run.rates
+  dropped = any(rates[i] < rates[i - 1] * 2 / 3 for i in range(1, len(steps)) if steps[i] <= step)
+  return not change.name.endswith('.stop_k') and (dropped or any(drop < step for drop in run.drops))
+
+
+def _versions(run: Run) -> dict[str, set[str]]:
+  """Return the versions with which a run was trained, by package; a resumed run may have several."""
+  latest = run.folder.read_command()
+  found: dict[str, set[str]] = {}
+  for record in (latest, *latest.get('earlier_starts', ())):
+    versions = record.get('versions') if isinstance(record, dict) else None
+    for package in _PACKAGES if isinstance(versions, dict) else ():
+      if isinstance(version := versions.get(package), str):
+        commit = record.get('git_commit')
+        own = package == 'rethink_tf' and isinstance(commit, str)
+        found.setdefault(package, set()).add(f'{version} at {_short(commit)}' if own else version)
+  return found
+
+
+def _short(commit: str) -> str:
+  revision, plus, changed = commit.partition('+')
+  return f'{revision[:7]}{plus}{changed}'

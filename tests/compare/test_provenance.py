@@ -1,0 +1,113 @@
+"""Runs that were continued with other settings, on other data or by other software are named in a comparison."""
+
+import json
+
+import pytest
+
+from rethink_tf.compare import provenance
+from rethink_tf.compare.report import compare
+from rethink_tf.compare.run_summary import read_runs
+from rethink_tf.storage import identity
+from rethink_tf.storage.run_folder import RunFolder
+from rethink_tf.storage.settings import Change
+from tests.compare.fake_runs import HALF, better, write
+
+RATE = Change('KTimesSchedule.base_rate', 0.02, 0.01, 'meaning')
+LONGER = Change('KTimesSchedule.k', 1, 2, 'length')
+
+
+def run(path, changes=(), data=(), step=50, commit=None, versions=None, **settings):
+  """Write a run of 100 steps that was continued at `step`."""
+  folder = RunFolder(write(path, settings.pop('detected', HALF), **settings))
+  now = identity.of([{'id': 0, 'name': 'cat'}], (path / 'config.gin').read_text(), {})
+  was = identity.write(folder, None, now, 0)
+  if changes or data:
+    identity.write(folder, was, now, step, changes, data)
+  if versions:
+    (path / 'command.json').write_text(json.dumps({'versions': versions, 'git_commit': commit, 'earlier_starts': []}))
+  return folder.path
+
+
+def changes(*paths):
+  return provenance.changes(read_runs(paths))
+
+
+def test_a_run_of_one_piece_has_nothing_to_tell(tmp_path):
+  assert changes(run(tmp_path / 'a'), write(tmp_path / 'of an earlier version', HALF)) == []
+  assert changes(run(tmp_path / 'logged', [Change('run.log_every', 1, 20, 'free')])) == []
+
+
+def test_settings_that_were_changed_on_the_way(tmp_path):
+  line, = changes(run(tmp_path / 'a', [RATE]))
+  assert line == ('a was trained with other settings up to step 50 (KTimesSchedule.base_rate 0.02 -> 0.01): it is not '
+                  'the run that its settings tell.')
+  many = [Change(f'ResNet.part{k}', 1, 2, 'meaning') for k in range(5)]
+  assert 'ResNet.part2 1 -> 2 and 2 more)' in changes(run(tmp_path / 'b', many))[0]
+
+
+def test_data_that_was_changed_on_the_way(tmp_path):
+  assert changes(run(tmp_path / 'a', data=['train: 36 -> 60 images'])) == [
+    'a was trained on other data up to step 50 (train: 36 -> 60 images).']
+
+
+@pytest.mark.parametrize('change, step, told', [
+  (LONGER, 30, False), (LONGER, 90, True), (Change('KTimesSchedule.stop_k', 0.5, None, 'length'), 90, False)])
+def test_a_longer_schedule_is_the_same_until_the_rate_drops(tmp_path, change, step, told):
+  """1,200 steps of 4 images are 1x: this run of 100 steps has its drops at 67 and 89."""
+  path = run(tmp_path / 'a', [change], step=step, k=1 / 12)
+  assert read_runs([path])[0].drops == [67, 89]
+  assert bool(changes(path)) == told
+
+
+def test_the_rate_that_was_logged_tells_of_an_earlier_drop(tmp_path):
+  path = run(tmp_path / 'a', [LONGER], step=90, k=2)
+  assert changes(path) == []
+  lines = [json.loads(line) for line in (tmp_path / 'a/metrics.jsonl').read_text().splitlines()]
+  for line in lines:
+    if line['kind'] == 'train' and line['step'] >= 50:
+      line['learning_rate'] /= 10
+  (tmp_path / 'a/metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+  assert 'KTimesSchedule.k 1 -> 2' in changes(path)[0]
+
+
+@pytest.mark.parametrize('history', [[7], [{}], [{'step': '9', 'settings': [{'name': 'a.b'}]}], [{'step': 9}], [
+  {'step': 9, 'settings': {'name': 'a.b'}, 'data': [3]}], [{'step': 9, 'settings': [{'name': 3}, None], 'data': None}]])
+def test_a_history_of_another_form_is_passed_over(tmp_path, history):
+  path = run(tmp_path / 'a')
+  content = json.loads((tmp_path / 'a/identity.json').read_text()) | {'history': history}
+  (tmp_path / 'a/identity.json').write_text(json.dumps(content))
+  assert changes(path) == []
+
+
+def test_software(tmp_path):
+  old, new = ({'rethink_tf': '0.2.0', 'tensorflow': version, 'python': version} for version in ('2.19.0', '2.20.0'))
+  same = [run(tmp_path / name, versions=old, commit='abcdef0123', seed=k) for k, name in enumerate('ab')]
+  unknown = write(tmp_path / 'unknown', HALF, seed=9)
+  assert provenance.software(read_runs([*same, unknown])) == ([], [])
+  mixed = [*same, run(tmp_path / 'c', versions=new, commit='abcdef0123+changes', seed=3)]
+  assert provenance.software(read_runs(mixed)) == ([], [
+    'Software: rethink_tf 0.2.0 at abcdef0 (2 runs), 0.2.0 at abcdef0+changes (1 run); tensorflow 2.19.0 (2 runs), '
+    '2.20.0 (1 run).'])
+  apart = [*same, run(tmp_path / 'd', versions=new, commit='abcdef0123', init='R50.pkl')]
+  found = provenance.software(read_runs(apart))
+  assert found.cautions == ['Scratch and pre-trained runs were trained with different software (tensorflow 2.19.0 and '
+                            '2.20.0): part of their difference may be due to it.']
+
+
+def test_a_resumed_run_has_the_versions_of_all_starts(tmp_path):
+  path = run(tmp_path / 'a', versions={'tensorflow': '2.20.0'})
+  record = json.loads((tmp_path / 'a/command.json').read_text())
+  earlier = [{'versions': {'tensorflow': '2.19.0'}}, {'versions': 3}, 4]
+  (tmp_path / 'a/command.json').write_text(json.dumps(record | {'earlier_starts': earlier}))
+  assert provenance.software(read_runs([path])).notes == ['Software: tensorflow 2.19.0 (1 run), 2.20.0 (1 run).']
+
+
+def test_the_report_says_so(tmp_path):
+  paths = [run(tmp_path / 'a', [RATE], versions={'tensorflow': '2.19.0'}),
+           run(tmp_path / 'b', detected=better(10), init='R50.pkl', versions={'tensorflow': '2.20.0'})]
+  comparison = compare(paths, str(tmp_path / 'out'), draws=20)
+  page = (tmp_path / 'out/index.html').read_text()
+  for words in ('a was trained with other settings up to step 50', 'trained with different software',
+                'Software: tensorflow 2.19.0 (1 run), 2.20.0 (1 run).'):
+    assert words in page
+  assert 'a was trained with other settings up to step 50' in comparison.text
