@@ -74,7 +74,7 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
   check_options(margin, seed_spread)
   runs = read_runs(run_folders)
   metric = _common_metric(runs, metric)
-  counted = groups.independent(runs)
+  counted = groups.independent([run for run in runs if run.complete])
   record = looks.of_runs(run_folders)
   look = None if record is None else record.look
   differences = Differences(counted, metric, _matches_reader(runs, metric), draws, confidence, seed_spread, look)
@@ -87,8 +87,12 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
     'Settings that differ': tables.settings_table(runs),
   }
   answers = _answers(counted, verdicts, margin) or [_without_verdict(runs, metric)]
-  facts = _facts(counted, differences) + ([('Stops early', looks.described(record))] if record is not None else [])
-  cautions = [f'{run.name}: {note}.' for run in runs for note in run.notes] + same_data.differences(runs)
+  facts = _facts(counted or runs, differences)
+  if record is not None:
+    facts.append(('Stops early', looks.described(record)))
+  cautions = [f'{run.name}: its last evaluation is of step {run.curve.steps[-1]:,} of {run.planned:,}: no verdict '
+              'counts it.' for run in runs if not run.complete]
+  cautions += [f'{run.name}: {note}.' for run in runs for note in run.notes] + same_data.differences(runs)
   versions = provenance.software(runs)
   cautions += provenance.changes(runs) + versions.cautions + looks.cautions(record)
   words = [*(line for one in answers for line in (f'{one.about}: {one.headline}' if one.about else one.headline,
@@ -122,7 +126,9 @@ def noise(run_folders: Sequence[str], draws: int = 200) -> Noise | None:
   Raises:
     UserError: a folder is not a run folder or has no evaluation.
   """
-  runs = groups.independent(read_runs(run_folders))
+  runs = groups.independent([run for run in read_runs(run_folders) if run.complete])
+  if not runs:
+    return None
   metric = _common_metric(runs, None)
   differences = Differences(runs, metric, _matches_reader(runs, metric), draws)
   for group in groups.groups(runs):
@@ -183,6 +189,11 @@ def _without_verdict(runs: Sequence[Run], metric: str) -> page.Answer:
   chart = plots.render({'': plots.end_points(runs, metric)}, 'svg')['']
   caption = f'{metric_name(metric)} at the end of each run, in percent: ' + ', '.join(
     f'{run.name} {run.final(metric):.1f}' for run in runs)
+  begun = sum(not run.complete for run in runs)
+  if begun:
+    return page.Answer('open', f'Cannot tell yet: {begun} of {len(runs)} runs are not complete',
+                       'No verdict counts a run before the end of its schedule: the command that began it, or its '
+                       'study, continues it.', chart=chart, caption=caption)
   if len(inits) == 1:
     own = inits.pop()
     other = PRETRAINED if own == SCRATCH else SCRATCH

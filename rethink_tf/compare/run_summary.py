@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from rethink_tf.compare import later_settings
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.storage.files import open_regular
-from rethink_tf.storage.run_folder import RunFolder
+from rethink_tf.storage.run_folder import RunFolder, total_steps
 from rethink_tf.storage.settings import parse
 from rethink_tf.training.schedules import KTimesSchedule
 from rethink_tf.visualization.curves import run_names
@@ -35,8 +36,8 @@ _INIT = re.compile(r'run\.initial_weights$|PretrainedWeights\.|PlainRun\w*\.|WEI
 _SCHEDULE = re.compile(r'SCHEDULE$|\w*Schedule\.(k|boundaries|total|stop_k|points_batch)$')
 # Bindings that do not affect training: logging, evaluation, devices, paths.
 _SILENT = re.compile(r'run\.(log_every|checkpoint_every|keep_\w+|strategy|images_per_device|eval_images_per_device|'
-                     r'steps_per_execution|deterministic|evaluator)$|strategy\.|\w*Evaluator\.(?!max_)|ResNet\.recompute$|'
-                     r'\w+Input\.workers$|DATA_DIR$|.*\.(data_dir|name)$')
+                     r'steps_per_execution|deterministic|evaluator)$|strategy\.|\w*Evaluator\.(?!max_)|'
+                     r'\w+Input\.workers$|DATA_DIR$|.*\.(data_dir|name|recompute|xla|landscape|nms)$')
 _SEED = re.compile(r'run\.seed$')
 
 
@@ -63,7 +64,7 @@ class Run(NamedTuple):
   folder: RunFolder
   settings: dict[str, Any]  # binding -> value, macros resolved
   init: str  # SCRATCH or PRETRAINED
-  schedule: str  # '6x', or '220k' with explicit boundaries
+  schedule: str  # '6x', '220k' with explicit boundaries, '44 % of 6x' before it is complete
   seed: int
   curve: Curve
   losses: tuple[np.ndarray, np.ndarray]  # steps, total loss
@@ -72,6 +73,12 @@ class Run(NamedTuple):
   pretraining_source: str  # description; '' from scratch
   notes: tuple[str, ...] = ()  # on the last evaluation: images that it did not score, limits that bind
   date: str = ''  # day of the last evaluation, UTC
+  planned: int | None = None  # steps of the whole schedule; None: an earlier version did not record it
+
+  @property
+  def complete(self) -> bool:
+    """Whether the last evaluation is of the end of the schedule, or nothing else is known."""
+    return self.planned is None or self.curve.steps[-1] >= self.planned
 
   @property
   def main_metric(self) -> str:
@@ -99,12 +106,8 @@ class Run(NamedTuple):
   def drops(self) -> list[int]:
     """Steps so far at which the learning rate drops, from the schedule if known, else from the logged rates."""
     end = int(self.curve.steps[-1])
-    named = {name.split('.')[1]: value for name, value in self.settings.items()
-             if name.startswith('KTimesSchedule.') and name != 'KTimesSchedule.stop_k'}
-    if named and isinstance(self.settings.get('run.batch_size'), int):
-      with contextlib.suppress(TypeError, ValueError, OverflowError, UserError):  # config.gin may be damaged
-        points = KTimesSchedule(**{'batch_size': self.settings['run.batch_size'], **named}).points
-        return [int(point) for point in points[:-1] if point <= end]
+    if (points := _points(self.settings)) is not None:
+      return [point for point in points[:-1] if point <= end]
     steps, rates = self.rates
     return [int(steps[i]) for i in range(1, len(steps)) if rates[i] < rates[i - 1] * 2 / 3]
 
@@ -160,7 +163,9 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
   duplicates = {folder.path for folder in folders if sum(other.path == folder.path for other in folders) > 1}
   if duplicates:
     raise UserError(f'{min(duplicates)} is named twice')
-  return [read_run(folder, name) for folder, name in zip(folders, run_names(folders), strict=True)]
+  runs = [read_run(folder, name) for folder, name in zip(folders, run_names(folders), strict=True)]
+  whole = later_settings.added([run.settings for run in runs])
+  return [run._replace(settings=settings) for run, settings in zip(runs, whole, strict=True)]
 
 
 def read_run(folder: RunFolder, name: str) -> Run:
@@ -176,9 +181,13 @@ def read_run(folder: RunFolder, name: str) -> Run:
   if not evaluations:
     raise UserError(f'{folder.path}: no evaluation in metrics.jsonl yet: train or evaluate it first')
   init, cost = _start(settings, folder)
-  return Run(name, folder, settings, init, _schedule(settings, evaluations), _seed(settings),
-             _curve(train, evaluations), _series(train, 'loss/total'), _series(train, 'learning_rate'),
-             cost.seen if init == PRETRAINED else None, cost.source, _notes(evaluations[-1]), _day(evaluations[-1]))
+  run = Run(name, folder, settings, init, _schedule(settings, evaluations), _seed(settings),
+            _curve(train, evaluations), _series(train, 'loss/total'), _series(train, 'learning_rate'),
+            cost.seen if init == PRETRAINED else None, cost.source, _notes(evaluations[-1]), _day(evaluations[-1]),
+            _planned(settings, folder))
+  if run.complete:
+    return run
+  return run._replace(schedule=f'{100 * int(run.curve.steps[-1]) // run.planned} % of {run.schedule}')
 
 
 def read_settings(folder: RunFolder) -> dict[str, Any]:
@@ -249,6 +258,22 @@ def _schedule(settings: Mapping[str, Any], evaluations: Sequence[Mapping[str, An
   if is_number(k):
     return f'{k:g}x'
   return f'{evaluations[-1]["step"]} steps'
+
+
+def _points(settings: Mapping[str, Any]) -> list[int] | None:
+  """Return the steps at which the rate of a k x schedule drops, and its end; None if the settings do not tell."""
+  named = {name.split('.')[1]: value for name, value in settings.items()
+           if name.startswith('KTimesSchedule.') and name != 'KTimesSchedule.stop_k'}
+  if named and isinstance(settings.get('run.batch_size'), int):
+    with contextlib.suppress(TypeError, ValueError, OverflowError, UserError):  # config.gin may be damaged
+      return list(map(int, KTimesSchedule(**{'batch_size': settings['run.batch_size'], **named}).points))
+  return None
+
+
+def _planned(settings: Mapping[str, Any], folder: RunFolder) -> int | None:
+  """Return the number of steps of the whole schedule: of one that stops before its end (stop_k) the end."""
+  points = _points(settings) if settings.get('KTimesSchedule.stop_k') not in (None, 'None') else None
+  return points[-1] if points else total_steps(folder)
 
 
 def _start(settings: Mapping[str, Any], folder: RunFolder) -> tuple[str, costs.Cost]:

@@ -70,7 +70,8 @@ def differences_table(runs: Sequence[Run], differences: Differences) -> Table:
       gap = run.final(differences.metric) - runs[0].final(differences.metric)
       rows.append([run.name, f'{gap:+.1f}', 'no interval: detections not saved, of other images, or not a COCO metric'])
     else:
-      rows.append([run.name, str(interval), verdict.relation(interval, 0.0)])
+      complete = run.complete and runs[0].complete
+      rows.append([run.name, str(interval), verdict.relation(interval, 0.0) if complete else 'not complete'])
   return rows
 
 

@@ -10,6 +10,7 @@ from rethink_tf.compare.differences import Differences
 from rethink_tf.compare.report import compare
 from rethink_tf.compare.run_summary import read_runs
 from rethink_tf.errors import UserError
+from rethink_tf.storage.run_folder import RunFolder, write_schedule
 from tests.compare.fake_runs import HALF, better, share, worse, write
 
 
@@ -116,6 +117,26 @@ def test_what_would_settle_it(tmp_path):
 
 
 @pytest.mark.slow
+def test_no_verdict_counts_a_run_before_its_end(tmp_path, without_files):
+  """A third seed that is being trained has the name of its schedule, and would lower its side."""
+  paths = [write(tmp_path / 'scratch', HALF, k=6, images=1200), write(tmp_path / 'pre', HALF, k=2, init='R50.pkl')]
+  begun = write(tmp_path / 'begun', worse(60), k=6, images=800, seed=1)
+  write_schedule(RunFolder(begun), 300)
+  alone, whole = (compare(each, '', draws=20, seed_spread=0.0) for each in (paths, [*paths, begun]))
+  assert alone.verdicts[0].words == whole.verdicts[0].words and 'of 300' not in alone.text
+  assert 'begun: its last evaluation is of step 200 of 300: no verdict counts it.' in whole.text
+  assert re.search(r'begun +scratch +66 % of 6x', whole.text) and re.search(r'begun .* not complete\n', whole.text)
+
+
+def test_runs_of_which_none_is_complete_have_no_verdict(tmp_path, without_files):
+  paths = [write(tmp_path / 'scratch', HALF, k=6), write(tmp_path / 'pre', HALF, k=6, init='R50.pkl')]
+  for path in paths:
+    write_schedule(RunFolder(path), 600)
+  comparison = compare(paths, '', draws=20)
+  assert comparison.text.startswith('Cannot tell yet: 2 of 2 runs are not complete') and not comparison.verdicts
+  assert report.noise(paths) is None
+
+
 def test_no_verdict_if_other_settings_differ(tmp_path):
   paths = [write(tmp_path / 's', HALF, rate=0.02), write(tmp_path / 'p', HALF, rate=0.01, init='w')]
   comparison = compare(paths, str(tmp_path / 'out'), draws=50)
@@ -211,10 +232,11 @@ def test_of_several_kinds_of_pre_training_the_one_that_is_needed_comes_first(tmp
 def test_weights_of_one_name_that_are_used_in_two_ways_are_two_kinds(tmp_path):
   paths = [write(tmp_path / name, detected, init=init) for name, detected, init in (
     ('scratch', HALF, None), ('whole', better(40), 'w'), ('part', worse(40), 'w'))]
-  with open(tmp_path / 'part/config.gin', 'a') as config:
-    config.write("PretrainedWeights.part = 'backbone'\n")
+  for name, part in (('whole', 'detector'), ('part', 'backbone')):
+    with open(tmp_path / name / 'config.gin', 'a') as config:
+      config.write(f"PretrainedWeights.part = '{part}'\n")
   assert [(one.pretrained.arm, one.answer) for one in judge(paths, 0.0)] == [
-    ('w, part = default', verdict.PRETRAIN), ('w, part = backbone', verdict.SCRATCH_SUFFICES)]
+    ('w, part = detector', verdict.PRETRAIN), ('w, part = backbone', verdict.SCRATCH_SUFFICES)]
 
 
 def test_names_are_neither_formulas_nor_markup(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from rethink_tf.compare.report import compare
 from rethink_tf.compare.run_summary import SCRATCH, init_key, read_runs, twin_key
 from rethink_tf.errors import UserError
+from rethink_tf.storage.run_folder import RunFolder, write_schedule
 from tests.compare.fake_runs import HALF, write
 
 
@@ -97,3 +98,24 @@ def test_duplicate_folders_and_none_are_rejected(tmp_path):
     read_runs([path, path + '/'])
   with pytest.raises(UserError, match='no run given'):
     read_runs([])
+
+
+def test_a_run_before_its_end_has_the_share_of_its_schedule(tmp_path):
+  """Runs of earlier versions have not recorded their last step."""
+  folder = RunFolder(write(tmp_path / 'a', HALF, k=2))
+  one, = read_runs([folder.path])
+  assert (one.schedule, one.planned, one.complete) == ('2x', None, True)
+  for total, schedule in ((100, '2x'), (101, '99 % of 2x'), (400, '25 % of 2x'), (99, '2x')):
+    write_schedule(folder, total)
+    one, = read_runs([folder.path])
+    assert (one.schedule, one.complete) == (schedule, total <= 100)
+
+
+def test_a_run_that_stops_before_its_end_is_not_complete(tmp_path):
+  """2,400 steps of 4 images are 2x; it ends at 100 as it should, with the rates of the whole schedule."""
+  folder = RunFolder(write(tmp_path / 'a', HALF, k=2))
+  write_schedule(folder, 100)
+  config = (tmp_path / 'a/config.gin').read_text()
+  (tmp_path / 'a/config.gin').write_text(config.replace('unit = 300', 'unit = 300\nKTimesSchedule.stop_k = 0.0834'))
+  one, = read_runs([folder.path])
+  assert (one.schedule, one.planned) == ('4 % of 2x', 2400)
