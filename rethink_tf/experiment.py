@@ -12,7 +12,7 @@ import tf_keras
 from absl import logging
 
 from rethink_tf import console, gin_files
-from rethink_tf.data import class_names, in_place, problems
+from rethink_tf.data import class_names, digest, in_place, problems
 from rethink_tf.data.categories import Category
 from rethink_tf.data.detection import duplicates
 from rethink_tf.data.detection.input import EvalInput, TrainInput
@@ -27,7 +27,7 @@ from rethink_tf.evaluation.coco_evaluator import CocoEvaluator
 from rethink_tf.evaluation.follow import FollowedFolder
 from rethink_tf.evaluation.scoring import without_masks
 from rethink_tf.models.mask_rcnn import MaskRCNN
-from rethink_tf.storage import identity, writer_lock
+from rethink_tf.storage import identity, settings, writer_lock
 from rethink_tf.storage.checkpoints import RunCheckpoints
 from rethink_tf.storage.identity import Identity
 from rethink_tf.storage.run_folder import RunFolder
@@ -206,6 +206,7 @@ def run(
 
   if recorded is not None and task != 'train':
     identity.check_network(recorded, gin_files.operative_config(), folder, allow_changes)
+    notes += _otherwise(recorded, held_out)
   return Experiment(
     folder, workers, strategy, devices, trainer, checkpoints,
     (lambda: training) if training is not None else make_train_input, held_out_input, make_evaluator, rates.total_steps,
@@ -289,6 +290,18 @@ def _notes(detector: tf_keras.layers.Layer, train: Source | None, held_out: Sour
         lines.append(f'{source.name}: no object has a mask, so {outcome}: add '
                      '--gin_file=gin_configs/models/faster_rcnn.gin, which has no mask head')
   return notes, trained
+
+
+def _otherwise(recorded: Identity, held_out: Source) -> list[str]:
+  """Return how an evaluation differs from those of the run itself, whose metrics stand beside its own."""
+  names = [name for name in recorded.settings if settings.of_the_scores(name)]
+  lines = []
+  if found := settings.changes({name: recorded.settings[name] for name in names}, gin_files.effective(names)):
+    lines.append(f'evaluated with other settings than those of the run: {settings.listed(found)}')
+  was = recorded.data.get('held_out')
+  if was and (found := digest.differences(was, digest.summarize(held_out))):
+    lines.append(f'evaluated on other data than that of the run: {", ".join(found)}')
+  return lines
 
 
 def _annotations(source: Source) -> Iterator[dict[str, Any]]:

@@ -249,6 +249,18 @@ class Devices(NamedTuple):
   micro_batches: int  # slices of a replica's batch whose gradients are accumulated
   images: int  # images of a micro-batch
 
+  @classmethod
+  def of_start(cls, record: Mapping[str, Any]) -> Devices | None:
+    """Return what a record of command.json, which may be anybody's, says of a start; None if it is not there."""
+    found = record.get('devices')
+    values = [found.get(name) for name in cls._fields] if isinstance(found, dict) else []
+    return cls(*values) if values and all(type(value) is int and value > 0 for value in values) else None
+
+  @property
+  def statistics(self) -> int:
+    """Images over which SyncBatchNorm takes its statistics: the micro-batches of all replicas."""
+    return self.replicas * self.images
+
 
 @dataclasses.dataclass
 class Experiment:

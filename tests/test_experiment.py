@@ -60,6 +60,16 @@ def test_files_of_the_run_folder(short):
   assert all(set(result) == {'image_id', 'category_id', 'bbox', 'score'} for result in results)
 
 
+def test_an_evaluation_unlike_those_of_the_run_says_so(short):
+  """Its metrics stand beside those of the run."""
+  for bindings, notes in (((), []), (
+    ('DetectionGenerator.score_threshold = 0.2', 'eval/synthetic.num_images = 2'), [
+      'evaluated with other settings than those of the run: DetectionGenerator.score_threshold 0.01 -> 0.2',
+      'evaluated on other data than that of the run: 3 -> 2 images, 10 -> 4 instances'])):
+    gin_files.parse([str(short / 'config.gin')], bindings)
+    assert list(experiment.run('evaluate', str(short)).notes) == notes
+
+
 @pytest.mark.slow
 def test_evaluations_during_training(trained):
   path, metrics = trained

@@ -45,6 +45,7 @@ def test_evaluate_finds_what_was_found_then(run):
   assert len(before) == len(after) > 10
   np.testing.assert_allclose(boxes(after), boxes(before), atol=2e-2)
   assert metrics(run, 'eval')[-1]['box/AP'] == pytest.approx(metrics(OLD, 'eval')[-1]['box/AP'], abs=0.1)
+  assert 'notes' not in metrics(run, 'eval')[-1]
 
 
 def test_predict_and_export(run, tmp_path):

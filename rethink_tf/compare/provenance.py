@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run
 from rethink_tf.storage import identity
-from rethink_tf.storage.settings import LENGTH, MEANING, Change, kind_of
+from rethink_tf.storage.settings import LENGTH, MEANING, Change, kind_of, listed
+from rethink_tf.structures import Devices
 
 _PACKAGES = ('rethink_tf', 'tensorflow', 'tf_keras')
-_LISTED = 3  # changes that a line names
 
 
 class Software(NamedTuple):
@@ -34,11 +34,10 @@ def changes(runs: Sequence[Run]) -> list[str]:
     for entry in own.history if own is not None else ():
       if isinstance(entry, dict) and type(step := entry.get('step')) is int and step > 0:
         if settings := [change for change in _settings(entry) if _changes_the_run(change, run, step)]:
-          more = f' and {len(settings) - _LISTED} more' if len(settings) > _LISTED else ''
-          lines.append(f'{run.name} was trained with other settings up to step {step} '
-                       f'({", ".join(map(str, settings[:_LISTED]))}{more}): it is not the run that its settings tell.')
+          lines.append(f'{run.name} was trained with other settings up to step {step} ({listed(settings)}): it is not '
+                       'the run that its settings tell.')
         if data := [line for line in entry.get('data') or () if isinstance(line, str)]:
-          lines.append(f'{run.name} was trained on other data up to step {step} ({"; ".join(data[:_LISTED])}).')
+          lines.append(f'{run.name} was trained on other data up to step {step} ({"; ".join(data)}).')
   return lines
 
 
@@ -63,6 +62,28 @@ def software(runs: Sequence[Run]) -> Software:
     [f'Software: {"; ".join(found)}.'] if found else [])
 
 
+def statistics(runs: Sequence[Run]) -> list[str]:
+  """Return a line for each run whose SyncBatchNorm took its statistics over other numbers of images than another's.
+
+  They depend on the devices; runs of the same settings are compared. Earlier versions did not record them.
+  """
+  lines, first = [], {}
+  for run in runs:
+    found = sorted({devices.statistics for record in _starts(run)
+                    if (devices := Devices.of_start(record)) is not None})
+    if found and '@sync_batch_norm' in map(str, run.settings.values()):
+      name, expected = first.setdefault(run.twin_key, (run.name, found))
+      if len(found) > 1 or found != expected:
+        lines.append(f'SyncBatchNorm took its statistics over {_numbers(found)} images in {run.name}'
+                     + (f', over {_numbers(expected)} in {name}' if name != run.name else '')
+                     + ': part of the difference between runs may be due to it.')
+  return lines
+
+
+def _numbers(found: Sequence[int]) -> str:
+  return ' and '.join(map(str, found))
+
+
 def _settings(entry: Mapping[str, Any]) -> list[Change]:
   """Return the changed settings of an entry, which may come from anybody's file."""
   listed = entry.get('settings')
@@ -79,12 +100,17 @@ def _changes_the_run(change: Change, run: Run, step: int) -> bool:
   return not change.name.endswith('.stop_k') and (dropped or any(drop < step for drop in run.drops))
 
 
+def _starts(run: Run) -> list[Mapping[str, Any]]:
+  """Return the records of all starts of a run, the latest first."""
+  latest = run.folder.read_command()
+  return [record for record in (latest, *latest.get('earlier_starts', ())) if isinstance(record, dict)]
+
+
 def _versions(run: Run) -> dict[str, set[str]]:
   """Return the versions with which a run was trained, by package; a resumed run may have several."""
-  latest = run.folder.read_command()
   found: dict[str, set[str]] = {}
-  for record in (latest, *latest.get('earlier_starts', ())):
-    versions = record.get('versions') if isinstance(record, dict) else None
+  for record in _starts(run):
+    versions = record.get('versions')
     for package in _PACKAGES if isinstance(versions, dict) else ():
       if isinstance(version := versions.get(package), str):
         commit = record.get('git_commit')

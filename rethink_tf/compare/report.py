@@ -90,11 +90,8 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
   facts = _facts(counted or runs, differences)
   if record is not None:
     facts.append(('Stops early', looks.described(record)))
-  cautions = [f'{run.name}: its last evaluation is of step {run.curve.steps[-1]:,} of {run.planned:,}: no verdict '
-              'counts it.' for run in runs if not run.complete]
-  cautions += [f'{run.name}: {note}.' for run in runs for note in run.notes] + same_data.differences(runs)
   versions = provenance.software(runs)
-  cautions += provenance.changes(runs) + versions.cautions + looks.cautions(record)
+  cautions = _cautions(runs) + versions.cautions + looks.cautions(record)
   words = [*(line for one in answers for line in (f'{one.about}: {one.headline}' if one.about else one.headline,
                                                   one.words, one.cost) if line),
            ' · '.join(f'{name.lower()}: {value}' for name, value in facts), *cautions]
@@ -224,6 +221,14 @@ def _facts(runs: Sequence[Run], differences: Differences) -> list[tuple[str, str
     facts.append(('Instances seen in training', f'up to {instances:,.0f}'))
   dates = [run.date for run in runs if run.date]
   return facts + ([('Evaluated', max(dates))] if dates else [])
+
+
+def _cautions(runs: Sequence[Run]) -> list[str]:
+  """Return what of the runs readers must know besides the answers."""
+  begun = [f'{run.name}: its last evaluation is of step {run.curve.steps[-1]:,} of {run.planned:,}: no verdict counts '
+           'it.' for run in runs if not run.complete]
+  noted = [f'{run.name}: {note}.' for run in runs for note in run.notes]
+  return begun + noted + same_data.differences(runs) + provenance.changes(runs) + provenance.statistics(runs)
 
 
 def _title(runs: Sequence[Run], metric: str) -> str:

@@ -19,7 +19,8 @@ import tensorflow as tf
 import rethink_tf
 from rethink_tf.errors import UserError, WorkerLost, excerpt, in_one_line
 from rethink_tf.storage import files
-from rethink_tf.storage.run_folder import RunFolder, versions
+from rethink_tf.storage.run_folder import RunFolder
+from rethink_tf.storage.software import versions
 
 _POLL_SECONDS = 0.5
 _GO, _STOP = b'go', b'no'  # the chief's answers

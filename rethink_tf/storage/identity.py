@@ -35,7 +35,6 @@ CATEGORIES = 'categories.json'
 CONFIG = 'config.gin'
 HISTORY = 'earlier_configs'  # folder of every configuration that config.gin has had before
 _MAX_BYTES = 64 << 20
-_LISTED = 3  # changes that an error names; the table has all
 
 Categories = list[dict[str, Any]]
 
@@ -96,8 +95,9 @@ def check(was: Identity, now: Identity, folder: RunFolder, step: int, allow_chan
         bindings.table(found))
   if meaning and was.recorded and not allow_changes:
     raise UserError(
-      f'{folder.path}: its checkpoint of step {step} was trained with other settings: {_listed(meaning)}: start with '
-      f'{folder.join(CONFIG)}, choose another --model_dir, or continue with the new settings by --allow_changes')
+      f'{folder.path}: its checkpoint of step {step} was trained with other settings: {bindings.listed(meaning)}: '
+      f'start with {folder.join(CONFIG)}, choose another --model_dir, or continue with the new settings by '
+      '--allow_changes')
   if was.version and was.version != now.version:
     logging.info('%s: was trained with version %r of the package, this is %r', folder.path, was.version, now.version)
   return found
@@ -115,9 +115,9 @@ def check_network(was: Identity, operative_config: str, folder: RunFolder, allow
     return
   logging.warning('%s: the network is not the one that was trained:\n%s', folder.path, bindings.table(found))
   if was.recorded and not allow_changes:
-    raise UserError(f'{folder.path}: its checkpoints were trained with another network: {_listed(found)}: leave out '
-                    '--gin_file and --gin_param, which config.gin in the run folder replaces, or evaluate it all the '
-                    'same with --allow_changes')
+    raise UserError(f'{folder.path}: its checkpoints were trained with another network: {bindings.listed(found)}: '
+                    'leave out --gin_file and --gin_param, which config.gin in the run folder replaces, or evaluate it '
+                    'all the same with --allow_changes')
 
 
 def write(folder: RunFolder, was: Identity | None, now: Identity, step: int,
@@ -224,7 +224,3 @@ def _are_categories(found: Any) -> bool:
     isinstance(one, dict) and isinstance(one.get('name'), str) and isinstance(one.get('keypoints', []), list)
     for one in found)
 
-
-def _listed(found: Sequence[bindings.Change]) -> str:
-  more = f' and {len(found) - _LISTED} more' if len(found) > _LISTED else ''
-  return ', '.join(map(str, found[:_LISTED])) + more

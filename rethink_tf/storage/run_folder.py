@@ -4,7 +4,7 @@ Local or any path of `tf.io.gfile` (gs://...). Layout:
 
   config.gin      the operative configuration, from which the same run can be started
   identity.json   what the run is, with the history of its configurations; categories.json    see identity.py
-  command.json    argv, versions, git commit and start time, also of the earlier starts of a resumed run
+  command.json    argv, versions, git commit, devices, start time, also of the earlier starts of a resumed run
   metrics.jsonl   one object per line, kind 'train' or 'eval'
   tensorboard/    event files        checkpoints/, best.json   see checkpoints.py
   <name>/         files of a RunSubfolder, such as the evaluations of averaged weights
@@ -17,13 +17,9 @@ import collections
 import contextlib
 import datetime
 import errno
-import importlib.metadata
 import json
 import math
 import os
-import pathlib
-import platform
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,10 +30,9 @@ import tensorflow as tf
 from absl import logging
 from tensorflow.core.util import event_pb2
 
-import rethink_tf
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.redaction import redact, redact_arguments
-from rethink_tf.storage import files, metrics_lines, retries
+from rethink_tf.storage import files, metrics_lines, retries, software
 from rethink_tf.storage.event_writers import EventWriters
 from rethink_tf.storage.files import open_regular
 
@@ -45,12 +40,6 @@ _REMOTE_REWRITE_SECONDS = 60.0
 _PENDING_LINES = 100_000  # some 40 MB; beyond it the oldest are dropped
 _OPEN = getattr(os, 'O_NOFOLLOW', 0) | getattr(os, 'O_BINARY', 0)  # the second is Windows': else lines end with \r\n
 SCHEDULE = 'schedule.json'  # {"total_steps": 180000}, from which a follower knows the last step
-_PACKAGES = {
-  'tensorflow': ('tensorflow', 'tensorflow-cpu', 'tf-nightly'),
-  'tf_keras': ('tf_keras',),
-  'official': ('tf-models-official', 'tf-models-nightly'),
-  'numpy': ('numpy',),
-}
 
 
 class RunFolder:
@@ -272,12 +261,17 @@ class RunFolder:
         raise UserError(f'{self.join(name)}: cannot be read: {in_one_line(error)}; repair or move it') from error
       yield from metrics_lines.parse(content, self.join(name))
 
-  def save_provenance(self, argv: Sequence[str], operative_config: str) -> None:
-    """Write config.gin and command.json; the records of earlier starts are kept in the latter."""
+  def save_provenance(self, argv: Sequence[str], operative_config: str, devices: Mapping[str, int] | None = None
+                      ) -> None:
+    """Write config.gin and command.json; the records of earlier starts are kept in the latter.
+
+    devices: how a batch is spread over them (structures.Devices).
+    """
     record = {
       'argv': redact_arguments(argv),
-      'versions': versions(),
-      'git_commit': git_commit(),
+      'versions': software.versions(),
+      'git_commit': software.git_commit(),
+      'devices': dict(devices) if devices else None,
       'started': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
       'earlier_starts': [],
     }
@@ -357,35 +351,6 @@ def total_steps(folder: RunFolder) -> int | None:
     with contextlib.suppress(ValueError, TypeError, LookupError, ArithmeticError), open_regular(path, 'r') as file:
       return int(json.load(file)['total_steps'])
   return None
-
-
-def versions() -> dict[str, str | None]:
-  """Return the versions of Python, this package and its main dependencies."""
-  found: dict[str, str | None] = {'python': platform.python_version(), 'rethink_tf': rethink_tf.__version__}
-  for name, distributions in _PACKAGES.items():
-    found[name] = None
-    for distribution in distributions:
-      try:
-        found[name] = importlib.metadata.version(distribution)
-        break
-      except importlib.metadata.PackageNotFoundError:
-        continue
-  return found
-
-
-def git_commit() -> str | None:
-  """Return the commit of this package's checkout ('+changes' if edited); None if the package is installed."""
-  root = pathlib.Path(rethink_tf.__file__).resolve().parents[1]
-
-  def git(*arguments: str) -> str:
-    return subprocess.run(['git', '-C', str(root), *arguments], capture_output=True, text=True, check=True,
-                          timeout=20).stdout.strip()
-  try:
-    if pathlib.Path(git('rev-parse', '--show-toplevel')).resolve() != root:
-      return None  # site-packages inside another repository
-    return git('rev-parse', 'HEAD') + ('+changes' if git('status', '--porcelain', '--', 'rethink_tf') else '')
-  except (OSError, subprocess.SubprocessError):
-    return None
 
 
 def _jsonable(value: Any) -> Any:

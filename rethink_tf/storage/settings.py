@@ -23,6 +23,11 @@ _LENGTH = re.compile(r'\w*Schedule\.(k|boundaries|total|stop_k|points_batch|epoc
 # The network as it is evaluated.
 _NETWORK = re.compile(r'run\.model$|(MaskRCNN|Cascade|CBNet|Classifier|ResNet|VGG|FPN|SingleLevel|RPNHead|BoxHead|'
                       r'MaskHead|KeypointHead|Anchors|RoIPooler|\w+_norm)\.(?!(freeze_at|\w*init\w*|\w+_sampler)$)')
+# What else the scores of a trained network depend on; the held-out data is compared by its digest.
+_SCORES = re.compile(
+  r'run\.(precision|test_augmentation|eval_input|evaluator)$|'
+  r'(Resize|LargeScaleJitter|\w*EvalInput|TestTimeAugmentation|DetectionGenerator|ProposalGenerator|\w*Evaluator)\.'
+  r'(?!(every|at_end|num_pictures|save_results|backend|competition|workers|max_unreadable|nms|\w+_train)$)')
 
 
 class Change(NamedTuple):
@@ -63,6 +68,16 @@ def kind_of(name: str) -> str:
 def of_the_network(name: str) -> bool:
   """Whether the outputs of a trained network depend on a setting."""
   return kind_of(name) == MEANING and _NETWORK.match(name.split('/')[-1]) is not None
+
+
+def of_the_scores(name: str) -> bool:
+  """Whether the scores of an evaluation depend on a setting."""
+  return of_the_network(name) or _SCORES.match(name.split('/')[-1]) is not None
+
+
+def listed(found: Sequence[Change], most: int = 3) -> str:
+  """Return changes in a line, the first ones if there are many."""
+  return ', '.join(map(str, found[:most])) + (f' and {len(found) - most} more' if len(found) > most else '')
 
 
 def changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:

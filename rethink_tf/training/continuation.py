@@ -14,7 +14,7 @@ from rethink_tf.errors import UserError
 from rethink_tf.storage import identity
 from rethink_tf.storage.identity import Identity
 from rethink_tf.storage.settings import Change
-from rethink_tf.structures import Experiment
+from rethink_tf.structures import Devices, Experiment
 
 
 class Changes(NamedTuple):
@@ -57,3 +57,13 @@ def record(experiment: Experiment, now: Identity, changes: Changes, step: int) -
   written = identity.write(experiment.folder, experiment.recorded, now, step, changes.settings, changes.data,
                            gin_files.operative_config())
   experiment.checkpoints.belong_to(written, experiment.allow_changes)
+
+
+def warn_of_other_statistics(experiment: Experiment, step: int) -> None:
+  """Warn if SyncBatchNorm takes its statistics over another number of images than before: the devices have changed."""
+  was = Devices.of_start(experiment.folder.read_command())
+  now = experiment.devices
+  if was is not None and was.statistics != now.statistics and '@sync_batch_norm' in gin_files.operative_config():
+    logging.warning('%s: up to step %d SyncBatchNorm took its statistics over %d images, from now on over %d: the '
+                    'weights are no longer those of either; keep run.images_per_device x replicas',
+                    experiment.folder.path, step, was.statistics, now.statistics)

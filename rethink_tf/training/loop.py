@@ -88,7 +88,9 @@ def _start(experiment: Experiment) -> tuple[int, dict[str, Any] | None, list[tf_
   check_same_step(workers, start)
   check_whole_executions(experiment, start)
   continuation.record(experiment, now, changes, start)
-  folder.save_provenance(sys.argv, gin_files.operative_config())
+  if start:
+    continuation.warn_of_other_statistics(experiment, start)
+  folder.save_provenance(sys.argv, gin_files.operative_config(), experiment.devices._asdict())
   write_schedule(folder, experiment.total_steps)
   for note in experiment.notes:
     logging.warning('%s', note)

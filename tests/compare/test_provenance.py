@@ -102,6 +102,38 @@ def test_a_resumed_run_has_the_versions_of_all_starts(tmp_path):
   assert provenance.software(read_runs([path])).notes == ['Software: tensorflow 2.19.0 (1 run), 2.20.0 (1 run).']
 
 
+def spread(path, *each, norm='@sync_batch_norm'):
+  """Write a run with a norm, whose starts, the latest first, had these devices."""
+  write(path, HALF)
+  config = (path / 'config.gin').read_text()
+  (path / 'config.gin').write_text(config.replace('@group_norm', norm))
+  latest, *earlier = ({'devices': devices} for devices in each)
+  (path / 'command.json').write_text(json.dumps({**latest, 'earlier_starts': earlier}))
+  return str(path)
+
+
+def devices(replicas, images, micro_batches=1):
+  return {'replicas': replicas, 'micro_batches': micro_batches, 'images': images}
+
+
+def test_statistics_of_other_numbers_of_images(tmp_path):
+  alike = [spread(tmp_path / 'a', devices(8, 2)), spread(tmp_path / 'b', devices(4, 4))]
+  assert provenance.statistics(read_runs(alike)) == []
+  assert provenance.statistics(read_runs([*alike, spread(tmp_path / 'c', devices(1, 2, 8))])) == [
+    'SyncBatchNorm took its statistics over 2 images in c, over 16 in a: part of the difference between runs may be '
+    'due to it.']
+  resumed, = provenance.statistics(read_runs([spread(tmp_path / 'd', devices(1, 4), devices(2, 4))]))
+  assert resumed.startswith('SyncBatchNorm took its statistics over 4 and 8 images in d: part')
+  groups = [spread(tmp_path / name, devices(k, 2), norm='@group_norm') for name, k in (('e', 1), ('f', 8))]
+  assert provenance.statistics(read_runs(groups)) == []
+
+
+@pytest.mark.parametrize('record', [None, 3, {}, {'replicas': 2}, devices('8', 2), devices(0, 2), devices(True, 2)])
+def test_devices_of_another_form_are_not_known(tmp_path, record):
+  paths = [spread(tmp_path / 'a', devices(8, 2)), spread(tmp_path / 'b', record)]
+  assert provenance.statistics(read_runs(paths)) == []
+
+
 def test_the_report_says_so(tmp_path):
   paths = [run(tmp_path / 'a', [RATE], versions={'tensorflow': '2.19.0'}),
            run(tmp_path / 'b', detected=better(10), init='R50.pkl', versions={'tensorflow': '2.20.0'})]

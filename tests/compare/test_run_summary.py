@@ -119,3 +119,9 @@ def test_a_run_that_stops_before_its_end_is_not_complete(tmp_path):
   (tmp_path / 'a/config.gin').write_text(config.replace('unit = 300', 'unit = 300\nKTimesSchedule.stop_k = 0.0834'))
   one, = read_runs([folder.path])
   assert (one.schedule, one.planned) == ('4 % of 2x', 2400)
+
+
+def test_the_rule_of_a_metric_sets_runs_apart_and_the_place_of_its_evaluation_does_not():
+  one = {'VocEvaluator.rule': 'area', 'VocEvaluator.every': 5000, 'group_norm.xla': True}
+  assert twin_key(one) == twin_key(one | {'VocEvaluator.every': 0, 'group_norm.xla': False})
+  assert twin_key(one) != twin_key(one | {'VocEvaluator.rule': '11points'})

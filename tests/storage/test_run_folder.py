@@ -19,8 +19,8 @@ from tensorboard.backend.event_processing import plugin_event_accumulator
 
 import rethink_tf
 from rethink_tf.errors import UserError
-from rethink_tf.storage import run_folder
 from rethink_tf.storage.run_folder import RunFolder
+from rethink_tf.structures import Devices
 
 
 @pytest.fixture(params=['local', 'ram://'])
@@ -245,7 +245,9 @@ def test_provenance(folder):
   assert command['versions']['rethink_tf'] == rethink_tf.__version__
   assert {'tf_keras', 'official', 'numpy', 'python'} <= set(command['versions'])
   assert os.uname().nodename not in json.dumps(command) or len(os.uname().nodename) < 4
-  folder.save_provenance(['again'], '')
+  assert command['devices'] is None
+  folder.save_provenance(['again'], '', {'replicas': 8, 'micro_batches': 1, 'images': 2})
+  assert Devices.of_start(folder.read_command()).statistics == 16
   folder.save_provenance(['and again'], '')
   command = folder.read_command()
   assert [start['argv'] for start in command['earlier_starts']] == [['train.py', '--gin_file=a.gin'], ['again']]
@@ -257,29 +259,6 @@ def test_a_damaged_command_json_is_ignored(tmp_path):
   (tmp_path / 'command.json').write_text('{"argv": [')
   folder.save_provenance(['train'], '')
   assert folder.read_command()['argv'] == ['train']
-
-
-def test_git_commit_is_that_of_the_package(tmp_path, monkeypatch):
-  def git(*arguments):
-    environment = {**os.environ, 'GIT_AUTHOR_NAME': 'a', 'GIT_AUTHOR_EMAIL': 'a@b', 'GIT_COMMITTER_NAME': 'a',
-                   'GIT_COMMITTER_EMAIL': 'a@b'}
-    return subprocess.run(['git', '-C', str(tmp_path), *arguments], check=True, capture_output=True, text=True,
-                          env=environment).stdout.strip()
-  package = tmp_path / 'rethink_tf'
-  package.mkdir()
-  (package / '__init__.py').write_text('')
-  monkeypatch.setattr(rethink_tf, '__file__', str(package / '__init__.py'))
-  assert run_folder.git_commit() is None  # no repository
-  git('init', '-q')
-  git('add', '.')
-  git('commit', '-q', '-m', 'first')
-  assert run_folder.git_commit() == git('rev-parse', 'HEAD')
-  (package / '__init__.py').write_text('edited = True\n')
-  assert run_folder.git_commit() == git('rev-parse', 'HEAD') + '+changes'
-  installed = tmp_path / 'site-packages' / 'rethink_tf' / '__init__.py'
-  monkeypatch.setattr(rethink_tf, '__file__', str(installed))
-  installed.parent.mkdir(parents=True)
-  assert run_folder.git_commit() is None  # inside a repository that is not the package's
 
 
 def test_unusable_paths(tmp_path):

@@ -67,3 +67,19 @@ def test_an_operative_configuration_equals_itself():
   found = settings.parse(text)
   assert found['KTimesSchedule.k'] == 2 and found['KTimesSchedule.unit'] == 90_000
   assert settings.changes(found, settings.parse(text)) == []
+
+
+@pytest.mark.parametrize('name, of_them', [
+  ('MaskRCNN.pixel_mean', True), ('DetectionGenerator.score_threshold', True), ('eval/EvalInput.resize', True),
+  ('Resize.short_side', True), ('VocEvaluator.rule', True), ('run.test_augmentation', True), ('run.precision', True),
+  ('ProposalGenerator.post_nms_test', True), ('ProposalGenerator.post_nms_train', False), ('EvalInput.workers', False),
+  ('CocoEvaluator.every', False), ('CocoEvaluator.num_pictures', False), ('eval/coco.data_dir', False),
+  ('SGD.weight_decay', False), ('run.images_per_device', False), ('DetectionGenerator.nms', False)])
+def test_settings_of_the_scores(name, of_them):
+  assert settings.of_the_scores(name) == of_them
+
+
+def test_changes_in_a_line():
+  found = settings.changes({f'a.b{k}': 1 for k in range(5)}, {f'a.b{k}': 2 for k in range(5)})
+  assert settings.listed(found) == 'a.b0 1 -> 2, a.b1 1 -> 2, a.b2 1 -> 2 and 2 more'
+  assert settings.listed(found[:1]) == 'a.b0 1 -> 2'

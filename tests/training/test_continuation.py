@@ -14,8 +14,10 @@ from PIL import Image
 from rethink_tf.data.detection.synthetic import SyntheticSource
 from rethink_tf.errors import UserError
 from rethink_tf.gin_files import parse
+from rethink_tf.models.resnet import ResNet
 from rethink_tf.storage import identity
 from rethink_tf.storage.run_folder import RunFolder
+from rethink_tf.structures import Devices
 from rethink_tf.training import continuation
 from rethink_tf.training.schedules import KTimesSchedule
 from tests import small_coco
@@ -77,6 +79,18 @@ def test_other_data_is_reported(folder, caplog):
   found = Start(folder, 5, train=6).go()
   assert 'train: 8 -> 6 images' in caplog.text and 'train: 8 -> 6 images' in found.history[0]['data'][0]
   assert 'held_out' not in caplog.text
+
+
+@pytest.mark.parametrize('norm, replicas, warned', [('sync_batch_norm', 1, True), ('sync_batch_norm', 4, False),
+                                                    ('group_norm', 1, False)])
+def test_statistics_over_other_numbers_of_images_are_reported(folder, caplog, norm, replicas, warned):
+  """Eight images of a step on four devices, then on one, or on four that hold as many."""
+  folder.save_provenance(['train'], '', Devices(4, 1, 2)._asdict())
+  start = Start(folder, 5, f'ResNet.norm = @{norm}', 'ResNet.depth = 14')
+  gin.get_configurable(ResNet)()
+  start.devices = Devices(replicas, 4 // replicas, 2)
+  continuation.warn_of_other_statistics(start, 5)
+  assert ('up to step 5 SyncBatchNorm took its statistics over 8 images, from now on over 2' in caplog.text) == warned
 
 
 def test_a_step_beyond_the_schedule_is_reported(folder, caplog):
