@@ -9,6 +9,7 @@ from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run
 from rethink_tf.storage import identity
 from rethink_tf.storage.settings import LENGTH, MEANING, Change, kind_of, listed
 from rethink_tf.structures import Devices
+from rethink_tf.weights import costs
 
 _PACKAGES = ('rethink_tf', 'tensorflow', 'tf_keras')
 
@@ -60,6 +61,19 @@ def software(runs: Sequence[Run]) -> Software:
     [f'Scratch and pre-trained runs were trained with different software ({"; ".join(apart)}): part of their '
      'difference may be due to it.'] if apart else [],
     [f'Software: {"; ".join(found)}.'] if found else [])
+
+
+def weights(runs: Sequence[Run]) -> list[str]:
+  """Return a line for each run that started from another file than an earlier run, under the same name."""
+  lines, first = [], {}
+  for run in runs:
+    found = (costs.read_record(run.folder.join(costs.RECORD)) or {}).get('sha256')
+    if run.init == PRETRAINED and isinstance(found, str):
+      name, expected = first.setdefault(run.init_key, (run.name, found))
+      if found != expected:
+        lines.append(f'{run.name} started from other weights than {name}, both named {run.weights_name} (SHA-256 '
+                     f'{found[:8]} and {expected[:8]}): they count as one side.')
+  return lines
 
 
 def statistics(runs: Sequence[Run]) -> list[str]:

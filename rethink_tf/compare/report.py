@@ -228,7 +228,8 @@ def _cautions(runs: Sequence[Run]) -> list[str]:
   begun = [f'{run.name}: its last evaluation is of step {run.curve.steps[-1]:,} of {run.planned:,}: no verdict counts '
            'it.' for run in runs if not run.complete]
   noted = [f'{run.name}: {note}.' for run in runs for note in run.notes]
-  return begun + noted + same_data.differences(runs) + provenance.changes(runs) + provenance.statistics(runs)
+  return (begun + noted + same_data.differences(runs) + provenance.changes(runs) + provenance.weights(runs)
+          + provenance.statistics(runs))
 
 
 def _title(runs: Sequence[Run], metric: str) -> str:

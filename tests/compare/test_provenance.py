@@ -102,6 +102,16 @@ def test_a_resumed_run_has_the_versions_of_all_starts(tmp_path):
   assert provenance.software(read_runs([path])).notes == ['Software: tensorflow 2.19.0 (1 run), 2.20.0 (1 run).']
 
 
+def test_weights_of_one_name_with_other_contents(tmp_path):
+  paths = [write(tmp_path / name, HALF, init=f'{place}/R50.pkl', seed=k)
+           for k, (name, place) in enumerate((('a', 'x'), ('b', 'y'), ('c', 'x'), ('d', 'x')))]
+  for name, digest in (('a', 'aaaaaaaa11'), ('b', 'aaaaaaaa11'), ('c', 'cccccccc22'), ('d', 3)):
+    record = tmp_path / name / 'initial_weights.json'
+    record.write_text(json.dumps(json.loads(record.read_text()) | {'sha256': digest}))
+  assert provenance.weights(read_runs([*paths, write(tmp_path / 'scratch', HALF)])) == [
+    'c started from other weights than a, both named R50.pkl (SHA-256 cccccccc and aaaaaaaa): they count as one side.']
+
+
 def spread(path, *each, norm='@sync_batch_norm'):
   """Write a run with a norm, whose starts, the latest first, had these devices."""
   write(path, HALF)
