@@ -37,7 +37,7 @@ def changes(runs: Sequence[Run]) -> list[str]:
         if settings := [change for change in _settings(entry) if _changes_the_run(change, run, step)]:
           lines.append(f'{run.name} was trained with other settings up to step {step} ({listed(settings)}): it is not '
                        'the run that its settings tell.')
-        if data := [line for line in entry.get('data') or () if isinstance(line, str)]:
+        if data := [line for line in _list(entry, 'data') if isinstance(line, str)]:
           lines.append(f'{run.name} was trained on other data up to step {step} ({"; ".join(data)}).')
   return lines
 
@@ -100,10 +100,13 @@ def _numbers(found: Sequence[int]) -> str:
 
 def _settings(entry: Mapping[str, Any]) -> list[Change]:
   """Return the changed settings of an entry, which may come from anybody's file."""
-  listed = entry.get('settings')
   return [Change(one['name'], one.get('was'), one.get('now'), kind_of(one['name']))
-          for one in (listed if isinstance(listed, list) else ())
-          if isinstance(one, dict) and isinstance(one.get('name'), str)]
+          for one in _list(entry, 'settings') if isinstance(one, dict) and isinstance(one.get('name'), str)]
+
+
+def _list(entry: Mapping[str, Any], name: str) -> list[Any]:
+  found = entry.get(name)
+  return found if isinstance(found, list) else []
 
 
 def _changes_the_run(change: Change, run: Run, step: int) -> bool:

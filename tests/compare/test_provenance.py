@@ -71,7 +71,8 @@ def test_the_rate_that_was_logged_tells_of_an_earlier_drop(tmp_path):
 
 
 @pytest.mark.parametrize('history', [[7], [{}], [{'step': '9', 'settings': [{'name': 'a.b'}]}], [{'step': 9}], [
-  {'step': 9, 'settings': {'name': 'a.b'}, 'data': [3]}], [{'step': 9, 'settings': [{'name': 3}, None], 'data': None}]])
+  {'step': 9, 'settings': {'name': 'a.b'}, 'data': [3]}], [
+    {'step': 9, 'data': 3}], [{'step': 9, 'settings': [{'name': 3}, None], 'data': None}]])
 def test_a_history_of_another_form_is_passed_over(tmp_path, history):
   path = run(tmp_path / 'a')
   content = json.loads((tmp_path / 'a/identity.json').read_text()) | {'history': history}
