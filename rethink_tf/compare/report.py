@@ -227,7 +227,12 @@ def _cautions(runs: Sequence[Run]) -> list[str]:
   """Return what of the runs readers must know besides the answers."""
   begun = [f'{run.name}: its last evaluation is of step {run.curve.steps[-1]:,} of {run.planned:,}: no verdict counts '
            'it.' for run in runs if not run.complete]
-  noted = [f'{run.name}: {note}.' for run in runs for note in run.notes]
+  names: dict[str, list[str]] = {}
+  for run in runs:
+    for note in run.notes:
+      names.setdefault(note, []).append(run.name)
+  noted = [f'{"All runs" if len(those) == len(runs) > 1 else ", ".join(those)}: {note}.'
+           for note, those in names.items()]
   return (begun + noted + same_data.differences(runs) + provenance.changes(runs) + provenance.weights(runs)
           + provenance.statistics(runs))
 

@@ -1,6 +1,7 @@
 """Comparisons of run folders: known verdicts, missing files, the report on disk."""
 
 import csv
+import json
 import re
 
 import pytest
@@ -126,6 +127,16 @@ def test_no_verdict_counts_a_run_before_its_end(tmp_path, without_files):
   assert alone.verdicts[0].words == whole.verdicts[0].words and 'of 300' not in alone.text
   assert 'begun: its last evaluation is of step 200 of 300: no verdict counts it.' in whole.text
   assert re.search(r'begun +scratch +66 % of 6x', whole.text) and re.search(r'begun .* not complete\n', whole.text)
+
+
+def test_what_all_runs_have_in_common_is_said_once(tmp_path, without_files):
+  """As after more held-out images, on which each run was evaluated again."""
+  paths = [write(tmp_path / name, HALF, seed=k) for k, name in enumerate('abc')]
+  for path, notes in zip(paths, (['more images'], ['more images', 'a limit'], ['more images', 'a limit']), strict=True):
+    with open(f'{path}/metrics.jsonl', 'a') as file:
+      file.write(json.dumps({'kind': 'eval', 'step': 100, 'box/AP': 50.0, 'notes': notes}) + '\n')
+  text = compare(paths, '', draws=20).text
+  assert '\n\nAll runs: more images.\n\nb, c: a limit.\n\n' in text
 
 
 def test_runs_of_which_none_is_complete_have_no_verdict(tmp_path, without_files):
