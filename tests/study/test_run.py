@@ -7,6 +7,8 @@ from rethink_tf.study.run import check_data, get_weights, plan_study, submit_stu
 from rethink_tf.weights import catalog
 
 STUDY = 'gin_configs/studies/own_data_narrow.gin'
+TWO_RUNS = ("Study.axes = {'init': {'scratch': (), 'shapes': ('gin_configs/init/pretrained_run.gin', "
+            "'WEIGHTS = {shapes}')}}",)  # in place of its 18
 
 
 def test_a_plan_without_shared_iterations_has_one_stage_per_run(tmp_path):
@@ -19,18 +21,19 @@ def test_a_plan_without_shared_iterations_has_one_stage_per_run(tmp_path):
 
 
 def test_data_folders_become_arguments_and_bindings(tmp_path):
-  plan = plan_study(STUDY, str(tmp_path / 'own'), ['run.seed = 3'], data_dir='images', pretraining_data_dir='other')
+  plan = plan_study(STUDY, str(tmp_path / 'own'), ['run.seed = 3'], TWO_RUNS, data_dir='images',
+                    pretraining_data_dir='other')
   assert plan.data_dir == 'images' and plan.pretraining_data_dir == 'other'
   assert all(trial.params[-1] == 'run.seed = 3' for trial in plan.trials)
 
 
 def test_only_the_folder_of_the_data_that_is_read_must_exist(tmp_path):
-  synthetic = plan_study('gin_configs/studies/miniature_figure1.gin', str(tmp_path / 'mini'))
+  synthetic = plan_study('gin_configs/studies/miniature_figure1.gin', str(tmp_path / 'mini'), (), TWO_RUNS)
   check_data(synthetic)  # DATA_DIR is that of COCO, which is not read
   with pytest.raises(UserError, match='balloon: no such data folder'):
-    check_data(plan_study(STUDY, str(tmp_path / 'own'), data_dir=f'{tmp_path}/balloon'))
+    check_data(plan_study(STUDY, str(tmp_path / 'own'), (), TWO_RUNS, data_dir=f'{tmp_path}/balloon'))
   for folder in (str(tmp_path), 'gs://bucket/coco'):
-    check_data(plan_study(STUDY, str(tmp_path / 'own'), data_dir=folder))
+    check_data(plan_study(STUDY, str(tmp_path / 'own'), (), TWO_RUNS, data_dir=folder))
 
 
 def test_further_files_override_every_run(tmp_path):
