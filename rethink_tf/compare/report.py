@@ -74,7 +74,7 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
   check_options(margin, seed_spread)
   runs = read_runs(run_folders)
   metric = _common_metric(runs, metric)
-  counted = groups.independent([run for run in runs if run.complete])
+  counted = groups.independent(_complete(runs))
   record = looks.of_runs(run_folders)
   look = None if record is None else record.look
   differences = Differences(counted, metric, _matches_reader(runs, metric), draws, confidence, seed_spread, look)
@@ -123,7 +123,7 @@ def noise(run_folders: Sequence[str], draws: int = 200) -> Noise | None:
   Raises:
     UserError: a folder is not a run folder or has no evaluation.
   """
-  runs = groups.independent([run for run in read_runs(run_folders) if run.complete])
+  runs = groups.independent(_complete(read_runs(run_folders)))
   if not runs:
     return None
   metric = _common_metric(runs, None)
@@ -135,6 +135,11 @@ def noise(run_folders: Sequence[str], draws: int = 200) -> Noise | None:
       if spread is not None:
         return Noise.measured(*map(differences.scores, (scratch[-1], pretrained[-1])), spread, images)
   return None
+
+
+def _complete(runs: Sequence[Run]) -> list[Run]:
+  """Return the runs that a verdict may count."""
+  return [run for run in runs if run.complete]
 
 
 def _common_metric(runs: Sequence[Run], metric: str | None) -> str:
@@ -183,7 +188,7 @@ def _answers(runs: Sequence[Run], verdicts: Sequence[verdict.Verdict], margin: f
 def _without_verdict(runs: Sequence[Run], metric: str) -> page.Answer:
   """Explain why there is no verdict."""
   inits = {run.init for run in runs}
-  chart = plots.render({'': plots.end_points(runs, metric)}, 'svg')['']
+  chart = plots.render({'': plots.end_points(_complete(runs) or runs, metric)}, 'svg')['']
   caption = f'{metric_name(metric)} at the end of each run, in percent: ' + ', '.join(
     f'{run.name} {run.final(metric):.1f}' for run in runs)
   begun = sum(not run.complete for run in runs)
@@ -270,7 +275,7 @@ def _write(output: str, runs: Sequence[Run], metric: str, content: page.Content,
   """Write all files of the report; return the path of the page. objects: held-out ones by size."""
   output = output.rstrip('/')
   by_name = {f'{metric} against what was seen': plots.curves(runs, metric),
-             f'{metric} by schedule': plots.end_points(runs, metric),
+             f'{metric} by schedule': plots.end_points(_complete(runs) or runs, metric),
              'AP by size': plots.by_size(runs, metric, objects), 'losses': plots.losses(runs)}
   by_name = {name: fig for name, fig in by_name.items() if fig is not None}
   data = {f'{_file_name(name)}.{kind}': image for kind in ('png', 'svg')
