@@ -194,19 +194,19 @@ def run(
 
   def make_evaluator() -> Evaluator:
     views, predict = held_out_input, trainer.predict_batch
+    of_this = [*notes, *(_otherwise(recorded, held_out) if recorded is not None and task != 'train' else [])]
     if test_augmentation is not None:
       views, predict = test_augmentation.views_of(held_out_input), test_augmentation.predictor(trainer, held_out)
     of_weights = evaluator(views, predict, held_out, folder)
-    of_weights.workers, of_weights.notes = workers, notes
+    of_weights.workers, of_weights.notes = workers, of_this
     if averages is None:
       return of_weights
     of_averages = evaluator(views, predict, held_out, folder.subfolder(EvaluatorWithAverages.NAME))
-    of_averages.workers, of_averages.notes = workers, notes
+    of_averages.workers, of_averages.notes = workers, of_this
     return EvaluatorWithAverages(of_weights, of_averages, averages)
 
   if recorded is not None and task != 'train':
     identity.check_network(recorded, gin_files.operative_config(), folder, allow_changes)
-    notes += _otherwise(recorded, held_out)
   return Experiment(
     folder, workers, strategy, devices, trainer, checkpoints,
     (lambda: training) if training is not None else make_train_input, held_out_input, make_evaluator, rates.total_steps,

@@ -66,9 +66,9 @@ def software(runs: Sequence[Run]) -> Software:
 def weights(runs: Sequence[Run]) -> list[str]:
   """Return a line for each run that started from another file than an earlier run, under the same name."""
   lines, first = [], {}
-  for run in runs:
+  for run in (run for run in runs if run.init == PRETRAINED):
     found = (costs.read_record(run.folder.join(costs.RECORD)) or {}).get('sha256')
-    if run.init == PRETRAINED and isinstance(found, str):
+    if isinstance(found, str):
       name, expected = first.setdefault(run.init_key, (run.name, found))
       if found != expected:
         lines.append(f'{run.name} started from other weights than {name}, both named {run.weights_name} (SHA-256 '
@@ -82,10 +82,10 @@ def statistics(runs: Sequence[Run]) -> list[str]:
   They depend on the devices; runs of the same settings are compared. Earlier versions did not record them.
   """
   lines, first = [], {}
-  for run in runs:
+  for run in (run for run in runs if '@sync_batch_norm' in map(str, run.settings.values())):
     found = sorted({devices.statistics for record in _starts(run)
                     if (devices := Devices.of_start(record)) is not None})
-    if found and '@sync_batch_norm' in map(str, run.settings.values()):
+    if found:
       name, expected = first.setdefault(run.twin_key, (run.name, found))
       if len(found) > 1 or found != expected:
         lines.append(f'SyncBatchNorm took its statistics over {_numbers(found)} images in {run.name}'
@@ -112,9 +112,8 @@ def _list(entry: Mapping[str, Any], name: str) -> list[Any]:
 def _changes_the_run(change: Change, run: Run, step: int) -> bool:
   if change.kind != LENGTH:
     return change.kind == MEANING
-  steps, rates = run.rates
-  dropped = any(rates[i] < rates[i - 1] * 2 / 3 for i in range(1, len(steps)) if steps[i] <= step)
-  return not change.name.endswith('.stop_k') and (dropped or any(drop < step for drop in run.drops))
+  dropped = any(logged <= step for logged in run.logged_drops) or any(drop < step for drop in run.drops)
+  return dropped and not change.name.endswith('.stop_k')
 
 
 def _starts(run: Run) -> list[Mapping[str, Any]]:

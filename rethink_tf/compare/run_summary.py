@@ -109,6 +109,11 @@ class Run(NamedTuple):
     end = int(self.curve.steps[-1])
     if (points := _points(self.settings)) is not None:
       return [point for point in points[:-1] if point <= end]
+    return self.logged_drops
+
+  @property
+  def logged_drops(self) -> list[int]:
+    """Steps of the first lines with a rate that is lower by more than a third."""
     steps, rates = self.rates
     return [int(steps[i]) for i in range(1, len(steps)) if rates[i] < rates[i - 1] * 2 / 3]
 

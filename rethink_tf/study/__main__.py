@@ -91,7 +91,7 @@ def main() -> None:
   plan = plan._replace(margin=FLAGS.margin, seed_spread=FLAGS.seed_spread)
   print(plan, flush=True)
   calibrate = FLAGS.calibrate and bool(FLAGS.gin_file)  # own_data has timed it
-  if (done := progress(plan)) and not FLAGS.command:
+  if not FLAGS.command and (done := progress(plan)):
     print(done, flush=True)
   if FLAGS.command:
     submit_study(plan, FLAGS.command, FLAGS.dry_run)
