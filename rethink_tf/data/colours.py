@@ -6,6 +6,7 @@ import cv2
 import gin
 import numpy as np
 
+from rethink_tf.data.augment import contiguous
 from rethink_tf.errors import UserError
 
 _LUMA = np.array([0.299, 0.587, 0.114])  # of R, G, B: the grey value of a pixel
@@ -45,6 +46,7 @@ class ColourJitter:
     """Change the colours of a uint8 RGB image by five numbers in [0, 1) -> uint8, or the image itself."""
     if uniform[0] >= self.probability:
       return image
+    image = contiguous(image)
     ranges = np.array([self.brightness, self.contrast, self.saturation, self.hue])
     brightness, contrast, saturation, hue = np.array([1, 1, 1, 0]) + ranges * (2 * np.asarray(uniform[1:]) - 1)
     # In this order, clipped at the end alone: one pass over the image in place of four.

@@ -116,7 +116,8 @@ class CopyPaste:
     augment.resize_window(examples[0].image, out[windows[0].slices], *windows[0][:2])
     chosen = self._choose(other.masks, rng)
     region = Region.around(other.boxes[chosen], buffers, windows[1].visible)
-    pasted = [i for i in chosen if region.draw(other.masks[i], other.boxes[i])]
+    covered = region.draw(other.masks[chosen], other.boxes[chosen])
+    pasted = [i for i, has_pixels in zip(chosen, covered, strict=True) if has_pixels]
     if not pasted:
       return own
     rows, columns = region.slices
@@ -228,22 +229,26 @@ class Region(NamedTuple):
     """Rows and columns of the image, without the border."""
     return tuple(slice(low, low + side - 2) for low, side in zip(self.corner.tolist(), self.pixels.shape, strict=True))
 
-  def draw(self, mask: np.ndarray, box: np.ndarray) -> bool:
-    """Cover the pixels of an instance, uint8 [C, C] in its box [4]; return whether there are any.
+  def draw(self, masks: np.ndarray, boxes: np.ndarray) -> list[bool]:
+    """Cover the pixels of instances, uint8 [n, C, C] in their boxes [n, 4]; return of each whether there are any.
 
-    A pixel belongs to the instance if its centre lies in the box and the mask, interpolated there, is at least a half.
+    A pixel belongs to an instance if its centre lies in the box and the mask, interpolated there, is at least a half.
     """
-    y0, x0, y1, x1 = (box.astype(np.float64) - np.tile(self.corner, 2)).tolist()
-    top, left, bottom, right = (math.ceil(edge - 0.5) for edge in (y0, x0, y1, x1))
+    edges = boxes.astype(np.float64) - np.tile(self.corner, 2)
+    rectangles = np.ceil(edges - 0.5).astype(int).tolist()
+    return [self._draw_one(*each) for each in zip(masks * np.uint8(255), edges.tolist(), rectangles, strict=True)]
+
+  def _draw_one(self, grey: np.ndarray, edges: list[float], rectangle: list[int]) -> bool:
+    top, left, bottom, right = rectangle
     if top >= bottom or left >= right:
       return False
     window, drawn = (each[top + 1:bottom + 1, left + 1:right + 1] for each in (self.pixels, self.drawn))
-    grey = mask * np.uint8(255)
-    if min(drawn.shape) > len(mask):
+    if min(drawn.shape) > len(grey):
       # Six times as fast. The box is rounded to pixels, which are less than a cell of the mask here.
       cv2.resize(grey, drawn.shape[::-1], dst=drawn, interpolation=cv2.INTER_LINEAR)
     else:
-      step_x, step_y = (x1 - x0) / len(mask), (y1 - y0) / len(mask)
+      y0, x0, y1, x1 = edges
+      step_x, step_y = (x1 - x0) / len(grey), (y1 - y0) / len(grey)
       matrix = np.array([[1 / step_x, 0, (left + 0.5 - x0) / step_x - 0.5],
                          [0, 1 / step_y, (top + 0.5 - y0) / step_y - 0.5]])
       cv2.warpAffine(grey, matrix, drawn.shape[::-1], dst=drawn, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
@@ -327,32 +332,31 @@ def _resize_part(image: np.ndarray, size: np.ndarray, corner: np.ndarray, shape:
 
   Only what the part needs is resized, between pixels that lie on each other before and after, to _ASTRAY pixels.
   """
-  cuts, origin = [], []
-  for axis in (0, 1):
-    start, end = int(corner[axis]), int(corner[axis]) + shape[axis]
-    (low, from_low), (high, from_high) = _aligned(start, end, image.shape[axis], int(size[axis]))
-    cuts.append((low, high, from_low, from_high))
-    origin.append(start - low)
-  (top, bottom, *rows), (left, right, *columns) = cuts
-  part = cv2.resize(image[slice(*rows), slice(*columns)], (right - left, bottom - top), interpolation=cv2.INTER_LINEAR)
-  return part[origin[0]:origin[0] + shape[0], origin[1]:origin[1] + shape[1]]
+  (rows, (top, bottom)), (columns, (left, right)) = (
+    _aligned(start, start + length, *sides) for start, length, *sides in
+    zip(corner.tolist(), shape[:2], image.shape[:2], size.tolist(), strict=True))
+  before = augment.contiguous(image[rows, columns])
+  part = cv2.resize(before, (right - left, bottom - top), interpolation=cv2.INTER_LINEAR)
+  y, x = (corner - (top, left)).tolist()
+  return part[y:y + shape[0], x:x + shape[1]]
 
 
-def _aligned(start: int, end: int, before: int, after: int) -> tuple[tuple[int, int], tuple[int, int]]:
-  """Return two edges of pixels, not between start and end, as (edge after resizing, edge before resizing)."""
+def _aligned(start: int, end: int, before: int, after: int) -> tuple[slice, tuple[int, int]]:
+  """Return what to resize along an axis for the pixels from start to end: pixels before, and their edges after it."""
   margin = math.ceil(after / before) + 1  # the pixels that the interpolation at the edges reaches
 
-  def nearest(edges: np.ndarray, whole: tuple[int, int]) -> tuple[int, int]:
-    edges = edges[(edges > 0) & (edges < after)]
-    exact = edges * before / after
-    astray = np.abs(exact - np.rint(exact)) * after / before
-    if not len(edges) or astray.min() > _ASTRAY:
-      return whole
-    best = int(np.argmin(astray))
-    return int(edges[best]), int(np.rint(exact[best]))
+  def nearest(edges: range, whole: int) -> int:
+    for edge in edges:
+      rest = edge * before % after
+      if not 0 < edge < after:
+        break
+      if min(rest, after - rest) <= _ASTRAY * before:
+        return edge
+    return whole
 
-  return (nearest(start - margin - np.arange(_CANDIDATES), (0, 0)),
-          nearest(end + margin + np.arange(_CANDIDATES), (after, before)))
+  edges = (nearest(range(start - margin, start - margin - _CANDIDATES, -1), 0),
+           nearest(range(end + margin, end + margin + _CANDIDATES), after))
+  return slice(*(round(edge * before / after) for edge in edges)), edges
 
 
 def select(example: Example, rows: Sequence[int]) -> Example:

@@ -178,7 +178,8 @@ def buffers():
 
 def test_what_is_covered_is_cut():
   region = mixing.Region.around(np.float32([(10, 10, 60, 40)]), buffers(), (100, 100))
-  assert region.draw(FILLED, np.float32([10, 10, 60, 40])) and region.pixels[1:-1, 1:-1].all()
+  assert region.draw(FILLED[None], np.float32([(10, 10, 60, 40)])) == [True]
+  assert region.pixels[1:-1, 1:-1].all()
   ring = FILLED.copy()
   ring[20:90, 20:90] = 0
   unknown = np.full_like(FILLED, NO_MASK)
@@ -206,7 +207,7 @@ def test_a_side_that_loses_nothing_stays_as_annotated():
   small[10:100, 10:100] = 1
   right = np.float32([0, 50, 100, 100])
   region = mixing.Region.around(right[None], buffers(), (100, 100))
-  region.draw(FILLED, right)
+  region.draw(FILLED[None], right[None])
   seen = mixing.occlude(one([(8, 8, 92, 92)], [small]), region, 0.1)
   np.testing.assert_array_equal(seen.boxes[0, :3], (8, 8, 92))
   assert abs(seen.boxes[0, 3] - 50) < 1
