@@ -40,6 +40,7 @@ setup(
     'safetensors>=0.5',  # pre-trained weights in its format; its own library checks the bounds of hostile files
     'h5py>=3.10',  # keras.applications' weights
     'numpy>=1.26',
+    'google-crc32c>=1.5',  # checksums of TFRecords; Python and NumPy have none, TensorFlow's is not public
     # Also brought by tf-models-official, where that is installed.
     'scipy>=1.10',
     'pillow>=10',

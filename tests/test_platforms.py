@@ -18,7 +18,8 @@ from tests import commands, tiny
 PACKAGE = commands.ROOT / 'rethink_tf'
 # Modules of packages by another name, and those of optional extras or of programs whose files are read.
 DISTRIBUTIONS = {'absl': 'absl-py', 'gin': 'gin-config', 'cv2': 'opencv-python-headless', 'PIL': 'pillow',
-                 'yaml': 'pyyaml', 'google': 'tensorflow', 'official': 'tf-models-official'}
+                 'yaml': 'pyyaml', 'google': 'tensorflow', 'google_crc32c': 'google-crc32c',
+                 'official': 'tf-models-official'}
 OPTIONAL = {'tensorflow_addons', 'detectron2'}
 OF_EXTRAS = {'onnx', 'onnxruntime', 'tf2onnx'}  # imported by the commands that need them
 

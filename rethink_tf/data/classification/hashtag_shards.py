@@ -28,7 +28,7 @@ from rethink_tf.data.categories import as_text, shorten
 from rethink_tf.data.classification.vocabulary import Vocabulary
 from rethink_tf.data.images import MAX_PIXELS, ImageError, decode
 from rethink_tf.data.json_files import load_json
-from rethink_tf.data.tfrecord import DamagedRecord, read_record
+from rethink_tf.data.tfrecord import DamagedRecord, read_at
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.storage import files
 from rethink_tf.storage.files import open_regular
@@ -293,9 +293,8 @@ class HashtagSource:
     """Return the image of the record at `offset` of a shard; see `load`."""
     path = self._paths[shard]
     try:
-      with open_regular(path) as file:
-        record = decode_record(read_record(file, offset)[0])
-    except (tf.errors.OpError, DamagedRecord, EOFError, ImageError) as error:
+      record = decode_record(read_at(path, offset))
+    except (OSError, tf.errors.OpError, DamagedRecord, EOFError, ImageError) as error:
       raise ImageError(f'{path}: the record at byte {offset} cannot be read: {in_one_line(error)}') from error
     return decode(record.encoded, record.file_name, max_pixels=self._max_pixels)
 

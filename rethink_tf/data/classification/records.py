@@ -24,10 +24,9 @@ from rethink_tf.data.images import MAX_PIXELS, ImageError, decode
 from rethink_tf.data.json_files import load_json
 from rethink_tf.data.shards import find_shards
 from rethink_tf.data.subset import subset
-from rethink_tf.data.tfrecord import DamagedRecord, read_record, scan
+from rethink_tf.data.tfrecord import DamagedRecord, read_at, scan
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.storage import files
-from rethink_tf.storage.files import open_regular
 from rethink_tf.structures import LeftOut
 
 _READERS = 16  # threads; on gs:// they are limited by latency
@@ -112,10 +111,9 @@ class ImageRecords:
     """Return image i, uint8 [h, w, 3] RGB; raises ImageError if the record or the image in it is damaged."""
     path, offset = self._locations[i]
     try:
-      with open_regular(path) as file:
-        features = tf.train.Example.FromString(read_record(file, offset)[0]).features.feature
+      features = tf.train.Example.FromString(read_at(path, offset)).features.feature
       encoded = features['image/encoded'].bytes_list.value[0]
-    except (tf.errors.OpError, DamagedRecord, DecodeError, EOFError, IndexError) as error:
+    except (OSError, tf.errors.OpError, DamagedRecord, DecodeError, EOFError, IndexError) as error:
       raise ImageError(f'{path}: the record at byte {offset} cannot be read: {in_one_line(error)}') from error
     return decode(encoded, self.file_names[i], max_pixels=self._max_pixels)
 

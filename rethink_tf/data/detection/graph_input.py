@@ -17,9 +17,8 @@ from tensorflow.python.data.ops import dataset_ops  # wraps raw_ops.TFRecordData
 from rethink_tf.data.augment import LargeScaleJitter
 from rethink_tf.data.batching import WHOLE_BATCH, BatchShare
 from rethink_tf.data.detection import graph_crop, graph_record
-from rethink_tf.data.tfrecord import DamagedRecord, read_record
-from rethink_tf.errors import UserError
-from rethink_tf.storage.files import open_regular
+from rethink_tf.data.tfrecord import DamagedRecord, read_at
+from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.structures import Batch
 
 if TYPE_CHECKING:
@@ -68,10 +67,9 @@ def check(inputs: TrainInput) -> None:
   paths, files, offsets = source.locations
   path = paths[files[0]]
   try:
-    with open_regular(path) as file:
-      features = tf.train.Example.FromString(read_record(file, int(offsets[0]))[0]).features.feature
-  except (tf.errors.OpError, DamagedRecord, EOFError) as error:
-    raise UserError(f'{path}: {error}') from error
+    features = tf.train.Example.FromString(read_at(path, int(offsets[0]))).features.feature
+  except (OSError, tf.errors.OpError, DamagedRecord, EOFError) as error:
+    raise UserError(f'{path}: {in_one_line(error)}') from error
   if graph_record.CROPS not in features:
     raise UserError(f'{path}: its records have no masks that TensorFlow can read ({graph_record.CROPS}), as those of '
                     'other converters and earlier versions: write them again with `python -m rethink_tf.data.convert`')

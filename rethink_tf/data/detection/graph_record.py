@@ -1,7 +1,7 @@
-"""What a record holds for inputs that are TensorFlow graphs, without Python: instances as arrays, masks as crops.
+"""What a record holds for training: instances as arrays, masks as crops.
 
 The annotations of a record are JSON, which no TensorFlow operation reads, and masks have to be rasterised. The
-converter therefore stores beside them what `Source.load` returns:
+converter therefore stores beside them what `Source.load` returns, for inputs that are graphs and for those in Python:
 
   rethink_tf/box         float32 [n * 4] y0 x0 y1 x1, clipped to the image
   rethink_tf/category    int64 [n], ids
@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from rethink_tf.data.categories import Category
-from rethink_tf.structures import MASK_CROP, Example
+from rethink_tf.structures import MASK_CROP, NO_MASK, Example
 
 CROPS = 'rethink_tf/mask_crops'
 _BOX, _CATEGORY, _KEYPOINT, _IMAGE = (f'rethink_tf/{name}' for name in ('box', 'category', 'keypoint', 'image'))
@@ -50,6 +50,50 @@ def features(example: Example, encoded: bytes, categories: Sequence[Category]) -
           _CATEGORY: tf.train.Feature(int64_list=tf.train.Int64List(value=ids)),
           CROPS: text(zlib.compress(np.ascontiguousarray(example.masks).tobytes())),
           _IMAGE: text(b'' if _is_plain(encoded, example.image) else _png(example.image))}
+
+
+def read(stored: Any, size: tuple[int, int], categories: Sequence[Category], num_keypoints: int
+         ) -> tuple[np.ndarray, ...] | None:
+  """Return boxes, classes, masks and keypoints, as in structures.Example; None where a record does not hold them.
+
+  Instances of other categories are left out.
+
+  Args:
+    stored: the features of a tf.train.Example.
+    size: height, width of the image.
+    categories: in the order of classes.
+    num_keypoints: P of the source; 0 leaves keypoints out.
+
+  Raises:
+    ValueError: arrays that do not fit each other or the image.
+  """
+  points = np.array(stored[_KEYPOINT].float_list.value if num_keypoints else (), np.float32)
+  ids = stored[_CATEGORY].int64_list.value
+  if CROPS not in stored or len(points) != len(ids) * num_keypoints * 3:
+    return None
+  boxes = np.array(stored[_BOX].float_list.value, np.float32)
+  masks = _inflate(stored[CROPS].bytes_list.value, len(ids) * MASK_CROP ** 2)
+  if len(boxes) != 4 * len(ids) or masks.max(initial=0) > NO_MASK:
+    raise ValueError(f'{len(ids)} categories, {len(boxes)} edges of boxes and their masks do not belong together')
+  low, high = boxes.reshape(-1, 2, 2).swapaxes(0, 1)
+  if not (np.all(low >= 0) and np.all(high > low) and np.all(high <= size)):
+    raise ValueError('a box has no area, or leaves the image')
+  class_of = {category.id: k for k, category in enumerate(categories, 1)}
+  classes = np.array([class_of.get(id_, 0) for id_ in ids], np.int32)
+  columns = (boxes.reshape(-1, 4), classes, masks.reshape(-1, MASK_CROP, MASK_CROP),
+             points.reshape(len(ids), num_keypoints, 3))
+  return columns if classes.all() else tuple(column[classes > 0] for column in columns)
+
+
+def _inflate(stored: Sequence[bytes], size: int) -> np.ndarray:
+  """Return the `size` bytes of masks, uint8; raises ValueError if they are not as many."""
+  try:
+    masks = zlib.decompressobj().decompress(stored[0], size + 1)
+  except (zlib.error, IndexError, TypeError) as error:
+    raise ValueError(f'masks cannot be read: {error}') from error
+  if len(masks) != size:
+    raise ValueError(f'{len(masks)} bytes of masks or more in place of {size}')
+  return np.frombuffer(masks, np.uint8)
 
 
 def parse(payload: tf.Tensor, categories: Sequence[Category], num_keypoints: int) -> Instances:

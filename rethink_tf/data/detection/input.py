@@ -76,13 +76,14 @@ class _Input(BatchedInput):
   def _empty_batch(self, bucket: int, used: int, rows: int) -> Batch:
     """Return a batch in a bucket's padded shape, of which the first `used` rows are to be filled.
 
-    The other rows have image_id -1, zeros, and sizes that are valid.
+    The other rows have image_id -1, zeros, and sizes that are valid. Images and masks of the first are undefined.
     """
     height, width = self.padded_shapes[bucket].tolist()
-    images, *others = self._spec
-    batch = Batch(self._buffers.take([rows, height, width, 3], images.dtype.as_numpy_dtype),
-                  *(aligned_zeros([rows, *spec.shape[1:]], spec.dtype.as_numpy_dtype) for spec in others))
-    batch.images[used:] = 0
+    reused = {'images': [height, width, 3], 'gt_masks': self._spec.gt_masks.shape[1:]}  # the large ones
+    batch = Batch(*(
+      self._buffers.take([rows, *reused[name]], spec.dtype.as_numpy_dtype) if name in reused else
+      aligned_zeros([rows, *spec.shape[1:]], spec.dtype.as_numpy_dtype) for name, spec in self._spec._asdict().items()))
+    batch.images[used:] = batch.gt_masks[used:] = 0
     batch.image_sizes[:] = batch.original_sizes[:] = height, width
     batch.scales[:] = 1
     batch.image_ids[:] = -1
@@ -98,6 +99,7 @@ class _Input(BatchedInput):
     scale = self._describe(batch, row, index, size, visible)
     write_image(batch.images[row], None if example is None else example.image, size, offset)
     if example is None:
+      batch.gt_masks[row] = 0
       return
     if np.any(visible < size):
       example = augment.crop_instances(example, offset / scale, (offset + visible) / scale, self.resize.tighten)
@@ -133,6 +135,7 @@ def write_instances(batch: Batch, row: int, example: Example) -> None:
   for field, values in zip((batch.gt_boxes, batch.gt_classes, batch.gt_masks, batch.gt_keypoints), example[1:],
                            strict=True):
     field[row, :len(values)] = values
+  batch.gt_masks[row, len(example.masks):] = 0  # the buffer holds an earlier batch
 
 
 def write_image(out: np.ndarray, image: np.ndarray | None, size: np.ndarray, offset: np.ndarray = NO_OFFSET) -> None:

@@ -85,7 +85,30 @@ def decode(payload: bytes, max_pixels: int = MAX_PIXELS) -> Record:
   Raises:
     ImageError: not an example of this schema, or an image of more than max_pixels.
   """
+  return _record(_features(payload), max_pixels)
+
+
+def decode_instances(payload: bytes, categories: Sequence[Category], num_keypoints: int, max_pixels: int
+                     ) -> tuple[Record, tuple[np.ndarray, ...] | None]:
+  """Parse a record for training: its instances as `graph_record.read` returns them, or its annotations.
+
+  The record has no annotations if it holds the instances: to parse and rasterise them takes as long as the image.
+
+  Raises:
+    ImageError: as `decode`.
+  """
   features = _features(payload)
+  record = _record(features, max_pixels, annotated=graph_record.CROPS not in features)
+  try:
+    instances = graph_record.read(features, (record.height, record.width), categories, num_keypoints)
+  except ValueError as error:
+    raise ImageError(f'{record.file_name}: {error}') from error
+  if instances is None:
+    record = _record(features, max_pixels)
+  return record, instances
+
+
+def _record(features: Any, max_pixels: int, annotated: bool = True) -> Record:
   try:
     encoded = _values(features, 'image/encoded')[0]
     if not isinstance(encoded, bytes):
@@ -96,11 +119,12 @@ def decode(payload: bytes, max_pixels: int = MAX_PIXELS) -> Record:
     if height <= 0 or width <= 0:
       height, width = measure(encoded)
     check_pixels((height, width), file_name, max_pixels)
-    if _ANNOTATION in features:
+    annotations: list[dict[str, Any]] = []
+    if annotated and _ANNOTATION in features:
       annotations = [json.loads(text) for text in _values(features, _ANNOTATION)]
       if not all(isinstance(entry, dict) for entry in annotations):
         raise ValueError('an annotation is not an object')
-    else:
+    elif annotated:
       annotations = _parse_official_annotations(features, height, width)
   except (ValueError, IndexError, TypeError, KeyError, OSError, OverflowError, RecursionError) as error:
     raise ImageError('not an example in the schema of tf-models-official: '

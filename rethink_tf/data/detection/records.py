@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import gin
 import numpy as np
@@ -25,7 +25,7 @@ from rethink_tf.data.detection.annotations import (
   Annotations,
   refuse_fractions,
 )
-from rethink_tf.data.detection.record_format import Record, category_names, decode, validate
+from rethink_tf.data.detection.record_format import Record, category_names, decode, decode_instances, validate
 from rethink_tf.data.folders import check_one_path
 from rethink_tf.data.image_notes import ImageNotes
 from rethink_tf.data.images import MAX_PIXELS, ImageError
@@ -35,13 +35,13 @@ from rethink_tf.data.keypoint_pairs import with_pairs
 from rethink_tf.data.problems import Problems
 from rethink_tf.data.shards import find_shards
 from rethink_tf.data.subset import select
-from rethink_tf.data.tfrecord import DamagedRecord, read_record, scan
+from rethink_tf.data.tfrecord import DamagedRecord, read_at, scan
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.storage import files
-from rethink_tf.storage.files import open_regular
 from rethink_tf.structures import Example, LeftOut
 
 _READERS = 16  # threads; on gs:// they are limited by latency
+_Parsed = TypeVar('_Parsed')
 
 
 class Shard(NamedTuple):
@@ -144,14 +144,15 @@ class RecordSource:
     Raises:
       ImageError: the record or the image in it is damaged.
     """
-    record = self._read(i)
+    record, instances = self._read(i, lambda payload: decode_instances(payload, self.categories, self.num_keypoints,
+                                                                       self._max_pixels))
     image = decode_image(record.encoded, record.file_name, (record.height, record.width), self._max_pixels,
                           self.notes)
-    return self._validate(i, record).example(0, image)
+    return Example(image, *instances) if instances is not None else self._validate(i, record).example(0, image)
 
   def read(self, i: int) -> bytes:
     """Return the contents of the image file in record i; raises ImageError if it cannot be read."""
-    return self._read(i).encoded
+    return self._record(i).encoded
 
   def annotations(self) -> dict[str, Any]:
     """Return the COCO json of these images, crowds included. Reads every record."""
@@ -180,19 +181,21 @@ class RecordSource:
   def _describe(self, i: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     file_name, entries = '', []
     try:
-      record = self._read(i)
+      record = self._record(i)
       file_name, entries = record.file_name, self._validate(i, record).to_json(0)
     except ImageError as error:
       logging.warning('%s: image %d is treated as one without objects: %s', self.name, self.image_ids[i], error)
     height, width = self.sizes[i].tolist()
     return {'id': int(self.image_ids[i]), 'file_name': file_name, 'height': height, 'width': width}, entries
 
-  def _read(self, i: int) -> Record:
+  def _record(self, i: int) -> Record:
+    return self._read(i, lambda payload: decode(payload, self._max_pixels))
+
+  def _read(self, i: int, parse: Callable[[bytes], _Parsed]) -> _Parsed:
     path, offset = self.locations.paths[self.locations.files[i]], int(self.locations.offsets[i])
     try:
-      with open_regular(path) as file:
-        return decode(read_record(file, offset)[0], self._max_pixels)
-    except (tf.errors.OpError, DamagedRecord, EOFError, ImageError) as error:
+      return parse(read_at(path, offset))
+    except (OSError, tf.errors.OpError, DamagedRecord, EOFError, ImageError) as error:
       reason = 'ends before the record' if isinstance(error, EOFError) else in_one_line(error)
       raise ImageError(f'{path}: {reason}') from error
 
