@@ -139,13 +139,28 @@ def compare(inputs: TrainInput, batches: int) -> Differences:
 
 
 def measure(inputs: TrainInput, batches: int, rounds: int) -> dict[str, Timing]:
-  """Measure the time of `batches` batches of each input, in turns. All processes share the cores of this machine."""
+  """Measure the time of `batches` batches of each input, in turns. All processes share the cores of this machine.
+
+  Nothing of another turn is read in advance: a graph has the batches of one turn alone, and Python's reads are waited
+  for.
+  """
   from rethink_tf.bench.measure import in_turns
-  steps = batches * (rounds + 2)
-  inputs_ = {'Python': [iter(inputs.dataset())], 'graph': [iter(inputs.graph_dataset(0, steps))],
-             'graph, on another host': on_hosts(inputs, 0, steps, 1),
-             f'graph, on {HOSTS} other hosts': on_hosts(inputs, 0, steps)}
-  return in_turns({name: functools.partial(_take, iterators, batches) for name, iterators in inputs_.items()}, rounds)
+  python = iter(inputs.dataset())
+
+  def take_python() -> None:
+    _take([python], batches)
+    inputs.wait_for_step(sys.maxsize // 64, 60.0)
+
+  makers = {'graph': lambda start: [iter(inputs.graph_dataset(start, batches))],
+            'graph, on another host': lambda start: on_hosts(inputs, start, batches, 1),
+            f'graph, on {HOSTS} other hosts': lambda start: on_hosts(inputs, start, batches)}
+  turns = {name: iter([make(turn * batches) for turn in range(rounds + 1)]) for name, make in makers.items()}
+  return in_turns({'Python': take_python, **{name: functools.partial(_take_next, left, batches)
+                                             for name, left in turns.items()}}, rounds)
+
+
+def _take_next(turns: Iterator[Sequence[Iterator[Batch]]], batches: int) -> None:
+  _take(next(turns), batches)
 
 
 def _take(iterators: Sequence[Iterator[Batch]], batches: int) -> None:

@@ -24,7 +24,7 @@ def test_two_hosts_make_the_batches_of_one(real_images, tmp_path):
   source = CocoSource(str(real_images / 'coco_dev'), 'val2017', keypoints=True)
   convert(source, str(tmp_path), 'val2017', num_shards=3, png_masks=False)
   ran = subprocess.run([sys.executable, '-m', 'tools.slice_input', f'--data_dir={tmp_path}', '--split=val2017',
-                        '--keypoints', '--short_side=320', '--batches=20', '--rounds=0'], capture_output=True,
+                        '--keypoints', '--short_side=320', '--batches=20', '--rounds=1'], capture_output=True,
                        text=True, check=False, timeout=300)
   assert ran.returncode == 0, ran.stderr[-3000:]
   assert '20 batches of two hosts, from step 0 on and again from the middle on, are those of one host' in ran.stdout
