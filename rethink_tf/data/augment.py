@@ -254,11 +254,13 @@ def flip_keypoints(keypoints: np.ndarray, width: int, order: np.ndarray) -> np.n
 
 def resize_boxes(boxes: np.ndarray, scale: np.ndarray) -> np.ndarray:
   """Scale boxes float32 [n, 4] by scale [2] (y, x)."""
-  return boxes * np.tile(scale, 2).astype(np.float32)
+  return (boxes.reshape(-1, 2, 2) * scale.astype(np.float32)).reshape(-1, 4)  # faster than np.tile
 
 
 def resize_keypoints(keypoints: np.ndarray, scale: np.ndarray) -> np.ndarray:
   """Scale keypoints float32 [n, P, 3]: (x + 0.5) * scale - 0.5, so that flip and resize commute."""
+  if not keypoints.size:
+    return keypoints
   resized = keypoints.copy()
   labelled = keypoints[..., 2:] > 0
   resized[..., :2] = np.where(labelled, (keypoints[..., :2] + 0.5) * scale.astype(np.float32) - 0.5, 0)

@@ -200,8 +200,10 @@ def place(example: Example, window: Window, tighten: bool, min_visible: float = 
     low, high = window.offset / scale, (window.offset + window.visible) / scale
     example = augment.crop_instances(example, low, high, tighten, min_visible)
   keypoints = augment.resize_keypoints(example.keypoints, scale)
-  keypoints[..., :2] += np.where(keypoints[..., 2:] > 0, window.position, 0)
-  boxes = augment.resize_boxes(example.boxes, scale) + np.tile(window.position, 2).astype(np.float32)
+  boxes = augment.resize_boxes(example.boxes, scale)
+  if window.position.any():
+    boxes = boxes + np.tile(window.position, 2).astype(np.float32)
+    keypoints[..., :2] += np.where(keypoints[..., 2:] > 0, window.position, 0)
   return example._replace(boxes=boxes, keypoints=keypoints)
 
 
@@ -234,7 +236,7 @@ class Region(NamedTuple):
 
     A pixel belongs to an instance if its centre lies in the box and the mask, interpolated there, is at least a half.
     """
-    edges = boxes.astype(np.float64) - np.tile(self.corner, 2)
+    edges = (boxes.reshape(-1, 2, 2).astype(np.float64) - self.corner).reshape(-1, 4)
     rectangles = np.ceil(edges - 0.5).astype(int).tolist()
     return [self._draw_one(*each) for each in zip(masks * np.uint8(255), edges.tolist(), rectangles, strict=True)]
 
@@ -259,16 +261,19 @@ class Region(NamedTuple):
 
   def index(self, positions: np.ndarray, axis: int) -> np.ndarray:
     """Return the indices along an axis of `pixels` of positions in the image; those outside are in the border."""
-    return np.clip(positions.astype(int) - int(self.corner[axis]) + 1, 0, self.pixels.shape[axis] - 1)
+    inside = positions.astype(int) - (int(self.corner[axis]) - 1)
+    return np.minimum(np.maximum(inside, 0), self.pixels.shape[axis] - 1)  # np.clip takes three times as long
 
   def cells(self, boxes: np.ndarray, count: int) -> Iterator[np.ndarray | None]:
     """Yield the pixels at the centres of the cells, C x C, of each of the boxes [n, 4]; None if none is covered."""
-    boxes = boxes.astype(np.float64)
+    overlaps = self.overlaps(boxes)
+    boxes = boxes[overlaps].astype(np.float64)
     centres = (np.arange(count) + 0.5) / count
     rows, columns = (self.index(boxes[:, axis, None] + centres * (boxes[:, axis + 2] - boxes[:, axis])[:, None], axis)
                      for axis in (0, 1))
-    for row, column, overlaps in zip(rows, columns, self.overlaps(boxes), strict=True):
-      yield self.pixels[row][:, column] if overlaps else None
+    found = (self.pixels[row][:, column] for row, column in zip(rows, columns, strict=True))
+    for overlapping in overlaps:
+      yield next(found) if overlapping else None
 
   def overlaps(self, boxes: np.ndarray) -> list[bool]:
     """Whether any pixel within each of the boxes [n, 4] is covered."""
