@@ -1,6 +1,7 @@
 """Records for graphs: what Python reads from a record, without Python."""
 
 import io
+import zlib
 
 import cv2
 import numpy as np
@@ -9,7 +10,7 @@ import tensorflow as tf
 from PIL import Image
 
 from rethink_tf.data.categories import Category
-from rethink_tf.data.detection.graph_record import decode_pixels, features, parse
+from rethink_tf.data.detection.graph_record import CROPS, decode_pixels, features, parse, read
 from rethink_tf.data.images import decode
 from rethink_tf.structures import NO_MASK, Example
 
@@ -75,3 +76,57 @@ def test_files_that_tensorflow_reads_differently_are_stored_again(pixels):
     assert np.array_equal(decode_pixels(found.encoded), image), name
     again |= {name} if found.encoded.numpy() != encoded else set()
   assert {'tiff', 'turned'} <= again and not again & {'grey', 'progressive', 'palette'}
+
+
+def stored_features(stored):
+  return tf.train.Example.FromString(payload(stored, b'')).features.feature
+
+
+def boxed(pixels, classes=(2, 1)):
+  boxes = np.tile(np.float32([1, 2, 30.5, 80]), [len(classes), 1])
+  return example(pixels, classes)._replace(boxes=boxes)
+
+
+@pytest.mark.parametrize('classes', [(2, 1), ()])
+def test_python_reads_the_same(pixels, classes):
+  stored = boxed(pixels, classes)
+  for ours, expected in zip(read(stored_features(stored), (60, 80), CATEGORIES, 2), stored[1:], strict=True):
+    assert ours.dtype == expected.dtype and ours.shape == expected.shape and np.array_equal(ours, expected)
+
+
+def test_python_reads_the_classes_of_the_reader(pixels):
+  stored = stored_features(boxed(pixels))
+  assert read(stored, (60, 80), CATEGORIES[::-1], 0)[1].tolist() == [1, 2]
+  boxes, classes, masks, keypoints = read(stored, (60, 80), CATEGORIES[:1], 0)
+  assert classes.tolist() == [1] and len(boxes) == 1 and masks.min() == NO_MASK and keypoints.shape == (1, 0, 3)
+
+
+def test_what_is_not_stored_is_left_to_the_annotations(pixels):
+  stored = boxed(pixels)
+  assert read(stored_features(stored._replace(keypoints=stored.keypoints[:, :0])), (60, 80), CATEGORIES, 2) is None
+  others = stored_features(stored)
+  del others[CROPS]
+  assert read(others, (60, 80), CATEGORIES, 2) is None
+
+
+@pytest.mark.parametrize('field, value, message', [
+  ('boxes', np.float32([[1, 2, 30, 81]] * 2), 'a box has no area, or leaves the image'),
+  ('boxes', np.float32([[30, 2, 30, 80]] * 2), 'a box has no area'),
+  ('boxes', np.float32([[np.nan, 2, 30, 80]] * 2), 'a box has no area'),
+  ('boxes', np.float32([[1, 2, 30, 80]]), '2 categories, 4 edges of boxes'),
+  ('masks', np.full([2, 112, 112], 3, np.uint8), 'do not belong together'),
+  ('masks', np.zeros([1, 112, 112], np.uint8), '12544 bytes of masks or more in place of 25088'),
+  ('masks', np.zeros([200, 112, 112], np.uint8), '25089 bytes of masks or more in place of 25088'),
+])
+def test_arrays_that_do_not_fit(pixels, field, value, message):
+  with pytest.raises(ValueError, match=message) as error:
+    read(stored_features(boxed(pixels)._replace(**{field: value})), (60, 80), CATEGORIES, 2)
+  assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('crops', [[], [b''], [b'no zlib'], [zlib.compress(b'1' * 25088)[:40]]])
+def test_masks_that_cannot_be_read(pixels, crops):
+  stored = stored_features(boxed(pixels))
+  stored[CROPS].CopyFrom(tf.train.Feature(bytes_list=tf.train.BytesList(value=crops)))
+  with pytest.raises(ValueError, match='masks cannot be read|0 bytes of masks|bytes of masks or more'):
+    read(stored, (60, 80), CATEGORIES, 2)

@@ -254,6 +254,22 @@ def test_damaged_record(tmp_path, caplog):
   assert any('1 images are missing, unreadable or damaged' in record.getMessage() for record in caplog.records)
 
 
+def test_stored_instances_that_leave_the_image(tmp_path):
+  folder, source = small(tmp_path, num_shards=1)
+  shard = next(folder.glob('*.tfrecord'))
+  payloads = [payload for _, payload in scan(str(shard))]
+  with tf.io.TFRecordWriter(str(shard)) as writer:
+    for i, payload in enumerate(payloads):
+      message = tf.train.Example.FromString(payload)
+      if i == 1:
+        message.features.feature['rethink_tf/box'].float_list.value[2] = 4000
+      writer.write(message.SerializeToString(deterministic=True))
+  records = RecordSource(str(folder))
+  with pytest.raises(ImageError, match='train2017-00000-of-00001.tfrecord: .*a box has no area, or leaves the image'):
+    records.load(1)
+  assert all(np.array_equal(records.load(i).masks, source.load(i).masks) for i in (0, 2, 3))
+
+
 def test_truncated_shard(tmp_path):
   folder, _ = small(tmp_path)
   shard = sorted(folder.glob('*.tfrecord'))[1]
