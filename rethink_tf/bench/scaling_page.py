@@ -85,7 +85,8 @@ chip's links. An all-reduce is a ring within each host, 2 (n - 1) / n of the gra
 hosts; it begins once all gradients are computed. The input of a host delivers {capacity.IMAGES_PER_CORE} images per
 second and core (measured: 250 to 300 on two, 800 / 1333 with masks and flips, results/benchmarks.md), and at most
 {1 / capacity.PYTHON_SECONDS:.0f} per second in total, because 1.2 ms per image are Python, one thread at a time.
-Hosts of the TPU slice read without Python, about as fast on the same cores (results/slices.md).'''
+Hosts of the TPU slice read without Python, at half the speed on the same cores (results/slices.md): they need twice the
+cores that the tables say.'''
 
 
 def _steps(networks: Mapping[str, Network]) -> str:
