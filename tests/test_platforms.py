@@ -68,6 +68,20 @@ def test_imports_of_tf_models_official_are_in_functions_that_explain_its_absence
     'distributed/strategy.py', 'data/detection/record_format.py'}
 
 
+def test_modules_that_windows_lacks_may_be_missing():
+  found = set()
+  for path in sorted(PACKAGE.rglob('*.py')):
+    tree = ast.parse(path.read_text())
+    tried = {id(child) for node in ast.walk(tree) if isinstance(node, ast.Try) for child in node.body
+             if any(ast.unparse(handler.type or ast.Constant('')) == 'ImportError' for handler in node.handlers)}
+    for node in ast.walk(tree):
+      for alias in node.names if isinstance(node, ast.Import) else ():
+        if alias.name in ('fcntl', 'resource', 'pwd', 'grp', 'termios'):
+          assert id(node) in tried, f'{path}:{node.lineno}: import {alias.name} within `try`: Windows has none'
+          found.add(alias.name)
+  assert found == {'fcntl', 'resource'}
+
+
 def test_every_package_that_is_imported_is_a_requirement():
   """Not only one of tf-models-official."""
   text = (commands.ROOT / 'setup.py').read_text()

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
+import errno
 import json
 import os
 import socket
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TextIO
 
 from absl import logging
 
@@ -25,8 +25,14 @@ from rethink_tf.downloads.settings import OFFLINE, is_offline
 from rethink_tf.errors import UserError, in_one_line, plain
 from rethink_tf.redaction import redact
 
+try:
+  import fcntl
+except ImportError:  # Windows
+  fcntl = None
+
 _POLL_SECONDS = 0.5
 _REPORT_SECONDS = 60.0
+_LOCKED_BYTE = 1 << 30  # on Windows, where others cannot read what is locked: far behind the name of the holder
 
 
 def fetch(remote: RemoteFile, folder: str, label: str) -> str:
@@ -142,7 +148,7 @@ def _locked(path: str, label: str) -> Iterator[str]:
     without_name = report_at + 1  # the holder writes its name just after it has taken the lock
     while True:
       try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(file)
         break
       except BlockingIOError:
         now = time.monotonic()
@@ -162,3 +168,18 @@ def _locked(path: str, label: str) -> Iterator[str]:
     file.write(f'process {os.getpid()} on {socket.gethostname()}')
     file.flush()
     yield f'{path}.partial'
+
+
+def _lock(file: TextIO) -> None:
+  """Take the system's lock on an open file; raises BlockingIOError if another has it, OSError where there are none."""
+  if fcntl is not None:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return
+  import msvcrt
+  os.lseek(file.fileno(), _LOCKED_BYTE, os.SEEK_SET)
+  try:
+    msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+  except OSError as error:
+    if error.errno == errno.EACCES:
+      raise BlockingIOError(errno.EAGAIN, 'locked') from error
+    raise

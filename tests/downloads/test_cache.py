@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import sys
 import threading
 import time
 
@@ -98,8 +99,26 @@ def test_a_file_that_was_copied_there_is_verified(server, tmp_path, monkeypatch)
   assert not server.requests
 
 
-def test_one_downloads_while_others_wait(server, tmp_path, monkeypatch):
+class Windows:
+  """msvcrt: fcntl does not exist there, and what is locked cannot be read."""
+
+  LK_NBLCK = 2
+
+  @staticmethod
+  def locking(descriptor, mode, size):
+    assert mode == Windows.LK_NBLCK and size == 1 and os.lseek(descriptor, 0, os.SEEK_CUR) > 1e9
+    try:
+      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise PermissionError(13, 'Permission denied') from None
+
+
+@pytest.mark.parametrize('windows', [False, True])
+def test_one_downloads_while_others_wait(server, tmp_path, monkeypatch, windows):
   """The lock belongs to an open file: threads hold it as processes do."""
+  if windows:
+    monkeypatch.setattr(cache, 'fcntl', None)
+    monkeypatch.setitem(sys.modules, 'msvcrt', Windows)
   lines, started = [], threading.Event()
   monkeypatch.setattr(cache.logging, 'info', lambda text, *values: (
     lines.append(text % values), 'waiting for' in text and started.set()))
