@@ -25,6 +25,7 @@ SCRATCH_SHADES, PRETRAINED_SHADES = ('#5a99cf', '#0b3f6b'), ('#de7482', '#8f1626
 AXES = (('iterations', 'iterations'), ('images', 'images seen'), ('instances', 'instances seen'),
         ('pixels', 'pixels seen'))
 SIZES = {'s': 'small (< 32\u00b2 pixels)', 'm': 'medium', 'l': 'large (> 96\u00b2)'}
+_BESIDE = 0.08  # inches between lines of `end_points` at the same number of images
 _OF_PAGE = (4.6, 3.4)  # inches: text is readable on a screen of 390 pixels
 
 
@@ -119,8 +120,11 @@ def _panel(axes: Axes, runs: Sequence[Run], metric: str, key: str, title: str) -
 def end_points(runs: Sequence[Run], metric: str) -> Figure:
   """Plot the final metric of each schedule against images seen; bars are one standard deviation between seeds.
 
-  A line for scratch and one for each kind of initial weights, of each group of runs.
+  A line for scratch and one for each kind of initial weights, of each group of runs, side by side where they have seen
+  as many images.
   """
+  from matplotlib.transforms import ScaledTranslation
+
   fig, axes = _single((7, 4.4))
   about, highest, colours = labels_by_key(runs), {}, itertools.cycle(COLOURS)
   for group in groups(runs):
@@ -130,18 +134,23 @@ def end_points(runs: Sequence[Run], metric: str) -> Figure:
         next(colours)  # each init of a group keeps its colour
       for arm, by_length in lines.items():
         name = in_group(f'{init} ({arm})' if arm else init, about[group[0].twin_key])
-        axes.errorbar([side.seen.images for side in by_length], [side.mean(metric) for side in by_length],
-                      yerr=[np.nan_to_num(side.spread(metric)) for side in by_length], linestyle=style, marker='o',
-                      capsize=3, color=next(colours), label=name)
-        for side in by_length:
-          position = side.schedule, side.seen.images
-          highest[position] = max(side.mean(metric), highest.get(position, 0.0))
+        spreads = [np.nan_to_num(side.spread(metric)) for side in by_length]
+        beside = ScaledTranslation(_BESIDE * len(axes.containers), 0, fig.dpi_scale_trans)
+        axes.errorbar([side.seen.images for side in by_length], [side.mean(metric) for side in by_length], yerr=spreads,
+                      linestyle=style, marker='o', capsize=3, color=next(colours), label=name,
+                      transform=axes.transData + beside)
+        for side, spread in zip(by_length, spreads, strict=True):
+          position, images = (side.schedule, side.seen.images), side.seen.images
+          # Matplotlib does not count what is shifted.
+          axes.update_datalim([(images, side.mean(metric) - spread), (images, side.mean(metric) + spread)])
+          highest[position] = max(side.mean(metric) + spread, highest.get(position, 0.0))
   for (schedule, images), value in highest.items():  # one label for all sides of a schedule
     axes.annotate(schedule, (images, value), textcoords='offset points', xytext=(0, 7), ha='center', fontsize=8,
                   color=INK)
   name = metric_name(metric)
   decorate(axes, f'{name} at the end of each schedule', 'images seen in detection training', f'{name} (%)')
   axes.margins(y=0.15)
+  axes.autoscale_view()
   axes.legend(frameon=False, fontsize=9)
   return fig
 

@@ -17,3 +17,16 @@ def test_hue_by_initial_weights_and_shade_by_length(tmp_path):
   assert np.all(np.diff(values[:3]) < 0) and np.all(np.diff(values[3:]) < 0)  # longer schedules are darker
   more = read_runs([*paths, write(tmp_path / 'other', HALF, rate=0.3)])
   assert len(set(plots.colours(more).values())) == 7
+
+
+def test_sides_of_one_schedule_stand_beside_each_other_below_its_name(tmp_path):
+  paths = [write(tmp_path / f'{init or "s"}{seed}', HALF | bool(seed), k=1, init=init, images=400, seed=seed)
+           for init in (None, 'w') for seed in (0, 1)]
+  fig = plots.end_points(read_runs(paths), 'box/AP')
+  axes = fig.axes[0]
+  fig.canvas.draw()
+  points = [bars.lines[0].get_transform().transform(bars.lines[0].get_xydata())[0] for bars in axes.containers]
+  assert len(points) == 2 and points[1][0] - points[0][0] >= 5
+  tops = [bar.get_transform().transform(bar.get_segments()[0])[:, 1].max() for bars in axes.containers
+          for bar in bars.lines[2]]
+  assert axes.texts[0].get_window_extent().y0 > max(tops)
