@@ -6,7 +6,6 @@ import functools
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -44,11 +43,12 @@ def input_speed(experiment: Experiment, rounds: int, images: int = 200) -> list[
                                              inputs.max_instances, inputs.flip, inputs.max_unreadable, inputs.workers,
                                              inputs.colours, CopyPaste())
   batches = max(images // inputs.batch_size, 1)
-  takes = {name: functools.partial(_take, iter(each.dataset()), batches, functools.partial(_wait_for, each))
+  takes = {name: functools.partial(_take, iter(each.dataset()), batches, each)
            for name, each in variants.items()}
   if hasattr(inputs.source, 'locations') and inputs.colours is None and inputs.mix is None:
-    graph = iter(inputs.graph_dataset(0, batches * (rounds + 2)))
-    takes['as on TPU slices'] = functools.partial(_take, graph, batches, _wait_until_idle)
+    # A graph of its own for each turn: it does not tell what it reads ahead.
+    graphs = iter([iter(inputs.graph_dataset(turn * batches, batches)) for turn in range(rounds + 1)])
+    takes['as on TPU slices'] = lambda: _take(next(graphs), batches)
   sizes = inputs.resize.largest_sizes(inputs.source.sizes)
   if hasattr(inputs.source, 'read'):
     chosen = np.arange(batches * inputs.batch_size) % len(inputs.source.image_ids)
@@ -60,24 +60,12 @@ def input_speed(experiment: Experiment, rounds: int, images: int = 200) -> list[
   return [Row('input', name, timing, batches * inputs.batch_size, note=note) for name, timing in timings.items()]
 
 
-def _take(iterator: Iterator[Batch], number: int, wait: Callable[[], Any]) -> None:
-  """Take batches, and wait for those that are read ahead: they belong to this turn, and would slow the next one."""
+def _take(iterator: Iterator[Batch], number: int, endless: TrainInput | None = None) -> None:
+  """Take batches; those that an endless input reads ahead belong to this turn, and would slow the next one."""
   for _ in range(number):
     next(iterator)
-  wait()
-
-
-def _wait_for(inputs: TrainInput) -> None:
-  inputs.wait_for_step(sys.maxsize // 64, 60.0)
-
-
-def _wait_until_idle(interval: float = 0.01, seconds: float = 60.0) -> None:
-  """Wait until the process computes nothing for an interval; a graph does not tell what it reads ahead."""
-  end = time.monotonic() + seconds
-  used = -1.0
-  while time.process_time() - used > 0.1 * interval and time.monotonic() < end:
-    used = time.process_time()
-    time.sleep(interval)
+  if endless is not None:
+    endless.wait_for_step(sys.maxsize // 64, 60.0)
 
 
 def _decode_and_resize(files: Sequence[bytes], sizes: np.ndarray) -> None:

@@ -140,10 +140,10 @@ def end_points(runs: Sequence[Run], metric: str) -> Figure:
                       linestyle=style, marker='o', capsize=3, color=next(colours), label=name,
                       transform=axes.transData + beside)
         for side, spread in zip(by_length, spreads, strict=True):
-          position, images = (side.schedule, side.seen.images), side.seen.images
+          place, mean = (side.schedule, side.seen.images), side.mean(metric)
           # Matplotlib does not count what is shifted.
-          axes.update_datalim([(images, side.mean(metric) - spread), (images, side.mean(metric) + spread)])
-          highest[position] = max(side.mean(metric) + spread, highest.get(position, 0.0))
+          axes.update_datalim([(side.seen.images, mean - spread), (side.seen.images, mean + spread)])
+          highest[place] = max(mean + spread, highest.get(place, 0.0))
   for (schedule, images), value in highest.items():  # one label for all sides of a schedule
     axes.annotate(schedule, (images, value), textcoords='offset points', xytext=(0, 7), ha='center', fontsize=8,
                   color=INK)

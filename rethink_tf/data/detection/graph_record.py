@@ -54,7 +54,7 @@ def features(example: Example, encoded: bytes, categories: Sequence[Category]) -
 
 def read(stored: Any, size: tuple[int, int], categories: Sequence[Category], num_keypoints: int
          ) -> tuple[np.ndarray, ...] | None:
-  """Return boxes, classes, masks and keypoints, as in structures.Example; None where a record does not hold them.
+  """Return boxes, classes, masks and keypoints, as in structures.Example; None where a record lacks any of them.
 
   Instances of other categories are left out.
 
@@ -67,9 +67,11 @@ def read(stored: Any, size: tuple[int, int], categories: Sequence[Category], num
   Raises:
     ValueError: arrays that do not fit each other or the image.
   """
-  points = np.array(stored[_KEYPOINT].float_list.value if num_keypoints else (), np.float32)
+  if CROPS not in stored:
+    return None
   ids = stored[_CATEGORY].int64_list.value
-  if CROPS not in stored or len(points) != len(ids) * num_keypoints * 3:
+  points = np.array(stored[_KEYPOINT].float_list.value if num_keypoints else (), np.float32)
+  if len(points) != len(ids) * num_keypoints * 3:
     return None
   boxes = np.array(stored[_BOX].float_list.value, np.float32)
   masks = _inflate(stored[CROPS].bytes_list.value, len(ids) * MASK_CROP ** 2)

@@ -79,10 +79,10 @@ class _Input(BatchedInput):
     The other rows have image_id -1, zeros, and sizes that are valid. Images and masks of the first are undefined.
     """
     height, width = self.padded_shapes[bucket].tolist()
-    reused = {'images': [height, width, 3], 'gt_masks': self._spec.gt_masks.shape[1:]}  # the large ones
-    batch = Batch(*(
-      self._buffers.take([rows, *reused[name]], spec.dtype.as_numpy_dtype) if name in reused else
-      aligned_zeros([rows, *spec.shape[1:]], spec.dtype.as_numpy_dtype) for name, spec in self._spec._asdict().items()))
+    small = {name: aligned_zeros([rows, *spec.shape[1:]], spec.dtype.as_numpy_dtype)
+             for name, spec in self._spec._asdict().items() if name not in ('images', 'gt_masks')}
+    batch = Batch(images=self._buffers.take([rows, height, width, 3], np.uint8),
+                  gt_masks=self._buffers.take([rows, *self._spec.gt_masks.shape[1:]], np.uint8), **small)
     batch.images[used:] = batch.gt_masks[used:] = 0
     batch.image_sizes[:] = batch.original_sizes[:] = height, width
     batch.scales[:] = 1

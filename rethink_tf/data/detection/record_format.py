@@ -4,8 +4,9 @@ Besides the keys that `official.vision.dataloaders.tf_example_decoder` reads, `r
 json object of every annotation, so that the conversion is lossless.
 """
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -85,7 +86,9 @@ def decode(payload: bytes, max_pixels: int = MAX_PIXELS) -> Record:
   Raises:
     ImageError: not an example of this schema, or an image of more than max_pixels.
   """
-  return _record(_features(payload), max_pixels)
+  features = _features(payload)
+  record = _without_annotations(features, max_pixels)
+  return record._replace(annotations=_annotations(features, record.height, record.width))
 
 
 def decode_instances(payload: bytes, categories: Sequence[Category], num_keypoints: int, max_pixels: int
@@ -98,18 +101,28 @@ def decode_instances(payload: bytes, categories: Sequence[Category], num_keypoin
     ImageError: as `decode`.
   """
   features = _features(payload)
-  record = _record(features, max_pixels, annotated=graph_record.CROPS not in features)
+  record = _without_annotations(features, max_pixels)
   try:
     instances = graph_record.read(features, (record.height, record.width), categories, num_keypoints)
   except ValueError as error:
     raise ImageError(f'{record.file_name}: {error}') from error
   if instances is None:
-    record = _record(features, max_pixels)
+    record = record._replace(annotations=_annotations(features, record.height, record.width))
   return record, instances
 
 
-def _record(features: Any, max_pixels: int, annotated: bool = True) -> Record:
+@contextlib.contextmanager
+def _of_the_schema() -> Iterator[None]:
+  """Raise ImageError for what is not an example of the schema."""
   try:
+    yield
+  except (ValueError, IndexError, TypeError, KeyError, OSError, OverflowError, RecursionError) as error:
+    raise ImageError('not an example in the schema of tf-models-official: '
+                     + as_text(in_one_line(error))[:200]) from error
+
+
+def _without_annotations(features: Any, max_pixels: int) -> Record:
+  with _of_the_schema():
     encoded = _values(features, 'image/encoded')[0]
     if not isinstance(encoded, bytes):
       raise ValueError('image/encoded is not a string of bytes')
@@ -119,17 +132,17 @@ def _record(features: Any, max_pixels: int, annotated: bool = True) -> Record:
     if height <= 0 or width <= 0:
       height, width = measure(encoded)
     check_pixels((height, width), file_name, max_pixels)
-    annotations: list[dict[str, Any]] = []
-    if annotated and _ANNOTATION in features:
-      annotations = [json.loads(text) for text in _values(features, _ANNOTATION)]
-      if not all(isinstance(entry, dict) for entry in annotations):
-        raise ValueError('an annotation is not an object')
-    elif annotated:
-      annotations = _parse_official_annotations(features, height, width)
-  except (ValueError, IndexError, TypeError, KeyError, OSError, OverflowError, RecursionError) as error:
-    raise ImageError('not an example in the schema of tf-models-official: '
-                     + as_text(in_one_line(error))[:200]) from error
-  return Record(source_id, file_name, height, width, encoded, annotations)
+  return Record(source_id, file_name, height, width, encoded, [])
+
+
+def _annotations(features: Any, height: int, width: int) -> list[dict[str, Any]]:
+  with _of_the_schema():
+    if _ANNOTATION not in features:
+      return _parse_official_annotations(features, height, width)
+    annotations = [json.loads(text) for text in _values(features, _ANNOTATION)]
+    if not all(isinstance(entry, dict) for entry in annotations):
+      raise ValueError('an annotation is not an object')
+    return annotations
 
 
 def category_names(payload: bytes) -> dict[int, str]:

@@ -14,6 +14,7 @@ from absl import logging
 
 from rethink_tf.data import augment, keypoint_pairs
 from rethink_tf.data.augment import LargeScaleJitter, Resize
+from rethink_tf.data.batching import BufferPool
 from rethink_tf.data.colours import ColourJitter
 from rethink_tf.data.detection.input import EvalInput, TrainInput
 from rethink_tf.data.detection.synthetic import SyntheticSource
@@ -556,3 +557,22 @@ def test_workers_share_an_evaluation():
   inputs = EvalInput(source, batch_size=2, resize=SMALL, max_instances=9)
   ids = [[int(i) for batch in inputs.dataset((worker, 3)) for i in batch.image_ids if i >= 0] for worker in range(3)]
   assert sorted(sum(ids, [])) == sorted(source.image_ids.tolist()) and all(ids)
+
+
+@pytest.mark.parametrize('mix', [None, CopyPaste()])
+def test_nothing_of_an_earlier_batch_is_left_in_memory_that_is_used_again(monkeypatch, mix):
+  """In rows with and without objects, of an unreadable image, and behind the last image."""
+  source = SyntheticSource(7, image_size=(60, 80), object_size=(10, 40), seed=2)
+
+  def batches():
+    train = TrainInput(source, 3, resize=Resize((60,), 80), max_instances=9, mix=mix)
+    held_out = EvalInput(source, 5, Resize((60,), 80), max_instances=9)
+    load = held_out._load
+    monkeypatch.setattr(held_out, '_load', lambda index, what: None if index == 1 else load(index, what))
+    return [train.batch(0), *(held_out.batch(step) for step in range(held_out.num_batches))]
+
+  expected = batches()
+  monkeypatch.setattr(BufferPool, 'take', lambda self, shape, dtype: np.full(shape, 77, dtype))
+  for batch, clean in zip(batches(), expected, strict=True):
+    for field, value in zip(batch, clean, strict=True):
+      np.testing.assert_array_equal(field, value)
