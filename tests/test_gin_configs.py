@@ -94,10 +94,12 @@ def test_a_complete_configuration_parses_and_builds(name):
 KINDS = ('keypoints_pretrain_2x', 'cbnet_dual_r50', 'vgg16_pretrain_9x', 'voc_pretrain', 'pretrain_6x_cbnet_dual_r50',
          'scratch_9x_cbnet_triple_x152_cascade', 'scratch_9x_r101_cascade', 'pretrain_6x_r101_cascade', 'pretrain_10k',
          'pretrain_2x_x101_32x16d_wsl', 'bench', 'demo', 'lsj_scratch_100ep_r101_syncbn', 'cbnet_triple_x152_cascade',
-         'scratch_350ep_r50_syncbn_640')
+         'scratch_350ep_r50_syncbn_640', 'ssj_scratch_270k_r50_syncbn', 'copy_paste_scratch_270k_r50_syncbn',
+         'copy_paste_lsj_scratch_270k_r101_syncbn')
 # The same where the depth counts.
 DEEP = (*KINDS, 'pretrain_6x_r101', 'pretrain_6x_x152_aug', 'pretrain_6x_x152_cascade', 'scratch_9x_x152_cascade',
-        'scratch_6x_syncbn', 'pretrain_6x_syncbn', 'lsj_scratch_100ep_r50_syncbn')
+        'scratch_6x_syncbn', 'pretrain_6x_syncbn', 'lsj_scratch_100ep_r50_syncbn',
+        'copy_paste_lsj_scratch_270k_r50_syncbn')
 
 
 def test_the_lists_hold_one_configuration_of_each_kind():
@@ -122,7 +124,9 @@ def takes_a_step(name, params=()):
   parse(name, params=params)
   trainer, inputs = build()
   before = [v.numpy() for v in trainer.detector.trainable_variables]
-  history = trainer.fit(inputs.dataset(), steps_per_epoch=1, verbose=0).history
+  # A block that starts as the identity has gradients within it from the second step on.
+  steps = 2 if bindings().get('ResNet.zero_init_residual') == 'True' else 1
+  history = trainer.fit(inputs.dataset(), steps_per_epoch=steps, verbose=0).history
   assert all(np.isfinite(values).all() for values in history.values())
   after = [v.numpy() for v in trainer.detector.trainable_variables]
   assert sum(not np.array_equal(a, b) for a, b in zip(before, after, strict=True)) > 0.9 * len(before)
@@ -461,6 +465,36 @@ def test_rows_of_large_scale_jitter(epochs, backbone, depth):
   assert gin.query_parameter('EvalInput.resize').scoped_configurable_fn().largest == 800
   head = gin.get_configurable('RPNHead')()
   assert len(head.further_convs) == 1 and head.further_convs[0].filters == 256
+
+
+@pytest.mark.parametrize('name, batch_size, published', [
+  ('ssj_scratch_90k_r50', 64, '43.3 box AP, 39.2 mask AP'), ('ssj_scratch_270k_r50', 64, '43.5 box AP, 39.1 mask AP'),
+  ('copy_paste_scratch_90k_r50', 64, '43.9 box AP, 39.2 mask AP'),
+  ('copy_paste_scratch_270k_r50', 64, '45.1 box AP, 40.3 mask AP'),
+  ('copy_paste_lsj_scratch_270k_r50', 256, '48.3 box AP, 42.4 mask AP'),
+  ('copy_paste_lsj_scratch_270k_r101', 256, '49.8 box AP, 43.5 mask AP')])
+def test_rows_of_copy_paste(name, batch_size, published):
+  # mmdetection's configs/simple_copy_paste and common/ssj_270k_coco-instance.py; tensorflow/tpu's projects/copy_paste.
+  path = f'gin_configs/{name}_syncbn.gin'
+  parse_whole(path, weights=None)
+  schedule = gin.get_configurable('KTimesSchedule')(batch_size=batch_size)
+  *drops, end = schedule.points
+  sheet = (ROOT / path).read_text()
+  assert f'{end:,} steps of {batch_size} images ({round(end * batch_size / 118_287)} epochs)' in sheet
+  assert 'drops at {:,}, {:,} and {:,}'.format(*drops) in sheet and published in sheet
+  assert end == (90_000 if '90k' in name else 270_000) and drops == [0.9 * end, 0.95 * end, 0.975 * end]
+  warmup, factor = {('90k', 64): (500, 0.067), ('270k', 64): (1000, 0.001), ('270k', 256): (1000, 0.01)}[
+    '90k' if '90k' in name else '270k', batch_size]
+  rate = {64: 0.1, 256: 0.32}[batch_size]
+  np.testing.assert_allclose([schedule(step) for step in (0, warmup, *drops)],
+                             [rate * factor, rate, rate / 10, rate / 100, rate / 1000], rtol=1e-5)
+  assert gin.query_parameter('ResNet.depth') == (101 if 'r101' in name else 50)
+  jitter = gin.query_parameter('TrainInput.resize').scoped_configurable_fn()
+  assert (jitter.side, jitter.scales) == (1024, (0.1, 2.0) if 'lsj' in name else (0.8, 1.25))
+  assert ('TrainInput.mix' in bindings()) == name.startswith('copy_paste')
+  assert gin.query_parameter('EvalInput.resize').scoped_configurable_fn().largest == (1024 if 'lsj' in name else 800)
+  assert len(gin.get_configurable('BoxHead')().fcs) == (2 if 'lsj' in name else 1)
+  assert gin.query_parameter('ResNet.zero_init_residual')
 
 
 @pytest.mark.parametrize('name, largest, merge, vote', [('tta_detectron', 2000, 'candidates', 0.9),

@@ -83,8 +83,8 @@ OTHERS = (  # system, schedule, box, mask, source
    '39.2 / 39.1', 'mmdetection, configs/simple_copy_paste'),
   ('the same with copy-paste', '90k / 270k iterations, batch 64', '43.9 / 45.1', '39.2 / 40.3',
    'mmdetection, configs/simple_copy_paste'),
-  ('Mask R-CNN R50-FPN / R101-FPN SyncBN scratch, 1024, large-scale jitter and copy-paste (their configuration files '
-   'name the cascade)', '270k iterations, batch 256', '48.3 / 49.8', '42.4 / 43.5',
+  ('Mask R-CNN R50-FPN / R101-FPN SyncBN scratch, 1024, large-scale jitter and copy-paste',
+   '270k iterations, batch 256', '48.3 / 49.8', '42.4 / 43.5',
    'tensorflow/tpu, models/official/detection/projects/copy_paste'),
   ('Cascade R101-FPN GN scratch, 640-800', '9x', '47.7', '41.7', 'tensorpack, examples/FasterRCNN/README.md'),
   ('Faster R-CNN R50-FPN GN scratch', '6x', '40.7', '-', 'mmdetection, configs/scratch'),
