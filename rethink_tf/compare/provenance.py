@@ -1,7 +1,8 @@
-"""What the settings of a run do not tell: how it was trained before its latest start, and with which software."""
+"""What the settings of a run do not tell: how it was trained before its latest start, with which software, on what."""
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,10 +15,10 @@ from rethink_tf.weights import costs
 _PACKAGES = ('rethink_tf', 'tensorflow', 'tf_keras')
 
 
-class Software(NamedTuple):
-  """Versions that are not the same in all runs."""
+class Differing(NamedTuple):
+  """Software or hardware that is not the same in all runs."""
 
-  cautions: list[str]  # those by which one side can be told from the other
+  cautions: list[str]  # what tells one side from the other
   notes: list[str]
 
 
@@ -42,25 +43,46 @@ def changes(runs: Sequence[Run]) -> list[str]:
   return lines
 
 
-def software(runs: Sequence[Run]) -> Software:
+def software(runs: Sequence[Run]) -> Differing:
   """Return which versions of the package, TensorFlow and Keras the runs were trained with, if not with the same."""
-  found, apart = [], []
   recorded = [_versions(run) for run in runs]
+  found, apart = [], []
   for package in _PACKAGES:
-    versions = sorted({version for one in recorded for version in one.get(package, ())})
-    if len(versions) < 2:
-      continue
-    counts = [sum(version in one.get(package, ()) for one in recorded) for version in versions]
-    found.append(f'{package} ' + ', '.join(f'{version} ({count} run{"s" if count > 1 else ""})'
-                                           for version, count in zip(versions, counts, strict=True)))
-    scratch, pretrained = ({version for run, one in zip(runs, recorded, strict=True) if run.init == init
-                            for version in one.get(package, ())} for init in (SCRATCH, PRETRAINED))
-    if scratch and pretrained and not scratch & pretrained:
-      apart.append(f'{package} {", ".join(sorted(scratch))} and {", ".join(sorted(pretrained))}')
-  return Software(
+    versions = [one.get(package, set()) for one in recorded]
+    if len(set().union(*versions)) > 1:
+      found.append(f'{package} {_counted(versions, ", ")}')
+      apart += [f'{package} {one} and {other}' for one, other in _apart(runs, versions, ', ')]
+  return Differing(
     [f'Scratch and pre-trained runs were trained with different software ({"; ".join(apart)}): part of their '
      'difference may be due to it.'] if apart else [],
     [f'Software: {"; ".join(found)}.'] if found else [])
+
+
+def hardware(runs: Sequence[Run]) -> Differing:
+  """Return on which devices the runs were trained, if not on the same. Earlier versions did not record them.
+
+  The same seed takes another way on other hardware, which rounds otherwise.
+  """
+  recorded = [{found for record in _starts(run) if isinstance(found := record.get('hardware'), str)} for run in runs]
+  if len(set().union(*recorded)) < 2:
+    return Differing([], [])
+  return Differing(
+    [f'Scratch and pre-trained runs were trained on different hardware ({one}; and {other}): part of their difference '
+     'may be due to it.' for one, other in _apart(runs, recorded, '; ')],
+    [f'Hardware: {_counted(recorded, "; ")}.'])
+
+
+def _counted(recorded: Sequence[set[str]], separator: str) -> str:
+  """Return every value with the number of runs that have it."""
+  counts = collections.Counter(value for one in recorded for value in one)
+  return separator.join(f'{value} ({count} run{"s" if count > 1 else ""})' for value, count in sorted(counts.items()))
+
+
+def _apart(runs: Sequence[Run], recorded: Sequence[set[str]], separator: str) -> list[tuple[str, str]]:
+  """Return the values of both sides, sorted and joined, if they have none in common; [] otherwise."""
+  sides = [set().union(*(one for run, one in zip(runs, recorded, strict=True) if run.init == init))
+           for init in (SCRATCH, PRETRAINED)]
+  return [] if not all(sides) or sides[0] & sides[1] else [tuple(separator.join(sorted(side)) for side in sides)]
 
 
 def weights(runs: Sequence[Run]) -> list[str]:

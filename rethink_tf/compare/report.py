@@ -90,8 +90,8 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
   facts = _facts(counted or runs, differences)
   if record is not None:
     facts.append(('Stops early', looks.described(record)))
-  versions = provenance.software(runs)
-  cautions = _cautions(runs) + versions.cautions + looks.cautions(record)
+  differing = [provenance.software(runs), provenance.hardware(runs)]
+  cautions = [*_cautions(runs), *(line for one in differing for line in one.cautions), *looks.cautions(record)]
   words = [*(line for one in answers for line in (f'{one.about}: {one.headline}' if one.about else one.headline,
                                                   one.words, one.cost) if line),
            ' · '.join(f'{name.lower()}: {value}' for name, value in facts), *cautions]
@@ -100,7 +100,8 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
   objects = matching.object_sizes(runs[0].folder, metric, int(runs[0].curve.steps[-1]))
   whole = page.Content(_title(runs, metric), answers, facts, cautions, _drawn(answers, verdicts), _legend(runs),
                        plots.render(plots.panels(runs, metric, objects), 'svg'), content,
-                       _notes(runs) + versions.notes + ([f'Planned: {planned}.'] if planned else []))
+                       [*_notes(runs), *(line for one in differing for line in one.notes),
+                        *([f'Planned: {planned}.'] if planned else [])])
   written = _write(output, runs, metric, whole, objects)
   return Comparison(tuple(runs), metric, tuple(verdicts), text, written)
 

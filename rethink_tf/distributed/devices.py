@@ -6,6 +6,7 @@ import collections
 import ctypes
 import glob
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -80,6 +81,33 @@ def describe(strategy: tf.distribute.Strategy | None = None) -> str:
   version = tf.sysconfig.get_build_info().get('cuda_version', '')
   cuda = f', CUDA {".".join(str(version).split(".")[:2])}' if version else ''
   return f'{text}{unused}{cuda}{workers}'
+
+
+def hardware(strategy: tf.distribute.Strategy) -> str:
+  """Return the devices of a strategy as `describe` does, and of a CPU its kind: kernels round as they are chosen by it.
+
+  'CPU, 2 cores (AMD EPYC, family 25, model 17)'.
+  """
+  text = describe(strategy)
+  kind = _cpu() if text.startswith('CPU') else ''
+  return f'{text} ({kind})' if kind else text
+
+
+def _cpu() -> str:
+  """Return name, family and model of the first core, as far as the system tells: the name alone may be of a series."""
+  found: dict[str, str] = {}
+  try:
+    with open('/proc/cpuinfo', encoding='utf-8', errors='replace') as file:
+      for line in file:
+        name, separator, value = line.partition(':')
+        if not separator:
+          break  # of the first core
+        found[name.strip()] = plain(value.strip())
+  except OSError:
+    pass  # not Linux
+  name = found.get('model name') or plain(platform.processor())
+  parts = [f'{word} {found[key]}' for word, key in (('family', 'cpu family'), ('model', 'model')) if key in found]
+  return ', '.join([name, *parts] if name else parts)
 
 
 def _used(found: Sequence[Gpu], strategy: tf.distribute.Strategy | None) -> list[Gpu]:

@@ -361,8 +361,8 @@ class ReadOnlyFolder(RunFolder):
   def make_folder(self, name: str) -> None:
     pass
 
-  def save_provenance(self, argv: Sequence[str], operative_config: str, devices: Mapping[str, int] | None = None
-                      ) -> None:
+  def save_provenance(self, argv: Sequence[str], operative_config: str, devices: Mapping[str, int] | None = None,
+                      hardware: str | None = None) -> None:
     pass
 
   def flush(self) -> None:

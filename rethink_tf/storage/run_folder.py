@@ -261,17 +261,18 @@ class RunFolder:
         raise UserError(f'{self.join(name)}: cannot be read: {in_one_line(error)}; repair or move it') from error
       yield from metrics_lines.parse(content, self.join(name))
 
-  def save_provenance(self, argv: Sequence[str], operative_config: str, devices: Mapping[str, int] | None = None
-                      ) -> None:
+  def save_provenance(self, argv: Sequence[str], operative_config: str, devices: Mapping[str, int] | None = None,
+                      hardware: str | None = None) -> None:
     """Write config.gin and command.json; the records of earlier starts are kept in the latter.
 
-    devices: how a batch is spread over them (structures.Devices).
+    devices: how a batch is spread over them (structures.Devices). hardware: what they are (distributed.devices).
     """
     record = {
       'argv': redact_arguments(argv),
       'versions': software.versions(),
       'git_commit': software.git_commit(),
       'devices': dict(devices) if devices else None,
+      'hardware': hardware,
       'started': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
       'earlier_starts': [],
     }

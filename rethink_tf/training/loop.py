@@ -15,6 +15,7 @@ from absl import logging
 
 from rethink_tf import gin_files
 from rethink_tf.data.batching import errors_of
+from rethink_tf.distributed import devices
 from rethink_tf.distributed.coordination import StopTogether
 from rethink_tf.distributed.strategy import check_same_step, report_lost_workers
 from rethink_tf.errors import UserError, in_one_line
@@ -90,7 +91,8 @@ def _start(experiment: Experiment) -> tuple[int, dict[str, Any] | None, list[tf_
   continuation.record(experiment, now, changes, start)
   if start:
     continuation.warn_of_other_statistics(experiment, start)
-  folder.save_provenance(sys.argv, gin_files.operative_config(), experiment.devices._asdict())
+  folder.save_provenance(sys.argv, gin_files.operative_config(), experiment.devices._asdict(),
+                         devices.hardware(experiment.strategy))
   write_schedule(folder, experiment.total_steps)
   for note in experiment.notes:
     logging.warning('%s', note)

@@ -103,6 +103,30 @@ def test_a_resumed_run_has_the_versions_of_all_starts(tmp_path):
   assert provenance.software(read_runs([path])).notes == ['Software: tensorflow 2.19.0 (1 run), 2.20.0 (1 run).']
 
 
+def on(path, *hardware, **settings):
+  """Write a run whose starts, the latest first, were on such hardware."""
+  write(path, HALF, **settings)
+  latest, *earlier = ({'hardware': name} for name in hardware)
+  (path / 'command.json').write_text(json.dumps({**latest, 'earlier_starts': earlier}))
+  return str(path)
+
+
+def test_hardware(tmp_path):
+  old, new = 'CPU, 2 cores (old, model 1)', 'CPU, 2 cores (new, model 2)'
+  same = [on(tmp_path / name, old, seed=k) for k, name in enumerate('ab')]
+  unknown = [on(tmp_path / f'unknown {k}', value, seed=5 + k) for k, value in enumerate((None, 3, [old]))]
+  assert provenance.hardware(read_runs([*same, *unknown])) == ([], [])
+  mixed = [*same, on(tmp_path / 'resumed', new, old, init='R50.pkl')]
+  assert provenance.hardware(read_runs(mixed)) == ([], [f'Hardware: {new} (1 run); {old} (3 runs).'])
+  apart = [*same, on(tmp_path / 'c', new, init='R50.pkl')]
+  found = provenance.hardware(read_runs(apart))
+  assert found.cautions == [f'Scratch and pre-trained runs were trained on different hardware ({old}; and {new}): part '
+                            'of their difference may be due to it.']
+  assert found.notes == [f'Hardware: {new} (1 run); {old} (2 runs).']
+  comparison = compare(apart, str(tmp_path / 'out'), draws=20)
+  assert found.cautions[0] in comparison.text and found.notes[0] in (tmp_path / 'out/index.html').read_text()
+
+
 def test_weights_of_one_name_with_other_contents(tmp_path):
   paths = [write(tmp_path / name, HALF, init=f'{place}/R50.pkl', seed=k)
            for k, (name, place) in enumerate((('a', 'x'), ('b', 'y'), ('c', 'x'), ('d', 'x')))]

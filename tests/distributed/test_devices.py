@@ -1,5 +1,7 @@
 """The line about devices, GPUs that TensorFlow has no kernels for, and drivers without a usable GPU: with fakes."""
 
+import io
+import platform
 import subprocess
 import types
 
@@ -54,6 +56,22 @@ def test_devices_of_a_strategy(machine, two_replicas):
   assert devices.describe(tf.distribute.OneDeviceStrategy('/CPU:0')) == 'CPU, 2 cores'
   one = types.SimpleNamespace(extended=types.SimpleNamespace(worker_devices=('/job:localhost/device:GPU:1',)))
   assert devices.describe(one) == '1 x NVIDIA A100-SXM4-80GB (sm_80) (of 2 GPUs), CUDA 12.5'
+
+
+def test_the_hardware_of_a_run_has_the_kind_of_its_cpu(machine, monkeypatch):
+  cpu, gpu = (tf.distribute.OneDeviceStrategy(name) for name in ('/CPU:0', '/GPU:0'))
+  machine(A100)
+  assert devices.hardware(gpu) == '1 x NVIDIA A100-SXM4-80GB (sm_80), CUDA 12.5'
+
+  def processor(text):
+    monkeypatch.setattr(devices, 'open', lambda *_, **__: io.StringIO(text), raising=False)
+    return devices.hardware(cpu)
+  monkeypatch.setattr(platform, 'processor', lambda: 'arm')
+  linux = 'processor\t: 0\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\n\nmodel name\t: another\n'
+  assert processor(linux) == 'CPU, 2 cores (AMD EPYC, family 25, model 17)'
+  assert processor('processor\t: 0\nBogoMIPS\t: 100\n\n') == 'CPU, 2 cores (arm)'
+  monkeypatch.setattr(platform, 'processor', str)
+  assert processor('') == 'CPU, 2 cores'
 
 
 def test_gpus_that_the_user_has_hidden_are_no_reason_to_warn(machine):

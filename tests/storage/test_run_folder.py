@@ -246,8 +246,9 @@ def test_provenance(folder):
   assert {'tf_keras', 'official', 'numpy', 'python'} <= set(command['versions'])
   assert os.uname().nodename not in json.dumps(command) or len(os.uname().nodename) < 4
   assert command['devices'] is None
-  folder.save_provenance(['again'], '', {'replicas': 8, 'micro_batches': 1, 'images': 2})
+  folder.save_provenance(['again'], '', {'replicas': 8, 'micro_batches': 1, 'images': 2}, 'CPU, 2 cores')
   assert Devices.of_start(folder.read_command()).statistics == 16
+  assert folder.read_command()['hardware'] == 'CPU, 2 cores'
   folder.save_provenance(['and again'], '')
   command = folder.read_command()
   assert [start['argv'] for start in command['earlier_starts']] == [['train.py', '--gin_file=a.gin'], ['again']]
