@@ -74,7 +74,8 @@ def download(name: str, chosen: PublishedSet, folder: str, keep_archives: bool =
     unpacking.unpack(path, unpacked, archive.below)
     missing = archive.missing(unpacked)
     if missing:
-      raise UserError(f'{unpacked}: {missing}: delete the folder and {path}, and the same command downloads it again')
+      raise UserError(f'{unpacked}: {missing}, though the archive is unpacked: delete {path}, and the same command '
+                      'downloads it again')
     if chosen.class_name:
       _convert(unpacked, folder, chosen.class_name)
     if not keep_archives:

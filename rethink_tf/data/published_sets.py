@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rethink_tf.downloads.remote_file import RemoteFile
 
@@ -17,21 +17,26 @@ from rethink_tf.downloads.remote_file import RemoteFile
 class Archive(NamedTuple):
   """An archive of a data set, and what it has once it is unpacked.
 
-  below: the folder of the archive whose content is unpacked. counts: (folder, suffix) -> number of such files.
+  below: the folder of the archive whose content is unpacked. files: that it has. counts: (folder, suffix) -> how many
+  such files at least; users keep others beside them.
   lists: text file of names, one a line -> how many. listed: files that each name of a list has, as 'images/{}.jpg'.
   """
 
   remote: RemoteFile
   below: str = ''
+  files: tuple[str, ...] = ()
   counts: Mapping[tuple[str, str], int] = MappingProxyType({})
   lists: Mapping[str, int] = MappingProxyType({})
   listed: tuple[str, ...] = ()
 
   def missing(self, folder: str) -> str:
     """Return what a folder lacks of the archive's files, '' if nothing."""
+    for name in self.files:
+      if not os.path.isfile(os.path.join(folder, name)):
+        return f'{name} is missing'
     for (name, suffix), wanted in self.counts.items():
       found = sum(file.endswith(suffix) for file in _files(os.path.join(folder, name)))
-      if found != wanted:
+      if found < wanted:
         return f'{name}/ has {found:,} files *{suffix} instead of {wanted:,}'
     for name, wanted in self.lists.items():
       try:
@@ -73,8 +78,8 @@ class PublishedSet(NamedTuple):
   tried: str = ''
 
 
-def _coco(file: str, size: int, sha256: str, counts: Mapping[tuple[str, str], int]) -> Archive:
-  return Archive(RemoteFile(f'http://images.cocodataset.org/{file}', size, sha256=sha256), counts=counts)
+def _coco(file: str, size: int, sha256: str, **contents: Any) -> Archive:
+  return Archive(RemoteFile(f'http://images.cocodataset.org/{file}', size, sha256=sha256), **contents)
 
 
 def _voc(file: str, size: int, sha256: str, md5: str, lists: Mapping[str, int]) -> Archive:
@@ -88,11 +93,12 @@ SETS: Mapping[str, PublishedSet] = MappingProxyType({
     'data/coco', '--gin_file=gin_configs/data/coco.gin',
     (_coco('annotations/annotations_trainval2017.zip', 252_907_541,
            '113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268',
-           {('annotations', '2017.json'): 6}),
+           files=tuple(f'annotations/{task}_{split}2017.json' for task in ('instances', 'person_keypoints', 'captions')
+                       for split in ('train', 'val'))),
      _coco('zips/val2017.zip', 815_585_330, '4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05',
-           {('val2017', '.jpg'): 5_000}),
+           counts={('val2017', '.jpg'): 5_000}),
      _coco('zips/train2017.zip', 19_336_861_798, '69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929',
-           {('train2017', '.jpg'): 118_287})),
+           counts={('train2017', '.jpg'): 118_287})),
     'annotations CC BY 4.0, images under the terms of Flickr',
     'tensorflow/datasets tensorflow_datasets/url_checksums/coco.txt'),
   'voc2007': PublishedSet(
@@ -108,7 +114,7 @@ SETS: Mapping[str, PublishedSet] = MappingProxyType({
   'balloon': PublishedSet(
     'data/balloon', '--gin_file=gin_configs/data/balloon.gin',
     (Archive(RemoteFile('https://github.com/matterport/Mask_RCNN/releases/download/v2.1/balloon_dataset.zip'),
-             'balloon/', {('train', '.jpg'): 61, ('val', '.jpg'): 13}),),
+             'balloon/', counts={('train', '.jpg'): 61, ('val', '.jpg'): 13}),),
     'images under the terms of Flickr, annotations MIT',
     "releases of matterport/Mask_RCNN, as in detectron2's tutorial", 'balloon'),
 })

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from typing import Any
 
 from rethink_tf.data.categories import shorten
-from rethink_tf.data.detection.segmentation import Segmentations, in_coco_format
+from rethink_tf.data.detection.segmentation import ROTATED, Segmentations, in_coco_format, turned_box
 
 NO_ID = -1
 _UNKNOWN = [float('nan')] * 4  # a box
@@ -89,6 +90,10 @@ class AnnotationReader:
       self.xywh.fromlist(bbox)
     except (TypeError, OverflowError):
       raise FieldError(f'bbox should be four numbers [x, y, width, height], is {shorten(bbox)}') from None
+    if not masked and (degrees := rotation(entry)):
+      del self.xywh[-4:]
+      self.xywh.extend(turned_box(*bbox, degrees))
+      self.note(ROTATED, row)
     if area is None:
       self.note(NO_AREA, row)
       area = bbox[2] * bbox[3]
@@ -112,3 +117,10 @@ class AnnotationReader:
         self.malformed.append(row)
     self.segmentations.append([])
     return False
+
+
+def rotation(entry: dict[str, Any]) -> float:
+  """Return by how many degrees CVAT has turned a rectangle about its centre; it writes the box as it was before."""
+  attributes = entry.get('attributes')
+  degrees = attributes.get('rotation') if isinstance(attributes, dict) else None
+  return degrees % 360 if isinstance(degrees, int | float) and math.isfinite(degrees) else 0.0

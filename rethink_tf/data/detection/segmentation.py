@@ -7,6 +7,7 @@
 Tools write further forms that can be read in one way only; `in_coco_format` converts them.
 """
 
+import math
 from array import array
 from typing import Any
 
@@ -19,6 +20,8 @@ from rethink_tf.structures import MASK_CROP
 _MAX_COORDINATE = 65536.0  # a side of a JPEG has at most 65535 pixels
 _MAX_OUTLINE = 1e6  # total length of the outlines of an annotation, in pixels; needs 100 MB temporarily
 _MAX_CROP_OUTLINE = 1e5  # length of an outline, in pixels of the crop
+
+ROTATED = 'a rotated rectangle (the upright box around it is used)'
 
 
 def in_coco_format(segmentation: Any) -> Any:
@@ -46,6 +49,13 @@ def in_coco_format(segmentation: Any) -> Any:
     return [_flat(polygon) if polygon and all(map(_is_point, polygon)) else polygon
             for polygon in segmentation if polygon] or None
   return segmentation
+
+
+def turned_box(x: float, y: float, width: float, height: float, degrees: float) -> tuple[float, float, float, float]:
+  """Return x, y, width, height of the upright box around one that is turned about its centre."""
+  sine, cosine = abs(math.sin(math.radians(degrees))), abs(math.cos(math.radians(degrees)))
+  wide, high = width * cosine + height * sine, width * sine + height * cosine
+  return x + (width - wide) / 2, y + (height - high) / 2, wide, high
 
 
 def crop_segmentation(segmentation: Any, box: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -1,10 +1,12 @@
 """Safe parsing of untrusted annotation files in PASCAL VOC's XML format."""
 
+import math
 from typing import NamedTuple
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from rethink_tf.data.categories import as_text, is_text, shorten
+from rethink_tf.data.detection.segmentation import ROTATED, turned_box
 from rethink_tf.errors import in_one_line
 
 MAX_BYTES = 16 << 20  # of a file; VOC's have a few thousand bytes, this limit corresponds to 50,000 objects
@@ -109,7 +111,26 @@ def _parse_object(element: Element, where: str) -> VocObject:
   if 0 in (y0, x0):
     repairs = (*repairs, FROM_0)
   difficult, known = _parse_mark(element.findtext('difficult'))
-  return VocObject(name, difficult, (y0 - 1, x0 - 1, y1, x1), repairs if known else (*repairs, UNKNOWN_MARK))
+  if not known:
+    repairs = (*repairs, UNKNOWN_MARK)
+  box = y0 - 1, x0 - 1, y1, x1
+  if (degrees := _rotation(element)) % 360:
+    (y0, x0, y1, x1), repairs = box, (*repairs, ROTATED)
+    x, y, width, height = turned_box(x0, y0, x1 - x0, y1 - y0, degrees)
+    box = y, x, y + height, x + width
+  return VocObject(name, difficult, box, repairs)
+
+
+def _rotation(element: Element) -> float:
+  """Return by how many degrees CVAT has turned the rectangle about the centre of the box that it writes."""
+  for attribute in element.findall('attributes/attribute'):
+    if attribute.findtext('name') == 'rotation':
+      try:
+        degrees = float(attribute.findtext('value') or 0)
+      except ValueError:
+        return 0.0  # an attribute of the user's
+      return degrees if math.isfinite(degrees) else 0.0
+  return 0.0
 
 
 def _parse_mark(text: str | None) -> tuple[bool, bool]:

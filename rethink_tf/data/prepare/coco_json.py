@@ -11,10 +11,20 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from rethink_tf.data.categories import parse_categories, shorten
-from rethink_tf.data.detection.segmentation import in_coco_format
+from rethink_tf.data.detection.annotation_reader import rotation
+from rethink_tf.data.detection.segmentation import ROTATED, in_coco_format, turned_box
 from rethink_tf.data.json_files import load_json
-from rethink_tf.data.prepare.layout import MISSING, NO_IMAGE, NOT_FINITE, LabelledImage, Options, Reading, output_name
-from rethink_tf.data.prepare.shapes import numbers
+from rethink_tf.data.prepare.layout import (
+  MISSING,
+  NO_CLASS,
+  NO_IMAGE,
+  NOT_FINITE,
+  LabelledImage,
+  Options,
+  Reading,
+  output_name,
+)
+from rethink_tf.data.prepare.shapes import box, numbers
 from rethink_tf.data.prepare.source_folder import JsonShape, SourceFolder, is_below, split_of
 from rethink_tf.data.problems import REPAIRED
 from rethink_tf.errors import UserError
@@ -43,6 +53,7 @@ class _File(NamedTuple):
   annotations: dict[Any, list[bytes]]  # image id -> JSON objects
   keys: dict[int, int]  # category id in this file -> key of the reading
   folder: str  # of its images
+  unassigned: list[Any]  # entries of "annotations" without an image or a category
 
 
 def annotation_files(folder: SourceFolder) -> list[str]:
@@ -104,7 +115,7 @@ def _load(folder: SourceFolder, file: str, categories: dict[int, dict[str, Any]]
     return entry
 
   content = load_json(path, store)
-  for name in ('images', 'categories'):
+  for name in ('images', 'annotations', 'categories'):
     if not isinstance(content, dict) or not isinstance(content.get(name), list):
       raise UserError(f'{path}: "{name}" should be a list of COCO json')
   keys = _match(parse_categories(content['categories'], path), content['categories'], categories)
@@ -116,7 +127,8 @@ def _load(folder: SourceFolder, file: str, categories: dict[int, dict[str, Any]]
       raise UserError(f'{path}: image id {entry["id"]} is used by more than one image: renumber them')
     ids.add(entry['id'])
   return _File(file, split_of(file), content['images'], annotations, keys,
-               _image_folder(folder, file, content['images']))
+               _image_folder(folder, file, content['images']),
+               [entry for entry in content['annotations'] if entry is not None])
 
 
 def _match(parsed: Any, entries: list[dict[str, Any]], categories: dict[int, dict[str, Any]]) -> dict[int, int]:
@@ -163,7 +175,7 @@ def _images(folder: SourceFolder, contents: list[_File], reading: Reading,
     for entry in content.images:
       stored = content.annotations.pop(entry['id'], [])
       name = entry.get('file_name')
-      file = _find(folder, content.folder, name)
+      file = _find(folder, content, name)
       where = shorten(name)
       if file is None or file in used:
         reading.problems.add(AGAIN if file else NO_IMAGE, 1, where)
@@ -175,15 +187,21 @@ def _images(folder: SourceFolder, contents: list[_File], reading: Reading,
       size = numbers([entry.get('height'), entry.get('width')])
       yield LabelledImage(file, output_name(posixpath.relpath(file, content.folder or '.')), content.split,
                           instances, (int(size[0]), int(size[1])) if size and min(size) > 0 else None, id=entry['id'])
+    for entry in content.unassigned:
+      fields = entry if isinstance(entry, dict) else {}
+      reading.leave_out(NO_CLASS if 'image_id' in fields else NOT_LISTED,
+                        f'{content.name}, annotation {shorten(fields.get("id", entry))}')
     for key, left in content.annotations.items():
       reading.leave_out(NOT_LISTED, f'{content.name}, image_id {key}', len(left))
 
 
-def _find(folder: SourceFolder, within: str, name: Any) -> str | None:
+def _find(folder: SourceFolder, content: _File, name: Any) -> str | None:
   if not isinstance(name, str):
     return None
-  exact = posixpath.normpath(posixpath.join(within, name.replace('\\', '/')))
-  return exact if exact in folder and is_below(exact, within) else folder.find_image(name, within)
+  exact = posixpath.normpath(posixpath.join(content.folder, name.replace('\\', '/')))
+  if exact in folder and is_below(exact, content.folder):
+    return exact
+  return folder.find_image(name, content.folder, content.name, content.split)
 
 
 def _instance(entry: dict[str, Any], keys: dict[int, int], file: str, reading: Reading,
@@ -203,6 +221,10 @@ def _instance(entry: dict[str, Any], keys: dict[int, int], file: str, reading: R
     if not segmentation:
       reading.leave_out(NOT_FINITE, where)
       return None
+  if bbox is not None and len(bbox) == 4 and not segmentation and (degrees := rotation(entry)):
+    x, y, width, height = turned_box(*bbox, degrees)
+    instance['bbox'] = box(x, y, x + width, y + height)
+    reading.leave_out(ROTATED, where, outcome=REPAIRED)
   for field in ('area', 'iscrowd'):
     value = numbers([instance.get(field, 0)])
     if value is None:

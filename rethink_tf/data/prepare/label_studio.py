@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from rethink_tf.data.categories import is_text, shorten
+from rethink_tf.data.detection.segmentation import ROTATED
 from rethink_tf.data.images import MAX_PIXELS
 from rethink_tf.data.prepare.layout import (
   FEW_POINTS,
@@ -32,14 +33,15 @@ from rethink_tf.data.problems import REPAIRED
 from rethink_tf.errors import UserError
 
 NAME, TITLE = 'label_studio', "Label Studio's JSON"
-ROTATED = 'a rotated rectangle (the upright box around it is used)'
 ROTATED_VIEW = 'drawn on a rotated view of the image'
 NOT_ANNOTATED = 'task without an annotation (not annotated yet, or skipped)'
 SEVERAL = 'task with several annotations (the first is used)'
+UNNAMED = 'task of several images, whose results do not say which is theirs'
 BAD_BRUSH = 'with a brush mask that cannot be decoded'
 UNREAD = 'a result of a kind that is not read'
 _EXAMINED = 40
 _UPLOADED = re.compile(r'^[0-9a-f]{8}-')  # what Label Studio puts before the name of an uploaded file
+_OF_THE_TASK = ('choices', 'relation', 'textarea', 'rating', 'number')  # not of a region
 _KINDS = ('rectanglelabels', 'polygonlabels', 'ellipselabels', 'brushlabels')
 
 
@@ -110,23 +112,73 @@ def _images(folder: SourceFolder, file: str, tasks: list[Any], reading: Reading)
     results = _results(task, where, reading)
     if results is None:
       continue
-    image = _image(folder, task)
-    if image is None or image in used:
-      reading.problems.add(NO_IMAGE if image is None else 'image of a second task', 1, where)
-      continue
-    used.add(image)
-    sizes = {tuple(size) for result in results if isinstance(result, dict) and (
-      size := numbers([result.get('original_height'), result.get('original_width')])) and min(size) >= 1}
-    if len(sizes) > 1:
-      reading.problems.add('task with results of several image sizes', 1, where)
-      continue
-    size = tuple(map(int, sizes.pop())) if sizes else None
-    instances = []
-    for k, result in enumerate(results):
-      instance = _instance(result, size, f'{where}, result {k}', reading)
-      if instance is not None:
-        instances.append(instance)
-    yield LabelledImage(image, output_name(image), None, instances, size)
+    for image, own in _by_image(folder, task, results, where, reading):
+      if image is None or image in used:
+        reading.problems.add(NO_IMAGE if image is None else 'image of a second task', 1, where)
+        continue
+      used.add(image)
+      sizes = {tuple(size) for _, result in own if isinstance(result, dict) and (
+        size := numbers([result.get('original_height'), result.get('original_width')])) and min(size) >= 1}
+      if len(sizes) > 1:
+        reading.problems.add('task with results of several image sizes', 1, where)
+        continue
+      size = tuple(map(int, sizes.pop())) if sizes else None
+      instances = []
+      for k, result in own:
+        instance = _instance(result, size, f'{where}, result {k}', reading)
+        if instance is not None:
+          instances.append(instance)
+      yield LabelledImage(image, output_name(image), None, instances, size)
+
+
+def _by_image(folder: SourceFolder, task: dict[str, Any], results: list[Any], where: str, reading: Reading
+              ) -> list[tuple[str | None, list[tuple[int, Any]]]]:
+  """Return the images of a task, None for one whose file is missing, with the numbered results on each.
+
+  Most tasks have one. Where there are several, results say on which they are: `to_name` is the tag that shows the image
+  (which people name as its field in the data), `item_index` the place in a list of images.
+  """
+  numbered = list(enumerate(results))
+  fields = _fields_of_images(task)
+  images = {place: _find(folder, value) for place, value in fields.items()}
+  placed = {_place(result) for result in results
+            if isinstance(result, dict) and result.get('type') not in _OF_THE_TASK}
+  names = {name for name, _ in placed}
+  if len(placed) < 2 and not any(index for _, index in placed):
+    own = next(((name, None) for name in names if (name, None) in images), ('image', None))
+    if own in images:
+      return [(images[own], numbered)]
+    found = {file for file in images.values() if file is not None}
+    if len(found) < 2:
+      return [(next(iter(found), None), numbered)]
+  lists = {name for name, index in fields if index is not None}
+  if len(names) == 1 and len(lists) == 1:  # the tag may have another name than the only list
+    images = {place: file for place, file in images.items() if place[0] in lists}
+    placed_on = {(next(iter(lists)), index): (next(iter(names)), index) for _, index in placed}
+  else:
+    placed_on = {place: place for place in placed}
+  if not placed_on.keys() <= images.keys():
+    reading.problems.add(UNNAMED, 1, where)
+    return []
+  return [(file, [(k, result) for k, result in numbered if isinstance(result, dict) and place in placed_on and
+                  _place(result) == placed_on[place]]) for place, file in images.items()]
+
+
+def _place(result: dict[str, Any]) -> tuple[str | None, int | None]:
+  """Return the tag that a result is on, and the place in its list of images."""
+  name, index = result.get('to_name'), result.get('item_index')
+  return name if isinstance(name, str) else None, index if type(index) is int else None
+
+
+def _fields_of_images(task: dict[str, Any]) -> dict[tuple[str, int | None], str]:
+  """Return (field of the data, place in its list or None) -> value, of the values that name image files."""
+  data = task.get('data')
+  found: dict[tuple[str, int | None], str] = {}
+  for name, value in (data.items() if isinstance(data, dict) else ()):
+    for index, one in enumerate(value) if isinstance(value, list) else ((None, value),):
+      if isinstance(one, str) and any(file.lower().endswith(IMAGE_SUFFIXES) for file in _file_names(one)):
+        found[name, index] = one
+  return found
 
 
 def _results(task: Any, where: str, reading: Reading) -> list[Any] | None:
@@ -142,20 +194,21 @@ def _results(task: Any, where: str, reading: Reading) -> list[Any] | None:
   return sorted(valid, key=lambda one: not one.get('ground_truth'))[0]['result']
 
 
-def _image(folder: SourceFolder, task: dict[str, Any]) -> str | None:
-  """Return the image of a task: by the path, the address or the query of the value that names one."""
-  data = task.get('data')
-  values = [data.get('image'), *data.values()] if isinstance(data, dict) else []
-  for value in values:
-    if isinstance(value, str):
-      parsed = urllib.parse.urlsplit(value) if '?' in value or '://' in value else None
-      queried = urllib.parse.parse_qs(parsed.query).get('d', [''])[0] if parsed else ''
-      for name in (queried, urllib.parse.unquote(parsed.path) if parsed else value, urllib.parse.unquote(value)):
-        if name.lower().endswith(IMAGE_SUFFIXES):
-          head, _, tail = name.replace('\\', '/').rpartition('/')
-          found = folder.find_image(name) or folder.find_image(posixpath.join(head, _UPLOADED.sub('', tail)))
-          if found:
-            return found
+def _file_names(value: str) -> list[str]:
+  """Return what may be the path of a file in a value: its query, the path of an address, or the value itself."""
+  parsed = urllib.parse.urlsplit(value) if '?' in value or '://' in value else None
+  queried = urllib.parse.parse_qs(parsed.query).get('d', [''])[0] if parsed else ''
+  return [queried, urllib.parse.unquote(parsed.path) if parsed else value, urllib.parse.unquote(value)]
+
+
+def _find(folder: SourceFolder, value: str) -> str | None:
+  """Return the image that a value names."""
+  for name in _file_names(value):
+    if name.lower().endswith(IMAGE_SUFFIXES):
+      head, _, tail = name.replace('\\', '/').rpartition('/')
+      found = folder.find_image(name) or folder.find_image(posixpath.join(head, _UPLOADED.sub('', tail)))
+      if found:
+        return found
   return None
 
 
@@ -166,7 +219,7 @@ def _instance(result: Any, size: tuple[int, int] | None, where: str, reading: Re
     kind = next((name for name, field in (('polygonlabels', 'points'), ('brushlabels', 'rle'), ('ellipselabels',
                  'radiusX'), ('rectanglelabels', 'width')) if field in value), kind)
   if kind not in _KINDS or not isinstance(value, dict):
-    if kind not in ('choices', 'relation', 'textarea', 'rating', 'number', 'rectangle', 'polygon', 'ellipse', 'brush'):
+    if kind not in (*_OF_THE_TASK, 'rectangle', 'polygon', 'ellipse', 'brush'):
       reading.leave_out(f'{UNREAD} ({shorten(kind)})', where)
     return None
   labels = value.get(kind) or value.get('labels')

@@ -103,7 +103,7 @@ def _images(folder: SourceFolder, splits: dict[str, str | None], reading: Readin
 
 def _image(folder: SourceFolder, file: str, content: dict[str, Any]) -> tuple[str | None, bytes | None]:
   """Return the image of an annotation file: the one that it names, of its own name, or within it."""
-  image = folder.find_image(content.get('imagePath'), near=posixpath.dirname(file)) or folder.image_of(file)
+  image = folder.find_image(content.get('imagePath'), of=file) or folder.image_of(file)
   if image is not None:
     return image, None
   data = embedded(content.get('imageData'))

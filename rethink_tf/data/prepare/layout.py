@@ -113,6 +113,5 @@ def count_unannotated(folder: SourceFolder, used: Collection[str], reading: Read
 
 
 def splits_by_folder(images: Sequence[str]) -> dict[str, str | None]:
-  """Return image or annotation file -> split, if the folders of all of them name one; else None for all."""
-  splits = {image: split_of(posixpath.dirname(image)) for image in images}
-  return dict.fromkeys(images) if None in splits.values() else splits
+  """Return image or annotation file -> the split that its folders name, None where they name none."""
+  return {image: split_of(posixpath.dirname(image)) for image in images}

@@ -2,7 +2,7 @@
 
   masks/NAME.png            one an image, a number for each instance and 0 for the background (16 bits, 8 bits, palette)
   masks/CLASS/NAME.png      the same for each class
-  masks/NAME/CLASS_1.png    one an instance, not 0 where it is; CLASS_1 names the class, 1 alone does not
+  masks/NAME/CLASS_1.png    one an instance, not 0 where it is; CLASS_1 names the class, 1 or NAME_1 does not
   NAME/masks/1.png          the same beside NAME/images/NAME.png
 
 A classes.json beside the first kind names the classes of its numbers: {"NAME": {"1": "cat", "2": "dog"}}. Without a
@@ -24,6 +24,7 @@ from rethink_tf.data.images import MAX_PIXELS, ImageError, check_pixels
 from rethink_tf.data.prepare.layout import LabelledImage, Options, Reading, output_name, splits_by_folder
 from rethink_tf.data.prepare.shapes import masked
 from rethink_tf.data.prepare.source_folder import SourceFolder, split_of
+from rethink_tf.data.problems import REPAIRED
 from rethink_tf.errors import UserError, in_one_line
 
 NAME, TITLE = 'masks', 'masks as PNG files'
@@ -31,34 +32,41 @@ OBJECT = 'object'  # the class, where nothing names one
 OTHER_SIZE = 'mask of another size than the other masks of its image'
 DAMAGED = 'mask that cannot be read'
 NO_IMAGE = 'mask whose image is missing, or not the only one of its name'
+_EXACTLY = re.compile(r'^masks?$', re.IGNORECASE)
 _MASKS = re.compile(r'masks?$|^masks?', re.IGNORECASE)
 _AFFIX = re.compile(r'[_-]?(instance|instances|inst|mask|masks|gt|label|labels)$', re.IGNORECASE)
-_CLASS = re.compile(r'([^\d]*[^\W\d_])[\W_]*\d*')  # cat, cat_1, black cat-02
+# T1 of T1_1, black cat of black cat-02; cat of cat and of cat3
+_CLASS = re.compile(r'(.*[^\W_])[\W_]+\d+|([^\d]*[^\W\d_])\d*')
+_BLURRED = 'mask with grey levels at its edges (pixels of at least 128 are one object)'
+_LEVELS = 8  # grey levels between 0 and 255: fewer may be objects of a few pixels
+_VOC_BORDER = (224, 224, 192)  # colour of the index 255 in VOC's masks: pixels of no object
+_BORDER = -1  # those pixels
 _MAX_INSTANCES = 10_000  # of an image: one that is no mask has more
 
 
 def recognize(folder: SourceFolder) -> str | None:
   """Return the folder of the masks."""
-  masks = [file for file in folder.with_suffix('.png') if _root(file) is not None]
-  return f'{as_text(_root(masks[0]))}/ with {len(masks)} PNG files' if masks else None
+  roots = _roots(folder)
+  return f'{as_text(next(iter(roots.values())))}/ with {len(roots)} PNG files' if roots else None
 
 
 def read(folder: SourceFolder, options: Options) -> Reading:
   """Match masks and images; masks are decoded one image at a time."""
-  masks = [file for file in folder.with_suffix('.png') if _root(file) is not None]
-  images = [image for image in folder.images if _root(image) is None]
-  if not masks or not images:
-    raise UserError(f'{folder.root}: {len(masks)} masks and {len(images)} images: put images/ beside masks/')
+  roots = _roots(folder)
+  below = tuple({f'{root}/' for root in roots.values()})
+  images = [image for image in folder.images if not image.startswith(below)]
+  if not roots or not images:
+    raise UserError(f'{folder.root}: {len(roots)} masks and {len(images)} images: put images/ beside masks/')
   problems, matched = [], defaultdict(list)
   by_stem: dict[str, list[str]] = defaultdict(list)
   for image in images:
     by_stem[posixpath.splitext(posixpath.basename(image))[0]].append(image)
-  for file in masks:
-    image, name = _match(file, by_stem)
+  for file, root in roots.items():
+    image, name = _match(file, root, by_stem)
     (matched[image] if image else problems).append((file, name))
   if not matched:
-    raise UserError(f'{folder.root}: no mask has the name of an image, e.g. {as_text(masks[0])}: masks/NAME.png '
-                    'belongs to images/NAME.jpg')
+    raise UserError(f'{folder.root}: no mask has the name of an image, e.g. {as_text(next(iter(roots)))}: '
+                    'masks/NAME.png belongs to images/NAME.jpg')
   classes = _read_classes(folder)
   splits = splits_by_folder(list(matched))
   reading = Reading(TITLE, iter(()), len(matched))
@@ -67,25 +75,35 @@ def read(folder: SourceFolder, options: Options) -> Reading:
   unmasked = [image for image in images if image not in matched]
   if unmasked:
     reading.problems.add('image without a mask (not annotated)', len(unmasked), as_text(unmasked[0]))
+  names = [(file, name) for masks in matched.values() for file, name in masks]
+  nameless = [file for file, name in names if name == '']
+  if nameless and len(nameless) < len(names):
+    reading.problems.add(f'mask whose name has no class (taken for {OBJECT!r})', len(nameless), as_text(nameless[0]),
+                         REPAIRED)
   reading.images = _images(folder, matched, splits, classes, reading)
   return reading
 
 
-def _root(file: str) -> str | None:
-  """Return the folder of masks in the path of a file; None if it is in none."""
-  parts = file.split('/')
-  for i, part in enumerate(parts[:-1]):
-    if _MASKS.search(part):
-      return '/'.join(parts[:i + 1])
-  return None
+def _roots(folder: SourceFolder) -> dict[str, str]:
+  """Return PNG file -> the folder of masks that it is in: one named `masks`, otherwise one with that in its name."""
+  files = folder.with_suffix('.png')
+  for pattern in (_EXACTLY, _MASKS):
+    found = {}
+    for file in files:
+      parts = file.split('/')[:-1]
+      place = next((i for i, part in enumerate(parts) if pattern.search(part)), None)
+      if place is not None:
+        found[file] = '/'.join(parts[:place + 1])
+    if found:
+      return found
+  return {}
 
 
-def _match(file: str, by_stem: dict[str, list[str]]) -> tuple[str | None, str | None]:
+def _match(file: str, root: str, by_stem: dict[str, list[str]]) -> tuple[str | None, str | None]:
   """Return the image of a mask; and the class of the one instance in it, '' for none, or None for numbered instances.
 
   Numbered instances of a folder with a name are of the class f'={name}'.
   """
-  root = _root(file)
   below = posixpath.splitext(posixpath.relpath(file, root))[0].split('/')
   while len(below) > 1 and split_of(below[0]):
     below = below[1:]
@@ -97,7 +115,7 @@ def _match(file: str, by_stem: dict[str, list[str]]) -> tuple[str | None, str | 
       found = [image for image in found if split_of(posixpath.dirname(image)) == split]
     if len(found) == 1:
       if name in (folder, above):
-        return found[0], _class(stem)
+        return found[0], _class(stem.removeprefix(name).lstrip('_- '))
       return found[0], f'={folder}' if folder else None
   return None, None
 
@@ -105,7 +123,8 @@ def _match(file: str, by_stem: dict[str, list[str]]) -> tuple[str | None, str | 
 def _class(stem: str) -> str:
   """Return the class that the name of a file with one instance starts with: cat of cat_1; '' for none."""
   name = _CLASS.fullmatch(stem)
-  return _AFFIX.sub('', name[1]) if name else ''
+  found = (name[1] or name[2]) if name else ''
+  return '' if found.isdigit() or _AFFIX.fullmatch(found) else found
 
 
 def _read_classes(folder: SourceFolder) -> dict[str, dict[int, str]]:
@@ -140,6 +159,12 @@ def _images(folder: SourceFolder, matched: dict[str, list[tuple[str, str | None]
         reading.leave_out(OTHER_SIZE, file)
         continue
       size = pixels.shape
+      if (pixels == _BORDER).any():
+        reading.leave_out("mask with VOC's border (pixels of no object)", file, outcome=REPAIRED)
+        pixels[pixels == _BORDER] = 0
+      if _is_blurred(pixels):
+        reading.leave_out(_BLURRED, file, outcome=REPAIRED)
+        pixels = np.where(pixels < 128, 0, 255)
       if label is not None and not label.startswith('='):
         instances += [{'category': label or OBJECT, **masked(pixels > 0)}] if pixels.any() else []
         continue
@@ -154,17 +179,32 @@ def _images(folder: SourceFolder, matched: dict[str, list[tuple[str, str | None]
 
 
 def _decode(path: str, name: str) -> np.ndarray:
-  """Return the numbers of a mask, [h, w]: the indices of a palette, not its colours."""
+  """Return the numbers of a mask, [h, w]: the indices of a palette, not its colours; _BORDER where VOC has its own."""
   try:
     with Image.open(path, formats=('PNG',)) as image:
       check_pixels(image.size[::-1], name, MAX_PIXELS)
-      pixels = np.asarray(image)
+      pixels = np.array(image)
+      palette = image.getpalette() if image.mode == 'P' else None
   except ImageError:
     raise
   except Exception as error:  # damaged files raise any type of exception in Pillow
     raise ImageError(f'{as_text(name)}: cannot be decoded: {in_one_line(error)}') from error
+  if palette and tuple(palette[3 * 255:]) == _VOC_BORDER:
+    return np.where(pixels == 255, _BORDER, pixels.astype(np.int64))
   if pixels.ndim == 3:  # a mask that was saved as RGB: a number for each colour
     if pixels.shape[2] in (2, 4):
       pixels = pixels[..., :-1]
+    if (pixels == pixels[..., :1]).all():
+      pixels = pixels[..., :1]
     pixels = pixels.astype(np.int64) @ (256 ** np.arange(pixels.shape[2])[::-1])
   return pixels.astype(np.int64)
+
+
+def _is_blurred(pixels: np.ndarray) -> bool:
+  """Whether a mask is one object, 255, with grey levels at its edges: objects would have pixels within them."""
+  grey = (pixels > 0) & (pixels < 255)
+  if pixels.max() != 255 or len(np.unique(pixels[grey])) < _LEVELS:
+    return False
+  square = pixels[:-1, :-1]
+  within = (square == pixels[1:, :-1]) & (square == pixels[:-1, 1:]) & grey[:-1, :-1]
+  return np.count_nonzero(within) < np.count_nonzero(grey) / 4

@@ -178,7 +178,11 @@ def _in_parallel(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterat
 
 def _divide(folder: SourceFolder, rows: list[_Row], division: Division,
             reading: Reading) -> tuple[list[_Row], list[str]]:
-  """Return the images and the split of each: those of the source if it has any for training and for others."""
+  """Return the images that can be decoded and the split of each: those of the source if it has any for training and for
+  others."""
+  rows, hashes, thumbnails = _look_at(folder, rows, reading)
+  if not rows:
+    raise UserError(f'{folder.root}: none of its images can be decoded')
   named = {row.image.split for row in rows}
   if not division.again and None not in named and 'train' in named and len(named) > 1:
     if 'val' not in named:
@@ -187,11 +191,12 @@ def _divide(folder: SourceFolder, rows: list[_Row], division: Division,
     if 'test' in named:
       reading.notes.append("test images are written too, and not used: eval/coco.split = 'test' evaluates on them")
     return rows, [row.image.split for row in rows]
+  if None in named and len(named) > 1 and not division.again:
+    without = [row.image.file for row in rows if row.image.split is None]
+    reading.notes.append(f'{len(without)} of {len(rows)} images, e.g. {as_text(without[0])}, are of no split: those of '
+                         'the source are not kept')
   if len(rows) < 2:
     raise UserError(f'{folder.root}: one usable image: at least two are needed to hold one out')
-  rows, hashes, thumbnails = _look_at(folder, rows, reading)
-  if len(rows) < 2:
-    raise UserError(f'{folder.root}: {len(rows)} images can be decoded: at least two are needed to hold one out')
   names = [row.image.file for row in rows]
   groups = splitting.near_duplicates(names, hashes, thumbnails) if division.group else np.arange(len(rows))
   if len(np.unique(groups)) == 1:

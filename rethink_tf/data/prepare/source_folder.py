@@ -5,6 +5,7 @@ Names from annotation files are only looked up in the listing, so that none of t
 
 from __future__ import annotations
 
+import functools
 import os
 import posixpath
 import re
@@ -28,6 +29,14 @@ _SPLITS = {'train': 'train', 'training': 'train', 'val': 'val', 'valid': 'val', 
            'test': 'test', 'testing': 'test'}
 _NEUTRAL = {'', 'images', 'image', 'img', 'imgs', 'obj', 'data', 'set', 'split', 'labels', 'label', 'annotations',
             'coco', 'annotation', 'instances', 'json', 'txt', 'via', 'project', 'export', 'region', 'masks', 'mask'}
+
+
+class _Nearness(NamedTuple):
+  """How likely an annotation file is that of an image of its name; larger ones are more likely."""
+
+  same_split: int  # -1: the split of the image is another one, 0: one of them has none
+  same_folder: bool
+  shared: int  # components of the folders, from both ends
 
 
 class JsonShape(NamedTuple):
@@ -61,12 +70,41 @@ class SourceFolder:
     self._by_name: dict[str, list[str]] = defaultdict(list)
     self._by_stem: dict[str, list[str]] = defaultdict(list)
     for file in self.images:
-      self._by_stem[_folded(posixpath.splitext(posixpath.basename(file))[0])].append(file)
+      self._by_stem[_stem(file)].append(file)
       self._by_name[_folded(posixpath.basename(file))].append(file)
     self._shapes: dict[str, Any] = {}
 
+  @functools.cached_property
+  def _in_any_case(self) -> dict[str, list[str]]:
+    found = defaultdict(list)
+    for file in self.files:
+      found[_folded(file)].append(file)
+    return found
+
+  @functools.cached_property
+  def _annotations(self) -> dict[tuple[str, str], list[str]]:
+    """(folded name, suffix) -> files that are no images."""
+    found = defaultdict(list)
+    for file in set(self.files).difference(self.images):
+      found[_stem(file), _suffix(file)].append(file)
+    return found
+
   def __contains__(self, file: str) -> bool:
     return file in self._known
+
+  def in_any_case(self, file: str) -> str | None:
+    """Return the file of this path, or the only one that differs from it in upper and lower case; None without one."""
+    if file in self._known:
+      return file
+    found = self._in_any_case.get(_folded(file), ())
+    return found[0] if len(found) == 1 else None
+
+  def size(self, file: str) -> int:
+    """Return the size of a file in bytes; 0 if it cannot be read."""
+    try:
+      return os.path.getsize(self.path(file))
+    except OSError:
+      return 0
 
   def path(self, file: str) -> str:
     """Return the path of one of `files`."""
@@ -84,37 +122,44 @@ class SourceFolder:
     """Return the images below one of its folders; '' for all."""
     return [file for file in self.images if is_below(file, folder)]
 
-  def find_image(self, name: Any, folder: str = '', near: str = '') -> str | None:
+  def find_image(self, name: Any, folder: str = '', of: str = '', split: str | None = None) -> str | None:
     """Return the image that a name in an annotation file refers to; None if there is none, or no single one.
 
     The name may be a path of another machine, with either kind of slash: the last components must fit, and of several
-    images that which shares most of them is taken, otherwise one below `near`.
+    images that which shares most of them is taken, otherwise the one nearest to the annotation file. An image of
+    another split, or with a nearer annotation file of its own, is taken only if the name has more of its path than the
+    last component.
 
-    folder: only images below it.
+    folder: only images below it. of: the annotation file. split: of the annotation; None: that of the folders in the
+    name or, if they say none, of the annotation file.
     """
     if not isinstance(name, str) or not name:
       return None
     wanted = [part for part in name.replace('\\', '/').split('/') if part not in ('', '.')]
-    found = [(file, posixpath.relpath(file, folder) if folder else file)
-             for file in self._by_name.get(_folded(wanted[-1]) if wanted else '', ()) if is_below(file, folder)]
-    if not found:
-      return None
-    ranks = [(_shared_end(file.split('/'), wanted), near != '' and is_below(file, near),
-              posixpath.basename(file) == wanted[-1]) for file, _ in found]
-    best = max(ranks)
-    chosen = [file for (file, _), rank in zip(found, ranks, strict=True) if rank == best]
-    return chosen[0] if len(chosen) == 1 else None
+    found = [file for file in self._by_name.get(_folded(wanted[-1]) if wanted else '', ()) if is_below(file, folder)]
+    split = split or split_of('/'.join(wanted[:-1])) or split_of(posixpath.dirname(of))
+    ranks = {file: (_shared_end(file.split('/'), wanted), _nearness(file, of, split),
+                    posixpath.basename(file) == wanted[-1]) for file in found}
+    chosen = _single_best(ranks)
+    return chosen if chosen is not None and (ranks[chosen][0] > 1 or self._may_be_of(chosen, of, split)) else None
 
   def image_of(self, file: str) -> str | None:
     """Return the image that has the name of an annotation file but for the suffix, the nearest one; None without a
-    single one."""
-    own = posixpath.splitext(file)[0].split('/')
-    found = self._by_stem.get(_folded(own[-1]), ())
-    if len(found) < 2:
-      return found[0] if found else None
-    ranks = [_shared_end(image.split('/')[:-1][::-1], own[:-1][::-1]) for image in found]
-    chosen = [image for image, rank in zip(found, ranks, strict=True) if rank == max(ranks)]
-    return chosen[0] if len(chosen) == 1 else None
+    single one, or if it is of another split or has a nearer annotation file."""
+    split = split_of(posixpath.dirname(file))
+    found = self._by_stem.get(_stem(file), ())
+    chosen = _single_best({image: _nearness(image, file, split) for image in found})
+    return chosen if chosen is not None and self._may_be_of(chosen, file, split) else None
+
+  def _may_be_of(self, image: str, file: str, split: str | None) -> bool:
+    """Whether an annotation file may be that of an image: none of the same name and kind is nearer to it."""
+    own = _nearness(image, file, split)
+    if own.same_split < 0:
+      return False
+    if own.same_folder or _stem(image) != _stem(file):
+      return True
+    return all(_nearness(image, other, split_of(posixpath.dirname(other))) <= own
+               for other in self._annotations.get((_stem(image), _suffix(file)), ()))
 
   def load_json(self, file: str) -> Any:
     """Return the content of a JSON file; raises UserError if it is not valid."""
@@ -219,6 +264,34 @@ def _sort_key(file: str) -> tuple[str, ...]:
 
 def _folded(name: str) -> str:
   return unicodedata.normalize('NFC', name).casefold()
+
+
+def _stem(file: str) -> str:
+  return _folded(posixpath.splitext(posixpath.basename(file))[0])
+
+
+def _suffix(file: str) -> str:
+  return posixpath.splitext(file)[1].lower()
+
+
+def _nearness(image: str, file: str, split: str | None) -> _Nearness:
+  """Compare the folders of an image and of an annotation file. split: of the annotation."""
+  one, other = posixpath.dirname(image), posixpath.dirname(file)
+  own = split_of(one)
+  same_split = 0 if None in (own, split) else 1 if own == split else -1
+  if one == other:
+    return _Nearness(same_split, True, 0)
+  ends = [one.split('/'), other.split('/')]
+  end = _shared_end(*ends)
+  start = _shared_end(*(parts[:len(parts) - end][::-1] for parts in ends))
+  return _Nearness(same_split, False, start + end)
+
+
+def _single_best(ranks: dict[str, Any]) -> str | None:
+  """Return the file of the highest rank; None without one, or if several have it."""
+  best = max(ranks.values(), default=None)
+  chosen = [file for file, rank in ranks.items() if rank == best]
+  return chosen[0] if len(chosen) == 1 else None
 
 
 def _shared_end(parts: list[str], wanted: list[str]) -> int:

@@ -92,7 +92,7 @@ def _images(folder: SourceFolder, entries: list[tuple[str, dict[str, Any]]], spl
   used: set[str] = set()
   for file, entry in entries:
     where = f'{file}, {shorten(entry.get("filename"))}'
-    image, data = folder.find_image(entry.get('filename'), near=posixpath.dirname(file)), None
+    image, data = folder.find_image(entry.get('filename'), of=file, split=splits[file]), None
     if image is None and is_text(entry.get('filename')):
       data = embedded(entry.get('base64_img_data'))
       stem = posixpath.splitext(posixpath.basename(entry['filename'].replace('\\', '/')))[0]

@@ -21,13 +21,15 @@ from rethink_tf.data.prepare.layout import (
   splits_by_folder,
 )
 from rethink_tf.data.prepare.shapes import box, boxed, numbers
-from rethink_tf.data.prepare.source_folder import SourceFolder
+from rethink_tf.data.prepare.source_folder import IMAGE_SUFFIXES, SourceFolder, has_suffix
 from rethink_tf.data.problems import REPAIRED
 from rethink_tf.errors import UserError, in_one_line
 
 NAME, TITLE = 'voc', "PASCAL VOC's xml"
 DIFFICULT = 'marked difficult (not trained on, no false positive)'
 DAMAGED = 'image whose annotation is damaged'
+NOT_IN_A_LIST = 'annotation that no list of ImageSets/Main names'
+NO_ANNOTATION = 'name in ImageSets/Main without an annotation'
 POLYGON = 'with a <polygon>, which is not read (its box is used: export as COCO to have masks)'
 _SETS = {'train': 'train', 'val': 'val', 'test': 'test', 'trainval': 'train'}
 _EXAMINED = 40  # files whose contents are looked at
@@ -54,9 +56,10 @@ def root_tag(folder: SourceFolder, file: str) -> str | None:
 def read(folder: SourceFolder, options: Options) -> Reading:
   """List the xml files; they are read one at a time."""
   files = folder.with_suffix('.xml')
-  listed = _listed(folder, files)
+  reading = Reading(TITLE, iter(()), len(files))
+  listed = _listed(folder, files, reading)
   splits = listed or splits_by_folder(files)
-  reading = Reading(TITLE, iter(()), len(splits))
+  reading.total = len(splits)
   reading.images = _images(folder, splits, bool(listed), reading)
   unread = sorted({file.split('/')[0] if '/' not in posixpath.dirname(file) else posixpath.dirname(file)
                    for file in folder.images if posixpath.basename(posixpath.dirname(file)) == 'SegmentationObject'})
@@ -65,18 +68,26 @@ def read(folder: SourceFolder, options: Options) -> Reading:
   return reading
 
 
-def _listed(folder: SourceFolder, files: list[str]) -> dict[str, str | None]:
-  """Return xml file -> split by ImageSets/Main; {} without it."""
+def _listed(folder: SourceFolder, files: list[str], reading: Reading) -> dict[str, str | None]:
+  """Return xml file -> split by ImageSets/Main; {} without it. Names with spaces may stand in quotes."""
   listed: dict[str, str | None] = {}
   lists = [file for file in folder.with_suffix('.txt') if posixpath.dirname(file).endswith('ImageSets/Main') and
            posixpath.splitext(posixpath.basename(file))[0] in _SETS]
-  known = set(files)
+  known, absent = set(files), {}
   for file in sorted(lists, key=lambda file: list(_SETS).index(posixpath.splitext(posixpath.basename(file))[0])):
     root = posixpath.dirname(file).removesuffix('ImageSets/Main')
-    for line in folder.read_text(file).splitlines():
-      xml = f'{root}Annotations/{line.strip()}.xml'
+    for name in filter(None, (line.strip().strip('"') for line in folder.read_text(file).splitlines())):
+      stem = posixpath.splitext(name)[0] if has_suffix(name, IMAGE_SUFFIXES) else name
+      xml = f'{root}Annotations/{stem}.xml'
       if xml in known:
         listed.setdefault(xml, _SETS[posixpath.splitext(posixpath.basename(file))[0]])
+      else:
+        absent.setdefault(xml, f'{file}: {name}')
+  unlisted = [file for file in files if file not in listed]
+  if listed and unlisted:
+    reading.problems.add(NOT_IN_A_LIST, len(unlisted), as_text(unlisted[0]))
+  if absent:
+    reading.problems.add(NO_ANNOTATION, len(absent), as_text(next(iter(absent.values()))))
   return listed
 
 
@@ -92,7 +103,7 @@ def _images(folder: SourceFolder, splits: dict[str, str | None], listed: bool,
       damaged, first = damaged + 1, first or str(error)
       reading.problems.add(DAMAGED, 1, str(error))
       continue
-    image = folder.image_of(file) or folder.find_image(annotation.file_name, near=posixpath.dirname(file))
+    image = folder.image_of(file) or folder.find_image(annotation.file_name, of=file)
     if image is None or image in used:
       reading.problems.add(NO_IMAGE if image is None else SECOND_FILE, 1, as_text(file))
       continue

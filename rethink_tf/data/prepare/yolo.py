@@ -6,6 +6,7 @@ A line is `class x y width height` of the centre, or `class x0 y0 x1 y1 ...` of 
 
 from __future__ import annotations
 
+import itertools
 import posixpath
 import re
 from collections import Counter
@@ -34,6 +35,7 @@ UNKNOWN_CLASS = 'of a class number without a name'
 NOT_A_LABEL = 'a line that is neither a box nor an outline'
 IN_PIXELS = 'with coordinates that are not fractions of the image'
 KEYPOINTS = 'with keypoints, which are not read (its box is used)'
+NOT_IN_A_LIST = 'labelled image that no list or folder of the description has'
 ONE_MORE = 'with a further number, a track or a confidence (ignored)'
 _NAME_FILES = ('obj.names', 'classes.txt', 'labels.txt', '_darknet.labels', 'data.names', 'names.txt')
 _LISTS = ('train.txt', 'val.txt', 'valid.txt', 'test.txt', 'trainval.txt')
@@ -54,9 +56,19 @@ class _Description(NamedTuple):
   pose: bool
 
 
+class _Listing(NamedTuple):
+  """The images of a source."""
+
+  images: dict[str, str | None]  # -> split, of several ones the first
+  missing: list[str]  # listed names without an image
+  unresolved: list[str]  # lists and folders of the description that are not there
+  listed: bool  # by the description
+
+
 def recognize(folder: SourceFolder) -> str | None:
   """Return the file of class names and a label file."""
-  label = next((file for file in _label_files(folder)[:_EXAMINED] if _is_label(folder, file)), None)
+  written = (file for file in _label_files(folder) if folder.size(file))  # images without objects have empty ones
+  label = next((file for file in itertools.islice(written, _EXAMINED) if _is_label(folder, file)), None)
   if label is None:
     return None
   described = _describe(folder, required=False)
@@ -66,20 +78,27 @@ def recognize(folder: SourceFolder) -> str | None:
 def read(folder: SourceFolder, options: Options) -> Reading:
   """Read the class names and list the images; label files are read one at a time."""
   described = _describe(folder, required=True)
-  splits, missing, found = _list_images(folder, described)
+  splits, missing, unresolved, listed = _list_images(folder, described)
   reading = Reading(TITLE, iter(()), len(splits), _categories(described), upright=True)
-  if described.splits and not found:
+  if described.splits and not listed:
     reading.notes.append(f'{described.file}: none of its lists and folders of images is in the source: the images with '
                          'label files are read')
+  elif unresolved:
+    reading.notes.append(f'{described.file}: {", ".join(unresolved)}: no such list or folder of images in the source')
   if missing:
     reading.problems.add(NO_IMAGE, len(missing), missing[0])
   labels = {image: _label_file(folder, image) for image in splits}
   found = [label for label in labels.values() if label is not None]
   if len(found) < len(splits):
     reading.notes.append(f'{len(splits) - len(found)} images have no label file: images without objects')
-  unused = sorted(set(_label_files(folder)) - set(found))
+  unused = set(_label_files(folder)) - set(found)
+  outside = {label: image for image in folder.images
+             if image not in splits and (label := _label_file(folder, image)) in unused}
+  if outside:
+    reading.problems.add(NOT_IN_A_LIST, len(outside), as_text(next(iter(outside.values()))))
+  unused = sorted(unused - outside.keys())
   if unused:
-    reading.problems.add('label file without its image', len(unused), unused[0])
+    reading.problems.add('label file without its image', len(unused), as_text(unused[0]))
   shared = [label for label, count in Counter(found).items() if count > 1]
   if shared:
     reading.problems.add('label file of several images (used for each)', len(shared), shared[0], REPAIRED)
@@ -143,7 +162,8 @@ def _parse(line: str, where: str, described: _Description, reading: Reading) -> 
 
 def _describe(folder: SourceFolder, required: bool) -> _Description | None:
   """Return the class names and splits; raises UserError if they are required and missing, or damaged."""
-  found = [described for file in folder.with_suffix('.yaml', '.yml') if (described := _read_yaml(folder, file))]
+  files = folder.with_suffix('.yaml', '.yml')
+  found = [described for file in files if (described := _read_yaml(folder, file))]
   found = [one for one in found if one.splits] or found
   if not found:
     found = [_read_names(folder, file) for file in folder.named(*_NAME_FILES)]
@@ -152,6 +172,8 @@ def _describe(folder: SourceFolder, required: bool) -> _Description | None:
     raise UserError(f'{folder.root}: {folder.describe([one.file for one in found])} have different class names: remove '
                     'all but one')
   if not found and required:
+    for file in files:
+      folder.read_text(file)  # says so if it is no text in UTF-8
     raise UserError(f'{folder.root}: YOLO labels without class names: write the names, one a line, to '
                     f'{folder.path("classes.txt")}, or add data.yaml')
   return found[0] if found else None
@@ -224,17 +246,19 @@ def _categories(described: _Description) -> dict[int, dict[str, Any]]:
   return {key: {'id': key + 1, 'name': name} for key, name in sorted(described.names.items())}
 
 
-def _list_images(folder: SourceFolder, described: _Description) -> tuple[dict[str, str | None], list[str], bool]:
-  """Return image -> split, an image of several splits in the first one; listed names without an image; whether any list
-  or folder of the description was found.
-  """
+def _list_images(folder: SourceFolder, described: _Description) -> _Listing:
+  """List the images of the description, or those with label files if it has none of them."""
   images: dict[str, str | None] = {}
   missing: list[str] = []
+  unresolved: list[str] = []
   for split, values in described.splits.items():
     for value in values:
-      found, lacking = _resolve(folder, described, value)
-      missing += lacking
-      for image in found:
+      resolved = _resolve(folder, described, value)
+      if resolved is None:
+        unresolved.append(f'{split}: {as_text(value)}')
+        continue
+      missing += resolved[1]
+      for image in resolved[0]:
         images.setdefault(image, split)
   listed = bool(images)
   if not listed:
@@ -243,11 +267,12 @@ def _list_images(folder: SourceFolder, described: _Description) -> tuple[dict[st
   if not images:
     raise UserError(f'{folder.root}: none of its {len(folder.images)} images has a label file: labels/ should have a '
                     f'.txt for each image of images/')
-  return images, missing, listed
+  return _Listing(images, missing, unresolved, listed)
 
 
-def _resolve(folder: SourceFolder, described: _Description, value: str) -> tuple[list[str], list[str]]:
-  """Return the images of a folder, or of a list of images, and the listed names without an image.
+def _resolve(folder: SourceFolder, described: _Description, value: str) -> tuple[list[str], list[str]] | None:
+  """Return the images of a folder, or of a list of images, and the listed names without an image; None if there is no
+  such folder or list.
 
   The folder may be written as the path of another machine.
   """
@@ -259,12 +284,12 @@ def _resolve(folder: SourceFolder, described: _Description, value: str) -> tuple
       candidate = '' if candidate == '.' else candidate
       if candidate in folder and candidate.lower().endswith('.txt'):
         lines = [line.strip() for line in folder.read_text(candidate).splitlines() if line.strip()]
-        found = [(folder.find_image(line, near=posixpath.dirname(candidate)), line) for line in lines]
+        found = [(folder.find_image(line, of=candidate), line) for line in lines]
         return ([image for image, _ in found if image is not None],
                 [as_text(line) for image, line in found if image is None])
       if start < len(parts) and folder.below(candidate):
         return folder.below(candidate), []
-  return [], []
+  return None
 
 
 def _label_files(folder: SourceFolder) -> list[str]:
@@ -274,10 +299,12 @@ def _label_files(folder: SourceFolder) -> list[str]:
 def _label_file(folder: SourceFolder, image: str) -> str | None:
   """Return the label file of an image: in labels/ in place of images/, or beside it."""
   stem = posixpath.splitext(image)[0]
-  before, found, after = f'/{stem}'.rpartition('/images/')
-  candidates = [f'{before}/labels/{after}.txt'.lstrip('/')] if found else []
-  candidates += [f'{stem}.txt', f'labels/{stem}.txt', f'labels/{posixpath.basename(stem)}.txt']
-  return next((file for file in candidates if file in folder), None)
+  parts = stem.split('/')
+  candidates = []
+  if places := [i for i, part in enumerate(parts[:-1]) if part.lower() == 'images']:
+    candidates = ['/'.join([*parts[:places[-1]], 'labels', *parts[places[-1] + 1:]])]
+  candidates += [stem, f'labels/{stem}', f'labels/{parts[-1]}']
+  return next((file for one in candidates if (file := folder.in_any_case(f'{one}.txt')) is not None), None)
 
 
 def _is_label(folder: SourceFolder, file: str) -> bool:

@@ -8,6 +8,7 @@ from rethink_tf.data.categories import Category
 from rethink_tf.data.conversion import convert
 from rethink_tf.data.detection.coco import CocoSource
 from rethink_tf.data.detection.records import RecordSource
+from rethink_tf.data.detection.segmentation import ROTATED
 from rethink_tf.data.problems import log_table
 from rethink_tf.errors import UserError
 from rethink_tf.structures import NO_MASK
@@ -263,6 +264,14 @@ def test_ignored_objects_are_crowds(tmp_path, ignore):
   assert [entry['iscrowd'] for entry in source.annotations()['annotations']] == [0, 1]
   assert source.skipped == {'with "ignore" set (treated as crowds)': 1}
   assert one(tmp_path / 'no', ignore=0).num_instances.tolist() == [2]
+  assert_same_from_records(source, tmp_path)
+
+
+def test_rotated_rectangles_of_cvat(tmp_path):
+  source = one(tmp_path / 'coco', bbox=(20, 25, 40, 10), area=400, segmentation=[], attributes={'rotation': 90.0})
+  assert [entry['bbox'] for entry in source.annotations()['annotations']][1] == pytest.approx([35, 10, 10, 40])
+  assert source.load(0).boxes[1] == pytest.approx([10, 35, 50, 45])
+  assert source.skipped[ROTATED] == 1
   assert_same_from_records(source, tmp_path)
 
 

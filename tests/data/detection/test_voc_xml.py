@@ -1,7 +1,9 @@
 """Annotation files of VOC: coordinates, optional elements, and hostile input."""
 
+import numpy as np
 import pytest
 
+from rethink_tf.data.detection.segmentation import ROTATED
 from rethink_tf.data.detection.voc_xml import MAX_BYTES, VocObject, XmlError, parse
 from tests.small_voc import item, xml
 
@@ -31,6 +33,15 @@ def test_fractions_white_space_encodings_and_no_difficult():
   for data in (text.encode('utf-8-sig'), ('<?xml version="1.0" encoding="UTF-16"?>' + text).encode('utf-16'),
                ('<?xml version="1.0" encoding="latin-1"?>' + text).encode('latin-1')):
     assert parse(data, 'a.xml').objects == (VocObject('dog', False, (20, 10.5, 50, 30)),)
+
+
+@pytest.mark.parametrize('value, box', [('90.0', (5, 45, 85, 55)), ('0', (40, 10, 50, 90)), ('nan', (40, 10, 50, 90)),
+                                        ('left', (40, 10, 50, 90)), ('', (40, 10, 50, 90))])
+def test_rotated_rectangles_of_cvat(value, box):
+  attributes = (f'<attributes><attribute><name>rotation</name><value>{value}</value></attribute></attributes>')
+  (one,) = parse(xml(item(box=(11, 41, 90, 50), more=attributes)).encode(), 'a.xml').objects
+  np.testing.assert_allclose(one.box, box, atol=1e-9)
+  assert one.repairs == ((ROTATED,) if value == '90.0' else ())
 
 
 LAUGHS = ('<?xml version="1.0"?><!DOCTYPE lolz [<!ENTITY a "lol"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;&a;&a;">]>'

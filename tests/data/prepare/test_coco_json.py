@@ -2,8 +2,9 @@
 
 import pytest
 
+from rethink_tf.data.detection.segmentation import ROTATED
 from rethink_tf.data.prepare import coco_json
-from rethink_tf.data.prepare.layout import MISSING, NO_IMAGE, Options
+from rethink_tf.data.prepare.layout import MISSING, NO_CLASS, NO_IMAGE, Options
 from rethink_tf.data.prepare.source_folder import SourceFolder
 from rethink_tf.errors import UserError
 from tests.exports import write_json
@@ -49,6 +50,29 @@ def test_files_of_splits_and_their_categories(tmp_path):
   assert [(image.split, image.file) for image in images] == [('train', 'train2017/a.jpg'), ('val', 'val2017/a.jpg')]
   assert {key: entry['name'] for key, entry in reading.categories.items()} == {1: 'cat', 2: 'dog'}
   assert [one['category'] for one in images[1].instances] == [2, 1]
+
+
+@pytest.mark.parametrize('degrees, bbox', [
+  (90.0, [45, 5, 10, 80]), (180, [10, 40, 80, 10]), (-90, [45, 5, 10, 80]), (None, [10, 40, 80, 10]),
+  ('90', [10, 40, 80, 10]), (float('inf'), [10, 40, 80, 10])])
+def test_rotated_rectangles_of_cvat(tmp_path, degrees, bbox):
+  box = {'bbox': [10, 40, 80, 10], 'attributes': {'occluded': False, 'rotation': degrees}, 'segmentation': []}
+  outline = [[10, 40, 90, 40, 90, 50]]
+  reading, (image,) = read(tmp_path, {'annotations/instances_default.json': content(
+    [box, box | {'segmentation': outline}])}, ['images/a.jpg'])
+  turned, outlined = image.instances
+  assert turned['bbox'] == bbox and outlined['bbox'] == box['bbox']
+  assert reading.problems.counts[ROTATED] == (degrees in (90, 180, -90))
+
+
+def test_annotations_without_an_image_or_a_class_are_counted(tmp_path):
+  whole = content([BOX])
+  whole['annotations'] += [{'id': 7, 'image_id': 0, 'bbox': [1, 1, 5, 5]}, {'id': 8, 'category_id': 1}, 9]
+  reading, (image,) = read(tmp_path, {'a.json': whole})
+  assert len(image.instances) == 1
+  assert (reading.problems.counts[NO_CLASS], reading.problems.counts[coco_json.NOT_LISTED]) == (1, 2)
+  with pytest.raises(UserError, match='"annotations" should be a list'):
+    read(tmp_path, {'a.json': whole | {'annotations': {}}})
 
 
 def test_an_image_of_another_split_is_not_taken(tmp_path):

@@ -106,6 +106,29 @@ def test_tasks(tmp_path):
   assert reading.problems.counts[label_studio.NOT_ANNOTATED] == 2 and reading.problems.counts[label_studio.SEVERAL] == 1
 
 
+BOX = {'x': 0, 'y': 0, 'width': 10, 'height': 10}
+
+
+@pytest.mark.parametrize('data, places, found', [
+  ({'left': 'a.jpg', 'right': 'b.jpg'}, [('left', None), ('right', None), ('right', None)], {'a.jpg': 1, 'b.jpg': 2}),
+  ({'left': 'a.jpg', 'right': 'b.jpg'}, [('right', None)], {'b.jpg': 1}),
+  ({'left': 'gone.jpg', 'right': 'b.jpg'}, [('left', None), ('right', None)], {'b.jpg': 1}),
+  ({'left': 'gone.jpg', 'right': 'b.jpg'}, [('left', None)], {}),
+  ({'left': 'a.jpg', 'right': 'b.jpg'}, [('tag', None)], {}),
+  ({'left': 'a.jpg', 'right': 'b.jpg'}, [('one', None), ('two', None)], {}),
+  ({'image': 'a.jpg', 'thumbnail': 'b.jpg'}, [('tag', None)], {'a.jpg': 1}),
+  ({'pages': ['a.jpg', 'b.jpg']}, [('pdf', 0), ('pdf', 1), ('pdf', 1)], {'a.jpg': 1, 'b.jpg': 2}),
+  ({'pages': ['a.jpg', 'b.jpg']}, [('pdf', 1)], {'a.jpg': 0, 'b.jpg': 1}),
+  ({'pages': ['a.jpg', 'b.jpg']}, [('pdf', 7)], {}), ({'pages': ['a.jpg', 'b.jpg']}, [(['x'], {})], {})])
+def test_results_stay_on_their_images(tmp_path, data, places, found):
+  results = [result('rectanglelabels', BOX, to_name=name, item_index=index) for name, index in places]
+  reading, images = read(tmp_path, [task(results) | {'data': data}], ['a.jpg', 'b.jpg'])
+  assert {image.file: len(image.instances) for image in images} == found
+  counts = reading.problems.counts
+  assert counts[NO_IMAGE] == ('gone.jpg' in data.values())
+  assert counts[label_studio.UNNAMED] == (not found and 'gone.jpg' not in data.values())
+
+
 def test_several_exports(tmp_path):
   (tmp_path / 'other.json').write_text(json.dumps([task([])]))
   with pytest.raises(UserError, match='export.json, other.json: name one export'):

@@ -98,5 +98,17 @@ def test_other_files_are_counted(tmp_path):
     'x/a.json': json.dumps({'shapes': [], 'imagePath': 'a.jpg'})})
   assert len(images) == 1 and reading.problems.counts[labelme.FOREIGN] == 1
   assert reading.problems.counts[NOT_ANNOTATED] == 1  # z.jpg
-  assert reading.problems.counts['JSON file that is damaged'] == reading.problems.counts[NO_IMAGE] == 1
-  assert reading.problems.counts[SECOND_FILE] == 1
+  assert reading.problems.counts['JSON file that is damaged'] == 1
+  assert reading.problems.counts[NO_IMAGE] == 2  # of x/a.json, too: a.json is beside a.jpg
+
+
+def test_a_second_file_of_an_image(tmp_path):
+  reading, images = read(tmp_path, [], files={'z.json': json.dumps({'shapes': [], 'imagePath': 'a.jpg'})})
+  assert len(images) == 1 and reading.problems.counts[SECOND_FILE] == 1
+
+
+def test_splits_are_those_of_the_annotation_files_alone(tmp_path):
+  files = {f'{split}/b.json': json.dumps({'shapes': [], 'imagePath': 'b.jpg'}) for split in ('train', 'val')}
+  _, images = read(tmp_path, [], ['train/b.jpg', 'val/b.jpg'], files | {'dataset_info.json': '{}'},
+                   imagePath='gone.jpg')
+  assert [(image.file, image.split) for image in images] == [('train/b.jpg', 'train'), ('val/b.jpg', 'val')]

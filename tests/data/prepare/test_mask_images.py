@@ -2,6 +2,7 @@
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -61,11 +62,47 @@ def test_classes_of_numbers_and_of_folders(tmp_path):
 
 @pytest.mark.parametrize('name, label', [
   ('masks/a/cat_1.png', 'cat'), ('masks/a/black cat-02.png', 'black cat'), ('masks/a/3.png', 'object'),
+  ('masks/a/T1_1.png', 'T1'), ('masks/a/face_mask_1.png', 'face_mask'), ('masks/a/cat2.png', 'cat'),
+  ('masks/a/2_1.png', 'object'), ('masks/a/a_1.png', 'object'), ('masks/a/a_cat_1.png', 'cat'),
   ('masks/a/mask_3.png', 'object'), ('masks/a/07a9bf1d75.png', 'object'), ('a/masks/1.png', 'object')])
 def test_one_file_an_instance(tmp_path, name, label):
   images = ['a/images/a.png'] if name.startswith('a/') else ['images/a.jpg']
   _, (image,) = read(tmp_path, {name: (NUMBERS > 1) * np.uint8(255)}, images)
   assert found(image) == [(label, (NUMBERS > 1).tolist())]
+
+
+def test_masks_without_a_class_among_others_are_counted(tmp_path):
+  one = (NUMBERS > 1) * np.uint8(255)
+  reading, (image,) = read(tmp_path, {'masks/a/cat_1.png': one, 'masks/a/1_dog.png': one})
+  assert sorted(name for name, _ in found(image)) == ['cat', 'object']
+  assert dict(reading.problems.counts) == {"mask whose name has no class (taken for 'object')": 1}
+
+
+def test_grey_levels_at_the_edge_are_no_objects(tmp_path):
+  disc = cv2.circle(np.zeros([40, 40], np.uint8), (20, 20), 12, 255, -1)
+  blurred = cv2.GaussianBlur(disc, (9, 9), 0)
+  for name, pixels in (('masks/a.png', blurred), ('masks/a/cat_1.png', np.stack([blurred] * 3, -1))):
+    reading, (image,) = read(tmp_path / name.replace('/', '_'), {name: pixels})
+    mask, = (rasterise(one['segmentation'], (40, 40)) for one in image.instances)
+    assert (mask == (blurred >= 128)).all() and sum(reading.problems.counts.values()) == 1
+  numbered = np.arange(256).reshape(16, 16).astype(np.uint8).repeat(3, 0).repeat(3, 1)  # objects of 3 x 3 pixels
+  reading, (image,) = read(tmp_path / 'numbered', {'masks/a.png': numbered})
+  assert len(image.instances) == 255 and not reading.problems.counts
+
+
+def test_the_border_of_voc_is_no_object(tmp_path):
+  pixels = np.where(NUMBERS == 2, 255, NUMBERS).astype(np.uint8)
+  image = Image.fromarray(pixels, 'P')
+  image.putpalette([*[0] * 765, 224, 224, 192])
+  (tmp_path / 'masks').mkdir()
+  image.save(tmp_path / 'masks/a.png')
+  reading, (labelled,) = read(tmp_path, {})
+  assert found(labelled) == [('object', (NUMBERS == 1).tolist())] and sum(reading.problems.counts.values()) == 1
+
+
+def test_a_folder_of_masks_below_one_with_a_like_name(tmp_path):
+  _, (image,) = read(tmp_path, {'mask_data/masks/a.png': NUMBERS}, ['mask_data/images/a.jpg'])
+  assert image.file == 'mask_data/images/a.jpg' and len(image.instances) == 2
 
 
 def test_what_is_left_out_is_counted(tmp_path):

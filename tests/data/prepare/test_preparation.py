@@ -159,6 +159,33 @@ def test_test_images_are_held_out_without_validation_images(drawn, tmp_path):
   assert again.splits['val'][0] >= 3
 
 
+def test_damaged_images_of_a_source_with_splits_are_left_out(drawn, tmp_path):
+  _, items, names = drawn
+  exports.roboflow(items, names, tmp_path / 'export')
+  damaged = next(item for item in items if item.split == 'val')
+  path, = (tmp_path / 'export').rglob(f'{pathlib.Path(damaged.name).stem}.*')
+  data = path.read_bytes()
+  path.unlink()  # it may be a link
+  path.write_bytes(data[:len(data) // 2])
+  prepared = prepare(str(tmp_path / 'export'), str(tmp_path / 'own'))
+  assert prepared.problems[0][1].counts['image that cannot be read'] == 1
+  assert prepared.splits['val'][0] == sum(item.split == 'val' for item in items) - 1
+
+
+def test_splits_of_some_images_only_are_not_kept(tmp_path):
+  rng = np.random.default_rng(0)
+  for name in ('train/a', 'train/b', 'val/c', 'd'):
+    path = tmp_path / f'export/{name}.png'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rng.integers(0, 255, [20, 30, 3], np.uint8)).save(path)
+    shapes = [{'label': 'cat', 'points': [[1, 1], [9, 9]], 'shape_type': 'rectangle'}]
+    exports.write_json(path.with_suffix('.json'), {'shapes': shapes, 'imagePath': path.name, 'imageHeight': 20,
+                                                   'imageWidth': 30})
+  prepared = prepare(str(tmp_path / 'export'), str(tmp_path / 'own'), division=Division(0.5))
+  assert '1 of 4 images, e.g. d.png, are of no split: those of the source are not kept' in prepared.notes
+  assert prepared.splits['val'][0] == 2
+
+
 def test_losses_are_counted_in_one_table(drawn, tmp_path):
   _, items, names = drawn
   export = tmp_path / 'export'

@@ -23,9 +23,46 @@ def test_names_of_other_machines(tmp_path):
                       ('b.png', 'valid/deep/b.PNG'), ('./x/b.PNG', 'valid/deep/b.PNG'), ('a.jpg', None),
                       ('gro\u0308\u00dfe.jpg', 'valid/gr\u00f6\u00dfe.jpg'), ('no.jpg', None), ('', None), (7, None)]:
     assert source.find_image(name) == found, name
-  assert source.find_image('a.jpg', near='train') == source.find_image('a.jpg', 'train') == 'train/a.jpg'
+  assert source.find_image('a.jpg', of='train/a.json') == source.find_image('a.jpg', 'train') == 'train/a.jpg'
   assert source.image_of('train/a.json') == 'train/a.jpg' and source.image_of('labels/b.txt') == 'valid/deep/b.PNG'
   assert source.image_of('labels/a.txt') is None
+
+
+def test_an_image_of_another_split_is_not_taken(tmp_path):
+  source = folder(tmp_path, 'valid/a.jpg', 'valid/a.xml', 'train/a.xml', 'train/b.json')
+  assert source.image_of('train/a.xml') is None and source.image_of('valid/a.xml') == 'valid/a.jpg'
+  assert source.find_image('a.jpg', of='train/b.json') is None
+  assert source.find_image('../valid/a.jpg', of='train/b.json') == 'valid/a.jpg'  # as the name says
+  assert source.find_image('obj_train_data/a.jpg', of='train.txt') is None
+  assert source.find_image('a.jpg', of='via.json', split='val') == 'valid/a.jpg'
+  assert source.find_image('a.jpg', of='via.json', split='train') is None
+
+
+def test_an_image_with_a_nearer_annotation_file_is_not_taken(tmp_path):
+  source = folder(tmp_path, 'one/a.xml', 'two/a.xml', 'two/a.jpg', 'Annotations/x/b.xml', 'Annotations/y/b.xml',
+                  'JPEGImages/y/b.jpg', 'one/c.json')
+  assert source.image_of('one/a.xml') is None and source.image_of('two/a.xml') == 'two/a.jpg'
+  assert source.find_image('a.jpg', of='one/a.xml') is None
+  assert source.image_of('Annotations/x/b.xml') is None
+  assert source.image_of('Annotations/y/b.xml') == 'JPEGImages/y/b.jpg'
+  assert source.find_image('a.jpg', of='one/c.json') == 'two/a.jpg'  # of another name: it says which
+
+
+@pytest.mark.parametrize('annotations, images', [
+  ('labels/{}/0.json', 'images/{}/0.jpg'), ('{}/labels/0.json', '{}/images/0.jpg'), ('{}/0.json', 'photos/{}/0.jpg')])
+@pytest.mark.parametrize('names', [('train', 'val'), ('monday', 'tuesday')])
+def test_names_that_repeat_are_told_apart_by_their_folders(tmp_path, annotations, images, names):
+  source = folder(tmp_path, *(pattern.format(name) for pattern in (annotations, images) for name in names))
+  for name in names:
+    assert source.image_of(annotations.format(name)) == images.format(name)
+    assert source.find_image('0.jpg', of=annotations.format(name)) == images.format(name)
+
+
+def test_paths_in_any_case(tmp_path):
+  source = folder(tmp_path, 'Labels/a.TXT', 'x/b.txt', 'X/b.txt')
+  assert source.in_any_case('labels/a.txt') == 'Labels/a.TXT' and source.in_any_case('X/b.txt') == 'X/b.txt'
+  assert source.in_any_case('x/B.txt') is None and source.in_any_case('no') is None
+  assert source.size('x/b.txt') == source.size('no') == 0
 
 
 def test_no_name_leads_out(tmp_path):

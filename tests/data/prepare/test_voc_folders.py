@@ -35,6 +35,18 @@ def test_image_sets(tmp_path):
                                   'segmentation': []}]
 
 
+def test_image_sets_that_do_not_fit_are_counted(tmp_path):
+  files = {f'Annotations/{name}.xml': xml(f'{name}.jpg') for name in ('a', 'b c', 'd', 'e')}
+  files |= {'ImageSets/Main/train.txt': '"b c"\nghost\na.jpg\n', 'ImageSets/Main/trainval.txt': 'ghost\n'}
+  reading, images = read(tmp_path, files, [f'JPEGImages/{name}.jpg' for name in ('a', 'b c', 'd', 'e')])
+  assert {image.name for image in images} == {'a.jpg', 'b c.jpg'}
+  assert reading.problems.counts[voc_folders.NOT_IN_A_LIST] == 2
+  assert reading.problems.counts[voc_folders.NO_ANNOTATION] == 1
+  reading, images = read(tmp_path / 'other', {'Annotations/a.xml': xml(), 'ImageSets/Main/train.txt': 'x\n'},
+                         ['JPEGImages/a.jpg'])
+  assert images[0].split is None and reading.problems.counts[voc_folders.NO_ANNOTATION] == 1
+
+
 def test_beside_images_with_splits(tmp_path):
   _, images = read(tmp_path, {'train/a.xml': xml(), 'valid/a.xml': xml()}, ['train/a.jpg', 'valid/a.jpg'])
   assert [(image.file, image.split) for image in images] == [('train/a.jpg', 'train'), ('valid/a.jpg', 'val')]

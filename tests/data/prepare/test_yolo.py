@@ -71,6 +71,33 @@ def test_paths_that_are_not_in_the_source(tmp_path):
   assert 'none of its lists and folders of images is in the source' in reading.notes[0]
 
 
+def test_a_folder_of_the_description_that_is_not_there_is_named(tmp_path):
+  files = {'data.yaml': 'train: images/train\nval: images/valid\nnames: [cat]',
+           **{f'labels/{split}/a.txt': '0 0.5 0.5 0.2 0.4' for split in ('train', 'holdout')}}
+  reading, images = read(tmp_path, files, [f'images/{split}/a.jpg' for split in ('train', 'holdout')])
+  assert [image.file for image in images] == ['images/train/a.jpg']
+  assert reading.notes == ['data.yaml: val: images/valid: no such list or folder of images in the source']
+  assert dict(reading.problems.counts) == {yolo.NOT_IN_A_LIST: 1}
+
+
+def test_many_images_without_objects_come_first(tmp_path):
+  files = {f'train/labels/{i:03}.txt': '' for i in range(60)} | {'train/labels/z.txt': '0 0.5 0.5 0.2 0.4'}
+  images = [f'train/images/{i:03}.jpg' for i in range(60)] + ['train/images/z.jpg']
+  _, found = read(tmp_path, files | {'data.yaml': 'train: train/images\nnames: [cat]'}, images)
+  assert len(found) == 61 and sum(len(image.instances) for image in found) == 1
+
+
+def test_folders_in_upper_case(tmp_path):
+  _, (image,) = read(tmp_path, {'classes.txt': 'cat', 'Labels/a.txt': '0 0.5 0.5 0.2 0.4'}, ['Images/a.jpg'])
+  assert len(image.instances) == 1
+
+
+def test_a_description_in_another_encoding_is_named(tmp_path):
+  (tmp_path / 'data.yaml').write_bytes('names: [caf\u00e9]'.encode('cp1252'))
+  with pytest.raises(UserError, match='data.yaml: not a text file in UTF-8'):
+    read(tmp_path, {'labels/a.txt': '0 0.5 0.5 0.2 0.4'})
+
+
 @pytest.mark.parametrize('files, message', [
   ({'labels/a.txt': '0 0.5 0.5 0.2 0.4'}, 'YOLO labels without class names: write the names'),
   ({'labels/a.txt': '0 30 40 10 10', 'classes.txt': 'cat'}, 'none of its 1 labels can be used.*not fractions'),
