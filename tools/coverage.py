@@ -22,7 +22,7 @@ import numpy as np
 from absl import app, flags
 
 from rethink_tf.compare import bootstrap, intervals, verdict
-from rethink_tf.compare.intervals import Interval, SeedSpread, SideScores
+from rethink_tf.compare.intervals import HeldOut, Interval, SeedSpread, SideScores, Spreads
 from rethink_tf.compare.sequential import Look
 from rethink_tf.console import Progress
 from rethink_tf.storage import files
@@ -41,6 +41,16 @@ class Study(NamedTuple):
   spread: float  # standard deviation between seeds, in points
   gap: float = 0.0  # truth: scratch minus pre-trained, at every schedule
   schedules: int = 2
+  ratio: float = 1.0  # of the spread from scratch to that of the other side
+  longest: float = 1.0  # of the spread of the longest schedules to that of the others
+  correlation: float = 0.0  # between the schedules of one seed
+
+  def spreads(self) -> np.ndarray:
+    """Return the standard deviations between seeds of all sides, scratch first; that of the longest ones is `spread`
+    in the mean."""
+    own = np.full((2, self.schedules), float(self.spread))
+    own[:, :-1] /= self.longest
+    return (own * np.array([[self.ratio ** 0.5], [self.ratio ** -0.5]])).ravel()
 
 
 class Rates(NamedTuple):
@@ -113,6 +123,13 @@ def before(first: SideScores, second: SideScores, noise: np.random.Generator) ->
   return Interval(float(first.values.mean() - second.values.mean()), float(low), float(high))
 
 
+def spreads(scratch: Sequence[SideScores], pretrained: Sequence[SideScores], schedule: int,
+            held_out: HeldOut) -> Spreads | None:
+  """Return the spreads between seeds of the longest schedule from scratch, the last, and a pre-trained one."""
+  first, second = (intervals.seed_spread(arm, arm[i], held_out) for arm, i in ((scratch, -1), (pretrained, schedule)))
+  return None if first is None or second is None else (first, second)
+
+
 def rates(study: Study, count: int, seed: int, method: str = 'now', margin: float = 0.5,
           draw: Callable[..., list[SideScores]] = scores, truth: float | None = None) -> Rates:
   """Return the rates over `count` studies.
@@ -133,10 +150,10 @@ def rates(study: Study, count: int, seed: int, method: str = 'now', margin: floa
       shown = before(scratch[-1], pretrained[-1], noise)
       relation = verdict.relation(before(scratch[-1], best, noise), margin)
     else:
-      spread = intervals.seed_spread(sides, study.images)
-      shown = intervals.difference(scratch[-1], pretrained[-1], spread, study.images)
-      each = [intervals.difference(scratch[-1], side, spread, study.images, 0.95, len(pretrained))
-              for side in pretrained]
+      held_out = HeldOut.alike(study.images)
+      shown = intervals.difference(scratch[-1], pretrained[-1], spreads(scratch, pretrained, -1, held_out), held_out)
+      each = [intervals.difference(scratch[-1], side, spreads(scratch, pretrained, i, held_out), held_out, 0.95,
+                                   len(pretrained)) for i, side in enumerate(pretrained)]
       relation = verdict.joint_relation(each, each[[side is best for side in pretrained].index(True)], margin)
     counts += (shown.low <= truth <= shown.high, *_counted(relation, truth, margin))
   return Rates(*(100 * counts / count))
@@ -154,11 +171,13 @@ class Drawn(NamedTuple):
 def draw_statistics(study: Study, count: int, noise: np.random.Generator) -> Drawn:
   """Draw what `scores` and a bootstrap would give from its distribution, for many studies at once."""
   images, half = study.images, study.schedules
-  own = (study.spread ** 2 + OF_RUN ** 2 / images) ** 0.5
   error = noise.chisquare(images - 1, (2, count)) / (images - 1)  # of variances over images
+  shared = np.repeat(noise.normal(0, 1, (count, 2, study.seeds)), half, 1)  # by the schedules of an arm
+  own = noise.normal(0, 1, (count, 2 * half, study.seeds))
+  of_seeds = study.spreads()[:, None] * (study.correlation ** 0.5 * shared + (1 - study.correlation) ** 0.5 * own)
+  runs = of_seeds + noise.normal(0, OF_RUN / images ** 0.5, (count, 2 * half, study.seeds))
   return Drawn(study.gap * (np.arange(2 * half) < half) + noise.normal(0, OF_SIDE / images ** 0.5, (count, 2 * half)),
-               noise.normal(0, own, (count, 2 * half, study.seeds)), OF_RUN ** 2 / images * error[0],
-               2 * OF_SIDE ** 2 / images * error[1])
+               runs, OF_RUN ** 2 / images * error[0], 2 * OF_SIDE ** 2 / images * error[1])
 
 
 def judged(drawn: Drawn, study: Study, seeds: int, confidence: float = 0.95, look: Look | None = None,
@@ -168,21 +187,32 @@ def judged(drawn: Drawn, study: Study, seeds: int, confidence: float = 0.95, loo
   comparisons: None: as many as there are pre-trained schedules.
 
   Returns:
-    Values [count, schedules], half widths [count], and which schedule is the best [count].
+    Values and half widths [count, schedules], and which schedule is the best [count].
   """
-  runs, half, k = drawn.runs[..., :seeds], study.schedules, 2 / seeds
-  spread = SeedSpread(runs.var(2, ddof=1).mean(1), drawn.of_images, 2 * half * (seeds - 1))
-  width = intervals.half_width(drawn.between + drawn.of_images * k, spread, k, study.images,
-                               intervals.outside(confidence, comparisons or half, look))
-  means = drawn.sides + runs.mean(2)
-  return means[:, [half - 1]] - means[:, half:], width, means[:, half:].argmax(1)
+  half = study.schedules
+  tail = intervals.outside(confidence, comparisons or half, look)
+  widths = [intervals.half_width(drawn.between + drawn.of_images * 2 / seeds, side_spreads(drawn, study, seeds, i),
+                                 (seeds, seeds), HeldOut.alike(study.images), tail) for i in range(half)]
+  means = drawn.sides + drawn.runs[..., :seeds].mean(2)
+  return means[:, [half - 1]] - means[:, half:], np.stack(widths, 1), means[:, half:].argmax(1)
+
+
+def side_spreads(drawn: Drawn, study: Study, seeds: int, schedule: int) -> Spreads:
+  """Return what intervals.seed_spread does, for the longest schedule from scratch and a pre-trained one."""
+  variances = drawn.runs[..., :seeds].var(2, ddof=1).reshape(-1, 2, study.schedules)
+  degrees = intervals.degrees_of_arm(study.schedules, seeds)
+  first, second = (SeedSpread(np.maximum(variances[:, arm].mean(1), variances[:, arm, side]), drawn.of_images, degrees)
+                   for arm, side in ((0, -1), (1, schedule)))
+  return first, second
 
 
 def relations(values: np.ndarray, half: np.ndarray, best: np.ndarray, margin: float = 0.5) -> list[str]:
   """Return the relation of each study from what `judged` returns."""
-  return [verdict.joint_relation([Interval(one, one - own, one + own) for one in value],
-                                 Interval(value[at], value[at] - own, value[at] + own), margin)
-          for value, own, at in zip(values.tolist(), half.tolist(), best.tolist(), strict=True)]
+  found = []
+  for value, own, at in zip(values.tolist(), half.tolist(), best.tolist(), strict=True):
+    each = [Interval(one, one - width, one + width) for one, width in zip(value, own, strict=True)]
+    found.append(verdict.joint_relation(each, each[at], margin))
+  return found
 
 
 def drawn_rates(study: Study, count: int, seed: int, margin: float = 0.5) -> Rates:
@@ -191,7 +221,7 @@ def drawn_rates(study: Study, count: int, seed: int, margin: float = 0.5) -> Rat
     return Rates(np.nan, 0.0, 0.0, 0.0, 0.0)  # no spread is known: no verdict
   drawn = draw_statistics(study, count, np.random.default_rng(seed))
   values, half, _ = judged(drawn, study, study.seeds, comparisons=1)
-  covered = np.abs(values[:, -1] - study.gap) <= half
+  covered = np.abs(values[:, -1] - study.gap) <= half[:, -1]
   judgements = np.array([_counted(one, study.gap, margin)
                          for one in relations(*judged(drawn, study, study.seeds), margin)])
   return Rates(*(100 * np.array([covered.mean(), *judgements.mean(0)])))

@@ -18,7 +18,7 @@ import numpy as np
 from absl import app, flags
 
 from rethink_tf.compare import intervals, planning, sequential, verdict
-from rethink_tf.compare.intervals import SideScores
+from rethink_tf.compare.intervals import HeldOut, SideScores
 from rethink_tf.compare.sequential import Look
 from rethink_tf.storage import files
 from rethink_tf.study.seeds import UntilSettled
@@ -59,12 +59,14 @@ def outcome(study: Study, count: int, seed: int) -> Outcome:
 def _chances(drawn: Drawn, study: Study, look: Look, judged: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
   """Return the probability of each study to be settled at its last look, by the difference from the best schedule."""
   values, _, best = judged
-  runs, half = drawn.runs[..., :look.seeds], study.schedules
-  own = np.maximum(runs.var(2, ddof=1).mean(1) - drawn.of_images, 0)
-  last = look._replace(seeds=look.max_seeds)
-  return planning.chance(values[np.arange(len(values)), best],
-                         planning.Noise(drawn.between, drawn.of_images, own, study.images), (look.seeds, look.seeds),
-                         2 * half * (last.seeds - 1), look, intervals.outside(0.95, half, last), MARGIN)
+  rows, half, last = np.arange(len(values)), study.schedules, look._replace(seeds=look.max_seeds)
+  variances = np.stack([sum(spread.variance for spread in coverage.side_spreads(drawn, study, look.seeds, i)) / 2
+                        for i in range(half)], 1)[rows, best]
+  noise = planning.Noise(drawn.between, drawn.of_images, np.maximum(variances - drawn.of_images, 0),
+                         HeldOut.alike(study.images))
+  return planning.chance(values[rows, best], noise, (look.seeds, look.seeds),
+                         (intervals.degrees_of_arm(half, last.seeds),) * 2, look, intervals.outside(0.95, half, last),
+                         MARGIN)
 
 
 def exact(study: Study, count: int, seed: int) -> Outcome:
@@ -88,9 +90,11 @@ def exact(study: Study, count: int, seed: int) -> Outcome:
 
 def _judge(sides: Sequence[SideScores], images: int, look: Look | None) -> str:
   half = len(sides) // 2
-  spread = intervals.seed_spread(sides, images)
   best = max(range(half), key=lambda i: sides[half + i].values.mean())
-  each = [intervals.difference(sides[half - 1], side, spread, images, 0.95, half, look) for side in sides[half:]]
+  held_out = HeldOut.alike(images)
+  spreads = [coverage.spreads(sides[:half], sides[half:], i, held_out) for i in range(half)]
+  each = [intervals.difference(sides[half - 1], side, spread, held_out, 0.95, half, look)
+          for side, spread in zip(sides[half:], spreads, strict=True)]
   return verdict.joint_relation(each, each[best], MARGIN)
 
 

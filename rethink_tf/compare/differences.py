@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -16,7 +15,7 @@ ReadMatches = Callable[[Run], bootstrap.Matches | None]  # None: detections were
 
 
 class Differences:
-  """Scores of all runs on resampled images, and the spread between seeds, which all sides share."""
+  """Scores of all runs on resampled images, and the spread between their seeds."""
 
   def __init__(self, runs: Sequence[Run], metric: str, matches: ReadMatches, draws: int = 1000,
                confidence: float = 0.95, seed_spread: float | None = None, look: Look | None = None) -> None:
@@ -28,7 +27,7 @@ class Differences:
       matches: function that returns the matches of a run's last evaluation.
       draws: number of bootstrap draws.
       confidence: coverage of the intervals.
-      seed_spread: known standard deviation between seeds in points of AP; None: pooled over the sides.
+      seed_spread: known standard deviation between seeds in points of AP; None: that of the runs.
       look: which look this is at a study that may stop early; None: it has a fixed number of runs.
     """
     self.metric, self.confidence, self.look = metric, confidence, look
@@ -47,6 +46,12 @@ class Differences:
       return None
     return sum(int(one.objects.sum()) for one in self._matches(side.runs[0]).categories)
 
+  def held_out(self, side: Side) -> intervals.HeldOut | None:
+    """Return what the images can tell on which all runs of a side were evaluated, None if they are unknown."""
+    if self._images(side) is None:
+      return None
+    return intervals.HeldOut.of([one.objects for one in self._matches(side.runs[0]).categories])
+
   def between(self, first: Side, second: Side, comparisons: int = 1) -> intervals.Interval | None:
     """Return mean AP of the first side minus the second, None if detections are missing or of different images.
 
@@ -55,23 +60,33 @@ class Differences:
     ids, others = self._images(first), self._images(second)
     if ids is None or others is None or not np.array_equal(ids, others) or len(ids) < 2:
       return None
-    return intervals.difference(self.scores(first), self.scores(second), self.spread(first), len(ids), self.confidence,
-                                comparisons, self.look)
+    return intervals.difference(self.scores(first), self.scores(second), self.spreads(first, second),
+                                self.held_out(first), self.confidence, comparisons, self.look)
 
-  def spread(self, side: Side) -> intervals.SeedSpread | None:
-    """Return the spread between seeds over all sides that were evaluated on the images of this one."""
+  def spreads(self, first: Side, second: Side) -> intervals.Spreads | None:
+    """Return the spread between the seeds of two sides; None if that of either is not known."""
     if self._given is not None:
-      return intervals.given_spread(self._given)
+      return (intervals.given_spread(self._given),) * 2
+    found = self._spread(first), self._spread(second)
+    return None if None in found else found
+
+  def schedules(self, side: Side) -> int:
+    """Return over how many schedules of its initial weights the spread of a side is pooled."""
+    return sum(len(other.runs) > 1 for other in self._arm(side))
+
+  def _spread(self, side: Side) -> intervals.SeedSpread | None:
+    held_out = self.held_out(side)
+    if held_out is None:
+      return None
+    return intervals.seed_spread([self.scores(other) for other in self._arm(side)], self.scores(side), held_out)
+
+  def _arm(self, side: Side) -> list[Side]:
+    """Return the sides of the same group and initial weights that were evaluated on the same images."""
     ids = self._images(side)
     if ids is None:
-      return None
-    return self._pooled(ids.tobytes(), len(ids))
-
-  @functools.cache  # noqa: B019  the object lives as long as its comparison
-  def _pooled(self, ids: bytes, num_images: int) -> intervals.SeedSpread | None:
-    repeated = [side for side in self._sides if len(side.runs) > 1]
-    return intervals.seed_spread([self.scores(side) for side in repeated
-                                  if (own := self._images(side)) is not None and own.tobytes() == ids], num_images)
+      return []
+    return [other for other in self._sides if _arm_key(other) == _arm_key(side)
+            and (own := self._images(other)) is not None and np.array_equal(own, ids)]
 
   def scores(self, side: Side) -> intervals.SideScores:
     """Return the scores of a side whose runs have all saved their detections."""
@@ -88,3 +103,8 @@ class Differences:
       return None
     ids = tables[0].image_ids
     return ids if all(np.array_equal(ids, table.image_ids) for table in tables) else None
+
+
+def _arm_key(side: Side) -> tuple:
+  run = side.runs[0]
+  return run.twin_key, run.init, run.init_key

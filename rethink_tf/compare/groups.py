@@ -79,7 +79,7 @@ def independent(runs: Sequence[Run]) -> list[Run]:
   """Return the runs that are independent samples: of those that differ in nothing, not even the seed, the first."""
   first_of: dict[tuple, Run] = {}
   for run in runs:
-    first = first_of.setdefault((run.twin_key, run.init, run.init_key, run.schedule, run.seed), run)
+    first = first_of.setdefault((run.twin_key, run.init, run.init_key, run.schedule, run.planned_drops, run.seed), run)
     if first is not run:
       logging.warning('%s and %s have the same configuration and the same seed (run.seed = %d): only the first counts '
                       'in the verdict', first.name, run.name, run.seed)
@@ -87,13 +87,19 @@ def independent(runs: Sequence[Run]) -> list[Run]:
 
 
 def sides(runs: Sequence[Run], init: str) -> list[Side]:
-  """Return the runs of a group with initial weights `init` as one side per schedule and weights, by images seen."""
+  """Return the runs of a group with initial weights `init` as one side per schedule and weights, by images seen.
+
+  Schedules of one length whose rate drops at other steps are different ones.
+  """
   by_key = collections.OrderedDict()
   for run in runs:
     if run.init == init:
-      by_key.setdefault((run.schedule, run.init_key), []).append(run)
+      by_key.setdefault((run.schedule, run.planned_drops, run.init_key), []).append(run)
   arms = _arms({each[0].init_key: each[0].weights_name for each in by_key.values()})
-  return sorted((Side(schedule, tuple(each), arms[init_key]) for (schedule, init_key), each in by_key.items()),
+  several = {schedule for schedule, drops, _ in by_key if any(
+    other == schedule and others != drops for other, others, _ in by_key)}
+  return sorted((Side(schedule + (f' (drops at {", ".join(map(str, drops))})' if schedule in several else ''),
+                      tuple(each), arms[init_key]) for (schedule, drops, init_key), each in by_key.items()),
                 key=lambda side: side.seen.images)
 
 

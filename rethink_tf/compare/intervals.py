@@ -1,17 +1,23 @@
 """Confidence intervals of AP differences that include both sources of error: held-out images and training seeds.
 
-Two sides with n1 and n2 seeds each are scored on the same N images. The variance of the difference D of their mean AP
-is
+Two sides with n1 and n2 seeds are scored on the same images. The variance of the difference D of their mean AP is
 
-  V = S² k + (B - T² k),   k = 1/n1 + 1/n2
+  V = S1² / n1 + S2² / n2 + (B - T1² / n1 - T2² / n2)
 
-with S² the variance of AP between the seeds of a side, pooled over all sides of the comparison (ν degrees of freedom:
-the number of runs less the number of sides); B the variance of D over images, by a paired bootstrap (Efron 1979), in
-which the difficulty of images, which both sides share, cancels; and T² the bootstrap variance of a seed's deviation
-from the mean of its side, which is in S² and in B and is counted once. None of B and S² k is more than V. The interval
-is Student's with Satterthwaite's (1946) degrees of freedom, V² / ((S² k)² / ν + B² / (N - 1)).
+with S² the variance of AP between the seeds of a side; B the variance of D over images, by a paired bootstrap (Efron
+1979), in which the difficulty of images, which both sides share, cancels; and T² the bootstrap variance of a seed's
+deviation from the mean of its side, which is in S² and in B and is counted once. Neither B nor the seeds' part is more
+than V. The interval is Student's with Satterthwaite's (1946) degrees of freedom, V² over the sum of the squares of the
+three parts, each divided by its own degrees of freedom.
 
-Its coverage in simulated studies: results/coverage.md.
+Seeds. S² is pooled over the schedules of the side's own initial weights, whose spread another arm need not have, and is
+not less than that of the side itself. Schedules of one seed share their beginning or much of it, so that their
+deviations are correlated: m of them count as m / (1 + (m - 1) ρ²) (the variance of a mean of squares of correlated
+normal values), with ρ = 0.5, about what the studies in results/ have.
+
+Images. A class that few images hold makes the bootstrap's variance too small and uncertain: `HeldOut`.
+
+Coverage in simulated studies: results/coverage.md.
 """
 
 from __future__ import annotations
@@ -28,6 +34,7 @@ from rethink_tf.compare.sequential import Look
 # Standard deviation between seeds measured on 200 images, in points of AP: what is assumed, for one seed a side, in the
 # sentence about differences that cannot be resolved; never in an interval.
 _MEASURED_SPREAD, _MEASURED_IMAGES = 2.3, 200
+_CORRELATION = 0.5  # ρ above
 Values = float | np.ndarray  # of one comparison, or of as many as an array has
 
 
@@ -38,12 +45,51 @@ class SideScores(NamedTuple):
   draws: np.ndarray  # float64 [n, draws] of the same resampled images for all sides; NaN: without objects
 
 
+class HeldOut(NamedTuple):
+  """What held-out images can tell of AP, the mean over classes, whatever the detectors.
+
+  The variance of the AP of a class that n images hold is about proportional to 1 / n, its bootstrap is too small by
+  (n - 1) / n, and has n - 1 degrees of freedom.
+  """
+
+  num_images: int
+  degrees: float  # of freedom of the variance over images
+  inflation: float  # by which a bootstrap's variance is too small
+  least: float = 0.0  # variance in points squared of an object that one side finds and the other does not
+
+  @classmethod
+  def alike(cls, num_images: int, least: float = 0.0) -> HeldOut:
+    """Return that of images which all hold the same classes."""
+    return cls(num_images, num_images - 1, num_images / (num_images - 1), least)
+
+  @classmethod
+  def of(cls, objects: Sequence[np.ndarray]) -> HeldOut:
+    """Return that of images by the number of objects of each class in each, [images] for each class with objects."""
+    holding = np.array([np.count_nonzero(one) for one in objects], float)
+    share = 1 / holding / np.sum(1 / holding)
+    fewer = np.maximum(holding - 1, 0.5)  # a class of one image has no variance of its own
+    counts = np.array([one.sum() for one in objects], float)
+    num_images = len(objects[0])
+    return cls(num_images, min(float(1 / np.sum(share ** 2 / fewer)), num_images - 1),
+               float(np.sum(share * holding / fewer)), 1e4 / (len(objects) ** 2 * counts.sum()) * float(
+                 np.sum(1 / counts)))
+
+  def times(self, images: float) -> HeldOut:
+    """Return that of so many times as many images of the same kind."""
+    return HeldOut(round(self.num_images * images), self.degrees * images, 1 + (self.inflation - 1) / images,
+                   self.least / images ** 2)
+
+
 class SeedSpread(NamedTuple):
-  """Variance of AP between runs that differ only in their seed."""
+  """Variance of AP between runs of a side, which differ only in their seed."""
 
   variance: Values  # S² above: as observed on these images
   of_images: Values  # T² above: the share of it that other images would change
-  degrees: float  # ν; infinite if the spread was given
+  degrees: float  # of freedom; infinite if the spread was given
+
+
+Spreads = tuple[SeedSpread, SeedSpread]  # of the two sides of a difference
+Seeds = tuple[int, int]  # their numbers of runs
 
 
 class Interval(NamedTuple):
@@ -63,15 +109,29 @@ class Interval(NamedTuple):
     return f'{self.value:+.1f} [{self.low:+.1f}, {self.high:+.1f}]'
 
 
-def seed_spread(sides: Sequence[SideScores], num_images: int) -> SeedSpread | None:
-  """Pool the variance between seeds over all sides; None if no side has two runs."""
-  repeated = [side for side in sides if len(side.values) > 1]
-  degrees = sum(len(side.values) - 1 for side in repeated)
-  if not degrees:
+def seed_spread(arm: Sequence[SideScores], own: SideScores, held_out: HeldOut) -> SeedSpread | None:
+  """Return the spread between the seeds of a side.
+
+  arm: the sides of all schedules of the same initial weights, on the same images. own: the side. None if none of them
+  has two runs.
+  """
+  repeated = [side for side in arm if len(side.values) > 1]
+  if not repeated:
     return None
-  variance = sum(float(np.sum((side.values - side.values.mean()) ** 2)) for side in repeated) / degrees
-  of_images = sum(float(np.sum(_variance(side.draws - side.draws.mean(0), num_images))) for side in repeated) / degrees
-  return SeedSpread(variance, of_images, degrees)
+  counts = np.array([len(side.values) - 1 for side in repeated])
+  variances = np.array([np.var(side.values, ddof=1) for side in repeated])
+  of_images = [np.sum(_variance(side.draws - side.draws.mean(0), held_out)) for side in repeated]
+  return SeedSpread(max(float(counts @ variances / counts.sum()), _own_variance(own)),
+                    float(np.sum(of_images) / counts.sum()), degrees_of_arm(len(repeated), float(counts.mean()) + 1))
+
+
+def _own_variance(side: SideScores) -> float:
+  return float(np.var(side.values, ddof=1)) if len(side.values) > 1 else 0.0
+
+
+def degrees_of_arm(schedules: int, seeds: float) -> float:
+  """Return the degrees of freedom of a spread that is pooled over schedules with so many seeds each."""
+  return schedules * (seeds - 1) / (1 + (schedules - 1) * _CORRELATION ** 2)
 
 
 def given_spread(points: float) -> SeedSpread:
@@ -79,27 +139,27 @@ def given_spread(points: float) -> SeedSpread:
   return SeedSpread(points ** 2, 0.0, math.inf)
 
 
-def difference(first: SideScores, second: SideScores, spread: SeedSpread | None, num_images: int,
+def difference(first: SideScores, second: SideScores, spreads: Spreads | None, held_out: HeldOut,
                confidence: float = 0.95, comparisons: int = 1, look: Look | None = None) -> Interval:
   """Return mean AP of the first side minus the second, with its interval.
 
   Args:
     first, second: scores on the same images.
-    spread: between seeds; None: unknown, and the interval is that of the images alone (`resolved` is set).
-    num_images: N, at least 2.
+    spreads: between seeds, of both; None: unknown, and the interval is that of the images alone (`resolved` is set).
+    held_out: the images.
     confidence: of all `comparisons` intervals of a family together (Bonferroni's inequality).
     comparisons: number of intervals among which one was selected.
     look: which look this is at a study that may stop early; None: the only one.
   """
   value = float(first.values.mean() - second.values.mean())
-  images = variance_over_images(first, second, num_images)
+  images = variance_over_images(first, second, held_out)
   tail = outside(confidence, comparisons, look)
-  k = 1 / len(first.values) + 1 / len(second.values)
-  if spread is None:
-    half = float(quantile(tail, num_images - 1)) * math.sqrt(images)
-    assumed = _MEASURED_SPREAD ** 2 * _MEASURED_IMAGES / num_images
-    return Interval(value, value - half, value + half, confidence, 2 * math.sqrt(images + assumed * k))
-  half = float(half_width(images, spread, k, num_images, tail))
+  seeds = len(first.values), len(second.values)
+  if spreads is None:
+    half = float(quantile(tail, held_out.degrees)) * math.sqrt(images)
+    assumed = _MEASURED_SPREAD ** 2 * _MEASURED_IMAGES / held_out.num_images * sum(1 / n for n in seeds)
+    return Interval(value, value - half, value + half, confidence, 2 * math.sqrt(images + assumed))
+  half = float(half_width(images, spreads, seeds, held_out, tail))
   return Interval(value, value - half, value + half, confidence)
 
 
@@ -108,29 +168,30 @@ def outside(confidence: float, comparisons: int = 1, look: Look | None = None) -
   return (1 - confidence) / (2 * comparisons) if look is None else look.tail(confidence, comparisons)
 
 
-def variance_over_images(first: SideScores, second: SideScores, num_images: int) -> float:
-  """Return B above."""
-  return float(_variance(first.draws.mean(0) - second.draws.mean(0), num_images))
+def variance_over_images(first: SideScores, second: SideScores, held_out: HeldOut) -> float:
+  """Return B above, not less than that of one object: sides that agree in a few objects may not agree in others."""
+  return max(float(_variance(first.draws.mean(0) - second.draws.mean(0), held_out)), held_out.least)
 
 
-def half_width(images: Values, spread: SeedSpread, k: float, num_images: int, tail: float) -> Values:
+def half_width(images: Values, spreads: Spreads, seeds: Seeds, held_out: HeldOut, tail: float) -> Values:
   """Return half the width of an interval; arguments as above."""
-  return np.sqrt(variance(images, spread, k)) * quantile(tail, degrees(images, spread, k, num_images))
+  return np.sqrt(variance(images, spreads, seeds)) * quantile(tail, degrees(images, spreads, seeds, held_out))
 
 
-def variance(images: Values, spread: SeedSpread, k: float) -> Values:
+def variance(images: Values, spreads: Spreads, seeds: Seeds) -> Values:
   """Return V above from B = `images`."""
-  seeds = spread.variance * k
-  return np.maximum(np.maximum(images, seeds), seeds + images - spread.of_images * k)
+  of_seeds, of_both = (sum(part) for part in zip(*(
+    (spread.variance / n, spread.of_images / n) for spread, n in zip(spreads, seeds, strict=True)), strict=True))
+  return np.maximum(np.maximum(images, of_seeds), of_seeds + images - of_both)
 
 
-def degrees(images: Values, spread: SeedSpread, k: float, num_images: int) -> Values:
+def degrees(images: Values, spreads: Spreads, seeds: Seeds, held_out: HeldOut) -> Values:
   """Return the degrees of freedom of V, very many if it is 0."""
-  seeds = spread.variance * k
-  rest = variance(images, spread, k) - seeds
-  seeds = seeds * (1 + 2 * math.sqrt(2 / spread.degrees))
-  uncertain = seeds ** 2 / spread.degrees + rest ** 2 / (num_images - 1)
-  return (seeds + rest) ** 2 / np.maximum(uncertain, 1e-300) + 1e6 * (uncertain == 0)
+  parts = [spread.variance / n for spread, n in zip(spreads, seeds, strict=True)]
+  rest = variance(images, spreads, seeds) - sum(parts)
+  uncertain = sum(part ** 2 / spread.degrees for part, spread in zip(parts, spreads, strict=True))
+  uncertain = uncertain + rest ** 2 / held_out.degrees
+  return (sum(parts) + rest) ** 2 / np.maximum(uncertain, 1e-300) + 1e6 * (uncertain == 0)
 
 
 def quantile(tail: float, degrees_of_freedom: Values) -> Values:
@@ -138,6 +199,6 @@ def quantile(tail: float, degrees_of_freedom: Values) -> Values:
   return special.stdtrit(np.minimum(degrees_of_freedom, 1e6), 1 - tail)
 
 
-def _variance(draws: np.ndarray, num_images: int) -> np.ndarray:
-  """Return the variance over bootstrap draws, the last axis, without the bootstrap's bias (N - 1) / N."""
-  return np.nanvar(draws, axis=-1, ddof=1) * num_images / (num_images - 1)
+def _variance(draws: np.ndarray, held_out: HeldOut) -> np.ndarray:
+  """Return the variance over bootstrap draws, the last axis, without the bootstrap's bias."""
+  return np.nanvar(draws, axis=-1, ddof=1) * held_out.inflation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,11 +13,11 @@ from scipy import special
 from rethink_tf.compare import intervals
 from rethink_tf.compare.differences import Differences
 from rethink_tf.compare.groups import Side
-from rethink_tf.compare.intervals import SeedSpread, SideScores, Values
-from rethink_tf.compare.sequential import Look
+from rethink_tf.compare.intervals import HeldOut, Seeds, SeedSpread, SideScores, Spreads, Values
+from rethink_tf.compare.sequential import MOST, Look
 from rethink_tf.console import duration
 
-MOST_SEEDS, MOST_TIMES = 30, 1000  # of images; beyond, an addition is no advice
+MOST_SEEDS, MOST_TIMES = MOST, 25  # a side, and of images; beyond, an addition is no advice
 RISING = 0.5  # points of AP from a schedule to the next longer one
 _POWER = 0.8
 # Assumptions for a study without runs. The spread between seeds, in points of AP: what was measured lies in the range.
@@ -28,20 +29,22 @@ _IMAGE_NOISE, _OF_RUNS = 0.3, 0.75
 
 
 class Noise(NamedTuple):
-  """What the interval of the difference of two sides is made of, on N images: variances in points squared."""
+  """What the interval of the difference of two sides is made of: variances in points squared, on some images."""
 
   between: float  # over images, of the two sides whatever their seeds
   of_images: float  # of a run, over images: other images would change it
   own: float  # between seeds, on any images
-  num_images: int
+  held_out: HeldOut
 
   @classmethod
-  def measured(cls, first: SideScores, second: SideScores, spread: SeedSpread, num_images: int) -> Noise:
-    """Return the noise of two sides of a comparison."""
-    k = 1 / len(first.values) + 1 / len(second.values)
-    images = intervals.variance_over_images(first, second, num_images)
-    return cls(max(images - spread.of_images * k, 0.0), spread.of_images, max(spread.variance - spread.of_images, 0.0),
-               num_images)
+  def measured(cls, first: SideScores, second: SideScores, spreads: Spreads, held_out: HeldOut) -> Noise:
+    """Return the noise of two sides of a comparison; that between seeds is the mean of both, as it is in V."""
+    share = np.array([1 / len(first.values), 1 / len(second.values)])
+    of_images = float(share @ [spread.of_images for spread in spreads])
+    seeds = float(share @ [spread.variance for spread in spreads])
+    images = intervals.variance_over_images(first, second, held_out)
+    return cls(max(images - of_images, 0.0), of_images / share.sum(), max(seeds - of_images, 0.0) / share.sum(),
+               held_out)
 
   @classmethod
   def expected(cls, num_images: int, spread: float = SPREAD, level: float = LEVEL) -> Noise:
@@ -50,11 +53,16 @@ class Noise(NamedTuple):
     spread: standard deviation between seeds. level: AP in percent.
     """
     images = _IMAGE_NOISE ** 2 * level * (100 - level) / num_images
-    return cls((1 - _OF_RUNS) * images, _OF_RUNS * images / 2, spread ** 2, num_images)
+    return cls((1 - _OF_RUNS) * images, _OF_RUNS * images / 2, spread ** 2, HeldOut.alike(num_images))
 
   def times(self, images: float) -> Noise:
     """Return the noise on `images` times as many images."""
-    return Noise(self.between / images, self.of_images / images, self.own, round(self.num_images * images))
+    return Noise(self.between / images, self.of_images / images, self.own, self.held_out.times(images))
+
+  def spreads(self, degrees: tuple[float, float]) -> Spreads:
+    """Return the spread between seeds of both sides. degrees: of freedom of each."""
+    first, second = (SeedSpread(self.own + self.of_images, self.of_images, each) for each in degrees)
+    return first, second
 
 
 class Precision(NamedTuple):
@@ -64,23 +72,22 @@ class Precision(NamedTuple):
   found: float  # a difference of this size is found in four of five studies
 
 
-def precision(noise: Noise, seeds: tuple[int, int], degrees: float, tail: float) -> Precision:
+def precision(noise: Noise, seeds: Seeds, degrees: tuple[float, float], tail: float) -> Precision:
   """Return the precision of the difference of two sides.
 
   Args:
     noise: of the difference.
     seeds: numbers of seeds of the two sides.
-    degrees: of freedom of the spread between seeds, which is pooled over all sides.
+    degrees: of freedom of the spread between seeds, of both.
     tail: probability outside one end of the interval.
   """
-  k = sum(1 / n for n in seeds)
-  images = noise.between + noise.of_images * k
-  spread = SeedSpread(noise.own + noise.of_images, noise.of_images, degrees)
-  half, power = (float(intervals.half_width(images, spread, k, noise.num_images, t)) for t in (tail, 1 - _POWER))
+  images = max(noise.between + noise.of_images * sum(1 / n for n in seeds), noise.held_out.least)
+  half, power = (float(intervals.half_width(images, noise.spreads(degrees), seeds, noise.held_out, t))
+                 for t in (tail, 1 - _POWER))
   return Precision(half, half + power)
 
 
-def chance(value: Values, noise: Noise, seeds: tuple[int, int], degrees: float, look: Look, tail: float,
+def chance(value: Values, noise: Noise, seeds: Seeds, degrees: tuple[float, float], look: Look, tail: float,
            margin: float) -> Values:
   """Return the probability that a difference is settled at the last look, from what is known now.
 
@@ -90,15 +97,16 @@ def chance(value: Values, noise: Noise, seeds: tuple[int, int], degrees: float, 
     value: the present difference.
     noise: of the difference; arrays for many differences.
     seeds: present numbers of seeds of the two sides.
-    degrees: of freedom of the spread between seeds at the last look.
+    degrees: of freedom of the spread between seeds of both at the last look.
     look: the present one.
     tail: probability outside one end of the interval at the last look.
     margin: AP points within which two detectors count as equal.
   """
-  now, then = sum(1 / n for n in seeds), 2 / look.max_seeds
-  spread = SeedSpread(noise.own + noise.of_images, noise.of_images, degrees)
-  half = intervals.half_width(noise.between + noise.of_images * then, spread, then, noise.num_images, tail)
-  change = np.sqrt(spread.variance * max(now - then, 0.0)) + 1e-9
+  then = (look.max_seeds,) * 2
+  fewer = max(sum(1 / n for n in seeds) - 2 / look.max_seeds, 0.0)
+  images = noise.between + noise.of_images * 2 / look.max_seeds
+  half = intervals.half_width(images, noise.spreads(degrees), then, noise.held_out, tail)
+  change = np.sqrt((noise.own + noise.of_images) * fewer) + 1e-9
   return np.minimum(special.ndtr((-half - value) / change) + special.ndtr((value + margin - half) / change), 1.0)
 
 
@@ -125,30 +133,33 @@ def needed(side: Side, best: Side, differences: Differences, margin: float, sche
     shorter: the next shorter scratch schedule, None if there is none.
   """
   difference = differences.between(side, best, len(schedules))
-  spread, num_images = differences.spread(side), differences.num_images(side)
-  if difference is None or spread is None or num_images is None:
+  spreads, held_out = differences.spreads(side, best), differences.held_out(side)
+  if difference is None or spreads is None or held_out is None:
     return Need('no interval can be given',
                 'Detections are missing (CocoEvaluator.save_results) or of different images, or the metric has no '
                 'intervals: no interval can be given.')
-  target = max(abs(difference.value), margin - abs(difference.value))  # not 0, or within the margin
+  # Above or below 0, within the margin, or at least not further below than that.
+  target = max(abs(difference.value), margin - abs(difference.value), difference.value + margin)
   text = f'The interval is {difference.half:.1f} points to either side, and {target:.1f} would settle it: '
-  noise = Noise.measured(differences.scores(side), differences.scores(best), spread, num_images)
+  noise = Noise.measured(differences.scores(side), differences.scores(best), spreads, held_out)
   tail = intervals.outside(difference.confidence, len(schedules), differences.look)
   seeds = (len(side.runs), len(best.runs))
+  degrees = functools.partial(_degrees, differences, (side, best), spreads)
   left, likely, rest = differences.look, 1.0, ''
   if left is not None:
     last = left._replace(seeds=left.max_seeds)
-    likely = float(chance(difference.value, noise, seeds, spread.degrees * (last.seeds - 1) / (left.seeds - 1), left,
+    likely = float(chance(difference.value, noise, seeds, degrees(last.seeds - left.seeds), left,
                           intervals.outside(difference.confidence, len(schedules), last), margin))
     if left.seeds < left.max_seeds:
       rest = f' With all {left.max_seeds} seeds it would be settled with a probability of about {100 * likely:.0f} %.'
-  images = next((times for times in (1.5, 2, 3, 4, 6, 8, 12, 16, 25, 50, 100, MOST_TIMES) if
-                 precision(noise.times(times), seeds, spread.degrees, tail).half <= target), None)
-  more = next((n for n in range(1, MOST_SEEDS) if precision(
-    noise, (seeds[0] + n, seeds[1] + n), spread.degrees + n * (1 + len(schedules)), tail).half <= target), None)
+  now = tuple(spread.degrees for spread in spreads)
+  images = next((times for times in (1.5, 2, 3, 4, 6, 8, 12, 16, MOST_TIMES) if
+                 precision(noise.times(times), seeds, now, tail).half <= target), None)
+  more = next((n for n in range(1, MOST_SEEDS - max(seeds) + 1) if precision(
+    noise, (seeds[0] + n, seeds[1] + n), degrees(n), tail).half <= target), None)
   choices, costs = [], {}
   if images is not None:
-    choices.append(f'about {math.ceil((images - 1) * num_images)} more held-out images')
+    choices.append(f'about {math.ceil((images - 1) * held_out.num_images)} more held-out images')
   if more is not None:
     choices.append(f'{more} more seed{"s" if more > 1 else ""} of each side')
     costs[choices[-1]] = more * sum(map(_seconds, (side, *schedules)))
@@ -156,9 +167,10 @@ def needed(side: Side, best: Side, differences: Differences, margin: float, sche
   if longer:
     costs[longer] = 2 * len(side.runs) * _seconds(side)
   if not choices:
-    text += 'more than a thousand times the images or thirty seeds; the sides are as good as equal.'
+    short = f'it may be anything from {difference.low:+.1f} to {difference.high:+.1f} points'
+    text += f'neither {MOST_SEEDS} seeds nor {MOST_TIMES} times the images would do, should it stay.'
     text += f' Scratch may gain from {longer}.' if longer else ''
-    return Need('the sides are as good as equal', text + rest, longer=bool(longer), chance=likely)
+    return Need(short, text + rest, longer=bool(longer), chance=likely)
   words = text + ' or '.join(choices) + ', should the difference stay as it is.'
   if longer:
     words += f' It may not stay: scratch still gains, so {longer} may settle it too.'
@@ -166,7 +178,14 @@ def needed(side: Side, best: Side, differences: Differences, margin: float, sche
   if images is not None and costs:
     words += ' More images take annotations and no training.'
   return Need(' or '.join(choices), words + rest, more,
-              None if images is None else math.ceil((images - 1) * num_images), bool(longer), likely)
+              None if images is None else math.ceil((images - 1) * held_out.num_images), bool(longer), likely)
+
+
+def _degrees(differences: Differences, pair: tuple[Side, Side], spreads: Spreads, added: int) -> tuple[float, float]:
+  """Return the degrees of freedom of both sides with so many seeds more; those of a given spread are infinite."""
+  first, second = (spread.degrees if math.isinf(spread.degrees) else intervals.degrees_of_arm(
+    differences.schedules(side), len(side.runs) + added) for side, spread in zip(pair, spreads, strict=True))
+  return first, second
 
 
 def twice_as_long(side: Side) -> str:

@@ -132,9 +132,10 @@ def noise(run_folders: Sequence[str], draws: int = 200) -> Noise | None:
   for group in groups.groups(runs):
     scratch, pretrained = (groups.sides(group, init) for init in (SCRATCH, PRETRAINED))
     if scratch and pretrained and differences.between(scratch[-1], pretrained[-1]) is not None:
-      spread, images = differences.spread(scratch[-1]), differences.num_images(scratch[-1])
-      if spread is not None:
-        return Noise.measured(*map(differences.scores, (scratch[-1], pretrained[-1])), spread, images)
+      spreads = differences.spreads(scratch[-1], pretrained[-1])
+      if spreads is not None:
+        return Noise.measured(*map(differences.scores, (scratch[-1], pretrained[-1])), spreads,
+                              differences.held_out(scratch[-1]))
   return None
 
 

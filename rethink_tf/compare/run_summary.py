@@ -112,6 +112,11 @@ class Run(NamedTuple):
     return self.logged_drops
 
   @property
+  def planned_drops(self) -> tuple[int, ...]:
+    """Steps at which the learning rate drops by the schedule, (): not known."""
+    return tuple((_points(self.settings) or ())[:-1])
+
+  @property
   def logged_drops(self) -> list[int]:
     """Steps of the first lines with a rate that is lower by more than a third."""
     steps, rates = self.rates

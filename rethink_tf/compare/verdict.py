@@ -8,10 +8,13 @@ Schedules are not selected for free. A scratch schedule is compared with *every*
 holds for all of them together (Bonferroni); it has caught up if it is within the margin of, or above, each. Scratch
 schedules are tested in a fixed order, from the longest to the shorter ones, up to the first that has not caught up
 (Maurer, Hothorn and Lehmacher 1995), so that no further correction is needed.
+
+Where AP is so low that to be within the margin is to be anywhere, no side has caught up.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -38,6 +41,7 @@ class Step(NamedTuple):
   side: Side
   difference: Interval | None  # from the best pre-trained one; None: detections were not saved
   relation: str
+  behind: tuple[Side, Interval] | None = None  # if worse: the pre-trained one that it is furthest behind
 
 
 class Verdict(NamedTuple):
@@ -101,14 +105,14 @@ def verdicts(runs: Sequence[Run], differences: Differences, margin: float = 0.5)
     raise UserError(f'--margin={margin} must not be negative')
   result, metric = [], differences.metric
   for group in groups(runs):
-    scratch, of_group = sides(group, SCRATCH), []
+    of_group = []
     arms = by_arm(sides(group, PRETRAINED))
     tried = sorted({each[0].runs[0].weights_name for each in arms.values()})
-    for pretrained in arms.values():
+    # Runs from scratch that differ in what belongs to initial weights, as frozen stages, are no schedules of one side.
+    for scratch, pretrained in itertools.product(by_arm(sides(group, SCRATCH)).values(), arms.values()):
       best = max(pretrained, key=lambda side: side.mean(metric))
       steps = tuple(_step(side, pretrained, best, differences, margin) for side in scratch)
-      if steps:
-        of_group.append(_verdict(best, pretrained, steps, differences, margin, tried))
+      of_group.append(_verdict(best, pretrained, steps, differences, margin, tried))
     result += sorted(of_group, key=lambda one: (PRETRAIN, OPEN, SCRATCH_SUFFICES).index(one.answer))
   return result
 
@@ -118,7 +122,16 @@ def _step(side: Side, pretrained: Sequence[Side], best: Side, differences: Diffe
   of_best = each[[other is best for other in pretrained].index(True)]
   if any(one is None for one in each):
     return Step(side, of_best, UNSURE)
-  return Step(side, of_best, joint_relation(each, of_best, margin))
+  found = joint_relation(each, of_best, margin)
+  if found in (EQUAL, NOT_WORSE) and _is_low(best, differences.metric, margin):
+    found = UNSURE
+  behind = min(zip(pretrained, each, strict=True), key=lambda pair: pair[1].high) if found == WORSE else None
+  return Step(side, of_best, found, behind)
+
+
+def _is_low(best: Side, metric: str, margin: float) -> bool:
+  """Whether half of the AP lies within the margin, so that to be within it says nothing."""
+  return best.mean(metric) <= 2 * margin
 
 
 def _verdict(best: Side, pretrained: Sequence[Side], steps: tuple[Step, ...], differences: Differences,
@@ -128,35 +141,53 @@ def _verdict(best: Side, pretrained: Sequence[Side], steps: tuple[Step, ...], di
     if step.relation not in CAUGHT_UP:
       break
     caught_up = step
-  versus, weights = f'{best.label} ({metric_name(metric)} {best.mean(metric):.1f})', best.runs[0].weights_name
+  versus, weights = _versus(best, metric), best.runs[0].weights_name
+  ahead = next((step for step in reversed(steps[:-1]) if step.relation in CAUGHT_UP), None)
   if caught_up is not None:
     answer = SCRATCH_SUFFICES
     headline = f'You do not need pre-training ({weights}) from {caught_up.side.schedule} on'
     words = (f'Scratch catches up: {_measured(caught_up, metric)} is {_worded(caught_up, margin)} {versus}'
-             f'{_interval(caught_up)}. Other weights than {", ".join(tried)} were not tried here.')
+             f'{_interval(caught_up.difference)}. Other weights than {", ".join(tried)} were not tried here.')
+  elif longest.relation == WORSE and ahead is not None:
+    answer = OPEN
+    headline = f'Cannot tell yet: scratch is behind at {longest.side.schedule}, but not at {ahead.side.schedule}'
+    words = (f'{_measured(longest, metric)} is behind {_versus(longest.behind[0], metric)}'
+             f'{_interval(longest.behind[1])}; {_measured(ahead, metric)} is {_worded(ahead, margin)} {versus}'
+             f'{_interval(ahead.difference)}. From scratch, training too long may cost AP here: more seeds of '
+             f'{ahead.side.schedule} and {longest.side.schedule} would tell.')
   elif longest.relation == WORSE:
     answer = PRETRAIN
     headline = f'Use pre-training ({weights}): scratch is behind up to {longest.side.schedule}'
-    words = (f'Scratch does not catch up by {longest.side.schedule}: {_measured(longest, metric)} stays behind {versus}'
-             f'{_interval(longest)}. {_advice(steps, metric)}')
+    words = (f'Scratch does not catch up by {longest.side.schedule}: {_measured(longest, metric)} stays behind '
+             f'{_versus(longest.behind[0], metric)}{_interval(longest.behind[1])}. {_advice(steps, metric)}')
   elif longest.relation == ONE_SEED:
     answer, headline = OPEN, 'Cannot tell yet: one seed a side; train each side with two or more'
     words = (f'One seed: cannot tell differences below about {longest.difference.resolved:.1f} points: '
              f'{_measured(longest, metric)} against {versus}, difference {longest.difference.value:+.1f}. Train each '
              'side with two or more seeds (run.seed), or give the spread between seeds with --seed_spread.')
+  elif longest.difference is not None and _is_low(best, metric, margin):
+    answer, headline = OPEN, f'Cannot tell yet: AP is too low ({best.mean(metric):.1f}); train longer'
+    words = (f'{_measured(longest, metric)} against {versus}{_interval(longest.difference)}: so low that to be within '
+             f'{margin:g} points says nothing. Train longer, or look at the predictions for what is wrong.')
   else:
     shorter = steps[-2].side if len(steps) > 1 else None
     need = planning.needed(longest.side, best, differences, margin, pretrained, shorter)
     answer, headline = OPEN, f'Cannot tell yet: {need.short}'
-    words = f'Too noisy to say: {_measured(longest, metric)} against {versus}{_interval(longest)}. {need.words}'
-  if best.arm and answer == OPEN:
-    headline += f' ({best.arm})'
+    words = (f'Too noisy to say: {_measured(longest, metric)} against {versus}{_interval(longest.difference)}. '
+             f'{need.words}')
+  arms = [side.arm for side in (longest.side, best if answer == OPEN else longest.side) if side.arm]
+  if arms:
+    headline += f' ({"; ".join(dict.fromkeys(arms))})'
   return Verdict(metric, best, tuple(pretrained), steps, caught_up, answer, headline,
                  f'{words.strip()}{_looked(differences.look, answer)}', _costs((caught_up or longest).side, best), need)
 
 
+def _versus(side: Side, metric: str) -> str:
+  return f'{side.label} ({metric_name(metric)} {side.mean(metric):.1f})'
+
+
 def _measured(step: Step, metric: str) -> str:
-  return f'{step.side.label} ({metric_name(metric)} {step.side.mean(metric):.1f})'
+  return _versus(step.side, metric)
 
 
 def _worded(step: Step, margin: float) -> str:
@@ -165,10 +196,8 @@ def _worded(step: Step, margin: float) -> str:
   return f'not more than {margin:g} points below' if step.relation == NOT_WORSE else 'above'
 
 
-def _interval(step: Step) -> str:
-  if step.difference is None:
-    return ''
-  return f': difference {step.difference}, {100 * step.difference.confidence:.0f} % confidence'
+def _interval(difference: Interval | None) -> str:
+  return '' if difference is None else f': difference {difference}, {100 * difference.confidence:.0f} % confidence'
 
 
 def _looked(look: Look | None, answer: str) -> str:

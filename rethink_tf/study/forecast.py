@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,14 +25,14 @@ if TYPE_CHECKING:
 class Design(NamedTuple):
   """What the intervals of a study depend on."""
 
-  verdicts: int  # groups of runs that have a scratch and a pre-trained side
-  sides: int  # of all verdicts: runs that differ in their seed only count as one
+  verdicts: int  # pairs of kinds of initial weights, scratch and pre-trained, that a verdict compares
+  scratch: int  # schedules, at most
   pretrained: int  # schedules that a scratch schedule is compared with, at most
   seeds: int  # of the side that has fewest
 
-  def degrees(self, seeds: int) -> int:
-    """Return the degrees of freedom of the spread between seeds."""
-    return self.sides * (seeds - 1)
+  def degrees(self, seeds: int) -> tuple[float, float]:
+    """Return the degrees of freedom of the spread between seeds, from scratch and pre-trained."""
+    return intervals.degrees_of_arm(self.scratch, seeds), intervals.degrees_of_arm(self.pretrained, seeds)
 
 
 def design(lengths: Sequence[Length]) -> Design:
@@ -41,16 +42,14 @@ def design(lengths: Sequence[Length]) -> Design:
     settings = length.settings
     # A run that continues another one, by a cascade: of the shipped files a scratch one.
     pretrained = settings.get('run.initial_weights') not in (None, 'None', '@PlainRun()')
-    key = (twin_key(settings), init_key(settings) if pretrained else None, length.steps)
+    key = (twin_key(settings), pretrained, init_key(settings), length.steps)
     seeds.setdefault(key, set()).add(settings.get('run.seed', 0))
-  scratch = {twin for twin, init, _ in seeds if init is None}
-  schedules: dict[tuple, int] = {}
-  for twin, init, _ in seeds:
-    if init is not None and twin in scratch:
-      schedules[twin, init] = schedules.get((twin, init), 0) + 1
-  groups = {twin for twin, _ in schedules}
-  counted = [len(of) for (twin, _, _), of in seeds.items() if twin in groups]
-  return Design(len(schedules), len(counted), max(schedules.values(), default=0), min(counted, default=0))
+  schedules = collections.Counter(key[:3] for key in seeds)
+  pairs = [(schedules[one], schedules[other]) for one in schedules for other in schedules
+           if one[0] == other[0] and not one[1] and other[1]]
+  groups = {key[0] for key in schedules if key[1]} & {key[0] for key in schedules if not key[1]}
+  return Design(len(pairs), max((one for one, _ in pairs), default=0), max((other for _, other in pairs), default=0),
+                min((len(of) for (twin, *_), of in seeds.items() if twin in groups), default=0))
 
 
 def words(plan: StudyPlan) -> str:
@@ -137,7 +136,7 @@ def _seeds(seeds: int, look: Look | None) -> str:
 
 def _above(plan: StudyPlan, found: Design, noise: Sequence[Noise], seeds: int, look: Look | None) -> str:
   """Return 'above about 1.9 points (1.5 to 3.0)'; the noise is the expected one, and its range if it is assumed."""
-  degrees = found.degrees(seeds) if plan.seed_spread is None else np.inf
+  degrees = found.degrees(seeds) if plan.seed_spread is None else (np.inf, np.inf)
   tail = intervals.outside(0.95, found.pretrained, look)
   each: list[Precision] = [planning.precision(one, (seeds, seeds), degrees, tail) for one in noise]
   ends = f' ({each[1].found:.1f} to {each[2].found:.1f})' if len(each) > 1 else ''
@@ -162,7 +161,7 @@ def _measured(plan: StudyPlan, images: int) -> tuple[list[Noise], str] | None:
   noise = report.noise(folders) if folders else None
   if noise is None:
     return None
-  return [noise.times(images / noise.num_images)], f'Measured on the runs that are there ({len(folders)})'
+  return [noise.times(images / noise.held_out.num_images)], f'Measured on the runs that are there ({len(folders)})'
 
 
 def _complete(path: str, length: Length) -> bool:

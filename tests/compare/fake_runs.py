@@ -31,19 +31,19 @@ ResNet.norm = @group_norm
 
 
 def truth(images: int = 200) -> dict:
-  """Ground truth with one object per image, of two categories in turn."""
+  """Ground truth with an object of each of two categories per image."""
   return {
     'images': [{'id': 10 + i, 'height': 100, 'width': 100} for i in range(images)],
     'categories': [{'id': 3, 'name': 'a'}, {'id': 7, 'name': 'b'}],
-    'annotations': [{'id': i, 'image_id': 10 + i, 'category_id': (3, 7)[i % 2], 'bbox': [10, 10, 40, 40], 'area': 1600,
-                     'iscrowd': 0} for i in range(images)]}
+    'annotations': [{'id': 2 * i + k, 'image_id': 10 + i, 'category_id': (3, 7)[k], 'bbox': [10, 10, 40, 40],
+                     'area': 1600, 'iscrowd': 0} for i in range(images) for k in range(2)]}
 
 
 def detections(gt: dict, detected: np.ndarray, score: float = 0.9) -> list[dict]:
-  """A correct box in each image of `detected`, a wrong one of lower score in the others."""
+  """Correct boxes in each image of `detected`, wrong ones of lower score in the others."""
   return [{'image_id': a['image_id'], 'category_id': a['category_id'], 'score': score if right else 0.1,
            'bbox': a['bbox'] if right else [60, 60, 20, 20]}
-          for a, right in zip(gt['annotations'], detected, strict=True)]
+          for a, right in zip(gt['annotations'], np.repeat(detected, 2), strict=True)]
 
 
 def write(folder: pathlib.Path, detected: np.ndarray, k: float = 1, init: str | None = None, seed: int = 0,

@@ -93,17 +93,21 @@ def test_one_seed_a_side_gives_no_verdict(tmp_path, without_files):
   assert not {verdict.BETTER, verdict.WORSE, verdict.EQUAL} & set(re.findall(r'\w+$', comparison.text, re.MULTILINE))
 
 
-def test_two_seeds_of_one_side_give_the_spread_of_all(tmp_path):
+def test_the_spread_of_one_side_does_not_tell_that_of_the_other(tmp_path):
   paths = [write(tmp_path / 's1', worse(61), k=2, seed=1), write(tmp_path / 's2', worse(59), k=2, seed=2),
            write(tmp_path / 'p', HALF, k=2, init='w'), write(tmp_path / 'copy', HALF, k=2, init='w')]
   only, = judge(paths)
-  assert only.steps[0].relation == verdict.WORSE and '2 seeds' in only.words
+  assert only.steps[0].relation == verdict.ONE_SEED
   assert len(only.pretrained.runs) == 1  # the copy has the same seed: it is no independent run
+  longer = [write(tmp_path / f'l{seed}', better(seed), k=4, images=800, init='w', seed=seed) for seed in (1, 2)]
+  only, = judge([*paths, *longer])  # another schedule of the same weights tells it
+  assert only.steps[0].relation == verdict.WORSE and '2 seeds' in only.words
 
 
 def test_weights_of_another_origin_are_another_side(tmp_path):
   paths = [write(tmp_path / 's1', HALF, k=2, seed=1), write(tmp_path / 's2', HALF, k=2, seed=2),
-           write(tmp_path / 'p', worse(40), k=2, init='/a/moco.pth'), write(tmp_path / 'q', HALF, k=2, init='r50.pkl')]
+           *(write(tmp_path / f'{name}{seed}', detected, k=2, init=init, seed=seed) for seed in (1, 2)
+             for name, detected, init in (('p', worse(40), '/a/moco.pth'), ('q', HALF, 'r50.pkl')))]
   first, second = judge(paths)
   assert 'pre-trained (moco.pth) 2x' in first.words and first.steps[0].relation == verdict.BETTER
   assert 'pre-trained (r50.pkl) 2x' in second.words and second.steps[0].relation == verdict.EQUAL
@@ -170,12 +174,12 @@ def test_files_of_the_report(tmp_path):
   head, folded = page.split('<details>', 1)
   order = ['<title>Scratch or pre-training: box AP on', 'aria-label="arrow up"',
            'Use pre-training (R50.pkl): scratch is behind up to 6x', 'does not catch up', '<figure class="plot"',
-           'Cost</strong>', 'Held-out images</dt><dd>200', 'Held-out objects</dt><dd>200',
+           'Cost</strong>', 'Held-out images</dt><dd>200', 'Held-out objects</dt><dd>400',
            'Seeds a schedule</dt><dd>1 scratch, 1 pre', 'Pre-training</dt><dd>R50.pkl<']
   assert sorted(order, key=head.index) == order, 'the answer, one chart, its cost, what it rests on'
   assert head.count('<figure') == 1 and 'From scratch: 6x 30.0. Pre-trained: 2x 50.0. Differences' in head
   assert folded.count('<li>') == 2, 'one legend'
-  assert 'medium\n' not in folded and '200 objects' in folded, 'AP by size with its n'
+  assert 'medium\n' not in folded and '400 objects' in folded, 'AP by size with its n'
   outside = set(re.findall(r'(?:src|href)="(?!#)([^"]*)"', page)) | set(re.findall(r'url\((?!#)[^)]*\)', page))
   assert not {link for link in outside if not link.startswith('data:')}  # no external links
   with open(out / 'curves.csv') as file:

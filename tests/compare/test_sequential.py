@@ -5,7 +5,7 @@ import pytest
 from scipy import special
 
 from rethink_tf.compare import intervals, sequential
-from rethink_tf.compare.intervals import SideScores
+from rethink_tf.compare.intervals import HeldOut, SideScores
 from rethink_tf.compare.sequential import Look
 
 
@@ -30,6 +30,7 @@ def test_later_looks_have_shorter_intervals_and_one_look_is_none():
 
 def test_an_interval_of_a_look_is_wider():
   sides = [SideScores(np.full(3, ap), np.full((3, 2), ap)) for ap in (42.0, 40.0)]
-  alone, first, last = (intervals.difference(*sides, intervals.given_spread(1.0), 100, look=look).half
+  spreads = (intervals.given_spread(1.0),) * 2
+  alone, first, last = (intervals.difference(*sides, spreads, HeldOut.alike(100), look=look).half
                         for look in (None, Look(2, 5), Look(5, 5)))
   assert alone < last < first
