@@ -31,10 +31,12 @@ from rethink_tf.compare.groups import Side
 from rethink_tf.compare.planning import Noise
 from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run, metric_name, read_runs
 from rethink_tf.errors import UserError, in_one_line, plain
-from rethink_tf.storage import files
+from rethink_tf.storage import files, identity
+from rethink_tf.storage.run_folder import RunFolder
 
 TABLE_METRICS = (
   'box/AP', 'box/AP50', 'box/AP75', 'mask/AP', 'mask/AP50', 'mask/AP75', 'keypoint/AP', 'voc/mAP', 'top-1')
+_OF_A_RUN = ('config.gin', *RunFolder.ALL_METRICS, identity.FILE, 'checkpoints')
 _LOG_SECONDS = 5.0  # reading matches for longer is logged
 
 
@@ -67,8 +69,9 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
 
   Raises:
     UserError: a folder is not a run folder, has no evaluation or lacks the metric; an argument is out of range; or the
-      output cannot be written.
+      output is a run folder or cannot be written.
   """
+  check_output(output)
   if not (0 < confidence < 1 and draws >= 10):
     raise UserError(f'--confidence={confidence} must lie between 0 and 1, and --draws={draws} be at least 10')
   check_options(margin, seed_spread)
@@ -104,6 +107,25 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
                         *([f'Planned: {planned}.'] if planned else [])])
   written = _write(output, runs, metric, whole, objects)
   return Comparison(tuple(runs), metric, tuple(verdicts), text, written)
+
+
+def check_output(output: str) -> None:
+  """Check that the folder of a report holds nothing that the report would replace, before anything is computed.
+
+  Raises:
+    UserError: it has no name, is a run folder, or its tensorboard/ is not the log of a comparison.
+  """
+  folder = output.rstrip('/')
+  if not folder:
+    raise UserError(f'--output={output} names no folder for the report: choose one, as --output=runs/comparison')
+  try:
+    for name in _OF_A_RUN:
+      if tf.io.gfile.exists(f'{folder}/{name}'):
+        raise UserError(f'--output={output} is a run folder, since it holds {name}: a report there would replace the '
+                        f'TensorBoard log of the run; choose another folder, as --output={folder}/comparison')
+    tensorboard_log.check(f'{folder}/tensorboard')
+  except (OSError, tf.errors.OpError) as error:
+    raise UserError(f'--output={output} cannot be read: {in_one_line(error)}; choose another folder') from error
 
 
 def check_options(margin: float, seed_spread: float | None) -> None:

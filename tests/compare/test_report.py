@@ -123,7 +123,7 @@ def test_no_verdict_counts_a_run_before_its_end(tmp_path, without_files):
   paths = [write(tmp_path / 'scratch', HALF, k=6, images=1200), write(tmp_path / 'pre', HALF, k=2, init='R50.pkl')]
   begun = write(tmp_path / 'begun', worse(60), k=6, images=800, seed=1)
   write_schedule(RunFolder(begun), 300)
-  alone, whole = (compare(each, '', draws=20, seed_spread=0.0) for each in (paths, [*paths, begun]))
+  alone, whole = (compare(each, f'{tmp_path}/out', draws=20, seed_spread=0.0) for each in (paths, [*paths, begun]))
   assert alone.verdicts[0].words == whole.verdicts[0].words and 'of 300' not in alone.text
   assert 'begun: its last evaluation is of step 200 of 300: no verdict counts it.' in whole.text
   assert re.search(r'begun +scratch +66 % of 6x', whole.text) and re.search(r'begun .* not complete\n', whole.text)
@@ -135,7 +135,7 @@ def test_what_all_runs_have_in_common_is_said_once(tmp_path, without_files):
   for path, notes in zip(paths, (['more images'], ['more images', 'a limit'], ['more images', 'a limit']), strict=True):
     with open(f'{path}/metrics.jsonl', 'a') as file:
       file.write(json.dumps({'kind': 'eval', 'step': 100, 'box/AP': 50.0, 'notes': notes}) + '\n')
-  text = compare(paths, '', draws=20).text
+  text = compare(paths, f'{tmp_path}/out', draws=20).text
   assert '\n\nAll runs: more images.\n\nb, c: a limit.\n\n' in text
 
 
@@ -143,7 +143,7 @@ def test_runs_of_which_none_is_complete_have_no_verdict(tmp_path, without_files)
   paths = [write(tmp_path / 'scratch', HALF, k=6), write(tmp_path / 'pre', HALF, k=6, init='R50.pkl')]
   for path in paths:
     write_schedule(RunFolder(path), 600)
-  comparison = compare(paths, '', draws=20)
+  comparison = compare(paths, f'{tmp_path}/out', draws=20)
   assert comparison.text.startswith('Cannot tell yet: 2 of 2 runs are not complete') and not comparison.verdicts
   assert report.noise(paths) is None
 
@@ -271,6 +271,26 @@ def test_the_tensorboard_log(tmp_path):
     assert {'eval/box/AP', 'loss/total', 'by_images/box/AP', 'final', '_hparams_/session_start_info'} <= set(tags)
   assert {'custom_scalars__config__', '_hparams_/experiment'} <= set(log.Runs()['01_scratch']['tensors'])
   assert [event.step for event in log.Tensors('02_pretrain_pre', 'eval/box/AP')] == [50, 100]
+
+
+def test_a_report_replaces_nothing_of_a_run(tmp_path):
+  paths = [write(tmp_path / 's', HALF), write(tmp_path / 'p', HALF, init='w')]
+  events = tmp_path / 's/tensorboard/events.out.tfevents.1.host'
+  events.parent.mkdir()
+  events.write_text('of the run')
+  before = sorted(path for path in tmp_path.rglob('*'))
+  for output in (paths[0], f'{paths[0]}/'):
+    with pytest.raises(UserError, match='s/? is a run folder, since it holds config.gin.* --output='):
+      compare(paths, output, draws=20)
+  for output in ('', '/'):
+    with pytest.raises(UserError, match='names no folder for the report'):
+      compare(paths, output, draws=20)
+  (tmp_path / 'other').mkdir()
+  (tmp_path / 'other/tensorboard').symlink_to(events.parent)
+  with pytest.raises(UserError, match='other/tensorboard/events.out.tfevents.1.host: no comparison has written it'):
+    compare(paths, str(tmp_path / 'other'), draws=20)
+  assert events.read_text() == 'of the run'
+  assert sorted(path for path in tmp_path.rglob('*') if 'other' not in path.parts) == before
 
 
 @pytest.mark.parametrize('damage, message', [
