@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -12,7 +13,15 @@ from rethink_tf.compare.groups import Side, groups, sides
 from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run
 from rethink_tf.compare.sequential import Look
 
-ReadMatches = Callable[[Run], bootstrap.Matches | None]  # None: detections were not saved
+
+class ReadMatches(Protocol):
+  """Matches of the last evaluations of runs (matching.SavedMatches)."""
+
+  def __call__(self, run: Run) -> bootstrap.Matches | None:
+    """Return those of a run, None if its detections were not saved."""
+
+  def truth(self, run: Run) -> str:
+    """Return what is equal for runs that were scored against the same images and objects."""
 
 
 class Differences:
@@ -48,30 +57,30 @@ class Differences:
     return sum(int(one.objects.sum()) for one in self._matches(side.runs[0]).categories)
 
   def between(self, first: Side, second: Side, comparisons: int = 1) -> intervals.Interval | None:
-    """Return mean AP of the first side minus the second, None if detections are missing or of different images.
+    """Return mean AP of the first side minus the second, None if detections are missing or of different data.
 
     comparisons: number of intervals among which this one is selected.
     """
     ids, others = self._images(first), self._images(second)
-    if ids is None or others is None or not np.array_equal(ids, others) or len(ids) < 2:
+    if ids is None or others is None or self._truth(first) != self._truth(second) or len(ids) < 2:
       return None
     return intervals.difference(self.scores(first), self.scores(second), self.spread(first), len(ids), self.confidence,
                                 comparisons, self.look)
 
   def spread(self, side: Side) -> intervals.SeedSpread | None:
-    """Return the spread between seeds over all sides that were evaluated on the images of this one."""
+    """Return the spread between seeds over all sides that were evaluated on the data of this one."""
     if self._given is not None:
       return intervals.given_spread(self._given)
     ids = self._images(side)
     if ids is None:
       return None
-    return self._pooled(ids.tobytes(), len(ids))
+    return self._pooled(self._truth(side), len(ids))
 
   @functools.cache  # noqa: B019  the object lives as long as its comparison
-  def _pooled(self, ids: bytes, num_images: int) -> intervals.SeedSpread | None:
+  def _pooled(self, truth: str, num_images: int) -> intervals.SeedSpread | None:
     repeated = [side for side in self._sides if len(side.runs) > 1]
     return intervals.seed_spread([self.scores(side) for side in repeated
-                                  if (own := self._images(side)) is not None and own.tobytes() == ids], num_images)
+                                  if self._images(side) is not None and self._truth(side) == truth], num_images)
 
   def scores(self, side: Side) -> intervals.SideScores:
     """Return the scores of a side whose runs have all saved their detections."""
@@ -82,9 +91,12 @@ class Differences:
                                 np.stack([self._draws[run.name] for run in side.runs]))
 
   def _images(self, side: Side) -> np.ndarray | None:
-    """Return the ids of the images of a side, None if its runs differ in them or one has no detections."""
+    """Return the ids of the images of a side, None if its runs differ in their data or one has no detections."""
     tables = [self._matches(run) for run in side.runs]
     if any(table is None for table in tables):
       return None
-    ids = tables[0].image_ids
-    return ids if all(np.array_equal(ids, table.image_ids) for table in tables) else None
+    return tables[0].image_ids if len(set(map(self._matches.truth, side.runs))) == 1 else None
+
+  def _truth(self, side: Side) -> str:
+    """Return what is equal for sides of the same images and objects, of a side that has `_images`."""
+    return self._matches.truth(side.runs[0])

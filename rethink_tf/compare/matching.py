@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections import defaultdict
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from rethink_tf.compare.bootstrap import CategoryMatches, Matches
-from rethink_tf.compare.saved_results import check_detections, read_detections, read_truth
+from rethink_tf.compare.run_summary import Run
+from rethink_tf.compare.saved_results import check_detections, digest, read_detections, read_truth
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.evaluation import coco_metrics, voc_evaluator, voc_metrics
 from rethink_tf.evaluation.scoring import max_detections
@@ -23,7 +25,32 @@ FILES = {'box/AP': ('bbox.json', 'bbox'), 'mask/AP': ('segm.json', 'segm'),
          'keypoint/AP': ('keypoints.json', 'keypoints')}
 
 
-def read_matches(folder: RunFolder, metric: str, step: int) -> Matches | None:
+class Scored(NamedTuple):
+  """Matches of the detections of an evaluation, and a digest of the ground truth that they were scored against."""
+
+  matches: Matches
+  truth: str
+
+
+class SavedMatches:
+  """Matches of the last evaluations of some runs, each read once."""
+
+  def __init__(self, read: Callable[[str], Scored | None]) -> None:
+    """read: of a run, by name; None: it has not saved its detections."""
+    self._read = functools.cache(read)
+
+  def __call__(self, run: Run) -> Matches | None:
+    """Return the matches of a run."""
+    scored = self._read(run.name)
+    return None if scored is None else scored.matches
+
+  def truth(self, run: Run) -> str:
+    """Return the digest of the ground truth of a run, '' without matches."""
+    scored = self._read(run.name)
+    return '' if scored is None else scored.truth
+
+
+def read_matches(folder: RunFolder, metric: str, step: int) -> Scored | None:
   """Return the matches of an evaluation's detections, None if the run has not saved them.
 
   Args:
@@ -44,7 +71,7 @@ def read_matches(folder: RunFolder, metric: str, step: int) -> Matches | None:
     return None
   gt = read_truth(truth)
   with _reported(detections):
-    return match_detections(gt, read_detections(detections, gt, iou_type), iou_type)
+    return Scored(match_detections(gt, read_detections(detections, gt, iou_type), iou_type), digest(gt))
 
 
 def object_sizes(folder: RunFolder, metric: str, step: int) -> dict[str, int] | None:
@@ -62,7 +89,7 @@ def object_sizes(folder: RunFolder, metric: str, step: int) -> dict[str, int] | 
   return {size: int(np.sum((low <= areas) & (areas <= high))) for size, (low, high) in AREAS.items()}
 
 
-def _read_voc(path: str) -> Matches | None:
+def _read_voc(path: str) -> Scored | None:
   truth = f'{path}/ground_truth.json'
   if not tf.io.gfile.exists(truth):
     return None
@@ -72,7 +99,7 @@ def _read_voc(path: str) -> Matches | None:
     if results is None:
       return None
     check_detections(path, results, gt, 'bbox')
-    return match_voc(gt, results, str(gt.get('voc_rule', 'area')))
+    return Scored(match_voc(gt, results, str(gt.get('voc_rule', 'area'))), digest(gt))
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -25,9 +24,9 @@ from rethink_tf.compare import (
   tensorboard_log,
   verdict,
 )
-from rethink_tf.compare.bootstrap import Matches
-from rethink_tf.compare.differences import Differences, ReadMatches
+from rethink_tf.compare.differences import Differences
 from rethink_tf.compare.groups import Side
+from rethink_tf.compare.matching import SavedMatches, Scored
 from rethink_tf.compare.planning import Noise
 from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run, metric_name, read_runs
 from rethink_tf.errors import UserError, in_one_line, plain
@@ -80,7 +79,8 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
   counted = groups.independent(_complete(runs))
   record = looks.of_runs(run_folders)
   look = None if record is None else record.look
-  differences = Differences(counted, metric, _matches_reader(runs, metric), draws, confidence, seed_spread, look)
+  matches = _matches_reader(runs, metric)
+  differences = Differences(counted, metric, matches, draws, confidence, seed_spread, look)
   verdicts = verdict.verdicts(counted, differences, margin)
   content = {
     'Runs': _runs_table(runs),
@@ -94,7 +94,8 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
   if record is not None:
     facts.append(('Stops early', looks.described(record)))
   differing = [provenance.software(runs), provenance.hardware(runs)]
-  cautions = [*_cautions(runs), *(line for one in differing for line in one.cautions), *looks.cautions(record)]
+  cautions = [*_cautions(runs), *same_data.truths(runs, matches), *(line for one in differing for line in one.cautions),
+              *looks.cautions(record)]
   words = [*(line for one in answers for line in (f'{one.about}: {one.headline}' if one.about else one.headline,
                                                   one.words, one.cost) if line),
            ' · '.join(f'{name.lower()}: {value}' for name, value in facts), *cautions]
@@ -176,19 +177,18 @@ def _common_metric(runs: Sequence[Run], metric: str | None) -> str:
   return metric
 
 
-def _matches_reader(runs: Sequence[Run], metric: str) -> ReadMatches:
-  """Return a function that reads the matches of a run's last evaluation once."""
+def _matches_reader(runs: Sequence[Run], metric: str) -> SavedMatches:
+  """Return the matches of the runs' last evaluations, which are read when they are needed."""
   by_name = {run.name: run for run in runs}
   started = time.monotonic()
 
-  @functools.cache
-  def read(name: str) -> Matches | None:
+  def read(name: str) -> Scored | None:
     if time.monotonic() - started > _LOG_SECONDS:
       logging.info('matching the detections of %s, run %d of %d', name, list(by_name).index(name) + 1, len(runs))
     run = by_name[name]
     return matching.read_matches(run.folder, metric, int(run.curve.steps[-1]))
 
-  return lambda run: read(run.name)
+  return SavedMatches(read)
 
 
 def _runs_table(runs: Sequence[Run]) -> tables.Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -30,6 +31,19 @@ def read_truth(path: str) -> dict[str, Any]:
   _check(path, 'annotations', gt['annotations'],
          {'image_id': images.__contains__, 'category_id': categories.__contains__, 'bbox': _is_box})
   return gt
+
+
+def digest(gt: Mapping[str, Any]) -> str:
+  """Return a hash of the images and objects of ground truth, as read_truth returns it.
+
+  Equal for the same objects in another order or with other ids of the same classes. Boxes count to a hundredth of a
+  pixel: TFRecords round them.
+  """
+  names = {category['id']: category['name'] for category in gt['categories']}
+  images = sorted((image['id'], str(image.get('height')), str(image.get('width'))) for image in gt['images'])
+  objects = sorted((a['image_id'], names[a['category_id']], bool(a.get('iscrowd')), bool(a.get('difficult')),
+                    *(round(100 * side) for side in a['bbox'])) for a in gt['annotations'])
+  return hashlib.sha256(repr((images, objects)).encode('utf-8', 'surrogatepass')).hexdigest()
 
 
 def read_detections(path: str, gt: Mapping[str, Any], iou_type: str) -> list[dict[str, Any]]:

@@ -163,6 +163,26 @@ def test_without_detections_there_is_no_interval(tmp_path, without_files):
   assert 'no interval can be given' in comparison.text
 
 
+def test_other_objects_under_the_same_image_ids_have_no_verdict(tmp_path, without_files):
+  """As of two data sets that number their images from 1: the images of the sides are not paired."""
+  paths = [write(tmp_path / 's1', worse(61), k=2, seed=1), write(tmp_path / 's2', worse(59), k=2, seed=2),
+           write(tmp_path / 'p1', HALF, k=2, init='w', seed=1), write(tmp_path / 'p2', HALF, k=2, init='w', seed=2)]
+  paired = compare(paths, str(tmp_path / 'out'), draws=20)
+  assert paired.verdicts[0].answer == verdict.PRETRAIN and 'ground truth' not in paired.text
+  for name in ('p1', 'p2'):
+    for path in (tmp_path / name).glob('eval/*/*.json'):
+      path.write_text(path.read_text().replace('[10, 10, 40, 40]', '[20, 30, 40, 40]'))
+  comparison = compare(paths, str(tmp_path / 'out'), draws=20)
+  only, = comparison.verdicts
+  assert only.answer == verdict.OPEN and only.steps[0].difference is None
+  assert ('s1, s2; p1, p2: scored against different ground truth under the same image ids (other boxes, crowds, '
+          'classes or sizes of images): no interval and no verdict compares them; evaluate them on the same data.'
+          ) in comparison.text
+  assert re.search(r'^p1 .* no interval: .* of other images or objects', comparison.text, re.MULTILINE)
+  mixed = compare([*paths[:3], write(tmp_path / 'p3', HALF, k=2, init='w', seed=3)], str(tmp_path / 'out'), draws=20)
+  assert mixed.verdicts[0].answer == verdict.OPEN, 'runs of one side that differ in their data are none'
+
+
 def test_files_of_the_report(tmp_path):
   run(tmp_path, worse(40))
   out = tmp_path / 'out'

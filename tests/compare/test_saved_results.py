@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from rethink_tf.compare import matching
+from rethink_tf.compare import matching, saved_results
 from rethink_tf.compare.run_summary import read_runs
 from rethink_tf.errors import UserError
 from rethink_tf.storage.run_folder import RunFolder
@@ -60,7 +60,7 @@ def test_what_is_not_checked_field_by_field(run):
     read(run, 'ground_truth.json', lambda gt: gt.pop('images'))
   with pytest.raises(UserError, match='bbox.json: cannot be scored against the ground_truth.json beside it'):
     read(run, 'ground_truth.json', lambda gt: gt['annotations'][0].update(area='large', iscrowd='no'))
-  assert np.array_equal(read(run, 'bbox.json', lambda results: None).image_ids, np.arange(10, 16))
+  assert np.array_equal(read(run, 'bbox.json', lambda results: None).matches.image_ids, np.arange(10, 16))
 
 
 def test_files_of_the_development_kit(tmp_path):
@@ -72,10 +72,28 @@ def test_files_of_the_development_kit(tmp_path):
   (folder / 'ground_truth.json').write_text(json.dumps(gt))
   (folder / 'comp4_det_test_a.txt').write_text('10 0.5 11 11 50 50\n')
   own = RunFolder(str(tmp_path), create=False)
-  assert matching.read_matches(own, 'voc/mAP', 100).categories[0].matched.all()
+  assert matching.read_matches(own, 'voc/mAP', 100).matches.categories[0].matched.all()
   (folder / 'comp4_det_test_a.txt').write_text('10 nan 11 11 50 50\n')
   with pytest.raises(UserError, match=r'step-00000100: \[0\].score is nan'):
     matching.read_matches(own, 'voc/mAP', 100)
   (folder / 'ground_truth.json').write_text(json.dumps(truth(4)))
   with pytest.raises(UserError, match='step-00000100: cannot be scored against'):
     matching.read_matches(own, 'voc/mAP', 100)
+
+
+@pytest.mark.parametrize('same, change', [
+  (True, lambda gt: gt['annotations'].reverse()),
+  (True, lambda gt: gt['annotations'][0].update(bbox=[10.0004, 10, 40, 40.0], id=7)),
+  (True, lambda gt: gt['categories'].append({'id': 8, 'name': 'without objects'})),
+  (True, lambda gt: ([one.update(id=10 - one['id']) for one in gt['categories']],
+                     [a.update(category_id=10 - a['category_id']) for a in gt['annotations']])),
+  (False, lambda gt: gt['annotations'][0].update(bbox=[10.1, 10, 40, 40])),
+  (False, lambda gt: gt['annotations'][0].update(iscrowd=1)),
+  (False, lambda gt: gt['annotations'][0].update(category_id=7)),
+  (False, lambda gt: gt['categories'][0].update(name='c')),
+  (False, lambda gt: gt['images'][0].update(height=99)),
+  (False, lambda gt: gt['annotations'].pop())])
+def test_a_digest_is_of_the_objects(same, change):
+  changed = truth(6)
+  change(changed)
+  assert (saved_results.digest(changed) == saved_results.digest(truth(6))) == same
