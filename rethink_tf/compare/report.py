@@ -53,7 +53,7 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
             confidence: float = 0.95, seed_spread: float | None = None, planned: str = '') -> Comparison:
   """Compare runs and write a report.
 
-  Runs of a study that may stop early get the intervals of its latest look (looks.json beside their folders).
+  With a run of a study that may stop early, intervals are those of its latest look (looks.json beside its folder).
 
   Args:
     run_folders: paths of run folders, local or gs://; the first is the baseline of the table of differences.
@@ -77,7 +77,8 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
   runs = read_runs(run_folders)
   metric = _common_metric(runs, metric)
   counted = groups.independent(_complete(runs))
-  record = looks.of_runs(run_folders)
+  studies = looks.of_runs(run_folders)
+  record = studies.strictest
   look = None if record is None else record.look
   matches = _matches_reader(runs, metric)
   differences = Differences(counted, metric, matches, draws, confidence, seed_spread, look)
@@ -95,7 +96,7 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
     facts.append(('Stops early', looks.described(record)))
   differing = [provenance.software(runs), provenance.hardware(runs)]
   cautions = [*_cautions(runs), *same_data.truths(runs, matches), *(line for one in differing for line in one.cautions),
-              *looks.cautions(record)]
+              *looks.cautions(studies)]
   words = [*(line for one in answers for line in (f'{one.about}: {one.headline}' if one.about else one.headline,
                                                   one.words, one.cost) if line),
            ' · '.join(f'{name.lower()}: {value}' for name, value in facts), *cautions]

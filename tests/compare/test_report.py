@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from rethink_tf.compare import groups, plots, report, verdict
+from rethink_tf.compare import groups, looks, plots, report, verdict
 from rethink_tf.compare.differences import Differences
 from rethink_tf.compare.report import compare
 from rethink_tf.compare.run_summary import read_runs
@@ -181,6 +181,19 @@ def test_other_objects_under_the_same_image_ids_have_no_verdict(tmp_path, withou
   assert re.search(r'^p1 .* no interval: .* of other images or objects', comparison.text, re.MULTILINE)
   mixed = compare([*paths[:3], write(tmp_path / 'p3', HALF, k=2, init='w', seed=3)], str(tmp_path / 'out'), draws=20)
   assert mixed.verdicts[0].answer == verdict.OPEN, 'runs of one side that differ in their data are none'
+
+
+def test_one_more_run_does_not_narrow_the_intervals_of_a_look(tmp_path, without_files):
+  paths = [write(tmp_path / 'study' / f'{init or "s"}{seed}', share(100 + 9 * (init is not None) + seed, seed=7),
+                 init=init, seed=seed) for init in (None, 'w') for seed in (1, 2)]
+  looks.write(str(tmp_path / 'study'), looks.Record(5, (looks.Taken(2, {}, None),)))
+  other = write(tmp_path / 'other', HALF, rate=0.01)
+  alone, more = (compare(each, str(tmp_path / 'out'), draws=20) for each in (paths, [*paths, other]))
+  assert alone.verdicts[0].steps[0].difference == more.verdicts[0].steps[0].difference
+  assert '4 of 5 runs are of studies that stop early' in more.text and 'are of studies' not in alone.text
+  (tmp_path / 'study/looks.json').unlink()
+  assert compare(paths, str(tmp_path / 'out'), draws=20).verdicts[0].steps[0].difference.half < 0.9 * (
+    more.verdicts[0].steps[0].difference.half)
 
 
 def test_files_of_the_report(tmp_path):
