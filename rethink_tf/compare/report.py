@@ -28,7 +28,7 @@ from rethink_tf.compare.differences import Differences
 from rethink_tf.compare.groups import Side
 from rethink_tf.compare.matching import SavedMatches, Scored
 from rethink_tf.compare.planning import Noise
-from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run, metric_name, read_runs
+from rethink_tf.compare.run_summary import NOT_FINITE, PRETRAINED, SCRATCH, Run, metric_name, read_runs
 from rethink_tf.errors import UserError, in_one_line, plain
 from rethink_tf.storage import files, identity
 from rethink_tf.storage.run_folder import RunFolder
@@ -170,11 +170,15 @@ def _complete(runs: Sequence[Run]) -> list[Run]:
 def _common_metric(runs: Sequence[Run], metric: str | None) -> str:
   """Return the metric to compare by, after checking that all runs have it."""
   metric = metric or runs[0].main_metric
-  lacking = [run.name for run in runs if not np.isfinite(run.final(metric))]
+  lacking = [run for run in runs if not np.isfinite(run.final(metric))]
   if lacking:
-    available = sorted({name for run in runs for name in run.curve.metrics if name.endswith(('AP', 'top-1'))})
-    raise UserError(f'{lacking[0]} has no {metric} in its last evaluation: choose a metric that all runs have with '
-                    f'--metric (available: {", ".join(available)})')
+    name = f'{lacking[0].name} has no {metric} in its last evaluation'
+    if metric in lacking[0].curve.metrics:
+      raise UserError(f'{name}, of step {lacking[0].curve.steps[-1]:,}, though in an earlier one: {NOT_FINITE}')
+    available = sorted(one for one in runs[0].curve.metrics if one.endswith(('AP', 'top-1'))
+                       and all(np.isfinite(run.final(one)) for run in runs))
+    raise UserError(f'{name}: choose a metric that all runs have with --metric (available: '
+                    f'{", ".join(available) or "none"})')
   return metric
 
 

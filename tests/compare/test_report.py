@@ -339,6 +339,17 @@ def test_broken_folders_are_reported(tmp_path, damage, message):
     compare(paths, str(tmp_path / 'out'), draws=20)
 
 
+@pytest.mark.parametrize('name, message', [
+  ('s', 's: its last evaluation, of step 100, has no finite AP or accuracy .*: training may have diverged'),
+  ('p', 'p has no box/AP in its last evaluation, of step 100, though in an earlier one: training may have diverged')])
+def test_a_metric_that_is_not_finite_is_said_to_be(tmp_path, name, message):
+  paths = [write(tmp_path / 's', HALF), write(tmp_path / 'p', HALF, init='w')]
+  file = tmp_path / name / 'metrics.jsonl'
+  file.write_text(file.read_text().replace('"box/AP": 50.0', '"box/AP": NaN'))
+  with pytest.raises(UserError, match=message):
+    compare(paths, str(tmp_path / 'out'), draws=20)
+
+
 @pytest.mark.parametrize('options, message', [
   ({'metric': 'mask/AP'}, 'scratch has no mask/AP'), ({'margin': -1}, 'negative'), ({'draws': 1}, '--draws'),
   ({'confidence': 2}, '--confidence'), ({'seed_spread': -1}, '--seed_spread')])
