@@ -4,6 +4,7 @@ import csv
 import json
 import re
 
+import numpy as np
 import pytest
 
 from rethink_tf.compare import groups, looks, plots, report, verdict
@@ -194,6 +195,14 @@ def test_one_more_run_does_not_narrow_the_intervals_of_a_look(tmp_path, without_
   (tmp_path / 'study/looks.json').unlink()
   assert compare(paths, str(tmp_path / 'out'), draws=20).verdicts[0].steps[0].difference.half < 0.9 * (
     more.verdicts[0].steps[0].difference.half)
+
+
+def test_one_held_out_image_has_no_interval(tmp_path, without_files):
+  paths = [write(tmp_path / f'{init or "s"}{seed}', np.array([seed == 0]), init=init, seed=seed)
+           for init in (None, 'w') for seed in (0, 1)]
+  comparison = compare(paths, str(tmp_path / 'out'), draws=20)
+  assert comparison.verdicts[0].answer == verdict.OPEN
+  assert len(re.findall('no interval: one held-out image tells nothing of others', comparison.text)) == 3
 
 
 def test_files_of_the_report(tmp_path):
