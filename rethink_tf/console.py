@@ -86,6 +86,11 @@ def duration(seconds: float) -> str:
   return f'{minutes} min {seconds} s' if minutes else f'{seconds} s'
 
 
+def percent(share: float) -> str:
+  """A share in percent with as many digits as it has: '95 %', '99.9 %'."""
+  return f'{100 * share:.12g} %'
+
+
 def hide_library_info() -> None:
   """Show this package's information lines without a prefix, and hide those of the libraries."""
   absl_logging.set_verbosity(absl_logging.INFO)

@@ -61,6 +61,11 @@ def test_durations(seconds, text):
   assert console.duration(seconds) == text
 
 
+@pytest.mark.parametrize('share, text', [(0.95, '95 %'), (0.999, '99.9 %'), (0.99999, '99.999 %'), (0.57, '57 %')])
+def test_a_share_keeps_its_digits(share, text):
+  assert console.percent(share) == text
+
+
 @pytest.mark.parametrize('end, shown', [('os.abort()', True), ('os._exit(69)', True), ('pass', False)])
 def test_what_is_printed_before_an_abort_is_not_lost(end, shown):
   """As TensorFlow does: a line to the standard error by C, then abort(); no handler of Python runs."""

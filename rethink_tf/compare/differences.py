@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -11,7 +12,15 @@ from rethink_tf.compare.groups import Side, groups, sides
 from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run
 from rethink_tf.compare.sequential import Look
 
-ReadMatches = Callable[[Run], bootstrap.Matches | None]  # None: detections were not saved
+
+class ReadMatches(Protocol):
+  """Matches of the last evaluations of runs (matching.SavedMatches)."""
+
+  def __call__(self, run: Run) -> bootstrap.Matches | None:
+    """Return those of a run, None if its detections were not saved."""
+
+  def truth(self, run: Run) -> str:
+    """Return what is equal for runs that were scored against the same images and objects."""
 
 
 class Differences:
@@ -53,12 +62,12 @@ class Differences:
     return intervals.HeldOut.of([one.objects for one in self._matches(side.runs[0]).categories])
 
   def between(self, first: Side, second: Side, comparisons: int = 1) -> intervals.Interval | None:
-    """Return mean AP of the first side minus the second, None if detections are missing or of different images.
+    """Return mean AP of the first side minus the second, None if detections are missing or of different data.
 
     comparisons: number of intervals among which this one is selected.
     """
     ids, others = self._images(first), self._images(second)
-    if ids is None or others is None or not np.array_equal(ids, others) or len(ids) < 2:
+    if ids is None or others is None or self._truth(first) != self._truth(second) or len(ids) < 2:
       return None
     return intervals.difference(self.scores(first), self.scores(second), self.spreads(first, second),
                                 self.held_out(first), self.confidence, comparisons, self.look)
@@ -81,12 +90,11 @@ class Differences:
     return intervals.seed_spread([self.scores(other) for other in self._arm(side)], self.scores(side), held_out)
 
   def _arm(self, side: Side) -> list[Side]:
-    """Return the sides of the same group and initial weights that were evaluated on the same images."""
-    ids = self._images(side)
-    if ids is None:
+    """Return the sides of the same group and initial weights that were evaluated on the same images and objects."""
+    if self._images(side) is None:
       return []
     return [other for other in self._sides if _arm_key(other) == _arm_key(side)
-            and (own := self._images(other)) is not None and np.array_equal(own, ids)]
+            and self._images(other) is not None and self._truth(other) == self._truth(side)]
 
   def scores(self, side: Side) -> intervals.SideScores:
     """Return the scores of a side whose runs have all saved their detections."""
@@ -97,12 +105,15 @@ class Differences:
                                 np.stack([self._draws[run.name] for run in side.runs]))
 
   def _images(self, side: Side) -> np.ndarray | None:
-    """Return the ids of the images of a side, None if its runs differ in them or one has no detections."""
+    """Return the ids of the images of a side, None if its runs differ in their data or one has no detections."""
     tables = [self._matches(run) for run in side.runs]
     if any(table is None for table in tables):
       return None
-    ids = tables[0].image_ids
-    return ids if all(np.array_equal(ids, table.image_ids) for table in tables) else None
+    return tables[0].image_ids if len(set(map(self._matches.truth, side.runs))) == 1 else None
+
+  def _truth(self, side: Side) -> str:
+    """Return what is equal for sides of the same images and objects, of a side that has `_images`."""
+    return self._matches.truth(side.runs[0])
 
 
 def _arm_key(side: Side) -> tuple:

@@ -81,11 +81,41 @@ def write(folder: str, record: Record) -> None:
   files.write_output(os.path.join(folder, FILE), json.dumps(content, indent=2).encode())
 
 
-def of_runs(run_folders: Sequence[str]) -> Record | None:
-  """Return the record of the study that all run folders belong to, None if no look was taken at it."""
-  parents = {os.path.dirname(path.rstrip('/')) for path in run_folders}
-  record = read(parents.pop()) if len(parents) == 1 else None
-  return record if record is not None and record.taken else None
+class Studies(NamedTuple):
+  """The studies that some runs are of and at which looks were taken, by folder."""
+
+  records: Mapping[str, Record]
+  runs: int  # number of runs that are of one of them
+  others: int  # number of the other runs
+
+  @property
+  def strictest(self) -> Record | None:
+    """The record of the look whose intervals are the widest, None without any study."""
+    return min(self.records.values(), key=lambda record: record.look.tail(0.95), default=None)
+
+
+def of_runs(run_folders: Sequence[str]) -> Studies:
+  """Return the studies that run folders belong to, also by a link. A run from elsewhere does not undo their looks.
+
+  Raises:
+    UserError: a record is damaged.
+  """
+  found: dict[str, Record | None] = {}
+  runs = 0
+  for path in run_folders:
+    parents = _parents(path)
+    found |= {folder: read(folder) for folder in parents if folder not in found}
+    runs += any(found[folder] is not None and found[folder].taken for folder in parents)
+  records = {folder: record for folder, record in found.items() if record is not None and record.taken}
+  return Studies(records, runs, len(run_folders) - runs)
+
+
+def _parents(run_folder: str) -> set[str]:
+  """Return the folder that holds a run folder and, where this is a link, the one that holds what it points to."""
+  if '://' in run_folder:
+    return {os.path.dirname(run_folder.rstrip('/'))}
+  path = os.path.abspath(os.path.expanduser(run_folder))
+  return {os.path.realpath(os.path.dirname(path)), os.path.dirname(os.path.realpath(path))}
 
 
 def described(record: Record) -> str:
@@ -94,12 +124,16 @@ def described(record: Record) -> str:
   return f'look {look.number} of at most {look.planned}, after {look.seeds} of at most {look.max_seeds} seeds'
 
 
-def cautions(record: Record | None) -> list[str]:
+def cautions(studies: Studies) -> list[str]:
   """Return what the reader must know of looks that are not among the planned ones."""
-  if record is None or not record.before:
-    return []
-  return [f'The runs were compared with {record.before} seeds before this study began to look at them: the error rate '
-          'of that comparison, 5 %, comes on top of the 5 % of all looks together.']
+  lines = [f'The runs were compared with {record.before} seeds before this study began to look at them: the error rate '
+           'of that comparison, 5 %, comes on top of the 5 % of all looks together.'
+           for record in studies.records.values() if record.before]
+  if studies.records and (studies.others or len(studies.records) > 1):
+    which = ', '.join(sorted(studies.records))
+    lines.append(f'{studies.runs} of {studies.runs + studies.others} runs are of studies that stop early ({which}): '
+                 'all intervals are widened as at the strictest of their latest looks.')
+  return lines
 
 
 def check_scores(folder: str, record: Record, scores: Mapping[str, float]) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections import defaultdict
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from rethink_tf.compare.bootstrap import CategoryMatches, Matches
-from rethink_tf.data.json_files import load_json
-from rethink_tf.errors import UserError
+from rethink_tf.compare.run_summary import Run
+from rethink_tf.compare.saved_results import check_detections, digest, read_detections, read_truth
+from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.evaluation import coco_metrics, voc_evaluator, voc_metrics
 from rethink_tf.evaluation.scoring import max_detections
 from rethink_tf.storage.run_folder import RunFolder
@@ -21,7 +25,32 @@ FILES = {'box/AP': ('bbox.json', 'bbox'), 'mask/AP': ('segm.json', 'segm'),
          'keypoint/AP': ('keypoints.json', 'keypoints')}
 
 
-def read_matches(folder: RunFolder, metric: str, step: int) -> Matches | None:
+class Scored(NamedTuple):
+  """Matches of the detections of an evaluation, and a digest of the ground truth that they were scored against."""
+
+  matches: Matches
+  truth: str
+
+
+class SavedMatches:
+  """Matches of the last evaluations of some runs, each read once."""
+
+  def __init__(self, read: Callable[[str], Scored | None]) -> None:
+    """read: of a run, by name; None: it has not saved its detections."""
+    self._read = functools.cache(read)
+
+  def __call__(self, run: Run) -> Matches | None:
+    """Return the matches of a run."""
+    scored = self._read(run.name)
+    return None if scored is None else scored.matches
+
+  def truth(self, run: Run) -> str:
+    """Return the digest of the ground truth of a run, '' without matches."""
+    scored = self._read(run.name)
+    return '' if scored is None else scored.truth
+
+
+def read_matches(folder: RunFolder, metric: str, step: int) -> Scored | None:
   """Return the matches of an evaluation's detections, None if the run has not saved them.
 
   Args:
@@ -40,7 +69,9 @@ def read_matches(folder: RunFolder, metric: str, step: int) -> Matches | None:
   detections, truth = (folder.join('eval', f'step-{step:08d}', file) for file in (name, 'ground_truth.json'))
   if not (tf.io.gfile.exists(detections) and tf.io.gfile.exists(truth)):
     return None
-  return match_detections(_load(truth, dict), _load(detections, list), iou_type)
+  gt = read_truth(truth)
+  with _reported(detections):
+    return Scored(match_detections(gt, read_detections(detections, gt, iou_type), iou_type), digest(gt))
 
 
 def object_sizes(folder: RunFolder, metric: str, step: int) -> dict[str, int] | None:
@@ -51,20 +82,38 @@ def object_sizes(folder: RunFolder, metric: str, step: int) -> dict[str, int] | 
   truth = folder.join('eval', f'step-{step:08d}', 'ground_truth.json')
   if metric not in ('box/AP', 'mask/AP') or not tf.io.gfile.exists(truth):
     return None
-  gt = _load(truth, dict)
+  gt = read_truth(truth)
   annotations = (coco_metrics.mask_truth(gt) if metric == 'mask/AP' else gt)['annotations']
   areas = np.array([area for a in annotations if not a.get('iscrowd') and isinstance(area := a.get('area'), int | float)
                     ], np.float64)
   return {size: int(np.sum((low <= areas) & (areas <= high))) for size, (low, high) in AREAS.items()}
 
 
-def _read_voc(path: str) -> Matches | None:
+def _read_voc(path: str) -> Scored | None:
   truth = f'{path}/ground_truth.json'
   if not tf.io.gfile.exists(truth):
     return None
-  gt = _load(truth, dict)
-  results = voc_evaluator.read_results(path, gt)
-  return None if results is None else match_voc(gt, results, str(gt.get('voc_rule', 'area')))
+  gt = read_truth(truth)
+  with _reported(path):
+    results = voc_evaluator.read_results(path, gt)
+    if results is None:
+      return None
+    check_detections(path, results, gt, 'bbox')
+    return Scored(match_voc(gt, results, str(gt.get('voc_rule', 'area'))), digest(gt))
+
+
+@contextlib.contextmanager
+def _reported(path: str) -> Iterator[None]:
+  """Around matching: masks, keypoints and other fields that are not checked one by one may be damaged, too.
+
+  Raises:
+    UserError: matching has failed.
+  """
+  try:
+    yield
+  except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
+    raise UserError(f'{path}: cannot be scored against the ground_truth.json beside it ({in_one_line(error)}): '
+                    'evaluate the run again') from error
 
 
 def match_voc(gt: dict[str, Any], results: list[dict[str, Any]], rule: str) -> Matches:
@@ -115,13 +164,3 @@ def match_detections(gt: dict[str, Any], results: list[dict[str, Any]], iou_type
       if len(scores) else np.zeros((len(THRESHOLDS), 0), bool) for key in ('dtMatches', 'dtIgnore'))
     tables.append(CategoryMatches(images[order], matched[:, order], ignored[:, order], objects))
   return Matches(np.asarray(image_ids, np.int64), tuple(tables))
-
-
-def _load(path: str, kind: type) -> Any:
-  try:
-    content = load_json(path)
-  except UserError as error:
-    raise UserError(f'{error.line()}: evaluate the run again') from error
-  if not isinstance(content, kind):
-    raise UserError(f'{path} does not hold a JSON {"object" if kind is dict else "list"}: evaluate the run again')
-  return content

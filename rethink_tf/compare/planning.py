@@ -121,6 +121,13 @@ class Need(NamedTuple):
   chance: float = 1.0  # that the seeds that a study has left settle it
 
 
+_WITHOUT_IMAGES = Need('one held-out image tells nothing of others',
+                       'One held-out image tells nothing of others: no interval can be given. Evaluate on more.')
+_WITHOUT_INTERVAL = Need('no interval can be given',
+                         'Detections are missing (CocoEvaluator.save_results) or of different images or objects, or the '
+                         'metric has no intervals: no interval can be given.')
+
+
 def needed(side: Side, best: Side, differences: Differences, margin: float, schedules: Sequence[Side],
            shorter: Side | None = None) -> Need:
   """Describe what would settle a difference, should it stay as it is, and the training time that it takes.
@@ -133,11 +140,9 @@ def needed(side: Side, best: Side, differences: Differences, margin: float, sche
     shorter: the next shorter scratch schedule, None if there is none.
   """
   difference = differences.between(side, best, len(schedules))
+  if difference is None:
+    return _WITHOUT_IMAGES if differences.num_images(side) == 1 else _WITHOUT_INTERVAL
   spreads, held_out = differences.spreads(side, best), differences.held_out(side)
-  if difference is None or spreads is None or held_out is None:
-    return Need('no interval can be given',
-                'Detections are missing (CocoEvaluator.save_results) or of different images, or the metric has no '
-                'intervals: no interval can be given.')
   # Above or below 0, within the margin, or at least not further below than that.
   target = max(abs(difference.value), margin - abs(difference.value), difference.value + margin)
   text = f'The interval is {difference.half:.1f} points to either side, and {target:.1f} would settle it: '

@@ -13,6 +13,7 @@ import numpy as np
 
 from rethink_tf.compare.groups import Side, by_arm, groups, in_group, labelled_sides, labels_by_key, sides
 from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run, metric_name
+from rethink_tf.console import percent
 from rethink_tf.visualization.plotting import COLOURS, INK, MARKERS, decorate, encode, new_figure
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ def answer(verdict: Verdict, margin: float) -> Figure:
   half = [np.nan if step.difference is None or step.difference.resolved is not None else step.difference.half
           for step in verdict.steps]
   known = [step.difference.confidence for step, bar in zip(verdict.steps, half, strict=True) if np.isfinite(bar)]
-  bars = f'bars: {100 * known[0]:.0f} % interval of the difference' if known else 'no intervals'
+  bars = f'bars: {percent(known[0])} interval of the difference' if known else 'no intervals'
   for sides_of, colour, marker, style, label in ((verdict.schedules, COLOURS[1], 's', '--', PRETRAINED),
                                                  (scratch, COLOURS[0], 'o', '-', f'from scratch ({bars})')):
     axes.errorbar([side.seen.images for side in sides_of], [side.mean(metric) for side in sides_of],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -25,16 +24,18 @@ from rethink_tf.compare import (
   tensorboard_log,
   verdict,
 )
-from rethink_tf.compare.bootstrap import Matches
-from rethink_tf.compare.differences import Differences, ReadMatches
+from rethink_tf.compare.differences import Differences
 from rethink_tf.compare.groups import Side
+from rethink_tf.compare.matching import SavedMatches, Scored
 from rethink_tf.compare.planning import Noise
-from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run, metric_name, read_runs
+from rethink_tf.compare.run_summary import NOT_FINITE, PRETRAINED, SCRATCH, Run, metric_name, read_runs
 from rethink_tf.errors import UserError, in_one_line, plain
-from rethink_tf.storage import files
+from rethink_tf.storage import files, identity
+from rethink_tf.storage.run_folder import RunFolder
 
 TABLE_METRICS = (
   'box/AP', 'box/AP50', 'box/AP75', 'mask/AP', 'mask/AP50', 'mask/AP75', 'keypoint/AP', 'voc/mAP', 'top-1')
+_OF_A_RUN = ('config.gin', *RunFolder.ALL_METRICS, identity.FILE, 'checkpoints')
 _LOG_SECONDS = 5.0  # reading matches for longer is logged
 
 
@@ -52,7 +53,7 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
             confidence: float = 0.95, seed_spread: float | None = None, planned: str = '') -> Comparison:
   """Compare runs and write a report.
 
-  Runs of a study that may stop early get the intervals of its latest look (looks.json beside their folders).
+  With a run of a study that may stop early, intervals are those of its latest look (looks.json beside its folder).
 
   Args:
     run_folders: paths of run folders, local or gs://; the first is the baseline of the table of differences.
@@ -67,17 +68,20 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
 
   Raises:
     UserError: a folder is not a run folder, has no evaluation or lacks the metric; an argument is out of range; or the
-      output cannot be written.
+      output is a run folder or cannot be written.
   """
+  check_output(output)
   if not (0 < confidence < 1 and draws >= 10):
     raise UserError(f'--confidence={confidence} must lie between 0 and 1, and --draws={draws} be at least 10')
   check_options(margin, seed_spread)
   runs = read_runs(run_folders)
   metric = _common_metric(runs, metric)
   counted = groups.independent(_complete(runs))
-  record = looks.of_runs(run_folders)
+  studies = looks.of_runs(run_folders)
+  record = studies.strictest
   look = None if record is None else record.look
-  differences = Differences(counted, metric, _matches_reader(runs, metric), draws, confidence, seed_spread, look)
+  matches = _matches_reader(runs, metric)
+  differences = Differences(counted, metric, matches, draws, confidence, seed_spread, look)
   verdicts = verdict.verdicts(counted, differences, margin)
   content = {
     'Runs': _runs_table(runs),
@@ -91,7 +95,8 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
   if record is not None:
     facts.append(('Stops early', looks.described(record)))
   differing = [provenance.software(runs), provenance.hardware(runs)]
-  cautions = [*_cautions(runs), *(line for one in differing for line in one.cautions), *looks.cautions(record)]
+  cautions = [*_cautions(runs), *same_data.truths(runs, matches), *(line for one in differing for line in one.cautions),
+              *looks.cautions(studies)]
   words = [*(line for one in answers for line in (f'{one.about}: {one.headline}' if one.about else one.headline,
                                                   one.words, one.cost) if line),
            ' · '.join(f'{name.lower()}: {value}' for name, value in facts), *cautions]
@@ -104,6 +109,25 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
                         *([f'Planned: {planned}.'] if planned else [])])
   written = _write(output, runs, metric, whole, objects)
   return Comparison(tuple(runs), metric, tuple(verdicts), text, written)
+
+
+def check_output(output: str) -> None:
+  """Check that the folder of a report holds nothing that the report would replace, before anything is computed.
+
+  Raises:
+    UserError: it has no name, is a run folder, or its tensorboard/ is not the log of a comparison.
+  """
+  folder = output.rstrip('/')
+  if not folder:
+    raise UserError(f'--output={output} names no folder for the report: choose one, as --output=runs/comparison')
+  try:
+    for name in _OF_A_RUN:
+      if tf.io.gfile.exists(f'{folder}/{name}'):
+        raise UserError(f'--output={output} is a run folder, since it holds {name}: a report there would replace the '
+                        f'TensorBoard log of the run; choose another folder, as --output={folder}/comparison')
+    tensorboard_log.check(f'{folder}/tensorboard')
+  except (OSError, tf.errors.OpError) as error:
+    raise UserError(f'--output={output} cannot be read: {in_one_line(error)}; choose another folder') from error
 
 
 def check_options(margin: float, seed_spread: float | None) -> None:
@@ -147,27 +171,30 @@ def _complete(runs: Sequence[Run]) -> list[Run]:
 def _common_metric(runs: Sequence[Run], metric: str | None) -> str:
   """Return the metric to compare by, after checking that all runs have it."""
   metric = metric or runs[0].main_metric
-  lacking = [run.name for run in runs if not np.isfinite(run.final(metric))]
+  lacking = [run for run in runs if not np.isfinite(run.final(metric))]
   if lacking:
-    available = sorted({name for run in runs for name in run.curve.metrics if name.endswith(('AP', 'top-1'))})
-    raise UserError(f'{lacking[0]} has no {metric} in its last evaluation: choose a metric that all runs have with '
-                    f'--metric (available: {", ".join(available)})')
+    name = f'{lacking[0].name} has no {metric} in its last evaluation'
+    if metric in lacking[0].curve.metrics:
+      raise UserError(f'{name}, of step {lacking[0].curve.steps[-1]:,}, though in an earlier one: {NOT_FINITE}')
+    available = sorted(one for one in runs[0].curve.metrics if one.endswith(('AP', 'top-1'))
+                       and all(np.isfinite(run.final(one)) for run in runs))
+    raise UserError(f'{name}: choose a metric that all runs have with --metric (available: '
+                    f'{", ".join(available) or "none"})')
   return metric
 
 
-def _matches_reader(runs: Sequence[Run], metric: str) -> ReadMatches:
-  """Return a function that reads the matches of a run's last evaluation once."""
+def _matches_reader(runs: Sequence[Run], metric: str) -> SavedMatches:
+  """Return the matches of the runs' last evaluations, which are read when they are needed."""
   by_name = {run.name: run for run in runs}
   started = time.monotonic()
 
-  @functools.cache
-  def read(name: str) -> Matches | None:
+  def read(name: str) -> Scored | None:
     if time.monotonic() - started > _LOG_SECONDS:
       logging.info('matching the detections of %s, run %d of %d', name, list(by_name).index(name) + 1, len(runs))
     run = by_name[name]
     return matching.read_matches(run.folder, metric, int(run.curve.steps[-1]))
 
-  return lambda run: read(run.name)
+  return SavedMatches(read)
 
 
 def _runs_table(runs: Sequence[Run]) -> tables.Table:

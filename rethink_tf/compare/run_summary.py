@@ -26,6 +26,8 @@ from rethink_tf.weights.costs import Seen, is_number
 
 SCRATCH, PRETRAINED = 'scratch', 'pre-trained'
 MAIN_METRICS = ('box/AP', 'mask/AP', 'keypoint/AP', 'voc/mAP', 'top-1')  # in order of preference
+NOT_FINITE = ('training may have diverged, or the held-out data has no object: evaluate the run again, or leave it '
+              'out')
 _MAX_BYTES = 16 << 20  # of config.gin
 
 # Bindings that belong to the choice of initial weights (gin_configs/init): pre-trained weights determine the input
@@ -91,7 +93,8 @@ class Run(NamedTuple):
     for metric in MAIN_METRICS:
       if np.isfinite(self.final(metric)):
         return metric
-    raise UserError(f'{self.folder.path}: no evaluation in metrics.jsonl yet: train or evaluate it first')
+    raise UserError(f'{self.folder.path}: its last evaluation, of step {self.curve.steps[-1]:,}, has no finite AP or '
+                    f'accuracy ({", ".join(MAIN_METRICS)}): {NOT_FINITE}')
 
   def final(self, metric: str) -> float:
     """Return a metric of the last evaluation in percent, NaN if missing."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rethink_tf.compare.matching import SavedMatches
 from rethink_tf.compare.run_summary import Run
 from rethink_tf.data import digest
 from rethink_tf.storage import identity
@@ -41,3 +42,17 @@ def differences(runs: Sequence[Run]) -> list[str]:
         found.append(f'{run.name} was trained on other data than {name} ({", ".join(other)}), by the same settings: '
                      'what differs between them may be due to it.')
   return found
+
+
+def truths(runs: Sequence[Run], matches: SavedMatches) -> list[str]:
+  """Return a line for runs that were evaluated on images of the same ids and scored against different ground truth.
+
+  Data sets that number their images from 1 have ids in common, and annotations change under the same images.
+  """
+  by_ids: dict[bytes, dict[str, list[str]]] = {}
+  for run in runs:
+    if (own := matches(run)) is not None:
+      by_ids.setdefault(own.image_ids.tobytes(), {}).setdefault(matches.truth(run), []).append(run.name)
+  return [f'{"; ".join(", ".join(names) for names in one.values())}: scored against different ground truth under the '
+          'same image ids (other boxes, crowds, classes or sizes of images): no interval and no verdict compares them; '
+          'evaluate them on the same data.' for one in by_ids.values() if len(one) > 1]

@@ -68,7 +68,9 @@ def differences_table(runs: Sequence[Run], differences: Differences) -> Table:
     interval = differences.between(Side(run.schedule, (run,)), first)
     if interval is None:
       gap = run.final(differences.metric) - runs[0].final(differences.metric)
-      rows.append([run.name, f'{gap:+.1f}', 'no interval: detections not saved, of other images, or not a COCO metric'])
+      single = differences.num_images(first) == 1
+      rows.append([run.name, f'{gap:+.1f}', 'no interval: one held-out image tells nothing of others' if single else
+                   'no interval: detections not saved, of other images or objects, or not a COCO metric'])
     else:
       complete = run.complete and runs[0].complete
       rows.append([run.name, str(interval), verdict.relation(interval, 0.0) if complete else 'not complete'])

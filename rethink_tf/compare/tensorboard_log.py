@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -12,9 +13,11 @@ import tensorflow as tf
 from rethink_tf.compare.groups import labelled_sides
 from rethink_tf.compare.run_summary import SCRATCH, Run, metric_name
 from rethink_tf.compare.tables import different_settings
+from rethink_tf.errors import UserError, plain
 
-# TensorBoard's address that shows AP unsmoothed and colours runs by side; neither can be set in a log.
 _SIDE = '(scratch|pretrain)'  # in the name of a run
+_OWN = re.compile(rf'\d{{2,}}_.*{_SIDE}')  # folder of a run in the log: see log_names
+# TensorBoard's address that shows AP unsmoothed and colours runs by side; neither can be set in a log.
 ADDRESS = f'http://localhost:6006/?smoothing=0&runColorGroup=regex:{_SIDE}#timeseries'
 LAYOUT = {  # chart -> tags, as regular expressions; charts without a tag in any run are left out
   'AP': {'box AP': ['eval/box/AP$'], 'mask AP': ['eval/mask/AP$'], 'keypoint AP': ['eval/keypoint/AP$'],
@@ -29,11 +32,15 @@ _COVERED = re.compile(r'^[A-Z_]+$|(^|\.)(norm|base_rate|batch_size|num_images|fr
 
 
 def write(runs: Sequence[Run], metric: str, logdir: str) -> None:
-  """Write one event folder per run under `logdir`, the first also with the layout; an existing `logdir` is replaced.
+  """Write one event folder per run under `logdir`, the first also with the layout; an earlier log there is replaced.
 
   Tags: eval/box/AP, ..., loss/total and learning_rate by iterations; by_images/box/AP by images seen. The HPARAMS tab
   has what differs between the runs (of a single run: initial weights and schedule), the final metric and the cost.
+
+  Raises:
+    UserError: `logdir` holds what a comparison has not written.
   """
+  check(logdir)
   if tf.io.gfile.isdir(logdir):
     tf.io.gfile.rmtree(logdir)
   found = [hyper_parameters(run) for run in runs]
@@ -53,6 +60,23 @@ def write(runs: Sequence[Run], metric: str, logdir: str) -> None:
     with writer.as_default():
       _scalars(run, metric)
     writer.close()
+
+
+def check(logdir: str) -> None:
+  """Check that a folder is missing or holds nothing but the log of a comparison, which may be replaced.
+
+  Raises:
+    UserError: it holds something else, as the log of a run.
+  """
+  if not tf.io.gfile.isdir(logdir):
+    return
+  for path, folders, names in tf.io.gfile.walk(logdir):
+    top = path.rstrip('/') == logdir.rstrip('/')
+    for name in (*folders, *names):
+      own = _OWN.match(name) if top else name.startswith('events.out.tfevents.')
+      if not own or (name in names) == top or os.path.islink(os.path.join(path, name)):
+        raise UserError(f'{plain(os.path.join(path, name))}: no comparison has written it, and a report replaces this '
+                        'TensorBoard log: move it, or choose another --output')
 
 
 def command(output: str) -> str:

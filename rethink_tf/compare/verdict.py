@@ -26,7 +26,7 @@ from rethink_tf.compare.groups import Side, by_arm, groups, sides
 from rethink_tf.compare.intervals import Interval
 from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run, metric_name
 from rethink_tf.compare.sequential import Look
-from rethink_tf.console import duration
+from rethink_tf.console import duration, percent
 from rethink_tf.errors import UserError
 
 EQUAL, BETTER, WORSE, UNSURE = 'equal', 'better', 'worse', 'too noisy to say'
@@ -197,7 +197,7 @@ def _worded(step: Step, margin: float) -> str:
 
 
 def _interval(difference: Interval | None) -> str:
-  return '' if difference is None else f': difference {difference}, {100 * difference.confidence:.0f} % confidence'
+  return '' if difference is None else f': difference {difference}, {percent(difference.confidence)} confidence'
 
 
 def _looked(look: Look | None, answer: str) -> str:

@@ -235,11 +235,11 @@ def find_images(paths: Iterable[str], leave_out: str | None = None) -> tuple[lis
       inside = list(_walk(path, leave_out))
       chosen = [file for file in inside if file.lower().endswith(IMAGE_EXTENSIONS)]
       others += len(inside) - len(chosen)
-      images |= {_real(file): file for file in chosen}
+      images |= {real_path(file): file for file in chosen}
     elif not tf.io.gfile.exists(path):
       raise UserError(f'{path}: no such file or folder')
     else:
-      (videos if path.lower().endswith(VIDEO_EXTENSIONS) else images)[_real(path)] = path
+      (videos if path.lower().endswith(VIDEO_EXTENSIONS) else images)[real_path(path)] = path
   if not images and not videos:
     kinds = ', '.join(kind.lstrip('.') for kind in IMAGE_EXTENSIONS[:7])
     raise UserError(f'{", ".join(paths)}: no images there ({kinds}, ...)'
@@ -299,7 +299,8 @@ def _walk(folder: str, leave_out: str | None) -> Iterable[str]:
     yield from (os.path.join(path, file) for file in files)
 
 
-def _real(path: str) -> str:
+def real_path(path: str) -> str:
+  """Return a path without symbolic links, by which it is known whether two are of the same file."""
   return path if '://' in path else os.path.realpath(path)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import cv2
@@ -19,11 +19,12 @@ from rethink_tf.errors import UserError
 from rethink_tf.evaluation.postprocessing import ImageDetections, submission
 from rethink_tf.evaluation.scoring import nothing_shown
 from rethink_tf.predict.detectors import TrainedDetector, detect_all
-from rethink_tf.predict.image_files import ImageFiles, UnannotatedImages, Video, output_names, relative_names
+from rethink_tf.predict.image_files import ImageFiles, UnannotatedImages, Video, output_names, real_path, relative_names
 from rethink_tf.storage import files
 from rethink_tf.visualization import drawing
 
 JPEG_QUALITY = 92
+VIDEO = 'predictions.mp4'
 MAX_VIDEO_SIDE = 8192  # pixels; encoders have limits
 
 
@@ -55,13 +56,13 @@ class ImageWriter:
 
   def __init__(self, folder: str, names: Sequence[str], options: OutputOptions):
     self._options = options
-    self._paths = [os.path.join(folder, 'images', name) for name in output_names(names, f'.{options.format}')]
+    self.paths = [os.path.join(folder, 'images', name) for name in output_names(names, f'.{options.format}')]
 
   def prepare(self, rendered: np.ndarray) -> bytes:
     return encode(rendered, self._options.format)
 
   def write(self, index: int, prepared: bytes) -> None:
-    files.write_output(self._paths[index], prepared)
+    files.write_output(self.paths[index], prepared)
 
 
 class VideoWriter:
@@ -91,7 +92,7 @@ class VideoWriter:
     scale = min(1.0, MAX_VIDEO_SIDE / max(frame.shape[:2]))
     height, width = (2 * max(1, round(side * scale / 2)) for side in frame.shape[:2])  # encoders need even sides
     if self._video is None:
-      path = os.path.join(self._folder, 'predictions.mp4')
+      path = os.path.join(self._folder, VIDEO)
       self._video = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*'mp4v'), self._rate, (width, height))
       if not self._video.isOpened():
         raise UserError(f'{path}: OpenCV cannot write this video: use --novideo --frames, or a local disk')
@@ -112,10 +113,13 @@ def write_predictions(detector: TrainedDetector, image_files: Sequence[str], vid
     options: what to write; None for the defaults.
 
   Raises:
-    UserError: no image can be read, or the output cannot be written.
+    UserError: no image can be read, a result would replace an image or video, or the output cannot be written.
   """
   options = options or OutputOptions()
   skipped = total = 0
+  inputs = {real_path(path) for path in (*image_files, *videos)}
+  folders = [os.path.join(output, name) for name in output_names(relative_names(videos), '')]
+  _keep_inputs(inputs, [os.path.join(folder, VIDEO) for folder in folders])
   if image_files:
     source = ImageFiles(image_files, detector.categories, upright)
     if source.turned:
@@ -123,11 +127,12 @@ def write_predictions(detector: TrainedDetector, image_files: Sequence[str], vid
                    'applied' if upright else 'ignored, as in training; --upright applies it')
     total = len(image_files)
     if len(source.image_ids):
-      _write_source(detector, source, output, threshold, options, ImageWriter(output, source.file_names, options))
+      writer = ImageWriter(output, source.file_names, options)
+      _keep_inputs(inputs, writer.paths if options.images else [])
+      _write_source(detector, source, output, threshold, options, writer)
     skipped = len(source.skipped)
-  for path, name in zip(videos, output_names(relative_names(videos), ''), strict=True):
+  for path, folder in zip(videos, folders, strict=True):
     source = Video(path, detector.categories)
-    folder = os.path.join(output, name)
     with contextlib.closing(VideoWriter(folder, source.frames_per_second, options)) as writer:
       _write_source(detector, source, folder, threshold, options, writer)
     total, skipped = total + len(source.image_ids), skipped + len(source.skipped)
@@ -135,6 +140,13 @@ def write_predictions(detector: TrainedDetector, image_files: Sequence[str], vid
     print(f'{skipped} of {total} images could not be read and were skipped', flush=True)
   if skipped == total:
     raise UserError('none of the images could be read')
+
+
+def _keep_inputs(inputs: Collection[str], written: Sequence[str]) -> None:
+  """Check that no file that will be written is among the inputs, given by their real paths."""
+  for path in written:
+    if real_path(path) in inputs:
+      raise UserError(f'{path}: is given to predict, which would replace it by its result: choose another --output')
 
 
 def _write_source(detector: TrainedDetector, source: UnannotatedImages, folder: str, threshold: float,

@@ -20,6 +20,7 @@ from rethink_tf.training import sharing
 from rethink_tf.training.schedules import PAPER_BATCH, PAPER_UNIT
 
 BASE = '{base}'  # among the words of a pre-training
+_NO_RUN = ('report', '.', '..')  # in the folder of a study
 _LENGTH = re.compile(r'(SCHEDULE|KTimesSchedule\.k) = ')
 
 
@@ -108,7 +109,8 @@ class Study:
     pretrained: run folder of each pre-training, by name.
 
     Raises:
-      UserError: a binding names an unknown pre-training, or all combinations are left out.
+      UserError: a binding names an unknown pre-training, a run has the name of the folder of the report, or all
+        combinations are left out.
     """
     trials = []
     for values in itertools.product(*self.axes.values()):
@@ -116,8 +118,12 @@ class Study:
       if any(combination.items() <= choice.items() for combination in self.leave_out):
         continue
       words = [*self.base, *(word for axis, value in choice.items() for word in self.axes[axis][value])]
+      name = '_'.join(values)
+      if name in _NO_RUN:
+        raise UserError(f'Study.axes: a run would be called {name!r}, which is another folder of the study: rename the '
+                        'value')
       files, params = split_words(words, pretrained)
-      trials.append(Trial('_'.join(values), choice, files, params))
+      trials.append(Trial(name, choice, files, params))
     if not trials:
       raise UserError('Study: all runs are left out: see Study.axes and Study.leave_out')
     return trials

@@ -4,6 +4,9 @@ The runs are compared after each seed from the second on. Each look is recorded 
 begins (compare/looks.py), so that an interruption gives no look for free; its intervals are wider than those of a
 study of fixed size, and hold at all looks together (compare/sequential.py). That holds for each verdict, whichever runs
 get further seeds: those that can no longer change a verdict get none.
+
+A look has all its runs. Where one fails, none is taken, and the report is once more that of the latest look: to compare
+what there is instead would be a look that was not planned.
 """
 
 from __future__ import annotations
@@ -43,15 +46,18 @@ class Rounds:
     self._record = record if record is not None and record.taken else Record(self._rule.max_seeds, (), self._before())
 
   def run(self) -> tuple[list[str], Comparison | None]:
-    """Train and look until every question is settled; return one line per failed stage, and the last comparison."""
+    """Train and look until every question is settled; return one line per failed stage, and the last comparison.
+
+    After a failure this is the comparison of the latest look, None before the first.
+    """
     cells, done, comparison = None, [], None
     for seeds, trials in enumerate(self._rounds, 1):
       trials = [trial for trial in trials if cells is None or cell(trial, self._plan.seed_axis) in cells]
       self._log(f'seed {seeds} of at most {len(self._rounds)}: {len(trials)} runs')
       failures = self._runner.run(stages_of(self._plan, trials))
-      done += trials
       if failures:
-        return failures, None
+        return failures, comparison or self._latest(done)
+      done += trials
       if seeds < FIRST:
         continue
       past = self._record.at(seeds)
@@ -67,16 +73,29 @@ class Rounds:
     self._log(f'not settled with {len(self._rounds)} seeds, the most of this study')
     return [], comparison or self._look(len(self._rounds), done)
 
-  def _look(self, seeds: int, done: Sequence[Trial]) -> Comparison:
-    """Compare all runs so far, and record the look before and after."""
-    folders = [self._runner.folder(trial.name) for trial in done]
-    runs = read_runs(folders)
+  def _latest(self, done: Sequence[Trial]) -> Comparison | None:
+    """Repeat the comparison of the latest look, None unless it was at these runs."""
+    latest = self._record.taken[-1] if self._record.taken else None
+    if latest is None or latest.scores.keys() != {trial.name for trial in done}:
+      return None
+    self._checked(done)
+    self._log(f'the report is that of {latest.seeds} seeds: the next look waits for the runs that failed')
+    return self._compare([self._runner.folder(trial.name) for trial in done])
+
+  def _checked(self, done: Sequence[Trial]) -> dict[str, float]:
+    """Return the scores of all runs so far, after checking that those of earlier looks are unchanged."""
+    runs = read_runs([self._runner.folder(trial.name) for trial in done])
     metric = runs[0].main_metric
     scores = {trial.name: run.final(metric) for trial, run in zip(done, runs, strict=True)}
     looks.check_scores(self._plan.output, self._record, scores)
+    return scores
+
+  def _look(self, seeds: int, done: Sequence[Trial]) -> Comparison:
+    """Compare all runs so far, and record the look before and after."""
+    scores = self._checked(done)
     if self._record.at(seeds) is None:
       self._conclude(Taken(seeds, scores, None))
-    comparison = self._compare(folders)
+    comparison = self._compare([self._runner.folder(trial.name) for trial in done])
     more = needed(comparison.verdicts, self._rule, {trial.name for trial in done})
     self._conclude(Taken(seeds, scores, tuple(sorted(more))))
     return comparison

@@ -15,16 +15,35 @@ def test_what_is_written_is_read(tmp_path):
   assert (record.look.seeds, record.look.max_seeds) == (3, 5) and record.at(2).more == ('a',) and record.at(4) is None
   assert len(record.with_look(Taken(3, {'a': 41.5}, ())).taken) == 2
   assert looks.described(record) == 'look 2 of at most 4, after 3 of at most 5 seeds'
-  assert 'compared with 2 seeds before' in looks.cautions(record)[0] and not looks.cautions(Record(5))
+  line, = looks.cautions(looks.Studies({'study': record}, 2, 0))
+  assert 'compared with 2 seeds before' in line and not looks.cautions(looks.Studies({'study': Record(5)}, 2, 0))
 
 
 def test_runs_in_one_folder_have_its_latest_look(tmp_path):
   looks.write(str(tmp_path), Record(4))
   runs = [f'{tmp_path}/a', f'{tmp_path}/b/']
-  assert looks.of_runs(runs) is None  # none was taken
+  assert looks.of_runs(runs).strictest is None  # none was taken
   looks.write(str(tmp_path), Record(4, (Taken(2, {}, ()),)))
-  assert looks.of_runs(runs).look == (2, 4)
-  assert looks.of_runs([*runs, f'{tmp_path}/other/c']) is None
+  studies = looks.of_runs(runs)
+  assert studies.strictest.look == (2, 4) and not looks.cautions(studies)
+
+
+def test_a_run_from_elsewhere_does_not_undo_a_look(tmp_path):
+  for name, record in (('first', Record(4, (Taken(2, {}, ()),))), ('second', Record(4, (Taken(3, {}, ()),)))):
+    (tmp_path / name / 'a').mkdir(parents=True)
+    looks.write(str(tmp_path / name), record)
+  (tmp_path / 'other/c').mkdir(parents=True)
+  (tmp_path / 'link').symlink_to(tmp_path / 'first/a')
+  own, linked, other, later = f'{tmp_path}/first/a', f'{tmp_path}/link', f'{tmp_path}/other/c', f'{tmp_path}/second/a'
+  for runs in ([own, other], [own, linked], [linked], [other, later, own]):
+    assert looks.of_runs(runs).strictest.look == (2, 4), runs
+  assert looks.of_runs([other]).strictest is None and not looks.cautions(looks.of_runs([other]))
+  assert looks.cautions(looks.of_runs([own, other])) == [
+    f'1 of 2 runs are of studies that stop early ({tmp_path}/first): all intervals are widened as at the strictest of '
+    'their latest looks.']
+  (tmp_path / 'studies').symlink_to(tmp_path)
+  assert len(looks.of_runs([own, f'{tmp_path}/studies/first/b']).records) == 1
+  assert f'({tmp_path}/first, {tmp_path}/second)' in looks.cautions(looks.of_runs([own, later]))[0]
 
 
 @pytest.mark.parametrize('content', ['[]', '{"max_seeds": 3}', '{"max_seeds": 3, "looks": [{"seeds": "x"}]}',

@@ -2,8 +2,10 @@
 
 import numpy as np
 from matplotlib.colors import rgb_to_hsv, to_rgb
+from matplotlib.text import Text
 
-from rethink_tf.compare import plots
+from rethink_tf.compare import plots, report, verdict
+from rethink_tf.compare.differences import Differences
 from rethink_tf.compare.run_summary import read_runs
 from tests.compare.fake_runs import HALF, write
 
@@ -17,6 +19,14 @@ def test_hue_by_initial_weights_and_shade_by_length(tmp_path):
   assert np.all(np.diff(values[:3]) < 0) and np.all(np.diff(values[3:]) < 0)  # longer schedules are darker
   more = read_runs([*paths, write(tmp_path / 'other', HALF, rate=0.3)])
   assert len(set(plots.colours(more).values())) == 7
+
+
+def test_the_legend_names_the_confidence_with_all_its_digits(tmp_path):
+  runs = read_runs([write(tmp_path / 's', HALF), write(tmp_path / 'p', HALF, init='w')])
+  differences = Differences(runs, 'box/AP', report._matches_reader(runs, 'box/AP'), 20, 0.999, seed_spread=1.0)
+  only, = verdict.verdicts(runs, differences)
+  labels = [text.get_text() for text in plots.answer(only, 0.5).findobj(Text)]
+  assert any('bars: 99.9 % interval of the difference' in label for label in labels)
 
 
 def test_sides_of_one_schedule_stand_beside_each_other_below_its_name(tmp_path):

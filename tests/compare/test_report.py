@@ -3,11 +3,14 @@
 import csv
 import json
 import re
+import types
 
+import numpy as np
 import pytest
 
-from rethink_tf.compare import groups, plots, report, verdict
+from rethink_tf.compare import groups, looks, plots, report, verdict
 from rethink_tf.compare.differences import Differences
+from rethink_tf.compare.intervals import Interval
 from rethink_tf.compare.report import compare
 from rethink_tf.compare.run_summary import read_runs
 from rethink_tf.errors import UserError
@@ -46,6 +49,10 @@ def test_known_verdicts(tmp_path, scratch, relation, words):
   assert only.steps[0].relation == relation and words in only.words
 
 
+def test_the_confidence_keeps_its_digits(tmp_path, without_files):
+  assert '99.9 % confidence' in run(tmp_path, worse(60), confidence=0.999).text
+
+
 def test_costs_as_in_figure_2(tmp_path, without_files):
   """Pixels: 1,200 images against 400 of 10,000 each; pre-training adds 100 epochs of ImageNet."""
   comparison = run(tmp_path, HALF)
@@ -54,6 +61,63 @@ def test_costs_as_in_figure_2(tmp_path, without_files):
   assert 'less than 0.01 x when pre-training is counted' in only.cost  # 1.2e7 / (128,116,700 * 224 ** 2 + 4e6)
   assert '5 min 0 s from scratch, 1 min 40 s of fine-tuning' in only.cost
   assert only.caught_up.side.seen == (1200, 3600, 12e6)
+
+
+@pytest.mark.parametrize('scratch, pretrained', [(0, 0), (0, 2), (2, 2)])
+def test_sides_that_have_not_learned_are_not_equal(tmp_path, without_files, scratch, pretrained):
+  """1 % of the images: to be within half a point of half a point says nothing."""
+  only, = judge([write(tmp_path / f'{name}{seed}', share(count, 400), k=2, seed=seed, init=init) for seed in (0, 1)
+                 for name, count, init in (('s', scratch, None), ('p', pretrained, 'w'))])
+  assert only.answer == verdict.OPEN and only.headline.startswith('Cannot tell yet: AP is too low (')
+  assert 'within 0.5 points says nothing' in only.words
+
+
+def test_a_few_objects_that_both_sides_find_are_no_certainty(tmp_path):
+  all_found = np.ones(6, bool)
+  only, = judge([write(tmp_path / f'{name}{seed}', all_found, k=2, seed=seed, init=init) for seed in (0, 1)
+                 for name, init in (('s', None), ('p', 'w'))])
+  assert only.steps[0].relation == verdict.UNSURE and only.steps[0].difference.half > 10
+
+
+def test_a_shorter_schedule_that_is_ahead_is_not_passed_over(tmp_path):
+  only, = judge([write(tmp_path / 's2', better(40), k=2), write(tmp_path / 's4', worse(40), k=4, images=800),
+                 write(tmp_path / 'p', HALF, k=2, init='w')], 0.0)
+  assert [step.relation for step in only.steps] == [verdict.BETTER, verdict.WORSE]
+  assert only.answer == verdict.OPEN
+  assert only.headline == 'Cannot tell yet: scratch is behind at 4x, but not at 2x'
+  assert 'scratch 4x (box AP 30.0) is behind' in only.words and 'scratch 2x (box AP 70.0) is above' in only.words
+
+
+def test_what_scratch_is_behind_is_quoted(tmp_path):
+  """Scratch is worse than one pre-trained schedule, and maybe not than the best, whose interval is wider."""
+  runs = read_runs([write(tmp_path / 's', HALF, k=2), write(tmp_path / 'p', better(4), k=2, init='w'),
+                    write(tmp_path / 'q', better(6), k=4, images=800, init='w')])
+  known = {'2x': Interval(-2.0, -3.0, -1.0), '4x': Interval(-3.0, -7.0, 1.0)}
+  only, = verdict.verdicts(runs, types.SimpleNamespace(metric='box/AP', look=None, between=lambda _, other, __: known[
+    other.schedule]))
+  assert only.pretrained.schedule == '4x' and only.answer == verdict.PRETRAIN
+  assert 'stays behind pre-trained 2x (box AP 52.0): difference -2.0 [-3.0, -1.0]' in only.words
+
+
+def test_scratch_runs_with_other_frozen_stages_are_other_sides(tmp_path):
+  paths = [write(tmp_path / 's', better(40), k=2), write(tmp_path / 'frozen', worse(40), k=2),
+           write(tmp_path / 'p', HALF, k=2, init='w')]
+  for path, stages in ((paths[1], 2), (paths[2], 0)):
+    with open(f'{path}/config.gin', 'a') as file:
+      file.write(f'ResNet.freeze_at = {stages}\n')
+  found = judge(paths, 0.0)
+  assert sorted(one.answer for one in found) == [verdict.PRETRAIN, verdict.SCRATCH_SUFFICES]
+  assert all('freeze_at = ' in one.headline for one in found)
+
+
+def test_schedules_of_one_length_with_other_drops_are_no_seeds_of_one_side(tmp_path):
+  paths = [write(tmp_path / name, HALF, seed=seed) for name, seed in (('a', 0), ('b', 1), ('c', 2))]
+  for path, drops in zip(paths, ((30, 60), (30, 60), (50, 80)), strict=True):
+    with open(f'{path}/config.gin', 'a') as file:
+      file.write(f'KTimesSchedule.boundaries = {drops}\nKTimesSchedule.total = 100\n')
+  found = groups.sides(groups.independent(read_runs(paths)), 'scratch')
+  assert sorted((side.schedule, len(side.runs)) for side in found) == [('0.1k (drops at 30, 60)', 2),
+                                                                       ('0.1k (drops at 50, 80)', 1)]
 
 
 @pytest.mark.slow
@@ -127,7 +191,7 @@ def test_no_verdict_counts_a_run_before_its_end(tmp_path, without_files):
   paths = [write(tmp_path / 'scratch', HALF, k=6, images=1200), write(tmp_path / 'pre', HALF, k=2, init='R50.pkl')]
   begun = write(tmp_path / 'begun', worse(60), k=6, images=800, seed=1)
   write_schedule(RunFolder(begun), 300)
-  alone, whole = (compare(each, '', draws=20, seed_spread=0.0) for each in (paths, [*paths, begun]))
+  alone, whole = (compare(each, f'{tmp_path}/out', draws=20, seed_spread=0.0) for each in (paths, [*paths, begun]))
   assert alone.verdicts[0].words == whole.verdicts[0].words and 'of 300' not in alone.text
   assert 'begun: its last evaluation is of step 200 of 300: no verdict counts it.' in whole.text
   assert re.search(r'begun +scratch +66 % of 6x', whole.text) and re.search(r'begun .* not complete\n', whole.text)
@@ -139,7 +203,7 @@ def test_what_all_runs_have_in_common_is_said_once(tmp_path, without_files):
   for path, notes in zip(paths, (['more images'], ['more images', 'a limit'], ['more images', 'a limit']), strict=True):
     with open(f'{path}/metrics.jsonl', 'a') as file:
       file.write(json.dumps({'kind': 'eval', 'step': 100, 'box/AP': 50.0, 'notes': notes}) + '\n')
-  text = compare(paths, '', draws=20).text
+  text = compare(paths, f'{tmp_path}/out', draws=20).text
   assert '\n\nAll runs: more images.\n\nb, c: a limit.\n\n' in text
 
 
@@ -147,7 +211,7 @@ def test_runs_of_which_none_is_complete_have_no_verdict(tmp_path, without_files)
   paths = [write(tmp_path / 'scratch', HALF, k=6), write(tmp_path / 'pre', HALF, k=6, init='R50.pkl')]
   for path in paths:
     write_schedule(RunFolder(path), 600)
-  comparison = compare(paths, '', draws=20)
+  comparison = compare(paths, f'{tmp_path}/out', draws=20)
   assert comparison.text.startswith('Cannot tell yet: 2 of 2 runs are not complete') and not comparison.verdicts
   assert report.noise(paths) is None
 
@@ -165,6 +229,49 @@ def test_without_detections_there_is_no_interval(tmp_path, without_files):
   paths = [write(tmp_path / 's', HALF), write(tmp_path / 'p', HALF, init='w', save=False)]
   comparison = compare(paths, str(tmp_path / 'out'), draws=50)
   assert 'no interval can be given' in comparison.text
+
+
+def test_other_objects_under_the_same_image_ids_have_no_verdict(tmp_path, without_files):
+  """As of two data sets that number their images from 1: the images of the sides are not paired."""
+  paths = [write(tmp_path / 's1', worse(61), k=2, seed=1), write(tmp_path / 's2', worse(59), k=2, seed=2),
+           write(tmp_path / 'p1', HALF, k=2, init='w', seed=1), write(tmp_path / 'p2', HALF, k=2, init='w', seed=2)]
+  paired = compare(paths, str(tmp_path / 'out'), draws=20)
+  assert paired.verdicts[0].answer == verdict.PRETRAIN and 'ground truth' not in paired.text
+  for name in ('p1', 'p2'):
+    for path in (tmp_path / name).glob('eval/*/*.json'):
+      path.write_text(path.read_text().replace('[10, 10, 40, 40]', '[20, 30, 40, 40]'))
+  comparison = compare(paths, str(tmp_path / 'out'), draws=20)
+  only, = comparison.verdicts
+  assert only.answer == verdict.OPEN and only.steps[0].difference is None
+  assert ('s1, s2; p1, p2: scored against different ground truth under the same image ids (other boxes, crowds, '
+          'classes or sizes of images): no interval and no verdict compares them; evaluate them on the same data.'
+          ) in comparison.text
+  assert re.search(r'^p1 .* no interval: .* of other images or objects', comparison.text, re.MULTILINE)
+  mixed = compare([*paths[:3], write(tmp_path / 'p3', HALF, k=2, init='w', seed=3)], str(tmp_path / 'out'), draws=20)
+  assert mixed.verdicts[0].answer == verdict.OPEN, 'runs of one side that differ in their data are none'
+
+
+def test_one_more_run_does_not_narrow_the_intervals_of_a_look(tmp_path, without_files):
+  paths = [write(tmp_path / 'study' / f'{init or "s"}{seed}', share(100 + 9 * (init is not None) + seed, seed=7),
+                 init=init, seed=seed) for init in (None, 'w') for seed in (1, 2)]
+  looks.write(str(tmp_path / 'study'), looks.Record(5, (looks.Taken(2, {}, None),)))
+  other = write(tmp_path / 'other', HALF, rate=0.01)
+  alone, more = (compare(each, str(tmp_path / 'out'), draws=20) for each in (paths, [*paths, other]))
+  assert alone.verdicts[0].steps[0].difference == more.verdicts[0].steps[0].difference
+  assert '4 of 5 runs are of studies that stop early' in more.text and 'are of studies' not in alone.text
+  (tmp_path / 'study/looks.json').unlink()
+  assert compare(paths, str(tmp_path / 'out'), draws=20).verdicts[0].steps[0].difference.half < 0.9 * (
+    more.verdicts[0].steps[0].difference.half)
+
+
+def test_one_held_out_image_has_no_interval(tmp_path, without_files):
+  paths = [write(tmp_path / f'{init or "s"}{seed}', np.array([seed == 0]), init=init, seed=seed)
+           for init in (None, 'w') for seed in (0, 1)]
+  comparison = compare(paths, str(tmp_path / 'out'), draws=20)
+  assert comparison.verdicts[0].answer == verdict.OPEN
+  assert len(re.findall('no interval: one held-out image tells nothing of others', comparison.text)) == 3
+  assert comparison.verdicts[0].headline == 'Cannot tell yet: one held-out image tells nothing of others'
+  assert 'Detections are missing' not in comparison.text
 
 
 def test_files_of_the_report(tmp_path):
@@ -277,6 +384,26 @@ def test_the_tensorboard_log(tmp_path):
   assert [event.step for event in log.Tensors('02_pretrain_pre', 'eval/box/AP')] == [50, 100]
 
 
+def test_a_report_replaces_nothing_of_a_run(tmp_path):
+  paths = [write(tmp_path / 's', HALF), write(tmp_path / 'p', HALF, init='w')]
+  events = tmp_path / 's/tensorboard/events.out.tfevents.1.host'
+  events.parent.mkdir()
+  events.write_text('of the run')
+  before = sorted(path for path in tmp_path.rglob('*'))
+  for output in (paths[0], f'{paths[0]}/'):
+    with pytest.raises(UserError, match='s/? is a run folder, since it holds config.gin.* --output='):
+      compare(paths, output, draws=20)
+  for output in ('', '/'):
+    with pytest.raises(UserError, match='names no folder for the report'):
+      compare(paths, output, draws=20)
+  (tmp_path / 'other').mkdir()
+  (tmp_path / 'other/tensorboard').symlink_to(events.parent)
+  with pytest.raises(UserError, match='other/tensorboard/events.out.tfevents.1.host: no comparison has written it'):
+    compare(paths, str(tmp_path / 'other'), draws=20)
+  assert events.read_text() == 'of the run'
+  assert sorted(path for path in tmp_path.rglob('*') if 'other' not in path.parts) == before
+
+
 @pytest.mark.parametrize('damage, message', [
   (lambda p: (p / 'config.gin').unlink(), 'no config.gin'),
   (lambda p: (p / 'metrics.jsonl').write_text('{"kind": "train"}\n'), 'no evaluation'),
@@ -286,6 +413,17 @@ def test_the_tensorboard_log(tmp_path):
 def test_broken_folders_are_reported(tmp_path, damage, message):
   paths = [write(tmp_path / 's', HALF), write(tmp_path / 'p', HALF, init='w')]
   damage(tmp_path / 's')
+  with pytest.raises(UserError, match=message):
+    compare(paths, str(tmp_path / 'out'), draws=20)
+
+
+@pytest.mark.parametrize('name, message', [
+  ('s', 's: its last evaluation, of step 100, has no finite AP or accuracy .*: training may have diverged'),
+  ('p', 'p has no box/AP in its last evaluation, of step 100, though in an earlier one: training may have diverged')])
+def test_a_metric_that_is_not_finite_is_said_to_be(tmp_path, name, message):
+  paths = [write(tmp_path / 's', HALF), write(tmp_path / 'p', HALF, init='w')]
+  file = tmp_path / name / 'metrics.jsonl'
+  file.write_text(file.read_text().replace('"box/AP": 50.0', '"box/AP": NaN'))
   with pytest.raises(UserError, match=message):
     compare(paths, str(tmp_path / 'out'), draws=20)
 

@@ -2,8 +2,11 @@
 
 import re
 
+import pytest
+
 from rethink_tf.compare import tensorboard_log
 from rethink_tf.compare.run_summary import read_runs
+from rethink_tf.errors import UserError
 from tests.compare.fake_runs import HALF, write
 
 
@@ -33,3 +36,21 @@ def test_names_sort_as_on_the_page(tmp_path):
   assert names == ['04_pretrain_a', '02_scratch_b', '03_my_pretrained', '01_scratch_pretrain_d']
   pattern = re.search(r'runColorGroup=regex:(.*)#', tensorboard_log.ADDRESS).group(1)
   assert [re.search(pattern, name).group(1) for name in sorted(names)] == ['scratch'] * 2 + ['pretrain'] * 2
+
+
+@pytest.mark.parametrize('name', [
+  'events.out.tfevents.1.host', 'train/events.out.tfevents.1.host', '01_mine/events.out.tfevents.1.host',
+  '01_scratch/notes.txt', '01_scratch/more/events.out.tfevents.1.host'])
+def test_only_the_log_of_a_comparison_is_replaced(tmp_path, name):
+  runs = read_runs([write(tmp_path / 'a', HALF)])
+  log = tmp_path / 'out/tensorboard'
+  tensorboard_log.write(runs, 'box/AP', str(log))
+  first = {path.name for path in log.rglob('events*')}
+  tensorboard_log.write(runs, 'box/AP', f'{log}/')
+  assert {path.parent.name for path in log.rglob('events*')} == {'01_scratch_a'}
+  assert not first & {path.name for path in log.rglob('events*')}
+  (log / name).parent.mkdir(parents=True, exist_ok=True)
+  (log / name).write_text('of somebody else')
+  with pytest.raises(UserError, match='no comparison has written it.*--output'):
+    tensorboard_log.write(runs, 'box/AP', str(log))
+  assert (log / name).read_text() == 'of somebody else'

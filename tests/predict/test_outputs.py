@@ -78,6 +78,25 @@ def test_damaged_images_are_counted(images, tmp_path, capsys):
     outputs.write_predictions(OneBox(), [f'{tmp_path}/text.jpg'], [], str(tmp_path / 'out'))
 
 
+@pytest.mark.parametrize('name', ['7.jpg', '7.png', 'clip/predictions.mp4'])
+def test_no_result_replaces_what_it_is_computed_from(tmp_path, name):
+  """The folder of a data set, with its images in images/, is a natural --output."""
+  given = tmp_path / 'images' / name
+  given.parent.mkdir(parents=True)
+  Image.fromarray(np.full((50, 70), 90, np.uint8)).save(given, 'JPEG')
+  before = given.read_bytes()
+  paths = [[str(given)], []] if name.startswith('7') else [[], [f'{given.parent.parent}/clip.avi', str(given)]]
+  output = str(tmp_path if name.startswith('7') else tmp_path / 'images')
+  (tmp_path / 'link').symlink_to(output)
+  options = outputs.OutputOptions(format='png' if name.endswith('png') else 'jpg')
+  with pytest.raises(UserError, match='is given to predict, which would replace it.*--output'):
+    outputs.write_predictions(OneBox(), *paths, str(tmp_path / 'link'), options=options)
+  assert given.read_bytes() == before
+  if name.startswith('7'):
+    outputs.write_predictions(OneBox(), *paths, output, options=outputs.OutputOptions(images=False))
+  assert given.read_bytes() == before
+
+
 def test_an_output_that_cannot_be_written(images, tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(UserError, match='cannot be written.*--output'):

@@ -48,7 +48,7 @@ class Study:
     self.compared += 1
     runs = groups.independent(read_runs(folders))
     differences = Differences(runs, 'box/AP', report._matches_reader(runs, 'box/AP'), 50,
-                              look=looks.of_runs(folders).look)
+                              look=looks.of_runs(folders).strictest.look)
     return Comparison(tuple(runs), 'box/AP', tuple(verdict.verdicts(runs, differences)), '', '')
 
   def go(self):
@@ -125,6 +125,32 @@ def test_no_look_is_taken_while_a_run_is_missing(tmp_path):
   study = Study(tmp_path, {'s_1x': 40, 'p_1x': 120})
   study.run = lambda stages: ['p_1x_seed0: failed']
   assert study.go() == (['p_1x_seed0: failed'], None) and looks.read(str(tmp_path)) is None
+
+
+def failing(study, seed):
+  """A study in which a run of some seed fails, as often as it is tried."""
+  train = study.run
+  def run(stages):
+    return ['s_1x: failed'] if any(one.trial.choice['seed'] == seed for one in stages) else train(stages)
+  study.run = run
+  return study
+
+
+def test_after_a_failure_the_report_is_that_of_the_latest_look(tmp_path):
+  found = {'s_1x': 99, 'p_1x': 100}
+  failures, comparison = failing(Study(tmp_path, found), 'seed2').go()
+  record = looks.read(str(tmp_path))
+  assert failures == ['s_1x: failed'] and len(comparison.runs) == 4 and [one.seeds for one in record.taken] == [2]
+  assert 'Look 1 of at most 3' in comparison.verdicts[0].words
+  again = failing(Study(tmp_path, found), 'seed2')
+  failures, repeated = again.go()
+  assert failures and repeated.verdicts[0].words == comparison.verdicts[0].words
+  assert again.compared == 1 and looks.read(str(tmp_path)) == record, 'the same look, no further one'
+  assert 'the report is that of 2 seeds' in again.log[-1]
+  Study(tmp_path, found).go()  # the run does not fail any more
+  assert len(looks.read(str(tmp_path)).taken) > 1
+  lost = failing(Study(tmp_path, found), 'seed1')
+  assert lost.go() == (['s_1x: failed'], None), 'a look that lacks runs is not repeated'
 
 
 def step(schedule, relation):

@@ -1,0 +1,99 @@
+"""Saved ground truth and detections: damage is one line that names the file and the field."""
+
+import json
+
+import numpy as np
+import pytest
+
+from rethink_tf.compare import matching, saved_results
+from rethink_tf.compare.run_summary import read_runs
+from rethink_tf.errors import UserError
+from rethink_tf.storage.run_folder import RunFolder
+from tests.compare.fake_runs import share, truth, write
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  return read_runs([write(tmp_path_factory.mktemp('run') / 's', share(3, images=6))])[0]
+
+
+def read(run, file, change):
+  """The matches after a change to the content of a file."""
+  path = run.folder.join('eval/step-00000100', file)
+  with open(path) as stream:
+    text = stream.read()
+  content = json.loads(text)
+  change(content)
+  try:
+    with open(path, 'w') as stream:
+      json.dump(content, stream)
+    return matching.read_matches(run.folder, 'box/AP', 100)
+  finally:
+    with open(path, 'w') as stream:
+      stream.write(text)
+
+
+@pytest.mark.parametrize('field, value', [
+  ('category_id', '3'), ('category_id', -1), ('category_id', []), ('score', float('nan')), ('score', '0.5'),
+  ('score', None), ('image_id', 99), ('bbox', [1, 2, 3]), ('bbox', [1, 2, 3, None]), ('bbox', 4)])
+def test_values_of_detections(run, field, value):
+  with pytest.raises(UserError, match=rf'bbox.json: \[2\].{field} is .*: evaluate the run again'):
+    read(run, 'bbox.json', lambda results: results[2].__setitem__(field, value))
+
+
+@pytest.mark.parametrize('field', ['category_id', 'score', 'image_id', 'bbox'])
+def test_fields_of_detections(run, field):
+  with pytest.raises(UserError, match=rf'bbox.json: \[1\].{field} is missing.*: evaluate the run again'):
+    read(run, 'bbox.json', lambda results: results[1].pop(field))
+
+
+@pytest.mark.parametrize('name, field, value', [
+  ('images', 'id', 'x'), ('images', 'id', 1 << 70), ('categories', 'id', None), ('categories', 'name', 3),
+  ('annotations', 'category_id', -1), ('annotations', 'image_id', 'x'), ('annotations', 'bbox', [1, 2, 3])])
+def test_values_of_the_ground_truth(run, name, field, value):
+  with pytest.raises(UserError, match=rf'ground_truth.json: {name}\[0\].{field} is .*: evaluate the run again'):
+    read(run, 'ground_truth.json', lambda gt: gt[name][0].__setitem__(field, value))
+
+
+def test_what_is_not_checked_field_by_field(run):
+  with pytest.raises(UserError, match='ground_truth.json: "images" should be a list: evaluate the run again'):
+    read(run, 'ground_truth.json', lambda gt: gt.pop('images'))
+  with pytest.raises(UserError, match='bbox.json: cannot be scored against the ground_truth.json beside it'):
+    read(run, 'ground_truth.json', lambda gt: gt['annotations'][0].update(area='large', iscrowd='no'))
+  assert np.array_equal(read(run, 'bbox.json', lambda results: None).matches.image_ids, np.arange(10, 16))
+
+
+def test_files_of_the_development_kit(tmp_path):
+  gt = truth(4)
+  for image in gt['images']:
+    image['file_name'] = f'{image["id"]}.jpg'
+  folder = tmp_path / 'eval/step-00000100'
+  folder.mkdir(parents=True)
+  (folder / 'ground_truth.json').write_text(json.dumps(gt))
+  (folder / 'comp4_det_test_a.txt').write_text('10 0.5 11 11 50 50\n')
+  own = RunFolder(str(tmp_path), create=False)
+  assert matching.read_matches(own, 'voc/mAP', 100).matches.categories[0].matched.all()
+  (folder / 'comp4_det_test_a.txt').write_text('10 nan 11 11 50 50\n')
+  with pytest.raises(UserError, match=r'step-00000100: \[0\].score is nan'):
+    matching.read_matches(own, 'voc/mAP', 100)
+  (folder / 'ground_truth.json').write_text(json.dumps(truth(4)))
+  with pytest.raises(UserError, match='step-00000100: cannot be scored against'):
+    matching.read_matches(own, 'voc/mAP', 100)
+
+
+@pytest.mark.parametrize('same, change', [
+  (True, lambda gt: gt['annotations'].reverse()),
+  (True, lambda gt: gt['annotations'][0].update(bbox=[10.0004, 10, 40, 40.0], id=7)),
+  (True, lambda gt: gt['categories'].append({'id': 8, 'name': 'without objects'})),
+  (True, lambda gt: ([one.update(id=10 - one['id']) for one in gt['categories']],
+                     [a.update(category_id=10 - a['category_id']) for a in gt['annotations']])),
+  (False, lambda gt: gt['annotations'][0].update(bbox=[10.1, 10, 40, 40])),
+  (False, lambda gt: gt['annotations'][0].update(iscrowd=1)),
+  (False, lambda gt: gt['annotations'][0].update(category_id=7)),
+  (False, lambda gt: gt['categories'][0].update(name='c')),
+  (False, lambda gt: gt['images'][0].update(height=99)),
+  (False, lambda gt: gt['annotations'].pop())])
+def test_a_digest_is_of_the_objects(same, change):
+  changed = truth(6)
+  change(changed)
+  assert (saved_results.digest(changed) == saved_results.digest(truth(6))) == same
