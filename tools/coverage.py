@@ -5,8 +5,8 @@
 A simulated study has two arms and several schedules, N held-out images and n seeds a side. The score of a run is the
 mean over images of: a level, the difficulty of the image (shared by all runs), an effect of the arm and schedule on the
 image, an effect of the run on the image, and an effect of the seed, which is the same for all images. The intervals
-under test get what they get from real runs: the scores and their bootstrap draws. `--matches` simulates detections
-instead, so that AP itself, which is no mean over images, is what varies.
+under test get what they get from real runs: the scores and their bootstrap draws. For rare classes detections are
+simulated instead, so that AP itself, which is no mean over images, is what varies.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class Study(NamedTuple):
   ratio: float = 1.0  # of the spread from scratch to that of the other side
   longest: float = 1.0  # of the spread of the longest schedules to that of the others
   correlation: float = 0.0  # between the schedules of one seed
+  classes: int = 1  # of detections; the k-th has 1 / k times as many objects as the first
 
   def spreads(self) -> np.ndarray:
     """Return the standard deviations between seeds of all sides, scratch first; that of the longest ones is `spread`
@@ -80,37 +81,47 @@ def draw_weights(study: Study, noise: np.random.Generator) -> np.ndarray:
   return bootstrap.draw_weights(study.images, DRAWS, int(noise.integers(2 ** 31))) / study.images
 
 
-def detections(study: Study, noise: np.random.Generator, weights: np.ndarray) -> list[SideScores]:
+def detections(study: Study, noise: np.random.Generator, weights: np.ndarray) -> tuple[list[SideScores], HeldOut]:
   """Draw one study of detectors: each image has objects, each found with a probability that depends on all effects."""
-  objects = noise.integers(1, 8, study.images)
-  images = np.repeat(np.arange(study.images), objects)
-  difficulty = np.repeat(noise.normal(0, 0.8, study.images), objects) + noise.normal(0, 0.8, len(images))
-  sides = []
+  counts = noise.integers(1, 4, study.images)
+  images = np.repeat(np.arange(study.images), counts)
+  shares = 1 / np.arange(1, study.classes + 1)
+  classes = noise.choice(study.classes, len(images), p=shares / shares.sum())
+  false = noise.choice(study.classes, 2 * len(images), p=shares / shares.sum())
+  difficulty = noise.normal(0, 0.8, study.images)[images] + noise.normal(0, 0.8, len(images))
+  sides, objects = [], []
   for number in range(2 * study.schedules):
-    level = difficulty + np.repeat(noise.normal(0, 0.25, study.images), objects)
+    level = difficulty + noise.normal(0, 1, study.images)[images] + noise.normal(0, 1, len(images))
     runs = []
     for _ in range(study.seeds):
       # A logit moves AP by about 25 points here.
-      own = level + noise.normal(0, 0.8, len(images)) + noise.normal(0, study.spread / 25)
-      runs.append(_matches(own + study.gap / 25 * (number < study.schedules), images, objects, noise))
+      own = level + noise.normal(0, 0.3, len(images)) + noise.normal(0, study.spread / 25)
+      runs.append(_matches(own + study.gap / 25 * (number < study.schedules), images, classes, false, study.images,
+                           noise))
+    objects = [one.objects for one in runs[0].categories]
     draws = np.stack([bootstrap.average_precision(run, weights * study.images) for run in runs])
     values = np.concatenate([bootstrap.average_precision(run, np.ones((1, study.images))) for run in runs])
     sides.append(SideScores(values, draws))
-  return sides
+  return sides, HeldOut.of(objects)
 
 
-def _matches(logits: np.ndarray, images: np.ndarray, objects: np.ndarray,
+def _matches(logits: np.ndarray, images: np.ndarray, classes: np.ndarray, false: np.ndarray, num_images: int,
              noise: np.random.Generator) -> bootstrap.Matches:
-  """Return the matches of a detector: a detection of each object, found by its logit, and false ones of lower score."""
-  found = noise.random(len(logits)) < 1 / (1 + np.exp(-logits))
-  scores_found = logits + noise.normal(0, 1, len(logits))
-  false_images = noise.integers(0, len(objects), 2 * len(logits))
-  all_scores = np.concatenate([scores_found, noise.normal(-1.5, 1, 2 * len(logits))])
-  order = np.argsort(-all_scores, kind='stable')
-  matched = np.concatenate([found, np.zeros(2 * len(logits), bool)])[None, order]
-  table = bootstrap.CategoryMatches(np.concatenate([images, false_images])[order], matched, np.zeros_like(matched),
-                                    objects)
-  return bootstrap.Matches(np.arange(len(objects)), (table,))
+  """Return the matches of a detector: a detection of each object, found by its logit, and false ones of lower score.
+
+  logits, images, classes: [objects]. false: classes of false detections.
+  """
+  found = noise.random(len(logits)) < 1 / (1 + np.exp(-3 * logits))
+  scores_found = logits + noise.normal(0, 0.3, len(logits))
+  false_images, false_scores = noise.integers(0, num_images, len(false)), noise.normal(-1.5, 1, len(false))
+  tables = []
+  for k in np.unique(classes):
+    own, other = classes == k, false == k
+    order = np.argsort(-np.concatenate([scores_found[own], false_scores[other]]), kind='stable')
+    matched = np.concatenate([found[own], np.zeros(other.sum(), bool)])[None, order]
+    tables.append(bootstrap.CategoryMatches(np.concatenate([images[own], false_images[other]])[order], matched,
+                                            np.zeros_like(matched), np.bincount(images[own], minlength=num_images)))
+  return bootstrap.Matches(np.arange(num_images), tuple(tables))
 
 
 def before(first: SideScores, second: SideScores, noise: np.random.Generator) -> Interval:
@@ -130,27 +141,26 @@ def spreads(scratch: Sequence[SideScores], pretrained: Sequence[SideScores], sch
   return None if first is None or second is None else (first, second)
 
 
-def rates(study: Study, count: int, seed: int, method: str = 'now', margin: float = 0.5,
-          draw: Callable[..., list[SideScores]] = scores, truth: float | None = None) -> Rates:
-  """Return the rates over `count` studies.
+def rates(study: Study, count: int, seed: int, method: str = 'now', margin: float = 0.5) -> Rates:
+  """Return the rates over `count` studies, of detections if they have several classes.
 
   method: 'now' for the package's intervals and verdicts, 'before' for version 0.1.0's.
-  truth: the difference; None: the gap of the study.
   """
   noise = np.random.default_rng(seed)
-  truth = study.gap if truth is None else truth
-  counts = np.zeros(5)
+  truth, counts = study.gap, np.zeros(5)
   for number in range(count):
     if number % SHARED == 0:
       weights = draw_weights(study, noise)
-    sides = draw(study, noise, weights)
+    if study.classes > 1:
+      sides, held_out = detections(study, noise, weights)
+    else:
+      sides, held_out = scores(study, noise, weights), HeldOut.alike(study.images)
     scratch, pretrained = sides[:study.schedules], sides[study.schedules:]
     best = max(pretrained, key=lambda side: side.values.mean())
     if method == 'before':
       shown = before(scratch[-1], pretrained[-1], noise)
       relation = verdict.relation(before(scratch[-1], best, noise), margin)
     else:
-      held_out = HeldOut.alike(study.images)
       shown = intervals.difference(scratch[-1], pretrained[-1], spreads(scratch, pretrained, -1, held_out), held_out)
       each = [intervals.difference(scratch[-1], side, spreads(scratch, pretrained, i, held_out), held_out, 0.95,
                                    len(pretrained)) for i, side in enumerate(pretrained)]
@@ -257,6 +267,33 @@ def studies() -> Iterator[Study]:
         yield Study(2, images, spread, gap, schedules=1)
 
 
+def unequal_studies() -> Iterator[Study]:
+  """Yield studies of equal sides whose spreads differ, or whose schedules share their beginning."""
+  for seeds in (2, 3, 5):
+    for ratio in (2, 5):
+      for schedules in (1, 3):
+        yield Study(seeds, 5000, 1.0, 0.0, schedules, ratio=ratio, correlation=0.5 * (schedules > 1))
+    for longest in (2, 3):
+      yield Study(seeds, 5000, 1.0, 0.0, 3, longest=longest, correlation=0.5)
+    yield Study(seeds, 5000, 1.0, 0.0, 3, correlation=0.8)
+    yield Study(seeds, 5000, 1.0, 0.0, 4, ratio=3, longest=3, correlation=0.5)
+
+
+def studies_of_classes() -> Iterator[Study]:
+  """Yield studies of equal sides with rare classes."""
+  for images, classes in ((20, 10), (50, 30), (100, 20), (500, 20)):
+    yield Study(3, images, 0.3, 0.0, 1, classes=classes)
+
+
+def unequal_table(found: Sequence[tuple[Study, Rates]]) -> str:
+  """Return the lines of a Markdown table of studies whose spreads are unequal."""
+  rows = ['| seeds a side | schedules | images | spread from scratch over pre-trained | longest schedule over the '
+          'others | correlation | classes | covered | better or worse, wrong |', '|' + '---|' * 9]
+  rows += [f'| {study.seeds} | {study.schedules} | {study.images} | {study.ratio:g} | {study.longest:g} | '
+           f'{study.correlation:g} | {study.classes} | {one.covered:.1f} | {one.wrong:.1f} |' for study, one in found]
+  return '\n'.join(rows)
+
+
 def resumed(path: str | None, compute: Callable[[int], Sequence[float]], count: int) -> list[list[float]]:
   """Return compute(0), ..., compute(count - 1), with those that an interrupted call has written to a file."""
   done = []
@@ -294,7 +331,14 @@ def main(argv: Sequence[str]) -> None:
            'variances are drawn from their distributions; a test compares them with a bootstrap of scores. (0.1.0): '
            f'as version 0.1.0 computed it, in {count} studies, a quarter of them with 5,000 images: a standard error '
            f'of {errors[1]:.1f} and {2 * errors[1]:.1f}.')
-  text = (f'# Coverage of intervals and error rates of verdicts\n\n{textwrap.fill(about, 120)}\n\n{table(lines)}\n')
+  unequal = [(study, drawn_rates(study, 10 * count, i)) for i, study in enumerate(unequal_studies())]
+  unequal += [(study, rates(study, count // 2, i)) for i, study in enumerate(studies_of_classes())]
+  beside = ('Both sides are equal here as well, but seeds spread more from scratch than pre-trained, or more at the '
+            'longest schedule; the deviations of one seed at several schedules are correlated; or images hold several '
+            f'classes, the rarer ones in few of them ({count // 2} studies of detections and their AP).')
+  text = (f'# Coverage of intervals and error rates of verdicts\n\n{textwrap.fill(about, 120)}\n\n{table(lines)}\n\n'
+          f'## Where spreads are unequal, and classes rare\n\n{textwrap.fill(beside, 120)}\n\n'
+          f'{unequal_table(unequal)}\n')
   if FLAGS.output:
     files.write_output(FLAGS.output, text.encode())
   print(text)
