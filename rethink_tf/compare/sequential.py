@@ -6,7 +6,8 @@ wrong. The error α of all looks together is spent over them (Lan and DeMets 198
 with the looks before, by recursive integration (Armitage, McPherson and Rowe 1969): differences of means over n1 and n2
 > n1 seeds have correlation √(n1 / n2), and a larger one on the same held-out images, which makes errors rarer. The
 levels are then used with Student's t in place of the normal distribution (Pocock 1977). Statistics with an estimated
-variance are less correlated than those with a known one, which costs up to a sixth of α in simulations: 0.8 α is spent.
+variance are less correlated than those with a known one, which costs up to a quarter of α in simulations: 0.7 α is
+spent.
 
 The intervals at these levels are repeated confidence intervals (Jennison and Turnbull 1989). They hold together at all
 looks, whatever the rule for stopping: it may also stop one schedule or group of runs and not another.
@@ -24,7 +25,7 @@ import numpy as np
 from scipy import optimize, special
 
 FIRST, MOST = 2, 30  # seeds a side at the first look (with one there is no spread between seeds), and at most
-_SPENT = 0.8  # share of α
+_SPENT = 0.7  # share of α
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(96)
 
 

@@ -25,7 +25,7 @@ def test_later_looks_have_shorter_intervals_and_one_look_is_none():
   assert list(levels) == sorted(levels) and len(levels) == 4 and levels[-1] < 0.05
   assert sequential.levels(2, 0.05) == (0.05,) and Look(2, 2).tail(0.95, 2) == pytest.approx(0.0125)
   assert (Look(3, 5).number, Look(3, 5).planned) == (2, 4)
-  assert Look(3, 5).tail(0.95) == levels[1] / 2
+  assert Look(3, 5).tail(0.95) == pytest.approx(levels[1] / 2)
 
 
 def test_an_interval_of_a_look_is_wider():
