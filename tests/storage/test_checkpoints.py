@@ -307,6 +307,24 @@ def test_an_unknown_metric_is_logged_once(local, caplog):
   assert not [record for record in caplog.records[logged:] if 'maks/AP' in record.getMessage()]
 
 
+def test_a_damaged_best_checkpoint_is_named(local, caplog):
+  checkpoints, trained = RunCheckpoints(local), model_and_optimizer()
+  for number, ap in ((1, 10.), (2, 30.), (3, 20.)):
+    checkpoints.save(number, trained, {})
+    evaluate(local, number, **{'box/AP': ap})
+  assert checkpoints.choose('best', 'box/AP') == 2 and not caplog.records
+  os.truncate(data_file(local, 2), 9)
+  assert checkpoints.choose('best', 'box/AP') == 3
+  assert [record.getMessage() for record in caplog.records] == [
+    'the best checkpoint, step 2 (box/AP 30), is damaged; step 3 (20) is the best of the others']
+  os.truncate(data_file(local, 1), 9)
+  checkpoints.choose('best', 'box/AP')
+  os.truncate(data_file(local, 3), 9)
+  with pytest.raises(UserError, match='no sound checkpoint in .* has been evaluated by box/AP'):
+    checkpoints.choose('best', 'box/AP')
+  assert 'step 2 (box/AP 30), is damaged; no other one has been evaluated' in caplog.records[-1].getMessage()
+
+
 @pytest.mark.parametrize('which, expected', [('latest', None), ('2', 2), (1, 1)])
 def test_choose(two, which, expected):
   assert RunCheckpoints(two).choose(which, 'box/AP') == expected
