@@ -210,6 +210,11 @@ class RunCheckpoints:
       status.expect_partial()  # names that are not in `trackables`
       self.restored_step = candidate
       return manifest['state']
+    if step is not None:
+      others = [other for other in self.steps() if other != step]
+      raise UserError(f'the checkpoint of step {step} in {self._run_folder.join("checkpoints")} is damaged'
+                      + (f': use --checkpoint=latest or one of the steps {others}' if others else
+                         ', and there is no other one: train again'))
     if listed:
       raise UserError(f'every checkpoint in {self._run_folder.join("checkpoints")} is damaged '
                       f'(steps {", ".join(map(str, listed))}): move that folder away to start from scratch')

@@ -344,6 +344,19 @@ def test_without_a_sound_checkpoint_restoring_is_a_user_error(local):
     RunCheckpoints(local).restore(model_and_optimizer())
 
 
+def test_a_damaged_checkpoint_of_a_step_leaves_the_others(local):
+  for number in (3, 5, 7):
+    RunCheckpoints(local).save(number, model_and_optimizer(), {})
+  flip_a_bit(data_file(local, 5))
+  with pytest.raises(UserError, match=r'^the checkpoint of step 5 in .* is damaged: use --checkpoint=latest or one of '
+                                      r'the steps \[3, 7\]$'):
+    RunCheckpoints(local).restore(model_and_optimizer(), step=5)
+  for number in (3, 7):
+    shutil.rmtree(local.join('checkpoints', f'step-{number:08d}'))
+  with pytest.raises(UserError, match='of step 5 in .* is damaged, and there is no other one: train again$'):
+    RunCheckpoints(local).restore(model_and_optimizer(), step=5)
+
+
 def test_weights_that_are_not_finite_are_never_written(folder):
   checkpoints = RunCheckpoints(folder)
   trained = model_and_optimizer()
