@@ -29,6 +29,8 @@ _START_OF_JPEG = b'\xff\xd8'
 _END_OF_JPEG = b'\xff\xd9'
 _END_OF_PNG = b'IEND\xaeB`\x82'
 _TIFF = (b'II*\0', b'MM\0*')
+_UPPER_BITS_ONLY = ('PNG', 'TIFF', 'PPM', 'JPEG2000')  # formats of whose colours of 16 bits Pillow returns the upper 8
+_12_BITS = 16  # no 12 bits exceed it among the upper 8 of 16, rounded
 _IMAGE_WIDTH, _IMAGE_LENGTH = 256, 257  # tags of a TIFF
 _TAIL = 1024  # last bytes of a file that must contain the end marker; some cameras pad the file
 _FRAME_MARKERS = {*range(0xc0, 0xd0)} - {0xc4, 0xc8, 0xcc}  # the JPEG segments that contain the size
@@ -209,14 +211,17 @@ def _decode_strictly(data: bytes, name: str, max_pixels: int, upright: bool) -> 
   try:
     with Image.open(io.BytesIO(data), formats=_formats()) as image:
       check_pixels(image.size[::-1], name, max_pixels)
-      # Of a TIFF alone, load() applies the orientation.
-      applied = exif_orientation(image) if image.format == 'TIFF' and not upright else 1
+      kind = image.format
+      applied = exif_orientation(image) if kind == 'TIFF' and not upright else 1  # by load(), of a TIFF alone
       image.load()
+      reduced = image.mode[0] not in 'IF' and kind in _UPPER_BITS_ONLY
       if upright:
         image = ImageOps.exif_transpose(image)
       if image.mode[0] in 'IF':  # more than 8 bits: convert('RGB') would clip at 255 instead of scaling
         image = Image.fromarray(_scaled(np.asarray(image), name))
       pixels = np.array(image.convert('RGB'))
+      if reduced:
+        pixels = _with_lower_bits(pixels, data)
       return np.ascontiguousarray(TURNS[_INVERSE.get(applied, applied)](pixels)) if applied in TURNS else pixels
   except ImageError:
     raise
@@ -225,6 +230,21 @@ def _decode_strictly(data: bytes, name: str, max_pixels: int, upright: bool) -> 
     reason = in_one_line(error) if not unknown else 'not an image in a known format' if data[:4] not in _TIFF else (
       'a TIFF of a kind that is not supported: save it as PNG')
     raise ImageError(f'{name}: cannot be decoded: {reason}') from error
+
+
+def _with_lower_bits(pixels: np.ndarray, data: bytes) -> np.ndarray:
+  """Scale colours of 16 bits by what is in them, if the upper 8 bits do not already decide that it is all 16."""
+  if pixels.max(initial=0) > _12_BITS or data.startswith(b'\x89PNG') and not _chunks_fit(data):
+    return pixels
+  try:  # not IMREAD_COLOR_RGB, with which OpenCV 5.0.0 mixes up the bytes of a TIFF
+    deep = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+  except cv2.error:
+    return pixels
+  if deep is None or deep.dtype != np.uint16 or deep.shape != pixels.shape:
+    return pixels
+  deep = cv2.cvtColor(deep, cv2.COLOR_BGR2RGB)
+  same = cv2.absdiff((deep >> 8).astype(np.uint8), pixels).max() <= 1  # otherwise it takes the colours for others
+  return to_8_bits(deep) if same else pixels
 
 
 def _has_end(data: bytes) -> bool:
