@@ -45,7 +45,7 @@ def define_flags() -> None:
 def configure(files: Sequence[str], params: Sequence[str] = (), elsewhere: bool = False) -> None:
   """Read gin files, `params`, then the bindings of the command line.
 
-  elsewhere: for another machine; whether data and weights exist is not seen from here.
+  elsewhere: for another machine; data and weights are not looked at.
   """
   from rethink_tf import gin_files
 
@@ -57,7 +57,7 @@ def configure(files: Sequence[str], params: Sequence[str] = (), elsewhere: bool 
     catalog.check(FLAGS.weights)
   from rethink_tf import experiment  # imports TensorFlow, which takes seconds: not needed for --help and such errors
 
-  experiment.configure(files, [*params, *FLAGS.gin_param], FLAGS.data_dir, FLAGS.weights, FLAGS.tpu)
+  experiment.configure(files, [*params, *FLAGS.gin_param], FLAGS.data_dir, FLAGS.weights, FLAGS.tpu, elsewhere)
 
 
 def _train() -> None:

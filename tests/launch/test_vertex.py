@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import tensorflow as tf
 
 from rethink_tf.errors import UserError
 from rethink_tf.storage.run_folder import RunFolder
@@ -225,6 +226,17 @@ def test_data_and_weights_are_those_of_the_job(changes, checked):
   checked(['vertex', *(f'--{flag}={value}' for flag, value in changes.items())])
   vertex.custom_job(request)
   vertex.check_configuration(request)
+
+
+def test_the_bucket_is_not_read(checked, monkeypatch):
+  """The layout of data/own.gin is found when the job starts: a dry run needs neither network nor account."""
+  def read(path):
+    raise tf.errors.PermissionDeniedError(None, None, f'{path} is read')
+
+  monkeypatch.setattr(tf.io.gfile, 'exists', read)
+  checked(['vertex', '--data_dir=gs://my-bucket/own'])
+  vertex.check_configuration(REQUEST._replace(gin_files=['gin_configs/scratch_6x.gin', 'gin_configs/data/own.gin'],
+                                              data_dir='gs://my-bucket/own'))
 
 
 @needs_sdk
