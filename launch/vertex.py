@@ -250,7 +250,7 @@ def check_configuration(request: Request) -> None:
     return
   from rethink_tf import experiment, gin_files  # noqa: F401  registers what gin files name
 
-  command_line.configure(files)
+  command_line.configure(files, elsewhere=True)
   batch, replicas = gin_files.bound('%BATCH_SIZE'), request.count * request.hosts
   if isinstance(batch, int) and batch % replicas:
     raise UserError(f'BATCH_SIZE = {batch} is no multiple of the {replicas} devices that share it: give '

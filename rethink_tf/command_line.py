@@ -42,18 +42,22 @@ def define_flags() -> None:
   flags.DEFINE_bool('allow_changes', False, 'continue or evaluate a run with settings that are not its own', **here)
 
 
-def configure(files: Sequence[str], params: Sequence[str] = ()) -> None:
-  """Read gin files, `params`, then the bindings of the command line."""
+def configure(files: Sequence[str], params: Sequence[str] = (), elsewhere: bool = False) -> None:
+  """Read gin files, `params`, then the bindings of the command line.
+
+  elsewhere: for another machine; data and weights are not looked at.
+  """
   from rethink_tf import gin_files
 
   gin_files.find(files, required=True)
-  entry.check_path(FLAGS.data_dir, 'no such folder: check --data_dir')
+  if not elsewhere:
+    entry.check_path(FLAGS.data_dir, 'no such folder: check --data_dir')
   settings.apply(FLAGS.cache_dir, FLAGS.offline)
-  if FLAGS.weights:
+  if FLAGS.weights and not elsewhere:
     catalog.check(FLAGS.weights)
   from rethink_tf import experiment  # imports TensorFlow, which takes seconds: not needed for --help and such errors
 
-  experiment.configure(files, [*params, *FLAGS.gin_param], FLAGS.data_dir, FLAGS.weights, FLAGS.tpu)
+  experiment.configure(files, [*params, *FLAGS.gin_param], FLAGS.data_dir, FLAGS.weights, FLAGS.tpu, elsewhere)
 
 
 def _train() -> None:

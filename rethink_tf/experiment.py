@@ -59,11 +59,12 @@ PRECISIONS = ('float32', 'mixed_bfloat16', 'mixed_float16')
 
 
 def configure(files: Sequence[str], params: Sequence[str] = (), data_dir: str | None = None,
-              weights: str | None = None, tpu: str | None = None) -> None:
+              weights: str | None = None, tpu: str | None = None, elsewhere: bool = False) -> None:
   """Read gin files, then bindings such as 'SCHEDULE = 2'; the last of a name wins. `run` builds what they describe.
 
   data_dir, weights: values of the macros DATA_DIR and WEIGHTS; weights may be the name of published ones
-  (weights.catalog). tpu: 'local', or the name of a TPU to train on.
+  (weights.catalog). tpu: 'local', or the name of a TPU to train on. elsewhere: for another machine, where the layout
+  of the data is found.
 
   Raises:
     UserError: a file or a name does not exist, or weights are given to a configuration that starts from random ones.
@@ -76,7 +77,7 @@ def configure(files: Sequence[str], params: Sequence[str] = (), data_dir: str | 
     params += ["strategy.kind = 'tpu'", f'strategy.tpu = {tpu!r}']
   if weights:
     params.append(f'WEIGHTS = {weights!r}')
-  if in_place.parse(files, params, data_dir):
+  if in_place.parse(files, params, data_dir, elsewhere):
     logging.info("%s: read as PASCAL VOC's folders", gin_files.bound('DATA_DIR/macro.value'))
   if weights and gin_files.bound('run.initial_weights') is None:
     raise UserError('--weights is given, but the configuration starts from random weights: add '

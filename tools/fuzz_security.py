@@ -9,6 +9,7 @@ import os
 import pathlib
 import struct
 
+import cv2
 import numpy as np
 import tensorflow as tf
 from PIL import Image
@@ -328,6 +329,9 @@ def _build_tiff(folder):
     image.save(folder / f'{name}.tiff')
   for compression in ('tiff_lzw', 'tiff_adobe_deflate', 'jpeg', 'packbits'):
     whole.save(folder / f'{compression}.tiff', compression=compression)
+  for name, compression in (('deep_lzw', 5), ('deep_raw', 1)):  # 12 bits, for which OpenCV reads the file too
+    data = cv2.imencode('.tiff', pixels.astype(np.uint16) << 4, [cv2.IMWRITE_TIFF_COMPRESSION, compression])[1]
+    (folder / f'{name}.tiff').write_bytes(data.tobytes())
   whole.save(folder / 'pages.tiff', save_all=True, append_images=[whole, whole])
 
 

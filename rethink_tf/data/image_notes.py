@@ -13,6 +13,8 @@ ONE_VALUE = 'of one value only, as an image of a wrong bit depth would be'
 TURNED = ('with an EXIF orientation, read as they are stored since their size fits both ways: check with inspect_data '
           'that boxes lie on objects')
 _EXIF = (b'Exif\0\0', b'eXIf')  # of JPEG and PNG
+_TIFF = (b'II', b'MM')
+_WEBP_EXIF = 8  # flag in the header of a WebP; the chunk itself may follow the pixels
 _HEAD = 1 << 17  # first bytes of a file, in which it stands
 _ORIENTATION = 0x0112  # tag
 _STEP = 16  # pixels between those that are compared first
@@ -56,7 +58,7 @@ def has_one_value(image: np.ndarray) -> bool:
 
 
 def is_turned(data: bytes, size: tuple[int, int]) -> bool:
-  """Whether a JPEG or PNG has an EXIF orientation that its size, as annotated and stored, does not decide.
+  """Whether an image has an EXIF orientation that its size, as annotated and stored, does not decide.
 
   Half a turn and mirror images keep the size, and so does any turn of a square image.
   """
@@ -65,16 +67,25 @@ def is_turned(data: bytes, size: tuple[int, int]) -> bool:
 
 
 def orientation(data: bytes) -> int:
-  """Return the EXIF orientation of a JPEG or PNG file, 1 to 8; 1 if there is none."""
-  end = jpeg_header_end(data) if data.startswith(b'\xff\xd8') else _HEAD
-  head = data[:end if data[end:end + 2] == b'\xff\xda' else _HEAD]
-  if not any(mark in head for mark in _EXIF):
+  """Return the EXIF orientation of a JPEG, PNG, TIFF or WebP file, 1 to 8; 1 if there is none."""
+  if not _may_have_exif(data):
     return 1
   try:
-    with Image.open(io.BytesIO(data), formats=('JPEG', 'PNG')) as image:
+    with Image.open(io.BytesIO(data), formats=('JPEG', 'PNG', 'TIFF', 'WEBP')) as image:
       return exif_orientation(image)
   except Exception:  # of any kind in damaged files; the decoder names those that it cannot read
     return 1
+
+
+def _may_have_exif(data: bytes) -> bool:
+  """Whether a file has to be opened to know its orientation, at a cost of microseconds."""
+  if data.startswith(_TIFF):
+    return True
+  if data.startswith(b'RIFF'):
+    return data[12:16] == b'VP8X' and len(data) > 20 and bool(data[20] & _WEBP_EXIF)
+  end = jpeg_header_end(data) if data.startswith(b'\xff\xd8') else _HEAD
+  head = data[:end if data[end:end + 2] == b'\xff\xda' else _HEAD]
+  return any(mark in head for mark in _EXIF)
 
 
 def jpeg_header_end(data: bytes) -> int:

@@ -16,7 +16,7 @@ import tensorflow as tf
 from PIL import Image, ImageOps
 
 from rethink_tf.data.bit_depth import to_8_bits
-from rethink_tf.data.image_notes import ImageNotes, jpeg_header_end
+from rethink_tf.data.image_notes import ImageNotes, exif_orientation, jpeg_header_end
 from rethink_tf.errors import in_one_line
 from rethink_tf.storage.files import open_regular
 
@@ -29,11 +29,26 @@ _START_OF_JPEG = b'\xff\xd8'
 _END_OF_JPEG = b'\xff\xd9'
 _END_OF_PNG = b'IEND\xaeB`\x82'
 _TIFF = (b'II*\0', b'MM\0*')
+_UPPER_BITS_ONLY = ('PNG', 'TIFF', 'PPM', 'JPEG2000')  # formats of whose colours of 16 bits Pillow returns the upper 8
+_12_BITS = 16  # no 12 bits exceed it among the upper 8 of 16, rounded
+_IMAGE_WIDTH, _IMAGE_LENGTH = 256, 257  # tags of a TIFF
 _TAIL = 1024  # last bytes of a file that must contain the end marker; some cameras pad the file
 _FRAME_MARKERS = {*range(0xc0, 0xd0)} - {0xc4, 0xc8, 0xcc}  # the JPEG segments that contain the size
 _MAX_SCANS = 100  # of a progressive JPEG, which has about ten; each one is decoded over all pixels, even if it is empty
 # Pillow's other formats are not raster images, and some of them start programs (Ghostscript for EPS).
 _FORMATS = ('JPEG', 'PNG', 'BMP', 'GIF', 'WEBP', 'TIFF', 'PPM', 'JPEG2000', 'AVIF', 'HEIF')
+
+# EXIF orientation -> the transformation of the stored pixels that makes the image upright.
+TURNS = {
+  2: lambda image: image[:, ::-1],
+  3: lambda image: image[::-1, ::-1],
+  4: lambda image: image[::-1],
+  5: lambda image: image.transpose(1, 0, 2),
+  6: lambda image: np.rot90(image, -1),
+  7: lambda image: image[::-1, ::-1].transpose(1, 0, 2),
+  8: np.rot90,
+}
+_INVERSE = {6: 8, 8: 6}  # the others undo themselves
 
 MAX_PIXELS = 100_000_000  # default limit of an image: 300 MB of RGB
 MAX_BYTES = 1 << 30  # of a file
@@ -102,9 +117,16 @@ def measure(data: bytes) -> tuple[int, int]:
     return size
   try:
     with Image.open(io.BytesIO(data), formats=_formats()) as image:
-      return image.size[::-1]
+      return stored_size(image)
   except Exception as error:  # as in _decode_strictly
     raise ValueError('not an image in a known format') from error
+
+
+def stored_size(image: Image.Image) -> tuple[int, int]:
+  """Return (height, width) of an opened image as stored; Pillow's size of a TIFF has the EXIF orientation applied."""
+  if image.format == 'TIFF':
+    return image.tag_v2[_IMAGE_LENGTH], image.tag_v2[_IMAGE_WIDTH]
+  return image.height, image.width
 
 
 @functools.cache
@@ -189,12 +211,18 @@ def _decode_strictly(data: bytes, name: str, max_pixels: int, upright: bool) -> 
   try:
     with Image.open(io.BytesIO(data), formats=_formats()) as image:
       check_pixels(image.size[::-1], name, max_pixels)
+      kind = image.format
+      applied = exif_orientation(image) if kind == 'TIFF' and not upright else 1  # by load(), of a TIFF alone
       image.load()
+      reduced = image.mode[0] not in 'IF' and kind in _UPPER_BITS_ONLY
       if upright:
         image = ImageOps.exif_transpose(image)
       if image.mode[0] in 'IF':  # more than 8 bits: convert('RGB') would clip at 255 instead of scaling
         image = Image.fromarray(_scaled(np.asarray(image), name))
-      return np.array(image.convert('RGB'))
+      pixels = np.array(image.convert('RGB'))
+      if reduced:
+        pixels = _with_lower_bits(pixels, data)
+      return np.ascontiguousarray(TURNS[_INVERSE.get(applied, applied)](pixels)) if applied in TURNS else pixels
   except ImageError:
     raise
   except Exception as error:  # damaged files raise any type of exception in Pillow, down to struct.error
@@ -202,6 +230,21 @@ def _decode_strictly(data: bytes, name: str, max_pixels: int, upright: bool) -> 
     reason = in_one_line(error) if not unknown else 'not an image in a known format' if data[:4] not in _TIFF else (
       'a TIFF of a kind that is not supported: save it as PNG')
     raise ImageError(f'{name}: cannot be decoded: {reason}') from error
+
+
+def _with_lower_bits(pixels: np.ndarray, data: bytes) -> np.ndarray:
+  """Scale colours of 16 bits by what is in them, if the upper 8 bits do not already decide that it is all 16."""
+  if pixels.max(initial=0) > _12_BITS or data.startswith(b'\x89PNG') and not _chunks_fit(data):
+    return pixels
+  try:  # not IMREAD_COLOR_RGB, with which OpenCV 5.0.0 mixes up the bytes of a TIFF
+    deep = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+  except cv2.error:
+    return pixels
+  if deep is None or deep.dtype != np.uint16 or deep.shape != pixels.shape:
+    return pixels
+  deep = cv2.cvtColor(deep, cv2.COLOR_BGR2RGB)
+  same = cv2.absdiff((deep >> 8).astype(np.uint8), pixels).max() <= 1  # otherwise it takes the colours for others
+  return to_8_bits(deep) if same else pixels
 
 
 def _has_end(data: bytes) -> bool:

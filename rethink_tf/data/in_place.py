@@ -14,17 +14,19 @@ _SETS = ('train', 'val')
 _LIMITS = ('fraction', 'num_images', 'subset_seed', 'filter_empty', 'max_pixels')
 
 
-def parse(files: Sequence[str], params: Sequence[str], data_dir: str | None = None) -> bool:
+def parse(files: Sequence[str], params: Sequence[str], data_dir: str | None = None,
+          elsewhere: bool = False) -> bool:
   """Read gin files and bindings as gin_files.parse, for the layout of their data; return whether it is another one.
 
   PASCAL VOC's folders are read in place of COCO json by a configuration of data/own.gin. data_dir: value of DATA_DIR.
+  elsewhere: for another machine, which finds the layout: the data is not looked at.
 
   Raises:
     UserError: the configuration is not valid, or the storage of its data does not answer.
   """
   params = [*params, *([f'DATA_DIR = {data_dir!r}'] if data_dir else [])]
   gin_files.parse(files, params)
-  more = _voc_bindings()
+  more = [] if elsewhere else _voc_bindings()
   if more:
     gin_files.parse(files, [*params, *more])
   return bool(more)

@@ -27,6 +27,7 @@ def main() -> None:
   if not model_dir:
     raise UserError('no run to export: name its folder with --model_dir')
   size = image_size(FLAGS.image_size, FLAGS.format)
+  refuse_ignored(FLAGS.format, FLAGS.score_threshold, FLAGS.channels)
   out = os.path.expanduser(FLAGS.out or os.path.join(model_dir, OUT[FLAGS.format]))
   files = FLAGS.gin_file or [gin_files.saved_config(model_dir)]
   gin_files.find(files)
@@ -48,8 +49,9 @@ def main() -> None:
   common = (detector, built.trainer.predict_step, inputs, FLAGS.score_threshold)
   about = {'step': step, 'averages': FLAGS.averages}
   if FLAGS.format == 'detectron2':
-    names = detectron2.save(detector, out, channels=FLAGS.channels, resize=inputs.resize, about=description.of_detector(
-      detector, inputs.resize, categories, detector.detection_generator.score_threshold, **about))
+    about = description.of_detector(detector, inputs.resize, categories, detector.detection_generator.score_threshold,
+                                    **about)
+    names = detectron2.save(detector, out, channels=FLAGS.channels or 'bgr', resize=inputs.resize, about=about)
     logging.info('%s: %d arrays; configuration of the Detectron2 model: %s', out, len(names),
                  detectron2.settings_path(out))
   elif FLAGS.format == 'saved_model':
@@ -95,6 +97,15 @@ def image_size(values: list[str] | None, form: str) -> tuple[int, int] | None:
   return height, width
 
 
+def refuse_ignored(form: str, score_threshold: float | None, channels: str | None) -> None:
+  """Raise UserError for a flag that the format does not use."""
+  if form == 'detectron2' and score_threshold is not None:
+    raise UserError('--score_threshold is not for --format=detectron2, which is written with that of the run: leave it '
+                    'out, and change SCORE_THRESH_TEST in the configuration of the Detectron2 model')
+  if form != 'detectron2' and channels is not None:
+    raise UserError(f'--channels is for --format=detectron2: leave it out for {form}, which takes RGB')
+
+
 if __name__ == '__main__':
   command_line.define_flags()
   _here = {'module_name': sys.argv[0]}
@@ -104,9 +115,9 @@ if __name__ == '__main__':
                       'detectron2.pkl in the run folder', **_here)
   flags.DEFINE_string('checkpoint', 'latest', 'which one: latest, best or a step, as 12000', **_here)
   flags.DEFINE_bool('averages', False, 'use the moving averages of the weights, of a run with run.ema', **_here)
-  flags.DEFINE_float('score_threshold', None, 'saved_model, onnx: minimum score of a detection; default: that of the '
-                     'run', **_here)
+  flags.DEFINE_float('score_threshold', None, 'saved_model, onnx: minimum score of a detection, in tflite of '
+                     'detector.json alone, as each call gives its own; default: that of the run', **_here)
   flags.DEFINE_list('image_size', None, 'onnx, tflite: height and width of all images, as 480,640; default: any; '
                     'tflite: of a 4:3 image at the sizes of evaluation', **_here)
-  flags.DEFINE_enum('channels', 'bgr', ['bgr', 'rgb'], 'detectron2: colour order of its input', **_here)
+  flags.DEFINE_enum('channels', None, ['bgr', 'rgb'], 'detectron2: colour order of its input; default: bgr', **_here)
   entry.start(main)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 from absl import logging
+from tensorflow.types.experimental import ConcreteFunction
 
 from rethink_tf import console
 from rethink_tf.export import description, refusals
@@ -20,7 +21,7 @@ THREADS = 2
 
 
 def convert(function: Callable[..., Tensors], threshold: float, about: str) -> bytes:
-  """Return the TensorFlow Lite file of a traced tf.function of an image and a score threshold.
+  """Return the TensorFlow Lite file of a traced tf.function of an image of one size and a score threshold.
 
   about: description of the detector. It becomes an associated file, in an archive behind the model, as in TensorFlow
     Lite's own metadata.
@@ -29,7 +30,7 @@ def convert(function: Callable[..., Tensors], threshold: float, about: str) -> b
     UserError: TensorFlow Lite has no counterpart of an operation, not even among TensorFlow's own.
   """
   del threshold  # both inputs must be given
-  traced, module = function.get_concrete_function(), tf.Module()
+  traced, module = _of_one_size(function), tf.Module()
   module.weights = list(traced.variables)  # without them the converter silently writes no signature
   converter = tf.lite.TFLiteConverter.from_concrete_functions([traced], module)
   converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS, tf.lite.OpsSet.SELECT_TF_OPS]
@@ -39,6 +40,22 @@ def convert(function: Callable[..., Tensors], threshold: float, about: str) -> b
   with zipfile.ZipFile(file, 'a') as archive:
     archive.writestr(description.NAME, about)
   return file.getvalue()
+
+
+def _of_one_size(function: Callable[..., Tensors]) -> ConcreteFunction:
+  """Return a traced function that fails for an image of another size than that of its signature.
+
+  The runtime resizes the input to any image, and the graph would take the upper left corner of a larger one. Unlike
+  other operations with a fixed size, a split survives conversion and is checked when memory is allocated.
+  """
+  image, threshold = function.input_signature
+
+  def body(image: tf.Tensor, score_threshold: tf.Tensor) -> Tensors:
+    for axis, size in enumerate(image.shape[:2]):
+      image = tf.concat(tf.split(image, [size // 2, size - size // 2], axis), axis)
+    return function(image, score_threshold)
+
+  return tf.function(body, [image, threshold], autograph=False).get_concrete_function()
 
 
 def runner(content: bytes) -> Run:

@@ -55,6 +55,7 @@ def main(paths: list[str]) -> None:
     command_line.configure(files, detectors.run_bindings(model_dir, FLAGS.batch))
     built = experiment.run('evaluate', model_dir, allow_changes=FLAGS.allow_changes)
     detector = detectors.RunDetector(built, FLAGS.checkpoint, FLAGS.averages)
+    print(f'{model_dir}: step {detector.step}{", averages of the weights" if FLAGS.averages else ""}', flush=True)
   options = outputs.OutputOptions(FLAGS.images, FLAGS.format, FLAGS.video, FLAGS.frames)
   outputs.write_predictions(detector, images, videos, output, FLAGS.threshold, FLAGS.upright, options)
 

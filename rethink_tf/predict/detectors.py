@@ -52,6 +52,9 @@ class RunDetector:
   experiment: built with `run_files` and `run_bindings`, which gin still holds.
   checkpoint: 'latest', 'best' or a step. averages: use the moving averages of the weights.
 
+  Attributes: those of TrainedDetector, and
+    step: of the checkpoint.
+
   Raises:
     UserError: the run is that of a classifier, or has no such checkpoint or averages.
   """
@@ -61,6 +64,7 @@ class RunDetector:
     if not hasattr(trainer.detector, 'score_boxes'):
       raise UserError(f'{experiment.folder.path} is the run of a classifier: predict needs a detector')
     ema.restore(experiment, averages, experiment.checkpoints.choose(checkpoint, experiments.main_metric()))
+    self.step = experiment.checkpoints.restored_step
     self.categories, self.batch = self._inputs.source.categories, self._inputs.batch_size
     self._mask_paste = gin_files.bound('CocoEvaluator.mask_paste') or 'accurate'
     self._augmentation = experiment.test_augmentation

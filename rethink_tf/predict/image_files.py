@@ -21,7 +21,7 @@ from PIL import Image
 from rethink_tf.data.batching import GREY
 from rethink_tf.data.categories import Category, as_text, is_text
 from rethink_tf.data.image_notes import exif_orientation
-from rethink_tf.data.images import MAX_PIXELS, ImageError, check_pixels, decode, read_file
+from rethink_tf.data.images import MAX_PIXELS, TURNS, ImageError, check_pixels, decode, read_file, stored_size
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.storage.files import require_regular
 from rethink_tf.structures import MASK_CROP, Example
@@ -31,17 +31,6 @@ IMAGE_EXTENSIONS = (
 VIDEO_EXTENSIONS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg')
 _READERS = 8  # threads that read headers
 _LOGGED = 10  # skipped images that are logged one by one
-
-# EXIF orientation -> the transformation of the stored pixels that makes the image upright.
-_TURNS = {
-  2: lambda image: image[:, ::-1],
-  3: lambda image: image[::-1, ::-1],
-  4: lambda image: image[::-1],
-  5: lambda image: image.transpose(1, 0, 2),
-  6: lambda image: np.rot90(image, -1),
-  7: lambda image: image[::-1, ::-1].transpose(1, 0, 2),
-  8: np.rot90,
-}
 
 
 class UnannotatedImages(abc.ABC):
@@ -130,15 +119,15 @@ class ImageFiles(UnannotatedImages):
     self.file_names = [names[path] for path in self.paths]
     self.image_ids = number([os.path.basename(name) for name in self.file_names])
     self._orientations = [orientation for *_, orientation in kept]
-    self.turned = sum(orientation in _TURNS for orientation in self._orientations)
+    self.turned = sum(orientation in TURNS for orientation in self._orientations)
     self.sizes = np.array([size[::-1] if upright and orientation >= 5 else size for *_, size, orientation in kept],
                           np.int32).reshape(-1, 2)
 
   def _pixels(self, i: int) -> np.ndarray:
     height, width = self.sizes[i].tolist()
     image = decode(read_file(self.paths[i]), self.paths[i])
-    if self._upright and self._orientations[i] in _TURNS:
-      image = np.ascontiguousarray(_TURNS[self._orientations[i]](image))
+    if self._upright and self._orientations[i] in TURNS:
+      image = np.ascontiguousarray(TURNS[self._orientations[i]](image))
     if image.shape[:2] != (height, width):
       raise ImageError(f'{self.paths[i]}: is {image.shape[1]}x{image.shape[0]}, but its header says {width}x{height}')
     return image
@@ -312,7 +301,7 @@ def _measure(path: str) -> tuple[tuple[int, int], int] | ImageError:
     require_regular(path)
     with Image.open(io.BytesIO(read_file(path)) if '://' in path else path) as image:
       check_pixels((image.height, image.width), path, MAX_PIXELS)  # a grey image of this size may replace it
-      return (image.height, image.width), exif_orientation(image)
+      return stored_size(image), exif_orientation(image)
   except Exception:  # whatever Pillow raises, the decoder decides
     try:
       return decode(read_file(path), path).shape[:2], 1

@@ -135,8 +135,17 @@ class RunCheckpoints:
     self._remove(self._folder(step) for step in steps if step not in kept)
 
   def best(self, metric: str) -> Best | None:
-    """Return the checkpoint with the highest `metric` in evaluations of training, None without evaluations."""
-    return _best(self._run_folder.read_metrics(), metric, self.steps())
+    """Return the checkpoint with the highest `metric` in evaluations of training, None without evaluations.
+
+    A damaged one is left out, with a warning if it is the best.
+    """
+    lines = self._run_folder.read_metrics()
+    best, sound = (_best(lines, metric, steps) for steps in (self._listed(), self.steps()))
+    if best != sound:
+      logging.warning('the best checkpoint, step %d (%s %.4g), is damaged; %s', best.step, metric, best.value,
+                      f'step {sound.step} ({sound.value:.4g}) is the best of the others' if sound else
+                      'no other one has been evaluated')
+    return sound
 
   def choose(self, which: str | int, metric: str) -> int | None:
     """Return the step for 'latest', 'best' (by `metric`) or a number; None stands for the newest sound checkpoint.
@@ -149,8 +158,8 @@ class RunCheckpoints:
     if which == 'best':
       best = self.best(metric)
       if best is None:
-        raise UserError(f'no checkpoint in {self._run_folder.path} has been evaluated by {metric}, so none is the '
-                        f'best: use --checkpoint=latest or one of the steps {self.steps() or "(none)"}')
+        raise UserError(f'no sound checkpoint in {self._run_folder.path} has been evaluated by {metric}, so none is '
+                        f'the best: use --checkpoint=latest or one of the steps {self.steps() or "(none)"}')
       return best.step
     if not str(which).isdecimal():
       raise UserError(f'--checkpoint={which}: use latest, best or a step, such as {self.latest() or 12000}')
@@ -201,6 +210,11 @@ class RunCheckpoints:
       status.expect_partial()  # names that are not in `trackables`
       self.restored_step = candidate
       return manifest['state']
+    if step is not None:
+      others = [other for other in self.steps() if other != step]
+      raise UserError(f'the checkpoint of step {step} in {self._run_folder.join("checkpoints")} is damaged'
+                      + (f': use --checkpoint=latest or one of the steps {others}' if others else
+                         ', and there is no other one: train again'))
     if listed:
       raise UserError(f'every checkpoint in {self._run_folder.join("checkpoints")} is damaged '
                       f'(steps {", ".join(map(str, listed))}): move that folder away to start from scratch')

@@ -23,12 +23,13 @@ def noise(height, width):
   return np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8)
 
 
-@pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'TIFF', 'WEBP'])
 def test_orientation(kind):
   assert [orientation(file_of(noise(8, 8), turn, kind)) for turn in range(1, 9)] == list(range(1, 9))
   data = file_of(noise(8, 8), 3, kind)
   assert all(orientation(data[:length]) in (1, 3) for length in range(len(data)))
   assert orientation(b'') == orientation(b'II*\0') == orientation(b'\xff\xd8\xff\xe1\0') == 1
+  assert orientation(b'RIFF') == orientation(b'RIFF\0\0\0\0WEBPVP8X') == 1
 
 
 def test_one_value():

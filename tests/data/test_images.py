@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rethink_tf.data.images import ImageError, decode, header_size
+from rethink_tf.data.image_notes import TURNED, ImageNotes
+from rethink_tf.data.images import TURNS, ImageError, decode, header_size, measure
 
 
 def encode(pixels, kind='JPEG', **options):
@@ -19,10 +20,10 @@ def encode(pixels, kind='JPEG', **options):
   return stream.getvalue()
 
 
-def with_orientation(pixels, orientation):
+def with_orientation(pixels, orientation, kind='JPEG'):
   exif = Image.Exif()
   exif[0x0112] = orientation
-  return encode(pixels, exif=exif, quality=95)
+  return encode(pixels, kind, exif=exif, **({'lossless': True} if kind == 'WEBP' else {'quality': 95}))
 
 
 @pytest.fixture(scope='module')
@@ -137,6 +138,26 @@ def test_exif_is_applied_if_the_upright_size_is_expected(pixels, orientation, tu
 
 def test_images_rotated_by_180_degrees_stay_as_stored(pixels):
   assert (decode(with_orientation(pixels, 3), 'p', (48, 64)) == decode(encode(pixels, quality=95), 'p')).all()
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'TIFF', 'WEBP'])
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_exif_in_every_format(pixels, orientation, kind):
+  """Pillow applies the orientation of a TIFF alone while it decodes."""
+  data, stored = with_orientation(pixels, orientation, kind), decode(with_orientation(pixels, 1, kind), 'p')
+  notes = ImageNotes('x')
+  assert measure(data) == (48, 64)
+  np.testing.assert_array_equal(decode(data, 'p'), stored)
+  np.testing.assert_array_equal(decode(data, 'p', (48, 64), notes=notes), stored)
+  assert list(notes.names) == ([TURNED] if orientation in (2, 3, 4) else [])
+  if orientation >= 5:
+    np.testing.assert_array_equal(decode(data, 'p', (64, 48)), TURNS[orientation](stored))
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_exif_of_a_tiff_of_16_bits(orientation):
+  deep = np.arange(0, 65536, 16, dtype=np.uint16).reshape(32, 128)
+  assert (decode(with_orientation(deep, orientation, 'TIFF'), 'deep') == (deep >> 8)[..., None]).all()
 
 
 def test_swapped_size_without_exif_is_an_error(pixels):

@@ -90,6 +90,13 @@ def test_image_sizes(tmp_path, size, form, words):
   assert_one_line(result, *words)
 
 
+@pytest.mark.parametrize('form, flag, words', [
+  ('detectron2', '--score_threshold=0.9', ('--score_threshold', 'SCORE_THRESH_TEST')),
+  *((form, '--channels=rgb', ('--channels', f'leave it out for {form}')) for form in ('saved_model', 'tflite'))])
+def test_flags_of_other_formats_are_refused(tmp_path, form, flag, words):
+  assert_one_line(call('export', f'--model_dir={tmp_path}', f'--format={form}', flag, cwd=tmp_path), *words)
+
+
 def test_the_extra_is_missing(tmp_path, monkeypatch):
   shutil.copy(pathlib.Path(__file__).parents[1] / 'old_run/config.gin', tmp_path)
   monkeypatch.setattr(onnx_format, 'PACKAGES', ('tf3onnx',))

@@ -107,3 +107,6 @@ def test_detections_equal_those_of_predict(tmp_path, form, kind, image_size, cap
   found = form.runner(out.read_bytes())(image, np.float32(0.9999))
   assert found['num_detections'] == 0 and found['boxes'].shape == (0, 4)
   assert found['masks'].shape == (0, *image.shape[:2]) if 'masks' in found else found['keypoints'].shape[0] == 0
+  if form is tflite_format:
+    with pytest.raises(UserError, match='size_splits'):
+      form.runner(out.read_bytes())(np.zeros([70, 90, 3], np.uint8), np.float32(0.5))

@@ -9,7 +9,11 @@ import tensorflow as tf
 
 from rethink_tf.errors import UserError
 from rethink_tf.export import description, tflite_format
-from tests.export.test_onnx_format import function_of
+
+
+def function_of(body):
+  return tf.function(body, [tf.TensorSpec([1, 2, 3], tf.uint8, 'image'),
+                            tf.TensorSpec([], tf.float32, 'score_threshold')], autograph=False)
 
 
 @pytest.mark.slow
@@ -38,3 +42,17 @@ def test_what_the_interpreter_refuses_is_one_line():
     tf.lite.Interpreter(model_content=content).get_signature_runner()(image=image)
   with pytest.raises(UserError, match='TensorFlow Lite cannot run the file of this detector .*: export a'):
     run(np.zeros([2, 2, 3], np.float64), np.float32(0.5))
+
+
+@pytest.mark.parametrize('height, width', [(2, 2), (1, 1), (1, 4), (2, 1), (4, 6)])
+def test_an_image_of_another_size_fails(height, width):
+  """The runtime resizes the input: a graph of a fixed size took the upper left corner."""
+  content = tflite_format.convert(function_of(lambda image, score_threshold: {
+    's': tf.cast(image[:1, :2, 0], tf.float32) + score_threshold}), 0.25, '{}')
+  with pytest.raises(UserError, match='TensorFlow Lite cannot run .*size_splits must sum to the dimension'):
+    tflite_format.runner(content)(np.zeros([height, width, 3], np.uint8), np.float32(0.5))
+  interpreter = tf.lite.Interpreter(model_content=content)
+  interpreter.resize_tensor_input(interpreter.get_signature_runner().get_input_details()['image']['index'],
+                                  [height, width, 3])
+  with pytest.raises(RuntimeError, match='size_splits'):
+    interpreter.allocate_tensors()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import tensorflow as tf
 
 from rethink_tf.errors import UserError
 from rethink_tf.storage.run_folder import RunFolder
@@ -190,11 +191,19 @@ def test_errors_on_the_command_line():
   assert_one_line(launch(LAUNCH, *JOB, '--tpu=local'), '--accelerator=TPU')
 
 
-def test_the_configuration_is_checked_before_submission(monkeypatch):
+@pytest.fixture
+def checked(monkeypatch):
+  """The flags, to be called with arguments."""
   monkeypatch.setattr(vertex, 'FLAGS', None)
-  checked = vertex.command_line.FLAGS
-  if 'gin_file' not in checked:
+  flags = vertex.command_line.FLAGS
+  if 'gin_file' not in flags:
     vertex.command_line.define_flags()
+  yield flags
+  flags.unparse_flags()  # back to the defaults
+  flags(['vertex'])
+
+
+def test_the_configuration_is_checked_before_submission(checked):
   checked(['vertex'])
   vertex.check_configuration(REQUEST)
   with pytest.raises(UserError, match=r"BATCH_SIZE = 16 is no multiple of the 24 devices .*'BATCH_SIZE = 24'"):
@@ -202,6 +211,40 @@ def test_the_configuration_is_checked_before_submission(monkeypatch):
   checked(['vertex', '--gin_param=SCHEDUEL = 2'])
   with pytest.raises(UserError, match='SCHEDUEL'):
     vertex.check_configuration(REQUEST)
+
+
+REMOTE = [{'data_dir': '/gcs/my-bucket/coco'}, {'weights': '/gcs/my-bucket/R-50.pkl'},
+          {'weights': 'gs://my-bucket/R-50.pkl'}, {'weights': 'torchvision_resnet50_v1'}]
+
+
+@pytest.mark.parametrize('changes', REMOTE, ids=lambda changes: '-'.join(*changes.items()))
+def test_data_and_weights_are_those_of_the_job(changes, checked):
+  """Paths below /gcs/ exist there alone."""
+  files = ['gin_configs/scratch_6x.gin', *(['gin_configs/init/imagenet.gin'] if 'weights' in changes else [])]
+  request = REQUEST._replace(gin_files=files, **changes)
+  assert f'--{"=".join(*changes.items())}' in vertex.arguments(request)
+  checked(['vertex', *(f'--{flag}={value}' for flag, value in changes.items())])
+  vertex.custom_job(request)
+  vertex.check_configuration(request)
+
+
+def test_the_bucket_is_not_read(checked, monkeypatch):
+  """The layout of data/own.gin is found when the job starts: a dry run needs neither network nor account."""
+  def read(path):
+    raise tf.errors.PermissionDeniedError(None, None, f'{path} is read')
+
+  monkeypatch.setattr(tf.io.gfile, 'exists', read)
+  checked(['vertex', '--data_dir=gs://my-bucket/own'])
+  vertex.check_configuration(REQUEST._replace(gin_files=['gin_configs/scratch_6x.gin', 'gin_configs/data/own.gin'],
+                                              data_dir='gs://my-bucket/own'))
+
+
+@needs_sdk
+@pytest.mark.parametrize('changes', REMOTE, ids=lambda changes: '-'.join(*changes.items()))
+def test_dry_run_with_data_and_weights_of_the_job(changes):
+  files = ['--gin_file=gin_configs/init/imagenet.gin'] if 'weights' in changes else []
+  result = launch(LAUNCH, *JOB, *files, *(f'--{flag}={value}' for flag, value in changes.items()), '--dry_run')
+  assert result.returncode == 0 and f'--{"=".join(*changes.items())}' in result.stdout, result.stderr
 
 
 @needs_sdk

@@ -48,7 +48,7 @@ def test_all_kinds_of_input(run, tmp_path):
              '--threshold=0.05', '--batch=2', '--frames']
   result = call(*command, cwd=tmp_path)
   assert result.returncode == 0, result.stderr
-  assert '2 of 13 images could not be read' in result.stdout
+  assert '2 of 13 images could not be read' in result.stdout and f'{run}/run: step ' in result.stdout
   assert 'text.jpg: cannot' in result.stderr and 'cut.jpg: the JPEG is truncated; skipped' in result.stderr
   assert '1 images have an EXIF orientation' in result.stderr and 'placeholder' not in result.stderr + result.stdout
   images = [f'images/{name}.jpg' for name in ('a/same', 'b/same', 'clear', 'deep', 'tiny', 'turned')]

@@ -32,6 +32,7 @@ def predicted(run, *params, batch=2, averages=False):
   model_dir = str(run / 'run')
   experiment.configure(detectors.run_files(model_dir), [*detectors.run_bindings(model_dir, batch), *params])
   detector = detectors.RunDetector(experiment.run('evaluate', model_dir), averages=averages)
+  assert f'step-{detector.step:08d}' == max(path.name for path in (run / 'run' / 'checkpoints').iterdir())
   source = ImageFiles(sorted(map(str, (run / 'images').iterdir())), detector.categories)
   found = dict(detectors.detect_all(detector, source, 0.0, lambda pixels, detections: detections))
   return outputs.results([found[i] for i in sorted(found)], source)

@@ -1,5 +1,6 @@
 """Image files, arrays and videos as sources: natural order, distinct names, pixels as in evaluation."""
 
+import io
 import os
 import struct
 
@@ -10,6 +11,7 @@ from PIL import Image, ImageOps
 
 from rethink_tf.data.categories import Category
 from rethink_tf.data.detection.coco import CocoSource
+from rethink_tf.data.images import decode
 from rethink_tf.errors import UserError
 from rethink_tf.predict.image_files import (
   ImageArrays,
@@ -128,15 +130,21 @@ def test_damaged_files_are_skipped_and_counted(tmp_path, caplog):
   assert len(warnings(caplog)) == 3 and good not in ' '.join(warnings(caplog))
 
 
+@pytest.mark.parametrize('suffix', ['jpg', 'png', 'tif', 'webp'])
 @pytest.mark.parametrize('orientation', range(1, 9))
-def test_exif_orientation(orientation, tmp_path):
+def test_exif_orientation(orientation, suffix, tmp_path):
   exif = Image.Exif()
   exif[0x0112] = orientation
-  path = tmp_path / 'turned.png'
-  Image.fromarray(random_image()).save(path, exif=exif)
+  path, plain = tmp_path / f'turned.{suffix}', tmp_path / f'plain.{suffix}'
+  options = {'webp': {'lossless': True}}.get(suffix, {})
+  Image.fromarray(random_image()).save(path, exif=exif, **options)
+  Image.fromarray(random_image()).save(plain, **options)
+  pixels = decode(plain.read_bytes(), 'plain')
   stored, upright = (ImageFiles([str(path)], CATEGORIES, upright) for upright in (False, True))
-  np.testing.assert_array_equal(stored.load(0).image, random_image())
-  with Image.open(path) as opened:
+  np.testing.assert_array_equal(stored.load(0).image, pixels)
+  png = io.BytesIO()
+  Image.fromarray(pixels).save(png, 'PNG', exif=exif)
+  with Image.open(png) as opened:
     expected = np.asarray(ImageOps.exif_transpose(opened))
   np.testing.assert_array_equal(upright.load(0).image, expected)
   assert upright.sizes[0].tolist() == list(expected.shape[:2]) and upright.turned == (orientation > 1)

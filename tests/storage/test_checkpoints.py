@@ -307,6 +307,24 @@ def test_an_unknown_metric_is_logged_once(local, caplog):
   assert not [record for record in caplog.records[logged:] if 'maks/AP' in record.getMessage()]
 
 
+def test_a_damaged_best_checkpoint_is_named(local, caplog):
+  checkpoints, trained = RunCheckpoints(local), model_and_optimizer()
+  for number, ap in ((1, 10.), (2, 30.), (3, 20.)):
+    checkpoints.save(number, trained, {})
+    evaluate(local, number, **{'box/AP': ap})
+  assert checkpoints.choose('best', 'box/AP') == 2 and not caplog.records
+  os.truncate(data_file(local, 2), 9)
+  assert checkpoints.choose('best', 'box/AP') == 3
+  assert [record.getMessage() for record in caplog.records] == [
+    'the best checkpoint, step 2 (box/AP 30), is damaged; step 3 (20) is the best of the others']
+  os.truncate(data_file(local, 1), 9)
+  checkpoints.choose('best', 'box/AP')
+  os.truncate(data_file(local, 3), 9)
+  with pytest.raises(UserError, match='no sound checkpoint in .* has been evaluated by box/AP'):
+    checkpoints.choose('best', 'box/AP')
+  assert 'step 2 (box/AP 30), is damaged; no other one has been evaluated' in caplog.records[-1].getMessage()
+
+
 @pytest.mark.parametrize('which, expected', [('latest', None), ('2', 2), (1, 1)])
 def test_choose(two, which, expected):
   assert RunCheckpoints(two).choose(which, 'box/AP') == expected
@@ -324,6 +342,19 @@ def test_without_a_sound_checkpoint_restoring_is_a_user_error(local):
   flip_a_bit(data_file(local, 7))
   with pytest.raises(UserError, match=r'every checkpoint in .* is damaged \(steps 7\): move that folder away'):
     RunCheckpoints(local).restore(model_and_optimizer())
+
+
+def test_a_damaged_checkpoint_of_a_step_leaves_the_others(local):
+  for number in (3, 5, 7):
+    RunCheckpoints(local).save(number, model_and_optimizer(), {})
+  flip_a_bit(data_file(local, 5))
+  with pytest.raises(UserError, match=r'^the checkpoint of step 5 in .* is damaged: use --checkpoint=latest or one of '
+                                      r'the steps \[3, 7\]$'):
+    RunCheckpoints(local).restore(model_and_optimizer(), step=5)
+  for number in (3, 7):
+    shutil.rmtree(local.join('checkpoints', f'step-{number:08d}'))
+  with pytest.raises(UserError, match='of step 5 in .* is damaged, and there is no other one: train again$'):
+    RunCheckpoints(local).restore(model_and_optimizer(), step=5)
 
 
 def test_weights_that_are_not_finite_are_never_written(folder):
