@@ -65,7 +65,7 @@ def examine(folder: SourceFolder, image: LabelledImage, upright: bool | None) ->
 def write_upright(path: str, target: str) -> None:
   """Write an image with its orientation applied, as PNG without loss; raises ImageError if it cannot be read."""
   try:
-    with Image.open(path, formats=('JPEG', 'PNG')) as image:
+    with Image.open(path, formats=('JPEG', 'PNG', 'TIFF', 'WEBP')) as image:
       pixels = np.asarray(ImageOps.exif_transpose(image).convert('RGB'))
   except Exception as error:  # of any kind in damaged files
     raise ImageError(f'{path}: cannot be decoded: {in_one_line(error)}') from error
