@@ -148,6 +148,7 @@ def run(
   """
   if task not in TASKS:
     raise UserError(f'task = {task!r}: use one of {", ".join(TASKS)}')
+  gin_files.without_effect(run, _PASSED)
   devices_found.check()
   strategy = strategy()  # before any operation: it decides which devices TensorFlow starts with
   devices_found.report(strategy)
@@ -222,6 +223,16 @@ def main_metric() -> str:
   if isinstance(metric, str):
     return metric
   return getattr(gin_files.argument(run, 'evaluator'), 'main_metric', 'box/AP')
+
+
+_BATCH, _SEED, _DATA = 'bind BATCH_SIZE', 'bind run.seed', 'the data set decides it'
+_PASSED = {  # by `run` to its parts
+  'train_source': {'training': 'bind run.task'}, 'eval_source': {'training': 'bind run.task'},
+  'train_input': {'batch_size': _BATCH, 'seed': _SEED, 'source': 'bind run.train_source'},
+  'eval_input': {'batch_size': 'bind run.eval_images_per_device', 'source': 'bind run.eval_source'},
+  'schedule': {'batch_size': _BATCH, 'num_images': _DATA}, 'model': {'num_classes': _DATA},
+  'optimizer': {'learning_rate': 'bind KTimesSchedule.base_rate'},
+}
 
 
 def _counts(source: Source) -> dict[str, int]:

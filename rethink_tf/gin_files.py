@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import difflib
 import importlib.resources
 import inspect
 import io
@@ -19,15 +18,16 @@ import os
 import pathlib
 import re
 import tokenize
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import gin
 from gin import config_parser
 
 from rethink_tf.errors import UserError
+from rethink_tf.process import bindings, gin_errors
 
-_SCOPES = {'train', 'eval'}  # entered by the code; others must be named by a reference (@scope/Part())
+_SCOPES = {'train', 'eval'}  # what a misspelt one may mean; a reference (@scope/Part()) enters them
 _PARAM = '--gin_param'
 _MAX_FILES = 1000  # with repetitions
 _MAX_DEPTH, _MAX_VALUES = 50, 10_000  # of a macro that refers to others
@@ -63,6 +63,9 @@ def _parse(gin_files: Sequence[str], gin_params: Sequence[str]) -> None:
       reader.read_text(_PARAM, binding)
   reader.check_macros()
   reader.check_names()
+  bindings.check_scopes(reader.bindings)
+  bindings.check_types({'/'.join(filter(None, key)): values for key, values in gin.config._CONFIG.items()
+                        if not key[1].endswith(('gin.macro', 'gin.constant'))}, gin_errors.signature, _literal)
   with _explained('configuration'):
     gin.finalize()
 
@@ -88,6 +91,23 @@ def bound(parameter: str) -> Any:
     return gin.query_parameter(parameter)
   except ValueError:
     return None
+
+
+def without_effect(function: Callable[..., Any], passed: Mapping[str, Mapping[str, str]]) -> None:
+  """Refuse bindings of what a function passes itself to the parts that are its arguments.
+
+  passed: argument of the function -> parameter of the part -> what to bind instead, for the message.
+
+  Raises:
+    UserError: there is one; gin would ignore it.
+  """
+  for name, parameters in passed.items():
+    part = bound(f'{function.__name__}.{name}')
+    part = part.configurable.name if isinstance(part, gin.config.ConfigurableReference) else None
+    for (scope, selector), values in gin.config._CONFIG.items():
+      for parameter in values.keys() & parameters.keys() if selector.rpartition('.')[2] == part else ():
+        whole = '/'.join(filter(None, (scope, f'{part}.{parameter}')))
+        raise UserError(f'{whole} has no effect, since {function.__name__} passes its own: {parameters[parameter]}')
 
 
 def argument(function: Callable[..., Any], name: str) -> Any:
@@ -177,11 +197,14 @@ class _Reader(config_parser.ParserDelegate):
     self._scopes_used = set(_SCOPES)
     self._uses: dict[str, list[str]] = {}  # macro -> macros in its value
     self._latest: list[str] = []  # macros in the latest value
+    self._references: list[str] = []  # in the latest value, with their scopes
+    self.bindings: list[bindings.Binding] = []
     self._files = 0
 
   # config_parser calls the next two for the right-hand sides of bindings.
   def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> None:
     self._scopes_used.update(scoped_configurable_name.split('/')[:-1])
+    self._references.append(scoped_configurable_name)
 
   def macro(self, macro_name: str) -> None:
     self._macros_used.setdefault(macro_name, self._where)
@@ -231,7 +254,13 @@ class _Reader(config_parser.ParserDelegate):
       elif isinstance(statement, (config_parser.BindingStatement, config_parser.BlockDeclaration)) and statement.scope:
         for scope in statement.scope.split('/'):
           self._scopes_set.setdefault(scope, where)
-      self._latest = []
+      if isinstance(statement, config_parser.BindingStatement):
+        macro = not statement.arg_name
+        self.bindings.append(bindings.Binding(
+          where, () if macro or not statement.scope else tuple(statement.scope.split('/')),
+          f'%{statement.selector}' if macro else statement.selector.rpartition('.')[2], statement.arg_name or '',
+          (*self._references, *(f'%{name}' for name in self._latest))))
+      self._latest, self._references = [], []
     return includes
 
   def _check_import(self, module: str, where: str) -> None:
@@ -265,13 +294,13 @@ class _Reader(config_parser.ParserDelegate):
     used = {name: where for name, where in self._macros_used.items() if '.' not in name}  # %gin.REQUIRED is not a macro
     for name, where in self._macros_set.items():
       if name not in used:
-        raise UserError(f'{where}: {name} is set, but no binding uses it{_suggestion(name, used)}')
+        raise UserError(f'{where}: {name} is set, but no binding uses it{gin_errors.suggestion(name, used)}')
     for name, where in used.items():
       if name not in self._macros_set:
-        raise UserError(f'{where}: %{name} is used, but nothing sets it{_suggestion(name, self._macros_set)}')
+        raise UserError(f'{where}: %{name} is used, but nothing sets it{gin_errors.suggestion(name, self._macros_set)}')
     for name, where in self._scopes_set.items():
       if name not in self._scopes_used:
-        raise UserError(f'{where}: nothing enters the scope {name}/{_suggestion(name, self._scopes_used)}')
+        raise UserError(f'{where}: nothing enters the scope {name}/{gin_errors.suggestion(name, self._scopes_used)}')
 
 
 class _Text(io.StringIO):
@@ -296,7 +325,7 @@ def _find(name: str, stack: Sequence[str]) -> str:
              for path in sorted((shipped_root() / 'gin_configs').glob('**/*.gin'))]
   searched = '' if len(candidates) == 1 else f' in {pathlib.Path.cwd()} or {shipped_root()}'
   included = f', included by {stack[-1]}' if stack else ''
-  raise UserError(f'no gin file {name}{searched}{included}{_suggestion(name, shipped)}')
+  raise UserError(f'no gin file {name}{searched}{included}{gin_errors.suggestion(name, shipped)}')
 
 
 def find(names: Sequence[str], required: bool = False) -> None:
@@ -353,44 +382,4 @@ def _explained(name: str) -> Iterator[None]:
     raise
   except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, SyntaxError, ImportError, OSError,
           tokenize.TokenError) as error:
-    raise UserError(f'{name}{_line_of(error, name)}: {_reason(error)}') from error
-
-
-def _line_of(error: Exception, name: str) -> str:
-  if name == _PARAM:
-    return ''
-  if isinstance(error, tokenize.TokenError):
-    return f':{error.args[1][0]}'
-  line = re.search(r'line (\d+)', str(error))
-  return f':{line.group(1)}' if line else ''
-
-
-def _reason(error: Exception) -> str:
-  message = str(error.args[0] if isinstance(error, (KeyError, tokenize.TokenError)) else error)
-  statement = re.search(r'\n  In .*\n\s*(.*)', message)
-  quoted = f' ({statement.group(1).strip()})' if statement else ''
-  first = re.sub(r' \(.*line \d+\)$', '', message.split('\n')[0]).rstrip('.')
-  if match := re.match(r"No configurable matching (?:reference )?'@?([^'()]+)", first):
-    name = match.group(1).split('/')[-1]
-    return f"there is nothing called '{name}' to configure{quoted}{_suggestion(name, _configurables())}"
-  if match := re.match(r"Configurable '(.+)' doesn't have a parameter named '(.+)'", first):
-    parameters = _parameters(match.group(1))
-    return f"{match.group(1)} has no parameter '{match.group(2)}'{quoted}{_suggestion(match.group(2), parameters)}"
-  if match := re.match(r'(.+) set to `%gin.REQUIRED`', first):
-    name = match.group(1).removesuffix('/macro.value')
-    return f"{name} must be given: add {_PARAM}='{name} = ...'"
-  return f'{first}{quoted}'
-
-
-# gin has no public view of what is registered.
-def _configurables() -> list[str]:
-  return sorted({selector.split('.')[-1] for selector, _ in gin.config._REGISTRY.items()} - {'macro', 'constant'})
-
-
-def _parameters(selector: str) -> list[str]:
-  return list(inspect.signature(gin.config._REGISTRY.get_match(selector).wrapped).parameters)
-
-
-def _suggestion(name: str, known: Iterable[str]) -> str:
-  close = difflib.get_close_matches(name, list(known), n=1, cutoff=.6)
-  return f'; did you mean {close[0]}?' if close else ''
+    raise UserError(f'{name}{gin_errors.line_of(error, name, _PARAM)}: {gin_errors.reason(error)}') from error

@@ -199,9 +199,54 @@ def test_a_file_that_is_too_large(folder):
 
 
 def test_scopes_of_references_are_known(folder):
-  gin_files.parse(['gin_configs/base.gin'], ['toy_net.norm = @small/toy_norm()', 'small/toy_norm.groups = 1',
-                                             'eval/toy_norm.groups = 2'])
+  gin_files.parse(['gin_configs/base.gin'], ['toy_net.norm = @small/toy_norm()', 'small/toy_norm.groups = 1'])
   assert toy_run()[0]().norm == 1
+
+
+def test_a_binding_in_a_scope_in_which_nothing_calls_its_part_is_refused(folder):
+  with pytest.raises(UserError, match=r'--gin_param: eval/toy_norm\.groups has no effect, since nothing calls toy_norm '
+                                      r'in the scope eval/: refer to it as @eval/toy_norm'):
+    gin_files.parse(['gin_configs/base.gin'], ['eval/toy_norm.groups = 2'])
+  # What a part that is called in the scope calls itself is called in it.
+  gin_files.parse(['gin_configs/base.gin'], ['toy_run.net = @eval/toy_net', 'eval/toy_norm.groups = 2'])
+  assert toy_run()[0]().norm == 2
+
+
+@gin.register('toy_typed', module='test_gin_files')
+def toy_typed(count: 'int' = 1, rate: 'float | None' = None, name: 'str' = '', on: 'bool' = False,
+              sides: 'tuple[int, ...]' = ()):
+  return count, rate, name, on, sides
+
+
+@pytest.mark.parametrize('value, words', [
+  ('count = 1.0', 'toy_typed.count should be an integer, is 1.0'),
+  ("rate = '2'", "toy_typed.rate should be a number or None, is '2'"),
+  ('count = True', 'toy_typed.count should be an integer, is True'),
+  ('name = 3', 'toy_typed.name should be a string, is 3'),
+  ('on = 1', 'toy_typed.on should be True or False, is 1'),
+  ('rate = True', 'toy_typed.rate should be a number or None, is True')])
+def test_values_of_another_type_are_refused(folder, value, words):
+  with pytest.raises(UserError, match=words):
+    gin_files.parse(['gin_configs/base.gin'], [f'toy_typed.{value}'])
+  with pytest.raises(UserError, match=words):
+    name, _, literal = value.partition(' = ')
+    gin_files.parse(['gin_configs/base.gin'], [f'VALUE = {literal}', f'toy_typed.{name} = %VALUE'])
+
+
+def test_values_of_the_annotated_type_are_taken(folder):
+  gin_files.parse(['gin_configs/base.gin'], [
+    'toy_typed.count = 2', 'toy_typed.rate = 3', 'toy_typed.name = None', 'toy_typed.on = True',
+    'toy_typed.sides = 4.5'])  # of no plain type: not checked
+
+
+def test_what_a_function_passes_itself_is_refused(folder):
+  passed = {'net': {'depth': 'bind toy_run.steps'}}
+  for binding, whole in (('toy_net.depth = 3', 'toy_net'), ('small/toy_net.depth = 3', 'small/toy_net')):
+    gin_files.parse(['gin_configs/base.gin'], [binding, 'toy_run.net = @small/toy_net'][:2 if '/' in binding else 1])
+    with pytest.raises(UserError, match=f'^{whole}.depth has no effect, since toy_run passes its own: bind toy_run'):
+      gin_files.without_effect(toy_run, passed)
+  gin_files.parse(['gin_configs/base.gin'])
+  gin_files.without_effect(toy_run, passed)
 
 
 def test_missing_files(folder, monkeypatch):

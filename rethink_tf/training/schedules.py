@@ -8,6 +8,7 @@ warm-up keeps its length.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -78,7 +79,8 @@ class KTimesSchedule(_Stepwise):
   stop_k: end of the run in units of 1×, with the rates of the whole schedule; another run can continue from it.
 
   Raises:
-    UserError: the warm-up does not end before the first drop, or the points are not increasing within `total`.
+    UserError: a rate or factor is out of range, the warm-up does not end before the first drop, or the points are not
+      increasing within `total`.
   """
 
   def __init__(
@@ -101,6 +103,13 @@ class KTimesSchedule(_Stepwise):
     del num_images
     if (boundaries is None) != (total is None):
       raise UserError('KTimesSchedule: boundaries and total go together: give both or neither')
+    if not (base_rate > 0 and math.isfinite(base_rate)):
+      raise UserError(f'KTimesSchedule.base_rate = {base_rate}: use a number above 0')
+    if warmup_steps < 0:
+      raise UserError(f'KTimesSchedule.warmup_steps = {warmup_steps}: use 0 or more')
+    for name, value in (('decay_factor', decay_factor), ('warmup_factor', warmup_factor)):
+      if not 0 <= value <= 1:
+        raise UserError(f'KTimesSchedule.{name} = {value}: use a fraction, 0 to 1')
     self._config = {
       'k': k, 'batch_size': batch_size, 'base_rate': base_rate, 'unit': unit, 'decay_factor': decay_factor,
       'warmup_steps': warmup_steps, 'warmup_factor': warmup_factor,

@@ -122,6 +122,9 @@ def test_a_long_warm_up_is_limited_to_a_fraction_of_the_first_phase(unit, steps)
   ({'boundaries': (5, 9), 'total': 9, 'warmup_steps': 0}, 'stay below total = 9'),
   ({'boundaries': (5,)}, 'go together'),
   ({'total': 5}, 'go together'),
+  ({'base_rate': -0.02}, 'base_rate = -0.02: use a number above 0'), ({'base_rate': float('inf')}, 'base_rate = inf'),
+  ({'base_rate': float('nan')}, 'base_rate = nan'), ({'warmup_steps': -5}, 'warmup_steps = -5: use 0 or more'),
+  ({'decay_factor': 10}, 'decay_factor = 10: use a fraction'), ({'warmup_factor': -1}, 'warmup_factor = -1: use'),
 ])
 def test_inconsistent_schedules(arguments, message):
   with pytest.raises(UserError, match=message):

@@ -1,0 +1,59 @@
+"""The words of gin's errors, and of the names that it knows."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+import tokenize
+from collections.abc import Iterable
+
+import gin
+
+
+def line_of(error: Exception, name: str, without: str) -> str:
+  """Return the line of a file that an error of gin is about, ':3'; '' if it is not known, and for one name."""
+  if name == without:
+    return ''
+  if isinstance(error, tokenize.TokenError):
+    return f':{error.args[1][0]}'
+  line = re.search(r'line (\d+)', str(error))
+  return f':{line.group(1)}' if line else ''
+
+
+def reason(error: Exception) -> str:
+  """Return what an error of gin says, in one line and in the words of a user."""
+  message = str(error.args[0] if isinstance(error, (KeyError, tokenize.TokenError)) else error)
+  statement = re.search(r'\n  In .*\n\s*(.*)', message)
+  quoted = f' ({statement.group(1).strip()})' if statement else ''
+  first = re.sub(r' \(.*line \d+\)$', '', message.split('\n')[0]).rstrip('.')
+  if match := re.match(r"No configurable matching (?:reference )?'@?([^'()]+)", first):
+    name = match.group(1).split('/')[-1]
+    return f"there is nothing called '{name}' to configure{quoted}{suggestion(name, _configurables())}"
+  if match := re.match(r"Configurable '(.+)' doesn't have a parameter named '(.+)'", first):
+    parameters = _parameters(match.group(1))
+    return f"{match.group(1)} has no parameter '{match.group(2)}'{quoted}{suggestion(match.group(2), parameters)}"
+  if match := re.match(r'(.+) set to `%gin.REQUIRED`', first):
+    name = match.group(1).removesuffix('/macro.value')
+    return f"{name} must be given: add --gin_param='{name} = ...'"
+  return f'{first}{quoted}'
+
+
+# gin has no public view of what is registered.
+def _configurables() -> list[str]:
+  return sorted({selector.split('.')[-1] for selector, _ in gin.config._REGISTRY.items()} - {'macro', 'constant'})
+
+
+def _parameters(selector: str) -> list[str]:
+  return list(signature(selector).parameters)
+
+
+def signature(selector: str) -> inspect.Signature:
+  """Return the signature of a configurable."""
+  return inspect.signature(gin.config._REGISTRY.get_match(selector).wrapped)
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+  """Return '; did you mean X?', '' if nothing that is known is like a name."""
+  close = difflib.get_close_matches(name, list(known), n=1, cutoff=.6)
+  return f'; did you mean {close[0]}?' if close else ''
