@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -154,7 +155,8 @@ def read_results(folder: str, gt: dict) -> list[dict] | None:
         raise UserError(f"{path}:{number}: not the development kit's format, 'image score xmin ymin xmax ymax'"
                         ) from error
       if name not in ids:
-        raise UserError(f'{path}:{number}: image {name} is not in the data: use the --data_dir that was evaluated')
+        raise UserError(f'{path}:{number}: image {name} is not in the data, or several have this name: use the '
+                        '--data_dir that was evaluated, or evaluate again')
       # The kit counts pixels from 1, and its corners are inclusive.
       results.append({'image_id': ids[name], 'category_id': category_id, 'score': score,
                       'bbox': [x0 - 1, y0 - 1, x1 - x0 + 1, y1 - y0 + 1]})
@@ -162,8 +164,25 @@ def read_results(folder: str, gt: dict) -> list[dict] | None:
 
 
 def _image_names(gt: dict) -> dict[int, str]:
-  """Return the names of the images in the development kit, by id."""
-  return {image['id']: os.path.splitext(os.path.basename(image['file_name']))[0] for image in gt['images']}
+  """Return the names of the images in the development kit, by id: those of the files, without folder and extension.
+
+  Files that share one, in several folders or formats, are named by their paths with '/' as '_'; with the id where that
+  is still shared.
+  """
+  paths = {image['id']: os.path.splitext(image['file_name'])[0] for image in gt['images']}
+  names = {image_id: os.path.basename(path) for image_id, path in paths.items()}
+  for image_id in _sharing(names):
+    names[image_id] = paths[image_id].replace('/', '_')
+  while sharing := _sharing(names):  # ends: a name with its own id can only be shared with one that has none yet
+    for image_id in sharing:
+      names[image_id] += f'-{image_id}'
+  return names
+
+
+def _sharing(names: Mapping[int, str]) -> list[int]:
+  """Return the ids whose names are not unique."""
+  counts = Counter(names.values())
+  return [image_id for image_id, name in names.items() if counts[name] > 1]
 
 
 @gin.register

@@ -113,7 +113,7 @@ def _draw(example: detection_errors.ErrorExample | keypoint_errors.ErrorExample,
   if kind == 'keypoint':
     points = [np.reshape(one['keypoints'], [-1, 3])[:, [1, 0, 2]].astype(float) for one in pair]
     points[0][:, 2] = 1  # a score in results, which may be <= 0
-    category = next(category for category in source.categories if category.id == true['category_id'])
+    category = next(category for category in source.categories if category.name == names[true['category_id']])
     rendered = drawing.draw_error(image, boxes[0], texts[0], boxes[1], texts[1], detected_keypoints=points[0],
                                   true_keypoints=points[1], skeleton=category.skeleton, wrong=example.keypoints)
     wrong = ', '.join(category.keypoints[k] for k in example.keypoints)

@@ -9,6 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from rethink_tf.compare.saved_results import digest, read_truth
 from rethink_tf.data.json_files import load_json
 from rethink_tf.errors import UserError
 from rethink_tf.evaluation import voc_evaluator
@@ -38,19 +39,29 @@ def newest_results(model_dir: str) -> str:
 
 
 def scored_truth(folder: str, source: Source) -> dict[str, Any]:
-  """Return the ground truth of the images that an evaluation has scored, in COCO's format.
+  """Return the ground truth that an evaluation has scored, in COCO's format; that of the source if none was saved.
 
   Unreadable images are left out; 'max_detections' holds the evaluation's limits by iou_type that are not COCO's.
+
+  Raises:
+    UserError: the saved ground truth is damaged, or the source has other images, objects or classes.
   """
-  gt, saved = source.annotations(), os.path.join(folder, 'ground_truth.json')
-  if not tf.io.gfile.exists(saved):
+  gt, path = source.annotations(), os.path.join(folder, 'ground_truth.json')
+  if not tf.io.gfile.exists(path):
     return gt
-  content = load_json(saved)
-  if not isinstance(content, dict) or not isinstance(content.get('images'), list):
-    raise UserError(f"{saved}: is not ground truth in COCO's format: evaluate the run again")
-  scored = {image.get('id') for image in content['images'] if isinstance(image, dict)}
-  limits = {iou_type: limit for iou_type in IOU_TYPES.values() if (limit := max_detections(content, iou_type))}
-  return restricted(gt, {image['id'] for image in gt['images']} - scored) | {'max_detections': limits}
+  saved = read_truth(path)
+  scored = {image['id'] for image in saved['images']}
+  own = restricted(gt, {image['id'] for image in gt['images']} - scored)
+  # Images are drawn from the source, and its annotations may have been corrected since.
+  if digest(saved) != digest(own) or _class_names(saved) != _class_names(gt):
+    raise UserError(f'{path}: {source.name} has other images or objects than were scored: give the --data_dir that was '
+                    'evaluated, or evaluate the run again if its annotations have changed')
+  limits = {iou_type: limit for iou_type in IOU_TYPES.values() if (limit := max_detections(saved, iou_type))}
+  return saved | {'max_detections': limits}
+
+
+def _class_names(gt: dict[str, Any]) -> list[str]:
+  return sorted(category['name'] for category in gt['categories'])
 
 
 def read_results(folder: str, gt: dict[str, Any], name: str) -> Iterator[tuple[str, str, list[dict[str, Any]]]]:

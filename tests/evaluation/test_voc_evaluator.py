@@ -76,6 +76,43 @@ def test_read_results_inverts_the_files(source, tmp_path):
     assert result['score'] == pytest.approx(0.9)
 
 
+def test_images_of_the_same_name_are_kept_apart(tmp_path):
+  """VOC's years may share names, as may folders of COCO's layout."""
+  cat, dog = xml(item('cat', (1, 1, 40, 60))), xml(item('cat', (41, 1, 80, 60)))
+  data = write(tmp_path / 'data', {'A/val': {'1': cat}, 'B/val': {'1': dog, '2': dog}})
+  source = VocSource(data, sets=('A/val', 'B/val'), classes=('cat',))
+  make(source, tmp_path).evaluate(1)
+  folder, gt = tmp_path / 'eval/step-00000001', source.annotations()
+  lines = (folder / 'comp4_det_test_cat.txt').read_text().splitlines()
+  assert [line.split()[0] for line in lines] == ['A_JPEGImages_1', 'B_JPEGImages_1', '2']
+  boxes = {result['image_id']: result['bbox'] for result in read_results(str(folder), gt)}
+  assert len(boxes) == 3
+  for entry in gt['annotations']:
+    np.testing.assert_allclose(boxes[entry['image_id']], entry['bbox'], atol=0.01)
+
+
+@pytest.mark.parametrize('files, lines', [
+  (('a/1.jpg', 'b/1.jpg', '2.jpg'), ('a_1', 'b_1', '2')),
+  (('1.jpg', '1.png', 'a/2.jpg'), ('1-1', '1-2', '2')),
+  (('a/1.jpg', 'b/1.jpg', 'a_1.jpg'), ('a_1-1', 'b_1', 'a_1-3')),
+  (('1.jpg', '1.png', '1-1.jpg'), ('1-1-1', '1-2', '1-1-3')),
+  (('a/b c.jpg', 'b c.jpg'), ('a_b c', 'b c')),
+])
+def test_names_in_result_files(tmp_path, files, lines):
+  gt = {'images': [{'id': id_, 'file_name': name} for id_, name in enumerate(files, start=1)],
+        'categories': [{'id': 1, 'name': 'cat'}]}
+  (tmp_path / 'comp4_det_test_cat.txt').write_text(''.join(f'{line} 0.9 1 1 40 60\n' for line in lines))
+  assert [result['image_id'] for result in read_results(str(tmp_path), gt)] == list(range(1, len(files) + 1))
+
+
+def test_shared_names_of_earlier_files_are_user_errors(tmp_path):
+  gt = {'images': [{'id': 1, 'file_name': 'a/1.jpg'}, {'id': 2, 'file_name': 'b/1.jpg'}],
+        'categories': [{'id': 1, 'name': 'cat'}]}
+  (tmp_path / 'comp4_det_test_cat.txt').write_text('1 0.9 1 1 40 60\n')
+  with pytest.raises(UserError, match='image 1 is not in the data, or several have this name: .* or evaluate again'):
+    read_results(str(tmp_path), gt)
+
+
 @pytest.mark.parametrize('line, message', [
   ('7 0.9 1 1 40', 'image score xmin'), ('7 0.9 1 1 40 x', 'image score xmin'), ('9 0.9 1 1 40 60', 'image 9 is not'),
 ])

@@ -1,10 +1,13 @@
 """Saved detections: the newest evaluation, and files of another format."""
 
+import json
+
 import pytest
 
+from rethink_tf.data.detection.coco import CocoSource
 from rethink_tf.errors import UserError
 from rethink_tf.inspect_run import results
-from tests.small_coco import image
+from tests.small_coco import annotation, image, write
 
 
 def test_the_newest_evaluation_with_results(run):
@@ -20,3 +23,44 @@ def test_json_of_another_format_is_rejected(run):
   (folder / 'keypoints.json').write_text((folder / 'bbox.json').read_text())
   with pytest.raises(UserError, match="keypoints.json: is not a list in COCO's results format"):
     list(results.read_results(str(folder), gt, 'data'))
+
+
+CATEGORIES = [{'id': 1, 'name': 'thing'}, {'id': 4, 'name': 'other'}]
+
+
+def corrected(tmp_path, **fields):
+  """Return a source like that of the run, with another object in its second image."""
+  annotations = [annotation(1), annotation(2, image_id=2) | fields]
+  return CocoSource(write(tmp_path / 'corrected', [image(1), image(2)], annotations, CATEGORIES, 'val2017'), 'val2017')
+
+
+def test_objects_are_those_that_were_scored(run, tmp_path):
+  folder, source = run / 'eval' / 'step-00000002', CocoSource(str(tmp_path / 'data'), 'val2017')
+  gt = source.annotations()
+  assert results.scored_truth(str(folder), source) == gt, 'nothing was saved'
+  (folder / 'ground_truth.json').write_text(json.dumps(gt | {'max_detections': {'bbox': 300, 'segm': 'no number'}}))
+  assert results.scored_truth(str(folder), source) == gt | {'max_detections': {'bbox': 300}}
+  for fields in ({'bbox': [11, 10, 20, 30]}, {'category_id': 4}, {'iscrowd': 1}, {'image_id': 1}):
+    with pytest.raises(UserError, match='ground_truth.json: corrected/val2017 has other images or objects than were '
+                                        'scored: give the --data_dir that was evaluated, or evaluate the run again'):
+      results.scored_truth(str(folder), corrected(tmp_path, **fields))
+  outline = corrected(tmp_path, segmentation=[[10, 10, 25, 10, 25, 40, 10, 40]])
+  assert outline.annotations()['annotations'] != gt['annotations']
+  assert results.scored_truth(str(folder), outline)['annotations'] == gt['annotations'], 'masks are those scored'
+
+
+def test_other_images_and_classes_than_were_scored(run, tmp_path):
+  folder, source = run / 'eval' / 'step-00000002', CocoSource(str(tmp_path / 'data'), 'val2017')
+  gt = source.annotations()
+  first = gt | {'images': gt['images'][:1], 'annotations': gt['annotations'][:1]}  # the second could not be read
+  (folder / 'ground_truth.json').write_text(json.dumps(first))
+  assert results.scored_truth(str(folder), source)['images'] == gt['images'][:1]
+  more = gt | {'images': [*gt['images'], image(3)]}
+  renamed = gt | {'categories': [CATEGORIES[0], {'id': 4, 'name': 'renamed'}]}
+  for other in (more, renamed):
+    (folder / 'ground_truth.json').write_text(json.dumps(other))
+    with pytest.raises(UserError, match='other images or objects than were scored'):
+      results.scored_truth(str(folder), source)
+  (folder / 'ground_truth.json').write_text('{"images": []}')
+  with pytest.raises(UserError, match='ground_truth.json: "categories" should be a list: evaluate the run again'):
+    results.scored_truth(str(folder), source)

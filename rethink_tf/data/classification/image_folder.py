@@ -34,6 +34,8 @@ class ImageFolder:
     `ILSVRC2012_val_00000001.JPEG 65`                       name, class folder or 0-based class number (Caffe)
     `ILSVRC2012_val_00000001,n01751748 111 108 370 389 …`   with a header; boxes are ignored (LOC_val_solution.csv)
     `n01751748`                                             class folders only, in the order of the sorted names
+  All lines have class folders, or all have numbers. Where a folder is named by the number of another class and a list
+  can be read as either, only the third format is accepted.
   The plain numbers of ImageNet's development kit (ILSVRC2012_validation_ground_truth.txt) use another order of the
   classes and are rejected.
 
@@ -182,21 +184,17 @@ def _read_labels(path: str, images: Sequence[str], names: Sequence[str]) -> tupl
   except UnicodeDecodeError as error:
     raise UserError(f'{path}: not a text file of names and classes: {in_one_line(error)}') from error
   rows = [(number, fields[:2]) for number, fields in enumerate(lines, 1) if fields and fields[0] != 'ImageId']
-  numbers = {name: k for k, name in enumerate(names)}
-  if rows and all(len(fields) == 1 for _, fields in rows):
+  alone = all(len(fields) == 1 for _, fields in rows)
+  if rows and alone:
     if len(rows) != len(images):
       raise UserError(f'{path}: lists {len(rows)} labels for {len(images)} images')
     rows = [(number, [image, *fields]) for (number, fields), image in zip(rows, images, strict=True)]
-  else:
-    numbers = {str(k): k for k in range(len(names))} | numbers
+  numbers = _read_classes(path, rows, names, alone)
   stems = {image.rsplit('.', 1)[0]: image for image in images}
   present = set(images)
   classes: dict[str, int] = {}
   unmatched = 0
-  for number, fields in rows:
-    if len(fields) < 2 or fields[1] not in numbers:
-      raise UserError(f'{path}:{number}: should be an image and its class, a class folder or a number from 0 to '
-                      f'{len(names) - 1}, is {shorten(" ".join(fields))}')
+  for _, fields in rows:
     image = posixpath.basename(fields[0])
     image = image if image in present else stems.get(image)
     unmatched += image is None
@@ -209,6 +207,34 @@ def _read_labels(path: str, images: Sequence[str], names: Sequence[str]) -> tupl
     raise UserError(f'{path}: names none of the {len(images)} images (e.g. {images[0]})')
   files = sorted(classes)
   return files, [classes[image] for image in files]
+
+
+def _read_classes(path: str, rows: Sequence[tuple[int, list[str]]], names: Sequence[str],
+                  alone: bool) -> dict[str, int]:
+  """Return the class of each text of a list of labels: of all lines the class folder or of all the class number.
+
+  rows: line number, image and class of each line. alone: the list has class folders only, never numbers.
+  """
+  by_name = {name: k for k, name in enumerate(names)}
+  by_number = {} if alone else {str(k): k for k in range(len(names))}
+  known = by_name.keys() | by_number.keys()
+  found: dict[str, int] = {}  # the first line of each text
+  for number, fields in rows:
+    if len(fields) < 2 or fields[1] not in known:
+      raise UserError(f'{path}:{number}: should be an image and its class, a class folder or a number from 0 to '
+                      f'{len(names) - 1}, is {shorten(" ".join(fields))}')
+    found.setdefault(fields[1], number)
+  readings = [one for one in (by_name, by_number) if found.keys() <= one.keys()]
+  if not readings:
+    folder, index = (next(text for text in found if text not in one) for one in (by_number, by_name))
+    raise UserError(f'{path}: line {found[folder]} has the class folder {shorten(folder)}, line {found[index]} the '
+                    f'class number {index}: write class folders in all lines, or numbers from 0 in all')
+  ambiguous = next((text for text in found if any(one[text] != readings[0][text] for one in readings)), None)
+  if ambiguous is not None:
+    raise UserError(f'{path}:{found[ambiguous]}: {ambiguous} is a class folder and also the number, from 0, of '
+                    f'{shorten(names[by_number[ambiguous]])}: write class folders alone, one a line in the order of '
+                    'the images, or put the images into class folders')
+  return readings[0]
 
 
 def _warn_of_empty(name: str, empty: Sequence[str], total: int) -> None:

@@ -15,6 +15,7 @@ _UNKNOWN = [float('nan')] * 4  # a box
 NO_AREA = 'without an area (that of the box is used)'
 IGNORED = 'with "ignore" set (treated as crowds)'
 BAD_KEYPOINTS = 'with malformed keypoints (treated as not labelled)'
+KEYPOINTS_ELSEWHERE = 'whose id is of another image or category in the keypoints file (its keypoints are not used)'
 
 
 class FieldError(Exception):

@@ -3,7 +3,7 @@
 import os
 import posixpath
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import gin
@@ -19,7 +19,7 @@ from rethink_tf.data.categories import (
   shorten,
   without_keypoints,
 )
-from rethink_tf.data.detection.annotation_reader import AnnotationReader, FieldError
+from rethink_tf.data.detection.annotation_reader import KEYPOINTS_ELSEWHERE, NO_ID, AnnotationReader, FieldError
 from rethink_tf.data.detection.annotations import Annotations, refuse_fractions
 from rethink_tf.data.folders import check_one_path, find_files
 from rethink_tf.data.image_notes import ImageNotes
@@ -67,7 +67,7 @@ class CocoSource:
       image_dir: default <split>, or the folder of Roboflow's file.
       keypoints: load keypoints too.
       keypoints_file: file with the keypoints; by default the annotation file if its categories have keypoints, else
-        annotations/person_keypoints_<split>.json. Matched by annotation id.
+        annotations/person_keypoints_<split>.json. Matched by annotation id, image and name of the category.
       fraction, num_images, subset_seed: a seeded, nested subset, see `subset.subset`.
       training: drop images without a usable box or, with `keypoints`, without a visible keypoint.
       max_pixels: limit of height x width of an image in the annotation file.
@@ -292,22 +292,64 @@ def _describe_missing(folder: str, names: list[str], found: list[str | None]) ->
 
 def _merge_keypoints(reader: AnnotationReader, categories: tuple[Category, ...],
                      file: str) -> tuple[Category, ...]:
-  """Add the keypoints of a person_keypoints file by annotation id, and return the categories with their keypoints."""
-  rows = {id_: row for row, id_ in enumerate(reader.ids)}
+  """Add the keypoints of a person_keypoints file, and return the categories with the keypoints of their names there.
+
+  They are those of the annotation with the same id, if it is of the same image and of a category of the same name.
+  """
+  rows = {id_: row for row, id_ in enumerate(reader.ids) if id_ != NO_ID}
+  before, reader.keypoints = reader.keypoints, {}
+  category_ids: dict[int, Any] = {}  # of the added rows: the list of their names may follow in the file
+  elsewhere: set[int] = set()
+  absent = 0
 
   def store(entry: dict[str, Any]) -> Any:
+    nonlocal absent
     if 'image_id' not in entry:
       return entry
+    if not entry.get('num_keypoints', entry.get('keypoints')):
+      return None
     row = rows.get(entry.get('id')) if isinstance(entry.get('id'), int) else None
-    if row is not None and entry.get('num_keypoints', 1):
+    if row is None:
+      absent += 1
+    elif entry['image_id'] != reader.image_ids[row]:
+      elsewhere.add(row)
+    else:
+      category_ids[row] = entry.get('category_id')
       reader.add_keypoints(row, entry.get('keypoints'))
     return None
 
   content = load_json(file, store)
   if not isinstance(content, dict):
     raise UserError(f'{file}: should contain an object with the lists "annotations" and "categories"')
-  named = {category.id: category for category in parse_categories(content.get('categories'), file)}
-  if not any(category.keypoints for category in named.values()):
+  listed = parse_categories(content.get('categories'), file)
+  named = {category.name: category for category in listed if category.keypoints}
+  if not named:
     raise UserError(f'{file}: no category has keypoints')
-  return tuple(named[category.id]._replace(name=category.name) if category.id in named else category
+  if named.keys().isdisjoint(category.name for category in categories):
+    raise UserError(f'{file}: its categories with keypoints ({", ".join(sorted(named)[:5])}) are not in the annotation '
+                    'file: name them alike in both, or set coco.keypoints_file to the file of the same data')
+  names, own_names = ({category.id: category.name for category in each} for each in (listed, categories))
+  for row, category_id in list(category_ids.items()):
+    if not isinstance(category_id, int) or names.get(category_id) != own_names.get(reader.category_ids[row]):
+      elsewhere.add(row)
+      reader.keypoints.pop(row, None)
+      del category_ids[row]
+  _report_unmatched(reader, file, len(category_ids), elsewhere - category_ids.keys(), absent)
+  reader.keypoints = before | reader.keypoints
+  return tuple(named[category.name]._replace(id=category.id) if category.name in named else category
                for category in categories)
+
+
+def _report_unmatched(reader: AnnotationReader, file: str, matched: int, elsewhere: Collection[int],
+                      absent: int) -> None:
+  """Count the annotations of a keypoints file that were not matched; raises UserError if none was.
+
+  elsewhere: rows whose id is there that of another image or category. absent: number of unknown ids.
+  """
+  if not matched and (elsewhere or absent):
+    raise UserError(f'{file}: none of its annotations with keypoints has the id, image and category of one in the '
+                    'annotation file: set coco.keypoints_file to the file of the same split')
+  for row in sorted(elsewhere):
+    reader.note(KEYPOINTS_ELSEWHERE, row)
+  if absent:
+    logging.warning('%s: %d annotations with keypoints are not in the annotation file and are ignored', file, absent)

@@ -68,6 +68,38 @@ def test_flat_folder_with_a_list(tmp_path, list_name):
   assert source.load(1).mean((0, 1)).argmax() == 0
 
 
+def numeric_folders(tmp_path, names, text):
+  """Write class folders, a flat folder of three images and a list; return the names of the classes by image."""
+  for n, name in enumerate(names):
+    write_image(tmp_path / f'train/{name}/0.jpg', noisy_image(COLOURS['red'], n))
+  for n in range(3):
+    write_image(tmp_path / f'val/{n}.jpg', noisy_image(COLOURS['red'], n))
+  (tmp_path / 'val.txt').write_text(text)
+  return list(names_of(ImageFolder(str(tmp_path), 'val')).values())
+
+
+@pytest.mark.parametrize('names, text, expected', [
+  ('1 2 10', '0.jpg 0\n1.jpg 1\n2.jpg 2\n', '1 10 2'),  # numbers: no folder is named 0
+  ('1 2 10', '0.jpg 1\n1.jpg 10\n2.jpg 2\n', '1 10 2'),  # folders: there is no class 10
+  ('1 2 10', '1\n2\n1\n', '1 2 1'),
+  ('0 1 2', '0.jpg 2\n1.jpg 1\n2.jpg 0\n', '2 1 0'),  # both, which agree
+  ('0 1 cat', '0.jpg cat\n1.jpg 1\n2.jpg 0\n', 'cat 1 0'),
+])
+def test_folders_named_by_numbers(tmp_path, names, text, expected):
+  assert numeric_folders(tmp_path, names.split(), text) == expected.split()
+
+
+@pytest.mark.parametrize('names, text, message', [
+  ('1 2 10', '0.jpg 1\n1.jpg 2\n2.jpg 1\n', 'val.txt:1: 1 is a class folder and also the number, from 0, of .10.: '),
+  ('1 2 10', '0.jpg 10\n1.jpg 2\n2.jpg 0\n', 'val.txt: line 1 has the class folder .10., line 3 the class number 0: '),
+  ('a b c', '0.jpg 0\n1.jpg b\n2.jpg b\n', 'val.txt: line 2 has the class folder .b., line 1 the class number 0: '),
+])
+def test_folders_or_numbers_throughout(tmp_path, names, text, message):
+  with pytest.raises(UserError, match=f'{message}.*write class folders') as error:
+    numeric_folders(tmp_path, names.split(), text)
+  assert '\n' not in str(error.value)
+
+
 @pytest.mark.parametrize('text, message', [
   ('b_0.JPEG 3\n', r':1: .* from 0 to 2'), ('b_0.JPEG mauve\n', 'mauve'), ('490\n', 'lists 1 labels for 2 images'),
   ('1\n2\n', r'own.txt:1: .*'), ('', 'names none of the 2 images'), ('other.JPEG 1\n', 'names none of the 2'),

@@ -12,6 +12,7 @@ from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from rethink_tf.data.detection.annotation_reader import KEYPOINTS_ELSEWHERE
 from rethink_tf.data.detection.coco import CocoSource
 from rethink_tf.data.images import ImageError
 from rethink_tf.data.json_files import load_json
@@ -103,7 +104,7 @@ def test_compressed_rle_and_annotation_id_zero(real_images):
         4, 0.1 * entry['area'])
 
 
-def test_keypoints_are_merged_by_annotation_id(real_images):
+def test_keypoints_of_a_file_of_their_own(real_images):
   folder = real_images / 'coco_dev'
   source = CocoSource(str(folder), keypoints=True)
   raw = json.loads((folder / 'annotations/person_keypoints_train2017.json').read_text())
@@ -270,6 +271,58 @@ def test_images_without_objects_can_be_trained_on(tmp_path):
   assert CocoSource(folder, training=True).image_ids.tolist() == [2]
   with pytest.raises(UserError, match='has a box to train on'):
     CocoSource(write(tmp_path / 'none'), training=True, filter_empty=False)
+
+
+def write_keypoints(folder, annotations, categories):
+  """Write a file of keypoints beside an annotation file; return the folder."""
+  content = {'annotations': annotations, 'categories': categories}  # the names follow, as in COCO's files
+  (folder / 'annotations/person_keypoints_train2017.json').write_text(json.dumps(content))
+  return str(folder)
+
+
+PERSON = {'id': 2, 'name': 'person'}
+EYES = {'keypoints': ['left_eye', 'right_eye'], 'skeleton': []}
+POINTS = [12, 12, 2, 14, 14, 2]
+
+
+def test_keypoints_are_those_of_the_same_image_and_category(tmp_path, caplog):
+  """The file numbers its categories otherwise, and gives ids to other annotations."""
+  entries = [annotation(1), annotation(2, category_id=2), annotation(3, 2, category_id=2), annotation(4, 2)]
+  write(tmp_path, [image(1), image(2)], entries, [{'id': 1, 'name': 'dog'}, PERSON])
+  found = [annotation(2, category_id=1), annotation(3, 1, category_id=1), annotation(4, 2, category_id=1),
+           annotation(5, 2, category_id=1), annotation(1, category_id='x')]
+  folder = write_keypoints(tmp_path, [entry | {'keypoints': POINTS, 'num_keypoints': 2} for entry in found],
+                           [PERSON | EYES | {'id': 1}, {'id': 2, 'name': 'dog'}])
+  source = CocoSource(folder, keypoints=True)
+  assert [(c.id, c.name, c.keypoints) for c in source.categories] == [
+    (1, 'dog', ()), (2, 'person', ('left_eye', 'right_eye'))]
+  assert source.num_visible.tolist() == [2, 0]
+  assert {a['id']: a['keypoints'] for a in source.annotations()['annotations'] if a.get('num_keypoints')} == {2: POINTS}
+  assert source.skipped == {KEYPOINTS_ELSEWHERE: 3}
+  assert '1 annotations with keypoints are not in the annotation file' in caplog.text
+
+
+def test_other_keypoints_leave_those_of_the_annotation_file(tmp_path):
+  entries = [annotation(1, keypoints=POINTS), annotation(2, 2, keypoints=POINTS)]
+  write(tmp_path, [image(1), image(2)], entries, [{'id': 1, 'name': 'person'} | EYES])
+  other = [20, 20, 2, 0, 0, 0]
+  folder = write_keypoints(tmp_path, [annotation(1, keypoints=other), annotation(2, 2, category_id=2, keypoints=other)],
+                           [{'id': 1, 'name': 'person'} | EYES, {'id': 2, 'name': 'dog'}])
+  source = CocoSource(folder, keypoints=True, keypoints_file='annotations/person_keypoints_train2017.json')
+  assert [a['keypoints'] for a in source.annotations()['annotations']] == [other, POINTS]
+
+
+@pytest.mark.parametrize('entry, category, message', [
+  (annotation(1, 2), {'name': 'thing'}, 'none of its annotations with keypoints has the id, image and category'),
+  (annotation(7), {'name': 'thing'}, 'none of its annotations with keypoints has the id, image and category'),
+  (annotation(1, category_id=3), {'name': 'thing'}, 'none of its annotations with keypoints'),
+  (annotation(1), {'name': 'person'}, r'its categories with keypoints \(person\) are not in the annotation file'),
+])
+def test_keypoints_of_other_data(tmp_path, entry, category, message):
+  write(tmp_path, [image(1), image(2)], [annotation(1)])
+  folder = write_keypoints(tmp_path, [entry | {'keypoints': POINTS}], [{'id': 1} | category | EYES])
+  with pytest.raises(UserError, match=f'person_keypoints_train2017.json: {message}'):
+    CocoSource(folder, keypoints=True)
 
 
 def test_keypoints_without_a_file(tmp_path):
