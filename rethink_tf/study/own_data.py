@@ -20,7 +20,7 @@ import tensorflow as tf
 from rethink_tf import gin_files
 from rethink_tf.console import duration
 from rethink_tf.errors import UserError
-from rethink_tf.evaluation.scoring import without_masks
+from rethink_tf.evaluation.scoring import source_without_masks
 from rethink_tf.storage import files
 from rethink_tf.study import estimate as estimating
 from rethink_tf.study import grid
@@ -31,7 +31,6 @@ _OWN = ('gin_configs/demo.gin', 'gin_configs/data/own.gin')
 _BOXES_ONLY, _MANY = 'gin_configs/models/faster_rcnn.gin', 'gin_configs/models/many_objects.gin'
 _CHOICE = 'choice.json'
 _LIMIT = 50  # objects of an image that the studies are set up for
-_LOOKED_AT = 10_000  # annotations, until one with a mask is found
 _SHORTEST = 5  # unit of schedules, in steps of 16 images, that is worth a run
 _EPOCHS = 300  # of the longest run at most
 _TO_FIT = 0.9  # of the time: the speed is that of a few steps
@@ -92,10 +91,9 @@ def look_at(data_dir: str) -> Facts:
                        for side in ('train', 'eval'))
   finally:
     gin_files.clear()
-  annotations = itertools.chain.from_iterable(map(train.image_annotations, range(len(train.image_ids))))
   return Facts(len(train.image_ids), len(held_out.image_ids), int(train.num_instances.sum()), train.num_classes,
                int(max(train.num_instances.max(initial=0), held_out.num_instances.max(initial=0))),
-               not without_masks(itertools.islice(annotations, _LOOKED_AT)))
+               not source_without_masks(train))
 
 
 def choose(facts: Facts, weights: str | None, why: str) -> Choice:
