@@ -23,7 +23,7 @@ from rethink_tf.errors import UserError
 from rethink_tf.evaluation.scoring import source_without_masks
 from rethink_tf.storage import files
 from rethink_tf.study import estimate as estimating
-from rethink_tf.study import grid
+from rethink_tf.study import forecast, grid
 from rethink_tf.study.run import Pretraining, StudyPlan, get_weights, plan_study, runner_of
 from rethink_tf.weights import catalog
 
@@ -82,7 +82,11 @@ class Choice(NamedTuple):
 
 
 def look_at(data_dir: str) -> Facts:
-  """Read the annotations of a data set; raises UserError if they are in no layout that is read."""
+  """Read the annotations of a data set.
+
+  Raises:
+    UserError: they are in no layout that is read, or no object is held out.
+  """
   from rethink_tf import experiment  # registers what gin files name
 
   experiment.configure(_OWN, (), data_dir)
@@ -91,6 +95,7 @@ def look_at(data_dir: str) -> Facts:
                        for side in ('train', 'eval'))
   finally:
     gin_files.clear()
+  forecast.check_objects(held_out)
   return Facts(len(train.image_ids), len(held_out.image_ids), int(train.num_instances.sum()), train.num_classes,
                int(max(train.num_instances.max(initial=0), held_out.num_instances.max(initial=0))),
                not source_without_masks(train))

@@ -173,10 +173,10 @@ def run_study(plan: StudyPlan, calibrate: bool = True, parallel: int | None = No
     The comparison, None if no run has been evaluated.
 
   Raises:
-    UserError: the held-out data cannot be read; the folder of the report holds something else; a run that is complete
-      had other settings; the folder has the looks of a study that stops early and this one does not; or pre-training
-      or a stage failed, and the other stages have been run and compared: with Study.until_settled those of the same
-      seed have been run, and the runs of the latest look are compared.
+    UserError: the held-out data cannot be read, or has no object; the folder of the report holds something else; a run
+      that is complete had other settings; the folder has the looks of a study that stops early and this one does not;
+      or pre-training or a stage failed, and the other stages have been run and compared: with Study.until_settled those
+      of the same seed have been run, and the runs of the latest look are compared.
   """
   check_data(plan)
   check_output(f'{plan.output}/report')

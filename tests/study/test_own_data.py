@@ -42,6 +42,18 @@ def test_what_the_data_asks_for(folders):
   assert (plain.study, crowded.study) == tuple(f'gin_configs/studies/own_data{name}.gin' for name in ('_narrow', ''))
 
 
+def test_data_without_a_held_out_object_is_refused(tmp_path):
+  exports.draw(tmp_path)
+  path = tmp_path / 'annotations/instances_val.json'
+  content = json.loads(path.read_text())
+  for one in content['annotations']:
+    one['iscrowd'] = 1
+  for annotations in ([], content['annotations']):
+    exports.write_json(path, {**content, 'annotations': annotations})
+    with pytest.raises(UserError, match='val: none of its 2 held-out images has an object'):
+      own_data.look_at(str(tmp_path))
+
+
 def test_masks_after_many_boxes_are_found(tmp_path):
   polygon = [1, 1, 21, 1, 1, 21]
   for split, number in (('train', 11), ('val', 1)):
