@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import gin
 import tensorflow as tf
@@ -25,7 +23,7 @@ from rethink_tf.errors import UserError
 from rethink_tf.evaluation import ceilings
 from rethink_tf.evaluation.coco_evaluator import CocoEvaluator
 from rethink_tf.evaluation.follow import FollowedFolder
-from rethink_tf.evaluation.scoring import without_masks
+from rethink_tf.evaluation.scoring import source_without_masks
 from rethink_tf.models.mask_rcnn import MaskRCNN
 from rethink_tf.storage import identity, settings, writer_lock
 from rethink_tf.storage.checkpoints import RunCheckpoints
@@ -51,7 +49,6 @@ from rethink_tf.models import cascade, cbnet, classifier, vgg  # noqa: F401
 from rethink_tf.training import precise_bn  # noqa: F401
 from rethink_tf.weights import plain_run, pretrained  # noqa: F401
 
-_LOOKED_AT = 10_000  # annotations, until one with a mask is found
 TASKS = ('train', 'evaluate', 'follow')
 # Bindings that put a trained detector on one device of this machine, whatever it was trained on.
 ONE_DEVICE = ("strategy.kind = 'one_device'", 'strategy.num_devices = None', 'strategy.logical_cpus = None')
@@ -298,7 +295,7 @@ def _notes(detector: tf_keras.layers.Layer, train: Source | None, held_out: Sour
   if getattr(detector, 'mask_head', None) is not None:
     for source, lines, outcome in ((held_out, notes, 'mask AP is not computed'),
                                    (train, trained, 'the mask head learns boxes')):
-      if source is not None and without_masks(_annotations(source)):
+      if source is not None and source_without_masks(source):
         lines.append(f'{source.name}: no object has a mask, so {outcome}: add '
                      '--gin_file=gin_configs/models/faster_rcnn.gin, which has no mask head')
   return notes, trained
@@ -314,13 +311,6 @@ def _otherwise(recorded: Identity, held_out: Source) -> list[str]:
   if was and (found := digest.differences(was, digest.summarize(held_out))):
     lines.append(f'evaluated on other data than that of the run: {", ".join(found)}')
   return lines
-
-
-def _annotations(source: Source) -> Iterator[dict[str, Any]]:
-  """Yield the first annotations of a source that has them image by image; other sources read every record for them."""
-  if hasattr(source, 'image_annotations'):
-    each = (source.image_annotations(i) for i in range(len(source.image_ids)))
-    yield from itertools.islice(itertools.chain.from_iterable(each), _LOOKED_AT)
 
 
 def _loss_scaled(optimizer: tf_keras.optimizers.Optimizer,

@@ -5,6 +5,7 @@ Nothing here needs the model or its devices: during training it runs in a thread
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -219,6 +220,20 @@ def without_masks(annotations: Iterable[Mapping]) -> bool:
     if outline and not _is_box(outline, (x, y, x, y + h, x + w, y + h, x + w, y)):
       return False
   return objects
+
+
+def source_without_masks(source: Source) -> bool:
+  """Return whether no object of a source has a mask, as `without_masks`; what the source itself knows comes first.
+
+  False without objects, and where annotations are not to be had image by image: others read every record for them.
+  """
+  if not getattr(source, 'has_masks', True):
+    return bool(np.any(source.num_instances))
+  if not hasattr(source, 'image_annotations'):
+    return False
+  # Exported boxes are often outlines of four corners, which count as masks until they are looked at: all of them.
+  each = (source.image_annotations(i) for i in range(len(source.image_ids)))
+  return without_masks(itertools.chain.from_iterable(each))
 
 
 def _is_box(outline: Any, box: Sequence[float]) -> bool:

@@ -48,13 +48,15 @@ def inspect(train_source: Callable[..., Source], eval_source: Callable[..., Sour
   if not hasattr(trained_on, 'num_instances'):
     raise UserError('this configuration trains a classifier: inspect_data supports detection data only')
   inputs = train_input(trained_on)
-  training = report.analyse('training', train_source, read_files, fallback=trained_on)
+  training = report.analyse('training', train_source, read_files, trained_on)
   held_out = report.analyse('held out', eval_source, read_files)
   shared = report.shared_images(training, held_out)
   padding = report.padding(inputs)
   lacking = ((split.source.name, getattr(split.source, 'left_out', LeftOut())) for split in (training, held_out))
   notes = [f'{name}: {left_out.total} of {left_out.listed} images cannot be used: {left_out}'
            for name, left_out in lacking if left_out.total]
+  if training.source is trained_on:
+    notes.append(f'{trained_on.name}: only the {len(trained_on.image_ids)} images that are trained on are described')
   notes += (ceilings.describe(trained_on, ceilings.of_training(), 'trained on')
            + ceilings.describe(held_out.source, ceilings.of_evaluation()))
   text = report.as_text(training, held_out, inputs, padding, shared, notes)

@@ -26,7 +26,7 @@ class Split(NamedTuple):
   """The training or held-out images, and the results of their analysis."""
 
   title: str  # 'training' or 'held out'
-  source: Source  # all images, including those that are dropped in training
+  source: Source  # all images, including those that are dropped in training, unless it is of a subset
   table: Table
   summary: dict[str, Any]
   suspicious: list[SuspiciousAnnotation]
@@ -34,25 +34,28 @@ class Split(NamedTuple):
   files: Files | None  # None if the files were not read
 
 
-def analyse(title: str, make_source: Callable[..., Source], read_files: str, fallback: Source | None = None) -> Split:
-  """Analyse all images of a source.
+def analyse(title: str, make_source: Callable[..., Source], read_files: str, trained_on: Source | None = None) -> Split:
+  """Analyse all images of a source, or those of `trained_on` if these are a subset.
 
   Args:
     title: of the split.
     make_source: called with training=False.
     read_files: 'none', 'read' or 'decode'.
-    fallback: source to analyse if only training tolerates the damage of the data.
+    trained_on: of the training split: made with training=True; analysed in place of all images if these have other
+      images with objects, or if only training tolerates the damage of the data.
 
   Raises:
-    UserError: the source cannot be read, and there is no fallback.
+    UserError: the source cannot be read, and there is no trained_on.
   """
   try:
     source = make_source(training=False)
   except UserError as error:
-    if fallback is None:
+    if trained_on is None:
       raise
     logging.warning('only the images that are trained on are analysed: %s', error)
-    source = fallback
+    source = trained_on
+  if trained_on is not None and not _are_those_of(source, trained_on):
+    source = trained_on
   table = statistics.collect(source)
   files = None
   if read_files != 'none':
@@ -62,6 +65,18 @@ def analyse(title: str, make_source: Callable[..., Source], read_files: str, fal
   problems = getattr(source, 'problems', None)
   return Split(title, source, table, statistics.summarise(table, source), found,
                _as_problems(found, table, source) if problems is None else problems, files)
+
+
+def _are_those_of(source: Source, trained_on: Source) -> bool:
+  """Whether training leaves out no image of a source but those without an object, or none.
+
+  A subset, such as a fraction, is one of the images with objects in training and one of all images without.
+  """
+  useful = np.asarray(source.num_instances) > 0
+  if source.num_keypoints and hasattr(source, 'num_visible'):
+    useful &= np.asarray(source.num_visible) > 0
+  ids, trained = np.asarray(source.image_ids), np.sort(trained_on.image_ids)
+  return any(np.array_equal(np.sort(each), trained) for each in (ids[useful], ids))
 
 
 def _as_problems(suspicious: list[SuspiciousAnnotation], table: Table, source: Source) -> Problems:

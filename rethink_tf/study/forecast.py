@@ -15,7 +15,9 @@ from rethink_tf.compare.planning import LEVEL, SPREAD, SPREAD_RANGE, Noise, Prec
 from rethink_tf.compare.run_summary import init_key, twin_key
 from rethink_tf.compare.sequential import FIRST, Look
 from rethink_tf.compare.verdict import Verdict
+from rethink_tf.errors import UserError
 from rethink_tf.storage.run_folder import RunFolder
+from rethink_tf.structures import Source
 from rethink_tf.study.grid import Length, Trial
 
 if TYPE_CHECKING:
@@ -56,13 +58,33 @@ def words(plan: StudyPlan) -> str:
   """Say what a study will be able to tell.
 
   Raises:
-    UserError: the held-out data cannot be read.
+    UserError: the held-out data cannot be read, or has no object.
   """
+  held_out = _held_out(plan.trials[0], plan.data_dir)
+  missing = _without_objects(held_out)
+  if not missing:
+    return _told(plan, len(held_out.image_ids))
+  names = ', '.join(missing[:5]) + (', ...' if len(missing) > 5 else '')
+  return (f'{_told(plan, len(held_out.image_ids))}. {held_out.name}: {len(missing)} of {held_out.num_classes} classes '
+          f'have no held-out object, so that no AP tells of them: {names}')
+
+
+def check_objects(source: Source) -> None:
+  """Check that there is an object in the held-out images.
+
+  Raises:
+    UserError: there is none, so that all runs would be trained and none could be scored.
+  """
+  if not np.any(source.num_instances):
+    raise UserError(f'{source.name}: none of its {len(source.image_ids)} held-out images has an object (crowds and '
+                    'difficult ones do not count), so that no run can be scored: annotate them, or hold out others')
+
+
+def _told(plan: StudyPlan, images: int) -> str:
   found = design(plan.lengths)
   if not found.verdicts:
     return ('what it can tell: runs side by side, without a verdict on pre-training: no scratch run has a pre-trained '
             'counterpart that is otherwise the same')
-  images = held_out_images(plan.trials[0], plan.data_dir)
   if images < 2:
     return 'what it can tell: nothing, on one held-out image: hold out more images'
   if found.seeds < FIRST and plan.seed_spread is None:
@@ -106,19 +128,35 @@ def _more_seeds(plan: StudyPlan, more: int, now: int) -> str:
           f'with --max_seeds={now + more} and another --output')
 
 
-def held_out_images(trial: Trial, data_dir: str | None) -> int:
-  """Return the number of images on which a run is evaluated.
+def _held_out(trial: Trial, data_dir: str | None) -> Source:
+  """Return the images on which a run is evaluated.
 
   Raises:
-    UserError: the data cannot be read.
+    UserError: the data cannot be read, or has no object.
   """
   from rethink_tf import experiment  # registers what gin files name
 
   gin_files.parse(trial.files, [*trial.params, *([f'DATA_DIR = {data_dir!r}'] if data_dir else [])])
   try:
-    return len(gin_files.argument(experiment.run, 'eval_source')(training=False).image_ids)
+    source = gin_files.argument(experiment.run, 'eval_source')(training=False)
   finally:
     gin_files.clear()
+  check_objects(source)
+  return source
+
+
+def _without_objects(source: Source) -> list[str]:
+  """Return the names of the classes without an object, [] for sources that read every record to tell them."""
+  if not hasattr(source, 'image_annotations'):
+    return []
+  missing = {category.id: category.name for category in source.categories}
+  for i in range(len(source.image_ids)):
+    for one in source.image_annotations(i):
+      if not one.get('iscrowd'):
+        missing.pop(one['category_id'], None)
+    if not missing:
+      break
+  return list(missing.values())
 
 
 def _numbers(plan: StudyPlan, found: Design) -> list[tuple[int, Look | None]]:

@@ -21,6 +21,7 @@ from rethink_tf.training.schedules import PAPER_BATCH, PAPER_UNIT
 
 BASE = '{base}'  # among the words of a pre-training
 _NO_RUN = ('report', '.', '..')  # in the folder of a study
+_BOUND = re.compile(r'^\s*([\w./]+)\s*=', flags=re.MULTILINE)
 _LENGTH = re.compile(r'(SCHEDULE|KTimesSchedule\.k) = ')
 
 
@@ -127,6 +128,39 @@ class Study:
     if not trials:
       raise UserError('Study: all runs are left out: see Study.axes and Study.leave_out')
     return trials
+
+
+def check_params(study: Study, params: Sequence[str]) -> None:
+  """Check that bindings of every run leave alone what the values of an axis tell apart.
+
+  Raises:
+    UserError: one would overwrite an axis, whose values name the runs.
+  """
+  for axis, values in study.axes.items():
+    bound: dict[str, dict[str, str]] = {}  # name -> value of the axis -> its last binding of that name
+    for value, words in values.items():
+      for word in words:
+        if not word.endswith('.gin'):
+          for name in _BOUND.findall(word):
+            bound.setdefault(name, {})[value] = word
+    for param in params:
+      for name in _BOUND.findall(param):
+        # Some values alone may bind what belongs to them, all alike, as the size of images of an augmentation.
+        if name in bound and (len(bound[name]) == len(values) or len(set(bound[name].values())) > 1):
+          raise UserError(f"--gin_param='{param}': the axis {axis!r} of the study binds {name}, and its values name "
+                          "the runs: choose them with --study_param='Study.axes = ...' or 'Study.leave_out = ...'")
+
+
+def check_different(trials: Sequence[Trial], lengths: Sequence[Length]) -> None:
+  """Check that no two runs are the same training.
+
+  Raises:
+    UserError: two have the same settings.
+  """
+  for (one, its), (other, others) in itertools.combinations(zip(trials, lengths, strict=True), 2):
+    if its.settings == others.settings:
+      raise UserError(f'Study.axes: {one.name} and {other.name} have the same settings: leave out the --gin_param or '
+                      '--gin_file that overwrites what tells them apart, or one of them with Study.leave_out')
 
 
 def of_pretraining(study: Study, name: str, files: Sequence[str] = (), params: Sequence[str] = ()) -> list[str]:

@@ -20,10 +20,10 @@ import tensorflow as tf
 from rethink_tf import gin_files
 from rethink_tf.console import duration
 from rethink_tf.errors import UserError
-from rethink_tf.evaluation.scoring import without_masks
+from rethink_tf.evaluation.scoring import source_without_masks
 from rethink_tf.storage import files
 from rethink_tf.study import estimate as estimating
-from rethink_tf.study import grid
+from rethink_tf.study import forecast, grid
 from rethink_tf.study.run import Pretraining, StudyPlan, get_weights, plan_study, runner_of
 from rethink_tf.weights import catalog
 
@@ -31,7 +31,6 @@ _OWN = ('gin_configs/demo.gin', 'gin_configs/data/own.gin')
 _BOXES_ONLY, _MANY = 'gin_configs/models/faster_rcnn.gin', 'gin_configs/models/many_objects.gin'
 _CHOICE = 'choice.json'
 _LIMIT = 50  # objects of an image that the studies are set up for
-_LOOKED_AT = 10_000  # annotations, until one with a mask is found
 _SHORTEST = 5  # unit of schedules, in steps of 16 images, that is worth a run
 _EPOCHS = 300  # of the longest run at most
 _TO_FIT = 0.9  # of the time: the speed is that of a few steps
@@ -83,7 +82,11 @@ class Choice(NamedTuple):
 
 
 def look_at(data_dir: str) -> Facts:
-  """Read the annotations of a data set; raises UserError if they are in no layout that is read."""
+  """Read the annotations of a data set.
+
+  Raises:
+    UserError: they are in no layout that is read, or no object is held out.
+  """
   from rethink_tf import experiment  # registers what gin files name
 
   experiment.configure(_OWN, (), data_dir)
@@ -92,10 +95,10 @@ def look_at(data_dir: str) -> Facts:
                        for side in ('train', 'eval'))
   finally:
     gin_files.clear()
-  annotations = itertools.chain.from_iterable(map(train.image_annotations, range(len(train.image_ids))))
+  forecast.check_objects(held_out)
   return Facts(len(train.image_ids), len(held_out.image_ids), int(train.num_instances.sum()), train.num_classes,
                int(max(train.num_instances.max(initial=0), held_out.num_instances.max(initial=0))),
-               not without_masks(itertools.islice(annotations, _LOOKED_AT)))
+               not source_without_masks(train))
 
 
 def choose(facts: Facts, weights: str | None, why: str) -> Choice:

@@ -84,9 +84,11 @@ def plan_study(gin_file: str, output: str | None = None, gin_params: Sequence[st
     weights: file or name of the initial weights of all pre-trained runs for which the study names none.
 
   Raises:
-    UserError: a configuration is not valid, or Study.until_settled has nothing to settle.
+    UserError: a configuration is not valid, gin_params overwrite an axis, two runs have the same settings, or
+      Study.until_settled has nothing to settle.
   """
   study = grid.read_study(gin_file, study_params)
+  grid.check_params(study, gin_params)
   output = (output or '').rstrip('/') or f'runs/studies/{pathlib.PurePosixPath(gin_file).stem}'
   pretraining = _pretrainings(study, os.path.join(os.path.dirname(output), 'pretraining'), data_dir,
                               pretraining_data_dir, run_files, gin_params)
@@ -106,6 +108,7 @@ def plan_study(gin_file: str, output: str | None = None, gin_params: Sequence[st
   if weights and weights not in [length.weights for length in lengths]:
     raise UserError(f'--weights={weights} is given, but no run of {gin_file} starts from it: the study names the '
                     'weights of each arm itself, or all start from random ones')
+  grid.check_different(trials, lengths)
   return StudyPlan(output, tuple(trials), tuple(lengths), tuple(stages), pretraining, data_dir, pretraining_data_dir,
                    tuple(grid.data_folder(*one.configuration) for one in pretraining.values()),
                    share_prefixes=share, until_settled=study.until_settled, seed_axis=study.seed_axis)
@@ -170,10 +173,10 @@ def run_study(plan: StudyPlan, calibrate: bool = True, parallel: int | None = No
     The comparison, None if no run has been evaluated.
 
   Raises:
-    UserError: the held-out data cannot be read; the folder of the report holds something else; a run that is complete
-      had other settings; the folder has the looks of a study that stops early and this one does not; or pre-training
-      or a stage failed, and the other stages have been run and compared: with Study.until_settled those of the same
-      seed have been run, and the runs of the latest look are compared.
+    UserError: the held-out data cannot be read, or has no object; the folder of the report holds something else; a run
+      that is complete had other settings; the folder has the looks of a study that stops early and this one does not;
+      or pre-training or a stage failed, and the other stages have been run and compared: with Study.until_settled those
+      of the same seed have been run, and the runs of the latest look are compared.
   """
   check_data(plan)
   check_output(f'{plan.output}/report')

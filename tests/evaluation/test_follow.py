@@ -5,6 +5,7 @@ import pytest
 from rethink_tf.errors import UserError
 from rethink_tf.evaluation import follow
 from rethink_tf.storage import run_folder
+from rethink_tf.storage.checkpoints import ON_DEMAND
 from rethink_tf.storage.run_folder import RunFolder
 
 
@@ -57,6 +58,14 @@ def test_a_restarted_follower_continues(tmp_path):
   run.follower.append_metrics({'kind': 'eval', 'step': 10, 'box/AP': 1.0, 'time': 1.0})
   run.follow(minutes=60)
   assert run.evaluated == [20, 30]
+
+
+def test_evaluations_on_demand_are_not_those_of_the_follower(tmp_path):
+  run = Run(tmp_path, [saved(10, 20)])
+  run_folder.write_schedule(run.folder, 20)
+  run.folder.append_metrics({'kind': 'eval', 'step': 20, 'box/AP': 99.0, 'time': 1.0, ON_DEMAND: True})
+  run.follow(minutes=60)
+  assert run.evaluated == [10, 20]
 
 
 def test_repeated_steps_of_a_resumed_run_are_evaluated_again(tmp_path):

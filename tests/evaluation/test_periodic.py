@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from rethink_tf.evaluation.periodic import PeriodicEvaluation
+from rethink_tf.storage.checkpoints import ON_DEMAND
 from rethink_tf.storage.run_folder import RunFolder
 
 
@@ -40,3 +41,9 @@ def test_a_lost_evaluation_is_repeated_after_a_restart(tmp_path):
   """The run resumes from the checkpoint of the step whose evaluation was lost."""
   assert evaluated(tmp_path, 5, begin=4, every=2, at_end=True) == [4, 5]
   assert evaluated(tmp_path, 5, begin=4, every=2, at_end=False) == [4, 5]  # not again
+
+
+def test_an_evaluation_on_demand_does_not_replace_a_lost_one(tmp_path):
+  RunFolder(str(tmp_path)).append_metrics({'kind': 'eval', 'step': 4, ON_DEMAND: True})
+  assert evaluated(tmp_path, 5, begin=4, every=2, at_end=False) == [4, 4]
+  assert evaluated(tmp_path, 5, begin=4, every=2, at_end=False) == [4, 4]  # not again

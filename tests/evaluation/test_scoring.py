@@ -2,13 +2,14 @@
 
 import io
 import json
+from types import SimpleNamespace
 
 import numpy as np
 from PIL import Image
 
 from rethink_tf.data.detection.synthetic import SyntheticSource
 from rethink_tf.evaluation.postprocessing import ImageDetections
-from rethink_tf.evaluation.scoring import CELLS, Scorer, nothing_shown
+from rethink_tf.evaluation.scoring import CELLS, Scorer, nothing_shown, source_without_masks
 from rethink_tf.storage.run_folder import RunFolder
 
 
@@ -35,3 +36,19 @@ def test_rendered_predictions_name_their_files_and_cells(tmp_path):
   notes = [(grid[y1 - 12:y1 - 2, x0 + 2:x0 + 80].max(axis=2) < 60).mean() for _, x0, y1, _ in (first, second)]
   assert notes[1] > notes[0] + 0.2, 'the plate of the note at the lower edge of the second alone'
   assert max(truth[2] - truth[0], truth[3] - truth[1]) == 480
+
+
+def test_whether_a_source_has_masks_is_known_or_read_to_the_end():
+  box = {'bbox': [1, 2, 3, 4], 'segmentation': [[1, 2, 1, 6, 4, 6, 4, 2]]}
+  mask = {'bbox': [1, 2, 3, 4], 'segmentation': [[1, 2, 1, 6, 4, 6]]}
+
+  def source(last, **known):
+    return SimpleNamespace(image_ids=np.arange(30), num_instances=np.full(30, 500), **known,
+                           image_annotations=lambda i: [box] * 500 + [last] * (i == 29))
+
+  assert not source_without_masks(source(mask, has_masks=True)) and not source_without_masks(source(mask))
+  assert source_without_masks(source(box, has_masks=True)), 'rectangles are no masks'
+  known = SimpleNamespace(image_ids=np.arange(2), num_instances=np.array([0, 1]), has_masks=False)
+  assert source_without_masks(known), 'without its annotations, which records would be read for'
+  known.num_instances = np.zeros(2)
+  assert not source_without_masks(known)

@@ -84,6 +84,25 @@ def test_missing_images_and_limits_are_named(tmp_path, capsys):
   assert len(json.loads((tmp_path / 'out/report.json').read_text())['notes']) == 3
 
 
+@pytest.mark.parametrize('subset', [{'fraction': 0.5}, {'num_images': 4}])
+def test_the_subset_that_is_trained_on_is_described(tmp_path, capsys, subset):
+  """It is one of the images with objects, of which any other subset has others."""
+  ids = range(1, 21)
+  objects = [annotation(10 * i + k, i, (7 * k, 10, 5, 5)) for i in ids if i % 2 for k in range(i % 10)]
+  for split in ('train2017', 'val2017'):
+    small_coco.write(tmp_path / 'data', [image(i) for i in ids], objects, split=split)
+  make, part = (functools.partial(CocoSource, str(tmp_path / 'data'), **settings) for settings in ({}, subset))
+  training, _ = inspection.inspect(part, functools.partial(make, 'val2017'), lambda source: TrainInput(
+    source, batch_size=2, resize=Resize((64,), 96)), str(tmp_path / 'out'), 0)
+  trained = part(training=True)
+  assert training.source.image_ids.tolist() == trained.image_ids.tolist()
+  assert training.summary['instances'] == trained.num_instances.sum()
+  note = f'data/train2017: only the {len(trained.image_ids)} images that are trained on are described'
+  assert note in capsys.readouterr().out
+  whole = report.analyse('training', make, 'none', make(training=True))
+  assert whole.summary['images_without_objects'] == 10
+
+
 def test_images_in_both_splits(damaged):
   def analyse(name):
     source = CocoSource(str(damaged), name)

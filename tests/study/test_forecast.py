@@ -4,9 +4,11 @@ import pytest
 
 from rethink_tf.compare import groups, verdict
 from rethink_tf.compare.planning import Need
+from rethink_tf.errors import UserError
 from rethink_tf.study import forecast
 from rethink_tf.study.run import plan_study
 from rethink_tf.study.seeds import UntilSettled
+from tests import small_coco
 from tests.compare.fake_runs import share, write
 
 STUDY = 'gin_configs/studies/miniature_figure1.gin'  # 500 synthetic images
@@ -60,6 +62,27 @@ def test_a_study_without_the_question_says_so(plan):
   scratch = [length for trial, length in zip(plan.trials, plan.lengths, strict=True) if
              trial.choice['init'] == 'scratch']
   assert 'without a verdict on pre-training' in forecast.words(plan._replace(lengths=scratch))
+
+
+@pytest.mark.parametrize('question', [True, False])
+def test_what_cannot_be_scored_is_said_before_anything_is_trained(tmp_path, question):
+  categories = [{'id': k, 'name': name} for k, name in ((1, 'cat'), (4, 'dog'), (9, 'cow'))]
+
+  def words(*annotations):
+    small_coco.write(tmp_path, [small_coco.image(i) for i in (1, 2)], annotations, categories, split='val')
+    axes = AXES if question else AXES.replace(", 'pretrain': ('gin_configs/init/pretrained_run.gin', 'WEIGHTS = "
+                                              "{shapes}')", '')
+    return forecast.words(plan_study('gin_configs/studies/own_data_narrow.gin', str(tmp_path / 'own'),
+                                     study_params=[axes], data_dir=str(tmp_path)))
+
+  for annotations in ((), (small_coco.crowd(1),)):
+    with pytest.raises(UserError, match='val: none of its 2 held-out images has an object .*: annotate them'):
+      words(*annotations)
+  told = words(small_coco.annotation(1), small_coco.annotation(2, 2, category_id=9), small_coco.crowd(3, 2))
+  assert told.endswith('val: 1 of 3 classes have no held-out object, so that no AP tells of them: dog')
+  assert ('without a verdict' not in told) == question
+  every = [small_coco.annotation(k, category_id=k) for k in (1, 4, 9)]
+  assert 'no held-out object' not in words(*every)
 
 
 def test_runs_that_are_there_replace_the_assumptions(plan, tmp_path):

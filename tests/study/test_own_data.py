@@ -42,6 +42,33 @@ def test_what_the_data_asks_for(folders):
   assert (plain.study, crowded.study) == tuple(f'gin_configs/studies/own_data{name}.gin' for name in ('_narrow', ''))
 
 
+def test_data_without_a_held_out_object_is_refused(tmp_path):
+  exports.draw(tmp_path)
+  path = tmp_path / 'annotations/instances_val.json'
+  content = json.loads(path.read_text())
+  for one in content['annotations']:
+    one['iscrowd'] = 1
+  for annotations in ([], content['annotations']):
+    exports.write_json(path, {**content, 'annotations': annotations})
+    with pytest.raises(UserError, match='val: none of its 2 held-out images has an object'):
+      own_data.look_at(str(tmp_path))
+
+
+def test_masks_after_many_boxes_are_found(tmp_path):
+  polygon = [1, 1, 21, 1, 1, 21]
+  for split, number in (('train', 11), ('val', 1)):
+    for i in range(1, number + 1):
+      (tmp_path / split).mkdir(exist_ok=True)
+      (tmp_path / split / f'{i}.png').touch()
+    exports.write_json(tmp_path / f'annotations/instances_{split}.json', {
+      'images': [{'id': i, 'file_name': f'{i}.png', 'height': 40, 'width': 40} for i in range(1, number + 1)],
+      'annotations': [{'id': 1000 * i + k, 'image_id': i, 'category_id': 1, 'bbox': [1, 1, 20, 20], 'area': 400,
+                       'iscrowd': 0, **({'segmentation': [polygon]} if i == number else {})}
+                      for i in range(1, number + 1) for k in range(1000)],
+      'categories': [{'id': 1, 'name': 'c'}]})
+  assert own_data.look_at(str(tmp_path)).masks
+
+
 @pytest.mark.parametrize('weights, unit, longest', [(None, 400, 1), ('a.pkl', 75, 4)])
 @pytest.mark.parametrize('minutes, fits', [(60, 'schedules that take about'), (1e6, 'at most 300 epochs'),
                                            (1, 'give more --minutes')])

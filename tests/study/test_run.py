@@ -42,6 +42,31 @@ def test_further_files_override_every_run(tmp_path):
   assert [any('faster_rcnn' in file for file in one.files) for one in plan.pretraining.values()] == [False, True]
 
 
+@pytest.mark.parametrize('param, message', [
+  ('SCHEDULE = 2', "--gin_param='SCHEDULE = 2': the axis 'schedule' of the study binds SCHEDULE"),
+  ('run.seed = 3', "the axis 'seed' of the study binds run.seed"),
+  ("WEIGHTS = 'other.pkl'", "the axis 'init' of the study binds WEIGHTS"),
+  ('KTimesSchedule.k = 2', 'scratch_0.25x_seed0 and scratch_0.5x_seed0 have the same settings')])
+def test_what_every_run_has_must_not_overwrite_an_axis(tmp_path, param, message):
+  with pytest.raises(UserError, match=message):
+    plan_study(STUDY, str(tmp_path / 'own'), [param])
+
+
+def test_what_some_values_of_an_axis_have_in_common_may_be_overwritten(tmp_path):
+  axes = ("""Study.axes = {'augment': {'flip': (), 'jitter': ('gin_configs/augment/standard_jitter.gin',
+          'LargeScaleJitter.side = 224'), 'lsj': ('gin_configs/augment/large_scale_jitter.gin',
+          'LargeScaleJitter.side = 224')}}""",)
+  plan = plan_study(STUDY, str(tmp_path / 'own'), ['LargeScaleJitter.side = 128'], axes)
+  assert [length.settings.get('LargeScaleJitter.side') for length in plan.lengths] == [128] * 3
+
+
+def test_runs_with_the_same_settings_are_refused(tmp_path):
+  with pytest.raises(UserError, match='Study.axes: one and two have the same settings'):
+    plan_study(STUDY, str(tmp_path / 'own'), (), ["Study.axes = {'times': {'one': (), 'two': ()}}"])
+  plan_study(STUDY, str(tmp_path / 'own'), (), ["Study.axes = {'times': {'one': (), 'two': ()}}",
+                                                "Study.leave_out = [{'times': 'two'}]"])
+
+
 ON_THE_TARGET = """
 Study.base = ('gin_configs/demo.gin', 'gin_configs/data/own.gin', 'Resize.short_side = (160,)')
 Study.pretraining = {
