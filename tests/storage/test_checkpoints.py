@@ -308,6 +308,7 @@ def test_an_unknown_metric_is_logged_once(local, caplog):
 
 
 def test_a_damaged_best_checkpoint_is_named(local, caplog):
+  caplog.set_level('WARNING')  # TensorFlow logs how long it takes to save
   checkpoints, trained = RunCheckpoints(local), model_and_optimizer()
   for number, ap in ((1, 10.), (2, 30.), (3, 20.)):
     checkpoints.save(number, trained, {})
