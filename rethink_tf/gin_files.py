@@ -255,10 +255,10 @@ class _Reader(config_parser.ParserDelegate):
         for scope in statement.scope.split('/'):
           self._scopes_set.setdefault(scope, where)
       if isinstance(statement, config_parser.BindingStatement):
-        macro = not statement.arg_name
+        of_part = bool(statement.arg_name)  # or of a macro
         self.bindings.append(bindings.Binding(
-          where, () if macro or not statement.scope else tuple(statement.scope.split('/')),
-          f'%{statement.selector}' if macro else statement.selector.rpartition('.')[2], statement.arg_name or '',
+          where, tuple(statement.scope.split('/')) if of_part and statement.scope else (),
+          statement.selector.rpartition('.')[2] if of_part else f'%{statement.selector}', statement.arg_name or '',
           (*self._references, *(f'%{name}' for name in self._latest))))
       self._latest, self._references = [], []
     return includes

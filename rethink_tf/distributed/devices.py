@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import ctypes
 import glob
 import os
@@ -96,15 +97,13 @@ def hardware(strategy: tf.distribute.Strategy) -> str:
 def _cpu() -> str:
   """Return name, family and model of the first core, as far as the system tells: the name alone may be of a series."""
   found: dict[str, str] = {}
-  try:
-    with open('/proc/cpuinfo', encoding='utf-8', errors='replace') as file:
-      for line in file:
-        name, separator, value = line.partition(':')
-        if not separator:
-          break  # of the first core
-        found[name.strip()] = plain(value.strip())
-  except OSError:
-    pass  # not Linux
+  # Other systems than Linux have no such file: their name of the processor is all that is recorded.
+  with contextlib.suppress(OSError), open('/proc/cpuinfo', encoding='utf-8', errors='replace') as file:
+    for line in file:
+      name, separator, value = line.partition(':')
+      if not separator:
+        break  # of the first core
+      found[name.strip()] = plain(value.strip())
   name = found.get('model name') or plain(platform.processor())
   parts = [f'{word} {found[key]}' for word, key in (('family', 'cpu family'), ('model', 'model')) if key in found]
   return ', '.join([name, *parts] if name else parts)

@@ -85,15 +85,14 @@ class AnnotationReader:
       self.xywh.fromlist(_UNKNOWN)
       self.areas.append(_UNKNOWN[0])
       return
+    degrees = 0.0 if masked else rotation(entry)
     try:
       if len(bbox) != 4:
         raise TypeError
-      self.xywh.fromlist(bbox)
+      self.xywh.fromlist(list(turned_box(*bbox, degrees)) if degrees else bbox)
     except (TypeError, OverflowError):
       raise FieldError(f'bbox should be four numbers [x, y, width, height], is {shorten(bbox)}') from None
-    if not masked and (degrees := rotation(entry)):
-      del self.xywh[-4:]
-      self.xywh.extend(turned_box(*bbox, degrees))
+    if degrees:
       self.note(ROTATED, row)
     if area is None:
       self.note(NO_AREA, row)

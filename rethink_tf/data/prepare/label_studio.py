@@ -28,7 +28,7 @@ from rethink_tf.data.prepare.layout import (
   output_name,
 )
 from rethink_tf.data.prepare.shapes import box, boxed, ellipse, masked, numbers, outlined, rotated_box
-from rethink_tf.data.prepare.source_folder import IMAGE_SUFFIXES, SourceFolder
+from rethink_tf.data.prepare.source_folder import IMAGE_SUFFIXES, SourceFolder, has_suffix
 from rethink_tf.data.problems import REPAIRED
 from rethink_tf.errors import UserError
 
@@ -176,7 +176,7 @@ def _fields_of_images(task: dict[str, Any]) -> dict[tuple[str, int | None], str]
   found: dict[tuple[str, int | None], str] = {}
   for name, value in (data.items() if isinstance(data, dict) else ()):
     for index, one in enumerate(value) if isinstance(value, list) else ((None, value),):
-      if isinstance(one, str) and any(file.lower().endswith(IMAGE_SUFFIXES) for file in _file_names(one)):
+      if isinstance(one, str) and _image_names(one):
         found[name, index] = one
   return found
 
@@ -194,21 +194,21 @@ def _results(task: Any, where: str, reading: Reading) -> list[Any] | None:
   return sorted(valid, key=lambda one: not one.get('ground_truth'))[0]['result']
 
 
-def _file_names(value: str) -> list[str]:
-  """Return what may be the path of a file in a value: its query, the path of an address, or the value itself."""
+def _image_names(value: str) -> list[str]:
+  """Return what names an image file in a value: its query, the path of an address, or the value itself."""
   parsed = urllib.parse.urlsplit(value) if '?' in value or '://' in value else None
   queried = urllib.parse.parse_qs(parsed.query).get('d', [''])[0] if parsed else ''
-  return [queried, urllib.parse.unquote(parsed.path) if parsed else value, urllib.parse.unquote(value)]
+  names = queried, urllib.parse.unquote(parsed.path) if parsed else value, urllib.parse.unquote(value)
+  return [name for name in names if has_suffix(name, IMAGE_SUFFIXES)]
 
 
 def _find(folder: SourceFolder, value: str) -> str | None:
   """Return the image that a value names."""
-  for name in _file_names(value):
-    if name.lower().endswith(IMAGE_SUFFIXES):
-      head, _, tail = name.replace('\\', '/').rpartition('/')
-      found = folder.find_image(name) or folder.find_image(posixpath.join(head, _UPLOADED.sub('', tail)))
-      if found:
-        return found
+  for name in _image_names(value):
+    head, _, tail = name.replace('\\', '/').rpartition('/')
+    found = folder.find_image(name) or folder.find_image(posixpath.join(head, _UPLOADED.sub('', tail)))
+    if found:
+      return found
   return None
 
 
