@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, NamedTuple
 
 import cv2
@@ -39,17 +40,16 @@ class Window(NamedTuple):
     return slice(top, top + height), slice(left, left + width)
 
 
-class Buffers(NamedTuple):
-  """Memory that is overwritten, of the padded shape: to allocate it for each image would take long."""
+class Buffers(threading.local):
+  """Memory of each thread for padded shapes up to [H, W]: to allocate it for each image would take long.
 
-  covered: np.ndarray  # uint8 [H + 2, W + 2]
-  drawn: np.ndarray  # uint8 [H + 2, W + 2]
+  Attributes:
+    covered, drawn: uint8 [H + 2, W + 2], overwritten.
+  """
 
-  @classmethod
-  def take(cls, take: Callable[[list[int], type], np.ndarray], shape: Sequence[int]) -> Buffers:
-    """Return buffers from BufferPool.take for a padded shape [2]."""
+  def __init__(self, shape: Sequence[int]):
     height, width = shape
-    return cls(*(take([height + 2, width + 2], np.uint8) for _ in range(2)))
+    self.covered, self.drawn = (np.empty([height + 2, width + 2], np.uint8) for _ in range(2))
 
 
 @gin.register
@@ -321,9 +321,12 @@ def _uncover(mask: np.ndarray, box: np.ndarray, covered: np.ndarray, min_visible
                  zip(whole, _extent(mask), _extent(remaining), strict=True))
   if window == whole:
     return box, mask if mask[0, 0] == NO_MASK else remaining
-  cells = np.array(window, float)
-  seen = np.tile(box[:2], 2) + cells * np.tile(box[2:] - box[:2], 2) / len(mask)
-  return seen, mask if mask[0, 0] == NO_MASK else augment.crop_mask(remaining, cells)
+  top, left, bottom, right = window
+  seen = np.tile(box[:2], 2) + np.array(window, float) * np.tile(box[2:] - box[:2], 2) / len(mask)
+  if mask[0, 0] == NO_MASK:
+    return seen, mask
+  grey = cv2.resize(remaining[top:bottom, left:right] * np.uint8(255), mask.shape[::-1])  # whole cells: no need to crop
+  return seen, (grey >= 128).astype(np.uint8)
 
 
 def _extent(mask: np.ndarray) -> tuple[int, int, int, int]:

@@ -173,7 +173,9 @@ def one(boxes, masks, keypoints=None, side=100):
 
 
 def buffers():
-  return mixing.Buffers.take(lambda shape, dtype: np.full(shape, 7, dtype), (100, 100))
+  used = mixing.Buffers((100, 100))
+  used.covered[:] = used.drawn[:] = 7  # of another image
+  return used
 
 
 def test_what_is_covered_is_cut():

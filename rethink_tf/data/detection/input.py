@@ -192,6 +192,7 @@ class TrainInput(_Input):
     self.flip = flip
     self.colours = colours
     self.mix = mix
+    self._mix_buffers = Buffers(self.padded_shapes.max(axis=0))
     self.is_graph = False  # whether TensorFlow reads the images, for its errors
     if flip and source.num_keypoints:
       keypoint_pairs.warn_of_unpaired(source.name, source.categories)
@@ -261,8 +262,7 @@ class TrainInput(_Input):
     self._describe(batch, row, index, windows[0].size, extent)
     height, width = extent.tolist()
     padded[height:] = padded[:height, width:] = 0
-    buffers = Buffers.take(self._buffers.take, padded.shape[:2])
-    joined = self.mix.join(padded[:height, :width], buffers, examples, windows, self.resize.tighten, rng)
+    joined = self.mix.join(padded[:height, :width], self._mix_buffers, examples, windows, self.resize.tighten, rng)
     write_instances(batch, row, select(joined, self._largest(joined.boxes, index)))
 
   def facts(self, step: int) -> StepFacts:
