@@ -171,7 +171,9 @@ def _write_source(detector: TrainedDetector, source: UnannotatedImages, folder: 
   entries = results([detections[index] for index in sorted(detections)], source)
   lines = ',\n'.join(json.dumps(entry) for entry in entries)
   files.write_output(os.path.join(folder, 'predictions.json'), f'[\n{lines}\n]\n'.encode())
-  print(f'{folder}: {len(entries)} objects in {len(detections)} {writer.unit}, score >= {threshold:g}', flush=True)
+  best = max((found.best_score for found in detections.values() if found.best_score), default=None)
+  cure = f': {nothing_shown(threshold, best)} (--threshold)' if best and not entries else f', score >= {threshold:g}'
+  print(f'{folder}: {len(entries)} objects in {len(detections)} {writer.unit}{cure}', flush=True)
 
 
 def render(pixels: np.ndarray, detections: ImageDetections, categories: Sequence[Category],

@@ -11,7 +11,7 @@ from PIL import Image
 from rethink_tf.data.categories import Category
 from rethink_tf.errors import UserError
 from rethink_tf.evaluation.postprocessing import ImageDetections
-from rethink_tf.predict import outputs
+from rethink_tf.predict import detectors, outputs
 
 
 class OneBox:
@@ -23,8 +23,8 @@ class OneBox:
   def detect(self, source, threshold):
     for i, image_id in enumerate(source.image_ids.tolist()):
       source.load(i)
-      yield i, lambda image_id=image_id: ImageDetections(
-        image_id, np.array([[1.0, 2, 11, 22]]), np.array([0.75]), np.array([1]), None)
+      yield i, lambda image_id=image_id: detectors.above(ImageDetections(
+        image_id, np.array([[1.0, 2, 11, 22]]), np.array([0.75]), np.array([1]), None), threshold)
 
 
 @pytest.fixture
@@ -45,6 +45,11 @@ def test_results_of_image_files(images, tmp_path, capsys):
   assert [image['id'] for image in content['images']] == [7, 8] and content['categories'][0]['name'] == 'car'
   assert sorted(path.name for path in (tmp_path / 'out/images').iterdir()) == ['7.jpg', '8.jpg']
   assert '2 objects in 2 images, score >= 0.5' in capsys.readouterr().out
+
+
+def test_nothing_above_the_threshold_names_the_best_score(images, tmp_path, capsys):
+  outputs.write_predictions(OneBox(), images, [], str(tmp_path / 'out'), threshold=0.9)
+  assert '0 objects in 2 images: nothing with score >= 0.9; best score 0.75 (--threshold)' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('options, written', [
