@@ -164,7 +164,7 @@ def needed(side: Side, best: Side, differences: Differences, margin: float, sche
     noise, (seeds[0] + n, seeds[1] + n), degrees(n), tail).half <= target), None)
   choices, costs = [], {}
   if images is not None:
-    choices.append(f'about {math.ceil((images - 1) * held_out.num_images)} more held-out images')
+    choices.append(f'about {math.ceil((images - 1) * held_out.num_images):,} more held-out images')
   if more is not None:
     choices.append(f'{more} more seed{"s" if more > 1 else ""} of each side')
     costs[choices[-1]] = more * sum(map(_seconds, (side, *schedules)))

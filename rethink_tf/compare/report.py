@@ -293,9 +293,9 @@ def _legend(runs: Sequence[Run]) -> list[page.Line]:
 
 
 def _notes(runs: Sequence[Run]) -> list[str]:
-  notes = ['Intervals: paired bootstrap over the held-out images and the spread between seeds, pooled over all sides '
-           '(Student, Satterthwaite). Pixels are those of the resized images without '
-           'padding; compute is proportional to them (Fig. 2 of the paper).']
+  notes = ['Intervals: paired bootstrap over the held-out images and the spread between seeds of each side, pooled '
+           'over the schedules of its initial weights (Student, Satterthwaite). Pixels are those of the resized images '
+           'without padding; compute is proportional to them (Fig. 2 of the paper).']
   return notes + sorted({f'Pre-training: {run.pretraining_source}.' for run in runs if run.pretraining_source})
 
 

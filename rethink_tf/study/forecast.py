@@ -110,7 +110,7 @@ def next_commands(plan: StudyPlan, verdicts: Sequence[Verdict]) -> list[str]:
     now = max(len(side.runs) for one in verdicts for side in one.schedules)
     lines.append(f'  more seeds: {_more_seeds(plan, more, now)}')
   if images := max((need.images for need in needs if need.images), default=None):
-    lines.append(f'  about {images} more held-out images: add them to the annotations of the held-out split, then '
+    lines.append(f'  about {images:,} more held-out images: add them to the annotations of the held-out split, then '
                  'python -m rethink_tf.evaluate --model_dir=RUN for each run, and the same command')
   if any(need.longer for need in needs):
     k = 2 * max(length.steps / length.unit for length in plan.lengths)

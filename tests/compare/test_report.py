@@ -182,7 +182,7 @@ def test_what_would_settle_it(tmp_path):
   paths += [write(tmp_path / f'p{seed}', share(100 + seed, seed=seed + 9), k=2, seed=seed, init='w')
             for seed in (1, 2, 3)]
   words = judge(paths)[0].words
-  assert re.search(r'Too noisy to say: .* about \d+ more held-out images or \d+ more seeds? of each side', words), words
+  assert re.search(r'Too noisy to say: .* about [\d,]+ more held-out images or \d+ more seeds? of each', words), words
 
 
 @pytest.mark.slow
