@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,8 +12,7 @@ import tensorflow as tf
 
 from rethink_tf.compare.bootstrap import CategoryMatches, Matches
 from rethink_tf.compare.run_summary import Run
-from rethink_tf.compare.saved_results import check_detections, digest, read_detections, read_truth
-from rethink_tf.errors import UserError, in_one_line
+from rethink_tf.compare.saved_results import check_detections, digest, read_detections, read_truth, reported
 from rethink_tf.evaluation import coco_metrics, voc_evaluator, voc_metrics
 from rethink_tf.evaluation.scoring import max_detections
 from rethink_tf.storage.run_folder import RunFolder
@@ -69,9 +67,9 @@ def read_matches(folder: RunFolder, metric: str, step: int) -> Scored | None:
   detections, truth = (folder.join('eval', f'step-{step:08d}', file) for file in (name, 'ground_truth.json'))
   if not (tf.io.gfile.exists(detections) and tf.io.gfile.exists(truth)):
     return None
-  gt = read_truth(truth)
-  with _reported(detections):
-    return Scored(match_detections(gt, read_detections(detections, gt, iou_type), iou_type), digest(gt))
+  gt = read_truth(truth, iou_type)
+  with reported(detections):
+    return Scored(match_detections(gt, read_detections(detections, gt, iou_type), iou_type), digest(gt, iou_type))
 
 
 def object_sizes(folder: RunFolder, metric: str, step: int) -> dict[str, int] | None:
@@ -94,26 +92,12 @@ def _read_voc(path: str) -> Scored | None:
   if not tf.io.gfile.exists(truth):
     return None
   gt = read_truth(truth)
-  with _reported(path):
+  with reported(path):
     results = voc_evaluator.read_results(path, gt)
     if results is None:
       return None
     check_detections(path, results, gt, 'bbox')
     return Scored(match_voc(gt, results, str(gt.get('voc_rule', 'area'))), digest(gt))
-
-
-@contextlib.contextmanager
-def _reported(path: str) -> Iterator[None]:
-  """Around matching: masks, keypoints and other fields that are not checked one by one may be damaged, too.
-
-  Raises:
-    UserError: matching has failed.
-  """
-  try:
-    yield
-  except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
-    raise UserError(f'{path}: cannot be scored against the ground_truth.json beside it ({in_one_line(error)}): '
-                    'evaluate the run again') from error
 
 
 def match_voc(gt: dict[str, Any], results: list[dict[str, Any]], rule: str) -> Matches:

@@ -54,5 +54,5 @@ def truths(runs: Sequence[Run], matches: SavedMatches) -> list[str]:
     if (own := matches(run)) is not None:
       by_ids.setdefault(own.image_ids.tobytes(), {}).setdefault(matches.truth(run), []).append(run.name)
   return [f'{"; ".join(", ".join(names) for names in one.values())}: scored against different ground truth under the '
-          'same image ids (other boxes, crowds, classes or sizes of images): no interval and no verdict compares them; '
-          'evaluate them on the same data.' for one in by_ids.values() if len(one) > 1]
+          'same image ids (other boxes, masks, keypoints, crowds, classes or sizes of images): no interval and no '
+          'verdict compares them; evaluate them on the same data.' for one in by_ids.values() if len(one) > 1]

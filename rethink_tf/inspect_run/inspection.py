@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rethink_tf.compare.saved_results import reported
 from rethink_tf.errors import UserError
 from rethink_tf.evaluation import ceilings, coco_metrics, scoring, voc_evaluator
 from rethink_tf.inspect_run import (
@@ -60,26 +61,27 @@ def inspect(results_folder: str, source: Source, output: str | None = None, exam
     title = f'{os.path.join(results_folder, name)}: {len(gt["images"])} images of {source.name}'
     title += ", matched and averaged COCO's way" if name == VOC_FILES else ''  # within a point or so of voc/mAP
     title += ''.join(f'\n  {note}' for note in notes)
-    more: dict[str, Any] = {}
-    if kind == 'keypoint':
-      truth = scoring.keypoint_truth(gt, source.num_keypoints)
-      breakdown = keypoint_errors.analyse(truth, results, keypoint_sigmas or scoring.default_sigmas(
-        source.num_keypoints), examples, max_detections=limits['keypoints'])
-      text.append(report.keypoint_table(breakdown, title))
-      plot = plots.plot_keypoints(breakdown)
-    elif kind == 'mask' and scoring.without_masks(gt['annotations']):
+    if kind == 'mask' and scoring.without_masks(gt['annotations']):
       continue
-    else:
-      truth, iou_type = (coco_metrics.mask_truth(gt), 'segm') if kind == 'mask' else (gt, 'bbox')
-      breakdown = detection_errors.analyse(truth, results, iou_type, examples, limits[iou_type])
-      plot = plots.plot_detections(breakdown, kind)
-      one = _count(gt, results, iou_type, iou, limits[iou_type], name)
-      table, more = _thresholds(one, gt, results, kind, output, score)
-      text.append(report.detection_table(breakdown, kind, title) + table)
+    with reported(os.path.join(results_folder, name)):
+      more: dict[str, Any] = {}
+      if kind == 'keypoint':
+        truth = scoring.keypoint_truth(gt, source.num_keypoints)
+        breakdown = keypoint_errors.analyse(truth, results, keypoint_sigmas or scoring.default_sigmas(
+          source.num_keypoints), examples, max_detections=limits['keypoints'])
+        text.append(report.keypoint_table(breakdown, title))
+        plot = plots.plot_keypoints(breakdown)
+      else:
+        truth, iou_type = (coco_metrics.mask_truth(gt), 'segm') if kind == 'mask' else (gt, 'bbox')
+        breakdown = detection_errors.analyse(truth, results, iou_type, examples, limits[iou_type])
+        plot = plots.plot_detections(breakdown, kind)
+        one = _count(gt, results, iou_type, iou, limits[iou_type], name)
+        table, more = _thresholds(one, gt, results, kind, output, score)
+        text.append(report.detection_table(breakdown, kind, title) + table)
+      grid = plots.plot_examples(breakdown, source, truth, results, kind, examples)
     breakdowns[kind], record[kind] = breakdown, report.as_json(breakdown) | more
     print(text[-1], flush=True)
     files.write_output(os.path.join(output, f'errors_{kind}.png'), plot)
-    grid = plots.plot_examples(breakdown, source, truth, results, kind, examples)
     if grid is not None:
       files.write_output(os.path.join(output, f'worst_{kind}.png'), grid)
   if not breakdowns:

@@ -9,17 +9,17 @@ from typing import Any
 
 import tensorflow as tf
 
-from rethink_tf.compare.saved_results import digest, read_truth
+from rethink_tf.compare.saved_results import check_detections, check_truth, digest, read_truth, reported
 from rethink_tf.data.json_files import load_json
 from rethink_tf.errors import UserError
 from rethink_tf.evaluation import voc_evaluator
+from rethink_tf.evaluation.coco_metrics import RESULT_FIELDS
 from rethink_tf.evaluation.scoring import IOU_TYPES, max_detections, restricted
 from rethink_tf.storage import files
 from rethink_tf.structures import Source
 
 FILES = {'box': 'bbox.json', 'mask': 'segm.json', 'keypoint': 'keypoints.json'}
 VOC_FILES = 'comp?_det_test_*.txt'
-_FIELDS = {'box': 'bbox', 'mask': 'segmentation', 'keypoint': 'keypoints'}
 
 
 def newest_results(model_dir: str) -> str:
@@ -75,21 +75,27 @@ def read_results(folder: str, gt: dict[str, Any], name: str) -> Iterator[tuple[s
   Raises:
     UserError: a file has another format, or is of another data set.
   """
+  truth = os.path.join(folder, 'ground_truth.json')
   kinds = [kind for kind, file in FILES.items() if tf.io.gfile.exists(os.path.join(folder, file))]
   for kind in kinds:
+    check_truth(truth, gt, IOU_TYPES[kind])
     yield kind, FILES[kind], _read_json(os.path.join(folder, FILES[kind]), kind, gt, name)
   if 'box' not in kinds:
-    results = voc_evaluator.read_results(folder, gt)
+    path = os.path.join(folder, VOC_FILES)
+    with reported(path):
+      results = voc_evaluator.read_results(folder, gt)
     if results is not None:
+      check_detections(path, results, gt, 'bbox')
       yield 'box', VOC_FILES, results
 
 
 def _read_json(path: str, kind: str, gt: dict[str, Any], name: str) -> list[dict[str, Any]]:
-  fields = {'image_id', 'category_id', 'score', _FIELDS[kind]}
+  fields = {'image_id', 'category_id', 'score', RESULT_FIELDS[IOU_TYPES[kind]]}
   results = load_json(path)
   if not isinstance(results, list) or not all(isinstance(r, dict) and fields <= r.keys() for r in results):
     raise UserError(f"{path}: is not a list in COCO's results format")
-  unknown = {r['image_id'] for r in results} - {image['id'] for image in gt['images']}
+  unknown = {r['image_id'] for r in results if isinstance(r['image_id'], int)} - {image['id'] for image in gt['images']}
   if unknown:
     raise UserError(f'{path}: image {min(unknown)} is not in {name}: give the --data_dir that was evaluated')
+  check_detections(path, results, gt, IOU_TYPES[kind])
   return results

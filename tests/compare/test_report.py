@@ -2,11 +2,13 @@
 
 import csv
 import json
+import pathlib
 import re
 import types
 
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 
 from rethink_tf.compare import groups, looks, plots, report, verdict
 from rethink_tf.compare.differences import Differences
@@ -243,12 +245,38 @@ def test_other_objects_under_the_same_image_ids_have_no_verdict(tmp_path, withou
   comparison = compare(paths, str(tmp_path / 'out'), draws=20)
   only, = comparison.verdicts
   assert only.answer == verdict.OPEN and only.steps[0].difference is None
-  assert ('s1, s2; p1, p2: scored against different ground truth under the same image ids (other boxes, crowds, '
-          'classes or sizes of images): no interval and no verdict compares them; evaluate them on the same data.'
-          ) in comparison.text
+  assert ('s1, s2; p1, p2: scored against different ground truth under the same image ids (other boxes, masks, '
+          'keypoints, crowds, classes or sizes of images): no interval and no verdict compares them; evaluate them on '
+          'the same data.') in comparison.text
   assert re.search(r'^p1 .* no interval: .* of other images or objects', comparison.text, re.MULTILINE)
   mixed = compare([*paths[:3], write(tmp_path / 'p3', HALF, k=2, init='w', seed=3)], str(tmp_path / 'out'), draws=20)
   assert mixed.verdicts[0].answer == verdict.OPEN, 'runs of one side that differ in their data are none'
+
+
+def test_other_masks_of_the_same_boxes_have_no_verdict_on_masks(tmp_path, without_files):
+  paths = [write(tmp_path / f'{init or "s"}{seed}', worse(60 * (init is None)), init=init, seed=seed)
+           for init in (None, 'w') for seed in (1, 2)]
+  mask = {'size': [100, 100], 'counts': [0, 5000, 5000]}
+  for path in map(pathlib.Path, paths):
+    metrics = path / 'metrics.jsonl'
+    metrics.write_text(metrics.read_text().replace('"box/AP": ', '"mask/AP": 30, "box/AP": '))
+    folder = path / 'eval/step-00000100'
+    gt, boxes = (json.loads((folder / name).read_text()) for name in ('ground_truth.json', 'bbox.json'))
+    for one in gt['annotations']:
+      one['segmentation'] = mask if path.name[0] == 's' else [[0, 0, 50, 0, 50, 100, 0, 100]]
+    (folder / 'ground_truth.json').write_text(json.dumps(gt))
+    rle = coco_mask.frPyObjects(mask, 100, 100)
+    (folder / 'segm.json').write_text(json.dumps([
+      {key: one[key] for key in ('image_id', 'category_id', 'score')} | {
+        'segmentation': {'size': [100, 100], 'counts': rle['counts'].decode()}} for one in boxes]))
+  masks = compare(paths, str(tmp_path / 'out'), 'mask/AP', draws=20)
+  assert masks.verdicts[0].steps[0].difference is not None and 'ground truth' not in masks.text, 'the same pixels'
+  for path in paths[2:]:
+    truth = pathlib.Path(path) / 'eval/step-00000100/ground_truth.json'
+    truth.write_text(truth.read_text().replace('[0, 0, 50, 0, 50, 100, 0, 100]', '[0, 0, 60, 0, 60, 90, 0, 90]'))
+  masks, boxes = (compare(paths, str(tmp_path / 'out'), metric, draws=20) for metric in ('mask/AP', 'box/AP'))
+  assert masks.verdicts[0].steps[0].difference is None and 's1, s2; w1, w2: scored against different' in masks.text
+  assert boxes.verdicts[0].answer == verdict.PRETRAIN and 'ground truth' not in boxes.text
 
 
 def test_one_more_run_does_not_narrow_the_intervals_of_a_look(tmp_path, without_files):

@@ -49,7 +49,9 @@ def test_fields_of_detections(run, field):
 
 @pytest.mark.parametrize('name, field, value', [
   ('images', 'id', 'x'), ('images', 'id', 1 << 70), ('categories', 'id', None), ('categories', 'name', 3),
-  ('annotations', 'category_id', -1), ('annotations', 'image_id', 'x'), ('annotations', 'bbox', [1, 2, 3])])
+  ('images', 'height', 'tall'), ('images', 'width', -1),
+  ('annotations', 'category_id', -1), ('annotations', 'image_id', 'x'), ('annotations', 'bbox', [1, 2, 3]),
+  ('annotations', 'bbox', [1e300, 1, 2, 3]), ('annotations', 'area', 'large'), ('annotations', 'area', 10 ** 400)])
 def test_values_of_the_ground_truth(run, name, field, value):
   with pytest.raises(UserError, match=rf'ground_truth.json: {name}\[0\].{field} is .*: evaluate the run again'):
     read(run, 'ground_truth.json', lambda gt: gt[name][0].__setitem__(field, value))
@@ -59,7 +61,7 @@ def test_what_is_not_checked_field_by_field(run):
   with pytest.raises(UserError, match='ground_truth.json: "images" should be a list: evaluate the run again'):
     read(run, 'ground_truth.json', lambda gt: gt.pop('images'))
   with pytest.raises(UserError, match='bbox.json: cannot be scored against the ground_truth.json beside it'):
-    read(run, 'ground_truth.json', lambda gt: gt['annotations'][0].update(area='large', iscrowd='no'))
+    read(run, 'ground_truth.json', lambda gt: gt['annotations'][0].update(iscrowd='no'))
   assert np.array_equal(read(run, 'bbox.json', lambda results: None).matches.image_ids, np.arange(10, 16))
 
 
@@ -79,6 +81,54 @@ def test_files_of_the_development_kit(tmp_path):
   (folder / 'ground_truth.json').write_text(json.dumps(truth(4)))
   with pytest.raises(UserError, match='step-00000100: cannot be scored against'):
     matching.read_matches(own, 'voc/mAP', 100)
+
+
+POLYGON = [[10, 10, 10, 50, 50, 50, 50, 10]]
+POINTS = [20, 20, 2, 30, 30, 1]
+
+
+def full_truth(images):
+  """Ground truth of masks and keypoints."""
+  gt = truth(images)
+  for one in gt['annotations']:
+    one.update(segmentation=POLYGON, keypoints=POINTS)
+  return gt
+
+
+@pytest.mark.parametrize('iou_type, field, values', [
+  ('segm', 'segmentation', (None, 3, 'x', [], [[1, 2, 3]], [['a'] * 6], [[float('nan')] * 6], {},
+                            {'size': [100, 100], 'counts': [1, 2]}, {'size': [9, 9], 'counts': 'Q3'})),
+  ('keypoints', 'keypoints', (3, 'x', [1], [None] * 3, {'a': 1}, [10 ** 400] * 3))])
+def test_masks_and_keypoints_where_they_are_scored(tmp_path, iou_type, field, values):
+  path, gt = tmp_path / 'ground_truth.json', full_truth(2)
+  for value in values:
+    gt['annotations'][3][field] = value
+    path.write_text(json.dumps(gt))
+    assert saved_results.read_truth(str(path), 'bbox')
+    with pytest.raises(UserError, match=rf'ground_truth.json: annotations\[3\].{field} is .*: evaluate the run again'):
+      saved_results.read_truth(str(path), iou_type)
+  del gt['annotations'][3][field]
+  path.write_text(json.dumps(gt))
+  if iou_type == 'segm':
+    with pytest.raises(UserError, match=r'annotations\[3\].segmentation is missing'):
+      saved_results.read_truth(str(path), iou_type)
+  else:
+    assert saved_results.read_truth(str(path), iou_type), 'of a class without keypoints'
+
+
+RLE = {'size': [100, 100], 'counts': [1010, *([40, 60] * 40)[:-1], 5050]}  # the pixels of POLYGON
+
+
+@pytest.mark.parametrize('iou_type, same, change', [
+  ('bbox', True, {'segmentation': [[10, 10, 10, 50, 50, 50]], 'keypoints': [1] * 6}),
+  ('segm', True, {'segmentation': RLE, 'keypoints': [1] * 6}),
+  ('segm', False, {'segmentation': [[10, 10, 10, 50, 50, 50]]}), ('segm', False, {'without_mask': 1}),
+  ('keypoints', True, {'segmentation': [[10, 10, 10, 50, 50, 50]], 'keypoints': [20.0004, *POINTS[1:]]}),
+  ('keypoints', False, {'keypoints': [21, *POINTS[1:]]}), ('keypoints', False, {'keypoints': []})])
+def test_a_digest_is_of_what_is_scored(iou_type, same, change):
+  changed = full_truth(6)
+  changed['annotations'][4].update(change)
+  assert (saved_results.digest(changed, iou_type) == saved_results.digest(full_truth(6), iou_type)) == same
 
 
 @pytest.mark.parametrize('same, change', [

@@ -41,3 +41,23 @@ def test_thresholds_of_the_arguments(run, tmp_path, capsys, without_plots):
 def test_a_folder_without_results(run, tmp_path):
   with pytest.raises(UserError, match='holds neither bbox.json'):
     inspect(str(run / 'eval/step-00000004'), CocoSource(str(tmp_path / 'data'), 'val2017'))
+
+
+@pytest.mark.parametrize('field, value, message', [
+  ('area', 'large', r'annotations\[0\].area'), ('segmentation', [[1, 2, 3]], r'annotations\[0\].segmentation'),
+  ('segmentation', {'size': [60, 80], 'counts': 'x'}, r'annotations\[0\].segmentation')])
+def test_damaged_ground_truth_is_one_line(run, tmp_path, without_plots, field, value, message):
+  folder, source = run / 'eval/step-00000002', CocoSource(str(tmp_path / 'data'), 'val2017')
+  gt = source.annotations()
+  gt['annotations'][0][field] = value
+  (folder / 'ground_truth.json').write_text(json.dumps(gt))
+  with pytest.raises(UserError, match=f'step-00000002/.*{message}.*: evaluate the run again'):
+    inspect(str(folder), source, str(tmp_path / 'out'))
+
+
+def test_damaged_run_lengths_of_detections_are_one_line(run, tmp_path, without_plots):
+  path = run / 'eval/step-00000002/segm.json'
+  path.write_text(json.dumps([one | {'segmentation': {'size': [60, 80], 'counts': 'x'}}
+                              for one in json.loads(path.read_text())]))
+  with pytest.raises(UserError, match='segm.json: cannot be scored against the ground_truth.json beside it'):
+    inspect(str(path.parent), CocoSource(str(tmp_path / 'data'), 'val2017'), str(tmp_path / 'out'))

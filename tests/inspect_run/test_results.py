@@ -18,11 +18,24 @@ def test_the_newest_evaluation_with_results(run):
 
 def test_json_of_another_format_is_rejected(run):
   folder = run / 'eval' / 'step-00000002'
-  gt = {'images': [image(1)], 'annotations': [], 'categories': []}
+  gt = {'images': [image(1)], 'annotations': [], 'categories': CATEGORIES}
   assert [kind for kind, *_ in results.read_results(str(folder), gt, 'data')] == ['box', 'mask']
   (folder / 'keypoints.json').write_text((folder / 'bbox.json').read_text())
   with pytest.raises(UserError, match="keypoints.json: is not a list in COCO's results format"):
     list(results.read_results(str(folder), gt, 'data'))
+
+
+@pytest.mark.parametrize('file, change, message', [
+  ('bbox.json', {'image_id': [1]}, r'\[0\].image_id is an object of type list'),
+  ('bbox.json', {'category_id': 7}, r'\[0\].category_id is 7'), ('bbox.json', {'score': 'high'}, r'\[0\].score'),
+  ('bbox.json', {'bbox': [1, 2, None, 4]}, r'\[0\].bbox'), ('segm.json', {'segmentation': [[1, 2]]}, 'segmentation'),
+  ('bbox.json', {'image_id': 9}, 'image 9 is not in data: give the --data_dir that was evaluated')])
+def test_damaged_detections(run, tmp_path, file, change, message):
+  path = run / 'eval/step-00000002' / file
+  path.write_text(json.dumps([one | change for one in json.loads(path.read_text())]))
+  gt = CocoSource(str(tmp_path / 'data'), 'val2017').annotations()
+  with pytest.raises(UserError, match=f'{file}: .*{message}'):
+    list(results.read_results(str(path.parent), gt, 'data'))
 
 
 CATEGORIES = [{'id': 1, 'name': 'thing'}, {'id': 4, 'name': 'other'}]
