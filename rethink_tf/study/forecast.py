@@ -54,13 +54,21 @@ def design(lengths: Sequence[Length]) -> Design:
                 min((len(of) for (twin, *_), of in seeds.items() if twin in groups), default=0))
 
 
-def words(plan: StudyPlan) -> str:
+def words(plan: StudyPlan, without_data: bool = False) -> str:
   """Say what a study will be able to tell.
+
+  without_data: say so if the held-out data cannot be read: a plan can be looked at without it.
 
   Raises:
     UserError: the held-out data cannot be read, or has no object.
   """
-  held_out = _held_out(plan.trials[0], plan.data_dir)
+  try:
+    held_out = _held_out(plan.trials[0], plan.data_dir)
+  except UserError as error:
+    if not without_data:
+      raise
+    return f'what it can tell is not known: {error.line()}'
+  check_objects(held_out)
   missing = _without_objects(held_out)
   if not missing:
     return _told(plan, len(held_out.image_ids))
@@ -132,17 +140,15 @@ def _held_out(trial: Trial, data_dir: str | None) -> Source:
   """Return the images on which a run is evaluated.
 
   Raises:
-    UserError: the data cannot be read, or has no object.
+    UserError: the data cannot be read.
   """
   from rethink_tf import experiment  # registers what gin files name
 
   gin_files.parse(trial.files, [*trial.params, *([f'DATA_DIR = {data_dir!r}'] if data_dir else [])])
   try:
-    source = gin_files.argument(experiment.run, 'eval_source')(training=False)
+    return gin_files.argument(experiment.run, 'eval_source')(training=False)
   finally:
     gin_files.clear()
-  check_objects(source)
-  return source
 
 
 def _without_objects(source: Source) -> list[str]:

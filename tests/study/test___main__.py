@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests import small_coco
 from tests.in_process import call
 from tests.test_command_line import ROOT, call_process
 
@@ -53,6 +54,15 @@ def test_the_plan_of_a_study(tmp_path):
   assert [path.name for path in tmp_path.iterdir()] == ['coco']
   assert '10 runs, 24960000 images to train on, 57% less than the runs one by one (57600000)' in done.stdout
   assert 'are left' not in done.stdout
+  assert 'what it can tell is not known: ' in done.stdout, 'a plan can be looked at without its data'
+
+
+def test_a_plan_whose_data_cannot_be_scored_is_an_error(tmp_path):
+  small_coco.write(tmp_path / 'data', [small_coco.image(i) for i in (1, 2)], [small_coco.crowd(1)], split='val')
+  done = command('--gin_file=gin_configs/studies/own_data_narrow.gin', f'--data_dir={tmp_path}/data', '--dry_run',
+                 '--nocalibrate', f'--output={tmp_path}/study')
+  assert done.returncode == 1 and 'none of its 2 held-out images has an object' in done.stderr, done.stdout
+  assert 'what it can tell' not in done.stdout
 
 
 @pytest.mark.slow
