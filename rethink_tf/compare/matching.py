@@ -13,6 +13,7 @@ import tensorflow as tf
 from rethink_tf.compare.bootstrap import CategoryMatches, Matches
 from rethink_tf.compare.run_summary import Run
 from rethink_tf.compare.saved_results import check_detections, digest, read_detections, read_truth, reported
+from rethink_tf.errors import UserError
 from rethink_tf.evaluation import coco_metrics, voc_evaluator, voc_metrics
 from rethink_tf.evaluation.scoring import max_detections
 from rethink_tf.storage.run_folder import RunFolder
@@ -69,7 +70,19 @@ def read_matches(folder: RunFolder, metric: str, step: int) -> Scored | None:
     return None
   gt = read_truth(truth, iou_type)
   with reported(detections):
-    return Scored(match_detections(gt, read_detections(detections, gt, iou_type), iou_type), digest(gt, iou_type))
+    matches = match_detections(gt, read_detections(detections, gt, iou_type), iou_type)
+  return _scored(truth, matches, digest(gt, iou_type))
+
+
+def _scored(path: str, matches: Matches, truth: str) -> Scored:
+  """Return what was scored. path: of the ground truth.
+
+  Raises:
+    UserError: it has no object, so that the AP of the evaluation is not of it.
+  """
+  if not matches.categories:
+    raise UserError(f'{path}: has no object that counts, though the evaluation has an AP: evaluate the run again')
+  return Scored(matches, truth)
 
 
 def object_sizes(folder: RunFolder, metric: str, step: int) -> dict[str, int] | None:
@@ -97,7 +110,8 @@ def _read_voc(path: str) -> Scored | None:
     if results is None:
       return None
     check_detections(path, results, gt, 'bbox')
-    return Scored(match_voc(gt, results, str(gt.get('voc_rule', 'area'))), digest(gt))
+    matches = match_voc(gt, results, str(gt.get('voc_rule', 'area')))
+  return _scored(truth, matches, digest(gt))
 
 
 def match_voc(gt: dict[str, Any], results: list[dict[str, Any]], rule: str) -> Matches:

@@ -196,7 +196,7 @@ def read_run(folder: RunFolder, name: str) -> Run:
     raise UserError(f'{folder.path}: no evaluation in metrics.jsonl yet: train or evaluate it first')
   init, cost = _start(settings, folder)
   run = Run(name, folder, settings, init, _schedule(settings, evaluations), _seed(settings),
-            _curve(train, evaluations), _series(train, 'loss/total'), _series(train, 'learning_rate'),
+            _curve(train, evaluations, settings), _series(train, 'loss/total'), _series(train, 'learning_rate'),
             cost.seen if init == PRETRAINED else None, cost.source, _notes(evaluations[-1]), _day(evaluations[-1]),
             _planned(settings, folder))
   if run.complete:
@@ -232,12 +232,15 @@ def _series(lines: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, n
   return np.array([p[0] for p in points], np.int64), np.array([p[1] for p in points], np.float64)
 
 
-def _curve(train: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]]) -> Curve:
+def _curve(train: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]],
+           settings: Mapping[str, Any]) -> Curve:
   steps = np.array([line['step'] for line in evaluations], np.int64)
   seen = {}
   for key in ('images', 'instances', 'pixels', 'seconds'):
     at, values = _series(train, key)
     seen[key] = np.interp(steps, np.r_[0, at], np.r_[0.0, values]) if len(at) else np.full(len(steps), np.nan)
+  if np.isnan(seen['images']).all() and isinstance(batch := settings.get('run.batch_size'), int):
+    seen['images'] = steps * float(batch)  # the schedules of a side are ordered by it
   names = sorted({name for line in evaluations for name, value in line.items()
                   if ('/' in name or name.startswith('top-')) and is_number(value)})
 

@@ -14,7 +14,7 @@ from rethink_tf.errors import plain
 
 Table = list[list[str]]
 
-_ABSENT = '-'
+_ABSENT, _UNKNOWN = '-', '?'
 _NOTHING_SET = [{_ABSENT, value} for value in ('None', 'False', '()')]
 
 
@@ -22,9 +22,10 @@ def runs_table(runs: Sequence[Run], metrics: Sequence[str]) -> Table:
   """One row per run: name, initial weights, schedule, seed, iterations, samples seen, final metrics."""
   rows = [['run', 'init', 'schedule', 'seed', 'iterations', 'images', 'pixels', '+ pre-training', *metrics]]
   for run in runs:
-    before = '-' if run.init == SCRATCH else '?' if run.pretraining is None else f'{run.pretraining.pixels:.3g}'
+    before = '-' if run.init == SCRATCH else _UNKNOWN if run.pretraining is None else f'{run.pretraining.pixels:.3g}'
+    pixels = f'{run.seen.pixels:.3g}' if np.isfinite(run.seen.pixels) else _UNKNOWN
     rows.append([run.name, run.init, run.schedule, str(run.seed), str(int(run.curve.steps[-1])),
-                 f'{run.seen.images:.0f}', f'{run.seen.pixels:.3g}', before,
+                 f'{run.seen.images:.0f}', pixels, before,
                  *(f'{value:.1f}' if np.isfinite(value := run.final(metric)) else '-' for metric in metrics)])
   return rows
 
@@ -40,9 +41,13 @@ def steps_table(runs: Sequence[Run], verdicts: Sequence[verdict.Verdict]) -> Tab
       scratch = in_group(step.side.label, about[one.pretrained.runs[0].twin_key])
       rows.append([scratch, one.pretrained.label, f'{step.side.mean(one.metric):.1f}',
                    f'{one.pretrained.mean(one.metric):.1f}', str(step.difference or '-'), step.relation,
-                   f'{seen.pixels / fine.pixels:.2g} x',
-                   '?' if before is None else f'{seen.pixels / fine.plus(before).pixels:.2g} x'])
+                   _times(seen.pixels, fine.pixels),
+                   _UNKNOWN if before is None else _times(seen.pixels, fine.plus(before).pixels)])
   return rows
+
+
+def _times(pixels: float, others: float) -> str:
+  return f'{pixels / others:.2g} x' if np.isfinite(pixels / others) else _UNKNOWN
 
 
 def twins_table(runs: Sequence[Run], differences: Differences) -> Table:

@@ -215,7 +215,10 @@ def _costs(scratch: Side, best: Side) -> str:
   text = (f'{scratch.schedule} from scratch costs {_times(ratio)} the compute of fine-tuning for {best.schedule} '
           '(pixels seen)')
   before = best.runs[0].pretraining
-  if before is None:
+  if not np.isfinite(ratio):
+    text = (f'The compute of {scratch.schedule} from scratch against fine-tuning for {best.schedule} is not known: '
+            'lines of training are missing in metrics.jsonl.')
+  elif before is None:
     text += '; the cost of the pre-training is not known.'
   else:
     whole = scratch.seen.pixels / best.seen.plus(before).pixels

@@ -253,6 +253,21 @@ def test_other_objects_under_the_same_image_ids_have_no_verdict(tmp_path, withou
   assert mixed.verdicts[0].answer == verdict.OPEN, 'runs of one side that differ in their data are none'
 
 
+def test_schedules_are_in_order_without_lines_of_training(tmp_path, without_files):
+  """As of runs whose metrics.jsonl was removed before an evaluation; paths in the order of names."""
+  paths = [write(tmp_path / f'{init or "s"}_{k}x_seed{seed}', worse(seed + 60 * (k < 10) * (init is None)), k=k,
+                 init=init, seed=seed, images=400 * k) for init in (None, 'w') for k in (1, 10, 2) for seed in (1, 2)]
+  logged = compare(paths, str(tmp_path / 'out'), draws=20)
+  for path in map(pathlib.Path, paths):
+    lines = (path / 'metrics.jsonl').read_text().splitlines(keepends=True)
+    (path / 'metrics.jsonl').write_text(''.join(line for line in lines if '"train"' not in line))
+  without = compare(paths, str(tmp_path / 'out'), draws=20)
+  assert without.verdicts[0].headline == logged.verdicts[0].headline
+  assert [step.side.schedule for step in without.verdicts[0].steps] == ['1x', '2x', '10x']
+  assert 'is not known: lines of training are missing' in without.verdicts[0].cost
+  assert re.search(r'^scratch 10x, .* \?  +\?$', without.text, re.MULTILINE) and 'nan' not in without.text
+
+
 def test_other_masks_of_the_same_boxes_have_no_verdict_on_masks(tmp_path, without_files):
   paths = [write(tmp_path / f'{init or "s"}{seed}', worse(60 * (init is None)), init=init, seed=seed)
            for init in (None, 'w') for seed in (1, 2)]

@@ -62,6 +62,8 @@ def test_what_is_not_checked_field_by_field(run):
     read(run, 'ground_truth.json', lambda gt: gt.pop('images'))
   with pytest.raises(UserError, match='bbox.json: cannot be scored against the ground_truth.json beside it'):
     read(run, 'ground_truth.json', lambda gt: gt['annotations'][0].update(iscrowd='no'))
+  with pytest.raises(UserError, match='ground_truth.json: has no object that counts, .*: evaluate the run again'):
+    read(run, 'ground_truth.json', lambda gt: [one.update(iscrowd=1) for one in gt['annotations']])
   assert np.array_equal(read(run, 'bbox.json', lambda results: None).matches.image_ids, np.arange(10, 16))
 
 
