@@ -33,13 +33,16 @@ class SameImage(NamedTuple):
 def on_same_images(runs: Mapping[str, Run]) -> list[SameImage]:
   """Return up to SHOWN_IMAGES images that the last evaluations of all runs have drawn; [] without any.
 
+  Images of the same id and another name are of another data set.
+
   runs: run by the name of its side.
   """
   cells = {side: _cells(run) for side, run in runs.items()}
-  common = set.intersection(*(set(one) for one in cells.values())) if cells else set()
+  named = [{(image_id, name) for image_id, (name, *_) in one.items()} for one in cells.values()]
+  common = set.intersection(*named) if named else set()
   result = []
-  for image_id in sorted(common)[:SHOWN_IMAGES]:
-    name, truth, _ = next(iter(cells.values()))[image_id]
+  for image_id, name in sorted(common)[:SHOWN_IMAGES]:
+    _, truth, _ = next(iter(cells.values()))[image_id]
     drawn = {f'{side}, score >= {SHOWN_SCORE}': one[image_id][2] for side, one in cells.items()}
     result.append(SameImage(name, {side: _jpeg(image) for side, image in ({'ground truth': truth} | drawn).items()}))
   return result

@@ -103,8 +103,8 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
   text = '\n\n'.join([
     *map(plain, words), *(f'{name}\n{tables.as_text(rows)}' for name, rows in content.items() if len(rows) > 1)])
   objects = matching.object_sizes(runs[0].folder, metric, int(runs[0].curve.steps[-1]))
-  whole = page.Content(_title(runs, metric), answers, facts, cautions, _drawn(answers, verdicts), _legend(runs),
-                       plots.render(plots.panels(runs, metric, objects), 'svg'), content,
+  whole = page.Content(_title(runs, metric), answers, facts, cautions, _drawn(answers, verdicts, matches),
+                       _legend(runs), plots.render(plots.panels(runs, metric, objects), 'svg'), content,
                        [*_notes(runs), *(line for one in differing for line in one.notes),
                         *([f'Planned: {planned}.'] if planned else [])])
   written = _write(output, runs, metric, whole, objects)
@@ -278,9 +278,15 @@ def _title(runs: Sequence[Run], metric: str) -> str:
   return f'{what}: {metric_name(metric)} on {", ".join(sorted({run.data for run in runs}))}'
 
 
-def _drawn(answers: Sequence[page.Answer], verdicts: Sequence[verdict.Verdict]) -> list[page.Drawn]:
-  """Return predictions of both sides of the first verdict: of the scratch schedule it is about and the best other."""
+def _drawn(answers: Sequence[page.Answer], verdicts: Sequence[verdict.Verdict],
+           matches: SavedMatches) -> list[page.Drawn]:
+  """Return predictions of both sides of the first verdict: of the scratch schedule it is about and the best other.
+
+  [] if they were scored against different ground truth, of which only one could be shown.
+  """
   sides = [side for one in verdicts[:1] for side in ((one.caught_up or one.steps[-1]).side, one.pretrained)]
+  if len({truth for side in sides if (truth := matches.truth(side.runs[0]))}) > 1:
+    return []
   found = predictions.on_same_images({
     groups.in_group(f'{side.runs[0].init} {side.schedule}', answers[0].about): side.runs[0] for side in sides})
   return [page.Drawn(*one) for one in found]

@@ -5,7 +5,7 @@ import json
 import cv2
 import numpy as np
 
-from rethink_tf.compare import predictions
+from rethink_tf.compare import predictions, report
 from rethink_tf.compare.run_summary import read_runs
 from rethink_tf.evaluation.scoring import CELLS
 from rethink_tf.visualization import drawing
@@ -14,11 +14,11 @@ from tests.compare.fake_runs import HALF, write
 SHAPES = [(30, 40), (40, 30), (20, 20), (40, 40), (40, 40), (40, 40)]
 
 
-def render(folder, ids, shade):
+def render(folder, ids, shade, data=''):
   """A predictions.png as an evaluation writes it: black ground truth and grey predictions."""
   images = [np.full((*SHAPES[i], 3), value, np.uint8) for i in ids for value in (0, shade)]
   grid, cells = drawing.image_grid_with_cells(images, 4, ['title'] * len(images))
-  content = [[i, f'{i}.jpg', *cells[2 * k:2 * k + 2]] for k, i in enumerate(ids)]
+  content = [[i, f'{data}{i}.jpg', *cells[2 * k:2 * k + 2]] for k, i in enumerate(ids)]
   path = next((folder / 'eval').iterdir()) / 'predictions.png'
   path.write_bytes(drawing.png(grid, {CELLS: json.dumps(content)}))
   return path
@@ -41,3 +41,20 @@ def test_images_that_both_have_drawn(tmp_path):
                   drawing.png(np.zeros((9, 9, 3), np.uint8))):
     path.write_bytes(damaged)
     assert predictions.on_same_images(sides) == []
+
+
+def test_images_of_the_same_id_in_another_data_set(tmp_path, monkeypatch):
+  paths = [write(tmp_path / f'{init or "s"}{seed}', HALF, init=init, seed=seed) for init in (None, 'w')
+           for seed in (1, 2)]
+  drawn = []
+  monkeypatch.setattr(report, '_write', lambda _output, _runs, _metric, content, _objects: drawn.append(
+    [one.name for one in content.drawn]) or '')
+  for data in ('', 'other'):
+    for name, of in (('s1', ''), ('w1', data)):
+      render(tmp_path / name, [0, 1], 100, of)
+    report.compare(paths, str(tmp_path / 'out'), draws=20)
+  truth = next((tmp_path / 'w1/eval').iterdir()) / 'ground_truth.json'
+  render(tmp_path / 'w1', [0, 1], 100)
+  truth.write_text(truth.read_text().replace('[10, 10, 40, 40]', '[20, 30, 40, 40]', 1))
+  report.compare(paths, str(tmp_path / 'out'), draws=20)
+  assert drawn == [['0.jpg', '1.jpg'], [], []], 'other names, other objects under the same names'
