@@ -122,8 +122,10 @@ def next_commands(plan: StudyPlan, verdicts: Sequence[Verdict]) -> list[str]:
                  'python -m rethink_tf.evaluate --model_dir=RUN for each run, and the same command')
   if any(need.longer for need in needs):
     k = 2 * max(length.steps / length.unit for length in plan.lengths)
+    again = ('runs that are complete are not trained again' if plan.until_settled is None else
+             'a study of its own, since this one was looked at without it: with another --output')
     lines.append(f"  a longer schedule: --study_param='Study.axes = ...' with '{k:g}x': ('SCHEDULE = {k:g}',) in the "
-                 'axis of schedules; runs that are complete are not trained again')
+                 f'axis of schedules; {again}')
   return lines
 
 

@@ -117,7 +117,8 @@ def check_record(plan: StudyPlan) -> None:
   """Check that a study may go on in its folder.
 
   Raises:
-    UserError: looks were taken there, planned for fewer seeds than the study has now, or the study has a fixed size.
+    UserError: looks were taken there, planned for fewer seeds than the study has now or at other runs, or the study has
+      a fixed size.
   """
   record = looks.read(plan.output)
   if record is None or not record.taken:
@@ -128,6 +129,11 @@ def check_record(plan: StudyPlan) -> None:
   if record.max_seeds < plan.until_settled.max_seeds:
     raise UserError(f'{path}: the looks at this study were planned for at most {record.max_seeds} seeds; more would '
                     f'have an error rate above 5 %: use --max_seeds={record.max_seeds}, or choose another --output')
+  first = record.taken[0]  # has all runs of its seeds: later looks may be without some
+  names = {trial.name for trials in by_seed(plan.trials, plan.seed_axis)[:first.seeds] for trial in trials}
+  if others := sorted(names ^ first.scores.keys()):
+    raise UserError(f'{path}: this study was looked at {"with" if others[0] in first.scores else "without"} '
+                    f'{others[0]}: with other runs it is a study of its own: choose another --output')
 
 
 def by_seed(trials: Sequence[Trial], axis: str) -> list[list[Trial]]:

@@ -103,5 +103,6 @@ def test_the_commands_that_would_settle_it(plan, early):
   assert "'4x': ('SCHEDULE = 4',)" in text
   assert not forecast.next_commands(plan, [one._replace(need=None)])
   assert "'UntilSettled.least_chance = 0'" in forecast.next_commands(early, [one])[1]
+  assert 'are not trained again' in text and 'another --output' in forecast.next_commands(early, [one])[-1]
   most = one._replace(schedules=(groups.Side('1x', (None,) * 5),))
   assert '--max_seeds=7 and another --output' in forecast.next_commands(early, [most])[1]

@@ -85,6 +85,17 @@ def test_it_adds_seeds_to_the_most_where_the_sides_are_alike_and_resumes(tmp_pat
     sequential.check_record(again.plan)
 
 
+@pytest.mark.parametrize('found, message', [
+  ({'s_1x': 99, 's_2x': 130, 'p_1x': 100}, 'without s_2x_seed0'), ({'p_1x': 100, 's_2x': 130}, 'with s_1x_seed0')])
+def test_other_runs_than_were_looked_at_are_another_study(tmp_path, found, message):
+  """A schedule that is added once the looks are used up would be one more look."""
+  study = Study(tmp_path, {'s_1x': 99, 'p_1x': 100}, most=3)
+  study.go()
+  sequential.check_record(study.plan)
+  with pytest.raises(UserError, match=f'looks.json: this study was looked at {message}: .* choose another --output'):
+    sequential.check_record(Study(tmp_path, found, most=3).plan)
+
+
 def test_it_gives_up_where_the_seeds_that_are_left_would_not_settle_it(tmp_path):
   study = Study(tmp_path, {'s_1x': 99, 'p_1x': 100}, least_chance=0.3)
   verdicts = study.go()[1].verdicts
