@@ -69,7 +69,7 @@ def main() -> None:
   from rethink_tf import console  # imports TensorFlow, which takes seconds: not needed for --help and such errors
   from rethink_tf.compare.report import check_options
   from rethink_tf.study import forecast
-  from rethink_tf.study.run import check_data, estimate_study, plan_study, progress, run_study, submit_study
+  from rethink_tf.study.run import check, estimate_study, plan_study, progress, run_study, submit_study
 
   console.hide_library_info()
   check_options(FLAGS.margin, FLAGS.seed_spread)
@@ -96,7 +96,7 @@ def main() -> None:
   if FLAGS.command:
     submit_study(plan, FLAGS.command, FLAGS.dry_run)
   elif FLAGS.dry_run:
-    check_data(plan)
+    check(plan)
     print(forecast.words(plan, without_data=True), flush=True)
     if calibrate and (found := estimate_study(plan, FLAGS.parallel)) is not None:
       print(found)

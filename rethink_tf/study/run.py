@@ -124,6 +124,24 @@ def check_data(plan: StudyPlan) -> None:
     entry.check_path(folder, 'no such data folder: set --data_dir, or --pretraining_data_dir')
 
 
+def check(plan: StudyPlan) -> None:
+  """Check what a study finds on this machine, before anything is trained or downloaded.
+
+  Raises:
+    UserError: a data folder does not exist; the folder of the report holds something else; a run that is complete had
+      other settings; or the folder has looks that are not of this study.
+  """
+  check_data(plan)
+  check_output(f'{plan.output}/report')
+  sequential.check_record(plan)
+  runner = execution.Runner(plan.output, plan.data_dir)
+  for stage in plan.stages:
+    if runner.done(stage):
+      trial = stage.trial
+      reuse.check_done(runner.folder(trial.name), trial.name, trial.files, trial.params, plan.data_dir,
+                       not stage.partial)
+
+
 def get_weights(plan: StudyPlan) -> None:
   """Check the initial weights of the runs that are not done, and download those that have a name, before any trains.
 
@@ -173,14 +191,11 @@ def run_study(plan: StudyPlan, calibrate: bool = True, parallel: int | None = No
     The comparison, None if no run has been evaluated.
 
   Raises:
-    UserError: the held-out data cannot be read, or has no object; the folder of the report holds something else; a run
-      that is complete had other settings; the folder has the looks of a study that stops early and this one does not;
-      or pre-training or a stage failed, and the other stages have been run and compared: with Study.until_settled those
-      of the same seed have been run, and the runs of the latest look are compared.
+    UserError: as for `check`; the held-out data cannot be read, or has no object; or pre-training or a stage failed,
+      and the other stages have been run and compared: with Study.until_settled those of the same seed have been run,
+      and the runs of the latest look are compared.
   """
-  check_data(plan)
-  check_output(f'{plan.output}/report')
-  sequential.check_record(plan)
+  check(plan)
   get_weights(plan)
   planned = forecast.words(plan)
   print(planned, flush=True)
@@ -210,12 +225,7 @@ def run_study(plan: StudyPlan, calibrate: bool = True, parallel: int | None = No
 
 
 def _prepare(plan: StudyPlan, runner: execution.Runner, calibrate: bool) -> None:
-  """Check the runs that are complete, estimate the time, and pre-train."""
-  for stage in plan.stages:
-    if runner.done(stage):
-      trial = stage.trial
-      reuse.check_done(runner.folder(trial.name), trial.name, trial.files, trial.params, plan.data_dir,
-                       not stage.partial)
+  """Estimate the time, and pre-train."""
   found = _estimate(runner, plan) if calibrate else None
   if found is not None:
     print(found, flush=True)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from rethink_tf.compare import looks
 from tests import small_coco
 from tests.in_process import call
 from tests.test_command_line import ROOT, call_process
@@ -63,6 +64,19 @@ def test_a_plan_whose_data_cannot_be_scored_is_an_error(tmp_path):
                  '--nocalibrate', f'--output={tmp_path}/study')
   assert done.returncode == 1 and 'none of its 2 held-out images has an object' in done.stderr, done.stdout
   assert 'what it can tell' not in done.stdout
+
+
+def test_a_plan_is_refused_where_its_study_would_be(tmp_path):
+  (tmp_path / 'tiny.gin').write_text(STUDY)
+  common = (f'--gin_file={tmp_path}/tiny.gin', '--dry_run', '--nocalibrate', f'--output={tmp_path}/study')
+  assert command(*common).returncode == 0
+  looks.write(str(tmp_path / 'study'), looks.Record(5, (looks.Taken(2, {}, None),)))
+  done = command(*common)
+  assert done.returncode == 1 and 'looks.json: a study that stops early was begun here' in done.stderr
+  (tmp_path / 'study/looks.json').unlink()
+  (tmp_path / 'study/report').mkdir()
+  (tmp_path / 'study/report/metrics.jsonl').write_text('')
+  assert 'error: --output=' in command(*common).stderr, 'the report would replace a run'
 
 
 @pytest.mark.slow
