@@ -110,10 +110,10 @@ class Study:
     pretrained: run folder of each pre-training, by name.
 
     Raises:
-      UserError: a binding names an unknown pre-training, a run has the name of the folder of the report, or all
-        combinations are left out.
+      UserError: a binding names an unknown pre-training, a run has the name of the folder of the report or of another
+        run, or all combinations are left out.
     """
-    trials = []
+    trials, names = [], set()
     for values in itertools.product(*self.axes.values()):
       choice = dict(zip(self.axes, values, strict=True))
       if any(combination.items() <= choice.items() for combination in self.leave_out):
@@ -123,6 +123,10 @@ class Study:
       if name in _NO_RUN:
         raise UserError(f'Study.axes: a run would be called {name!r}, which is another folder of the study: rename the '
                         'value')
+      if name.casefold() in names:  # which macOS and Windows take for the same folder
+        raise UserError(f'Study.axes: two runs would be called {name!r}, the values of their axes joined by _: rename '
+                        'a value')
+      names.add(name.casefold())
       files, params = split_words(words, pretrained)
       trials.append(Trial(name, choice, files, params))
     if not trials:

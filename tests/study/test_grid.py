@@ -44,6 +44,8 @@ def test_detectors_and_classifiers_are_distinguished(files, detector):
   (lambda: grid.Study((), {'k': {}}), 'k has no values'),
   (lambda: grid.Study((), {'k': {'a/b': ()}}), 'folder'),
   (lambda: grid.Study((), {'k': {'report': ()}}).trials({}), "a run would be called 'report'"),
+  (lambda: grid.Study((), {'k': {'a': (), 'a_b': ()}, 'l': {'b_c': (), 'c': ()}}).trials({}), "called 'a_b_c'"),
+  (lambda: grid.Study((), {'norm': {'gn': (), 'GN': ()}}).trials({}), "two runs would be called 'GN'"),
   (lambda: grid.Study((), {'k': {'1x': (), '..': ()}}).trials({}), "a run would be called '..'"),
   (lambda: grid.Study((), AXES, leave_out=({'k': '3x'},)), "no k = '3x'"),
   (lambda: grid.Study((), AXES).trials({}), 'not in Study.pretraining'),
