@@ -41,7 +41,7 @@ def inspect(results_folder: str, source: Source, output: str | None = None, exam
     output: folder for errors.txt, errors.json, errors_<kind>.png and worst_<kind>.png, and, of boxes and masks,
       confusion_<kind>.png and .csv and precision_recall_<kind>.png; None: results_folder.
     examples: images of each kind of error in worst_<kind>.png.
-    keypoint_sigmas: sigmas of keypoint similarity; None: COCO's.
+    keypoint_sigmas: sigmas of keypoint similarity; None: those that the evaluation has saved, else COCO's.
     iou: of the confusion matrix and the precision-recall curves.
     score: lowest score in the confusion matrix; None: the threshold with the best F1 of all classes together.
 
@@ -67,8 +67,8 @@ def inspect(results_folder: str, source: Source, output: str | None = None, exam
       more: dict[str, Any] = {}
       if kind == 'keypoint':
         truth = scoring.keypoint_truth(gt, source.num_keypoints)
-        breakdown = keypoint_errors.analyse(truth, results, keypoint_sigmas or scoring.default_sigmas(
-          source.num_keypoints), examples, max_detections=limits['keypoints'])
+        sigmas = keypoint_sigmas or gt.get('keypoint_sigmas') or scoring.default_sigmas(source.num_keypoints)
+        breakdown = keypoint_errors.analyse(truth, results, sigmas, examples, max_detections=limits['keypoints'])
         text.append(report.keypoint_table(breakdown, title))
         plot = plots.plot_keypoints(breakdown)
       else:

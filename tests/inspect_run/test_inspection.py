@@ -8,6 +8,8 @@ from rethink_tf.data.detection.coco import CocoSource
 from rethink_tf.errors import UserError
 from rethink_tf.inspect_run import plots, threshold_plots
 from rethink_tf.inspect_run.inspection import inspect
+from tests import small_coco
+from tests.small_coco import annotation, image
 
 
 @pytest.fixture
@@ -61,3 +63,23 @@ def test_damaged_run_lengths_of_detections_are_one_line(run, tmp_path, without_p
                               for one in json.loads(path.read_text())]))
   with pytest.raises(UserError, match='segm.json: cannot be scored against the ground_truth.json beside it'):
     inspect(str(path.parent), CocoSource(str(tmp_path / 'data'), 'val2017'), str(tmp_path / 'out'))
+
+
+def test_sigmas_of_the_evaluation(tmp_path, monkeypatch):
+  """As of an evaluation with --gin_param='CocoEvaluator.keypoint_sigmas = ...', which config.gin does not have."""
+  monkeypatch.setattr(plots, 'plot_keypoints', lambda *_: b'png')
+  people = [annotation(k, image_id=k, keypoints=[20, 20, 2, 12, 15, 2], num_keypoints=2) for k in (1, 2)]
+  categories = [{'id': 1, 'name': 'thing', 'keypoints': ['nose', 'tail']}]
+  small_coco.write(tmp_path, [image(1), image(2)], people, categories, 'val2017')
+  source = CocoSource(str(tmp_path), 'val2017', keypoints=True)
+  (tmp_path / 'keypoints.json').write_text(json.dumps([
+    {'category_id': 1, 'image_id': k, 'score': 0.9, 'keypoints': [24, 20, 1, 12, 19, 1]} for k in (1, 2)]))
+  aps = []
+  for sigmas in ((0.5, 0.5), (0.05, 0.05), 'x'):
+    (tmp_path / 'ground_truth.json').write_text(json.dumps(source.annotations() | {'keypoint_sigmas': sigmas}))
+    if sigmas == 'x':
+      with pytest.raises(UserError, match='keypoints.json: cannot be scored'):
+        inspect(str(tmp_path), source)
+    else:
+      aps.append(inspect(str(tmp_path), source)['keypoint'].ap)
+  assert aps[0] == pytest.approx(1) and aps[1] < 0.5
