@@ -117,15 +117,17 @@ def next_commands(plan: StudyPlan, verdicts: Sequence[Verdict]) -> list[str]:
   if more is not None:
     now = max(len(side.runs) for one in verdicts for side in one.schedules)
     lines.append(f'  more seeds: {_more_seeds(plan, more, now)}')
+  # Runs that are evaluated again, and other runs, are a further look at a study that stops early.
+  own = ('' if plan.until_settled is None else 'as a study of its own, since this one has been looked at: the same '
+         'command with another --output')
   if images := max((need.images for need in needs if need.images), default=None):
-    lines.append(f'  about {images:,} more held-out images: add them to the annotations of the held-out split, then '
-                 'python -m rethink_tf.evaluate --model_dir=RUN for each run, and the same command')
+    then = own or 'then python -m rethink_tf.evaluate --model_dir=RUN for each run, and the same command'
+    lines.append(f'  about {images:,} more held-out images: add them to the annotations of the held-out split, {then}')
   if any(need.longer for need in needs):
-    k = 2 * max(length.steps / length.unit for length in plan.lengths)
-    again = ('runs that are complete are not trained again' if plan.until_settled is None else
-             'a study of its own, since this one was looked at without it: with another --output')
+    k, then = 2 * max(length.steps / length.unit for length in plan.lengths), own or (
+      'runs that are complete are not trained again')
     lines.append(f"  a longer schedule: --study_param='Study.axes = ...' with '{k:g}x': ('SCHEDULE = {k:g}',) in the "
-                 f'axis of schedules; {again}')
+                 f'axis of schedules; {then}')
   return lines
 
 

@@ -103,6 +103,8 @@ def test_the_commands_that_would_settle_it(plan, early):
   assert "'4x': ('SCHEDULE = 4',)" in text
   assert not forecast.next_commands(plan, [one._replace(need=None)])
   assert "'UntilSettled.least_chance = 0'" in forecast.next_commands(early, [one])[1]
-  assert 'are not trained again' in text and 'another --output' in forecast.next_commands(early, [one])[-1]
+  assert 'evaluate --model_dir=RUN' in text and 'are not trained again' in text
+  for line in forecast.next_commands(early, [one])[2:]:
+    assert 'with another --output' in line and '--model_dir' not in line, 'both would be one more look'
   most = one._replace(schedules=(groups.Side('1x', (None,) * 5),))
   assert '--max_seeds=7 and another --output' in forecast.next_commands(early, [most])[1]
