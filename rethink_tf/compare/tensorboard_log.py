@@ -43,7 +43,8 @@ def write(runs: Sequence[Run], metric: str, logdir: str) -> None:
   check(logdir)
   if tf.io.gfile.isdir(logdir):
     tf.io.gfile.rmtree(logdir)
-  found = [hyper_parameters(run) for run in runs]
+  arms = {run.name: {'weights': side.arm} for _, side in labelled_sides(runs) for run in side.runs if side.arm}
+  found = [hyper_parameters(run) | arms.get(run.name, {}) for run in runs]
   other = different_settings(runs) if len(runs) > 1 else {}
   for name, values in other.items():
     if not _COVERED.search(name) and any(name == key for run in runs for key, _ in run.twin_key):
@@ -100,7 +101,10 @@ def log_names(runs: Sequence[Run]) -> list[tuple[str, Run]]:
 
 
 def hyper_parameters(run: Run) -> dict[str, str | float]:
-  """Return the hyper-parameters of a run for the HPARAMS tab; `write` leaves out those that do not differ."""
+  """Return the hyper-parameters of a run for the HPARAMS tab; `write` leaves out those that do not differ.
+
+  It adds the name of the initial weights where there are several.
+  """
   settings = run.settings
 
   def first(*names: str) -> Any:

@@ -27,6 +27,9 @@ def test_only_what_differs_is_a_hyper_parameter(tmp_path):
   other = read_runs([write(tmp_path / 'c', HALF, seed=1), *(str(tmp_path / name) for name in 'ab')])
   other[0].settings['ResNet.depth'] = 14
   assert written(other, 'two') == {'init', 'seed', 'ResNet.depth'}
+  names.add('weights')
+  assert written(read_runs([write(tmp_path / 'd', HALF, init='v'), str(tmp_path / 'b')]), 'arms') == {'weights'}
+  assert b'weights' not in data, 'of a single pre-training'
 
 
 def test_names_sort_as_on_the_page(tmp_path):
