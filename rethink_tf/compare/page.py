@@ -84,7 +84,7 @@ class Line(NamedTuple):
 
   name: str
   colour: str
-  dashed: bool
+  dashes: str  # SVG's stroke-dasharray, '' for a solid line
   marker: str  # of Matplotlib
 
 
@@ -168,7 +168,7 @@ def _sample(line: Line) -> str:
   shape = {'o': '<circle cx="24" cy="8" r="4"/>', 's': '<path d="M20 4h8v8h-8z"/>', '^': '<path d="M24 3l5 9h-10z"/>',
            'D': '<path d="M24 3l5 5-5 5-5-5z"/>', 'v': '<path d="M24 13l5-9h-10z"/>',
            'X': '<path d="M20 4l8 8m0-8l-8 8" stroke-width="3"/>'}[line.marker]
-  dash = ' stroke-dasharray="7 4"' if line.dashed else ''
+  dash = f' stroke-dasharray="{line.dashes}"' if line.dashes else ''
   return (f'<svg viewBox="0 0 48 16" aria-hidden="true" fill="{line.colour}" stroke="{line.colour}">'
           f'<path d="M0 8h48" fill="none" stroke-width="2.5"{dash}/>{shape}</svg>')
 

@@ -1,13 +1,14 @@
 """Plots of a comparison: a metric against samples seen (Fig. 1 and 2), its final values, AP by size, losses.
 
-Runs differ in more than their colour: pre-trained ones have dashed lines and hatched bars, schedules have markers.
+Runs differ in more than their colour: pre-trained ones have dashed lines and hatched bars, of each kind of initial
+weights their own; schedules have markers.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -22,12 +23,36 @@ if TYPE_CHECKING:
 
   from rethink_tf.compare.verdict import Verdict
 
-SCRATCH_SHADES, PRETRAINED_SHADES = ('#5a99cf', '#0b3f6b'), ('#de7482', '#8f1626')  # from short to long schedules
+SHADES = {  # of each kind of initial weights, from short to long schedules
+  SCRATCH: (('#5a99cf', '#0b3f6b'), ('#2f8a8d', '#0d4547')),
+  PRETRAINED: (('#de7482', '#8f1626'), ('#9a78c8', '#4b2e83'), ('#c46f12', '#6b3a05'))}
 AXES = (('iterations', 'iterations'), ('images', 'images seen'), ('instances', 'instances seen'),
         ('pixels', 'pixels seen'))
 SIZES = {'s': 'small (< 32\u00b2 pixels)', 'm': 'medium', 'l': 'large (> 96\u00b2)'}
 _BESIDE = 0.08  # inches between lines of `end_points` at the same number of images
 _OF_PAGE = (4.6, 3.4)  # inches: text is readable on a screen of 390 pixels
+
+
+class Style(NamedTuple):
+  """What tells the initial weights of runs apart besides the colour."""
+
+  line: Any  # Matplotlib's line style
+  hatch: str | None  # of bars
+  dashes: str  # SVG's stroke-dasharray, '' for a solid line
+
+
+_SOLID = Style('-', None, '')
+_DASHED = (Style('--', '///', '7 4'), Style('-.', '...', '8 3 1.5 3'), Style((0, (8, 2, 2, 2, 2, 2)), 'xxx', '9 2 2 2'))
+
+
+def styles(runs: Sequence[Run]) -> dict[str, Style]:
+  """Return a style per run name, by initial weights."""
+  found = {}
+  for group in groups(runs):
+    found |= {run.name: _SOLID for run in group if run.init == SCRATCH}
+    for number, arm in enumerate(by_arm(sides(group, PRETRAINED)).values()):
+      found |= {run.name: _DASHED[number % len(_DASHED)] for side in arm for run in side.runs}
+  return found
 
 
 def colours(runs: Sequence[Run]) -> dict[str, str]:
@@ -43,11 +68,11 @@ def colours(runs: Sequence[Run]) -> dict[str, str]:
 
   by_name = {}
   for init in inits:
-    by_length = sides(runs, init)
-    shades = LinearSegmentedColormap.from_list(init, SCRATCH_SHADES if init == SCRATCH else PRETRAINED_SHADES)
-    for number, side in enumerate(by_length):
-      shade = to_hex(shades(number / max(1, len(by_length) - 1)))
-      by_name |= {run.name: shade for run in side.runs}
+    for number, by_length in enumerate(by_arm(sides(runs, init)).values()):
+      shades = LinearSegmentedColormap.from_list(init, SHADES[init][number % len(SHADES[init])])
+      for place, side in enumerate(by_length):
+        shade = to_hex(shades(place / max(1, len(by_length) - 1)))
+        by_name |= {run.name: shade for run in side.runs}
   return by_name
 
 
@@ -97,7 +122,7 @@ def _pixels_matter(runs: Sequence[Run]) -> bool:
 
 
 def _panel(axes: Axes, runs: Sequence[Run], metric: str, key: str, title: str) -> None:
-  colour_of, marker_of, name = colours(runs), markers(runs), metric_name(metric)
+  colour_of, marker_of, style_of, name = colours(runs), markers(runs), styles(runs), metric_name(metric)
   for run in runs:
     values = run.curve.metrics.get(metric)
     if values is None:
@@ -106,7 +131,7 @@ def _panel(axes: Axes, runs: Sequence[Run], metric: str, key: str, title: str) -
     x = run.curve.steps if key == 'iterations' else getattr(run.curve, key) + before
     colour = colour_of[run.name]
     axes.plot(x, values, color=colour, marker=marker_of[run.name], markersize=4, linewidth=1.6, label=run.name,
-              linestyle='-' if run.init == SCRATCH else '--')
+              linestyle=style_of[run.name].line)
     if before:
       axes.plot([0, before], [0, 0], color=colour, linewidth=5, alpha=0.35, solid_capstyle='butt')
     if key == 'iterations':
@@ -127,9 +152,9 @@ def end_points(runs: Sequence[Run], metric: str) -> Figure:
   from matplotlib.transforms import ScaledTranslation
 
   fig, axes = _single((7, 4.4))
-  about, highest, colours = labels_by_key(runs), {}, itertools.cycle(COLOURS)
+  about, highest, colours, style_of = labels_by_key(runs), {}, itertools.cycle(COLOURS), styles(runs)
   for group in groups(runs):
-    for style, init in (('-', SCRATCH), ('--', PRETRAINED)):
+    for init in (SCRATCH, PRETRAINED):
       lines = by_arm(sides(group, init))
       if not lines:
         next(colours)  # each init of a group keeps its colour
@@ -138,8 +163,8 @@ def end_points(runs: Sequence[Run], metric: str) -> Figure:
         spreads = [np.nan_to_num(side.spread(metric)) for side in by_length]
         beside = ScaledTranslation(_BESIDE * len(axes.containers), 0, fig.dpi_scale_trans)
         axes.errorbar([side.seen.images for side in by_length], [side.mean(metric) for side in by_length], yerr=spreads,
-                      linestyle=style, marker='o', capsize=3, color=next(colours), label=name,
-                      transform=axes.transData + beside)
+                      linestyle=style_of[by_length[0].runs[0].name].line, marker='o', capsize=3, color=next(colours),
+                      label=name, transform=axes.transData + beside)
         for side, spread in zip(by_length, spreads, strict=True):
           place, mean = (side.schedule, side.seen.images), side.mean(metric)
           # Matplotlib does not count what is shifted.
@@ -218,11 +243,11 @@ def by_size(runs: Sequence[Run], metric: str, objects: Mapping[str, int] | None 
   if not shown:
     return None
   fig, axes = _single(_OF_PAGE if page else (7, 4.0))
-  width, colour_of = 0.8 / len(shown), colours(runs)
+  width, colour_of, style_of = 0.8 / len(shown), colours(runs), styles(runs)
   for i, (label, side) in enumerate(shown):
     values = [side.mean(name) for name in names]
     axes.bar(np.arange(3) + (i - (len(shown) - 1) / 2) * width, np.nan_to_num(values), width * 0.92,
-             color=colour_of[side.runs[0].name], label=label, hatch=None if side.runs[0].init == SCRATCH else '///',
+             color=colour_of[side.runs[0].name], label=label, hatch=style_of[side.runs[0].name].hatch,
              edgecolor='white', linewidth=0.3)
   counts = [''] * 3 if objects is None else [f'\n{objects[size]:,} objects' for size in SIZES]
   axes.set_xticks(range(3), [label + count for label, count in zip(SIZES.values(), counts, strict=True)])
@@ -235,12 +260,12 @@ def by_size(runs: Sequence[Run], metric: str, objects: Mapping[str, int] | None 
 def losses(runs: Sequence[Run], page: bool = False) -> Figure:
   """Plot the training loss against iterations, with the drops of the learning rate; page: without legend."""
   fig, axes = _single(_OF_PAGE if page else (7, 4.0))
-  highest, colour_of = [], colours(runs)
+  highest, colour_of, style_of = [], colours(runs), styles(runs)
   for run in runs:
     steps, values = run.losses
     if len(steps):
       axes.plot(steps, values, color=colour_of[run.name], linewidth=1.4, label=run.name,
-                linestyle='-' if run.init == SCRATCH else '--')
+                linestyle=style_of[run.name].line)
       highest.append(np.percentile(values, 97))
       _mark_drops(axes, run, colour_of[run.name])
   if highest:

@@ -293,8 +293,8 @@ def _drawn(answers: Sequence[page.Answer], verdicts: Sequence[verdict.Verdict],
 
 
 def _legend(runs: Sequence[Run]) -> list[page.Line]:
-  colours, markers = plots.colours(runs), plots.markers(runs)
-  return [page.Line(label, colours[side.runs[0].name], side.runs[0].init != SCRATCH, markers[side.runs[0].name])
+  colours, markers, styles = plots.colours(runs), plots.markers(runs), plots.styles(runs)
+  return [page.Line(label, colours[side.runs[0].name], styles[side.runs[0].name].dashes, markers[side.runs[0].name])
           for label, side in groups.labelled_sides(runs)]
 
 

@@ -65,7 +65,7 @@ def test_contrast():
     assert contrast(strong, tint) >= 4.5 and contrast(page.INK, tint) >= 4.5
     assert contrast(strong, '#ffffff') >= 4.5, 'the icon is white on the strong colour'
   assert min(contrast(page.INK, page.PAPER), contrast(page.MUTED, page.PAPER)) >= 4.5
-  shades = [*plots.SCRATCH_SHADES, *plots.PRETRAINED_SHADES, *plotting.COLOURS]
+  shades = [*(shade for pairs in plots.SHADES.values() for pair in pairs for shade in pair), *plotting.COLOURS]
   assert min(contrast(shade, page.PAPER) for shade in shades) >= 3
 
 
@@ -80,7 +80,7 @@ def test_nothing_in_a_name_is_markup():
   drawn = [page.Drawn(HOSTILE, {HOSTILE: b'\xff\xd8'})]
   answers = [page.Answer('open', HOSTILE, HOSTILE, HOSTILE, SVG, HOSTILE, HOSTILE)]
   text = page.page(page.Content(HOSTILE, answers, [(HOSTILE, HOSTILE)], [HOSTILE], drawn,
-                                [page.Line(HOSTILE, '#000000', True, 'X')], {HOSTILE: SVG},
+                                [page.Line(HOSTILE, '#000000', '7 4', 'X')], {HOSTILE: SVG},
                                 {HOSTILE: [[HOSTILE], [HOSTILE]]}, [HOSTILE]))
   assert not set(text) & set('\x1b\u202e')
   found = read(text)
@@ -91,7 +91,7 @@ def test_nothing_in_a_name_is_markup():
 
 def test_every_image_has_an_alternative_text():
   drawn = [page.Drawn('a.jpg', {'ground truth': b'\xff', 'scratch 2x': b'\xff'})]
-  text = page.page(content(drawn=drawn, panels={'curves': SVG}, legend=[page.Line('a', '#123456', False, 'o')]))
+  text = page.page(content(drawn=drawn, panels={'curves': SVG}, legend=[page.Line('a', '#123456', '', 'o')]))
   for tag, attrs in read(text).tags:
     if tag == 'img':
       assert attrs['alt'] in ('a.jpg: ground truth', 'a.jpg: scratch 2x')
@@ -118,5 +118,5 @@ def test_one_main_heading():
 
 
 def test_every_marker_has_a_sample():
-  samples = [page._sample(page.Line('a', '#000000', False, marker)) for marker in plotting.MARKERS]
+  samples = [page._sample(page.Line('a', '#000000', '', marker)) for marker in plotting.MARKERS]
   assert all(a != b for a, b in itertools.combinations(samples, 2))

@@ -1,5 +1,7 @@
 """Colours of runs."""
 
+import itertools
+
 import numpy as np
 from matplotlib.colors import rgb_to_hsv, to_rgb
 from matplotlib.text import Text
@@ -19,6 +21,21 @@ def test_hue_by_initial_weights_and_shade_by_length(tmp_path):
   assert np.all(np.diff(values[:3]) < 0) and np.all(np.diff(values[3:]) < 0)  # longer schedules are darker
   more = read_runs([*paths, write(tmp_path / 'other', HALF, rate=0.3)])
   assert len(set(plots.colours(more).values())) == 7
+
+
+def test_kinds_of_initial_weights_look_different(tmp_path):
+  """As in the default study of own data: two pre-trainings, the same schedules."""
+  runs = read_runs([write(tmp_path / f'{init or "s"}{k}', HALF, k=k, init=init, images=int(400 * k))
+                    for init in (None, 'v', 'w') for k in (1, 2)])
+  by_name, style_of = plots.colours(runs), plots.styles(runs)
+  hues = {name: rgb_to_hsv(to_rgb(colour))[0] for name, colour in by_name.items()}
+  for k in '12':
+    names = [f'{init}{k}' for init in 'svw']
+    assert len({style_of[name] for name in names}) == len({style_of[name].dashes for name in names}) == 3
+    assert min(abs(hues[a] - hues[b]) for a, b in itertools.combinations(names, 2)) > 0.1
+  assert style_of['v1'] == style_of['v2'] and abs(hues['v1'] - hues['v2']) < 0.05
+  lines = {line.get_label(): line.get_linestyle() for line in plots.losses(runs).axes[0].lines}
+  assert (lines['s1'], lines['v1'], lines['w1']) == ('-', '--', '-.')
 
 
 def test_the_legend_names_the_confidence_with_all_its_digits(tmp_path):
