@@ -36,10 +36,15 @@ class Side(NamedTuple):
     return Seen(*np.mean([run.seen for run in self.runs], 0))
 
   @property
-  def label(self) -> str:
-    seeds = f', {len(self.runs)} seeds' if len(self.runs) > 1 else ''
+  def name(self) -> str:
+    """Initial weights and schedule, as of any of its runs."""
     arm = f' ({self.arm})' if self.arm else ''
-    return f'{self.runs[0].init}{arm} {self.schedule}{seeds}'
+    return f'{self.runs[0].init}{arm} {self.schedule}'
+
+  @property
+  def label(self) -> str:
+    """The name, with the number of seeds."""
+    return self.name + (f', {len(self.runs)} seeds' if len(self.runs) > 1 else '')
 
 
 def groups(runs: Sequence[Run]) -> list[list[Run]]:

@@ -287,8 +287,7 @@ def _drawn(answers: Sequence[page.Answer], verdicts: Sequence[verdict.Verdict],
   sides = [side for one in verdicts[:1] for side in ((one.caught_up or one.steps[-1]).side, one.pretrained)]
   if len({truth for side in sides if (truth := matches.truth(side.runs[0]))}) > 1:
     return []
-  found = predictions.on_same_images({
-    groups.in_group(f'{side.runs[0].init} {side.schedule}', answers[0].about): side.runs[0] for side in sides})
+  found = predictions.on_same_images({groups.in_group(side.name, answers[0].about): side.runs[0] for side in sides})
   return [page.Drawn(*one) for one in found]
 
 

@@ -1,6 +1,7 @@
 """The same images of several runs, from their rendered predictions."""
 
 import json
+import re
 
 import cv2
 import numpy as np
@@ -9,7 +10,7 @@ from rethink_tf.compare import predictions, report
 from rethink_tf.compare.run_summary import read_runs
 from rethink_tf.evaluation.scoring import CELLS
 from rethink_tf.visualization import drawing
-from tests.compare.fake_runs import HALF, write
+from tests.compare.fake_runs import HALF, better, write
 
 SHAPES = [(30, 40), (40, 30), (20, 20), (40, 40), (40, 40), (40, 40)]
 
@@ -46,9 +47,9 @@ def test_images_that_both_have_drawn(tmp_path):
 def test_images_of_the_same_id_in_another_data_set(tmp_path, monkeypatch):
   paths = [write(tmp_path / f'{init or "s"}{seed}', HALF, init=init, seed=seed) for init in (None, 'w')
            for seed in (1, 2)]
-  drawn = []
+  drawn, sides = [], []
   monkeypatch.setattr(report, '_write', lambda _output, _runs, _metric, content, _objects: drawn.append(
-    [one.name for one in content.drawn]) or '')
+    [one.name for one in content.drawn]) or sides.extend(list(one.sides) for one in content.drawn[:1]) or '')
   for data in ('', 'other'):
     for name, of in (('s1', ''), ('w1', data)):
       render(tmp_path / name, [0, 1], 100, of)
@@ -58,3 +59,9 @@ def test_images_of_the_same_id_in_another_data_set(tmp_path, monkeypatch):
   truth.write_text(truth.read_text().replace('[10, 10, 40, 40]', '[20, 30, 40, 40]', 1))
   report.compare(paths, str(tmp_path / 'out'), draws=20)
   assert drawn == [['0.jpg', '1.jpg'], [], []], 'other names, other objects under the same names'
+  assert sides == [['ground truth', 'scratch 1x, score >= 0.5', 'pre-trained 1x, score >= 0.5']]
+  report.compare([*paths[:3], write(tmp_path / 'v1', better(40), init='v')], str(tmp_path / 'out'), draws=20)
+  assert drawn[-1] == [], 'v has drawn none'
+  render(tmp_path / 'v1', [0, 1], 100)
+  report.compare([*paths[:2], *(str(tmp_path / name) for name in ('v1', 'w2'))], str(tmp_path / 'out'), draws=20)
+  assert re.fullmatch(r'pre-trained \([vw]\) 1x, score >= 0.5', sides[-1][2]), 'which of the pre-trainings'
