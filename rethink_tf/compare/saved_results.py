@@ -63,7 +63,7 @@ def digest(gt: Mapping[str, Any], iou_type: str = 'bbox') -> str:
   images = sorted((image['id'], str(image.get('height')), str(image.get('width'))) for image in gt['images'])
   scored: Iterable[Any] = itertools.repeat(())
   if iou_type == 'segm':
-    scored = ((bool(a.get('without_mask')), mask) for a, mask in zip(gt['annotations'], _masks(gt), strict=True))
+    scored = ((b'' if a.get('without_mask') else mask,) for a, mask in zip(gt['annotations'], _masks(gt), strict=True))
   elif iou_type == 'keypoints':
     scored = (_hundredths(a.get('keypoints') or ()) for a in gt['annotations'])
   objects = sorted((a['image_id'], names[a['category_id']], bool(a.get('iscrowd')), bool(a.get('difficult')),

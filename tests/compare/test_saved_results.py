@@ -133,6 +133,15 @@ def test_a_digest_is_of_what_is_scored(iou_type, same, change):
   assert (saved_results.digest(changed, iou_type) == saved_results.digest(full_truth(6), iou_type)) == same
 
 
+def test_masks_that_are_not_scored_do_not_count():
+  one, other = full_truth(6), full_truth(6)
+  one['annotations'][4] |= {'without_mask': 1, 'segmentation': [[10, 10, 10, 50, 50, 50, 60, 10]]}
+  other['annotations'][4]['without_mask'] = 1
+  for gt in (one, other):
+    gt['annotations'].append({**gt['annotations'][4], 'without_mask': 0, 'segmentation': POLYGON})  # the same box
+  assert saved_results.digest(one, 'segm') == saved_results.digest(other, 'segm')
+
+
 @pytest.mark.parametrize('same, change', [
   (True, lambda gt: gt['annotations'].reverse()),
   (True, lambda gt: gt['annotations'][0].update(bbox=[10.0004, 10, 40, 40.0], id=7)),
