@@ -78,7 +78,8 @@ def read_results(folder: str, gt: dict[str, Any], name: str) -> Iterator[tuple[s
   truth = os.path.join(folder, 'ground_truth.json')
   kinds = [kind for kind, file in FILES.items() if tf.io.gfile.exists(os.path.join(folder, file))]
   for kind in kinds:
-    check_truth(truth, gt, IOU_TYPES[kind])
+    if tf.io.gfile.exists(truth):
+      check_truth(truth, gt, IOU_TYPES[kind])
     yield kind, FILES[kind], _read_json(os.path.join(folder, FILES[kind]), kind, gt, name)
   if 'box' not in kinds:
     path = os.path.join(folder, VOC_FILES)
