@@ -5,11 +5,13 @@ Names from annotation files are only looked up in the listing, so that none of t
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import posixpath
 import re
 import unicodedata
+import urllib.parse
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -78,7 +80,8 @@ class SourceFolder:
   def _in_any_case(self) -> dict[str, list[str]]:
     found = defaultdict(list)
     for file in self.files:
-      found[_folded(file)].append(file)
+      for name in {_folded(file), _folded(urllib.parse.unquote(file))}:
+        found[name].append(file)
     return found
 
   @functools.cached_property
@@ -93,7 +96,8 @@ class SourceFolder:
     return file in self._known
 
   def in_any_case(self, file: str) -> str | None:
-    """Return the file of this path, or the only one that differs from it in upper and lower case; None without one."""
+    """Return the file of this path, or the only one that differs from it in upper and lower case or by the percent
+    encoding of an address; None without one."""
     if file in self._known:
       return file
     found = self._in_any_case.get(_folded(file), ())
@@ -125,16 +129,20 @@ class SourceFolder:
   def find_image(self, name: Any, folder: str = '', of: str = '', split: str | None = None) -> str | None:
     """Return the image that a name in an annotation file refers to; None if there is none, or no single one.
 
-    The name may be a path of another machine, with either kind of slash: the last components must fit, and of several
-    images that which shares most of them is taken, otherwise the one nearest to the annotation file. An image of
-    another split, or with a nearer annotation file of its own, is taken only if the name has more of its path than the
-    last component.
+    The name may be a path of another machine, with either kind of slash, or an address: the last components must fit,
+    and of several images that which shares most of them is taken, otherwise the one nearest to the annotation file. An
+    image of another split, or with a nearer annotation file of its own, is taken only if the name has more of its path
+    than the last component.
 
     folder: only images below it. of: the annotation file. split: of the annotation; None: that of the folders in the
     name or, if they say none, of the annotation file.
     """
-    if not isinstance(name, str) or not name:
-      return None
+    for one in names_in(name) if isinstance(name, str) else ():
+      if (found := self._find_image(one, folder, of, split)) is not None:
+        return found
+    return None
+
+  def _find_image(self, name: str, folder: str, of: str, split: str | None) -> str | None:
     wanted = [part for part in name.replace('\\', '/').split('/') if part not in ('', '.')]
     found = [file for file in self._by_name.get(_folded(wanted[-1]) if wanted else '', ()) if is_below(file, folder)]
     split = split or split_of('/'.join(wanted[:-1])) or split_of(posixpath.dirname(of))
@@ -147,7 +155,7 @@ class SourceFolder:
     """Return the image that has the name of an annotation file but for the suffix, the nearest one; None without a
     single one, or if it is of another split or has a nearer annotation file."""
     split = split_of(posixpath.dirname(file))
-    found = self._by_stem.get(_stem(file), ())
+    found = self._by_stem.get(_stem(file)) or self._by_stem.get(_stem(urllib.parse.unquote(file)), ())
     chosen = _single_best({image: _nearness(image, file, split) for image in found})
     return chosen if chosen is not None and self._may_be_of(chosen, file, split) else None
 
@@ -183,7 +191,7 @@ class SourceFolder:
         raise UserError(f'{path}: more than {_MAX_TEXT >> 20} MB are too many for a text file of annotations')
       return data.decode('utf-8-sig')
     except UnicodeDecodeError as error:
-      raise UserError(f'{path}: not a text file in UTF-8: {in_one_line(error)}') from error
+      raise UserError(f'{path}: not a text file in UTF-8, as which it should be saved: {in_one_line(error)}') from error
     except OSError as error:
       raise UserError(f'{path}: cannot be read: {in_one_line(error)}') from error
 
@@ -238,6 +246,19 @@ class SourceFolder:
 def has_suffix(file: str, suffixes: tuple[str, ...]) -> bool:
   """Whether a name ends with one of these suffixes, in either case."""
   return file.lower().endswith(suffixes)
+
+
+def names_in(value: str) -> list[str]:
+  """Return the names of a file that a value in an annotation file may mean: itself and, if it is an address or is
+  percent-encoded as in one, what its query names, its path, and what it is decoded to."""
+  names = [value]
+  if '?' in value or '://' in value:
+    with contextlib.suppress(ValueError):  # no address
+      parsed = urllib.parse.urlsplit(value)
+      names += [one for _, one in urllib.parse.parse_qsl(parsed.query) if has_suffix(one, IMAGE_SUFFIXES)]
+      names.append(urllib.parse.unquote(parsed.path))
+  names.append(urllib.parse.unquote(value))
+  return list(dict.fromkeys(names))
 
 
 def is_below(file: str, folder: str) -> bool:

@@ -28,6 +28,21 @@ def test_names_of_other_machines(tmp_path):
   assert source.image_of('labels/a.txt') is None
 
 
+@pytest.mark.parametrize('name, found', [
+  ('https://host/x/b%20c.jpg?raw=1', 'x/b c.jpg'), ('/data/local-files/?d=x/b%20c.jpg', 'x/b c.jpg'),
+  ('/storage-data/uploaded/?filepath=x%2Fb+c.jpg', 'x/b c.jpg'), ('x/b%20c.jpg', 'x/b c.jpg'),
+  ('gr%C3%B6%C3%9Fe.jpg', 'gr\u00f6\u00dfe.jpg'), ('100%25.jpg', '100%25.jpg'), ('http://[', None)])
+def test_names_that_are_addresses(tmp_path, name, found):
+  source = folder(tmp_path, 'x/b c.jpg', 'gr\u00f6\u00dfe.jpg', '100%25.jpg', '100%.jpg')
+  assert source.find_image(name) == found
+
+
+def test_annotation_files_whose_names_are_those_of_addresses(tmp_path):
+  source = folder(tmp_path, 'images/b c.jpg', 'images/d.jpg', 'labels/b%20c.txt', 'labels/b%20c.xml')
+  assert source.image_of('labels/b%20c.xml') == 'images/b c.jpg'
+  assert source.in_any_case('labels/b c.txt') == 'labels/b%20c.txt' and source.in_any_case('labels/d.txt') is None
+
+
 def test_an_image_of_another_split_is_not_taken(tmp_path):
   source = folder(tmp_path, 'valid/a.jpg', 'valid/a.xml', 'train/a.xml', 'train/b.json')
   assert source.image_of('train/a.xml') is None and source.image_of('valid/a.xml') == 'valid/a.jpg'
