@@ -14,7 +14,7 @@ import numpy as np
 from pycocotools import mask as mask_api
 
 from rethink_tf.data.categories import as_text, is_text, shorten
-from rethink_tf.data.detection.segmentation import to_rle
+from rethink_tf.data.detection.segmentation import ROTATED, to_rle
 from rethink_tf.data.images import header_size
 from rethink_tf.data.prepare.layout import (
   FEW_POINTS,
@@ -32,12 +32,14 @@ from rethink_tf.data.prepare.layout import (
 )
 from rethink_tf.data.prepare.shapes import box, boxed, ellipse, masked, numbers, outlined
 from rethink_tf.data.prepare.source_folder import JsonShape, SourceFolder
+from rethink_tf.data.problems import REPAIRED
 from rethink_tf.errors import UserError
 
 NAME, TITLE = 'labelme', "LabelMe's JSON"
 WITHOUT_AREA = 'a point, line or other shape without area'
 BAD_MASK = 'with a mask that cannot be decoded'
 FOREIGN = 'JSON file that is not of LabelMe'
+_TURNED = ('oriented_rectangle', 'rotation')  # of LabelMe, of X-AnyLabeling
 _EXAMINED = 40  # JSON files whose contents are looked at
 
 
@@ -155,7 +157,8 @@ def _part(shape: dict[str, Any], size: tuple[int, int] | None, where: str, readi
       return 'box', box(x0, y0, x1, y1)
     else:
       reading.leave_out(NO_AREA, where)
-  elif kind == 'rectangle' and len(values) == 8:  # of newer versions: four corners
+  elif kind in ('rectangle', *_TURNED) and len(values) == 8:  # of newer versions: four corners
+    reading.leave_out(ROTATED, where, int(kind in _TURNED), REPAIRED)
     corners = np.reshape(values, [4, 2])
     return 'box', box(*corners.min(axis=0).tolist(), *corners.max(axis=0).tolist())
   else:

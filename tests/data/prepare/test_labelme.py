@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
+from rethink_tf.data.detection.segmentation import ROTATED
 from rethink_tf.data.prepare import labelme
 from rethink_tf.data.prepare.layout import (
   FEW_POINTS,
@@ -64,6 +65,13 @@ def test_shapes(tmp_path):
   assert dict(reading.problems.counts) == {
     FEW_POINTS: 1, f'{labelme.WITHOUT_AREA} (\'point\')': 1, f'{labelme.WITHOUT_AREA} (\'linestrip\')': 1, NO_AREA: 1,
     NO_CLASS: 2, NOT_FINITE: 2, labelme.BAD_MASK: 1}
+
+
+@pytest.mark.parametrize('kind', ['rotation', 'oriented_rectangle'])
+def test_turned_rectangles_are_the_boxes_around_them(tmp_path, kind):
+  reading, (image,) = read(tmp_path, [shape(kind, [[10, 2], [20, 8], [17, 13], [7, 7]]), shape(kind, [[1, 1], [5, 5]])])
+  assert [(one['bbox'], one['segmentation']) for one in image.instances] == [([7, 2, 13, 11], [])]
+  assert dict(reading.problems.counts) == {ROTATED: 1, f'{labelme.WITHOUT_AREA} ({kind!r})': 1}
 
 
 def test_groups_are_one_object(tmp_path):
