@@ -84,6 +84,10 @@ def _explain(folder: SourceFolder) -> str:
       return f'{file} is JSON of CreateML: export as COCO json'
     if isinstance(shape, list) and shape and 'image' in shape[0].keys:
       return f"{file} is Label Studio's JSON-MIN: export as JSON, or as COCO with images"
+  if folder.named('labelmap.txt') and any('SegmentationObject/' in file for file in folder.images):
+    return "SegmentationObject/ holds CVAT's segmentation masks: export the task as 'COCO 1.0', with images"
+  for file in folder.with_suffix('.csv')[:_EXAMINED]:
+    return f'{file} is a table: export the annotations as JSON (VIA) or as COCO json'
   if folder.with_suffix('.tfrecord', '.record'):
     return 'holds TFRecords, which need no preparation: see docs/data.md'
   if not folder.files:

@@ -49,7 +49,10 @@ def test_masks_beside_annotations_are_not_the_annotations(tmp_path):
   ({'annotations.xml': '<?xml version="1.0"?>\n<annotations><version>1.1</version>'}, "CVAT's own xml.*COCO 1.0"),
   ({'a.json': {'project': {}, 'metadata': {}, 'attribute': {}}}, 'VIA 3'),
   ({'a.json': [{'image': 'a.jpg', 'annotations': []}]}, 'CreateML'),
-  ({'a.json': [{'id': 1, 'image': 'a.jpg', 'label': []}]}, 'JSON-MIN'), ({'a.tfrecord': ''}, 'holds TFRecords')])
+  ({'a.json': [{'id': 1, 'image': 'a.jpg', 'label': []}]}, 'JSON-MIN'),
+  ({'a.csv': 'filename,file_size\n', 'a.jpg': ''}, 'a.csv is a table: export.*JSON .VIA.'),
+  ({'labelmap.txt': '', 'SegmentationObject/a.png': ''}, "CVAT's segmentation masks.*COCO 1.0"),
+  ({'a.tfrecord': ''}, 'holds TFRecords')])
 def test_what_cannot_be_read_is_explained(tmp_path, files, message):
   with pytest.raises(UserError, match=message) as raised:
     recognition.choose(folder(tmp_path, files))
