@@ -19,9 +19,11 @@ from rethink_tf.data.prepare.layout import (
   NO_CLASS,
   NO_IMAGE,
   NOT_FINITE,
+  NOT_NAMED,
   LabelledImage,
   Options,
   Reading,
+  count_unannotated,
   output_name,
 )
 from rethink_tf.data.prepare.shapes import box, numbers
@@ -170,6 +172,7 @@ def _image_folder(folder: SourceFolder, file: str, images: list[Any]) -> str:
 
 def _images(folder: SourceFolder, contents: list[_File], reading: Reading,
             options: Options) -> Iterator[LabelledImage]:
+  named: set[str] = set()
   for content in contents:
     used: set[str] = set()
     for entry in content.images:
@@ -193,6 +196,8 @@ def _images(folder: SourceFolder, contents: list[_File], reading: Reading,
                         f'{content.name}, annotation {shorten(fields.get("id", entry))}')
     for key, left in content.annotations.items():
       reading.leave_out(NOT_LISTED, f'{content.name}, image_id {key}', len(left))
+    named |= used
+  count_unannotated(folder, named, reading, NOT_NAMED)
 
 
 def _find(folder: SourceFolder, content: _File, name: Any) -> str | None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import posixpath
 import re
-import urllib.parse
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,13 +21,15 @@ from rethink_tf.data.prepare.layout import (
   NO_CLASS,
   NO_IMAGE,
   NOT_FINITE,
+  NOT_NAMED,
   LabelledImage,
   Options,
   Reading,
+  count_unannotated,
   output_name,
 )
 from rethink_tf.data.prepare.shapes import box, boxed, ellipse, masked, numbers, outlined, rotated_box
-from rethink_tf.data.prepare.source_folder import IMAGE_SUFFIXES, SourceFolder, has_suffix
+from rethink_tf.data.prepare.source_folder import IMAGE_SUFFIXES, SourceFolder, has_suffix, names_in
 from rethink_tf.data.problems import REPAIRED
 from rethink_tf.errors import UserError
 
@@ -42,6 +43,7 @@ UNREAD = 'a result of a kind that is not read'
 _EXAMINED = 40
 _UPLOADED = re.compile(r'^[0-9a-f]{8}-')  # what Label Studio puts before the name of an uploaded file
 _OF_THE_TASK = ('choices', 'relation', 'textarea', 'rating', 'number')  # not of a region
+_SHAPES = ('rectangle', 'polygon', 'ellipse', 'brush')  # whose class another result of the same id has
 _KINDS = ('rectanglelabels', 'polygonlabels', 'ellipselabels', 'brushlabels')
 
 
@@ -107,11 +109,15 @@ def _is_export(shapes: Any) -> bool:
 
 def _images(folder: SourceFolder, file: str, tasks: list[Any], reading: Reading) -> Iterator[LabelledImage]:
   used: set[str] = set()
+  skipped: set[str | None] = set()
   for i, task in enumerate(tasks):
     where = f'{file}, task {shorten(task.get("id", i)) if isinstance(task, dict) else i}'
     results = _results(task, where, reading)
     if results is None:
+      skipped.update(_find(folder, value) for value in _fields_of_images(task).values())
       continue
+    classed = {shorten(result.get('id')) for result in results
+               if isinstance(result, dict) and result.get('type') in (*_KINDS, 'labels')}
     for image, own in _by_image(folder, task, results, where, reading):
       if image is None or image in used:
         reading.problems.add(NO_IMAGE if image is None else 'image of a second task', 1, where)
@@ -125,10 +131,14 @@ def _images(folder: SourceFolder, file: str, tasks: list[Any], reading: Reading)
       size = tuple(map(int, sizes.pop())) if sizes else None
       instances = []
       for k, result in own:
+        if isinstance(result, dict) and result.get('type') in _SHAPES and shorten(result.get('id')) not in classed:
+          reading.leave_out(NO_CLASS, f'{where}, result {k}')
+          continue
         instance = _instance(result, size, f'{where}, result {k}', reading)
         if instance is not None:
           instances.append(instance)
       yield LabelledImage(image, output_name(image), None, instances, size)
+  count_unannotated(folder, used | skipped, reading, NOT_NAMED)
 
 
 def _by_image(folder: SourceFolder, task: dict[str, Any], results: list[Any], where: str, reading: Reading
@@ -176,7 +186,7 @@ def _fields_of_images(task: dict[str, Any]) -> dict[tuple[str, int | None], str]
   found: dict[tuple[str, int | None], str] = {}
   for name, value in (data.items() if isinstance(data, dict) else ()):
     for index, one in enumerate(value) if isinstance(value, list) else ((None, value),):
-      if isinstance(one, str) and _image_names(one):
+      if isinstance(one, str) and any(has_suffix(name, IMAGE_SUFFIXES) for name in names_in(one)):
         found[name, index] = one
   return found
 
@@ -194,17 +204,9 @@ def _results(task: Any, where: str, reading: Reading) -> list[Any] | None:
   return sorted(valid, key=lambda one: not one.get('ground_truth'))[0]['result']
 
 
-def _image_names(value: str) -> list[str]:
-  """Return what names an image file in a value: its query, the path of an address, or the value itself."""
-  parsed = urllib.parse.urlsplit(value) if '?' in value or '://' in value else None
-  queried = urllib.parse.parse_qs(parsed.query).get('d', [''])[0] if parsed else ''
-  names = queried, urllib.parse.unquote(parsed.path) if parsed else value, urllib.parse.unquote(value)
-  return [name for name in names if has_suffix(name, IMAGE_SUFFIXES)]
-
-
 def _find(folder: SourceFolder, value: str) -> str | None:
-  """Return the image that a value names."""
-  for name in _image_names(value):
+  """Return the image that a value names, with or without what Label Studio puts before the name of an uploaded file."""
+  for name in names_in(value):
     head, _, tail = name.replace('\\', '/').rpartition('/')
     found = folder.find_image(name) or folder.find_image(posixpath.join(head, _UPLOADED.sub('', tail)))
     if found:
@@ -219,7 +221,7 @@ def _instance(result: Any, size: tuple[int, int] | None, where: str, reading: Re
     kind = next((name for name, field in (('polygonlabels', 'points'), ('brushlabels', 'rle'), ('ellipselabels',
                  'radiusX'), ('rectanglelabels', 'width')) if field in value), kind)
   if kind not in _KINDS or not isinstance(value, dict):
-    if kind not in (*_OF_THE_TASK, 'rectangle', 'polygon', 'ellipse', 'brush'):
+    if kind not in (*_OF_THE_TASK, *_SHAPES):
       reading.leave_out(f'{UNREAD} ({shorten(kind)})', where)
     return None
   labels = value.get(kind) or value.get('labels')

@@ -13,6 +13,8 @@ from rethink_tf.data.problems import LEFT_OUT, Case, Problems
 
 NO_IMAGE = 'image whose file is missing, or not the only one of its name'
 NOT_ANNOTATED = 'image without an annotation file (not annotated yet)'
+NOT_NAMED = 'image that no annotation names (not annotated yet)'
+NO_IMAGE_FILES = 'no image is among its files: export with images, or copy them into it'
 SECOND_FILE = 'image with a second annotation file'
 MISSING = 'of an image whose file is missing, or not the only one of its name'
 NO_CLASS = 'without a class'
@@ -104,12 +106,13 @@ def output_name(image: str) -> str:
   return '/'.join(parts)
 
 
-def count_unannotated(folder: SourceFolder, used: Collection[str], reading: Reading) -> None:
-  """Count the images beside those in use that have no annotation file: the tool has not come to them."""
+def count_unannotated(folder: SourceFolder, used: Collection[str], reading: Reading,
+                      reason: str = NOT_ANNOTATED) -> None:
+  """Count the images beside those in use that have no annotation: the tool has not come to them."""
   folders = {posixpath.dirname(image) for image in used}
   left = [image for image in folder.images if posixpath.dirname(image) in folders and image not in used]
   if left:
-    reading.problems.add(NOT_ANNOTATED, len(left), as_text(left[0]))
+    reading.problems.add(reason, len(left), as_text(left[0]))
 
 
 def splits_by_folder(images: Sequence[str]) -> dict[str, str | None]:

@@ -24,7 +24,7 @@ from rethink_tf.data.categories import as_text
 from rethink_tf.data.detection.coco import CocoSource
 from rethink_tf.data.images import ImageError, decode, read_file
 from rethink_tf.data.prepare import image_facts, recognition, splitting
-from rethink_tf.data.prepare.layout import LabelledImage, Options, Reading
+from rethink_tf.data.prepare.layout import NO_IMAGE_FILES, LabelledImage, Options, Reading
 from rethink_tf.data.prepare.shapes import scaled
 from rethink_tf.data.prepare.source_folder import SourceFolder
 from rethink_tf.data.prepare.writing import OutputFolder, Spool, safe_name
@@ -143,13 +143,20 @@ def _read(folder: SourceFolder, reading: Reading, output: OutputFolder, spool: S
     rows.append(row)
   progress.close()
   if not rows:
-    examples = [f'{problem.cases[0].text} ({reason})' for reason, problem in reading.problems.by_reason().items()]
-    raise UserError(f'{folder.root}: {reading.layout} without a usable image' + (f': {"; ".join(examples[:2])}'
-                                                                               if examples else ''))
+    raise UserError(f'{folder.root}: {reading.layout} without a usable image: '
+                    + (_examples(reading) if folder.images else NO_IMAGE_FILES))
   if not any(row.classes for row in rows):
-    raise UserError(f'{folder.root}: {reading.layout} without a usable object in {len(rows)} images')
+    raise UserError(f'{folder.root}: {reading.layout} without a usable object in {len(rows)} images: '
+                    + (_examples(reading) or 'no image has an annotation'))
   ids = np.array(annotation_ids)
   return (sorted(rows, key=lambda row: row.image.file), bool((ids > 0).all()) and len(np.unique(ids)) == len(ids))
+
+
+def _examples(reading: Reading) -> str:
+  """Return the first reasons for which annotations are left out, for a message; '' without any."""
+  left_out = [f'{problem.cases[0].text} ({reason})' for reason, problem in reading.problems.by_reason().items()
+              if problem.outcome == reasons.LEFT_OUT]
+  return '; '.join(left_out[:2])
 
 
 def _examined(folder: SourceFolder, reading: Reading) -> Iterator[tuple[LabelledImage, Any]]:

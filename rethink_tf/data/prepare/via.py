@@ -15,9 +15,11 @@ from rethink_tf.data.prepare.layout import (
   NO_CLASS,
   NO_IMAGE,
   NOT_FINITE,
+  NOT_NAMED,
   LabelledImage,
   Options,
   Reading,
+  count_unannotated,
   output_name,
 )
 from rethink_tf.data.prepare.shapes import box, boxed, ellipse, numbers, outlined
@@ -104,6 +106,7 @@ def _images(folder: SourceFolder, entries: list[tuple[str, dict[str, Any]]], spl
     instances = [instance for i, region in enumerate(_regions(entry))
                  if (instance := _instance(region, key, f'{where}, region {i}', reading)) is not None]
     yield LabelledImage(image, output_name(image), splits[file], instances, data=data)
+  count_unannotated(folder, used, reading, NOT_NAMED)
 
 
 def _instance(region: Any, key: str | None, where: str, reading: Reading) -> dict[str, Any] | None:

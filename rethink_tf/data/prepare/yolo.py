@@ -17,6 +17,7 @@ from rethink_tf.data.categories import as_text, is_text
 from rethink_tf.data.prepare.layout import (
   NO_AREA,
   NO_IMAGE,
+  NO_IMAGE_FILES,
   NOT_FINITE,
   LabelledImage,
   Options,
@@ -36,6 +37,8 @@ NOT_A_LABEL = 'a line that is neither a box nor an outline'
 IN_PIXELS = 'with coordinates that are not fractions of the image'
 KEYPOINTS = 'with keypoints, which are not read (its box is used)'
 NOT_IN_A_LIST = 'labelled image that no list or folder of the description has'
+IN_SEVERAL = 'image that the description has in several splits (used in the first)'
+DAMAGED = 'image whose label file cannot be read'
 ONE_MORE = 'with a further number, a track or a confidence (ignored)'
 _NAME_FILES = ('obj.names', 'classes.txt', 'labels.txt', '_darknet.labels', 'data.names', 'names.txt')
 _LISTS = ('train.txt', 'val.txt', 'valid.txt', 'test.txt', 'trainval.txt')
@@ -62,6 +65,7 @@ class _Listing(NamedTuple):
   images: dict[str, str | None]  # -> split, of several ones the first
   missing: list[str]  # listed names without an image
   unresolved: list[str]  # lists and folders of the description that are not there
+  repeated: list[str]  # images of more than one split
   listed: bool  # by the description
 
 
@@ -78,13 +82,15 @@ def recognize(folder: SourceFolder) -> str | None:
 def read(folder: SourceFolder, options: Options) -> Reading:
   """Read the class names and list the images; label files are read one at a time."""
   described = _describe(folder, required=True)
-  splits, missing, unresolved, listed = _list_images(folder, described)
+  splits, missing, unresolved, repeated, listed = _list_images(folder, described)
   reading = Reading(TITLE, iter(()), len(splits), _categories(described), upright=True)
   if described.splits and not listed:
     reading.notes.append(f'{described.file}: none of its lists and folders of images is in the source: the images with '
                          'label files are read')
   elif unresolved:
     reading.notes.append(f'{described.file}: {", ".join(unresolved)}: no such list or folder of images in the source')
+  if repeated:
+    reading.problems.add(IN_SEVERAL, len(repeated), as_text(repeated[0]), REPAIRED)
   if missing:
     reading.problems.add(NO_IMAGE, len(missing), missing[0])
   labels = {image: _label_file(folder, image) for image in splits}
@@ -110,14 +116,18 @@ def _images(folder: SourceFolder, splits: dict[str, str | None], labels: dict[st
             described: _Description, reading: Reading) -> Iterator[LabelledImage]:
   counts = Counter()
   for image, split in splits.items():
+    try:
+      lines = folder.read_text(labels[image]).splitlines() if labels[image] is not None else ()
+    except UserError as error:
+      reading.problems.add(DAMAGED, 1, str(error))
+      continue
     instances = []
-    if labels[image] is not None:
-      for i, line in enumerate(folder.read_text(labels[image]).splitlines(), start=1):
-        if line.strip():
-          counts['lines'] += 1
-          instance = _parse(line, f'{labels[image]}, line {i}', described, reading)
-          if instance is not None:
-            instances.append(instance)
+    for i, line in enumerate(lines, start=1):
+      if line.strip():
+        counts['lines'] += 1
+        instance = _parse(line, f'{labels[image]}, line {i}', described, reading)
+        if instance is not None:
+          instances.append(instance)
     counts['objects'] += len(instances)
     yield LabelledImage(image, output_name(image), split, instances, fractions=True)
   if counts['lines'] and not counts['objects']:
@@ -251,6 +261,7 @@ def _list_images(folder: SourceFolder, described: _Description) -> _Listing:
   images: dict[str, str | None] = {}
   missing: list[str] = []
   unresolved: list[str] = []
+  repeated: list[str] = []
   for split, values in described.splits.items():
     for value in values:
       resolved = _resolve(folder, described, value)
@@ -259,15 +270,18 @@ def _list_images(folder: SourceFolder, described: _Description) -> _Listing:
         continue
       missing += resolved[1]
       for image in resolved[0]:
-        images.setdefault(image, split)
+        if images.setdefault(image, split) != split:
+          repeated.append(image)
   listed = bool(images)
   if not listed:
     labelled = {posixpath.dirname(image) for image in folder.images if _label_file(folder, image) is not None}
     images = splits_by_folder([image for image in folder.images if posixpath.dirname(image) in labelled])
+  if not folder.images:
+    raise UserError(f'{folder.root}: {TITLE} without a usable image: {NO_IMAGE_FILES}')
   if not images:
     raise UserError(f'{folder.root}: none of its {len(folder.images)} images has a label file: labels/ should have a '
                     f'.txt for each image of images/')
-  return _Listing(images, missing, unresolved, listed)
+  return _Listing(images, missing, unresolved, repeated, listed)
 
 
 def _resolve(folder: SourceFolder, described: _Description, value: str) -> tuple[list[str], list[str]] | None:

@@ -4,7 +4,7 @@ import pytest
 
 from rethink_tf.data.detection.segmentation import ROTATED
 from rethink_tf.data.prepare import coco_json
-from rethink_tf.data.prepare.layout import MISSING, NO_CLASS, NO_IMAGE, Options
+from rethink_tf.data.prepare.layout import MISSING, NO_CLASS, NO_IMAGE, NOT_NAMED, Options
 from rethink_tf.data.prepare.source_folder import SourceFolder
 from rethink_tf.errors import UserError
 from tests.exports import write_json
@@ -85,6 +85,11 @@ def test_an_image_of_another_split_is_not_taken(tmp_path):
 def test_label_studio_export(tmp_path):
   _, images = read(tmp_path, {'result.json': content([BOX], ['images\\1c-a.jpg'])}, ['images/1c-a.jpg'])
   assert [(image.file, image.name) for image in images] == [('images/1c-a.jpg', '1c-a.jpg')]
+
+
+def test_images_that_are_not_named_are_counted(tmp_path):
+  reading, images = read(tmp_path, {'annotations/a.json': content([BOX])}, ['images/a.jpg', 'images/b.jpg', 'logo.png'])
+  assert [image.file for image in images] == ['images/a.jpg'] and reading.problems.counts[NOT_NAMED] == 1
 
 
 def test_several_files_without_a_split_are_named(tmp_path):

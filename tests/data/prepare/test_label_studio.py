@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rethink_tf.data.prepare import label_studio
-from rethink_tf.data.prepare.layout import FEW_POINTS, NO_CLASS, NO_IMAGE, NOT_FINITE, Options
+from rethink_tf.data.prepare.layout import FEW_POINTS, NO_CLASS, NO_IMAGE, NOT_FINITE, NOT_NAMED, Options
 from rethink_tf.data.prepare.source_folder import SourceFolder
 from rethink_tf.errors import UserError
 from tests.exports import rasterise
@@ -95,6 +95,22 @@ def test_addresses_of_images(tmp_path, address, file):
   reading, images = read(tmp_path, [task([], address)], ['photos/a.jpg', 'photos/b c.jpg'])
   assert [image.file for image in images] == ([file] if file else [])
   assert reading.problems.counts[NO_IMAGE] == (not file)
+
+
+def test_shapes_whose_class_no_result_has_are_counted(tmp_path):
+  shape = {'x': 0, 'y': 0, 'width': 10, 'height': 10}
+  bare = {'original_width': 200, 'original_height': 100, 'type': 'rectangle', 'to_name': 'image', 'value': shape}
+  reading, (image,) = read(tmp_path, [task([
+    bare | {'id': 'a'}, result('labels', shape, id='a'), bare | {'id': 'b'},
+    bare | {'id': 'b', 'type': 'choices', 'value': {**shape, 'choices': ['dog']}}])])
+  assert [one['category'] for one in image.instances] == ['cat'] and dict(reading.problems.counts) == {NO_CLASS: 1}
+
+
+def test_images_that_no_task_names_are_counted(tmp_path):
+  tasks = [task([], 'a.jpg'), task([], 'b.jpg', annotations=[])]
+  reading, images = read(tmp_path, tasks, ['a.jpg', 'b.jpg', 'c.jpg'])
+  assert [image.file for image in images] == ['a.jpg']
+  assert dict(reading.problems.counts) == {label_studio.NOT_ANNOTATED: 1, NOT_NAMED: 1}
 
 
 def test_tasks(tmp_path):

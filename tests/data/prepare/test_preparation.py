@@ -268,8 +268,12 @@ def test_objects_of_no_use_are_an_error(tmp_path, drawn):
   path = tmp_path / 'export/annotations/instances_default.json'
   content = json.loads(path.read_text())
   path.write_text(json.dumps(content | {'annotations': []}))
-  with pytest.raises(UserError, match='without a usable object in 7 images'):
+  with pytest.raises(UserError, match='without a usable object in 7 images: no image has an annotation'):
+    prepare(str(tmp_path / 'export'), str(tmp_path / 'own'))
+  path.write_text(json.dumps(content | {'annotations': [
+    one | {'image_id': str(one['image_id'])} for one in content['annotations']]}))
+  with pytest.raises(UserError, match="usable object in 7 images: .*json, image_id '.*' .of an image that is not list"):
     prepare(str(tmp_path / 'export'), str(tmp_path / 'own'))
   shutil.rmtree(tmp_path / 'export/images')
-  with pytest.raises(UserError, match='without a usable image'):
+  with pytest.raises(UserError, match='without a usable image: no image is among its files: export with images'):
     prepare(str(tmp_path / 'export'), str(tmp_path / 'own'))

@@ -9,7 +9,7 @@ import pytest
 
 from rethink_tf.data.prepare import via
 from rethink_tf.data.prepare.labelme import WITHOUT_AREA
-from rethink_tf.data.prepare.layout import FEW_POINTS, NO_AREA, NO_CLASS, NO_IMAGE, NOT_FINITE, Options
+from rethink_tf.data.prepare.layout import FEW_POINTS, NO_AREA, NO_CLASS, NO_IMAGE, NOT_FINITE, NOT_NAMED, Options
 from rethink_tf.data.prepare.source_folder import SourceFolder
 from rethink_tf.errors import UserError
 
@@ -55,6 +55,11 @@ def test_classes(tmp_path, attributes, name):
   reading, (image,) = read(tmp_path, [region(attributes)])
   assert [one['category'] for one in image.instances] == ([name] if name else [])
   assert reading.problems.counts[NO_CLASS] == (name is None) and len(reading.notes) == (attributes == {})
+
+
+def test_images_that_are_not_named_are_counted(tmp_path):
+  reading, _ = read(tmp_path, [region()], images=('a.jpg', 'b.jpg'))
+  assert dict(reading.problems.counts) == {NOT_NAMED: 1}
 
 
 def test_several_attributes(tmp_path):

@@ -7,6 +7,8 @@ from rethink_tf.data.prepare.layout import NO_IMAGE, Options
 from rethink_tf.data.prepare.source_folder import SourceFolder
 from rethink_tf.errors import UserError
 
+LINE = '0 0.5 0.5 0.2 0.4'
+
 
 def read(root, files, images=('images/a.jpg',)):
   """Return the reading of a folder of text files, and its images."""
@@ -54,6 +56,25 @@ def test_lists_of_cvat(tmp_path):
   assert [(image.file, image.name, image.split, len(image.instances)) for image in images] == [
     ('images/train/a.jpg', 'a.jpg', 'train', 1), ('images/val/a.jpg', 'a.jpg', 'val', 0)]
   assert reading.problems.counts[NO_IMAGE] == 1 and '1 images have no label file' in reading.notes[0]
+
+
+def test_images_of_several_splits_are_counted(tmp_path):
+  files = {'data.yaml': 'names: [cat]\ntrain: [x/images, y/images]\nval: y/images', 'x/labels/a.txt': LINE,
+           'y/labels/a.txt': LINE}
+  reading, images = read(tmp_path, files, ['x/images/a.jpg', 'y/images/a.jpg'])
+  assert [image.split for image in images] == ['train', 'train'] and reading.problems.counts[yolo.IN_SEVERAL] == 1
+
+
+def test_labels_with_the_names_of_addresses(tmp_path):
+  _, (image,) = read(tmp_path, {'classes.txt': 'cat', 'labels/d%C3%A9cran%201.txt': LINE}, ['images/d\u00e9cran 1.jpg'])
+  assert image.file == 'images/d\u00e9cran 1.jpg' and len(image.instances) == 1
+
+
+def test_a_damaged_label_file_is_that_of_one_image(tmp_path):
+  (tmp_path / 'labels').mkdir()
+  (tmp_path / 'labels/b.txt').write_bytes(LINE.encode('utf-16'))
+  reading, images = read(tmp_path, {'classes.txt': 'cat', 'labels/a.txt': LINE}, ['images/a.jpg', 'images/b.jpg'])
+  assert [image.file for image in images] == ['images/a.jpg'] and dict(reading.problems.counts) == {yolo.DAMAGED: 1}
 
 
 def test_labels_beside_images_and_of_several_images(tmp_path):
