@@ -15,6 +15,7 @@ from rethink_tf.compare.planning import LEVEL, SPREAD, SPREAD_RANGE, Noise, Prec
 from rethink_tf.compare.run_summary import init_key, twin_key
 from rethink_tf.compare.sequential import FIRST, Look
 from rethink_tf.compare.verdict import Verdict
+from rethink_tf.data import in_place
 from rethink_tf.errors import UserError
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.structures import Source
@@ -148,7 +149,7 @@ def _held_out(trial: Trial, data_dir: str | None) -> Source:
   """
   from rethink_tf import experiment  # registers what gin files name
 
-  gin_files.parse(trial.files, [*trial.params, *([f'DATA_DIR = {data_dir!r}'] if data_dir else [])])
+  in_place.parse(trial.files, trial.params, data_dir)
   try:
     return gin_files.argument(experiment.run, 'eval_source')(training=False)
   finally:

@@ -8,7 +8,7 @@ from rethink_tf.errors import UserError
 from rethink_tf.study import forecast
 from rethink_tf.study.run import plan_study
 from rethink_tf.study.seeds import UntilSettled
-from tests import small_coco
+from tests import small_coco, small_voc
 from tests.compare.fake_runs import share, write
 
 STUDY = 'gin_configs/studies/miniature_figure1.gin'  # 500 synthetic images
@@ -83,6 +83,13 @@ def test_what_cannot_be_scored_is_said_before_anything_is_trained(tmp_path, ques
   assert ('without a verdict' not in told) == question
   every = [small_coco.annotation(k, category_id=k) for k in (1, 4, 9)]
   assert 'no held-out object' not in words(*every)
+
+
+def test_voc_folders_are_read_as_they_are(tmp_path):
+  sets = {name: {name: small_voc.xml(small_voc.item())} for name in ('train', 'val')}
+  folder = small_voc.write(tmp_path / 'voc', sets)
+  plan = plan_study('gin_configs/studies/own_data_narrow.gin', str(tmp_path / 'own'), data_dir=folder)
+  assert 'nothing, on one held-out image' in forecast.words(plan)
 
 
 def test_runs_that_are_there_replace_the_assumptions(plan, tmp_path):
