@@ -79,6 +79,12 @@ class Reading:
     if count:
       self.problems.add(reason, count, [Case(where)], outcome)
 
+  def examples(self) -> str:
+    """Return the first reasons for which annotations are left out, for a message; '' without any."""
+    left_out = [f'{problem.cases[0].text} ({reason})' for reason, problem in self.problems.by_reason().items()
+                if problem.outcome == LEFT_OUT]
+    return '; '.join(left_out[:2])
+
 
 class Layout(Protocol):
   """A layout: one module, with these names."""

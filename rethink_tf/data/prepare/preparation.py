@@ -144,19 +144,12 @@ def _read(folder: SourceFolder, reading: Reading, output: OutputFolder, spool: S
   progress.close()
   if not rows:
     raise UserError(f'{folder.root}: {reading.layout} without a usable image: '
-                    + (_examples(reading) if folder.images else NO_IMAGE_FILES))
+                    + (reading.examples() if folder.images else NO_IMAGE_FILES))
   if not any(row.classes for row in rows):
     raise UserError(f'{folder.root}: {reading.layout} without a usable object in {len(rows)} images: '
-                    + (_examples(reading) or 'no image has an annotation'))
+                    + (reading.examples() or 'no image has an annotation'))
   ids = np.array(annotation_ids)
   return (sorted(rows, key=lambda row: row.image.file), bool((ids > 0).all()) and len(np.unique(ids)) == len(ids))
-
-
-def _examples(reading: Reading) -> str:
-  """Return the first reasons for which annotations are left out, for a message; '' without any."""
-  left_out = [f'{problem.cases[0].text} ({reason})' for reason, problem in reading.problems.by_reason().items()
-              if problem.outcome == reasons.LEFT_OUT]
-  return '; '.join(left_out[:2])
 
 
 def _examined(folder: SourceFolder, reading: Reading) -> Iterator[tuple[LabelledImage, Any]]:

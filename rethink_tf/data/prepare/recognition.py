@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from rethink_tf.data.prepare import coco_json, label_studio, labelme, mask_images, via, voc_folders, yolo
 from rethink_tf.data.prepare.layout import Layout
-from rethink_tf.data.prepare.source_folder import JsonShape, SourceFolder
+from rethink_tf.data.prepare.source_folder import ARCHIVES, JsonShape, SourceFolder
 from rethink_tf.errors import UserError
 
 LAYOUTS: tuple[Layout, ...] = (coco_json, yolo, voc_folders, labelme, label_studio, via, mask_images)
@@ -92,6 +92,8 @@ def _explain(folder: SourceFolder) -> str:
     return 'holds TFRecords, which need no preparation: see docs/data.md'
   if not folder.files:
     return 'is empty'
+  if archives := folder.with_suffix(*ARCHIVES):
+    return f'holds no annotations of a known layout, but the archive {archives[0]}: unpack it'
   return (f'no annotations of a known layout among its {len(folder.files)} files, of which {len(folder.images)} are '
           'images: Roboflow, CVAT, Label Studio, LabelMe, YOLO, VIA, PASCAL VOC, COCO json and masks as PNG files are '
           'read (docs/data.md)')

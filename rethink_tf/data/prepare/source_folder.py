@@ -21,7 +21,7 @@ from rethink_tf.data.json_files import load_json
 from rethink_tf.errors import UserError, in_one_line, plain
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.gif', '.jp2', '.avif', '.heic')
-_ARCHIVES = ('.zip', '.tar', '.gz', '.tgz', '.7z', '.rar')
+ARCHIVES = ('.zip', '.tar', '.gz', '.tgz', '.7z', '.rar')
 _MAX_FILES = 5_000_000
 _MAX_KEYS = 64  # of an object, that its shape names
 _MAX_TEXT = 64 << 20  # bytes of a text file: a list of a million images, or the outlines of one
@@ -63,7 +63,7 @@ class SourceFolder:
       raise UserError(f'{root}: should be a local folder: copy the export to a disk first')
     self.root = os.path.expanduser(root)
     if not os.path.isdir(self.root):
-      archive = os.path.isfile(self.root) and self.root.lower().endswith(_ARCHIVES)
+      archive = os.path.isfile(self.root) and self.root.lower().endswith(ARCHIVES)
       raise UserError(f'{root}: ' + ('is an archive: unpack it, and give the folder' if archive else
                                      'no such folder: give the folder that the annotation tool has exported'))
     self.files = sorted(self._walk(follow_links), key=_sort_key)

@@ -39,6 +39,8 @@ KEYPOINTS = 'with keypoints, which are not read (its box is used)'
 NOT_IN_A_LIST = 'labelled image that no list or folder of the description has'
 IN_SEVERAL = 'image that the description has in several splits (used in the first)'
 DAMAGED = 'image whose label file cannot be read'
+OF_FOUR_POINTS = ('every outline has four points: rotated boxes (OBB) are read as masks; to train on boxes alone, add '
+                  '--gin_file=gin_configs/models/faster_rcnn.gin')
 ONE_MORE = 'with a further number, a track or a confidence (ignored)'
 _NAME_FILES = ('obj.names', 'classes.txt', 'labels.txt', '_darknet.labels', 'data.names', 'names.txt')
 _LISTS = ('train.txt', 'val.txt', 'valid.txt', 'test.txt', 'trainval.txt')
@@ -128,11 +130,15 @@ def _images(folder: SourceFolder, splits: dict[str, str | None], labels: dict[st
         instance = _parse(line, f'{labels[image]}, line {i}', described, reading)
         if instance is not None:
           instances.append(instance)
+    outlines = [polygon for one in instances for polygon in one['segmentation']]
+    counts['outlines'] += len(outlines)
+    counts['of four points'] += sum(len(polygon) == 8 for polygon in outlines)
     counts['objects'] += len(instances)
     yield LabelledImage(image, output_name(image), split, instances, fractions=True)
+  if counts['outlines'] and counts['outlines'] == counts['of four points']:
+    reading.notes.append(OF_FOUR_POINTS)
   if counts['lines'] and not counts['objects']:
-    reason, (_, cases) = next(iter(reading.problems.by_reason().items()))
-    raise UserError(f'{folder.root}: none of its {counts["lines"]} labels can be used: {reason}, e.g. {cases[0].text}')
+    raise UserError(f'{folder.root}: none of its {counts["lines"]} labels can be used: {reading.examples()}')
 
 
 def _parse(line: str, where: str, described: _Description, reading: Reading) -> dict[str, Any] | None:

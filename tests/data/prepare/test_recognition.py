@@ -45,7 +45,8 @@ def test_masks_beside_annotations_are_not_the_annotations(tmp_path):
 
 
 @pytest.mark.parametrize('files, message', [
-  ({}, 'is empty'), ({'a.txt': 'x', 'a.jpg': ''}, 'no annotations of a known layout among its 2 files, of which 1'),
+  ({}, 'is empty'), ({'x/export.ZIP': ''}, 'the archive x/export.ZIP: unpack it'),
+  ({'a.txt': 'x', 'a.jpg': ''}, 'no annotations of a known layout among its 2 files, of which 1'),
   ({'annotations.xml': '<?xml version="1.0"?>\n<annotations><version>1.1</version>'}, "CVAT's own xml.*COCO 1.0"),
   ({'a.json': {'project': {}, 'metadata': {}, 'attribute': {}}}, 'VIA 3'),
   ({'a.json': [{'image': 'a.jpg', 'annotations': []}]}, 'CreateML'),

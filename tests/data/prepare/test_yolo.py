@@ -42,6 +42,13 @@ def test_lines(tmp_path):
     yolo.UNKNOWN_CLASS: 2}
 
 
+@pytest.mark.parametrize('other, noted', [('', True), ('\n0 0.1 0.1 0.5 0.1 0.5 0.5', False), (f'\n{LINE}', True)])
+def test_outlines_that_may_be_rotated_boxes_are_said(tmp_path, other, noted):
+  reading, images = read(tmp_path, {'classes.txt': 'cat', 'labels/a.txt': f'0 0.5 0.2 0.7 0.5 0.5 0.8 0.3 0.5{other}'})
+  assert images[0].instances[0]['segmentation'] == [[0.5, 0.2, 0.7, 0.5, 0.5, 0.8, 0.3, 0.5]]
+  assert (yolo.OF_FOUR_POINTS in reading.notes) == noted
+
+
 def test_keypoints_are_counted(tmp_path):
   reading, images = read(tmp_path, {'data.yaml': 'kpt_shape: [1, 3]\nnames: [cat]',
                                     'labels/a.txt': '0 0.5 0.5 0.2 0.4 0.5 0.5 2'})
@@ -121,7 +128,7 @@ def test_a_description_in_another_encoding_is_named(tmp_path):
 
 @pytest.mark.parametrize('files, message', [
   ({'labels/a.txt': '0 0.5 0.5 0.2 0.4'}, 'YOLO labels without class names: write the names'),
-  ({'labels/a.txt': '0 30 40 10 10', 'classes.txt': 'cat'}, 'none of its 1 labels can be used.*not fractions'),
+  ({'labels/a.txt': '0 30 40 10 10 0.9', 'classes.txt': 'cat'}, 'none of its 1 labels can be used: [^;]*not fractions'),
   ({'labels/a.txt': '0 0.5 0.5 0.2 0.4', 'classes.txt': 'cat', 'x/obj.names': 'dog'}, 'different class names'),
   ({'labels/a.txt': '0 0.5 0.5 0.2 0.4', 'data.yaml': 'names: {x: cat}'}, 'keys should be class numbers'),
   ({'labels/a.txt': '0 0.5 0.5 0.2 0.4', 'data.yaml': 'names: [[cat]]'}, 'should have a name'),
