@@ -201,7 +201,7 @@ def plan(data_dir: str, minutes: float, output: str | None = None, params: Seque
     UserError: the data cannot be read, or the output folder holds the choice for another data set.
   """
   begin = time.monotonic()
-  if not minutes > 0:
+  if not 0 < minutes < math.inf:
     raise UserError(f'--minutes = {minutes:g}: use a number above 0')
   output = (output or '').rstrip('/') or f'runs/studies/{os.path.basename(os.path.abspath(data_dir))}'
   path, asked = os.path.join(output, _CHOICE), os.path.abspath(os.path.expanduser(data_dir))

@@ -198,6 +198,7 @@ def test_the_command(folders, tmp_path):
 
 @pytest.mark.parametrize('arguments, message', [
   (['--data_dir=/nowhere'], '/nowhere: no such data folder'), (['--data_dir=/', '--minutes=0'], '--minutes = 0'),
+  (['--data_dir=/', '--minutes=inf'], '--minutes = inf: use a number above 0'),
   (['--gin_file=a.gin', '--minutes=3'], '--minutes is for a study without --gin_file'),
   (['--data_dir=/', '--command=x'], 'need a study')])
 def test_wrong_arguments_are_one_line(arguments, message):
