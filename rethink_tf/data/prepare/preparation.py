@@ -144,7 +144,7 @@ def _read(folder: SourceFolder, reading: Reading, output: OutputFolder, spool: S
   progress.close()
   if not rows:
     raise UserError(f'{folder.root}: {reading.layout} without a usable image: '
-                    + (reading.examples() if folder.images else NO_IMAGE_FILES))
+                    + (reading.examples() or 'its annotations name none' if folder.images else NO_IMAGE_FILES))
   if not any(row.classes for row in rows):
     raise UserError(f'{folder.root}: {reading.layout} without a usable object in {len(rows)} images: '
                     + (reading.examples() or 'no image has an annotation'))

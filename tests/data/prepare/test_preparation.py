@@ -277,3 +277,11 @@ def test_objects_of_no_use_are_an_error(tmp_path, drawn):
   shutil.rmtree(tmp_path / 'export/images')
   with pytest.raises(UserError, match='without a usable image: no image is among its files: export with images'):
     prepare(str(tmp_path / 'export'), str(tmp_path / 'own'))
+
+
+def test_annotations_of_no_image_are_an_error(tmp_path):
+  (tmp_path / 'export').mkdir()
+  (tmp_path / 'export/via.json').write_text('{"_via_settings": {}, "_via_img_metadata": {}}')
+  (tmp_path / 'export/a.jpg').write_bytes(b'')
+  with pytest.raises(UserError, match="VIA's JSON without a usable image: its annotations name none$"):
+    prepare(str(tmp_path / 'export'), str(tmp_path / 'own'))
