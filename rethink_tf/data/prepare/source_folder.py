@@ -249,16 +249,15 @@ def has_suffix(file: str, suffixes: tuple[str, ...]) -> bool:
 
 
 def names_in(value: str) -> list[str]:
-  """Return the names of a file that a value in an annotation file may mean: itself and, if it is an address or is
-  percent-encoded as in one, what its query names, its path, and what it is decoded to."""
-  names = [value]
+  """Return the names of a file that a value in an annotation file may mean: of an address what its query names, and its
+  path; the value itself, and what it is without percent encoding."""
+  names = []
   if '?' in value or '://' in value:
     with contextlib.suppress(ValueError):  # no address
       parsed = urllib.parse.urlsplit(value)
       names += [one for _, one in urllib.parse.parse_qsl(parsed.query) if has_suffix(one, IMAGE_SUFFIXES)]
       names.append(urllib.parse.unquote(parsed.path))
-  names.append(urllib.parse.unquote(value))
-  return list(dict.fromkeys(names))
+  return list(dict.fromkeys([*names, value, urllib.parse.unquote(value)]))
 
 
 def is_below(file: str, folder: str) -> bool:

@@ -31,9 +31,10 @@ def test_names_of_other_machines(tmp_path):
 @pytest.mark.parametrize('name, found', [
   ('https://host/x/b%20c.jpg?raw=1', 'x/b c.jpg'), ('/data/local-files/?d=x/b%20c.jpg', 'x/b c.jpg'),
   ('/storage-data/uploaded/?filepath=x%2Fb+c.jpg', 'x/b c.jpg'), ('x/b%20c.jpg', 'x/b c.jpg'),
+  ('/data/local-files/?d=x/a.jpg', 'x/a.jpg'),
   ('gr%C3%B6%C3%9Fe.jpg', 'gr\u00f6\u00dfe.jpg'), ('100%25.jpg', '100%25.jpg'), ('http://[', None)])
 def test_names_that_are_addresses(tmp_path, name, found):
-  source = folder(tmp_path, 'x/b c.jpg', 'gr\u00f6\u00dfe.jpg', '100%25.jpg', '100%.jpg')
+  source = folder(tmp_path, 'x/b c.jpg', 'x/a.jpg', 'a.jpg', 'gr\u00f6\u00dfe.jpg', '100%25.jpg', '100%.jpg')
   assert source.find_image(name) == found
 
 
