@@ -96,8 +96,10 @@ class Slot:
       self._process.send_signal(signal.SIGTERM)
 
   def join(self) -> None:
-    """Wait for the end of the process."""
+    """Wait for the end of the process, after `signal`."""
     if self._process is not None:
+      if self._process.stdout.readline():  # the run was complete, and it waits for the next one
+        self._process.stdin.close()
       self._process.wait()
       self._forget()
 

@@ -25,6 +25,12 @@ for number, line in enumerate(sys.stdin):
     sys.exit(1)
   if request['path'] == 'abort':
     os.abort()
+  if request['path'] == 'ending':  # a signal after the last step: the run completes
+    asked = []
+    signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+    open(request['log'], 'a').write('begun ')
+    while not asked:
+      time.sleep(0.01)
   if request['path'] == 'endless':
     open(request['log'], 'a').write('begun ')
     time.sleep(60)
@@ -99,6 +105,16 @@ def test_a_signal_reaches_every_process(pool, tmp_path):
       pool.wait(0.05)
     raise Interrupted(signal.SIGTERM)
   assert [log.read_text() for log in logs] == ['begun saved', 'begun saved']
+
+
+def test_a_run_that_completes_at_a_signal_is_waited_for(pool, tmp_path):
+  log = tmp_path / 'logs/a.log'
+  with pytest.raises(Interrupted), pool:
+    pool.slots[0].start(request(tmp_path, 'ending'), 'a')
+    while not (log.exists() and log.read_text()):
+      pool.wait(0.05)
+    raise Interrupted(signal.SIGTERM)
+  assert log.read_text() == 'begun '
 
 
 def test_each_run_has_its_share_of_the_devices(monkeypatch):
