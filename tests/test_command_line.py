@@ -72,6 +72,8 @@ def test_help_names_the_flags_quickly(tmp_path):
 
 
 FURTHER = ('bench.rows', 'bench.complexity', 'bench.scaling', 'data.hashtags_convert', 'data.classification.hashtags')
+OTHERS = {'bench.precision': 'needs TensorFlow for its flags', 'doctor.worker': 'takes JSON from the doctor',
+          'study.worker': 'takes JSON from the study', 'redaction': 'a filter for shell scripts', '__main__': 'lists the commands'}
 
 
 def call_without_tensorflow(command, *arguments, cwd):
@@ -86,6 +88,17 @@ def call_without_tensorflow(command, *arguments, cwd):
 def test_help_is_printed_without_tensorflow(command, tmp_path):
   result = call_without_tensorflow(command, '--help', cwd=tmp_path)
   assert (result.returncode, result.stderr) == (0, '') and f'rethink_tf.{command}' in result.stdout
+
+
+def test_help_is_printed_by_a_command_that_needs_tensorflow():
+  result = call('bench.precision', '--help')
+  assert result.returncode == 0 and 'rethink_tf.bench.precision' in result.stdout
+
+
+def test_every_module_that_runs_is_tried_here():
+  runs = [path for path in (ROOT / 'rethink_tf').rglob('*.py') if "\nif __name__ == '__main__':" in path.read_text()]
+  names = {'.'.join(path.relative_to(ROOT / 'rethink_tf').with_suffix('').parts) for path in runs}
+  assert {name.removesuffix('.__main__') for name in names} == {*COMMANDS, *FURTHER, *OTHERS}
 
 
 @pytest.mark.parametrize('command, arguments, words', [

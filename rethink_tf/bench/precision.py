@@ -26,6 +26,7 @@ from absl import flags
 
 from rethink_tf import command_line, experiment
 from rethink_tf.errors import UserError
+from rethink_tf.process import entry
 from rethink_tf.storage.files import write_output
 from rethink_tf.structures import Experiment
 
@@ -198,4 +199,4 @@ def compare(files: Sequence[str], steps: int, forward: Collection[str], output: 
 
 if __name__ == '__main__':
   define_flags()
-  command_line.start(main)
+  entry.start(main, interrupted='stopped; what was compared so far is written', result_is_printed=True)
