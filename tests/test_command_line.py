@@ -73,7 +73,8 @@ def test_help_names_the_flags_quickly(tmp_path):
 
 FURTHER = ('bench.rows', 'bench.complexity', 'bench.scaling', 'data.hashtags_convert', 'data.classification.hashtags')
 OTHERS = {'bench.precision': 'needs TensorFlow for its flags', 'doctor.worker': 'takes JSON from the doctor',
-          'study.worker': 'takes JSON from the study', 'redaction': 'a filter for shell scripts', '__main__': 'lists the commands'}
+          'study.worker': 'takes JSON from the study', 'redaction': 'a filter for shell scripts',
+          '__main__': 'lists the commands'}
 
 
 def call_without_tensorflow(command, *arguments, cwd):

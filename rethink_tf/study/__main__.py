@@ -68,11 +68,15 @@ def main() -> None:
     catalog.check(FLAGS.weights)
   from rethink_tf import console  # imports TensorFlow, which takes seconds: not needed for --help and such errors
   from rethink_tf.compare.report import check_options
+  from rethink_tf.distributed import devices
   from rethink_tf.study import forecast
   from rethink_tf.study.run import check, estimate_study, plan_study, progress, run_study, submit_study
 
   console.hide_library_info()
   check_options(FLAGS.margin, FLAGS.seed_spread)
+  if not FLAGS.command:  # which trains elsewhere; the runs here write to their own logs, where nobody looks at first
+    devices.check()
+    devices.report()
   params = list(FLAGS.study_param)
   if FLAGS.until_settled:
     params.append('Study.until_settled = @UntilSettled()')

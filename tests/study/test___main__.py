@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from rethink_tf.compare import looks
+from rethink_tf.distributed import devices
 from tests import small_coco
 from tests.in_process import call
 from tests.test_command_line import ROOT, call_process
@@ -77,6 +78,19 @@ def test_a_plan_is_refused_where_its_study_would_be(tmp_path):
   (tmp_path / 'study/report').mkdir()
   (tmp_path / 'study/report/metrics.jsonl').write_text('')
   assert 'error: --output=' in command(*common).stderr, 'the report would replace a run'
+
+
+def test_the_devices_stand_above_the_plan_and_a_gpu_without_kernels_ends_it(monkeypatch, tmp_path):
+  plan = ('--gin_file=gin_configs/studies/figure1.gin', '--dry_run', '--nocalibrate', f'--output={tmp_path}/study',
+          f'--data_dir={tmp_path}/no')
+  monkeypatch.setattr(devices, 'unused_driver', lambda: 'an NVIDIA driver is installed, but')
+  monkeypatch.setattr(devices, 'describe', lambda strategy: 'of this machine')
+  lines = command(*plan).stderr.splitlines()
+  assert 'an NVIDIA driver is installed, but' in lines[0] and lines[1] == 'devices: of this machine', lines
+  monkeypatch.setattr(devices, 'too_new', lambda found: 'a GPU is newer than the kernels')
+  done = command(*plan)
+  assert (done.returncode, done.stdout, done.stderr) == (1, '', 'error: a GPU is newer than the kernels\n')
+  assert 'newer' not in command(*plan, '--command=python launch/vertex.py').stderr  # trains on other machines
 
 
 @pytest.mark.slow
