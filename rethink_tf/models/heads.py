@@ -26,6 +26,7 @@ class RPNHead(tf_keras.layers.Layer):
 
   def __init__(self, channels: int = 256, anchors_per_cell: int = 3, num_convs: int = 1, name: str = 'rpn_head'):
     super().__init__(name=name)
+    self.anchors_per_cell = anchors_per_cell
     convs = [tf_keras.layers.Conv2D(channels, 3, padding='same', activation='relu',
                                     kernel_initializer=initializers.gaussian(), name=f'conv{i + 1 if i else ""}')
              for i in range(num_convs)]

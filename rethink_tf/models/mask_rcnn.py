@@ -138,7 +138,10 @@ class MaskRCNN(tf_keras.layers.Layer):
   def propose(self, features: dict[str, tf.Tensor], image_sizes: tf.Tensor,
               training: bool) -> tuple[RPNOutputs, Proposals]:
     """Region proposal network on P2..P6."""
-    anchors = self.anchors(features)
+    anchors, per_cell = self.anchors(features), self.anchors.per_cell(len(features))
+    if per_cell != self.rpn_head.anchors_per_cell:  # a GPU gathers zeros beyond the end, without a word
+      raise UserError(f'RPNHead.anchors_per_cell = {self.rpn_head.anchors_per_cell}, but Anchors.sizes and '
+                      f'Anchors.ratios make {per_cell} anchors of a cell: set RPNHead.anchors_per_cell = {per_cell}')
     logits, deltas = zip(*(self.rpn_head(features[level]) for level in sorted(features)), strict=True)
     with tf.name_scope('proposals'):
       proposals = self.proposal_generator(logits, deltas, anchors, image_sizes, training, self.nms_form)

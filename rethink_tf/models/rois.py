@@ -42,6 +42,10 @@ class Anchors:
                       'one per level')
     return [self._of_level(features[level], 2**int(level[1:]), own) for level, own in zip(levels, sizes, strict=True)]
 
+  def per_cell(self, levels: int) -> int:
+    """Return the number of anchors of a cell in so many levels."""
+    return len(self.ratios) * (len(self.sizes) if levels == 1 else 1)
+
   def _of_level(self, feature: tf.Tensor, stride: int, sizes: Sequence[float]) -> tf.Tensor:
     grids = [anchor_ops.grid_anchors(*_height_width(feature), stride, size, self.ratios, self.offset) for size in sizes]
     cells = [tf.reshape(grid, [-1, len(self.ratios), 4]) for grid in grids]

@@ -9,9 +9,10 @@ import tensorflow as tf
 import tf_keras
 
 from rethink_tf.errors import UserError
+from rethink_tf.models.fpn import SingleLevel
 from rethink_tf.models.norms import no_norm
 from rethink_tf.models.resnet import ResNet
-from rethink_tf.models.rois import AnchorSampler, ProposalGenerator, RoISampler
+from rethink_tf.models.rois import Anchors, AnchorSampler, ProposalGenerator, RoISampler
 from rethink_tf.structures import MASK_CROP, NO_MASK
 from tests import tiny
 
@@ -254,6 +255,15 @@ def test_even_sizes_are_padded_on_both_sides():
 def test_a_form_of_suppression_that_does_not_exist(settings, message):
   with pytest.raises(UserError, match=message):
     tiny.detector(**settings)
+
+
+@pytest.mark.parametrize('settings, message', [
+  (dict(anchors=Anchors((8, 16, 32, 64, 128), (0.3, 0.5, 1.0, 2.0, 3.0))), 'set RPNHead.anchors_per_cell = 5'),
+  (dict(anchors=Anchors((8, 16, 32, 64, 128), (1.0,))), 'anchors_per_cell = 3, but .* make 1 anchors of a cell'),
+  (dict(anchors=Anchors((32, 64)), fpn=SingleLevel(4)), 'set RPNHead.anchors_per_cell = 6')])
+def test_anchors_that_the_rpn_head_does_not_predict(settings, message):
+  with pytest.raises(UserError, match=message):
+    tiny.built(**settings)
 
 
 def proposals_of(logits, deltas, anchors, size, **settings):
