@@ -18,6 +18,8 @@ class UserError(Exception):
   """
 
   exit_code = 1
+  # Keras would put its own line in front, with the arguments of the layer, of an error that a layer raises.
+  _keras_call_info_injected = True
 
   def line(self) -> str:
     """Return the message without the lines that gin appends, one for each constructor being called."""

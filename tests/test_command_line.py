@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from rethink_tf.__main__ import COMMANDS
+from tests import tiny
 from tests.in_process import call
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -44,6 +45,18 @@ def test_the_command_of_the_readme_without_a_data_set(tmp_path):
 ])
 def test_a_wrong_configuration(arguments, words, tmp_path):
   assert_one_line(call('train', *arguments, cwd=tmp_path), *words)
+
+
+@pytest.mark.parametrize('binding, words', [
+  ('Anchors.sizes = (32, 64)', ['Anchors.sizes has 2 sizes', 'P2', 'one per level']),
+  ('Anchors.ratios = (0.5, 1.0)', ['RPNHead.anchors_per_cell = 3', 'set RPNHead.anchors_per_cell = 2']),
+  ('group_norm.groups = 7', ['group_norm.groups = 7 does not divide']),
+])
+def test_an_error_inside_a_layer_is_not_reworded_by_keras(binding, words, tmp_path):
+  params = [f'--gin_param={one}' for one in (*tiny.PARAMS, binding)]
+  result = call('train', '--gin_file=gin_configs/demo.gin', *params, f'--model_dir={tmp_path}/run')
+  line = result.stderr.splitlines()[-1]
+  assert result.returncode == 1 and line.startswith('error: ') and all(word in line for word in words), result.stderr
 
 
 def test_weights_need_a_configuration_that_uses_them(tmp_path):
