@@ -137,10 +137,16 @@ class RunCheckpoints:
   def best(self, metric: str) -> Best | None:
     """Return the checkpoint with the highest `metric` in evaluations of training, None without evaluations.
 
-    A damaged one is left out, with a warning if it is the best.
+    Every file of it has been read; a damaged one is left out, with a warning.
+
+    Raises:
+      UserError: the storage refuses one that may be sound.
     """
-    lines = self._run_folder.read_metrics()
-    best, sound = (_best(lines, metric, steps) for steps in (self._listed(), self.steps()))
+    lines, left = self._run_folder.read_metrics(), set(self._listed())
+    best = sound = _best(lines, metric, left)
+    while sound is not None and self._read(sound.step) is None:
+      left.remove(sound.step)
+      sound = _best(lines, metric, left)
     if best != sound:
       logging.warning('the best checkpoint, step %d (%s %.4g), is damaged; %s', best.step, metric, best.value,
                       f'step {sound.step} ({sound.value:.4g}) is the best of the others' if sound else
@@ -197,8 +203,7 @@ class RunCheckpoints:
         raise UserError(f'no checkpoint of step {step} in {self._run_folder.join("checkpoints")}: '
                         f'there are {self.steps() or "none"}')
     for candidate in reversed(listed):
-      folder = self._folder(candidate)
-      sound = manifests.unless_damaged(lambda folder=folder, step=candidate: _read_sound(folder, step), folder)
+      folder, sound = self._folder(candidate), self._read(candidate)
       if sound is None:
         continue
       manifest, values = sound
@@ -219,6 +224,11 @@ class RunCheckpoints:
       raise UserError(f'every checkpoint in {self._run_folder.join("checkpoints")} is damaged '
                       f'(steps {", ".join(map(str, listed))}): move that folder away to start from scratch')
     return None
+
+  def _read(self, step: int) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+    """Return manifest and variables of a checkpoint; None, with a warning, if it is damaged."""
+    folder = self._folder(step)
+    return manifests.unless_damaged(lambda: _read_sound(folder, step), folder)
 
   def _folder(self, step: int) -> str:
     return manifests.step_folder(self._run_folder.join('checkpoints'), step)

@@ -307,20 +307,22 @@ def test_an_unknown_metric_is_logged_once(local, caplog):
   assert not [record for record in caplog.records[logged:] if 'maks/AP' in record.getMessage()]
 
 
-def test_a_damaged_best_checkpoint_is_named(local, caplog):
+@pytest.mark.parametrize('damage', [lambda path: os.truncate(path, 9), flip_a_bit], ids=['cut', 'of the same size'])
+def test_a_damaged_best_checkpoint_is_named(local, caplog, damage):
   caplog.set_level('WARNING')  # TensorFlow logs how long it takes to save
   checkpoints, trained = RunCheckpoints(local), model_and_optimizer()
   for number, ap in ((1, 10.), (2, 30.), (3, 20.)):
     checkpoints.save(number, trained, {})
     evaluate(local, number, **{'box/AP': ap})
   assert checkpoints.choose('best', 'box/AP') == 2 and not caplog.records
-  os.truncate(data_file(local, 2), 9)
+  damage(data_file(local, 2))
   assert checkpoints.choose('best', 'box/AP') == 3
-  assert [record.getMessage() for record in caplog.records] == [
-    'the best checkpoint, step 2 (box/AP 30), is damaged; step 3 (20) is the best of the others']
-  os.truncate(data_file(local, 1), 9)
-  checkpoints.choose('best', 'box/AP')
-  os.truncate(data_file(local, 3), 9)
+  skipped, named = [record.getMessage() for record in caplog.records]
+  assert skipped.startswith('Skipping the damaged checkpoint ') and 'step-00000002: ' in skipped
+  assert named == 'the best checkpoint, step 2 (box/AP 30), is damaged; step 3 (20) is the best of the others'
+  damage(data_file(local, 1))
+  assert checkpoints.choose('best', 'box/AP') == 3
+  damage(data_file(local, 3))
   with pytest.raises(UserError, match='no sound checkpoint in .* has been evaluated by box/AP'):
     checkpoints.choose('best', 'box/AP')
   assert 'step 2 (box/AP 30), is damaged; no other one has been evaluated' in caplog.records[-1].getMessage()
