@@ -45,11 +45,12 @@ def main() -> None:
   if FLAGS.rounds < 1 or FLAGS.images < 1:
     raise UserError('--rounds and --images must be 1 or more')
   shares: dict[str, float] = {}
-  if FLAGS.task in KERNELS:
-    from rethink_tf.bench import kernels
+  if FLAGS.task in ('evaluate', *KERNELS):  # those without a configuration, whose experiment does it
     from rethink_tf.distributed import devices
     devices.check()
     devices.report()
+  if FLAGS.task in KERNELS:
+    from rethink_tf.bench import kernels
     console.compile_once()
     rows = getattr(kernels, KERNELS[FLAGS.task])(FLAGS.rounds)
   elif FLAGS.task in ('systems', 'recompute'):

@@ -47,7 +47,6 @@ def main(paths: list[str]) -> None:
     if FLAGS.gin_file or FLAGS.checkpoint != 'latest' or FLAGS.averages:
       raise UserError('a SavedModel is used as it is: leave out --gin_file, --checkpoint and --averages, or predict '
                       'from the run folder with --model_dir')
-    devices.check()
     devices.report()
     detector = detectors.SavedModelDetector(FLAGS.saved_model, FLAGS.batch)
   else:

@@ -16,6 +16,7 @@ from rethink_tf import experiment as experiments
 from rethink_tf import gin_files
 from rethink_tf.data.batching import errors_of
 from rethink_tf.data.categories import Category, parse_categories
+from rethink_tf.distributed import devices
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.evaluation.postprocessing import ImageDetections, restore
 from rethink_tf.export import operations, saved_model
@@ -99,10 +100,12 @@ class SavedModelDetector:
   folder: local or gs://. batch: images of a call; several are passed as encoded files.
 
   Raises:
-    UserError: there is no such SavedModel, or it is from a version that takes one image at a time.
+    UserError: there is no such SavedModel, or it is from a version that takes one image at a time; a GPU is newer than
+      the kernels.
   """
 
   def __init__(self, folder: str, batch: int = 1):
+    devices.check()
     operations.check(folder)
     try:
       model = saved_model.load(folder)

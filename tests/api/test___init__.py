@@ -20,6 +20,7 @@ from pycocotools import mask as coco_mask
 from rethink_tf import api
 from rethink_tf.compare.report import Comparison
 from rethink_tf.data.categories import Category
+from rethink_tf.distributed import devices
 from rethink_tf.errors import UserError
 from rethink_tf.evaluation.postprocessing import ImageDetections
 from rethink_tf.predict import outputs
@@ -280,6 +281,13 @@ def test_wrong_arguments(first_pixel, tmp_path):
     with pytest.raises(UserError, match=words):
       make()
     assert not gin.config_is_locked(), 'parts can be registered'
+
+
+def test_a_gpu_newer_than_the_kernels_is_refused_before_anything_is_loaded(first_pixel, run, tmp_path, monkeypatch):
+  monkeypatch.setattr(devices, 'too_new', lambda found: 'a GPU is newer than the kernels')
+  for make in (lambda: api.Detector.from_saved_model(tmp_path), lambda: api.Detector.from_run(run / 'run')):
+    with pytest.raises(UserError, match='a GPU is newer than the kernels'):
+      make()
 
 
 # docs/python.md.
