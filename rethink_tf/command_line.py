@@ -9,6 +9,7 @@ from absl import flags
 
 from rethink_tf.downloads import settings
 from rethink_tf.process import entry
+from rethink_tf.process.signals import RESUMES
 from rethink_tf.weights import catalog
 
 FLAGS = flags.FLAGS
@@ -23,7 +24,9 @@ def run_command(task: str) -> None:
     flags.DEFINE_bool('follow', False, 'score every new checkpoint of a run that another job trains, until its '
                       'last step', **here)
     flags.DEFINE_float('follow_minutes', 120.0, 'with --follow: how long to wait for a new checkpoint', **here)
-  entry.start(_evaluate if task == 'evaluate' else _train)
+    entry.start(_evaluate, interrupted='stopped; the same command evaluates again')
+  else:
+    entry.start(_train, interrupted=RESUMES)
 
 
 def define_flags() -> None:

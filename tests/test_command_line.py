@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from rethink_tf import gin_files
 from rethink_tf.__main__ import COMMANDS
 from tests import tiny
 from tests.in_process import call
@@ -57,6 +58,19 @@ def test_an_error_inside_a_layer_is_not_reworded_by_keras(binding, words, tmp_pa
   result = call('train', '--gin_file=gin_configs/demo.gin', *params, f'--model_dir={tmp_path}/run')
   line = result.stderr.splitlines()[-1]
   assert result.returncode == 1 and line.startswith('error: ') and all(word in line for word in words), result.stderr
+
+
+@pytest.mark.parametrize('command, words', [
+  ('train', 'stopped; the same command resumes from the last checkpoint'), ('inspect_run', 'stopped'),
+  ('evaluate', 'stopped; the same command evaluates again'), ('export', 'stopped; nothing was written')])
+def test_a_command_that_is_stopped_says_what_is_left(command, words, monkeypatch, tmp_path):
+  def stop(*_, **__):
+    raise KeyboardInterrupt
+  monkeypatch.setattr(os, '_exit', sys.exit)
+  monkeypatch.setattr(gin_files, 'default_run_folder', stop)
+  monkeypatch.setattr(gin_files, 'find', stop)
+  result = call(command, '--gin_file=gin_configs/demo.gin' if command == 'train' else '--model_dir=', cwd=tmp_path)
+  assert (result.returncode, result.stderr.splitlines()[-1]) == (130, words)
 
 
 def test_weights_need_a_configuration_that_uses_them(tmp_path):

@@ -44,4 +44,4 @@ if __name__ == '__main__':
   flags.DEFINE_string('model_dir', None, 'run folder to write to; it is not created', **_here)
   flags.DEFINE_float('timeout_minutes', 10.0, 'for each check; a GPU may compile its kernels for half an hour, once',
                      **_here)
-  entry.start(main, interrupted='stopped', result_is_printed=True)
+  entry.start(main, result_is_printed=True)

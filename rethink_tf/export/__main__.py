@@ -120,4 +120,4 @@ if __name__ == '__main__':
   flags.DEFINE_list('image_size', None, 'onnx, tflite: height and width of all images, as 480,640; default: any; '
                     'tflite: of a 4:3 image at the sizes of evaluation', **_here)
   flags.DEFINE_enum('channels', None, ['bgr', 'rgb'], 'detectron2: colour order of its input; default: bgr', **_here)
-  entry.start(main)
+  entry.start(main, interrupted='stopped; nothing was written')

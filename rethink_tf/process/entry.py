@@ -20,8 +20,8 @@ _HELP = ('-h', '-?', '-help', '--help', '--helpshort')  # of this command; absl'
 
 
 def start(main: Callable[..., None], takes_arguments: bool = False,
-          interrupted: str = 'stopped; the same command resumes from the last checkpoint',
-          result_is_printed: bool = False, cleanup_seconds: float | None = CLEANUP_SECONDS) -> None:
+          interrupted: str = 'stopped', result_is_printed: bool = False,
+          cleanup_seconds: float | None = CLEANUP_SECONDS) -> None:
   """Parse the command line, call main, and turn errors into one line and an exit code (as_command).
 
   takes_arguments: main is called with the positional arguments. result_is_printed: standard output is the result, so

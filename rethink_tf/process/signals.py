@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 75}
 EXIT_CODES |= {getattr(signal, name): 75 for name in ('SIGHUP', 'SIGUSR1') if hasattr(signal, name)}  # not on Windows
 URGENT = (signal.SIGINT, signal.SIGTERM)  # the second one ends at once; a closed terminal sends SIGHUP several times
+RESUMES = 'stopped; the same command resumes from the last checkpoint'  # of commands that train
 error_descriptor = 2  # console.held_stderr keeps the standard error at another one meanwhile
 CLEANUP_SECONDS = 30.0  # after the main thread has reacted: it may wait for a thread whose read never ends
 PATIENCE_SECONDS = 10.0  # after a signal, for a main thread within a call into C

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.process import entry
+from rethink_tf.process.signals import RESUMES
 
 if TYPE_CHECKING:
   from rethink_tf.training.sharing import SharedGraphs
@@ -154,4 +155,4 @@ def reply(line: str) -> Reply:
 
 
 if __name__ == '__main__':
-  entry.start(main)
+  entry.start(main, interrupted=RESUMES)

@@ -12,7 +12,7 @@ from absl import logging
 
 from rethink_tf.distributed.coordination import StopTogether
 from rethink_tf.errors import Interrupted
-from rethink_tf.process.signals import EXIT_CODES, PATIENCE_SECONDS, URGENT, end, handled_signals
+from rethink_tf.process.signals import EXIT_CODES, PATIENCE_SECONDS, RESUMES, URGENT, end, handled_signals
 
 
 class Interruption:
@@ -98,4 +98,4 @@ class Interruption:
   def _end_a_stall(self, signum: int) -> None:
     while not self._reacted.wait(PATIENCE_SECONDS):
       if not self.deferred:
-        end(self.message or 'stopped; the same command resumes from the last checkpoint', EXIT_CODES[signum])
+        end(self.message or RESUMES, EXIT_CODES[signum])
