@@ -19,7 +19,7 @@ from rethink_tf.models.mask_rcnn import MaskRCNN
 from rethink_tf.models.norms import EPSILON
 from rethink_tf.models.resnet import BLOCKS
 from rethink_tf.storage import files
-from rethink_tf.weights.detectron2 import Entry, table
+from rethink_tf.weights.detectron2 import Entry, table, without_names
 
 DEPTHS = (50, 101, 152)  # that Detectron2 builds from bottleneck blocks
 AUTHOR = 'rethink_tf'  # with any '__author__' Detectron2 converts neither names nor layout
@@ -32,6 +32,8 @@ def arrays_of(model: MaskRCNN, channels: str = 'bgr') -> dict[str, np.ndarray]:
   """
   if channels not in ('rgb', 'bgr'):
     raise UserError(f"channels = {channels!r}: use 'bgr' (Detectron2's default) or 'rgb'")
+  if (layer := without_names(model)) is not None:
+    raise UserError(f'Detectron2 has no {type(layer).__name__}: export a SavedModel, or --format=onnx or tflite')
   entries = table(model, channels)
   _check(model)
   return {name: invert(entry) for name, entry in entries.items()}

@@ -220,14 +220,20 @@ def linear_table(layer: tf_keras.layers.Dense) -> dict[str, Entry]:
   return _layer(layer, 'linear', np.transpose)
 
 
+def without_names(model: MaskRCNN) -> tf_keras.layers.Layer | None:
+  """Return the backbone or FPN if Detectron2 has no such layer."""
+  if not is_resnet(model.backbone):
+    return model.backbone
+  return None if hasattr(model.fpn, 'laterals') else model.fpn
+
+
 def table(model: MaskRCNN, channels: str = 'rgb') -> dict[str, Entry]:
   """Return {Detectron2 name: Entry} of every variable of a built MaskRCNN with a ResNet backbone.
 
   Raises:
     UserError: Detectron2 has no names for the backbone, the FPN or some variables.
   """
-  if not (is_resnet(model.backbone) and hasattr(model.fpn, 'laterals')):
-    layer = model.fpn if is_resnet(model.backbone) else model.backbone
+  if (layer := without_names(model)) is not None:
     raise UserError(f'{type(layer).__name__} has no names in Detectron2: only weights of a run of this '
                     'package can be loaded into it')
   entries = {

@@ -13,6 +13,7 @@ import tensorflow as tf
 from rethink_tf.data.augment import Resize
 from rethink_tf.errors import UserError
 from rethink_tf.export import detectron2 as writer
+from rethink_tf.models.fpn import SingleLevel
 from rethink_tf.models.heads import BoxHead, RPNHead
 from rethink_tf.models.norms import frozen_batch_norm, group_norm, no_norm, sync_batch_norm
 from rethink_tf.models.resnet import ResNet
@@ -145,6 +146,12 @@ def test_what_detectron2_computes_differently_is_refused(tmp_path):
     with changed(thing, **values), pytest.raises(UserError, match=message):
       writer._check(built)
   writer._check(built)
+
+
+def test_a_detector_that_detectron2_does_not_have_names_other_formats():
+  built = model()
+  with changed(built, fpn=SingleLevel(4)), pytest.raises(UserError, match='has no SingleLevel: .*--format=onnx'):
+    writer.arrays_of(built)
 
 
 def test_bad_arguments(tmp_path):
