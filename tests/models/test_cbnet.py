@@ -152,11 +152,15 @@ def test_xla_gives_the_same_results(style):
       loss = tf.add_n([tf.reduce_mean(y ** 2) for y in made(x).values()])
     return loss, tape.gradient(loss, made.backbones[0].stem.conv.kernel)
 
-  def run(jit):
-    return tf.function(step, autograph=False, jit_compile=jit)(images())
+  def close(one, other, tolerance):
+    return all(np.allclose(a, b, rtol=0, atol=tolerance * np.abs(a).max()) for a, b in zip(one, other, strict=True))
 
-  for plain, compiled in zip(run(False), run(True), strict=True):
-    np.testing.assert_allclose(compiled, plain, rtol=0, atol=1e-3 * np.abs(plain).max())
+  plain, compiled = (tf.function(step, autograph=False, jit_compile=jit) for jit in (False, True))
+  for seed in range(8):
+    x = tf.random.stateless_normal([1, 32, 64, 3], [1, seed])
+    if close(expected := plain(x), plain(x * (1 + 1e-6)), 1e-4):  # else rounding decides at a ReLU or a maximum
+      break
+  assert close(expected, compiled(x), 1e-3)
 
 
 @pytest.mark.slow
