@@ -25,7 +25,7 @@ from rethink_tf.errors import UserError
 from rethink_tf.evaluation.postprocessing import ImageDetections
 from rethink_tf.predict import outputs
 from rethink_tf.storage.run_folder import RunFolder
-from tests import tiny_run
+from tests import small_coco, tiny_run
 from tests.compare import fake_runs
 from tests.test_command_line import call
 from tests.tiny import PARAMS
@@ -327,6 +327,8 @@ def test_the_documentation_runs(tmp_path, monkeypatch):
   (tmp_path / 'photos').mkdir()
   for i in range(2):
     Image.fromarray(np.random.default_rng(i).integers(0, 255, (90, 120, 3), np.uint8)).save(f'photos/{i}.jpg')
+  for number, split in enumerate(('train2017', 'val2017'), start=1):
+    small_coco.write('my_export', [small_coco.image(number)], [small_coco.annotation(1, number)], split=split)
   names = {}
   for number, block in enumerate(BLOCKS):
     if 'from_saved_model' in block:
