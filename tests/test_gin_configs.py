@@ -129,7 +129,10 @@ def takes_a_step(name, params=()):
   history = trainer.fit(inputs.dataset(), steps_per_epoch=steps, verbose=0).history
   assert all(np.isfinite(values).all() for values in history.values())
   after = [v.numpy() for v in trainer.detector.trainable_variables]
-  assert sum(not np.array_equal(a, b) for a, b in zip(before, after, strict=True)) > 0.9 * len(before)
+  changed = [not np.array_equal(a, b) for a, b in zip(before, after, strict=True)]
+  moving = [np.any(velocity) for velocity in trainer.optimizer.variables[1:]]  # the first counts steps
+  # Gradients may be so small at first that 1 + its share is 1.
+  assert sum(map(any, zip(changed, moving, strict=True))) > 0.9 * len(before) and sum(changed) > 0.8 * len(before)
 
 
 @pytest.mark.parametrize('name', [name for name in AXES if not name.endswith(NOT_BUILT)])
