@@ -1,0 +1,39 @@
+"""Fonts of plots: names in any script are drawn, or one line says which are not."""
+
+import warnings
+
+import pytest
+
+from rethink_tf.visualization import plotting
+from tests import small_coco
+
+
+def titled(text, kind='png'):
+  fig = plotting.new_figure((3, 1))
+  plotting.decorate(fig.add_subplot(), text, 'x', 'y')
+  return plotting.encode(fig, kind)
+
+
+@pytest.fixture
+def fonts(monkeypatch):
+  """The families of plots, found anew."""
+  def use(*names):
+    monkeypatch.setattr(plotting, 'FURTHER_FONTS', names)
+    plotting._fonts.cache_clear()
+    return plotting._fonts()
+  yield use
+  plotting._fonts.cache_clear()
+
+
+def test_fonts_that_are_not_installed_are_left_out(fonts):
+  assert fonts('No Such Font', 'DejaVu Serif') == ['sans-serif', 'DejaVu Serif']
+
+
+def test_letters_of_no_font_are_one_line(fonts, caplog):
+  fonts()
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')
+    assert titled('\U00013000\U00013001')  # hieroglyphs
+    assert titled('plain')
+  assert len(small_coco.warnings(caplog)) <= 1
+  assert all('no installed font' in line for line in small_coco.warnings(caplog))
