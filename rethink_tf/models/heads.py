@@ -38,14 +38,18 @@ class RPNHead(tf_keras.layers.Layer):
     self.deltas = tf_keras.layers.Conv2D(4 * anchors_per_cell, 1, kernel_initializer=initializers.gaussian(),
                                          dtype='float32', name='deltas')
 
+  def build(self, input_shape: tf.TensorShape) -> None:
+    for layer in (self.conv, *self.further_convs, self.objectness, self.deltas):  # the predictors are never called
+      with tf.name_scope(layer.name):
+        layer.build(input_shape)
+      input_shape = [*input_shape[:-1], self.conv.filters]
+    super().build(input_shape)
+
   def call(self, feature: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     x = self.conv(feature)
     for conv in self.further_convs:
       x = conv(x)
     predictors = self.objectness, self.deltas
-    if not all(layer.built for layer in predictors):
-      for layer in predictors:
-        layer(x)  # creates its variables
     # Both in one convolution: their few channels cost as much as many.
     kernel, bias = (tf.concat([getattr(layer, name) for layer in predictors], -1) for name in ('kernel', 'bias'))
     x = tf.nn.bias_add(tf.nn.conv2d(tf.cast(x, tf.float32), kernel, 1, 'VALID'), bias)

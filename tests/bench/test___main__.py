@@ -76,7 +76,8 @@ def test_prediction_with_peers_has_equal_numbers_of_proposals_and_detections():
 
 @pytest.mark.slow
 def test_every_padded_shape_has_its_share_of_the_images():
-  ran = bench('--task=padding', *SMALL, '--gin_param=Resize.max_side = 96', '--gin_param=BATCH_SIZE = 1')
+  small = [one for one in SMALL if 'synthetic' not in one]  # it writes images of its own
+  ran = bench('--task=padding', *small, '--gin_param=Resize.max_side = 96', '--gin_param=BATCH_SIZE = 1')
   assert ran.returncode == 0, ran.stderr
   head, *lines, mixed = ran.stdout.splitlines()[:-1]
   assert head == 'padding' and 'times faster than the square; padding ' in mixed

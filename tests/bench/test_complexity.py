@@ -56,7 +56,7 @@ def test_resnet_50_has_4_1_billion_multiply_adds(classifiers):
 @pytest.mark.slow
 def test_nothing_is_allocated(counted):
   costs, growth = counted
-  assert sum(4 * cost.parameters for cost in complexity.values()) > 6.9e9
+  assert sum(4 * cost.parameters for cost in costs.values()) > 6.9e9
   assert growth < 1.5e9
 
 
@@ -97,7 +97,7 @@ def test_components_of_a_detector_add_up():
   tf.function(lambda b: model(b.images, b.image_sizes, labels=b, training=True),
               autograph=False).get_concrete_function(batch)
   assert costs['total'].parameters == sum(int(tf.size(v)) for v in model.trainable_variables)
-  assert costs['total'].multiply_adds == sum(cost.multiply_adds for name, cost in complexity.items() if name != 'total')
+  assert costs['total'].multiply_adds == sum(cost.multiply_adds for name, cost in costs.items() if name != 'total')
   boxes = 20 * (7 * 7 * 32 * 32 * 9 + 7 * 7 * 32 * 32 + 32 * (4 + 12))  # 20 proposals: a convolution, fc1, predictors
   assert costs['box head'].multiply_adds == boxes
   masks = 100 * (14 * 14 * 32 * 32 * 9 + 14 * 14 * 4 * 32 * 32 + 28 * 28 * 32 * 3)
