@@ -71,7 +71,11 @@ def select(name: str, image_ids: np.ndarray, num_instances: np.ndarray, training
     if not filter_empty:
       logging.info('%s: %d of %d images have no box to train on: all of them is background (filter_empty = False)',
                    name, len(image_ids) - len(positions), len(image_ids))
-      return subset(image_ids, fraction, num_images, seed)
+      chosen = subset(image_ids, fraction, num_images, seed)
+      if not num_instances[chosen].any():
+        raise UserError(f'{name}: none of the {len(chosen)} images of the subset has a box to train on (filter_empty = '
+                        'False keeps all): raise num_images or fraction, or set filter_empty = True')
+      return chosen
     if len(positions) < len(image_ids):
       logging.info('%s: %d of %d images have no box to train on (no annotation or only crowds) and are dropped',
                    name, len(image_ids) - len(positions), len(image_ids))

@@ -84,3 +84,12 @@ def test_select_without_remaining_images():
     select('d', np.zeros(0, int), np.zeros(0, int), False, 1.0, None, 0)
   with pytest.raises(UserError, match='none of its 2 images has a box'):
     select('d', np.arange(2), np.zeros(2, int), True, 1.0, None, 0)
+
+
+def test_a_subset_without_boxes_is_refused():
+  ids, boxes = np.arange(10), np.zeros(10, int)
+  chosen = subset(ids, num_images=3)
+  boxes[np.setdiff1d(ids, chosen)[0]] = 1  # an image of the data set, not of the subset
+  with pytest.raises(UserError, match='none of the 3 images of the subset has a box .*: raise num_images'):
+    select('d', ids, boxes, True, 1.0, 3, 0, filter_empty=False)
+  assert len(select('d', ids, boxes, True, 1.0, None, 0, filter_empty=False)) == 10

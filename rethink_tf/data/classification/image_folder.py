@@ -80,18 +80,20 @@ class ImageFolder:
                         loose[0])
     if not files:
       raise UserError(f'{root}: there are no images ({", ".join(IMAGE_EXTENSIONS)}) in its {len(own)} class folders')
-    counts = np.bincount(labels, minlength=len(names))
+    positions = subset(stable_ids(files), fraction, num_images, subset_seed)
+    self.classes = np.array(labels, np.int32)[positions, None]
+    counts = np.bincount(self.classes[:, 0], minlength=len(names))  # a subset may lack a class of the folder
     if training and np.count_nonzero(counts) < 2:
-      raise UserError(f'{root}: all images are of class {names[int(counts.argmax())]!r}; training needs at least two '
-                      'classes, each in a folder of its own')
+      whose, fix = ('images', ', each in a folder of its own') if len(positions) == len(files) else (
+        f'{len(positions)} images of the subset', ': raise image_folder.num_images or image_folder.fraction')
+      raise UserError(f'{root}: all {whose} are of class {names[int(counts.argmax())]!r}; training needs at least two '
+                      f'classes{fix}')
     _warn_of_empty(self.name, [names[k] for k in np.flatnonzero(counts == 0)], len(names))
 
-    positions = subset(stable_ids(files), fraction, num_images, subset_seed)
     self.categories = tuple(Category(k, as_text(name)) for k, name in enumerate(names))
     self.num_classes = len(names)
     self.image_ids = positions.astype(np.int64) + 1
     self.file_names = [files[i] for i in positions]
-    self.classes = np.array(labels, np.int32)[positions, None]
     self.num_instances = np.ones(len(positions), np.int32)
     logging.info('%s: %d images, %d classes', self.name, len(positions), self.num_classes)
 

@@ -89,14 +89,16 @@ class ImageRecords:
       raise UserError(f'{self.name}: {len(invalid)} labels, e.g. {labels[invalid[0]] + first_label}, are not in '
                       f'{first_label} to {self.num_classes + first_label - 1}: set image_records.first_label, 1 for '
                       'records of tf-models-official, and image_records.class_split to the split with all classes')
-    if training and len(np.unique(labels)) < 2:
-      raise UserError(f'{self.name}: all images are of one class; training needs at least two classes')
     self.left_out = LeftOut(index.left_out, len(labels) + sum(index.left_out.values()))
     if index.left_out:
       logging.warning('%s: %d records are dropped: %s', self.name, sum(index.left_out.values()),
                       '; '.join(f'{reason} ({count})' for reason, count in index.left_out.items()))
     names = [name for shard in index.shards for name in shard.names]
     positions = subset(stable_ids(names), fraction, num_images, subset_seed)
+    if training and len(np.unique(labels[positions])) < 2:  # a subset may lack a class of the shards
+      whose, fix = ('images', '') if len(positions) == len(names) else (
+        f'{len(positions)} images of the subset', ': raise image_records.num_images or image_records.fraction')
+      raise UserError(f'{self.name}: all {whose} are of one class; training needs at least two classes{fix}')
     texts = [reference.texts.get(str(k + first_label)) or f'class {k + first_label}' for k in range(self.num_classes)]
     self.categories = tuple(Category(k, text) for k, text in enumerate(texts))
     self.image_ids = positions.astype(np.int64) + 1

@@ -136,6 +136,16 @@ def test_subsets_are_nested_and_stable_when_images_are_added(tmp_path):
   assert [ids[name] for name in quarter.file_names] == quarter.image_ids.tolist()  # an image keeps its id in a subset
 
 
+def test_a_subset_may_lack_classes(tmp_path, see_logs, caplog):
+  data = str(write_folders(tmp_path / 'data'))
+  with pytest.raises(UserError, match="all 1 images of the subset are of class .*: raise image_folder.num_images"):
+    ImageFolder(data, num_images=1, training=True)
+  two = next(n for n in range(2, 13) if len(np.unique(ImageFolder(data, num_images=n).classes)) == 2)
+  caplog.clear()
+  assert len(ImageFolder(data, num_images=two, training=True).file_names) == two
+  assert '1 of 3 classes have no images here' in caplog.text
+
+
 def test_stable_ids_are_positive_and_unique():
   ids = stable_ids(f'{n}.jpg' for n in range(10000))
   assert ids.dtype == np.int64 and (ids >= 0).all() and len(np.unique(ids)) == 10000

@@ -90,6 +90,13 @@ def test_subsets_are_those_of_file_names(tmp_path):
     np.testing.assert_array_equal(small.load(i), whole.load(image_id - 1))
 
 
+def test_a_subset_of_one_class_is_refused(tmp_path):
+  write_shards(tmp_path, 'train', [1, 2] * 4)
+  assert len(ImageRecords(str(tmp_path), num_images=1).image_ids) == 1
+  with pytest.raises(UserError, match='all 1 images of the subset are of one class.*: raise image_records.num_images'):
+    ImageRecords(str(tmp_path), num_images=1, training=True)
+
+
 def test_damaged_records_are_counted_and_dropped(tmp_path, see_logs, caplog):
   write_shards(tmp_path, 'train', [1, 2, 3, 1], shards=1)
   path = tmp_path / 'train-00000-of-00001'
