@@ -49,9 +49,9 @@ def inspect(results_folder: str, source: Source, output: str | None = None, exam
     Breakdowns by kind: 'box', 'mask', 'keypoint'.
 
   Raises:
-    UserError: there are no results, a file has another format or is of another data set, or the output cannot be
-      written.
+    UserError: `score` is not in 0..1, results are missing, malformed or of other data, or output cannot be written.
   """
+  _check_score(score)
   output = output or results_folder
   gt = scored_truth(results_folder, source)
   notes = ceilings.describe(source, ceilings.of_evaluation())
@@ -104,6 +104,11 @@ def _count(gt: dict[str, Any], results: list[dict[str, Any]], iou_type: str, iou
   class_of = {category_id: k for k, category_id in enumerate(sorted(c['id'] for c in gt['categories']), start=1)}
   return counted.count_voc(gt, voc_evaluator.objects_of(gt['annotations'], class_of),
                            voc_evaluator.detections_of(results, class_of), iou)
+
+
+def _check_score(score: float | None) -> None:
+  if score is not None and not 0 <= score <= 1:  # also NaN, which the flag's bounds let pass: no detection would count
+    raise UserError(f'--score={score:g}: use 0 to 1')
 
 
 def _thresholds(one: Counted, gt: dict[str, Any], results: list[dict[str, Any]], kind: str, output: str,

@@ -40,6 +40,14 @@ def test_thresholds_of_the_arguments(run, tmp_path, capsys, without_plots):
   assert record['precision_recall']['all']['best'] is None, 'nothing true at any threshold'
 
 
+@pytest.mark.parametrize('score', [float('nan'), -0.1, 30.0])
+def test_a_score_that_no_detection_has_is_refused(run, tmp_path, score):
+  source = CocoSource(str(tmp_path / 'data'), 'val2017')
+  with pytest.raises(UserError, match='--score=.*: use 0 to 1'):
+    inspect(str(run / 'eval/step-00000002'), source, str(tmp_path / 'out'), score=score)
+  assert not (tmp_path / 'out').exists()
+
+
 def test_a_folder_without_results(run, tmp_path):
   with pytest.raises(UserError, match='holds neither bbox.json'):
     inspect(str(run / 'eval/step-00000004'), CocoSource(str(tmp_path / 'data'), 'val2017'))
