@@ -14,8 +14,9 @@ from absl import app, flags, logging
 def call(command, *arguments, cwd=None):
   """`python -m rethink_tf.<command> <arguments>` without a process: returncode, stdout and stderr as text.
 
-  What C++ code prints is not seen. The flags that the command defines, its configuration and its log filters are taken
-  back afterwards. Commands that train need strategy.kind = 'one_device': the tests share one MirroredStrategy.
+  What C++ code prints is not seen. The flags that the command defines, its configuration, its log filters and, of a run
+  with run.deterministic, TensorFlow's determinism are taken back afterwards. Commands that train need
+  strategy.kind = 'one_device': the tests share one MirroredStrategy.
   """
   app.define_help_flags()
   # Flags that other tests have defined, also in pytest's own process, which a command would define again.
@@ -53,4 +54,6 @@ def call(command, *arguments, cwd=None):
       flags.FLAGS[name] = flag
     flags.FLAGS.mark_as_parsed()
     gin.clear_config()
+    if 'tensorflow' in sys.modules:  # deterministic operations have no XLA kernels, and the public API has no way back
+      sys.modules['tensorflow.python.framework.config'].disable_op_determinism()
   return types.SimpleNamespace(returncode=code, stdout=output.getvalue(), stderr=errors.getvalue())

@@ -69,11 +69,12 @@ def main() -> None:
   from rethink_tf import console  # imports TensorFlow, which takes seconds: not needed for --help and such errors
   from rethink_tf.compare.report import check_options
   from rethink_tf.distributed import devices
-  from rethink_tf.study import forecast
+  from rethink_tf.study import forecast, own_data
   from rethink_tf.study.run import check, estimate_study, plan_study, progress, run_study, submit_study
 
   console.hide_library_info()
   check_options(FLAGS.margin, FLAGS.seed_spread)
+  own_data.check_minutes(FLAGS.minutes)
   if not FLAGS.command:  # which trains elsewhere; the runs here write to their own logs, where nobody looks at first
     devices.check()
     devices.report()
@@ -87,7 +88,6 @@ def main() -> None:
     plan = plan_study(study, FLAGS.output, FLAGS.gin_param, params, FLAGS.data_dir, FLAGS.pretraining_data_dir,
                       share_prefixes=FLAGS.command is None, run_files=run_files, weights=FLAGS.weights)
   else:
-    from rethink_tf.study import own_data
     plan = own_data.plan(FLAGS.data_dir, FLAGS.minutes, FLAGS.output, FLAGS.gin_param, FLAGS.weights, FLAGS.calibrate,
                          FLAGS.dry_run, FLAGS.parallel, params)
   if FLAGS.max_seeds is not None and plan.until_settled is None:

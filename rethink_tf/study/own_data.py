@@ -179,6 +179,12 @@ def fit(choice: Choice, facts: Facts, seconds: float, times: tuple[float, float]
                          reasons=(*choice.reasons, f'{reason} ({steps} steps of 4 images, two seeds of each)'))
 
 
+def check_minutes(minutes: float) -> None:
+  """Raise UserError unless a study can take so many minutes."""
+  if not 0 < minutes < math.inf:
+    raise UserError(f'--minutes = {minutes:g}: use a number above 0')
+
+
 def plan(data_dir: str, minutes: float, output: str | None = None, params: Sequence[str] = (),
          weights: str | None = None, calibrate: bool = True, dry_run: bool = False,
          parallel: int | None = None, study_params: Sequence[str] = ()) -> StudyPlan:
@@ -201,8 +207,7 @@ def plan(data_dir: str, minutes: float, output: str | None = None, params: Seque
     UserError: the data cannot be read, or the output folder holds the choice for another data set.
   """
   begin = time.monotonic()
-  if not 0 < minutes < math.inf:
-    raise UserError(f'--minutes = {minutes:g}: use a number above 0')
+  check_minutes(minutes)
   output = (output or '').rstrip('/') or f'runs/studies/{os.path.basename(os.path.abspath(data_dir))}'
   path, asked = os.path.join(output, _CHOICE), os.path.abspath(os.path.expanduser(data_dir))
   choice = _read(path, asked)
