@@ -104,7 +104,7 @@ def _repeated(table: Table, rows: np.ndarray) -> list[SuspiciousAnnotation]:
   order = rows[np.lexsort((table.boxes[rows, 0], table.images[rows]))]
   boxes, images = table.boxes[order], table.images[order]
   sides = boxes[:, 2:] - boxes[:, :2]
-  first, second = np.zeros(0, np.int64), np.zeros(0, np.int64)
+  found = [np.zeros((2, 0), np.int64)]  # pairs of rows, the earlier one first
   left = np.arange(len(order) - 1)  # positions that may have a duplicate `distance` places on
   distance = 1
   while len(left):
@@ -114,10 +114,10 @@ def _repeated(table: Table, rows: np.ndarray) -> list[SuspiciousAnnotation]:
     low, high = np.maximum(boxes[a, :2], boxes[b, :2]), np.minimum(boxes[a, 2:], boxes[b, 2:])
     common = np.maximum(high - low, 0).prod(axis=1)
     same = common >= SAME_IOU * (sides[a].prod(axis=1) + sides[b].prod(axis=1) - common)
-    first = np.append(first, np.minimum(order[a[same]], order[b[same]]))
-    second = np.append(second, np.maximum(order[a[same]], order[b[same]]))
+    found.append(np.sort([order[a[same]], order[b[same]]], axis=0))
     distance += 1
     left = a[a + distance < len(order)]
+  first, second = np.concatenate(found, axis=1)
   pairs = np.lexsort((first, second))
   first, second = first[pairs], second[pairs]
   earliest = np.flatnonzero(np.diff(second, prepend=-1))
