@@ -43,7 +43,8 @@ def zero_connections(made):
 
 
 @pytest.mark.parametrize('count, style, backbone, norm', [
-  (2, 'ahlc', small, group_norm), (2, 'dhlc', small, sync_batch_norm), (2, 'allc', small, group_norm),
+  (2, 'ahlc', small, group_norm), pytest.param(2, 'dhlc', small, sync_batch_norm, marks=pytest.mark.slow),
+  (2, 'allc', small, group_norm),
   (3, 'ahlc', small, no_norm), (3, 'dhlc', functools.partial(VGG, 11, width=4), no_norm),
 ], ids=['dual', 'dual dense', 'dual lower', 'triple', 'triple dense vgg'])
 def test_zero_connections_give_the_lead(count, style, backbone, norm):
@@ -128,7 +129,7 @@ def test_odd_sizes_are_resized_to_nearest():
 
 @pytest.mark.parametrize('count, style, unused', [
   pytest.param(2, 'ahlc', (), marks=pytest.mark.slow), pytest.param(3, 'ahlc', (), marks=pytest.mark.slow),
-  (2, 'dhlc', ()),
+  pytest.param(2, 'dhlc', (), marks=pytest.mark.slow),
   (2, 'slc', ('res5_0',)), (2, 'allc', ('res4_0', 'res5_0'))])
 def test_gradients_reach_every_variable(count, style, unused):
   """Except for stages of the assistants whose outputs the style does not use."""

@@ -101,6 +101,7 @@ def test_without_keypoints_loss_and_gradient_are_zero(detector):
   assert not any(gradient.numpy().any() for gradient in gradients)
 
 
+@pytest.mark.slow
 def test_with_a_cascade():
   """With RoIs of the last stage."""
   detector, inputs = tiny.keypoint_detector(cascade=tiny.cascade()), batch()

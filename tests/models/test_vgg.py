@@ -148,6 +148,7 @@ def test_pooling_of_one_level_has_its_stride():
     np.testing.assert_allclose(found[0, :, 1], (box[1] + centres * max(box[3] - box[1], 16)) / 16, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_xla_operations_give_the_same_results():
   plain, compiled, batch = detector(), detector(xla=True), tiny.batch(1)
   for made in (plain, compiled):
