@@ -39,6 +39,16 @@ def subset(image_ids: np.ndarray, fraction: float = 1.0, num_images: int | None 
   return np.sort(np.argpartition(_ranks(image_ids, seed), num_images - 1)[:num_images])
 
 
+def whose_images(source: str, chosen: int, total: int) -> tuple[str, str]:
+  """Return the words for the images that training has, and for the cure if a subset is too small.
+
+  source: the configurable with `num_images` and `fraction`. chosen, total: numbers of images.
+  """
+  if chosen == total:
+    return 'images', ''
+  return f'{chosen} images of the subset', f': raise {source}.num_images or {source}.fraction'
+
+
 def select(name: str, image_ids: np.ndarray, num_instances: np.ndarray, training: bool, fraction: float,
            num_images: int | None, seed: int, num_visible: np.ndarray | None = None,
            filter_empty: bool = True) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import logging as standard_logging
 import warnings
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,8 @@ def new_figure(size: tuple[float, float], dpi: int = 110) -> Figure:
 def _fonts() -> list[str]:
   """Return the font of plots, and those for letters that it does not have."""
   from matplotlib import font_manager
-  font_manager._log.setLevel('ERROR')  # a font without the weight that is asked for is a warning of its own
+  # A font without the weight that is asked for is a warning of its own.
+  standard_logging.getLogger(font_manager.__name__).setLevel('ERROR')
   installed = set(font_manager.get_font_names())
   return ['sans-serif', *(name for name in FURTHER_FONTS if name in installed)]
 

@@ -13,7 +13,7 @@ from absl import logging
 from rethink_tf.data.categories import Category, as_text, shorten
 from rethink_tf.data.folders import list_names
 from rethink_tf.data.images import MAX_PIXELS, decode, read_file
-from rethink_tf.data.subset import subset
+from rethink_tf.data.subset import subset, whose_images
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.storage.files import open_regular
 
@@ -84,10 +84,9 @@ class ImageFolder:
     self.classes = np.array(labels, np.int32)[positions, None]
     counts = np.bincount(self.classes[:, 0], minlength=len(names))  # a subset may lack a class of the folder
     if training and np.count_nonzero(counts) < 2:
-      whose, fix = ('images', ', each in a folder of its own') if len(positions) == len(files) else (
-        f'{len(positions)} images of the subset', ': raise image_folder.num_images or image_folder.fraction')
+      whose, fix = whose_images('image_folder', len(positions), len(files))
       raise UserError(f'{root}: all {whose} are of class {names[int(counts.argmax())]!r}; training needs at least two '
-                      f'classes{fix}')
+                      f'classes{fix or ", each in a folder of its own"}')
     _warn_of_empty(self.name, [names[k] for k in np.flatnonzero(counts == 0)], len(names))
 
     self.categories = tuple(Category(k, as_text(name)) for k, name in enumerate(names))

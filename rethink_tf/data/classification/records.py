@@ -23,7 +23,7 @@ from rethink_tf.data.detection.records import check_columns
 from rethink_tf.data.images import MAX_PIXELS, ImageError, decode
 from rethink_tf.data.json_files import load_json
 from rethink_tf.data.shards import find_shards
-from rethink_tf.data.subset import subset
+from rethink_tf.data.subset import subset, whose_images
 from rethink_tf.data.tfrecord import DamagedRecord, read_at, scan
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.storage import files
@@ -96,8 +96,7 @@ class ImageRecords:
     names = [name for shard in index.shards for name in shard.names]
     positions = subset(stable_ids(names), fraction, num_images, subset_seed)
     if training and len(np.unique(labels[positions])) < 2:  # a subset may lack a class of the shards
-      whose, fix = ('images', '') if len(positions) == len(names) else (
-        f'{len(positions)} images of the subset', ': raise image_records.num_images or image_records.fraction')
+      whose, fix = whose_images('image_records', len(positions), len(names))
       raise UserError(f'{self.name}: all {whose} are of one class; training needs at least two classes{fix}')
     texts = [reference.texts.get(str(k + first_label)) or f'class {k + first_label}' for k in range(self.num_classes)]
     self.categories = tuple(Category(k, text) for k, text in enumerate(texts))
