@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import subprocess
 
 import pytest
 
@@ -88,6 +89,14 @@ def test_sizes(path):
 
 def test_the_root_stays_small():
   assert len([path for path in PACKAGE.glob('*.py') if not path.stem.startswith('__')]) <= 10
+
+
+def test_no_file_is_empty():
+  listed = subprocess.run(['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True)
+  if listed.returncode:
+    pytest.skip('no git repository: which files belong to the project is not known')
+  paths = [ROOT / name for name in listed.stdout.splitlines()]
+  assert [path for path in paths if path.exists() and not path.stat().st_size and path.name != '__init__.py'] == []
 
 
 def test_no_drawer():

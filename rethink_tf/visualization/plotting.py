@@ -66,6 +66,10 @@ def encode(fig: Figure, kind: str = 'png') -> bytes:
   data = io.BytesIO()
   with warnings.catch_warnings(record=True) as found:
     warnings.simplefilter('always')
+    layout = fig.get_layout_engine()
+    if layout is not None:  # once for all kinds: savefig would lay out for each, and draw a first time to do so
+      layout.execute(fig)
+      fig.set_layout_engine(None)
     fig.savefig(data, format=kind, metadata={'Date': None} if kind == 'svg' else None)
   missing = [one for one in found if 'missing from' in str(one.message)]  # a line for each letter
   if missing:

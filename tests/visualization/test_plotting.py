@@ -1,5 +1,6 @@
 """Fonts of plots: names in any script are drawn, or one line says which are not."""
 
+import io
 import warnings
 
 import pytest
@@ -37,3 +38,19 @@ def test_letters_of_no_font_are_one_line(fonts, caplog):
     assert titled('plain')
   assert len(small_coco.warnings(caplog)) <= 1
   assert all('no installed font' in line for line in small_coco.warnings(caplog))
+
+
+def test_every_kind_has_the_layout_of_matplotlib_itself():
+  whole = plotting.new_figure((3, 2))
+  plotting.decorate(whole.add_subplot(), 'title', 'x', 'y')
+  expected = io.BytesIO()
+  whole.savefig(expected, format='png')
+  fig = plotting.new_figure((3, 2))
+  axes = fig.add_subplot()
+  plotting.decorate(axes, 'title', 'x', 'y')
+  png = plotting.encode(fig)
+  assert png == expected.getvalue()
+  place = axes.get_position().bounds
+  assert b'<svg' in plotting.encode(fig, 'svg')
+  assert axes.get_position().bounds == place
+  assert plotting.encode(fig) == png
