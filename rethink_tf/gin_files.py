@@ -13,7 +13,6 @@ import contextlib
 import copy
 import importlib.resources
 import inspect
-import io
 import os
 import pathlib
 import re
@@ -25,7 +24,7 @@ import gin
 from gin import config_parser
 
 from rethink_tf.errors import UserError
-from rethink_tf.process import bindings, gin_errors
+from rethink_tf.process import bindings, gin_errors, gin_statements
 
 _SCOPES = {'train', 'eval'}  # what a misspelt one may mean; a reference (@scope/Part()) enters them
 _PARAM = '--gin_param'
@@ -184,7 +183,7 @@ def shipped_root() -> pathlib.Path:
   return package if (package / 'gin_configs').is_dir() else package.parent
 
 
-class _Reader(config_parser.ParserDelegate):
+class _Reader:
   """Reads files with their includes, and records where macros and scopes are set and used."""
 
   def __init__(self):
@@ -195,20 +194,9 @@ class _Reader(config_parser.ParserDelegate):
     self._scopes_set: dict[str, str] = {}
     self._allowed_imports: set[str] = set()
     self._scopes_used = set(_SCOPES)
-    self._uses: dict[str, list[str]] = {}  # macro -> macros in its value
-    self._latest: list[str] = []  # macros in the latest value
-    self._references: list[str] = []  # in the latest value, with their scopes
+    self._uses: dict[str, Sequence[str]] = {}  # macro -> macros in its value
     self.bindings: list[bindings.Binding] = []
     self._files = 0
-
-  # config_parser calls the next two for the right-hand sides of bindings.
-  def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> None:
-    self._scopes_used.update(scoped_configurable_name.split('/')[:-1])
-    self._references.append(scoped_configurable_name)
-
-  def macro(self, macro_name: str) -> None:
-    self._macros_used.setdefault(macro_name, self._where)
-    self._latest.append(macro_name)
 
   def read_file(self, name: str) -> None:
     path = _find(name, self._stack)
@@ -230,7 +218,7 @@ class _Reader(config_parser.ParserDelegate):
     lines = text.splitlines(keepends=True)
     start = 0
     for line, included in [*includes, (len(lines) + 1, None)]:
-      piece = _Text('\n' * start + ''.join(lines[start:line - 1]), name)  # keeps the line numbers
+      piece = gin_statements.Text('\n' * start + ''.join(lines[start:line - 1]), name)  # keeps the line numbers
       with _explained(name):
         gin.parse_config(piece)
       if included is not None:
@@ -240,9 +228,10 @@ class _Reader(config_parser.ParserDelegate):
   def _record(self, name: str, text: str) -> list[tuple[int, str]]:
     """Record the macros and scopes of a text; return its includes as (line, file)."""
     includes = []
-    self._where = name
-    for statement in config_parser.ConfigParser(_Text(text, name), self):
+    for statement, macros, references in gin_statements.statements(name, text):
       where = name if name == _PARAM else f'{name}:{statement.location.line_num}'
+      self._macros_used.update({macro: name for macro in macros if macro not in self._macros_used})
+      self._scopes_used.update(scope for reference in references for scope in reference.split('/')[:-1])
       if isinstance(statement, config_parser.IncludeStatement):
         includes.append((statement.location.line_num, statement.filename))
       elif isinstance(statement, config_parser.ImportStatement):
@@ -250,7 +239,7 @@ class _Reader(config_parser.ParserDelegate):
       elif isinstance(statement, config_parser.BindingStatement) and not statement.arg_name:
         macro = '/'.join(filter(None, [statement.scope, statement.selector]))
         self._macros_set.setdefault(macro, where)
-        self._uses[macro] = self._latest
+        self._uses[macro] = macros
       elif isinstance(statement, (config_parser.BindingStatement, config_parser.BlockDeclaration)) and statement.scope:
         for scope in statement.scope.split('/'):
           self._scopes_set.setdefault(scope, where)
@@ -259,8 +248,7 @@ class _Reader(config_parser.ParserDelegate):
         self.bindings.append(bindings.Binding(
           where, tuple(statement.scope.split('/')) if of_part and statement.scope else (),
           statement.selector.rpartition('.')[2] if of_part else f'%{statement.selector}', statement.arg_name or '',
-          (*self._references, *(f'%{name}' for name in self._latest))))
-      self._latest, self._references = [], []
+          (*references, *(f'%{macro}' for macro in macros))))
     return includes
 
   def _check_import(self, module: str, where: str) -> None:
@@ -301,14 +289,6 @@ class _Reader(config_parser.ParserDelegate):
     for name, where in self._scopes_set.items():
       if name not in self._scopes_used:
         raise UserError(f'{where}: nothing enters the scope {name}/{gin_errors.suggestion(name, self._scopes_used)}')
-
-
-class _Text(io.StringIO):
-  """A text with a file name, which gin's error messages contain."""
-
-  def __init__(self, text: str, name: str):
-    super().__init__(text)
-    self.name = name
 
 
 def _find(name: str, stack: Sequence[str]) -> str:

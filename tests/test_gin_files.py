@@ -203,6 +203,15 @@ def test_scopes_of_references_are_known(folder):
   assert toy_run()[0]().norm == 1
 
 
+def test_references_and_macros_in_blocks_are_known(folder):
+  (folder / 'block.gin').write_text('SIZE = 7\ntoy_net:\n  norm = @small/toy_norm()\n  depth = (1, {2: %SIZE})\n'
+                                    'small/toy_norm:\n  groups = 1\n')
+  for _ in range(2):  # the second time from what was read before
+    gin_files.parse(['gin_configs/base.gin', 'block.gin'])
+    net = toy_run()[0]()
+    assert (net.norm, net.depth) == (1, (1, {2: 7}))
+
+
 def test_a_binding_in_a_scope_in_which_nothing_calls_its_part_is_refused(folder):
   with pytest.raises(UserError, match=r'--gin_param: eval/toy_norm\.groups has no effect, since nothing calls toy_norm '
                                       r'in the scope eval/: refer to it as @eval/toy_norm'):
