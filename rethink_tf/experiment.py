@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import gin
 import tensorflow as tf
@@ -145,6 +145,9 @@ def run(
   """
   if task not in TASKS:
     raise UserError(f'task = {task!r}: use one of {", ".join(TASKS)}')
+  _check_counts({'BATCH_SIZE': batch_size, 'run.images_per_device': images_per_device,
+                 'run.eval_images_per_device': eval_images_per_device, 'run.log_every': log_every,
+                 'run.checkpoint_every': checkpoint_every, 'run.keep_checkpoints': keep_checkpoints})
   gin_files.without_effect(run, _PASSED)
   devices_found.check()
   strategy = strategy()  # before any operation: it decides which devices TensorFlow starts with
@@ -232,6 +235,13 @@ _PASSED = {  # by `run` to its parts
 }
 
 
+def _check_counts(counts: Mapping[str, int]) -> None:
+  """Raise UserError unless all are 1 or more; counts: by the name that a user binds."""
+  for name, count in counts.items():
+    if count < 1:
+      raise UserError(f'{name} = {count}: use 1 or more')
+
+
 def _counts(source: Source) -> dict[str, int]:
   """Arguments of a model that the data set decides."""
   counts = {'num_classes': source.num_classes}
@@ -261,6 +271,8 @@ def _set_up(precision: str, seed: int, deterministic: bool) -> None:
   """Set TensorFlow's global state: precision policy, seed of the initial weights, determinism."""
   if precision not in PRECISIONS:
     raise UserError(f'run.precision = {precision!r}: use one of {", ".join(PRECISIONS)}')
+  if not 0 <= seed < 2**32:
+    raise UserError(f'run.seed = {seed}: use 0 to {2**32 - 1}, which NumPy takes')
   console.compile_once()
   tf_keras.mixed_precision.set_global_policy(precision)
   tf_keras.utils.set_random_seed(seed)

@@ -241,6 +241,11 @@ def test_a_missing_weight_file_is_one_line(tmp_path):
   ("run.precision = 'float8'", 'run.precision'),
   ('ResNet.depth = 51', 'ResNet.depth'),
   ('synthetic.num_images = 0', 'num_images'),
+  *((f'{name} = 0', f'{name} = 0: use 1 or more') for name in (
+    'BATCH_SIZE', 'run.images_per_device', 'run.eval_images_per_device', 'run.log_every', 'run.checkpoint_every',
+    'run.keep_checkpoints')),
+  ('run.checkpoint_every = -3', 'run.checkpoint_every = -3: use 1 or more'),
+  ('run.seed = -1', 'run.seed = -1: use 0 to 4294967295'),
 ])
 def test_a_value_out_of_range_is_one_line(binding, text, tmp_path):
   configure(binding, *(['train/' + binding] if 'synthetic' in binding else []))

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import tf_keras
 
 from rethink_tf.distributed.workers import ALONE, Workers
+from rethink_tf.errors import UserError
 from rethink_tf.storage import files
 from rethink_tf.storage.checkpoints import ON_DEMAND, iterations
 from rethink_tf.storage.run_folder import RunFolder
@@ -54,6 +55,9 @@ class PeriodicEvaluation(tf_keras.callbacks.Callback, abc.ABC):
     notes: what readers of the metrics must know, a line each; reported with every evaluation. Set it likewise.
     main_metric: the metric that chooses the best checkpoint.
     evaluated_step: step of the evaluation that began last, -1 before the first.
+
+  Raises:
+    UserError: `every` is negative.
   """
 
   main_metric = ''
@@ -62,6 +66,8 @@ class PeriodicEvaluation(tf_keras.callbacks.Callback, abc.ABC):
 
   def __init__(self, run_folder: RunFolder, every: int, at_end: bool):
     super().__init__()
+    if every < 0:
+      raise UserError(f'{type(self).__name__}.every = {every}: use a number of steps, or 0 to evaluate at the end only')
     self._run_folder, self._every, self._at_end = run_folder, every, at_end
     self._evaluated_step = -1
     self.last: dict[str, float] = {}

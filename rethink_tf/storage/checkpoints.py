@@ -46,7 +46,7 @@ class RunCheckpoints:
 
   def __init__(self, run_folder: RunFolder, keep: int = 3, writes: bool = True):
     if keep < 1:
-      raise UserError(f'RunCheckpoints.keep = {keep} must be at least 1')
+      raise UserError(f'run.keep_checkpoints = {keep}: use 1 or more')
     self._run_folder, self._keep, self._writes = run_folder, keep, writes
     self._metric: str | None = None
     self._evaluated: Callable[[], int] = lambda: -1

@@ -5,6 +5,7 @@ import types
 import pytest
 import tensorflow as tf
 
+from rethink_tf.errors import UserError
 from rethink_tf.evaluation.periodic import PeriodicEvaluation
 from rethink_tf.storage.checkpoints import ON_DEMAND
 from rethink_tf.storage.run_folder import RunFolder
@@ -35,6 +36,11 @@ def evaluated(path, steps, begin=0, **settings):
                                                      (0, False, []), (2, False, [2, 4])])
 def test_evaluates_every_n_steps_and_at_the_end(tmp_path, every, at_end, expected):
   assert evaluated(tmp_path, 5, every=every, at_end=at_end) == expected
+
+
+def test_a_negative_interval_is_a_user_error(tmp_path):
+  with pytest.raises(UserError, match=r'Recorder\.every = -1: use a number of steps, or 0'):
+    evaluated(tmp_path, 5, every=-1, at_end=True)
 
 
 def test_a_lost_evaluation_is_repeated_after_a_restart(tmp_path):
