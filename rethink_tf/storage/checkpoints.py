@@ -309,7 +309,8 @@ def _best(lines: Iterable[Mapping[str, Any]], metric: str, steps: Iterable[int])
   """Return the best of `steps` by lines of metrics.jsonl, the latest of equal ones; ON_DEMAND lines do not count."""
   steps = set(steps)
   found = {line['step']: line[metric] for line in lines
-           if str(line.get('kind')).startswith('eval') and not line.get(ON_DEMAND) and line.get('step') in steps
+           if str(line.get('kind')).startswith('eval') and line.get('step') in steps
+           and not any(line.get(name) for name in line if name.rpartition('/')[2] == ON_DEMAND)  # 'ema/on_demand' too
            and isinstance(line.get(metric), int | float) and (line[metric] >= 0)}
   if not found:
     return None

@@ -67,10 +67,17 @@ def train(experiment: Experiment) -> dict[str, float]:
     else:
       logging.info('the run is complete at step %d: nothing left to train', start)
       if experiment.own_evaluation:
-        evaluator.evaluate(start, {ON_DEMAND: True})
+        evaluator.evaluate(start, {ON_DEMAND: True} if _is_evaluated(folder, start) else {})
       folder.flush()
+      experiment.checkpoints.tidy()  # the last evaluation of training may have been lost
     _plot(folder)
   return evaluator.last
+
+
+def _is_evaluated(folder: RunFolder, step: int) -> bool:
+  """Whether the evaluation of a step by training itself is recorded: a signal or a kill may have ended it."""
+  lines = folder.readable_metrics() or ()
+  return any(line['step'] == step and line.get('kind') == 'eval' and not line.get(ON_DEMAND) for line in lines)
 
 
 def _start(experiment: Experiment) -> tuple[int, dict[str, Any] | None, list[tf_keras.callbacks.Callback]]:

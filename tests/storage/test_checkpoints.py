@@ -292,6 +292,7 @@ def test_metrics_of_averages_can_choose_the_best(local):
   for number, ap in ((1, 30.), (2, 20.)):
     checkpoints.save(number, trained, {})
     evaluate(local.subfolder('ema'), number, **{'box/AP': ap})
+  evaluate(local.subfolder('ema'), 2, **{'box/AP': 99., ON_DEMAND: True})  # such as on other data
   assert checkpoints.best('ema/box/AP') == (1, 'ema/box/AP', 30.) and checkpoints.best('box/AP') is None
 
 

@@ -1,12 +1,16 @@
 """Division of a batch over devices, intervals that steps_per_execution must divide, errors of a step."""
 
+import json
 import types
 
 import pytest
 import tensorflow as tf
 import tf_keras
 
+from rethink_tf.distributed.workers import ALONE
 from rethink_tf.errors import UserError
+from rethink_tf.storage.checkpoints import ON_DEMAND, RunCheckpoints
+from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.training import loop
 from tests.training.test_loss_scaling import toy, toy_batch, toy_fit, toy_loss
 
@@ -34,6 +38,31 @@ def test_steps_per_execution_divides_every_interval():
                              ({'steps': 10, 'every': 25}, 'the interval of evaluation, 25')):
     with pytest.raises(UserError, match=message):
       check(**arguments)
+
+
+@pytest.mark.parametrize('lost', [True, False])
+def test_a_final_evaluation_that_was_lost_is_one_of_training(tmp_path, monkeypatch, lost):
+  """The process was ended in the evaluation after the last step; the same command makes it up."""
+  folder = RunFolder(str(tmp_path))
+  checkpoints = RunCheckpoints(folder)
+  checkpoints.keep_best('box/AP', lambda: 4)
+  for step in (2, 4):
+    checkpoints.save(step, {'model': tf.Module()}, {})
+  folder.append_metrics({'kind': 'eval', 'step': 2, 'box/AP': 10.0})
+  folder.append_metrics({'kind': 'eval', 'step': 4, 'box/AP': 20.0, ON_DEMAND: lost})
+
+  def evaluate(step, extra):
+    folder.append_metrics({'kind': 'eval', 'step': step, 'box/AP': 30.0, **extra})
+
+  monkeypatch.setattr(loop, '_start', lambda experiment: (4, None, []))
+  monkeypatch.setattr(loop, '_plot', lambda folder: None)
+  loop.train(types.SimpleNamespace(
+    folder=folder, workers=ALONE, checkpoints=checkpoints, trainer=None, total_steps=4, trackables={}, log_every=1,
+    checkpoint_every=2, due=lambda step: False, own_evaluation=True, train_input=types.SimpleNamespace(facts=None),
+    evaluator=types.SimpleNamespace(evaluate=evaluate, last={})))
+  line = folder.read_metrics()[-1]
+  assert line.get(ON_DEMAND, False) is not lost
+  assert json.loads((tmp_path / 'best.json').read_text())['value'] == (30.0 if lost else 20.0)
 
 
 def _allocate_too_much(logits, image_ids):
