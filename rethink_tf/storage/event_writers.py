@@ -31,6 +31,10 @@ class EventWriters:
         self._writers[name] = tf.summary.create_file_writer(folder)
       return self._writers[name]
 
+  def written(self, name: str) -> bool:
+    """Whether events of a name have been written, in earlier starts too."""
+    return tf.io.gfile.isdir(f'{self._root}/{name}')
+
   def __iter__(self):
     return iter(list(self._writers.values()))
 

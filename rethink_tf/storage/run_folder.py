@@ -32,13 +32,14 @@ from tensorflow.core.util import event_pb2
 
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.redaction import redact, redact_arguments
-from rethink_tf.storage import files, metrics_lines, retries, software
+from rethink_tf.storage import files, manifests, metrics_lines, retries, software
 from rethink_tf.storage.event_writers import EventWriters
 from rethink_tf.storage.files import open_regular
 
 _REMOTE_REWRITE_SECONDS = 60.0
 _PENDING_LINES = 100_000  # some 40 MB; beyond it the oldest are dropped
 _OPEN = getattr(os, 'O_NOFOLLOW', 0) | getattr(os, 'O_BINARY', 0)  # the second is Windows': else lines end with \r\n
+_NO_STEPS = (ValueError, TypeError, LookupError, ArithmeticError, tf.errors.OpError)
 SCHEDULE = 'schedule.json'  # {"total_steps": 180000}, from which a follower knows the last step
 
 
@@ -63,6 +64,7 @@ class RunFolder:
     self.path = path.rstrip('/') if self.remote else os.path.abspath(os.path.expanduser(path))
     self._lock = threading.RLock()
     self._events = EventWriters(os.environ.get('AIP_TENSORBOARD_LOG_DIR') or self.join('tensorboard'))  # of Vertex AI
+    self._subfolders: set[str] = set()
     self._lines: list[bytes] | None = None  # remote only: object stores cannot append
     self._rewritten = -math.inf
     self._size = 0  # of metrics.jsonl after the latest line
@@ -99,6 +101,7 @@ class RunFolder:
 
   def subfolder(self, name: str) -> 'RunSubfolder':
     """Return a subfolder for evaluations of the same steps with other weights."""
+    self._subfolders.add(name)
     return RunSubfolder(self, name)
 
   def attempt(self, name: str, action: Callable[[], Any]) -> bool:
@@ -128,12 +131,20 @@ class RunFolder:
     self.attempt('TensorBoard events', write)
 
   def continue_at(self, step: int) -> None:
-    """Record in metrics.jsonl and in TensorBoard that the run resumes at `step`, which cancels later steps there."""
+    """Record in metrics.jsonl and in TensorBoard that the run resumes at `step`, which cancels later steps there.
+
+    Evaluations of later steps are renamed to eval/cancelled-step-…: they would pass for those of this training.
+    """
     self.append_metrics({'kind': 'resume', 'step': step, 'time': round(time.time(), 3)})
     started = event_pb2.Event(wall_time=time.time(), step=step + 1,
                               session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
-    self.attempt('TensorBoard events', lambda: tf.raw_ops.ImportEvent(
-      writer=self.writer()._resource, event=started.SerializeToString()))  # public functions write summaries only
+    for name in ('', *self._subfolders):
+      # TensorBoard takes the first one that it sees for the beginning; a subfolder begins with its first evaluation.
+      for _ in range(1 if not name else 2 * self._events.written(name)):
+        self.attempt('TensorBoard events', lambda name=name: tf.raw_ops.ImportEvent(  # public functions: summaries only
+          writer=self.writer(name)._resource, event=started.SerializeToString()))
+      parent = self.join(*filter(None, [name]), 'eval')
+      self.attempt(f'{parent}: cancelled evaluations', lambda parent=parent: _set_aside(parent, step))
 
   def write_text(self, name: str, text: str) -> None:
     """Write a file atomically, with retries.
@@ -349,9 +360,21 @@ def total_steps(folder: RunFolder) -> int | None:
   """Return the run's last step, None if training has not recorded it yet."""
   path = folder.join(SCHEDULE)
   if tf.io.gfile.exists(path):
-    with contextlib.suppress(ValueError, TypeError, LookupError, ArithmeticError), open_regular(path, 'r') as file:
+    with contextlib.suppress(*_NO_STEPS), open_regular(path, 'r') as file:
       return int(json.load(file)['total_steps'])
   return None
+
+
+def _set_aside(parent: str, step: int) -> None:
+  """Rename the folders of evaluations after `step`; ones that were set aside before are removed."""
+  for later in manifests.steps(parent):
+    if later > step:
+      folder = manifests.step_folder(parent, later)
+      aside = os.path.join(parent, f'cancelled-{os.path.basename(folder)}')
+      if tf.io.gfile.isdir(aside):
+        tf.io.gfile.rmtree(aside)
+      tf.io.gfile.rename(folder, aside)
+      logging.info('%s: is of a step that is trained again: renamed to %s', folder, os.path.basename(aside))
 
 
 def _jsonable(value: Any) -> Any:

@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing import plugin_event_accumulator
 
 import rethink_tf
 from rethink_tf.errors import UserError
+from rethink_tf.storage import files, manifests, run_folder
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.structures import Devices
 
@@ -189,9 +190,9 @@ def test_write_failures_are_logged_once_and_counted(tmp_path, caplog):
   assert folder.attempt('curves.png', lambda: None) and not folder.failures
 
 
-def scalars(folder):
+def scalars(folder, name='.'):
   """Return the curves as TensorBoard reads them: (step, value)."""
-  accumulator = plugin_event_accumulator.EventAccumulator(folder.join('tensorboard'))
+  accumulator = plugin_event_accumulator.EventAccumulator(folder.join('tensorboard', name))
   accumulator.Reload()
   return {tag: [(event.step, float(tf.make_ndarray(event.tensor_proto))) for event in accumulator.Tensors(tag)]
           for tag in accumulator.Tags()[plugin_event_accumulator.TENSORS]}
@@ -210,6 +211,45 @@ def test_curves_of_a_resumed_run(tmp_path):
   expected = [(1, 1.), (2, 1.), (3, 1.), (4, 2.), (5, 2.)]
   assert [(line['step'], line['loss']) for line in folder.read_metrics()] == expected
   assert scalars(folder)['train/loss'] == expected
+
+
+def test_evaluations_of_cancelled_steps_are_set_aside(tmp_path):
+  """The checkpoints from which they were are gone: inspect_run and compare would take them for this training's."""
+  folder = RunFolder(str(tmp_path))
+  averages = folder.subfolder('ema')
+  for content in ('first', 'second'):
+    for step in (2, 4):
+      for one in (folder, averages):
+        tf.io.gfile.makedirs(one.join('eval', f'step-{step:08d}'))
+        files.write(one.join('eval', f'step-{step:08d}', 'bbox.json'), content)
+    folder.continue_at(2)
+  for one in (folder, averages):
+    assert sorted(manifests.names_in(one.join('eval'))) == ['cancelled-step-00000004', 'step-00000002']
+    with tf.io.gfile.GFile(one.join('eval', 'cancelled-step-00000004', 'bbox.json')) as file:
+      assert file.read() == 'second'
+
+
+def test_events_of_averages_are_cancelled_too(tmp_path):
+  for start, value in ((0, 1.), (3, 2.)):
+    folder = RunFolder(str(tmp_path))
+    averages = folder.subfolder('ema')
+    folder.continue_at(start)
+    with averages.writer().as_default(step=4):
+      tf.summary.scalar('eval/box/AP', value)
+    folder.flush()
+    time.sleep(1.1)  # names of event files contain the second
+  assert scalars(folder, 'ema')['eval/box/AP'] == [(4, 2.)]
+  new = RunFolder(str(tmp_path / 'new'))
+  new.subfolder('ema')
+  new.continue_at(0)  # no curve of averages before there is one
+  assert not (tmp_path / 'new' / 'tensorboard' / 'ema').exists()
+
+
+def test_a_damaged_schedule_is_none(tmp_path):
+  folder = RunFolder(str(tmp_path))
+  for damage in (lambda path: path.write_text('{"total'), lambda path: (path.unlink(), path.mkdir())):
+    damage(tmp_path / run_folder.SCHEDULE)
+    assert run_folder.total_steps(folder) is None
 
 
 def test_metrics_of_a_subfolder_are_prefixed_in_metrics_jsonl(folder):
