@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from rethink_tf.compare import later_settings
 from rethink_tf.errors import UserError, in_one_line
+from rethink_tf.storage import identity
 from rethink_tf.storage.files import open_regular
 from rethink_tf.storage.run_folder import RunFolder, total_steps
 from rethink_tf.storage.settings import parse
@@ -208,16 +209,23 @@ def read_settings(folder: RunFolder) -> dict[str, Any]:
   """Return the bindings of a run's config.gin with macros resolved; references stay strings ('@group_norm').
 
   Raises:
-    UserError: the folder has no config.gin.
+    UserError: the folder has no config.gin, or part of it: without its binding a pre-trained run would be from scratch.
   """
   path = folder.join('config.gin')
   if not tf.io.gfile.exists(path):
     raise UserError(f'{folder.path} is not a run folder: it has no config.gin')
   try:
     with open_regular(path) as file:
-      return parse(file.read(_MAX_BYTES).decode('utf-8', 'replace'))
+      settings = parse(file.read(_MAX_BYTES).decode('utf-8', 'replace'))
   except tf.errors.OpError as error:
     raise UserError(f'{path}: cannot be read: {in_one_line(error)}') from error
+  recorded = identity.read(folder)
+  if missing := sorted((recorded.settings if recorded is not None else {}).keys() - settings.keys()):
+    raise UserError(f'{path}: lacks {len(missing)} settings that identity.json has (the first: {missing[0]}): restore '
+                    'it, or start the training again, which writes it')
+  if not any(name.startswith('run.') for name in settings):
+    raise UserError(f'{path}: holds no settings of a run: restore it, or start the training again, which writes it')
+  return settings
 
 
 def _by_step(lines: Sequence[Mapping[str, Any]], kind: str) -> list[Mapping[str, Any]]:

@@ -16,6 +16,7 @@ from rethink_tf.compare.intervals import Interval
 from rethink_tf.compare.report import compare
 from rethink_tf.compare.run_summary import read_runs
 from rethink_tf.errors import UserError
+from rethink_tf.storage import identity
 from rethink_tf.storage.run_folder import RunFolder, write_schedule
 from tests.compare.fake_runs import HALF, better, share, worse, write
 
@@ -447,8 +448,16 @@ def test_a_report_replaces_nothing_of_a_run(tmp_path):
   assert sorted(path for path in tmp_path.rglob('*') if 'other' not in path.parts) == before
 
 
+def halve_config(path):
+  text = (path / 'config.gin').read_text()
+  (path / 'identity.json').write_text(json.dumps(identity.of([], text, {})._asdict()))
+  (path / 'config.gin').write_text(text[:len(text) // 2])
+
+
 @pytest.mark.parametrize('damage, message', [
   (lambda p: (p / 'config.gin').unlink(), 'no config.gin'),
+  (lambda p: (p / 'config.gin').write_bytes(bytes(200)), 'config.gin: holds no settings of a run'),
+  (halve_config, r'config.gin: lacks \d+ settings that identity.json has \(the first: '),
   (lambda p: (p / 'metrics.jsonl').write_text('{"kind": "train"}\n'), 'no evaluation'),
   (lambda p: (p / 'eval/step-00000100/bbox.json').write_text('[{'), 'evaluate the run again'),
   (lambda p: (p / 'eval/step-00000100/ground_truth.json').write_text('[]'), 'does not hold a JSON object'),
