@@ -139,7 +139,7 @@ def write(folder: RunFolder, was: Identity | None, now: Identity, step: int,
     now = now._replace(run=was.run or now.run, ancestors=was.ancestors, categories=was.categories or now.categories,
                        history=tuple(history))
   folder.write_text(FILE, json.dumps(now._asdict(), indent=1) + '\n')
-  if was is None or was.categories is None or not tf.io.gfile.exists(folder.join(CATEGORIES)):
+  if _categories(_text(folder, CATEGORIES)) != now.categories:  # also one that is damaged: predict and export read it
     folder.write_text(CATEGORIES, json.dumps(now.categories))
   return now
 

@@ -77,13 +77,15 @@ class RunFolder:
 
   def _create(self) -> None:
     files.refuse_links(self.path)
-    probe = self.join(f'.writable-{os.getpid()}')
 
     def write() -> None:
       tf.io.gfile.makedirs(self.path)
-      with tf.io.gfile.GFile(probe, 'w') as file:
-        file.write('')
-      tf.io.gfile.remove(probe)
+      for parent in (self.path, self.join('checkpoints')):  # without checkpoints the work would be lost
+        if parent == self.path or tf.io.gfile.exists(parent):
+          probe = os.path.join(parent, f'.writable-{os.getpid()}')
+          with tf.io.gfile.GFile(probe, 'w') as file:
+            file.write('')
+          tf.io.gfile.remove(probe)
 
     try:
       retries.call(write, self.path)

@@ -86,9 +86,11 @@ def test_a_run_of_an_earlier_version_gets_one(folder):
   assert identity.read(folder).run == written.run == now.run and len(written.history) == 1
 
 
-def test_categories_that_were_removed_are_written_again(folder):
+@pytest.mark.parametrize('damage', [pathlib.Path.unlink, lambda path: path.write_text(''),
+                                    lambda path: path.write_text('[{"id": 1, "na')])
+def test_categories_that_were_removed_or_damaged_are_written_again(folder, damage):
   was = begun(folder)
-  pathlib.Path(folder.join('categories.json')).unlink()
+  damage(pathlib.Path(folder.join('categories.json')))
   identity.write(folder, was, was, 3)
   assert json.loads(pathlib.Path(folder.join('categories.json')).read_text()) == CATEGORIES
 

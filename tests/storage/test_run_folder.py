@@ -309,6 +309,10 @@ def test_unusable_paths(tmp_path):
   with pytest.raises(UserError, match='cannot write to the run folder /proc/run') as caught:
     RunFolder('/proc/run')
   assert '\n' not in str(caught.value)
+  (tmp_path / 'run').mkdir()
+  (tmp_path / 'run/checkpoints').write_text('')
+  with pytest.raises(UserError, match='cannot write to the run folder .*run: .*run/checkpoints/'):
+    RunFolder(str(tmp_path / 'run'))
   with pytest.raises(UserError, match='no run folder at .*nowhere'):
     RunFolder(str(tmp_path / 'nowhere'), create=False)
   with pytest.raises(UserError, match='no run folder given'):
