@@ -49,6 +49,8 @@ def follow(experiment: Experiment) -> dict[str, float]:
     _check_classes(experiment)
     experiment.checkpoints.restore(experiment.trackables, step)
     experiment.evaluator.evaluate(step)
+    if experiment.keep_best:  # training may have ended before its last checkpoints are evaluated
+      experiment.checkpoints.record_best(experiment.metric)
 
   with writer_lock.held(experiment.folder, file=writer_lock.FOLLOWER):
     follow_checkpoints(experiment.checkpoints, evaluate, experiment.folder, experiment.follow_minutes)
@@ -73,10 +75,10 @@ def follow_checkpoints(checkpoints: RunCheckpoints, evaluate: Callable[[int], No
   """Evaluate every checkpoint that has no metrics yet, oldest first, until that of the run's last step has them.
 
   evaluate: restores and scores the checkpoint of a step; raises UserError when it is gone or damaged, which is logged:
-  training keeps the newest checkpoints only.
+  training keeps the newest checkpoints only, and skips damaged ones too.
 
   Raises:
-    UserError: no new checkpoint within timeout_minutes.
+    UserError: no new checkpoint within timeout_minutes; that of the last step is damaged; other errors of `evaluate`.
   """
   skipped: set[int] = set()
   last_news = time.monotonic()
@@ -89,10 +91,12 @@ def follow_checkpoints(checkpoints: RunCheckpoints, evaluate: Callable[[int], No
       try:
         evaluate(pending[0])
       except UserError as error:
-        if pending[0] in checkpoints.steps():
+        present = pending[0] in checkpoints.steps()
+        if present and (pending[0] == last or checkpoints.is_sound(pending[0])):
           raise
         skipped.add(pending[0])
-        logging.warning('the checkpoint of step %d was removed before it was evaluated (%s)', pending[0], error.line())
+        logging.warning('the checkpoint of step %d was %s before it was evaluated (%s)', pending[0],
+                        'damaged' if present else 'removed', error.line())
       last_news = time.monotonic()
     elif last is not None and last in scored:
       logging.info('the last step, %d, is evaluated', last)

@@ -134,6 +134,12 @@ class RunCheckpoints:
                         'to one of %s', self._metric, ', '.join(metrics))
     self._remove(self._folder(step) for step in steps if step not in kept)
 
+  def record_best(self, metric: str) -> None:
+    """Update best.json after an evaluation beside training, which alone removes checkpoints."""
+    best = _best(self._run_folder.readable_metrics() or (), metric, self.steps())
+    if best is not None:
+      self._record(best)
+
   def best(self, metric: str) -> Best | None:
     """Return the checkpoint with the highest `metric` in evaluations of training, None without evaluations.
 
@@ -145,6 +151,8 @@ class RunCheckpoints:
     lines, left = self._run_folder.read_metrics(), set(self._listed())
     best = sound = _best(lines, metric, left)
     while sound is not None and self._read(sound.step) is None:
+      if sound.step not in self._listed():  # removed by the training of this run, for a better one
+        return self.best(metric)
       left.remove(sound.step)
       sound = _best(lines, metric, left)
     if best != sound:
@@ -181,6 +189,10 @@ class RunCheckpoints:
     """Return the steps of complete checkpoints, ascending."""
     return [step for step in self._listed() if self._manifest(step) is not None]
 
+  def is_sound(self, step: int) -> bool:
+    """Whether every file of a checkpoint can be read and is as it was written; raises UserError as `best`."""
+    return self._read(step) is not None
+
   def latest(self) -> int | None:
     """Return the step of the newest complete checkpoint, None without any."""
     return next((step for step in reversed(self._listed()) if self._manifest(step) is not None), None)
@@ -200,8 +212,7 @@ class RunCheckpoints:
     if step is not None:
       listed = [step] if step in listed else []
       if not listed:
-        raise UserError(f'no checkpoint of step {step} in {self._run_folder.join("checkpoints")}: '
-                        f'there are {self.steps() or "none"}')
+        raise self._without(step)
     for candidate in reversed(listed):
       folder, sound = self._folder(candidate), self._read(candidate)
       if sound is None:
@@ -215,6 +226,11 @@ class RunCheckpoints:
       status.expect_partial()  # names that are not in `trackables`
       self.restored_step = candidate
       return manifest['state']
+    present = self._listed()
+    if step is not None and step not in present:  # training, which keeps the newest ones, has removed it meanwhile
+      raise self._without(step)
+    if step is None and set(present) - set(listed):
+      return self.restore(trackables)
     if step is not None:
       others = [other for other in self.steps() if other != step]
       raise UserError(f'the checkpoint of step {step} in {self._run_folder.join("checkpoints")} is damaged'
@@ -224,6 +240,10 @@ class RunCheckpoints:
       raise UserError(f'every checkpoint in {self._run_folder.join("checkpoints")} is damaged '
                       f'(steps {", ".join(map(str, listed))}): move that folder away to start from scratch')
     return None
+
+  def _without(self, step: int) -> UserError:
+    return UserError(f'no checkpoint of step {step} in {self._run_folder.join("checkpoints")}: there are '
+                     f'{self.steps() or "none"}')
 
   def _read(self, step: int) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
     """Return manifest and variables of a checkpoint; None, with a warning, if it is damaged."""

@@ -1,11 +1,15 @@
 """A follower evaluates every checkpoint once, until the last step or a timeout."""
 
+import json
+import types
+
 import pytest
+import tensorflow as tf
 
 from rethink_tf.errors import UserError
 from rethink_tf.evaluation import follow
 from rethink_tf.storage import run_folder
-from rethink_tf.storage.checkpoints import ON_DEMAND
+from rethink_tf.storage.checkpoints import ON_DEMAND, RunCheckpoints
 from rethink_tf.storage.run_folder import RunFolder
 
 
@@ -20,6 +24,9 @@ class Run:
     if self.events:
       self.events.pop(0)(self)
     return list(self.present)
+
+  def is_sound(self, step):
+    return step in self.present
 
   def evaluate(self, step):
     if step not in self.present:
@@ -86,6 +93,27 @@ def test_a_removed_checkpoint_is_skipped(tmp_path, caplog):
   assert 'the checkpoint of step 10 was removed before it was evaluated' in caplog.text
 
 
+def test_a_damaged_checkpoint_is_skipped_unless_it_is_the_last(tmp_path, caplog):
+  run = Run(tmp_path, [saved(10, 20), saved(10, 20), saved(10, 20), saved(10, 20, 30)])
+  run_folder.write_schedule(run.folder, 30)
+  evaluate, damaged = run.evaluate, [10]
+  run.is_sound = lambda step: step not in damaged
+
+  def restore(step):
+    if step in damaged:
+      raise UserError(f'the checkpoint of step {step} is damaged')
+    evaluate(step)
+
+  run.evaluate = restore
+  run.follow(minutes=60)
+  assert run.evaluated == [20, 30] and 'the checkpoint of step 10 was damaged before it was evaluated' in caplog.text
+  run.evaluated.clear()
+  run.folder.append_metrics({'kind': 'resume', 'step': 20, 'time': 1e9})
+  damaged.append(30)
+  with pytest.raises(UserError, match='the checkpoint of step 30 is damaged'):
+    run.follow(minutes=60)
+
+
 def test_without_new_checkpoints_the_follower_ends(tmp_path):
   run = Run(tmp_path, [saved(10)])
   run_folder.write_schedule(run.folder, 30)
@@ -101,6 +129,23 @@ def test_an_error_of_restoring_ends_the_follower(tmp_path):
   run.evaluate = wrong
   with pytest.raises(UserError, match='wrong checkpoint'):
     run.follow(minutes=60)
+
+
+def test_the_best_checkpoint_is_recorded_once_training_has_ended(tmp_path):
+  folder = RunFolder(str(tmp_path))
+  trained = {'detector': tf.Module()}
+  for step in (10, 20):
+    RunCheckpoints(folder).save(step, trained, {})
+  run_folder.write_schedule(folder, 20)
+  follower = follow.FollowedFolder(str(tmp_path))
+
+  def evaluate(step):
+    follower.append_metrics({'kind': 'eval', 'step': step, 'box/AP': float(step)})
+
+  follow.follow(types.SimpleNamespace(
+    folder=follower, checkpoints=RunCheckpoints(follower), trackables=trained, recorded=True, keep_best=True,
+    metric='box/AP', follow_minutes=1.0, evaluator=types.SimpleNamespace(evaluate=evaluate, last={})))
+  assert json.loads((tmp_path / 'best.json').read_text())['step'] == 20
 
 
 def test_events_are_written_to_the_run_evaluator(tmp_path):

@@ -348,6 +348,34 @@ def test_without_a_sound_checkpoint_restoring_is_a_user_error(local):
     RunCheckpoints(local).restore(model_and_optimizer())
 
 
+def test_a_checkpoint_may_be_removed_while_it_is_read(local, monkeypatch, caplog):
+  """By the training of the run, which has written the next one: it is not damaged."""
+  writer, reader, trained = RunCheckpoints(local, keep=1), RunCheckpoints(local), model_and_optimizer()
+  writer.keep_best('box/AP', lambda: -1)
+  read, races = reader._read, []
+
+  def save(step):
+    writer.save(step, trained, {'number': step})
+    evaluate(local, step, **{'box/AP': float(step)})
+    writer.tidy()
+
+  def read_slowly(step):
+    if races:
+      save(races.pop())
+    return read(step)
+
+  monkeypatch.setattr(reader, '_read', read_slowly)
+  save(1)
+  races.append(2)
+  with pytest.raises(UserError, match=r'no checkpoint of step 1 in .*: there are \[2\]'):
+    reader.restore(trained, 1)
+  races.append(3)
+  assert reader.restore(trained) == {'number': 3}
+  races.append(4)
+  assert reader.best('box/AP').step == 4
+  assert not races and 'damaged;' not in caplog.text  # the best one
+
+
 def test_a_damaged_checkpoint_of_a_step_leaves_the_others(local):
   for number in (3, 5, 7):
     RunCheckpoints(local).save(number, model_and_optimizer(), {})
