@@ -32,6 +32,16 @@ def assert_one_line(result, *words):
     assert word in lines[0], lines[0]
 
 
+@pytest.mark.parametrize('command', ['evaluate', 'predict', 'export', 'inspect_run'])
+def test_the_home_directory_stands_for_a_tilde(command, tmp_path, monkeypatch):
+  """Shells leave it alone after --model_dir=; train has always replaced it."""
+  monkeypatch.setenv('HOME', str(tmp_path))
+  (tmp_path / 'run').mkdir()
+  result = call(command, '--model_dir=~/run', *(['image.png'] if command == 'predict' else []), cwd=tmp_path)
+  assert_one_line(result, f'{tmp_path}/run')
+  assert '~' not in result.stderr
+
+
 def test_the_command_of_the_readme_without_a_data_set(tmp_path):
   """From any folder: the error names where the data set was looked for, and the flag to set."""
   result = call('train', '--gin_file=gin_configs/scratch_6x.gin', cwd=tmp_path)

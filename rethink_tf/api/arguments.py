@@ -29,11 +29,16 @@ def strings(value: str | Iterable[str]) -> list[str]:
   return [value] if isinstance(value, str) else list(value)
 
 
+def text(path: Path) -> str:
+  """Return a path as text, with the home directory for ~."""
+  return os.path.expanduser(os.fspath(path))
+
+
 def optional(path: Path | None) -> str | None:
-  """Return a path as text."""
-  return None if path is None else os.fspath(path)
+  """Return a path as text, with the home directory for ~."""
+  return None if path is None else text(path)
 
 
 def paths(value: Path | Iterable[Path]) -> list[str]:
   """Return one path or several as a list of texts."""
-  return [os.fspath(path) for path in ([value] if isinstance(value, str | os.PathLike) else value)]
+  return [text(path) for path in ([value] if isinstance(value, str | os.PathLike) else value)]

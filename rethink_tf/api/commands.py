@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rethink_tf.api.arguments import Path, configuration, optional, paths, strings
+from rethink_tf.api.arguments import Path, configuration, optional, paths, strings, text
 
 if TYPE_CHECKING:
   from rethink_tf.compare.report import Comparison
@@ -39,7 +38,7 @@ def train(gin_files: Path | Sequence[Path], gin_params: str | Sequence[str] = ()
 
   files = paths(gin_files)
   with configuration(files, strings(gin_params), data_dir, weights):
-    folder = os.fspath(model_dir or default_run_folder(files))
+    folder = text(model_dir or default_run_folder(files))
     return loop.train(experiment.run('train', folder, allow_changes=allow_changes))
 
 
@@ -62,7 +61,7 @@ def evaluate(model_dir: Path, checkpoint: str | int = 'latest', gin_files: Path 
   from rethink_tf.evaluation import on_demand
   from rethink_tf.gin_files import saved_config
 
-  model_dir = os.fspath(model_dir)
+  model_dir = text(model_dir)
   params = ["strategy.kind = 'default'", *strings(gin_params)]  # the devices of this machine, not those of the run
   with configuration([saved_config(model_dir), *paths(gin_files)], params, data_dir):
     return on_demand.evaluate(experiment.run('evaluate', model_dir, checkpoint=checkpoint,
@@ -88,7 +87,7 @@ def compare(model_dirs: Sequence[Path], output: Path = 'runs/comparison', metric
   """
   from rethink_tf.compare import report
 
-  return report.compare(paths(model_dirs), os.fspath(output), metric=metric, seed_spread=seed_spread)
+  return report.compare(paths(model_dirs), text(output), metric=metric, seed_spread=seed_spread)
 
 
 def inspect_data(gin_files: Path | Sequence[Path], gin_params: str | Sequence[str] = (), output: Path | None = None,
@@ -114,7 +113,7 @@ def inspect_data(gin_files: Path | Sequence[Path], gin_params: str | Sequence[st
   with configuration(files, strings(gin_params), data_dir):
     train_source, eval_source, train_input, batch_size, seed = (argument(experiment.run, name) for name in names)
     return inspection.inspect(train_source, eval_source, lambda source: train_input(source, batch_size, seed),
-                              os.fspath(output or f'{default_run_folder(files)}/data'))
+                              text(output or f'{default_run_folder(files)}/data'))
 
 
 def inspect_run(model_dir: Path, output: Path | None = None, data_dir: Path | None = None, iou: float = 0.5,
@@ -138,7 +137,7 @@ def inspect_run(model_dir: Path, output: Path | None = None, data_dir: Path | No
   from rethink_tf.gin_files import argument, bound, saved_config
   from rethink_tf.inspect_run import inspection, results
 
-  model_dir = os.fspath(model_dir)
+  model_dir = text(model_dir)
   folder = results.newest_results(model_dir)
   with configuration([saved_config(model_dir)], (), data_dir):
     source = argument(experiment.run, 'eval_source')(training=False)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from rethink_tf.api.arguments import Path, configuration, paths, strings
+from rethink_tf.api.arguments import Path, configuration, paths, strings, text
 from rethink_tf.errors import UserError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Detector:
     from rethink_tf.predict import detectors
 
     _check_batch(batch)
-    model_dir = os.fspath(model_dir)
+    model_dir = text(model_dir)
     params = [*detectors.run_bindings(model_dir, batch), *strings(gin_params)]
     with configuration(detectors.run_files(model_dir, paths(gin_files)), params):
       built = experiment.run('evaluate', model_dir, allow_changes=allow_changes)
@@ -80,7 +80,7 @@ class Detector:
     from rethink_tf.predict import detectors
 
     _check_batch(batch)
-    return cls(detectors.SavedModelDetector(os.fspath(folder), batch))
+    return cls(detectors.SavedModelDetector(text(folder), batch))
 
   @property
   def categories(self) -> list[Category]:
@@ -171,7 +171,7 @@ def _expand(images: Image | Iterable[Image]) -> list[tuple[str | int, str | np.n
   expanded: list[tuple[str | int, str | np.ndarray]] = []
   for index, image in enumerate([images] if single else images):
     if isinstance(image, str | os.PathLike):
-      files, videos = find_images([os.fspath(image)])
+      files, videos = find_images([text(image)])
       if videos:
         raise UserError(f'{videos[0]}: is a video: give its frames as arrays, or use python -m rethink_tf.predict')
       expanded += [(file, file) for file in files]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import signal
 import sys
 import types
@@ -16,6 +17,7 @@ from rethink_tf.process.output import lost_output, protect_output
 from rethink_tf.process.signals import CLEANUP_SECONDS, EXIT_CODES, Watchdog, handled_signals
 from rethink_tf.redaction import RedactingFilter, redact, redacted_tracebacks
 
+_HOME = re.compile(r'\A(--?\w+=)(~.*)', re.DOTALL)
 _HELP = ('-h', '-?', '-help', '--help', '--helpshort')  # of this command; absl's --helpfull also lists the libraries'
 
 
@@ -47,7 +49,11 @@ def start(main: Callable[..., None], takes_arguments: bool = False,
 
 
 def _parse(argv: list[str]) -> list[str]:
-  """Parse the flags, and return what is left; --help prints the flags of the command and exits with code 0."""
+  """Parse the flags, and return what is left; --help prints the flags of the command and exits with code 0.
+
+  In --name=~/runs/a the home directory stands for ~, which a shell replaces at the beginning of a word only.
+  """
+  argv = [_HOME.sub(lambda found: found[1] + os.path.expanduser(found[2]), argument) for argument in argv]
   arguments = argv[1:argv.index('--')] if '--' in argv else argv[1:]
   if any(argument in _HELP for argument in arguments):
     app.usage(shorthelp=True, writeto_stdout=True)

@@ -151,7 +151,7 @@ def local_path(text: str) -> str:
   entry = find(text)
   if entry is None:
     check(text)
-    return text
+    return os.path.expanduser(text)
   from absl import logging
 
   from rethink_tf.downloads import cache

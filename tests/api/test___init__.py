@@ -35,6 +35,13 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures('no_configuration_is_left')
 
 
+def test_the_home_directory_stands_for_a_tilde(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  for function in (api.evaluate, api.inspect_run, api.Detector.from_run):
+    with pytest.raises(UserError, match=f'{tmp_path}/run'):
+      function('~/run')
+
+
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
   return tiny_run.make(tmp_path_factory)

@@ -164,6 +164,8 @@ def test_names_and_paths(tmp_path, monkeypatch):
   for path in ('./swav', str(tmp_path / 'swav'), 'runs', 'model', 'gs://bucket/model'):
     catalog.check(path)
     assert catalog.local_path(path) == path
+  monkeypatch.setenv('HOME', str(tmp_path))
+  assert catalog.local_path('~/model') == str(tmp_path / 'model')
 
 
 @pytest.fixture
