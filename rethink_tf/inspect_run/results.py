@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +15,7 @@ from rethink_tf.errors import UserError
 from rethink_tf.evaluation import voc_evaluator
 from rethink_tf.evaluation.coco_metrics import RESULT_FIELDS
 from rethink_tf.evaluation.scoring import IOU_TYPES, max_detections, restricted
-from rethink_tf.storage import files
+from rethink_tf.storage import files, manifests
 from rethink_tf.structures import Source
 
 FILES = {'box': 'bbox.json', 'mask': 'segm.json', 'keypoint': 'keypoints.json'}
@@ -29,10 +29,11 @@ def newest_results(model_dir: str) -> str:
     UserError: there is none, or the run folder holds symbolic links, where the report would be written.
   """
   files.refuse_links(model_dir)
-  steps = sorted(re.findall(r'step-\d+', ' '.join(tf.io.gfile.glob(f'{model_dir.rstrip("/")}/eval/step-*'))))
-  for step in reversed(steps):
-    folder = f'{model_dir.rstrip("/")}/eval/{step}'
-    if tf.io.gfile.exists(f'{folder}/{FILES["box"]}') or tf.io.gfile.glob(f'{folder}/{VOC_FILES}'):
+  parent = f'{model_dir.rstrip("/")}/eval'
+  for step in reversed(manifests.steps(parent)):
+    folder = manifests.step_folder(parent, step)
+    names = manifests.names_in(folder)
+    if FILES['box'] in names or fnmatch.filter(names, VOC_FILES):
       return folder
   raise UserError(f'{model_dir}: no evaluation has saved {FILES["box"]} or {VOC_FILES}: run '
                   f'rethink_tf.evaluate --model_dir={model_dir} first, or name a folder with --results')

@@ -18,7 +18,7 @@ import tf_keras
 from absl import logging
 
 from rethink_tf.errors import UserError, in_one_line
-from rethink_tf.storage import checkpoint_index, manifests, retries
+from rethink_tf.storage import checkpoint_index, files, manifests, retries
 from rethink_tf.storage.checkpoint_index import VALUE
 from rethink_tf.storage.identity import Identity, check_owner
 from rethink_tf.storage.run_folder import RunFolder
@@ -248,6 +248,7 @@ class RunCheckpoints:
   def _read(self, step: int) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
     """Return manifest and variables of a checkpoint; None, with a warning, if it is damaged."""
     folder = self._folder(step)
+    files.refuse_patterns(folder)
     return manifests.unless_damaged(lambda: _read_sound(folder, step), folder)
 
   def _folder(self, step: int) -> str:

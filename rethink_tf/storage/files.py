@@ -8,6 +8,7 @@ import contextlib
 import csv
 import io
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -15,6 +16,7 @@ import tensorflow as tf
 
 from rethink_tf.errors import UserError, in_one_line, plain
 
+_OF_PATTERNS = re.compile(r'[*?\[]' if os.sep == '\\' else r'[*?\[\\]')
 _OWN_CELLS = ('-', '+ pre-training')  # no value, and the head of a column of `compare`
 
 
@@ -53,6 +55,18 @@ def refuse_links(folder: str) -> None:
       if os.path.islink(link):
         raise UserError(f'{plain(link)}: is a symbolic link to {plain(os.readlink(link))}, where results would be '
                         'written: replace it by what it points to, or choose another --model_dir')
+
+
+def refuse_patterns(path: str) -> None:
+  """Check that TensorFlow can read checkpoints in a path: it looks for their names by a pattern that begins with it.
+
+  Raises:
+    UserError: the path has characters of patterns.
+  """
+  found = _OF_PATTERNS.search(path)
+  if found:
+    raise UserError(f'{plain(path)}: TensorFlow finds no checkpoint in a path with {found[0]}, which it takes for a '
+                    'pattern: rename the folder, or choose another')
 
 
 @contextlib.contextmanager

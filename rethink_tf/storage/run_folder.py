@@ -76,6 +76,7 @@ class RunFolder:
       raise UserError(f'no run folder at {self.path}: check --model_dir')
 
   def _create(self) -> None:
+    files.refuse_patterns(self.path)
     files.refuse_links(self.path)
 
     def write() -> None:

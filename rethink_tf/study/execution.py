@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from rethink_tf.console import duration
 from rethink_tf.errors import UserError
-from rethink_tf.storage import identity
+from rethink_tf.storage import files, identity
 from rethink_tf.storage.checkpoints import RunCheckpoints
 from rethink_tf.storage.run_folder import RunFolder, total_steps
 from rethink_tf.study import grid
@@ -57,6 +57,7 @@ class Runner:
       log: prints a line of progress.
       environments: of the processes that train side by side.
     """
+    files.refuse_patterns(os.path.abspath(output))
     self._output, self._data_dir, self._log = output, data_dir, log
     self._pool = Pool(environments)
     self._speeds = Speeds()

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from rethink_tf.errors import UserError, in_one_line
-from rethink_tf.storage import checkpoint_index
+from rethink_tf.storage import checkpoint_index, files
 from rethink_tf.storage.checkpoint_index import VALUE
 from rethink_tf.weights import settings_files
 from rethink_tf.weights.contents import DETECTRON2_MEAN, TORCH_STD, Contents, Lazy, architecture_of, check_names
@@ -35,6 +35,7 @@ def open_checkpoint(prefix: str, path: str) -> tuple[Reader, dict[str, Shape]]:
   Raises:
     UserError: it cannot be read.
   """
+  files.refuse_patterns(prefix)
   try:
     problem = checkpoint_index.problem(prefix)
     if problem:

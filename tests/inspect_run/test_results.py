@@ -16,6 +16,14 @@ def test_the_newest_evaluation_with_results(run):
     results.newest_results(str(run / 'eval'))
 
 
+@pytest.mark.parametrize('file', ['bbox.json', 'comp3_det_test_dog.txt'])
+def test_a_folder_whose_name_is_a_pattern(tmp_path, file):
+  folder = tmp_path / 'lr=[0.1]/eval/step-00000002'
+  folder.mkdir(parents=True)
+  (folder / file).write_text('')
+  assert results.newest_results(str(tmp_path / 'lr=[0.1]')) == str(folder)
+
+
 def test_json_of_another_format_is_rejected(run):
   folder = run / 'eval' / 'step-00000002'
   gt = {'images': [image(1)], 'annotations': [], 'categories': CATEGORIES}

@@ -17,7 +17,10 @@ from rethink_tf.errors import UserError
 from rethink_tf.inspect_run import results
 from rethink_tf.predict import image_files
 from rethink_tf.storage import files
+from rethink_tf.storage.checkpoints import RunCheckpoints
 from rethink_tf.storage.run_folder import RunFolder
+from rethink_tf.study import execution
+from rethink_tf.weights import formats
 from tests import small_coco
 
 
@@ -125,6 +128,20 @@ def test_links_in_a_run_folder_are_refused(tmp_path):
   assert (outside / 'notes').read_text() == 'mine' and os.listdir(outside) == ['notes']
   os.symlink(tmp_path / 'run of eval/checkpoints', tmp_path / 'a link to a run')
   RunFolder(str(tmp_path / 'a link to a run'))  # of the user
+
+
+@pytest.mark.parametrize('name, of_pattern', [('lr=[0.1]', '['), ('what?', '?'), ('a*b', '*')])
+def test_a_path_that_tensorflow_takes_for_a_pattern_is_refused(tmp_path, name, of_pattern):
+  """Its checkpoints would be written and never be found: they are not damaged."""
+  trained = {'detector': tf.Module()}
+  RunCheckpoints(RunFolder(str(tmp_path / 'run'))).save(1, trained, {})
+  (tmp_path / 'run').rename(tmp_path / name)
+  run = str(tmp_path / name)
+  for action in (lambda: RunFolder(run), lambda: RunFolder(f'{run}/another'), lambda: execution.Runner(f'{run}/study'),
+                 lambda: RunCheckpoints(RunFolder(run, create=False)).restore(trained), lambda: formats.read(run)):
+    with pytest.raises(UserError, match=re.escape(f'TensorFlow finds no checkpoint in a path with {of_pattern},')):
+      action()
+  assert os.listdir(run) == ['checkpoints']
 
 
 def test_the_temporary_file_is_no_link(tmp_path):
