@@ -18,7 +18,8 @@ from rethink_tf.data.batching import errors_of
 from rethink_tf.distributed import devices
 from rethink_tf.distributed.coordination import StopTogether
 from rethink_tf.distributed.strategy import check_same_step, report_lost_workers
-from rethink_tf.errors import UserError, in_one_line
+from rethink_tf.errors import Interrupted, UserError, in_one_line
+from rethink_tf.process.signals import PATIENCE_SECONDS
 from rethink_tf.storage import writer_lock
 from rethink_tf.storage.checkpoints import ON_DEMAND, iterations
 from rethink_tf.storage.run_folder import RunFolder, write_schedule
@@ -61,6 +62,9 @@ def train(experiment: Experiment) -> dict[str, float]:
               compilation.ahead(experiment, start)):
           trainer.fit(experiment.batches(start), epochs=1, steps_per_epoch=total_steps - start, verbose=0,
                       callbacks=callbacks)
+      except Interrupted:  # the process ends without its threads, and an evaluation that is not due again with it
+        getattr(evaluator, 'settle', lambda seconds: None)(PATIENCE_SECONDS)
+        raise
       finally:
         folder.flush()
       experiment.checkpoints.tidy()

@@ -21,6 +21,7 @@ from rethink_tf.evaluation.coco_evaluator import CocoEvaluator
 from rethink_tf.evaluation.scoring import without_masks
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.structures import Batch, Detections, Example
+from rethink_tf.training.ema import EvaluatorWithAverages
 from tests import small_coco
 
 SMALL = Resize((200,), 333)  # reading and resizing is what takes the time
@@ -249,6 +250,22 @@ def test_the_next_evaluation_waits_for_the_previous_one(tmp_path, caplog, see_lo
   assert 'step 2 waits for the scoring of step 1' in caplog.text
   list(steps)
   assert evaluated(tmp_path) == [1, 2, 3]
+
+
+@pytest.mark.parametrize('averages', [False, True])
+def test_scoring_is_waited_for_before_the_process_ends(tmp_path, averages, caplog):
+  """After SIGTERM training resumes from a later step, at which that evaluation is not due again."""
+  source = Blocked()
+  evaluator = of_weights = make(tmp_path, source=source, every=2)
+  if averages:
+    evaluator = EvaluatorWithAverages(of_weights, make(tmp_path / 'ema'), None)
+  evaluator.settle(60)  # nothing to wait for
+  of_weights.start(2)
+  evaluator.settle(0.0)
+  assert not evaluated(tmp_path) and 'the evaluation at step 2 was not complete after 0 s' in caplog.text
+  threading.Timer(0.2, source.go.set).start()
+  evaluator.settle(60)
+  assert evaluated(tmp_path) == [2]
 
 
 def test_an_error_of_scoring_is_raised_at_the_next_step(tmp_path):

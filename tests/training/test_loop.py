@@ -1,6 +1,8 @@
 """Division of a batch over devices, intervals that steps_per_execution must divide, errors of a step."""
 
+import contextlib
 import json
+import signal
 import types
 
 import pytest
@@ -8,7 +10,8 @@ import tensorflow as tf
 import tf_keras
 
 from rethink_tf.distributed.workers import ALONE
-from rethink_tf.errors import UserError
+from rethink_tf.errors import Interrupted, UserError
+from rethink_tf.process.signals import PATIENCE_SECONDS
 from rethink_tf.storage.checkpoints import ON_DEMAND, RunCheckpoints
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.training import loop
@@ -40,6 +43,28 @@ def test_steps_per_execution_divides_every_interval():
       check(**arguments)
 
 
+def of_four_steps(monkeypatch, start, folder, checkpoints, evaluator, trainer=None):
+  """An experiment, as far as `train` uses it, that stands at a step."""
+  monkeypatch.setattr(loop, '_start', lambda experiment: (start, None, []))
+  monkeypatch.setattr(loop.compilation, 'ahead', lambda *_: contextlib.nullcontext())
+  return types.SimpleNamespace(
+    folder=folder, workers=ALONE, checkpoints=checkpoints, trainer=trainer, total_steps=4, trackables={}, log_every=1,
+    checkpoint_every=2, due=lambda step: False, own_evaluation=True, evaluator=evaluator, batches=lambda start: None,
+    train_input=types.SimpleNamespace(facts=None))
+
+
+def test_after_a_signal_the_evaluation_in_a_thread_is_waited_for(tmp_path, monkeypatch):
+  waited = []
+
+  def fit(*_, **__):
+    raise Interrupted(signal.SIGTERM)
+
+  folder, evaluator = RunFolder(str(tmp_path)), types.SimpleNamespace(settle=waited.append)
+  with pytest.raises(Interrupted):
+    loop.train(of_four_steps(monkeypatch, 2, folder, RunCheckpoints(folder), evaluator, types.SimpleNamespace(fit=fit)))
+  assert waited == [PATIENCE_SECONDS]
+
+
 @pytest.mark.parametrize('lost', [True, False])
 def test_a_final_evaluation_that_was_lost_is_one_of_training(tmp_path, monkeypatch, lost):
   """The process was ended in the evaluation after the last step; the same command makes it up."""
@@ -54,12 +79,8 @@ def test_a_final_evaluation_that_was_lost_is_one_of_training(tmp_path, monkeypat
   def evaluate(step, extra):
     folder.append_metrics({'kind': 'eval', 'step': step, 'box/AP': 30.0, **extra})
 
-  monkeypatch.setattr(loop, '_start', lambda experiment: (4, None, []))
   monkeypatch.setattr(loop, '_plot', lambda folder: None)
-  loop.train(types.SimpleNamespace(
-    folder=folder, workers=ALONE, checkpoints=checkpoints, trainer=None, total_steps=4, trackables={}, log_every=1,
-    checkpoint_every=2, due=lambda step: False, own_evaluation=True, train_input=types.SimpleNamespace(facts=None),
-    evaluator=types.SimpleNamespace(evaluate=evaluate, last={})))
+  loop.train(of_four_steps(monkeypatch, 4, folder, checkpoints, types.SimpleNamespace(evaluate=evaluate, last={})))
   line = folder.read_metrics()[-1]
   assert line.get(ON_DEMAND, False) is not lost
   assert json.loads((tmp_path / 'best.json').read_text())['value'] == (30.0 if lost else 20.0)
