@@ -1,5 +1,7 @@
 """Lookup and order of gin files, one-line errors for misspelt names, and limits of imports."""
 
+from collections.abc import Callable, Sequence
+
 import gin
 import pytest
 
@@ -223,8 +225,10 @@ def test_a_binding_in_a_scope_in_which_nothing_calls_its_part_is_refused(folder)
 
 @gin.register('toy_typed', module='test_gin_files')
 def toy_typed(count: 'int' = 1, rate: 'float | None' = None, name: 'str' = '', on: 'bool' = False,
-              sides: 'tuple[int, ...]' = ()):
-  return count, rate, name, on, sides
+              sides: 'int | tuple[int, ...]' = (), pairs: Sequence[tuple[int, int]] = (),
+              area: 'tuple[float, float]' = (0, 1), words: 'Sequence[str] | None' = None, steps: int = 1,
+              net: 'Callable[..., int] | None' = None):
+  return count, rate, name, on, sides, pairs, area, words, steps, net
 
 
 @pytest.mark.parametrize('value, words', [
@@ -233,7 +237,15 @@ def toy_typed(count: 'int' = 1, rate: 'float | None' = None, name: 'str' = '', o
   ('count = True', 'toy_typed.count should be an integer, is True'),
   ('name = 3', 'toy_typed.name should be a string, is 3'),
   ('on = 1', 'toy_typed.on should be True or False, is 1'),
-  ('rate = True', 'toy_typed.rate should be a number or None, is True')])
+  ('rate = True', 'toy_typed.rate should be a number or None, is True'),
+  ("steps = '2'", "toy_typed.steps should be an integer, is '2'"),  # annotated by a class, not by a text
+  ('sides = (2, 2.5)', r'toy_typed.sides should be an integer or a list of integers, is \(2, 2.5\)'),
+  ('pairs = (800, 1333)', r'toy_typed.pairs should be a list of lists of 2 integers, is \(800, 1333\): '
+                          r'write \(\(800, 1333\),\)'),
+  ('pairs = [(800,)]', r'toy_typed.pairs should be a list of lists of 2 integers, is \(\(800,\),\)'),
+  ('area = 0.5', 'toy_typed.area should be a list of 2 numbers, is 0.5'),
+  ('area = (1,)', r'toy_typed.area should be a list of 2 numbers, is \(1,\)'),
+  ("words = 'fc'", r"toy_typed.words should be a list of strings or None, is 'fc': write \('fc',\)")])
 def test_values_of_another_type_are_refused(folder, value, words):
   with pytest.raises(UserError, match=words):
     gin_files.parse(['gin_configs/base.gin'], [f'toy_typed.{value}'])
@@ -245,7 +257,8 @@ def test_values_of_another_type_are_refused(folder, value, words):
 def test_values_of_the_annotated_type_are_taken(folder):
   gin_files.parse(['gin_configs/base.gin'], [
     'toy_typed.count = 2', 'toy_typed.rate = 3', 'toy_typed.name = None', 'toy_typed.on = True',
-    'toy_typed.sides = 4.5'])  # of no plain type: not checked
+    'toy_typed.sides = 4', 'toy_typed.pairs = [(1, 2), [3, 4]]', 'toy_typed.area = (0.5, 1)', "toy_typed.words = ['a']",
+    'toy_typed.net = 4.5'])  # of no plain type: not checked
 
 
 def test_what_a_function_passes_itself_is_refused(folder):

@@ -41,7 +41,8 @@ class Cascade(tf_keras.layers.Layer):
   """
 
   def __init__(self, num_classes: int, head: Callable[..., BoxHead] = BoxHead, ious: Sequence[float] = (0.6, 0.7),
-               box_weights: Sequence[Sequence[float]] = ((20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0)),
+               box_weights: Sequence[tuple[float, float, float, float]] = ((20.0, 20.0, 10.0, 10.0),
+                                                                           (30.0, 30.0, 15.0, 15.0)),
                gradient_scales: Sequence[float] = (1.0, 0.5, 0.25), append_ground_truth: bool = False,
                score_rois: str = 'own', mask_stage: str = 'last', name: str = 'cascade'):
     super().__init__(name=name, autocast=False)

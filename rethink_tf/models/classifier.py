@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import gin
 import tensorflow as tf
 import tf_keras
@@ -27,8 +25,8 @@ class Classifier(tf_keras.layers.Layer):
     self,
     num_classes: int,
     backbone: ResNet | None = None,
-    pixel_mean: Sequence[float] = (122.7717, 115.9465, 102.9801),  # Detectron's, in RGB order
-    pixel_std: Sequence[float] = (1.0, 1.0, 1.0),
+    pixel_mean: tuple[float, float, float] = (122.7717, 115.9465, 102.9801),  # Detectron's, in RGB order
+    pixel_std: tuple[float, float, float] = (1.0, 1.0, 1.0),
     linear_stddev: float = 0.01,
     name: str = 'classifier',
   ):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import gin
 import tensorflow as tf
@@ -77,8 +77,8 @@ class MaskRCNN(tf_keras.layers.Layer):
     roi_sampler: RoISampler | None = None,
     roi_pooler: Callable[..., RoIPooler] = RoIPooler,
     detection_generator: DetectionGenerator | None = None,
-    pixel_mean: Sequence[float] = (122.7717, 115.9465, 102.9801),  # Detectron's, in RGB order
-    pixel_std: Sequence[float] = (1.0, 1.0, 1.0),
+    pixel_mean: tuple[float, float, float] = (122.7717, 115.9465, 102.9801),  # Detectron's, in RGB order
+    pixel_std: tuple[float, float, float] = (1.0, 1.0, 1.0),
     xla: bool = False,
     nms: Form | None = None,
     num_keypoints: int = 0,

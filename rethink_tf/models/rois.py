@@ -122,7 +122,7 @@ class RoISampler:
   """RoIs that train the heads: 512 per image, at most a quarter of them foreground (Mask R-CNN, section 3.1)."""
 
   def __init__(self, batch_size: int = 512, positive_fraction: float = 0.25, foreground_iou: float = 0.5,
-               box_weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0)):
+               box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)):
     self.batch_size, self.positive_fraction = batch_size, positive_fraction
     self.foreground_iou, self.box_weights = foreground_iou, tuple(box_weights)
 

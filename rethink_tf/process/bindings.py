@@ -12,7 +12,19 @@ from rethink_tf.errors import UserError, excerpt
 
 _TYPES: Mapping[str, tuple[type, ...]] = {'int': (int,), 'float': (int, float), 'str': (str,), 'bool': (bool,),
                                           'None': (type(None),)}
-_WORDS = {'int': 'an integer', 'float': 'a number', 'str': 'a string', 'bool': 'True or False', 'None': 'None'}
+_WORDS = {'int': ('an integer', 'integers'), 'float': ('a number', 'numbers'), 'str': ('a string', 'strings'),
+          'bool': ('True or False', 'True or False'), 'None': ('None', 'None')}
+_LONGEST = 80  # value in a message
+
+
+class _Sequence(NamedTuple):
+  """A list or tuple in an annotation: of any length of one kind, or of as many items as there are kinds."""
+
+  kinds: tuple[Kind, ...]
+  any_length: bool
+
+
+Kind = str | _Sequence  # a key of _TYPES, or a sequence
 
 
 class Binding(NamedTuple):
@@ -51,7 +63,7 @@ def check_scopes(bindings: Iterable[Binding]) -> None:
 
 def check_types(values: Mapping[str, Mapping[str, Any]], signature_of: Callable[[str], inspect.Signature],
                 literal: Callable[[Any], Any]) -> None:
-  """Check values against the annotations of parameters that are numbers, strings, bools or None.
+  """Check values against the annotations of parameters that are numbers, strings, bools, None or sequences of them.
 
   Args:
     values: configurable, with its scopes -> parameter -> value.
@@ -65,14 +77,74 @@ def check_types(values: Mapping[str, Mapping[str, Any]], signature_of: Callable[
     known = signature_of(owner.rpartition('/')[2]).parameters
     for name, value in parameters.items():
       value = literal(value)
-      kinds = str(known[name].annotation).replace(' ', '').split('|') if name in known else ()
-      if not kinds or not set(kinds) <= _TYPES.keys() or value is None or value is inspect.Parameter.empty:
+      kinds = _kinds(known[name].annotation) if name in known else ()
+      if not kinds or value is None or value is inspect.Parameter.empty or any(_fits(value, kind) for kind in kinds):
         continue
-      if isinstance(value, bool) and 'bool' not in kinds or not isinstance(value, tuple(
-          kind for one in kinds for kind in _TYPES[one])):
-        *scopes, owner_name = owner.split('/')
-        raise UserError(f'{"/".join([*scopes, _short(owner_name)])}.{name} should be '
-                        f'{" or ".join(_WORDS[kind] for kind in kinds)}, is {excerpt(value)}')
+      *scopes, owner_name = owner.split('/')
+      shown = _shown(value)
+      single = any(isinstance(kind, _Sequence) and _fits([value], kind) for kind in kinds)
+      raise UserError(f'{"/".join([*scopes, _short(owner_name)])}.{name} should be '
+                      f'{" or ".join(_words(kind) for kind in kinds)}, is {shown}'
+                      + (f': write ({shown},)' if single else ''))
+
+
+def _shown(value: Any) -> str:
+  """Return a value for a message, lists as tuples, as gin files mostly have them."""
+  if not isinstance(value, list):
+    return excerpt(value)
+  text = ', '.join(_shown(item) for item in value[:_LONGEST])
+  text = f'({text},)' if len(value) == 1 else f'({text})'
+  return text if len(text) <= _LONGEST else f'{text[:_LONGEST]}…'
+
+
+def _kinds(annotation: Any) -> tuple[Kind, ...]:
+  """Return the alternatives of an annotation; none if it has others than those that are checked."""
+  text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+  text = re.sub(r'\b(?:\w+\.)+(?=\w)', '', text).replace(' ', '')
+  return () if annotation is inspect.Parameter.empty else _alternatives(text)
+
+
+def _alternatives(text: str) -> tuple[Kind, ...]:
+  found: list[Kind] = []
+  for part in _split(text, '|'):
+    sequence = re.fullmatch(r'(?:Sequence|tuple|list)\[(.+)\]', part)
+    items = _split(sequence[1], ',') if sequence else []
+    inner = [_alternatives(item) for item in items if item != '...']
+    if part in _TYPES:
+      found.append(part)
+    elif inner and all(len(kinds) == 1 for kinds in inner):
+      found.append(_Sequence(tuple(kinds[0] for kinds in inner), items[-1] == '...' or not part.startswith('tuple')))
+    else:
+      return ()
+  return tuple(found)
+
+
+def _split(text: str, separator: str) -> list[str]:
+  """Split a text at a separator that is outside of brackets."""
+  pieces, depth = [''], 0
+  for letter in text:
+    depth += (letter == '[') - (letter == ']')
+    if letter == separator and not depth:
+      pieces.append('')
+    else:
+      pieces[-1] += letter
+  return pieces
+
+
+def _fits(value: Any, kind: Kind) -> bool:
+  if isinstance(kind, str):
+    return isinstance(value, _TYPES[kind]) and isinstance(value, bool) <= (kind == 'bool')
+  if not isinstance(value, list) or not kind.any_length and len(value) != len(kind.kinds):
+    return False
+  return all(_fits(item, one) for item, one in zip(value, kind.kinds * len(value), strict=False))
+
+
+def _words(kind: Kind, plural: bool = False) -> str:
+  """Describe what a value should be."""
+  if isinstance(kind, str):
+    return _WORDS[kind][plural]
+  number = '' if kind.any_length else f'{len(kind.kinds)} '
+  return f'{"lists" if plural else "a list"} of {number}{_words(kind.kinds[0], plural=True)}'
 
 
 def _short(name: str) -> str:

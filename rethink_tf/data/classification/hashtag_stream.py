@@ -200,7 +200,7 @@ class StreamedTrainInput(BatchedInput):
 
   def __init__(self, source: HashtagSource, batch_size: int = 8064, seed: int = 0, sampling: str = 'square_root',
                threshold: float | None = None, shuffle_buffer: int = 65536, crop_size: int = 224,
-               area: Sequence[float] = (0.08, 1.0), aspect: Sequence[float] = (3 / 4, 4 / 3), flip: bool = True,
+               area: tuple[float, float] = (0.08, 1.0), aspect: tuple[float, float] = (3 / 4, 4 / 3), flip: bool = True,
                max_unreadable: float = 0.1, workers: int | None = None) -> None:
     if seed < 0 or crop_size < 1 or shuffle_buffer < 1:
       raise UserError(f'StreamedTrainInput: seed is {seed}, crop_size {crop_size} and shuffle_buffer '

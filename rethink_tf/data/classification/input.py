@@ -84,7 +84,7 @@ class ClassificationTrainInput(_CropInput):
   """
 
   def __init__(self, source: Source, batch_size: int = 256, seed: int = 0, crop_size: int = 224,
-               area: Sequence[float] = (0.08, 1.0), aspect: Sequence[float] = (3 / 4, 4 / 3), flip: bool = True,
+               area: tuple[float, float] = (0.08, 1.0), aspect: tuple[float, float] = (3 / 4, 4 / 3), flip: bool = True,
                colour_jitter: float = 0.0, lighting: float = 0.0, max_unreadable: float = 0.1,
                workers: int | None = None):
     super().__init__(source, batch_size, crop_size, max_unreadable, workers)
