@@ -88,6 +88,7 @@ class Contents(NamedTuple):
   settings: gin bindings of a detector that its weights imply ('Anchors.offset'), as far as they are recorded.
   checkpoint: of a run, the folder of the checkpoint that was read.
   classes: their names in the order of the outputs of a detector, None if the file does not name them.
+  norm_groups: of GroupNorm; all published networks have 32. None: unknown.
   """
 
   path: str
@@ -109,6 +110,7 @@ class Contents(NamedTuple):
   settings: Mapping[str, Any] = MappingProxyType({})
   checkpoint: str | None = None
   classes: tuple[str, ...] | None = None
+  norm_groups: int | None = 32
 
   def backbone(self) -> dict[str, Array]:
     """Return the backbone's arrays by names without a prefix."""

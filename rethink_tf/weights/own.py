@@ -56,7 +56,8 @@ def read(path: str) -> Contents:
                   architecture, 'rgb', _bound(config, 'stride_in_1x1'), _bound(config, 'pixel_mean'),
                   _bound(config, 'pixel_std'), _bound(config, 'epsilon') or 1e-5,
                   _bound(config, 'padding') or 'symmetric', 'yours, and that of the weights it started from', own=True,
-                  settings=_settings(config) if kind == 'detector' else {}, checkpoint=folder)
+                  settings=_settings(config) if kind == 'detector' else {}, checkpoint=folder,
+                  norm_groups=_bound(config, 'groups'))
 
 
 def table(model: tf_keras.layers.Layer) -> dict[str, Entry]:
@@ -104,7 +105,8 @@ def _settings(config: str) -> dict[str, Any]:
 
 def _bound(config: str, name: str) -> Any:
   """Return the value that a configuration binds to the parameter of this name; None without a valid one."""
-  owner = {'stride_in_1x1': 'ResNet', 'padding': 'ResNet', 'epsilon': '(?:sync|frozen)_batch_norm'}.get(name, r'\w+')
+  owner = {'stride_in_1x1': 'ResNet', 'padding': 'ResNet', 'epsilon': '(?:sync|frozen)_batch_norm',
+           'groups': '(?:addons_)?group_norm'}.get(name, r'\w+')
   match = re.search(rf'^{owner}\.{name} = (?:\\\n)?\s*(.+)$', config, re.MULTILINE)
   try:
     value = ast.literal_eval(match[1]) if match and len(match[1]) < 200 else None
@@ -114,6 +116,8 @@ def _bound(config: str, name: str) -> Any:
     return value if isinstance(value, bool) else None
   if name == 'padding':
     return value if value in PADDINGS else None
+  if name == 'groups':
+    return value if isinstance(value, int) and _is_positive(value) else None
   if name == 'epsilon':
     return value if _is_positive(value) else None
   return tuple(value) if isinstance(value, list | tuple) and len(value) == 3 and all(map(_is_positive, value)) else None

@@ -324,6 +324,10 @@ def _check_backbone(contents: Contents, backbone: Backbone) -> None:
     kind = norm_kind(backbone.stem.norm)
     if kind not in fitting and not (contents.own and kind.endswith('bn') and contents.norm == 'bn'):
       raise UserError(f'{path}: {message}')
+    groups = getattr(backbone.stem.norm, 'groups', None)
+    if contents.norm == 'gn' and None not in (groups, contents.norm_groups) and groups != contents.norm_groups:
+      raise UserError(f'{path}: was trained with GroupNorm of {contents.norm_groups} groups: set group_norm.groups = '
+                      f'{contents.norm_groups} (the model has {groups})')
     if contents.stride_in_1x1 is not None and contents.stride_in_1x1 != backbone.stride_in_1x1:
       raise UserError(f'{path}: was trained with strides on the {"1x1" if contents.stride_in_1x1 else "3x3"}: set '
                       f'ResNet.stride_in_1x1 = {contents.stride_in_1x1}')

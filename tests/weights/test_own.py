@@ -136,6 +136,15 @@ def test_strides_and_pixel_means_of_the_run_are_compared(source, model, tmp_path
     PretrainedWeights(path, part='detector')(model)
 
 
+def test_groups_of_the_run_are_compared(source, model, tmp_path, monkeypatch):
+  groups = model.backbone.stem.norm.groups
+  path = save(tmp_path, source, config=CONFIG + 'ResNet.groups = 1\ngroup_norm.groups = 8\n')
+  with pytest.raises(UserError, match=fr'GroupNorm of 8 groups: set group_norm.groups = 8 \(the model has {groups}\)'):
+    PretrainedWeights(path, part='detector_backbone')(model)
+  monkeypatch.setattr(model.backbone.stem.norm, 'groups', 8)
+  PretrainedWeights(path, part='detector_backbone')(model)
+
+
 def test_the_newest_checkpoint_is_read(source, tmp_path):
   path = save(tmp_path, source, steps=(1, 2, 10))
   assert formats.read(path).checkpoint == f'{path}/checkpoints/step-00000010'
