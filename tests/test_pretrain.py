@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 
+import cv2
 import gin
 import numpy as np
 import pytest
@@ -62,6 +63,18 @@ def test_training_overfits_12_images(trained):
   assert lines[-1]['loss/class'] < lines[0]['loss/class'] / 2
   for name in ('config.gin', 'curves.png', 'checkpoints', 'tensorboard', 'eval'):
     assert (path / name).exists(), name
+
+
+@pytest.mark.parametrize('command, words', [
+  (['predict', 'image.png'], 'predict and export need the run of a detector'),
+  (['export'], 'predict and export need the run of a detector'),
+  (['inspect_data'], 'this configuration trains a classifier: inspect_data supports detection data only')])
+def test_commands_of_detectors_refuse_the_run_of_a_classifier(trained, tmp_path, command, words):
+  _, path, _ = trained
+  cv2.imwrite(str(tmp_path / 'image.png'), np.zeros((8, 8, 3), np.uint8))
+  result = call(*command, f'--model_dir={path}', cwd=tmp_path)
+  assert result.returncode == 1 and 'Traceback' not in result.stderr, result.stderr
+  assert result.stderr.splitlines()[-1].startswith('error: ') and words in result.stderr.splitlines()[-1], result.stderr
 
 
 @pytest.mark.slow

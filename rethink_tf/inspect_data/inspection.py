@@ -45,7 +45,7 @@ def inspect(train_source: Callable[..., Source], eval_source: Callable[..., Sour
     UserError: a source cannot be read, is not a detection source, or the output cannot be written.
   """
   trained_on = train_source(training=True)
-  if not hasattr(trained_on, 'num_instances'):
+  if not hasattr(trained_on, 'sizes'):  # those of images with classes have none
     raise UserError('this configuration trains a classifier: inspect_data supports detection data only')
   inputs = train_input(trained_on)
   training = report.analyse('training', train_source, read_files, trained_on)

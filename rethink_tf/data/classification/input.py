@@ -40,6 +40,10 @@ class _CropInput(BatchedInput):
   def __init__(self, source: Source, batch_size: int, crop_size: int, max_unreadable: float, workers: int | None):
     if crop_size < 1:
       raise UserError(f'{type(self).__name__}: crop_size is {crop_size}; use 1 or more')
+    if not hasattr(source, 'classes'):
+      raise UserError(f'{type(self).__name__}: the configuration is that of a classifier, and {source.name} has no '
+                      'class of each image: predict and export need the run of a detector, pre-training a source such '
+                      'as image_folder (gin_configs/pretraining)')
     self.crop_size = crop_size
     super().__init__(source, batch_size, max_unreadable, workers)
 
