@@ -47,6 +47,7 @@ class TestTimeAugmentation:
 
   Raises:
     UserError: no or impossible views, an unknown merge, a vote_iou outside (0, 1], or keypoints with 'detections'.
+      predictor: a flip_order that is no permutation of the keypoints.
   """
 
   def __init__(
@@ -83,6 +84,10 @@ class TestTimeAugmentation:
       if self.merge == 'detections':
         raise UserError("TestTimeAugmentation.merge = 'detections' does not support keypoints (nor does Detectron2): "
                         'use gin_configs/augment/tta_detectron.gin')
+      number = detector.keypoint_predictor.deconv.filters
+      if order is not None and sorted(order) != list(range(number)):
+        raise UserError(f'TestTimeAugmentation.flip_order = {tuple(order)}: give each of 0 to {number - 1} once, the '
+                        'index of the counterpart of each keypoint, or None')
       order = keypoint_pairs.flip_orders(source.categories, source.num_keypoints) if order is None else order
     order = np.array(() if order is None else order, int)
     if order.ndim == 2 and (order == order[0]).all():

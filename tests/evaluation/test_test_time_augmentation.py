@@ -313,6 +313,13 @@ def test_unsupported_models_are_user_errors():
     tta.TestTimeAugmentation().predictor(Trainer(Classifier(3, ResNet(14)), None), SOURCE())
 
 
+@pytest.mark.parametrize('order', [(0, 1), (0, 2, 1, 4, 5), (0, 0, 0, 0, 0)])
+def test_a_flip_order_that_is_none_of_the_keypoints(order):
+  with pytest.raises(UserError, match=r'flip_order = \(0, .*\): give each of 0 to 4 once'):
+    tta.TestTimeAugmentation(flip_order=order).predictor(trainer('keypoints'), SOURCE())
+  tta.TestTimeAugmentation(flip_order=order).predictor(trainer('plain'), SOURCE())  # has no keypoints
+
+
 def test_flip_order_from_the_names_of_keypoints():
   """As in images of people; the drawn shapes of the other tests have no named keypoints."""
   names = ('nose', 'left_eye', 'right_eye', 'left_ear', 'right_ear')
