@@ -97,6 +97,14 @@ def test_a_run_folder_that_cannot_be_written(tmp_path):
   assert_one_line(result, f'{tmp_path}/file/run', '--model_dir')
 
 
+@pytest.mark.parametrize('command, flag', [('predict', ''), ('evaluate', '--model_dir=')])
+def test_a_path_of_another_file_system(command, flag, tmp_path):
+  others = [f'--model_dir={tmp_path}', '--gin_file=gin_configs/demo.gin'] if command == 'predict' else []
+  (tmp_path / 'config.gin').touch()
+  result = call(command, f'{flag}http://host/a', *others, cwd=tmp_path)
+  assert_one_line(result, 'http://host/a', 'cannot open http:// on this machine: use a local path or gs://')
+
+
 def test_evaluating_a_missing_run(tmp_path):
   assert_one_line(call('evaluate', f'--model_dir={tmp_path}/nothing', cwd=tmp_path), 'nothing', '--model_dir')
 

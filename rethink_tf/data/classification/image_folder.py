@@ -136,6 +136,8 @@ def _list_folder(folder: str) -> tuple[list[str], list[str]]:
   try:
     entries = list_names(folder)
   except tf.errors.OpError as error:
+    if isinstance(error, tf.errors.UnimplementedError | tf.errors.PermissionDeniedError):
+      raise UserError(f'{folder}: cannot be read: {in_one_line(error)}') from error
     if not tf.io.gfile.isdir(os.path.dirname(folder)):
       raise UserError(f'{os.path.dirname(folder)}: no such folder: give the data set with --data_dir') from error
     raise UserError(f'{folder}: no such folder: set the folders of the data set with image_folder.split (train/… and '
