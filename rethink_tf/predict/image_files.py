@@ -211,7 +211,7 @@ def find_images(paths: Iterable[str], leave_out: str | None = None) -> tuple[lis
   leave_out: a folder that is not searched, since results are written there.
 
   Raises:
-    UserError: a path does not exist, or nothing is found.
+    UserError: a path does not exist, is the folder to leave out, or nothing is found.
   """
   images: dict[str, str] = {}  # by real path
   videos: dict[str, str] = {}
@@ -221,6 +221,8 @@ def find_images(paths: Iterable[str], leave_out: str | None = None) -> tuple[lis
     if not is_text(path):
       raise UserError(f'{as_text(path)}: its name is not UTF-8 or has control characters: rename it')
     if tf.io.gfile.isdir(path):
+      if leave_out and real_path(path) == real_path(leave_out):
+        raise UserError(f'{path}: is also the folder for the results, which is not searched: choose another --output')
       inside = list(_walk(path, leave_out))
       chosen = [file for file in inside if file.lower().endswith(IMAGE_EXTENSIONS)]
       others += len(inside) - len(chosen)

@@ -66,6 +66,8 @@ def test_no_images(make, words, tmp_path):
   with pytest.raises(UserError) as error:
     find_images([str(tmp_path)])
   assert all(word in str(error.value) for word in [str(tmp_path), *words])
+  with pytest.raises(UserError, match=f'{tmp_path}/: is also the folder for the results'):
+    find_images([f'{tmp_path}/'], str(tmp_path))
   with pytest.raises(UserError, match='nowhere: no such file'):
     find_images([f'{tmp_path}/nowhere'])
 
