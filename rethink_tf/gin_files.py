@@ -257,7 +257,8 @@ class _Reader:
     if where == _PARAM:
       self._allowed_imports.add(module)
     elif module.split('.')[0] != 'rethink_tf' and module not in self._allowed_imports:
-      raise UserError(f"{where}: imports {module}, which would run it: if you trust it, add {_PARAM}='import {module}'")
+      raise UserError(f"{where}: imports {module}, which would run it: if you trust it, add {_PARAM}='import {module}' "
+                      '(from Python: gin_params)')
 
   def check_macros(self) -> None:
     """Raise a UserError for a macro whose value would be huge: twenty lines can double one twenty times."""

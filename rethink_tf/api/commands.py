@@ -117,7 +117,8 @@ def inspect_data(gin_files: Path | Sequence[Path], gin_params: str | Sequence[st
 
 
 def inspect_run(model_dir: Path, output: Path | None = None, data_dir: Path | None = None, iou: float = 0.5,
-                score: float | None = None) -> dict[str, Breakdown | KeypointBreakdown]:
+                score: float | None = None,
+                gin_params: str | Sequence[str] = ()) -> dict[str, Breakdown | KeypointBreakdown]:
   """Break down the errors of the newest evaluation of a run, with tables, plots and examples.
 
   Args:
@@ -126,6 +127,7 @@ def inspect_run(model_dir: Path, output: Path | None = None, data_dir: Path | No
     data_dir: folder of the data set; None: that of the run.
     iou: of the confusion matrix and the precision-recall curves.
     score: lowest score in the confusion matrix; None: the threshold with the best F1.
+    gin_params: override the configuration of the run, or import parts of your own, as 'import my_parts'.
 
   Returns:
     Breakdowns by kind: 'box', 'mask', 'keypoint'.
@@ -139,7 +141,7 @@ def inspect_run(model_dir: Path, output: Path | None = None, data_dir: Path | No
 
   model_dir = text(model_dir)
   folder = results.newest_results(model_dir)
-  with configuration([saved_config(model_dir)], (), data_dir):
+  with configuration([saved_config(model_dir)], strings(gin_params), data_dir):
     source = argument(experiment.run, 'eval_source')(training=False)
     return inspection.inspect(folder, source, optional(output),
                               keypoint_sigmas=bound('CocoEvaluator.keypoint_sigmas'), iou=iou, score=score)

@@ -343,3 +343,15 @@ def test_the_documentation_runs(tmp_path, monkeypatch):
       assert result.returncode == 0, result.stderr
     exec(compile(block, f'block {number} of docs/python.md', 'exec'), names)
   assert pathlib.Path('runs/comparison/index.html').is_file() and pathlib.Path('runs/demo/saved_model').is_dir()
+
+
+def test_errors_of_a_run_with_parts_of_its_own(run, tmp_path, monkeypatch):
+  shutil.copytree(run / 'run', tmp_path / 'run')
+  config = tmp_path / 'run' / 'config.gin'
+  config.write_text(f'import parts_of_its_own\n{config.read_text()}')
+  (tmp_path / 'parts_of_its_own.py').write_text('')
+  monkeypatch.syspath_prepend(tmp_path)
+  with pytest.raises(UserError, match="add --gin_param='import parts_of_its_own' .from Python: gin_params"):
+    api.inspect_run(tmp_path / 'run')
+  with pytest.raises(UserError, match='score'):  # the import is no longer what stops it
+    api.inspect_run(tmp_path / 'run', gin_params='import parts_of_its_own', score=2)
