@@ -12,9 +12,10 @@ from PIL import Image
 ONE_VALUE = 'of one value only, as an image of a wrong bit depth would be'
 TURNED = ('with an EXIF orientation, read as they are stored since their size fits both ways: check with inspect_data '
           'that boxes lie on objects')
+PAGES = 'with several frames or pages, of which the first alone is read: save each as an image of its own'
 _EXIF = (b'Exif\0\0', b'eXIf')  # of JPEG and PNG
 _TIFF = (b'II', b'MM')
-_WEBP_EXIF = 8  # flag in the header of a WebP; the chunk itself may follow the pixels
+_WEBP_EXIF, _WEBP_FRAMES = 8, 2  # flags in the header of a WebP; the EXIF chunk itself may follow the pixels
 _HEAD = 1 << 17  # first bytes of a file, in which it stands
 _ORIENTATION = 0x0112  # tag
 _STEP = 16  # pixels between those that are compared first
@@ -49,6 +50,12 @@ class ImageNotes:
       self.add(ONE_VALUE, name)
     if is_turned(data, image.shape[:2]):
       self.add(TURNED, name)
+    self.check_pages(data, name)
+
+  def check_pages(self, data: bytes, name: str) -> None:
+    """Count a file if it has several images."""
+    if has_pages(data):
+      self.add(PAGES, name)
 
 
 def has_one_value(image: np.ndarray) -> bool:
@@ -64,6 +71,21 @@ def is_turned(data: bytes, size: tuple[int, int]) -> bool:
   """
   turn = orientation(data)
   return turn in (2, 3, 4) or turn in (5, 6, 7, 8) and size[0] == size[1]
+
+
+def has_pages(data: bytes) -> bool:
+  """Whether a GIF, PNG, TIFF or WebP file has several frames or pages."""
+  if data.startswith(b'\x89PNG'):
+    return b'acTL' in data[:max(data.find(b'IDAT', 0, _HEAD), 0)]
+  if data.startswith(b'RIFF'):
+    return _webp_flag(data, _WEBP_FRAMES)
+  if not data.startswith((b'GIF8', *_TIFF)):
+    return False
+  try:
+    with Image.open(io.BytesIO(data), formats=('GIF', 'TIFF')) as image:
+      return getattr(image, 'n_frames', 1) > 1
+  except Exception:  # of any kind in damaged files; the decoder names those that it cannot read
+    return False
 
 
 def orientation(data: bytes) -> int:
@@ -82,10 +104,14 @@ def _may_have_exif(data: bytes) -> bool:
   if data.startswith(_TIFF):
     return True
   if data.startswith(b'RIFF'):
-    return data[12:16] == b'VP8X' and len(data) > 20 and bool(data[20] & _WEBP_EXIF)
+    return _webp_flag(data, _WEBP_EXIF)
   end = jpeg_header_end(data) if data.startswith(b'\xff\xd8') else _HEAD
   head = data[:end if data[end:end + 2] == b'\xff\xda' else _HEAD]
   return any(mark in head for mark in _EXIF)
+
+
+def _webp_flag(data: bytes, flag: int) -> bool:
+  return data[12:16] == b'VP8X' and len(data) > 20 and bool(data[20] & flag)
 
 
 def jpeg_header_end(data: bytes) -> int:

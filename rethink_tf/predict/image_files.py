@@ -20,7 +20,7 @@ from PIL import Image
 
 from rethink_tf.data.batching import GREY
 from rethink_tf.data.categories import Category, as_text, is_text
-from rethink_tf.data.image_notes import exif_orientation
+from rethink_tf.data.image_notes import ImageNotes, exif_orientation
 from rethink_tf.data.images import MAX_PIXELS, TURNS, ImageError, check_pixels, decode, read_file, stored_size
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.storage.files import require_regular
@@ -104,7 +104,7 @@ class ImageFiles(UnannotatedImages):
 
   def __init__(self, paths: Sequence[str], categories: Sequence[Category], upright: bool = False):
     super().__init__('image files', categories)
-    self._upright = upright
+    self._upright, self._notes = upright, ImageNotes(self.name)
     with ThreadPoolExecutor(_READERS) as pool:
       measured = list(pool.map(_measure, paths))
     names = dict(zip(paths, relative_names(paths), strict=True))
@@ -125,7 +125,9 @@ class ImageFiles(UnannotatedImages):
 
   def _pixels(self, i: int) -> np.ndarray:
     height, width = self.sizes[i].tolist()
-    image = decode(read_file(self.paths[i]), self.paths[i])
+    data = read_file(self.paths[i])
+    image = decode(data, self.paths[i])
+    self._notes.check_pages(data, self.paths[i])
     if self._upright and self._orientations[i] in TURNS:
       image = np.ascontiguousarray(TURNS[self._orientations[i]](image))
     if image.shape[:2] != (height, width):

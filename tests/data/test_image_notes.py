@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from rethink_tf.data.detection.coco import CocoSource
-from rethink_tf.data.image_notes import ONE_VALUE, TURNED, ImageNotes, has_one_value, orientation
+from rethink_tf.data.image_notes import ONE_VALUE, PAGES, TURNED, ImageNotes, has_one_value, has_pages, orientation
+from rethink_tf.data.images import decode
+from rethink_tf.predict.image_files import ImageFiles
 from tests.small_coco import annotation, image, warnings, write
 
 
@@ -37,6 +39,23 @@ def test_one_value():
   assert has_one_value(grey)
   grey[33, 1] = 8
   assert not has_one_value(grey)
+
+
+@pytest.mark.parametrize('kind', ['GIF', 'PNG', 'TIFF', 'WEBP'])
+def test_files_of_several_frames_or_pages_are_noticed(kind, tmp_path, caplog):
+  frames = [Image.fromarray(noise(60, 80) // (i + 1)) for i in range(3)]
+  first, path = tmp_path / f'one.{kind.lower()}', tmp_path / f'three.{kind.lower()}'
+  frames[0].save(first)
+  frames[0].save(path, save_all=True, append_images=frames[1:])
+  data = path.read_bytes()
+  assert has_pages(data) and not has_pages(first.read_bytes())
+  assert all(has_pages(data[:length]) in (True, False) for length in range(0, len(data), 7))
+  source = ImageFiles([str(first), str(path)], [])
+  for i in range(2):
+    source.load(i)
+  assert warnings(caplog) == [f'image files: 1 images {PAGES} (e.g. {path})']
+  decode(data, 'x', notes=(notes := ImageNotes('x')))
+  assert notes.names == {PAGES: {'x'}}
 
 
 def test_images_are_counted_when_they_are_read(tmp_path, caplog):
