@@ -113,13 +113,15 @@ def write_predictions(detector: TrainedDetector, image_files: Sequence[str], vid
     options: what to write; None for the defaults.
 
   Raises:
-    UserError: no image can be read, a result would replace an image or video, or the output cannot be written.
+    UserError: no image can be read, a video cannot, a result would replace an image or video, or the output cannot be
+      written.
   """
   options = options or OutputOptions()
   skipped = total = 0
   inputs = {real_path(path) for path in (*image_files, *videos)}
   folders = [os.path.join(output, name) for name in output_names(relative_names(videos), '')]
   _keep_inputs(inputs, [os.path.join(folder, VIDEO) for folder in folders])
+  sources = [Video(path, detector.categories) for path in videos]  # first: an unreadable one is known before any work
   if image_files:
     source = ImageFiles(image_files, detector.categories, upright)
     if source.turned:
@@ -131,8 +133,7 @@ def write_predictions(detector: TrainedDetector, image_files: Sequence[str], vid
       _keep_inputs(inputs, writer.paths if options.images else [])
       _write_source(detector, source, output, threshold, options, writer)
     skipped = len(source.skipped)
-  for path, folder in zip(videos, folders, strict=True):
-    source = Video(path, detector.categories)
+  for source, folder in zip(sources, folders, strict=True):
     with contextlib.closing(VideoWriter(folder, source.frames_per_second, options)) as writer:
       _write_source(detector, source, folder, threshold, options, writer)
     total, skipped = total + len(source.image_ids), skipped + len(source.skipped)

@@ -52,6 +52,13 @@ def test_nothing_above_the_threshold_names_the_best_score(images, tmp_path, caps
   assert '0 objects in 2 images: nothing with score >= 0.9; best score 0.75 (--threshold)' in capsys.readouterr().out
 
 
+def test_an_unreadable_video_is_known_before_any_work(images, tmp_path):
+  (tmp_path / 'bad.mp4').write_bytes(b'no video')
+  with pytest.raises(UserError, match='bad.mp4: OpenCV can read no frame of this video'):
+    outputs.write_predictions(OneBox(), images, [str(tmp_path / 'bad.mp4')], str(tmp_path / 'out'))
+  assert not (tmp_path / 'out').exists()
+
+
 @pytest.mark.parametrize('options, written', [
   (outputs.OutputOptions(images=False), []), (outputs.OutputOptions(format='png'), ['7.png', '8.png'])])
 def test_options_of_images(options, written, images, tmp_path):
