@@ -72,6 +72,27 @@ def in_one_line(error: BaseException) -> str:
   return ' '.join(str(text).split())
 
 
+def storage_error(error: BaseException) -> UserError | None:
+  """Return the UserError for an error that TensorFlow's file system has raised; None for any other.
+
+  Whatever asks first whether a file exists gets one where an address cannot be reached, or is of a scheme that
+  TensorFlow does not read, as https://.
+  """
+  scheme = re.search(r"File system scheme '(\w+)' not implemented \(file: '([^']*)'\)", str(error))
+  if scheme is not None:
+    others = '' if scheme[1] == 'gs' else ' or gs://'
+    return UserError(f'{plain(scheme[2])}: TensorFlow cannot open {scheme[1]}:// on this machine: use a local path'
+                     f'{others}')
+  while error is not None:
+    trace, last = error.__traceback__, ''
+    while trace is not None:
+      trace, last = trace.tb_next, trace.tb_frame.f_code.co_filename
+    if last.replace('\\', '/').endswith('tensorflow/python/lib/io/file_io.py'):
+      return UserError(f'storage: {in_one_line(error)}: check the address, and that this machine may read it')
+    error = error.__cause__
+  return None
+
+
 @contextlib.contextmanager
 def needs_models(what: str) -> Iterator[None]:
   """Around imports of tf-models-official, which has no complete set of wheels for native Windows.

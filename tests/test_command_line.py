@@ -70,6 +70,17 @@ def test_an_error_inside_a_layer_is_not_reworded_by_keras(binding, words, tmp_pa
   assert result.returncode == 1 and line.startswith('error: ') and all(word in line for word in words), result.stderr
 
 
+@pytest.mark.parametrize('command, arguments', [
+  ('evaluate', ['--model_dir={}']), ('predict', ['{}/1.jpg', '--model_dir={}']), ('inspect_run', ['--model_dir={}']),
+  ('export', ['--model_dir={}']), ('train', ['--gin_file=gin_configs/scratch_1x.gin', '--data_dir={}'])])
+def test_an_address_that_cannot_be_read_is_named(command, arguments, tmp_path):
+  address = 'https://example.com/a'
+  result = call(command, *(one.format(address) for one in arguments), cwd=tmp_path)
+  assert result.returncode == 1 and 'Traceback' not in result.stderr, result.stderr
+  line = result.stderr.splitlines()[-1]
+  assert line.startswith(f'error: {address}') and ': TensorFlow cannot open https:// on this machine' in line, line
+
+
 @pytest.mark.parametrize('command, words', [
   ('train', 'stopped; the same command resumes from the last checkpoint'), ('inspect_run', 'stopped'),
   ('evaluate', 'stopped; the same command evaluates again'), ('export', 'stopped; nothing was written')])

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from absl import app, logging
 
-from rethink_tf.errors import Interrupted, UserError, WorkerLost, in_one_line, plain
+from rethink_tf.errors import Interrupted, UserError, WorkerLost, in_one_line, storage_error
 from rethink_tf.process.output import lost_output, protect_output
 from rethink_tf.process.signals import CLEANUP_SECONDS, EXIT_CODES, Watchdog, handled_signals
 from rethink_tf.redaction import RedactingFilter, redact, redacted_tracebacks
@@ -77,9 +77,8 @@ def as_command(main: Callable[[], None], argv: Sequence[str], interrupted: str,
   """Call main, unless an argument is left over, and turn exceptions into a line and an exit code.
 
   A UserError prints one line and exits with its exit code (1; 69 for WorkerLost). Ctrl-C, SIGTERM and SIGHUP print
-  `interrupted`, or the message of Interrupted, and exit with 130 or 75, also from a call into C that never returns. A
-  path such as http://… may reach TensorFlow anywhere, and is one line too. Any other exception gives Python's
-  traceback, redacted.
+  `interrupted`, or the message of Interrupted, and exit with 130 or 75, also from a call into C that never returns. An
+  error of storage may come from anywhere, and is one line too. Any other exception gives Python's traceback, redacted.
   """
   watchdog = Watchdog(interrupted, cleanup_seconds)
 
@@ -103,12 +102,9 @@ def as_command(main: Callable[[], None], argv: Sequence[str], interrupted: str,
     print(getattr(error, 'message', None) or interrupted, file=sys.stderr)
     sys.exit(EXIT_CODES[signum])
   except Exception as error:
-    scheme = re.search(r"File system scheme '(\w+)' not implemented \(file: '([^']*)'\)", str(error))
-    if scheme is None:
+    if (found := storage_error(error)) is None:
       raise
-    others = '' if scheme[1] == 'gs' else ' or gs://'
-    print(f'error: {redact(plain(scheme[2]))}: TensorFlow cannot open {scheme[1]}:// on this machine: use a local path'
-          f'{others}', file=sys.stderr)
-    sys.exit(1)
+    print(f'error: {redact(found.line())}', file=sys.stderr)
+    sys.exit(found.exit_code)
   finally:
     watchdog.done.set()
