@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rethink_tf.api.arguments import Path, configuration, optional, paths, strings, text
+from rethink_tf.api.arguments import (
+  Path,
+  configuration,
+  errors_in_one_line,
+  number,
+  optional,
+  path,
+  paths,
+  strings,
+  switch,
+)
+from rethink_tf.errors import UserError, excerpt
 
 if TYPE_CHECKING:
   from rethink_tf.compare.report import Comparison
@@ -14,6 +25,7 @@ if TYPE_CHECKING:
   from rethink_tf.inspect_run.keypoint_errors import KeypointBreakdown
 
 
+@errors_in_one_line()
 def train(gin_files: Path | Sequence[Path], gin_params: str | Sequence[str] = (), model_dir: Path | None = None,
           data_dir: Path | None = None, weights: Path | None = None, allow_changes: bool = False) -> dict[str, float]:
   """Train a detector, or a classifier for pre-training; return the metrics of the last evaluation in percent.
@@ -36,12 +48,14 @@ def train(gin_files: Path | Sequence[Path], gin_params: str | Sequence[str] = ()
   from rethink_tf.gin_files import default_run_folder
   from rethink_tf.training import loop
 
-  files = paths(gin_files)
-  with configuration(files, strings(gin_params), data_dir, weights):
-    folder = text(model_dir or default_run_folder(files))
-    return loop.train(experiment.run('train', folder, allow_changes=allow_changes))
+  files, params = paths(gin_files, 'gin_files'), strings(gin_params, 'gin_params')
+  changes = switch(allow_changes, 'allow_changes')
+  folder = optional(model_dir, 'model_dir') or default_run_folder(files)
+  with configuration(files, params, optional(data_dir, 'data_dir'), optional(weights, 'weights')):
+    return loop.train(experiment.run('train', folder, allow_changes=changes))
 
 
+@errors_in_one_line()
 def evaluate(model_dir: Path, checkpoint: str | int = 'latest', gin_files: Path | Sequence[Path] = (),
              gin_params: str | Sequence[str] = (), data_dir: Path | None = None,
              allow_changes: bool = False) -> dict[str, float]:
@@ -61,13 +75,15 @@ def evaluate(model_dir: Path, checkpoint: str | int = 'latest', gin_files: Path 
   from rethink_tf.evaluation import on_demand
   from rethink_tf.gin_files import saved_config
 
-  model_dir = text(model_dir)
-  params = ["strategy.kind = 'default'", *strings(gin_params)]  # the devices of this machine, not those of the run
-  with configuration([saved_config(model_dir), *paths(gin_files)], params, data_dir):
-    return on_demand.evaluate(experiment.run('evaluate', model_dir, checkpoint=checkpoint,
-                                             allow_changes=allow_changes))
+  folder, files = path(model_dir, 'model_dir'), paths(gin_files, 'gin_files')
+  changes = switch(allow_changes, 'allow_changes')
+  # The devices of this machine, not those of the run.
+  params = ["strategy.kind = 'default'", *strings(gin_params, 'gin_params')]
+  with configuration([saved_config(folder), *files], params, optional(data_dir, 'data_dir')):
+    return on_demand.evaluate(experiment.run('evaluate', folder, checkpoint=checkpoint, allow_changes=changes))
 
 
+@errors_in_one_line()
 def compare(model_dirs: Sequence[Path], output: Path = 'runs/comparison', metric: str | None = None,
             seed_spread: float | None = None) -> Comparison:
   """Compare runs; write a report with plots and a TensorBoard log.
@@ -87,9 +103,13 @@ def compare(model_dirs: Sequence[Path], output: Path = 'runs/comparison', metric
   """
   from rethink_tf.compare import report
 
-  return report.compare(paths(model_dirs), text(output), metric=metric, seed_spread=seed_spread)
+  if metric is not None and not isinstance(metric, str):
+    raise UserError(f"metric = {excerpt(metric)}: use the name of one, as 'box/AP'")
+  spread = None if seed_spread is None else number(seed_spread, 'seed_spread', 0, 100)
+  return report.compare(paths(model_dirs, 'model_dirs'), path(output, 'output'), metric=metric, seed_spread=spread)
 
 
+@errors_in_one_line()
 def inspect_data(gin_files: Path | Sequence[Path], gin_params: str | Sequence[str] = (), output: Path | None = None,
                  data_dir: Path | None = None) -> tuple[Split, Split]:
   """Write statistics, suspicious annotations and rendered batches of the data of a configuration.
@@ -108,14 +128,16 @@ def inspect_data(gin_files: Path | Sequence[Path], gin_params: str | Sequence[st
   from rethink_tf.gin_files import argument, default_run_folder
   from rethink_tf.inspect_data import inspection
 
-  files = paths(gin_files)
+  files, params = paths(gin_files, 'gin_files'), strings(gin_params, 'gin_params')
+  folder = optional(output, 'output') or f'{default_run_folder(files)}/data'
   names = ('train_source', 'eval_source', 'train_input', 'batch_size', 'seed')
-  with configuration(files, strings(gin_params), data_dir):
+  with configuration(files, params, optional(data_dir, 'data_dir')):
     train_source, eval_source, train_input, batch_size, seed = (argument(experiment.run, name) for name in names)
     return inspection.inspect(train_source, eval_source, lambda source: train_input(source, batch_size, seed),
-                              text(output or f'{default_run_folder(files)}/data'))
+                              folder)
 
 
+@errors_in_one_line()
 def inspect_run(model_dir: Path, output: Path | None = None, data_dir: Path | None = None, iou: float = 0.5,
                 score: float | None = None,
                 gin_params: str | Sequence[str] = ()) -> dict[str, Breakdown | KeypointBreakdown]:
@@ -139,9 +161,10 @@ def inspect_run(model_dir: Path, output: Path | None = None, data_dir: Path | No
   from rethink_tf.gin_files import argument, bound, saved_config
   from rethink_tf.inspect_run import inspection, results
 
-  model_dir = text(model_dir)
-  folder = results.newest_results(model_dir)
-  with configuration([saved_config(model_dir)], strings(gin_params), data_dir):
+  run, output = path(model_dir, 'model_dir'), optional(output, 'output')
+  iou, score = number(iou, 'iou', 0, 1), None if score is None else number(score, 'score', 0, 1)
+  folder, params = results.newest_results(run), strings(gin_params, 'gin_params')
+  with configuration([saved_config(run)], params, optional(data_dir, 'data_dir')):
     source = argument(experiment.run, 'eval_source')(training=False)
-    return inspection.inspect(folder, source, optional(output),
-                              keypoint_sigmas=bound('CocoEvaluator.keypoint_sigmas'), iou=iou, score=score)
+    return inspection.inspect(folder, source, output, keypoint_sigmas=bound('CocoEvaluator.keypoint_sigmas'), iou=iou,
+                              score=score)

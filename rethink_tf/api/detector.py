@@ -8,8 +8,18 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from rethink_tf.api.arguments import Path, configuration, paths, strings, text
-from rethink_tf.errors import UserError
+from rethink_tf.api.arguments import (
+  Path,
+  configuration,
+  count,
+  errors_in_one_line,
+  number,
+  path,
+  paths,
+  strings,
+  switch,
+)
+from rethink_tf.errors import UserError, excerpt
 
 if TYPE_CHECKING:
   from rethink_tf.data.categories import Category
@@ -44,6 +54,7 @@ class Detector:
     self._detector = detector
 
   @classmethod
+  @errors_in_one_line()
   def from_run(cls, model_dir: Path, checkpoint: str | int = 'latest', averages: bool = False, batch: int = 1,
                gin_files: Path | Sequence[Path] = (), gin_params: str | Sequence[str] = (),
                allow_changes: bool = False) -> Detector:
@@ -63,14 +74,16 @@ class Detector:
     from rethink_tf import experiment
     from rethink_tf.predict import detectors
 
-    _check_batch(batch)
-    model_dir = text(model_dir)
-    params = [*detectors.run_bindings(model_dir, batch), *strings(gin_params)]
-    with configuration(detectors.run_files(model_dir, paths(gin_files)), params):
-      built = experiment.run('evaluate', model_dir, allow_changes=allow_changes)
+    folder, batch = path(model_dir, 'model_dir'), count(batch, 'batch')
+    averages, changes = switch(averages, 'averages'), switch(allow_changes, 'allow_changes')
+    overriding, bindings = paths(gin_files, 'gin_files'), strings(gin_params, 'gin_params')
+    params = [*detectors.run_bindings(folder, batch), *bindings]
+    with configuration(detectors.run_files(folder, overriding), params):
+      built = experiment.run('evaluate', folder, allow_changes=changes)
       return cls(detectors.RunDetector(built, checkpoint, averages))
 
   @classmethod
+  @errors_in_one_line()
   def from_saved_model(cls, folder: Path, batch: int = 1) -> Detector:
     """Load a detector that `python -m rethink_tf.export` has written.
 
@@ -79,8 +92,7 @@ class Detector:
     """
     from rethink_tf.predict import detectors
 
-    _check_batch(batch)
-    return cls(detectors.SavedModelDetector(text(folder), batch))
+    return cls(detectors.SavedModelDetector(path(folder, 'folder'), count(batch, 'batch')))
 
   @property
   def categories(self) -> list[Category]:
@@ -92,6 +104,7 @@ class Detector:
     """Names of classes 1..K."""
     return [category.name for category in self._detector.categories]
 
+  @errors_in_one_line()
   def predict(self, images: Image | Iterable[Image], threshold: float = 0.5, upright: bool = False) -> list[Detections]:
     """Detect objects in one or several images.
 
@@ -111,8 +124,7 @@ class Detector:
     from rethink_tf.predict.detectors import detect_all
     from rethink_tf.predict.image_files import ImageArrays, ImageFiles
 
-    if not 0 <= threshold <= 1:
-      raise UserError(f'threshold = {threshold:g}: use 0 to 1')
+    threshold, upright = number(threshold, 'threshold', 0, 1), switch(upright, 'upright')
     inputs = _expand(images)
     sources: list[tuple[UnannotatedImages, list[int]]] = []  # with the indices of their images in `inputs`
     files = [i for i, (_, image) in enumerate(inputs) if isinstance(image, str)]
@@ -142,6 +154,8 @@ class Detector:
     from rethink_tf.visualization import drawing
 
     check_array(image, 'image')
+    if getattr(detections, '_fields', None) != Detections._fields:  # by name: a notebook may have reloaded the class
+      raise UserError(f'detections = {excerpt(detections)}: give one element of what predict has returned')
     if image.shape[:2] != tuple(detections.size):
       raise UserError(f'the image is {image.shape[0]} x {image.shape[1]}, the detections are of one of '
                       f'{detections.size[0]} x {detections.size[1]}')
@@ -167,11 +181,12 @@ def _expand(images: Image | Iterable[Image]) -> list[tuple[str | int, str | np.n
   """Return (name, image file or array) of all images; folders are replaced by their files."""
   from rethink_tf.predict.image_files import check_array, find_images
 
-  single = isinstance(images, str | os.PathLike | np.ndarray) or not isinstance(images, Iterable)
+  one = str | bytes | bytearray | memoryview | os.PathLike | np.ndarray  # bytes are refused as such, not as integers
+  single = isinstance(images, one) or not isinstance(images, Iterable)
   expanded: list[tuple[str | int, str | np.ndarray]] = []
   for index, image in enumerate([images] if single else images):
     if isinstance(image, str | os.PathLike):
-      files, videos = find_images([text(image)])
+      files, videos = find_images([os.fspath(image)])
       if videos:
         raise UserError(f'{videos[0]}: is a video: give its frames as arrays, or use python -m rethink_tf.predict')
       expanded += [(file, file) for file in files]
@@ -179,8 +194,3 @@ def _expand(images: Image | Iterable[Image]) -> list[tuple[str | int, str | np.n
       check_array(image, f'image {index}')
       expanded.append((index, image))
   return expanded
-
-
-def _check_batch(batch: int) -> None:
-  if batch < 1:
-    raise UserError(f'batch = {batch}: use 1 or more')
