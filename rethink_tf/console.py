@@ -86,6 +86,24 @@ def duration(seconds: float) -> str:
   return f'{minutes} min {seconds} s' if minutes else f'{seconds} s'
 
 
+def points(value: float) -> str:
+  """A number of points of AP in words: '1 point', '0.5 points'."""
+  return f'{value:g} point{"" if value == 1 else "s"}'
+
+
+def times(ratio: float) -> str:
+  """A ratio: '120 x', '3.4 x', 'less than 0.01 x'."""
+  return f'{ratio:,.0f} x' if ratio >= 99.5 else 'less than 0.01 x' if ratio < 0.01 else f'{ratio:.2g} x'
+
+
+def signed(value: float) -> str:
+  """A difference in points with its sign, two digits below one point: '+3.4', '-0.04', '+0.00'.
+
+  An end of an interval beside zero, or beside the margin, decides a verdict.
+  """
+  return f'{value:+.1f}' if abs(value) >= 1 else f'{round(value, 2) + 0.0:+.2f}'  # + 0.0: no -0.00
+
+
 def percent(share: float) -> str:
   """A share in percent with as many digits as it has: '95 %', '99.9 %'."""
   return f'{100 * share:.12g} %'

@@ -87,3 +87,9 @@ def test_the_reason_of_an_abort_of_tensorflow_is_printed():
                         env={**os.environ, 'XLA_FLAGS': flags}) for flags in ('', '--no_such_flag=1')]
   assert (ran[0].returncode, ran[0].stdout, ran[0].stderr) == (0, 'compiled\n', '')
   assert ran[1].returncode < 0 and '--no_such_flag=1' in ran[1].stderr
+
+
+def test_numbers_in_words():
+  assert [console.points(value) for value in (1.0, 0.5, 2)] == ['1 point', '0.5 points', '2 points']
+  assert [console.times(ratio) for ratio in (0.001, 0.5, 3.44, 99.7, 1234)] == [
+    'less than 0.01 x', '0.5 x', '3.4 x', '100 x', '1,234 x']

@@ -30,6 +30,7 @@ import numpy as np
 from scipy import special
 
 from rethink_tf.compare.sequential import Look
+from rethink_tf.console import signed
 
 # Standard deviation between seeds measured on 200 images, in points of AP: what is assumed, for one seed a side, in the
 # sentence about differences that cannot be resolved; never in an interval.
@@ -106,7 +107,7 @@ class Interval(NamedTuple):
     return (self.high - self.low) / 2
 
   def __str__(self) -> str:
-    return f'{self.value:+.1f} [{self.low:+.1f}, {self.high:+.1f}]'
+    return f'{signed(self.value)} [{signed(self.low)}, {signed(self.high)}]'
 
 
 def seed_spread(arm: Sequence[SideScores], own: SideScores, held_out: HeldOut) -> SeedSpread | None:

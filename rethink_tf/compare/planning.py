@@ -15,7 +15,7 @@ from rethink_tf.compare.differences import Differences
 from rethink_tf.compare.groups import Side
 from rethink_tf.compare.intervals import HeldOut, Seeds, SeedSpread, SideScores, Spreads, Values
 from rethink_tf.compare.sequential import MOST, Look
-from rethink_tf.console import duration
+from rethink_tf.console import duration, signed
 
 MOST_SEEDS, MOST_TIMES = MOST, 25  # a side, and of images; beyond, an addition is no advice
 RISING = 0.5  # points of AP from a schedule to the next longer one
@@ -145,7 +145,9 @@ def needed(side: Side, best: Side, differences: Differences, margin: float, sche
   spreads, held_out = differences.spreads(side, best), differences.held_out(side)
   # Above or below 0, within the margin, or at least not further below than that.
   target = max(abs(difference.value), margin - abs(difference.value), difference.value + margin)
-  text = f'The interval is {difference.half:.1f} points to either side, and {target:.1f} would settle it: '
+  digits = 1 if f'{difference.half:.1f}' != f'{target:.1f}' else 2  # equal numbers would contradict the sentence
+  text = (f'The interval is {difference.half:.{digits}f} points to either side, and {target:.{digits}f} would settle '
+          'it: ')
   noise = Noise.measured(differences.scores(side), differences.scores(best), spreads, held_out)
   tail = intervals.outside(difference.confidence, len(schedules), differences.look)
   seeds = (len(side.runs), len(best.runs))
@@ -172,7 +174,7 @@ def needed(side: Side, best: Side, differences: Differences, margin: float, sche
   if longer:
     costs[longer] = 2 * len(side.runs) * _seconds(side)
   if not choices:
-    short = f'it may be anything from {difference.low:+.1f} to {difference.high:+.1f} points'
+    short = f'it may be anything from {signed(difference.low)} to {signed(difference.high)} points'
     text += f'neither {MOST_SEEDS} seeds nor {MOST_TIMES} times the images would do, should it stay.'
     text += f' Scratch may gain from {longer}.' if longer else ''
     return Need(short, text + rest, longer=bool(longer), chance=likely)

@@ -14,7 +14,7 @@ import numpy as np
 
 from rethink_tf.compare.groups import Side, by_arm, groups, in_group, labelled_sides, labels_by_key, sides
 from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run, metric_name
-from rethink_tf.console import percent
+from rethink_tf.console import percent, points
 from rethink_tf.visualization.plotting import COLOURS, INK, MARKERS, decorate, encode, new_figure
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def answer(verdict: Verdict, margin: float) -> Figure:
   scratch = [step.side for step in verdict.steps]
   highest = verdict.pretrained.mean(metric)
   axes.axhspan(highest - margin, highest + margin, color=COLOURS[1], alpha=0.15, linewidth=0,
-               label=f'best pre-trained \u00b1 {margin:g} points')
+               label=f'best pre-trained \u00b1 {points(margin)}')
   half = [np.nan if step.difference is None or step.difference.resolved is not None else step.difference.half
           for step in verdict.steps]
   known = [step.difference.confidence for step, bar in zip(verdict.steps, half, strict=True) if np.isfinite(bar)]
@@ -228,7 +228,7 @@ def describe(verdict: Verdict, margin: float) -> str:
   compared = f' Differences from the best pre-trained schedule: {differences}.' if differences else ' No intervals.'
   return (f'{metric_name(verdict.metric)} at the end of each schedule, in percent. From scratch: '
           f'{listed([step.side for step in verdict.steps])}. Pre-trained: {listed(verdict.schedules)}.{compared} '
-          f'Margin: {margin:g} points.')
+          f'Margin: {points(margin)}.')
 
 
 def by_size(runs: Sequence[Run], metric: str, objects: Mapping[str, int] | None = None,

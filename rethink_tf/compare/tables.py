@@ -10,6 +10,7 @@ from rethink_tf.compare import verdict
 from rethink_tf.compare.differences import Differences
 from rethink_tf.compare.groups import Side, groups, in_group, labels_by_key, sides
 from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run
+from rethink_tf.console import signed, times
 from rethink_tf.errors import plain
 
 Table = list[list[str]]
@@ -41,13 +42,13 @@ def steps_table(runs: Sequence[Run], verdicts: Sequence[verdict.Verdict]) -> Tab
       scratch = in_group(step.side.label, about[one.pretrained.runs[0].twin_key])
       rows.append([scratch, one.pretrained.label, f'{step.side.mean(one.metric):.1f}',
                    f'{one.pretrained.mean(one.metric):.1f}', str(step.difference or '-'), step.relation,
-                   _times(seen.pixels, fine.pixels),
-                   _UNKNOWN if before is None else _times(seen.pixels, fine.plus(before).pixels)])
+                   _ratio(seen.pixels, fine.pixels),
+                   _UNKNOWN if before is None else _ratio(seen.pixels, fine.plus(before).pixels)])
   return rows
 
 
-def _times(pixels: float, others: float) -> str:
-  return f'{pixels / others:.2g} x' if np.isfinite(pixels / others) else _UNKNOWN
+def _ratio(pixels: float, others: float) -> str:
+  return times(pixels / others) if np.isfinite(pixels / others) else _UNKNOWN
 
 
 def twins_table(runs: Sequence[Run], differences: Differences) -> Table:
@@ -74,7 +75,7 @@ def differences_table(runs: Sequence[Run], differences: Differences) -> Table:
     if interval is None:
       gap = run.final(differences.metric) - runs[0].final(differences.metric)
       single = differences.num_images(first) == 1
-      rows.append([run.name, f'{gap:+.1f}', 'no interval: one held-out image tells nothing of others' if single else
+      rows.append([run.name, signed(gap), 'no interval: one held-out image tells nothing of others' if single else
                    'no interval: detections not saved, of other images or objects, or not a COCO metric'])
     else:
       complete = run.complete and runs[0].complete

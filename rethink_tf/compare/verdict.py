@@ -26,7 +26,7 @@ from rethink_tf.compare.groups import Side, by_arm, groups, sides
 from rethink_tf.compare.intervals import Interval
 from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run, metric_name
 from rethink_tf.compare.sequential import Look
-from rethink_tf.console import duration, percent
+from rethink_tf.console import duration, percent, points, signed, times
 from rethink_tf.errors import UserError
 
 EQUAL, BETTER, WORSE, UNSURE = 'equal', 'better', 'worse', 'too noisy to say'
@@ -163,12 +163,12 @@ def _verdict(best: Side, pretrained: Sequence[Side], steps: tuple[Step, ...], di
   elif longest.relation == ONE_SEED:
     answer, headline = OPEN, 'Cannot tell yet: one seed a side; train each side with two or more'
     words = (f'One seed: cannot tell differences below about {longest.difference.resolved:.1f} points: '
-             f'{_measured(longest, metric)} against {versus}, difference {longest.difference.value:+.1f}. Train each '
-             'side with two or more seeds (run.seed), or give the spread between seeds with --seed_spread.')
+             f'{_measured(longest, metric)} against {versus}, difference {signed(longest.difference.value)}. Train '
+             'each side with two or more seeds (run.seed), or give the spread between seeds with --seed_spread.')
   elif longest.difference is not None and _is_low(best, metric, margin):
     answer, headline = OPEN, f'Cannot tell yet: AP is too low ({best.mean(metric):.1f}); train longer'
     words = (f'{_measured(longest, metric)} against {versus}{_interval(longest.difference)}: so low that to be within '
-             f'{margin:g} points says nothing. Train longer, or look at the predictions for what is wrong.')
+             f'{points(margin)} says nothing. Train longer, or look at the predictions for what is wrong.')
   else:
     shorter = steps[-2].side if len(steps) > 1 else None
     need = planning.needed(longest.side, best, differences, margin, pretrained, shorter)
@@ -192,8 +192,8 @@ def _measured(step: Step, metric: str) -> str:
 
 def _worded(step: Step, margin: float) -> str:
   if step.relation == EQUAL:
-    return f'within {margin:g} points of'
-  return f'not more than {margin:g} points below' if step.relation == NOT_WORSE else 'above'
+    return f'within {points(margin)} of'
+  return f'not more than {points(margin)} below' if step.relation == NOT_WORSE else 'above'
 
 
 def _interval(difference: Interval | None) -> str:
@@ -212,7 +212,7 @@ def _looked(look: Look | None, answer: str) -> str:
 def _costs(scratch: Side, best: Side) -> str:
   """Describe the cost as in Fig. 2: compute is proportional to the pixels seen."""
   ratio = scratch.seen.pixels / best.seen.pixels if best.seen.pixels else float('nan')
-  text = (f'{scratch.schedule} from scratch costs {_times(ratio)} the compute of fine-tuning for {best.schedule} '
+  text = (f'{scratch.schedule} from scratch costs {times(ratio)} the compute of fine-tuning for {best.schedule} '
           '(pixels seen)')
   before = best.runs[0].pretraining
   if not np.isfinite(ratio):
@@ -222,15 +222,11 @@ def _costs(scratch: Side, best: Side) -> str:
     text += '; the cost of the pre-training is not known.'
   else:
     whole = scratch.seen.pixels / best.seen.plus(before).pixels
-    text += f', and {_times(whole)} when pre-training is counted ({best.runs[0].pretraining_source}).'
+    text += f', and {times(whole)} when pre-training is counted ({best.runs[0].pretraining_source}).'
   spent = [float(np.mean([run.curve.seconds[-1] for run in side.runs])) for side in (scratch, best)]
   if all(np.isfinite(spent)) and all(spent):
     text += (f' Time in training steps, a run: {duration(spent[0])} from scratch, {duration(spent[1])} of fine-tuning.')
   return text
-
-
-def _times(ratio: float) -> str:
-  return f'{ratio:,.0f} x' if ratio >= 100 else 'less than 0.01 x' if ratio < 0.01 else f'{ratio:.2g} x'
 
 
 def _advice(steps: Sequence[Step], metric: str) -> str:

@@ -15,6 +15,7 @@ from rethink_tf.compare.planning import LEVEL, SPREAD, SPREAD_RANGE, Noise, Prec
 from rethink_tf.compare.run_summary import init_key, twin_key
 from rethink_tf.compare.sequential import FIRST, Look
 from rethink_tf.compare.verdict import Verdict
+from rethink_tf.console import points
 from rethink_tf.data import in_place
 from rethink_tf.errors import UserError
 from rethink_tf.storage.run_folder import RunFolder
@@ -196,10 +197,10 @@ def _assumed(plan: StudyPlan, images: int) -> tuple[list[Noise], str]:
   """Return the expected noise, that of the smallest and that of the largest spread; and the assumptions in words."""
   if plan.seed_spread is not None:
     return ([Noise.expected(images, plan.seed_spread)],
-            f'Given: a standard deviation of {plan.seed_spread:g} points between seeds; assumed: AP about {LEVEL:g}')
+            f'Given: a standard deviation of {points(plan.seed_spread)} between seeds; assumed: AP about {LEVEL:g}')
   low, high = SPREAD_RANGE
   return ([Noise.expected(images, spread) for spread in (SPREAD, low, high)],
-          f'Assumed: AP about {LEVEL:g}, and a standard deviation between seeds of {SPREAD:g} points ({low:g} to '
+          f'Assumed: AP about {LEVEL:g}, and a standard deviation between seeds of {points(SPREAD)} ({low:g} to '
           f'{high:g}; --seed_spread, if you know it)')
 
 

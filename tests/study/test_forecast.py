@@ -39,7 +39,7 @@ def test_a_study_says_what_it_can_tell(plan):
   assert forecast.design(plan.lengths) == (1, 2, 2, 3)
   words = forecast.words(plan)
   assert 'on 500 held-out images: ' in words and ': 3 seeds: above about' in words and ';' not in words.split('2.3;')[0]
-  assert 'Assumed: AP about 40, and a standard deviation between seeds of 1 points (0.3 to 2.3' in words
+  assert 'Assumed: AP about 40, and a standard deviation between seeds of 1 point (0.3 to 2.3' in words
   known = forecast.words(plan._replace(seed_spread=0.3))
   assert number(known) < number(words) and 'Given: a standard deviation of 0.3 points' in known
 
