@@ -86,6 +86,11 @@ def duration(seconds: float) -> str:
   return f'{minutes} min {seconds} s' if minutes else f'{seconds} s'
 
 
+def counted(number: int, one: str, several: str | None = None) -> str:
+  """A number of things: '1 image', '2 images', '2 classes'."""
+  return f'{number} {one if number == 1 else several or f"{one}s"}'
+
+
 def points(value: float) -> str:
   """A number of points of AP in words: '1 point', '0.5 points'."""
   return f'{value:g} point{"" if value == 1 else "s"}'

@@ -91,5 +91,6 @@ def test_the_reason_of_an_abort_of_tensorflow_is_printed():
 
 def test_numbers_in_words():
   assert [console.points(value) for value in (1.0, 0.5, 2)] == ['1 point', '0.5 points', '2 points']
+  assert [console.counted(n, 'class', 'classes') for n in (0, 1)] == ['0 classes', '1 class']
   assert [console.times(ratio) for ratio in (0.001, 0.5, 3.44, 99.7, 1234)] == [
     'less than 0.01 x', '0.5 x', '3.4 x', '100 x', '1,234 x']

@@ -17,6 +17,7 @@ from rethink_tf.compare.sequential import FIRST, Look
 from rethink_tf.compare.verdict import Verdict
 from rethink_tf.console import points
 from rethink_tf.data import in_place
+from rethink_tf.data.detection import duplicates
 from rethink_tf.errors import UserError
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.structures import Source
@@ -65,18 +66,21 @@ def words(plan: StudyPlan, without_data: bool = False) -> str:
     UserError: the held-out data cannot be read, or has no object.
   """
   try:
-    held_out = _held_out(plan.trials[0], plan.data_dir)
+    training, held_out = _sources(plan.trials[0], plan.data_dir)
   except UserError as error:
     if not without_data:
       raise
     return f'what it can tell is not known: {error.line()}'
   check_objects(held_out)
-  missing = _without_objects(held_out)
-  if not missing:
-    return _told(plan, len(held_out.image_ids))
-  names = ', '.join(missing[:5]) + (', ...' if len(missing) > 5 else '')
-  return (f'{_told(plan, len(held_out.image_ids))}. {held_out.name}: {len(missing)} of {held_out.num_classes} classes '
-          f'have no held-out object, so that no AP tells of them: {names}')
+  told, missing = [_told(plan, len(held_out.image_ids))], _without_objects(held_out)
+  if missing:
+    names = ', '.join(missing[:5]) + (', ...' if len(missing) > 5 else '')
+    told.append(f'{held_out.name}: {len(missing)} of {held_out.num_classes} classes have no held-out object, so that '
+                f'no AP tells of them: {names}')
+  if training is not None and (both := _held_out_too(training, held_out)):
+    told.append(f'{training.name}: {both} of its {len(training.image_ids)} images are held out too (the same files), '
+                'so that AP is not that of unseen images: hold out others')
+  return '. '.join(told)
 
 
 def check_objects(source: Source) -> None:
@@ -142,19 +146,29 @@ def _more_seeds(plan: StudyPlan, more: int, now: int) -> str:
           f'with --max_seeds={now + more} and another --output')
 
 
-def _held_out(trial: Trial, data_dir: str | None) -> Source:
-  """Return the images on which a run is evaluated.
+def _sources(trial: Trial, data_dir: str | None) -> tuple[Source | None, Source]:
+  """Return the images that a run is trained on, None if they cannot be read, and those on which it is evaluated.
 
   Raises:
-    UserError: the data cannot be read.
+    UserError: the held-out data cannot be read.
   """
   from rethink_tf import experiment  # registers what gin files name
 
   in_place.parse(trial.files, trial.params, data_dir)
   try:
-    return gin_files.argument(experiment.run, 'eval_source')(training=False)
+    held_out = gin_files.argument(experiment.run, 'eval_source')(training=False)
+    try:
+      return gin_files.argument(experiment.run, 'train_source')(training=True), held_out
+    except UserError:  # the first run says it, with the cure
+      return None, held_out
   finally:
     gin_files.clear()
+
+
+def _held_out_too(training: Source, held_out: Source) -> int:
+  """Return the number of training images that are the same file as a held-out one."""
+  found = duplicates.find({duplicates.TRAINING: training, duplicates.HELD_OUT: held_out})
+  return found[duplicates.TRAINING].counts[duplicates.HELD_OUT_TOO]
 
 
 def _without_objects(source: Source) -> list[str]:

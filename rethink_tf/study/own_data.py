@@ -18,7 +18,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from rethink_tf import gin_files
-from rethink_tf.console import duration
+from rethink_tf.console import counted, duration
 from rethink_tf.errors import UserError
 from rethink_tf.evaluation.scoring import source_without_masks
 from rethink_tf.storage import files
@@ -107,8 +107,9 @@ def choose(facts: Facts, weights: str | None, why: str) -> Choice:
   weights: of the paper's network; None: the narrow network, with pre-training that needs no download. why: the reason.
   """
   files, params = [], ['KTimesSchedule.warmup_limit = 0.5']
-  reasons = [f'{facts.images} images with {facts.objects} objects of {facts.classes} classes to train on, '
-             f'{facts.held_out} images held out', why]
+  reasons = [f'{counted(facts.images, "image")} with {counted(facts.objects, "object")} of '
+             f'{counted(facts.classes, "class", "classes")} to train on, {counted(facts.held_out, "image")} held out',
+             why]
   if not facts.masks:
     files.append(_BOXES_ONLY)
     reasons.append(f'no object has a mask: without a mask head ({_BOXES_ONLY})')

@@ -85,6 +85,19 @@ def test_what_cannot_be_scored_is_said_before_anything_is_trained(tmp_path, ques
   assert 'no held-out object' not in words(*every)
 
 
+def test_images_that_are_held_out_too_are_said_before_anything_is_trained(tmp_path):
+  def words(numbers):  # a file of small_coco has the same content for the same number
+    for split, images in (('train', (1, 2, 3)), ('val', numbers)):
+      small_coco.write(tmp_path, [small_coco.image(i) for i in images], [small_coco.annotation(i, i) for i in images],
+                       split=split)
+    return forecast.words(plan_study('gin_configs/studies/own_data_narrow.gin', str(tmp_path / 'own'),
+                                     data_dir=str(tmp_path)))
+
+  assert words((2, 3, 4)).endswith('train: 2 of its 3 images are held out too (the same files), so that AP is not that '
+                                   'of unseen images: hold out others')
+  assert 'held out too' not in words((4, 5))
+
+
 def test_voc_folders_are_read_as_they_are(tmp_path):
   sets = {name: {name: small_voc.xml(small_voc.item())} for name in ('train', 'val')}
   folder = small_voc.write(tmp_path / 'voc', sets)
