@@ -21,7 +21,11 @@ if TYPE_CHECKING:  # imports TensorFlow, which takes seconds: not needed for --h
 
 KERNELS = {'group_norm': 'group_norm', 'roi_align': 'roi_alignment', 'nms': 'suppression', 'paste': 'pasting'}
 _DEFAULT = 'gin_configs/bench.gin'
-TASKS = ('train', 'predict', 'systems', 'recompute', 'input', 'padding', 'evaluate', *KERNELS)
+_CONFIGURED = ('train', 'predict', 'systems', 'recompute', 'input', 'padding')
+TASKS = (*_CONFIGURED, 'evaluate', *KERNELS)
+# Flags that only some tasks read; those of command_line that name a run are read by none.
+_READ_BY = {'peers': ('train', 'predict'), 'images': ('evaluate',), 'model_dir': (), 'allow_changes': (),
+            **dict.fromkeys(('gin_file', 'gin_param', 'data_dir', 'weights', 'tpu'), _CONFIGURED)}
 
 FLAGS = flags.FLAGS
 
@@ -44,6 +48,7 @@ def main() -> None:
   console.hide_library_info()
   if FLAGS.rounds < 1 or FLAGS.images < 1:
     raise UserError('--rounds and --images must be 1 or more')
+  _check_flags()
   shares: dict[str, float] = {}
   if FLAGS.task in ('evaluate', *KERNELS):  # those without a configuration, whose experiment does it
     from rethink_tf.distributed import devices
@@ -67,6 +72,14 @@ def main() -> None:
                       'peak_memory_mb': memory, 'share_by_component': shares}, indent=1))
   else:
     _print(rows, shares, peaks, memory)
+
+
+def _check_flags() -> None:
+  """Refuse flags without effect: the numbers would be taken for those of another configuration."""
+  for name, tasks in _READ_BY.items():
+    if FLAGS[name].present and FLAGS.task not in tasks:
+      of = f'only --task={", ".join(tasks)} has it' if tasks else 'no run is read or written'
+      raise UserError(f'--{name} has no effect on --task={FLAGS.task}, leave it out: {of}')
 
 
 def _measure_configuration(task: str, files: Sequence[str], rounds: int, with_peers: bool
@@ -105,7 +118,10 @@ def _build(files: Sequence[str], folder: str, params: Sequence[str] = ()) -> Exp
   from rethink_tf import experiment
 
   command_line.configure(files or [_DEFAULT], params)
-  return experiment.run('evaluate', folder)
+  built = experiment.run('evaluate', folder)
+  if not hasattr(built.trainer.detector, 'score_boxes'):
+    raise UserError(f'{", ".join(files)}: is for a classifier: give the configuration of a detector')
+  return built
 
 
 def _as_json(row: Row) -> dict[str, Any]:

@@ -20,6 +20,24 @@ def bench(*arguments):
   return in_process.call('bench', '--rounds=1', *arguments, cwd=ROOT)
 
 
+@pytest.mark.parametrize('arguments, words', [
+  (['--task=nms', '--gin_file=nope.gin'], '--gin_file has no effect on --task=nms, leave it out: only --task=train'),
+  (['--task=evaluate', '--weights=nothing'], '--weights has no effect on --task=evaluate'),
+  (['--task=padding', '--peers'], '--peers has no effect on --task=padding, leave it out: only --task=train, predict'),
+  (['--task=train', '--images=5'], '--images has no effect on --task=train'),
+  (['--task=predict', '--model_dir=runs/x'], '--model_dir has no effect on --task=predict, leave it out: no run is')])
+def test_flags_without_effect_are_refused(arguments, words):
+  ran = bench(*arguments)
+  assert ran.returncode == 1 and ran.stderr.splitlines()[-1].startswith(f'error: {words}'), ran.stderr
+
+
+@pytest.mark.parametrize('task', ['input', 'train'])
+def test_the_configuration_of_a_classifier_is_refused(task):
+  ran = bench(f'--task={task}', '--gin_file=gin_configs/pretraining/shapes.gin')
+  assert ran.returncode == 1 and ran.stderr.splitlines()[-1] == (
+    'error: gin_configs/pretraining/shapes.gin: is for a classifier: give the configuration of a detector')
+
+
 @pytest.mark.slow
 def test_train_as_json():
   """In a process of its own."""
