@@ -72,7 +72,8 @@ def test_an_error_inside_a_layer_is_not_reworded_by_keras(binding, words, tmp_pa
 
 @pytest.mark.parametrize('command, arguments', [
   ('evaluate', ['--model_dir={}']), ('predict', ['{}/1.jpg', '--model_dir={}']), ('inspect_run', ['--model_dir={}']),
-  ('export', ['--model_dir={}']), ('train', ['--gin_file=gin_configs/scratch_1x.gin', '--data_dir={}'])])
+  ('export', ['--model_dir={}']), ('compare', ['{}', '{}/b']),
+  ('train', ['--gin_file=gin_configs/scratch_1x.gin', '--data_dir={}'])])
 def test_an_address_that_cannot_be_read_is_named(command, arguments, tmp_path):
   address = 'https://example.com/a'
   result = call(command, *(one.format(address) for one in arguments), cwd=tmp_path)

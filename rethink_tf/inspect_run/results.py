@@ -35,6 +35,7 @@ def newest_results(model_dir: str) -> str:
     names = manifests.names_in(folder)
     if FILES['box'] in names or fnmatch.filter(names, VOC_FILES):
       return folder
+  tf.io.gfile.exists(parent)  # raises for an address out of reach, which would pass for an empty folder
   raise UserError(f'{model_dir}: no evaluation has saved {FILES["box"]} or {VOC_FILES}: run '
                   f'rethink_tf.evaluate --model_dir={model_dir} first, or name a folder with --results')
 

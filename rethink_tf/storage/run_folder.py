@@ -73,6 +73,7 @@ class RunFolder:
     if create:
       self._create()
     elif not tf.io.gfile.isdir(self.path):
+      tf.io.gfile.exists(self.path)  # raises for an address out of reach
       raise UserError(f'no run folder at {self.path}: check --model_dir')
 
   def _create(self) -> None:
