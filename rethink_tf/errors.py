@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import signal
+import traceback
 from collections.abc import Iterator
 
 # C0, C1, and the characters that reverse the direction of text.
@@ -84,10 +85,8 @@ def storage_error(error: BaseException) -> UserError | None:
     return UserError(f'{plain(scheme[2])}: TensorFlow cannot open {scheme[1]}:// on this machine: use a local path'
                      f'{others}')
   while error is not None:
-    trace, last = error.__traceback__, ''
-    while trace is not None:
-      trace, last = trace.tb_next, trace.tb_frame.f_code.co_filename
-    if last.replace('\\', '/').endswith('tensorflow/python/lib/io/file_io.py'):
+    files = [frame.filename.replace('\\', '/') for frame in traceback.extract_tb(error.__traceback__)]
+    if any(file.endswith('tensorflow/python/lib/io/file_io.py') for file in files):
       return UserError(f'storage: {in_one_line(error)}: check the address, and that this machine may read it')
     error = error.__cause__
   return None

@@ -93,7 +93,7 @@ def test_a_bucket_out_of_reach_is_not_one_without_a_run(first_pixel, monkeypatch
   monkeypatch.setattr(file_io, '_pywrap_file_io', OutOfReach())
   address = 'gs://bucket/a'
   for call in (lambda: first_pixel.predict(address), lambda: api.evaluate(address), lambda: api.inspect_run(address),
-               lambda: api.Detector.from_run(address), lambda: api.compare([address])):
+               lambda: api.Detector.from_run(address)):
     with pytest.raises(UserError, match=f'^storage: Could not resolve host when reading {address}.*: check') as error:
       call()
     assert '\n' not in str(error.value)
