@@ -21,7 +21,7 @@ from rethink_tf.data.detection import duplicates
 from rethink_tf.errors import UserError
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.structures import Source
-from rethink_tf.study.grid import Length, Trial
+from rethink_tf.study.grid import Length
 
 if TYPE_CHECKING:
   from rethink_tf.study.run import StudyPlan
@@ -60,13 +60,13 @@ def design(lengths: Sequence[Length]) -> Design:
 def words(plan: StudyPlan, without_data: bool = False) -> str:
   """Say what a study will be able to tell.
 
-  without_data: say so if the held-out data cannot be read: a plan can be looked at without it.
+  without_data: say so if the data cannot be read: a plan can be looked at without it.
 
   Raises:
-    UserError: the held-out data cannot be read, or has no object.
+    UserError: the data cannot be read, or no held-out image has an object.
   """
   try:
-    training, held_out = _sources(plan.trials[0], plan.data_dir)
+    held_out = _source(plan, training=False)
   except UserError as error:
     if not without_data:
       raise
@@ -77,7 +77,13 @@ def words(plan: StudyPlan, without_data: bool = False) -> str:
     names = ', '.join(missing[:5]) + (', ...' if len(missing) > 5 else '')
     told.append(f'{held_out.name}: {len(missing)} of {held_out.num_classes} classes have no held-out object, so that '
                 f'no AP tells of them: {names}')
-  if training is not None and (both := _held_out_too(training, held_out)):
+  try:
+    training = _source(plan, training=True)
+  except UserError as error:
+    if not without_data:
+      raise
+    return '. '.join([*told, f'the images to train on cannot be read: {error.line()}'])
+  if both := _held_out_too(training, held_out):
     told.append(f'{training.name}: {both} of its {len(training.image_ids)} images are held out too (the same files), '
                 'so that AP is not that of unseen images: hold out others')
   return '. '.join(told)
@@ -146,21 +152,18 @@ def _more_seeds(plan: StudyPlan, more: int, now: int) -> str:
           f'with --max_seeds={now + more} and another --output')
 
 
-def _sources(trial: Trial, data_dir: str | None) -> tuple[Source | None, Source]:
-  """Return the images that a run is trained on, None if they cannot be read, and those on which it is evaluated.
+def _source(plan: StudyPlan, training: bool) -> Source:
+  """Return the images that the first run is trained on, or those on which it is evaluated.
 
   Raises:
-    UserError: the held-out data cannot be read.
+    UserError: they cannot be read: better known now than after the pre-training.
   """
   from rethink_tf import experiment  # registers what gin files name
 
-  in_place.parse(trial.files, trial.params, data_dir)
+  first = plan.trials[0]
+  in_place.parse(first.files, first.params, plan.data_dir)
   try:
-    held_out = gin_files.argument(experiment.run, 'eval_source')(training=False)
-    try:
-      return gin_files.argument(experiment.run, 'train_source')(training=True), held_out
-    except UserError:  # the first run says it, with the cure
-      return None, held_out
+    return gin_files.argument(experiment.run, 'train_source' if training else 'eval_source')(training=training)
   finally:
     gin_files.clear()
 

@@ -70,6 +70,7 @@ def test_what_cannot_be_scored_is_said_before_anything_is_trained(tmp_path, ques
 
   def words(*annotations):
     small_coco.write(tmp_path, [small_coco.image(i) for i in (1, 2)], annotations, categories, split='val')
+    small_coco.write(tmp_path, [small_coco.image(3)], [small_coco.annotation(3, 3)], categories, split='train')
     axes = AXES if question else AXES.replace(", 'pretrain': ('gin_configs/init/pretrained_run.gin', 'WEIGHTS = "
                                               "{shapes}')", '')
     return forecast.words(plan_study('gin_configs/studies/own_data_narrow.gin', str(tmp_path / 'own'),
@@ -83,6 +84,14 @@ def test_what_cannot_be_scored_is_said_before_anything_is_trained(tmp_path, ques
   assert ('without a verdict' not in told) == question
   every = [small_coco.annotation(k, category_id=k) for k in (1, 4, 9)]
   assert 'no held-out object' not in words(*every)
+
+
+def test_images_to_train_on_that_cannot_be_read_are_known_before_the_pre_training(tmp_path):
+  small_coco.write(tmp_path, [small_coco.image(1)], [small_coco.annotation(1)], split='val')
+  plan = plan_study('gin_configs/studies/own_data_narrow.gin', str(tmp_path / 'own'), data_dir=str(tmp_path))
+  with pytest.raises(UserError, match='instances_train.json: no such annotation file'):
+    forecast.words(plan)
+  assert 'the images to train on cannot be read: ' in forecast.words(plan, without_data=True)
 
 
 def test_images_that_are_held_out_too_are_said_before_anything_is_trained(tmp_path):
