@@ -27,7 +27,7 @@ def run(tmp_path_factory):
 def test_a_saved_model_without_the_data_set(run):
   """The configuration names a data set that does not exist here."""
   config = run / 'config.gin'
-  config.write_text(config.read_text().replace('run.eval_source = @eval/synthetic', 'run.eval_source = @eval/coco'))
+  config.write_text(config.read_text() + '\nrun.eval_source = @eval/coco\n')
   result = call('export', f'--model_dir={run}', '--score_threshold=0.01', cwd=run.parent)
   assert result.returncode == 0, result.stderr
   assert 'saved_model: step 2, 6 categories' in result.stdout and 'agree' in result.stderr
