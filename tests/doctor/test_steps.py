@@ -1,6 +1,7 @@
 """Steps of the doctor's detector: in 16 bits and over two replicas as in float32; a broken form is found."""
 
 import pytest
+import tensorflow as tf
 
 from rethink_tf.doctor import steps
 from rethink_tf.ops import roi_align
@@ -15,7 +16,9 @@ def results(rows):
 def test_both_forms_agree_and_a_broken_one_is_found(monkeypatch):
   assert {result for _, result in results(steps.other_form())} == {'ok'}
   gathered = roi_align._gathered_product
-  monkeypatch.setattr(roi_align, '_gathered_product', lambda flat, index, weight: gathered(flat, index, weight * 1.02))
+  # Not a factor: the heads' GroupNorm takes it out, and only the check of the kernel itself finds it.
+  monkeypatch.setattr(roi_align, '_gathered_product',
+                      lambda flat, index, weight: gathered(flat, tf.roll(index, 1, axis=-1), weight))
   assert ('train step, both forms: gradients', 'FAILED') in results(steps.other_form())
 
 
