@@ -72,6 +72,7 @@ def test_memory_growth_is_none_without_statistics(monkeypatch):
   def refuse(device):
     raise ValueError(f'no statistics of {device}')
 
+  monkeypatch.setattr(measure.gc, 'collect', lambda: 0)  # of all tests before: seconds
   monkeypatch.setattr(tf.config.experimental, 'reset_memory_stats', refuse)
   assert measure.memory_growth(lambda: None) is None
 

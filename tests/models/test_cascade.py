@@ -139,7 +139,7 @@ def gradients(detector, batch, stage):
   return [None if g is None else g.numpy() for g in found]
 
 
-@pytest.mark.parametrize('stage, scale', [(2, 0.5), (3, 0.25)])
+@pytest.mark.parametrize('stage, scale', [pytest.param(2, 0.5, marks=pytest.mark.slow), (3, 0.25)])
 def test_the_scale_of_a_stage_affects_only_the_shared_features(stage, scale):
   detector, batch, _ = trained()
   scaled = gradients(detector, batch, stage)

@@ -44,8 +44,9 @@ def zero_connections(made):
 
 @pytest.mark.parametrize('count, style, backbone, norm', [
   (2, 'ahlc', small, group_norm), pytest.param(2, 'dhlc', small, sync_batch_norm, marks=pytest.mark.slow),
-  (2, 'allc', small, group_norm),
-  (3, 'ahlc', small, no_norm), (3, 'dhlc', functools.partial(VGG, 11, width=4), no_norm),
+  pytest.param(2, 'allc', small, group_norm, marks=pytest.mark.slow),
+  pytest.param(3, 'ahlc', small, no_norm, marks=pytest.mark.slow),
+  (3, 'dhlc', functools.partial(VGG, 11, width=4), no_norm),
 ], ids=['dual', 'dual dense', 'dual lower', 'triple', 'triple dense vgg'])
 def test_zero_connections_give_the_lead(count, style, backbone, norm):
   made = composite(backbone, count=count, style=style, connector_norm=norm)
@@ -104,8 +105,8 @@ def additions_of(made, style, pair, levels):
 
 
 @pytest.mark.parametrize('count, style, shared', [
-  *((2, style, False) for style in STYLES), (2, 'slc', True), (3, 'ahlc', False), (3, 'ahlc', True),
-  (3, 'dhlc', False)])
+  *((2, style, False) for style in STYLES), (2, 'slc', True), (3, 'ahlc', True),
+  pytest.param(3, 'ahlc', False, marks=pytest.mark.slow), (3, 'dhlc', False)])
 def test_each_style_equals_its_formula(count, style, shared):
   made, x = composite(count=count, style=style, shared_stem=shared), images()
   levels = levels_of(made.backbones[0], x)
@@ -130,7 +131,7 @@ def test_odd_sizes_are_resized_to_nearest():
 @pytest.mark.parametrize('count, style, unused', [
   pytest.param(2, 'ahlc', (), marks=pytest.mark.slow), pytest.param(3, 'ahlc', (), marks=pytest.mark.slow),
   pytest.param(2, 'dhlc', (), marks=pytest.mark.slow),
-  (2, 'slc', ('res5_0',)), (2, 'allc', ('res4_0', 'res5_0'))])
+  pytest.param(2, 'slc', ('res5_0',), marks=pytest.mark.slow), (2, 'allc', ('res4_0', 'res5_0'))])
 def test_gradients_reach_every_variable(count, style, unused):
   """Except for stages of the assistants whose outputs the style does not use."""
   made = composite(count=count, style=style)
@@ -201,7 +202,7 @@ def test_recomputation_gives_the_same_gradients():
     np.testing.assert_allclose(recomputed, plain, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize('count', [2, 3])
+@pytest.mark.parametrize('count', [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_detector_with_a_composite_backbone(count):
   detector, batch = tiny.detector(backbone=CBNet(small, count=count), mask_head=None), tiny.batch(1)
   outputs = detector(batch.images, batch.image_sizes, labels=batch, training=True)

@@ -14,6 +14,7 @@ from tools.fuzz_kinds import ACCEPTED, SKIPPED, Target
 ROOT = pathlib.Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_a_few_cases_of_every_kind(tmp_path):
   """In a process that has not used TensorFlow, so that its forks may."""
   output = tmp_path / 'fuzz.md'

@@ -53,6 +53,7 @@ def one_device(four):
   return before, weights(trainer), history
 
 
+@pytest.mark.slow
 def test_variables_that_are_not_trained_keep_their_initial_values(four):
   """A blank image is seen before them; with XLA none is, and the variables are the same."""
   made = [{v.name: v.numpy() for v in make(four, norm=sync_batch_norm, mask_head=None, xla=xla).detector.variables}

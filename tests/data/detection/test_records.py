@@ -88,6 +88,7 @@ def test_images_without_a_visible_keypoint_are_dropped_as_from_the_json(converte
   assert_same(RecordSource(str(tmp_path), split, keypoints=True, training=True), records)
 
 
+@pytest.mark.slow
 def test_official_decoder_reads_the_records(converted):
   from official.vision.dataloaders import tf_example_decoder
   source, folder, split = converted['coco']
