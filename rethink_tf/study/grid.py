@@ -228,13 +228,12 @@ def keys(files: Sequence[str], params: Sequence[str], data_dir: str | None) -> t
 
   gin_files.parse(files, [*params, *([f'DATA_DIR = {data_dir!r}'] if data_dir else [])])
   try:
-    return _keys()
+    return _keys(gin_files.text())
   finally:
     gin_files.clear()
 
 
-def _keys() -> tuple[str, str]:
-  text = gin_files.text()
+def _keys(text: str) -> tuple[str, str]:
   return '' if sharing.obstacle(text) else sharing.graph_key(text), sharing.process_key(text)
 
 
@@ -271,15 +270,16 @@ def length(trial: Trial, more: Sequence[str] = ()) -> Length:
     k_times = gin.get_configurable('KTimesSchedule')(batch_size=batch)
     explicit = gin_files.bound('KTimesSchedule.boundaries') is not None
     unit = (gin_files.bound('KTimesSchedule.unit') or PAPER_UNIT) * PAPER_BATCH / batch
-    kind = '\n'.join(line for line in gin.config_str().splitlines() if not _LENGTH.match(line))
+    text = gin_files.text()
+    kind = '\n'.join(line for line in text.splitlines() if not _LENGTH.match(line))
     quiet = (f'{evaluator.configurable.name}.at_end = False',) if evaluator is not None else ()
     evaluator = evaluator.configurable if evaluator is not None else gin.get_configurable('CocoEvaluator')
     name = getattr(evaluator, 'name', 'CocoEvaluator')
     every = gin_files.bound(f'{name}.every')
     if every is None:
       every = inspect.signature(getattr(evaluator, 'wrapped', evaluator)).parameters['every'].default
-    one_device = not re.search(r'^\s*strategy\.|@sync_batch_norm', gin_files.text(), flags=re.MULTILINE)
+    one_device = not re.search(r'^\s*strategy\.|@sync_batch_norm', text, flags=re.MULTILINE)
     return Length(k_times.total_steps, batch, None if explicit else k_times.points[0], unit, kind, quiet, every,
-                  f'{name}.every', _data_folder(), _weights(), *_keys(), one_device, settings.parse(gin.config_str()))
+                  f'{name}.every', _data_folder(), _weights(), *_keys(text), one_device, settings.parse(text))
   finally:
     gin.clear_config()
