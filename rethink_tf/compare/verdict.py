@@ -169,6 +169,7 @@ def _verdict(best: Side, pretrained: Sequence[Side], steps: tuple[Step, ...], di
     answer, headline = OPEN, f'Cannot tell yet: AP is too low ({best.mean(metric):.1f}); train longer'
     words = (f'{_measured(longest, metric)} against {versus}{_interval(longest.difference)}: so low that to be within '
              f'{points(margin)} says nothing. Train longer, or look at the predictions for what is wrong.')
+    need = planning.Need('train longer', words, longer=True, chance=0.0)  # more seeds of nothing tell nothing
   else:
     shorter = steps[-2].side if len(steps) > 1 else None
     need = planning.needed(longest.side, best, differences, margin, pretrained, shorter)

@@ -73,6 +73,7 @@ def test_sides_that_have_not_learned_are_not_equal(tmp_path, without_files, scra
                  for name, count, init in (('s', scratch, None), ('p', pretrained, 'w'))])
   assert only.answer == verdict.OPEN and only.headline.startswith('Cannot tell yet: AP is too low (')
   assert 'within 0.5 points says nothing' in only.words
+  assert only.need.longer and only.need.chance == 0 and only.need.seeds is None  # seeds are not added in vain
 
 
 def test_a_few_objects_that_both_sides_find_are_no_certainty(tmp_path):
