@@ -60,6 +60,7 @@ def test_files_of_the_run_folder(short):
   assert all(set(result) == {'image_id', 'category_id', 'bbox', 'score'} for result in results)
 
 
+@pytest.mark.slow
 def test_an_evaluation_unlike_those_of_the_run_says_so(short):
   """Its metrics stand beside those of the run."""
   for bindings, notes in (((), []), (

@@ -48,6 +48,7 @@ def test_evaluate_finds_what_was_found_then(run):
   assert 'notes' not in metrics(run, 'eval')[-1]
 
 
+@pytest.mark.slow
 def test_predict_and_export(run, tmp_path):
   source = SyntheticSource(1, split='val', image_size=(64, 64), object_size=(16, 40))
   cv2.imwrite(str(tmp_path / 'image.png'), source.load(0).image[..., ::-1])

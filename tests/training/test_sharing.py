@@ -129,6 +129,7 @@ def test_a_run_in_the_graph_of_another_one_equals_the_run_alone():
   assert not np.array_equal(results[0][1][0], results[1][1][0])
 
 
+@pytest.mark.slow
 def test_other_graphs_are_not_shared():
   graphs, schedule = SharedGraphs(), KTimesSchedule(0.001, warmup_steps=2)
   first = build(0, schedule, graphs=graphs)
