@@ -31,8 +31,8 @@ def configuration(files: Sequence[str], params: Sequence[str], data_dir: str | N
   from rethink_tf import experiment
 
   if not _configured.acquire(blocking=False):
-    raise UserError('another call of this API still reads its configuration, on another thread, and a process has one '
-                    'configuration at a time: make one call after the other, or use several processes')
+    raise UserError('another call of this API is not over, and a process has one configuration at a time: make one '
+                    'call after the other, or use several processes')
   try:
     experiment.configure(files, params, data_dir, weights)
     yield
