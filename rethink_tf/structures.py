@@ -241,6 +241,9 @@ class Evaluator(Protocol):
   def due(self, step: int) -> bool:
     """Whether training is evaluated at a step, its end apart."""
 
+  def settle(self, seconds: float) -> None:
+    """Wait, at most so long, for what an evaluation still does in threads: the process is about to end."""
+
 
 class Devices(NamedTuple):
   """Distribution of a global batch."""

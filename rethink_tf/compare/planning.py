@@ -15,7 +15,7 @@ from rethink_tf.compare.differences import Differences
 from rethink_tf.compare.groups import Side
 from rethink_tf.compare.intervals import HeldOut, Seeds, SeedSpread, SideScores, Spreads, Values
 from rethink_tf.compare.sequential import MOST, Look
-from rethink_tf.console import duration, signed
+from rethink_tf.console import counted, duration, signed
 
 MOST_SEEDS, MOST_TIMES = MOST, 25  # a side, and of images; beyond, an addition is no advice
 RISING = 0.5  # points of AP from a schedule to the next longer one
@@ -168,7 +168,7 @@ def needed(side: Side, best: Side, differences: Differences, margin: float, sche
   if images is not None:
     choices.append(f'about {math.ceil((images - 1) * held_out.num_images):,} more held-out images')
   if more is not None:
-    choices.append(f'{more} more seed{"s" if more > 1 else ""} of each side')
+    choices.append(f'{counted(more, "more seed")} of each side')
     costs[choices[-1]] = more * sum(map(_seconds, (side, *schedules)))
   longer = _longer(side, shorter, differences.metric)
   if longer:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run
+from rethink_tf.console import counted
 from rethink_tf.storage import identity
 from rethink_tf.storage.settings import LENGTH, MEANING, Change, kind_of, listed
 from rethink_tf.structures import Devices
@@ -75,7 +76,7 @@ def hardware(runs: Sequence[Run]) -> Differing:
 def _counted(recorded: Sequence[set[str]], separator: str) -> str:
   """Return every value with the number of runs that have it."""
   counts = collections.Counter(value for one in recorded for value in one)
-  return separator.join(f'{value} ({count} run{"s" if count > 1 else ""})' for value, count in sorted(counts.items()))
+  return separator.join(f'{value} ({counted(count, "run")})' for value, count in sorted(counts.items()))
 
 
 def _apart(runs: Sequence[Run], recorded: Sequence[set[str]], separator: str) -> list[tuple[str, str]]:

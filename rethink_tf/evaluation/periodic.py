@@ -102,6 +102,9 @@ class PeriodicEvaluation(tf_keras.callbacks.Callback, abc.ABC):
     if self._at_end and step != self._evaluated_step:
       self.start(step)
 
+  def settle(self, seconds: float) -> None:  # noqa: B027  nothing to wait for here
+    """Wait, at most so long, for what an evaluation still does in threads: the process is about to end."""
+
   @property
   def evaluated_step(self) -> int:
     return self._evaluated_step

@@ -15,7 +15,7 @@ from rethink_tf.compare.planning import LEVEL, SPREAD, SPREAD_RANGE, Noise, Prec
 from rethink_tf.compare.run_summary import init_key, twin_key
 from rethink_tf.compare.sequential import FIRST, Look
 from rethink_tf.compare.verdict import Verdict
-from rethink_tf.console import points
+from rethink_tf.console import counted, points
 from rethink_tf.data import in_place
 from rethink_tf.data.detection import duplicates
 from rethink_tf.errors import UserError
@@ -197,7 +197,7 @@ def _numbers(plan: StudyPlan, found: Design) -> list[tuple[int, Look | None]]:
 
 
 def _seeds(seeds: int, look: Look | None) -> str:
-  words = f'{seeds} seed{"s" if seeds > 1 else ""}'
+  words = counted(seeds, 'seed')
   return words if look is None or look.seeds < look.max_seeds else f'{words}, the most'
 
 

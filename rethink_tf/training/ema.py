@@ -159,7 +159,7 @@ class EvaluatorWithAverages(tf_keras.callbacks.Callback):
   def settle(self, seconds: float) -> None:
     """Wait for what both evaluations still do in threads."""
     for each in (self._evaluator, self._of_averages):
-      getattr(each, 'settle', lambda seconds: None)(seconds)
+      each.settle(seconds)
 
   def set_model(self, model: tf_keras.Model) -> None:
     for callback in self._callbacks:

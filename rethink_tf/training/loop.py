@@ -63,7 +63,7 @@ def train(experiment: Experiment) -> dict[str, float]:
           trainer.fit(experiment.batches(start), epochs=1, steps_per_epoch=total_steps - start, verbose=0,
                       callbacks=callbacks)
       except Interrupted:  # the process ends without its threads, and an evaluation that is not due again with it
-        getattr(evaluator, 'settle', lambda seconds: None)(PATIENCE_SECONDS)
+        evaluator.settle(PATIENCE_SECONDS)
         raise
       finally:
         folder.flush()

@@ -135,7 +135,8 @@ class SharedGraphs:
 
     trainer: has all its variables. shapes: of its batches and micro-batches.
     """
-    key = (graph_key(gin_files.text()), process_key(gin_files.text()), str(shapes), type(trainer).__name__)
+    text = gin_files.text()
+    key = (graph_key(text), process_key(text), str(shapes), type(trainer).__name__)
     self.shared = self._rates is not None and self._kept is not None and self._kept.key == key and \
         self._kept.trainer.distribute_strategy is trainer.distribute_strategy and _copy(trainer, self._kept.trainer)
     if self.shared:

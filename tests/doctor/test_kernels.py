@@ -56,6 +56,8 @@ BROKEN = {
   'RoIAlign samples once': (roi_align, '_taps', with_argument(roi_align._taps, 4, lambda ratio: 1), 'roi_align'),
   'RoIAlign takes the level above': (roi_align, 'assign_levels', lambda boxes, low, high: tf.minimum(
     ASSIGN(boxes, low, high) + 1, high), 'roi_align'),
+  'gathered RoIAlign with a factor': (roi_align, '_gathered_product', with_argument(
+    roi_align._gathered_product, 2, lambda weight: weight * 1.02), 'roi_align'),
   'NMS in the wrong order': (nms, '_combined', with_argument(nms._combined, 1, backwards), 'nms'),
   'NMS of GPUs in the wrong order': (nms, '_per_group', with_argument(nms._per_group, 1, backwards), 'nms'),
   'batched NMS in the wrong order': (nms, '_batched', with_argument(nms._batched, 1, backwards), 'nms'),
