@@ -10,7 +10,7 @@ import sys
 import types
 from collections.abc import Callable, Sequence
 
-from absl import app, logging
+from absl import app, flags, logging
 
 from rethink_tf.errors import Interrupted, UserError, WorkerLost, in_one_line, storage_error
 from rethink_tf.process.output import lost_output, protect_output
@@ -51,14 +51,32 @@ def start(main: Callable[..., None], takes_arguments: bool = False,
 def _parse(argv: list[str]) -> list[str]:
   """Parse the flags, and return what is left; --help prints the flags of the command and exits with code 0.
 
-  In --name=~/runs/a the home directory stands for ~, which a shell replaces at the beginning of a word only.
+  A wrong flag prints one line, as other errors do, and exits with code 1: absl prints two to four, and the parser's
+  name. In --name=~/runs/a the home directory stands for ~, which a shell replaces at the beginning of a word only.
   """
   argv = [_HOME.sub(lambda found: found[1] + os.path.expanduser(found[2]), argument) for argument in argv]
   arguments = argv[1:argv.index('--')] if '--' in argv else argv[1:]
   if any(argument in _HELP for argument in arguments):
     app.usage(shorthelp=True, writeto_stdout=True)
     sys.exit(0)
-  return app.parse_flags_with_usage(argv)
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    print(f'error: {redact(_flag_error(error))}', file=sys.stderr)
+    sys.exit(1)
+
+
+def _flag_error(error: flags.Error) -> str:
+  """What is wrong with the flags, in one line, from absl's message."""
+  missing = re.findall(r'Flag (--\w+) must have a value other than None', str(error))
+  if missing:
+    return f'give {" and ".join(missing)}; see --help'
+  if isinstance(error, flags.UnrecognizedFlagError):
+    similar = re.findall(r'\w+', str(error).partition('Did you mean:')[2])
+    return f'unknown flag --{error.flagname}' + (f': did you mean --{" or --".join(similar)}?' if similar
+                                                 else '; see --help')
+  text = re.sub(r"\('Non-boolean argument to boolean flag', .*\)", 'use true or false', in_one_line(error))
+  return f'{text}; see --help'
 
 
 def check_path(path: str | None, message: str) -> None:
