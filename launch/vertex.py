@@ -81,6 +81,7 @@ class Request(NamedTuple):
   service_account: str | None = None
   tensorboard: str | None = None
   network: str | None = None
+  allow_changes: bool = False
 
 
 def custom_job(request: Request) -> dict[str, Any]:
@@ -128,7 +129,7 @@ def arguments(request: Request) -> list[str]:
   given += [f'--gin_param={binding}' for binding in request.gin_params]
   given += [f'--{flag}={value}' for flag, value in (
     ('model_dir', request.model_dir), ('data_dir', request.data_dir), ('weights', request.weights)) if value]
-  return given
+  return given + ['--allow_changes'] * request.allow_changes
 
 
 def machine_spec(request: Request) -> dict[str, Any]:

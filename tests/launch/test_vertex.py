@@ -63,6 +63,7 @@ def test_the_command_line_arrives_in_order():
     '--gin_file=gs://my-bucket/mine.gin', '--gin_param=SCHEDULE = 2', "--gin_param=x.name = 'a b'",
     '--model_dir=gs://my-bucket/runs/six', '--data_dir=gs://my-bucket/coco', '--weights=/gcs/my-bucket/R-50.pkl']
   assert 'command' not in pool['containerSpec']
+  assert '--allow_changes' in pools(allow_changes=True)[0]['containerSpec']['args']
   assert '--weights=detectron_r50_gn' in pools(weights='detectron_r50_gn')[0]['containerSpec']['args']
   [pool] = pools(command='pretrain', gin_files=['gin_configs/pretraining/imagenet_r50_gn.gin'])
   assert pool['containerSpec']['command'] == ['python', '-m', 'rethink_tf.pretrain']
