@@ -1,7 +1,7 @@
 """Random access to TFRecord files: framing, checksums, offsets.
 
 A record consists of its length (uint64), the masked CRC-32C of the length, the payload and the masked CRC-32C of the
-payload, all little-endian. TensorFlow's own readers read sequentially, or fetch 16 MB around every record.
+payload, all little-endian. TensorFlow's own readers read sequentially, or fetch 64 MB around every record of a bucket.
 """
 
 import os
