@@ -265,16 +265,17 @@ def _define_flags():
   flags.DEFINE_string('accelerator', None, f'{", ".join(MACHINES)}, or none', **here)
   flags.DEFINE_integer('count', 1, 'accelerators per host', **here)
   flags.DEFINE_integer('hosts', 1, 'machines that train together', **here)
-  flags.DEFINE_string('machine_type', None, 'default: the one for the accelerators', **here)
+  flags.DEFINE_string('machine_type', None, 'machine type; default: the one for the accelerators', **here)
   flags.DEFINE_bool('spot', False, 'cheaper machines that may be preempted: the job restarts and resumes',
                     **here)
-  flags.DEFINE_integer('disk_gb', 200, 'boot disk of each host', **here)
-  flags.DEFINE_integer('hours', 168, 'stop the job after this time; the same command resumes it', **here)
+  flags.DEFINE_integer('disk_gb', 200, 'boot disk of each host in GB', **here)
+  flags.DEFINE_integer('hours', 168, 'stop the job after so many hours; the same command resumes it', **here)
   flags.DEFINE_enum('command', 'train', COMMANDS, 'command of the job: train a detector, or pre-train a backbone',
                     **here)
   flags.DEFINE_alias('door', 'command', **here)  # an earlier name
   flags.DEFINE_string('name', None, 'name of the job; default: that of the run folder', **here)
-  flags.DEFINE_string('project', os.environ.get('GOOGLE_CLOUD_PROJECT'), 'default: GOOGLE_CLOUD_PROJECT', **here)
+  flags.DEFINE_string('project', os.environ.get('GOOGLE_CLOUD_PROJECT'),
+                      'project of the job; default: GOOGLE_CLOUD_PROJECT', **here)
   flags.DEFINE_string('region', 'us-central1', 'region of the job; use that of the bucket', **here)
   flags.DEFINE_string('service_account', None, 'account of the job; needs access to the buckets', **here)
   flags.DEFINE_string('tensorboard', None, 'projects/…/tensorboards/…, to show the curves while training', **here)

@@ -20,10 +20,11 @@ def run_command(task: str) -> None:
   define_flags()
   if task == 'evaluate':
     here = {'module_name': sys.argv[0]}
-    flags.DEFINE_string('checkpoint', 'latest', 'latest, best (run.keep_best) or a step, as 12000', **here)
+    flags.DEFINE_string('checkpoint', 'latest', 'checkpoint to evaluate: latest, best (run.keep_best) or a step, '
+                        'as 12000', **here)
     flags.DEFINE_bool('follow', False, 'score every new checkpoint of a run that another job trains, until its '
                       'last step', **here)
-    flags.DEFINE_float('follow_minutes', 120.0, 'with --follow: how long to wait for a new checkpoint', **here)
+    flags.DEFINE_float('follow_minutes', 120.0, 'with --follow: minutes to wait for a new checkpoint', **here)
     entry.start(_evaluate, interrupted='stopped; the same command evaluates again')
   else:
     entry.start(_train, interrupted=RESUMES)
@@ -36,7 +37,7 @@ def define_flags() -> None:
   flags.DEFINE_multi_string('gin_param', [], "binding that overrides the files, as 'SCHEDULE = 2'", **here)
   flags.DEFINE_string('model_dir', None, 'run folder; default: runs/<name of the first gin file>', **here)
   flags.DEFINE_string('data_dir', None, 'folder of the data set; default: the DATA_DIR of the gin files', **here)
-  flags.DEFINE_string('tpu', None, "train on a TPU: 'local' on a TPU VM, or the name of a slice "
+  flags.DEFINE_string('tpu', None, "run on a TPU: 'local' on a TPU VM, or the name of a slice "
                       '(gin_configs/runtime/tpu.gin)', **here)
   flags.DEFINE_string('weights', None, 'weight file or run folder to start from, or a name of python -m '
                       'rethink_tf.weights --list (with a file of gin_configs/init)', **here)

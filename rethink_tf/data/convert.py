@@ -22,17 +22,17 @@ def define_flags() -> None:
   """Define the flags of the command line."""
   here = {'module_name': sys.argv[0]}
   flags.DEFINE_string('data_dir', None, 'folder of the data set', required=True, **here)
-  flags.DEFINE_string('split', 'train2017', 'prefix of the shard names; determines the defaults of the next two flags',
-                      **here)
-  flags.DEFINE_string('annotation_file', None, 'COCO json; default annotations/instances_<split>.json', **here)
-  flags.DEFINE_string('image_dir', None, 'folder of the images; default <split>', **here)
+  flags.DEFINE_string('split', 'train2017', 'prefix of the shard names; determines the defaults of --image_dir and of '
+                      'the files', **here)
+  flags.DEFINE_string('annotation_file', None, 'COCO json; default: annotations/instances_<split>.json', **here)
+  flags.DEFINE_string('image_dir', None, 'folder of the images; default: <split>', **here)
   flags.DEFINE_bool('keypoints', False, 'convert person keypoints too', **here)
-  flags.DEFINE_string('keypoints_file', None, 'json with keypoints; default annotations/person_keypoints_<split>.json',
+  flags.DEFINE_string('keypoints_file', None, 'json with keypoints; default: annotations/person_keypoints_<split>.json',
                       **here)
   flags.DEFINE_string('output_dir', None, 'folder to write to, local or gs://', required=True, **here)
   flags.DEFINE_integer('num_shards', 32, 'number of files', lower_bound=1, **here)
   flags.DEFINE_bool('png_masks', True, "write tf-models-official's PNG masks too", **here)
-  flags.DEFINE_integer('num_workers', None, 'threads; default two per core', lower_bound=1, **here)
+  flags.DEFINE_integer('num_workers', None, 'threads; default: two per core', lower_bound=1, **here)
 
 
 def main() -> None:

@@ -23,14 +23,14 @@ def define_flags() -> None:
   here = {'module_name': sys.argv[0]}
   flags.DEFINE_string('json', None, 'JSON Lines of {"image": path, "tags": [...]}, local or gs://', required=True,
                       **here)
-  flags.DEFINE_string('vocabulary', None, 'of `python -m rethink_tf.data.classification.hashtags`', required=True,
-                      **here)
+  flags.DEFINE_string('vocabulary', None, 'file that python -m rethink_tf.data.classification.hashtags has written',
+                      required=True, **here)
   flags.DEFINE_string('out', None, 'folder to write to, local or gs://', required=True, **here)
   flags.DEFINE_string('split', 'train', 'prefix of the shard names', **here)
-  flags.DEFINE_string('image_dir', None, 'folder of the images; default that of --json', **here)
-  flags.DEFINE_integer('shards', None, 'number of files; default one for 8192 images', lower_bound=1, **here)
+  flags.DEFINE_string('image_dir', None, 'folder of the images; default: that of --json', **here)
+  flags.DEFINE_integer('shards', None, 'number of files; default: one for 8192 images', lower_bound=1, **here)
   flags.DEFINE_integer('max_tags', 64, 'maximum number of tags of an image', lower_bound=1, **here)
-  flags.DEFINE_integer('num_workers', None, 'threads; default two per core', lower_bound=1, **here)
+  flags.DEFINE_integer('num_workers', None, 'threads; default: two per core', lower_bound=1, **here)
 
 
 def main() -> None:

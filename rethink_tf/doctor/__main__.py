@@ -42,6 +42,6 @@ if __name__ == '__main__':
   flags.DEFINE_bool('json', False, 'print JSON', **_here)
   flags.DEFINE_string('data_dir', None, 'folder of a data set to read from', **_here)
   flags.DEFINE_string('model_dir', None, 'run folder to write to; it is not created', **_here)
-  flags.DEFINE_float('timeout_minutes', 10.0, 'for each check; a GPU may compile its kernels for half an hour, once',
-                     **_here)
+  flags.DEFINE_float('timeout_minutes', 10.0, 'time limit of each check in minutes; a GPU may compile its kernels for '
+                     'half an hour, once', **_here)
   entry.start(main, result_is_printed=True)

@@ -113,7 +113,8 @@ if __name__ == '__main__':
                     "'rethink_tf[onnx]'", **_here)
   flags.DEFINE_string('out', None, 'path of the output; default: saved_model/, detector.onnx, detector.tflite or '
                       'detectron2.pkl in the run folder', **_here)
-  flags.DEFINE_string('checkpoint', 'latest', 'which one: latest, best or a step, as 12000', **_here)
+  flags.DEFINE_string('checkpoint', 'latest', 'checkpoint to export: latest, best (run.keep_best) or a step, as 12000',
+                      **_here)
   flags.DEFINE_bool('averages', False, 'use the moving averages of the weights, of a run with run.ema', **_here)
   flags.DEFINE_float('score_threshold', None, 'saved_model, onnx: minimum score of a detection, in tflite of '
                      'detector.json alone, as each call gives its own; default: that of the run', **_here)

@@ -33,7 +33,7 @@ def define_flags() -> None:
                      upper_bound=1.0, **here)
   flags.DEFINE_float('score', None, 'lowest score in the confusion matrix; default: the threshold with the best F1',
                      lower_bound=0.0, upper_bound=1.0, **here)
-  flags.DEFINE_integer('examples', 6, 'images of each kind of error', lower_bound=1, **here)
+  flags.DEFINE_integer('examples', 6, 'images that are drawn for each kind of error', lower_bound=1, **here)
 
 
 def main() -> None:

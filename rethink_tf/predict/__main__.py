@@ -64,12 +64,13 @@ if __name__ == '__main__':
   _here = {'module_name': sys.argv[0]}
   flags.DEFINE_string('saved_model', None, 'folder of an exported detector, instead of a run', **_here)
   flags.DEFINE_string('output', None, 'folder for the results; default: predictions/ in the run folder', **_here)
-  flags.DEFINE_string('checkpoint', 'latest', 'which one: latest, best or a step, as 12000', **_here)
+  flags.DEFINE_string('checkpoint', 'latest', 'checkpoint to use: latest, best (run.keep_best) or a step, as 12000',
+                      **_here)
   flags.DEFINE_bool('averages', False, 'use the moving averages of the weights, of a run with run.ema', **_here)
   flags.DEFINE_float('threshold', 0.5, 'minimum score of a detection', **_here)
   flags.DEFINE_integer('batch', 1, 'images that the detector processes at a time', **_here)
   flags.DEFINE_bool('images', True, 'write images with the detections', **_here)
-  flags.DEFINE_enum('format', 'jpg', ['jpg', 'png'], 'format of these images', **_here)
+  flags.DEFINE_enum('format', 'jpg', ['jpg', 'png'], 'format of the images with detections', **_here)
   flags.DEFINE_bool('video', True, 'for a video, write predictions.mp4', **_here)
   flags.DEFINE_bool('frames', False, 'for a video, write each frame as an image', **_here)
   flags.DEFINE_bool('upright', False, 'apply the EXIF orientation of the images', **_here)

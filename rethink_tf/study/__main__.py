@@ -32,7 +32,7 @@ def define_flags() -> None:
   flags.DEFINE_string('cache_dir', None, settings.CACHE_HELP, **here)
   flags.DEFINE_bool('offline', False, settings.OFFLINE_HELP, **here)
   flags.DEFINE_string('pretraining_data_dir', None, 'folder of the data set of the pre-training', **here)
-  flags.DEFINE_float('minutes', 60.0, 'that a study without --gin_file may take', **here)
+  flags.DEFINE_float('minutes', 60.0, 'time in minutes that a study without --gin_file may take', **here)
   flags.DEFINE_bool('dry_run', False, 'only list the runs and their cost, with the time if --calibrate', **here)
   flags.DEFINE_bool('calibrate', True, 'time a few steps first, to estimate the total time', **here)
   flags.DEFINE_integer('parallel', None, 'number of runs side by side, each with its share of the GPUs or CPU cores; '
