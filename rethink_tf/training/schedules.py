@@ -8,6 +8,7 @@ warm-up keeps its length.
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -54,7 +55,22 @@ class _Stepwise(tf_keras.optimizers.schedules.LearningRateSchedule):
 
   _config: dict[str, Any]
   _drops: Sequence[int]
+  _rates: Sequence[float]  # before, between and after the drops
   _warmup_steps: int
+
+  def __call__(self, step: int | tf.Tensor) -> tf.Tensor:
+    """Return the rate at iteration `step` (from 0), float32 scalar."""
+    step = tf.cast(step, tf.int64)  # float32 cannot count past 16.7 M
+    drops = tf.reduce_sum(tf.cast(step >= tf.constant(self._drops, tf.int64), tf.int32))
+    rate = tf.gather(tf.constant(self._rates, tf.float32), drops)
+    if not self._warmup_steps:
+      return rate
+    progress = tf.minimum(tf.cast(step, tf.float32) / self._warmup_steps, 1.)
+    return self._warmed_up(rate, progress)
+
+  @abc.abstractmethod
+  def _warmed_up(self, rate: tf.Tensor, progress: tf.Tensor) -> tf.Tensor:
+    """Return the rate when the warm-up has come so far, a fraction; 1 afterwards, which gives `rate`."""
 
   @property
   def changes(self) -> list[int]:
@@ -142,28 +158,14 @@ class KTimesSchedule(_Stepwise):
     base_rate = base_rate * batch_size / PAPER_BATCH
     self._rates = [base_rate * decay_factor ** drops for drops in range(len(self._drops) + 1)]
 
-  def __call__(self, step: int | tf.Tensor) -> tf.Tensor:
-    """Return the rate at iteration `step` (from 0), float32 scalar."""
-    step = tf.cast(step, tf.int64)  # float32 cannot count past 16.7 M
-    drops = tf.reduce_sum(tf.cast(step >= tf.constant(self._drops, tf.int64), tf.int32))
-    rate = tf.gather(tf.constant(self._rates, tf.float32), drops)
-    if not self._warmup_steps:
-      return rate
-    progress = tf.minimum(tf.cast(step, tf.float32) / self._warmup_steps, 1.)
+  def _warmed_up(self, rate: tf.Tensor, progress: tf.Tensor) -> tf.Tensor:
     return rate * (self._warmup_factor + (1 - self._warmup_factor) * progress)
 
 
 class _PretrainingSchedule(_Stepwise):
   """Base class of the pre-training schedules: constant rates between drops, a linear warm-up from `_warmup_rate`."""
 
-  def __call__(self, step: int | tf.Tensor) -> tf.Tensor:
-    """Return the rate at iteration `step` (from 0), float32 scalar."""
-    step = tf.cast(step, tf.int64)  # float32 cannot count past 16.7 M
-    drops = tf.reduce_sum(tf.cast(step >= tf.constant(self._drops, tf.int64), tf.int32))
-    rate = tf.gather(tf.constant(self._rates, tf.float32), drops)
-    if not self._warmup_steps:
-      return rate
-    progress = tf.minimum(tf.cast(step, tf.float32) / self._warmup_steps, 1.)
+  def _warmed_up(self, rate: tf.Tensor, progress: tf.Tensor) -> tf.Tensor:
     return rate + (1 - progress) * (self._warmup_rate - rate)
 
 
