@@ -31,7 +31,7 @@ from rethink_tf.storage.identity import Identity
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.structures import Evaluator, Experiment, Input, Source
 from rethink_tf.training.ema import EvaluatorWithAverages
-from rethink_tf.training.loop import spread
+from rethink_tf.training.loop import divide_batch
 from rethink_tf.training.loss_scaling import LossScaleTrainer
 from rethink_tf.training.losses import MaskRCNNLoss
 from rethink_tf.training.optimizers import SGD
@@ -159,7 +159,7 @@ def run(
     if task == 'evaluate' and folder.remote and workers is ALONE and writer_lock.read(folder) is not None:
       folder = FollowedFolder(model_dir)  # object stores cannot append: a training job would overwrite the result
   _set_up(precision, seed, deterministic)
-  devices = spread(batch_size, images_per_device, strategy.num_replicas_in_sync)
+  devices = divide_batch(batch_size, images_per_device, strategy.num_replicas_in_sync)
   checkpoints = RunCheckpoints(folder, keep=keep_checkpoints, writes=workers.chief)
   recorded = _recorded(folder, checkpoints, task)
   if recorded is not None:

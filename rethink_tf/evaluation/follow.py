@@ -10,7 +10,8 @@ from absl import logging
 
 from rethink_tf.errors import UserError
 from rethink_tf.storage import identity, writer_lock
-from rethink_tf.storage.checkpoints import ON_DEMAND, RunCheckpoints
+from rethink_tf.storage.checkpoints import RunCheckpoints
+from rethink_tf.storage.metrics_lines import evaluated_steps
 from rethink_tf.storage.run_folder import RunFolder, total_steps
 from rethink_tf.structures import Experiment
 
@@ -83,8 +84,7 @@ def follow_checkpoints(checkpoints: RunCheckpoints, evaluate: Callable[[int], No
   skipped: set[int] = set()
   last_news = time.monotonic()
   while True:
-    # Evaluations on demand may be of other settings or other data.
-    scored = {line['step'] for line in folder.read_metrics() if line.get('kind') == 'eval' and not line.get(ON_DEMAND)}
+    scored = evaluated_steps(folder.read_metrics(), on_demand=False)
     pending = [step for step in checkpoints.steps() if step not in scored | skipped]
     last = total_steps(folder)
     if pending:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from rethink_tf.errors import UserError
-from rethink_tf.storage.checkpoints import ON_DEMAND, iterations
+from rethink_tf.storage.checkpoints import iterations
+from rethink_tf.storage.metrics_lines import ON_DEMAND
 from rethink_tf.structures import Experiment
 
 

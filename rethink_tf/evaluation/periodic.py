@@ -11,7 +11,8 @@ import tf_keras
 from rethink_tf.distributed.workers import ALONE, Workers
 from rethink_tf.errors import UserError
 from rethink_tf.storage import files
-from rethink_tf.storage.checkpoints import ON_DEMAND, iterations
+from rethink_tf.storage.checkpoints import iterations
+from rethink_tf.storage.metrics_lines import evaluated_steps
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.structures import LeftOut, Source
 
@@ -87,9 +88,7 @@ class PeriodicEvaluation(tf_keras.callbacks.Callback, abc.ABC):
     """Repeat an evaluation that was interrupted after its checkpoint had been written."""
     step = self._step()
     lines = self._run_folder.readable_metrics() or ()
-    # Evaluations on demand may be of other settings or other data.
-    scored = {line['step'] for line in lines if line.get('kind') == 'eval' and not line.get(ON_DEMAND)}
-    if step and self.due(step) and step not in scored:
+    if step and self.due(step) and step not in evaluated_steps(lines, on_demand=False):
       self.start(step)
 
   def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:

@@ -21,9 +21,8 @@ from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.storage import checkpoint_index, files, manifests, retries
 from rethink_tf.storage.checkpoint_index import VALUE
 from rethink_tf.storage.identity import Identity, check_owner
+from rethink_tf.storage.metrics_lines import ON_DEMAND, evaluated_steps
 from rethink_tf.storage.run_folder import RunFolder
-
-ON_DEMAND = 'on_demand'  # field of the lines of evaluations outside of training
 
 
 class Best(NamedTuple):
@@ -122,7 +121,7 @@ class RunCheckpoints:
       if lines is None:  # which one is the best is not known
         return
       lines = [line for line in lines if str(line.get('kind')).startswith('eval')]
-      kept |= {self._evaluated()} - {line['step'] for line in lines if line['kind'] == 'eval'}
+      kept |= {self._evaluated()} - evaluated_steps(lines)
       best = _best(lines, self._metric, steps)
       if best is not None:
         kept.add(best.step)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from absl import logging
 
+ON_DEMAND = 'on_demand'  # field of the lines of evaluations outside of training
 _MOST_STEPS = 2**62
 
 
@@ -51,6 +52,14 @@ def _problem(line: Any) -> str:
   if type(step) is not int or not 0 <= step < _MOST_STEPS:
     return 'has no "step", or one that is no number of steps'
   return '' if isinstance(line.get('kind', ''), str) else 'has a "kind" that is no text'
+
+
+def evaluated_steps(lines: Iterable[Mapping[str, Any]], on_demand: bool = True) -> set[int]:
+  """Return the steps of which there is an evaluation.
+
+  on_demand: whether those outside of training count, which may be of other settings or other data.
+  """
+  return {line['step'] for line in lines if line.get('kind') == 'eval' and (on_demand or not line.get(ON_DEMAND))}
 
 
 def without_repeated(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

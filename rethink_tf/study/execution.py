@@ -16,6 +16,7 @@ from rethink_tf.console import duration
 from rethink_tf.errors import UserError
 from rethink_tf.storage import files, identity
 from rethink_tf.storage.checkpoints import RunCheckpoints
+from rethink_tf.storage.metrics_lines import evaluated_steps
 from rethink_tf.storage.run_folder import RunFolder, total_steps
 from rethink_tf.study import grid
 from rethink_tf.study import stages as staging
@@ -83,8 +84,7 @@ class Runner:
     latest = RunCheckpoints(folder).latest()
     if latest is None or latest < stage.end:
       return False
-    return stage.partial or any(line.get('kind') == 'eval' and line.get('step') == stage.end
-                                for line in folder.read_metrics())
+    return stage.partial or stage.end in evaluated_steps(folder.read_metrics())
 
   def images_left(self, stages: Sequence[Stage]) -> int:
     """Return the number of images that are still to be trained on, of those of all stages."""
@@ -98,8 +98,7 @@ class Runner:
   def evaluated(self, name: str) -> bool:
     """Whether the run of a trial has an evaluation."""
     path = self.folder(name)
-    return os.path.isdir(path) and any(line.get('kind') == 'eval'
-                                       for line in RunFolder(path, create=False).read_metrics())
+    return os.path.isdir(path) and bool(evaluated_steps(RunFolder(path, create=False).read_metrics()))
 
   def pretrain(self, path: str, files: Sequence[str], params: Sequence[str], data_dir: str | None,
                command: str = 'pretrain') -> None:

@@ -19,6 +19,7 @@ from rethink_tf.console import counted, points
 from rethink_tf.data import in_place
 from rethink_tf.data.detection import duplicates
 from rethink_tf.errors import UserError
+from rethink_tf.storage.metrics_lines import evaluated_steps
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.structures import Source
 from rethink_tf.study.grid import Length
@@ -233,5 +234,4 @@ def _measured(plan: StudyPlan, images: int) -> tuple[list[Noise], str] | None:
 
 def _complete(path: str, length: Length) -> bool:
   """Whether a run folder has the evaluation at the end of its schedule."""
-  return os.path.isdir(path) and any(line.get('kind') == 'eval' and line.get('step') == length.steps
-                                     for line in RunFolder(path, create=False).read_metrics())
+  return os.path.isdir(path) and length.steps in evaluated_steps(RunFolder(path, create=False).read_metrics())

@@ -21,7 +21,8 @@ from rethink_tf.distributed.strategy import check_same_step, report_lost_workers
 from rethink_tf.errors import Interrupted, UserError, in_one_line
 from rethink_tf.process.signals import PATIENCE_SECONDS
 from rethink_tf.storage import writer_lock
-from rethink_tf.storage.checkpoints import ON_DEMAND, iterations
+from rethink_tf.storage.checkpoints import iterations
+from rethink_tf.storage.metrics_lines import ON_DEMAND, evaluated_steps
 from rethink_tf.storage.run_folder import RunFolder, write_schedule
 from rethink_tf.storage.writer_lock import WriterLock
 from rethink_tf.structures import Devices, Experiment
@@ -80,8 +81,7 @@ def train(experiment: Experiment) -> dict[str, float]:
 
 def _is_evaluated(folder: RunFolder, step: int) -> bool:
   """Whether the evaluation of a step by training itself is recorded: a signal or a kill may have ended it."""
-  lines = folder.readable_metrics() or ()
-  return any(line['step'] == step and line.get('kind') == 'eval' and not line.get(ON_DEMAND) for line in lines)
+  return step in evaluated_steps(folder.readable_metrics() or (), on_demand=False)
 
 
 def _start(experiment: Experiment) -> tuple[int, dict[str, Any] | None, list[tf_keras.callbacks.Callback]]:
@@ -112,7 +112,7 @@ def _start(experiment: Experiment) -> tuple[int, dict[str, Any] | None, list[tf_
   return start, state.get('progress'), corrections
 
 
-def spread(batch_size: int, images_per_device: int, replicas: int) -> Devices:
+def divide_batch(batch_size: int, images_per_device: int, replicas: int) -> Devices:
   """Divide a global batch evenly over the replicas, then into micro-batches of at most `images_per_device`."""
   if batch_size % replicas:
     raise UserError(f'BATCH_SIZE = {batch_size} is no multiple of the {replicas} devices that share it')
@@ -193,6 +193,11 @@ def _corrections(experiment: Experiment) -> list[tf_keras.callbacks.Callback]:
 
 
 def check_whole_executions(experiment: Experiment, start: int) -> None:
+  """Check that what happens between steps happens between executions of run.steps_per_execution steps.
+
+  Raises:
+    UserError: an interval, the schedule or `start` is no multiple of them.
+  """
   steps, total = experiment.steps_per_execution, experiment.total_steps
   if steps < 1:
     raise UserError(f'run.steps_per_execution = {steps}: use 1 or more')

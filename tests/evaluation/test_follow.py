@@ -9,7 +9,8 @@ import tensorflow as tf
 from rethink_tf.errors import UserError
 from rethink_tf.evaluation import follow
 from rethink_tf.storage import run_folder
-from rethink_tf.storage.checkpoints import ON_DEMAND, RunCheckpoints
+from rethink_tf.storage.checkpoints import RunCheckpoints
+from rethink_tf.storage.metrics_lines import ON_DEMAND
 from rethink_tf.storage.run_folder import RunFolder
 
 

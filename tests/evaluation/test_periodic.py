@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from rethink_tf.errors import UserError
 from rethink_tf.evaluation.periodic import PeriodicEvaluation
-from rethink_tf.storage.checkpoints import ON_DEMAND
+from rethink_tf.storage.metrics_lines import ON_DEMAND
 from rethink_tf.storage.run_folder import RunFolder
 
 

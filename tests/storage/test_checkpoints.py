@@ -15,7 +15,8 @@ import tensorflow as tf
 import tf_keras
 
 from rethink_tf.errors import UserError
-from rethink_tf.storage.checkpoints import ON_DEMAND, RunCheckpoints
+from rethink_tf.storage.checkpoints import RunCheckpoints
+from rethink_tf.storage.metrics_lines import ON_DEMAND
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.training.optimizers import SGD
 

@@ -27,3 +27,10 @@ def test_numbers_that_no_plot_can_show_become_none():
 def test_a_resumed_run_replaces_the_steps_that_it_repeats():
   lines = [{'step': 1}, {'step': 5}, {'step': 2, 'kind': 'resume'}, {'step': 3}]
   assert metrics_lines.without_repeated(lines) == [{'step': 1}, {'step': 3}]
+
+
+def test_evaluations_on_demand_can_be_left_out():
+  lines = [{'step': 1, 'kind': 'train'}, {'step': 2, 'kind': 'eval'}, {'step': 3, 'kind': 'eval', 'on_demand': True},
+           {'step': 4, 'kind': 'eval/ema'}, {'step': 5}]
+  assert metrics_lines.evaluated_steps(lines) == {2, 3}
+  assert metrics_lines.evaluated_steps(lines, on_demand=False) == {2}

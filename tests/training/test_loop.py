@@ -12,19 +12,20 @@ import tf_keras
 from rethink_tf.distributed.workers import ALONE
 from rethink_tf.errors import Interrupted, UserError
 from rethink_tf.process.signals import PATIENCE_SECONDS
-from rethink_tf.storage.checkpoints import ON_DEMAND, RunCheckpoints
+from rethink_tf.storage.checkpoints import RunCheckpoints
+from rethink_tf.storage.metrics_lines import ON_DEMAND
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.training import loop
 from tests.training.test_loss_scaling import toy, toy_batch, toy_fit, toy_loss
 
 
 def test_batches_are_divided_evenly():
-  assert loop.spread(16, 2, 8) == (8, 1, 2)
-  assert loop.spread(16, 2, 1) == (1, 8, 2)
-  assert loop.spread(16, 3, 2) == (2, 4, 2)  # 8 images a device: micro-batches of 2, since 3 does not divide them
-  assert loop.spread(3, 2, 1) == (1, 3, 1)
+  assert loop.divide_batch(16, 2, 8) == (8, 1, 2)
+  assert loop.divide_batch(16, 2, 1) == (1, 8, 2)
+  assert loop.divide_batch(16, 3, 2) == (2, 4, 2)  # 8 images a device: micro-batches of 2, since 3 does not divide them
+  assert loop.divide_batch(3, 2, 1) == (1, 3, 1)
   with pytest.raises(UserError, match='BATCH_SIZE = 15'):
-    loop.spread(15, 2, 2)
+    loop.divide_batch(15, 2, 2)
 
 
 def test_steps_per_execution_divides_every_interval():
