@@ -20,7 +20,7 @@ from rethink_tf.distributed import devices as devices_found
 from rethink_tf.distributed import strategy as distribution
 from rethink_tf.distributed.workers import ALONE
 from rethink_tf.errors import UserError
-from rethink_tf.evaluation import ceilings
+from rethink_tf.evaluation import object_limits
 from rethink_tf.evaluation.coco_evaluator import CocoEvaluator
 from rethink_tf.evaluation.follow import FollowedFolder
 from rethink_tf.evaluation.scoring import source_without_masks
@@ -302,8 +302,8 @@ def _notes(detector: tf_keras.layers.Layer, train: Source | None, held_out: Sour
   """Return what is worth knowing about evaluations and about training: limits that bind, a mask head without masks."""
   if not hasattr(detector, 'score_boxes'):  # a classifier
     return [], []
-  notes = ceilings.describe(held_out, ceilings.of_evaluation())
-  trained = ceilings.describe(train, ceilings.of_training(), 'trained on') if train is not None else []
+  notes = object_limits.describe(held_out, object_limits.of_evaluation())
+  trained = object_limits.describe(train, object_limits.of_training(), 'trained on') if train is not None else []
   if getattr(detector, 'mask_head', None) is not None:
     for source, lines, outcome in ((held_out, notes, 'mask AP is not computed'),
                                    (train, trained, 'the mask head learns boxes')):

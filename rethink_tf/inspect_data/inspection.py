@@ -9,7 +9,7 @@ from typing import Any
 from rethink_tf import experiment, gin_files
 from rethink_tf.data.detection.input import TrainInput
 from rethink_tf.errors import UserError
-from rethink_tf.evaluation import ceilings
+from rethink_tf.evaluation import object_limits
 from rethink_tf.inspect_data import plots, report
 from rethink_tf.inspect_data.report import Split
 from rethink_tf.storage import files
@@ -57,8 +57,8 @@ def inspect(train_source: Callable[..., Source], eval_source: Callable[..., Sour
            for name, left_out in lacking if left_out.total]
   if training.source is trained_on:
     notes.append(f'{trained_on.name}: only the {len(trained_on.image_ids)} images that are trained on are described')
-  notes += (ceilings.describe(trained_on, ceilings.of_training(), 'trained on')
-           + ceilings.describe(held_out.source, ceilings.of_evaluation()))
+  notes += (object_limits.describe(trained_on, object_limits.of_training(), 'trained on')
+           + object_limits.describe(held_out.source, object_limits.of_evaluation()))
   text = report.as_text(training, held_out, inputs, padding, shared, notes)
   print(text, flush=True)
   files.write_output(f'{output}/report.txt', text)

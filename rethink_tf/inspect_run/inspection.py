@@ -9,7 +9,7 @@ from typing import Any
 
 from rethink_tf.compare.saved_results import reported
 from rethink_tf.errors import UserError
-from rethink_tf.evaluation import ceilings, coco_metrics, scoring, voc_evaluator
+from rethink_tf.evaluation import coco_metrics, object_limits, scoring, voc_evaluator
 from rethink_tf.inspect_run import (
   confusion,
   counted,
@@ -54,7 +54,7 @@ def inspect(results_folder: str, source: Source, output: str | None = None, exam
   _check_score(score)
   output = output or results_folder
   gt = scored_truth(results_folder, source)
-  notes = ceilings.describe(source, ceilings.of_evaluation())
+  notes = object_limits.describe(source, object_limits.of_evaluation())
   limits = coco_metrics.MAX_DETECTIONS | gt.get('max_detections', {})
   breakdowns, text, record = {}, [], {}
   for kind, name, results in read_results(results_folder, gt, source.name):

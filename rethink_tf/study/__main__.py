@@ -101,7 +101,7 @@ def main() -> None:
     submit_study(plan, FLAGS.command, FLAGS.dry_run)
   elif FLAGS.dry_run:
     check(plan)
-    print(forecast.words(plan, without_data=True), flush=True)
+    print(forecast.describe(plan, without_data=True), flush=True)
     if calibrate and (found := estimate_study(plan, FLAGS.parallel)) is not None:
       print(found)
   else:

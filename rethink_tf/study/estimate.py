@@ -42,7 +42,7 @@ def estimate(runner: Runner, stages: Sequence[Stage],
   Raises:
     UserError: a command failed, or trains too few steps.
   """
-  before = {path: runner.calibrate_pretraining(path, *words) for path, words in pretraining.items()}
+  before = {path: runner.calibrate_pretraining(path, *configuration) for path, configuration in pretraining.items()}
   kinds: dict[str, list[Stage]] = {}
   for stage in stages:
     kinds.setdefault(kind_of(stage), []).append(stage)

@@ -58,7 +58,7 @@ def design(lengths: Sequence[Length]) -> Design:
                 min((len(of) for (twin, *_), of in seeds.items() if twin in groups), default=0))
 
 
-def words(plan: StudyPlan, without_data: bool = False) -> str:
+def describe(plan: StudyPlan, without_data: bool = False) -> str:
   """Say what a study will be able to tell.
 
   without_data: say so if the data cannot be read: a plan can be looked at without it.
@@ -73,21 +73,21 @@ def words(plan: StudyPlan, without_data: bool = False) -> str:
       raise
     return f'what it can tell is not known: {error.line()}'
   check_objects(held_out)
-  told, missing = [_told(plan, len(held_out.image_ids))], _without_objects(held_out)
+  sentences, missing = [_power(plan, len(held_out.image_ids))], _without_objects(held_out)
   if missing:
     names = ', '.join(missing[:5]) + (', ...' if len(missing) > 5 else '')
-    told.append(f'{held_out.name}: {len(missing)} of {held_out.num_classes} classes have no held-out object, so that '
-                f'no AP tells of them: {names}')
+    sentences.append(f'{held_out.name}: {len(missing)} of {held_out.num_classes} classes have no held-out object, so '
+                     f'that no AP tells of them: {names}')
   try:
     training = _source(plan, training=True)
   except UserError as error:
     if not without_data:
       raise
-    return '. '.join([*told, f'the images to train on cannot be read: {error.line()}'])
+    return '. '.join([*sentences, f'the images to train on cannot be read: {error.line()}'])
   if both := _held_out_too(training, held_out):
-    told.append(f'{training.name}: {both} of its {len(training.image_ids)} images are held out too (the same files), '
-                'so that AP is not that of unseen images: hold out others')
-  return '. '.join(told)
+    sentences.append(f'{training.name}: {both} of its {len(training.image_ids)} images are held out too (the same '
+                     'files), so that AP is not that of unseen images: hold out others')
+  return '. '.join(sentences)
 
 
 def check_objects(source: Source) -> None:
@@ -101,7 +101,7 @@ def check_objects(source: Source) -> None:
                     'difficult ones do not count), so that no run can be scored: annotate them, or hold out others')
 
 
-def _told(plan: StudyPlan, images: int) -> str:
+def _power(plan: StudyPlan, images: int) -> str:
   found = design(plan.lengths)
   if not found.verdicts:
     return ('what it can tell: runs side by side, without a verdict on pre-training: no scratch run has a pre-trained '
@@ -115,10 +115,10 @@ def _told(plan: StudyPlan, images: int) -> str:
   measured = None if plan.seed_spread is not None else _measured(plan, images)
   noise, source = measured or _assumed(plan, images)
   numbers = _numbers(plan, found)
-  told = [f'{_seeds(seeds, look)}: {_above(plan, found, noise, seeds, look)}' for seeds, look in numbers]
+  found_above = [f'{_seeds(seeds, look)}: {_above(plan, found, noise, seeds, look)}' for seeds, look in numbers]
   each = '' if found.verdicts == 1 else f' by each of its {found.verdicts} verdicts'
   return (f'what it can tell, on {images} held-out images{each}: differences that it finds in four of five cases: '
-          f'{"; ".join(told)}. {source}')
+          f'{"; ".join(found_above)}. {source}')
 
 
 def next_commands(plan: StudyPlan, verdicts: Sequence[Verdict]) -> list[str]:

@@ -19,7 +19,7 @@ from rethink_tf.study.seeds import UntilSettled
 from rethink_tf.training import sharing
 from rethink_tf.training.schedules import PAPER_BATCH, PAPER_UNIT
 
-BASE = '{base}'  # among the words of a pre-training
+BASE = '{base}'  # among the files and bindings of a pre-training
 _NO_RUN = ('report', '.', '..')  # in the folder of a study
 _BOUND = re.compile(r'^\s*([\w./]+)\s*=', flags=re.MULTILINE)
 _LENGTH = re.compile(r'(SCHEDULE|KTimesSchedule\.k) = ')
@@ -91,7 +91,7 @@ class Study:
       raise UserError(f'Study.until_settled = {until_settled!r}: use @UntilSettled(), or --until_settled')
     self.until_settled, self.seed_axis = until_settled, ''
     if until_settled is not None:
-      self.axes, self.seed_axis = seeds.extended(self.axes, until_settled.max_seeds)
+      self.axes, self.seed_axis = seeds.with_seeds(self.axes, until_settled.max_seeds)
     for axis, values in self.axes.items():
       if not values:
         raise UserError(f'Study.axes: {axis} has no values')
@@ -118,7 +118,7 @@ class Study:
       choice = dict(zip(self.axes, values, strict=True))
       if any(combination.items() <= choice.items() for combination in self.leave_out):
         continue
-      words = [*self.base, *(word for axis, value in choice.items() for word in self.axes[axis][value])]
+      entries = [*self.base, *(entry for axis, value in choice.items() for entry in self.axes[axis][value])]
       name = '_'.join(values)
       if name in _NO_RUN:
         raise UserError(f'Study.axes: a run would be called {name!r}, which is another folder of the study: rename the '
@@ -127,7 +127,7 @@ class Study:
         raise UserError(f'Study.axes: two runs would be called {name!r}, the values of their axes joined by _: rename '
                         'a value')
       names.add(name.casefold())
-      files, params = split_words(words, pretrained)
+      files, params = files_and_bindings(entries, pretrained)
       trials.append(Trial(name, choice, files, params))
     if not trials:
       raise UserError('Study: all runs are left out: see Study.axes and Study.leave_out')
@@ -142,13 +142,12 @@ def check_params(study: Study, params: Sequence[str]) -> None:
   """
   for axis, values in study.axes.items():
     bound: dict[str, dict[str, str]] = {}  # name -> value of the axis -> its last binding of that name
-    for value, words in values.items():
-      for word in words:
-        if not word.endswith('.gin'):
-          for name in _BOUND.findall(word):
-            bound.setdefault(name, {})[value] = word
+    for value, entries in values.items():
+      for entry in entries:
+        for name in bound_names(entry):
+          bound.setdefault(name, {})[value] = entry
     for param in params:
-      for name in _BOUND.findall(param):
+      for name in bound_names(param):
         # Some values alone may bind what belongs to them, all alike, as the size of images of an augmentation.
         if name in bound and (len(bound[name]) == len(values) or len(set(bound[name].values())) > 1):
           raise UserError(f"--gin_param='{param}': the axis {axis!r} of the study binds {name}, and its values name "
@@ -169,8 +168,8 @@ def check_different(trials: Sequence[Trial], lengths: Sequence[Length]) -> None:
 
 def of_pretraining(study: Study, name: str, files: Sequence[str] = (), params: Sequence[str] = ()) -> list[str]:
   """Return the gin files and bindings of a pre-training. files, params: of every run, which belong to '{base}'."""
-  words = study.pretraining[name]
-  return [part for word in words for part in ((*study.base, *files, *params) if word == BASE else (word,))]
+  return [one for entry in study.pretraining[name]
+          for one in ((*study.base, *files, *params) if entry == BASE else (entry,))]
 
 
 def read_study(gin_file: str, params: Sequence[str] = ()) -> Study:
@@ -188,15 +187,22 @@ def read_study(gin_file: str, params: Sequence[str] = ()) -> Study:
     gin.clear_config()
 
 
-def split_words(words: Sequence[str], pretrained: Mapping[str, str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def bound_names(entry: str) -> list[str]:
+  """Return the names that a binding sets, none for a gin file."""
+  return [] if entry.endswith('.gin') else _BOUND.findall(entry)
+
+
+def files_and_bindings(entries: Sequence[str], pretrained: Mapping[str, str]
+                       ) -> tuple[tuple[str, ...], tuple[str, ...]]:
   """Separate gin files and bindings, and replace '{name}' by the run folder of that pre-training."""
   def fill(match: re.Match[str]) -> str:
     if match.group(1) not in pretrained:
       raise UserError(f'Study: {{{match.group(1)}}} is not in Study.pretraining ({", ".join(pretrained) or "empty"})')
     return repr(pretrained[match.group(1)])
 
-  words = [re.sub(r'\{(\w+)\}', fill, word) for word in words]
-  return tuple(w for w in words if w.endswith('.gin')), tuple(w for w in words if not w.endswith('.gin'))
+  entries = [re.sub(r'\{(\w+)\}', fill, entry) for entry in entries]
+  return (tuple(entry for entry in entries if entry.endswith('.gin')),
+          tuple(entry for entry in entries if not entry.endswith('.gin')))
 
 
 def data_folder(files: Sequence[str], params: Sequence[str], data_dir: str | None) -> str | None:

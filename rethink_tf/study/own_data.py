@@ -81,7 +81,7 @@ class Choice(NamedTuple):
     return shlex.join(words)
 
 
-def look_at(data_dir: str) -> Facts:
+def read_facts(data_dir: str) -> Facts:
   """Read the annotations of a data set.
 
   Raises:
@@ -140,14 +140,14 @@ def choose_weights(given: str | None, dry_run: bool) -> tuple[str | None, str]:
   return IMAGENET, f"the paper's network, from random weights and from ImageNet's ({IMAGENET})"
 
 
-def starts(choice: Choice) -> list[Choice]:
+def alternatives(choice: Choice) -> list[Choice]:
   """Return a choice, and the same without what takes longest of what does not become shorter with the schedules."""
   return [choice] if choice.weights else [choice, choice._replace(study_params=(_WITHOUT_SHAPES,))]
 
 
-def choose_starts(choices: Sequence[Choice], times: Sequence[tuple[float, float]], seconds: float
-                  ) -> tuple[Choice, tuple[float, float]]:
-  """Return one of `starts` with its times: the first, unless what does not become shorter takes most of the time.
+def choose_alternative(choices: Sequence[Choice], times: Sequence[tuple[float, float]], seconds: float
+                       ) -> tuple[Choice, tuple[float, float]]:
+  """Return one of `alternatives` with its times: the first, unless what does not become shorter takes most of the time.
 
   times: as for `fit`, of each.
   """
@@ -165,17 +165,17 @@ def fit(choice: Choice, facts: Facts, seconds: float, times: tuple[float, float]
   times: seconds of the whole study with the unit that it has, and with twice that. spent: seconds of the time that are
     over: timing takes minutes.
   """
-  grid = _PAPER if choice.weights else _NARROW
-  longest, (short, long) = max(grid.lengths), times
+  study = _PAPER if choice.weights else _NARROW
+  longest, (short, long) = max(study.lengths), times
   most = max(_SHORTEST, round(facts.images * _EPOCHS / 16 / longest))
-  each = max((long - short) / grid.unit, 1e-9)
-  unit = math.floor(((seconds - spent) * _TO_FIT - (short - grid.unit * each)) / each)
+  each = max((long - short) / study.unit, 1e-9)
+  unit = math.floor(((seconds - spent) * _TO_FIT - (short - study.unit * each)) / each)
   chosen = min(max(unit, _SHORTEST), most)
   over = f', of which {duration(spent)} are over' if round(spent) else ''
-  takes = f'about {duration(short + (chosen - grid.unit) * each)} of {duration(seconds)}{over}'
+  takes = f'about {duration(short + (chosen - study.unit) * each)} of {duration(seconds)}{over}'
   reason = (f'the shortest schedules, which take {takes}: give more --minutes' if unit < _SHORTEST else
             f'at most {_EPOCHS} epochs, which take {takes}' if chosen < unit else f'schedules that take {takes}')
-  steps = ', '.join(f'{k:g}x = {round(chosen * 4 * k)}' for k in grid.lengths)
+  steps = ', '.join(f'{k:g}x = {round(chosen * 4 * k)}' for k in study.lengths)
   return choice._replace(params=(*choice.params, f'KTimesSchedule.unit = {chosen}'),
                          reasons=(*choice.reasons, f'{reason} ({steps} steps of 4 images, two seeds of each)'))
 
@@ -218,11 +218,11 @@ def plan(data_dir: str, minutes: float, output: str | None = None, params: Seque
                       run_files=of.run_files, weights=of.weights)
 
   if choice is None:
-    facts = look_at(data_dir)
+    facts = read_facts(data_dir)
     choice = choose(facts, *choose_weights(weights, dry_run))
     if calibrate:
-      choices = starts(choice)
-      choice, times = choose_starts(choices, _time(choices, planned, parallel), 60 * minutes)
+      choices = alternatives(choice)
+      choice, times = choose_alternative(choices, _time(choices, planned, parallel), 60 * minutes)
       choice = fit(choice, facts, 60 * minutes, times, time.monotonic() - begin)
     else:
       choice = choice._replace(reasons=(*choice.reasons, 'schedules of the usual length: nothing was timed'))

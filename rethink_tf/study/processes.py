@@ -73,7 +73,7 @@ class Slot:
     self.job = None
     line = self._process.stdout.readline()
     if line:
-      reply = worker.reply(line.decode())
+      reply = worker.read_reply(line.decode())
       self._megabytes = min(self._megabytes, reply.megabytes)
       if reply.megabytes > self._megabytes + GROWTH_MEGABYTES:  # TensorFlow does not return all memory of a run
         self.close()

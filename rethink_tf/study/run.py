@@ -197,7 +197,7 @@ def run_study(plan: StudyPlan, calibrate: bool = True, parallel: int | None = No
   """
   check(plan)
   get_weights(plan)
-  planned = forecast.words(plan)
+  planned = forecast.describe(plan)
   print(planned, flush=True)
 
   def compare_runs(folders: Sequence[str]) -> Comparison:
@@ -291,13 +291,13 @@ def _pretrainings(study: Study, folder: str, data_dir: str | None, pretraining_d
   folders = {name: os.path.join(folder, name) for name in study.pretraining}
   found = {}
   for name, own in study.pretraining.items():
-    words = grid.split_words(grid.of_pretraining(study, name, run_files, gin_params), folders)
-    of_detector = grid.is_of_detector(*words)
+    configuration = grid.files_and_bindings(grid.of_pretraining(study, name, run_files, gin_params), folders)
+    of_detector = grid.is_of_detector(*configuration)
     data = pretraining_data_dir
     if of_detector:  # its own data wins, as that of every gin file does without --data_dir
       data = None if any(word.startswith('DATA_DIR ') for word in own) else data_dir
-    folders[name] = reuse.pretraining_folder(folders[name], *words, data)
-    found[folders[name]] = Pretraining(*words, data, 'train' if of_detector else 'pretrain')
+    folders[name] = reuse.pretraining_folder(folders[name], *configuration, data)
+    found[folders[name]] = Pretraining(*configuration, data, 'train' if of_detector else 'pretrain')
   return found
 
 

@@ -44,11 +44,11 @@ class UntilSettled:
 
 def axis_of(axes: Axes) -> str | None:
   """Return the axis whose values bind run.seed and nothing else, None if there is none."""
-  return next((axis for axis, values in axes.items()
-               if all(len(words) == 1 and _SEED.fullmatch(words[0].strip()) for words in values.values())), None)
+  return next((axis for axis, values in axes.items() if all(
+    len(bindings) == 1 and _SEED.fullmatch(bindings[0].strip()) for bindings in values.values())), None)
 
 
-def extended(axes: Axes, number: int) -> tuple[Axes, str]:
+def with_seeds(axes: Axes, number: int) -> tuple[Axes, str]:
   """Return the axes with so many seeds, those that are named first, and the name of the axis of seeds.
 
   Raises:
@@ -60,7 +60,7 @@ def extended(axes: Axes, number: int) -> tuple[Axes, str]:
   values = dict(axes.get(axis, {}))
   if len(values) > number:
     raise UserError(f'Study.axes: {axis} has {len(values)} values and UntilSettled.max_seeds is {number}: raise it')
-  used = {int(_SEED.fullmatch(words[0].strip()).group(1)) for words in values.values()}
+  used = {int(_SEED.fullmatch(bindings[0].strip()).group(1)) for bindings in values.values()}
   free = (seed for seed in range(2 * sequential.MOST) if seed not in used and f'seed{seed}' not in values)
   while len(values) < number:
     seed = next(free)

@@ -148,7 +148,7 @@ def _megabytes() -> int:
   return 0
 
 
-def reply(line: str) -> Reply:
+def read_reply(line: str) -> Reply:
   """Return the reply in a line."""
   fields: dict[str, Any] = json.loads(line)
   return Reply(**fields)

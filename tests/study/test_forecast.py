@@ -37,23 +37,23 @@ def number(words):
 
 def test_a_study_says_what_it_can_tell(plan):
   assert forecast.design(plan.lengths) == (1, 2, 2, 3)
-  words = forecast.words(plan)
+  words = forecast.describe(plan)
   assert 'on 500 held-out images: ' in words and ': 3 seeds: above about' in words and ';' not in words.split('2.3;')[0]
   assert 'Assumed: AP about 40, and a standard deviation between seeds of 1 point (0.3 to 2.3' in words
-  known = forecast.words(plan._replace(seed_spread=0.3))
+  known = forecast.describe(plan._replace(seed_spread=0.3))
   assert number(known) < number(words) and 'Given: a standard deviation of 0.3 points' in known
 
 
 def test_one_seed_says_so_with_the_cure(plan):
   chosen = [i for i, trial in enumerate(plan.trials) if trial.choice['seed'] == 'seed0']
   one = plan._replace(trials=[plan.trials[i] for i in chosen], lengths=[plan.lengths[i] for i in chosen])
-  words = forecast.words(one)
+  words = forecast.describe(one)
   assert 'no verdict, however far apart' in words and '--until_settled' in words
-  assert number(forecast.words(one._replace(seed_spread=0.3))) > 0
+  assert number(forecast.describe(one._replace(seed_spread=0.3))) > 0
 
 
 def test_a_study_that_stops_early_names_its_first_and_its_last_look(early):
-  words = forecast.words(early)
+  words = forecast.describe(early)
   first, last = (number(part) for part in words.split('; ')[:2])
   assert '2 seeds: above' in words and '5 seeds, the most: above' in words and last < first
 
@@ -61,7 +61,7 @@ def test_a_study_that_stops_early_names_its_first_and_its_last_look(early):
 def test_a_study_without_the_question_says_so(plan):
   scratch = [length for trial, length in zip(plan.trials, plan.lengths, strict=True) if
              trial.choice['init'] == 'scratch']
-  assert 'without a verdict on pre-training' in forecast.words(plan._replace(lengths=scratch))
+  assert 'without a verdict on pre-training' in forecast.describe(plan._replace(lengths=scratch))
 
 
 @pytest.mark.parametrize('question', [True, False])
@@ -73,7 +73,7 @@ def test_what_cannot_be_scored_is_said_before_anything_is_trained(tmp_path, ques
     small_coco.write(tmp_path, [small_coco.image(3)], [small_coco.annotation(3, 3)], categories, split='train')
     axes = AXES if question else AXES.replace(", 'pretrain': ('gin_configs/init/pretrained_run.gin', 'WEIGHTS = "
                                               "{shapes}')", '')
-    return forecast.words(plan_study('gin_configs/studies/own_data_narrow.gin', str(tmp_path / 'own'),
+    return forecast.describe(plan_study('gin_configs/studies/own_data_narrow.gin', str(tmp_path / 'own'),
                                      study_params=[axes], data_dir=str(tmp_path)))
 
   for annotations in ((), (small_coco.crowd(1),)):
@@ -90,8 +90,8 @@ def test_images_to_train_on_that_cannot_be_read_are_known_before_the_pre_trainin
   small_coco.write(tmp_path, [small_coco.image(1)], [small_coco.annotation(1)], split='val')
   plan = plan_study('gin_configs/studies/own_data_narrow.gin', str(tmp_path / 'own'), data_dir=str(tmp_path))
   with pytest.raises(UserError, match='instances_train.json: no such annotation file'):
-    forecast.words(plan)
-  assert 'the images to train on cannot be read: ' in forecast.words(plan, without_data=True)
+    forecast.describe(plan)
+  assert 'the images to train on cannot be read: ' in forecast.describe(plan, without_data=True)
 
 
 def test_images_that_are_held_out_too_are_said_before_anything_is_trained(tmp_path):
@@ -99,7 +99,7 @@ def test_images_that_are_held_out_too_are_said_before_anything_is_trained(tmp_pa
     for split, images in (('train', (1, 2, 3)), ('val', numbers)):
       small_coco.write(tmp_path, [small_coco.image(i) for i in images], [small_coco.annotation(i, i) for i in images],
                        split=split)
-    return forecast.words(plan_study('gin_configs/studies/own_data_narrow.gin', str(tmp_path / 'own'),
+    return forecast.describe(plan_study('gin_configs/studies/own_data_narrow.gin', str(tmp_path / 'own'),
                                      data_dir=str(tmp_path)))
 
   assert words((2, 3, 4)).endswith('train: 2 of its 3 images are held out too (the same files), so that AP is not that '
@@ -111,7 +111,7 @@ def test_voc_folders_are_read_as_they_are(tmp_path):
   sets = {name: {name: small_voc.xml(small_voc.item())} for name in ('train', 'val')}
   folder = small_voc.write(tmp_path / 'voc', sets)
   plan = plan_study('gin_configs/studies/own_data_narrow.gin', str(tmp_path / 'own'), data_dir=folder)
-  assert 'nothing, on one held-out image' in forecast.words(plan)
+  assert 'nothing, on one held-out image' in forecast.describe(plan)
 
 
 def test_runs_that_are_there_replace_the_assumptions(plan, tmp_path):
@@ -121,7 +121,7 @@ def test_runs_that_are_there_replace_the_assumptions(plan, tmp_path):
       seed = int(trial.choice['seed'][4:])
       write(tmp_path / trial.name, share(100, seed=seed), k=0.25, seed=seed, images=4 * length.steps,
             init='w' if trial.choice['init'] == 'pretrain' else None)
-  assert 'Measured on the runs that are there (4)' in forecast.words(here)
+  assert 'Measured on the runs that are there (4)' in forecast.describe(here)
 
 
 def test_the_commands_that_would_settle_it(plan, early):

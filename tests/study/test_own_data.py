@@ -33,8 +33,8 @@ def folders(tmp_path_factory):
 
 
 def test_what_the_data_asks_for(folders):
-  assert own_data.look_at(str(folders / 'masks')) == Facts(4, 2, 8, 2, 2, True)
-  assert own_data.look_at(str(folders / 'boxes')) == Facts(4, 2, 8, 2, 2, False)
+  assert own_data.read_facts(str(folders / 'masks')) == Facts(4, 2, 8, 2, 2, True)
+  assert own_data.read_facts(str(folders / 'boxes')) == Facts(4, 2, 8, 2, 2, False)
   plain, boxes = (own_data.choose(facts, None, '') for facts in (FACTS, FACTS._replace(masks=False)))
   assert plain.run_files == () and boxes.run_files == ('gin_configs/models/faster_rcnn.gin',)
   crowded = own_data.choose(FACTS._replace(most_objects=120), 'a.pkl', '')
@@ -51,7 +51,7 @@ def test_data_without_a_held_out_object_is_refused(tmp_path):
   for annotations in ([], content['annotations']):
     exports.write_json(path, {**content, 'annotations': annotations})
     with pytest.raises(UserError, match='val: none of its 2 held-out images has an object'):
-      own_data.look_at(str(tmp_path))
+      own_data.read_facts(str(tmp_path))
 
 
 def test_masks_after_many_boxes_are_found(tmp_path):
@@ -66,7 +66,7 @@ def test_masks_after_many_boxes_are_found(tmp_path):
                        'iscrowd': 0, **({'segmentation': [polygon]} if i == number else {})}
                       for i in range(1, number + 1) for k in range(1000)],
       'categories': [{'id': 1, 'name': 'c'}]})
-  assert own_data.look_at(str(tmp_path)).masks
+  assert own_data.read_facts(str(tmp_path)).masks
 
 
 @pytest.mark.parametrize('weights, unit, longest', [(None, 400, 1), ('a.pkl', 75, 4)])
@@ -96,14 +96,14 @@ def test_the_time_that_is_over_counts():
 @pytest.mark.parametrize('minutes, left_out', [(60, False), (20, True)])
 def test_synthetic_shapes_are_left_out_where_they_take_most_of_the_time(minutes, left_out):
   choice = own_data.choose(FACTS, None, '')
-  choices = own_data.starts(choice)
+  choices = own_data.alternatives(choice)
   without = choices[1]
   times = [(2700, 4500), (1400, 2600)]  # 900 s and 200 s of them in any case
-  found, its = own_data.choose_starts(choices, times, 60 * minutes)
+  found, its = own_data.choose_alternative(choices, times, 60 * minutes)
   assert (found.study_params, its) == ((without.study_params, times[1]) if left_out else ((), times[0]))
   assert ('15 min 0 s of 20 min 0 s, without it 3 min 20 s' in found.reasons[-1]) == left_out
-  assert own_data.starts(choice._replace(weights='a.pkl')) == [choice._replace(weights='a.pkl')]
-  assert own_data.choose_starts([choice], times[:1], 1) == (choice, times[0])
+  assert own_data.alternatives(choice._replace(weights='a.pkl')) == [choice._replace(weights='a.pkl')]
+  assert own_data.choose_alternative([choice], times[:1], 1) == (choice, times[0])
   plan = plan_study(found.study, 'runs/own', study_params=found.study_params)
   assert len(plan.trials) == (12 if left_out else 18)
   words = shlex.split(found.command('a', 'b'))
@@ -138,7 +138,7 @@ def test_a_choice_is_kept_and_used_again(folders, tmp_path, monkeypatch, capsys)
   first = own_data.plan(data, 1, output)
   assert first.params == ('KTimesSchedule.warmup_limit = 0.5', 'KTimesSchedule.unit = 54')
   assert first.files == ('gin_configs/models/faster_rcnn.gin',)
-  monkeypatch.setattr(own_data, 'look_at', lambda _: 1 / 0)
+  monkeypatch.setattr(own_data, 'read_facts', lambda _: 1 / 0)
   assert own_data.plan(data, 30, output) == first
   printed = capsys.readouterr().out
   assert 'no object has a mask' in printed and '--gin_file=gin_configs/studies/own_data_narrow.gin' in printed

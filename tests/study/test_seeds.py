@@ -12,11 +12,11 @@ STUDY = 'gin_configs/studies/own_data_narrow.gin'
 
 def test_seeds_are_added_to_the_axis_that_binds_them():
   axes = {'init': {'a': ()}, 'random': {'s7': ('run.seed = 7',), 'x': ('run.seed = 0',)}}
-  extended, axis = seeds.extended(axes, 4)
+  extended, axis = seeds.with_seeds(axes, 4)
   assert axis == 'random' and list(extended) == ['init', 'random']
   assert extended['random'] == {'s7': ('run.seed = 7',), 'x': ('run.seed = 0',), 'seed1': ('run.seed = 1',),
                                 'seed2': ('run.seed = 2',)}
-  assert seeds.extended({'init': {'a': ()}}, 2)[0]['seed'] == {'seed0': ('run.seed = 0',), 'seed1': ('run.seed = 1',)}
+  assert seeds.with_seeds({'init': {'a': ()}}, 2)[0]['seed'] == {'seed0': ('run.seed = 0',), 'seed1': ('run.seed = 1',)}
 
 
 @pytest.mark.parametrize('axes, number, message', [
@@ -25,7 +25,7 @@ def test_seeds_are_added_to_the_axis_that_binds_them():
 ])
 def test_axes_that_cannot_be_extended(axes, number, message):
   with pytest.raises(UserError, match=message):
-    seeds.extended(axes, number)
+    seeds.with_seeds(axes, number)
 
 
 @pytest.mark.parametrize('number', [1, 31, 2.5])

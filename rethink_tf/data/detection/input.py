@@ -118,7 +118,7 @@ class _Input(BatchedInput):
   def _largest(self, boxes: np.ndarray, index: int) -> np.ndarray:
     """Return the indices of the instances to keep, ascending: all, or the max_instances largest.
 
-    Training says before it starts how many images have more (evaluation/ceilings.py).
+    Training says before it starts how many images have more (evaluation/object_limits.py).
     """
     surplus = len(boxes) - self.max_instances
     if surplus <= 0:

@@ -1,4 +1,4 @@
-"""Ceilings: limits on the objects of an image that some images exceed, so that AP or training misses the others.
+"""Limits on the objects of an image that some images exceed, so that AP or training misses the others.
 
 A configuration limits the objects that are trained on (TrainInput.max_instances), proposed
 (ProposalGenerator.post_nms_*), detected (DetectionGenerator.max_detections) and scored (CocoEvaluator.max_detections);

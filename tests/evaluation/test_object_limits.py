@@ -9,8 +9,8 @@ from rethink_tf import gin_files
 from rethink_tf.compare import bootstrap, matching
 from rethink_tf.data.categories import Category
 from rethink_tf.data.json_files import load_json
-from rethink_tf.evaluation import ceilings
-from rethink_tf.evaluation.ceilings import Limit
+from rethink_tf.evaluation import object_limits
+from rethink_tf.evaluation.object_limits import Limit
 from rethink_tf.inspect_run import inspection
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.structures import Batch, Example
@@ -65,7 +65,7 @@ def evaluate(source, folder):
     return gin.get_configurable('DetectionGenerator')().select(boxes, scores, tf.ones([2, OBJECTS], tf.bool))
 
   evaluator = gin.get_configurable('CocoEvaluator')(source, predict, source, RunFolder(str(folder)), num_pictures=0)
-  evaluator.notes = ceilings.describe(source, ceilings.of_evaluation())
+  evaluator.notes = object_limits.describe(source, object_limits.of_evaluation())
   return evaluator.evaluate(1)
 
 
@@ -82,7 +82,7 @@ def test_a_perfect_detector_of_300_objects_scores_100(configured, tmp_path, caps
   inspection.inspect(str(tmp_path / 'a/eval/step-00000001'), source)
   assert line in capsys.readouterr().out
 
-  configured(ceilings.FILE)
+  configured(object_limits.FILE)
   raised = evaluate(source, tmp_path / 'b')
   assert raised['box/AP'] == pytest.approx(100.0) and raised['box/AR300'] == pytest.approx(100.0)
   printed = capsys.readouterr().out
@@ -98,15 +98,15 @@ def test_a_perfect_detector_of_300_objects_scores_100(configured, tmp_path, caps
 
 def test_only_limits_that_bind_are_named(configured):
   configured(params=['DetectionGenerator.max_detections = 300'])
-  assert ceilings.describe(ManyObjects(classes=3), ceilings.of_evaluation()) == []  # 100 of each category
-  (line,) = ceilings.describe(ManyObjects(classes=2), ceilings.of_evaluation())
+  assert object_limits.describe(ManyObjects(classes=3), object_limits.of_evaluation()) == []  # 100 of each category
+  (line,) = object_limits.describe(ManyObjects(classes=2), object_limits.of_evaluation())
   assert 'CocoEvaluator.max_detections = 100: at most 66.7 %' in line and 'DetectionGenerator' not in line
   configured(params=['ProposalGenerator.post_nms_train = 50'])
-  (line,) = ceilings.describe(ManyObjects(), ceilings.of_training(), 'trained on')
+  (line,) = object_limits.describe(ManyObjects(), object_limits.of_training(), 'trained on')
   assert ('2 of 2 images have more objects than TrainInput.max_instances = 100, 2 than '
           'ProposalGenerator.post_nms_train = 50: at most 16.7 % of the objects can be trained on') in line
 
 
 def test_limits_that_the_configuration_does_not_use(configured):
   configured('gin_configs/data/voc.gin', 'gin_configs/augment/tta_detectron.gin')
-  assert ceilings.of_evaluation() == [Limit('DetectionGenerator.max_detections', 100)]
+  assert object_limits.of_evaluation() == [Limit('DetectionGenerator.max_detections', 100)]
