@@ -295,7 +295,7 @@ def _pretrainings(study: Study, folder: str, data_dir: str | None, pretraining_d
     of_detector = grid.is_of_detector(*configuration)
     data = pretraining_data_dir
     if of_detector:  # its own data wins, as that of every gin file does without --data_dir
-      data = None if any(word.startswith('DATA_DIR ') for word in own) else data_dir
+      data = None if any('DATA_DIR' in grid.bound_names(entry) for entry in own) else data_dir
     folders[name] = reuse.pretraining_folder(folders[name], *configuration, data)
     found[folders[name]] = Pretraining(*configuration, data, 'train' if of_detector else 'pretrain')
   return found

@@ -10,7 +10,7 @@ import gin
 from rethink_tf.compare import sequential
 from rethink_tf.errors import UserError
 
-_SEED = re.compile(r'run\.seed = (\d+)')
+_SEED = re.compile(r'run\.seed\s*=\s*(\d+)')
 Axes = Mapping[str, Mapping[str, Sequence[str]]]
 NAME = 'seed'  # of the axis, where a study has none
 

@@ -102,6 +102,12 @@ def test_a_detector_is_pre_trained_on_the_data_of_the_study(tmp_path):
     submit_study(plan, 'echo')
 
 
+def test_data_of_its_own_is_recognized_however_it_is_written(tmp_path):
+  (tmp_path / 'arms.gin').write_text(ON_THE_TARGET.replace("DATA_DIR = 'elsewhere'", "DATA_DIR='elsewhere'"))
+  plan = plan_study(str(tmp_path / 'arms.gin'), f'{tmp_path}/runs/arms', data_dir='images')
+  assert plan.pretraining_folders[-1] == 'elsewhere'
+
+
 def test_a_pre_training_from_which_no_run_starts_is_not_made(tmp_path):
   (tmp_path / 'arms.gin').write_text(ON_THE_TARGET + """
 Study.pretraining = {

@@ -16,6 +16,8 @@ def test_seeds_are_added_to_the_axis_that_binds_them():
   assert axis == 'random' and list(extended) == ['init', 'random']
   assert extended['random'] == {'s7': ('run.seed = 7',), 'x': ('run.seed = 0',), 'seed1': ('run.seed = 1',),
                                 'seed2': ('run.seed = 2',)}
+  assert seeds.with_seeds({'seed': {'a': ('run.seed=0',)}}, 2)[0]['seed'] == {'a': ('run.seed=0',),
+                                                                              'seed1': ('run.seed = 1',)}
   assert seeds.with_seeds({'init': {'a': ()}}, 2)[0]['seed'] == {'seed0': ('run.seed = 0',), 'seed1': ('run.seed = 1',)}
 
 
