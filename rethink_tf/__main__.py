@@ -1,5 +1,11 @@
 """Lists the commands: python -m rethink_tf."""
 
+import difflib
+import sys
+from collections.abc import Sequence
+
+from rethink_tf.redaction import redact
+
 COMMANDS = {
   'train': 'train a detector, or continue a run',
   'evaluate': 'score a checkpoint of a run on held-out images',
@@ -26,5 +32,16 @@ def text() -> str:
                     'From Python: rethink_tf.api. Documentation: README.md and docs/.'])
 
 
+def main(arguments: Sequence[str]) -> int:
+  """Print the commands; with any other argument than --help an error, with the command that is meant. The exit code."""
+  if not arguments or arguments[0] in ('-h', '--help', 'help'):
+    print(text())
+    return 0
+  close = difflib.get_close_matches(arguments[0], COMMANDS, n=1)
+  meant = f'write python -m rethink_tf.{close[0]} ...' if close else 'python -m rethink_tf lists the commands'
+  print(f'error: unexpected argument {redact(arguments[0])!r}: {meant}', file=sys.stderr)
+  return 1
+
+
 if __name__ == '__main__':
-  print(text())
+  sys.exit(main(sys.argv[1:]))

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from rethink_tf import gin_files
-from rethink_tf.__main__ import COMMANDS
+from rethink_tf.__main__ import COMMANDS, main
 from tests import tiny
 from tests.in_process import call
 
@@ -195,3 +195,16 @@ def test_the_package_lists_its_commands(tmp_path):
   result = subprocess.run([sys.executable, '-m', 'rethink_tf'], cwd=tmp_path, env=environment,
                           capture_output=True, text=True)
   assert all(f'python -m rethink_tf.{command} ' in result.stdout for command in COMMANDS)
+
+
+@pytest.mark.parametrize('arguments, line', [
+  (['train', '--gin_file=gin_configs/demo.gin'], "unexpected argument 'train': write python -m rethink_tf.train ..."),
+  (['evalute'], "unexpected argument 'evalute': write python -m rethink_tf.evaluate ..."),
+  (['--data_dir=https://me:secret@host'],
+   "unexpected argument '--data_dir=https://***@host': python -m rethink_tf lists the commands"),
+])
+def test_a_command_after_a_space_is_an_error(arguments, line, capsys):
+  """Until 0.2.0 the list was printed, with exit code 0: a script took it for a training that had succeeded."""
+  assert main(arguments) == 1
+  assert capsys.readouterr() == ('', f'error: {line}\n')
+  assert main(['--help']) == 0 and 'python -m rethink_tf.train' in capsys.readouterr().out
