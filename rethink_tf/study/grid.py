@@ -35,7 +35,7 @@ class Trial(NamedTuple):
 
 
 class Length(NamedTuple):
-  """Schedule of a trial, from its configuration."""
+  """What a study reads from the configuration of a trial: schedule, evaluations, data, weights and graph."""
 
   steps: int
   batch_size: int
@@ -258,7 +258,7 @@ def _weights() -> str | None:
 
 
 def length(trial: Trial, more: Sequence[str] = ()) -> Length:
-  """Parse a trial's configuration, with `more` bindings, and return its schedule.
+  """Parse a trial's configuration, with `more` bindings, and return what a study reads from it.
 
   Raises:
     UserError: the configuration is not valid, or its schedule is not a KTimesSchedule.

@@ -220,7 +220,7 @@ class SaveCheckpoints(tf_keras.callbacks.Callback):
   def on_train_begin(self, logs: Logs | None = None) -> None:
     # Step 0 has nothing to save; any other one has been restored from a checkpoint.
     self._before = self._saved_step = iterations(self.model.optimizer)
-    self._settle(self._before, self._interruption.received is not None)
+    self._between_steps(self._before, self._interruption.received is not None)
 
   def on_train_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
     self._interruption.deferred = self._traced  # tracing the first step may take minutes, with nothing to save
@@ -236,7 +236,7 @@ class SaveCheckpoints(tf_keras.callbacks.Callback):
       if self._interruption.received is not None and time.monotonic() - begin >= patience:
         if self._before != self._saved_step:
           self._save(self._before)
-        self._settle(self._before, ends=True)
+        self._between_steps(self._before, ends=True)
 
   def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
     step = iterations(self.model.optimizer)
@@ -245,14 +245,14 @@ class SaveCheckpoints(tf_keras.callbacks.Callback):
     if due or ends:
       self._save(step)
     self._before, self._traced = step, True
-    self._settle(step, ends)
+    self._between_steps(step, ends)
 
   def on_train_end(self, logs: Logs | None = None) -> None:
     step = iterations(self.model.optimizer)
     if step != self._saved_step and not self._save(step):
       raise UserError(f'the last checkpoint (step {step}) could not be written (the reason is logged above): free '
                       'space and run the same command again; it resumes from the newest checkpoint')
-    self._settle(step, not self._interruption.shared and self._interruption.received is not None)
+    self._between_steps(step, not self._interruption.shared and self._interruption.received is not None)
 
   def _save(self, step: int) -> bool:
     saved = self._checkpoints.save(step, self._trackables, self._state())
@@ -260,8 +260,8 @@ class SaveCheckpoints(tf_keras.callbacks.Callback):
       self._saved_step = step
     return saved
 
-  def _settle(self, step: int, ends: bool) -> None:
-    """Between steps: let signals end training at once if everything is saved; raise Interrupted if `ends`."""
+  def _between_steps(self, step: int, ends: bool) -> None:
+    """Let signals end training at once if everything is saved; raise Interrupted if `ends`."""
     interruption = self._interruption
     interruption.deferred = step != self._saved_step or interruption.shared  # other workers must end at the same step
     interruption.message = f'stopped; the same command resumes from step {self._saved_step}'
