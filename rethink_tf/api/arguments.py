@@ -64,7 +64,7 @@ def path(value: Any, name: str) -> str:
   return os.path.expanduser(text)
 
 
-def optional(value: Any, name: str) -> str | None:
+def optional_path(value: Any, name: str) -> str | None:
   """Return a path as text, or None."""
   return None if value is None else path(value, name)
 
@@ -74,7 +74,7 @@ def paths(value: Any, name: str) -> list[str]:
   return [path(one, name) for one in _several(value, str | os.PathLike, name, 'a path, as text or pathlib.Path')]
 
 
-def strings(value: Any, name: str) -> list[str]:
+def bindings(value: Any, name: str) -> list[str]:
   """Return one binding or several as a list."""
   found = _several(value, str, name, "a binding as text, as 'SCHEDULE = 2'")
   for one in found:
@@ -90,14 +90,14 @@ def number(value: Any, name: str, low: float, high: float) -> float:
   return float(value)
 
 
-def count(value: Any, name: str) -> int:
+def positive_integer(value: Any, name: str) -> int:
   """Return a whole number of 1 or more."""
   if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
     raise UserError(f'{name} = {excerpt(value)}: use a whole number, 1 or more')
   return int(value)
 
 
-def switch(value: Any, name: str) -> bool:
+def boolean(value: Any, name: str) -> bool:
   """Return True or False; the text 'False' would count as true."""
   if not isinstance(value, bool | np.bool_):
     raise UserError(f'{name} = {excerpt(value)}: use True or False')

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 from rethink_tf.api.arguments import (
   Path,
+  bindings,
+  boolean,
   configuration,
   errors_in_one_line,
   number,
-  optional,
+  optional_path,
   path,
   paths,
-  strings,
-  switch,
 )
 from rethink_tf.errors import UserError, excerpt
 
@@ -48,10 +48,10 @@ def train(gin_files: Path | Sequence[Path], gin_params: str | Sequence[str] = ()
   from rethink_tf.gin_files import default_run_folder
   from rethink_tf.training import loop
 
-  files, params = paths(gin_files, 'gin_files'), strings(gin_params, 'gin_params')
-  changes = switch(allow_changes, 'allow_changes')
-  folder = optional(model_dir, 'model_dir') or default_run_folder(files)
-  with configuration(files, params, optional(data_dir, 'data_dir'), optional(weights, 'weights')):
+  files, params = paths(gin_files, 'gin_files'), bindings(gin_params, 'gin_params')
+  changes = boolean(allow_changes, 'allow_changes')
+  folder = optional_path(model_dir, 'model_dir') or default_run_folder(files)
+  with configuration(files, params, optional_path(data_dir, 'data_dir'), optional_path(weights, 'weights')):
     return loop.train(experiment.run('train', folder, allow_changes=changes))
 
 
@@ -76,10 +76,10 @@ def evaluate(model_dir: Path, checkpoint: str | int = 'latest', gin_files: Path 
   from rethink_tf.gin_files import saved_config
 
   folder, files = path(model_dir, 'model_dir'), paths(gin_files, 'gin_files')
-  changes = switch(allow_changes, 'allow_changes')
+  changes = boolean(allow_changes, 'allow_changes')
   # The devices of this machine, not those of the run.
-  params = ["strategy.kind = 'default'", *strings(gin_params, 'gin_params')]
-  with configuration([saved_config(folder), *files], params, optional(data_dir, 'data_dir')):
+  params = ["strategy.kind = 'default'", *bindings(gin_params, 'gin_params')]
+  with configuration([saved_config(folder), *files], params, optional_path(data_dir, 'data_dir')):
     return on_demand.evaluate(experiment.run('evaluate', folder, checkpoint=checkpoint, allow_changes=changes))
 
 
@@ -128,10 +128,10 @@ def inspect_data(gin_files: Path | Sequence[Path], gin_params: str | Sequence[st
   from rethink_tf.gin_files import argument, default_run_folder
   from rethink_tf.inspect_data import inspection
 
-  files, params = paths(gin_files, 'gin_files'), strings(gin_params, 'gin_params')
-  folder = optional(output, 'output') or f'{default_run_folder(files)}/data'
+  files, params = paths(gin_files, 'gin_files'), bindings(gin_params, 'gin_params')
+  folder = optional_path(output, 'output') or f'{default_run_folder(files)}/data'
   names = ('train_source', 'eval_source', 'train_input', 'batch_size', 'seed')
-  with configuration(files, params, optional(data_dir, 'data_dir')):
+  with configuration(files, params, optional_path(data_dir, 'data_dir')):
     train_source, eval_source, train_input, batch_size, seed = (argument(experiment.run, name) for name in names)
     return inspection.inspect(train_source, eval_source, lambda source: train_input(source, batch_size, seed),
                               folder)
@@ -161,10 +161,10 @@ def inspect_run(model_dir: Path, output: Path | None = None, data_dir: Path | No
   from rethink_tf.gin_files import argument, bound, saved_config
   from rethink_tf.inspect_run import inspection, results
 
-  run, output = path(model_dir, 'model_dir'), optional(output, 'output')
+  run, output = path(model_dir, 'model_dir'), optional_path(output, 'output')
   iou, score = number(iou, 'iou', 0, 1), None if score is None else number(score, 'score', 0, 1)
-  folder, params = results.newest_results(run), strings(gin_params, 'gin_params')
-  with configuration([saved_config(run)], params, optional(data_dir, 'data_dir')):
+  folder, params = results.newest_results(run), bindings(gin_params, 'gin_params')
+  with configuration([saved_config(run)], params, optional_path(data_dir, 'data_dir')):
     source = argument(experiment.run, 'eval_source')(training=False)
     return inspection.inspect(folder, source, output, keypoint_sigmas=bound('CocoEvaluator.keypoint_sigmas'), iou=iou,
                               score=score)

@@ -10,14 +10,14 @@ import numpy as np
 
 from rethink_tf.api.arguments import (
   Path,
+  bindings,
+  boolean,
   configuration,
-  count,
   errors_in_one_line,
   number,
   path,
   paths,
-  strings,
-  switch,
+  positive_integer,
 )
 from rethink_tf.errors import UserError, excerpt
 
@@ -74,10 +74,10 @@ class Detector:
     from rethink_tf import experiment
     from rethink_tf.predict import detectors
 
-    folder, batch = path(model_dir, 'model_dir'), count(batch, 'batch')
-    averages, changes = switch(averages, 'averages'), switch(allow_changes, 'allow_changes')
-    overriding, bindings = paths(gin_files, 'gin_files'), strings(gin_params, 'gin_params')
-    params = [*detectors.run_bindings(folder, batch), *bindings]
+    folder, batch = path(model_dir, 'model_dir'), positive_integer(batch, 'batch')
+    averages, changes = boolean(averages, 'averages'), boolean(allow_changes, 'allow_changes')
+    overriding, params = paths(gin_files, 'gin_files'), bindings(gin_params, 'gin_params')
+    params = [*detectors.run_bindings(folder, batch), *params]
     with configuration(detectors.run_files(folder, overriding), params):
       built = experiment.run('evaluate', folder, allow_changes=changes)
       return cls(detectors.RunDetector(built, checkpoint, averages))
@@ -92,7 +92,7 @@ class Detector:
     """
     from rethink_tf.predict import detectors
 
-    return cls(detectors.SavedModelDetector(path(folder, 'folder'), count(batch, 'batch')))
+    return cls(detectors.SavedModelDetector(path(folder, 'folder'), positive_integer(batch, 'batch')))
 
   @property
   def categories(self) -> list[Category]:
@@ -124,7 +124,7 @@ class Detector:
     from rethink_tf.predict.detectors import detect_all
     from rethink_tf.predict.image_files import ImageArrays, ImageFiles
 
-    threshold, upright = number(threshold, 'threshold', 0, 1), switch(upright, 'upright')
+    threshold, upright = number(threshold, 'threshold', 0, 1), boolean(upright, 'upright')
     inputs = _expand(images)
     sources: list[tuple[UnannotatedImages, list[int]]] = []  # with the indices of their images in `inputs`
     files = [i for i, (_, image) in enumerate(inputs) if isinstance(image, str)]
