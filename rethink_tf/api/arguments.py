@@ -1,4 +1,7 @@
-"""Arguments of the API: checks of their types, configurations of gin files, and errors in one line."""
+"""Arguments of the API: checks of their types, configurations of gin files, and errors in one line.
+
+Every check takes the name of the argument, and raises a UserError with it for a value of another type or range.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,7 @@ def errors_in_one_line() -> Iterator[None]:
 
 
 def path(value: Any, name: str) -> str:
-  """Return a path as text, with the home directory for ~. name: of the argument, in errors, as below."""
+  """Return a path as text, with the home directory for ~."""
   text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
   if not isinstance(text, str) or not text:
     raise UserError(f'{name} = {excerpt(value)}: use a path, as text or pathlib.Path')

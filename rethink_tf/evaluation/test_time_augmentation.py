@@ -172,6 +172,7 @@ class Predictor:
     return masks if total is None else total + masks
 
   def mean_masks(self, total: tf.Tensor, detections: Detections) -> Detections:
+    """Give detections the mean mask probabilities of all views, from their sum [B, D, 28, 28]."""
     return detections._replace(masks=total / (len(self.settings.resizes) * (1 + self.settings.flip)))
 
   def add_heatmaps(self, sums: tuple[tf.Tensor, tf.Tensor] | None, detections: Detections, images: tf.Tensor,

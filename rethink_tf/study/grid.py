@@ -194,7 +194,11 @@ def bound_names(entry: str) -> list[str]:
 
 def files_and_bindings(entries: Sequence[str], pretrained: Mapping[str, str]
                        ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-  """Separate gin files and bindings, and replace '{name}' by the run folder of that pre-training."""
+  """Separate gin files and bindings, and replace '{name}' by the run folder of that pre-training.
+
+  Raises:
+    UserError: there is no pre-training of that name.
+  """
   def fill(match: re.Match[str]) -> str:
     if match.group(1) not in pretrained:
       raise UserError(f'Study: {{{match.group(1)}}} is not in Study.pretraining ({", ".join(pretrained) or "empty"})')

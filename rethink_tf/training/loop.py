@@ -113,7 +113,11 @@ def _start(experiment: Experiment) -> tuple[int, dict[str, Any] | None, list[tf_
 
 
 def divide_batch(batch_size: int, images_per_device: int, replicas: int) -> Devices:
-  """Divide a global batch evenly over the replicas, then into micro-batches of at most `images_per_device`."""
+  """Divide a global batch evenly over the replicas, then into micro-batches of at most `images_per_device`.
+
+  Raises:
+    UserError: the batch is no multiple of the replicas.
+  """
   if batch_size % replicas:
     raise UserError(f'BATCH_SIZE = {batch_size} is no multiple of the {replicas} devices that share it')
   share = batch_size // replicas

@@ -68,6 +68,7 @@ class SGD(tf_keras.optimizers.Optimizer):
     return 1., 0. if kind in ('gamma', 'beta') else self.decay
 
   def update_step(self, gradient: tf.Tensor | tf.IndexedSlices, variable: tf.Variable) -> None:
+    """Apply one gradient, of the shape of its variable; Keras calls it for each variable."""
     if isinstance(gradient, tf.IndexedSlices):
       gradient = tf.convert_to_tensor(gradient)
     # By index: the variable's name on the second replica ends in `replica_1`.

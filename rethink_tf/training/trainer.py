@@ -46,6 +46,7 @@ class Trainer(tf_keras.Model):
   # tf.function(autograph=False).
   @tf.autograph.experimental.do_not_convert
   def train_step(self, batch: Batch) -> Losses:
+    """Update the weights by this replica's share of a batch; return the means of the losses since reset_metrics."""
     losses, gradients = self.gradients(batch) if self.micro_batches == 1 else self.accumulated_gradients(batch)
     self.optimizer.apply_gradients(zip(gradients, self.detector.trainable_variables, strict=True))
     for name, mean in self.loss_means.items():
@@ -102,7 +103,7 @@ class Trainer(tf_keras.Model):
       lambda x: tf.reshape(x, tf.concat([[n, x.shape[0] // n], tf.shape(x)[1:]], 0)), batch)
 
   def make_train_function(self, force: bool = False) -> Callable[..., Any]:
-    """Where XLA compiles the step, one graph for each padded shape, all of it static; else Keras' one for all."""
+    """Return the function of `fit`: with xla one static graph for each padded shape, else Keras' one for all."""
     if not getattr(self.detector, 'xla', False):
       return super().make_train_function(force)
     strategy = self.distribute_strategy
@@ -119,6 +120,7 @@ class Trainer(tf_keras.Model):
 
   @tf.autograph.experimental.do_not_convert
   def predict_step(self, batch: Batch | LabelledImages) -> Detections | tf.Tensor:
+    """Detections, or logits of a classifier [B, L], of this replica's images."""
     return self.detector(batch.images, batch.image_sizes, training=False).predictions
 
   def predict_batch(self, batch: Batch | LabelledImages) -> Detections | tf.Tensor:
@@ -179,6 +181,7 @@ class Trainer(tf_keras.Model):
     self.built = True
 
   def make_metrics(self, names: Sequence[str]) -> None:
+    """Create the means that are logged, one for each name that `gradients` returns, as 'loss/rpn/box'."""
     self.loss_means = {name: tf_keras.metrics.Mean(name) for name in names}
 
   @property
@@ -186,6 +189,7 @@ class Trainer(tf_keras.Model):
     return list(self.loss_means.values())
 
   def call(self, batch: Batch, training: bool = False) -> Any:
+    """Outputs of the detector, whose labels are those of the batch."""
     return self.detector(batch.images, batch.image_sizes, labels=batch, training=training)
 
 
