@@ -4,6 +4,7 @@ import difflib
 import sys
 from collections.abc import Sequence
 
+from rethink_tf.process.output import protect_output
 from rethink_tf.redaction import redact
 
 COMMANDS = {
@@ -44,4 +45,5 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == '__main__':
+  protect_output(report=False)  # python -m rethink_tf | head
   sys.exit(main(sys.argv[1:]))

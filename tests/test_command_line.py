@@ -208,3 +208,14 @@ def test_a_command_after_a_space_is_an_error(arguments, line, capsys):
   assert main(arguments) == 1
   assert capsys.readouterr() == ('', f'error: {line}\n')
   assert main(['--help']) == 0 and 'python -m rethink_tf.train' in capsys.readouterr().out
+
+
+def test_the_list_may_be_read_in_part():
+  """`python -m rethink_tf | head`: nobody reads the rest."""
+  reading, writing = os.pipe()
+  os.close(reading)
+  environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHONUNBUFFERED': '1'}
+  result = subprocess.run([sys.executable, '-m', 'rethink_tf'], env=environment, stdout=writing,
+                          stderr=subprocess.PIPE, text=True)
+  os.close(writing)
+  assert (result.returncode, result.stderr) == (0, '')
