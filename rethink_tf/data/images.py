@@ -22,8 +22,9 @@ from rethink_tf.storage.files import open_regular
 
 # max_pixels replaces Pillow's own limit.
 warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-# An image that OpenCV cannot read raises an ImageError with its name; OpenCV's own message names no file.
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+# An image that OpenCV cannot read raises an ImageError with its name; OpenCV's own message names no file. The
+# wheels of 4.12 and before have no cv2.utils.logging.
+(cv2.utils.logging if hasattr(cv2.utils, 'logging') else cv2).setLogLevel(0)
 
 _START_OF_JPEG = b'\xff\xd8'
 _END_OF_JPEG = b'\xff\xd9'
