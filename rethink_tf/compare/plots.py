@@ -69,7 +69,7 @@ def colours(runs: Sequence[Run]) -> dict[str, str]:
   by_name = {}
   for init in inits:
     for number, by_length in enumerate(by_arm(sides(runs, init)).values()):
-      shades = LinearSegmentedColormap.from_list(init, SHADES[init][number % len(SHADES[init])])
+      shades = LinearSegmentedColormap.from_list(init, list(SHADES[init][number % len(SHADES[init])]))
       for place, side in enumerate(by_length):
         shade = to_hex(shades(place / max(1, len(by_length) - 1)))
         by_name |= {run.name: shade for run in side.runs}
