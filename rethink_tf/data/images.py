@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 import struct
 import warnings
 
@@ -17,14 +18,16 @@ from PIL import Image, ImageOps
 
 from rethink_tf.data.bit_depth import to_8_bits
 from rethink_tf.data.image_notes import ImageNotes, exif_orientation, jpeg_header_end
-from rethink_tf.errors import in_one_line
+from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.storage.files import open_regular
 
 # max_pixels replaces Pillow's own limit.
 warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-# An image that OpenCV cannot read raises an ImageError with its name; OpenCV's own message names no file. The
-# wheels of 4.12 and before have no cv2.utils.logging.
-(cv2.utils.logging if hasattr(cv2.utils, 'logging') else cv2).setLogLevel(0)
+if int(cv2.__version__.split('.')[0]) < 5:  # setup.py asks for it, but opencv-python writes into the same folder
+  raise UserError(f'{os.path.dirname(cv2.__file__)} is OpenCV {cv2.__version__}, but 5.0 or later is needed: pip '
+                  'uninstall opencv-python, then pip install --force-reinstall --no-deps opencv-python-headless')
+# An image that OpenCV cannot read raises an ImageError with its name; OpenCV's own message names no file.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 _START_OF_JPEG = b'\xff\xd8'
 _END_OF_JPEG = b'\xff\xd9'

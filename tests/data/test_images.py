@@ -1,8 +1,10 @@
 """Decoding of image files: formats, EXIF, damaged files, and headers with false sizes."""
 
+import importlib
 import io
 import resource
 import struct
+import sys
 import zlib
 
 import cv2
@@ -12,6 +14,7 @@ from PIL import Image
 
 from rethink_tf.data.image_notes import TURNED, ImageNotes
 from rethink_tf.data.images import TURNS, ImageError, decode, header_size, measure
+from rethink_tf.errors import UserError
 
 
 def encode(pixels, kind='JPEG', **options):
@@ -245,3 +248,10 @@ def test_a_png_chunk_longer_than_the_file_allocates_nothing(pixels):
   before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   np.testing.assert_array_equal(decode(bytes(data), 'chunk.png'), pixels)  # the pixels are all there: Pillow reads them
   assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+
+
+def test_an_opencv_that_another_package_has_replaced_is_named(monkeypatch):
+  monkeypatch.setattr(cv2, '__version__', '4.12.0')
+  monkeypatch.delitem(sys.modules, 'rethink_tf.data.images')
+  with pytest.raises(UserError, match='is OpenCV 4.12.0, but 5.0 or later is needed: pip uninstall opencv-python'):
+    importlib.import_module('rethink_tf.data.images')
