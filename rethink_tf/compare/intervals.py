@@ -17,6 +17,8 @@ normal values), with ρ = 0.5, about what the studies in results/ have.
 
 Images. A class that few images hold makes the bootstrap's variance too small and uncertain: `HeldOut`.
 
+Ends. A difference of AP lies within ±100 points, where an interval ends too: coverage stays what it is.
+
 Coverage in simulated studies: results/coverage.md.
 """
 
@@ -36,6 +38,7 @@ from rethink_tf.console import signed
 # sentence about differences that cannot be resolved; never in an interval.
 _MEASURED_SPREAD, _MEASURED_IMAGES = 2.3, 200
 _CORRELATION = 0.5  # ρ above
+LARGEST = 100.0  # difference of AP, in points
 Values = float | np.ndarray  # of one comparison, or of as many as an array has
 
 
@@ -102,9 +105,21 @@ class Interval(NamedTuple):
   confidence: float = 0.95
   resolved: float | None = None  # not None: one seed a side; about the smallest difference that could be distinguished
 
+  @classmethod
+  def around(cls, value: float, half: float, confidence: float, resolved: float | None = None) -> Interval:
+    """Return the interval of half a width to either side, as far as differences can be."""
+    return cls(value, max(value - half, -LARGEST), min(value + half, LARGEST), confidence,
+               None if resolved is None else min(resolved, LARGEST))
+
   @property
   def half(self) -> float:
-    return (self.high - self.low) / 2
+    """Half of the width; of an interval that ends at the largest difference the longer side."""
+    return max(self.high - self.value, self.value - self.low)
+
+  @property
+  def is_cut(self) -> bool:
+    """Whether it ends at the largest difference."""
+    return self.low <= -LARGEST or self.high >= LARGEST
 
   def __str__(self) -> str:
     return f'{signed(self.value)} [{signed(self.low)}, {signed(self.high)}]'
@@ -159,9 +174,8 @@ def difference(first: SideScores, second: SideScores, spreads: Spreads | None, h
   if spreads is None:
     half = float(quantile(tail, held_out.degrees)) * math.sqrt(images)
     assumed = _MEASURED_SPREAD ** 2 * _MEASURED_IMAGES / held_out.num_images * sum(1 / n for n in seeds)
-    return Interval(value, value - half, value + half, confidence, 2 * math.sqrt(images + assumed))
-  half = float(half_width(images, spreads, seeds, held_out, tail))
-  return Interval(value, value - half, value + half, confidence)
+    return Interval.around(value, half, confidence, 2 * math.sqrt(images + assumed))
+  return Interval.around(value, float(half_width(images, spreads, seeds, held_out, tail)), confidence)
 
 
 def outside(confidence: float, comparisons: int = 1, look: Look | None = None) -> float:

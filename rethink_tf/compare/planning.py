@@ -146,8 +146,10 @@ def needed(side: Side, best: Side, differences: Differences, margin: float, sche
   # Above or below 0, within the margin, or at least not further below than that.
   target = max(abs(difference.value), margin - abs(difference.value), difference.value + margin)
   digits = 1 if f'{difference.half:.1f}' != f'{target:.1f}' else 2  # equal numbers would contradict the sentence
-  text = (f'The interval is {difference.half:.{digits}f} points to either side, and {target:.{digits}f} would settle '
-          'it: ')
+  width = f'is {difference.half:.{digits}f} points to either side, and {target:.{digits}f} would settle it: '
+  if difference.is_cut:
+    width = f'ends where differences do, and {target:.{digits}f} points to either side would settle it: '
+  text = f'The interval {width}'
   noise = Noise.measured(differences.scores(side), differences.scores(best), spreads, held_out)
   tail = intervals.outside(difference.confidence, len(schedules), differences.look)
   seeds = (len(side.runs), len(best.runs))

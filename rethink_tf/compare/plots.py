@@ -195,15 +195,17 @@ def answer(verdict: Verdict, margin: float) -> Figure:
   highest = verdict.pretrained.mean(metric)
   axes.axhspan(highest - margin, highest + margin, color=COLOURS[1], alpha=0.15, linewidth=0,
                label=f'best pre-trained \u00b1 {points(margin)}')
-  half = [np.nan if step.difference is None or step.difference.resolved is not None else step.difference.half
-          for step in verdict.steps]
-  known = [step.difference.confidence for step, bar in zip(verdict.steps, half, strict=True) if np.isfinite(bar)]
+  intervals = [None if step.difference is None or step.difference.resolved is not None else step.difference
+               for step in verdict.steps]
+  below_and_above = np.transpose([(np.nan, np.nan) if one is None else (one.value - one.low, one.high - one.value)
+                                  for one in intervals])
+  known = [one.confidence for one in intervals if one is not None]
   bars = f'bars: {percent(known[0])} interval of the difference' if known else 'no intervals'
   for sides_of, colour, marker, style, label in ((verdict.schedules, COLOURS[1], 's', '--', PRETRAINED),
                                                  (scratch, COLOURS[0], 'o', '-', f'from scratch ({bars})')):
     axes.errorbar([side.seen.images for side in sides_of], [side.mean(metric) for side in sides_of],
-                  yerr=half if sides_of is scratch else None, linestyle=style, marker=marker, capsize=4, color=colour,
-                  label=label)
+                  yerr=below_and_above if sides_of is scratch else None, linestyle=style, marker=marker,
+                  capsize=4, color=colour, label=label)
     seeds = [(side.seen.images, run.final(metric)) for side in sides_of for run in side.runs if len(side.runs) > 1]
     if seeds:
       axes.scatter(*zip(*seeds, strict=True), s=10, marker=marker, facecolors='none', edgecolors=colour, linewidths=0.8)
@@ -213,6 +215,8 @@ def answer(verdict: Verdict, margin: float) -> Figure:
   axes.xaxis.set_minor_locator(NullLocator())
   decorate(axes, f'{name} at the end of each schedule', 'schedule (detection training only)', f'{name} (%)')
   axes.margins(x=0.12, y=0.15)
+  low, high = axes.get_ylim()
+  axes.set_ylim(max(low, 0.0), min(high, 100.0))  # of a metric in percent: bars that reach further are cut
   handles, names = axes.get_legend_handles_labels()
   fig.legend(handles, names, loc='outside lower left', frameon=False, fontsize=9)
   return fig

@@ -36,6 +36,7 @@ from rethink_tf.storage.run_folder import RunFolder
 TABLE_METRICS = (
   'box/AP', 'box/AP50', 'box/AP75', 'mask/AP', 'mask/AP50', 'mask/AP75', 'keypoint/AP', 'voc/mAP', 'top-1')
 _OF_A_RUN = ('config.gin', *RunFolder.ALL_METRICS, identity.FILE, 'checkpoints')
+LARGEST_MARGIN = 10.0  # points
 _LOG_SECONDS = 5.0  # reading matches for longer is logged
 
 
@@ -136,8 +137,9 @@ def check_options(margin: float, seed_spread: float | None) -> None:
   Raises:
     UserError: one is out of range.
   """
-  if not 0 <= margin <= 100:
-    raise UserError(f'--margin={margin} must not be negative, nor above 100 points')
+  if not 0 <= margin <= LARGEST_MARGIN:
+    raise UserError(f'--margin={margin:g} must not be negative, nor above {LARGEST_MARGIN:g} points of AP: detectors '
+                    'that far apart are not equal (0.5 is half a point)')
   if seed_spread is not None and not 0 <= seed_spread <= 100:
     raise UserError(f'--seed_spread={seed_spread} must lie between 0 and 100 points')
 

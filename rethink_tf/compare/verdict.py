@@ -33,6 +33,7 @@ EQUAL, BETTER, WORSE, UNSURE = 'equal', 'better', 'worse', 'too noisy to say'
 SCRATCH_SUFFICES, PRETRAIN, OPEN = 'scratch suffices', 'pre-train', 'open'  # answers
 NOT_WORSE, ONE_SEED = 'not worse', 'one seed'
 CAUGHT_UP = (EQUAL, BETTER, NOT_WORSE)
+_LOW = 1.0  # AP in percent, whatever the margin
 
 
 class Step(NamedTuple):
@@ -134,6 +135,14 @@ def _is_low(best: Side, metric: str, margin: float) -> bool:
   return best.mean(metric) <= 2 * margin
 
 
+def _cure_of_low(mean: float, margin: float) -> tuple[str, str]:
+  """Say what is wrong where `_is_low`, and what to do: the margin may be too wide rather than the AP too low."""
+  if mean <= _LOW:
+    return f'AP is too low ({mean:.1f}); train longer', 'Train longer, or look at the predictions for what is wrong.'
+  return (f'a margin of {points(margin)} is too wide for AP of {mean:.1f}; choose a smaller one, or train longer',
+          f'Choose a --margin well below {mean / 2:.1f} points, or train longer.')
+
+
 def _verdict(best: Side, pretrained: Sequence[Side], steps: tuple[Step, ...], differences: Differences,
              margin: float, tried: Sequence[str]) -> Verdict:
   metric, caught_up, longest, need = differences.metric, None, steps[-1], None
@@ -166,10 +175,11 @@ def _verdict(best: Side, pretrained: Sequence[Side], steps: tuple[Step, ...], di
              f'{_measured(longest, metric)} against {versus}, difference {signed(longest.difference.value)}. Train '
              'each side with two or more seeds (run.seed), or give the spread between seeds with --seed_spread.')
   elif longest.difference is not None and _is_low(best, metric, margin):
-    answer, headline = OPEN, f'Cannot tell yet: AP is too low ({best.mean(metric):.1f}); train longer'
+    answer, (short, cure) = OPEN, _cure_of_low(best.mean(metric), margin)
+    headline = f'Cannot tell yet: {short}'
     words = (f'{_measured(longest, metric)} against {versus}{_interval(longest.difference)}: so low that to be within '
-             f'{points(margin)} says nothing. Train longer, or look at the predictions for what is wrong.')
-    need = planning.Need('train longer', words, longer=True, chance=0.0)  # more seeds of nothing tell nothing
+             f'{points(margin)} says nothing. {cure}')
+    need = planning.Need(short, words, longer=True, chance=0.0)  # more seeds of nothing tell nothing
   else:
     shorter = steps[-2].side if len(steps) > 1 else None
     need = planning.needed(longest.side, best, differences, margin, pretrained, shorter)

@@ -203,12 +203,18 @@ def _seeds(seeds: int, look: Look | None) -> str:
 
 
 def _above(plan: StudyPlan, found: Design, noise: Sequence[Noise], seeds: int, look: Look | None) -> str:
-  """Return 'above about 1.9 points (1.5 to 3.0)'; the noise is the expected one, and its range if it is assumed."""
+  """Return 'above about 1.9 points (1.5 to 3.0)', or 'none, ...'.
+
+  noise: the expected one, and its range if it is assumed.
+  """
   degrees = found.degrees(seeds) if plan.seed_spread is None else (np.inf, np.inf)
   tail = intervals.outside(0.95, found.pretrained, look)
   each: list[Precision] = [planning.precision(one, (seeds, seeds), degrees, tail) for one in noise]
-  ends = f' ({each[1].found:.1f} to {each[2].found:.1f})' if len(each) > 1 else ''
-  return f'above about {each[0].found:.1f} points{ends}'
+  found = [min(one.found, intervals.LARGEST) for one in each]
+  if found[0] >= intervals.LARGEST:
+    return 'none, however far apart the sides are'
+  ends = f' ({min(found):.1f} to {max(found):.1f})' if len(found) > 1 else ''
+  return f'above about {found[0]:.1f} points{ends}'
 
 
 def _assumed(plan: StudyPlan, images: int) -> tuple[list[Noise], str]:

@@ -46,6 +46,17 @@ def test_the_legend_names_the_confidence_with_all_its_digits(tmp_path):
   assert any('bars: 99.9 % interval of the difference' in label for label in labels)
 
 
+def test_no_metric_is_drawn_that_cannot_be(tmp_path):
+  """The interval of four images, of which each side finds other ones, is wider than AP."""
+  found = np.array([1, 1, 1, 0], bool)
+  runs = read_runs([write(tmp_path / f'{name}{seed}', np.roll(found, seed + 2 * bool(init)), seed=seed, init=init)
+                    for name, init in (('s', None), ('p', 'w')) for seed in (0, 1)])
+  only, = verdict.verdicts(runs, Differences(runs, 'box/AP', report._matches_reader(runs, 'box/AP'), 100))
+  assert only.steps[0].difference.half > 60
+  low, high = plots.answer(only, 0.5).axes[0].get_ylim()
+  assert 0 <= low < 75 < high <= 100
+
+
 def test_sides_of_one_schedule_stand_beside_each_other_below_its_name(tmp_path):
   paths = [write(tmp_path / f'{init or "s"}{seed}', HALF | bool(seed), k=1, init=init, images=400, seed=seed)
            for init in (None, 'w') for seed in (0, 1)]

@@ -33,11 +33,11 @@ def without_files(monkeypatch):
   monkeypatch.setattr(report, '_write', lambda *content: '')
 
 
-def judge(paths, seed_spread=None):
+def judge(paths, seed_spread=None, margin=0.5):
   """The verdicts, without the cost of a report."""
   runs = groups.independent(read_runs(paths))
   differences = Differences(runs, 'box/AP', report._matches_reader(runs, 'box/AP'), 50, seed_spread=seed_spread)
-  return verdict.verdicts(runs, differences)
+  return verdict.verdicts(runs, differences, margin)
 
 
 @pytest.mark.parametrize('scratch, relation, words', [
@@ -81,6 +81,29 @@ def test_a_few_objects_that_both_sides_find_are_no_certainty(tmp_path):
   only, = judge([write(tmp_path / f'{name}{seed}', all_found, k=2, seed=seed, init=init) for seed in (0, 1)
                  for name, init in (('s', None), ('p', 'w'))])
   assert only.steps[0].relation == verdict.UNSURE and only.steps[0].difference.half > 10
+
+
+def test_differences_that_cannot_be_are_not_claimed(tmp_path):
+  """Three held-out images: the interval without limits is [-44, +111]."""
+  paths = [write(tmp_path / name, np.array(found, bool), k=2, seed=seed, init=init) for name, found, seed, init in (
+    ('s0', (1, 1, 0), 0, None), ('s1', (1, 0, 1), 1, None), ('p0', (1, 0, 0), 0, 'w'), ('p1', (0, 0, 1), 1, 'w'))]
+  comparison = compare(paths, str(tmp_path / 'out'), draws=100)
+  difference = comparison.verdicts[0].steps[0].difference
+  assert difference.high == 100 > difference.value > 0 > difference.low and difference.half > 70
+  assert 'The interval ends where differences do, and 33.8 points to either side would settle it' in comparison.text
+  numbers = [float(number) for number in re.findall(r'[-+]\d+\.\d+', comparison.text)]
+  assert len(numbers) > 10 and max(map(abs, numbers)) == 100
+  only, = compare([paths[0], paths[3]], str(tmp_path / 'alone'), draws=100).verdicts
+  assert only.steps[0].difference.resolved <= 100
+
+
+@pytest.mark.parametrize('margin, cure', [(0.5, 'AP is too low (0.5); train longer'), (
+  5.0, 'a margin of 5 points is too wide for AP of 8.0; choose a smaller one, or train longer')])
+def test_a_margin_as_wide_as_ap_is_not_called_a_low_ap(tmp_path, without_files, margin, cure):
+  of = 2 if margin < 1 else 32
+  only, = judge([write(tmp_path / f'{name}{seed}', share(of, 400), k=2, seed=seed, init=init) for seed in (0, 1)
+                 for name, init in (('s', None), ('p', 'w'))], margin=margin)
+  assert only.headline == f'Cannot tell yet: {cure}' and only.need.chance == 0
 
 
 def test_a_shorter_schedule_that_is_ahead_is_not_passed_over(tmp_path):
@@ -482,7 +505,8 @@ def test_a_metric_that_is_not_finite_is_said_to_be(tmp_path, name, message):
 
 
 @pytest.mark.parametrize('options, message', [
-  ({'metric': 'mask/AP'}, 'scratch has no mask/AP'), ({'margin': -1}, 'negative'), ({'draws': 1}, '--draws'),
+  ({'metric': 'mask/AP'}, 'scratch has no mask/AP'), ({'margin': -1}, 'negative'),
+  ({'margin': 50}, 'nor above 10 points of AP'), ({'draws': 1}, '--draws'),
   ({'confidence': 2}, '--confidence'), ({'seed_spread': -1}, '--seed_spread')])
 def test_options_are_checked(tmp_path, options, message):
   paths = [write(tmp_path / 'scratch', HALF), write(tmp_path / 'p', HALF, init='w')]

@@ -44,6 +44,13 @@ def test_a_study_says_what_it_can_tell(plan):
   assert number(known) < number(words) and 'Given: a standard deviation of 0.3 points' in known
 
 
+def test_no_difference_above_what_ap_can_be_is_promised(plan, early):
+  words = forecast._told(early._replace(seed_spread=40.0), 100)
+  assert '2 seeds: none, however far apart the sides are; 5 seeds, the most: above' in words and number(words) < 100
+  low, high = forecast._told(plan, 2).split('points (')[1].split(')')[0].split(' to ')
+  assert float(low) <= number(forecast._told(plan, 2)) <= float(high)
+
+
 def test_one_seed_says_so_with_the_cure(plan):
   chosen = [i for i, trial in enumerate(plan.trials) if trial.choice['seed'] == 'seed0']
   one = plan._replace(trials=[plan.trials[i] for i in chosen], lengths=[plan.lengths[i] for i in chosen])
