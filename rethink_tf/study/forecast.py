@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import collections
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -22,10 +23,12 @@ from rethink_tf.errors import UserError
 from rethink_tf.storage.metrics_lines import evaluated_steps
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.structures import Source
-from rethink_tf.study.grid import Length
+from rethink_tf.study.grid import Length, Trial
 
 if TYPE_CHECKING:
   from rethink_tf.study.run import StudyPlan
+
+Key = tuple[tuple[str, str], ...]  # settings
 
 
 class Design(NamedTuple):
@@ -66,28 +69,61 @@ def describe(plan: StudyPlan, without_data: bool = False) -> str:
   Raises:
     UserError: the data cannot be read, or no held-out image has an object.
   """
-  try:
-    held_out = _source(plan, training=False)
-  except UserError as error:
-    if not without_data:
-      raise
-    return f'what it can tell is not known: {error.line()}'
-  check_objects(held_out)
-  sentences, missing = [_power(plan, len(held_out.image_ids))], _without_objects(held_out)
-  if missing:
-    names = ', '.join(missing[:5]) + (', ...' if len(missing) > 5 else '')
-    sentences.append(f'{held_out.name}: {len(missing)} of {held_out.num_classes} classes have no held-out object, so '
-                     f'that no AP tells of them: {names}')
-  try:
-    training = _source(plan, training=True)
-  except UserError as error:
-    if not without_data:
-      raise
-    return '. '.join([*sentences, f'the images to train on cannot be read: {error.line()}'])
-  if both := _held_out_too(training, held_out):
-    sentences.append(f'{training.name}: {both} of its {len(training.image_ids)} images are held out too (the same '
-                     'files), so that AP is not that of unseen images: hold out others')
-  return '. '.join(sentences)
+  told, data = [], data_sets(plan)
+  for held_out_of, trainings in data:
+    try:
+      held_out = _source(plan, held_out_of, training=False)
+    except UserError as error:
+      if not without_data:
+        raise
+      told.append(f'what it can tell is not known: {error.line()}')
+      continue
+    check_objects(held_out)
+    if not told:
+      told.append(_power(plan, len(held_out.image_ids)))
+    if missing := _without_objects(held_out):
+      names = ', '.join(missing[:5]) + (', ...' if len(missing) > 5 else '')
+      told.append(f'{held_out.name}: {len(missing)} of {held_out.num_classes} classes have no held-out object, so that '
+                  f'no AP tells of them: {names}')
+    for trial in trainings:
+      about = f'{trial.name}, ' if len(data) > 1 or len(trainings) > 1 else ''
+      try:
+        training = _source(plan, trial, training=True)
+      except UserError as error:
+        if not without_data:
+          raise
+        told.append(f'{about}the images to train on cannot be read: {error.line()}')
+        continue
+      if both := _held_out_too(training, held_out):
+        told.append(f'{about}{training.name}: {both} of its {len(training.image_ids)} images are held out too (the '
+                    'same files), so that AP is not that of unseen images: hold out others')
+  return '. '.join(told)
+
+
+def data_sets(plan: StudyPlan) -> list[tuple[Trial, list[Trial]]]:
+  """Return a run for each held-out data set, and for each of those a run for each data set that is trained on."""
+  found: dict[Key, tuple[Trial, dict[Key, Trial]]] = {}
+  for trial, length in zip(plan.trials, plan.lengths, strict=True):
+    train, held_out = (_of_source(length.settings, split) for split in ('train', 'eval'))
+    found.setdefault(held_out, (trial, {}))[1].setdefault(train, trial)
+  return [(trial, list(trainings.values())) for trial, trainings in found.values()]
+
+
+def _of_source(settings: Mapping[str, Any], split: str) -> Key:
+  """Return the settings of a source and of all parts below it. split: 'train' or 'eval', of run.<split>_source."""
+  found, parts, other = {}, [f'run.{split}_source'], {'train': 'eval/', 'eval': 'train/'}[split]
+  while parts:
+    part = parts.pop()
+    for name in settings.keys() - found.keys():
+      if (name == part or _component(name.rpartition('.')[0]) == part) and not name.startswith(other):
+        found[name] = str(settings[name])
+        parts += map(_component, re.findall(r'@([\w./]+)', found[name]))
+  return tuple(sorted(found.items()))
+
+
+def _component(name: str) -> str:
+  """Return the name of a part, without scopes and modules."""
+  return re.split('[./]', name)[-1]
 
 
 def check_objects(source: Source) -> None:
@@ -153,16 +189,15 @@ def _more_seeds(plan: StudyPlan, more: int, now: int) -> str:
           f'with --max_seeds={now + more} and another --output')
 
 
-def _source(plan: StudyPlan, training: bool) -> Source:
-  """Return the images that the first run is trained on, or those on which it is evaluated.
+def _source(plan: StudyPlan, trial: Trial, training: bool) -> Source:
+  """Return the images that a run is trained on, or those on which it is evaluated.
 
   Raises:
     UserError: they cannot be read: better known now than after the pre-training.
   """
   from rethink_tf import experiment  # registers what gin files name
 
-  first = plan.trials[0]
-  in_place.parse(first.files, first.params, plan.data_dir)
+  in_place.parse(trial.files, trial.params, plan.data_dir)
   try:
     return gin_files.argument(experiment.run, 'train_source' if training else 'eval_source')(training=training)
   finally:

@@ -45,10 +45,10 @@ def test_a_study_says_what_it_can_tell(plan):
 
 
 def test_no_difference_above_what_ap_can_be_is_promised(plan, early):
-  words = forecast._told(early._replace(seed_spread=40.0), 100)
+  words = forecast._power(early._replace(seed_spread=40.0), 100)
   assert '2 seeds: none, however far apart the sides are; 5 seeds, the most: above' in words and number(words) < 100
-  low, high = forecast._told(plan, 2).split('points (')[1].split(')')[0].split(' to ')
-  assert float(low) <= number(forecast._told(plan, 2)) <= float(high)
+  low, high = forecast._power(plan, 2).split('points (')[1].split(')')[0].split(' to ')
+  assert float(low) <= number(forecast._power(plan, 2)) <= float(high)
 
 
 def test_one_seed_says_so_with_the_cure(plan):
@@ -66,9 +66,9 @@ def test_a_study_that_stops_early_names_its_first_and_its_last_look(early):
 
 
 def test_a_study_without_the_question_says_so(plan):
-  scratch = [length for trial, length in zip(plan.trials, plan.lengths, strict=True) if
-             trial.choice['init'] == 'scratch']
-  assert 'without a verdict on pre-training' in forecast.describe(plan._replace(lengths=scratch))
+  scratch = [i for i, trial in enumerate(plan.trials) if trial.choice['init'] == 'scratch']
+  assert 'without a verdict on pre-training' in forecast.describe(plan._replace(
+    trials=[plan.trials[i] for i in scratch], lengths=[plan.lengths[i] for i in scratch]))
 
 
 @pytest.mark.parametrize('question', [True, False])
@@ -112,6 +112,32 @@ def test_images_that_are_held_out_too_are_said_before_anything_is_trained(tmp_pa
   assert words((2, 3, 4)).endswith('train: 2 of its 3 images are held out too (the same files), so that AP is not that '
                                    'of unseen images: hold out others')
   assert 'held out too' not in words((4, 5))
+
+
+def test_every_data_set_of_a_study_is_looked_at(tmp_path):
+  """Not that of the first run alone: an axis may choose the folder, or the number of images."""
+  for folder, held_out in (('a', (4, 5)), ('b', (2, 3))):
+    for split, images in (('train', (1, 2, 3)), ('val', held_out)):
+      small_coco.write(tmp_path / folder, [small_coco.image(i) for i in images],
+                       [small_coco.annotation(i, i) for i in images], split=split)
+
+  def told(values, **options):
+    axes = f"""Study.axes = {{'init': {{'scratch': ()}}, 'data': {values!r}}}"""
+    plan = plan_study('gin_configs/studies/own_data_narrow.gin', str(tmp_path / 'own'), study_params=[axes], **options)
+    return plan, forecast.describe(plan)
+
+  folders = {name: (f'DATA_DIR = {str(tmp_path / name)!r}',) for name in 'ab'}
+  plan, words = told(folders)
+  assert '. scratch_b, b/train: 2 of its 3 images are held out too (the same files)' in words
+  assert words.count('held out too') == 1
+  assert len(forecast.data_sets(plan)) == 2
+  (tmp_path / 'b/annotations/instances_train.json').unlink()
+  assert 'scratch_b, the images to train on cannot be read: ' in forecast.describe(plan, without_data=True)
+  two = 'train/coco.num_images = 2'
+  shares = {'all': (), 'two': (two,), 'two_again': ('run.seed = 1', two)}
+  plan, words = told(shares, data_dir=str(tmp_path / 'a'))
+  assert [[trial.name for trial in trials] for _, trials in forecast.data_sets(plan)] == [
+    ['scratch_all', 'scratch_two']] and 'held out too' not in words
 
 
 def test_voc_folders_are_read_as_they_are(tmp_path):
