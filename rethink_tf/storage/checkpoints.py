@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,8 @@ from rethink_tf.storage.checkpoint_index import VALUE
 from rethink_tf.storage.identity import Identity, check_owner
 from rethink_tf.storage.metrics_lines import ON_DEMAND, evaluated_steps
 from rethink_tf.storage.run_folder import RunFolder
+
+AVERAGES = 'ema'  # name of the averages of weights among the trackables
 
 
 class Best(NamedTuple):
@@ -196,12 +199,15 @@ class RunCheckpoints:
     """Return the step of the newest complete checkpoint, None without any."""
     return next((step for step in reversed(self._listed()) if self._manifest(step) is not None), None)
 
-  def restore(self, trackables: Mapping[str, Any], step: int | None = None) -> dict[str, Any] | None:
+  def restore(self, trackables: Mapping[str, Any], step: int | None = None,
+              otherwise: Mapping[str, Callable[[], None]] = MappingProxyType({})) -> dict[str, Any] | None:
     """Restore the newest sound checkpoint (or that of `step`) into `trackables`; return its state, None without any.
 
     Variables must exist: build model and optimizer first. The variables of each trackable must be the same in the file,
     with the same shapes; names in the file that are not in `trackables` are not read. Damaged checkpoints are skipped
     with a warning.
+
+    otherwise: by name of a trackable that a file may lack as a whole, what to do then once the others are restored.
 
     Raises:
       UserError: the file is of another model or another run; all checkpoints are damaged; that of `step` is missing or
@@ -219,17 +225,21 @@ class RunCheckpoints:
       manifest, values = sound
       if not self._any_run:
         check_owner(self._identity, manifest['state'], folder)
-      _check_same_variables(trackables, {name: value.shape for name, value in values.items()}, folder)
-      status = tf.train.Checkpoint(**trackables).read(_prefix(folder))
+      lacking = trackables.keys() - {name.split('/')[0] for name in values}
+      present = {name: each for name, each in trackables.items() if name not in lacking & otherwise.keys()}
+      _check_same_variables(present, {name: value.shape for name, value in values.items()}, folder)
+      status = tf.train.Checkpoint(**present).read(_prefix(folder))
       status.assert_existing_objects_matched()
       status.expect_partial()  # names that are not in `trackables`
       self.restored_step = candidate
+      for name in trackables.keys() - present.keys():
+        otherwise[name]()
       return manifest['state']
-    present = self._listed()
-    if step is not None and step not in present:  # training, which keeps the newest ones, has removed it meanwhile
+    listed_now = self._listed()
+    if step is not None and step not in listed_now:  # training, which keeps the newest ones, has removed it meanwhile
       raise self._without(step)
-    if step is None and set(present) - set(listed):
-      return self.restore(trackables)
+    if step is None and set(listed_now) - set(listed):
+      return self.restore(trackables, otherwise=otherwise)
     if step is not None:
       others = [other for other in self.steps() if other != step]
       raise UserError(f'the checkpoint of step {step} in {self._run_folder.join("checkpoints")} is damaged'
@@ -358,6 +368,9 @@ def _check_finite(folder: str, step: int) -> None:
 def _check_same_variables(trackables: Mapping[str, Any], in_file: Mapping[str, tuple[int, ...]], folder: str) -> None:
   in_model = {name: variable.shape for name, variable in variables(tf.train.Checkpoint(**trackables)).items()}
   in_file = {name: shape for name, shape in in_file.items() if name.split('/')[0] in trackables}
+  if AVERAGES in trackables and not any(name.split('/')[0] == AVERAGES for name in in_file):
+    raise UserError(f'{folder}: has no averages of the weights, which were not taken at its step (run.ema): choose '
+                    "another checkpoint, or leave them out, as --gin_param='run.ema = None' does")
   differences = [
     ('only in the file', sorted(in_file.keys() - in_model.keys())),
     ('only in the model', sorted(in_model.keys() - in_file.keys())),

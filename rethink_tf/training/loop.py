@@ -21,7 +21,7 @@ from rethink_tf.distributed.strategy import check_same_step, report_lost_workers
 from rethink_tf.errors import Interrupted, UserError, in_one_line
 from rethink_tf.process.signals import PATIENCE_SECONDS
 from rethink_tf.storage import writer_lock
-from rethink_tf.storage.checkpoints import iterations
+from rethink_tf.storage.checkpoints import AVERAGES, iterations
 from rethink_tf.storage.metrics_lines import ON_DEMAND, evaluated_steps
 from rethink_tf.storage.run_folder import RunFolder, write_schedule
 from rethink_tf.storage.writer_lock import WriterLock
@@ -170,8 +170,17 @@ def _plot(folder: RunFolder) -> None:
 
 
 def _restore_or_initialise(experiment: Experiment) -> dict[str, Any]:
-  """Restore the newest checkpoint, or set the initial weights; return the state of the counters."""
-  state = experiment.checkpoints.restore(experiment.trackables)
+  """Restore the newest checkpoint, or set the initial weights; return the state of the counters.
+
+  Averages of a run that had none before start at the weights of the checkpoint.
+  """
+  def start_averages() -> None:
+    logging.warning('%s: the averages of the weights start at those of step %d (run.ema is new here)',
+                    experiment.folder.path, experiment.checkpoints.restored_step)
+    with experiment.strategy.scope():
+      experiment.averages.restart()
+
+  state = experiment.checkpoints.restore(experiment.trackables, otherwise={AVERAGES: start_averages})
   if state is not None:
     return state
   with experiment.strategy.scope():

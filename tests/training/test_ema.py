@@ -13,6 +13,7 @@ from rethink_tf.models.norms import sync_batch_norm
 from rethink_tf.storage.checkpoints import RunCheckpoints
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.structures import LabelledImages
+from rethink_tf.training import loop
 from rethink_tf.training.ema import EvaluatorWithAverages, ExponentialMovingAverage, OnAverages, restore
 from rethink_tf.training.optimizers import SGD
 from rethink_tf.training.trainer import Trainer
@@ -188,9 +189,29 @@ def test_a_resumed_run_has_the_averages_of_an_uninterrupted_one(tmp_path):
   fit(second, [of_second], 3)
   assert_same(averages(of_second), averages(of_whole))
   assert of_second.state.updates.numpy() == 5
-  with pytest.raises(UserError, match='only in the model: ema/averages/0'):  # a run without averages
-    checkpoints.save(3, {'detector': first.detector}, {})
-    checkpoints.restore({'detector': second.detector, 'ema': of_second.state})
+
+
+def test_averages_that_a_run_did_not_have_start_at_its_weights(tmp_path):
+  """run.ema switched on by --allow_changes; where nothing is trained they cannot be had."""
+  before, _ = make()
+  fit(before, [], 2)
+  checkpoints = RunCheckpoints(folder := RunFolder(str(tmp_path)))
+  checkpoints.save(2, {'detector': before.detector, 'optimizer': before.optimizer}, {'progress': {'images': 8}})
+  trainer, average = make(decay=.9)
+  trainer.detector.dense.kernel.assign_add(tf.ones([3, 2]))
+  trackables = {'detector': trainer.detector, 'optimizer': trainer.optimizer, 'ema': average.state}
+  with pytest.raises(UserError, match="no averages of the weights, .*--gin_param='run.ema = None'"):
+    checkpoints.restore(trackables)
+  state = loop._restore_or_initialise(types.SimpleNamespace(
+    folder=folder, trackables=trackables, checkpoints=checkpoints, averages=average,
+    strategy=tf.distribute.get_strategy()))
+  assert state['progress'] == {'images': 8} and trainer.optimizer.iterations.numpy() == 2
+  assert_same(weights(trainer), weights(before))
+  assert_same(averages(average), weights(before))
+  assert average.state.updates.numpy() == 0
+  with pytest.raises(UserError, match='only in the model: optimizer/'):  # nothing else may be missing
+    checkpoints.save(3, {'detector': before.detector}, {})
+    checkpoints.restore(trackables, otherwise={'ema': average.restart})
 
 
 def test_restoring_the_weights_or_their_averages(tmp_path):
