@@ -30,7 +30,8 @@ class DetectionEvaluator(PeriodicEvaluation):
 
   Training waits for prediction only, which needs the devices. Scoring and its report run in a thread in parallel to the
   steps, one evaluation at a time; an error there is raised at the next step. A kill loses at most the evaluation that
-  is being scored; after a signal, training waits for it for some seconds (settle).
+  is being scored, which training repeats when it resumes; after a signal, training waits for it for some seconds
+  (settle).
 
   Of several workers each predicts its share of the batches and sends the detections to the chief, in a thread too.
 
@@ -102,8 +103,7 @@ class DetectionEvaluator(PeriodicEvaluation):
     """Wait for the scoring thread, at most so long: the process is about to end, and the thread with it."""
     if self._scoring is not None and concurrent.futures.wait([self._scoring], seconds).not_done:
       logging.warning('the evaluation at step %d was not complete after %g s: what it has not written is lost; '
-                      'python -m rethink_tf.evaluate --checkpoint=%d makes it up', self._evaluated_step, seconds,
-                      self._evaluated_step)
+                      'training repeats it when it resumes', self._evaluated_step, seconds)
 
   def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
     if self._scoring is not None and self._scoring.done():

@@ -48,6 +48,8 @@ def train(experiment: Experiment) -> dict[str, float]:
   total_steps, inputs, evaluator = experiment.total_steps, experiment.train_input, experiment.evaluator
   with writer_lock.held(folder, workers.chief) as lock:
     start, state, corrections = _start(experiment)
+    if experiment.own_evaluation:
+      _make_up(experiment, start)
     progress = ProgressAndMetrics(folder, total_steps, inputs.facts, every=experiment.log_every, start_state=state)
     interruption = Interruption(StopTogether(workers) if workers.count > 1 else None)
     saving = SaveCheckpoints(experiment.checkpoints, experiment.trackables, lambda: {'progress': progress.state()},
@@ -82,6 +84,32 @@ def train(experiment: Experiment) -> dict[str, float]:
 def _is_evaluated(folder: RunFolder, step: int) -> bool:
   """Whether the evaluation of a step by training itself is recorded: a signal or a kill may have ended it."""
   return step in evaluated_steps(folder.readable_metrics() or (), on_demand=False)
+
+
+def _make_up(experiment: Experiment, start: int) -> None:
+  """Repeat the evaluation that a kill has ended while it was scored, beside the steps to a later checkpoint.
+
+  Only the last one before `start` can be lost so: each waits for the one before. That of `start` follows in `fit`.
+  """
+  folder, checkpoints = experiment.folder, experiment.checkpoints
+  step = next((step for step in range(start - 1, 0, -1) if experiment.due(step)), None)
+  if step is None or checkpoints.restored_step is None or folder.readable_metrics() is None or (
+      _is_evaluated(folder, step)):
+    return
+  lost = f'{folder.path}: the evaluation of step {step} is not in metrics.jsonl: the process ended while it was scored'
+  if step not in checkpoints.steps() or not checkpoints.is_sound(step):
+    logging.warning('%s, and its checkpoint is not there any more: curves and the choice of the best checkpoint are '
+                    'without it', lost)
+    return
+  try:
+    checkpoints.restore(experiment.trackables, step)
+  except UserError as error:  # as of a network that was changed since
+    logging.warning('%s, and it cannot be repeated: %s', lost, error.line())
+  else:
+    logging.info('%s; it is repeated, from its checkpoint', lost)
+    experiment.evaluator.evaluate(step, {})
+  otherwise = {} if experiment.averages is None else {AVERAGES: experiment.averages.restart}
+  checkpoints.restore(experiment.trackables, start, otherwise)
 
 
 def _start(experiment: Experiment) -> tuple[int, dict[str, Any] | None, list[tf_keras.callbacks.Callback]]:

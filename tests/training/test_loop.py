@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import logging
+import shutil
 import signal
 import types
 
@@ -50,8 +52,8 @@ def of_four_steps(monkeypatch, start, folder, checkpoints, evaluator, trainer=No
   monkeypatch.setattr(loop.compilation, 'ahead', lambda *_: contextlib.nullcontext())
   return types.SimpleNamespace(
     folder=folder, workers=ALONE, checkpoints=checkpoints, trainer=trainer, total_steps=4, trackables={}, log_every=1,
-    checkpoint_every=2, due=lambda step: False, own_evaluation=True, evaluator=evaluator, batches=lambda start: None,
-    train_input=types.SimpleNamespace(facts=None))
+    checkpoint_every=2, due=lambda step: False, averages=None, own_evaluation=True, evaluator=evaluator,
+    batches=lambda start: None, train_input=types.SimpleNamespace(facts=None))
 
 
 def test_after_a_signal_the_evaluation_in_a_thread_is_waited_for(tmp_path, monkeypatch):
@@ -85,6 +87,36 @@ def test_a_final_evaluation_that_was_lost_is_one_of_training(tmp_path, monkeypat
   line = folder.read_metrics()[-1]
   assert line.get(ON_DEMAND, False) is not lost
   assert json.loads((tmp_path / 'best.json').read_text())['value'] == (30.0 if lost else 20.0)
+
+
+@pytest.mark.parametrize('case', ['lost', 'recorded', 'on demand', 'without its checkpoint', 'of another network'])
+def test_an_evaluation_that_a_kill_has_ended_is_repeated(tmp_path, monkeypatch, caplog, case):
+  """Scoring of step 2 went on beside the steps to the checkpoint of step 3, from which training resumes."""
+  folder, module = RunFolder(str(tmp_path)), tf.Module()
+  checkpoints, module.value, seen = RunCheckpoints(folder), tf.Variable(0.0), []
+  for step in (2, 3):
+    module.value.assign(step)
+    checkpoints.save(step, {'model': module}, {})
+  if case in ('recorded', 'on demand'):
+    folder.append_metrics({'kind': 'eval', 'step': 2, ON_DEMAND: case == 'on demand'})
+  elif case == 'without its checkpoint':
+    shutil.rmtree(tmp_path / 'checkpoints/step-00000002')
+  elif case == 'of another network':
+    checkpoints.save(2, {'model': tf.Module()}, {})
+  checkpoints.restore({'model': module})
+  evaluator = types.SimpleNamespace(
+    last={}, evaluate=lambda step, extra: seen.append((step, float(module.value), extra)))
+  experiment = of_four_steps(monkeypatch, 3, folder, checkpoints, evaluator, types.SimpleNamespace(
+    fit=lambda *_, **__: seen.append(float(module.value))))
+  experiment.trackables, experiment.due = {'model': module}, lambda step: step % 2 == 0
+  monkeypatch.setattr(loop, '_plot', lambda folder: None)
+  with caplog.at_level(logging.INFO):
+    loop.train(experiment)
+  repeated = case in ('lost', 'on demand')
+  assert seen == [(2, 2.0, {})] * repeated + [3.0]
+  assert ('the evaluation of step 2 is not in metrics.jsonl' in caplog.text) == (case != 'recorded')
+  assert ('is not there any more' in caplog.text) == (case == 'without its checkpoint')
+  assert ('cannot be repeated: wrong checkpoint' in caplog.text) == (case == 'of another network')
 
 
 def _allocate_too_much(logits, image_ids):
