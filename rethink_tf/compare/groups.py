@@ -84,7 +84,9 @@ def independent(runs: Sequence[Run]) -> list[Run]:
   """Return the runs that are independent samples: of those that differ in nothing, not even the seed, the first."""
   first_of: dict[tuple, Run] = {}
   for run in runs:
-    first = first_of.setdefault((run.twin_key, run.init, run.init_key, run.schedule, run.planned_drops, run.seed), run)
+    seeds = run.seed, run.weights_seeds if run.seeds_of_weights else ()
+    key = run.twin_key, run.init, run.init_key, run.schedule, run.planned_drops, seeds
+    first = first_of.setdefault(key, run)
     if first is not run:
       logging.warning('%s and %s have the same configuration and the same seed (run.seed = %d): only the first counts '
                       'in the verdict', first.name, run.name, run.seed)

@@ -89,7 +89,7 @@ def _apart(runs: Sequence[Run], recorded: Sequence[set[str]], separator: str) ->
 def weights(runs: Sequence[Run]) -> list[str]:
   """Return a line for each run that started from another file than an earlier run, under the same name."""
   lines, first = [], {}
-  for run in (run for run in runs if run.init == PRETRAINED):
+  for run in (run for run in runs if run.init == PRETRAINED and not run.seeds_of_weights):
     found = (costs.read_record(run.folder.join(costs.RECORD)) or {}).get('sha256')
     if isinstance(found, str):
       name, expected = first.setdefault(run.init_key, (run.name, found))

@@ -17,6 +17,7 @@ from rethink_tf.compare import (
   page,
   plots,
   predictions,
+  pretraining_seeds,
   provenance,
   published,
   same_data,
@@ -303,6 +304,7 @@ def _notes(runs: Sequence[Run]) -> list[str]:
   notes = ['Intervals: paired bootstrap over the held-out images and the spread between seeds of each side, pooled '
            'over the schedules of its initial weights (Student, Satterthwaite). Pixels are those of the resized images '
            'without padding; compute is proportional to them (Fig. 2 of the paper).']
+  notes += pretraining_seeds.described(runs)
   return notes + sorted({f'Pre-training: {run.pretraining_source}.' for run in runs if run.pretraining_source})
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from rethink_tf.compare import later_settings
+from rethink_tf.compare import later_settings, pretraining_seeds
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.storage import identity
 from rethink_tf.storage.files import open_regular
@@ -30,6 +30,7 @@ MAIN_METRICS = ('box/AP', 'mask/AP', 'keypoint/AP', 'voc/mAP', 'top-1')  # in or
 NOT_FINITE = ('training may have diverged, or the held-out data has no object: evaluate the run again, or leave it '
               'out')
 _MAX_BYTES = 16 << 20  # of config.gin
+WEIGHTS_PATHS = ('PretrainedWeights.path', 'PlainRun.path')
 
 # Bindings that belong to the choice of initial weights (gin_configs/init): pre-trained weights determine the input
 # normalisation and the position of the strides, those of a whole detector the grids of its anchors and RoIAlign.
@@ -78,6 +79,9 @@ class Run(NamedTuple):
   notes: tuple[str, ...] = ()  # on the last evaluation: images that it did not score, limits that bind
   date: str = ''  # day of the last evaluation, UTC
   planned: int | None = None  # steps of the whole schedule; None: an earlier version did not record it
+  recipe: str = ''  # equal for initial weights of runs that differ in nothing but their seeds; '': not recorded
+  weights_seeds: tuple[int, ...] = ()  # of the training of the initial weights
+  seeds_of_weights: str = ''  # name of several initial weights that are one arm (pretraining_seeds.py)
 
   @property
   def complete(self) -> bool:
@@ -143,11 +147,14 @@ class Run(NamedTuple):
   @property
   def init_key(self) -> tuple[tuple[str, str], ...]:
     """Key that is equal for runs with the same initial weights; a file counts by its name, without its folder."""
-    return init_key(self.settings)
+    one = {name: self.seeds_of_weights for name in WEIGHTS_PATHS if self.seeds_of_weights and name in self.settings}
+    return init_key(self.settings | one)
 
   @property
   def weights_name(self) -> str:
     """Short name of the initial weights: the last component of their path."""
+    if self.seeds_of_weights:
+      return self.seeds_of_weights
     path = str(self.settings.get('PretrainedWeights.path') or self.pretraining_source or self.init)
     return path.rstrip('/').rpartition('/')[2]
 
@@ -180,7 +187,7 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
     raise UserError(f'{min(duplicates)} is named twice')
   runs = [read_run(folder, name) for folder, name in zip(folders, run_names(folders), strict=True)]
   whole = later_settings.added([run.settings for run in runs])
-  return [run._replace(settings=settings) for run, settings in zip(runs, whole, strict=True)]
+  return pretraining_seeds.joined([run._replace(settings=settings) for run, settings in zip(runs, whole, strict=True)])
 
 
 def read_run(folder: RunFolder, name: str) -> Run:
@@ -199,7 +206,7 @@ def read_run(folder: RunFolder, name: str) -> Run:
   run = Run(name, folder, settings, init, _schedule(settings, evaluations), _seed(settings),
             _curve(train, evaluations, settings), _series(train, 'loss/total'), _series(train, 'learning_rate'),
             cost.seen if init == PRETRAINED else None, cost.source, _notes(evaluations[-1]), _day(evaluations[-1]),
-            _planned(settings, folder))
+            _planned(settings, folder), *_weights(folder))
   if run.complete:
     return run
   return run._replace(schedule=f'{100 * int(run.curve.steps[-1]) // run.planned} % of {run.schedule}')
@@ -313,6 +320,15 @@ def _start(settings: Mapping[str, Any], folder: RunFolder) -> tuple[str, costs.C
     return PRETRAINED, costs.Cost(None, 'weights of unknown origin')
   init = SCRATCH if record.get('continues', record) is None else PRETRAINED
   return init, costs.of_record(record)
+
+
+def _weights(folder: RunFolder) -> tuple[str, tuple[int, ...]]:
+  """Return the recipe of the initial weights and their seeds, as far as they are recorded (weights/recipes.py)."""
+  record = costs.read_record(folder.join(costs.RECORD)) or {}
+  recipe, seeds = record.get('recipe'), record.get('seeds')
+  if not isinstance(recipe, str) or not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds):
+    return '', ()
+  return recipe, tuple(seeds)
 
 
 def _seed(settings: Mapping[str, Any]) -> int:

@@ -17,7 +17,17 @@ from absl import logging
 from rethink_tf.errors import UserError
 from rethink_tf.redaction import redact
 from rethink_tf.storage.files import open_regular
-from rethink_tf.weights import catalog, class_layers, compared, costs, detectron2, formats, own, torchvision_vgg
+from rethink_tf.weights import (
+  catalog,
+  class_layers,
+  compared,
+  costs,
+  detectron2,
+  formats,
+  own,
+  recipes,
+  torchvision_vgg,
+)
 from rethink_tf.weights.contents import BACKBONE, LINEAR, Array, Contents
 from rethink_tf.weights.detectron2 import Entry
 from rethink_tf.weights.detectron2_settings import CONVENTIONS
@@ -55,6 +65,7 @@ class Loaded(NamedTuple):
   progress: dict[str, Any] | None = None  # images, instances and pixels that run had seen
   part: str = ''
   cost: costs.Cost | None = None  # of weights of a run of this package, all training that led to them
+  recipe: Mapping[str, Any] | None = None  # of such weights: how they were trained (recipes.py)
   entry: catalog.Entry | None = None  # published weights of which they are known to be
   continues: Mapping[str, Any] | None = None  # of weights that continue a run: {'continues': what it started from}
 
@@ -66,7 +77,8 @@ class Loaded(NamedTuple):
     if self.entry is not None:
       cost = {'name': self.entry.name, 'address': self.entry.remote.url, 'cost': self.entry.cost.record()}
     return {'path': redact(self.path), 'format': self.format, 'licence': self.licence, 'sha256': self.sha256,
-            'arrays': len(self.names), **({'part': self.part} if self.part else {}), **cost, **(self.continues or {})}
+            'arrays': len(self.names), **({'part': self.part} if self.part else {}),
+            **(self.recipe or {}), **cost, **(self.continues or {})}
 
 
 @gin.register
@@ -159,7 +171,8 @@ class PretrainedWeights:
     names = detectron2.assign(entries, arrays, self.path, new, self.ignore)
     loaded = Loaded(self.path, contents.format, contents.licence, sha256(contents.checkpoint or contents.path), names,
                     frozenset(id(entries[name].variable) for name in names),
-                    part=self.part, cost=costs.of_run(contents.checkpoint)[0] if contents.own else None)
+                    part=self.part, cost=costs.of_run(contents.checkpoint)[0] if contents.own else None,
+                    recipe=recipes.of_run(contents.checkpoint) if contents.own else None)
     for note in contents.notes:
       logging.warning('%s: %s', self.path, note)
     logging.info('initial weights: %d arrays (%s) from %s, %s, sha256 %s; licence: %s', len(names), self.part,
