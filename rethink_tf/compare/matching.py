@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from rethink_tf.compare.bootstrap import CategoryMatches, Matches
+from rethink_tf.compare.bootstrap import CategoryMatches, Matches, average_precision
 from rethink_tf.compare.run_summary import Run
 from rethink_tf.compare.saved_results import check_detections, digest, read_detections, read_truth, reported
 from rethink_tf.errors import UserError
@@ -22,10 +22,11 @@ THRESHOLDS = np.linspace(0.5, 0.95, 10)  # COCO's IoU thresholds
 AREAS = {'s': (0, 32 ** 2), 'm': (32 ** 2, 96 ** 2), 'l': (96 ** 2, 1e10)}  # COCO's, in pixels; both ends included
 FILES = {'box/AP': ('bbox.json', 'bbox'), 'mask/AP': ('segm.json', 'segm'),
          'keypoint/AP': ('keypoints.json', 'keypoints')}
+_OF_ANOTHER = 1.0  # points of AP by which that of saved detections differs from that of their evaluation at most
 
 
 class Scored(NamedTuple):
-  """Matches of the detections of an evaluation, and a digest of the ground truth that they were scored against."""
+  """Matches of the detections of an evaluation, and what is equal for the same ground truth and rules of scoring."""
 
   matches: Matches
   truth: str
@@ -34,19 +35,32 @@ class Scored(NamedTuple):
 class SavedMatches:
   """Matches of the last evaluations of some runs, each read once."""
 
-  def __init__(self, read: Callable[[str], Scored | None]) -> None:
-    """read: of a run, by name; None: it has not saved its detections."""
-    self._read = functools.cache(read)
+  def __init__(self, read: Callable[[str], Scored | None], metric: str) -> None:
+    """read: of a run, by name; None: it has not saved its detections. metric: of which they are."""
+    self._read, self._metric = functools.cache(read), metric
 
   def __call__(self, run: Run) -> Matches | None:
-    """Return the matches of a run."""
-    scored = self._read(run.name)
+    """Return the matches of a run, None without its detections, or if they are of another evaluation."""
+    scored = self._of_evaluation(run)
     return None if scored is None else scored.matches
 
   def truth(self, run: Run) -> str:
     """Return the digest of the ground truth of a run, '' without matches."""
-    scored = self._read(run.name)
+    scored = self._of_evaluation(run)
     return '' if scored is None else scored.truth
+
+  def of_another(self, run: Run) -> float | None:
+    """Return the AP in percent of detections that are of another evaluation than the last one, else None."""
+    scored = self._read(run.name)
+    return None if scored is None or scored is self._of_evaluation(run) else _ap(scored)
+
+  def _of_evaluation(self, run: Run) -> Scored | None:
+    scored = self._read(run.name)
+    return None if scored is None or abs(_ap(scored) - run.final(self._metric)) > _OF_ANOTHER else scored
+
+
+def _ap(scored: Scored) -> float:
+  return float(average_precision(scored.matches, np.ones((1, len(scored.matches.image_ids))))[0])
 
 
 def read_matches(folder: RunFolder, metric: str, step: int) -> Scored | None:
@@ -71,18 +85,20 @@ def read_matches(folder: RunFolder, metric: str, step: int) -> Scored | None:
   gt = read_truth(truth, iou_type)
   with reported(detections):
     matches = match_detections(gt, read_detections(detections, gt, iou_type), iou_type)
-  return _scored(truth, matches, digest(gt, iou_type))
+  return _scored(truth, matches, gt, iou_type)
 
 
-def _scored(path: str, matches: Matches, truth: str) -> Scored:
-  """Return what was scored. path: of the ground truth.
+def _scored(path: str, matches: Matches, gt: Mapping[str, Any], iou_type: str) -> Scored:
+  """Return what was scored, and by which rules. path: of the ground truth.
 
   Raises:
     UserError: it has no object, so that the AP of the evaluation is not of it.
   """
   if not matches.categories:
     raise UserError(f'{path}: has no object that counts, though the evaluation has an AP: evaluate the run again')
-  return Scored(matches, truth)
+  limit, sigmas = max_detections(gt, iou_type), gt.get('keypoint_sigmas') if iou_type == 'keypoints' else None
+  rules = matches.rule, None if limit == coco_metrics.MAX_DETECTIONS[iou_type] else limit, sigmas
+  return Scored(matches, f'{digest(gt, iou_type)} {rules}')
 
 
 def object_sizes(folder: RunFolder, metric: str, step: int) -> dict[str, int] | None:
@@ -111,7 +127,7 @@ def _read_voc(path: str) -> Scored | None:
       return None
     check_detections(path, results, gt, 'bbox')
     matches = match_voc(gt, results, str(gt.get('voc_rule', 'area')))
-  return _scored(truth, matches, digest(gt))
+  return _scored(truth, matches, gt, 'bbox')
 
 
 def match_voc(gt: dict[str, Any], results: list[dict[str, Any]], rule: str) -> Matches:

@@ -97,8 +97,8 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
   if record is not None:
     facts.append(('Stops early', looks.described(record)))
   differing = [provenance.software(runs), provenance.hardware(runs)]
-  cautions = [*_cautions(runs), *same_data.truths(runs, matches), *(line for one in differing for line in one.cautions),
-              *looks.cautions(studies)]
+  cautions = [*_cautions(runs), *same_data.scored(runs, matches, metric),
+              *(line for one in differing for line in one.cautions), *looks.cautions(studies)]
   words = [*(line for one in answers for line in (f'{one.about}: {one.headline}' if one.about else one.headline,
                                                   one.words, one.cost) if line),
            ' · '.join(f'{name.lower()}: {value}' for name, value in facts), *cautions]
@@ -197,7 +197,7 @@ def _matches_reader(runs: Sequence[Run], metric: str) -> SavedMatches:
     run = by_name[name]
     return matching.read_matches(run.folder, metric, int(run.curve.steps[-1]))
 
-  return SavedMatches(read)
+  return SavedMatches(read, metric)
 
 
 def _runs_table(runs: Sequence[Run]) -> tables.Table:
@@ -270,8 +270,8 @@ def _cautions(runs: Sequence[Run]) -> list[str]:
       names.setdefault(note, []).append(run.name)
   noted = [f'{"All runs" if len(those) == len(runs) > 1 else ", ".join(those)}: {note}.'
            for note, those in names.items()]
-  return (begun + noted + same_data.differences(runs) + provenance.changes(runs) + provenance.weights(runs)
-          + provenance.statistics(runs))
+  return (begun + groups.repetitions(_complete(runs)) + noted + same_data.differences(runs) + provenance.changes(runs)
+          + provenance.weights(runs) + provenance.statistics(runs))
 
 
 def _title(runs: Sequence[Run], metric: str) -> str:

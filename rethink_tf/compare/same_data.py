@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rethink_tf.compare.matching import SavedMatches
-from rethink_tf.compare.run_summary import Run
+from rethink_tf.compare.run_summary import Run, metric_name
 from rethink_tf.data import digest
 from rethink_tf.storage import identity
 
@@ -44,7 +44,12 @@ def differences(runs: Sequence[Run]) -> list[str]:
   return found
 
 
-def truths(runs: Sequence[Run], matches: SavedMatches) -> list[str]:
+def scored(runs: Sequence[Run], matches: SavedMatches, metric: str) -> list[str]:
+  """Return a line for what of the saved detections and their ground truth cannot be compared."""
+  return _truths(runs, matches) + _other_detections(runs, matches, metric)
+
+
+def _truths(runs: Sequence[Run], matches: SavedMatches) -> list[str]:
   """Return a line for runs that were evaluated on images of the same ids and scored against different ground truth.
 
   Data sets that number their images from 1 have ids in common, and annotations change under the same images.
@@ -54,5 +59,16 @@ def truths(runs: Sequence[Run], matches: SavedMatches) -> list[str]:
     if (own := matches(run)) is not None:
       by_ids.setdefault(own.image_ids.tobytes(), {}).setdefault(matches.truth(run), []).append(run.name)
   return [f'{"; ".join(", ".join(names) for names in one.values())}: scored against different ground truth under the '
-          'same image ids (other boxes, masks, keypoints, crowds, classes or sizes of images): no interval and no '
-          'verdict compares them; evaluate them on the same data.' for one in by_ids.values() if len(one) > 1]
+          'same image ids (other boxes, masks, keypoints, crowds, classes or sizes of images; or by other limits, '
+          'sigmas or rules of VOC): no interval and no verdict compares them; evaluate them on the same data.'
+          for one in by_ids.values() if len(one) > 1]
+
+
+def _other_detections(runs: Sequence[Run], matches: SavedMatches, metric: str) -> list[str]:
+  """Return a line for each run whose saved detections are not those of its last evaluation.
+
+  Files that could not be written, or an evaluation that saves none, leave those of an earlier one of the same step.
+  """
+  return [f'{run.name}: its saved detections have {metric_name(metric)} {found:.1f} and its last evaluation '
+          f'{run.final(metric):.1f}: they are of another one, so that no interval and no verdict counts it; evaluate '
+          'it again.' for run in runs if (found := matches.of_another(run)) is not None]

@@ -94,7 +94,11 @@ def describe(plan: StudyPlan, without_data: bool = False) -> str:
           raise
         told.append(f'{about}the images to train on cannot be read: {error.line()}')
         continue
-      if both := _held_out_too(training, held_out):
+      both, copies = _same_files(training, held_out)
+      if copies and trial is trainings[0]:
+        told.append(f'{held_out.name}: {copies} of its {len(held_out.image_ids)} images are the same file as another '
+                    'one of them: intervals take them for different ones, and are too narrow: hold out each once')
+      if both:
         told.append(f'{about}{training.name}: {both} of its {len(training.image_ids)} images are held out too (the '
                     'same files), so that AP is not that of unseen images: hold out others')
   return '. '.join(told)
@@ -204,10 +208,11 @@ def _source(plan: StudyPlan, trial: Trial, training: bool) -> Source:
     gin_files.clear()
 
 
-def _held_out_too(training: Source, held_out: Source) -> int:
-  """Return the number of training images that are the same file as a held-out one."""
+def _same_files(training: Source, held_out: Source) -> tuple[int, int]:
+  """Return the number of training images, and that of held-out images, that are the same file as a held-out one."""
   found = duplicates.find({duplicates.TRAINING: training, duplicates.HELD_OUT: held_out})
-  return found[duplicates.TRAINING].counts[duplicates.HELD_OUT_TOO]
+  return (found[duplicates.TRAINING].counts[duplicates.HELD_OUT_TOO],
+          found[duplicates.HELD_OUT].counts[duplicates.LISTED_TWICE])
 
 
 def _without_objects(source: Source) -> list[str]:

@@ -4,6 +4,7 @@ import csv
 import json
 import pathlib
 import re
+import shutil
 import types
 
 import numpy as np
@@ -18,7 +19,7 @@ from rethink_tf.compare.run_summary import read_runs
 from rethink_tf.errors import UserError
 from rethink_tf.storage import identity
 from rethink_tf.storage.run_folder import RunFolder, write_schedule
-from tests.compare.fake_runs import HALF, better, share, worse, write
+from tests.compare.fake_runs import HALF, better, detections, share, truth, worse, write
 
 
 def run(tmp_path, scratch, pretrained=HALF, **options):
@@ -104,6 +105,39 @@ def test_a_margin_as_wide_as_ap_is_not_called_a_low_ap(tmp_path, without_files, 
   only, = judge([write(tmp_path / f'{name}{seed}', share(of, 400), k=2, seed=seed, init=init) for seed in (0, 1)
                  for name, init in (('s', None), ('p', 'w'))], margin=margin)
   assert only.headline == f'Cannot tell yet: {cure}' and only.need.chance == 0
+
+
+def test_a_copy_of_a_run_is_no_further_seed_and_the_page_says_so(tmp_path, without_files):
+  paths = [write(tmp_path / name, HALF, init=init) for name, init in (('s', None), ('p', 'w'))]
+  shutil.copytree(paths[0], tmp_path / 'copy/s')
+  text = compare([*paths, str(tmp_path / 'copy/s')], str(tmp_path / 'out'), draws=20).text
+  assert re.search(r'^\S+ and copy/s have the same configuration and the same seed \(run.seed = 0\): only the first '
+                   r'counts in the verdict\.$', text, re.MULTILINE) and 'seeds a schedule: 1 scratch' in text
+  assert 'only the first' not in compare(paths, str(tmp_path / 'out'), draws=20).text
+
+
+def test_detections_of_another_evaluation_are_not_counted(tmp_path, without_files):
+  """Files of the last step that could not be replaced: the metrics are of a later evaluation of it."""
+  paths = [write(tmp_path / 's', HALF), write(tmp_path / 'p', HALF, init='w')]
+  saved = tmp_path / 's/eval/step-00000100/bbox.json'
+  saved.write_text(json.dumps(detections(truth(), worse(60))))
+  comparison = compare(paths, str(tmp_path / 'out'), draws=20, seed_spread=0.0)
+  assert comparison.verdicts[0].steps[0].difference is None and comparison.verdicts[0].answer == verdict.OPEN
+  assert 's: its saved detections have box AP 20.8 and its last evaluation 50.0: they are of another one' in (
+    comparison.text)
+  saved.write_text(json.dumps(detections(truth(), HALF)))
+  assert 'of another one' not in compare(paths, str(tmp_path / 'out'), draws=20, seed_spread=0.0).text
+
+
+@pytest.mark.parametrize('rules, same', [
+  ({'max_detections': {'bbox': 10}}, False), ({'max_detections': {'bbox': 100, 'keypoints': 30}}, True),
+  ({'keypoint_sigmas': [0.1]}, True)], ids=str)
+def test_evaluations_by_other_rules_are_not_paired(tmp_path, without_files, rules, same):
+  paths = [write(tmp_path / 's', HALF), write(tmp_path / 'p', HALF, init='w')]
+  (tmp_path / 's/eval/step-00000100/ground_truth.json').write_text(json.dumps(truth() | rules))
+  comparison = compare(paths, str(tmp_path / 'out'), draws=20, seed_spread=0.0)
+  assert (comparison.verdicts[0].steps[0].difference is not None) == same
+  assert ('s; p: scored against different ground truth' in comparison.text) == (not same)
 
 
 def test_a_shorter_schedule_that_is_ahead_is_not_passed_over(tmp_path):
@@ -271,8 +305,8 @@ def test_other_objects_under_the_same_image_ids_have_no_verdict(tmp_path, withou
   only, = comparison.verdicts
   assert only.answer == verdict.OPEN and only.steps[0].difference is None
   assert ('s1, s2; p1, p2: scored against different ground truth under the same image ids (other boxes, masks, '
-          'keypoints, crowds, classes or sizes of images): no interval and no verdict compares them; evaluate them on '
-          'the same data.') in comparison.text
+          'keypoints, crowds, classes or sizes of images; or by other limits, sigmas or rules of VOC): no interval and '
+          'no verdict compares them; evaluate them on the same data.') in comparison.text
   assert re.search(r'^p1 .* no interval: .* of other images or objects', comparison.text, re.MULTILINE)
   mixed = compare([*paths[:3], write(tmp_path / 'p3', HALF, k=2, init='w', seed=3)], str(tmp_path / 'out'), draws=20)
   assert mixed.verdicts[0].answer == verdict.OPEN, 'runs of one side that differ in their data are none'
@@ -299,7 +333,7 @@ def test_other_masks_of_the_same_boxes_have_no_verdict_on_masks(tmp_path, withou
   mask = {'size': [100, 100], 'counts': [0, 5000, 5000]}
   for path in map(pathlib.Path, paths):
     metrics = path / 'metrics.jsonl'
-    metrics.write_text(metrics.read_text().replace('"box/AP": ', '"mask/AP": 30, "box/AP": '))
+    metrics.write_text(metrics.read_text().replace('"box/AP": ', '"mask/AP": 100, "box/AP": '))
     folder = path / 'eval/step-00000100'
     gt, boxes = (json.loads((folder / name).read_text()) for name in ('ground_truth.json', 'bbox.json'))
     for one in gt['annotations']:
@@ -314,6 +348,8 @@ def test_other_masks_of_the_same_boxes_have_no_verdict_on_masks(tmp_path, withou
   for path in paths[2:]:
     truth = pathlib.Path(path) / 'eval/step-00000100/ground_truth.json'
     truth.write_text(truth.read_text().replace('[0, 0, 50, 0, 50, 100, 0, 100]', '[0, 0, 60, 0, 60, 90, 0, 90]'))
+    metrics = pathlib.Path(path) / 'metrics.jsonl'
+    metrics.write_text(metrics.read_text().replace('"mask/AP": 100', '"mask/AP": 60'))  # IoU 0.76
   masks, boxes = (compare(paths, str(tmp_path / 'out'), metric, draws=20) for metric in ('mask/AP', 'box/AP'))
   assert masks.verdicts[0].steps[0].difference is None and 's1, s2; w1, w2: scored against different' in masks.text
   assert boxes.verdicts[0].answer == verdict.PRETRAIN and 'ground truth' not in boxes.text

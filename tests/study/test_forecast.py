@@ -111,7 +111,8 @@ def test_images_that_are_held_out_too_are_said_before_anything_is_trained(tmp_pa
 
   assert words((2, 3, 4)).endswith('train: 2 of its 3 images are held out too (the same files), so that AP is not that '
                                    'of unseen images: hold out others')
-  assert 'held out too' not in words((4, 5))
+  assert 'held out too' not in words((4, 5)) and 'the same file' not in words((4, 5))
+  assert 'val: 2 of its 3 images are the same file as another one of them: intervals take them' in words((4, 5, 204))
 
 
 def test_every_data_set_of_a_study_is_looked_at(tmp_path):
