@@ -6,6 +6,7 @@ import collections
 import os
 import re
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
   from rethink_tf.study.run import StudyPlan
 
 Key = tuple[tuple[str, str], ...]  # settings
+_WEIGHTS = 'PretrainedWeights.path'
 
 
 class Design(NamedTuple):
@@ -44,15 +46,21 @@ class Design(NamedTuple):
     return intervals.degrees_of_arm(self.scratch, seeds), intervals.degrees_of_arm(self.pretrained, seeds)
 
 
-def design(lengths: Sequence[Length]) -> Design:
-  """Return the design of a study from the schedules and settings of its runs."""
+def design(lengths: Sequence[Length], same: Mapping[str, str] = MappingProxyType({})) -> Design:
+  """Return the design of a study from the schedules and settings of its runs.
+
+  same: run folder of a pre-training -> that of the first one that differs from it in its seed alone.
+  """
+  paths = [(twin_key(one.settings), one.steps, one.settings.get(_WEIGHTS)) for one in lengths if one.weights in same]
+  joined = len(set(paths)) == len(paths)  # otherwise their runs are not independent (compare/pretraining_seeds.py)
   seeds: dict[tuple, set[Any]] = {}
   for length in lengths:
-    settings = length.settings
+    settings, path = length.settings, same.get(length.weights or '') if joined else None
+    settings = {**settings, _WEIGHTS: path} if path else settings
     # A run that continues another one, by a cascade: of the shipped files a scratch one.
     pretrained = settings.get('run.initial_weights') not in (None, 'None', '@PlainRun()')
     key = (twin_key(settings), pretrained, init_key(settings), length.steps)
-    seeds.setdefault(key, set()).add(settings.get('run.seed', 0))
+    seeds.setdefault(key, set()).add((settings.get('run.seed', 0), length.weights if path else None))
   schedules = collections.Counter(key[:3] for key in seeds)
   pairs = [(schedules[one], schedules[other]) for one in schedules for other in schedules
            if one[0] == other[0] and not one[1] and other[1]]
@@ -142,7 +150,7 @@ def check_objects(source: Source) -> None:
 
 
 def _power(plan: StudyPlan, images: int) -> str:
-  found = design(plan.lengths)
+  found = design(plan.lengths, _same_but_for_seed(plan))
   if not found.verdicts:
     return ('what it can tell: runs side by side, without a verdict on pre-training: no scratch run has a pre-trained '
             'counterpart that is otherwise the same')
@@ -191,6 +199,15 @@ def _more_seeds(plan: StudyPlan, more: int, now: int) -> str:
     return "the same command with --study_param='UntilSettled.least_chance = 0'"
   return (f'a study of its own, since the looks of this one end with {plan.until_settled.max_seeds}: the same command '
           f'with --max_seeds={now + more} and another --output')
+
+
+def _same_but_for_seed(plan: StudyPlan) -> dict[str, str]:
+  """Return the pre-trainings that differ from an earlier one, or a later one from them, in their seed alone."""
+  first, found = {}, {}
+  for path, one in plan.pretraining.items():
+    params = tuple(param for param in one.params if not re.match(r'\s*run\.seed\s*=', param))
+    found[path] = first.setdefault(one._replace(params=params), path)
+  return {path: of for path, of in found.items() if list(found.values()).count(of) > 1}
 
 
 def _source(plan: StudyPlan, trial: Trial, training: bool) -> Source:

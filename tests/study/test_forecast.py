@@ -59,6 +59,21 @@ def test_one_seed_says_so_with_the_cure(plan):
   assert number(forecast.describe(one._replace(seed_spread=0.3))) > 0
 
 
+@pytest.mark.parametrize('one_each', [True, False])
+def test_seeds_with_a_pre_training_each_are_one_side(tmp_path, one_each):
+  """As in the comparison (tests/compare/test_pretraining_seeds.py); several runs of each are not independent."""
+  axes = """Study.axes = {
+    'seed': {'seed0': ('run.seed = 0',), 'seed1': ('run.seed = 1',)},
+    'init': {'scratch': (), 'p0': ('gin_configs/init/pretrained_run.gin', 'WEIGHTS = {shapes0}'),
+             'p1': ('gin_configs/init/pretrained_run.gin', 'WEIGHTS = {shapes1}')}}"""
+  pretraining = """Study.pretraining = {'shapes0': ('gin_configs/pretraining/shapes.gin',),
+    'shapes1': ('gin_configs/pretraining/shapes.gin', 'run.seed = 1')}"""
+  apart = "Study.leave_out = ({'seed': 'seed0', 'init': 'p1'}, {'seed': 'seed1', 'init': 'p0'})"
+  plan = plan_study(STUDY, str(tmp_path / 'mini'), study_params=[axes, pretraining, *[apart] * one_each])
+  words = forecast._power(plan, 500)
+  assert '2 seeds: above about' in words and ('by each of its 2 verdicts' in words) != one_each
+
+
 def test_a_study_that_stops_early_names_its_first_and_its_last_look(early):
   words = forecast.describe(early)
   first, last = (number(part) for part in words.split('; ')[:2])
