@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -38,6 +39,7 @@ TABLE_METRICS = (
   'box/AP', 'box/AP50', 'box/AP75', 'mask/AP', 'mask/AP50', 'mask/AP75', 'keypoint/AP', 'voc/mAP', 'top-1')
 _OF_A_RUN = ('config.gin', *RunFolder.ALL_METRICS, identity.FILE, 'checkpoints')
 LARGEST_MARGIN = 10.0  # points
+_FEW_DRAWS = 200
 _LOG_SECONDS = 5.0  # reading matches for longer is logged
 
 
@@ -73,8 +75,7 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
       output is a run folder or cannot be written.
   """
   check_output(output)
-  if not (0 < confidence < 1 and draws >= 10):
-    raise UserError(f'--confidence={confidence} must lie between 0 and 1, and --draws={draws} be at least 10')
+  _check_draws(confidence, draws)
   check_options(margin, seed_spread)
   runs = read_runs(run_folders)
   metric = _common_metric(runs, metric)
@@ -143,6 +144,14 @@ def check_options(margin: float, seed_spread: float | None) -> None:
                     'that far apart are not equal (0.5 is half a point)')
   if seed_spread is not None and not 0 <= seed_spread <= 100:
     raise UserError(f'--seed_spread={seed_spread} must lie between 0 and 100 points')
+
+
+def _check_draws(confidence: float, draws: int) -> None:
+  if not (0 < confidence < 1 and draws >= 10):
+    raise UserError(f'--confidence={confidence} must lie between 0 and 1, and --draws={draws} be at least 10')
+  if draws < _FEW_DRAWS:  # a variance has the relative standard error √(2 / (draws - 1))
+    logging.warning('--draws=%d: other draws would make the intervals wider or narrower by about %.0f %%; use %d or '
+                    'more', draws, 100 / math.sqrt(2 * (draws - 1)), _FEW_DRAWS)
 
 
 def noise(run_folders: Sequence[str], draws: int = 200) -> Noise | None:

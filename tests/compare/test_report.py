@@ -107,6 +107,12 @@ def test_a_margin_as_wide_as_ap_is_not_called_a_low_ap(tmp_path, without_files, 
   assert only.headline == f'Cannot tell yet: {cure}' and only.need.chance == 0
 
 
+@pytest.mark.parametrize('draws, warned', [(10, True), (200, False)])
+def test_intervals_of_few_draws_are_said_to_vary(tmp_path, without_files, caplog, draws, warned):
+  compare([write(tmp_path / 's', HALF), write(tmp_path / 'p', worse(9), init='w')], str(tmp_path / 'out'), draws=draws)
+  assert ('--draws=10: other draws would make the intervals wider or narrower by about 24 %' in caplog.text) == warned
+
+
 def test_a_copy_of_a_run_is_no_further_seed_and_the_page_says_so(tmp_path, without_files):
   paths = [write(tmp_path / name, HALF, init=init) for name, init in (('s', None), ('p', 'w'))]
   shutil.copytree(paths[0], tmp_path / 'copy/s')
