@@ -22,7 +22,7 @@ from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.storage import checkpoint_index, files, manifests, retries
 from rethink_tf.storage.checkpoint_index import VALUE
 from rethink_tf.storage.identity import Identity, check_owner
-from rethink_tf.storage.metrics_lines import ON_DEMAND, evaluated_steps
+from rethink_tf.storage.metrics_lines import evaluated_steps, is_on_demand
 from rethink_tf.storage.run_folder import RunFolder
 
 AVERAGES = 'ema'  # name of the averages of weights among the trackables
@@ -336,11 +336,11 @@ def _read_sound(folder: str, step: int) -> tuple[dict[str, Any], dict[str, np.nd
 
 
 def _best(lines: Iterable[Mapping[str, Any]], metric: str, steps: Iterable[int]) -> Best | None:
-  """Return the best of `steps` by lines of metrics.jsonl, the latest of equal ones; ON_DEMAND lines do not count."""
+  """Return the best of `steps` by lines of metrics.jsonl, the latest of equal ones, without evaluations on demand."""
   steps = set(steps)
   found = {line['step']: line[metric] for line in lines
            if str(line.get('kind')).startswith('eval') and line.get('step') in steps
-           and not any(line.get(name) for name in line if name.rpartition('/')[2] == ON_DEMAND)  # 'ema/on_demand' too
+           and not is_on_demand(line)
            and isinstance(line.get(metric), int | float) and (line[metric] >= 0)}
   if not found:
     return None

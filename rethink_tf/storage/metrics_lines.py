@@ -54,12 +54,18 @@ def _problem(line: Any) -> str:
   return '' if isinstance(line.get('kind', ''), str) else 'has a "kind" that is no text'
 
 
-def evaluated_steps(lines: Iterable[Mapping[str, Any]], on_demand: bool = True) -> set[int]:
+def evaluated_steps(lines: Iterable[Mapping[str, Any]], on_demand: bool = True, kind: str = 'eval') -> set[int]:
   """Return the steps of which there is an evaluation.
 
-  on_demand: whether those outside of training count, which may be of other settings or other data.
+  on_demand: whether those outside of training count, which may be of other settings or other data. kind: of their
+  lines; that of averages of the weights is 'eval/ema'.
   """
-  return {line['step'] for line in lines if line.get('kind') == 'eval' and (on_demand or not line.get(ON_DEMAND))}
+  return {line['step'] for line in lines if line.get('kind') == kind and (on_demand or not is_on_demand(line))}
+
+
+def is_on_demand(line: Mapping[str, Any]) -> bool:
+  """Whether a line is of an evaluation outside of training; in those of averages all names begin with 'ema/'."""
+  return any(line.get(name) for name in line if name.rpartition('/')[2] == ON_DEMAND)
 
 
 def without_repeated(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

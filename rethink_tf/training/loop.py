@@ -34,6 +34,7 @@ from rethink_tf.training.trainer import Trainer
 from rethink_tf.visualization import curves
 from rethink_tf.weights.pretrained import Loaded, PretrainedWeights
 
+_AVERAGED = f'eval/{AVERAGES}'  # kind of the lines of evaluations of averages
 # What devices report; 'no space left' on a disk and too long a message are ResourceExhaustedErrors as well.
 _OUT_OF_MEMORY = re.compile(r'OOM when allocating|out of memory|failed to allocate memory', re.IGNORECASE)
 
@@ -93,8 +94,11 @@ def _make_up(experiment: Experiment, start: int) -> None:
   """
   folder, checkpoints = experiment.folder, experiment.checkpoints
   step = next((step for step in range(start - 1, 0, -1) if experiment.due(step)), None)
-  if step is None or checkpoints.restored_step is None or folder.readable_metrics() is None or (
-      _is_evaluated(folder, step)):
+  lines = folder.readable_metrics()
+  if step is None or checkpoints.restored_step is None or lines is None:
+    return
+  averaged = experiment.averages is not None and any(line.get('kind') == _AVERAGED for line in lines)
+  if all(step in evaluated_steps(lines, False, kind) for kind in ('eval', *[_AVERAGED] * averaged)):
     return
   lost = f'{folder.path}: the evaluation of step {step} is not in metrics.jsonl: the process ended while it was scored'
   if step not in checkpoints.steps() or not checkpoints.is_sound(step):

@@ -89,7 +89,8 @@ def test_a_final_evaluation_that_was_lost_is_one_of_training(tmp_path, monkeypat
   assert json.loads((tmp_path / 'best.json').read_text())['value'] == (30.0 if lost else 20.0)
 
 
-@pytest.mark.parametrize('case', ['lost', 'recorded', 'on demand', 'without its checkpoint', 'of another network'])
+@pytest.mark.parametrize('case', ['lost', 'recorded', 'on demand', 'without its checkpoint', 'of another network',
+                                  'that of averages', 'both recorded'])
 def test_an_evaluation_that_a_kill_has_ended_is_repeated(tmp_path, monkeypatch, caplog, case):
   """Scoring of step 2 went on beside the steps to the checkpoint of step 3, from which training resumes."""
   folder, module = RunFolder(str(tmp_path)), tf.Module()
@@ -99,6 +100,9 @@ def test_an_evaluation_that_a_kill_has_ended_is_repeated(tmp_path, monkeypatch, 
     checkpoints.save(step, {'model': module}, {})
   if case in ('recorded', 'on demand'):
     folder.append_metrics({'kind': 'eval', 'step': 2, ON_DEMAND: case == 'on demand'})
+  elif case in ('that of averages', 'both recorded'):
+    for step, kind in ((1, 'eval/ema'), (2, 'eval'), (2, 'eval/ema'))[:2 + (case == 'both recorded')]:
+      folder.append_metrics({'kind': kind, 'step': step})
   elif case == 'without its checkpoint':
     shutil.rmtree(tmp_path / 'checkpoints/step-00000002')
   elif case == 'of another network':
@@ -109,12 +113,13 @@ def test_an_evaluation_that_a_kill_has_ended_is_repeated(tmp_path, monkeypatch, 
   experiment = of_four_steps(monkeypatch, 3, folder, checkpoints, evaluator, types.SimpleNamespace(
     fit=lambda *_, **__: seen.append(float(module.value))))
   experiment.trackables, experiment.due = {'model': module}, lambda step: step % 2 == 0
+  experiment.averages = types.SimpleNamespace(restart=None) if case in ('that of averages', 'both recorded') else None
   monkeypatch.setattr(loop, '_plot', lambda folder: None)
   with caplog.at_level(logging.INFO):
     loop.train(experiment)
-  repeated = case in ('lost', 'on demand')
+  repeated = case in ('lost', 'on demand', 'that of averages')
   assert seen == [(2, 2.0, {})] * repeated + [3.0]
-  assert ('the evaluation of step 2 is not in metrics.jsonl' in caplog.text) == (case != 'recorded')
+  assert ('the evaluation of step 2 is not in metrics.jsonl' in caplog.text) == ('recorded' not in case)
   assert ('is not there any more' in caplog.text) == (case == 'without its checkpoint')
   assert ('cannot be repeated: wrong checkpoint' in caplog.text) == (case == 'of another network')
 
