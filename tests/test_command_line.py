@@ -42,6 +42,28 @@ def test_the_home_directory_stands_for_a_tilde(command, tmp_path, monkeypatch):
   assert '~' not in result.stderr
 
 
+@pytest.mark.parametrize('command, arguments, name', [
+  ('train', ['--gin_file=gin_configs/demo.gin', '--data_dir='], '--data_dir'),
+  ('train', ['--gin_file=gin_configs/demo.gin', '--model_dir='], '--model_dir'),
+  ('train', ['--gin_file=gin_configs/demo.gin', '--weights', ''], '--weights'),
+  ('train', ['--gin_file='], '--gin_file'),
+  ('evaluate', ['--model_dir=run', '--cache_dir='], '--cache_dir'),
+  ('predict', ['photos', '--saved_model=', '--model_dir=run'], '--saved_model'),
+  ('predict', ['photos', '', '--model_dir=run'], 'argument 2'),
+  ('compare', ['', 'runs/b'], 'argument 1'),
+  ('export', ['--model_dir=run', '--format=onnx', '--image_size='], '--image_size'),
+  ('inspect_run', ['--model_dir=run', '--results='], '--results'),
+  ('doctor', ['--data_dir='], '--data_dir'),
+  ('study', ['--gin_file=gin_configs/studies/demo.gin', '--output='], '--output'),
+  ('data.prepare', ['photos', '--output_dir='], '--output_dir'),
+  ('data.convert', ['--data_dir=', '--output_dir=out'], '--data_dir'),
+])
+def test_what_is_empty_is_not_the_default(command, arguments, name, tmp_path):
+  """As --data_dir=$FOLDER of a variable that is not set."""
+  assert_one_line(call(command, *arguments, cwd=tmp_path), f'error: {name}', 'is empty', 'not set')
+  assert not list(tmp_path.iterdir())
+
+
 def test_the_command_of_the_readme_without_a_data_set(tmp_path):
   """From any folder: the error names where the data set was looked for, and the flag to set."""
   result = call('train', '--gin_file=gin_configs/scratch_6x.gin', cwd=tmp_path)
@@ -91,7 +113,7 @@ def test_a_command_that_is_stopped_says_what_is_left(command, words, monkeypatch
   monkeypatch.setattr(os, '_exit', sys.exit)
   monkeypatch.setattr(gin_files, 'default_run_folder', stop)
   monkeypatch.setattr(gin_files, 'find', stop)
-  result = call(command, '--gin_file=gin_configs/demo.gin' if command == 'train' else '--model_dir=', cwd=tmp_path)
+  result = call(command, *(['--gin_file=gin_configs/demo.gin'] if command == 'train' else []), cwd=tmp_path)
   assert (result.returncode, result.stderr.splitlines()[-1]) == (130, words)
 
 

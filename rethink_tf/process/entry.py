@@ -35,7 +35,8 @@ def start(main: Callable[..., None], takes_arguments: bool = False,
   def command(argv: list[str]) -> None:
     try:
       call, others = (functools.partial(main, argv[1:]), argv[:1]) if takes_arguments else (main, argv)
-      as_command(call, others, interrupted, cleanup_seconds, result_is_printed)
+      as_command(functools.partial(_refuse_empty, argv[1:], call), others, interrupted, cleanup_seconds,
+                 result_is_printed)
     except SystemExit as end:
       if end.code in (*EXIT_CODES.values(), WorkerLost.exit_code):
         sys.stdout.flush()
@@ -77,6 +78,26 @@ def _flag_error(error: flags.Error) -> str:
                                                  else '; see --help')
   text = re.sub(r"\('Non-boolean argument to boolean flag', .*\)", 'use true or false', in_one_line(error))
   return f'{text}; see --help'
+
+
+def _refuse_empty(arguments: Sequence[str], main: Callable[[], None]) -> None:
+  """Call main, unless an argument or the value of a flag is empty: --data_dir=$UNSET does not ask for its default.
+
+  An empty binding (--gin_param=) binds nothing, as it says.
+
+  Raises:
+    UserError: one is empty.
+  """
+  for name in flags.FLAGS:
+    flag = flags.FLAGS[name]
+    values = flag.value if isinstance(flag.value, list) and flag.value else [flag.value]
+    if flag.present and not name.endswith('_param') and any(value in ('', []) for value in values):
+      raise UserError(f'--{name} is empty, as of a variable of the shell that is not set: give it a value, or '
+                      'leave the flag out')
+  if '' in arguments:
+    raise UserError(f"argument {list(arguments).index('') + 1} is empty, as of a variable of the shell that is not "
+                    'set: give it a value, or leave it out')
+  main()
 
 
 def check_path(path: str | None, message: str) -> None:
