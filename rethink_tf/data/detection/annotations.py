@@ -69,7 +69,7 @@ class Annotations:
     kept = self._drop('of an unknown category', self.classes == 0, kept)
     masks = self._read_masks(limits, kept)
     self._repair_boxes(kept)
-    kept = self._drop('with a number that is not finite', ~np.isfinite(self._xywh).all(axis=1), kept)
+    kept = self._drop('with a number that is missing or not finite', ~np.isfinite(self._xywh).all(axis=1), kept)
     kept = self._drop('with a box out of range', ~(np.abs(self._xywh) <= _MAX_COORDINATE).all(axis=1), kept)
     for reason, rows in masks:
       self._count(reason, rows & kept, REPAIRED)

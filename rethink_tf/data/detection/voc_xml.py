@@ -1,6 +1,8 @@
 """Safe parsing of untrusted annotation files in PASCAL VOC's XML format."""
 
+import contextlib
 import math
+import re
 from typing import NamedTuple
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
@@ -13,6 +15,7 @@ MAX_BYTES = 16 << 20  # of a file; VOC's have a few thousand bytes, this limit c
 SEVERAL_BOXES = 'with more than one <bndbox> (the first is used)'
 EXCHANGED = 'with exchanged corners (put in order)'
 FROM_0 = 'with a corner at 0, though VOC counts pixels from 1 (clipped)'
+BOX_OF_POLYGON = 'without a <bndbox> (the box around its <polygon> is used)'
 UNKNOWN_MARK = 'with a <difficult> that is neither 0 nor 1 (taken for 0)'
 _CORNERS = ('ymin', 'xmin', 'ymax', 'xmax')
 
@@ -26,7 +29,8 @@ class VocObject(NamedTuple):
 
   name: str
   difficult: bool
-  box: tuple[float, float, float, float]  # y0 x0 y1 x1, continuous: [xmin - 1, xmax] holds the pixels xmin..xmax
+  # y0 x0 y1 x1, continuous: [xmin - 1, xmax] holds the pixels xmin..xmax; nan without <bndbox> and <polygon>
+  box: tuple[float, float, float, float]
   repairs: tuple[str, ...] = ()  # what was changed
 
 
@@ -97,15 +101,7 @@ def _parse_object(element: Element, where: str) -> VocObject:
   if not name or not is_text(name):
     raise XmlError(f'{where}: <name> is missing' if not name else
                    f'{where}: <name> should be one line without control characters, is {shorten(name)}')
-  corners = []
-  for corner in _CORNERS:
-    text = element.findtext(f'bndbox/{corner}')
-    try:
-      corners.append(float(text))
-    except (TypeError, ValueError):
-      raise XmlError(f'{where}: <bndbox> should have a number as <{corner}>, is {shorten(text)}') from None
-  y0, x0, y1, x1 = corners
-  repairs = (SEVERAL_BOXES,) if len(element.findall('bndbox')) > 1 else ()
+  (y0, x0, y1, x1), repairs = _parse_corners(element, where)
   if y0 > y1 or x0 > x1:
     (y0, y1), (x0, x1), repairs = sorted((y0, y1)), sorted((x0, x1)), (*repairs, EXCHANGED)
   if 0 in (y0, x0):
@@ -119,6 +115,26 @@ def _parse_object(element: Element, where: str) -> VocObject:
     x, y, width, height = turned_box(x0, y0, x1 - x0, y1 - y0, degrees)
     box = y, x, y + height, x + width
   return VocObject(name, difficult, box, repairs)
+
+
+def _parse_corners(element: Element, where: str) -> tuple[list[float], tuple[str, ...]]:
+  """Return ymin, xmin, ymax and xmax of an object, and what was changed; nan where no element tells its place."""
+  boxes = element.findall('bndbox')
+  if not boxes:
+    points = {axis: [one.text for outline in element.findall('polygon') for one in outline.iter()
+                     if re.fullmatch(rf'{axis}\d*', str(one.tag))] for axis in 'yx'}  # <x1>, <y1>, ... or <pt><x>, <y>
+    with contextlib.suppress(TypeError, ValueError):
+      ys, xs = (list(map(float, points[axis])) for axis in 'yx')
+      return [min(ys), min(xs), max(ys), max(xs)], (BOX_OF_POLYGON,)
+    return [math.nan] * 4, ()
+  corners = []
+  for corner in _CORNERS:
+    text = boxes[0].findtext(corner)
+    try:
+      corners.append(float(text))
+    except (TypeError, ValueError):
+      raise XmlError(f'{where}: <bndbox> should have a number as <{corner}>, is {shorten(text)}') from None
+  return corners, (SEVERAL_BOXES,) if len(boxes) > 1 else ()
 
 
 def _rotation(element: Element) -> float:

@@ -47,7 +47,7 @@ def test_validation(tmp_path, caplog):
   assert sorted(scored) == [1, 2, 3, 4, 5, 8, 10, 11, 12, 13, 14, 15]
   assert scored[5]['bbox'] == [-20, 50, 40, 40] and scored[15]['iscrowd'] == 1
   assert source.skipped == {
-    'of an image that is not listed': 1, 'of an unknown category': 1, 'with a number that is not finite': 1,
+    'of an image that is not listed': 1, 'of an unknown category': 1, 'with a number that is missing or not finite': 1,
     'with a malformed segmentation (trained without a mask)': 4, 'without area (not trained on)': 1,
     'with a box outside the image (not trained on)': 1, 'clipped to the image': 2,
     'without a box (that of the mask is used)': 1, 'without a valid area (that of the mask or box is used)': 2}

@@ -100,7 +100,8 @@ def test_unusable_boxes_are_counted(tmp_path, caplog):
   boxes = [(11, 21, 30, 50), (30, 21, 11, 50), (70, 21, 95, 50), (100, 21, 120, 50), ('nan', 1, 5, 5), (7, 7, 7, 7)]
   source = VocSource(one(tmp_path, *(item(box=box) for box in boxes), item('unicorn')), sets=('train',))
   assert source.skipped == {
-    'of an unknown category': 1, 'with a number that is not finite': 1, 'with exchanged corners (put in order)': 1,
+    'of an unknown category': 1, 'with a number that is missing or not finite': 1,
+    'with exchanged corners (put in order)': 1,
     'with a box outside the image (not trained on)': 1, 'clipped to the image': 1}
   assert source.load(0).boxes.tolist() == [[20, 10, 50, 30], [20, 10, 50, 30], [20, 69, 50, 80], [6, 6, 7, 7]]
   assert any('names that are not in voc.classes: unicorn' in line for line in warnings(caplog))
@@ -244,6 +245,19 @@ def test_a_second_box_is_counted(tmp_path):
   source = VocSource(one(tmp_path, item(more=second), item('cat', more=part)), sets=('train',))
   assert source.skipped == {'with more than one <bndbox> (the first is used)': 1}
   assert source.load(0).boxes.tolist() == [[20, 10, 50, 30]] * 2
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_an_object_without_a_box_does_not_take_its_image_along(tmp_path, training):
+  polygon = ''.join(f'<x{i}>{x}</x{i}><y{i}>{y}</y{i}>' for i, (x, y) in enumerate([(11, 30), (30, 21), (20, 50)], 1))
+  labelme = '<pt><x>11</x><y>21</y></pt><pt><x>30</x><y>50</y></pt>'
+  objects = [f'<object><name>dog</name>{inner}</object>' for inner in (
+    '', '<robndbox><cx>9</cx></robndbox>', f'<polygon>{polygon}</polygon>', f'<polygon>{labelme}</polygon>',
+    '<polygon><x1>a</x1></polygon>', '<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>')]
+  source = VocSource(one(tmp_path, *objects, item()), sets=('train',), training=training)
+  assert source.load(0).boxes.tolist() == [[20, 10, 50, 30]] * 3
+  assert source.skipped == {'with a number that is missing or not finite': 4,
+                            'without a <bndbox> (the box around its <polygon> is used)': 2}
 
 
 def test_corners_that_begin_at_0(tmp_path):

@@ -2,8 +2,9 @@
 
 import pytest
 
+from rethink_tf.data.detection.voc_xml import BOX_OF_POLYGON
 from rethink_tf.data.prepare import voc_folders
-from rethink_tf.data.prepare.layout import NO_IMAGE, NOT_ANNOTATED, SECOND_FILE, Options
+from rethink_tf.data.prepare.layout import NO_IMAGE, NOT_ANNOTATED, NOT_FINITE, SECOND_FILE, Options
 from rethink_tf.data.prepare.source_folder import SourceFolder
 from rethink_tf.errors import UserError
 
@@ -50,6 +51,15 @@ def test_image_sets_that_do_not_fit_are_counted(tmp_path):
 def test_beside_images_with_splits(tmp_path):
   _, images = read(tmp_path, {'train/a.xml': xml(), 'valid/a.xml': xml()}, ['train/a.jpg', 'valid/a.jpg'])
   assert [(image.file, image.split) for image in images] == [('train/a.jpg', 'train'), ('valid/a.jpg', 'val')]
+
+
+def test_objects_without_a_box(tmp_path):
+  objects = '<object><name>cat</name></object><object><name>cat</name><polygon><x1>1</x1><y1>1</y1><x2>5</x2><y2>6</y2>'
+  reading, images = read(tmp_path, {'Annotations/a.xml': xml().replace('</annotation>', objects + (
+    '</polygon></object></annotation>'))}, ['JPEGImages/a.jpg'])
+  assert [one['bbox'] for one in images[0].instances] == [[0, 0, 5, 6]] * 2
+  assert {NOT_FINITE: 1, BOX_OF_POLYGON: 1}.items() <= reading.problems.counts.items()
+  assert voc_folders.DAMAGED not in reading.problems.counts
 
 
 def test_what_is_left_out_is_counted(tmp_path):
