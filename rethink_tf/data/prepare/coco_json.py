@@ -25,6 +25,7 @@ from rethink_tf.data.prepare.layout import (
   Reading,
   count_unannotated,
   output_name,
+  refuse_several,
 )
 from rethink_tf.data.prepare.shapes import box, numbers
 from rethink_tf.data.prepare.source_folder import JsonShape, SourceFolder, is_below, split_of
@@ -71,6 +72,9 @@ def recognize(folder: SourceFolder) -> str | None:
   """Return the annotation files that were found."""
   files = annotation_files(folder)
   roboflow = [file for file in files if posixpath.basename(file) == ROBOFLOW]
+  exports = sorted({posixpath.dirname(posixpath.dirname(file)) or '.' for file in roboflow})
+  if len(exports) > 1:
+    return f'{len(exports)} Roboflow exports: {folder.describe(exports)}'
   return f"{'Roboflow export: ' if roboflow else ''}{folder.describe(roboflow or files)}" if files else None
 
 
@@ -82,6 +86,9 @@ def read(folder: SourceFolder, options: Options) -> Reading:
       raise UserError(f'{folder.path(options.annotation_file)}: no such file: --annotation_file is relative to the '
                       'source')
     files = [options.annotation_file]
+  else:  # an export has a folder for each split
+    refuse_several(folder, [posixpath.dirname(file) for file in files if posixpath.basename(file) == ROBOFLOW],
+                   'exports of Roboflow')
   by_split = defaultdict(list)
   for file in files:
     by_split[split_of(file)].append(file)

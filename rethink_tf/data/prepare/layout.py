@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from rethink_tf.data.categories import as_text
-from rethink_tf.data.prepare.source_folder import SourceFolder, split_of
+from rethink_tf.data.prepare.source_folder import SourceFolder, is_below, split_of
 from rethink_tf.data.problems import LEFT_OUT, Case, Problems
+from rethink_tf.errors import UserError
 
 NO_IMAGE = 'image whose file is missing, or not the only one of its name'
 NOT_ANNOTATED = 'image without an annotation file (not annotated yet)'
@@ -119,6 +120,20 @@ def count_unannotated(folder: SourceFolder, used: Collection[str], reading: Read
   left = [image for image in folder.images if posixpath.dirname(image) in folders and image not in used]
   if left:
     reading.problems.add(reason, len(left), as_text(left[0]))
+
+
+def refuse_several(folder: SourceFolder, files: Sequence[str], what: str) -> None:
+  """Check that description files are those of one export. files: a folder of an export is that of its file.
+
+  Raises:
+    UserError: some are in folders side by side that both have images, each a data set with classes of its own.
+  """
+  roots = sorted({posixpath.dirname(file) for file in files})
+  apart = [root for root in roots if not any(is_below(root, other) or is_below(other, root)
+                                             for other in roots if other != root) and folder.below(root)]
+  if len(apart) > 1:
+    raise UserError(f'{folder.root}: holds {len(apart)} {what} ({folder.describe(apart)}): give one of these folders, '
+                    'or merge them in the annotation tool, which knows whose classes are the same')
 
 
 def splits_by_folder(images: Sequence[str]) -> dict[str, str | None]:

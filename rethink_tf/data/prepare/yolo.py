@@ -24,6 +24,7 @@ from rethink_tf.data.prepare.layout import (
   Reading,
   names_to_categories,
   output_name,
+  refuse_several,
   splits_by_folder,
 )
 from rethink_tf.data.prepare.shapes import numbers
@@ -184,6 +185,8 @@ def _describe(folder: SourceFolder, required: bool) -> _Description | None:
   if not found:
     found = [_read_names(folder, file) for file in folder.named(*_NAME_FILES)]
     found = [one for one in found if one.names]
+  if required:  # labelImg writes its classes.txt to each folder of images of one data set
+    refuse_several(folder, [one.file for one in found if one.splits], 'exports of YOLO')
   if len(found) > 1 and len({tuple(one.names.items()) for one in found}) > 1 and required:
     raise UserError(f'{folder.root}: {folder.describe([one.file for one in found])} have different class names: remove '
                     'all but one')

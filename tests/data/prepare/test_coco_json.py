@@ -82,6 +82,17 @@ def test_an_image_of_another_split_is_not_taken(tmp_path):
   assert [image.file for image in images] == ['train/a.jpg', 'valid/b.jpg'] and reading.problems.counts[NO_IMAGE] == 1
 
 
+@pytest.mark.parametrize('splits', [('A/train', 'A/valid', 'B/train', 'B/valid'), ('A/train', 'B/valid')])
+def test_two_exports_of_roboflow_are_refused(tmp_path, splits):
+  files = {f'{split}/_annotations.coco.json': content([BOX]) for split in splits}
+  with pytest.raises(UserError, match=r'holds 2 exports of Roboflow \(A, B\): give one of these folders'):
+    read(tmp_path, files, [f'{split}/a.jpg' for split in splits])
+  assert coco_json.recognize(SourceFolder(str(tmp_path))) == '2 Roboflow exports: A, B'
+  reading, _ = read(tmp_path, {}, [], Options(annotation_file='A/train/_annotations.coco.json'))
+  assert reading.total == 1
+  assert read(tmp_path / 'A', {}, [])[0].total == len(splits) / 2
+
+
 def test_label_studio_export(tmp_path):
   _, images = read(tmp_path, {'result.json': content([BOX], ['images\\1c-a.jpg'])}, ['images/1c-a.jpg'])
   assert [(image.file, image.name) for image in images] == [('images/1c-a.jpg', '1c-a.jpg')]

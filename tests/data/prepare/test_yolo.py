@@ -120,6 +120,21 @@ def test_folders_in_upper_case(tmp_path):
   assert len(image.instances) == 1
 
 
+@pytest.mark.parametrize('names', ['[cat]', '[dog]'])
+def test_two_exports_are_refused(tmp_path, names):
+  files = {f'{one}/labels/{one}.txt': '0 0.5 0.5 0.2 0.4' for one in 'AB'}
+  files |= {'A/data.yaml': 'names: [cat]\ntrain: images', 'B/data.yaml': f'names: {names}\ntrain: images'}
+  with pytest.raises(UserError, match=r'holds 2 exports of YOLO \(A, B\): give one of these folders'):
+    read(tmp_path, files, ['A/images/A.jpg', 'B/images/B.jpg'])
+  assert read(tmp_path / 'A', {}, [])[1][0].split == 'train'
+
+
+def test_folders_with_equal_names_of_labelimg_are_one_data_set(tmp_path):
+  files = {f'{one}/{name}': text for one in 'AB' for name, text in (('classes.txt', 'cat'),
+                                                                    (f'{one}.txt', '0 0.5 0.5 0.2 0.4'))}
+  assert len(read(tmp_path, files, ['A/A.jpg', 'B/B.jpg'])[1]) == 2
+
+
 def test_a_description_in_another_encoding_is_named(tmp_path):
   (tmp_path / 'data.yaml').write_bytes('names: [caf\u00e9]'.encode('cp1252'))
   with pytest.raises(UserError, match='data.yaml: not a text file in UTF-8'):
