@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Collection, Sequence
+import struct
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
+import tensorflow as tf
 from absl import logging
 from pycocotools import mask as coco_mask
 
 from rethink_tf import console
 from rethink_tf.data.categories import Category, categories_to_json
-from rethink_tf.errors import UserError
+from rethink_tf.errors import UserError, in_one_line, plain
 from rethink_tf.evaluation.postprocessing import ImageDetections, submission
 from rethink_tf.evaluation.scoring import nothing_shown
 from rethink_tf.predict.detectors import TrainedDetector, detect_all
@@ -45,8 +47,13 @@ class Writer(Protocol):
   def prepare(self, rendered: np.ndarray) -> Any:
     """Encode an image, on any thread."""
 
+  written: set[str]  # paths
+
   def write(self, index: int, prepared: Any) -> None:
     """Write an encoded image."""
+
+  def finish(self) -> None:
+    """Complete what was written; raises UserError if the storage did not take all of it."""
 
 
 class ImageWriter:
@@ -57,12 +64,17 @@ class ImageWriter:
   def __init__(self, folder: str, names: Sequence[str], options: OutputOptions):
     self._options = options
     self.paths = [os.path.join(folder, 'images', name) for name in output_names(names, f'.{options.format}')]
+    self.written: set[str] = set()
 
   def prepare(self, rendered: np.ndarray) -> bytes:
     return encode(rendered, self._options.format)
 
   def write(self, index: int, prepared: bytes) -> None:
     files.write_output(self.paths[index], prepared)
+    self.written.add(self.paths[index])
+
+  def finish(self) -> None:
+    pass
 
 
 class VideoWriter:
@@ -73,6 +85,8 @@ class VideoWriter:
   def __init__(self, folder: str, frames_per_second: float, options: OutputOptions):
     self._folder, self._rate, self._options = folder, frames_per_second, options
     self._video: cv2.VideoWriter | None = None
+    self._partial = os.path.join(folder, f'.{os.getpid()}.partial.mp4')  # OpenCV tells the format by the suffix
+    self.written: set[str] = set()
 
   def prepare(self, rendered: np.ndarray) -> tuple[np.ndarray, bytes | None]:
     return rendered, encode(rendered, self._options.format) if self._options.frames else None
@@ -80,22 +94,38 @@ class VideoWriter:
   def write(self, index: int, prepared: tuple[np.ndarray, bytes | None]) -> None:
     rendered, data = prepared
     if data is not None:
-      files.write_output(os.path.join(self._folder, 'frames', f'{index + 1:06d}.{self._options.format}'), data)
+      path = os.path.join(self._folder, 'frames', f'{index + 1:06d}.{self._options.format}')
+      files.write_output(path, data)
+      self.written.add(path)
     if self._options.video:
       self._append(rendered)
 
+  def finish(self) -> None:
+    if self._video is not None:
+      path = os.path.join(self._folder, VIDEO)
+      self._video.release()
+      self._video = None
+      if not is_complete(self._partial):  # OpenCV says nothing of a full disk
+        raise UserError(f'{path}: cannot be written to its end, as on a full disk: free space, or choose another '
+                        'place with --output')
+      os.replace(self._partial, path)
+      self.written.add(path)
+
   def close(self) -> None:
+    """Remove what is not complete."""
     if self._video is not None:
       self._video.release()
+    with contextlib.suppress(OSError):
+      os.remove(self._partial)
 
   def _append(self, frame: np.ndarray) -> None:
     scale = min(1.0, MAX_VIDEO_SIDE / max(frame.shape[:2]))
     height, width = (2 * max(1, round(side * scale / 2)) for side in frame.shape[:2])  # encoders need even sides
     if self._video is None:
-      path = os.path.join(self._folder, VIDEO)
-      self._video = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*'mp4v'), self._rate, (width, height))
+      self._video = cv2.VideoWriter(self._partial, cv2.VideoWriter_fourcc(*'mp4v'), self._rate, (width, height))
       if not self._video.isOpened():
-        raise UserError(f'{path}: OpenCV cannot write this video: use --novideo --frames, or a local disk')
+        raise UserError(f'{os.path.join(self._folder, VIDEO)}: OpenCV cannot write this video: use --novideo --frames, '
+                        'or a local disk')
     frame = frame if frame.shape[:2] == (height, width) else cv2.resize(frame, (width, height))
     self._video.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
 
@@ -154,6 +184,7 @@ def _write_source(detector: TrainedDetector, source: UnannotatedImages, folder: 
                   options: OutputOptions, writer: Writer) -> None:
   """Write the results of one source: rendered images as soon as they are ready, JSON at the end."""
   _write_images_json(folder, source)  # first, so that an output that cannot be written is reported at once
+  _remove(os.path.join(folder, 'predictions.json'))  # of an earlier call: its ids are those of other images
   detections: dict[int, ImageDetections] = {}
   progress = console.Progress(source.name, len(source.image_ids))
 
@@ -168,6 +199,7 @@ def _write_source(detector: TrainedDetector, source: UnannotatedImages, folder: 
         writer.write(index, prepared)
     progress.count()
   progress.close()
+  writer.finish()
   _write_images_json(folder, source)
   entries = results([detections[index] for index in sorted(detections)], source)
   lines = ',\n'.join(json.dumps(entry) for entry in entries)
@@ -175,6 +207,45 @@ def _write_source(detector: TrainedDetector, source: UnannotatedImages, folder: 
   best = max((found.best_score for found in detections.values() if found.best_score), default=None)
   cure = f': {nothing_shown(threshold, best)} (--threshold)' if best and not entries else f', score >= {threshold:g}'
   print(f'{folder}: {len(entries)} objects in {len(detections)} {writer.unit}{cure}', flush=True)
+  older = sorted(set(_rendered(folder)) - writer.written)  # of an earlier call, or the user's
+  if older:
+    print(f'{folder}: {len(older)} other images or videos are in it, e.g. {plain(older[0])}: not of these results, '
+          'whose images are in images.json', flush=True)
+
+
+def _rendered(folder: str) -> Iterator[str]:
+  """Yield the rendered images and the video that a folder holds."""
+  if tf.io.gfile.exists(os.path.join(folder, VIDEO)):
+    yield os.path.join(folder, VIDEO)
+  for kind in ('images', 'frames'):
+    for path, _, names in tf.io.gfile.walk(os.path.join(folder, kind)):
+      yield from (os.path.join(path, name) for name in names if not name.startswith('.'))
+
+
+def _remove(path: str) -> None:
+  try:
+    tf.io.gfile.remove(path)
+  except tf.errors.NotFoundError:
+    pass
+  except tf.errors.OpError as error:
+    raise UserError(f'{path}: cannot be removed: {in_one_line(error)}; choose another place with --output') from error
+
+
+def is_complete(path: str) -> bool:
+  """Whether an MPEG-4 file has its index, which is written last, and ends with its last box."""
+  try:
+    with open(path, 'rb') as file:
+      end, place, kinds = os.fstat(file.fileno()).st_size, 0, set()
+      while place < end:
+        file.seek(place)
+        size, kind = struct.unpack('>I4s', file.read(8))
+        size = struct.unpack('>Q', file.read(8))[0] if size == 1 else size
+        if size < 8:
+          return False
+        place, kinds = place + size, kinds | {kind}
+      return place == end and b'moov' in kinds
+  except (OSError, struct.error):
+    return False
 
 
 def render(pixels: np.ndarray, detections: ImageDetections, categories: Sequence[Category],

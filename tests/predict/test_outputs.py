@@ -1,6 +1,7 @@
 """Files that predict writes."""
 
 import json
+import resource
 import types
 
 import cv2
@@ -70,15 +71,52 @@ def test_options_of_images(options, written, images, tmp_path):
   (outputs.OutputOptions(), True, 0), (outputs.OutputOptions(video=False, frames=True), False, 5),
   (outputs.OutputOptions(images=False), False, 0)])
 def test_options_of_videos(options, video, frames, tmp_path, capsys):
-  writer = cv2.VideoWriter(str(tmp_path / 'clip.avi'), cv2.VideoWriter_fourcc(*'MJPG'), 10.0, (80, 60))
-  for frame in range(5):
-    writer.write(np.full((60, 80, 3), 40 * frame, np.uint8))
-  writer.release()
-  outputs.write_predictions(OneBox(), [], [str(tmp_path / 'clip.avi')], str(tmp_path / 'out'), options=options)
+  outputs.write_predictions(OneBox(), [], [noise(tmp_path / 'clip.avi')], str(tmp_path / 'out'), options=options)
   folder = tmp_path / 'out/clip'
   assert (folder / 'predictions.mp4').exists() == video and len(list(folder.glob('frames/*'))) == frames
   assert len(json.loads((folder / 'predictions.json').read_text())) == 5
   assert '5 objects in 5 frames' in capsys.readouterr().out
+
+
+def test_results_of_an_earlier_call_are_told_apart(images, tmp_path, capsys):
+  out = str(tmp_path / 'out')
+  outputs.write_predictions(OneBox(), images, [], out)
+  assert 'other images' not in capsys.readouterr().out
+  outputs.write_predictions(OneBox(), images, [], out, threshold=0.1)  # replaces all of it
+  assert 'other images' not in capsys.readouterr().out
+  outputs.write_predictions(OneBox(), images[:1], [], out)
+  assert f"1 other images or videos are in it, e.g. {out}/images/8.jpg: not of these results" in capsys.readouterr().out
+  outputs.write_predictions(OneBox(), images[:1], [], out, options=outputs.OutputOptions(format='png'))
+  assert '2 other images' in capsys.readouterr().out
+
+  class Stopped(OneBox):
+    def detect(self, source, threshold):
+      yield from ()
+      raise KeyboardInterrupt
+  with pytest.raises(KeyboardInterrupt):
+    outputs.write_predictions(Stopped(), images[1:], [], out)
+  assert [image['id'] for image in json.loads((tmp_path / 'out/images.json').read_text())['images']] == [8]
+  assert not (tmp_path / 'out/predictions.json').exists()  # whose ids are those of other images
+
+
+def noise(path, frames=5):
+  writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'MJPG'), 10.0, (80, 60))
+  for _ in range(frames):
+    writer.write(np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8))
+  writer.release()
+  return str(path)
+
+
+def test_a_video_that_does_not_fit_on_the_disk_is_an_error(tmp_path):
+  """OpenCV says nothing of it; a limit of the size of files stands for the full disk."""
+  video, limits = noise(tmp_path / 'clip.avi'), resource.getrlimit(resource.RLIMIT_FSIZE)
+  try:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    with pytest.raises(UserError, match='out/clip/predictions.mp4: cannot be written to its end.*free space'):
+      outputs.write_predictions(OneBox(), [], [video], str(tmp_path / 'out'))
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  assert [path.name for path in (tmp_path / 'out/clip').iterdir()] == ['images.json']
 
 
 def test_damaged_images_are_counted(images, tmp_path, capsys):
