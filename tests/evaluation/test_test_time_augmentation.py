@@ -3,6 +3,7 @@
 import functools
 import types
 
+import cv2
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -16,6 +17,7 @@ from rethink_tf.errors import UserError
 from rethink_tf.evaluation import on_demand
 from rethink_tf.evaluation import test_time_augmentation as tta
 from rethink_tf.models.classifier import Classifier
+from rethink_tf.models.keypoints import KeypointHead
 from rethink_tf.models.resnet import ResNet
 from rethink_tf.models.rois import DetectionGenerator
 from rethink_tf.structures import Detections, Views
@@ -233,6 +235,76 @@ def test_masks_are_means_over_the_views():
     masks.append(detector.detect_masks(tta.roi_pyramid(features), at).masks.numpy())
   assert np.abs(masks[0] - masks[1]).max() > 0.01
   np.testing.assert_allclose(found.masks, (masks[0] + masks[1]) / 2, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_masks_and_keypoints_of_all_views_equal_numpy():
+  """Views of other sizes and padding, each mirrored: a second computation, image by image and view by view."""
+  sizes = ((64, 96), (40, 200), (90, 200))
+  one = trainer_of(tiny.detector(detection_generator=GENERATOR(), keypoint_head=KeypointHead(2, 32),
+                                 num_keypoints=tiny.KEYPOINTS))
+  settings = tta.TestTimeAugmentation(sizes, flip_order=ORDER, vote_iou=0.8, keypoint_area=26.0**2)
+  source = SyntheticSource(3, image_size=(61, 93), object_size=(16, 40), num_classes=tiny.CLASSES)
+  for views in settings.views_of(EvalInput(source, 2, Resize((64,), 96))).dataset():
+    found = settings.predictor(one, source)(views)
+    for row in np.flatnonzero(views.image_ids.numpy() >= 0):
+      check_one_image(one.detector, [[np.asarray(part)[row] for part in view] for view in zip(*views[2:], strict=True)],
+                      Detections(*(None if field is None else field[row].numpy() for field in found)))
+
+
+def check_one_image(detector, views, found):
+  """Compare the detections of an image in its views (pixels, size, scale) with NumPy's."""
+  both = [(*view, flipped) for view in views for flipped in (False, True)]
+  first, features, boxes, scores = views[0][2], [], [], []
+
+  def to_view(boxes, size, scale, flipped):
+    there = boxes / np.tile(first, 2) * np.tile(scale, 2)
+    return mirror_boxes(there, size[1]) if flipped else there
+
+  for pixels, size, scale, flipped in both:
+    image, width = pixels.copy(), int(size[1])
+    if flipped:
+      image[:, :width] = pixels[:, :width][:, ::-1]
+    features.append(detector.fpn(detector.backbone(detector.normalise(image[None], size[None]))))
+    _, proposals = detector.propose(features[-1], size[None], False)
+    _, own, probabilities = detector.score_boxes(tta.roi_pyramid(features[-1]), proposals, size[None])
+    valid = proposals.valid[0].numpy()
+    own = own[0].numpy()[valid].astype(np.float64)
+    boxes.append((mirror_boxes(own, size[1]) if flipped else own) / np.tile(scale, 2) * np.tile(first, 2))
+    scores.append(probabilities[0].numpy()[valid])
+  boxes, scores = np.concatenate(boxes), np.concatenate(scores)
+  kept, best, classes = numpy_nms(boxes, scores, 0.3, 0.5, 20)
+  n = len(kept)
+  assert n > 5 and not found.classes[n:].any()
+  np.testing.assert_allclose(found.scores[:n], best, rtol=1e-4)
+  np.testing.assert_array_equal(found.classes[:n], classes)
+  voted = np.array([numpy_votes(box, k, boxes, scores, 0.3, 0.8) for box, k in zip(kept, classes, strict=True)])
+  np.testing.assert_allclose(found.boxes[:n], voted, atol=2e-3)
+
+  masks, maps, counted = [], [], []
+  for (_, size, scale, flipped), pyramid in zip(both, map(tta.roi_pyramid, features), strict=True):
+    at = Detections(tf.constant(to_view(voted, size, scale, flipped)[None], tf.float32), best[None],
+                    tf.constant(classes[None], tf.int32))
+    mask = detector.detect_masks(pyramid, at).masks[0].numpy()
+    heat = detector.keypoint_logits(pyramid, at.boxes, at.classes > 0)[0].numpy()
+    masks.append(mask[..., ::-1] if flipped else mask)
+    maps.append(heat[:, ORDER][..., ::-1] if flipped else heat)
+    small = ((voted[:, 2:] - voted[:, :2]) / first).prod(1) <= 26.0**2
+    counted.append(np.where(small, scale[0] >= first[0], scale[0] <= first[0]))
+  np.testing.assert_allclose(found.masks[:n], np.mean(masks, 0), atol=2e-4)
+  assert not found.masks[n:].any()
+  weights = np.array(counted, np.float64)
+  assert set(weights.sum(0)) == {4.0}  # two views of three, both ways
+  mean = np.einsum('vn,vnpyx->npyx', weights, np.array(maps)) / 4
+  for i, (y0, x0, y1, x1) in enumerate(voted):
+    height, width = max(y1 - y0, 1), max(x1 - x0, 1)
+    rows, columns = int(np.ceil(height)), int(np.ceil(width))
+    for point, heat in zip(found.keypoints[i], mean[i], strict=True):
+      resized = cv2.resize(heat.astype(np.float32), (columns, rows), interpolation=cv2.INTER_CUBIC)
+      y, x = (point[:2] + 0.5 - (y0, x0)) / (height / rows, width / columns) - 0.5  # the pixel that was chosen
+      assert abs(y - round(y)) < 0.05 and abs(x - round(x)) < 0.05
+      assert resized[round(y), round(x)] >= resized.max() - 1e-3 * np.ptp(resized)
+      np.testing.assert_allclose(point[2], 1 / np.exp(heat - resized.max()).sum(), rtol=5e-3)
 
 
 @pytest.mark.slow
