@@ -60,7 +60,8 @@ def parse(data: bytes, name: str) -> VocAnnotation:
     raise XmlError(f'{name}: the outermost element should be <annotation>, is <{as_text(root.tag[:40])}>')
   objects = tuple(_parse_object(element, f'{name}: object {i}')
                   for i, element in enumerate(root.findall('object'), start=1))
-  file_name = (root.findtext('filename') or '').strip().replace('\\', '/').rpartition('/')[2]
+  named = (root.findtext('filename') or '').strip() or (root.findtext('path') or '').strip()
+  file_name = named.replace('\\', '/').rpartition('/')[2]
   return VocAnnotation(_parse_size(root), objects, file_name)
 
 
@@ -84,7 +85,8 @@ def _parse_xml(data: bytes, name: str) -> Element:
   try:
     parser.Parse(data, True)
   except (expat.ExpatError, ValueError, LookupError) as error:  # the last two: an unknown encoding
-    raise XmlError(f'{name}: not valid XML: {in_one_line(error)}') from error
+    cure = '' if isinstance(error, expat.ExpatError) else ': save it as UTF-8'
+    raise XmlError(f'{name}: not valid XML: {in_one_line(error)}{cure}') from error
   return builder.close()
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from typing import NamedTuple
 
 from rethink_tf.data.prepare import coco_json, label_studio, labelme, mask_images, via, voc_folders, yolo
 from rethink_tf.data.prepare.layout import Layout
 from rethink_tf.data.prepare.source_folder import ARCHIVES, JsonShape, SourceFolder
-from rethink_tf.errors import UserError
+from rethink_tf.errors import UserError, excerpt
 
 LAYOUTS: tuple[Layout, ...] = (coco_json, yolo, voc_folders, labelme, label_studio, via, mask_images)
 NAMES = tuple(layout.NAME for layout in LAYOUTS)
 _EXAMINED = 40  # files of a kind whose contents are looked at
+_NUMBERS = re.compile(r'([-+.\deE]+[\s,;]+){3}[-+.\d]')  # four of them, as a box has
 
 
 class Found(NamedTuple):
@@ -84,8 +86,17 @@ def _explain(folder: SourceFolder) -> str:
       return f'{file} is JSON of CreateML: export as COCO json'
     if isinstance(shape, list) and shape and 'image' in shape[0].keys:
       return f"{file} is Label Studio's JSON-MIN: export as JSON, or as COCO with images"
+    if isinstance(shape, JsonShape) and {'size', 'objects', 'tags'} <= set(shape.keys):
+      return f'{file} is JSON of Supervisely: export as COCO json'
+    if isinstance(shape, JsonShape) and {'categories', 'items'} <= set(shape.keys):
+      return f'{file} is JSON of Datumaro: export as COCO json, or convert it with `datum convert -f coco`'
   if folder.named('labelmap.txt') and any('SegmentationObject/' in file for file in folder.images):
     return "SegmentationObject/ holds CVAT's segmentation masks: export the task as 'COCO 1.0', with images"
+  for file in folder.with_suffix('.txt')[:_EXAMINED] if folder.images else ():
+    line = next((line for line in folder.read_text(file).splitlines() if _NUMBERS.search(line[:200])), None)
+    if line is not None and folder.image_of(file):
+      return (f'{file} has the name of an image, but {excerpt(line, 60)} is no label of YOLO (class number, x, y, '
+              'width and height as fractions, with blanks between them): convert the annotations to COCO json')
   for file in folder.with_suffix('.csv')[:_EXAMINED]:
     return f'{file} is a table: export the annotations as JSON (VIA) or as COCO json'
   if folder.with_suffix('.tfrecord', '.record'):

@@ -213,15 +213,19 @@ class SourceFolder:
         if entry.name.startswith('.') or entry.name == '__MACOSX':
           continue
         linked = entry.is_symlink()
-        target = os.path.realpath(entry.path) if linked or entry.is_dir() else ''
+        try:
+          is_folder, is_file = entry.is_dir(), entry.is_file()
+        except OSError:  # a link to itself, which is like one to nothing
+          continue
+        target = os.path.realpath(entry.path) if linked or is_folder else ''
         if linked and not follow_links and os.path.commonpath([top, target]) != top:
           raise UserError(f'{plain(entry.path)}: is a link to {plain(target)}, outside of the folder: if that is '
                           'meant, add --follow_links')
-        if entry.is_dir():
+        if is_folder:
           if target not in visited:  # a link may lead to a folder above it
             visited.add(target)
             todo.append(name)
-        elif entry.is_file():
+        elif is_file:
           yield name
           count += 1
           if count > _MAX_FILES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import posixpath
 from collections.abc import Iterator
 from typing import Any
@@ -44,10 +45,11 @@ def root_tag(folder: SourceFolder, file: str) -> str | None:
   """Return the name of the first element of an xml file, by its first bytes; None if there is none."""
   try:
     with open(folder.path(file), 'rb') as stream:
-      head = stream.read(4096).decode('utf-8', 'replace')
+      head = stream.read(4096)
   except OSError:
     return None
-  for piece in head.split('<')[1:]:
+  wide = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+  for piece in head.decode('utf-16' if wide else 'utf-8', 'replace').split('<')[1:]:
     if piece[:1].isalpha():
       return piece.split('>')[0].split()[0].rstrip('/')
   return None

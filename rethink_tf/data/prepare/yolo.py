@@ -117,7 +117,7 @@ def read(folder: SourceFolder, options: Options) -> Reading:
 
 def _images(folder: SourceFolder, splits: dict[str, str | None], labels: dict[str, str | None],
             described: _Description, reading: Reading) -> Iterator[LabelledImage]:
-  counts = Counter()
+  counts, used = Counter(), set()
   for image, split in splits.items():
     try:
       lines = folder.read_text(labels[image]).splitlines() if labels[image] is not None else ()
@@ -128,7 +128,7 @@ def _images(folder: SourceFolder, splits: dict[str, str | None], labels: dict[st
     for i, line in enumerate(lines, start=1):
       if line.strip():
         counts['lines'] += 1
-        instance = _parse(line, f'{labels[image]}, line {i}', described, reading)
+        instance = _parse(line, f'{labels[image]}, line {i}', described, reading, used)
         if instance is not None:
           instances.append(instance)
     outlines = [polygon for one in instances for polygon in one['segmentation']]
@@ -138,12 +138,17 @@ def _images(folder: SourceFolder, splits: dict[str, str | None], labels: dict[st
     yield LabelledImage(image, output_name(image), split, instances, fractions=True)
   if counts['outlines'] and counts['outlines'] == counts['of four points']:
     reading.notes.append(OF_FOUR_POINTS)
+  if used and min(described.names) < min(used) and max(used) == max(described.names) + 1:
+    raise UserError(f'{folder.root}: its labels have the class numbers {min(used):g} to {max(used):g}, '
+                    f'{described.file} has names for {min(described.names)} to {max(described.names)}: number both '
+                    'from 0, else objects get the name of another class')
   if counts['lines'] and not counts['objects']:
     raise UserError(f'{folder.root}: none of its {counts["lines"]} labels can be used: {reading.examples()}')
 
 
-def _parse(line: str, where: str, described: _Description, reading: Reading) -> dict[str, Any] | None:
-  """Return an object with its coordinates as fractions; None if the line is left out."""
+def _parse(line: str, where: str, described: _Description, reading: Reading,
+           used: set[float]) -> dict[str, Any] | None:
+  """Return an object with its coordinates as fractions; None if the line is left out. used: gets its class number."""
   words = line.split()
   try:
     values = numbers(list(map(float, words)))
@@ -153,6 +158,7 @@ def _parse(line: str, where: str, described: _Description, reading: Reading) -> 
   if values is None:
     reading.leave_out(NOT_FINITE, where)
     return None
+  used.add(values[0])
   if values[0] not in described.names:
     reading.leave_out(UNKNOWN_CLASS, where)
     return None
@@ -192,7 +198,7 @@ def _describe(folder: SourceFolder, required: bool) -> _Description | None:
                     'all but one')
   if not found and required:
     for file in files:
-      folder.read_text(file)  # says so if it is no text in UTF-8
+      _check_yaml(folder.path(file), folder.read_text(file))  # which says so if it is no text in UTF-8
     raise UserError(f'{folder.root}: YOLO labels without class names: write the names, one a line, to '
                     f'{folder.path("classes.txt")}, or add data.yaml')
   return found[0] if found else None
@@ -227,6 +233,19 @@ def _read_yaml(folder: SourceFolder, file: str) -> _Description | None:
       splits.setdefault(split, []).extend(values)
   path = content.get('path')
   return _Description(file, names, splits, path if isinstance(path, str) else '', 'kpt_shape' in content)
+
+
+def _check_yaml(path: str, text: str) -> None:
+  """Raise UserError unless a text is YAML."""
+  import yaml
+
+  try:
+    if len(text) <= _MAX_YAML and _depth(text) <= _MAX_DEPTH:
+      yaml.load(text, yaml.BaseLoader)
+  except (yaml.YAMLError, RecursionError, ValueError) as error:
+    place = getattr(error, 'problem_mark', None)
+    raise UserError(f'{path}: not valid YAML' + (f', line {place.line + 1}' if place else '')
+                    + f': {getattr(error, "problem", None) or in_one_line(error)}') from error
 
 
 def _depth(text: str) -> int:

@@ -55,6 +55,7 @@ SECRET = '<!DOCTYPE x [<!ENTITY s SYSTEM "file:///etc/passwd">]><annotation><obj
   (b'\x00\xff\xfe garbage', 'not valid XML'),
   (b'\xff\xd8\xff\xe0 an image', 'not valid XML'),
   (b'<?xml version="1.0" encoding="martian"?><annotation/>', 'not valid XML'),
+  (b'<?xml version="1.0" encoding="GBK"?><annotation/>', 'not valid XML: multi-byte .*: save it as UTF-8'),
   (b'<annotation>&undefined;</annotation>', 'not valid XML'),
   (b'<html/>', 'outermost element should be <annotation>'),
   (LAUGHS.encode(), 'document type'),

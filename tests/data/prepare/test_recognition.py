@@ -52,6 +52,10 @@ def test_masks_beside_annotations_are_not_the_annotations(tmp_path):
   ({'a.json': [{'image': 'a.jpg', 'annotations': []}]}, 'CreateML'),
   ({'a.json': [{'id': 1, 'image': 'a.jpg', 'label': []}]}, 'JSON-MIN'),
   ({'a.csv': 'filename,file_size\n', 'a.jpg': ''}, 'a.csv is a table: export.*JSON .VIA.'),
+  ({'image/a.png': '', 'label/a.txt': 'Car 0.00 0 -1.57 10.01 13.33 61.12'}, "label/a.txt .*'Car 0.* is no label"),
+  ({'a.png': '', 'a.txt': 'gsd:1\n9,9,3,2,1,4', 'data.yaml': 'names: [a]'}, "'9,9,3,2,1,4' is no label of YOLO.*COCO"),
+  ({'a.json': {'size': {}, 'tags': [], 'objects': []}}, 'a.json is JSON of Supervisely: export as COCO'),
+  ({'a.json': {'info': {}, 'categories': {}, 'items': []}}, 'a.json is JSON of Datumaro: export as COCO'),
   ({'labelmap.txt': '', 'SegmentationObject/a.png': ''}, "CVAT's segmentation masks.*COCO 1.0"),
   ({'a.tfrecord': ''}, 'holds TFRecords')])
 def test_what_cannot_be_read_is_explained(tmp_path, files, message):
@@ -59,6 +63,13 @@ def test_what_cannot_be_read_is_explained(tmp_path, files, message):
     recognition.choose(folder(tmp_path, files))
   assert '\n' not in str(raised.value)
   assert recognition.describe(str(tmp_path)) is None
+
+
+def test_labels_in_utf_16(tmp_path):
+  source = folder(tmp_path, {'a.jpg': '', 'a.txt': '', 'classes.txt': 'cat'})
+  (tmp_path / 'a.txt').write_bytes('0 .5 .5 .2 .2'.encode('utf-16'))
+  with pytest.raises(UserError, match='a.txt: not a text file in UTF-8, as which it should be saved'):
+    recognition.choose(source)
 
 
 def test_the_cure_is_a_command(tmp_path):

@@ -94,6 +94,8 @@ def test_links(tmp_path):
   folder(tmp_path / 'in', 'x/a.jpg')
   os.symlink(tmp_path / 'in', tmp_path / 'in/x/loop')
   os.symlink(tmp_path / 'in/x/a.jpg', tmp_path / 'in/same.jpg')
+  os.symlink('itself.jpg', tmp_path / 'in/itself.jpg')
+  os.symlink('nothing.jpg', tmp_path / 'in/broken.jpg')
   assert SourceFolder(str(tmp_path / 'in')).images == ['same.jpg', 'x/a.jpg']
   os.symlink(tmp_path / 'elsewhere', tmp_path / 'in/out')
   with pytest.raises(UserError, match='outside of the folder.*--follow_links'):

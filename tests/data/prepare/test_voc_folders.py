@@ -53,6 +53,15 @@ def test_beside_images_with_splits(tmp_path):
   assert [(image.file, image.split) for image in images] == [('train/a.jpg', 'train'), ('valid/a.jpg', 'val')]
 
 
+def test_utf_16_and_a_path_of_another_machine(tmp_path):
+  text = xml('').replace('<filename>', '<path>C:\\me\\b.jpg</path><filename>').replace(
+    '<?xml version="1.0"?>', '<?xml version="1.0" encoding="UTF-16"?>').replace('><', '>\r\n<')
+  (tmp_path / 'xmls').mkdir()
+  (tmp_path / 'xmls/a.xml').write_bytes(text.encode('utf-16'))
+  _, images = read(tmp_path, {}, ['imgs/b.jpg'])
+  assert [(image.file, len(image.instances)) for image in images] == [('imgs/b.jpg', 1)]
+
+
 def test_objects_without_a_box(tmp_path):
   objects = '<object><name>cat</name></object><object><name>cat</name><polygon><x1>1</x1><y1>1</y1><x2>5</x2><y2>6</y2>'
   reading, images = read(tmp_path, {'Annotations/a.xml': xml().replace('</annotation>', objects + (

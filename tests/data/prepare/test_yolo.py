@@ -147,6 +147,9 @@ def test_a_description_in_another_encoding_is_named(tmp_path):
   ({'labels/a.txt': '0 0.5 0.5 0.2 0.4', 'classes.txt': 'cat', 'x/obj.names': 'dog'}, 'different class names'),
   ({'labels/a.txt': '0 0.5 0.5 0.2 0.4', 'data.yaml': 'names: {x: cat}'}, 'keys should be class numbers'),
   ({'labels/a.txt': '0 0.5 0.5 0.2 0.4', 'data.yaml': 'names: [[cat]]'}, 'should have a name'),
+  ({'labels/a.txt': '0 0.5 0.5 0.2 0.4', 'data.yaml': 'names:\n\t- cat'}, 'data.yaml: not valid YAML, line 2: found'),
+  ({'labels/a.txt': '1 .5 .5 .2 .4\n2 .2 .2 .1 .1', 'data.yaml': 'names: [cat, dog]'},
+   'class numbers 1 to 2, data.yaml has names for 0 to 1: number both from 0'),
   ({'labels/b.txt': '0 0.5 0.5 0.2 0.4', 'classes.txt': 'cat'}, 'none of its 1 images has a label file')])
 def test_errors_of_one_line(tmp_path, files, message):
   with pytest.raises(UserError, match=message) as raised:
