@@ -27,7 +27,7 @@ from rethink_tf.storage.files import require_regular
 from rethink_tf.structures import MASK_CROP, Example
 
 IMAGE_EXTENSIONS = (
-  '.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.gif', '.ppm', '.pgm', '.jp2', '.avif', '.heic')
+  '.jpg', '.jpeg', '.jfif', '.png', '.bmp', '.webp', '.tif', '.tiff', '.gif', '.ppm', '.pgm', '.jp2', '.avif', '.heic')
 VIDEO_EXTENSIONS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg')
 _READERS = 8  # threads that read headers
 _LOGGED = 10  # skipped images that are logged one by one

@@ -40,13 +40,14 @@ def write(path, image=None):
 
 
 def test_folders_are_searched_in_natural_order(tmp_path):
-  for name in ('img10.png', 'img2.JPG', 'deep/er/img1.png', 'notes.txt', 'clip.mp4', 'out/img3.png'):
+  for name in ('img10.png', 'img2.JPG', 'img11.jfif', 'deep/er/img1.png', 'notes.txt', 'clip.mp4', 'out/img3.png'):
     path = tmp_path / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b'x')
   (tmp_path / 'deep' / 'back').symlink_to(tmp_path)  # a circle
   images, videos = find_images([str(tmp_path), str(tmp_path / 'img2.JPG')], leave_out=str(tmp_path / 'out'))
-  assert [path.removeprefix(f'{tmp_path}/') for path in images] == ['deep/er/img1.png', 'img2.JPG', 'img10.png']
+  assert [path.removeprefix(f'{tmp_path}/') for path in images] == ['deep/er/img1.png', 'img2.JPG', 'img10.png',
+                                                                         'img11.jfif']
   assert videos == []
   images, videos = find_images([f'{tmp_path}/clip.mp4', f'{tmp_path}/notes.txt'])
   assert (images, videos) == ([f'{tmp_path}/notes.txt'], [f'{tmp_path}/clip.mp4']), 'named files count as images'

@@ -17,7 +17,7 @@ from rethink_tf.data.subset import subset, whose_images
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.storage.files import open_regular
 
-IMAGE_EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff')
+IMAGE_EXTENSIONS = ('.jpg', '.jpeg', '.jfif', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff')
 # Names of the lists of a flat folder: Caffe's, Kaggle's, and that of TensorFlow's ImageNet scripts.
 LABELS_FILES = ('{split}.txt', 'LOC_{split}_solution.csv', 'imagenet_2012_validation_synset_labels.txt')
 _MAX_LIST_BYTES = 1 << 30

@@ -27,7 +27,7 @@ from rethink_tf.structures import Example, LeftOut
 
 VOC_CLASSES = ('aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow', 'diningtable',
                'dog', 'horse', 'motorbike', 'person', 'pottedplant', 'sheep', 'sofa', 'train', 'tvmonitor')
-_EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
+_EXTENSIONS = ('.jpg', '.jpeg', '.jfif', '.png', '.bmp', '.webp')
 _READERS = 16  # threads; on gs:// they are limited by latency
 _SHOWN = 3  # examples in a message
 _MAX_LIST_BYTES = 1 << 28  # of an image set

@@ -20,7 +20,7 @@ from rethink_tf.data.categories import as_text
 from rethink_tf.data.json_files import load_json
 from rethink_tf.errors import UserError, in_one_line, plain
 
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.gif', '.jp2', '.avif', '.heic')
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.jfif', '.png', '.bmp', '.webp', '.tif', '.tiff', '.gif', '.jp2', '.avif', '.heic')
 ARCHIVES = ('.zip', '.tar', '.gz', '.tgz', '.7z', '.rar')
 _MAX_FILES = 5_000_000
 _MAX_KEYS = 64  # of an object, that its shape names

@@ -27,13 +27,16 @@ def test_class_folders(tmp_path):
 def test_images_at_any_depth_and_other_files(tmp_path):
   write_folders(tmp_path, per_class=1)
   write_image(tmp_path / 'train/red/more/deep/b.PNG', noisy_image(COLOURS['red'], 1))
+  (tmp_path / 'train/green/0.jpg').rename(tmp_path / 'train/green/0.JFIF')  # as browsers on Windows save JPEG files
   for junk in ('train/red/notes.txt', 'train/.DS_Store', 'train/red/.hidden.jpg', 'train/.cache/0.jpg',
                'train/__MACOSX/0.jpg', 'README.md'):
     (tmp_path / junk).parent.mkdir(exist_ok=True)
     (tmp_path / junk).write_text('no image')
   write_image(tmp_path / 'train/loose.jpg', noisy_image(COLOURS['red'], 2))
   source = ImageFolder(str(tmp_path), 'train')
-  assert source.file_names == ['train/blue/0.jpg', 'train/green/0.jpg', 'train/red/0.jpg', 'train/red/more/deep/b.PNG']
+  assert source.file_names == ['train/blue/0.jpg', 'train/green/0.JFIF', 'train/red/0.jpg',
+                               'train/red/more/deep/b.PNG']
+  assert source.load(1).shape[2] == 3
 
 
 def test_validation_has_the_class_numbers_of_training(tmp_path, see_logs, caplog):

@@ -229,6 +229,12 @@ def test_the_image_is_that_of_filename(tmp_path, caplog):
   assert '1 images have several files and no <filename> that names one' in ' '.join(warnings(caplog))
 
 
+def test_jpeg_files_of_browsers(tmp_path):
+  folder = write(tmp_path, {'train': {'1': xml(item())}})
+  (tmp_path / 'JPEGImages/1.jpg').rename(tmp_path / 'JPEGImages/1.jfif')
+  assert VocSource(folder, sets=('train',)).load(0).boxes.tolist() == [[20, 10, 50, 30]]
+
+
 @pytest.mark.parametrize('text, difficult, counted', [
   ('1', 1, 0), ('True', 1, 0), ('yes', 1, 0), ('1.0', 1, 0), (' true ', 1, 0), ('0', 0, 0), ('False', 0, 0),
   ('no', 0, 0), ('0.0', 0, 0), ('', 0, 0), ('Unspecified', 0, 0), ('perhaps', 0, 1)])

@@ -93,6 +93,11 @@ def test_two_exports_of_roboflow_are_refused(tmp_path, splits):
   assert read(tmp_path / 'A', {}, [])[0].total == len(splits) / 2
 
 
+def test_jpeg_files_of_browsers(tmp_path):
+  _, images = read(tmp_path, {'result.json': content([BOX], ['a.jfif'])}, ['images/a.JFIF'])
+  assert images[0].file == 'images/a.JFIF'
+
+
 def test_label_studio_export(tmp_path):
   _, images = read(tmp_path, {'result.json': content([BOX], ['images\\1c-a.jpg'])}, ['images/1c-a.jpg'])
   assert [(image.file, image.name) for image in images] == [('images/1c-a.jpg', '1c-a.jpg')]
