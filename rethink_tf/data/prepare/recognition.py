@@ -99,6 +99,8 @@ def _explain(folder: SourceFolder) -> str:
               'width and height as fractions, with blanks between them): convert the annotations to COCO json')
   for file in folder.with_suffix('.csv')[:_EXAMINED]:
     return f'{file} is a table: export the annotations as JSON (VIA) or as COCO json'
+  for file in folder.with_suffix('.jsonl', '.ndjson')[:1]:
+    return f'{file} is JSON Lines, which is not read: convert the annotations to COCO json'
   if folder.with_suffix('.tfrecord', '.record'):
     return 'holds TFRecords, which need no preparation: see docs/data.md'
   if not folder.files:

@@ -56,6 +56,7 @@ def test_masks_beside_annotations_are_not_the_annotations(tmp_path):
   ({'a.png': '', 'a.txt': 'gsd:1\n9,9,3,2,1,4', 'data.yaml': 'names: [a]'}, "'9,9,3,2,1,4' is no label of YOLO.*COCO"),
   ({'a.json': {'size': {}, 'tags': [], 'objects': []}}, 'a.json is JSON of Supervisely: export as COCO'),
   ({'a.json': {'info': {}, 'categories': {}, 'items': []}}, 'a.json is JSON of Datumaro: export as COCO'),
+  ({'train/metadata.jsonl': '{"file_name": "a.jpg"}', 'train/a.jpg': ''}, 'metadata.jsonl is JSON Lines.* COCO json'),
   ({'labelmap.txt': '', 'SegmentationObject/a.png': ''}, "CVAT's segmentation masks.*COCO 1.0"),
   ({'a.tfrecord': ''}, 'holds TFRecords')])
 def test_what_cannot_be_read_is_explained(tmp_path, files, message):
