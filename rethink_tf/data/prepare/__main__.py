@@ -70,7 +70,11 @@ def _inspect() -> None:
 
   folder = os.path.abspath(os.path.expanduser(FLAGS.output_dir))
   experiment.configure(['gin_configs/scratch_1x.gin', 'gin_configs/data/own.gin'], (), folder)
-  inspection.inspect_configured(os.path.expanduser(FLAGS.report_dir or f'runs/data/{os.path.basename(folder)}'))
+  try:
+    inspection.inspect_configured(os.path.expanduser(FLAGS.report_dir or f'runs/data/{os.path.basename(folder)}'))
+  except UserError as error:
+    raise UserError(f'{FLAGS.output_dir} is complete, the report on it is not: '
+                    + error.line().replace('--output', '--report_dir')) from error
 
 
 if __name__ == '__main__':

@@ -32,6 +32,14 @@ def test_the_report_of_inspect_data(export, tmp_path):
   assert {'report.txt', 'report.json', 'training.png'} <= set(os.listdir(tmp_path / 'report'))
 
 
+def test_a_report_that_cannot_be_written(export, tmp_path):
+  (tmp_path / 'file').write_text('')
+  done = call('data.prepare', export, f'--output_dir={tmp_path}/own', f'--report_dir={tmp_path}/file/report')
+  line = done.stderr.splitlines()[-1]
+  assert done.returncode == 1 and line.startswith(f'error: {tmp_path}/own is complete, the report on it is not: ')
+  assert '--report_dir' in line and '--output' not in line and os.path.exists(tmp_path / 'own/prepared.json')
+
+
 @pytest.mark.parametrize('arguments, message', [
   ([], 'name one folder to read'), (['a', 'b'], 'name one folder to read'), (['/nowhere'], '/nowhere: no such folder'),
   (['/', '--copy', '--link'], 'choose one of them')])
