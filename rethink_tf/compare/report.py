@@ -324,9 +324,9 @@ def _write(output: str, runs: Sequence[Run], metric: str, content: page.Content,
   by_name = {f'{metric} against what was seen': plots.curves(runs, metric),
              f'{metric} by schedule': plots.end_points(_complete(runs) or runs, metric),
              'AP by size': plots.by_size(runs, metric, objects), 'losses': plots.losses(runs)}
-  by_name = {name: fig for name, fig in by_name.items() if fig is not None}
-  data = {f'{_file_name(name)}.{kind}': image for kind in ('png', 'svg')
-          for name, image in plots.render(by_name, kind).items()}
+  drawn = {name: fig for name, fig in by_name.items() if fig is not None}
+  data = {f'{_file_name(name)}.{kind}': images.get(name)  # None: that of earlier runs is removed
+          for kind in ('png', 'svg') for images in (plots.render(drawn, kind),) for name in by_name}
   data['index.html'] = page.page(content).encode()
   data['runs.csv'] = files.as_csv(content.tables['Runs'])
   data['curves.csv'] = files.as_csv(tables.curves_table(runs))

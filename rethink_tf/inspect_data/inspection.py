@@ -65,10 +65,7 @@ def inspect(train_source: Callable[..., Source], eval_source: Callable[..., Sour
   files.write_output(f'{output}/report.json', json.dumps(
     report.as_json(training, held_out, padding, shared, notes), indent=1))
   files.write_output(f'{output}/statistics.png', plots.plot_statistics(training, held_out, inputs, padding))
-  if images:
-    files.write_output(f'{output}/training.png', plots.plot_training_images(inputs, images))
-  grid = plots.plot_problems([training, held_out])
-  if grid is not None:
-    files.write_output(f'{output}/suspicious.png', grid)
+  files.write_output(f'{output}/training.png', plots.plot_training_images(inputs, images) if images else None)
+  files.write_output(f'{output}/suspicious.png', plots.plot_problems([training, held_out]))
   print(f'reports and images: {output}')
   return training, held_out

@@ -82,8 +82,7 @@ def inspect(results_folder: str, source: Source, output: str | None = None, exam
     breakdowns[kind], record[kind] = breakdown, report.as_json(breakdown) | more
     print(text[-1], flush=True)
     files.write_output(os.path.join(output, f'errors_{kind}.png'), plot)
-    if grid is not None:
-      files.write_output(os.path.join(output, f'worst_{kind}.png'), grid)
+    files.write_output(os.path.join(output, f'worst_{kind}.png'), grid)
   if not breakdowns:
     raise UserError(f'{results_folder}: holds neither {" nor ".join(FILES.values())} nor {VOC_FILES}')
   _write(output, text, record)

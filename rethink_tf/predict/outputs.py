@@ -17,7 +17,7 @@ from pycocotools import mask as coco_mask
 
 from rethink_tf import console
 from rethink_tf.data.categories import Category, categories_to_json
-from rethink_tf.errors import UserError, in_one_line, plain
+from rethink_tf.errors import UserError, plain
 from rethink_tf.evaluation.postprocessing import ImageDetections, submission
 from rethink_tf.evaluation.scoring import nothing_shown
 from rethink_tf.predict.detectors import TrainedDetector, detect_all
@@ -184,7 +184,7 @@ def _write_source(detector: TrainedDetector, source: UnannotatedImages, folder: 
                   options: OutputOptions, writer: Writer) -> None:
   """Write the results of one source: rendered images as soon as they are ready, JSON at the end."""
   _write_images_json(folder, source)  # first, so that an output that cannot be written is reported at once
-  _remove(os.path.join(folder, 'predictions.json'))  # of an earlier call: its ids are those of other images
+  files.write_output(os.path.join(folder, 'predictions.json'), None)  # whose ids are those of other images
   detections: dict[int, ImageDetections] = {}
   progress = console.Progress(source.name, len(source.image_ids))
 
@@ -220,15 +220,6 @@ def _rendered(folder: str) -> Iterator[str]:
   for kind in ('images', 'frames'):
     for path, _, names in tf.io.gfile.walk(os.path.join(folder, kind)):
       yield from (os.path.join(path, name) for name in names if not name.startswith('.'))
-
-
-def _remove(path: str) -> None:
-  try:
-    tf.io.gfile.remove(path)
-  except tf.errors.NotFoundError:
-    pass
-  except tf.errors.OpError as error:
-    raise UserError(f'{path}: cannot be removed: {in_one_line(error)}; choose another place with --output') from error
 
 
 def is_complete(path: str) -> bool:

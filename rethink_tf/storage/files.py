@@ -116,13 +116,17 @@ def _cell(text: str) -> str:
   return text
 
 
-def write_output(path: str, data: bytes | str) -> None:
-  """Write a result of a command with --output atomically, creating its folder.
+def write_output(path: str, data: bytes | str | None) -> None:
+  """Write a result of a command with --output atomically, creating its folder; None removes that of an earlier call.
 
   Raises:
     UserError: the storage refuses it.
   """
   try:
+    if data is None:
+      with contextlib.suppress(tf.errors.NotFoundError):
+        tf.io.gfile.remove(path)
+      return
     tf.io.gfile.makedirs(os.path.dirname(path) or '.')
     write(path, data)
   except (OSError, tf.errors.OpError) as error:

@@ -69,6 +69,9 @@ def test_missing_images_and_limits_are_named(tmp_path, capsys):
   for split in ('train2017', 'val2017'):
     small_coco.write(tmp_path / 'data', [image(i) for i in (1, 2, 3)], objects, split=split)
   (tmp_path / 'data/val2017/000002.jpg').unlink()
+  (tmp_path / 'out').mkdir()
+  for name in ('training.png', 'suspicious.png'):  # of an earlier call, before the data was mended
+    (tmp_path / 'out' / name).write_text('')
   make = functools.partial(CocoSource, str(tmp_path / 'data'))
   gin.parse_config(['DetectionGenerator.max_detections = 4', 'TrainInput.max_instances = 5'])
   try:
@@ -82,6 +85,7 @@ def test_missing_images_and_limits_are_named(tmp_path, capsys):
                'data/val2017: 2 of 2 images have more objects than DetectionGenerator.max_detections = 4: at most '):
     assert line in printed
   assert len(json.loads((tmp_path / 'out/report.json').read_text())['notes']) == 3
+  assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == ['report.json', 'report.txt', 'statistics.png']
 
 
 @pytest.mark.parametrize('subset', [{'fraction': 0.5}, {'num_images': 4}])

@@ -50,6 +50,16 @@ def test_the_folder_of_an_output_is_created(tmp_path):
   assert '\n' not in str(caught.value) and os.listdir(tmp_path / 'a/b') == ['report.md']
 
 
+def test_an_output_that_there_is_none_of_this_time(tmp_path):
+  files.write_output(f'{tmp_path}/a.png', b'x')
+  for _ in range(2):
+    files.write_output(f'{tmp_path}/a.png', None)
+    assert not list(tmp_path.iterdir())
+  with pytest.raises(UserError, match='/no/a.png: cannot be written.*--output'):
+    (tmp_path / 'no/a.png').mkdir(parents=True)
+    files.write_output(f'{tmp_path}/no/a.png', None)
+
+
 def test_only_regular_files_are_opened(tmp_path):
   os.mkfifo(tmp_path / 'fifo')
   os.symlink(tmp_path / 'fifo', tmp_path / 'link')
