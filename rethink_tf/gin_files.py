@@ -23,7 +23,7 @@ from typing import Any
 import gin
 from gin import config_parser
 
-from rethink_tf.errors import UserError
+from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.process import bindings, gin_errors, gin_statements
 
 _SCOPES = {'train', 'eval'}  # what a misspelt one may mean; a reference (@scope/Part()) enters them
@@ -333,14 +333,17 @@ def _exists(path: str) -> bool:
 def _read(path: str, name: str) -> str:
   """Return the text of a file, local or gs://. name: of the file in messages."""
   if '://' in path:
-    with _storage_errors() as gfile, gfile.GFile(path) as file:
-      size, text = file.size(), file.read(_MAX_BYTES)
+    with _storage_errors() as gfile, gfile.GFile(path, 'rb') as file:
+      size, data = file.size(), file.read(_MAX_BYTES)
   else:
-    with open(path, encoding='utf-8') as file:
-      size, text = os.fstat(file.fileno()).st_size, file.read(_MAX_BYTES)
+    with open(path, 'rb') as file:
+      size, data = os.fstat(file.fileno()).st_size, file.read(_MAX_BYTES)
   if size > _MAX_BYTES:
     raise UserError(f'{name}: {size:,} bytes are too many for a configuration')
-  return text
+  try:
+    return data.decode('utf-8-sig').replace('\r\n', '\n').replace('\r', '\n')  # as in text files of Windows
+  except UnicodeDecodeError as error:
+    raise UserError(f'{name}: not a text file in UTF-8, as which it should be saved: {in_one_line(error)}') from error
 
 
 @contextlib.contextmanager

@@ -194,6 +194,17 @@ def test_errors_contain_no_control_characters_of_a_file(folder, line):
   assert str(caught.value).isprintable()
 
 
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16'])
+def test_files_of_editors_on_windows(folder, encoding):
+  (folder / 'own.gin').write_bytes("toy_net.depth = 7\r\ntoy_run.steps = 1\r\n".encode(encoding))
+  if encoding == 'utf-16':
+    with pytest.raises(UserError, match='^own.gin: not a text file in UTF-8, as which it should be saved'):
+      gin_files.parse(['own.gin'])
+  else:
+    gin_files.parse(['own.gin'])
+    assert gin_files.bound('toy_net.depth') == 7
+
+
 def test_a_file_that_is_too_large(folder):
   (folder / 'long.gin').write_text('#' * (1 << 20) + '\n')
   with pytest.raises(UserError, match='long.gin: 1,048,577 bytes are too many'):

@@ -197,12 +197,13 @@ def _read_labels(path: str, images: Sequence[str], names: Sequence[str]) -> tupl
   present = set(images)
   classes: dict[str, int] = {}
   unmatched = 0
-  for _, fields in rows:
+  for number, fields in rows:
     image = posixpath.basename(fields[0])
     image = image if image in present else stems.get(image)
     unmatched += image is None
-    if image is not None:
-      classes[image] = numbers[fields[1]]
+    if image is not None and classes.setdefault(image, numbers[fields[1]]) != numbers[fields[1]]:
+      raise UserError(f'{path}:{number}: {as_text(image)} has the class {shorten(names[numbers[fields[1]]])} here and '
+                      f'{shorten(names[classes[image]])} in a line above: keep one of them')
   if unmatched or len(classes) < len(images):
     logging.warning('%s: %d of its lines name no image, %d of %d images have no line and are dropped', path,
                     unmatched, len(images) - len(classes), len(images))

@@ -106,6 +106,7 @@ def test_folders_or_numbers_throughout(tmp_path, names, text, message):
 @pytest.mark.parametrize('text, message', [
   ('b_0.JPEG 3\n', r':1: .* from 0 to 2'), ('b_0.JPEG mauve\n', 'mauve'), ('490\n', 'lists 1 labels for 2 images'),
   ('1\n2\n', r'own.txt:1: .*'), ('', 'names none of the 2 images'), ('other.JPEG 1\n', 'names none of the 2'),
+  ('b_0.JPEG red\nb_1.JPEG red\nx/b_0.JPEG blue\n', r":3: b_0.JPEG has the class 'blue' here and 'red' in a"),
   ('b_0.JPEG\nb_1.JPEG red\n', r':1: should be an image and its class'),
 ])
 def test_invalid_list_is_one_line(tmp_path, text, message):
