@@ -204,14 +204,20 @@ def _describe(folder: SourceFolder, required: bool) -> _Description | None:
   return found[0] if found else None
 
 
-def _read_yaml(folder: SourceFolder, file: str) -> _Description | None:
-  """Return the description in a YAML file; None if it has no class names."""
+def _load_yaml(text: str) -> Any:
+  """Return the content of YAML, None of one that is too large or deep; raises yaml.YAMLError and others of a parser."""
   import yaml  # needed for these files only
 
+  # BaseLoader: plain strings, lists and mappings; a class named `no` or `1` stays a name.
+  return yaml.load(text, yaml.BaseLoader) if len(text) <= _MAX_YAML and _depth(text) <= _MAX_DEPTH else None
+
+
+def _read_yaml(folder: SourceFolder, file: str) -> _Description | None:
+  """Return the description in a YAML file; None if it has no class names."""
+  import yaml
+
   try:
-    text = folder.read_text(file)
-    # BaseLoader: plain strings, lists and mappings; a class named `no` or `1` stays a name.
-    content = yaml.load(text, yaml.BaseLoader) if len(text) <= _MAX_YAML and _depth(text) <= _MAX_DEPTH else None
+    content = _load_yaml(folder.read_text(file))
   except (yaml.YAMLError, RecursionError, ValueError, UserError):
     return None
   names = content.get('names') if isinstance(content, dict) else None
@@ -240,8 +246,7 @@ def _check_yaml(path: str, text: str) -> None:
   import yaml
 
   try:
-    if len(text) <= _MAX_YAML and _depth(text) <= _MAX_DEPTH:
-      yaml.load(text, yaml.BaseLoader)
+    _load_yaml(text)
   except (yaml.YAMLError, RecursionError, ValueError) as error:
     place = getattr(error, 'problem_mark', None)
     raise UserError(f'{path}: not valid YAML' + (f', line {place.line + 1}' if place else '')
