@@ -325,8 +325,9 @@ def _write(output: str, runs: Sequence[Run], metric: str, content: page.Content,
              f'{metric} by schedule': plots.end_points(_complete(runs) or runs, metric),
              'AP by size': plots.by_size(runs, metric, objects), 'losses': plots.losses(runs)}
   drawn = {name: fig for name, fig in by_name.items() if fig is not None}
+  rendered = {kind: plots.render(drawn, kind) for kind in ('png', 'svg')}
   data = {f'{_file_name(name)}.{kind}': images.get(name)  # None: that of earlier runs is removed
-          for kind in ('png', 'svg') for images in (plots.render(drawn, kind),) for name in by_name}
+          for kind, images in rendered.items() for name in by_name}
   data['index.html'] = page.page(content).encode()
   data['runs.csv'] = files.as_csv(content.tables['Runs'])
   data['curves.csv'] = files.as_csv(tables.curves_table(runs))
