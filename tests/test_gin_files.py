@@ -116,7 +116,8 @@ def test_the_package_ships_its_configurations():
                                    '(toy_net.norm = @toy_nomr()); did you mean toy_norm?'),
   (['trian/toy_net.depth = 2'], '--gin_param: nothing enters the scope trian/; did you mean train?'),
   (['toy_net.depth 2'], "--gin_param: Couldn't parse statement, expected ':' or '='"),
-  (['toy_net.depth = [2,'], '--gin_param: EOF in multi-line statement'),
+  (['toy_net.depth = [2,'], '--gin_param: a bracket or a quotation mark is opened and not closed'),
+  (["toy_net.depth = '''a"], '--gin_param: a bracket or a quotation mark is opened and not closed'),
   (['SCHEDULE = %gin.REQUIRED'], "configuration: SCHEDULE must be given: add --gin_param='SCHEDULE = ...'"),
   (['toy_net.depth = %gin.REQUIRED'], "configuration: toy_net.depth must be given: "
                                       "add --gin_param='toy_net.depth = ...'"),

@@ -27,6 +27,8 @@ def reason(error: Exception) -> str:
   statement = re.search(r'\n  In .*\n\s*(.*)', message)
   quoted = f' ({statement.group(1).strip()})' if statement else ''
   first = re.sub(r' \(.*line \d+\)$', '', message.split('\n')[0]).rstrip('.')
+  if re.search('EOF in multi-line (statement|string)', first):  # whose words depend on the version of Python
+    return 'a bracket or a quotation mark is opened and not closed'
   if match := re.match(r"No configurable matching (?:reference )?'@?([^'()]+)", first):
     name = match.group(1).split('/')[-1]
     return f"there is nothing called '{name}' to configure{quoted}{suggestion(name, _configurables())}"
