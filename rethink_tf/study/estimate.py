@@ -57,7 +57,7 @@ def estimate(runner: Runner, stages: Sequence[Stage],
 
 
 def _work(stages: Iterable[Stage]) -> int:
-  return sum((stage.end - stage.start) * stage.length.batch_size for stage in stages)
+  return sum((stage.end - stage.start) * stage.config.batch_size for stage in stages)
 
 
 def _representative(stages: Sequence[Stage], pretraining: Iterable[str]) -> Stage:

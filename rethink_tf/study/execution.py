@@ -92,7 +92,7 @@ class Runner:
     for stage in stages:
       if not self.done(stage):
         begin = min(max(stage.start, self.reached(stage)), stage.end)
-        left += (stage.end - begin) * stage.length.batch_size
+        left += (stage.end - begin) * stage.config.batch_size
     return left
 
   def evaluated(self, name: str) -> bool:
@@ -140,8 +140,8 @@ class Runner:
       if speed is None:
         return math.nan
       begin = max(stage.start, self.reached(stage))
-      shared = bool(stage.length.graph) and stage.length.graph in graphs
-      graphs.add(stage.length.graph)
+      shared = bool(stage.config.graph) and stage.config.graph in graphs
+      graphs.add(stage.config.graph)
       seconds = speed.start(shared) + speed.seconds(max(stage.end - begin, 0), staging.evaluations(stage, begin))
       total += seconds
       longest[stage.trial.name] = longest.get(stage.trial.name, 0.0) + seconds
@@ -164,7 +164,7 @@ class Runner:
     """
     self._log(f'timing some steps and two evaluations of {stage.trial.name}')
     request = Request('train', stage.trial.files, stage.trial.params, self._data_dir, '', '')
-    self._calibrate(kind_of(stage), request, stage.length.graph, stage.length.process)
+    self._calibrate(kind_of(stage), request, stage.config.graph, stage.config.process)
 
   def calibrate_pretraining(self, path: str, files: Sequence[str], params: Sequence[str],
                             data_dir: str | None) -> float:
@@ -248,7 +248,7 @@ class Runner:
     busy = {one.job.number for one in self._pool.slots if one.job}
     ready = [number for number in sorted(waiting)
              if not any(k in waiting or k in busy for k in staging.needed(stages, number))]
-    return next((number for number in ready if slot.graph and waiting[number].length.graph == slot.graph),
+    return next((number for number in ready if slot.graph and waiting[number].config.graph == slot.graph),
                 ready[0] if ready else None)
 
   def _begin(self, stages: Sequence[Stage], number: int, slot: Slot, failures: dict[int, str]) -> None:
@@ -264,13 +264,13 @@ class Runner:
       return
     params = [*stage.trial.params]
     if stage.partial:
-      params += [*stage.length.quiet, _stop(stage.end, stage)]
+      params += [*stage.config.quiet, _stop(stage.end, stage)]
     path = self.folder(stage.trial.name)
     begin = max(stage.start, self.reached(stage))
     self._log(f'{head}: iterations {begin} to {stage.end}')
-    job = Job(stage, number, head, begin, time.time(), bool(slot.graph) and slot.graph == stage.length.graph)
+    job = Job(stage, number, head, begin, time.time(), bool(slot.graph) and slot.graph == stage.config.graph)
     slot.start(Request('train', stage.trial.files, params, self._data_dir, path, f'{path}.log'), job,
-               stage.length.graph, stage.length.process)
+               stage.config.graph, stage.config.process)
 
   def _end(self, slot: Slot, failures: dict[int, str]) -> None:
     job: Job = slot.job
@@ -356,7 +356,7 @@ def _head(stages: Sequence[Stage], number: int) -> str:
 
 def _stop(steps: int, stage: Stage) -> str:
   """Return the binding that ends a run after some steps."""
-  return f'KTimesSchedule.stop_k = {steps / stage.length.unit!r}'
+  return f'KTimesSchedule.stop_k = {steps / stage.config.unit!r}'
 
 
 def _lines(path: str, since: float = 0.0) -> list[dict[str, Any]]:

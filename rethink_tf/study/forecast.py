@@ -24,7 +24,7 @@ from rethink_tf.errors import UserError
 from rethink_tf.storage.metrics_lines import evaluated_steps
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.structures import Source
-from rethink_tf.study.grid import Length, Trial
+from rethink_tf.study.grid import Trial, TrialConfig
 
 if TYPE_CHECKING:
   from rethink_tf.study.run import StudyPlan
@@ -46,21 +46,21 @@ class Design(NamedTuple):
     return intervals.degrees_of_arm(self.scratch, seeds), intervals.degrees_of_arm(self.pretrained, seeds)
 
 
-def design(lengths: Sequence[Length], same: Mapping[str, str] = MappingProxyType({})) -> Design:
+def design(configs: Sequence[TrialConfig], same: Mapping[str, str] = MappingProxyType({})) -> Design:
   """Return the design of a study from the schedules and settings of its runs.
 
   same: run folder of a pre-training -> that of the first one that differs from it in its seed alone.
   """
-  paths = [(twin_key(one.settings), one.steps, one.settings.get(_WEIGHTS)) for one in lengths if one.weights in same]
+  paths = [(twin_key(one.settings), one.steps, one.settings.get(_WEIGHTS)) for one in configs if one.weights in same]
   joined = len(set(paths)) == len(paths)  # otherwise their runs are not independent (compare/pretraining_seeds.py)
   seeds: dict[tuple, set[Any]] = {}
-  for length in lengths:
-    settings, path = length.settings, same.get(length.weights or '') if joined else None
+  for config in configs:
+    settings, path = config.settings, same.get(config.weights or '') if joined else None
     settings = {**settings, _WEIGHTS: path} if path else settings
     # A run that continues another one, by a cascade: of the shipped files a scratch one.
     pretrained = settings.get('run.initial_weights') not in (None, 'None', '@PlainRun()')
-    key = (twin_key(settings), pretrained, init_key(settings), length.steps)
-    seeds.setdefault(key, set()).add((settings.get('run.seed', 0), length.weights if path else None))
+    key = (twin_key(settings), pretrained, init_key(settings), config.steps)
+    seeds.setdefault(key, set()).add((settings.get('run.seed', 0), config.weights if path else None))
   schedules = collections.Counter(key[:3] for key in seeds)
   pairs = [(schedules[one], schedules[other]) for one in schedules for other in schedules
            if one[0] == other[0] and not one[1] and other[1]]
@@ -115,8 +115,8 @@ def describe(plan: StudyPlan, without_data: bool = False) -> str:
 def data_sets(plan: StudyPlan) -> list[tuple[Trial, list[Trial]]]:
   """Return a run for each held-out data set, and for each of those a run for each data set that is trained on."""
   found: dict[Key, tuple[Trial, dict[Key, Trial]]] = {}
-  for trial, length in zip(plan.trials, plan.lengths, strict=True):
-    train, held_out = (_of_source(length.settings, split) for split in ('train', 'eval'))
+  for trial, config in zip(plan.trials, plan.configs, strict=True):
+    train, held_out = (_of_source(config.settings, split) for split in ('train', 'eval'))
     found.setdefault(held_out, (trial, {}))[1].setdefault(train, trial)
   return [(trial, list(trainings.values())) for trial, trainings in found.values()]
 
@@ -150,7 +150,7 @@ def check_objects(source: Source) -> None:
 
 
 def _power(plan: StudyPlan, images: int) -> str:
-  found = design(plan.lengths, _same_but_for_seed(plan))
+  found = design(plan.configs, _same_but_for_seed(plan))
   if not found.verdicts:
     return ('what it can tell: runs side by side, without a verdict on pre-training: no scratch run has a pre-trained '
             'counterpart that is otherwise the same')
@@ -185,7 +185,7 @@ def next_commands(plan: StudyPlan, verdicts: Sequence[Verdict]) -> list[str]:
     then = own or 'then python -m rethink_tf.evaluate --model_dir=RUN for each run, and the same command'
     lines.append(f'  about {images:,} more held-out images: add them to the annotations of the held-out split, {then}')
   if any(need.longer for need in needs):
-    k, then = 2 * max(length.steps / length.unit for length in plan.lengths), own or (
+    k, then = 2 * max(config.steps / config.unit for config in plan.configs), own or (
       'runs that are complete are not trained again')
     lines.append(f"  a longer schedule: --study_param='Study.axes = ...' with '{k:g}x': ('SCHEDULE = {k:g}',) in the "
                  f'axis of schedules; {then}')
@@ -288,13 +288,13 @@ def _assumed(plan: StudyPlan, images: int) -> tuple[list[Noise], str]:
 def _measured(plan: StudyPlan, images: int) -> tuple[list[Noise], str] | None:
   """Return the noise of the runs that the study has already, and its source in words; None if they do not tell it."""
   folders = [os.path.join(plan.output, trial.name) for trial in plan.trials]
-  folders = [path for path, length in zip(folders, plan.lengths, strict=True) if _complete(path, length)]
+  folders = [path for path, config in zip(folders, plan.configs, strict=True) if _complete(path, config)]
   noise = report.noise(folders) if folders else None
   if noise is None:
     return None
   return [noise.times(images / noise.held_out.num_images)], f'Measured on the runs that are there ({len(folders)})'
 
 
-def _complete(path: str, length: Length) -> bool:
+def _complete(path: str, config: TrialConfig) -> bool:
   """Whether a run folder has the evaluation at the end of its schedule."""
-  return os.path.isdir(path) and length.steps in evaluated_steps(RunFolder(path, create=False).read_metrics())
+  return os.path.isdir(path) and config.steps in evaluated_steps(RunFolder(path, create=False).read_metrics())

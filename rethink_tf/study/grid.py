@@ -34,7 +34,7 @@ class Trial(NamedTuple):
   params: tuple[str, ...]
 
 
-class Length(NamedTuple):
+class TrialConfig(NamedTuple):
   """What a study reads from the configuration of a trial: schedule, evaluations, data, weights and graph."""
 
   steps: int
@@ -154,13 +154,13 @@ def check_params(study: Study, params: Sequence[str]) -> None:
                           "the runs: choose them with --study_param='Study.axes = ...' or 'Study.leave_out = ...'")
 
 
-def check_different(trials: Sequence[Trial], lengths: Sequence[Length]) -> None:
+def check_different(trials: Sequence[Trial], configs: Sequence[TrialConfig]) -> None:
   """Check that no two runs are the same training.
 
   Raises:
     UserError: two have the same settings.
   """
-  for (one, its), (other, others) in itertools.combinations(zip(trials, lengths, strict=True), 2):
+  for (one, its), (other, others) in itertools.combinations(zip(trials, configs, strict=True), 2):
     if its.settings == others.settings:
       raise UserError(f'Study.axes: {one.name} and {other.name} have the same settings: leave out the --gin_param or '
                       '--gin_file that overwrites what tells them apart, or one of them with Study.leave_out')
@@ -233,7 +233,7 @@ def is_of_detector(files: Sequence[str], params: Sequence[str]) -> bool:
 
 
 def keys(files: Sequence[str], params: Sequence[str], data_dir: str | None) -> tuple[str, str]:
-  """Return `graph` and `process` of a configuration (Length)."""
+  """Return `graph` and `process` of a configuration (TrialConfig)."""
   import rethink_tf.experiment  # noqa: F401  registers what gin files name
 
   gin_files.parse(files, [*params, *([f'DATA_DIR = {data_dir!r}'] if data_dir else [])])
@@ -261,7 +261,7 @@ def _weights() -> str | None:
   return path if isinstance(path, str) else None
 
 
-def length(trial: Trial, more: Sequence[str] = ()) -> Length:
+def read_config(trial: Trial, more: Sequence[str] = ()) -> TrialConfig:
   """Parse a trial's configuration, with `more` bindings, and return what a study reads from it.
 
   Raises:
@@ -289,7 +289,7 @@ def length(trial: Trial, more: Sequence[str] = ()) -> Length:
     if every is None:
       every = inspect.signature(getattr(evaluator, 'wrapped', evaluator)).parameters['every'].default
     one_device = not re.search(r'^\s*strategy\.|@sync_batch_norm', text, flags=re.MULTILINE)
-    return Length(k_times.total_steps, batch, None if explicit else k_times.points[0], unit, kind, quiet, every,
+    return TrialConfig(k_times.total_steps, batch, None if explicit else k_times.points[0], unit, kind, quiet, every,
                   f'{name}.every', _data_folder(), _weights(), *_keys(text), one_device, settings.parse(text))
   finally:
     gin.clear_config()

@@ -260,7 +260,7 @@ def _times_longer(short: Pretraining, long: Pretraining) -> float:
   """Return the ratio of the steps of a pre-training in two studies; that of a detector grows with the unit."""
   if short == long:
     return 1.0
-  steps = [grid.length(grid.Trial('pre-training', {}, one.files, one.params)).steps for one in (short, long)]
+  steps = [grid.read_config(grid.Trial('pre-training', {}, one.files, one.params)).steps for one in (short, long)]
   return steps[1] / steps[0]
 
 

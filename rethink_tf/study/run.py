@@ -20,7 +20,7 @@ from rethink_tf.study import estimate as estimating
 from rethink_tf.study import execution, forecast, grid, processes, reuse, sequential, worker
 from rethink_tf.study import stages as staging
 from rethink_tf.study.estimate import Estimate
-from rethink_tf.study.grid import Length, Study, Trial
+from rethink_tf.study.grid import Study, Trial, TrialConfig
 from rethink_tf.study.seeds import UntilSettled
 from rethink_tf.study.stages import Stage
 from rethink_tf.weights import catalog
@@ -45,7 +45,7 @@ class StudyPlan(NamedTuple):
 
   output: str  # folder of the run folders and the report
   trials: tuple[Trial, ...]
-  lengths: tuple[Length, ...]  # of the trials
+  configs: tuple[TrialConfig, ...]  # of the trials
   stages: tuple[Stage, ...]
   pretraining: Mapping[str, Pretraining]  # by run folder
   data_dir: str | None = None  # of every run
@@ -58,7 +58,7 @@ class StudyPlan(NamedTuple):
   seed_spread: float | None = None  # known standard deviation between seeds
 
   def __str__(self) -> str:
-    alone, shared = sum(length.images for length in self.lengths), staging.images(self.stages)
+    alone, shared = sum(config.images for config in self.configs), staging.images(self.stages)
     saved = f', {1 - shared / alone:.0%} less than the runs one by one ({alone})' if shared < alone else ''
     before = ''.join(f'pre-training {path}\n' for path in self.pretraining)
     most = '' if self.until_settled is None else 'at most '
@@ -97,19 +97,19 @@ def plan_study(gin_file: str, output: str | None = None, gin_params: Sequence[st
   trials = [trial._replace(files=(*trial.files, *run_files), params=(*given, *trial.params, *gin_params))
             for trial in study.trials(pretrained)]
   pretraining = _used(pretraining, trials)
-  lengths = [grid.length(trial, [f'DATA_DIR = {data_dir!r}'] if data_dir else []) for trial in trials]
-  if study.until_settled is not None and not forecast.design(lengths).verdicts:
+  configs = [grid.read_config(trial, [f'DATA_DIR = {data_dir!r}'] if data_dir else []) for trial in trials]
+  if study.until_settled is not None and not forecast.design(configs).verdicts:
     raise UserError('Study.until_settled: no scratch run of the study has a pre-trained counterpart that is otherwise '
                     'the same, so that there is nothing to settle: leave it out')
   share = study.share_prefixes and share_prefixes
   rounds = sequential.by_seed(trials, study.seed_axis) if study.until_settled else [trials]
-  of = {trial.name: length for trial, length in zip(trials, lengths, strict=True)}
+  of = {trial.name: config for trial, config in zip(trials, configs, strict=True)}
   stages = [stage for each in rounds for stage in staging.plan(each, [of[trial.name] for trial in each], share)]
-  if weights and weights not in [length.weights for length in lengths]:
+  if weights and weights not in [config.weights for config in configs]:
     raise UserError(f'--weights={weights} is given, but no run of {gin_file} starts from it: the study names the '
                     'weights of each arm itself, or all start from random ones')
-  grid.check_different(trials, lengths)
-  return StudyPlan(output, tuple(trials), tuple(lengths), tuple(stages), pretraining, data_dir, pretraining_data_dir,
+  grid.check_different(trials, configs)
+  return StudyPlan(output, tuple(trials), tuple(configs), tuple(stages), pretraining, data_dir, pretraining_data_dir,
                    tuple(grid.data_folder(*one.configuration) for one in pretraining.values()),
                    share_prefixes=share, until_settled=study.until_settled, seed_axis=study.seed_axis)
 
@@ -120,7 +120,7 @@ def check_data(plan: StudyPlan) -> None:
   Raises:
     UserError: one does not.
   """
-  for folder in (*(length.data_dir for length in plan.lengths), *plan.pretraining_folders):
+  for folder in (*(config.data_dir for config in plan.configs), *plan.pretraining_folders):
     entry.check_path(folder, 'no such data folder: set --data_dir, or --pretraining_data_dir')
 
 
@@ -149,9 +149,9 @@ def get_weights(plan: StudyPlan) -> None:
     UserError: a file does not exist, or a download fails.
   """
   begun, needed = set(), set()
-  for trial, length in zip(plan.trials, plan.lengths, strict=True):
+  for trial, config in zip(plan.trials, plan.configs, strict=True):
     loaded = os.path.exists(os.path.join(plan.output, trial.name, 'initial_weights.json'))
-    (begun if loaded else needed).add(length.weights)
+    (begun if loaded else needed).add(config.weights)
   for weights in sorted(needed - begun - {None, *plan.pretraining}):
     catalog.local_path(weights)
 
@@ -242,7 +242,7 @@ def runner_of(plan: StudyPlan, parallel: int | None = None) -> execution.Runner:
   Raises:
     UserError: more runs side by side than GPUs.
   """
-  environments = processes.environments(parallel, all(length.one_device for length in plan.lengths))
+  environments = processes.environments(parallel, all(config.one_device for config in plan.configs))
   if len(environments) > 1:
     print(f'{len(environments)} runs side by side (--parallel=1: one after another)', flush=True)
   return execution.Runner(plan.output, plan.data_dir, lambda line: print(line, flush=True), environments)

@@ -151,8 +151,8 @@ def cell(trial: Trial, axis: str) -> Cell:
 
 def stages_of(plan: StudyPlan, trials: Sequence[Trial]) -> list[Stage]:
   """Return the stages of some of a study's trials."""
-  length = {trial.name: length for trial, length in zip(plan.trials, plan.lengths, strict=True)}
-  return staging.plan(trials, [length[trial.name] for trial in trials], plan.share_prefixes)
+  config = {trial.name: config for trial, config in zip(plan.trials, plan.configs, strict=True)}
+  return staging.plan(trials, [config[trial.name] for trial in trials], plan.share_prefixes)
 
 
 def needed(verdicts: Sequence[Verdict], rule: UntilSettled, names: Collection[str]) -> set[str]:

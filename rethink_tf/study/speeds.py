@@ -87,7 +87,7 @@ class Speeds:
 
 def kind_of(stage: Stage) -> str:
   """Return what decides the speed of a stage: its configuration without the length, the seed and initial weights."""
-  return '\n'.join(sorted(line for line in stage.length.kind.splitlines() if not _SAME_SPEED.match(line)))
+  return '\n'.join(sorted(line for line in stage.config.kind.splitlines() if not _SAME_SPEED.match(line)))
 
 
 def seconds_per_step(lines: Sequence[Mapping[str, Any]]) -> float:

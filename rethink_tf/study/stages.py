@@ -6,14 +6,14 @@ import collections
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from rethink_tf.study.grid import Length, Trial
+from rethink_tf.study.grid import Trial, TrialConfig
 
 
 class Stage(NamedTuple):
   """One call of the training command."""
 
   trial: Trial
-  length: Length
+  config: TrialConfig
   start: int  # first iteration, if nothing of it is done yet
   end: int
   fork_of: Trial | None = None  # starts from a copy of this run's checkpoint of iteration `start`
@@ -21,10 +21,10 @@ class Stage(NamedTuple):
   @property
   def partial(self) -> bool:
     """Whether the run continues in a later stage."""
-    return self.end < self.length.steps
+    return self.end < self.config.steps
 
 
-def plan(trials: Sequence[Trial], lengths: Sequence[Length], share_prefixes: bool = True) -> list[Stage]:
+def plan(trials: Sequence[Trial], configs: Sequence[TrialConfig], share_prefixes: bool = True) -> list[Stage]:
   """Return the stages in the order of execution.
 
   Of trials that differ only in the length of their k x schedule, the longest is the trunk: it is trained to the first
@@ -32,27 +32,27 @@ def plan(trials: Sequence[Trial], lengths: Sequence[Length], share_prefixes: boo
   iterations that it would have if it were trained alone.
   """
   kinds = collections.OrderedDict()
-  for trial, length in zip(trials, lengths, strict=True):
-    kinds.setdefault(length.kind, []).append((trial, length))
+  for trial, config in zip(trials, configs, strict=True):
+    kinds.setdefault(config.kind, []).append((trial, config))
   stages = []
   for members in kinds.values():
     members = sorted(members, key=lambda member: member[1].steps)
     trunk, whole = members[-1]
     done = 0
-    for trial, length in members[:-1]:
+    for trial, config in members[:-1]:
       # Schedules with explicit boundaries may differ from the start.
-      shared = length.first_drop if share_prefixes and whole.first_drop is not None else 0
+      shared = config.first_drop if share_prefixes and whole.first_drop is not None else 0
       if shared and shared > done:
         stages.append(Stage(trunk, whole, done, shared))
         done = shared
-      stages.append(Stage(trial, length, shared or 0, length.steps, trunk if shared else None))
+      stages.append(Stage(trial, config, shared or 0, config.steps, trunk if shared else None))
     stages.append(Stage(trunk, whole, done, whole.steps))
   return stages
 
 
 def images(stages: Sequence[Stage]) -> int:
   """Return the number of images to train on in all stages."""
-  return sum((stage.end - stage.start) * stage.length.batch_size for stage in stages)
+  return sum((stage.end - stage.start) * stage.config.batch_size for stage in stages)
 
 
 def table(stages: Sequence[Stage]) -> list[list[str]]:
@@ -63,13 +63,13 @@ def table(stages: Sequence[Stage]) -> list[list[str]]:
     if stage.fork_of is not None:
       note = f'up to {stage.start} from {stage.fork_of.name}'
     rows.append([stage.trial.name, f'{stage.start}-{stage.end}',
-                 str((stage.end - stage.start) * stage.length.batch_size), note])
+                 str((stage.end - stage.start) * stage.config.batch_size), note])
   return rows
 
 
 def evaluations(stage: Stage, begin: int) -> int:
   """Return the number of evaluations of a stage after step `begin`."""
-  every = stage.length.every
+  every = stage.config.every
   periodic = stage.end // every - begin // every if every else 0
   at_end = not stage.partial and not (every and stage.end % every == 0)
   return periodic + at_end

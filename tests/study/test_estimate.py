@@ -6,19 +6,19 @@ import pytest
 
 from rethink_tf.errors import UserError
 from rethink_tf.study import estimate as estimating
-from rethink_tf.study.grid import Length, Trial
+from rethink_tf.study.grid import Trial, TrialConfig
 from rethink_tf.study.stages import Stage, evaluations
 
 
-def length(steps=100, every=0, kind='', data_dir=None):
-  return Length(steps, 4, 60, 100, kind, (), every, 'CocoEvaluator.every', data_dir)
+def config(steps=100, every=0, kind='', data_dir=None):
+  return TrialConfig(steps, 4, 60, 100, kind, (), every, 'CocoEvaluator.every', data_dir)
 
 
 @pytest.mark.parametrize('start, end, every, begin, number', [
   (0, 100, 0, 0, 1), (0, 60, 0, 0, 0),  # the end of the run, and of a stage that is continued later
   (0, 100, 30, 0, 4), (0, 100, 50, 0, 2), (60, 100, 30, 60, 2), (0, 60, 30, 0, 2), (0, 100, 30, 95, 1)])
 def test_evaluations_of_a_stage(start, end, every, begin, number):
-  assert evaluations(Stage(Trial('a', {}, (), ()), length(every=every), start, end), begin) == number
+  assert evaluations(Stage(Trial('a', {}, (), ()), config(every=every), start, end), begin) == number
 
 
 class Short:
@@ -40,9 +40,9 @@ class Short:
 def test_a_study_counts_pre_training_and_times_each_kind():
   weights = "WEIGHTS = '/pretraining/shapes'"
   stages = [
-    Stage(Trial('half', {}, (), (weights,)), length(kind=f'{weights}\nrun.seed = 1\nn = @group_norm'), 0, 100),
-    Stage(Trial('whole', {}, (), ()), length(kind='# comment\nn = @group_norm'), 0, 100),
-    Stage(Trial('slow', {}, (), (weights,)), length(kind='n = @syncbn'), 0, 100)]
+    Stage(Trial('half', {}, (), (weights,)), config(kind=f'{weights}\nrun.seed = 1\nn = @group_norm'), 0, 100),
+    Stage(Trial('whole', {}, (), ()), config(kind='# comment\nn = @group_norm'), 0, 100),
+    Stage(Trial('slow', {}, (), (weights,)), config(kind='n = @syncbn'), 0, 100)]
   runner = Short()
   found = estimating.estimate(runner, stages, {'/pretraining/shapes': ((), (), None)})
   assert found.pretraining == {'/pretraining/shapes': 101.0} and found.stages == 44
@@ -56,4 +56,4 @@ def test_an_unknown_time_is_not_zero():
   runner = Short()
   runner.remaining = lambda stages: math.nan
   with pytest.raises(UserError, match='too short to be timed'):
-    estimating.estimate(runner, [Stage(Trial('a', {}, (), ()), length(), 0, 100)], {})
+    estimating.estimate(runner, [Stage(Trial('a', {}, (), ()), config(), 0, 100)], {})

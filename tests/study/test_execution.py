@@ -9,13 +9,13 @@ from rethink_tf.errors import UserError
 from rethink_tf.storage import manifests
 from rethink_tf.study import execution
 from rethink_tf.study import stages as staging
-from rethink_tf.study.grid import Length, Trial
+from rethink_tf.study.grid import Trial, TrialConfig
 from rethink_tf.study.processes import Slot
 from rethink_tf.study.stages import Stage
 from rethink_tf.study.worker import Reply
 
-LENGTH = Length(steps=100, batch_size=4, first_drop=60, unit=100, kind='', quiet=(), every=50)
-STAGE = Stage(Trial('scratch', {}, (), ()), LENGTH, 20, 100)
+CONFIG = TrialConfig(steps=100, batch_size=4, first_drop=60, unit=100, kind='', quiet=(), every=50)
+STAGE = Stage(Trial('scratch', {}, (), ()), CONFIG, 20, 100)
 REPLY = Reply(10.0, 0.0, 100, 1, 5.0, False, 900)
 
 
@@ -66,7 +66,7 @@ class Runs(execution.Runner):
 
 
 def stage(name, start=0, end=100, fork_of=None, graph=''):
-  return Stage(Trial(name, {}, (), ()), LENGTH._replace(graph=graph), start, end, fork_of)
+  return Stage(Trial(name, {}, (), ()), CONFIG._replace(graph=graph), start, end, fork_of)
 
 
 TRUNK = Trial('long', {}, (), ())

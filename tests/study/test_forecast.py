@@ -26,7 +26,7 @@ def plan(tmp_path_factory):
 def early(plan):
   """As plan, but for one schedule and at most five seeds."""
   chosen = [i for i, trial in enumerate(plan.trials) if trial.choice['schedule'] == '2x']
-  return plan._replace(trials=[plan.trials[i] for i in chosen], lengths=[plan.lengths[i] for i in chosen],
+  return plan._replace(trials=[plan.trials[i] for i in chosen], configs=[plan.configs[i] for i in chosen],
                        until_settled=UntilSettled(5), seed_axis='seed')
 
 
@@ -36,7 +36,7 @@ def number(words):
 
 
 def test_a_study_says_what_it_can_tell(plan):
-  assert forecast.design(plan.lengths) == (1, 2, 2, 3)
+  assert forecast.design(plan.configs) == (1, 2, 2, 3)
   words = forecast.describe(plan)
   assert 'on 500 held-out images: ' in words and ': 3 seeds: above about' in words and ';' not in words.split('2.3;')[0]
   assert 'Assumed: AP about 40, and a standard deviation between seeds of 1 point (0.3 to 2.3' in words
@@ -53,7 +53,7 @@ def test_no_difference_above_what_ap_can_be_is_promised(plan, early):
 
 def test_one_seed_says_so_with_the_cure(plan):
   chosen = [i for i, trial in enumerate(plan.trials) if trial.choice['seed'] == 'seed0']
-  one = plan._replace(trials=[plan.trials[i] for i in chosen], lengths=[plan.lengths[i] for i in chosen])
+  one = plan._replace(trials=[plan.trials[i] for i in chosen], configs=[plan.configs[i] for i in chosen])
   words = forecast.describe(one)
   assert 'no verdict, however far apart' in words and '--until_settled' in words
   assert number(forecast.describe(one._replace(seed_spread=0.3))) > 0
@@ -83,7 +83,7 @@ def test_a_study_that_stops_early_names_its_first_and_its_last_look(early):
 def test_a_study_without_the_question_says_so(plan):
   scratch = [i for i, trial in enumerate(plan.trials) if trial.choice['init'] == 'scratch']
   assert 'without a verdict on pre-training' in forecast.describe(plan._replace(
-    trials=[plan.trials[i] for i in scratch], lengths=[plan.lengths[i] for i in scratch]))
+    trials=[plan.trials[i] for i in scratch], configs=[plan.configs[i] for i in scratch]))
 
 
 @pytest.mark.parametrize('question', [True, False])
@@ -165,10 +165,10 @@ def test_voc_folders_are_read_as_they_are(tmp_path):
 
 def test_runs_that_are_there_replace_the_assumptions(plan, tmp_path):
   here = plan._replace(output=str(tmp_path))
-  for trial, length in zip(plan.trials, plan.lengths, strict=True):
+  for trial, config in zip(plan.trials, plan.configs, strict=True):
     if trial.choice['schedule'] == '0.25x' and trial.choice['seed'] != 'seed2':
       seed = int(trial.choice['seed'][4:])
-      write(tmp_path / trial.name, share(100, seed=seed), k=0.25, seed=seed, images=4 * length.steps,
+      write(tmp_path / trial.name, share(100, seed=seed), k=0.25, seed=seed, images=4 * config.steps,
             init='w' if trial.choice['init'] == 'pretrain' else None)
   assert 'Measured on the runs that are there (4)' in forecast.describe(here)
 

@@ -73,16 +73,16 @@ def test_a_shipped_study(name):
   trials = study.trials(dict.fromkeys(study.pretraining, '/runs/net'))
   assert len(trials) > 1 and len({trial.name for trial in trials}) == len(trials)
   for trial in (trials[0], trials[-1]):
-    length = grid.length(trial, ["WEIGHTS = 'w'"] if 'init' in study.axes and 'WEIGHTS' not in str(trial) and
+    config = grid.read_config(trial, ["WEIGHTS = 'w'"] if 'init' in study.axes and 'WEIGHTS' not in str(trial) and
                         'pretrain' in trial.name else [])
-    assert length.steps > 0 and length.quiet == ('CocoEvaluator.at_end = False',)
+    assert config.steps > 0 and config.quiet == ('CocoEvaluator.at_end = False',)
 
 
 def test_trials_that_differ_only_in_length_are_of_one_kind():
   study = grid.read_study('gin_configs/studies/figure1.gin')
-  lengths = {trial.name: grid.length(trial, ["WEIGHTS = 'w'"] if 'pretrain' in trial.name else [])
+  configs = {trial.name: grid.read_config(trial, ["WEIGHTS = 'w'"] if 'pretrain' in trial.name else [])
              for trial in study.trials({})}
-  assert lengths['scratch_6x'].steps == 540_000 and lengths['scratch_6x'].first_drop == 480_000
-  assert lengths['scratch_6x'].images == 8_640_000
-  for (name, one), (other, two) in itertools.combinations(lengths.items(), 2):
+  assert configs['scratch_6x'].steps == 540_000 and configs['scratch_6x'].first_drop == 480_000
+  assert configs['scratch_6x'].images == 8_640_000
+  for (name, one), (other, two) in itertools.combinations(configs.items(), 2):
     assert (one.kind == two.kind) == (name.split('_')[0] == other.split('_')[0])

@@ -170,7 +170,7 @@ def test_pre_training_on_the_same_images_grows_with_the_schedules(folders, tmp_p
       return images(stages) / 40
 
   def steps(one):
-    return grid.length(Trial('', {}, one.files, one.params)).steps
+    return grid.read_config(Trial('', {}, one.files, one.params)).steps
 
   def estimate(runner, stages, missing):
     assert [path.rpartition('/')[2] for path in missing] == ['target']

@@ -13,7 +13,7 @@ TWO_RUNS = ("Study.axes = {'init': {'scratch': (), 'shapes': ('gin_configs/init/
 
 def test_a_plan_without_shared_iterations_has_one_stage_per_run(tmp_path):
   shared, alone = (plan_study(STUDY, f'{tmp_path}/own/', share_prefixes=share) for share in (True, False))
-  assert len(shared.stages) > len(alone.stages) == len(alone.trials) == len(alone.lengths) == 18
+  assert len(shared.stages) > len(alone.stages) == len(alone.trials) == len(alone.configs) == 18
   assert shared.output == f'{tmp_path}/own'
   assert list(shared.pretraining) == [f'{tmp_path}/pretraining/{name}' for name in ('shapes', 'target')]
   assert 'less than the runs one by one' in str(shared) and 'less' not in str(alone)
@@ -57,7 +57,7 @@ def test_what_some_values_of_an_axis_have_in_common_may_be_overwritten(tmp_path)
           'LargeScaleJitter.side = 224'), 'lsj': ('gin_configs/augment/large_scale_jitter.gin',
           'LargeScaleJitter.side = 224')}}""",)
   plan = plan_study(STUDY, str(tmp_path / 'own'), ['LargeScaleJitter.side = 128'], axes)
-  assert [length.settings.get('LargeScaleJitter.side') for length in plan.lengths] == [128] * 3
+  assert [config.settings.get('LargeScaleJitter.side') for config in plan.configs] == [128] * 3
 
 
 def test_runs_with_the_same_settings_are_refused(tmp_path):
@@ -93,7 +93,7 @@ def test_a_detector_is_pre_trained_on_the_data_of_the_study(tmp_path):
   assert target.files == ('gin_configs/demo.gin', 'gin_configs/data/own.gin', 'gin_configs/models/faster_rcnn.gin',
                           'gin_configs/pretraining/target_low_resolution.gin')
   assert target.params == ('Resize.short_side = (160,)', 'run.seed = 3', 'BATCH_SIZE = 16')
-  assert [length.weights for length in plan.lengths] == [
+  assert [config.weights for config in plan.configs] == [
     None, *(f'{tmp_path}/runs/pretraining/{name}' for name in ('imagenette', 'target', 'other'))]
   with pytest.raises(UserError, match='pretraining/imagenette must be trained first: python -m rethink_tf.pretrain '):
     submit_study(plan, 'echo')
@@ -150,7 +150,7 @@ def test_weights_are_those_of_arms_that_name_none_and_there_before_training(tmp_
   study, fetched = tmp_path / 'arms.gin', []
   study.write_text(ARMS)
   plan = plan_study(str(study), str(tmp_path / 'runs'), weights='detectron_r50_gn')
-  assert [length.weights for length in plan.lengths] == [None, 'detectron_r50_gn', 'moco_v2']
+  assert [config.weights for config in plan.configs] == [None, 'detectron_r50_gn', 'moco_v2']
   monkeypatch.setattr(catalog, 'local_path', fetched.append)
   get_weights(plan)
   assert fetched == ['detectron_r50_gn', 'moco_v2']

@@ -11,7 +11,7 @@ from rethink_tf.compare.report import Comparison
 from rethink_tf.compare.run_summary import read_runs
 from rethink_tf.errors import UserError
 from rethink_tf.study import sequential
-from rethink_tf.study.grid import Length, Trial
+from rethink_tf.study.grid import Trial, TrialConfig
 from rethink_tf.study.seeds import UntilSettled
 from tests.compare.fake_runs import share, write
 
@@ -25,7 +25,7 @@ class Study:
     trials = [Trial(f'{cell}_seed{seed}', {'cell': cell, 'seed': f'seed{seed}'}, (), ())
               for cell in found for seed in range(most)]
     self.plan = types.SimpleNamespace(
-      output=str(path), trials=trials, lengths=[Length(100, 4, None, 100, trial.name, ()) for trial in trials],
+      output=str(path), trials=trials, configs=[TrialConfig(100, 4, None, 100, trial.name, ()) for trial in trials],
       share_prefixes=True, until_settled=UntilSettled(most, least_chance=least_chance), seed_axis='seed')
 
   def folder(self, name):
