@@ -96,11 +96,16 @@ def storage_error(error: BaseException) -> UserError | None:
 def needs_models(what: str) -> Iterator[None]:
   """Around imports of tf-models-official, which has no complete set of wheels for native Windows.
 
+  It registers configurables of its own, also after a configuration was parsed, which locks gin.
+
   Raises:
     UserError: it cannot be imported.
   """
+  import gin
+
   try:
-    yield
+    with gin.unlock_config():
+      yield
   except ImportError as error:
     raise UserError(f"{what} needs tf-models-official, which cannot be imported ({in_one_line(error)}): pip install "
                     "'tf-models-official~=2.20.0'; on Windows use WSL2, since tensorflow-text has no wheel there"

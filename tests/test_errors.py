@@ -3,6 +3,8 @@
 import errno
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import tensorflow as tf
@@ -76,3 +78,11 @@ def test_untrusted_values_in_messages():
     doubled = (doubled, doubled)  # whose repr has 2 ** 60 brackets
   assert excerpt(doubled) == 'an object of type tuple' and excerpt(10 ** 5000) == 'an object of type int'
   assert excerpt('\x1b' * 1000, 3) == "'\\x1b\\x1b\\x1b'…" and excerpt(b'a') == "b'a'" and excerpt(None) == 'None'
+
+
+def test_tf_models_official_can_be_imported_after_a_configuration_was_parsed():
+  code = ('import gin; from rethink_tf.errors import needs_models; gin.finalize()\n'
+          'with needs_models("this"):\n  import official.vision.configs\n'
+          'assert gin.config_is_locked()')
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr

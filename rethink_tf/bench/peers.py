@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import gin
 import numpy as np
 import tensorflow as tf
 import tf_keras
@@ -65,7 +64,7 @@ def _policy(name: str) -> Iterator[None]:
 def _build(batch: Batch, padded_shape: tuple[int, int], num_classes: int, policy: str, proposals: int | None = None,
            detections: int | None = None) -> tuple[Any, Any, tf.Tensor, dict[str, Any]]:
   """Return its task, model, images and labels. proposals, detections: at inference; None: its own."""
-  with needs_models('--peers'), gin.unlock_config():  # it registers its own configurables
+  with needs_models('--peers'):
     from official.core import exp_factory
     from official.vision.configs import maskrcnn as _registered  # noqa: F401
     from official.vision.tasks import maskrcnn
