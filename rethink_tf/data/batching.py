@@ -9,6 +9,7 @@ import abc
 import atexit
 import collections
 import contextlib
+import functools
 import os
 import threading
 import time
@@ -133,18 +134,21 @@ class BatchedInput(abc.ABC):
   def _dataset(self, numbers: tf.data.Dataset, spec: Any = None,
                batch: Callable[[int], Any] | None = None) -> tf.data.Dataset:
     """Return batches of the given numbers in deterministic order; by default those of the method `batch`."""
-    spec, batch = spec or self._spec, batch or self.batch
+    spec, assembly = spec or self._spec, _Assembly(functools.partial(self._assemble, batch or self.batch))
+    reference = weakref.ref(assembly)
 
     def assemble(number: tf.Tensor) -> Any:
       specs = tf.nest.flatten(spec)
-      tensors = tf.numpy_function(lambda n: self._assemble(batch, n), [number], [one.dtype for one in specs])
+      tensors = tf.numpy_function(lambda n: reference()(n), [number], [one.dtype for one in specs])
       shaped = [tf.ensure_shape(tensor, one.shape) for tensor, one in zip(tensors, specs, strict=True)]
       return tf.nest.pack_sequence_as(spec, shaped)
 
     options = tf.data.Options()
     options.deterministic = True
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    return numbers.map(assemble, num_parallel_calls=_PARALLEL_BATCHES).prefetch(1).with_options(options)
+    result = numbers.map(assemble, num_parallel_calls=_PARALLEL_BATCHES).prefetch(1).with_options(options)
+    result.assembly = assembly  # lives as long as the data set, which its iterators hold
+    return result
 
   def _endless(self, start_step: int, context: tf.distribute.InputContext | None) -> tf.data.Dataset:
     """Return batches of steps start_step, start_step + 1, ... by `batch(step, share)`.
@@ -361,6 +365,19 @@ class BufferPool:
   def _put_back(self, free: collections.deque[np.ndarray], memory: np.ndarray) -> None:
     if len(free) < self._limit:
       free.append(memory)
+
+
+class _Assembly:
+  """A function that TensorFlow calls, and with it an input, its threads and its memory.
+
+  TensorFlow keeps each function of tf.numpy_function to the end of the process, so that it gets a weak reference only.
+  """
+
+  def __init__(self, function: Callable[[np.int64], tuple[np.ndarray, ...]]):
+    self._function = function
+
+  def __call__(self, number: np.int64) -> tuple[np.ndarray, ...]:
+    return self._function(number)
 
 
 class _Lease:

@@ -1,6 +1,8 @@
 """The buffer pool of the inputs, and their limit of missing and unreadable images."""
 
+import gc
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -117,3 +119,23 @@ def test_tensorflow_keeps_a_reference_to_its_arrays():
   dataset = tf.data.Dataset.range(6).map(lambda i: tf.numpy_function(fill, [i], tf.float32), num_parallel_calls=2)
   for i, tensor in enumerate(list(dataset.prefetch(2))):  # all alive at once
     np.testing.assert_array_equal(tensor, np.full(1000, i, np.float32))
+
+
+def reading(folder, strategy):
+  """Return a weak reference to an input, and an iterator of its batches."""
+  inputs = TrainInput(coco_without(folder, 6, 0, True), 2, 0, SMALL)
+  dataset = (inputs.dataset() if strategy is None else
+             strategy.distribute_datasets_from_function(lambda context: inputs.dataset(0, context)))
+  return weakref.ref(inputs), iter(dataset)
+
+
+@pytest.mark.parametrize('two', [False, True])
+def test_an_input_lives_as_long_as_what_reads_it(tmp_path, two, request):
+  """TensorFlow keeps the functions of tf.numpy_function to the end of the process."""
+  inputs, iterator = reading(tmp_path, request.getfixturevalue('two_replicas') if two else None)
+  for _ in range(5):
+    next(iterator)
+  inputs().wait_for_step(10**9, 60)
+  del iterator
+  gc.collect()
+  assert inputs() is None
