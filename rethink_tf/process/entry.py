@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import types
+import warnings
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
@@ -45,6 +46,8 @@ def start(main: Callable[..., None], takes_arguments: bool = False,
       raise
 
   protect_output(report=not result_is_printed)
+  # Of google.api_core, which TensorFlow imports, with Python 3.10.
+  warnings.filterwarnings('ignore', 'You are using a .*Python version', FutureWarning)
   logging.get_absl_handler().addFilter(RedactingFilter())
   app.run(command, flags_parser=_parse)
 

@@ -71,8 +71,9 @@ for _ in range(int(sys.argv[1])):
 
 
 def test_the_second_signal_ends_the_process_within_a_long_call():
-  process = subprocess.Popen([sys.executable, '-W', 'ignore::DeprecationWarning', '-c', LONG, str(len(URGENT))],
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+  quiet = ['-W', 'ignore::DeprecationWarning', '-W', 'ignore::FutureWarning']
+  process = subprocess.Popen([sys.executable, *quiet, '-c', LONG, str(len(URGENT))], stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, text=True, start_new_session=True)
   try:
     for signum in URGENT:
       word, child = process.stdout.readline().split()
