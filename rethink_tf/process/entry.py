@@ -36,8 +36,7 @@ def start(main: Callable[..., None], takes_arguments: bool = False,
   def command(argv: list[str]) -> None:
     try:
       call, others = (functools.partial(main, argv[1:]), argv[:1]) if takes_arguments else (main, argv)
-      as_command(functools.partial(_refuse_empty, argv[1:], call), others, interrupted, cleanup_seconds,
-                 result_is_printed)
+      as_command(call, others, interrupted, cleanup_seconds, result_is_printed)
     except SystemExit as end:
       if end.code in (*EXIT_CODES.values(), WorkerLost.exit_code):
         sys.stdout.flush()
@@ -64,9 +63,12 @@ def _parse(argv: list[str]) -> list[str]:
     app.usage(shorthelp=True, writeto_stdout=True)
     sys.exit(0)
   try:
-    return flags.FLAGS(argv)
-  except flags.Error as error:
-    print(f'error: {redact(_flag_error(error))}', file=sys.stderr)
+    left = flags.FLAGS(argv)
+    _refuse_empty(left[1:])
+    return left
+  except (flags.Error, UserError) as error:
+    line = error.line() if isinstance(error, UserError) else _flag_error(error)
+    print(f'error: {redact(line)}', file=sys.stderr)
     sys.exit(1)
 
 
@@ -83,8 +85,8 @@ def _flag_error(error: flags.Error) -> str:
   return f'{text}; see --help'
 
 
-def _refuse_empty(arguments: Sequence[str], main: Callable[[], None]) -> None:
-  """Call main, unless an argument or the value of a flag is empty: --data_dir=$UNSET does not ask for its default.
+def _refuse_empty(arguments: Sequence[str]) -> None:
+  """Check that no argument and no value of a flag is empty: --data_dir=$UNSET does not ask for its default.
 
   An empty binding (--gin_param=) binds nothing, as it says.
 
@@ -100,7 +102,6 @@ def _refuse_empty(arguments: Sequence[str], main: Callable[[], None]) -> None:
   if '' in arguments:
     raise UserError(f"argument {list(arguments).index('') + 1} is empty, as of a variable of the shell that is not "
                     'set: give it a value, or leave it out')
-  main()
 
 
 def check_path(path: str | None, message: str) -> None:
