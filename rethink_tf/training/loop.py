@@ -100,7 +100,8 @@ def _make_up(experiment: Experiment, start: int) -> None:
   averaged = experiment.averages is not None and any(line.get('kind') == _AVERAGED for line in lines)
   if all(step in evaluated_steps(lines, False, kind) for kind in ('eval', *[_AVERAGED] * averaged)):
     return
-  lost = f'{folder.path}: the evaluation of step {step} is not in metrics.jsonl: the process ended while it was scored'
+  lost = (f'{folder.path}: the evaluation of step {step} is not in metrics.jsonl, as when the process ends while it is '
+          'scored')
   if step not in checkpoints.steps() or not checkpoints.is_sound(step):
     logging.warning('%s, and its checkpoint is not there any more: curves and the choice of the best checkpoint are '
                     'without it', lost)
