@@ -77,33 +77,37 @@ def describe(plan: StudyPlan, without_data: bool = False) -> str:
   Raises:
     UserError: the data cannot be read, or no held-out image has an object.
   """
-  told, data = [], data_sets(plan)
-  for held_out_of, trainings in data:
+  told, data, is_known = [], data_sets(plan), False
+
+  def read(trial: Trial, training: bool, otherwise: str) -> Source | None:
     try:
-      held_out = _source(plan, held_out_of, training=False)
+      return _source(plan, trial, training)
     except UserError as error:
       if not without_data:
         raise
-      told.append(f'what it can tell is not known: {error.line()}')
+      told.append(f'{otherwise}: {error.line()}')
+      return None
+
+  for held_out_of, trainings in data:
+    held_out = read(held_out_of, False, 'what it can tell is not known')
+    if held_out is None:
       continue
     check_objects(held_out)
-    if not told:
+    if not is_known:
+      is_known = True
       told.append(_power(plan, len(held_out.image_ids)))
     if missing := _without_objects(held_out):
       names = ', '.join(missing[:5]) + (', ...' if len(missing) > 5 else '')
       told.append(f'{held_out.name}: {len(missing)} of {held_out.num_classes} classes have no held-out object, so that '
                   f'no AP tells of them: {names}')
+    copies = 0
     for trial in trainings:
       about = f'{trial.name}, ' if len(data) > 1 or len(trainings) > 1 else ''
-      try:
-        training = _source(plan, trial, training=True)
-      except UserError as error:
-        if not without_data:
-          raise
-        told.append(f'{about}the images to train on cannot be read: {error.line()}')
+      training = read(trial, True, f'{about}the images to train on cannot be read')
+      if training is None:
         continue
-      both, copies = _same_files(training, held_out)
-      if copies and trial is trainings[0]:
+      said, (both, copies) = copies, _same_files(training, held_out)
+      if copies and not said:
         told.append(f'{held_out.name}: {copies} of its {len(held_out.image_ids)} images are the same file as another '
                     'one of them: intervals take them for different ones, and are too narrow: hold out each once')
       if both:

@@ -149,6 +149,10 @@ def test_every_data_set_of_a_study_is_looked_at(tmp_path):
   assert len(forecast.data_sets(plan)) == 2
   (tmp_path / 'b/annotations/instances_train.json').unlink()
   assert 'scratch_b, the images to train on cannot be read: ' in forecast.describe(plan, without_data=True)
+  (tmp_path / 'a/annotations/instances_val.json').rename(tmp_path / 'hidden.json')
+  words = forecast.describe(plan, without_data=True)  # of the first data that can be read
+  assert 'what it can tell is not known: ' in words and 'what it can tell: runs side by side' in words
+  (tmp_path / 'hidden.json').rename(tmp_path / 'a/annotations/instances_val.json')
   two = 'train/coco.num_images = 2'
   shares = {'all': (), 'two': (two,), 'two_again': ('run.seed = 1', two)}
   plan, words = told(shares, data_dir=str(tmp_path / 'a'))
