@@ -20,7 +20,8 @@ from rethink_tf.study import grid
 from tests import commands, tiny
 
 ROOT = commands.ROOT
-PAGES = ['README.md', *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / 'docs').glob('*.md'))]
+PAGES = ['README.md', 'CHANGELOG.md',
+         *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / 'docs').glob('*.md'))]
 PROGRAMS = ('python ', 'sbatch ', 'launch/')
 FOLDERS = '|'.join(['gin_configs', 'rethink_tf', 'tests', 'tools', 'launch', 'results', 'docs', *sorted(
   path.name for path in (ROOT / 'rethink_tf').iterdir()

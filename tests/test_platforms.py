@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 from rethink_tf.data.categories import Category
 from rethink_tf.data.detection import record_format
@@ -122,3 +123,11 @@ def test_train_evaluate_predict_and_compare_without_what_windows_lacks(tmp_path)
   run('compare', str(tmp_path / 'run'), f'--output={tmp_path}/report')
   lines = (tmp_path / 'run/metrics.jsonl').read_bytes()
   assert b'\r' not in lines and lines.count(b'\n') >= 5
+
+
+def test_continuous_integration_runs_on_each_python_that_is_allowed():
+  (job,) = yaml.safe_load((commands.ROOT / '.github/workflows/tests.yml').read_text())['jobs'].values()
+  bounds = re.search(r"python_requires='>=3\.(\d+),<3\.(\d+)'", (commands.ROOT / 'setup.py').read_text())
+  low, high = map(int, bounds.groups())
+  assert job['strategy']['matrix']['python'] == [f'3.{minor}' for minor in range(low, high)]
+  assert (commands.ROOT / job['steps'][-1]['run']).stat().st_mode & 0o111
