@@ -34,6 +34,8 @@ from rethink_tf.errors import UserError
 OTHER_SIZE = 'image of another size than annotated'
 UNREADABLE = 'image that cannot be read'
 TURNED = 'image with an EXIF orientation that its size does not show (written upright, as PNG)'
+KEYPOINTS = ('objects have keypoints: --gin_file=gin_configs/models/keypoints.gin --gin_file=gin_configs/data/'
+             'own_keypoints.gin trains them; a study without a gin file, and data/own.gin, take boxes and masks alone')
 _WORKERS = 4  # each may hold an image
 
 
@@ -275,6 +277,8 @@ def _number(reading: Reading, rows: list[_Row]) -> tuple[list[dict[str, Any]], d
       reading.notes.append(f"category {key} ({reading.categories[key]['name']!r}), which Roboflow adds for the project "
                            'and no object has, is left out')
     found = {key: entry for key, entry in reading.categories.items() if key not in dropped}
+  if any(entry.get('keypoints') for entry in found.values()):
+    reading.notes.append(KEYPOINTS)
   return (sorted(found.values(), key=lambda entry: entry['id']), {key: entry['id'] for key, entry in found.items()})
 
 

@@ -71,6 +71,9 @@ def rotated_box(x: float, y: float, width: float, height: float, degrees: float)
 
 def scaled(instance: dict[str, Any], width: int, height: int) -> dict[str, Any]:
   """Return an instance whose coordinates are fractions of an image in its pixels."""
+  if 'keypoints' in instance:
+    values = np.asarray(instance['keypoints'], np.float64).reshape(-1, 3) * [width, height, 1]
+    instance = instance | {'keypoints': np.round(values, _DIGITS).ravel().tolist()}
   if instance['segmentation']:
     return instance | outlined([np.asarray(polygon, np.float64) * np.tile([width, height], len(polygon) // 2)
                                 for polygon in instance['segmentation']])

@@ -1,7 +1,8 @@
 """YOLO's text files, one an image: of Ultralytics, Roboflow and Label Studio (data.yaml or classes.txt, images/ and
 labels/) and of Darknet and CVAT (obj.names, obj.data, train.txt and obj_train_data/ with images and labels).
 
-A line is `class x y width height` of the centre, or `class x0 y0 x1 y1 ...` of an outline, in fractions of the image.
+A line is `class x y width height` of the centre, with keypoints behind it in pose data (yolo_pose.py), or
+`class x0 y0 x1 y1 ...` of an outline, in fractions of the image.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from rethink_tf.data.prepare.layout import (
 )
 from rethink_tf.data.prepare.shapes import numbers
 from rethink_tf.data.prepare.source_folder import SourceFolder, split_of
+from rethink_tf.data.prepare.yolo_pose import NO_PAIRS, Pose, read_pose
 from rethink_tf.data.problems import REPAIRED
 from rethink_tf.errors import UserError, excerpt, in_one_line
 
@@ -36,7 +38,7 @@ NAME, TITLE = 'yolo', 'YOLO text files'
 UNKNOWN_CLASS = 'of a class number without a name'
 NOT_A_LABEL = 'a line that is neither a box nor an outline'
 IN_PIXELS = 'with coordinates that are not fractions of the image'
-KEYPOINTS = 'with keypoints, which are not read (its box is used)'
+KEYPOINTS = 'with more or fewer values of keypoints than kpt_shape says (its box is used)'
 NOT_IN_A_LIST = 'labelled image that no list or folder of the description has'
 IN_SEVERAL = 'image that the description has in several splits (used in the first)'
 DAMAGED = 'image whose label file cannot be read'
@@ -59,7 +61,7 @@ class _Description(NamedTuple):
   names: dict[int, str]
   splits: dict[str, list[str]]  # 'train', 'val', 'test' -> folders and lists of images, as written
   path: str
-  pose: bool
+  pose: Pose | None = None
 
 
 class _Listing(NamedTuple):
@@ -87,6 +89,8 @@ def read(folder: SourceFolder, options: Options) -> Reading:
   described = _describe(folder, required=True)
   splits, missing, unresolved, repeated, listed = _list_images(folder, described)
   reading = Reading(TITLE, iter(()), len(splits), _categories(described), upright=True)
+  if described.pose and not described.pose.mirrored and not described.pose.names:
+    reading.notes.append(NO_PAIRS.format(file=described.file))
   if described.splits and not listed:
     reading.notes.append(f'{described.file}: none of its lists and folders of images is in the source: the images with '
                          'label files are read')
@@ -163,22 +167,26 @@ def _parse(line: str, where: str, described: _Description, reading: Reading,
     reading.leave_out(UNKNOWN_CLASS, where)
     return None
   key, values = int(values[0]), values[1:]
+  keypoints = {}
   if described.pose and len(values) > 4:
-    reading.leave_out(KEYPOINTS, where, outcome=REPAIRED)
+    if len(values) == 4 + described.pose.length:
+      keypoints = described.pose.of_object(values[4:])
+    else:
+      reading.leave_out(KEYPOINTS, where, outcome=REPAIRED)
     values = values[:4]
   elif len(values) > 4 and len(values) % 2:
     reading.leave_out(ONE_MORE, where, outcome=REPAIRED)
     values = values[:-1]
   if len(values) < 4:
     reading.leave_out(NOT_A_LABEL, where)
-  elif max(map(abs, values)) > _LARGEST:
+  elif max(map(abs, [*values, *keypoints.get('keypoints', ())])) > _LARGEST:
     reading.leave_out(IN_PIXELS, where)
   elif len(values) > 4:
     return {'category': key, 'segmentation': [values]}
   else:
     x, y, w, h = values
     if w > 0 and h > 0:
-      return {'category': key, 'bbox': [x - w / 2, y - h / 2, w, h], 'segmentation': []}
+      return {'category': key, 'bbox': [x - w / 2, y - h / 2, w, h], 'segmentation': [], **keypoints}
     reading.leave_out(NO_AREA, where)
   return None
 
@@ -238,7 +246,7 @@ def _read_yaml(folder: SourceFolder, file: str) -> _Description | None:
     if value and all(isinstance(one, str) for one in values):
       splits.setdefault(split, []).extend(values)
   path = content.get('path')
-  return _Description(file, names, splits, path if isinstance(path, str) else '', 'kpt_shape' in content)
+  return _Description(file, names, splits, path if isinstance(path, str) else '', read_pose(content, where))
 
 
 def _check_yaml(path: str, text: str) -> None:
@@ -273,7 +281,7 @@ def _read_names(folder: SourceFolder, file: str) -> _Description:
   for one in folder.named(*_LISTS):
     if posixpath.dirname(one) == posixpath.dirname(file):
       splits.setdefault(split_of(one) or 'train', []).append(one)
-  return _Description(file, names, splits, '', False)
+  return _Description(file, names, splits, '')
 
 
 def _check_names(names: dict[int, Any], where: str) -> None:
@@ -285,8 +293,10 @@ def _check_names(names: dict[int, Any], where: str) -> None:
 
 def _categories(described: _Description) -> dict[int, dict[str, Any]]:
   if list(described.names) == list(range(len(described.names))):
-    return names_to_categories(list(described.names.values()))
-  return {key: {'id': key + 1, 'name': name} for key, name in sorted(described.names.items())}
+    found = names_to_categories(list(described.names.values()))
+  else:
+    found = {key: {'id': key + 1, 'name': name} for key, name in sorted(described.names.items())}
+  return {key: entry | (described.pose.of_category(key) if described.pose else {}) for key, entry in found.items()}
 
 
 def _list_images(folder: SourceFolder, described: _Description) -> _Listing:

@@ -49,12 +49,6 @@ def test_outlines_that_may_be_rotated_boxes_are_said(tmp_path, other, noted):
   assert (yolo.OF_FOUR_POINTS in reading.notes) == noted
 
 
-def test_keypoints_are_counted(tmp_path):
-  reading, images = read(tmp_path, {'data.yaml': 'kpt_shape: [1, 3]\nnames: [cat]',
-                                    'labels/a.txt': '0 0.5 0.5 0.2 0.4 0.5 0.5 2'})
-  assert images[0].instances[0]['bbox'] == [0.4, 0.3, 0.2, 0.4] and reading.problems.counts[yolo.KEYPOINTS] == 1
-
-
 def test_lists_of_cvat(tmp_path):
   files = {'data.yaml': 'path: ./\ntrain: train.txt\nval: val.txt\nnames:\n  0: cat\n',
            'train.txt': 'images/train/a.jpg\nimages/train/gone.jpg\n', 'val.txt': 'D:\\x\\images\\val\\a.jpg\n',
