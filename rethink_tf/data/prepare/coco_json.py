@@ -108,7 +108,7 @@ def read(folder: SourceFolder, options: Options) -> Reading:
 
 def superfluous(categories: Any) -> set[int]:
   """Return the ids of the categories that Roboflow adds for a project: without one above, but above others."""
-  above = {entry.get('supercategory') for entry in categories}
+  above = {name for entry in categories if isinstance(name := entry.get('supercategory'), str)}
   return {entry['id'] for entry in categories if entry['id'] == 0 and entry.get('supercategory') == 'none' and
           entry['name'] in above}
 

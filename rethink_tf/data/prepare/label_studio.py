@@ -180,9 +180,9 @@ def _place(result: dict[str, Any]) -> tuple[str | None, int | None]:
   return name if isinstance(name, str) else None, index if type(index) is int else None
 
 
-def _fields_of_images(task: dict[str, Any]) -> dict[tuple[str, int | None], str]:
+def _fields_of_images(task: Any) -> dict[tuple[str, int | None], str]:
   """Return (field of the data, place in its list or None) -> value, of the values that name image files."""
-  data = task.get('data')
+  data = task.get('data') if isinstance(task, dict) else None
   found: dict[tuple[str, int | None], str] = {}
   for name, value in (data.items() if isinstance(data, dict) else ()):
     for index, one in enumerate(value) if isinstance(value, list) else ((None, value),):

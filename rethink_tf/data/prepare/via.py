@@ -145,7 +145,7 @@ def _fields(shape: dict[str, Any], where: str, reading: Reading) -> dict[str, An
       reading.leave_out(NOT_FINITE if values is None else FEW_POINTS, where)
       return None
     return outlined([values])
-  if kind not in _BOXES:
+  if not isinstance(kind, str) or kind not in _BOXES:
     reading.leave_out(f'{WITHOUT_AREA} ({shorten(kind)})', where)
     return None
   values = numbers([shape.get(field) for field in _BOXES[kind]])

@@ -52,6 +52,13 @@ def test_files_of_splits_and_their_categories(tmp_path):
   assert [one['category'] for one in images[1].instances] == [2, 1]
 
 
+@pytest.mark.parametrize('above', [['animal'], {}, 3, None])
+def test_a_supercategory_that_is_no_name(tmp_path, above):
+  reading, (image,) = read(tmp_path, {'a.json': content([BOX], categories=[
+    {'id': 0, 'name': 'things', 'supercategory': 'none'}, {'id': 1, 'name': 'cat', 'supercategory': above}])})
+  assert len(image.instances) == 1 and not reading.superfluous
+
+
 @pytest.mark.parametrize('degrees, bbox', [
   (90.0, [45, 5, 10, 80]), (180, [10, 40, 80, 10]), (-90, [45, 5, 10, 80]), (None, [10, 40, 80, 10]),
   ('90', [10, 40, 80, 10]), (float('inf'), [10, 40, 80, 10])])

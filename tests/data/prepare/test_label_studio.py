@@ -9,7 +9,7 @@ from rethink_tf.data.prepare import label_studio
 from rethink_tf.data.prepare.layout import FEW_POINTS, NO_CLASS, NO_IMAGE, NOT_FINITE, NOT_NAMED, Options
 from rethink_tf.data.prepare.source_folder import SourceFolder
 from rethink_tf.errors import UserError
-from tests.exports import rasterise
+from tests.exports import rasterise, write_json
 
 
 def encode(mask, word=8, sizes=(3, 4, 8, 16)):
@@ -47,6 +47,16 @@ def read(root, tasks, images=('a.jpg',)):
   assert label_studio.recognize(folder) is not None
   reading = label_studio.read(folder, Options())
   return reading, list(reading.images)
+
+
+@pytest.mark.parametrize('entry', [True, 7, 'x', [], None])
+def test_an_entry_that_is_no_task(tmp_path, entry):
+  box = result('rectanglelabels', {'x': 10, 'y': 10, 'width': 20, 'height': 20})
+  write_json(tmp_path / 'export.json', [task([box]), entry])
+  (tmp_path / 'a.jpg').write_text('')
+  reading = label_studio.read(SourceFolder(str(tmp_path)), Options())
+  assert [len(image.instances) for image in reading.images] == [1]
+  assert reading.problems.counts[label_studio.NOT_ANNOTATED] == 1
 
 
 @pytest.mark.parametrize('size', [(1, 1), (7, 13), (60, 80)])
