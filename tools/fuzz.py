@@ -70,8 +70,9 @@ class OutOfTime(BaseException):
 
 def targets() -> tuple:
   """All kinds, imported late: importing TensorFlow takes seconds, and --help should not wait."""
-  from tools import fuzz_data, fuzz_exports, fuzz_security, fuzz_weights
-  return fuzz_data.TARGETS + fuzz_exports.TARGETS + fuzz_weights.TARGETS + fuzz_security.TARGETS
+  from tools import fuzz_data, fuzz_exports, fuzz_results, fuzz_security, fuzz_weights
+  return (fuzz_data.TARGETS + fuzz_exports.TARGETS + fuzz_weights.TARGETS + fuzz_security.TARGETS
+          + fuzz_results.TARGETS)
 
 
 def generator(seed: int, kind: str, case: int) -> np.random.Generator:
