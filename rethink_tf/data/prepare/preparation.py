@@ -34,8 +34,9 @@ from rethink_tf.errors import UserError
 OTHER_SIZE = 'image of another size than annotated'
 UNREADABLE = 'image that cannot be read'
 TURNED = 'image with an EXIF orientation that its size does not show (written upright, as PNG)'
-KEYPOINTS = ('objects have keypoints: --gin_file=gin_configs/models/keypoints.gin --gin_file=gin_configs/data/'
-             'own_keypoints.gin trains them; a study without a gin file, and data/own.gin, take boxes and masks alone')
+KEYPOINTS = ('objects have keypoints, which data/own.gin and a study without a gin file leave out: train them with '
+             '--gin_file=gin_configs/models/keypoints.gin (keypoints_narrow.gin for the narrow network) '
+             '--gin_file=gin_configs/data/own_keypoints.gin')
 _WORKERS = 4  # each may hold an image
 
 
