@@ -79,28 +79,6 @@ def in_group(name: str, about: str) -> str:
   return f'{name}, {about}' if about else name
 
 
-def independent(runs: Sequence[Run]) -> list[Run]:
-  """Return the runs that are independent samples: of those that differ in nothing, not even the seed, the first."""
-  return [run for run, first in _with_first(runs) if run is first]
-
-
-def repetitions(runs: Sequence[Run]) -> list[str]:
-  """Return a line for each run that is no independent sample, as a copy of another one."""
-  return [f'{first.name} and {run.name} have the same configuration and the same seed (run.seed = {run.seed}): only '
-          'the first counts in the verdict.' for run, first in _with_first(runs) if run is not first]
-
-
-def _with_first(runs: Sequence[Run]) -> list[tuple[Run, Run]]:
-  """Return each run with the first one that differs from it in nothing, not even the seed: itself, if none does."""
-  first_of: dict[tuple, Run] = {}
-  found = []
-  for run in runs:
-    seeds = run.seed, run.weights_seeds if run.seeds_of_weights else ()
-    key = run.twin_key, run.init, run.init_key, run.schedule, run.planned_drops, seeds
-    found.append((run, first_of.setdefault(key, run)))
-  return found
-
-
 def sides(runs: Sequence[Run], init: str) -> list[Side]:
   """Return the runs of a group with initial weights `init` as one side per schedule and weights, by images seen.
 

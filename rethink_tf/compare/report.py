@@ -12,6 +12,7 @@ import tensorflow as tf
 from absl import logging
 
 from rethink_tf.compare import (
+  copies,
   groups,
   looks,
   matching,
@@ -79,7 +80,7 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
   check_options(margin, seed_spread)
   runs = read_runs(run_folders)
   metric = _common_metric(runs, metric)
-  counted = groups.independent(_complete(runs))
+  counted = copies.independent(_complete(runs))
   studies = looks.of_runs(run_folders)
   record = studies.strictest
   look = None if record is None else record.look
@@ -160,7 +161,7 @@ def noise(run_folders: Sequence[str], draws: int = 200) -> Noise | None:
   Raises:
     UserError: a folder is not a run folder or has no evaluation.
   """
-  runs = groups.independent(_complete(read_runs(run_folders)))
+  runs = copies.independent(_complete(read_runs(run_folders)))
   if not runs:
     return None
   metric = _common_metric(runs, None)
@@ -279,8 +280,9 @@ def _cautions(runs: Sequence[Run]) -> list[str]:
       names.setdefault(note, []).append(run.name)
   noted = [f'{"All runs" if len(those) == len(runs) > 1 else ", ".join(those)}: {note}.'
            for note, those in names.items()]
-  return (begun + groups.repetitions(_complete(runs)) + noted + same_data.differences(runs) + provenance.changes(runs)
-          + provenance.weights(runs) + provenance.statistics(runs))
+  repeated = list(map(str, copies.found(_complete(runs))))
+  return (begun + repeated + noted + same_data.differences(runs) + provenance.changes(runs) + provenance.weights(runs)
+          + provenance.statistics(runs))
 
 
 def _title(runs: Sequence[Run], metric: str) -> str:

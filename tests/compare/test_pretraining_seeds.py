@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rethink_tf.compare import groups, report, verdict
+from rethink_tf.compare import copies, groups, report, verdict
 from rethink_tf.compare.report import compare
 from rethink_tf.compare.run_summary import PRETRAINED, read_runs
 from tests.compare.fake_runs import HALF, better, write
@@ -20,7 +20,7 @@ def pretrained(folder, detected, weights, seed, recipe='r', weights_seeds=None):
 
 
 def arms(paths):
-  return [(side.arm, len(side.runs)) for side in groups.sides(groups.independent(read_runs(paths)), PRETRAINED)]
+  return [(side.arm, len(side.runs)) for side in groups.sides(copies.independent(read_runs(paths)), PRETRAINED)]
 
 
 def test_each_seed_with_a_pre_training_of_its_own_is_one_arm(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from rethink_tf.compare import groups, looks, plots, report, verdict
+from rethink_tf.compare import copies, groups, looks, plots, report, verdict
 from rethink_tf.compare.differences import Differences
 from rethink_tf.compare.intervals import Interval
 from rethink_tf.compare.report import compare
@@ -36,7 +36,7 @@ def without_files(monkeypatch):
 
 def judge(paths, seed_spread=None, margin=0.5):
   """The verdicts, without the cost of a report."""
-  runs = groups.independent(read_runs(paths))
+  runs = copies.independent(read_runs(paths))
   differences = Differences(runs, 'box/AP', report._matches_reader(runs, 'box/AP'), 50, seed_spread=seed_spread)
   return verdict.verdicts(runs, differences, margin)
 
@@ -122,6 +122,18 @@ def test_a_copy_of_a_run_is_no_further_seed_and_the_page_says_so(tmp_path, witho
   assert 'only the first' not in compare(paths, str(tmp_path / 'out'), draws=20).text
 
 
+def test_a_copy_that_was_continued_with_another_seed_is_no_further_seed(tmp_path, without_files):
+  """Its losses are those of the first run up to step 50."""
+  runs = [('s0', HALF, None, 0), ('s1', better(9), None, 1), ('p0', HALF, 'w', 0), ('p1', better(9), 'w', 1)]
+  paths = [write(tmp_path / name, detected, init=init, seed=seed) for name, detected, init, seed in runs]
+  assert 'seeds a schedule: 2 scratch, 2 pre' in compare(paths, str(tmp_path / 'out'), draws=20).text
+  lines, own = ((tmp_path / name / 'metrics.jsonl').read_text().splitlines() for name in ('s0', 's1'))
+  (tmp_path / 's1/metrics.jsonl').write_text('\n'.join(lines[:3] + own[3:]))
+  text = compare(paths, str(tmp_path / 'out'), draws=20).text
+  assert ('s0 and s1 have the same losses up to step 50, to the last digit, though their seeds differ (run.seed = 0 '
+          'and 1)') in text and 'seeds a schedule: 1 scratch, 2 pre-trained' in text
+
+
 def test_detections_of_another_evaluation_are_not_counted(tmp_path, without_files):
   """Files of the last step that could not be replaced: the metrics are of a later evaluation of it."""
   paths = [write(tmp_path / 's', HALF), write(tmp_path / 'p', HALF, init='w')]
@@ -182,7 +194,7 @@ def test_schedules_of_one_length_with_other_drops_are_no_seeds_of_one_side(tmp_p
   for path, drops in zip(paths, ((30, 60), (30, 60), (50, 80)), strict=True):
     with open(f'{path}/config.gin', 'a') as file:
       file.write(f'KTimesSchedule.boundaries = {drops}\nKTimesSchedule.total = 100\n')
-  found = groups.sides(groups.independent(read_runs(paths)), 'scratch')
+  found = groups.sides(copies.independent(read_runs(paths)), 'scratch')
   assert sorted((side.schedule, len(side.runs)) for side in found) == [('0.1k (drops at 30, 60)', 2),
                                                                        ('0.1k (drops at 50, 80)', 1)]
 
@@ -425,7 +437,7 @@ def test_table_of_equal_schedules(tmp_path):
 def test_several_groups_say_which_settings_they_are_of(tmp_path):
   paths = [write(tmp_path / f'{init or "s"}{rate}', HALF, rate=rate, init=init) for rate in (0.02, 0.01)
            for init in (None, 'w')]
-  runs = groups.independent(read_runs(paths))
+  runs = copies.independent(read_runs(paths))
   differences = Differences(runs, 'box/AP', report._matches_reader(runs, 'box/AP'), 50, seed_spread=0.0)
   answers = report._answers(runs, verdict.verdicts(runs, differences), 0.5)
   assert [one.about for one in answers] == ['base_rate = 0.02', 'base_rate = 0.01']

@@ -5,7 +5,7 @@ import types
 import numpy as np
 import pytest
 
-from rethink_tf.compare import groups, looks, report, verdict
+from rethink_tf.compare import copies, groups, looks, report, verdict
 from rethink_tf.compare.differences import Differences
 from rethink_tf.compare.report import Comparison
 from rethink_tf.compare.run_summary import read_runs
@@ -46,7 +46,7 @@ class Study:
 
   def compare(self, folders):
     self.compared += 1
-    runs = groups.independent(read_runs(folders))
+    runs = copies.independent(read_runs(folders))
     differences = Differences(runs, 'box/AP', report._matches_reader(runs, 'box/AP'), 50,
                               look=looks.of_runs(folders).strictest.look)
     return Comparison(tuple(runs), 'box/AP', tuple(verdict.verdicts(runs, differences)), '', '')
