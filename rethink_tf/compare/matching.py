@@ -15,14 +15,16 @@ from rethink_tf.compare.run_summary import Run
 from rethink_tf.compare.saved_results import check_detections, digest, read_detections, read_truth, reported
 from rethink_tf.errors import UserError
 from rethink_tf.evaluation import coco_metrics, voc_evaluator, voc_metrics
-from rethink_tf.evaluation.scoring import max_detections
+from rethink_tf.evaluation.scoring import EVALUATED, max_detections
 from rethink_tf.storage.run_folder import RunFolder
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # COCO's IoU thresholds
 AREAS = {'s': (0, 32 ** 2), 'm': (32 ** 2, 96 ** 2), 'l': (96 ** 2, 1e10)}  # COCO's, in pixels; both ends included
 FILES = {'box/AP': ('bbox.json', 'bbox'), 'mask/AP': ('segm.json', 'segm'),
          'keypoint/AP': ('keypoints.json', 'keypoints')}
-_OF_ANOTHER = 1.0  # points of AP by which that of saved detections differs from that of their evaluation at most
+# Points of AP by which that of saved detections may differ from that of an evaluation to be taken for its own: if they
+# do not record which they are of, and if they record another one. Scored again, they have their AP to the last digit.
+_OF_ANOTHER, _THE_SAME = 1.0, 1e-3
 
 
 class Scored(NamedTuple):
@@ -30,6 +32,7 @@ class Scored(NamedTuple):
 
   matches: Matches
   truth: str
+  evaluated: Any = None  # Run.evaluated of the evaluation; None: an earlier version did not record it
 
 
 class SavedMatches:
@@ -56,7 +59,10 @@ class SavedMatches:
 
   def _of_evaluation(self, run: Run) -> Scored | None:
     scored = self._read(run.name)
-    return None if scored is None or abs(_ap(scored) - run.final(self._metric)) > _OF_ANOTHER else scored
+    if scored is None:
+      return None
+    most = _OF_ANOTHER if scored.evaluated in (None, run.evaluated) else _THE_SAME
+    return scored if abs(_ap(scored) - run.final(self._metric)) <= most else None
 
 
 def _ap(scored: Scored) -> float:
@@ -98,7 +104,7 @@ def _scored(path: str, matches: Matches, gt: Mapping[str, Any], iou_type: str) -
     raise UserError(f'{path}: has no object that counts, though the evaluation has an AP: evaluate the run again')
   limit, sigmas = max_detections(gt, iou_type), gt.get('keypoint_sigmas') if iou_type == 'keypoints' else None
   rules = matches.rule, None if limit == coco_metrics.MAX_DETECTIONS[iou_type] else limit, sigmas
-  return Scored(matches, f'{digest(gt, iou_type)} {rules}')
+  return Scored(matches, f'{digest(gt, iou_type)} {rules}', gt.get(EVALUATED))
 
 
 def object_sizes(folder: RunFolder, metric: str, step: int) -> dict[str, int] | None:

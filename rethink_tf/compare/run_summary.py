@@ -78,6 +78,7 @@ class Run(NamedTuple):
   pretraining_source: str  # description; '' from scratch
   notes: tuple[str, ...] = ()  # on the last evaluation: images that it did not score, limits that bind
   date: str = ''  # day of the last evaluation, UTC
+  evaluated: Any = None  # time of the last evaluation, as its line in metrics.jsonl has it
   planned: int | None = None  # steps of the whole schedule; None: an earlier version did not record it
   recipe: str = ''  # equal for initial weights of runs that differ in nothing but their seeds; '': not recorded
   weights_seeds: tuple[int, ...] = ()  # of the training of the initial weights
@@ -206,7 +207,7 @@ def read_run(folder: RunFolder, name: str) -> Run:
   run = Run(name, folder, settings, init, _schedule(settings, evaluations), _seed(settings),
             _curve(train, evaluations, settings), _series(train, 'loss/total'), _series(train, 'learning_rate'),
             cost.seen if init == PRETRAINED else None, cost.source, _notes(evaluations[-1]), _day(evaluations[-1]),
-            _planned(settings, folder), *_weights(folder))
+            evaluations[-1].get('time'), _planned(settings, folder), *_weights(folder))
   if run.complete:
     return run
   return run._replace(schedule=f'{100 * int(run.curve.steps[-1]) // run.planned} % of {run.schedule}')

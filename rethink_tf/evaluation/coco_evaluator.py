@@ -17,7 +17,7 @@ from rethink_tf.errors import UserError
 from rethink_tf.evaluation import coco_metrics
 from rethink_tf.evaluation.periodic import Coverage, PeriodicEvaluation
 from rethink_tf.evaluation.postprocessing import ImageDetections, from_bytes, restore, to_bytes
-from rethink_tf.evaluation.scoring import Scorer, restricted
+from rethink_tf.evaluation.scoring import EVALUATED, Scorer, restricted
 from rethink_tf.ops.masks import PASTE_MODES
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.structures import Batch, Detections, Input, Source, Views
@@ -157,7 +157,7 @@ class DetectionEvaluator(PeriodicEvaluation):
     self._run_folder.append_metrics({'kind': 'eval', 'step': step, **extra, **timing, **coverage.fields(), **notes,
                                      **scores.metrics})
     self._scorer.print_tables(f'evaluation at step {step}: {coverage}, {seconds:.1f} s', scores.tables, self.notes)
-    self._scorer.save(step, scores, detections, gt)
+    self._scorer.save(step, scores, detections, {**gt, EVALUATED: timing['time']})
     self._keep(step, scores.metrics)
 
   def _in_order(self, detections: list[ImageDetections], unreadable: set[int]) -> list[ImageDetections]:

@@ -29,6 +29,7 @@ from rethink_tf.visualization import drawing
 SHOWN_SCORE = 0.5  # detections below it are scored but not drawn
 SHOWN_TITLE = f'predictions, score >= {SHOWN_SCORE}'
 CELLS = 'cells'  # text chunk of predictions.png: [image id, name, y0 x0 y1 x1 of ground truth, of predictions] of each
+EVALUATED = 'evaluated'  # field of ground_truth.json: the time of the line in metrics.jsonl that its detections are of
 IOU_TYPES = {'box': 'bbox', 'mask': 'segm', 'keypoint': 'keypoints'}
 COCO_KEYPOINTS = 17  # of COCO's person, the only category with published sigmas
 
@@ -105,7 +106,10 @@ class Scorer:
     print('\n'.join(lines) + '\n', end='', flush=True)
 
   def save(self, step: int, scores: Scores, detections: list[ImageDetections], gt: dict) -> None:
-    """Write everything but the line in metrics.jsonl. Errors of storage are logged and do not end training."""
+    """Write everything but the line in metrics.jsonl. Errors of storage are logged and do not end training.
+
+    gt: as for `score`, with the time of that line (EVALUATED).
+    """
     folder = self._run_folder.join('eval', f'step-{step:08d}')
     try:
       tf.io.gfile.makedirs(folder)
@@ -137,16 +141,19 @@ class Scorer:
       logging.warning('%s: results of the evaluation could not be written: %s', folder, in_one_line(error))
 
   def _result_files(self, results: Mapping[str, list], gt: dict) -> Iterator[tuple[str, bytes]]:
-    """Yield the name and content of each file of results, and of the ground truth they were scored against."""
+    """Yield the name and content of each file of results, then of the ground truth they were scored against.
+
+    The latter says which evaluation the detections are of, so that it must not appear before them.
+    """
     if 'keypoint' in results:
       padded = {a['id']: a['keypoints'] for a in keypoint_truth(gt, self._num_keypoints)['annotations']}
       gt = {**gt, 'annotations': [{**a, 'keypoints': padded.get(a['id'], [])} for a in gt['annotations']]}
       gt |= {} if self._sigmas is None else {'keypoint_sigmas': list(self._sigmas)}
     if self._max_detections != coco_metrics.MAX_DETECTIONS:
       gt = {**gt, 'max_detections': self._max_detections}
-    yield 'ground_truth.json', json.dumps(gt, separators=(',', ':')).encode()
     for kind, entries in results.items():
       yield f'{IOU_TYPES[kind]}.json', json.dumps(entries, separators=(',', ':')).encode()
+    yield 'ground_truth.json', json.dumps(gt, separators=(',', ':')).encode()
 
   def _categories_csv(self, tables: Mapping[str, coco_metrics.CocoScores]) -> bytes:
     rows = [['id', 'category', *(f'{kind}/{name}' for kind in tables for name in self.COLUMNS)]]

@@ -24,6 +24,7 @@ from rethink_tf.structures import Batch, Detections, Input, Source, Views
 from rethink_tf.visualization import drawing
 
 COMPETITIONS = ('comp3', 'comp4')
+COMPETITION = 'voc_competition'  # field of ground_truth.json: files of another one are of an earlier evaluation
 
 
 class CategoryScores(NamedTuple):
@@ -92,9 +93,10 @@ class VocScorer(Scorer):
     return lines
 
   def _result_files(self, results: Mapping[str, list], gt: dict) -> Iterator[tuple[str, bytes]]:
-    yield 'ground_truth.json', json.dumps({**gt, 'voc_rule': self._rule}, separators=(',', ':')).encode()
     for k, (name, lines) in enumerate(results.items(), start=1):
       yield result_file(self._competition, name, k), ''.join(lines).encode()
+    own = {'voc_rule': self._rule, COMPETITION: self._competition}
+    yield 'ground_truth.json', json.dumps({**gt, **own}, separators=(',', ':')).encode()
 
   def _draw_truth(self, image: np.ndarray, annotations: list[dict], classes: Mapping[int, int]) -> np.ndarray:
     return drawing.draw(image, boxes_of(annotations), [classes[a['category_id']] for a in annotations], self._names)
@@ -136,8 +138,9 @@ def read_results(folder: str, gt: dict) -> list[dict] | None:
   """
   ids = {name: image_id for image_id, name in _image_names(gt).items()}
   categories = sorted(gt['categories'], key=lambda category: category['id'])
+  competitions = sorted(COMPETITIONS, key=lambda one: one != gt.get(COMPETITION))  # that of the evaluation first
   names = ({category['id']: os.path.join(folder, result_file(competition, category['name'], k))
-            for k, category in enumerate(categories, start=1)} for competition in COMPETITIONS)
+            for k, category in enumerate(categories, start=1)} for competition in competitions)
   paths = next((each for each in names if any(map(tf.io.gfile.exists, each.values()))), None)
   if paths is None:
     return None

@@ -143,7 +143,13 @@ def test_detections_of_another_evaluation_are_not_counted(tmp_path, without_file
   assert comparison.verdicts[0].steps[0].difference is None and comparison.verdicts[0].answer == verdict.OPEN
   assert 's: its saved detections have box AP 20.8 and its last evaluation 50.0: they are of another one' in (
     comparison.text)
-  saved.write_text(json.dumps(detections(truth(), HALF)))
+  # Another evaluation may have nearly the same AP.
+  saved.write_text(json.dumps(detections(truth(), worse(1))))
+  assert 'of another one' not in compare(paths, str(tmp_path / 'out'), draws=20, seed_spread=0.0).text
+  (tmp_path / 's/eval/step-00000100/ground_truth.json').write_text(json.dumps({**truth(), 'evaluated': 1.5}))
+  assert 'of another one' in compare(paths, str(tmp_path / 'out'), draws=20, seed_spread=0.0).text
+  with open(tmp_path / 's/metrics.jsonl', 'a') as file:
+    file.write(json.dumps({'kind': 'eval', 'step': 100, 'box/AP': 50.0, 'time': 1.5}) + '\n')
   assert 'of another one' not in compare(paths, str(tmp_path / 'out'), draws=20, seed_spread=0.0).text
 
 

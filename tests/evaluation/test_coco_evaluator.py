@@ -122,6 +122,9 @@ def test_results_are_in_submission_format_and_original_pixels(tmp_path):
   # The files score the same as reported.
   gt = ThreeImages().annotations()
   assert coco_metrics.evaluate(gt, masks, 'segm', 'pycocotools').metrics['AP'] == pytest.approx(1.0)
+  # They name their evaluation, which `compare` looks for.
+  line = RunFolder(str(tmp_path)).read_metrics()[-1]
+  assert json.loads((folder / 'ground_truth.json').read_text())['evaluated'] == line['time']
 
 
 def test_without_masks(tmp_path):
@@ -234,6 +237,8 @@ def test_results_during_training_equal_those_of_a_direct_evaluation(tmp_path):
   assert lines[0] == lines[1] and list(lines[0]) == list(lines[1])
   files = [{p.name: p.read_bytes() for p in (tmp_path / name / 'eval').rglob('*.*') if p.is_file()}
            for name in ('direct', 'training')]
+  for each in files:
+    each['ground_truth.json'] = {**json.loads(each['ground_truth.json']), 'evaluated': None}  # when
   assert files[0] == files[1]
   assert set(files[0]) == {'bbox.json', 'segm.json', 'ground_truth.json', 'categories.csv', 'predictions.png'}
 

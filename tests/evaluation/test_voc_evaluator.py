@@ -1,6 +1,7 @@
 """VocEvaluator with a detector that outputs the ground truth, on two small images and on voc100."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -74,6 +75,14 @@ def test_read_results_inverts_the_files(source, tmp_path):
   for result, expected in zip(sorted(results, key=key), sorted(easy, key=key), strict=True):
     np.testing.assert_allclose(result['bbox'], expected['bbox'], atol=0.01)
     assert result['score'] == pytest.approx(0.9)
+  # The same step again, for the other competition: the files of the first stay beside it.
+  make(source, tmp_path, lambda batch: detect(batch)._replace(scores=0.3 * detect(batch).scores),
+       competition='comp3').evaluate(2)
+  folder = tmp_path / 'eval/step-00000002'
+  make(source, tmp_path).evaluate(2)
+  assert len(list(folder.glob('comp?_det_test_cat.txt'))) == 2
+  saved = json.loads((folder / 'ground_truth.json').read_text())
+  assert [one['score'] for one in read_results(str(folder), saved)] == pytest.approx([0.9] * 3)
 
 
 def test_images_of_the_same_name_are_kept_apart(tmp_path):
