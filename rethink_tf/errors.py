@@ -70,7 +70,9 @@ def in_one_line(error: BaseException) -> str:
   """Return the message of an OS or TensorFlow error as one line, without file names and operations."""
   text = getattr(error, 'strerror', None) or getattr(error, 'message', None) or str(error) or type(error).__name__
   text = re.sub(r'^\{\{\w+ [^}]*\}\} ', '', str(text))  # the operation, meaningless to the user
-  return ' '.join(str(text).split())
+  # Of a temporary file (storage.files): messages name the one that it becomes.
+  text = re.sub(r'^[^;]*\.\d+\.partial(/[^;]*)?; ', '', ' '.join(text.split()))
+  return re.sub(r' Failed to flush \d+ events to .*', '', text)  # of a TensorBoard log, with its path again
 
 
 def storage_error(error: BaseException) -> UserError | None:

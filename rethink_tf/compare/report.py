@@ -333,10 +333,10 @@ def _write(output: str, runs: Sequence[Run], metric: str, content: page.Content,
   data['index.html'] = page.page(content).encode()
   data['runs.csv'] = files.as_csv(content.tables['Runs'])
   data['curves.csv'] = files.as_csv(tables.curves_table(runs))
-  for name, each in data.items():
-    files.write_output(f'{output}/{name}', each)
   try:
-    tensorboard_log.write(runs, metric, f'{output}/tensorboard')
+    with tensorboard_log.replacing(f'{output}/tensorboard') as log:
+      tensorboard_log.write(runs, metric, log)
+      files.write_outputs(output, data)
   except (OSError, tf.errors.OpError) as error:
     raise UserError(f'{output}/tensorboard: cannot be written: {in_one_line(error)}; choose another place with '
                     '--output') from error

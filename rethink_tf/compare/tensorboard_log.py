@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,29 @@ def write(runs: Sequence[Run], metric: str, logdir: str) -> None:
     with writer.as_default():
       _scalars(run, metric)
     writer.close()
+
+
+@contextlib.contextmanager
+def replacing(logdir: str) -> Iterator[str]:
+  """Yield a folder beside `logdir` for the log that replaces it unless an error is raised; gs:// has no such folders.
+
+  Raises:
+    OSError, tf.errors.OpError: the storage refuses it.
+  """
+  if '://' in logdir:
+    yield logdir
+    return
+  parent, name = os.path.split(logdir)
+  temporary = os.path.join(parent, f'.{name}.{os.getpid()}.partial')
+  try:
+    yield temporary
+    check(logdir)
+    if tf.io.gfile.isdir(logdir):
+      tf.io.gfile.rmtree(logdir)
+    tf.io.gfile.rename(temporary, logdir)
+  finally:
+    if tf.io.gfile.isdir(temporary):
+      tf.io.gfile.rmtree(temporary)
 
 
 def check(logdir: str) -> None:

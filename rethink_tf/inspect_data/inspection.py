@@ -61,11 +61,11 @@ def inspect(train_source: Callable[..., Source], eval_source: Callable[..., Sour
            + object_limits.describe(held_out.source, object_limits.of_evaluation()))
   text = report.as_text(training, held_out, inputs, padding, shared, notes)
   print(text, flush=True)
-  files.write_output(f'{output}/report.txt', text)
-  files.write_output(f'{output}/report.json', json.dumps(
-    report.as_json(training, held_out, padding, shared, notes), indent=1))
-  files.write_output(f'{output}/statistics.png', plots.plot_statistics(training, held_out, inputs, padding))
-  files.write_output(f'{output}/training.png', plots.plot_training_images(inputs, images) if images else None)
-  files.write_output(f'{output}/suspicious.png', plots.plot_problems([training, held_out]))
+  files.write_outputs(output, {
+    'report.txt': text,
+    'report.json': json.dumps(report.as_json(training, held_out, padding, shared, notes), indent=1),
+    'statistics.png': plots.plot_statistics(training, held_out, inputs, padding),
+    'training.png': plots.plot_training_images(inputs, images) if images else None,
+    'suspicious.png': plots.plot_problems([training, held_out])})
   print(f'reports and images: {output}')
   return training, held_out

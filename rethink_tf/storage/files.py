@@ -10,7 +10,7 @@ import io
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import tensorflow as tf
 
@@ -76,10 +76,7 @@ def replacing(path: str) -> Iterator[str]:
   Raises:
     OSError, tf.errors.OpError: the storage refuses it.
   """
-  folder, name = os.path.split(path)
-  temporary = os.path.join(folder, f'.{name}.{os.getpid()}.partial')
-  if '://' not in temporary and os.path.islink(temporary):
-    os.remove(temporary)  # else its target would be written
+  temporary = _temporary(path)
   try:
     yield temporary
     tf.io.gfile.rename(temporary, path, overwrite=True)
@@ -87,6 +84,15 @@ def replacing(path: str) -> Iterator[str]:
     with contextlib.suppress(OSError, tf.errors.OpError):
       tf.io.gfile.remove(temporary)
     raise
+
+
+def _temporary(path: str) -> str:
+  """Return a temporary path in the same folder, where nothing is linked elsewhere."""
+  folder, name = os.path.split(path)
+  temporary = os.path.join(folder, f'.{name}.{os.getpid()}.partial')
+  if '://' not in temporary and os.path.islink(temporary):
+    os.remove(temporary)  # else its target would be written
+  return temporary
 
 
 def write(path: str, data: bytes | str) -> None:
@@ -122,12 +128,33 @@ def write_output(path: str, data: bytes | str | None) -> None:
   Raises:
     UserError: the storage refuses it.
   """
+  write_outputs(os.path.dirname(path), {os.path.basename(path): data})
+
+
+def write_outputs(folder: str, contents: Mapping[str, bytes | str | None]) -> None:
+  """Write several results as write_output, by name, none before all of them are known to fit on the disk.
+
+  Raises:
+    UserError: the storage refuses one; those of an earlier call are still there.
+  """
+  path, staged = os.path.join(folder, *list(contents)[:1]), {}
   try:
-    if data is None:
+    tf.io.gfile.makedirs(folder or '.')
+    for name, data in contents.items():
+      path = os.path.join(folder, name)
+      if data is not None:
+        staged[path] = _temporary(path)
+        with tf.io.gfile.GFile(staged[path], 'wb') as file:
+          file.write(data)
+    for path in list(staged):
+      tf.io.gfile.rename(staged[path], path, overwrite=True)
+      del staged[path]
+    for path in (os.path.join(folder, name) for name, data in contents.items() if data is None):
       with contextlib.suppress(tf.errors.NotFoundError):
         tf.io.gfile.remove(path)
-      return
-    tf.io.gfile.makedirs(os.path.dirname(path) or '.')
-    write(path, data)
   except (OSError, tf.errors.OpError) as error:
     raise UserError(f'{path}: cannot be written: {in_one_line(error)}; choose another place with --output') from error
+  finally:
+    for temporary in staged.values():
+      with contextlib.suppress(OSError, tf.errors.OpError):
+        tf.io.gfile.remove(temporary)

@@ -512,6 +512,23 @@ def test_the_tensorboard_log(tmp_path):
   assert [event.step for event in log.Tensors('02_pretrain_pre', 'eval/box/AP')] == [50, 100]
 
 
+def test_a_report_that_does_not_fit_leaves_the_earlier_one_whole(tmp_path, monkeypatch):
+  resource = pytest.importorskip('resource')  # not on Windows
+  monkeypatch.setattr(plots, 'render', lambda figures, kind: dict.fromkeys(figures, b'<svg/>'))
+  paths = [write(tmp_path / 's', HALF), *(write(tmp_path / f'p{seed}', HALF, init='w', seed=seed) for seed in (0, 1))]
+  compare(paths[:2], str(tmp_path / 'out'), draws=20)
+  before = {path: path.read_bytes() for path in sorted((tmp_path / 'out').rglob('*')) if path.is_file()}
+  page, limit = before[tmp_path / 'out/index.html'], resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (len(page) - 1000, limit[1]))
+  try:
+    with pytest.raises(UserError, match='index.html: cannot be written: File too large; choose another'):
+      compare(paths, str(tmp_path / 'out'), draws=20)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+  assert {path: path.read_bytes() for path in sorted((tmp_path / 'out').rglob('*')) if path.is_file()} == before
+  assert sum('tensorboard/' in str(path) for path in before) == 4
+
+
 def test_a_report_replaces_nothing_of_a_run(tmp_path):
   paths = [write(tmp_path / 's', HALF), write(tmp_path / 'p', HALF, init='w')]
   events = tmp_path / 's/tensorboard/events.out.tfevents.1.host'

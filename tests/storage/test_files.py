@@ -50,6 +50,29 @@ def test_the_folder_of_an_output_is_created(tmp_path):
   assert '\n' not in str(caught.value) and os.listdir(tmp_path / 'a/b') == ['report.md']
 
 
+@pytest.fixture
+def small_files():
+  """A function that limits the size of files, as a full disk would."""
+  resource = pytest.importorskip('resource')  # not on Windows
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+  resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_of_several_outputs_all_are_written_or_none(tmp_path, small_files):
+  files.write_outputs(f'{tmp_path}/out', {'a.svg': b'old', 'b.html': b'old', 'c.png': b'old'})
+  small_files(1000)
+  with pytest.raises(UserError, match='--output') as caught:
+    files.write_outputs(f'{tmp_path}/out', {'a.svg': b'new', 'b.html': b'x' * 2000, 'c.png': None})
+  small_files(3000)
+  assert str(caught.value) == (f'{tmp_path}/out/b.html: cannot be written: File too large; choose another place with '
+                               '--output'), 'without the name of a temporary file'
+  assert {path.name: path.read_bytes() for path in (tmp_path / 'out').iterdir()} == dict.fromkeys(
+    ('a.svg', 'b.html', 'c.png'), b'old')
+  files.write_outputs(f'{tmp_path}/out', {'a.svg': b'new', 'b.html': b'x' * 2000, 'c.png': None})
+  assert {path.name: path.stat().st_size for path in (tmp_path / 'out').iterdir()} == {'a.svg': 3, 'b.html': 2000}
+
+
 def test_an_output_that_there_is_none_of_this_time(tmp_path):
   files.write_output(f'{tmp_path}/a.png', b'x')
   for _ in range(2):
