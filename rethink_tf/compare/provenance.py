@@ -8,9 +8,12 @@ from typing import Any, NamedTuple
 
 from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run
 from rethink_tf.console import counted
+from rethink_tf.data import digest
+from rethink_tf.errors import plain
 from rethink_tf.storage import identity
 from rethink_tf.storage.settings import LENGTH, MEANING, Change, kind_of, listed
 from rethink_tf.structures import Devices
+from rethink_tf.training import seen_images
 from rethink_tf.weights import costs
 
 _PACKAGES = ('rethink_tf', 'tensorflow', 'tf_keras')
@@ -97,6 +100,25 @@ def weights(runs: Sequence[Run]) -> list[str]:
         lines.append(f'{run.name} started from other weights than {name}, both named {run.weights_name} (SHA-256 '
                      f'{found[:8]} and {expected[:8]}): they count as one side.')
   return lines
+
+
+def held_out(runs: Sequence[Run]) -> list[str]:
+  """Return a line for runs of which held-out images were trained on, by them or before for their initial weights.
+
+  As far as it is recorded: of local sets of some thousand images (data/digest.py).
+
+  Raises:
+    UserError: a run's identity.json is damaged.
+  """
+  found: dict[str, list[str]] = {}
+  for run in runs:
+    data = own.data if (own := identity.read(run.folder)) is not None else {}
+    if both := digest.same_images(data.get('train', {}), data.get('held_out', {})):
+      words = f'{both} of its training images are held out too (the same files): AP is not that of unseen images'
+      found.setdefault(words, []).append(run.name)
+    if (seen := seen_images.read(costs.read_record(run.folder.join(costs.RECORD)))) is not None:
+      found.setdefault(plain(str(seen)), []).append(run.name)
+  return [f'{", ".join(names)}: {words}.' for words, names in found.items()]
 
 
 def statistics(runs: Sequence[Run]) -> list[str]:

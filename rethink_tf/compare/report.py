@@ -281,8 +281,8 @@ def _cautions(runs: Sequence[Run]) -> list[str]:
   noted = [f'{"All runs" if len(those) == len(runs) > 1 else ", ".join(those)}: {note}.'
            for note, those in names.items()]
   repeated = list(map(str, copies.found(_complete(runs))))
-  return (begun + repeated + noted + same_data.differences(runs) + provenance.changes(runs) + provenance.weights(runs)
-          + provenance.statistics(runs))
+  return (begun + repeated + noted + same_data.differences(runs) + provenance.held_out(runs) + provenance.changes(runs)
+          + provenance.weights(runs) + provenance.statistics(runs))
 
 
 def _title(runs: Sequence[Run], metric: str) -> str:

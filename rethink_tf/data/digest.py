@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -12,17 +15,20 @@ from rethink_tf.data.images import ImageError
 from rethink_tf.structures import Source
 
 _SAMPLED = 8  # image files whose contents are hashed
+_MOST, _BEGINNING, _READERS = 5_000, 8192, 16  # image files whose beginnings are hashed; bytes of each; threads
+_BYTES = 6  # of such a hash: two of 5,000 images in a million are equal by chance
 
 
 def summarize(source: Source) -> dict[str, Any]:
   """Return the number of images and instances of a split, and hashes of its annotations and of some image files.
 
-  Cheap: of what the source has in memory (ids, sizes, names, boxes, classes, masks), and of eight image files.
+  Cheap: of what the source has in memory (ids, sizes, names, boxes, classes, masks), of eight image files, and of a
+  local set of some thousand image files the beginnings, by which images are found in other sets (same_images).
   """
   instances = getattr(source, 'num_instances', None)
   return {'name': source.name, 'images': len(source.image_ids),
           'instances': int(np.sum(instances)) if instances is not None else None,
-          'annotations': _annotations(source), 'files': _files(source)}
+          'annotations': _annotations(source), 'files': _files(source), 'each': _each(source)}
 
 
 def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -34,6 +40,43 @@ def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
   elif not found and was.get('files') != now.get('files'):
     found.append('other contents of the image files under the same names')
   return found
+
+
+def same_images(training: Mapping[str, Any], held_out: Mapping[str, Any]) -> int:
+  """Return how many images of one summary are those of another, which may come from a file; 0 if it is not known."""
+  return len(_hashes(training.get('each')) & _hashes(held_out.get('each')))
+
+
+def _hashes(text: Any) -> set[bytes]:
+  try:
+    data = base64.b64decode(text or '')
+  except (TypeError, ValueError):
+    return set()
+  return {data[i:i + _BYTES] for i in range(0, len(data), _BYTES)}
+
+
+def _each(source: Source) -> str | None:
+  """Return a short hash of each image file, joined, of a local set that is not large; None for any other."""
+  if len(source.image_ids) > _MOST or not (hasattr(source, 'read') and hasattr(source, 'path')):
+    return None
+  paths = [source.path(i) for i in range(len(source.image_ids))]
+  if any('://' in path for path in paths):
+    return None
+  with ThreadPoolExecutor(_READERS) as pool:
+    found = {one for one in pool.map(_beginning, paths) if one is not None}
+  return base64.b64encode(b''.join(sorted(found))).decode()
+
+
+def _beginning(path: str) -> bytes | None:
+  """Return a hash of the size and the beginning of a file, None if it cannot be read."""
+  try:
+    if not os.path.isfile(path):
+      return None
+    with open(path, 'rb') as file:
+      text = b'%d ' % os.fstat(file.fileno()).st_size + file.read(_BEGINNING)
+  except OSError:
+    return None
+  return hashlib.blake2b(text, digest_size=_BYTES).digest()
 
 
 def _annotations(source: Source) -> str:

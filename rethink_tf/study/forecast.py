@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,9 +25,10 @@ from rethink_tf.storage.metrics_lines import evaluated_steps
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.structures import Source
 from rethink_tf.study.grid import Trial, TrialConfig
+from rethink_tf.training import seen_images
 
 if TYPE_CHECKING:
-  from rethink_tf.study.run import StudyPlan
+  from rethink_tf.study.run import Pretraining, StudyPlan
 
 Key = tuple[tuple[str, str], ...]  # settings
 _WEIGHTS = 'PretrainedWeights.path'
@@ -77,11 +78,11 @@ def describe(plan: StudyPlan, without_data: bool = False) -> str:
   Raises:
     UserError: the data cannot be read, or no held-out image has an object.
   """
-  told, data, is_known = [], data_sets(plan), False
+  told, data, powers = [], data_sets(plan), {}
 
-  def read(trial: Trial, training: bool, otherwise: str) -> Source | None:
+  def read(one: Trial | Pretraining, training: bool, otherwise: str) -> Source | None:
     try:
-      return _source(plan, trial, training)
+      return _source(plan, one, training)
     except UserError as error:
       if not without_data:
         raise
@@ -93,19 +94,18 @@ def describe(plan: StudyPlan, without_data: bool = False) -> str:
     if held_out is None:
       continue
     check_objects(held_out)
-    if not is_known:
-      is_known = True
-      told.append(_power(plan, len(held_out.image_ids)))
+    powers.setdefault(len(held_out.image_ids), held_out.name)
     if missing := _without_objects(held_out):
       names = ', '.join(missing[:5]) + (', ...' if len(missing) > 5 else '')
       told.append(f'{held_out.name}: {len(missing)} of {held_out.num_classes} classes have no held-out object, so that '
                   f'no AP tells of them: {names}')
-    copies = 0
+    copies, trained = 0, set()
     for trial in trainings:
       about = f'{trial.name}, ' if len(data) > 1 or len(trainings) > 1 else ''
       training = read(trial, True, f'{about}the images to train on cannot be read')
       if training is None:
         continue
+      trained.add(_of(training))
       said, (both, copies) = copies, _same_files(training, held_out)
       if copies and not said:
         told.append(f'{held_out.name}: {copies} of its {len(held_out.image_ids)} images are the same file as another '
@@ -113,7 +113,46 @@ def describe(plan: StudyPlan, without_data: bool = False) -> str:
       if both:
         told.append(f'{about}{training.name}: {both} of its {len(training.image_ids)} images are held out too (the '
                     'same files), so that AP is not that of unseen images: hold out others')
-  return '. '.join(told)
+    told += _seen_before(plan, held_out, trained, read)
+  return '. '.join([*_powers(plan, powers), *dict.fromkeys(told)])
+
+
+def _powers(plan: StudyPlan, sizes: Mapping[int, str]) -> list[str]:
+  """Return what the study can tell on its held-out data: on the smallest and on the largest, where it has several.
+
+  sizes: number of images -> name of a data set.
+  """
+  if len(sizes) < 2:
+    return [_power(plan, images) for images in sizes]
+  return [f'{name}: {_power(plan, images)}' for images, name in (min(sizes.items()), max(sizes.items()))]
+
+
+def _of(source: Source) -> tuple[str, int]:
+  """Return what tells the images of a source from others."""
+  return source.name, len(source.image_ids)
+
+
+def _seen_before(plan: StudyPlan, held_out: Source, trained: Set[tuple[str, int]],
+                 read: Callable[..., Source | None]) -> list[str]:
+  """Return a line for each detector from which runs start and that was, or will be, trained on held-out images.
+
+  trained: images that the runs themselves are trained on, of which enough is said.
+  """
+  lines = []
+  for path, one in plan.pretraining.items():
+    if one.command != 'train':
+      continue  # whole images with a class, of sets that may be as large as ImageNet
+    training = read(one, True, f'pre-training {path}, the images to train on cannot be read')
+    if training is None or _of(training) in trained:
+      continue
+    if both := _same_files(training, held_out)[0]:
+      lines.append(f'pre-training {path}: {both} of its {len(training.image_ids)} images are held out in the study '
+                   '(the same files), so that AP of the runs that start from it is not that of unseen images: hold '
+                   'out others')
+  for weights in sorted({config.weights for config in plan.configs} - {None, *plan.pretraining}):
+    if (seen := seen_images.find(weights, held_out)) is not None:
+      lines.append(f'{weights}: {seen}')
+  return lines
 
 
 def data_sets(plan: StudyPlan) -> list[tuple[Trial, list[Trial]]]:
@@ -214,15 +253,15 @@ def _same_but_for_seed(plan: StudyPlan) -> dict[str, str]:
   return {path: of for path, of in found.items() if list(found.values()).count(of) > 1}
 
 
-def _source(plan: StudyPlan, trial: Trial, training: bool) -> Source:
-  """Return the images that a run is trained on, or those on which it is evaluated.
+def _source(plan: StudyPlan, one: Trial | Pretraining, training: bool) -> Source:
+  """Return the images that a run or a pre-training is trained on, or those on which it is evaluated.
 
   Raises:
     UserError: they cannot be read: better known now than after the pre-training.
   """
   from rethink_tf import experiment  # registers what gin files name
 
-  in_place.parse(trial.files, trial.params, plan.data_dir)
+  in_place.parse(one.files, one.params, plan.data_dir if isinstance(one, Trial) else one.data_dir)
   try:
     return gin_files.argument(experiment.run, 'train_source' if training else 'eval_source')(training=training)
   finally:

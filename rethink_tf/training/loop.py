@@ -25,8 +25,8 @@ from rethink_tf.storage.checkpoints import AVERAGES, iterations
 from rethink_tf.storage.metrics_lines import ON_DEMAND, evaluated_steps
 from rethink_tf.storage.run_folder import RunFolder, write_schedule
 from rethink_tf.storage.writer_lock import WriterLock
-from rethink_tf.structures import Devices, Experiment
-from rethink_tf.training import compilation, continuation
+from rethink_tf.structures import Devices, Experiment, Source
+from rethink_tf.training import compilation, continuation, seen_images
 from rethink_tf.training.callbacks import ProgressAndMetrics, SaveCheckpoints, StopOnNonFinite
 from rethink_tf.training.ema import OnAverages
 from rethink_tf.training.preemption import Interruption
@@ -159,10 +159,11 @@ def divide_batch(batch_size: int, images_per_device: int, replicas: int) -> Devi
 
 
 def initialise(trainer: Trainer, initial_weights: PretrainedWeights | None, folder: RunFolder,
-               classes: Sequence[str]) -> Loaded | None:
+               classes: Sequence[str], held_out: Source | None = None) -> Loaded | None:
   """Load pre-trained weights, if any, into a run that has no checkpoint yet, and record which.
 
-  classes: their names, in order: those of the weights may have another one.
+  classes: their names, in order: those of the weights may have another one. held_out: images that should be new to the
+  weights, too: a warning if they are not.
 
   Weights that continue another run's schedule set the iteration at which they stand.
   """
@@ -171,7 +172,11 @@ def initialise(trainer: Trainer, initial_weights: PretrainedWeights | None, fold
   loaded = initial_weights(trainer.detector) if initial_weights is not None else None
   refuse_frozen_random_layers(trainer.detector, loaded.variables if loaded is not None else frozenset())
   if loaded is not None:
-    folder.write_text('initial_weights.json', json.dumps(loaded.record(), indent=2) + '\n')
+    seen = seen_images.find(loaded.path, held_out) if held_out is not None else None
+    if seen is not None:
+      logging.warning('%s', seen)
+    record = loaded.record() | ({seen_images.FIELD: seen._asdict()} if seen is not None else {})
+    folder.write_text('initial_weights.json', json.dumps(record, indent=2) + '\n')
     trainer.optimizer.iterations.assign(loaded.step)
   return loaded
 
@@ -218,7 +223,8 @@ def _restore_or_initialise(experiment: Experiment) -> dict[str, Any]:
     return state
   with experiment.strategy.scope():
     names = [category.name for category in experiment.train_input.source.categories]
-    loaded = initialise(experiment.trainer, experiment.initial_weights, experiment.folder, names)
+    loaded = initialise(experiment.trainer, experiment.initial_weights, experiment.folder, names,
+                        experiment.eval_input.source)
     if experiment.averages is not None:
       experiment.averages.restart()
   return {'progress': loaded.progress} if loaded is not None and loaded.progress else {}

@@ -7,9 +7,12 @@ import pytest
 from rethink_tf.compare import provenance
 from rethink_tf.compare.report import compare
 from rethink_tf.compare.run_summary import read_runs
+from rethink_tf.data import digest
+from rethink_tf.data.detection.coco import CocoSource
 from rethink_tf.storage import identity
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.storage.settings import Change
+from tests import small_coco
 from tests.compare.fake_runs import HALF, better, write
 
 RATE = Change('KTimesSchedule.base_rate', 0.02, 0.01, 'meaning')
@@ -43,6 +46,27 @@ def test_settings_that_were_changed_on_the_way(tmp_path):
                   'the run that its settings tell.')
   many = [Change(f'ResNet.part{k}', 1, 2, 'meaning') for k in range(5)]
   assert 'ResNet.part2 1 -> 2 and 2 more)' in changes(run(tmp_path / 'b', many))[0]
+
+
+def test_held_out_images_that_were_trained_on_are_named(tmp_path):
+  """By the run itself, or for its initial weights."""
+  data = {}
+  for split, images in (('train', (1, 2, 3)), ('val', (3, 4))):
+    small_coco.write(tmp_path, [small_coco.image(i) for i in images], [small_coco.annotation(1, images[0])],
+                     split=split)
+    data[{'train': 'train', 'val': 'held_out'}[split]] = digest.summarize(CocoSource(str(tmp_path), split))
+  paths = [run(tmp_path / 's'), run(tmp_path / 'p', init='w'), write(tmp_path / 'of an earlier version', HALF)]
+  assert provenance.held_out(read_runs(paths)) == []
+  for path in paths[:2]:
+    folder = RunFolder(path, create=False)
+    identity.write(folder, None, identity.read(folder)._replace(data=data), 0)
+  record = {'path': 'w', 'held_out_seen': {'run': 'runs/w', 'count': 2, 'of': 2}}
+  (tmp_path / 'p/initial_weights.json').write_text(json.dumps(record))
+  own, before = provenance.held_out(read_runs(paths))
+  assert own == 's, p: 1 of its training images are held out too (the same files): AP is not that of unseen images.'
+  assert before.startswith('p: runs/w, which its initial weights are from, was trained on 2 of the 2 held-out images')
+  (tmp_path / 'p/initial_weights.json').write_text(json.dumps(record | {'held_out_seen': [3]}))
+  assert len(provenance.held_out(read_runs(paths))) == 1
 
 
 def test_data_that_was_changed_on_the_way(tmp_path):

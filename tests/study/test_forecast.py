@@ -1,10 +1,16 @@
 """What a study will be able to tell."""
 
+import json
+
 import pytest
 
 from rethink_tf.compare import groups, verdict
 from rethink_tf.compare.planning import Need
+from rethink_tf.data import digest
+from rethink_tf.data.detection.coco import CocoSource
 from rethink_tf.errors import UserError
+from rethink_tf.storage import identity
+from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.study import forecast
 from rethink_tf.study.run import plan_study
 from rethink_tf.study.seeds import UntilSettled
@@ -128,6 +134,52 @@ def test_images_that_are_held_out_too_are_said_before_anything_is_trained(tmp_pa
                                    'of unseen images: hold out others')
   assert 'held out too' not in words((4, 5)) and 'the same file' not in words((4, 5))
   assert 'val: 2 of its 3 images are the same file as another one of them: intervals take them' in words((4, 5, 204))
+
+
+def test_a_detector_that_runs_start_from_may_have_seen_the_held_out_images(tmp_path):
+  """That of a stage of the study with data of its own, or a run that is there already."""
+  for name, split, images in (('a', 'train', (1, 2)), ('a', 'val', (3, 4, 5)), ('b', 'train', (4, 5, 6, 7))):
+    small_coco.write(tmp_path / name, [small_coco.image(i) for i in images],
+                     [small_coco.annotation(i, i) for i in images], split=split)
+
+  def words(pretraining, weights):
+    pretrain = 'gin_configs/init/detector.gin', f'WEIGHTS = {weights}'
+    axes = f"""Study.axes = {{'seed': {{'seed0': ('run.seed = 0',), 'seed1': ('run.seed = 1',)}}, 'init': {{
+      'scratch': (), 'pretrain': {pretrain!r}}}}}"""
+    plan = plan_study('gin_configs/studies/own_data_narrow.gin', str(tmp_path / 'own'), data_dir=str(tmp_path / 'a'),
+                      study_params=[axes, f'Study.pretraining = {pretraining!r}'])
+    return forecast.describe(plan)
+
+  stage = {'det': ('{base}', f"DATA_DIR = '{tmp_path}/b'", 'run.seed = 9')}
+  assert words(stage, '{det}').endswith(
+    'pretraining/det: 2 of its 4 images are held out in the study (the same files), so that AP of the runs that start '
+    'from it is not that of unseen images: hold out others')
+  assert 'held out in the study' not in words({'det': ('{base}', 'run.seed = 9')}, '{det}')
+  run = RunFolder(str(tmp_path / 'before'))
+  trained = digest.summarize(CocoSource(str(tmp_path / 'b'), 'train'))
+  identity.write(run, None, identity.of([], '', {'train': trained}), 0)
+  later = RunFolder(str(tmp_path / 'later'))
+  identity.write(later, None, identity.of([], '', {}), 0)
+  later.write_text('initial_weights.json', json.dumps({'path': f'{run.path}/checkpoints/step-00000100'}))
+  for weights in (run.path, later.path):
+    assert f'{run.path}, which its initial weights are from, was trained on 2 of the 3 held-out images' in words(
+      {}, repr(weights))
+
+
+def test_on_several_held_out_sets_the_smallest_and_the_largest_are_told(tmp_path):
+  """Not the first one alone."""
+  sizes = {'b': 9, 'a': 4, 'c': 60}
+  for name, count in sizes.items():
+    for split, images in (('train', (100,)), ('val', range(count))):
+      small_coco.write(tmp_path / name, [small_coco.image(i) for i in images],
+                       [small_coco.annotation(i + 1, i) for i in images], split=split)
+  folders = {name: (f'DATA_DIR = {str(tmp_path / name)!r}',) for name in sizes}
+  axes = f"""Study.axes = {{'seed': {{'seed0': ('run.seed = 0',), 'seed1': ('run.seed = 1',)}}, 'data': {folders!r},
+    'init': {{'scratch': (), 'pretrain': ('gin_configs/init/imagenet.gin', "WEIGHTS = 'w.pkl'")}}}}"""
+  words = forecast.describe(plan_study('gin_configs/studies/own_data_narrow.gin', str(tmp_path / 'own'),
+                                       study_params=[axes]))
+  assert 'a/val: what it can tell, on 4 held-out images: ' in words
+  assert 'c/val: what it can tell, on 60 held-out images: ' in words and 'on 9 held-out' not in words
 
 
 def test_every_data_set_of_a_study_is_looked_at(tmp_path):
