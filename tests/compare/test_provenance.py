@@ -154,9 +154,9 @@ def test_hardware(tmp_path):
 def test_weights_of_one_name_with_other_contents(tmp_path):
   paths = [write(tmp_path / name, HALF, init=f'{place}/R50.pkl', seed=k)
            for k, (name, place) in enumerate((('a', 'x'), ('b', 'y'), ('c', 'x'), ('d', 'x')))]
-  for name, digest in (('a', 'aaaaaaaa11'), ('b', 'aaaaaaaa11'), ('c', 'cccccccc22'), ('d', 3)):
+  for name, sha256 in (('a', 'aaaaaaaa11'), ('b', 'aaaaaaaa11'), ('c', 'cccccccc22'), ('d', 3)):
     record = tmp_path / name / 'initial_weights.json'
-    record.write_text(json.dumps(json.loads(record.read_text()) | {'sha256': digest}))
+    record.write_text(json.dumps(json.loads(record.read_text()) | {'sha256': sha256}))
   assert provenance.weights(read_runs([*paths, write(tmp_path / 'scratch', HALF)])) == [
     'c started from other weights than a, both named R50.pkl (SHA-256 cccccccc and aaaaaaaa): they count as one side.']
 
