@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from rethink_tf.compare import later_settings, pretraining_seeds
+from rethink_tf.compare import data_sets, later_settings, pretraining_seeds
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.storage import identity
 from rethink_tf.storage.files import open_regular
@@ -188,7 +188,8 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
     raise UserError(f'{min(duplicates)} is named twice')
   runs = [read_run(folder, name) for folder, name in zip(folders, run_names(folders), strict=True)]
   whole = later_settings.added([run.settings for run in runs])
-  return pretraining_seeds.joined([run._replace(settings=settings) for run, settings in zip(runs, whole, strict=True)])
+  runs = data_sets.told_apart([run._replace(settings=own) for run, own in zip(runs, whole, strict=True)])
+  return pretraining_seeds.joined(runs)
 
 
 def read_run(folder: RunFolder, name: str) -> Run:

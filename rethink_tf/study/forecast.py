@@ -13,6 +13,7 @@ import numpy as np
 
 from rethink_tf import gin_files
 from rethink_tf.compare import intervals, planning, report
+from rethink_tf.compare.data_sets import folders_of
 from rethink_tf.compare.planning import LEVEL, SPREAD, SPREAD_RANGE, Noise, Precision
 from rethink_tf.compare.run_summary import init_key, twin_key
 from rethink_tf.compare.sequential import FIRST, Look
@@ -52,7 +53,7 @@ def design(configs: Sequence[TrialConfig], same: Mapping[str, str] = MappingProx
 
   same: run folder of a pre-training -> that of the first one that differs from it in its seed alone.
   """
-  paths = [(twin_key(one.settings), one.steps, one.settings.get(_WEIGHTS)) for one in configs if one.weights in same]
+  paths = [(_twin(one.settings), one.steps, one.settings.get(_WEIGHTS)) for one in configs if one.weights in same]
   joined = len(set(paths)) == len(paths)  # otherwise their runs are not independent (compare/pretraining_seeds.py)
   seeds: dict[tuple, set[Any]] = {}
   for config in configs:
@@ -60,7 +61,7 @@ def design(configs: Sequence[TrialConfig], same: Mapping[str, str] = MappingProx
     settings = {**settings, _WEIGHTS: path} if path else settings
     # A run that continues another one, by a cascade: of the shipped files a scratch one.
     pretrained = settings.get('run.initial_weights') not in (None, 'None', '@PlainRun()')
-    key = (twin_key(settings), pretrained, init_key(settings), config.steps)
+    key = (_twin(settings), pretrained, init_key(settings), config.steps)
     seeds.setdefault(key, set()).add((settings.get('run.seed', 0), config.weights if path else None))
   schedules = collections.Counter(key[:3] for key in seeds)
   pairs = [(schedules[one], schedules[other]) for one in schedules for other in schedules
@@ -68,6 +69,11 @@ def design(configs: Sequence[TrialConfig], same: Mapping[str, str] = MappingProx
   groups = {key[0] for key in schedules if key[1]} & {key[0] for key in schedules if not key[1]}
   return Design(len(pairs), max((one for one, _ in pairs), default=0), max((other for _, other in pairs), default=0),
                 min((len(of) for (twin, *_), of in seeds.items() if twin in groups), default=0))
+
+
+def _twin(settings: Mapping[str, Any]) -> tuple:
+  """Return what is equal for runs of one group. An axis of a study may choose the folder of the data."""
+  return twin_key(settings), folders_of(settings)
 
 
 def describe(plan: StudyPlan, without_data: bool = False) -> str:

@@ -178,8 +178,8 @@ def test_on_several_held_out_sets_the_smallest_and_the_largest_are_told(tmp_path
     'init': {{'scratch': (), 'pretrain': ('gin_configs/init/imagenet.gin', "WEIGHTS = 'w.pkl'")}}}}"""
   words = forecast.describe(plan_study('gin_configs/studies/own_data_narrow.gin', str(tmp_path / 'own'),
                                        study_params=[axes]))
-  assert 'a/val: what it can tell, on 4 held-out images: ' in words
-  assert 'c/val: what it can tell, on 60 held-out images: ' in words and 'on 9 held-out' not in words
+  assert 'a/val: what it can tell, on 4 held-out images by each of its 3 verdicts: ' in words
+  assert 'c/val: what it can tell, on 60 held-out images by each' in words and 'on 9 held-out' not in words
 
 
 def test_every_data_set_of_a_study_is_looked_at(tmp_path):

@@ -1,0 +1,63 @@
+"""Runs on different data sets, which nothing but their folder tells apart: they are no sides or seeds of each other.
+
+A folder is no setting of a run, since the same data may be in another place on another machine. It tells runs apart
+where its data is known to be another. The same folder whose content has changed does not (same_data.py).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rethink_tf.data import digest
+from rethink_tf.storage import identity
+
+if TYPE_CHECKING:
+  from rethink_tf.compare.run_summary import Run
+
+SETTING = 'data.folder'  # in the settings of runs on several data sets
+
+Folders = tuple[str, ...]
+Summaries = Mapping[str, Mapping[str, Any]]  # by split
+
+
+def told_apart(runs: Sequence[Run]) -> list[Run]:
+  """Return runs with the folder of their data among the settings if they are of several data sets.
+
+  Raises:
+    UserError: a run's identity.json is damaged.
+  """
+  folders = [folders_of(run.settings) for run in runs]
+  if len(set(folders)) < 2:
+    return list(runs)
+  known: dict[Folders, Summaries] = {}
+  for run, own in zip(runs, folders, strict=True):
+    if own not in known and (recorded := identity.read(run.folder)) is not None and recorded.data:
+      known[own] = recorded.data
+  first: list[Folders] = []  # of each data set
+  of: dict[Folders, Folders] = {}
+  for own, data in known.items():
+    of[own] = next((one for one in first if _same(known[one], data)), own)
+    first += [own] * (of[own] == own)
+  if len(first) < 2:
+    return list(runs)
+  names = _names(first)
+  return [run if own not in of else run._replace(settings={**run.settings, SETTING: names[of[own]]})
+          for run, own in zip(runs, folders, strict=True)]
+
+
+def folders_of(settings: Mapping[str, Any]) -> Folders:
+  """Return the folders of the data of a configuration."""
+  return tuple(str(settings[name]).rstrip('/') for name in sorted(settings)
+               if name.endswith('.data_dir') and settings[name] not in (None, 'None'))
+
+
+def _same(one: Summaries, other: Summaries) -> bool:
+  return not any(digest.differences(one[split], other[split]) for split in one.keys() & other.keys())
+
+
+def _names(folders: Sequence[Folders]) -> dict[Folders, str]:
+  """Return short names: the last components of the paths, or the paths where these are the same."""
+  names = {each: ', '.join(dict.fromkeys(os.path.basename(path) for path in each)) for each in folders}
+  return names if len(set(names.values())) == len(names) else {each: ', '.join(dict.fromkeys(each)) for each in folders}
