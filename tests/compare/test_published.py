@@ -6,6 +6,7 @@ import pytest
 
 from rethink_tf.compare.published import published_result, reproduces
 from rethink_tf.errors import UserError
+from rethink_tf.storage import identity
 from rethink_tf.storage.run_folder import RunFolder
 
 
@@ -14,6 +15,8 @@ from rethink_tf.storage.run_folder import RunFolder
   (['--gin_file=gin_configs/scratch_6x.gin', '--data_dir=/data', '--weights=w.pkl'], '41.3 box AP'),
   (['--gin_file=gin_configs/scratch_6x.gin', '--gin_param=BATCH_SIZE = 8'], ''),
   (['--gin_file=gin_configs/scratch_6x.gin', '--gin_file=gin_configs/data/coco_10k.gin'], ''),
+  (['--gin_file', 'gin_configs/scratch_6x.gin', '--data_dir', '/data'], '41.3 box AP'),
+  (['--gin_file', 'gin_configs/scratch_6x.gin', '--gin_param', 'BATCH_SIZE = 8'], ''),
   (['--gin_file=gin_configs/demo.gin'], ''),
   (['--gin_file=/elsewhere/scratch_6x.gin'], ''),
   ([], ''),
@@ -21,6 +24,14 @@ from rethink_tf.storage.run_folder import RunFolder
 def test_published_result_of_a_run(tmp_path, words, result):
   (tmp_path / 'command.json').write_text(json.dumps({'argv': ['train.py', *words]}))
   assert published_result(RunFolder(str(tmp_path), create=False)) == result
+
+
+@pytest.mark.parametrize('images, result', [(5000, '41.3 box AP'), (167, '')])
+def test_a_result_on_coco_is_not_beside_that_on_other_images(tmp_path, images, result):
+  folder = RunFolder(str(tmp_path))
+  folder.write_text('command.json', json.dumps({'argv': ['train.py', '--gin_file=gin_configs/scratch_6x.gin']}))
+  identity.write(folder, None, identity.of([], '', {'held_out': {'images': images}}), 0)
+  assert published_result(folder) == result
 
 
 @pytest.mark.parametrize('text, expected', [
