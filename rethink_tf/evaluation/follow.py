@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import tensorflow as tf
 from absl import logging
 
 from rethink_tf.errors import UserError
-from rethink_tf.storage import identity, writer_lock
+from rethink_tf.storage import identity, metrics_lines, writer_lock
 from rethink_tf.storage.checkpoints import RunCheckpoints
 from rethink_tf.storage.metrics_lines import evaluated_steps
 from rethink_tf.storage.run_folder import RunFolder, total_steps
@@ -31,6 +33,14 @@ class FollowedFolder(RunFolder):
     """Wait up to `wait_minutes` for the training job to create the folder."""
     wait_for(path, wait_minutes)
     super().__init__(path, create=False)
+
+  def append_metrics(self, metrics: Mapping[str, Any]) -> None:
+    """Append one line, with the number of starts of training so far: the clocks of two machines may differ."""
+    starts = {}
+    with contextlib.suppress(OSError, tf.errors.OpError):  # without it the times decide
+      lines = metrics_lines.parse(self._read_file(RunFolder.METRICS), self.join(RunFolder.METRICS))
+      starts = {metrics_lines.STARTS: sum(line.get('kind') == 'resume' for _, line in lines)}
+    super().append_metrics({**metrics, **starts})
 
   def writer(self, name: str = '') -> tf.summary.SummaryWriter:
     return super().writer(name or 'evaluator')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,6 +11,7 @@ from typing import Any
 from absl import logging
 
 ON_DEMAND = 'on_demand'  # field of the lines of evaluations outside of training
+STARTS = 'starts'  # field of the lines of another process than training: how often training had begun or resumed
 _MOST_STEPS = 2**62
 
 
@@ -52,6 +54,27 @@ def _problem(line: Any) -> str:
   if type(step) is not int or not 0 <= step < _MOST_STEPS:
     return 'has no "step", or one that is no number of steps'
   return '' if isinstance(line.get('kind', ''), str) else 'has a "kind" that is no text'
+
+
+def merged(files: Iterable[Iterable[tuple[float, dict[str, Any]]]]) -> Iterable[dict[str, Any]]:
+  """Return the lines of several files in order, those of training first; each with its time, as `parse` yields them.
+
+  What a resumed run cancels does not depend on the clocks of two machines where the lines of the other process tell how
+  often training had begun (STARTS). Where they do not, in earlier versions, their time decides.
+  """
+  begun: list[float] = []  # time of each start
+  keyed: list[tuple[int, bool, float, dict[str, Any]]] = []
+  for number, lines in enumerate(files):
+    for time, line in lines:
+      if number == 0 and line.get('kind') == 'resume':
+        begun.append(time)
+      starts = line.get(STARTS)
+      if number == 0:
+        starts = len(begun)
+      elif type(starts) is not int:
+        starts = bisect.bisect_right(begun, time)
+      keyed.append((starts, line.get('kind') != 'resume', time, line))
+  return (line for *_, line in sorted(keyed, key=lambda entry: entry[:3]))
 
 
 def evaluated_steps(lines: Iterable[Mapping[str, Any]], on_demand: bool = True, kind: str = 'eval') -> set[int]:

@@ -255,7 +255,7 @@ class RunFolder:
     Raises:
       UserError: a file exists and cannot be read.
     """
-    return metrics_lines.without_repeated(line for _, line in sorted(self._all_lines(), key=lambda line: line[0]))
+    return metrics_lines.without_repeated(metrics_lines.merged(self._files_of_lines()))
 
   def readable_metrics(self) -> list[dict[str, Any]] | None:
     """Return the metrics lines, for training, which continues without them: None, with a warning, if unreadable."""
@@ -267,14 +267,14 @@ class RunFolder:
       self.failures['reading metrics'] += 1
       return None
 
-  def _all_lines(self) -> Iterator[tuple[float, dict[str, Any]]]:
-    """Yield the lines of all files, each with a time to sort by that keeps the order within each file."""
+  def _files_of_lines(self) -> Iterator[Iterator[tuple[float, dict[str, Any]]]]:
+    """Yield the lines of each file, those of training first, each with a time (metrics_lines.parse)."""
     for name in self.ALL_METRICS:
       try:
         content = self._read_bytes() if name == self.METRICS else self._read_file(name)
       except (OSError, tf.errors.OpError) as error:
         raise UserError(f'{self.join(name)}: cannot be read: {in_one_line(error)}; repair or move it') from error
-      yield from metrics_lines.parse(content, self.join(name))
+      yield metrics_lines.parse(content, self.join(name))
 
   def save_provenance(self, argv: Sequence[str], operative_config: str, devices: Mapping[str, int] | None = None,
                       hardware: str | None = None) -> None:

@@ -85,6 +85,21 @@ def test_repeated_steps_of_a_resumed_run_are_evaluated_again(tmp_path):
   assert run.evaluated == [10, 20]
 
 
+@pytest.mark.parametrize('ahead', [-3600.0, 3600.0])
+def test_clocks_of_two_machines_may_differ(tmp_path, ahead):
+  """A start of training whose time is later than that of an evaluation of its steps does not cancel it."""
+  run = Run(tmp_path, [saved(10), saved(10, 20)])
+  run_folder.write_schedule(run.folder, 20)
+  run.folder.append_metrics({'kind': 'resume', 'step': 0, 'time': 100.0 + ahead})
+  run.folder.append_metrics({'kind': 'train', 'step': 20, 'time': 101.0 + ahead})
+  run.follow(minutes=60)
+  assert run.evaluated == [10, 20]
+  assert [line['step'] for line in RunFolder(str(tmp_path)).read_metrics() if line['kind'] == 'eval'] == [10, 20]
+  run.folder.append_metrics({'kind': 'resume', 'step': 10, 'time': 160.0 + ahead})  # and repeats its steps
+  run.follow(minutes=60)
+  assert run.evaluated == [10, 20, 20]
+
+
 def test_a_removed_checkpoint_is_skipped(tmp_path, caplog):
   run = Run(tmp_path, [saved(10), lambda run: (saved(20)(run))])
   run_folder.write_schedule(run.folder, 20)
