@@ -40,9 +40,9 @@ _INIT = re.compile(r'run\.initial_weights$|PretrainedWeights\.|PlainRun\w*\.|WEI
 _SCHEDULE = re.compile(r'SCHEDULE$|\w*Schedule\.(k|boundaries|total|stop_k|points_batch)$')
 # Bindings that do not affect training: logging, evaluation, devices, paths.
 _SILENT = re.compile(r'run\.(log_every|checkpoint_every|keep_\w+|strategy|images_per_device|eval_images_per_device|'
-                     r'steps_per_execution|deterministic)$|strategy\.|'
+                     r'steps_per_execution|deterministic|own_evaluation|follow_minutes|checkpoint)$|strategy\.|'
                      r'\w*Evaluator\.(every|at_end|num_pictures|save_results|backend|competition)$|'
-                     r'\w+Input\.workers$|DATA_DIR$|.*\.(data_dir|name|recompute|xla|landscape|nms)$')
+                     r'\w+Input\.(workers|max_unreadable)$|DATA_DIR$|.*\.(data_dir|name|recompute|xla|landscape|nms)$')
 _SEED = re.compile(r'run\.seed$')
 
 

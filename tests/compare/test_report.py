@@ -301,6 +301,17 @@ def test_runs_of_which_none_is_complete_have_no_verdict(tmp_path, without_files)
   assert report.noise(paths) is None
 
 
+@pytest.mark.parametrize('silent', ['run.own_evaluation = False', 'run.follow_minutes = 5.0', "run.checkpoint = 'best'",
+                                    'EvalInput.max_unreadable = 0.5', 'CocoEvaluator.every = 7'])
+def test_settings_that_weights_and_scores_do_not_depend_on(tmp_path, silent):
+  """As of a side that another machine has evaluated."""
+  paths = [write(tmp_path / 's', HALF), write(tmp_path / 'p', HALF, init='w')]
+  for path, line in zip(paths, (silent, f'{silent.partition("=")[0]}= 1'), strict=True):
+    with open(f'{path}/config.gin', 'a') as config:
+      config.write(line + '\n')
+  assert len(judge(paths)) == 1
+
+
 def test_no_verdict_if_other_settings_differ(tmp_path):
   paths = [write(tmp_path / 's', HALF, rate=0.02), write(tmp_path / 'p', HALF, rate=0.01, init='w')]
   comparison = compare(paths, str(tmp_path / 'out'), draws=50)
