@@ -16,6 +16,7 @@ from rethink_tf.errors import UserError
 from rethink_tf.storage import files
 
 FILE = 'looks.json'
+AGAIN = 'mend that and run the same command again: runs that are complete are not trained again'
 
 
 class Taken(NamedTuple):
@@ -78,7 +79,7 @@ def write(folder: str, record: Record) -> None:
   """Write the record of a study, atomically."""
   content = {'max_seeds': record.max_seeds, 'compared_before': record.before,
              'looks': [one.as_json() for one in record.taken]}
-  files.write_output(os.path.join(folder, FILE), json.dumps(content, indent=2).encode())
+  files.write_output(os.path.join(folder, FILE), json.dumps(content, indent=2).encode(), AGAIN)
 
 
 class Studies(NamedTuple):

@@ -338,8 +338,7 @@ def _write(output: str, runs: Sequence[Run], metric: str, content: page.Content,
       tensorboard_log.write(runs, metric, log)
       files.write_outputs(output, data)
   except (OSError, tf.errors.OpError) as error:
-    raise UserError(f'{output}/tensorboard: cannot be written: {in_one_line(error)}; choose another place with '
-                    '--output') from error
+    raise UserError(f'{output}/tensorboard: cannot be written: {in_one_line(error)}; {files.ELSEWHERE}') from error
   return f'{output}/index.html'
 
 

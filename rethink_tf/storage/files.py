@@ -17,6 +17,7 @@ import tensorflow as tf
 from rethink_tf.errors import UserError, in_one_line, plain
 
 _OF_PATTERNS = re.compile(r'[*?\[]' if os.sep == '\\' else r'[*?\[\\]')
+ELSEWHERE = 'choose another place with --output'
 _OWN_CELLS = ('-', '+ pre-training')  # no value, and the head of a column of `compare`
 
 
@@ -122,16 +123,16 @@ def _cell(text: str) -> str:
   return text
 
 
-def write_output(path: str, data: bytes | str | None) -> None:
+def write_output(path: str, data: bytes | str | None, cure: str = ELSEWHERE) -> None:
   """Write a result of a command with --output atomically, creating its folder; None removes that of an earlier call.
 
   Raises:
-    UserError: the storage refuses it.
+    UserError: the storage refuses it; the message ends with `cure`.
   """
-  write_outputs(os.path.dirname(path), {os.path.basename(path): data})
+  write_outputs(os.path.dirname(path), {os.path.basename(path): data}, cure)
 
 
-def write_outputs(folder: str, contents: Mapping[str, bytes | str | None]) -> None:
+def write_outputs(folder: str, contents: Mapping[str, bytes | str | None], cure: str = ELSEWHERE) -> None:
   """Write several results as write_output, by name, none before all of them are known to fit on the disk.
 
   Raises:
@@ -153,7 +154,7 @@ def write_outputs(folder: str, contents: Mapping[str, bytes | str | None]) -> No
       with contextlib.suppress(tf.errors.NotFoundError):
         tf.io.gfile.remove(path)
   except (OSError, tf.errors.OpError) as error:
-    raise UserError(f'{path}: cannot be written: {in_one_line(error)}; choose another place with --output') from error
+    raise UserError(f'{path}: cannot be written: {in_one_line(error)}; {cure}') from error
   finally:
     for temporary in staged.values():
       with contextlib.suppress(OSError, tf.errors.OpError):

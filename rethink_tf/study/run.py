@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
 import shlex
@@ -11,11 +12,12 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from rethink_tf.compare import tensorboard_log
+from rethink_tf.compare import looks, tensorboard_log
 from rethink_tf.compare.report import Comparison, check_output, compare
 from rethink_tf.compare.tables import as_text
 from rethink_tf.errors import UserError
 from rethink_tf.process import entry
+from rethink_tf.storage import files
 from rethink_tf.study import estimate as estimating
 from rethink_tf.study import execution, forecast, grid, processes, reuse, sequential, worker
 from rethink_tf.study import stages as staging
@@ -200,19 +202,17 @@ def run_study(plan: StudyPlan, calibrate: bool = True, parallel: int | None = No
   planned = forecast.describe(plan)
   print(planned, flush=True)
 
-  def compare_runs(folders: Sequence[str]) -> Comparison:
-    return compare(folders, f'{plan.output}/report', margin=plan.margin, seed_spread=plan.seed_spread, planned=planned)
-
   with runner_of(plan, parallel) as runner:
     _prepare(plan, runner, calibrate)
     if plan.until_settled is not None:
-      rounds = sequential.Rounds(plan, runner, compare_runs, lambda line: print(line, flush=True))
+      rounds = sequential.Rounds(plan, runner, functools.partial(compare_runs, plan, planned=planned),
+                                 lambda line: print(line, flush=True))
       failures, comparison = rounds.run()
     else:
       failures, comparison = runner.run(plan.stages), None
   evaluated = [runner.folder(trial.name) for trial in plan.trials if runner.evaluated(trial.name)]
   if plan.until_settled is None and evaluated:
-    comparison = compare_runs(evaluated)
+    comparison = compare_runs(plan, evaluated, planned)
   if comparison is not None:
     print(f'\n{comparison.text}\n\nreport: {comparison.page}\n'
           f'{tensorboard_log.command(f"{plan.output}/report")}')
@@ -222,6 +222,18 @@ def run_study(plan: StudyPlan, calibrate: bool = True, parallel: int | None = No
     raise UserError(f'{len(failures)} of {len(plan.stages)} stages failed; the same command retries them: '
                     + '; '.join(failures))
   return comparison
+
+
+def compare_runs(plan: StudyPlan, folders: Sequence[str], planned: str = '') -> Comparison:
+  """Compare runs of a study in <output>/report. planned: what it was expected to be able to tell.
+
+  Raises:
+    UserError: as for compare.report.compare. Another folder is no cure of a full disk: all would be trained again.
+  """
+  try:
+    return compare(folders, f'{plan.output}/report', margin=plan.margin, seed_spread=plan.seed_spread, planned=planned)
+  except UserError as error:
+    raise UserError(error.line().replace(files.ELSEWHERE, looks.AGAIN)) from error
 
 
 def _prepare(plan: StudyPlan, runner: execution.Runner, calibrate: bool) -> None:

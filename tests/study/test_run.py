@@ -2,9 +2,11 @@
 
 import pytest
 
+from rethink_tf.compare import looks, plots
 from rethink_tf.errors import UserError
-from rethink_tf.study.run import check_data, get_weights, plan_study, submit_study
+from rethink_tf.study.run import check_data, compare_runs, get_weights, plan_study, submit_study
 from rethink_tf.weights import catalog
+from tests.compare import fake_runs
 
 STUDY = 'gin_configs/studies/own_data_narrow.gin'
 TWO_RUNS = ("Study.axes = {'init': {'scratch': (), 'shapes': ('gin_configs/init/pretrained_run.gin', "
@@ -161,6 +163,25 @@ def test_weights_are_those_of_arms_that_name_none_and_there_before_training(tmp_
   study.write_text(ARMS.replace("'gin_configs/init/imagenet.gin',", ''))
   with pytest.raises(UserError, match='--weights=detectron_r50_gn is given, but no run of .*arms.gin starts from it'):
     plan_study(str(study), str(tmp_path / 'runs'), weights='detectron_r50_gn')
+
+
+def test_a_report_that_does_not_fit_is_no_reason_for_another_folder(tmp_path, monkeypatch):
+  """In which everything would be trained again."""
+  resource = pytest.importorskip('resource')  # not on Windows
+  monkeypatch.setattr(plots, 'render', lambda figures, kind: dict.fromkeys(figures, b'<svg/>'))
+  for drawn in ('panels', 'curves', 'end_points', 'by_size', 'losses', 'answer'):
+    monkeypatch.setattr(plots, drawn, lambda *of, drawn=drawn: {} if drawn == 'panels' else drawn)
+  paths = [fake_runs.write(tmp_path / 's', fake_runs.HALF), fake_runs.write(tmp_path / 'p', fake_runs.HALF, init='w')]
+  plan = plan_study(STUDY, str(tmp_path / 'own'), (), TWO_RUNS)
+  limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
+  try:
+    for write in (lambda: compare_runs(plan, paths), lambda: looks.write(plan.output, looks.Record(
+        5, tuple(looks.Taken(2, {'s' * 1000: 1.0}, None) for _ in range(2))))):
+      with pytest.raises(UserError, match='cannot be written: File too large.*; mend that and run the same command'):
+        write()
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
 
 
 def test_weights_that_do_not_exist_stop_a_study_before_it_trains(tmp_path):
