@@ -23,7 +23,7 @@ import numpy as np
 from rethink_tf.compare import planning
 from rethink_tf.compare.differences import Differences
 from rethink_tf.compare.groups import Side, by_arm, groups, sides
-from rethink_tf.compare.intervals import Interval
+from rethink_tf.compare.intervals import LARGEST, Interval
 from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run, metric_name
 from rethink_tf.compare.sequential import Look
 from rethink_tf.console import duration, percent, points, signed, times
@@ -130,6 +130,19 @@ def _step(side: Side, pretrained: Sequence[Side], best: Side, differences: Diffe
   return Step(side, of_best, found, behind)
 
 
+def _left_open(step: Step, best: Side, pretrained: Sequence[Side], differences: Differences,
+               margin: float) -> tuple[Side, Interval | None]:
+  """Return the pre-trained schedule because of which a step is open, and the difference from it.
+
+  The best one, unless its own difference is settled: schedules with fewer seeds have wider intervals.
+  """
+  each = [(other, differences.between(step.side, other, len(pretrained))) for other in pretrained]
+  found = [(other, one) for other, one in each if one is None or relation(one, margin) == UNSURE]
+  if not found or any(other is best for other, _ in found):
+    return best, step.difference
+  return min(found, key=lambda pair: -LARGEST if pair[1] is None else pair[1].low)
+
+
 def _is_low(best: Side, metric: str, margin: float) -> bool:
   """Whether half of the AP lies within the margin, so that to be within it says nothing."""
   return best.mean(metric) <= 2 * margin
@@ -182,10 +195,11 @@ def _verdict(best: Side, pretrained: Sequence[Side], steps: tuple[Step, ...], di
     need = planning.Need(short, words, longer=True, chance=0.0)  # more seeds of nothing tell nothing
   else:
     shorter = steps[-2].side if len(steps) > 1 else None
-    need = planning.needed(longest.side, best, differences, margin, pretrained, shorter)
+    against, difference = _left_open(longest, best, pretrained, differences, margin)
+    need = planning.needed(longest.side, against, differences, margin, pretrained, shorter)
     answer, headline = OPEN, f'Cannot tell yet: {need.short}'
-    words = (f'Too noisy to say: {_measured(longest, metric)} against {versus}{_interval(longest.difference)}. '
-             f'{need.words}')
+    words = (f'Too noisy to say: {_measured(longest, metric)} against {_versus(against, metric)}'
+             f'{_interval(difference)}. {need.words}')
   arms = [side.arm for side in (longest.side, best if answer == OPEN else longest.side) if side.arm]
   if arms:
     headline += f' ({"; ".join(dict.fromkeys(arms))})'

@@ -312,6 +312,20 @@ def test_settings_that_weights_and_scores_do_not_depend_on(tmp_path, silent):
   assert len(judge(paths)) == 1
 
 
+def test_what_is_open_is_said_of_the_schedule_that_leaves_it_open(tmp_path):
+  """Not of the best one, from which scratch is known to differ by less than the margin: one seed is less certain."""
+  seeds = [*enumerate((0, 2, 4, 2))]
+  paths = [write(tmp_path / f'{init}{seed}', worse(k), k=2, seed=seed, init=init, images=800)
+           for init in (None, 'w') for seed, k in seeds] + [write(tmp_path / 'one', worse(3), k=1, init='w')]
+  only, = judge(paths, margin=1.8)
+  best = only.steps[0].difference
+  assert only.pretrained.schedule == '2x' and verdict.relation(best, 1.8) == verdict.EQUAL
+  assert only.answer == verdict.OPEN and 'against pre-trained 1x (box AP 48.5): difference +0.50 [-' in only.words
+  found = re.search(r'The interval is (\S+) points to either side, and (\S+) would', only.words)
+  width, target = map(float, found.groups())
+  assert best.half < target < width
+
+
 def test_no_verdict_if_other_settings_differ(tmp_path):
   paths = [write(tmp_path / 's', HALF, rate=0.02), write(tmp_path / 'p', HALF, rate=0.01, init='w')]
   comparison = compare(paths, str(tmp_path / 'out'), draws=50)
