@@ -112,7 +112,8 @@ class Detector:
       images: image files, folders (searched recursively, in natural order) and arrays, uint8 [h, w, 3] RGB or [h, w]
         grey; one or a sequence.
       threshold: minimum score. A run's detector reports none below its DetectionGenerator.score_threshold.
-      upright: apply the EXIF orientation of image files; otherwise pixels are used as stored, as in training.
+      upright: apply the EXIF orientation of image files; otherwise pixels are used as stored, as by training
+        unless the annotated size is that of the upright image.
 
     Returns:
       The detections of each image, in the order of `images`. A damaged image file is logged and left out.

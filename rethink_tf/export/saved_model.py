@@ -146,7 +146,7 @@ def readable(files: tf.Tensor) -> tf.Tensor:
 
 
 def decode(file: tf.Tensor) -> tf.Tensor:
-  """Decode JPEG or PNG to uint8 [h, w, 3] RGB, pixels as stored (EXIF orientation is ignored, as in training).
+  """Decode JPEG or PNG to uint8 [h, w, 3] RGB, pixels as stored (EXIF orientation is ignored).
 
   PNG files of 16 bits are scaled as by data/bit_depth.py.
   """

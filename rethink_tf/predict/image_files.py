@@ -94,7 +94,8 @@ class UnannotatedImages(abc.ABC):
 class ImageFiles(UnannotatedImages):
   """Image files as a source. Files whose size cannot be determined are left out and recorded in `skipped`.
 
-  paths: local or gs://. upright: apply the EXIF orientation; otherwise pixels are taken as stored, as in training.
+  paths: local or gs://. upright: apply the EXIF orientation; otherwise pixels are taken as stored, as by training
+    unless the annotated size is that of the upright image.
 
   Attributes: those of UnannotatedImages, and
     paths, positions: [N] the files that are left, and their indices among the given ones.

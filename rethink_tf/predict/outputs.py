@@ -156,7 +156,8 @@ def write_predictions(detector: TrainedDetector, image_files: Sequence[str], vid
     source = ImageFiles(image_files, detector.categories, upright)
     if source.turned:
       logging.info('%d images have an EXIF orientation: %s', source.turned,
-                   'applied' if upright else 'ignored, as in training; --upright applies it')
+                   'applied' if upright else 'ignored; --upright applies it, as training does for annotations of '
+                   'upright images (of LabelMe, Label Studio, VIA, YOLO)')
     total = len(image_files)
     if len(source.image_ids):
       writer = ImageWriter(output, source.file_names, options)

@@ -50,7 +50,8 @@ def test_all_kinds_of_input(run, tmp_path):
   assert result.returncode == 0, result.stderr
   assert '2 of 13 images could not be read' in result.stdout and f'{run}/run: step ' in result.stdout
   assert 'text.jpg: cannot' in result.stderr and 'cut.jpg: the JPEG is truncated; skipped' in result.stderr
-  assert '1 images have an EXIF orientation' in result.stderr and 'placeholder' not in result.stderr + result.stdout
+  assert '1 images have an EXIF orientation: ignored; --upright applies it, as training does for' in result.stderr
+  assert 'placeholder' not in result.stderr + result.stdout
   images = [f'images/{name}.jpg' for name in ('a/same', 'b/same', 'clear', 'deep', 'tiny', 'turned')]
   assert sorted(path.relative_to(out).as_posix() for path in (out / 'images').rglob('*.jpg')) == images
   assert cv2.imread(str(out / 'images/turned.jpg')).shape[:2] == (427, 640), 'as stored, and enlarged'

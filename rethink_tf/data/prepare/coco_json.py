@@ -88,7 +88,7 @@ def read(folder: SourceFolder, options: Options) -> Reading:
     files = [options.annotation_file]
   else:  # an export has a folder for each split
     refuse_several(folder, [posixpath.dirname(file) for file in files if posixpath.basename(file) == ROBOFLOW],
-                   'exports of Roboflow')
+                   'exports of Roboflow', nested=True)
   by_split = defaultdict(list)
   for file in files:
     by_split[split_of(file)].append(file)
@@ -127,6 +127,10 @@ def _load(folder: SourceFolder, file: str, categories: dict[int, dict[str, Any]]
   for name in ('images', 'annotations', 'categories'):
     if not isinstance(content, dict) or not isinstance(content.get(name), list):
       raise UserError(f'{path}: "{name}" should be a list of COCO json')
+  if content['annotations'] and all(isinstance(entry, dict) and 'segments_info' in entry
+                                    for entry in content['annotations']):
+    raise UserError(f'{path}: is of panoptic segmentation, which is not read: use the instances_*.json beside it, or '
+                    'export the instances as COCO json')
   keys = _match(parse_categories(content['categories'], path), content['categories'], categories)
   ids: set[int] = set()
   for i, entry in enumerate(content['images']):

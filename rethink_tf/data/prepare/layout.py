@@ -122,15 +122,21 @@ def count_unannotated(folder: SourceFolder, used: Collection[str], reading: Read
     reading.problems.add(reason, len(left), as_text(left[0]))
 
 
-def refuse_several(folder: SourceFolder, files: Sequence[str], what: str) -> None:
+def refuse_several(folder: SourceFolder, files: Sequence[str], what: str, nested: bool = False) -> None:
   """Check that description files are those of one export. files: a folder of an export is that of its file.
+
+  nested: whether a folder below another one is a further export, too.
 
   Raises:
     UserError: some are in folders side by side that both have images, each a data set with classes of its own.
   """
-  roots = sorted({posixpath.dirname(file) for file in files})
+  roots = sorted({posixpath.dirname(file) for file in files if folder.below(posixpath.dirname(file))})
+  inner = [root for root in roots if any(is_below(root, other) for other in roots if other != root)]
+  if nested and inner:
+    raise UserError(f'{folder.root}: the folder {as_text(inner[0])} is one of {len(roots)} {what} and lies within '
+                    'another one: move it out of there, and give one of them')
   apart = [root for root in roots if not any(is_below(root, other) or is_below(other, root)
-                                             for other in roots if other != root) and folder.below(root)]
+                                             for other in roots if other != root)]
   if len(apart) > 1:
     raise UserError(f'{folder.root}: holds {len(apart)} {what} ({folder.describe(apart)}): give one of these folders, '
                     'or merge them in the annotation tool, which knows whose classes are the same')

@@ -11,11 +11,13 @@ name, the class is 'object'. A folder with `mask` in its name is the folder of t
 
 from __future__ import annotations
 
+import math
 import posixpath
 import re
 from collections import defaultdict
 from collections.abc import Iterator
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -42,6 +44,10 @@ _LEVELS = 8  # grey levels between 0 and 255: fewer may be objects of a few pixe
 _VOC_BORDER = (224, 224, 192)  # colour of the index 255 in VOC's masks: pixels of no object
 _BORDER = -1  # those pixels
 _MAX_INSTANCES = 10_000  # of an image: one that is no mask has more
+_IGNORED = 255  # pixels of no object in masks of ADE20K, Cityscapes and others
+_MAX_CLASSES = 255  # larger numbers are no classes
+_PIECES, _PIECE = 3, 0.05  # of an object, from which it may be several; fraction of its pixels from which one counts
+_OFTEN = 0.25  # fraction of the objects
 
 
 def recognize(folder: SourceFolder) -> str | None:
@@ -144,8 +150,57 @@ def _read_classes(folder: SourceFolder) -> dict[str, dict[int, str]]:
   return found
 
 
+class _Doubts:
+  """Whether the numbers of masks are those of instances, by all masks that are read."""
+
+  def __init__(self) -> None:
+    self._masks = self._objects = self._in_pieces = self._ignored = self._largest = 0
+    self._gaps: list[str] = []
+    self._examples: dict[str, str] = {}
+
+  def add(self, file: str, numbers: list[int], named: bool) -> None:
+    """Look at the numbers of a mask, ascending and without 0. named: their classes are known."""
+    instances = [number for number in numbers if number != _IGNORED]
+    self._masks += 1
+    if instances:
+      self._largest = max(self._largest, instances[-1])
+      if len(instances) < len(numbers):
+        self._ignored += 1
+        self._examples.setdefault('ignored', as_text(file))
+      # Numbers that are spread over the grey levels, 80, 160 and 240, are those of instances.
+      spread = len(instances) > 1 and math.gcd(*instances) == instances[0] > 1
+      if instances != list(range(1, len(instances) + 1)) and not named and not spread:
+        self._gaps.append(f'{as_text(file)}: {", ".join(map(str, instances[:5]))}{", ..." * (len(instances) > 5)}')
+
+  def add_object(self, file: str, number: int, mask: np.ndarray) -> None:
+    """Look at the pixels of an object, bool [h, w]."""
+    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    within = mask[y:y + height, x:x + width].astype(np.uint8)
+    areas = cv2.connectedComponentsWithStats(within)[2][1:, cv2.CC_STAT_AREA]
+    self._objects += 1
+    if np.count_nonzero(areas >= _PIECE * areas.sum()) >= _PIECES:
+      self._in_pieces += 1
+      self._examples.setdefault('pieces', f'{as_text(file)}, number {number}')
+
+  def notes(self) -> list[str]:
+    """Return what should be looked at, for the report."""
+    found = []
+    if self._ignored and self._largest <= _IGNORED // 3:
+      found.append(f'{self._ignored} of {self._masks} masks have the number {_IGNORED} beside small ones (e.g. '
+                   f'{self._examples["ignored"]}), which is taken for an object: if it stands for pixels of no object, '
+                   'set them to 0')
+    if self._largest <= _MAX_CLASSES and len(self._gaps) > self._masks / 2:
+      found.append(f'the numbers of {len(self._gaps)} of {self._masks} masks have gaps (e.g. {self._gaps[0]}): if they '
+                   'are classes, all objects of a class in an image are taken for one: give each a number of its own')
+    if self._in_pieces > _OFTEN * self._objects:
+      found.append(f'{self._in_pieces} of {self._objects} objects are in three or more pieces (e.g. '
+                   f'{self._examples["pieces"]}): if each piece is an object, give it a number of its own')
+    return found
+
+
 def _images(folder: SourceFolder, matched: dict[str, list[tuple[str, str | None]]], splits: dict[str, str | None],
             classes: dict[str, dict[int, str]], reading: Reading) -> Iterator[LabelledImage]:
+  doubts = _Doubts()
   for image, masks in matched.items():
     size, instances = None, []
     named = classes.get(posixpath.splitext(posixpath.basename(image))[0], {})
@@ -172,10 +227,14 @@ def _images(folder: SourceFolder, matched: dict[str, list[tuple[str, str | None]
       if len(numbers) > _MAX_INSTANCES:
         reading.leave_out(f'mask of more than {_MAX_INSTANCES} numbers, as an image would be', file)
         continue
-      for number in numbers[numbers > 0].tolist():
-        name = label[1:] if label else named.get(number, OBJECT)
-        instances.append({'category': name, **masked(pixels == number)})
+      numbers = numbers[numbers > 0].tolist()
+      doubts.add(file, numbers, bool(named))
+      for number in numbers:
+        name, mask = label[1:] if label else named.get(number, OBJECT), pixels == number
+        instances.append({'category': name, **masked(mask)})
+        doubts.add_object(file, number, mask)
     yield LabelledImage(image, output_name(image), splits[image], instances, size)
+  reading.notes += doubts.notes()
 
 
 def _decode(path: str, name: str) -> np.ndarray:

@@ -73,6 +73,22 @@ def describe(path: str) -> str | None:
           f'--output_dir=data/my_images{layout} writes what is read here')
 
 
+def _explain_text(folder: SourceFolder) -> str | None:
+  """Return why text files with numbers cannot be read; None without any."""
+  others = []
+  for file in folder.with_suffix('.txt')[:_EXAMINED] if folder.images else ():
+    line = next((line for line in folder.read_text(file).splitlines() if _NUMBERS.search(line[:200])), None)
+    if line is not None and folder.image_of(file):
+      return (f'{file} has the name of an image, but {excerpt(line, 60)} is no label of YOLO (class number, x, y, '
+              'width and height as fractions, with blanks between them): convert the annotations to COCO json')
+    others += [(file, line)] if line is not None else []
+  if not others:
+    return None
+  file, line = others[0]
+  return (f'{file} has numbers, as {excerpt(line, 60)}, but not the name of an image: annotations of many images in '
+          'one text file (MOT, WIDER FACE and similar) are not read: convert them to COCO json')
+
+
 def _explain(folder: SourceFolder) -> str:
   """Return why a folder has no layout that can be read, and what to do."""
   for file in folder.with_suffix('.xml')[:_EXAMINED]:
@@ -92,11 +108,8 @@ def _explain(folder: SourceFolder) -> str:
       return f'{file} is JSON of Datumaro: export as COCO json, or convert it with `datum convert -f coco`'
   if folder.named('labelmap.txt') and any('SegmentationObject/' in file for file in folder.images):
     return "SegmentationObject/ holds CVAT's segmentation masks: export the task as 'COCO 1.0', with images"
-  for file in folder.with_suffix('.txt')[:_EXAMINED] if folder.images else ():
-    line = next((line for line in folder.read_text(file).splitlines() if _NUMBERS.search(line[:200])), None)
-    if line is not None and folder.image_of(file):
-      return (f'{file} has the name of an image, but {excerpt(line, 60)} is no label of YOLO (class number, x, y, '
-              'width and height as fractions, with blanks between them): convert the annotations to COCO json')
+  if explained := _explain_text(folder):
+    return explained
   for file in folder.with_suffix('.csv')[:_EXAMINED]:
     return f'{file} is a table: export the annotations as JSON (VIA) or as COCO json'
   for file in folder.with_suffix('.jsonl', '.ndjson')[:1]:

@@ -30,7 +30,7 @@ from rethink_tf.data.prepare.layout import (
 )
 from rethink_tf.data.prepare.shapes import numbers
 from rethink_tf.data.prepare.source_folder import SourceFolder, split_of
-from rethink_tf.data.prepare.yolo_pose import NO_PAIRS, Pose, read_pose
+from rethink_tf.data.prepare.yolo_pose import NO_PAIRS, WITHOUT_SHAPE, Pose, is_pose, read_pose
 from rethink_tf.data.problems import REPAIRED
 from rethink_tf.errors import UserError, excerpt, in_one_line
 
@@ -109,7 +109,8 @@ def read(folder: SourceFolder, options: Options) -> Reading:
              if image not in splits and (label := _label_file(folder, image)) in unused}
   if outside:
     reading.problems.add(NOT_IN_A_LIST, len(outside), as_text(next(iter(outside.values()))))
-  unused = sorted(unused - outside.keys())
+  lists = {re.split(r'[/\\]', value)[-1] for values in described.splits.values() for value in values}
+  unused = sorted(file for file in unused - outside.keys() if posixpath.basename(file) not in lists)
   if unused:
     reading.problems.add('label file without its image', len(unused), as_text(unused[0]))
   shared = [label for label, count in Counter(found).items() if count > 1]
@@ -168,8 +169,10 @@ def _parse(line: str, where: str, described: _Description, reading: Reading,
     return None
   key, values = int(values[0]), values[1:]
   keypoints = {}
-  if described.pose and len(values) > 4:
-    if len(values) == 4 + described.pose.length:
+  if len(values) > 4 and (described.pose or is_pose(values)):
+    if described.pose is None:
+      reading.leave_out(WITHOUT_SHAPE, where, outcome=REPAIRED)
+    elif len(values) == 4 + described.pose.length:
       keypoints = described.pose.of_object(values[4:])
     else:
       reading.leave_out(KEYPOINTS, where, outcome=REPAIRED)

@@ -14,6 +14,7 @@ from rethink_tf.errors import UserError
 
 NO_PAIRS = ('{file}: neither flip_idx nor kpt_names: a horizontal flip exchanges no keypoints; if some are a left and '
             'a right one, add flip_idx, or train with TrainInput.flip = False')
+WITHOUT_SHAPE = 'with keypoints that no kpt_shape describes, so that they are not read (its box is used)'
 _MOST = 1000  # keypoints of an object
 
 
@@ -76,6 +77,19 @@ def read_pose(content: Mapping[str, Any], where: str) -> Pose | None:
                       f'with in a mirrored image (itself without one), is {shorten(content["flip_idx"])}')
   return Pose(count, shape[1] == 3, _names(content.get('kpt_names'), count, where),
               None if mirrored is None else tuple(mirrored))
+
+
+def is_pose(values: Sequence[float]) -> bool:
+  """Whether the values of a label are a box and keypoints of x, y and visibility, where no description says so.
+
+  No outline has 0, 1 or 2 in each third place, and the points in front of a 1 or 2 within the box of its first values.
+  """
+  points = values[4:]
+  if len(points) < 6 or len(points) % 3 or not {0, 1, 2}.issuperset(points[2::3]):
+    return False
+  x, y, w, h = values[:4]
+  return all(abs(px - x) <= 0.6 * w and abs(py - y) <= 0.6 * h
+             for px, py, visible in zip(points[::3], points[1::3], points[2::3], strict=True) if visible)
 
 
 def _names(value: Any, count: int, where: str) -> dict[int, tuple[str, ...]]:

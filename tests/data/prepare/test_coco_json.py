@@ -100,6 +100,18 @@ def test_two_exports_of_roboflow_are_refused(tmp_path, splits):
   assert read(tmp_path / 'A', {}, [])[0].total == len(splits) / 2
 
 
+def test_an_export_of_roboflow_within_another_is_refused(tmp_path):
+  files = {f'{folder}/_annotations.coco.json': content([BOX]) for folder in ('train', 'train/B/test')}
+  with pytest.raises(UserError, match='the folder train/B is one of 2 exports of Roboflow and lies within another one'):
+    read(tmp_path, files, [f'{folder}/a.jpg' for folder in ('train', 'train/B/test')])
+
+
+def test_panoptic_annotations_are_refused(tmp_path):
+  segments = {'image_id': 0, 'file_name': 'a.png', 'segments_info': [{'id': 1, 'category_id': 1, **BOX}]}
+  with pytest.raises(UserError, match='panoptic_val.json: is of panoptic segmentation.*instances_'):
+    read(tmp_path, {'annotations/panoptic_val.json': content() | {'annotations': [segments]}})
+
+
 def test_jpeg_files_of_browsers(tmp_path):
   _, images = read(tmp_path, {'result.json': content([BOX], ['a.jfif'])}, ['images/a.JFIF'])
   assert images[0].file == 'images/a.JFIF'

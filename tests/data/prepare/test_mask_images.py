@@ -1,6 +1,7 @@
 """Masks of instances as PNG files."""
 
 import json
+import re
 
 import cv2
 import numpy as np
@@ -98,6 +99,21 @@ def test_the_border_of_voc_is_no_object(tmp_path):
   image.save(tmp_path / 'masks/a.png')
   reading, (labelled,) = read(tmp_path, {})
   assert found(labelled) == [('object', (NUMBERS == 1).tolist())] and sum(reading.problems.counts.values()) == 1
+
+
+CLASSES = np.tile(np.array([[3, 7], [12, 255]], np.uint8), (3, 3))
+
+
+@pytest.mark.parametrize('pixels, phrases', [
+  (CLASSES, ['the number 255', 'gaps .e.g. masks/a.png: 3, 7, 12.', '4 of 4 objects .*a.png, number 3']),
+  (np.repeat([[0, 1, 2, 255]], 3, 0).astype(np.uint8), ['1 of 1 masks have the number 255 beside small ones .*a.png']),
+  (np.tile(np.array([[0, 255], [0, 0]], np.uint8), (1, 4)), ['1 of 1 objects are in three or more pieces']),
+  (NUMBERS, []), (NUMBERS * 80, []), (NUMBERS * 127, []), ((NUMBERS + 26000 * (NUMBERS > 0)).astype(np.uint16), [])])
+def test_numbers_that_may_be_classes_are_noted(tmp_path, pixels, phrases):
+  reading, _ = read(tmp_path, {'masks/a.png': pixels})
+  assert len(reading.notes) == len(phrases)
+  for note, phrase in zip(reading.notes, phrases, strict=True):
+    assert re.search(phrase, note)
 
 
 def test_a_folder_of_masks_below_one_with_a_like_name(tmp_path):
