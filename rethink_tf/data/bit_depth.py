@@ -19,8 +19,15 @@ def to_8_bits(values: np.ndarray) -> np.ndarray:
   low, high = values.min(), values.max()
   if not (low >= 0 and high <= 65535):  # also for NaN
     raise ValueError(f'its pixels have values from {low:g} to {high:g}: save it with 8 bits, 0 to 255')
+  bits = bits_of(values)
   if values.dtype.kind == 'f':
-    scale = 255 if high <= 1 else 1 if high <= 255 else 1 / 257
-    return np.rint(values * scale).astype(np.uint8)
-  shift = 0 if high <= 255 else 4 if high <= 4095 else 8
-  return (values >> shift).astype(np.uint8)
+    return np.rint(values * {1: 255, 8: 1, 16: 1 / 257}[bits]).astype(np.uint8)
+  return (values >> (bits - 8)).astype(np.uint8)
+
+
+def bits_of(values: np.ndarray) -> int:
+  """Return how many bits the values of an image are taken to have: 8, 12 or 16, of floats 1 (0..1), 8 or 16."""
+  high = values.max()
+  if values.dtype.kind == 'f':
+    return 1 if high <= 1 else 8 if high <= 255 else 16
+  return 8 if high <= 255 else 12 if high <= 4095 else 16

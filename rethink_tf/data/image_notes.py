@@ -13,6 +13,8 @@ ONE_VALUE = 'of one value only, as an image of a wrong bit depth would be'
 TURNED = ('with an EXIF orientation, read as they are stored since their size fits both ways: check with inspect_data '
           'that boxes lie on objects')
 PAGES = 'with several frames or pages, of which the first alone is read: save each as an image of its own'
+FEWER_BITS = ('brighter than others by 16 times or more, since their largest value needs fewer bits (8 or 12 of 16): '
+              'save all with 8 bits, scaled alike')
 _EXIF = (b'Exif\0\0', b'eXIf')  # of JPEG and PNG
 _TIFF = (b'II', b'MM')
 _WEBP_EXIF, _WEBP_FRAMES = 8, 2  # flags in the header of a WebP; the EXIF chunk itself may follow the pixels
@@ -28,8 +30,10 @@ class ImageNotes:
     names: reason -> names of the images.
   """
 
-  def __init__(self, source: str) -> None:
-    self._source = source
+  def __init__(self, source: str, quiet: bool = False) -> None:
+    """source: its name, for messages. quiet: count, and log nothing."""
+    self._source, self._quiet = source, quiet
+    self._by_bits: dict[int, list[str]] = {}
     self._lock = threading.Lock()
     self.names: dict[str, set[str]] = {}
 
@@ -41,7 +45,7 @@ class ImageNotes:
         return
       names.add(name)
       count = len(names)
-    if str(count).strip('0') == '1':
+    if str(count).strip('0') == '1' and not self._quiet:
       logging.warning('%s: %d images %s (e.g. %s)', self._source, count, reason, name)
 
   def check(self, image: np.ndarray, data: bytes, name: str) -> None:
@@ -51,6 +55,18 @@ class ImageNotes:
     if is_turned(data, image.shape[:2]):
       self.add(TURNED, name)
     self.check_pages(data, name)
+
+  def add_depth(self, bits: int, name: str) -> None:
+    """Note as how many bits an image of more than 8 is read; those that differ from others are counted."""
+    with self._lock:
+      is_new = bits not in self._by_bits
+      self._by_bits.setdefault(bits, []).append(name)
+      most = max(self._by_bits)
+      fewer = [name] if bits < most else []
+      if is_new and bits == most:
+        fewer = [one for other, names in self._by_bits.items() if other < most for one in names]
+    for one in fewer:
+      self.add(FEWER_BITS, one)
 
   def check_pages(self, data: bytes, name: str) -> None:
     """Count a file if it has several images."""

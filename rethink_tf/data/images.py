@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageOps
 
-from rethink_tf.data.bit_depth import to_8_bits
+from rethink_tf.data.bit_depth import bits_of, to_8_bits
 from rethink_tf.data.image_notes import ImageNotes, exif_orientation, jpeg_header_end
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.storage.files import open_regular
@@ -35,7 +35,7 @@ _END_OF_PNG = b'IEND\xaeB`\x82'
 _TIFF = (b'II*\0', b'MM\0*')
 _UPPER_BITS_ONLY = ('PNG', 'TIFF', 'PPM', 'JPEG2000')  # formats of whose colours of 16 bits Pillow returns the upper 8
 _12_BITS = 16  # no 12 bits exceed it among the upper 8 of 16, rounded
-_IMAGE_WIDTH, _IMAGE_LENGTH = 256, 257  # tags of a TIFF
+_IMAGE_WIDTH, _IMAGE_LENGTH, _BITS_PER_SAMPLE = 256, 257, 258  # tags of a TIFF
 _TAIL = 1024  # last bytes of a file that must contain the end marker; some cameras pad the file
 _FRAME_MARKERS = {*range(0xc0, 0xd0)} - {0xc4, 0xc8, 0xcc}  # the JPEG segments that contain the size
 _MAX_SCANS = 100  # of a progressive JPEG, which has about ten; each one is decoded over all pixels, even if it is empty
@@ -91,7 +91,7 @@ def decode(data: bytes, name: str, expected_size: tuple[int, int] | None = None,
       raise ImageError(f'{name}: has over {_MAX_SCANS} scans, more than any encoder writes')
     if expected_size is not None and sorted(size) != sorted(expected_size):
       raise _size_error(name, size, expected_size)
-  image = _decode(data, name, max_pixels, upright=False)
+  image = _decode(data, name, max_pixels, upright=False, notes=notes)
   if expected_size is None or image.shape[:2] == tuple(expected_size):
     if notes is not None:
       notes.check(image, data, name)
@@ -169,7 +169,7 @@ def _size_error(name: str, stored: tuple[int, int], expected: tuple[int, int]) -
                     f'{expected[1]}x{expected[0]}')
 
 
-def _decode(data: bytes, name: str, max_pixels: int, upright: bool) -> np.ndarray:
+def _decode(data: bytes, name: str, max_pixels: int, upright: bool, notes: ImageNotes | None = None) -> np.ndarray:
   # Files without a plain header are left to Pillow, which reports the size before it decodes.
   if _is_whole(data) and header_size(data) is not None:
     flags = cv2.IMREAD_COLOR_RGB | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
@@ -179,15 +179,18 @@ def _decode(data: bytes, name: str, max_pixels: int, upright: bool) -> np.ndarra
     except cv2.error:  # more pixels than OpenCV allows
       image = None
     if image is not None:
-      return image if image.dtype == np.uint8 else _scaled(image, name)
-  return _decode_strictly(data, name, max_pixels, upright)
+      return image if image.dtype == np.uint8 else _scaled(image, name, notes)
+  return _decode_strictly(data, name, max_pixels, upright, notes)
 
 
-def _scaled(image: np.ndarray, name: str) -> np.ndarray:
+def _scaled(image: np.ndarray, name: str, notes: ImageNotes | None) -> np.ndarray:
   try:
-    return to_8_bits(image)
+    scaled = to_8_bits(image)
   except ValueError as error:
     raise ImageError(f'{name}: {error}') from error
+  if notes is not None and scaled.any() and image.dtype != np.uint8:
+    notes.add_depth(bits_of(image), name)
+  return scaled
 
 
 def _is_whole(data: bytes) -> bool:
@@ -208,7 +211,7 @@ def _chunks_fit(data: bytes) -> bool:
   return offset + 8 <= len(data)
 
 
-def _decode_strictly(data: bytes, name: str, max_pixels: int, upright: bool) -> np.ndarray:
+def _decode_strictly(data: bytes, name: str, max_pixels: int, upright: bool, notes: ImageNotes | None) -> np.ndarray:
   """Decode with Pillow, which rejects incomplete data: slower, for other formats and files that look damaged."""
   if data.startswith(_START_OF_JPEG) and not _has_end(data):  # Pillow accepts a truncated file padded with zeros
     raise ImageError(f'{name}: the JPEG is truncated')
@@ -219,13 +222,16 @@ def _decode_strictly(data: bytes, name: str, max_pixels: int, upright: bool) -> 
       applied = exif_orientation(image) if kind == 'TIFF' and not upright else 1  # by load(), of a TIFF alone
       image.load()
       reduced = image.mode[0] not in 'IF' and kind in _UPPER_BITS_ONLY
+      deep = reduced and kind == 'TIFF' and max(image.tag_v2.get(_BITS_PER_SAMPLE, (8,))) > 8
       if upright:
         image = ImageOps.exif_transpose(image)
       if image.mode[0] in 'IF':  # more than 8 bits: convert('RGB') would clip at 255 instead of scaling
-        image = Image.fromarray(_scaled(np.asarray(image), name))
+        image = Image.fromarray(_scaled(np.asarray(image), name, notes))
       pixels = np.array(image.convert('RGB'))
+      if deep and notes is not None and pixels.max() > _12_BITS:
+        notes.add_depth(16, name)
       if reduced:
-        pixels = _with_lower_bits(pixels, data)
+        pixels = _with_lower_bits(pixels, data, name, notes)
       return np.ascontiguousarray(TURNS[_INVERSE.get(applied, applied)](pixels)) if applied in TURNS else pixels
   except ImageError:
     raise
@@ -236,7 +242,7 @@ def _decode_strictly(data: bytes, name: str, max_pixels: int, upright: bool) -> 
     raise ImageError(f'{name}: cannot be decoded: {reason}') from error
 
 
-def _with_lower_bits(pixels: np.ndarray, data: bytes) -> np.ndarray:
+def _with_lower_bits(pixels: np.ndarray, data: bytes, name: str, notes: ImageNotes | None) -> np.ndarray:
   """Scale colours of 16 bits by what is in them, if the upper 8 bits do not already decide that it is all 16."""
   if pixels.max(initial=0) > _12_BITS or data.startswith(b'\x89PNG') and not _chunks_fit(data):
     return pixels
@@ -248,7 +254,7 @@ def _with_lower_bits(pixels: np.ndarray, data: bytes) -> np.ndarray:
     return pixels
   deep = cv2.cvtColor(deep, cv2.COLOR_BGR2RGB)
   same = cv2.absdiff((deep >> 8).astype(np.uint8), pixels).max() <= 1  # otherwise it takes the colours for others
-  return to_8_bits(deep) if same else pixels
+  return _scaled(deep, name, notes) if same else pixels
 
 
 def _has_end(data: bytes) -> bool:

@@ -31,7 +31,7 @@ def define_flags() -> None:
   flags.DEFINE_integer('images', 16, 'training images to draw', **here)
   flags.DEFINE_alias('pictures', 'images', **here)  # an earlier name
   flags.DEFINE_enum('files', 'read', ['none', 'read', 'decode'], 'read every file to find duplicates; decode: also '
-                    'find damaged files', **here)
+                    'find damaged files and near-duplicates', **here)
 
 
 def default_output(model_dir: str | None, data_dir: str | None, run_folder: str) -> str:

@@ -13,12 +13,14 @@ from rethink_tf.data import problems as reasons
 from rethink_tf.data.buckets import padding_waste
 from rethink_tf.data.detection.input import TrainInput
 from rethink_tf.data.detection.suspicious import SuspiciousAnnotation, Table, find_suspicious
+from rethink_tf.data.prepare.splitting import near_pairs
 from rethink_tf.data.problems import SUSPICIOUS, Case, Problems
 from rethink_tf.errors import UserError
 from rethink_tf.inspect_data import statistics
 from rethink_tf.inspect_data.statistics import Files
 from rethink_tf.structures import Source
 
+NEAR = 'near-duplicates'
 TABLE_CLASSES = 100  # rows of the table of classes
 
 
@@ -96,7 +98,9 @@ def shared_images(training: Split, held_out: Split) -> dict[str, list[tuple[int,
           'name': [statistics.base_names(split.source) for split in (training, held_out)]}
   if training.files is not None and held_out.files is not None:
     keys['content'] = [split.files.fingerprints for split in (training, held_out)]
-  return {kind: statistics.matching_pairs(*pair) for kind, pair in keys.items()}
+  found = {kind: statistics.matching_pairs(*pair) for kind, pair in keys.items()}
+  looks = [split.files and split.files.looks for split in (training, held_out)]
+  return found | ({NEAR: near_pairs(*looks)} if all(looks) else {})
 
 
 def padding(inputs: TrainInput) -> list[dict[str, Any]]:
@@ -127,8 +131,9 @@ def as_text(training: Split, held_out: Split, inputs: TrainInput, padding_rows: 
   lines += [f'  {note}' for note in notes or ['all images are there, and none has more objects than the limits']]
   lines += ['', 'images in both training and held-out data']
   for kind, pairs in shared.items():
-    note = ' (harmless if the content differs)' if kind != 'content' and pairs else ''
-    lines.append(f'  same {kind:8} {len(pairs):6} images{note}'
+    note = ' (harmless if the content differs)' if kind in ('id', 'name') and pairs else ''
+    title = NEAR if kind == NEAR else f'same {kind}'
+    lines.append(f'  {title:15} {len(pairs):6} images{note}'
                  + _examples([f'{_name(training, i)} = {_name(held_out, j)}' for i, j in pairs]))
   return '\n'.join(lines) + '\n'
 

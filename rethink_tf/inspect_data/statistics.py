@@ -18,6 +18,7 @@ from pycocotools import mask as coco_mask
 from rethink_tf.data.detection.suspicious import Table
 from rethink_tf.data.image_notes import TURNED, is_turned
 from rethink_tf.data.images import ImageError
+from rethink_tf.data.prepare.splitting import Look, thumbnail
 from rethink_tf.structures import Source
 
 AREAS = {'small': (0.0, 32.0**2), 'medium': (32.0**2, 96.0**2), 'large': (96.0**2, np.inf)}  # COCO's, in pixels
@@ -104,6 +105,7 @@ class Files(NamedTuple):
 
   fingerprints: list[str | None]
   unreadable: dict[int, str]  # index -> reason
+  looks: list[Look] | None = None  # of each image, if all were decoded
 
 
 def fingerprints(source: Source, decode: bool, workers: int = 8, on_file: Callable[[], None] | None = None) -> Files:
@@ -116,10 +118,12 @@ def fingerprints(source: Source, decode: bool, workers: int = 8, on_file: Callab
     on_file: called after each file.
   """
   unreadable: dict[int, str] = {}
+  looks = [Look(str(name)) for name in getattr(source, 'file_names', None) or source.image_ids]
 
   def fingerprint(i: int) -> str | None:
     try:
       image = source.load(i).image if decode or not hasattr(source, 'read') else None
+      looks[i] = looks[i] if image is None else Look(looks[i].name, *thumbnail(image))
       data = source.read(i) if hasattr(source, 'read') else image.tobytes() + str(image.shape).encode()
       if image is None and hasattr(source, 'notes') and is_turned(data, tuple(source.sizes[i].tolist())):
         source.notes.add(TURNED, (getattr(source, 'file_names', None) or source.image_ids)[i])  # `load` does the same
@@ -134,7 +138,7 @@ def fingerprints(source: Source, decode: bool, workers: int = 8, on_file: Callab
       hashes.append(digest)
       if on_file is not None:
         on_file()
-  return Files(hashes, unreadable)
+  return Files(hashes, unreadable, looks if decode else None)
 
 
 def duplicates(keys: Sequence[Any]) -> list[list[int]]:

@@ -119,6 +119,11 @@ def describe(plan: StudyPlan, without_data: bool = False) -> str:
       if both:
         told.append(f'{about}{training.name}: {both} of its {len(training.image_ids)} images are held out too (the '
                     'same files), so that AP is not that of unseen images: hold out others')
+      alike = duplicates.near(training, held_out)
+      if len(alike) > both:
+        told.append(f'{about}{held_out.name}: {len(alike)} of its {len(held_out.image_ids)} images are near-duplicates '
+                    f'of images that are trained on (e.g. {alike[0][0]} of {alike[0][1]}), so that AP is not that of '
+                    'unseen images: `python -m rethink_tf.data.prepare --resplit` keeps them on one side')
     told += _seen_before(plan, held_out, trained, read)
   return '. '.join([*_powers(plan, powers), *dict.fromkeys(told)])
 

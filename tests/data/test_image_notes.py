@@ -2,12 +2,22 @@
 
 import io
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from rethink_tf.data.detection.coco import CocoSource
-from rethink_tf.data.image_notes import ONE_VALUE, PAGES, TURNED, ImageNotes, has_one_value, has_pages, orientation
+from rethink_tf.data.image_notes import (
+  FEWER_BITS,
+  ONE_VALUE,
+  PAGES,
+  TURNED,
+  ImageNotes,
+  has_one_value,
+  has_pages,
+  orientation,
+)
 from rethink_tf.data.images import decode
 from rethink_tf.predict.image_files import ImageFiles
 from tests.small_coco import annotation, image, warnings, write
@@ -71,6 +81,19 @@ def test_images_are_counted_when_they_are_read(tmp_path, caplog):
   assert source.notes.names == {ONE_VALUE: {'000001.jpg'}, TURNED: {'000002.jpg', '000003.jpg'}}
   assert [line.split(' (e.g.')[0] for line in warnings(caplog)] == [
     f'{source.name}: 1 images {reason}' for reason in (ONE_VALUE, TURNED)]
+
+
+@pytest.mark.parametrize('suffix', ['png', 'tif'])
+@pytest.mark.parametrize('largest, fewer', [((4000, 4200, 3000), '02'), ((4000, 4000, 300), ''), ((250, 40000), '0'),
+                                            ((250, 4095, 4096, 0), '01')])
+def test_images_that_are_scaled_otherwise_than_others(suffix, largest, fewer, caplog):
+  notes = ImageNotes('x')
+  for i, value in enumerate(largest):
+    pixels = np.full([30, 30, 3], value // 2, np.uint16)
+    pixels[0, 0] = value
+    decode(cv2.imencode(f'.{suffix}', pixels)[1].tobytes(), str(i), notes=notes)
+  assert notes.names.get(FEWER_BITS, set()) == set(fewer)
+  assert [FEWER_BITS in line for line in warnings(caplog)].count(True) == bool(fewer)
 
 
 def test_powers_of_ten_are_logged(caplog):

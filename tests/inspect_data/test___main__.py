@@ -116,6 +116,22 @@ def test_images_in_both_splits(damaged):
   assert pairs == {'id': [(0, 0)], 'name': [(0, 0)], 'content': [(0, 0)]}
 
 
+def test_near_duplicates_in_both_splits(tmp_path, capsys):
+  """Found where all images are decoded: the same picture, saved again."""
+  pixels = np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8)
+  for split, numbers in (('train', (1, 2)), ('val', (3, 4))):
+    small_coco.write(tmp_path, [small_coco.image(i) for i in numbers], [small_coco.annotation(i, i) for i in numbers],
+                     split=split)
+  cv2.imwrite(str(tmp_path / 'train/000002.jpg'), pixels)
+  cv2.imwrite(str(tmp_path / 'val/000003.jpg'), pixels, [cv2.IMWRITE_JPEG_QUALITY, 80])
+  inspection.inspect(
+    lambda training: CocoSource(str(tmp_path), 'train', training=training), lambda training: CocoSource(
+      str(tmp_path), 'val'), lambda source: TrainInput(source, batch_size=2, resize=Resize((64,), 96)),
+    str(tmp_path / 'out'), 0, 'decode')
+  assert 'near-duplicates      1 images: 000002.jpg = 000003.jpg' in capsys.readouterr().out
+  assert json.loads((tmp_path / 'out/report.json').read_text())['in_both']['near-duplicates'] == [[2, 3]]
+
+
 def test_padding_by_padded_shape(damaged):
   rows = report.padding(make_inputs(damaged))
   # 60 x 80 resized to 64 x 85, padded to 64 x 96.

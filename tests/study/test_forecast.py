@@ -2,6 +2,8 @@
 
 import json
 
+import cv2
+import numpy as np
 import pytest
 
 from rethink_tf.compare import groups, verdict
@@ -180,6 +182,19 @@ def test_on_several_held_out_sets_the_smallest_and_the_largest_are_told(tmp_path
                                        study_params=[axes]))
   assert 'a/val: what it can tell, on 4 held-out images by each of its 3 verdicts: ' in words
   assert 'c/val: what it can tell, on 60 held-out images by each' in words and 'on 9 held-out' not in words
+
+
+def test_photographs_that_are_held_out_at_another_size_or_quality_are_said(tmp_path):
+  pixels = np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8)
+  for split, images in (('train', (1, 2)), ('val', (3, 4))):
+    small_coco.write(tmp_path, [small_coco.image(i) for i in images], [small_coco.annotation(i, i) for i in images],
+                     split=split)
+  cv2.imwrite(str(tmp_path / 'train/000002.jpg'), pixels)
+  cv2.imwrite(str(tmp_path / 'val/000004.jpg'), pixels, [cv2.IMWRITE_JPEG_QUALITY, 80])
+  told = forecast.describe(plan_study('gin_configs/studies/own_data_narrow.gin', str(tmp_path / 'own'),
+                                      data_dir=str(tmp_path)))
+  assert ('val: 1 of its 2 images are near-duplicates of images that are trained on (e.g. 000004.jpg of 000002.jpg), '
+          'so that AP is not that of unseen images') in told
 
 
 def test_every_data_set_of_a_study_is_looked_at(tmp_path):

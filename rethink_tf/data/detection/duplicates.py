@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from rethink_tf.data.images import ImageError
+from rethink_tf.data.images import ImageError, decode
+from rethink_tf.data.prepare import splitting
 from rethink_tf.data.problems import SUSPICIOUS, Case, Problems
 from rethink_tf.structures import Source
 
@@ -21,7 +22,8 @@ HELD_OUT_TOO = 'image that is held out too (same file): AP is not that of unseen
 LISTED_TWICE = 'image with the same file as another'
 _MAX_FILES = 20_000  # whose sizes are looked up; of more, or on gs://, only paths are compared
 _MAX_BYTES = 1 << 28  # that are read to compare files; inspect_data reads all
-_READERS = 16  # threads
+_READERS, _DECODERS = 16, 4  # threads
+_MAX_DECODED = 5_000  # images that are decoded to find near-duplicates, which takes seconds
 
 
 class _File(NamedTuple):
@@ -53,6 +55,28 @@ def find(sources: Mapping[str, Source]) -> dict[str, Problems]:
       if len(own) > 1:
         found.add(LISTED_TWICE, len(own), [_case(own[1], own[0])], SUSPICIOUS)
   return problems
+
+
+def near(training: Source, held_out: Source) -> list[tuple[str, str]]:
+  """Return the names of the held-out images that look like a training image, and of that: near-duplicates (splitting).
+
+  All images are decoded; of too many, or of sources without files, none is found.
+  """
+  sources = (training, held_out)
+  if not all(hasattr(source, 'read') for source in sources) or sum(
+      len(source.image_ids) for source in sources) > _MAX_DECODED:
+    return []
+
+  def look(file: _File) -> splitting.Look:
+    try:
+      return splitting.Look(file.name, *splitting.thumbnail(decode(file.source.read(file.index), file.name)))
+    except (ImageError, OSError, tf.errors.OpError):
+      return splitting.Look(file.name)
+
+  with ThreadPoolExecutor(_DECODERS) as pool:
+    trained, held = ([*pool.map(look, [_File(split, i, source) for i in range(len(source.image_ids))])]
+                     for split, source in zip((TRAINING, HELD_OUT), sources, strict=True))
+  return [(held[j].name, trained[i].name) for i, j in splitting.near_pairs(trained, held)]
 
 
 def _case(file: _File, other: _File) -> Case:

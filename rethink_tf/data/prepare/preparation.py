@@ -22,6 +22,7 @@ from rethink_tf.console import Progress
 from rethink_tf.data import problems as reasons
 from rethink_tf.data.categories import as_text
 from rethink_tf.data.detection.coco import CocoSource
+from rethink_tf.data.image_notes import FEWER_BITS, ImageNotes
 from rethink_tf.data.images import ImageError, decode, read_file
 from rethink_tf.data.prepare import image_facts, recognition, splitting
 from rethink_tf.data.prepare.layout import NO_IMAGE_FILES, LabelledImage, Options, Reading
@@ -188,12 +189,15 @@ def _divide(folder: SourceFolder, rows: list[_Row], division: Division,
     raise UserError(f'{folder.root}: none of its images can be decoded')
   named = {row.image.split for row in rows}
   if not division.again and None not in named and 'train' in named and len(named) > 1:
+    splits = [row.image.split for row in rows]
     if 'val' not in named:
       reading.notes.append("the source has no validation images: its test images are the held-out ones ('val')")
-      return rows, ['val' if row.image.split == 'test' else 'train' for row in rows]
-    if 'test' in named:
+      splits = ['val' if split == 'test' else 'train' for split in splits]
+    elif 'test' in named:
       reading.notes.append("test images are written too, and not used: eval/coco.split = 'test' evaluates on them")
-    return rows, [row.image.split for row in rows]
+    if division.group:
+      reading.notes += _shared_by_splits(rows, splits, hashes, thumbnails)
+    return rows, splits
   if None in named and len(named) > 1 and not division.again:
     without = [row.image.file for row in rows if row.image.split is None]
     reading.notes.append(f'{len(without)} of {len(rows)} images, e.g. {as_text(without[0])}, are of no split: those of '
@@ -214,14 +218,25 @@ def _divide(folder: SourceFolder, rows: list[_Row], division: Division,
   return rows, ['val' if one else 'train' for one in held]
 
 
+def _shared_by_splits(rows: list[_Row], splits: list[str], hashes: np.ndarray, thumbnails: np.ndarray) -> list[str]:
+  """Return a note on held-out images whose near-duplicates are trained on: AP is that of images which are known."""
+  trained, held = ([splitting.Look(row.image.file, bits, small) for row, own, bits, small in zip(
+    rows, splits, hashes.tolist(), thumbnails, strict=True) if own == split] for split in ('train', 'val'))
+  shared = splitting.near_pairs(trained, held)
+  return [f'{len(shared)} of {len(held)} held-out images are near-duplicates of training images, e.g. '
+          f'{as_text(held[shared[0][1]].name)} of {as_text(trained[shared[0][0]].name)}: AP on them is not that on new '
+          'images (--resplit keeps them on one side)'] if shared else []
+
+
 def _look_at(folder: SourceFolder, rows: list[_Row], reading: Reading) -> tuple[list[_Row], np.ndarray, np.ndarray]:
   """Decode all images; return those that can be, their hashes and thumbnails."""
   progress = Progress('images', len(rows), sys.stderr)
+  notes = ImageNotes(folder.root, quiet=True)
 
   def look(row: _Row) -> Any:
     try:
       path = row.embedded or folder.path(row.image.file)
-      return splitting.thumbnail(decode(read_file(path, row.image.file), row.image.file))
+      return splitting.thumbnail(decode(read_file(path, row.image.file), row.image.file, notes=notes))
     except ImageError as error:
       return error
     finally:
@@ -235,6 +250,8 @@ def _look_at(folder: SourceFolder, rows: list[_Row], reading: Reading) -> tuple[
     else:
       usable.append((row, *result))
   progress.close()
+  if fewer := notes.names.get(FEWER_BITS):
+    reading.problems.add(f'images {FEWER_BITS}', len(fewer), as_text(min(fewer)), reasons.SUSPICIOUS)
   return ([row for row, _, _ in usable], np.array([bits for _, bits, _ in usable], np.uint64),
           np.array([small for _, _, small in usable], np.uint8).reshape(-1, 16, 16))
 

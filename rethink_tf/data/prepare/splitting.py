@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -21,6 +22,14 @@ _MAX_DIFFERENCE = 4.0  # grey levels, in the mean over the thumbnails of near-du
 _NEIGHBOURS = 64  # that an image is compared with, of those whose hash has 16 bits in common
 _NO_OBJECT = ('no object',)  # a class of its own: images without objects
 _AUGMENTED = re.compile(r'\.rf\.[0-9A-Za-z]+$')  # Roboflow's copies of an image: name_jpg.rf.<hash>
+
+
+class Look(NamedTuple):
+  """What an image looks like, to find near-duplicates."""
+
+  name: str  # of its file
+  bits: int = 0  # difference hash
+  thumbnail: np.ndarray | None = None  # uint8 [16, 16]; None: the image cannot be read
 
 
 def thumbnail(image: np.ndarray) -> tuple[int, np.ndarray]:
@@ -70,6 +79,20 @@ def near_duplicates(names: Sequence[str], hashes: np.ndarray, thumbnails: np.nda
       for i, j in zip(one[difference <= _MAX_DIFFERENCE], other[difference <= _MAX_DIFFERENCE], strict=True):
         join(int(i), int(j))
   return np.array([root(i) for i in range(len(groups))], np.int64)
+
+
+def near_pairs(first: Sequence[Look], second: Sequence[Look]) -> list[tuple[int, int]]:
+  """Return (index in `first`, index in `second`) of each image of `second` with a near-duplicate in `first`.
+
+  Plain images of one value have none: there is nothing to recognise in them.
+  """
+  looks = [(i < len(first), i if i < len(first) else i - len(first), look)
+           for i, look in enumerate([*first, *second]) if look.thumbnail is not None and np.ptp(look.thumbnail)]
+  groups = near_duplicates([look.name for *_, look in looks], np.array([look.bits for *_, look in looks], np.uint64),
+                           np.array([look.thumbnail for *_, look in looks], np.uint8).reshape(-1, *_THUMBNAIL)).tolist()
+  found = {group: i for group, (is_first, i, _) in zip(groups, looks, strict=True) if is_first}
+  return [(found[group], i) for group, (is_first, i, _) in zip(groups, looks, strict=True)
+          if not is_first and group in found]
 
 
 def hold_out(classes: Sequence[Sequence[object]], groups: np.ndarray, names: Sequence[str], fraction: float,

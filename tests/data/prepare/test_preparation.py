@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from rethink_tf.data.detection.coco import CocoSource
+from rethink_tf.data.image_notes import FEWER_BITS
 from rethink_tf.data.prepare.layout import Options
 from rethink_tf.data.prepare.preparation import TURNED, Division, prepare, report
 from rethink_tf.errors import UserError
@@ -170,6 +171,23 @@ def test_damaged_images_of_a_source_with_splits_are_left_out(drawn, tmp_path):
   prepared = prepare(str(tmp_path / 'export'), str(tmp_path / 'own'))
   assert prepared.problems[0][1].counts['image that cannot be read'] == 1
   assert prepared.splits['val'][0] == sum(item.split == 'val' for item in items) - 1
+
+
+def test_what_splits_and_depths_mean_for_the_numbers_is_said(tmp_path):
+  rng, write = np.random.default_rng(0), exports.write_json
+  images = {name: cv2.resize(rng.integers(0, 65535, [4, 6], np.uint16), (30, 20))
+            for name in ('train/a', 'train/b', 'val/c')}
+  for name, pixels in (images | {'val/d': images['train/b'] // 16}).items():
+    path = tmp_path / f'export/{name}.png'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), pixels)
+    shapes = [{'label': 'cat', 'points': [[1, 1], [9, 9]], 'shape_type': 'rectangle'}]
+    write(path.with_suffix('.json'), {'shapes': shapes, 'imagePath': path.name, 'imageHeight': 20, 'imageWidth': 30})
+  prepared = prepare(str(tmp_path / 'export'), str(tmp_path / 'own'))
+  assert prepared.notes == ['1 of 2 held-out images are near-duplicates of training images, e.g. val/d.png of '
+                            'train/b.png: AP on them is not that on new images (--resplit keeps them on one side)']
+  assert prepared.problems[0][1].counts[f'images {FEWER_BITS}'] == 1
+  assert not prepare(str(tmp_path / 'export'), str(tmp_path / 'apart'), division=Division(group=False)).notes
 
 
 def test_splits_of_some_images_only_are_not_kept(tmp_path):

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from rethink_tf.data.prepare.splitting import hold_out, near_duplicates, thumbnail
+from rethink_tf.data.prepare.splitting import Look, hold_out, near_duplicates, near_pairs, thumbnail
 
 
 def many(count=2000, seed=0):
@@ -72,6 +72,15 @@ def test_near_duplicates():
 def test_augmented_copies_of_roboflow():
   names = ['a_jpg.rf.0f3b.jpg', 'b_jpg.rf.77aa.jpg', 'a_jpg.rf.99cd.jpg', 'a_jpg.jpg']
   assert groups_of([scene(seed) for seed in range(4)], names).tolist() == [0, 1, 0, 3]
+
+
+def test_near_duplicates_of_two_splits():
+  def looks(*images):
+    return [Look('unreadable'), *(Look(f'{i}.jpg', *thumbnail(image)) for i, image in enumerate(images))]
+
+  plain = np.full([120, 160, 3], 9, np.uint8)
+  first, second = looks(scene(0), scene(1), plain), looks(plain, scene(2), cv2.resize(scene(1), (80, 60)), scene(0))
+  assert near_pairs(first, second) == [(2, 3), (1, 4)] and near_pairs([], second) == []
 
 
 def test_plain_images_of_other_brightness_are_no_duplicates():
