@@ -105,25 +105,15 @@ def describe(plan: StudyPlan, without_data: bool = False) -> str:
       names = ', '.join(missing[:5]) + (', ...' if len(missing) > 5 else '')
       told.append(f'{held_out.name}: {len(missing)} of {held_out.num_classes} classes have no held-out object, so that '
                   f'no AP tells of them: {names}')
-    copies, trained = 0, set()
+    said, trained = False, set()
     for trial in trainings:
       about = f'{trial.name}, ' if len(data) > 1 or len(trainings) > 1 else ''
       training = read(trial, True, f'{about}the images to train on cannot be read')
-      if training is None:
-        continue
-      trained.add(_of(training))
-      said, (both, copies) = copies, _same_files(training, held_out)
-      if copies and not said:
-        told.append(f'{held_out.name}: {copies} of its {len(held_out.image_ids)} images are the same file as another '
-                    'one of them: intervals take them for different ones, and are too narrow: hold out each once')
-      if both:
-        told.append(f'{about}{training.name}: {both} of its {len(training.image_ids)} images are held out too (the '
-                    'same files), so that AP is not that of unseen images: hold out others')
-      alike = duplicates.near(training, held_out)
-      if len(alike) > both:
-        told.append(f'{about}{held_out.name}: {len(alike)} of its {len(held_out.image_ids)} images are near-duplicates '
-                    f'of images that are trained on (e.g. {alike[0][0]} of {alike[0][1]}), so that AP is not that of '
-                    'unseen images: `python -m rethink_tf.data.prepare --resplit` keeps them on one side')
+      if training is not None:
+        trained.add(_of(training))
+        copies, shared = _repeated(training, held_out)
+        told += [*([] if said else copies), *(f'{about}{one}' for one in shared)]
+        said = True
     told += _seen_before(plan, held_out, trained, read)
   return '. '.join([*_powers(plan, powers), *dict.fromkeys(told)])
 
@@ -284,6 +274,25 @@ def _same_files(training: Source, held_out: Source) -> tuple[int, int]:
   found = duplicates.find({duplicates.TRAINING: training, duplicates.HELD_OUT: held_out})
   return (found[duplicates.TRAINING].counts[duplicates.HELD_OUT_TOO],
           found[duplicates.HELD_OUT].counts[duplicates.LISTED_TWICE])
+
+
+def _repeated(training: Source, held_out: Source) -> tuple[list[str], list[str]]:
+  """Return what is to be said of held-out images that are there more than once, and of those that are trained on."""
+  both, copies = _same_files(training, held_out)
+  near, images = duplicates.near(training, held_out), len(held_out.image_ids)
+  alone, shared = [], []
+  if copies or near.copies:
+    alone.append(f'{held_out.name}: {max(copies, near.copies)} of its {images} images are '
+                 f'{"the same file as" if copies >= near.copies else "near-duplicates of"} another one of them: '
+                 'intervals take them for different ones, and are too narrow: hold out each once')
+  if both:
+    shared.append(f'{training.name}: {both} of its {len(training.image_ids)} images are held out too (the same files), '
+                  'so that AP is not that of unseen images: hold out others')
+  if len(near.trained) > both:
+    shared.append(f'{held_out.name}: {len(near.trained)} of its {images} images are near-duplicates of images that are '
+                  f'trained on (e.g. {near.trained[0][0]} of {near.trained[0][1]}), so that AP is not that of unseen '
+                  'images: `python -m rethink_tf.data.prepare --resplit` keeps them on one side')
+  return alone, shared
 
 
 def _without_objects(source: Source) -> list[str]:

@@ -195,6 +195,11 @@ def test_photographs_that_are_held_out_at_another_size_or_quality_are_said(tmp_p
                                       data_dir=str(tmp_path)))
   assert ('val: 1 of its 2 images are near-duplicates of images that are trained on (e.g. 000004.jpg of 000002.jpg), '
           'so that AP is not that of unseen images') in told
+  assert 'of another one of them' not in told
+  cv2.imwrite(str(tmp_path / 'val/000003.jpg'), cv2.resize(pixels, (80, 60)), [cv2.IMWRITE_JPEG_QUALITY, 70])
+  told = forecast.describe(plan_study('gin_configs/studies/own_data_narrow.gin', str(tmp_path / 'own'),
+                                      data_dir=str(tmp_path)))
+  assert 'val: 2 of its 2 images are near-duplicates of another one of them: intervals take them for different' in told
 
 
 def test_every_data_set_of_a_study_is_looked_at(tmp_path):

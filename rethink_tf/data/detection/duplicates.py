@@ -57,15 +57,19 @@ def find(sources: Mapping[str, Source]) -> dict[str, Problems]:
   return problems
 
 
-def near(training: Source, held_out: Source) -> list[tuple[str, str]]:
-  """Return the names of the held-out images that look like a training image, and of that: near-duplicates (splitting).
+class Near(NamedTuple):
+  """Near-duplicates (splitting) among the held-out images."""
 
-  All images are decoded; of too many, or of sources without files, none is found.
-  """
+  trained: list[tuple[str, str]]  # names of a held-out image and of a training image like it
+  copies: int  # held-out images that are like another one of them
+
+
+def near(training: Source, held_out: Source) -> Near:
+  """Return the near-duplicates; all images are decoded: of too many, or of sources without files, none is found."""
   sources = (training, held_out)
   if not all(hasattr(source, 'read') for source in sources) or sum(
       len(source.image_ids) for source in sources) > _MAX_DECODED:
-    return []
+    return Near([], 0)
 
   def look(file: _File) -> splitting.Look:
     try:
@@ -76,7 +80,8 @@ def near(training: Source, held_out: Source) -> list[tuple[str, str]]:
   with ThreadPoolExecutor(_DECODERS) as pool:
     trained, held = ([*pool.map(look, [_File(split, i, source) for i in range(len(source.image_ids))])]
                      for split, source in zip((TRAINING, HELD_OUT), sources, strict=True))
-  return [(held[j].name, trained[i].name) for i, j in splitting.near_pairs(trained, held)]
+  return Near([(held[j].name, trained[i].name) for i, j in splitting.near_pairs(trained, held)],
+              splitting.near_copies(held))
 
 
 def _case(file: _File, other: _File) -> Case:

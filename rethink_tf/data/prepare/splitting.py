@@ -82,17 +82,28 @@ def near_duplicates(names: Sequence[str], hashes: np.ndarray, thumbnails: np.nda
 
 
 def near_pairs(first: Sequence[Look], second: Sequence[Look]) -> list[tuple[int, int]]:
-  """Return (index in `first`, index in `second`) of each image of `second` with a near-duplicate in `first`.
+  """Return (index in `first`, index in `second`) of each image of `second` with a near-duplicate in `first`."""
+  one, other = _groups([*first, *second], len(first))
+  found = {group: i for i, group in one.items()}
+  return [(found[group], i) for i, group in other.items() if group in found]
 
-  Plain images of one value have none: there is nothing to recognise in them.
+
+def near_copies(looks: Sequence[Look]) -> int:
+  """Return how many images have a near-duplicate among the others."""
+  groups, _ = _groups(looks, len(looks))
+  return sum(count for count in Counter(groups.values()).values() if count > 1)
+
+
+def _groups(looks: Sequence[Look], first: int) -> tuple[dict[int, int], dict[int, int]]:
+  """Return index -> group of near-duplicates, of the first images and of those after them, which are counted from 0.
+
+  Images that cannot be read are left out, and plain ones of one value, in which there is nothing to recognise.
   """
-  looks = [(i < len(first), i if i < len(first) else i - len(first), look)
-           for i, look in enumerate([*first, *second]) if look.thumbnail is not None and np.ptp(look.thumbnail)]
-  groups = near_duplicates([look.name for *_, look in looks], np.array([look.bits for *_, look in looks], np.uint64),
-                           np.array([look.thumbnail for *_, look in looks], np.uint8).reshape(-1, *_THUMBNAIL)).tolist()
-  found = {group: i for group, (is_first, i, _) in zip(groups, looks, strict=True) if is_first}
-  return [(found[group], i) for group, (is_first, i, _) in zip(groups, looks, strict=True)
-          if not is_first and group in found]
+  rows = [i for i, look in enumerate(looks) if look.thumbnail is not None and np.ptp(look.thumbnail)]
+  groups = near_duplicates([looks[i].name for i in rows], np.array([looks[i].bits for i in rows], np.uint64),
+                           np.array([looks[i].thumbnail for i in rows], np.uint8).reshape(-1, *_THUMBNAIL)).tolist()
+  pairs = [*zip(rows, groups, strict=True)]
+  return {i: group for i, group in pairs if i < first}, {i - first: group for i, group in pairs if i >= first}
 
 
 def hold_out(classes: Sequence[Sequence[object]], groups: np.ndarray, names: Sequence[str], fraction: float,
