@@ -181,11 +181,15 @@ def _without_arrays(content: Mapping[Any, Any], path: str) -> UserError:
   nested = [content, *(value for value in content.values() if isinstance(value, Mapping))]
   for found in nested:
     check_names(found, path)
+  objects = [(name, value.name) for found in nested for name, value in found.items() if isinstance(value, Opaque)]
+  for name, kind in objects[:1]:
+    if 'yolo' in kind.lower() or kind.startswith('ultralytics.'):
+      return UserError(f'{path}: {excerpt(name)} is a YOLO ({kind}), which is not built here: use the weights of a '
+                       'plain ResNet, ResNeXt or VGG, as python -m rethink_tf.weights --list names them')
+    return UserError(f'{path}: {excerpt(name)} is an object ({kind}), not an array of numbers: save the state_dict() '
+                     'of a network')
   for found in reversed(nested):
     for name, value in found.items():
-      if isinstance(value, Opaque):
-        return UserError(f'{path}: {excerpt(name)} is an object ({value.name}), not an array of numbers: save the '
-                         'state_dict() of a network')
       if not isinstance(value, Mapping):
         return UserError(f'{path}: {excerpt(name)} is not an array of numbers: this is not a weight file')
   return UserError(f'{path}: holds no dictionary of arrays: this is not a weight file')

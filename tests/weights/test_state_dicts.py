@@ -146,12 +146,14 @@ def test_several_networks_are_asked_for(tmp_path):
 @pytest.mark.parametrize('content, message', [
   (b'ctorchvision.models.resnet\nResNet\n)\x81}(' + files.text('x') + b'K\x01ub', r'\(torchvision.*state_dict\(\)'),
   ({'model': b'ctorchvision.models.resnet\nResNet\n)\x81'}, r"'model' is an object \(torchvision.*state_dict\(\)"),
+  ({'model': b'cultralytics.nn.tasks\nDetectionModel\n)\x81', 'train_args': {'task': 3}},
+   r"'model' is a YOLO \(ultralytics.nn.tasks.DetectionModel\), which is not built here: use the weights of a plain"),
   ({'epoch': 3}, "'epoch' is not an array"), ({'a': {}, 'b': {}}, 'no dictionary of arrays'),
   (names() | {'layer1.0.conv1.weight': b'ctorch\nQInt8Storage\n'}, r'layer1.0.conv1.weight. \(torch.QInt8Storage\)'),
   ({'stage.0.weight': np.ones(3, 'f')}, 'PretrainedWeights.dictionary and PretrainedWeights.prefix'),
   ({'conv1.0.weight': np.ones(3, 'f'), 'layer1.0.conv1.weight': np.ones(3, 'f')}, 'another stem'),
   ({name.replace('conv2.', 'convs.0.'): array for name, array in names().items()}, 'Res2Net'),
-], ids=['module', 'module in a dictionary', 'number', 'empty', 'quantized', 'unknown', 'ResNet-D', 'Res2Net'])
+], ids=['module', 'module in a dictionary', 'YOLO', 'number', 'empty', 'quantized', 'unknown', 'ResNet-D', 'Res2Net'])
 def test_what_holds_no_network_is_named(tmp_path, content, message):
   refused(write(tmp_path, content), message)
 
