@@ -97,10 +97,11 @@ def near_copies(looks: Sequence[Look]) -> int:
 def _groups(looks: Sequence[Look], first: int) -> tuple[dict[int, int], dict[int, int]]:
   """Return index -> group of near-duplicates, of the first images and of those after them, which are counted from 0.
 
-  Images that cannot be read are left out, and plain ones of one value, in which there is nothing to recognise.
+  Images that cannot be read are left out, and plain ones of one value, in which there is nothing to recognise. Names do
+  not count here: frames of two videos may share them.
   """
   rows = [i for i, look in enumerate(looks) if look.thumbnail is not None and np.ptp(look.thumbnail)]
-  groups = near_duplicates([looks[i].name for i in rows], np.array([looks[i].bits for i in rows], np.uint64),
+  groups = near_duplicates([''] * len(rows), np.array([looks[i].bits for i in rows], np.uint64),
                            np.array([looks[i].thumbnail for i in rows], np.uint8).reshape(-1, *_THUMBNAIL)).tolist()
   pairs = [*zip(rows, groups, strict=True)]
   return {i: group for i, group in pairs if i < first}, {i - first: group for i, group in pairs if i >= first}

@@ -76,7 +76,7 @@ def test_augmented_copies_of_roboflow():
 
 def test_near_duplicates_of_two_splits():
   def looks(*images):
-    return [Look('unreadable'), *(Look(f'{i}.jpg', *thumbnail(image)) for i, image in enumerate(images))]
+    return [Look('unreadable'), *(Look(f'frame_jpg.rf.{i}.jpg', *thumbnail(image)) for i, image in enumerate(images))]
 
   plain = np.full([120, 160, 3], 9, np.uint8)
   first, second = looks(scene(0), scene(1), plain), looks(plain, scene(2), cv2.resize(scene(1), (80, 60)), scene(0))
