@@ -25,7 +25,7 @@ from rethink_tf.data.categories import as_text, is_text
 from rethink_tf.data.images import MAX_PIXELS, ImageError, check_pixels
 from rethink_tf.data.prepare.layout import LabelledImage, Options, Reading, output_name, splits_by_folder
 from rethink_tf.data.prepare.shapes import masked
-from rethink_tf.data.prepare.source_folder import SourceFolder, split_of
+from rethink_tf.data.prepare.source_folder import IMAGE_SUFFIXES, SourceFolder, split_of
 from rethink_tf.data.problems import REPAIRED
 from rethink_tf.errors import UserError, in_one_line
 
@@ -90,9 +90,14 @@ def read(folder: SourceFolder, options: Options) -> Reading:
   return reading
 
 
-def _roots(folder: SourceFolder) -> dict[str, str]:
-  """Return PNG file -> the folder of masks that it is in: one named `masks`, otherwise one with that in its name."""
-  files = folder.with_suffix('.png')
+def in_another_format(folder: SourceFolder) -> str | None:
+  """Return an image file in a folder of masks that is no PNG file; None without one."""
+  return next(iter(_roots(folder, IMAGE_SUFFIXES)), None)
+
+
+def _roots(folder: SourceFolder, suffixes: tuple[str, ...] = ('.png',)) -> dict[str, str]:
+  """Return mask file -> the folder of masks that it is in: one named `masks`, otherwise one with that in its name."""
+  files = folder.with_suffix(*suffixes)
   for pattern in (_EXACTLY, _MASKS):
     found = {}
     for file in files:

@@ -110,6 +110,10 @@ def _explain(folder: SourceFolder) -> str:
     return "SegmentationObject/ holds CVAT's segmentation masks: export the task as 'COCO 1.0', with images"
   if explained := _explain_text(folder):
     return explained
+  if (mask := mask_images.in_another_format(folder)) is not None:
+    return (f'{mask} seems to be a mask: masks are read from PNG files alone: save them as PNG, of 16 bits where an '
+            'image has more than 255 objects; of JPEG files set the pixels below 128 to 0 and the others to 255, since '
+            'those at the edges have other values')
   for file in folder.with_suffix('.csv')[:_EXAMINED]:
     return f'{file} is a table: export the annotations as JSON (VIA) or as COCO json'
   for file in folder.with_suffix('.jsonl', '.ndjson')[:1]:

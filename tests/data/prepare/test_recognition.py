@@ -56,6 +56,8 @@ def test_masks_beside_annotations_are_not_the_annotations(tmp_path):
   ({'a.png': '', 'a.txt': 'gsd:1\n9,9,3,2,1,4', 'data.yaml': 'names: [a]'}, "'9,9,3,2,1,4' is no label of YOLO.*COCO"),
   ({'img1/1.jpg': '', 'gt/gt.txt': '1,1,912,484,97,109,0,7,1'}, "gt/gt.txt has numbers.*'1,1,912,4.*MOT.*to COCO json"),
   ({'x/1.jpg': '', 'faces.txt': 'x/1.jpg\n1\n449 330 122 149 0 0 0 0 0 0'}, "faces.txt has numbers, as '449 .*WIDER"),
+  ({'images/a.jpg': '', 'masks/a.jpg': ''}, 'masks/a.jpg seems to be a mask: masks are read from PNG files alone'),
+  ({'a.tif': '', 'a_masks/1.tif': ''}, 'a_masks/1.tif seems to be a mask'),
   ({'a.json': {'size': {}, 'tags': [], 'objects': []}}, 'a.json is JSON of Supervisely: export as COCO'),
   ({'a.json': {'info': {}, 'categories': {}, 'items': []}}, 'a.json is JSON of Datumaro: export as COCO'),
   ({'train/metadata.jsonl': '{"file_name": "a.jpg"}', 'train/a.jpg': ''}, 'metadata.jsonl is JSON Lines.* COCO json'),
