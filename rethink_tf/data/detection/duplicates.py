@@ -10,9 +10,11 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+import cv2
+import numpy as np
 import tensorflow as tf
 
-from rethink_tf.data.images import ImageError, decode
+from rethink_tf.data.images import ImageError, decode, header_size
 from rethink_tf.data.prepare import splitting
 from rethink_tf.data.problems import SUSPICIOUS, Case, Problems
 from rethink_tf.structures import Source
@@ -23,7 +25,8 @@ LISTED_TWICE = 'image with the same file as another'
 _MAX_FILES = 20_000  # whose sizes are looked up; of more, or on gs://, only paths are compared
 _MAX_BYTES = 1 << 28  # that are read to compare files; inspect_data reads all
 _READERS, _DECODERS = 16, 4  # threads
-_MAX_DECODED = 5_000  # images that are decoded to find near-duplicates, which takes seconds
+_MAX_DECODED = 5_000  # images that are decoded to find near-duplicates: of photographs of 12 megapixels, a minute
+_LARGE = 512  # shorter side of images that need not be decoded whole
 
 
 class _File(NamedTuple):
@@ -73,7 +76,7 @@ def near(training: Source, held_out: Source) -> Near:
 
   def look(file: _File) -> splitting.Look:
     try:
-      return splitting.Look(file.name, *splitting.thumbnail(decode(file.source.read(file.index), file.name)))
+      return splitting.Look(file.name, *splitting.thumbnail(_small(file.source.read(file.index), file.name)))
     except (ImageError, OSError, tf.errors.OpError):
       return splitting.Look(file.name)
 
@@ -82,6 +85,16 @@ def near(training: Source, held_out: Source) -> Near:
                      for split, source in zip((TRAINING, HELD_OUT), sources, strict=True))
   return Near([(held[j].name, trained[i].name) for i, j in splitting.near_pairs(trained, held)],
               splitting.near_copies(held))
+
+
+def _small(data: bytes, name: str) -> np.ndarray:
+  """Decode an image, a large JPEG at an eighth of its size, which takes a fifth of the time."""
+  size = header_size(data) if data.startswith(b'\xff\xd8') else None
+  if size is not None and min(size) >= _LARGE:
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_REDUCED_COLOR_8 | cv2.IMREAD_IGNORE_ORIENTATION)
+    if image is not None:
+      return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+  return decode(data, name)
 
 
 def _case(file: _File, other: _File) -> Case:

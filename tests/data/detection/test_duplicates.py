@@ -77,3 +77,19 @@ def test_sources_without_files_and_missing_files(folder):
   held_out = CocoSource(str(folder), 'val2017')
   (folder / 'val2017/000001.jpg').unlink()
   assert duplicates.find({HELD_OUT: held_out})[HELD_OUT].counts == {}
+
+
+def test_images_that_look_alike(folder, monkeypatch):
+  """Whatever their size and quality: large JPEG files are decoded at an eighth of theirs."""
+  training, held_out = sources(folder).values()
+  assert duplicates.near(training, held_out) == ([('000001.jpg', '000003.jpg')], 0)
+  scene = cv2.resize(np.random.default_rng(1).integers(0, 255, (12, 16, 3), np.uint8), (960, 720))
+  cv2.imwrite(str(folder / 'train2017/000001.jpg'), scene)
+  cv2.imwrite(str(folder / 'val2017/000007.jpg'), cv2.resize(scene, (80, 60)), [cv2.IMWRITE_JPEG_QUALITY, 60])
+  (folder / 'val2017/000001.jpg').write_bytes(b'damaged')
+  assert duplicates.near(training, held_out) == ([('000007.jpg', '000001.jpg')], 0)
+  shutil.copy(folder / 'val2017/000007.jpg', folder / 'val2017/000001.jpg')
+  assert duplicates.near(training, held_out).copies == 2
+  assert duplicates.near(SyntheticSource(2), held_out) == ([], 0)
+  monkeypatch.setattr(duplicates, '_MAX_DECODED', 4)
+  assert duplicates.near(training, held_out) == ([], 0)
