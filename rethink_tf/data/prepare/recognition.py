@@ -73,20 +73,18 @@ def describe(path: str) -> str | None:
           f'--output_dir=data/my_images{layout} writes what is read here')
 
 
-def _explain_text(folder: SourceFolder) -> str | None:
-  """Return why text files with numbers cannot be read; None without any."""
-  others = []
+def _texts_with_boxes(folder: SourceFolder) -> tuple[str | None, str | None]:
+  """Return what to say of a text file with numbers that has the name of an image, and of one that has not."""
+  of_many = None
   for file in folder.with_suffix('.txt')[:_EXAMINED] if folder.images else ():
     line = next((line for line in folder.read_text(file).splitlines() if _NUMBERS.search(line[:200])), None)
     if line is not None and folder.image_of(file):
       return (f'{file} has the name of an image, but {excerpt(line, 60)} is no label of YOLO (class number, x, y, '
-              'width and height as fractions, with blanks between them): convert the annotations to COCO json')
-    others += [(file, line)] if line is not None else []
-  if not others:
-    return None
-  file, line = others[0]
-  return (f'{file} has numbers, as {excerpt(line, 60)}, but not the name of an image: annotations of many images in '
-          'one text file (MOT, WIDER FACE and similar) are not read: convert them to COCO json')
+              'width and height as fractions, with blanks between them): convert the annotations to COCO json'), None
+    if line is not None and of_many is None:
+      of_many = (f'{file} has numbers, as {excerpt(line, 60)}, but not the name of an image: annotations of many '
+                 'images in one text file (MOT, WIDER FACE and similar) are not read: convert them to COCO json')
+  return None, of_many
 
 
 def _explain(folder: SourceFolder) -> str:
@@ -108,8 +106,9 @@ def _explain(folder: SourceFolder) -> str:
       return f'{file} is JSON of Datumaro: export as COCO json, or convert it with `datum convert -f coco`'
   if folder.named('labelmap.txt') and any('SegmentationObject/' in file for file in folder.images):
     return "SegmentationObject/ holds CVAT's segmentation masks: export the task as 'COCO 1.0', with images"
-  if explained := _explain_text(folder):
-    return explained
+  of_one, of_many = _texts_with_boxes(folder)
+  if of_one is not None:
+    return of_one
   if (mask := mask_images.in_another_format(folder)) is not None:
     return (f'{mask} seems to be a mask: masks are read from PNG files alone: save them as PNG, of 16 bits where an '
             'image has more than 255 objects; of JPEG files set the pixels below 128 to 0 and the others to 255, since '
@@ -118,6 +117,8 @@ def _explain(folder: SourceFolder) -> str:
     return f'{file} is a table: export the annotations as JSON (VIA) or as COCO json'
   for file in folder.with_suffix('.jsonl', '.ndjson')[:1]:
     return f'{file} is JSON Lines, which is not read: convert the annotations to COCO json'
+  if of_many is not None:
+    return of_many
   if folder.with_suffix('.tfrecord', '.record'):
     return 'holds TFRecords, which need no preparation: see docs/data.md'
   if not folder.files:
