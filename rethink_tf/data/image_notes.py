@@ -33,7 +33,7 @@ class ImageNotes:
   def __init__(self, source: str, quiet: bool = False) -> None:
     """source: its name, for messages. quiet: count, and log nothing."""
     self._source, self._quiet = source, quiet
-    self._by_bits: dict[int, list[str]] = {}
+    self._by_bits: dict[int, set[str]] = {}
     self._lock = threading.Lock()
     self.names: dict[str, set[str]] = {}
 
@@ -60,7 +60,7 @@ class ImageNotes:
     """Note as how many bits an image of more than 8 is read; those that differ from others are counted."""
     with self._lock:
       is_new = bits not in self._by_bits
-      self._by_bits.setdefault(bits, []).append(name)
+      self._by_bits.setdefault(bits, set()).add(name)  # once, whatever the number of epochs
       most = max(self._by_bits)
       fewer = [name] if bits < most else []
       if is_new and bits == most:
