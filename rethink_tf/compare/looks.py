@@ -36,6 +36,7 @@ class Record(NamedTuple):
   max_seeds: int
   taken: tuple[Taken, ...] = ()
   before: int = 0  # seeds with which the runs were compared before the first look, 0: they were not
+  metric: str | None = None  # that was asked for; None: the main one of the runs
 
   @property
   def look(self) -> Look | None:
@@ -64,7 +65,9 @@ def read(folder: str) -> Record | None:
     content = load_json(path)
     looks = [Taken(int(one['seeds']), {str(name): float(score) for name, score in one['scores'].items()},
                    None if one['more'] is None else tuple(map(str, one['more']))) for one in content['looks']]
-    record = Record(int(content['max_seeds']), tuple(looks), int(content['compared_before']))
+    metric = content.get('metric')  # records of earlier versions have none
+    record = Record(int(content['max_seeds']), tuple(looks), int(content['compared_before']),
+                    None if metric is None else str(metric))
   except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
     raise UserError(f'{path}: not a record of looks: restore it, or choose another --output') from error
   counts = [one.seeds for one in looks]
@@ -77,7 +80,7 @@ def read(folder: str) -> Record | None:
 
 def write(folder: str, record: Record) -> None:
   """Write the record of a study, atomically."""
-  content = {'max_seeds': record.max_seeds, 'compared_before': record.before,
+  content = {'max_seeds': record.max_seeds, 'compared_before': record.before, 'metric': record.metric,
              'looks': [one.as_json() for one in record.taken]}
   files.write_output(os.path.join(folder, FILE), json.dumps(content, indent=2).encode(), AGAIN)
 

@@ -79,7 +79,7 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
   _check_draws(confidence, draws)
   check_options(margin, seed_spread)
   runs = read_runs(run_folders)
-  metric = _common_metric(runs, metric)
+  metric = common_metric(runs, metric)
   counted = copies.independent(_complete(runs))
   studies = looks.of_runs(run_folders)
   record = studies.strictest
@@ -155,7 +155,7 @@ def _check_draws(confidence: float, draws: int) -> None:
                     'more', draws, 100 / math.sqrt(2 * (draws - 1)), _FEW_DRAWS)
 
 
-def noise(run_folders: Sequence[str], draws: int = 200) -> Noise | None:
+def noise(run_folders: Sequence[str], metric: str | None = None, draws: int = 200) -> Noise | None:
   """Return what the interval of the first verdict on some runs is made of, None if they do not tell it.
 
   Raises:
@@ -164,7 +164,7 @@ def noise(run_folders: Sequence[str], draws: int = 200) -> Noise | None:
   runs = copies.independent(_complete(read_runs(run_folders)))
   if not runs:
     return None
-  metric = _common_metric(runs, None)
+  metric = common_metric(runs, metric)
   differences = Differences(runs, metric, _matches_reader(runs, metric), draws)
   for group in groups.groups(runs):
     scratch, pretrained = (groups.sides(group, init) for init in (SCRATCH, PRETRAINED))
@@ -181,8 +181,12 @@ def _complete(runs: Sequence[Run]) -> list[Run]:
   return [run for run in runs if run.complete]
 
 
-def _common_metric(runs: Sequence[Run], metric: str | None) -> str:
-  """Return the metric to compare by, after checking that all runs have it."""
+def common_metric(runs: Sequence[Run], metric: str | None) -> str:
+  """Return the metric to compare by, the first run's main one unless it is given.
+
+  Raises:
+    UserError: a run lacks it.
+  """
   metric = metric or runs[0].main_metric
   lacking = [run for run in runs if not np.isfinite(run.final(metric))]
   if lacking:

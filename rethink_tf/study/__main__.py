@@ -42,6 +42,8 @@ def define_flags() -> None:
                     '(Study.until_settled = @UntilSettled()); --minutes are those of two seeds', **here)
   flags.DEFINE_integer('max_seeds', None, 'with --until_settled: seeds of each run at most; default: 5 '
                        '(UntilSettled.max_seeds)', **here)
+  flags.DEFINE_enum('metric', None, ['box/AP', 'mask/AP', 'keypoint/AP', 'voc/mAP'], 'metric of the verdict; default: '
+                    'the first of these that the runs have', **here)
   flags.DEFINE_float('margin', 0.5, 'AP points within which two sides count as equal', **here)
   flags.DEFINE_float('seed_spread', None, 'known standard deviation of the metric between seeds, in points; default: '
                      'taken from the runs', **here)
@@ -92,7 +94,7 @@ def main() -> None:
                          FLAGS.dry_run, FLAGS.parallel, params)
   if FLAGS.max_seeds is not None and plan.until_settled is None:
     raise UserError(f'--max_seeds={FLAGS.max_seeds} has no effect without --until_settled: add it')
-  plan = plan._replace(margin=FLAGS.margin, seed_spread=FLAGS.seed_spread)
+  plan = plan._replace(metric=FLAGS.metric, margin=FLAGS.margin, seed_spread=FLAGS.seed_spread)
   print(plan, flush=True)
   calibrate = FLAGS.calibrate and bool(FLAGS.gin_file)  # own_data has timed it
   if not FLAGS.command and (done := progress(plan)):

@@ -352,7 +352,7 @@ def _measured(plan: StudyPlan, images: int) -> tuple[list[Noise], str] | None:
   """Return the noise of the runs that the study has already, and its source in words; None if they do not tell it."""
   folders = [os.path.join(plan.output, trial.name) for trial in plan.trials]
   folders = [path for path, config in zip(folders, plan.configs, strict=True) if _complete(path, config)]
-  noise = report.noise(folders) if folders else None
+  noise = report.noise(folders, plan.metric) if folders else None
   if noise is None:
     return None
   return [noise.times(images / noise.held_out.num_images)], f'Measured on the runs that are there ({len(folders)})'

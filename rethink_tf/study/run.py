@@ -56,7 +56,8 @@ class StudyPlan(NamedTuple):
   share_prefixes: bool = True
   until_settled: UntilSettled | None = None  # not None: the stages are the most there can be, seed by seed
   seed_axis: str = ''
-  margin: float = 0.5  # of the comparison, as the next: AP points within which two sides count as equal
+  metric: str | None = None  # of the comparison, as the next two; None: the main one of the runs
+  margin: float = 0.5  # AP points within which two sides count as equal
   seed_spread: float | None = None  # known standard deviation between seeds
 
   def __str__(self) -> str:
@@ -231,7 +232,8 @@ def compare_runs(plan: StudyPlan, folders: Sequence[str], planned: str = '') -> 
     UserError: as for compare.report.compare. Another folder is no cure of a full disk: all would be trained again.
   """
   try:
-    return compare(folders, f'{plan.output}/report', margin=plan.margin, seed_spread=plan.seed_spread, planned=planned)
+    return compare(folders, f'{plan.output}/report', plan.metric, plan.margin, seed_spread=plan.seed_spread,
+                   planned=planned)
   except UserError as error:
     raise UserError(error.line().replace(files.ELSEWHERE, looks.AGAIN)) from error
 
@@ -294,7 +296,9 @@ def submit_study(plan: StudyPlan, command: str, dry_run: bool = False) -> None:
     print(shlex.join(words), flush=True)
     if not dry_run and subprocess.run(words).returncode:
       raise UserError(f'{trial.name}: the command above failed')
-  print(f'when they are done: python -m rethink_tf.compare {" ".join(run_folders)}')
+  options = [f'--{name}={value}' for name, value in (('metric', plan.metric), ('seed_spread', plan.seed_spread))
+             if value is not None]
+  print(f'when they are done: python -m rethink_tf.compare {shlex.join([*run_folders, *options])}')
 
 
 def _pretrainings(study: Study, folder: str, data_dir: str | None, pretraining_data_dir: str | None,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from rethink_tf.compare import looks, verdict
 from rethink_tf.compare.looks import Record, Taken
-from rethink_tf.compare.report import Comparison
+from rethink_tf.compare.report import Comparison, common_metric
 from rethink_tf.compare.run_summary import read_runs
 from rethink_tf.compare.sequential import FIRST
 from rethink_tf.compare.verdict import CAUGHT_UP, OPEN, WORSE, Verdict
@@ -43,7 +43,8 @@ class Rounds:
     self._plan, self._runner, self._compare, self._log = plan, runner, compare, log
     self._rule, self._rounds = plan.until_settled, by_seed(plan.trials, plan.seed_axis)
     record = looks.read(plan.output)
-    self._record = record if record is not None and record.taken else Record(self._rule.max_seeds, (), self._before())
+    self._record = record if record is not None and record.taken else Record(self._rule.max_seeds, (), self._before(),
+                                                                             plan.metric)
 
   def run(self) -> tuple[list[str], Comparison | None]:
     """Train and look until every question is settled; return one line per failed stage, and the last comparison.
@@ -85,7 +86,7 @@ class Rounds:
   def _checked(self, done: Sequence[Trial]) -> dict[str, float]:
     """Return the scores of all runs so far, after checking that those of earlier looks are unchanged."""
     runs = read_runs([self._runner.folder(trial.name) for trial in done])
-    metric = runs[0].main_metric
+    metric = common_metric(runs, self._plan.metric)
     scores = {trial.name: run.final(metric) for trial, run in zip(done, runs, strict=True)}
     looks.check_scores(self._plan.output, self._record, scores)
     return scores
@@ -117,8 +118,8 @@ def check_record(plan: StudyPlan) -> None:
   """Check that a study may go on in its folder.
 
   Raises:
-    UserError: looks were taken there, planned for fewer seeds than the study has now or at other runs, or the study has
-      a fixed size.
+    UserError: looks were taken there, planned for fewer seeds than the study has now, by another metric or at other
+      runs, or the study has a fixed size.
   """
   record = looks.read(plan.output)
   if record is None or not record.taken:
@@ -129,6 +130,10 @@ def check_record(plan: StudyPlan) -> None:
   if record.max_seeds < plan.until_settled.max_seeds:
     raise UserError(f'{path}: the looks at this study were planned for at most {record.max_seeds} seeds; more would '
                     f'have an error rate above 5 %: use --max_seeds={record.max_seeds}, or choose another --output')
+  if record.metric != plan.metric:
+    was, now = (f'--metric={one}' if one else 'no --metric' for one in (record.metric, plan.metric))
+    raise UserError(f'{path}: this study was looked at with {was}; with {now} it is a study of its own: choose another '
+                    '--output')
   first = record.taken[0]  # has all runs of its seeds: later looks may be without some
   names = {trial.name for trials in by_seed(plan.trials, plan.seed_axis)[:first.seeds] for trial in trials}
   if others := sorted(names ^ first.scores.keys()):

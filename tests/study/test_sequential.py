@@ -19,14 +19,14 @@ from tests.compare.fake_runs import share, write
 class Study:
   """A study whose runs detect as many objects of 200 as `found` says, by cell."""
 
-  def __init__(self, path, found, most=4, least_chance=0.0):
+  def __init__(self, path, found, most=4, least_chance=0.0, metric=None):
     self.path, self.found, self.trained, self.compared = path, found, [], 0
     self.log = []
     trials = [Trial(f'{cell}_seed{seed}', {'cell': cell, 'seed': f'seed{seed}'}, (), ())
               for cell in found for seed in range(most)]
     self.plan = types.SimpleNamespace(
       output=str(path), trials=trials, configs=[TrialConfig(100, 4, None, 100, trial.name, ()) for trial in trials],
-      share_prefixes=True, until_settled=UntilSettled(most, least_chance=least_chance), seed_axis='seed')
+      share_prefixes=True, until_settled=UntilSettled(most, least_chance=least_chance), seed_axis='seed', metric=metric)
 
   def folder(self, name):
     return str(self.path / name)
@@ -180,3 +180,17 @@ def test_which_runs_get_further_seeds(relations, answer, every_schedule, needs):
   steps = tuple(step(f'{k}x', relation) for k, relation in enumerate(relations, 1))
   one = verdict.Verdict('box/AP', step('p', '').side, (step('p', '').side,), steps, None, answer, '', '', '')
   assert sequential.needed([one], UntilSettled(5, every_schedule), {'1x', '2x', '3x', 'p'}) == needs
+
+
+def test_looks_are_by_one_metric(tmp_path):
+  study = Study(tmp_path, {'s_1x': 40, 'p_1x': 120}, metric='mask/AP')
+  with pytest.raises(UserError, match='has no mask/AP in its last evaluation.*available: box/AP'):
+    study.go()
+  assert looks.read(str(tmp_path)) is None, 'no look was taken'
+  by_boxes = Study(tmp_path, study.found, metric='box/AP')
+  by_boxes.go()
+  assert looks.read(str(tmp_path)).metric == 'box/AP'
+  sequential.check_record(by_boxes.plan)
+  for other, words in (('mask/AP', 'with --metric=mask/AP'), (None, 'with no --metric')):
+    with pytest.raises(UserError, match=f'looks.json: this study was looked at with --metric=box/AP; {words}'):
+      sequential.check_record(Study(tmp_path, study.found, metric=other).plan)
