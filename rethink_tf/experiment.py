@@ -74,7 +74,10 @@ def configure(files: Sequence[str], params: Sequence[str] = (), data_dir: str | 
     params += ["strategy.kind = 'tpu'", f'strategy.tpu = {tpu!r}']
   if weights:
     params.append(f'WEIGHTS = {weights!r}')
-  if in_place.parse(files, params, data_dir, elsewhere):
+  in_place_of_json, without_effect = in_place.parse(files, params, data_dir, elsewhere)
+  for line in without_effect:
+    logging.warning('%s', line)
+  if in_place_of_json:
     logging.info("%s: read as PASCAL VOC's folders", gin_files.bound('DATA_DIR/macro.value'))
   if weights and gin_files.bound('run.initial_weights') is None:
     raise UserError('--weights is given, but the configuration starts from random weights: add '

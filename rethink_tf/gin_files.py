@@ -24,7 +24,7 @@ import gin
 from gin import config_parser
 
 from rethink_tf.errors import UserError, in_one_line
-from rethink_tf.process import bindings, gin_errors, gin_statements
+from rethink_tf.process import bindings, gin_errors, gin_statements, unused
 
 _SCOPES = {'train', 'eval'}  # what a misspelt one may mean; a reference (@scope/Part()) enters them
 _PARAM = '--gin_param'
@@ -33,8 +33,10 @@ _MAX_DEPTH, _MAX_VALUES = 50, 10_000  # of a macro that refers to others
 _MAX_BYTES = 1 << 20  # of a file; the largest shipped one has a few thousand
 
 
-def parse(gin_files: Sequence[str], gin_params: Sequence[str] = ()) -> None:
+def parse(gin_files: Sequence[str], gin_params: Sequence[str] = ()) -> list[str]:
   """Replace gin's configuration by that of the files, then the bindings, and lock it.
+
+  Returns lines about files and bindings that have no effect (process/unused.py).
 
   Files and their includes are looked up in the working directory first, then among the configurations shipped with the
   package. Local paths and gs://. A binding 'import my_parts' registers the user's own parts before the files are read.
@@ -44,21 +46,23 @@ def parse(gin_files: Sequence[str], gin_params: Sequence[str] = ()) -> None:
       macro; a missing required value; an import in a file that no binding allows.
   """
   try:
-    _parse(gin_files, gin_params)
+    return _parse(gin_files, gin_params)
   except UserError as error:  # text quoted from a file may contain terminal control characters
     raise UserError(''.join(letter if letter.isprintable() else '?' for letter in str(error))) from error
 
 
-def _parse(gin_files: Sequence[str], gin_params: Sequence[str]) -> None:
+def _parse(gin_files: Sequence[str], gin_params: Sequence[str]) -> list[str]:
   gin.clear_config()
   reader = _Reader()
   imports = [binding for binding in gin_params if re.fullmatch(r'\s*(import|from)\s.*', binding)]
   for binding in imports:
     reader.read_text(_PARAM, binding)
   for name in gin_files:
+    reader.source = name
     reader.read_file(name)
   for binding in gin_params:
     if binding not in imports:
+      reader.source = _PARAM
       reader.read_text(_PARAM, binding)
   reader.check_macros()
   reader.check_names()
@@ -67,6 +71,7 @@ def _parse(gin_files: Sequence[str], gin_params: Sequence[str]) -> None:
                         if not key[1].endswith(('gin.macro', 'gin.constant'))}, gin_errors.signature, _literal)
   with _explained('configuration'):
     gin.finalize()
+  return unused.describe(reader.bindings, list(dict.fromkeys(gin_files)), shipped_root() / 'gin_configs')
 
 
 def operative_config() -> str:
@@ -196,6 +201,7 @@ class _Reader:
     self._scopes_used = set(_SCOPES)
     self._uses: dict[str, Sequence[str]] = {}  # macro -> macros in its value
     self.bindings: list[bindings.Binding] = []
+    self.source = _PARAM  # of what is read now: the file that was named, not its include
     self._files = 0
 
   def read_file(self, name: str) -> None:
@@ -248,7 +254,7 @@ class _Reader:
         self.bindings.append(bindings.Binding(
           where, tuple(statement.scope.split('/')) if of_part and statement.scope else (),
           statement.selector.rpartition('.')[2] if of_part else f'%{statement.selector}', statement.arg_name or '',
-          (*references, *(f'%{macro}' for macro in macros))))
+          (*references, *(f'%{macro}' for macro in macros)), self.source))
     return includes
 
   def _check_import(self, module: str, where: str) -> None:

@@ -15,8 +15,10 @@ _LIMITS = ('fraction', 'num_images', 'subset_seed', 'filter_empty', 'max_pixels'
 
 
 def parse(files: Sequence[str], params: Sequence[str], data_dir: str | None = None,
-          elsewhere: bool = False) -> bool:
-  """Read gin files and bindings as gin_files.parse, for the layout of their data; return whether it is another one.
+          elsewhere: bool = False) -> tuple[bool, list[str]]:
+  """Read gin files and bindings as gin_files.parse, for the layout of their data.
+
+  Returns whether it is another one, and what gin_files.parse returns.
 
   PASCAL VOC's folders are read in place of COCO json by a configuration of data/own.gin. data_dir: value of DATA_DIR.
   elsewhere: for another machine, which finds the layout: the data is not looked at.
@@ -25,11 +27,11 @@ def parse(files: Sequence[str], params: Sequence[str], data_dir: str | None = No
     UserError: the configuration is not valid, or the storage of its data does not answer.
   """
   params = [*params, *([f'DATA_DIR = {data_dir!r}'] if data_dir else [])]
-  gin_files.parse(files, params)
+  without_effect = gin_files.parse(files, params)
   more = [] if elsewhere else _voc_bindings()
   if more:
     gin_files.parse(files, [*params, *more])
-  return bool(more)
+  return bool(more), without_effect
 
 
 def _voc_bindings() -> list[str]:

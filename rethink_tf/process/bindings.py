@@ -35,6 +35,7 @@ class Binding(NamedTuple):
   owner: str  # the configurable, or %NAME for a macro
   parameter: str  # '' for a macro
   uses: tuple[str, ...]  # references in its value, with their scopes, and macros as %NAME
+  source: str = ''  # the file that was named, of which `where` may be an include, or the binding of the command line
 
 
 def check_scopes(bindings: Iterable[Binding]) -> None:
@@ -52,7 +53,7 @@ def check_scopes(bindings: Iterable[Binding]) -> None:
       used[binding.owner].add(name)
       for scope in scopes:
         called[scope].add(name)
-  reached = {scope: _closure(names, used) for scope, names in called.items()}
+  reached = {scope: closure(names, used) for scope, names in called.items()}
   for binding in bindings:
     for scope in binding.scopes:
       if binding.owner not in reached.get(scope, ()):
@@ -152,7 +153,8 @@ def _short(name: str) -> str:
   return name if name.startswith('%') else re.sub(r'.*\.', '', name)
 
 
-def _closure(names: Iterable[str], used: Mapping[str, set[str]]) -> set[str]:
+def closure(names: Iterable[str], used: Mapping[str, set[str]]) -> set[str]:
+  """Return names and all that they use, directly or through others."""
   found, todo = set(), list(names)
   while todo:
     name = todo.pop()
