@@ -76,8 +76,21 @@ class Trainer(tf_keras.Model):
       return i + 1, losses, [a + b for a, b in zip(gradients, micro_gradients, strict=True)]
 
     start = (0, dict.fromkeys(self.logged, 0.0), [tf.zeros_like(v) for v in self.detector.trainable_variables])
-    _, losses, gradients = tf.while_loop(lambda i, *_: i < self.micro_batches, add, start, parallel_iterations=1)
+    if not self._reduces_inside():
+      _, losses, gradients = tf.while_loop(lambda i, *_: i < self.micro_batches, add, start, parallel_iterations=1)
+      return losses, gradients
+    state = start
+    for _ in range(self.micro_batches):
+      with tf.control_dependencies(state[2]):  # one after the other, for the memory of one
+        state = add(*state)
+    _, losses, gradients = state
     return losses, gradients
+
+  def _reduces_inside(self) -> bool:
+    """Whether replicas add up statistics in the forward pass, which TensorFlow cannot do in a loop, but on a TPU."""
+    strategy = self.distribute_strategy
+    return (strategy.num_replicas_in_sync > 1 and not isinstance(strategy, tf.distribute.TPUStrategy)
+            and any(getattr(layer, 'over_batch', False) for layer in self.detector.submodules))
 
   def scaled(self, loss: tf.Tensor) -> tf.Tensor:
     """The loss whose gradients are taken: under a loss scale, a multiple of it."""

@@ -7,7 +7,9 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
+from rethink_tf.models import initializers
 from rethink_tf.models.keypoints import KeypointHead
+from rethink_tf.models.layers import ConvNorm
 from rethink_tf.models.norms import group_norm, sync_batch_norm
 from rethink_tf.training.loss_scaling import LossScaleTrainer
 from rethink_tf.training.losses import MaskRCNNLoss
@@ -108,6 +110,42 @@ def test_sync_batch_norm_uses_the_global_batch(four, two_replicas):
   for variable in moving:
     np.testing.assert_allclose(other[variable.name].numpy(), variable.numpy(), atol=1e-5, rtol=1e-4)
   assert largest_difference(weights(halves), weights(whole)) < 0.05 * largest_difference(before, weights(whole))
+
+
+class _SmallNetwork(tf_keras.layers.Layer):
+  """A convolution with SyncBatchNorm, whose output is the only one: traced in a second."""
+
+  def __init__(self):
+    super().__init__(autocast=False)
+    self.layer = ConvNorm(4, 3, sync_batch_norm, initializers.msra)
+
+  def call(self, images, image_sizes, labels=None, training=False):
+    return self.layer(tf.cast(images, tf.float32) / 255, training=training)
+
+
+def test_sync_batch_norm_of_several_replicas_with_accumulated_gradients(two_replicas):
+  """Micro-batches of two replicas equal those of one device that hold the images of both."""
+  def trained(batch):
+    tf_keras.utils.set_random_seed(7)
+    trainer = Trainer(_SmallNetwork(), lambda outputs, batch: {'mean': tf.reduce_mean(outputs[..., :2] ** 4)}, 2)
+    trainer.compile(SGD(0.05))
+    trainer.make_variables(batch)
+    return trainer
+
+  pixels = np.random.default_rng(0).integers(0, 255, (8, 16, 16, 3)).astype(np.uint8)
+  pixels[4:] //= 2  # so that statistics of one replica are others
+  batch = tiny.batch(8)._replace(images=tf.constant(pixels))
+  together = tf.nest.map_structure(lambda x: tf.gather(x, [0, 1, 4, 5, 2, 3, 6, 7]), batch)
+  whole = trained(together)
+  before = [v.numpy() for v in whole.detector.variables]
+  losses = fit(whole, together)
+  with two_replicas.scope():
+    halves = trained(batch)
+  split = fit(halves, batch)
+  for one, other, initial in zip(whole.detector.variables, halves.detector.variables, before, strict=True):
+    assert np.abs(one.numpy() - initial).max() > 1e-6
+    np.testing.assert_allclose(other.numpy(), one.numpy(), rtol=1e-5, atol=1e-7)
+  np.testing.assert_allclose(split['loss/total'], losses['loss/total'], rtol=1e-5)
 
 
 @pytest.mark.slow
