@@ -81,7 +81,7 @@ class Trainer(tf_keras.Model):
       return losses, gradients
     state = start
     for _ in range(self.micro_batches):
-      with tf.control_dependencies(state[2]):  # one after the other, for the memory of one
+      with tf.control_dependencies([tf.group(*state[2])]):  # one after the other, for the memory of one
         state = add(*state)
     _, losses, gradients = state
     return losses, gradients
