@@ -19,6 +19,7 @@ FORMS: tuple[Form, ...] = get_args(Form)
 
 _NEVER = -1e9  # score of a slot that must not be kept
 _FLOOR = -1e8
+_EXACT = 2**24  # integers up to it are exact in float32
 _UNROLLED = 128  # groups of all images that get a node each in the graph; more become a loop
 
 
@@ -55,17 +56,24 @@ def form_on(device: str) -> Form:
 def _ranked(scores: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
   """Return ranks float32 [B, N, Q], sorted scores [B, N * Q] and their indices in n * Q + q.
 
-  A rank is N * Q for the highest score of an image, 1 for the lowest, and 0 for one that is never kept.
+  A rank is `_highest(N * Q)` for the highest score of an image, one less for the next, and 0 for one that is never
+  kept: also for those beyond the first 2^24, as of eighteen views with a thousand proposals and a thousand classes.
   """
   batch, groups = tf.shape(scores)[0], scores.shape[2]
   flat = tf.reshape(scores, [batch, -1])  # [B, N * Q]
   number = tf.shape(flat)[1]
   ordered = tf.math.top_k(flat, number)
   image = tf.broadcast_to(tf.range(batch)[:, None], tf.shape(flat))
-  descending = tf.broadcast_to(tf.cast(tf.range(number, 0, -1), tf.float32)[None], tf.shape(flat))
+  descending = tf.cast(tf.maximum(_highest(number) - tf.range(number), 0), tf.float32)
+  descending = tf.broadcast_to(descending[None], tf.shape(flat))
   ranks = tf.scatter_nd(tf.stack([image, ordered.indices], axis=-1), descending, tf.shape(flat))
   ranks = tf.where(flat > _FLOOR, ranks, 0.0)
   return tf.reshape(ranks, [batch, -1, groups]), ordered.values, ordered.indices
+
+
+def _highest(number: tf.Tensor) -> tf.Tensor:
+  """Return the rank of the highest of so many scores, whose position is this minus its rank."""
+  return tf.minimum(number, _EXACT)
 
 
 def _combined(boxes: tf.Tensor, scores: tf.Tensor, iou_threshold: float, max_per_group: int,
@@ -76,7 +84,7 @@ def _combined(boxes: tf.Tensor, scores: tf.Tensor, iou_threshold: float, max_per
   kept = tf.image.combined_non_max_suppression(
     boxes, ranks, max_per_group, max_total, iou_threshold, score_threshold=0.0, clip_boxes=False)
   valid = tf.range(max_total)[None, :] < kept.valid_detections[:, None]
-  position = tf.where(valid, tf.shape(ordered)[1] - tf.cast(kept.nmsed_scores, tf.int32), 0)
+  position = tf.where(valid, _highest(tf.shape(ordered)[1]) - tf.cast(kept.nmsed_scores, tf.int32), 0)
   scores = tf.where(valid, tf.gather(ordered, position, batch_dims=1), 0.0)
   return kept.nmsed_boxes, scores, tf.cast(kept.nmsed_classes, tf.int32), valid
 
@@ -104,7 +112,7 @@ def _per_group(boxes: tf.Tensor, scores: tf.Tensor, iou_threshold: float, max_pe
   kept = tf.pad(tf.reshape(kept, [batch, groups * max_per_group]), [[0, 0], [0, shortage]])
   kept = tf.math.top_k(kept, max_total).values
   valid = kept > 0.0
-  position = tf.where(valid, number * groups - tf.cast(kept, tf.int32), 0)
+  position = tf.where(valid, _highest(number * groups) - tf.cast(kept, tf.int32), 0)
   return _take(boxes, scores, tf.gather(indices, position, batch_dims=1), valid)
 
 

@@ -142,3 +142,21 @@ def test_boxes_equal_official():
   ours_boxes, ours_scores, _, _ = run(boxes, scores, valid, 0.5, 30, 30)
   np.testing.assert_array_equal(ours_scores, theirs_scores)
   np.testing.assert_array_equal(ours_boxes, theirs_boxes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('form', ['combined', 'per_group'])
+def test_more_candidates_than_float32_counts(form):
+  """As of test-time augmentation of a data set of a thousand classes."""
+  number = 2**23 + 1000  # times two groups
+  places = ((5, 0), (number - 2, 1), (1000, 1), (77, 0), (number // 2, 1))
+  scores, boxes = np.zeros((1, number, 2), np.float32), np.zeros((1, number, 1, 4), np.float32)
+  for i, (box, group) in enumerate(places):
+    scores[0, box, group] = 0.9 - 0.1 * i
+    boxes[0, box, 0] = 20 * i, 0, 20 * i + 10, 10
+  found, found_scores, groups, valid = nms.grouped_nms(
+    tf.constant(boxes), tf.constant(scores), tf.constant(scores > 0), 0.5, 5, 6, form)
+  assert valid[0].numpy().tolist() == [True] * 5 + [False]
+  np.testing.assert_array_equal(found[0, :5, 0], 20 * np.arange(5))
+  np.testing.assert_allclose(found_scores[0, :5], 0.9 - 0.1 * np.arange(5), rtol=1e-6)
+  assert groups[0, :5].numpy().tolist() == [group for _, group in places]
