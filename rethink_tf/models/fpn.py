@@ -18,6 +18,9 @@ class FPN(tf_keras.layers.Layer):
   """{'C2'..'C5'} -> {'P2'..'P6'}, each [B, H / 2^l, W / 2^l, channels]; P6 is P5 subsampled with stride 2.
 
   Lateral 1x1 and output 3x3 convolutions without bias, norm after both, no activation (Detectron's GN baselines).
+
+  Raises:
+    UserError: when it is called, for a backbone without one of these levels, as VGG.
   """
 
   def __init__(self, channels: int = 256, norm: MakeNorm = group_norm,
@@ -28,6 +31,9 @@ class FPN(tf_keras.layers.Layer):
     self.outputs = [ConvNorm(channels, 3, norm, initializer, name=f'output{level}') for level in levels]
 
   def call(self, features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    if missing := [level for level in ('C2', 'C3', 'C4', 'C5') if level not in features]:
+      raise UserError(f'MaskRCNN.fpn = @FPN(): the backbone has no {", ".join(missing)}, only '
+                      f'{", ".join(sorted(features))}: use MaskRCNN.fpn = @SingleLevel(), as models/vgg16.gin')
     merged = self.laterals[3](features['C5'])
     pyramid = {'P5': self.outputs[3](merged)}
     for i in (2, 1, 0):

@@ -10,7 +10,7 @@ import tf_keras
 from rethink_tf.bench import costs as complexity
 from rethink_tf.errors import UserError
 from rethink_tf.models import initializers
-from rethink_tf.models.fpn import SingleLevel
+from rethink_tf.models.fpn import FPN, SingleLevel
 from rethink_tf.models.heads import BoxHead, RPNHead
 from rethink_tf.models.mask_rcnn import MaskRCNN, roi_pyramid
 from rethink_tf.models.norms import group_norm, no_norm
@@ -179,6 +179,7 @@ def test_depths():
 @pytest.mark.parametrize('make, message', [
   (lambda: VGG(17), 'VGG.depth = 17'), (lambda: VGG(freeze_at=6), 'VGG.freeze_at = 6'),
   (lambda: SingleLevel(5)(VGG(width=4, norm=no_norm)(tf.zeros([1, 32, 32, 3]))), 'SingleLevel.level = 5'),
+  (lambda: FPN(8)(VGG(width=4, norm=no_norm)(tf.zeros([1, 32, 32, 3]))), 'no C5, only C2, C3, C4: use'),
   (lambda: Anchors((32, 64, 128))({'P2': tf.zeros([1, 4, 4, 1]), 'P3': tf.zeros([1, 2, 2, 1])}), 'Anchors.sizes')])
 def test_invalid_arguments(make, message):
   with pytest.raises(UserError, match=message):
