@@ -359,6 +359,15 @@ def test_the_number_of_shapes_that_xla_compiles_is_bounded(files, expected):
   assert 2 * len(found) == expected
 
 
+@pytest.mark.parametrize('files', [('norms/{}', 'runtime/few_shapes'), ('runtime/few_shapes', 'norms/{}')], ids='ab')
+@pytest.mark.parametrize('norm, expected', [('gn', 'GroupNorm'), ('syncbn', 'SyncBatchNorm'), ('none', 'NoNorm')])
+def test_few_shapes_keep_the_norm_of_the_heads(files, norm, expected):
+  parse_whole('gin_configs/scratch_1x.gin', *(f'gin_configs/{file.format(norm)}.gin' for file in files), weights=None)
+  heads = [convolution.norm for head in ('BoxHead', 'MaskHead') for convolution in gin.get_configurable(head)().convs]
+  assert {type(layer).__name__ for layer in heads} == {expected}
+  assert norm != 'gn' or not any(layer.xla for layer in heads) and gin.get_configurable('ResNet')().stem.norm.xla
+
+
 def test_run_sheets_open_every_complete_configuration():
   for name in COMPLETE:
     if name.endswith('base.gin'):

@@ -1,8 +1,9 @@
 """Normalisation as an argument: `norm(name, zero_gamma=False) -> layer` (section 3.1).
 
 group_norm, sync_batch_norm, frozen_batch_norm, no_norm and addons_group_norm are interchangeable by one gin line:
-`NORM = @group_norm`. A new norm is one function of this contract. If its layer has batch statistics, it sets
-`over_batch = True` and is called as `layer(x, used=...)` on RoIs, some of which are padding.
+`NORM = @group_norm`. scoped_norm is any of them with values of its own. A new norm is one function of this contract. If
+its layer has batch statistics, it sets `over_batch = True` and is called as `layer(x, used=...)` on RoIs, some of which
+are padding.
 """
 
 from __future__ import annotations
@@ -218,6 +219,12 @@ def no_norm(name: str, zero_gamma: bool = False) -> NoNorm:
     raise UserError('no_norm has no gamma to start at zero: set ResNet.zero_init_residual = False, or '
                     'CBNet.connector_zero_gamma = False')
   return NoNorm(name=name)
+
+
+@gin.register
+def scoped_norm(name: str, zero_gamma: bool = False, norm: MakeNorm = group_norm) -> tf_keras.layers.Layer:
+  """`norm` itself, with the values that are bound for it in the scope of a reference such as @heads/scoped_norm."""
+  return norm(name=name, zero_gamma=zero_gamma)
 
 
 @gin.register
