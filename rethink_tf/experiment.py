@@ -74,9 +74,9 @@ def configure(files: Sequence[str], params: Sequence[str] = (), data_dir: str | 
     params += ["strategy.kind = 'tpu'", f'strategy.tpu = {tpu!r}']
   if weights:
     params.append(f'WEIGHTS = {weights!r}')
-  in_place_of_json, without_effect = in_place.parse(files, params, data_dir, elsewhere)
-  for line in without_effect:
-    logging.warning('%s', line)
+  in_place_of_json, remarks = in_place.parse(files, params, data_dir, elsewhere)
+  for remark in remarks:
+    logging.warning('%s', remark)
   if in_place_of_json:
     logging.info("%s: read as PASCAL VOC's folders", gin_files.bound('DATA_DIR/macro.value'))
   if weights and gin_files.bound('run.initial_weights') is None:

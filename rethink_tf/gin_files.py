@@ -33,10 +33,10 @@ _MAX_DEPTH, _MAX_VALUES = 50, 10_000  # of a macro that refers to others
 _MAX_BYTES = 1 << 20  # of a file; the largest shipped one has a few thousand
 
 
-def parse(gin_files: Sequence[str], gin_params: Sequence[str] = ()) -> list[str]:
+def parse(gin_files: Sequence[str], gin_params: Sequence[str] = ()) -> unused.Usage:
   """Replace gin's configuration by that of the files, then the bindings, and lock it.
 
-  Returns lines about files and bindings that have no effect (process/unused.py).
+  Returns the parts in use, and remarks about files and bindings that have no effect (process/unused.py).
 
   Files and their includes are looked up in the working directory first, then among the configurations shipped with the
   package. Local paths and gs://. A binding 'import my_parts' registers the user's own parts before the files are read.
@@ -51,7 +51,7 @@ def parse(gin_files: Sequence[str], gin_params: Sequence[str] = ()) -> list[str]
     raise UserError(''.join(letter if letter.isprintable() else '?' for letter in str(error))) from error
 
 
-def _parse(gin_files: Sequence[str], gin_params: Sequence[str]) -> list[str]:
+def _parse(gin_files: Sequence[str], gin_params: Sequence[str]) -> unused.Usage:
   gin.clear_config()
   reader = _Reader()
   imports = [binding for binding in gin_params if re.fullmatch(r'\s*(import|from)\s.*', binding)]
@@ -71,7 +71,7 @@ def _parse(gin_files: Sequence[str], gin_params: Sequence[str]) -> list[str]:
                         if not key[1].endswith(('gin.macro', 'gin.constant'))}, gin_errors.signature, _literal)
   with _explained('configuration'):
     gin.finalize()
-  return unused.describe(reader.bindings, list(dict.fromkeys(gin_files)), shipped_root() / 'gin_configs')
+  return unused.usage(reader.bindings, list(dict.fromkeys(gin_files)), shipped_root() / 'gin_configs')
 
 
 def operative_config() -> str:

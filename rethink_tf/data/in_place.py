@@ -15,10 +15,10 @@ _LIMITS = ('fraction', 'num_images', 'subset_seed', 'filter_empty', 'max_pixels'
 
 
 def parse(files: Sequence[str], params: Sequence[str], data_dir: str | None = None,
-          elsewhere: bool = False) -> tuple[bool, list[str]]:
+          elsewhere: bool = False) -> tuple[bool, Sequence[str]]:
   """Read gin files and bindings as gin_files.parse, for the layout of their data.
 
-  Returns whether it is another one, and what gin_files.parse returns.
+  Returns whether it is another one, and remarks about files and bindings that have no effect.
 
   PASCAL VOC's folders are read in place of COCO json by a configuration of data/own.gin. data_dir: value of DATA_DIR.
   elsewhere: for another machine, which finds the layout: the data is not looked at.
@@ -27,11 +27,11 @@ def parse(files: Sequence[str], params: Sequence[str], data_dir: str | None = No
     UserError: the configuration is not valid, or the storage of its data does not answer.
   """
   params = [*params, *([f'DATA_DIR = {data_dir!r}'] if data_dir else [])]
-  without_effect = gin_files.parse(files, params)
+  remarks = gin_files.parse(files, params).remarks
   more = [] if elsewhere else _voc_bindings()
   if more:
     gin_files.parse(files, [*params, *more])
-  return bool(more), without_effect
+  return bool(more), remarks
 
 
 def _voc_bindings() -> list[str]:

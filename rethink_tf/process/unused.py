@@ -6,6 +6,7 @@ import pathlib
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from rethink_tf.process.bindings import Binding, closure
 
@@ -13,10 +14,17 @@ _ROOT, _COMPLETE = 'run', ('run', 'model')  # a complete configuration names the
 _MOST = 3  # names in a line
 
 
-def describe(bindings: Sequence[Binding], files: Sequence[str], shipped: pathlib.Path) -> list[str]:
-  """Return a line for each file and each binding of the command line that has no effect, and for files in wrong order.
+class Usage(NamedTuple):
+  """What a configuration uses of what it was given."""
 
-  A file has none if nothing uses a part that it configures, or if later files set all of it again; a complete
+  remarks: Sequence[str] = ()  # lines about what has no effect
+  parts: frozenset[str] = frozenset()  # names of the configurables in use; empty for what is not a run
+
+
+def usage(bindings: Sequence[Binding], files: Sequence[str], shipped: pathlib.Path) -> Usage:
+  """Return the parts in use, and remarks about files and bindings of the command line.
+
+  A file has no effect if nothing uses a part that it configures, or if later files set all of it again; a complete
   configuration replaces settings of the files before it.
   files: those that were named, in their order, without what they include. shipped: folder of the axes' folders, which
   are searched for a file that uses a part.
@@ -26,7 +34,7 @@ def describe(bindings: Sequence[Binding], files: Sequence[str], shipped: pathlib
   for binding in last.values():
     used[binding.owner].update(one.rpartition('/')[2].rpartition('.')[2] for one in binding.uses)
   if _ROOT not in used:
-    return []
+    return Usage()
   reached = closure([_ROOT], used)
   of_source: Mapping[str, list[Binding]] = defaultdict(list)
   for binding in bindings:
@@ -40,9 +48,10 @@ def describe(bindings: Sequence[Binding], files: Sequence[str], shipped: pathlib
       in_use.append(name)
       if any((one.owner, one.parameter) == _COMPLETE for one in own):
         lines += _replaced(name, own, [(file, of_source[file]) for file in in_use[:-1]])
-  return lines + [
+  lines += [
     f'{_name(binding)} has no effect: {_unreachable([binding.owner])}{_suggestion(binding.owner, shipped)}'
     for binding in bindings if binding.source not in files and binding.owner not in reached]
+  return Usage(lines, frozenset(name for name in reached if not name.startswith('%')))
 
 
 def _replaced(name: str, own: Sequence[Binding], before: Iterable[tuple[str, Sequence[Binding]]]) -> list[str]:

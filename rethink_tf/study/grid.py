@@ -50,7 +50,7 @@ class TrialConfig(NamedTuple):
   graph: str = ''  # equal for runs whose steps have the same graph; '': shared with none
   process: str = ''  # settings that hold for a whole process
   one_device: bool = False  # on fewer devices than all of the machine it computes the same
-  settings: Mapping[str, Any] = MappingProxyType({})  # all bindings, as in a run's config.gin
+  settings: Mapping[str, Any] = MappingProxyType({})  # bindings of parts in use, as in a run's config.gin
 
   @property
   def images(self) -> int:
@@ -163,7 +163,8 @@ def check_different(trials: Sequence[Trial], configs: Sequence[TrialConfig]) -> 
   for (one, its), (other, others) in itertools.combinations(zip(trials, configs, strict=True), 2):
     if its.settings == others.settings:
       raise UserError(f'Study.axes: {one.name} and {other.name} have the same settings: leave out the --gin_param or '
-                      '--gin_file that overwrites what tells them apart, or one of them with Study.leave_out')
+                      '--gin_file that overwrites what tells them apart, or one of them with Study.leave_out; a '
+                      'binding of a part that is not in use tells nothing apart')
 
 
 def of_pretraining(study: Study, name: str, files: Sequence[str] = (), params: Sequence[str] = ()) -> list[str]:
@@ -269,7 +270,7 @@ def read_config(trial: Trial, more: Sequence[str] = ()) -> TrialConfig:
   """
   import rethink_tf.experiment  # noqa: F401  registers what gin files name
 
-  gin_files.parse(trial.files, [*trial.params, *more])
+  parts = gin_files.parse(trial.files, [*trial.params, *more]).parts
   try:
     schedule, evaluator = gin_files.bound('run.schedule'), gin_files.bound('run.evaluator')
     if schedule is not None and schedule.configurable.name != 'KTimesSchedule':
@@ -290,6 +291,8 @@ def read_config(trial: Trial, more: Sequence[str] = ()) -> TrialConfig:
       every = inspect.signature(getattr(evaluator, 'wrapped', evaluator)).parameters['every'].default
     one_device = not re.search(r'^\s*strategy\.|@sync_batch_norm', text, flags=re.MULTILINE)
     return TrialConfig(k_times.total_steps, batch, None if explicit else k_times.points[0], unit, kind, quiet, every,
-                  f'{name}.every', _data_folder(), _weights(), *_keys(text), one_device, settings.parse(text))
+                  f'{name}.every', _data_folder(), _weights(), *_keys(text), one_device,
+                       {name: value for name, value in settings.parse(text).items()
+                        if name.split('/')[-1].split('.')[-2] in parts or not parts})
   finally:
     gin.clear_config()

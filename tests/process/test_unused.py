@@ -8,7 +8,7 @@ pytestmark = pytest.mark.usefixtures('no_configuration_is_left')
 
 
 def lines(*files, params=()):
-  return gin_files.parse([f'gin_configs/{name}.gin' for name in files], params)
+  return gin_files.parse([f'gin_configs/{name}.gin' for name in files], params).remarks
 
 
 @pytest.mark.parametrize('files, params, said', [

@@ -59,7 +59,7 @@ def test_what_some_values_of_an_axis_have_in_common_may_be_overwritten(tmp_path)
           'LargeScaleJitter.side = 224'), 'lsj': ('gin_configs/augment/large_scale_jitter.gin',
           'LargeScaleJitter.side = 224')}}""",)
   plan = plan_study(STUDY, str(tmp_path / 'own'), ['LargeScaleJitter.side = 128'], axes)
-  assert [config.settings.get('LargeScaleJitter.side') for config in plan.configs] == [128] * 3
+  assert [config.settings.get('LargeScaleJitter.side') for config in plan.configs] == [None, 128, 128]
 
 
 def test_runs_with_the_same_settings_are_refused(tmp_path):
@@ -67,6 +67,10 @@ def test_runs_with_the_same_settings_are_refused(tmp_path):
     plan_study(STUDY, str(tmp_path / 'own'), (), ["Study.axes = {'times': {'one': (), 'two': ()}}"])
   plan_study(STUDY, str(tmp_path / 'own'), (), ["Study.axes = {'times': {'one': (), 'two': ()}}",
                                                 "Study.leave_out = [{'times': 'two'}]"])
+  without_effect = """Study.axes = {'decay': {'one': ('ExponentialMovingAverage.decay = 0.99',),
+                   'two': ('ExponentialMovingAverage.decay = 0.999',)}}"""  # of averages that no run has
+  with pytest.raises(UserError, match='one and two have the same settings'):
+    plan_study(STUDY, str(tmp_path / 'own'), (), [without_effect])
 
 
 ON_THE_TARGET = """
