@@ -101,6 +101,8 @@ def plan_study(gin_file: str, output: str | None = None, gin_params: Sequence[st
             for trial in study.trials(pretrained)]
   pretraining = _used(pretraining, trials)
   configs = [grid.read_config(trial, [f'DATA_DIR = {data_dir!r}'] if data_dir else []) for trial in trials]
+  trials = [trial._replace(params=tuple(param for param in trial.params if param not in given))
+            if config.weights is None else trial for trial, config in zip(trials, configs, strict=True)]
   if study.until_settled is not None and not forecast.design(configs).verdicts:
     raise UserError('Study.until_settled: no scratch run of the study has a pre-trained counterpart that is otherwise '
                     'the same, so that there is nothing to settle: leave it out')

@@ -157,6 +157,7 @@ def test_weights_are_those_of_arms_that_name_none_and_there_before_training(tmp_
   study.write_text(ARMS)
   plan = plan_study(str(study), str(tmp_path / 'runs'), weights='detectron_r50_gn')
   assert [config.weights for config in plan.configs] == [None, 'detectron_r50_gn', 'moco_v2']
+  assert ['WEIGHTS' in ' '.join(trial.params) for trial in plan.trials] == [False, True, True]
   monkeypatch.setattr(catalog, 'local_path', fetched.append)
   get_weights(plan)
   assert fetched == ['detectron_r50_gn', 'moco_v2']
