@@ -75,13 +75,13 @@ def configure(files: Sequence[str], params: Sequence[str] = (), data_dir: str | 
   if weights:
     params.append(f'WEIGHTS = {weights!r}')
   in_place_of_json, remarks = in_place.parse(files, params, data_dir, elsewhere)
-  for remark in remarks:
-    logging.warning('%s', remark)
   if in_place_of_json:
     logging.info("%s: read as PASCAL VOC's folders", gin_files.bound('DATA_DIR/macro.value'))
   if weights and gin_files.bound('run.initial_weights') is None:
     raise UserError('--weights is given, but the configuration starts from random weights: add '
                     '--gin_file=gin_configs/init/imagenet.gin or another file of gin_configs/init')
+  for remark in remarks:
+    logging.warning('%s', remark)
 
 
 # Over 60 lines: half of them list and explain the parts, which is what the root of a gin file is for.
