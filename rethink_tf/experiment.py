@@ -188,6 +188,7 @@ def run(
     scaled = precision == 'mixed_float16'
     make_trainer = LossScaleTrainer if scaled else Trainer
     trainer = make_trainer(model(**_counts(inputs.source)), losses(), devices.micro_batches)
+    _check_operations(trainer.detector, strategy)
     optimizer = optimizer(learning_rate=rates if graphs is None else graphs.rates(rates))
     trainer.compile(_loss_scaled(optimizer, strategy) if scaled else optimizer, steps_per_execution=steps_per_execution)
     trainer.make_variables(spec := inputs.dataset().element_spec)
@@ -258,6 +259,13 @@ def _check_hosts(inputs: Input, hosts: int) -> None:
                     'hosts of this TPU only: use a TPU of one host (up to 8 cores)')
   if hosts > 1:
     inputs.check_graph()
+
+
+def _check_operations(detector: tf_keras.layers.Layer, strategy: tf.distribute.Strategy) -> None:
+  """Raise UserError for a detector on a TPU whose operations XLA cannot compile."""
+  if isinstance(strategy, tf.distribute.TPUStrategy) and not getattr(detector, 'xla', True):
+    raise UserError('MaskRCNN.xla = False: a TPU runs only what XLA compiles: add '
+                    '--gin_file=gin_configs/runtime/tpu.gin, or MaskRCNN.xla = True')
 
 
 def _report_problems(training: Source | None, held_out: Source) -> None:

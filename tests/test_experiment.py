@@ -46,6 +46,15 @@ def short(tmp_path_factory):
   return tiny_run.make(tmp_path_factory) / 'run'
 
 
+def test_a_tpu_needs_operations_that_xla_compiles(tmp_path, monkeypatch):
+  monkeypatch.setattr(tf.distribute, 'TPUStrategy', tf.distribute.OneDeviceStrategy)
+  monkeypatch.setattr(experiment.distribution, 'num_hosts', lambda strategy: 1)
+  monkeypatch.setattr(experiment.devices_found, 'report', lambda strategy: None)
+  configure()
+  with pytest.raises(UserError, match='MaskRCNN.xla = False: .*gin_configs/runtime/tpu.gin'):
+    experiment.run('train', str(tmp_path / 'run'))
+
+
 def test_files_of_the_run_folder(short):
   for name in ('config.gin', 'command.json', 'metrics.jsonl', 'curves.png', 'checkpoints', 'tensorboard', 'eval'):
     assert (short / name).exists(), name
