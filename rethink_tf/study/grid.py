@@ -290,9 +290,9 @@ def read_config(trial: Trial, more: Sequence[str] = ()) -> TrialConfig:
     if every is None:
       every = inspect.signature(getattr(evaluator, 'wrapped', evaluator)).parameters['every'].default
     one_device = not re.search(r'^\s*strategy\.|@sync_batch_norm', text, flags=re.MULTILINE)
+    in_use = {name: value for name, value in settings.parse(text).items()
+              if not parts or name.split('/')[-1].split('.')[-2] in parts}
     return TrialConfig(k_times.total_steps, batch, None if explicit else k_times.points[0], unit, kind, quiet, every,
-                  f'{name}.every', _data_folder(), _weights(), *_keys(text), one_device,
-                       {name: value for name, value in settings.parse(text).items()
-                        if name.split('/')[-1].split('.')[-2] in parts or not parts})
+                       f'{name}.every', _data_folder(), _weights(), *_keys(text), one_device, in_use)
   finally:
     gin.clear_config()
