@@ -7,11 +7,12 @@ A line is `class x y width height` of the centre, with keypoints behind it in po
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from rethink_tf.data.categories import as_text, is_text
@@ -30,7 +31,7 @@ from rethink_tf.data.prepare.layout import (
 )
 from rethink_tf.data.prepare.shapes import numbers
 from rethink_tf.data.prepare.source_folder import SourceFolder, split_of
-from rethink_tf.data.prepare.yolo_pose import NO_PAIRS, WITHOUT_SHAPE, Pose, is_pose, read_pose
+from rethink_tf.data.prepare.yolo_pose import NO_PAIRS, NO_SHAPE, Pose, infer_pose, read_pose
 from rethink_tf.data.problems import REPAIRED
 from rethink_tf.errors import UserError, excerpt, in_one_line
 
@@ -51,6 +52,7 @@ _OTHER_TEXT = (*_NAME_FILES, *_LISTS, 'readme.txt', 'readme.roboflow.txt', 'read
 _MAX_YAML = 1 << 20  # bytes
 _MAX_DEPTH = 20  # of brackets, whose parsing takes time with the square of it
 _EXAMINED = 40  # text files whose contents are looked at
+_SAMPLED = 200  # label files by which keypoints are known
 _LARGEST = 2.0  # fraction; an object may be partly outside of its image
 
 
@@ -88,7 +90,13 @@ def read(folder: SourceFolder, options: Options) -> Reading:
   """Read the class names and list the images; label files are read one at a time."""
   described = _describe(folder, required=True)
   splits, missing, unresolved, repeated, listed = _list_images(folder, described)
+  labels = {image: _label_file(folder, image) for image in splits}
+  found = [label for label in labels.values() if label is not None]
+  inferred = None if described.pose else _infer_pose(folder, found)
+  described = described._replace(pose=described.pose or inferred)
   reading = Reading(TITLE, iter(()), len(splits), _categories(described), upright=True)
+  if inferred:
+    reading.notes.append(NO_SHAPE.format(count=inferred.count))
   if described.pose and not described.pose.mirrored and not described.pose.names:
     reading.notes.append(NO_PAIRS.format(file=described.file))
   if described.splits and not listed:
@@ -100,8 +108,6 @@ def read(folder: SourceFolder, options: Options) -> Reading:
     reading.problems.add(IN_SEVERAL, len(repeated), as_text(repeated[0]), REPAIRED)
   if missing:
     reading.problems.add(NO_IMAGE, len(missing), missing[0])
-  labels = {image: _label_file(folder, image) for image in splits}
-  found = [label for label in labels.values() if label is not None]
   if len(found) < len(splits):
     reading.notes.append(f'{len(splits) - len(found)} images have no label file: images without objects')
   unused = set(_label_files(folder)) - set(found)
@@ -169,10 +175,8 @@ def _parse(line: str, where: str, described: _Description, reading: Reading,
     return None
   key, values = int(values[0]), values[1:]
   keypoints = {}
-  if len(values) > 4 and (described.pose or is_pose(values)):
-    if described.pose is None:
-      reading.leave_out(WITHOUT_SHAPE, where, outcome=REPAIRED)
-    elif len(values) == 4 + described.pose.length:
+  if described.pose and len(values) > 4:
+    if len(values) == 4 + described.pose.length:
       keypoints = described.pose.of_object(values[4:])
     else:
       reading.leave_out(KEYPOINTS, where, outcome=REPAIRED)
@@ -192,6 +196,15 @@ def _parse(line: str, where: str, described: _Description, reading: Reading,
       return {'category': key, 'bbox': [x - w / 2, y - h / 2, w, h], 'segmentation': [], **keypoints}
     reading.leave_out(NO_AREA, where)
   return None
+
+
+def _infer_pose(folder: SourceFolder, labels: Sequence[str]) -> Pose | None:
+  """Return the keypoints that some label files have though no description says so."""
+  lines: list[list[float]] = []
+  for label in labels[:_SAMPLED]:
+    with contextlib.suppress(UserError, ValueError):
+      lines += [[float(word) for word in line.split()[1:]] for line in folder.read_text(label).splitlines()]
+  return infer_pose(lines)
 
 
 def _describe(folder: SourceFolder, required: bool) -> _Description | None:

@@ -14,7 +14,8 @@ from rethink_tf.errors import UserError
 
 NO_PAIRS = ('{file}: neither flip_idx nor kpt_names: a horizontal flip exchanges no keypoints; if some are a left and '
             'a right one, add flip_idx, or train with TrainInput.flip = False')
-WITHOUT_SHAPE = 'with keypoints that no kpt_shape describes, so that they are not read (its box is used)'
+NO_SHAPE = ('no kpt_shape says so, and all labels look like boxes with {count} keypoints of x, y and visibility: they are '
+            'read as such')
 _MOST = 1000  # keypoints of an object
 
 
@@ -79,10 +80,23 @@ def read_pose(content: Mapping[str, Any], where: str) -> Pose | None:
               None if mirrored is None else tuple(mirrored))
 
 
-def is_pose(values: Sequence[float]) -> bool:
-  """Whether the values of a label are a box and keypoints of x, y and visibility, where no description says so.
+def infer_pose(labels: Sequence[Sequence[float]]) -> Pose | None:
+  """Return the keypoints that labels have where no description says so; None unless all longer ones look like poses.
 
-  No outline has 0, 1 or 2 in each third place, and the points in front of a 1 or 2 within the box of its first values.
+  labels: the values behind each class.
+  """
+  longer = [values for values in labels if len(values) > 4]
+  lengths = {len(values) for values in longer}
+  if len(lengths) != 1 or not all(map(_is_pose, longer)):
+    return None
+  return Pose((lengths.pop() - 4) // 3, True, {}, None)
+
+
+def _is_pose(values: Sequence[float]) -> bool:
+  """Whether values may be a box and two or more keypoints of x, y and visibility.
+
+  Few outlines have 0, 1 or 2 in each third place, and the points in front of a 1 or 2 within the box of their first
+  four values: of 12,625 outlines of facades three at the edge of their image.
   """
   points = values[4:]
   if len(points) < 6 or len(points) % 3 or not {0, 1, 2}.issuperset(points[2::3]):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rethink_tf.data.prepare import yolo, yolo_pose
+from rethink_tf.data.prepare import yolo
 from rethink_tf.data.prepare.layout import NO_IMAGE, Options
 from rethink_tf.data.prepare.source_folder import SourceFolder
 from rethink_tf.errors import UserError
@@ -47,14 +47,6 @@ def test_outlines_that_may_be_rotated_boxes_are_said(tmp_path, other, noted):
   reading, images = read(tmp_path, {'classes.txt': 'cat', 'labels/a.txt': f'0 0.5 0.2 0.7 0.5 0.5 0.8 0.3 0.5{other}'})
   assert images[0].instances[0]['segmentation'] == [[0.5, 0.2, 0.7, 0.5, 0.5, 0.8, 0.3, 0.5]]
   assert (yolo.OF_FOUR_POINTS in reading.notes) == noted
-
-
-@pytest.mark.parametrize('line, pose', [
-  ('0 0.5 0.5 0.2 0.4 0.5 0.5 2.0 0.42 0.6 1 0 0 0', True), ('0 0.5 0.5 0.2 0.4 0.5 0.5 2 0.42 0.6 1', True),
-  ('0 0.5 0.5 0.2 0.4 0.5 0.5 2 0.9 0.6 1', False), ('0 0.1 0.1 0.5 0.1 1 0.5 1 1 0.2 1', False)])
-def test_keypoints_that_no_description_announces(tmp_path, line, pose):
-  reading, (image,) = read(tmp_path, {'classes.txt': 'cat', 'labels/a.txt': line})
-  assert ('bbox' in image.instances[0]) == pose == (yolo_pose.WITHOUT_SHAPE in reading.problems.counts)
 
 
 def test_lists_of_images_are_no_label_files(tmp_path):

@@ -18,7 +18,7 @@ BOX = '0 0.5 0.5 0.2 0.4'
 def read(root, yaml, *lines):
   """Return the reading of one image with a label file, and its objects."""
   for name, text in {'data.yaml': yaml, 'images/a.jpg': '', 'labels/a.txt': '\n'.join(lines)}.items():
-    (root / name).parent.mkdir(exist_ok=True)
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
     (root / name).write_text(text)
   reading = yolo.read(SourceFolder(str(root)), Options())
   (image,) = reading.images
@@ -97,6 +97,19 @@ def test_names_and_pairs(tmp_path, yaml, categories):
   reading, _ = read(tmp_path, f'kpt_shape: [2, 3]\nnames: [cat]\n{yaml}', BOX)
   assert reading.categories == {0: {'id': 1, 'name': 'cat', **categories}}
   assert (yolo_pose.NO_PAIRS.format(file='data.yaml') in reading.notes) == (yaml == '')
+
+
+@pytest.mark.parametrize('line, pose', [
+  ('0 0.5 0.5 0.2 0.4 0.5 0.5 2.0 0.42 0.6 1 0 0 0', 3), ('0 0.5 0.5 0.2 0.4 0.5 0.5 2 0.42 0.6 1', 2),
+  ('0 0.5 0.5 0.2 0.4 0.5 0.5 2 0.9 0.6 1', 0), ('0 0.1 0.1 0.5 0.1 1 0.5 1 1 0.2 1', 0)])
+def test_keypoints_that_no_description_announces(tmp_path, line, pose):
+  reading, (instance, box) = read(tmp_path / 'poses', 'names: [cat]', line, BOX)
+  assert len(instance.get('keypoints', ())) == 3 * pose and ('bbox' in instance) == bool(pose) and 'bbox' in box
+  assert len(reading.categories[0].get('keypoints', ())) == pose
+  assert (yolo_pose.NO_SHAPE.format(count=pose) in reading.notes) == bool(pose)
+  for other in ('0 0.1 0.1 0.5 0.1 0.5 0.5', '0 0.5 0.5 0.2 0.4 0.5 0.5 2 0.42 0.6 1 0 0 0 0 0 0'):
+    reading, instances = read(tmp_path / 'outlines', 'names: [cat]', line, other)  # beside which it is one by chance
+    assert not any('bbox' in one for one in instances) and 'keypoints' not in reading.categories[0]
 
 
 @pytest.mark.parametrize('yaml, message', [
