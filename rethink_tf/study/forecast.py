@@ -25,6 +25,7 @@ from rethink_tf.errors import UserError
 from rethink_tf.storage.metrics_lines import evaluated_steps
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.structures import Source
+from rethink_tf.study.execution import Runner
 from rethink_tf.study.grid import Trial, TrialConfig
 from rethink_tf.training import seen_images
 
@@ -139,10 +140,12 @@ def _seen_before(plan: StudyPlan, held_out: Source, trained: Set[tuple[str, int]
 
   trained: images that the runs themselves are trained on, of which enough is said.
   """
-  lines = []
-  for path, one in plan.pretraining.items():
-    if one.command != 'train':
-      continue  # whole images with a class, of sets that may be as large as ImageNet
+  # Not classifiers: of whole images, in sets that may be as large as ImageNet.
+  lines, detectors = [], {path: one for path, one in plan.pretraining.items() if one.command == 'train'}
+  done = {path for path in detectors if Runner.pretrained(path)}  # whose data may not be there any more
+  for path, one in detectors.items():
+    if path in done:
+      continue
     training = read(one, True, f'pre-training {path}, the images to train on cannot be read')
     if training is None or _of(training) in trained:
       continue
@@ -150,7 +153,7 @@ def _seen_before(plan: StudyPlan, held_out: Source, trained: Set[tuple[str, int]
       lines.append(f'pre-training {path}: {both} of its {len(training.image_ids)} images are held out in the study '
                    '(the same files), so that AP of the runs that start from it is not that of unseen images: hold '
                    'out others')
-  for weights in sorted({config.weights for config in plan.configs} - {None, *plan.pretraining}):
+  for weights in sorted(done | {config.weights for config in plan.configs} - {None, *plan.pretraining}):
     if (seen := seen_images.find(weights, held_out)) is not None:
       lines.append(f'{weights}: {seen}')
   return lines

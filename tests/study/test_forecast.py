@@ -138,7 +138,7 @@ def test_images_that_are_held_out_too_are_said_before_anything_is_trained(tmp_pa
   assert 'val: 2 of its 3 images are the same file as another one of them: intervals take them' in words((4, 5, 204))
 
 
-def test_a_detector_that_runs_start_from_may_have_seen_the_held_out_images(tmp_path):
+def test_a_detector_that_runs_start_from_may_have_seen_the_held_out_images(tmp_path, monkeypatch):
   """That of a stage of the study with data of its own, or a run that is there already."""
   for name, split, images in (('a', 'train', (1, 2)), ('a', 'val', (3, 4, 5)), ('b', 'train', (4, 5, 6, 7))):
     small_coco.write(tmp_path / name, [small_coco.image(i) for i in images],
@@ -157,6 +157,12 @@ def test_a_detector_that_runs_start_from_may_have_seen_the_held_out_images(tmp_p
     'pretraining/det: 2 of its 4 images are held out in the study (the same files), so that AP of the runs that start '
     'from it is not that of unseen images: hold out others')
   assert 'held out in the study' not in words({'det': ('{base}', 'run.seed = 9')}, '{det}')
+  done = RunFolder(str(tmp_path / 'pretraining/det'))  # whose data is not needed any more
+  done.write_text('schedule.json', '{"total_steps": 4}')
+  monkeypatch.setattr(forecast.Runner, 'pretrained', lambda path: path == done.path)
+  (tmp_path / 'b/annotations/instances_train.json').rename(tmp_path / 'hidden.json')
+  assert 'held-out images (' not in words(stage, '{det}')
+  (tmp_path / 'hidden.json').rename(tmp_path / 'b/annotations/instances_train.json')
   run = RunFolder(str(tmp_path / 'before'))
   trained = digest.summarize(CocoSource(str(tmp_path / 'b'), 'train'))
   identity.write(run, None, identity.of([], '', {'train': trained}), 0)
