@@ -155,7 +155,7 @@ def _seen_before(plan: StudyPlan, held_out: Source, trained: Set[tuple[str, int]
                    'out others')
   for weights in sorted(done | {config.weights for config in plan.configs} - {None, *plan.pretraining}):
     if (seen := seen_images.find(weights, held_out)) is not None:
-      lines.append(f'{weights}: {seen}')
+      lines.append(f'runs that start from {weights}: {seen}')
   return lines
 
 

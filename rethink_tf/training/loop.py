@@ -174,7 +174,7 @@ def initialise(trainer: Trainer, initial_weights: PretrainedWeights | None, fold
   if loaded is not None:
     seen = seen_images.find(loaded.path, held_out) if held_out is not None else None
     if seen is not None:
-      logging.warning('%s', seen)
+      logging.warning('%s: %s', folder.path, seen)
     record = loaded.record() | ({seen_images.FIELD: seen._asdict()} if seen is not None else {})
     folder.write_text('initial_weights.json', json.dumps(record, indent=2) + '\n')
     trainer.optimizer.iterations.assign(loaded.step)

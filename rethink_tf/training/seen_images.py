@@ -31,9 +31,8 @@ class Seen(NamedTuple):
   of: int  # held-out images
 
   def __str__(self) -> str:
-    return (f'{self.run}, which its initial weights are from, was trained on {self.count} of the {self.of} held-out '
-            'images (the same files), so that AP is not that of unseen images: hold out others, or start from other '
-            'weights')
+    return (f'initial weights come from {self.run}, which was trained on {self.count} of the {self.of} held-out images '
+            '(the same files), so that AP is not that of unseen images: hold out others, or start from other weights')
 
 
 def find(weights: str, held_out: Source) -> Seen | None:

@@ -64,7 +64,7 @@ def test_held_out_images_that_were_trained_on_are_named(tmp_path):
   (tmp_path / 'p/initial_weights.json').write_text(json.dumps(record))
   own, before = provenance.held_out(read_runs(paths))
   assert own == 's, p: 1 of its training images are held out too (the same files): AP is not that of unseen images.'
-  assert before.startswith('p: runs/w, which its initial weights are from, was trained on 2 of the 2 held-out images')
+  assert before.startswith('p: initial weights come from runs/w, which was trained on 2 of the 2 held-out images')
   (tmp_path / 'p/initial_weights.json').write_text(json.dumps(record | {'held_out_seen': [3]}))
   assert len(provenance.held_out(read_runs(paths))) == 1
 

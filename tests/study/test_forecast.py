@@ -170,7 +170,7 @@ def test_a_detector_that_runs_start_from_may_have_seen_the_held_out_images(tmp_p
   identity.write(later, None, identity.of([], '', {}), 0)
   later.write_text('initial_weights.json', json.dumps({'path': f'{run.path}/checkpoints/step-00000100'}))
   for weights in (run.path, later.path):
-    assert f'{run.path}, which its initial weights are from, was trained on 2 of the 3 held-out images' in words(
+    assert f'initial weights come from {run.path}, which was trained on 2 of the 3 held-out images' in words(
       {}, repr(weights))
 
 
