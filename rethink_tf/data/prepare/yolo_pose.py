@@ -14,8 +14,8 @@ from rethink_tf.errors import UserError
 
 NO_PAIRS = ('{file}: neither flip_idx nor kpt_names: a horizontal flip exchanges no keypoints; if some are a left and '
             'a right one, add flip_idx, or train with TrainInput.flip = False')
-NO_SHAPE = ('no kpt_shape says so, and all labels look like boxes with {count} keypoints of x, y and visibility: they are '
-            'read as such')
+NO_SHAPE = ('no kpt_shape says so, and all labels look like boxes with {count} keypoints of x, y and visibility: they '
+            'are read as such')
 _MOST = 1000  # keypoints of an object
 
 
