@@ -155,7 +155,7 @@ def _read_classes(folder: SourceFolder) -> dict[str, dict[int, str]]:
   return found
 
 
-class _Doubts:
+class _Suspicions:
   """Whether the numbers of masks are those of instances, by all masks that are read."""
 
   def __init__(self) -> None:
@@ -205,7 +205,7 @@ class _Doubts:
 
 def _images(folder: SourceFolder, matched: dict[str, list[tuple[str, str | None]]], splits: dict[str, str | None],
             classes: dict[str, dict[int, str]], reading: Reading) -> Iterator[LabelledImage]:
-  doubts = _Doubts()
+  suspicions = _Suspicions()
   for image, masks in matched.items():
     size, instances = None, []
     named = classes.get(posixpath.splitext(posixpath.basename(image))[0], {})
@@ -233,13 +233,13 @@ def _images(folder: SourceFolder, matched: dict[str, list[tuple[str, str | None]
         reading.leave_out(f'mask of more than {_MAX_INSTANCES} numbers, as an image would be', file)
         continue
       numbers = numbers[numbers > 0].tolist()
-      doubts.add(file, numbers, bool(named))
+      suspicions.add(file, numbers, bool(named))
       for number in numbers:
         name, mask = label[1:] if label else named.get(number, OBJECT), pixels == number
         instances.append({'category': name, **masked(mask)})
-        doubts.add_object(file, number, mask)
+        suspicions.add_object(file, number, mask)
     yield LabelledImage(image, output_name(image), splits[image], instances, size)
-  reading.notes += doubts.notes()
+  reading.notes += suspicions.notes()
 
 
 def _decode(path: str, name: str) -> np.ndarray:
