@@ -78,7 +78,7 @@ def _twin(settings: Mapping[str, Any]) -> tuple:
 
 
 def describe(plan: StudyPlan, without_data: bool = False) -> str:
-  """Say what a study will be able to tell.
+  """Say what a study will be able to tell, and what its data is not fit for, each on a line of its own.
 
   without_data: say so if the data cannot be read: a plan can be looked at without it.
 
@@ -116,7 +116,7 @@ def describe(plan: StudyPlan, without_data: bool = False) -> str:
         told += [*([] if said else copies), *(f'{about}{one}' for one in shared)]
         said = True
     told += _seen_before(plan, held_out, trained, read)
-  return '. '.join([*_powers(plan, powers), *dict.fromkeys(told)])
+  return '.\n'.join([*_powers(plan, powers), *dict.fromkeys(told)])
 
 
 def _powers(plan: StudyPlan, sizes: Mapping[int, str]) -> list[str]:

@@ -222,7 +222,7 @@ def test_every_data_set_of_a_study_is_looked_at(tmp_path):
 
   folders = {name: (f'DATA_DIR = {str(tmp_path / name)!r}',) for name in 'ab'}
   plan, words = told(folders)
-  assert '. scratch_b, b/train: 2 of its 3 images are held out too (the same files)' in words
+  assert '\nscratch_b, b/train: 2 of its 3 images are held out too (the same files)' in words
   assert words.count('held out too') == 1
   assert len(forecast.data_sets(plan)) == 2
   (tmp_path / 'b/annotations/instances_train.json').unlink()
