@@ -37,7 +37,8 @@ WEIGHTS_PATHS = ('PretrainedWeights.path', 'PlainRun.path')
 _INIT = re.compile(r'run\.initial_weights$|PretrainedWeights\.|PlainRun\w*\.|WEIGHTS$|\w+\.freeze_at$|'
                    r'\w+\.(stride_in_1x1|padding)$|MaskRCNN\.pixel_(mean|std)$|'
                    r'Anchors\.offset$|RoIPooler\.(aligned|sampling_ratio)$')
-_SCHEDULE = re.compile(r'SCHEDULE$|\w*Schedule\.(k|boundaries|total|stop_k|points_batch)$')
+_SCHEDULE = re.compile(r'SCHEDULE$|\w*Schedule\.(k|boundaries|total|stop_k|points_batch|epochs|drops)$|'
+                       r'SteppedHalving\.images$')
 # Bindings that do not affect training: logging, evaluation, devices, paths.
 _SILENT = re.compile(r'run\.(log_every|checkpoint_every|keep_\w+|strategy|images_per_device|eval_images_per_device|'
                      r'steps_per_execution|deterministic|own_evaluation|follow_minutes|checkpoint)$|strategy\.|'
@@ -69,7 +70,7 @@ class Run(NamedTuple):
   folder: RunFolder
   settings: dict[str, Any]  # binding -> value, macros resolved
   init: str  # SCRATCH or PRETRAINED
-  schedule: str  # '6x', '220k' with explicit boundaries, '44 % of 6x' before it is complete
+  schedule: str  # '6x', '220k' with explicit boundaries, '90 epochs', '44 % of 6x' before it is complete
   seed: int
   curve: Curve
   losses: tuple[np.ndarray, np.ndarray]  # steps, total loss
@@ -121,8 +122,11 @@ class Run(NamedTuple):
     return self.logged_drops
 
   @property
-  def planned_drops(self) -> tuple[int, ...]:
-    """Steps at which the learning rate drops by the schedule, (): not known."""
+  def planned_drops(self) -> tuple[float, ...]:
+    """Steps at which the learning rate drops by the schedule, or its epochs (EpochSchedule); (): not known."""
+    drops = self.settings.get('EpochSchedule.drops')
+    if isinstance(drops, list | tuple) and all(map(is_number, drops)):
+      return tuple(drops)
     return tuple((_points(self.settings) or ())[:-1])
 
   @property
@@ -291,6 +295,10 @@ def _schedule(settings: Mapping[str, Any], evaluations: Sequence[Mapping[str, An
     return f'{total / 1000:g}k'
   if is_number(k):
     return f'{k:g}x'
+  if is_number(epochs := settings.get('EpochSchedule.epochs')):
+    return f'{epochs:g} epochs'
+  if is_number(images := settings.get('SteppedHalving.images')):
+    return f'{images:,.0f} images'
   return f'{evaluations[-1]["step"]} steps'
 
 

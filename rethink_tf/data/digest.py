@@ -57,7 +57,7 @@ def _hashes(text: Any) -> set[bytes]:
 
 def _each(source: Source) -> str | None:
   """Return a short hash of each image file, joined, of a local set that is not large; None for any other."""
-  if len(source.image_ids) > _MOST or not (hasattr(source, 'read') and hasattr(source, 'path')):
+  if len(source.image_ids) > _MOST or not hasattr(source, 'path'):
     return None
   paths = [source.path(i) for i in range(len(source.image_ids))]
   if any('://' in path for path in paths):

@@ -19,7 +19,7 @@ from rethink_tf.compare.run_summary import init_key, twin_key
 from rethink_tf.compare.sequential import FIRST, Look
 from rethink_tf.compare.verdict import Verdict
 from rethink_tf.console import counted, points
-from rethink_tf.data import in_place
+from rethink_tf.data import digest, in_place
 from rethink_tf.data.detection import duplicates
 from rethink_tf.errors import UserError
 from rethink_tf.storage.metrics_lines import evaluated_steps
@@ -136,20 +136,20 @@ def _of(source: Source) -> tuple[str, int]:
 
 def _seen_before(plan: StudyPlan, held_out: Source, trained: Set[tuple[str, int]],
                  read: Callable[..., Source | None]) -> list[str]:
-  """Return a line for each detector from which runs start and that was, or will be, trained on held-out images.
+  """Return a line for each network from which runs start and that was, or will be, trained on held-out images.
 
   trained: images that the runs themselves are trained on, of which enough is said.
   """
-  # Not classifiers: of whole images, in sets that may be as large as ImageNet.
-  lines, detectors = [], {path: one for path, one in plan.pretraining.items() if one.command == 'train'}
-  done = {path for path in detectors if Runner.pretrained(path)}  # whose data may not be there any more
-  for path, one in detectors.items():
-    if path in done:
+  lines, done = [], {path for path in plan.pretraining if Runner.pretrained(path)}  # whose data may not be there now
+  for path, one in plan.pretraining.items():
+    # Of classifiers, folders of images alone: other sources may take an hour to list.
+    if path in done or one.command != 'train' and not _of_an_image_folder(one):
       continue
     training = read(one, True, f'pre-training {path}, the images to train on cannot be read')
     if training is None or _of(training) in trained:
       continue
-    if both := _same_files(training, held_out)[0]:
+    if both := (_same_files(training, held_out)[0] if one.command == 'train' else digest.same_images(
+        *map(digest.summarize, (training, held_out)))):
       lines.append(f'pre-training {path}: {both} of its {len(training.image_ids)} images are held out in the study '
                    '(the same files), so that AP of the runs that start from it is not that of unseen images: hold '
                    'out others')
@@ -268,6 +268,16 @@ def _source(plan: StudyPlan, one: Trial | Pretraining, training: bool) -> Source
   in_place.parse(one.files, one.params, plan.data_dir if isinstance(one, Trial) else one.data_dir)
   try:
     return gin_files.argument(experiment.run, 'train_source' if training else 'eval_source')(training=training)
+  finally:
+    gin_files.clear()
+
+
+def _of_an_image_folder(one: Pretraining) -> bool:
+  from rethink_tf import experiment  # noqa: F401  registers what gin files name
+
+  in_place.parse(one.files, one.params, one.data_dir)
+  try:
+    return 'image_folder' in str(gin_files.effective(['run.train_source']).get('run.train_source'))
   finally:
     gin_files.clear()
 

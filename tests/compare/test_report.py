@@ -205,6 +205,20 @@ def test_schedules_of_one_length_with_other_drops_are_no_seeds_of_one_side(tmp_p
                                                                        ('0.1k (drops at 50, 80)', 1)]
 
 
+def test_schedules_of_epochs_are_schedules(tmp_path):
+  paths = [write(tmp_path / f'{name}{epochs}{seed}', found, seed=seed, init=init, images=16 * epochs)
+           for seed in (0, 1) for name, found, epochs, init in (
+             ('s', worse(60), 50, None), ('s', HALF, 100, None), ('p', HALF, 50, 'w'))]
+  for path, epochs in zip(paths, (50, 100, 50) * 2, strict=True):
+    config = pathlib.Path(path, 'config.gin')
+    text = re.sub(r'(?m)^(SCHEDULE|KTimesSchedule).*\n', '', config.read_text())
+    config.write_text(f'{text}run.schedule = @EpochSchedule\nEpochSchedule.epochs = {epochs}\n'
+                      f'EpochSchedule.drops = ({epochs // 2}, {epochs * 3 // 4})\n')
+  only, = judge(paths)
+  assert [step.side.schedule for step in only.steps] == ['50 epochs', '100 epochs']
+  assert [len(step.side.runs) for step in only.steps] == [2, 2] and only.caught_up.side.schedule == '100 epochs'
+
+
 @pytest.mark.slow
 def test_the_shortest_schedule_that_catches_up(tmp_path):
   paths = [write(tmp_path / f's{k}', detected, k=k, images=200 * k) for k, detected in

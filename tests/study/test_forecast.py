@@ -9,6 +9,7 @@ import pytest
 from rethink_tf.compare import groups, verdict
 from rethink_tf.compare.planning import Need
 from rethink_tf.data import digest
+from rethink_tf.data.classification.image_folder import ImageFolder
 from rethink_tf.data.detection.coco import CocoSource
 from rethink_tf.errors import UserError
 from rethink_tf.storage import identity
@@ -172,6 +173,25 @@ def test_a_detector_that_runs_start_from_may_have_seen_the_held_out_images(tmp_p
   for weights in (run.path, later.path):
     assert f'initial weights come from {run.path}, which was trained on 2 of the 3 held-out images' in words(
       {}, repr(weights))
+
+
+def test_a_classifier_that_runs_start_from_may_have_seen_the_held_out_images(tmp_path):
+  for split, images in (('train', (1, 2)), ('val', (3, 4, 5))):
+    small_coco.write(tmp_path / 'a', [small_coco.image(i) for i in images],
+                     [small_coco.annotation(i, i) for i in images], split=split)
+  for k, label in ((3, 'x'), (4, 'x'), (1, 'y')):
+    (tmp_path / 'c/train' / label).mkdir(parents=True, exist_ok=True)
+    image = next((tmp_path / 'a').glob(f'*/{k:06d}.jpg'))
+    (tmp_path / 'c/train' / label / f'photo{k}.jpg').write_bytes(image.read_bytes())
+  axes = """Study.axes = {'seed': {'seed0': ('run.seed = 0',), 'seed1': ('run.seed = 1',)}, 'init': {
+    'scratch': (), 'pretrain': ('gin_configs/init/pretrained_run.gin', 'WEIGHTS = {cls}')}}"""
+  stage = {'cls': ('gin_configs/pretraining/imagenette.gin', f"DATA_DIR = '{tmp_path}/c'")}
+  plan = plan_study('gin_configs/studies/own_data_narrow.gin', str(tmp_path / 'own'), data_dir=str(tmp_path / 'a'),
+                    study_params=[axes, f'Study.pretraining = {stage!r}'])
+  assert '2 of its 3 images are held out in the study (the same files)' in forecast.describe(plan)
+  run = RunFolder(str(tmp_path / 'classifier'))  # on which a run looks at its start
+  identity.write(run, None, identity.of([], '', {'train': digest.summarize(ImageFolder(str(tmp_path / 'c')))}), 0)
+  assert forecast.seen_images.find(run.path, CocoSource(str(tmp_path / 'a'), 'val')) == (run.path, 2, 3)
 
 
 def test_on_several_held_out_sets_the_smallest_and_the_largest_are_told(tmp_path):

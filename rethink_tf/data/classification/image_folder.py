@@ -99,7 +99,11 @@ class ImageFolder:
   def load(self, i: int) -> np.ndarray:
     """Return image i, uint8 [h, w, 3] RGB; raises ImageError if it cannot be read."""
     name = self.file_names[i]
-    return decode(read_file(os.path.join(self._folder, name), name), name, max_pixels=self._max_pixels)
+    return decode(read_file(self.path(i), name), name, max_pixels=self._max_pixels)
+
+  def path(self, i: int) -> str:
+    """Return the path of the file of image i."""
+    return os.path.join(self._folder, self.file_names[i])
 
   def _walk(self, root: str, split: str, own: Sequence[str], names: Sequence[str]) -> tuple[list[str], list[int]]:
     """Return the image files, relative to data_dir, and their classes; sorted."""
