@@ -1,4 +1,7 @@
-"""The looks that were taken at a study that may stop early, recorded in its folder: a restart gets none for free."""
+"""The looks that were taken at a study that may stop early: a restart gets none for free.
+
+They are recorded in the folder of the study, and in each run that was looked at, which may be moved or copied elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -43,6 +46,10 @@ class Record(NamedTuple):
     """The latest look."""
     return Look(self.taken[-1].seeds, self.max_seeds) if self.taken else None
 
+  def is_of(self, other: Record) -> bool:
+    """Whether a record is of the same study, by its plan and the scores at its first look."""
+    return (self.max_seeds, self.metric, self.taken[0].scores) == (other.max_seeds, other.metric, other.taken[0].scores)
+
   def at(self, seeds: int) -> Taken | None:
     """Return the look that was taken with a number of seeds."""
     return next((one for one in self.taken if one.seeds == seeds), None)
@@ -58,9 +65,14 @@ def read(folder: str) -> Record | None:
   Raises:
     UserError: it is damaged.
   """
+  return _parsed(folder)[0]
+
+
+def _parsed(folder: str) -> tuple[Record | None, str]:
+  """Return the record in the folder of a study or of a run, and the study that a run names."""
   path = os.path.join(folder, FILE)
   if not tf.io.gfile.exists(path):
-    return None
+    return None, ''
   try:
     content = load_json(path)
     looks = [Taken(int(one['seeds']), {str(name): float(score) for name, score in one['scores'].items()},
@@ -75,14 +87,20 @@ def read(folder: str) -> Record | None:
   if ends != sorted(ends) or len(set(counts)) < len(counts):
     raise UserError(f'{path}: "seeds" must ascend from {sequential.FIRST} to max_seeds, which is at most '
                     f'{sequential.MOST}: restore it, or choose another --output')
-  return record
+  return record, str(content.get('study', ''))
 
 
-def write(folder: str, record: Record) -> None:
-  """Write the record of a study, atomically."""
+def write(folder: str, record: Record, run_folders: Sequence[str] = ()) -> None:
+  """Write the record of a study, atomically, also to the runs that are looked at."""
   content = {'max_seeds': record.max_seeds, 'compared_before': record.before, 'metric': record.metric,
              'looks': [one.as_json() for one in record.taken]}
   files.write_output(os.path.join(folder, FILE), json.dumps(content, indent=2).encode(), AGAIN)
+  content['study'] = folder if '://' in folder else os.path.realpath(folder)
+  for run_folder in run_folders:
+    earlier = read(run_folder)
+    if earlier is not None and earlier.taken and not earlier.is_of(record):
+      continue  # of another study, from which it was moved: its looks are not undone
+    files.write_output(os.path.join(run_folder, FILE), json.dumps(content, indent=2).encode(), AGAIN)
 
 
 class Studies(NamedTuple):
@@ -99,18 +117,29 @@ class Studies(NamedTuple):
 
 
 def of_runs(run_folders: Sequence[str]) -> Studies:
-  """Return the studies that run folders belong to, also by a link. A run from elsewhere does not undo their looks.
+  """Return the studies that run folders belong to, also by a link, or by what a run has recorded that was moved.
+
+  A run from elsewhere does not undo their looks.
 
   Raises:
     UserError: a record is damaged.
   """
   found: dict[str, Record | None] = {}
+  recorded: list[tuple[str, Record]] = []
   runs = 0
   for path in run_folders:
     parents = _parents(path)
     found |= {folder: read(folder) for folder in parents if folder not in found}
-    runs += any(found[folder] is not None and found[folder].taken for folder in parents)
+    own, study = _parsed(os.path.expanduser(path))
+    if own is not None and own.taken:
+      recorded.append((study or path, own))
+    runs += own is not None and bool(own.taken) or any(
+      found[folder] is not None and found[folder].taken for folder in parents)
   records = {folder: record for folder, record in found.items() if record is not None and record.taken}
+  # Of runs of one study the one that was looked at last; the study may have been moved with them.
+  for study, own in sorted(recorded, key=lambda one: -len(one[1].taken)):
+    if not any(record.is_of(own) for record in records.values()):
+      records[study if study not in records else f'{study}, another one'] = own
   return Studies(records, runs, len(run_folders) - runs)
 
 

@@ -103,7 +103,7 @@ class Rounds:
 
   def _conclude(self, taken: Taken) -> None:
     self._record = self._record.with_look(taken)
-    looks.write(self._plan.output, self._record)
+    looks.write(self._plan.output, self._record, [self._runner.folder(name) for name in taken.scores])
 
   def _before(self) -> int:
     """Return the number of seeds with which a study of fixed size has been compared in this folder."""

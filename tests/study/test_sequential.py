@@ -1,5 +1,6 @@
 """Rounds of a study that stops early: when it stops, what it skips, and that a restart gets no free look."""
 
+import shutil
 import types
 
 import numpy as np
@@ -83,6 +84,21 @@ def test_it_adds_seeds_to_the_most_where_the_sides_are_alike_and_resumes(tmp_pat
   again.plan.until_settled = None
   with pytest.raises(UserError, match='a study that stops early was begun here'):
     sequential.check_record(again.plan)
+
+
+def test_runs_that_are_moved_keep_the_looks_that_were_taken(tmp_path):
+  study = Study(tmp_path / 'study', {'s_1x': 40, 'p_1x': 120})
+  study.go()
+  within = looks.of_runs([study.folder(name) for name in study.trained])
+  paths = [shutil.copytree(study.folder(name), tmp_path / 'kept' / name) for name in study.trained]
+  moved = looks.of_runs([str(path) for path in paths])
+  assert within.strictest == moved.strictest == looks.read(str(study.path)) and moved.others == 0
+  assert not looks.cautions(moved) and list(moved.records) == [str(study.path)]
+  mixed = looks.of_runs([study.folder(study.trained[0]), *map(str, paths[1:]), str(write(tmp_path / 'x', share(9)))])
+  assert (len(mixed.records), mixed.runs, mixed.others) == (1, 4, 1)
+  later = Study(tmp_path / 'kept', {'s_1x': 40, 'p_1x': 120}, most=3)  # no new start of the looks
+  later.go()
+  assert looks.of_runs([str(paths[0])]).records.keys() == {str(study.path), str(tmp_path / 'kept')}
 
 
 @pytest.mark.parametrize('found, message', [
