@@ -1,6 +1,6 @@
 """The looks that were taken at a study that may stop early: a restart gets none for free.
 
-They are recorded in the folder of the study, and in each run that was looked at, which may be moved or copied elsewhere.
+They are recorded in the folder of the study, and in each run that was looked at, which may be moved or copied.
 """
 
 from __future__ import annotations

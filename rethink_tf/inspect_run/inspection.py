@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rethink_tf.compare.saved_results import reported
@@ -26,6 +26,8 @@ from rethink_tf.inspect_run.keypoint_errors import KeypointBreakdown
 from rethink_tf.inspect_run.results import FILES, VOC_FILES, read_results, scored_truth
 from rethink_tf.storage import files
 from rethink_tf.structures import Source
+
+_NAMES = ('errors_{}.png', 'worst_{}.png', 'precision_recall_{}.png', 'confusion_{}.png', 'confusion_{}.csv')
 
 
 def inspect(results_folder: str, source: Source, output: str | None = None, examples: int = 6,
@@ -57,10 +59,11 @@ def inspect(results_folder: str, source: Source, output: str | None = None, exam
   notes = object_limits.describe(source, object_limits.of_evaluation())
   limits = coco_metrics.MAX_DETECTIONS | gt.get('max_detections', {})
   breakdowns, text, record = {}, [], {}
+  contents: dict[str, Any] = dict.fromkeys(name.format(kind) for kind in FILES for name in _NAMES)  # None: is removed
   for kind, name, results in read_results(results_folder, gt, source.name):
-    title = f'{os.path.join(results_folder, name)}: {len(gt["images"])} images of {source.name}'
-    title += ", matched and averaged COCO's way" if name == VOC_FILES else ''  # within a point or so of voc/mAP
-    title += ''.join(f'\n  {note}' for note in notes)
+    title = ''.join([f'{os.path.join(results_folder, name)}: {len(gt["images"])} images of {source.name}',
+                     ", matched and averaged COCO's way" * (name == VOC_FILES),  # within a point or so of voc/mAP
+                     *(f'\n  {note}' for note in notes)])
     if kind == 'mask' and scoring.without_masks(gt['annotations']):
       continue
     with reported(os.path.join(results_folder, name)):
@@ -76,23 +79,17 @@ def inspect(results_folder: str, source: Source, output: str | None = None, exam
         breakdown = detection_errors.analyse(truth, results, iou_type, examples, limits[iou_type])
         plot = plots.plot_detections(breakdown, kind)
         one = _count(gt, results, iou_type, iou, limits[iou_type], name)
-        table, more = _thresholds(one, gt, results, kind, output, score)
+        table, more = _thresholds(one, gt, results, kind, score, contents)
         text.append(report.detection_table(breakdown, kind, title) + table)
       grid = plots.plot_examples(breakdown, source, truth, results, kind, examples)
+      contents |= {f'errors_{kind}.png': plot, f'worst_{kind}.png': grid}
     breakdowns[kind], record[kind] = breakdown, report.as_json(breakdown) | more
     print(text[-1], flush=True)
-    files.write_output(os.path.join(output, f'errors_{kind}.png'), plot)
-    files.write_output(os.path.join(output, f'worst_{kind}.png'), grid)
   if not breakdowns:
     raise UserError(f'{results_folder}: holds neither {" nor ".join(FILES.values())} nor {VOC_FILES}')
-  _write(output, text, record)
-  return breakdowns
-
-
-def _write(output: str, text: Sequence[str], record: Mapping[str, Any]) -> None:
-  files.write_output(os.path.join(output, 'errors.txt'), '\n'.join(text))
-  files.write_output(os.path.join(output, 'errors.json'), json.dumps(record, indent=1))
+  files.write_outputs(output, contents | {'errors.txt': '\n'.join(text), 'errors.json': json.dumps(record, indent=1)})
   print(f'plots and tables: {output}')
+  return breakdowns
 
 
 def _count(gt: dict[str, Any], results: list[dict[str, Any]], iou_type: str, iou: float, limit: int,
@@ -110,16 +107,15 @@ def _check_score(score: float | None) -> None:
     raise UserError(f'--score={score:g}: use 0 to 1')
 
 
-def _thresholds(one: Counted, gt: dict[str, Any], results: list[dict[str, Any]], kind: str, output: str,
-                score: float | None) -> tuple[str, dict[str, Any]]:
-  """Write precision-recall curves and the confusion matrix; return them as text and JSON values."""
+def _thresholds(one: Counted, gt: dict[str, Any], results: list[dict[str, Any]], kind: str, score: float | None,
+                contents: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+  """Return precision-recall curves and the confusion matrix as text and JSON values; add their plots to `contents`."""
   curves = precision_recall.curves(one)
   best = curves[0].best
   matrix = confusion.confusion(one, gt, results, scoring.IOU_TYPES[kind],
                                score if score is not None else best.threshold if best else scoring.SHOWN_SCORE)
-  files.write_output(os.path.join(output, f'precision_recall_{kind}.png'),
-                     threshold_plots.plot_curves(curves, kind, one.iou))
-  files.write_output(os.path.join(output, f'confusion_{kind}.png'), threshold_plots.plot_confusion(matrix, kind))
-  files.write_output(os.path.join(output, f'confusion_{kind}.csv'), files.as_csv(confusion.as_rows(matrix)))
+  contents |= {f'precision_recall_{kind}.png': threshold_plots.plot_curves(curves, kind, one.iou),
+               f'confusion_{kind}.png': threshold_plots.plot_confusion(matrix, kind),
+               f'confusion_{kind}.csv': files.as_csv(confusion.as_rows(matrix))}
   return (precision_recall.as_text(curves, one.iou, report.LISTED) + confusion.as_text(matrix, report.LISTED),
           {'precision_recall': precision_recall.as_json(curves), 'confusion': confusion.as_json(matrix)})

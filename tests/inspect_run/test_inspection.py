@@ -73,6 +73,21 @@ def test_damaged_run_lengths_of_detections_are_one_line(run, tmp_path, without_p
     inspect(str(path.parent), CocoSource(str(tmp_path / 'data'), 'val2017'), str(tmp_path / 'out'))
 
 
+def test_the_files_of_an_earlier_call_are_replaced_together(run, tmp_path, without_plots):
+  results, out = run / 'eval/step-00000002', tmp_path / 'out'
+  source = CocoSource(str(tmp_path / 'data'), 'val2017')
+  inspect(str(results), source, str(out), examples=1)
+  before = {path.name: path.read_bytes() for path in out.iterdir()}
+  (results / 'bbox.json').write_text('[]')
+  (results / 'segm.json').write_text('{}')
+  with pytest.raises(UserError, match='segm.json: is not a list'):
+    inspect(str(results), source, str(out), examples=1)
+  assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+  (results / 'segm.json').unlink()
+  inspect(str(results), source, str(out), examples=1)
+  assert not list(out.glob('*_mask.*')) and (out / 'confusion_box.csv').read_bytes() != before['confusion_box.csv']
+
+
 def test_sigmas_of_the_evaluation(tmp_path, monkeypatch):
   """As of an evaluation with --gin_param='CocoEvaluator.keypoint_sigmas = ...', which config.gin does not have."""
   monkeypatch.setattr(plots, 'plot_keypoints', lambda *_: b'png')
