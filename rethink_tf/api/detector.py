@@ -105,15 +105,16 @@ class Detector:
     return [category.name for category in self._detector.categories]
 
   @errors_in_one_line()
-  def predict(self, images: Image | Iterable[Image], threshold: float = 0.5, upright: bool = False) -> list[Detections]:
+  def predict(self, images: Image | Iterable[Image], threshold: float = 0.5,
+              upright: bool | None = None) -> list[Detections]:
     """Detect objects in one or several images.
 
     Args:
       images: image files, folders (searched recursively, in natural order) and arrays, uint8 [h, w, 3] RGB or [h, w]
         grey; one or a sequence.
       threshold: minimum score. A run's detector reports none below its DetectionGenerator.score_threshold.
-      upright: apply the EXIF orientation of image files; otherwise pixels are used as stored, as by training
-        unless the annotated size is that of the upright image.
+      upright: apply the EXIF orientation of image files; False: pixels are used as stored; None: as by training, if
+        that is known, else as stored.
 
     Returns:
       The detections of each image, in the order of `images`. A damaged image file is logged and left out.
@@ -122,10 +123,11 @@ class Detector:
       UserError: a path does not exist, a folder has no images, a path is a video, or an array has another dtype or
         shape.
     """
-    from rethink_tf.predict.detectors import detect_all
+    from rethink_tf.predict.detectors import applies_exif, detect_all
     from rethink_tf.predict.image_files import ImageArrays, ImageFiles
 
-    threshold, upright = number(threshold, 'threshold', 0, 1), boolean(upright, 'upright')
+    threshold = number(threshold, 'threshold', 0, 1)
+    upright = applies_exif(self._detector, None if upright is None else boolean(upright, 'upright'))
     inputs = _expand(images)
     sources: list[tuple[UnannotatedImages, list[int]]] = []  # with the indices of their images in `inputs`
     files = [i for i, (_, image) in enumerate(inputs) if isinstance(image, str)]

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from rethink_tf.data.images import ImageError
+from rethink_tf.data.images import QUARTER_TURNS, ImageError, turn_and_size
 from rethink_tf.structures import Source
 
 _SAMPLED = 8  # image files whose contents are hashed
 _MOST, _BEGINNING, _READERS = 5_000, 8192, 16  # image files whose beginnings are hashed; bytes of each; threads
+_LOOKED_AT = 1_000  # image files whose EXIF orientation is looked up
 _BYTES = 6  # of such a hash: two of 5,000 images in a million are equal by chance
 
 
@@ -28,7 +29,8 @@ def summarize(source: Source) -> dict[str, Any]:
   instances = getattr(source, 'num_instances', None)
   return {'name': source.name, 'images': len(source.image_ids),
           'instances': int(np.sum(instances)) if instances is not None else None,
-          'annotations': _annotations(source), 'files': _files(source), 'each': _each(source)}
+          'annotations': _annotations(source), 'files': _files(source), 'each': _each(source),
+          'turned': _turned(source)}
 
 
 def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -45,6 +47,39 @@ def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def same_images(training: Mapping[str, Any], held_out: Mapping[str, Any]) -> int:
   """Return how many images of one summary are those of another, which may come from a file; 0 if it is not known."""
   return len(_hashes(training.get('each')) & _hashes(held_out.get('each')))
+
+
+def reads_upright(summary: Mapping[str, Any]) -> bool | None:
+  """Return whether the images of a summary, which may come from a file, are read with their EXIF orientation applied.
+
+  None: not known, since none has an orientation that its size tells, or some are read so and some as they are stored.
+  """
+  turned = summary.get('turned')
+  counts = [turned.get(name) for name in ('upright', 'stored')] if isinstance(turned, dict) else []
+  if not all(type(count) is int for count in counts) or sum(map(bool, counts)) != 1:
+    return None
+  return counts[0] > 0
+
+
+def _turned(source: Source) -> dict[str, int] | None:
+  """Return how many images with a quarter turn in their EXIF orientation have the upright and the stored size.
+
+  Of a local set, of image files that are spread over it; None for any other.
+  """
+  if not (hasattr(source, 'path') and hasattr(source, 'sizes')):
+    return None
+  images = np.unique(np.linspace(0, len(source.image_ids) - 1, _LOOKED_AT).astype(int)).tolist()
+  paths = [source.path(i) for i in images]
+  if any('://' in path for path in paths):
+    return None
+  with ThreadPoolExecutor(_READERS) as pool:
+    found = list(pool.map(turn_and_size, paths))
+  counts = {'upright': 0, 'stored': 0}
+  for i, (turn, size) in zip(images, found, strict=True):
+    annotated = tuple(source.sizes[i].tolist())
+    if turn in QUARTER_TURNS and size[0] != size[1] and annotated in (size, size[::-1]):
+      counts['stored' if annotated == size else 'upright'] += 1
+  return counts
 
 
 def _hashes(text: Any) -> set[bytes]:

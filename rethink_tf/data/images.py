@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from rethink_tf.data.bit_depth import bits_of, to_8_bits
 from rethink_tf.data.image_notes import ImageNotes, exif_orientation, jpeg_header_end
 from rethink_tf.errors import UserError, in_one_line
-from rethink_tf.storage.files import open_regular
+from rethink_tf.storage.files import open_regular, require_regular
 
 # max_pixels replaces Pillow's own limit.
 warnings.simplefilter('ignore', Image.DecompressionBombWarning)
@@ -52,6 +52,7 @@ TURNS = {
   7: lambda image: image[::-1, ::-1].transpose(1, 0, 2),
   8: np.rot90,
 }
+QUARTER_TURNS = (5, 6, 7, 8)  # those that exchange height and width
 _INVERSE = {6: 8, 8: 6}  # the others undo themselves
 
 MAX_PIXELS = 100_000_000  # default limit of an image: 300 MB of RGB
@@ -124,6 +125,16 @@ def measure(data: bytes) -> tuple[int, int]:
       return stored_size(image)
   except Exception as error:  # as in _decode_strictly
     raise ValueError('not an image in a known format') from error
+
+
+def turn_and_size(path: str) -> tuple[int, tuple[int, int]]:
+  """Return the EXIF orientation and the stored (height, width) of a local file, (1, (0, 0)) without a header."""
+  try:
+    require_regular(path)
+    with Image.open(path, formats=_formats()) as image:
+      return exif_orientation(image), stored_size(image)
+  except Exception:  # of any kind in damaged files; the decoder names those that it cannot read
+    return 1, (0, 0)
 
 
 def stored_size(image: Image.Image) -> tuple[int, int]:

@@ -36,6 +36,7 @@ def main() -> None:
     onnx_format.require()
   command_line.configure(files, bindings(model_dir, FLAGS.data_dir, FLAGS.format))
   from rethink_tf import experiment
+  from rethink_tf.data import digest
   from rethink_tf.export import description, detectron2, portable_files, saved_model, tflite_format
   from rethink_tf.training import ema
 
@@ -47,7 +48,8 @@ def main() -> None:
   step, categories = built.checkpoints.restored_step, inputs.source.categories
   detector.xla = False  # the configuration of a TPU; the faster operations work here
   common = (detector, built.trainer.predict_step, inputs, FLAGS.score_threshold)
-  about = {'step': step, 'averages': FLAGS.averages}
+  recorded = built.recorded.data.get('train', {}) if built.recorded is not None else {}
+  about = {'step': step, 'averages': FLAGS.averages, 'upright': digest.reads_upright(recorded)}
   if FLAGS.format == 'detectron2':
     about = description.of_detector(detector, inputs.resize, categories, detector.detection_generator.score_threshold,
                                     **about)

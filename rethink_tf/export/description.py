@@ -12,6 +12,8 @@ import tensorflow as tf
 import rethink_tf
 from rethink_tf.data.augment import Resize
 from rethink_tf.data.categories import Category, categories_to_json, without_keypoints
+from rethink_tf.data.json_files import load_json
+from rethink_tf.errors import UserError
 from rethink_tf.models.mask_rcnn import MaskRCNN
 from rethink_tf.storage import files
 
@@ -23,7 +25,8 @@ FORMAT = 1  # of the JSON
 
 
 def of_detector(detector: MaskRCNN, resize: Resize, categories: Sequence[Category], threshold: float, *,
-                step: int | None = None, averages: bool = False, image_size: tuple[int, int] | None = None) -> About:
+                step: int | None = None, averages: bool = False, image_size: tuple[int, int] | None = None,
+                upright: bool | None = None) -> About:
   """Describe an exported detector.
 
   Args:
@@ -32,6 +35,7 @@ def of_detector(detector: MaskRCNN, resize: Resize, categories: Sequence[Categor
     threshold: minimum score of its detections.
     step, averages: of the checkpoint, and whether the weights are its averages.
     image_size: height and width of all images; None: any.
+    upright: whether it was trained on images with their EXIF orientation applied; None: not known.
   """
   categories = tuple(categories) if detector.keypoint_head is not None else without_keypoints(tuple(categories))
   return {
@@ -46,7 +50,8 @@ def of_detector(detector: MaskRCNN, resize: Resize, categories: Sequence[Categor
       ('boxes', True), ('scores', True), ('classes', True), ('masks', detector.mask_head is not None),
       ('keypoints', detector.keypoint_head is not None)) if present],
     'input': {
-      'image': 'uint8 [height, width, 3], RGB, pixels as stored',
+      'image': 'uint8 [height, width, 3], RGB, pixels as stored' + ', after the EXIF orientation' * bool(upright),
+      'exif_applied': upright,
       'image_size': list(image_size) if image_size else None,
       # Part of the graph of every format but Detectron2's.
       'short_side': resize.largest,
@@ -56,6 +61,18 @@ def of_detector(detector: MaskRCNN, resize: Resize, categories: Sequence[Categor
       'pixel_std': list(map(float, detector.pixel_std)),
     },
   }
+
+
+def reads_upright(folder: str) -> bool | None:
+  """Return `upright` of an exported SavedModel, None if its description does not tell."""
+  path = f'{folder.rstrip("/")}/{IN_FOLDER}'
+  if not tf.io.gfile.exists(path):
+    return None
+  try:
+    found = load_json(path)['input']['exif_applied']
+  except (UserError, KeyError, TypeError):
+    return None
+  return found if isinstance(found, bool) else None
 
 
 def to_text(about: About) -> str:

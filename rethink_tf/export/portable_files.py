@@ -36,12 +36,12 @@ class Format(Protocol):
 
 def export(out: str, form: Format, detector: MaskRCNN, predict_step: Callable[[Batch], Detections], inputs: EvalInput,
            score_threshold: float | None = None, image_size: tuple[int, int] | None = None, *, step: int | None = None,
-           averages: bool = False) -> None:
+           averages: bool = False, upright: bool | None = None) -> None:
   """Write a file under a temporary name, verify it and rename it.
 
   Args:
     out: path, local or gs://.
-    detector, predict_step, inputs, score_threshold, step, averages: as in saved_model.export.
+    detector, predict_step, inputs, score_threshold, step, averages, upright: as in saved_model.export.
     image_size: height and width of all images, for a graph of static shapes; None: images of any size.
 
   Raises:
@@ -53,7 +53,7 @@ def export(out: str, form: Format, detector: MaskRCNN, predict_step: Callable[[B
   if image_size is not None:
     inputs = comparison.of_one_size(inputs, image_size)
   about = description.of_detector(detector, inputs.resize, inputs.source.categories, threshold, step=step,
-                                  averages=averages, image_size=image_size)
+                                  averages=averages, image_size=image_size, upright=upright)
   try:
     tf.io.gfile.makedirs(os.path.dirname(out) or '.')  # before the conversion, which takes minutes
     content = form.convert(function_of(detector, inputs.resize, image_size), threshold, description.to_text(about))

@@ -173,7 +173,8 @@ def load(folder: str) -> Any:  # TensorFlow has no public type for it
 
 
 def export(out: str, detector: MaskRCNN, predict_step: Callable[[Batch], Detections], inputs: EvalInput,
-           score_threshold: float | None = None, *, step: int | None = None, averages: bool = False) -> None:
+           score_threshold: float | None = None, *, step: int | None = None, averages: bool = False,
+           upright: bool | None = None) -> None:
   """Write a SavedModel under a temporary name, verify it and rename it.
 
   Args:
@@ -182,7 +183,7 @@ def export(out: str, detector: MaskRCNN, predict_step: Callable[[Batch], Detecti
     predict_step: as in Trainer.
     inputs: of evaluation, with its resizing, its categories, and images to verify on.
     score_threshold: None is the detector's own.
-    step, averages: of the checkpoint, for the description.
+    step, averages: of the checkpoint, for the description; upright: of its training, see description.of_detector.
 
   Raises:
     UserError: `out` exists already or cannot be written, or the detections differ from those of predict.
@@ -194,7 +195,7 @@ def export(out: str, detector: MaskRCNN, predict_step: Callable[[Batch], Detecti
     categories = inputs.source.categories
     Serving(detector, inputs.resize, categories, threshold).save(temporary)
     description.write(os.path.join(temporary, description.IN_FOLDER), description.of_detector(
-      detector, inputs.resize, categories, threshold, step=step, averages=averages))
+      detector, inputs.resize, categories, threshold, step=step, averages=averages, upright=upright))
     try:
       operations.check(temporary)
     except UserError as error:  # of a user's own part: the model itself is sound

@@ -73,7 +73,8 @@ if __name__ == '__main__':
   flags.DEFINE_enum('format', 'jpg', ['jpg', 'png'], 'format of the images with detections', **_here)
   flags.DEFINE_bool('video', True, 'for a video, write predictions.mp4', **_here)
   flags.DEFINE_bool('frames', False, 'for a video, write each frame as an image', **_here)
-  flags.DEFINE_bool('upright', False, 'apply the EXIF orientation of the images', **_here)
+  flags.DEFINE_bool('upright', None, 'apply the EXIF orientation of the images; default: as the training of the '
+                    'detector did, if that is known, else not', **_here)
   flags.DEFINE_alias('pictures', 'images', **_here)  # earlier names
   flags.DEFINE_alias('film', 'video', **_here)
   entry.start(main, takes_arguments=True, interrupted='stopped; the images so far are written')

@@ -14,12 +14,13 @@ from pycocotools import mask as coco_mask
 
 from rethink_tf import experiment as experiments
 from rethink_tf import gin_files
+from rethink_tf.data import digest
 from rethink_tf.data.batching import errors_of
 from rethink_tf.data.categories import Category, parse_categories
 from rethink_tf.distributed import devices
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.evaluation.postprocessing import ImageDetections, restore
-from rethink_tf.export import operations, saved_model
+from rethink_tf.export import description, operations, saved_model
 from rethink_tf.predict.image_files import UnannotatedImages
 from rethink_tf.structures import Experiment
 from rethink_tf.training import ema
@@ -36,6 +37,7 @@ class TrainedDetector(Protocol):
 
   categories: Sequence[Category]  # of classes 1..K
   batch: int  # images that it processes at a time
+  upright: bool | None  # whether it was trained on images with their EXIF orientation applied; None: not known
 
   def detect(self, source: UnannotatedImages, threshold: float) -> Iterator[tuple[int, Callable[[], ImageDetections]]]:
     """Yield the index of each image of a source, in any order, and a function that makes its detections.
@@ -67,6 +69,8 @@ class RunDetector:
     ema.restore(experiment, averages, experiment.checkpoints.choose(checkpoint, experiments.main_metric()))
     self.step = experiment.checkpoints.restored_step
     self.categories, self.batch = self._inputs.source.categories, self._inputs.batch_size
+    recorded = experiment.recorded
+    self.upright = None if recorded is None else digest.reads_upright(recorded.data.get('train', {}))
     self._mask_paste = gin_files.bound('CocoEvaluator.mask_paste') or 'accurate'
     self._augmentation = experiment.test_augmentation
     self._predict = trainer.predict_batch
@@ -119,6 +123,7 @@ class SavedModelDetector:
                       'it again')
     self.categories = _categories(model, folder)
     self._model, self.batch = model, batch
+    self.upright = description.reads_upright(folder)
 
   def detect(self, source: UnannotatedImages, threshold: float) -> Iterator[tuple[int, Callable[[], ImageDetections]]]:
     """Yield indices and functions in order (see TrainedDetector)."""
@@ -176,6 +181,11 @@ def run_bindings(model_dir: str, batch: int = 1) -> list[str]:
     raise UserError(f'no categories.json in {model_dir}: check --model_dir')
   return [*experiments.ONE_DEVICE, f'run.eval_images_per_device = {batch}', 'run.eval_source = @placeholder',
           f'placeholder.categories_file = {categories!r}']
+
+
+def applies_exif(detector: TrainedDetector, upright: bool | None) -> bool:
+  """Whether the EXIF orientation of image files is applied: as asked for, None: as the detector's training did."""
+  return bool(detector.upright if upright is None else upright)
 
 
 def detect_all(detector: TrainedDetector, source: UnannotatedImages, threshold: float,

@@ -20,7 +20,7 @@ from rethink_tf.data.categories import Category, categories_to_json
 from rethink_tf.errors import UserError, plain
 from rethink_tf.evaluation.postprocessing import ImageDetections, submission
 from rethink_tf.evaluation.scoring import nothing_shown
-from rethink_tf.predict.detectors import TrainedDetector, detect_all
+from rethink_tf.predict.detectors import TrainedDetector, applies_exif, detect_all
 from rethink_tf.predict.image_files import ImageFiles, UnannotatedImages, Video, output_names, real_path, relative_names
 from rethink_tf.storage import files
 from rethink_tf.visualization import drawing
@@ -131,7 +131,8 @@ class VideoWriter:
 
 
 def write_predictions(detector: TrainedDetector, image_files: Sequence[str], videos: Sequence[str], output: str,
-                      threshold: float = 0.5, upright: bool = False, options: OutputOptions | None = None) -> None:
+                      threshold: float = 0.5, upright: bool | None = None,
+                      options: OutputOptions | None = None) -> None:
   """Detect objects in image files and videos, and write the results.
 
   Args:
@@ -139,7 +140,7 @@ def write_predictions(detector: TrainedDetector, image_files: Sequence[str], vid
     image_files, videos: paths, as image_files.find_images returns them.
     output: folder of the results of all image files; each video has a subfolder.
     threshold: minimum score of a detection.
-    upright: apply the EXIF orientation.
+    upright: apply the EXIF orientation; None: as the detector's training did, if that is known, else not.
     options: what to write; None for the defaults.
 
   Raises:
@@ -153,11 +154,10 @@ def write_predictions(detector: TrainedDetector, image_files: Sequence[str], vid
   _keep_inputs(inputs, [os.path.join(folder, VIDEO) for folder in folders])
   sources = [Video(path, detector.categories) for path in videos]  # first: an unreadable one is known before any work
   if image_files:
-    source = ImageFiles(image_files, detector.categories, upright)
+    applied = applies_exif(detector, upright)
+    source = ImageFiles(image_files, detector.categories, applied)
     if source.turned:
-      logging.info('%d images have an EXIF orientation: %s', source.turned,
-                   'applied' if upright else 'ignored; --upright applies it, as training does for annotations of '
-                   'upright images (of LabelMe, Label Studio, VIA, YOLO)')
+      logging.info('%d images have an EXIF orientation: %s', source.turned, _about_exif(detector, applied))
     total = len(image_files)
     if len(source.image_ids):
       writer = ImageWriter(output, source.file_names, options)
@@ -172,6 +172,14 @@ def write_predictions(detector: TrainedDetector, image_files: Sequence[str], vid
     print(f'{skipped} of {total} images could not be read and were skipped', flush=True)
   if skipped == total:
     raise UserError('none of the images could be read')
+
+
+def _about_exif(detector: TrainedDetector, applied: bool) -> str:
+  word = 'applied' if applied else 'ignored'
+  if detector.upright is not None:
+    return f'{word}, {"as" if detector.upright == applied else "unlike"} in training'
+  return word if applied else (f'{word}; --upright applies it, as training does for annotations of upright images (of '
+                               'LabelMe, Label Studio, VIA, YOLO)')
 
 
 def _keep_inputs(inputs: Collection[str], written: Sequence[str]) -> None:

@@ -31,9 +31,14 @@ def of_run(checkpoint: str) -> dict[str, Any]:
   start, seen = costs.start_of(folder), costs.at_checkpoint(checkpoint)
   digest = hashlib.sha256(json.dumps([
     {name: value for name, value in own.settings.items() if _counts(name)}, [_change(entry) for entry in own.history],
-    own.data.get('train'), seen and seen.images, start and (start.get('recipe') or start.get('sha256')),
+    _data(own.data.get('train')), seen and seen.images, start and (start.get('recipe') or start.get('sha256')),
   ], sort_keys=True, default=str).encode()).hexdigest()
   return {'recipe': digest, 'seeds': [own.settings.get(_SEED, 0), *((start or {}).get('seeds') or ())]}
+
+
+def _data(summary: Any) -> Any:
+  """Return the summary of the training data without what follows from the rest, which earlier versions lack."""
+  return {name: value for name, value in summary.items() if name != 'turned'} if isinstance(summary, dict) else summary
 
 
 def _counts(name: Any) -> bool:

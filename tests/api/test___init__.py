@@ -187,6 +187,7 @@ class FirstPixel:
 
   batch = 2
   categories = (Category(3, 'car'), Category(5, 'person', ('nose', 'foot')))
+  upright = None
 
   def detect(self, source, threshold):
     for i in reversed(range(len(source.image_ids))):
@@ -235,12 +236,14 @@ def test_no_images(nothing, first_pixel):
   assert first_pixel.predict(nothing) == []
 
 
-def test_the_exif_orientation(first_pixel, tmp_path):
+def test_the_exif_orientation(first_pixel, tmp_path, monkeypatch):
   exif = Image.Exif()
   exif[0x0112] = 6
   Image.fromarray(image(1, 4, 6)).save(tmp_path / 'a.png', exif=exif)
-  assert [first_pixel.predict(tmp_path / 'a.png', upright=upright)[0].size for upright in (False, True)] == [
-    (4, 6), (6, 4)]
+  asked = (False, True, None)
+  for trained, sizes in ((None, [(4, 6), (6, 4), (4, 6)]), (True, [(4, 6), (6, 4), (6, 4)])):
+    monkeypatch.setattr(FirstPixel, 'upright', trained)
+    assert [first_pixel.predict(tmp_path / 'a.png', upright=upright)[0].size for upright in asked] == sizes
 
 
 def test_damaged_files_are_logged_and_left_out(first_pixel, folder, caplog):

@@ -2,6 +2,10 @@
 
 import pathlib
 
+import numpy as np
+import pytest
+from PIL import Image
+
 from rethink_tf.data import digest
 from rethink_tf.data.classification.synthetic import SyntheticClasses
 from rethink_tf.data.detection.coco import CocoSource
@@ -34,6 +38,26 @@ def test_other_files_under_the_same_names(tmp_path):
   assert 'other contents' in digest.differences(found, digest.summarize(CocoSource(str(tmp_path))))[0]
   image.unlink()  # counted elsewhere; here it is one more difference
   assert digest.differences(found, digest.summarize(CocoSource(str(tmp_path))))
+
+
+@pytest.mark.parametrize('sizes, expected', [
+  ([(60, 80)] * 3, None), ([(60, 80), (80, 60), (60, 80)], True), ([(60, 80), (60, 80), (60, 80)], False),
+  ([(80, 60), (60, 80), (80, 60)], None)])
+def test_whether_photographs_are_read_upright(tmp_path, sizes, expected):
+  """By the annotated size of those that their camera has marked as turned: the second, and where mixed the first."""
+  images = [small_coco.image(i, *size) for i, size in enumerate(sizes, start=1)]
+  small_coco.write(tmp_path, images, [small_coco.annotation(1)])
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  mixed = sizes[0] == sizes[2] == (80, 60)
+  for i in ([] if expected is None and not mixed else [1, 2] if mixed else [2]):
+    Image.fromarray(np.zeros((60, 80, 3), np.uint8)).save(tmp_path / f'train2017/{i:06d}.jpg', exif=exif)
+  assert digest.reads_upright(digest.summarize(CocoSource(str(tmp_path)))) is expected
+
+
+@pytest.mark.parametrize('turned', [None, 3, {'upright': '2', 'stored': 0}, {'upright': 0, 'stored': 0}, {}])
+def test_what_a_file_does_not_tell_is_not_known(turned):
+  assert digest.reads_upright({'turned': turned}) is None
 
 
 def test_sources_without_files():

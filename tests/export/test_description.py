@@ -3,6 +3,8 @@
 import json
 import types
 
+import pytest
+
 from rethink_tf.data.augment import Resize
 from rethink_tf.data.categories import Category, parse_categories
 from rethink_tf.export import description
@@ -31,6 +33,16 @@ def test_everything_travels(tmp_path):
   assert (inputs['short_side'], inputs['max_side'], inputs['image_size']) == (800, 1333, [480, 640])
   assert [800, 1088] in inputs['padded_shapes']
   assert inputs['pixel_mean'] == [1, 2, 3] and inputs['pixel_std'] == [4, 5, 6]
+
+
+@pytest.mark.parametrize('upright', [True, False, None])
+def test_how_its_images_were_read(tmp_path, upright):
+  about = description.of_detector(detector(), Resize(), [PERSON], 0.05, upright=upright)
+  description.write(str(tmp_path / description.IN_FOLDER), about)
+  assert description.reads_upright(str(tmp_path)) is upright
+  assert ('EXIF' in about['input']['image']) == (upright is True)
+  (tmp_path / description.IN_FOLDER).write_text('{"input": []}')
+  assert description.reads_upright(str(tmp_path)) is None and description.reads_upright(str(tmp_path / 'no')) is None
 
 
 def test_a_detector_without_keypoints_names_none():

@@ -101,6 +101,7 @@ class Backwards:
 
   batch = 1
   categories = (Category(1, 'thing'),)
+  upright = None
 
   def detect(self, source, threshold):
     for i in reversed(range(len(source.image_ids))):

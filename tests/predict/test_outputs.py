@@ -20,6 +20,7 @@ class OneBox:
 
   batch = 2
   categories = (Category(3, 'car'),)
+  upright = None
 
   def detect(self, source, threshold):
     for i, image_id in enumerate(source.image_ids.tolist()):
@@ -46,6 +47,20 @@ def test_results_of_image_files(images, tmp_path, capsys):
   assert [image['id'] for image in content['images']] == [7, 8] and content['categories'][0]['name'] == 'car'
   assert sorted(path.name for path in (tmp_path / 'out/images').iterdir()) == ['7.jpg', '8.jpg']
   assert '2 objects in 2 images, score >= 0.5' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('trained, asked, shape, words', [
+  (None, None, (50, 70), 'ignored; --upright applies it'), (True, None, (70, 50), 'applied, as in training'),
+  (False, None, (50, 70), 'ignored, as in training'), (True, False, (50, 70), 'ignored, unlike in training')])
+def test_the_exif_orientation_is_that_of_training(tmp_path, monkeypatch, caplog, trained, asked, shape, words):
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  Image.fromarray(np.zeros((50, 70, 3), np.uint8)).save(tmp_path / '1.jpg', exif=exif)
+  monkeypatch.setattr(OneBox, 'upright', trained)
+  with caplog.at_level('INFO', logger='absl'):
+    outputs.write_predictions(OneBox(), [str(tmp_path / '1.jpg')], [], str(tmp_path / 'out'), upright=asked)
+  entry, = json.loads((tmp_path / 'out/images.json').read_text())['images']
+  assert (entry['height'], entry['width']) == shape and f'1 images have an EXIF orientation: {words}' in caplog.text
 
 
 def test_nothing_above_the_threshold_names_the_best_score(images, tmp_path, capsys):
