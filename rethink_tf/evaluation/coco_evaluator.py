@@ -119,7 +119,7 @@ class DetectionEvaluator(PeriodicEvaluation):
 
     Masks are pasted in threads of their own.
     """
-    progress = Progress(f'evaluation at step {step}, images', -(-len(self._source.image_ids) // self.workers.count))
+    progress = Progress(f'{self._title(step)}, images', -(-len(self._source.image_ids) // self.workers.count))
     pool = concurrent.futures.ThreadPoolExecutor(PASTE_THREADS, thread_name_prefix='paste')
     jobs = []
     try:
@@ -156,7 +156,7 @@ class DetectionEvaluator(PeriodicEvaluation):
     notes = {'notes': list(self.notes)} if self.notes else {}
     self._run_folder.append_metrics({'kind': 'eval', 'step': step, **extra, **timing, **coverage.fields(), **notes,
                                      **scores.metrics})
-    self._scorer.print_tables(f'evaluation at step {step}: {coverage}, {seconds:.1f} s', scores.tables, self.notes)
+    self._scorer.print_tables(f'{self._title(step)}: {coverage}, {seconds:.1f} s', scores.tables, self.notes)
     self._scorer.save(step, scores, detections, {**gt, EVALUATED: timing['time']})
     self._keep(step, scores.metrics)
 

@@ -13,7 +13,7 @@ from rethink_tf.errors import UserError
 from rethink_tf.storage import files
 from rethink_tf.storage.checkpoints import iterations
 from rethink_tf.storage.metrics_lines import evaluated_steps
-from rethink_tf.storage.run_folder import RunFolder
+from rethink_tf.storage.run_folder import RunFolder, RunSubfolder
 from rethink_tf.structures import LeftOut, Source
 
 
@@ -107,6 +107,11 @@ class PeriodicEvaluation(tf_keras.callbacks.Callback, abc.ABC):
   @property
   def evaluated_step(self) -> int:
     return self._evaluated_step
+
+  def _title(self, step: int) -> str:
+    """Return what an evaluation is called: there may be two of a step."""
+    averages = isinstance(self._run_folder, RunSubfolder)
+    return f'evaluation at step {step}{" of the averages of the weights" if averages else ""}'
 
   def _step(self) -> int:
     return iterations(self.model.optimizer)

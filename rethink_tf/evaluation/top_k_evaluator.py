@@ -135,14 +135,14 @@ class TopKEvaluator(PeriodicEvaluation):
     timing = {'eval_seconds': round(seconds, 3), 'time': round(time.time(), 3)}
     self._run_folder.append_metrics({'kind': 'eval', 'step': step, **(extra or {}), **timing,
                                      **coverage.fields(), **metrics})
-    print(f'evaluation at step {step}: {coverage}, {seconds:.1f} s\n  '
+    print(f'{self._title(step)}: {coverage}, {seconds:.1f} s\n  '
           + '  '.join(f'{name} {value:.4g}' for name, value in metrics.items()), flush=True)
     self._save(step, metrics, found, shown)
     return metrics
 
   def _predict_all(self, step: int) -> tuple[Predictions, dict[int, np.ndarray]]:
     """Return the predictions for this worker's images, and by image id the crops that are rendered."""
-    progress = Progress(f'evaluation at step {step}, images', -(-len(self._source.image_ids) // self.workers.count))
+    progress = Progress(f'{self._title(step)}, images', -(-len(self._source.image_ids) // self.workers.count))
     batches, shown = [_NONE], {}
     with errors_of(self._input):
       for batch in self._input.dataset((self.workers.index, self.workers.count)):

@@ -41,6 +41,12 @@ class Choice(NamedTuple):
   dictionary: str | None = None
   prefix: str | None = None
 
+  def refuse(self, path: str, what: str) -> None:
+    """Raise a UserError if something is chosen: `what` holds one network."""
+    named = [f'PretrainedWeights.{name} = {value!r}' for name, value in self._asdict().items() if value is not None]
+    if named:
+      raise UserError(f'{path}: {what} holds one network, of which nothing is chosen: leave out {" and ".join(named)}')
+
 
 def read(path: str, choice: Choice | None = None) -> Contents:
   """Return the contents of a weight file, a TensorFlow checkpoint (its prefix, or one of its files) or a run folder.
@@ -62,7 +68,7 @@ def _read(path: str, choice: Choice) -> Contents:
     return _read_folder(path, choice)
   prefix = checkpoint_prefix(path)
   if prefix is not None:
-    return _read_checkpoint(prefix, path)
+    return _read_checkpoint(prefix, path, choice)
   if not tf.io.gfile.exists(path):
     raise UserError(f'{path}: no such file: give the path of a weight file or a run folder')
   return _read_file(_local(path), path, choice)
@@ -74,12 +80,13 @@ def _read_folder(path: str, choice: Choice) -> Contents:
     return os.path.join(path, name)
 
   if manifests.newest_sound(path) is not None:
+    choice.refuse(path, 'a run of this package')  # also one with averages of its weights
     return own.read(path)
   if tf.io.gfile.exists(inside('saved_model.pb')):
     prefix = inside('variables/variables')
     if not (checkpoint_prefix(prefix) and keras_checkpoints.recognizes(tf_models.open_checkpoint(prefix, path)[1])):
       raise UserError(f'{path}: a SavedModel, whose layers have no names: give the weights that it was exported from')
-    return _read_checkpoint(prefix, path)
+    return _read_checkpoint(prefix, path, choice)
   for name in ('model.safetensors', 'pytorch_model.bin'):
     if tf.io.gfile.exists(inside(name)):
       return _read(inside(name), choice)
@@ -89,10 +96,11 @@ def _read_folder(path: str, choice: Choice) -> Contents:
     if len(prefixes) > 1:
       raise UserError(f'{path}: a folder of {len(prefixes)} checkpoints: give the path of one, such as {prefixes[0]}')
     prefix = prefixes[0] if prefixes else None
-  return own.read(path) if prefix is None else _read_checkpoint(prefix, path)
+  return own.read(path) if prefix is None else _read_checkpoint(prefix, path, choice)
 
 
-def _read_checkpoint(prefix: str, path: str) -> Contents:
+def _read_checkpoint(prefix: str, path: str, choice: Choice) -> Contents:
+  choice.refuse(path, 'a TensorFlow checkpoint')
   _, shapes = tf_models.open_checkpoint(prefix, path)
   module = keras_checkpoints if keras_checkpoints.recognizes(shapes) else tf_models
   return module.read(prefix, path)._replace(checkpoint=prefix)
@@ -120,12 +128,14 @@ def _read_file(local: str, path: str, choice: Choice) -> Contents:
   with open(local, 'rb') as file:
     head = file.read(1024)
   if head[:4] == b'PK\x03\x04' and keras_files.recognizes_archive(local):
+    choice.refuse(path, 'a file of Keras')
     return keras_files.read_archive(local, path)
   if head[:4] == b'PK\x03\x04':
     return _named(torch_files.load(local), path, '.pth (zip)', choice)
   if head[:1] == b'\x80' and head[2:14] == _TORCH_MAGIC:
     return _named(torch_files.load(local), path, '.pth (before torch 1.6)', choice)
   if head[:8] == b'\x89HDF\r\n\x1a\n':
+    choice.refuse(path, 'a file of Keras')
     return keras_files.read(local, path)
   if head[8:9] == b'{' and int.from_bytes(head[:8], 'little') < 1 << 32:
     return _named(safetensors_files.load(local), path, '.safetensors', choice)
@@ -141,6 +151,7 @@ def _read_file(local: str, path: str, choice: Choice) -> Contents:
 def _named(content: Any, path: str, container: str, choice: Choice) -> Contents:
   """Return the contents of an unpacked container, recognized by the names of its arrays."""
   if detectron.recognizes(content):
+    choice.refuse(path, 'a file of Detectron')
     return detectron.contents(content, path)
   if isinstance(content, Opaque):
     raise UserError(f'{path}: holds an object ({content.name}), not a dictionary of arrays: save the state_dict() of '

@@ -45,6 +45,16 @@ def evaluator(tmp_path, predict, batch_size=5, **arguments):
   return TopKEvaluator(inputs, predict, source, folder, **arguments), source, folder
 
 
+def test_an_evaluation_of_averages_is_called_one(tmp_path, capsys):
+  one, _, folder = evaluator(tmp_path, by_colour)
+  one.evaluate(3)
+  one._run_folder = folder.subfolder('ema')
+  one.evaluate(3)
+  printed = capsys.readouterr().out
+  assert 'evaluation at step 3: 12 images' in printed
+  assert 'evaluation at step 3 of the averages of the weights: 12 images' in printed
+
+
 def by_colour(batch):
   """Predict blue and green images correctly, red ones (class 2) as blue (class 0)."""
   means = tf.reduce_mean(tf.cast(batch.images, tf.float32), [1, 2])  # RGB

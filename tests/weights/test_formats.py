@@ -23,6 +23,13 @@ def refused(path, message):
   assert '\n' not in str(error.value) and str(path) in str(error.value)
 
 
+def test_a_choice_of_what_holds_one_network_is_refused(tmp_path):
+  path = tmp_path / 'a.pkl'
+  path.write_bytes(pickle.dumps({'blobs': {'conv1_w': np.zeros([64, 3, 7, 7], 'f')}}))
+  with pytest.raises(UserError, match="a file of Detectron holds one network.*out PretrainedWeights.prefix = 'x.'"):
+    formats.read(str(path), formats.Choice(prefix='x.'))
+
+
 @pytest.mark.parametrize('content, message', [
   (b'', 'is empty'), (b'<!DOCTYPE html><html>', 'web page'), (b'\x00' * 2000, 'unknown format'),
   (b'\x93NUMPY' + bytes(100), 'unknown format'), (b'PK\x03\x04' + bytes(100), 'not a complete zip'),

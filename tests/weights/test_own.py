@@ -102,6 +102,12 @@ def test_new_classes_keep_their_predictors(source, path, model):
   np.testing.assert_array_equal(model.mask_predictor.conv.kernel, source.mask_predictor.conv.kernel)
 
 
+@pytest.mark.parametrize('name, value', [('dictionary', 'ema'), ('prefix', 'module.')])
+def test_of_a_run_no_network_is_chosen(path, model, name, value):
+  with pytest.raises(UserError, match=f"{path}: a run of this package holds one network.*{name} = '{value}'"):
+    PretrainedWeights(path, part='detector', **{name: value})(model)
+
+
 def test_the_backbone_of_a_detector(source, path, model):
   loaded = PretrainedWeights(path, part='detector_backbone')(model)
   assert loaded.variables == {id(v) for v in model.backbone.variables}
