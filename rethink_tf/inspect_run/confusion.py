@@ -17,6 +17,7 @@ import numpy as np
 
 from rethink_tf.inspect_run.counted import Counted
 from rethink_tf.inspect_run.detection_errors import pairwise_iou
+from rethink_tf.inspect_run.precision_recall import in_full
 
 BACKGROUND, MISSED = 'background', 'missed'  # names of the last row and column
 OTHERS = 'other classes'
@@ -105,7 +106,7 @@ def as_text(matrix: Confusion, listed: int) -> str:
   """Return the totals and the most frequent confusions."""
   counts, inner = matrix.counts, matrix.counts[:-1, :-1]
   found = pairs(matrix)
-  lines = [f'  confusion at IoU {matrix.iou:g} and score >= {matrix.score:.4g}: {np.trace(inner)} of '
+  lines = [f'  confusion at IoU {matrix.iou:g} and score >= {in_full(matrix.score)}: {np.trace(inner)} of '
            f'{counts[:-1].sum()} objects found, {inner.sum() - np.trace(inner)} as another class, '
            f'{counts[:-1, -1].sum()} missed; {counts[-1, :-1].sum()} detections of nothing']
   lines += [f'    {row[:24]} detected as {column[:24]}: {count} ({100 * share:.0f} %)'

@@ -78,6 +78,11 @@ def _round_between(low: float, high: float) -> float:
   return float(high)
 
 
+def in_full(threshold: float) -> str:
+  """Return a threshold with all of its decimals: rounded up it would leave out the detections that it is to keep."""
+  return np.format_float_positional(threshold, trim='-')
+
+
 def as_text(found: list[Curve], iou: float, listed: int) -> str:
   """Return a table of the best thresholds: all classes, then those with the lowest F1."""
   scored = [one for one in found[1:] if one.objects]
@@ -87,7 +92,7 @@ def as_text(found: list[Curve], iou: float, listed: int) -> str:
            f'  {"":{width}} {"objects":>8} {"AP":>6} {"score >=":>9} {"precision":>10} {"recall":>7} {"F1":>6}']
   for one in [found[0], *shown]:
     best = ('-',) * 4 if one.best is None else (
-      f'{one.best.threshold:.4g}', *(f'{100 * value:.1f}' for value in one.best[1:]))
+      in_full(one.best.threshold), *(f'{100 * value:.1f}' for value in one.best[1:]))
     ap = f'{100 * one.ap:.1f}' if one.objects else '-'
     lines.append(f'  {one.name[:24]:{width}} {one.objects:8} {ap:>6} {best[0]:>9} {best[1]:>10} {best[2]:>7} '
                  f'{best[3]:>6}')

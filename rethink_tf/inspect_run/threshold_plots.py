@@ -10,7 +10,7 @@ import numpy as np
 from rethink_tf.errors import plain
 from rethink_tf.inspect_run.confusion import BACKGROUND, MISSED, Confusion, most_confused
 from rethink_tf.inspect_run.detection_errors import RECALLS
-from rethink_tf.inspect_run.precision_recall import Curve
+from rethink_tf.inspect_run.precision_recall import Curve, in_full
 from rethink_tf.visualization import plotting
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def plot_confusion(matrix: Confusion, kind: str) -> bytes:
   axes.axvline(size - 1.5, color=plotting.INK, linewidth=1)
   axes.set_xlabel('detected', color=plotting.INK)
   axes.set_ylabel('annotated', color=plotting.INK)
-  title = f'{kind} confusion at IoU {matrix.iou:g}, score \u2265 {matrix.score:.3g}\n' + (
+  title = f'{kind} confusion at IoU {matrix.iou:g}, score \u2265 {in_full(matrix.score)}\n' + (
     'number, share of the row' if size <= 12 else 'number; shade: share of the row')
   if shown is not matrix:
     title += f'\nthe {MATRIX_CLASSES} most confused of {len(matrix.names)} classes'
@@ -84,7 +84,9 @@ def plot_curves(found: Sequence[Curve], kind: str, iou: float) -> bytes:
 
 
 def _curve(axes: Axes, one: Curve, colour: str, style: str, width: float, marker: str) -> None:
-  best = 'nothing found' if one.best is None else f'F1 {100 * one.best.f1:.1f} at score \u2265 {one.best.threshold:.3g}'
+  best = 'nothing found'
+  if one.best is not None:
+    best = f'F1 {100 * one.best.f1:.1f} at score \u2265 {in_full(one.best.threshold)}'
   axes.plot(RECALLS, one.precision, color=colour, linestyle=style, linewidth=width,
             label=f'{_short(one.name)}: AP {100 * one.ap:.1f}\n{best}')
   if one.best is not None:

@@ -5,6 +5,7 @@ import pytest
 
 from rethink_tf.evaluation import coco_metrics
 from rethink_tf.inspect_run import precision_recall
+from rethink_tf.inspect_run.confusion import Confusion, as_text
 from rethink_tf.inspect_run.counted import Counted, count_coco
 from tests.inspect_run.random_data import accumulated, detections, truth
 
@@ -65,6 +66,18 @@ def test_a_threshold_has_few_decimals():
   between = precision_recall._round_between
   assert [between(0.1, 0.4318), between(0.431, 0.4318), between(-np.inf, 0.001)] == [0.43, 0.4318, 0.0]
   assert 0.43 < between(0.43, 0.43 + 1e-12) <= 0.43 + 1e-12 and between(0.3, np.nextafter(0.3, 1)) > 0.3
+
+
+def test_the_table_has_the_threshold_and_not_a_higher_one():
+  """With four digits it would be 1, which no detection has."""
+  counted = counted_of([.99997, .99994], [True, False])
+  curves = precision_recall.curves(counted)
+  line = next(line for line in precision_recall.as_text(curves, 0.5, 15).splitlines() if precision_recall.ALL in line)
+  shown = float(line.removeprefix(f'  {precision_recall.ALL}').split()[2])
+  assert (counted.scores >= shown).tolist() == [True, False] and curves[0].best.f1 == 1
+  matrix = Confusion(('a',), 0.5, curves[0].best.threshold, np.ones([2, 2], int))
+  assert f'score >= {shown}:' in as_text(matrix, 15)
+  assert [precision_recall.in_full(value) for value in (0, 0.43, 1e-5)] == ['0', '0.43', '0.00001']
 
 
 def test_a_long_table_ends():
