@@ -195,8 +195,10 @@ def common_metric(runs: Sequence[Run], metric: str | None) -> str:
       raise UserError(f'{name}, of step {lacking[0].curve.steps[-1]:,}, though in an earlier one: {NOT_FINITE}')
     available = sorted(one for one in runs[0].curve.metrics if one.endswith(('AP', 'top-1'))
                        and all(np.isfinite(run.final(one)) for run in runs))
-    raise UserError(f'{name}: choose a metric that all runs have with --metric (available: '
-                    f'{", ".join(available) or "none"})')
+    if not available:
+      raise UserError(f'{name}, and no other metric is one of all runs: compare detectors with detectors, and '
+                      'classifiers with classifiers')
+    raise UserError(f'{name}: choose a metric that all runs have with --metric (available: {", ".join(available)})')
   return metric
 
 

@@ -15,7 +15,8 @@ from rethink_tf.errors import UserError
 from rethink_tf.evaluation import voc_evaluator
 from rethink_tf.evaluation.coco_metrics import RESULT_FIELDS
 from rethink_tf.evaluation.scoring import IOU_TYPES, max_detections, restricted
-from rethink_tf.storage import files, manifests
+from rethink_tf.storage import files, identity, manifests
+from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.structures import Source
 
 FILES = {'box': 'bbox.json', 'mask': 'segm.json', 'keypoint': 'keypoints.json'}
@@ -35,6 +36,10 @@ def newest_results(model_dir: str) -> str:
     names = manifests.names_in(folder)
     if FILES['box'] in names or fnmatch.filter(names, VOC_FILES):
       return folder
+  recorded = identity.read(RunFolder(model_dir, create=False))
+  if recorded is not None and recorded.settings.get('run.evaluator') == '@TopKEvaluator':
+    raise UserError(f'{model_dir}: is the run of a classifier, and inspect_run needs a detector: its accuracy by class '
+                    'is in categories.csv of eval/step-…')
   tf.io.gfile.exists(parent)  # raises for an address out of reach, which would pass for an empty folder
   raise UserError(f'{model_dir}: no evaluation has saved {FILES["box"]} or {VOC_FILES}: run '
                   f'rethink_tf.evaluate --model_dir={model_dir} first, or name a folder with --results')

@@ -219,6 +219,14 @@ def test_schedules_of_epochs_are_schedules(tmp_path):
   assert [len(step.side.runs) for step in only.steps] == [2, 2] and only.caught_up.side.schedule == '100 epochs'
 
 
+def test_a_classifier_and_a_detector_have_no_metric_in_common(tmp_path):
+  paths = [write(tmp_path / name, HALF) for name in 'ab']
+  lines = pathlib.Path(paths[0], 'metrics.jsonl')
+  lines.write_text(lines.read_text().replace('"box/AP"', '"top-1"'))
+  with pytest.raises(UserError, match='b has no top-1 in .* compare detectors with detectors, and classifiers with'):
+    report.common_metric(read_runs(paths), 'top-1')
+
+
 @pytest.mark.slow
 def test_the_shortest_schedule_that_catches_up(tmp_path):
   paths = [write(tmp_path / f's{k}', detected, k=k, images=200 * k) for k, detected in

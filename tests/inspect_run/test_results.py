@@ -16,6 +16,12 @@ def test_the_newest_evaluation_with_results(run):
     results.newest_results(str(run / 'eval'))
 
 
+def test_the_run_of_a_classifier(tmp_path):
+  (tmp_path / 'config.gin').write_text('run.evaluator = @TopKEvaluator\n')
+  with pytest.raises(UserError, match='is the run of a classifier, and inspect_run needs a detector'):
+    results.newest_results(str(tmp_path))
+
+
 @pytest.mark.parametrize('file', ['bbox.json', 'comp3_det_test_dog.txt'])
 def test_a_folder_whose_name_is_a_pattern(tmp_path, file):
   folder = tmp_path / 'lr=[0.1]/eval/step-00000002'
