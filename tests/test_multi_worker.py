@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from tests import tiny, two_workers
+from tests import small_coco, tiny, two_workers
 
 STEPS = 20
 PARAMS = (
@@ -200,6 +200,22 @@ def test_different_configurations_are_refused(tmp_path):
   for code, output in two_workers.finish(processes):
     assert code == 1 and 'Traceback' not in output
     assert 'BATCH_SIZE = 8 here; BATCH_SIZE = 4 on the chief' in output.strip().splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_different_data_is_refused(tmp_path):
+  """Each machine has a copy of the data under the same name, one of which is older."""
+  for name, objects in (('chief', 2), ('other', 1)):
+    entries = [small_coco.annotation(k + 1, 1, (10 * k, 5, 20, 30)) for k in range(objects)]
+    for split in ('train', 'val'):
+      small_coco.write(tmp_path / name / 'data', None, entries, split=split)
+  arguments = [one for one in command(tmp_path / 'run', '--gin_file=gin_configs/data/own.gin', '--data_dir=data')
+               if 'synthetic' not in one]
+  processes = two_workers.start(arguments, folders=[tmp_path / 'chief', tmp_path / 'other'])
+  for code, output in two_workers.finish(processes):
+    assert code == 1 and 'Traceback' not in output, output
+    assert 'other data than the chief (chief -> this worker, train: 2 -> 1 instances' in output.strip().splitlines()[-1]
+  assert not (tmp_path / 'run/metrics.jsonl').exists()
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pathlib
 import socket
 import subprocess
 import sys
@@ -29,12 +30,17 @@ def environment(index: int, ports: Sequence[int], **variables: str) -> dict[str,
   return {**os.environ, **threads, 'TF_CONFIG': json.dumps(config), **variables}
 
 
-def start(arguments: Sequence[str], workers: int = 2, others: Sequence[str] = (), ports: Sequence[int] | None = None
-          ) -> list[subprocess.Popen]:
-  """Start python <arguments> on every worker; `others` are added on all but the chief. Outputs include stderr."""
-  ports = ports or free_ports(workers)
-  return [subprocess.Popen([sys.executable, *arguments, *(others if index else ())], env=environment(index, ports),
-                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def start(arguments: Sequence[str], workers: int = 2, others: Sequence[str] = (), ports: Sequence[int] | None = None,
+          folders: Sequence[os.PathLike | None] | None = None) -> list[subprocess.Popen]:
+  """Start python <arguments> on every worker; `others` are added on all but the chief. Outputs include stderr.
+
+  folders: the working directory of each.
+  """
+  ports, folders = ports or free_ports(workers), folders or [None] * workers
+  here = os.pathsep.join([str(pathlib.Path(__file__).parents[1]), *os.environ.get('PYTHONPATH', '').split(os.pathsep)])
+  return [subprocess.Popen([sys.executable, *arguments, *(others if index else ())], cwd=folders[index],
+                           env=environment(index, ports, PYTHONPATH=here), stdout=subprocess.PIPE,
+                           stderr=subprocess.STDOUT, text=True)
           for index in range(workers)]
 
 

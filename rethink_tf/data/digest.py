@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +43,23 @@ def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
   elif not found and was.get('files') != now.get('files'):
     found.append('other contents of the image files under the same names')
   return found
+
+
+def to_compare(summaries: Mapping[str, Mapping[str, Any]]) -> str:
+  """Return what `difference_to` reads of the summaries of the splits, as a short text."""
+  return json.dumps({split: {name: value for name, value in summary.items() if name != 'each'}
+                     for split, summary in summaries.items()})
+
+
+def difference_to(theirs: str, own: Mapping[str, Mapping[str, Any]]) -> str:
+  """Return how the splits of this worker differ from those of the chief (to_compare), in a line; '' for not at all."""
+  chief = json.loads(theirs)
+  found = [f'{split}: {", ".join(different)}' for split, summary in own.items()
+           if (different := differences(chief.get(split, {}), summary))]
+  if not found:
+    return ''
+  return (f'this worker has other data than the chief (chief -> this worker, {"; ".join(found)}): give all workers the '
+          'same data, on shared storage or as equal copies')
 
 
 def same_images(training: Mapping[str, Any], held_out: Mapping[str, Any]) -> int:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Callable
 
 import tensorflow as tf
 from absl import logging
 
 from rethink_tf.distributed.workers import Workers
-from rethink_tf.errors import WorkerLost, in_one_line
+from rethink_tf.errors import UserError, WorkerLost, in_one_line
 
 _EMPTY = '-'  # the service counts an empty value as missing
 _WATCH_SECONDS = 60.0
@@ -45,6 +46,28 @@ def _value(key: str, timeout_seconds: float) -> str:
 
   value = context.context().get_config_key_value(f'rethink_tf/{key}', timeout_in_ms=int(1000 * timeout_seconds))
   return '' if value == _EMPTY else value
+
+
+def check_same(workers: Workers, key: str, value: str, problem: Callable[[str], str]) -> None:
+  """Compare something of every worker with that of the chief; all end if one differs.
+
+  value: what this worker has. problem: says how that of the chief differs from it; '' for not at all.
+
+  Raises:
+    UserError: a worker differs. WorkerLost: another worker does not answer.
+  """
+  if workers.count == 1:
+    return
+  if workers.chief:
+    publish(key, value)
+    for other in range(1, workers.count):
+      if found := published(f'{key}/{other}', workers.timeout):
+        raise UserError(f'worker {other}: {found}')
+    return
+  found = problem(published(key, workers.timeout))
+  publish(f'{key}/{workers.index}', found)
+  if found:
+    raise UserError(found)
 
 
 class StopTogether:

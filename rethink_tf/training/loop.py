@@ -14,9 +14,10 @@ import tf_keras
 from absl import logging
 
 from rethink_tf import gin_files
+from rethink_tf.data import digest
 from rethink_tf.data.batching import errors_of
 from rethink_tf.distributed import devices
-from rethink_tf.distributed.coordination import StopTogether
+from rethink_tf.distributed.coordination import StopTogether, check_same
 from rethink_tf.distributed.strategy import check_same_step, report_lost_workers
 from rethink_tf.errors import Interrupted, UserError, in_one_line
 from rethink_tf.process.signals import PATIENCE_SECONDS
@@ -126,6 +127,7 @@ def _start(experiment: Experiment) -> tuple[int, dict[str, Any] | None, list[tf_
   evaluator = experiment.evaluator
   corrections = _corrections(experiment)
   now, changes = continuation.check(experiment)
+  check_same(workers, 'data', digest.to_compare(now.data), lambda chief: digest.difference_to(chief, now.data))
   if experiment.keep_best:
     experiment.checkpoints.keep_best(experiment.metric, lambda: evaluator.evaluated_step)
   state = _restore_or_initialise(experiment)
@@ -225,6 +227,9 @@ def _restore_or_initialise(experiment: Experiment) -> dict[str, Any]:
     names = [category.name for category in experiment.train_input.source.categories]
     loaded = initialise(experiment.trainer, experiment.initial_weights, experiment.folder, names,
                         experiment.eval_input.source)
+    check_same(experiment.workers, 'weights', loaded.sha256 if loaded is not None else '', lambda chief: (
+      '' if loaded is None or loaded.sha256 == chief else f'{loaded.path}: these initial weights are not those of the '
+      'chief: give all workers the same file, on shared storage or as equal copies'))
     if experiment.averages is not None:
       experiment.averages.restart()
   return {'progress': loaded.progress} if loaded is not None and loaded.progress else {}

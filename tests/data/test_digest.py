@@ -60,6 +60,16 @@ def test_what_a_file_does_not_tell_is_not_known(turned):
   assert digest.reads_upright({'turned': turned}) is None
 
 
+def test_workers_compare_their_data(tmp_path):
+  """Copies of a data set on the disks of two machines, of which one is older."""
+  train, held_out = summary(tmp_path / 'a'), summary(tmp_path / 'b', images=(1, 2))
+  chief = digest.to_compare({'train': train, 'held_out': held_out})
+  assert digest.difference_to(chief, {'train': {**train, 'name': 'copy'}, 'held_out': held_out}) == ''
+  found = digest.difference_to(chief, {'train': summary(tmp_path / 'c', images=(1, 2)), 'held_out': held_out})
+  assert 'other data than the chief (chief -> this worker, train: 3 -> 2 images): give all' in found
+  assert len(chief) < 1000  # a message to every worker
+
+
 def test_sources_without_files():
   source = SyntheticClasses(8)
   found = digest.summarize(source)

@@ -2,6 +2,9 @@
 
 import pytest
 
+from rethink_tf.distributed import coordination
+from rethink_tf.distributed.workers import ALONE, Workers
+from rethink_tf.errors import UserError
 from tests import two_workers
 
 # Ten steps that no worker can finish without the other, as in training; `signalled` receive SIGTERM during step 3.
@@ -46,3 +49,30 @@ def test_all_workers_end_after_the_same_step(signalled, slow, expected):
   for code, output in two_workers.finish(two_workers.start(['-c', SCRIPT, signalled, slow]), seconds=300):
     assert code == 0, output
     assert output.strip().splitlines()[-1] == expected, output
+
+
+def of_two_workers(monkeypatch, chief, other, problem):
+  """What check_same raises on the chief and on worker 1, whose service is a dictionary."""
+  values, errors = {}, []
+  monkeypatch.setattr(coordination, 'publish', values.__setitem__)
+  monkeypatch.setattr(coordination, 'published', lambda key, seconds: values.pop(key))
+
+  def check(index, value):
+    try:
+      coordination.check_same(Workers(index, 2), 'data', value, lambda theirs: problem(theirs, value))
+    except UserError as error:
+      errors.append(error.line())
+
+  values['data'] = chief
+  check(1, other)  # it waits for the chief's value, and the chief for its answer
+  check(0, chief)
+  return errors
+
+
+def test_what_differs_on_a_worker_ends_all(monkeypatch):
+  def problem(theirs, own):
+    return '' if theirs == own else f'{theirs} is {own} here'
+
+  assert of_two_workers(monkeypatch, 'a', 'a', problem) == []
+  assert of_two_workers(monkeypatch, 'a', 'b', problem) == ['a is b here', 'worker 1: a is b here']
+  coordination.check_same(ALONE, 'data', 'a', problem)

@@ -11,7 +11,8 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from rethink_tf.distributed.workers import ALONE
+from rethink_tf.distributed import coordination
+from rethink_tf.distributed.workers import ALONE, Workers
 from rethink_tf.errors import Interrupted, UserError
 from rethink_tf.process.signals import PATIENCE_SECONDS
 from rethink_tf.storage.checkpoints import RunCheckpoints
@@ -160,3 +161,20 @@ def test_a_full_disk_is_not_reported_as_lack_of_memory():
   with pytest.raises(tf.errors.ResourceExhaustedError, match='No space left'), loop.out_of_memory_errors():
     toy(policy='float32').fit(tf.data.Dataset.from_tensors(toy_batch(0)), verbose=0,
                               callbacks=[tf_keras.callbacks.LambdaCallback(on_train_batch_end=write)])
+
+
+@pytest.mark.parametrize('own, error', [('a', None), ('b', 'w.npz: these initial weights are not those of the chief')])
+def test_all_workers_start_from_the_same_weights(monkeypatch, own, error):
+  """A path on the disk of each machine: the weights of each would stay its own."""
+  answers = {}
+  monkeypatch.setattr(loop, 'initialise', lambda *_: types.SimpleNamespace(path='w.npz', sha256=own, progress=None))
+  monkeypatch.setattr(coordination, 'publish', answers.__setitem__)
+  monkeypatch.setattr(coordination, 'published', lambda key, seconds: {'weights': 'a'}[key])
+  source = types.SimpleNamespace(source=types.SimpleNamespace(categories=()))
+  experiment = types.SimpleNamespace(
+    workers=Workers(1, 2), strategy=types.SimpleNamespace(scope=contextlib.nullcontext), trainer=None, averages=None,
+    checkpoints=types.SimpleNamespace(restore=lambda *_, **__: None), folder=None, initial_weights=None,
+    trackables={}, train_input=source, eval_input=source)
+  with pytest.raises(UserError, match=error) if error else contextlib.nullcontext():
+    loop._restore_or_initialise(experiment)
+  assert bool(answers['weights/1']) == bool(error)
