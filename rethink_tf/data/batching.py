@@ -32,7 +32,7 @@ GREY = 127  # value of the pixels that no image covers, or an unreadable one
 _LOGGED = 10  # occurrences that are logged one by one; later ones at each power of ten
 _ALIGNMENT = 64  # bytes; TensorFlow takes over arrays that begin at a multiple of it without a copy
 # Named in the errors of an input that is a graph (detection/graph_input.py).
-_OF_A_GRAPH = ('DatasetToSingleElement', 'ParallelMapDataset')
+_OF_A_GRAPH = ('DatasetToSingleElement', 'ParallelMapDataset', 'IteratorGetNext')
 WAITING_SECONDS = 60.0  # for an image, after which a line names it, and again after twice that time, ...
 _PARALLEL_BATCHES = 2  # keeps the thread pool busy while the last images of a batch are finished
 

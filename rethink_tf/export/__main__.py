@@ -45,6 +45,9 @@ def main() -> None:
   if not hasattr(detector, 'score_boxes'):
     raise UserError(f'{model_dir} is the run of a classifier: export needs a detector')
   ema.restore(built, FLAGS.averages, built.checkpoints.choose(FLAGS.checkpoint, experiment.main_metric()))
+  if built.test_augmentation is not None:
+    logging.warning('run.test_augmentation is not exported: the file detects in one view of each image, as an '
+                    'evaluation with --gin_param="run.test_augmentation = None" scores it')
   step, categories = built.checkpoints.restored_step, inputs.source.categories
   detector.xla = False  # the configuration of a TPU; the faster operations work here
   common = (detector, built.trainer.predict_step, inputs, FLAGS.score_threshold)

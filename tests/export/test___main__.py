@@ -105,6 +105,15 @@ def test_the_extra_is_missing(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_test_time_augmentation_is_not_exported(run, tmp_path):
+  arguments = [f'--model_dir={run}', '--format=detectron2', f'--out={tmp_path}/model.pkl']
+  warning = 'run.test_augmentation is not exported: the file detects in one view'
+  result = call('export', *arguments, '--gin_param=run.test_augmentation = @TestTimeAugmentation()', cwd=tmp_path)
+  assert result.returncode == 0 and warning in result.stderr, result.stderr
+  assert warning not in call('export', *arguments, cwd=tmp_path).stderr
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('which', ['best', '2', 'latest'])
 def test_any_checkpoint_and_its_description(run, tmp_path, which):
   result = call('export', f'--model_dir={run}', '--format=detectron2', f'--out={tmp_path}/model.pkl',

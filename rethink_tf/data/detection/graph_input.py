@@ -8,10 +8,12 @@ has the same images. The host of an image reads, decodes, flips, resizes and pad
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 from tensorflow.python.data.ops import dataset_ops  # wraps raw_ops.TFRecordDatasetV2: no public function has offsets
 
 from rethink_tf.data.augment import LargeScaleJitter
@@ -24,6 +26,7 @@ from rethink_tf.structures import Batch
 if TYPE_CHECKING:
   from rethink_tf.data.detection.input import TrainInput
 
+_READERS = 16  # threads
 _READ_BUFFER = 1 << 18  # bytes; most records are smaller
 _ROWS_AT_A_TIME = 1 << 20  # of the tables, while they are made
 
@@ -52,8 +55,8 @@ def check(inputs: TrainInput) -> None:
   """Check that a graph can make the batches of an input.
 
   Raises:
-    UserError: the source is not of records, its records are of another converter or an earlier version, or images are
-      recoloured or joined.
+    UserError: the source is not of records, the records of a shard are of another converter or an earlier version, or
+      images are recoloured or joined.
   """
   source = inputs.source
   for name, component in (('colours', inputs.colours), ('mix', inputs.mix)):
@@ -65,10 +68,16 @@ def check(inputs: TrainInput) -> None:
                     '`python -m rethink_tf.data.convert` and train from the records '
                     '(--gin_file=gin_configs/data/coco_records.gin)')
   paths, files, offsets = source.locations
-  path = paths[files[0]]
+  shards, first = np.unique(files, return_index=True)  # a shard is written by one converter
+  with ThreadPoolExecutor(_READERS) as pool:
+    for _ in pool.map(_check_record, [paths[shard] for shard in shards], offsets[first].tolist()):
+      pass
+
+
+def _check_record(path: str, offset: int) -> None:
   try:
-    features = tf.train.Example.FromString(read_at(path, int(offsets[0]))).features.feature
-  except (OSError, tf.errors.OpError, DamagedRecord, EOFError) as error:
+    features = tf.train.Example.FromString(read_at(path, offset)).features.feature
+  except (OSError, tf.errors.OpError, DamagedRecord, EOFError, DecodeError) as error:
     raise UserError(f'{path}: {in_one_line(error)}') from error
   if graph_record.CROPS not in features:
     raise UserError(f'{path}: its records have no masks that TensorFlow can read ({graph_record.CROPS}), as those of '

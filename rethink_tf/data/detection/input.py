@@ -208,7 +208,8 @@ class TrainInput(_Input):
   def graph_dataset(self, start_step: int, steps: int, context: tf.distribute.InputContext | None = None
                     ) -> tf.data.Dataset:
     """Return `steps` of these batches as a graph that hosts without this program can run; raises as `check_graph`."""
-    self.check_graph()
+    if not self.is_graph:  # once: each host asks
+      self.check_graph()
     self.is_graph = True
     return graph_input.dataset(self, start_step, steps, context)
 

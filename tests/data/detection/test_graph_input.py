@@ -116,6 +116,12 @@ def test_there_is_no_python_in_the_graph(inputs):
   assert operations(inputs.dataset()) & PYTHON  # the walk would find it
 
 
+def _copied(folder, target):
+  for path in tf.io.gfile.glob(f'{folder}/*'):
+    tf.io.gfile.copy(path, str(target / path.split('/')[-1]))
+  return str(target)
+
+
 def test_only_converted_records_are_read(folder, tmp_path):
   from rethink_tf.data.detection.synthetic import SyntheticSource
   with pytest.raises(UserError, match='is read by Python, which runs on one host of this TPU only: convert it'):
@@ -132,6 +138,24 @@ def test_only_converted_records_are_read(folder, tmp_path):
     TrainInput(RecordSource(str(tmp_path), 'other')).check_graph()
 
 
+def test_one_shard_of_another_converter(folder, tmp_path):
+  """As of an earlier version, in a folder that was converted in parts: TensorFlow failed at the step of its image."""
+  source = RecordSource(_copied(folder, tmp_path), training=True)
+  last = source.locations.paths[-1]
+  records = [tf.train.Example.FromString(record.numpy()) for record in tf.data.TFRecordDataset(last)]
+  inputs = TrainInput(source, 4, resize=Resize(64, 96))
+  with tf.io.TFRecordWriter(last) as writer:
+    for record in records:
+      kept = {name: feature for name, feature in record.features.feature.items() if not name.startswith('rethink_tf/')}
+      writer.write(tf.train.Example(features=tf.train.Features(feature=kept)).SerializeToString())
+  with pytest.raises(UserError, match=f'{last}: its records have no masks'):
+    inputs.check_graph()
+  inputs = TrainInput(RecordSource(str(tmp_path), training=True), 4, resize=Resize(64, 96))  # its index is made again
+  inputs.is_graph = True  # as after a check
+  with pytest.raises(UserError, match='an image cannot be read: .*Feature: '), errors_of(inputs):
+    list(graph_input.dataset(inputs, 0, 8))
+
+
 def test_an_experiment_on_several_hosts_reads_the_graph(inputs, two_replicas):
   experiment = types.SimpleNamespace(hosts=2, strategy=two_replicas, train_input=inputs, total_steps=5)
   batches = list(Experiment.batches(experiment, 3))
@@ -141,9 +165,7 @@ def test_an_experiment_on_several_hosts_reads_the_graph(inputs, two_replicas):
 
 
 def test_a_damaged_record_is_an_error_of_one_line(folder, tmp_path):
-  for path in tf.io.gfile.glob(f'{folder}/*'):
-    tf.io.gfile.copy(path, str(tmp_path / path.split('/')[-1]))
-  source = RecordSource(str(tmp_path), training=True)
+  source = RecordSource(_copied(folder, tmp_path), training=True)
   damaged = source.locations.paths[1]
   content = bytearray(tf.io.gfile.GFile(damaged, 'rb').read())
   content[len(content) // 2] ^= 1
