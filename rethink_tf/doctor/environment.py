@@ -6,6 +6,7 @@ import contextlib
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import subprocess
 import time
@@ -16,7 +17,8 @@ import numpy as np
 import tensorflow as tf
 
 import rethink_tf
-from rethink_tf.data import images
+from rethink_tf.data import images, tfrecord
+from rethink_tf.data.classification.image_folder import IMAGE_EXTENSIONS
 from rethink_tf.data.detection.input import TrainInput
 from rethink_tf.data.detection.synthetic import SyntheticSource
 from rethink_tf.distributed import devices
@@ -26,7 +28,8 @@ from rethink_tf.storage import files
 
 _PACKAGES = ('tensorflow', 'tensorflow-tpu', 'tf_keras', 'tf-models-official', 'numpy', 'pycocotools', 'hotcoco',
              'opencv-python-headless', 'tensorboard', 'nvidia-cudnn-cu12', 'nvidia-cuda-nvcc-cu12')
-_IMAGES = ('.jpg', '.jpeg', '.png')
+_SHARD = re.compile(r'.+-\d{5}-of-\d{5}(\.tfrecords?)?|.*\.tfrecords?')
+_SHARD_BYTES = 16 << 20  # that are read of each
 _READ_SECONDS = 3.0
 CPU = 'CPU'
 _LISTED = 20_000  # files of a data folder
@@ -102,10 +105,10 @@ def check_data(folder: str) -> Iterator[Row]:
     paths += [os.path.join(place, name) for name in sorted(names)]
     if len(paths) >= _LISTED:
       break
-  photos = [path for path in paths if path.lower().endswith(_IMAGES)]
-  shards = [path for path in paths if '.tfrecord' in path]
+  photos = [path for path in paths if path.lower().endswith(IMAGE_EXTENSIONS)]
+  shards = [path for path in paths if _SHARD.fullmatch(os.path.basename(path))]
   if not photos and not shards:
-    yield Row(check, CPU, WARNING, note=f'{folder}: no JPEG or PNG files and no shards below it')
+    yield Row(check, CPU, WARNING, note=f'{folder}: no image files and no shards below it')
     return
   start, size, number, bad = time.perf_counter(), 0, 0, []
   for path in np.random.default_rng(0).permutation(photos or shards).tolist():
@@ -117,17 +120,36 @@ def check_data(folder: str) -> Iterator[Row]:
         images.decode(content, path)
         size += len(content)
       else:
-        with files.open_regular(path) as file:
-          size += len(file.read(16 << 20))
+        size += _read_shard(path)
       number += 1
     except (images.ImageError, OSError, tf.errors.OpError) as error:
       bad.append(in_one_line(error))
+    except tfrecord.DamagedRecord as error:
+      bad.append(f'{path}: {error}')
   seconds = time.perf_counter() - start
   kind = 'images read and decoded' if photos else 'shards read'
   note = f'{number} {kind}, {number / seconds:.3g}/s by one thread, {size / seconds / 1e6:.3g} MB/s'
   if bad:
     note = f'{len(bad)} cannot be read: {bad[0]}; {note}'
   yield Row(check, CPU, FAILED if bad and not number else WARNING if bad else OK, note=note)
+
+
+def _read_shard(path: str) -> int:
+  """Read the first records of a shard, verifying their checksums; return their bytes.
+
+  Raises:
+    DamagedRecord: one is damaged, or there is none. OSError, tf.errors.OpError.
+  """
+  size = 0
+  for _, payload in tfrecord.scan(path):
+    if isinstance(payload, tfrecord.DamagedRecord):
+      raise payload
+    size += len(payload)
+    if size >= _SHARD_BYTES:
+      break
+  if not size:
+    raise tfrecord.DamagedRecord('holds no record')
+  return size
 
 
 def check_run_folder(folder: str) -> Iterator[Row]:

@@ -5,6 +5,7 @@ import types
 import cv2
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from rethink_tf.distributed import devices
 from rethink_tf.doctor import environment
@@ -36,6 +37,32 @@ def test_a_data_folder(tmp_path, monkeypatch):
   (tmp_path / 'b.jpg').write_bytes(b'no image')
   row = only(environment.check_data(str(tmp_path)))
   assert row.result == 'warning' and '1 cannot be read: ' in row.note
+
+
+@pytest.mark.parametrize('name', ['a.webp', 'a.bmp', 'a.JPEG'])
+def test_images_of_every_format_are_read(tmp_path, monkeypatch, name):
+  monkeypatch.setattr(environment, '_READ_SECONDS', 0.3)
+  (tmp_path / name).write_bytes(cv2.imencode(name[1:].lower(), np.zeros((9, 9, 3), np.uint8))[1].tobytes())
+  assert only(environment.check_data(str(tmp_path))).note.startswith('1 images read and decoded')
+
+
+@pytest.mark.parametrize('suffix', ['.tfrecord', ''])
+def test_damaged_shards(tmp_path, monkeypatch, suffix):
+  monkeypatch.setattr(environment, '_READ_SECONDS', 0.3)
+  shards = [tmp_path / f'train-0000{i}-of-00002{suffix}' for i in range(2)]
+  for shard in shards:
+    with tf.io.TFRecordWriter(str(shard)) as writer:
+      writer.write(b'a record')
+  row = only(environment.check_data(str(tmp_path)))
+  assert row.result == 'ok' and row.note.startswith('2 shards read')
+  content = bytearray(shards[0].read_bytes())
+  content[14] ^= 1
+  shards[0].write_bytes(bytes(content))
+  row = only(environment.check_data(str(tmp_path)))
+  assert row.result == 'warning' and f'1 cannot be read: {shards[0]}: the record at byte 0 is damaged' in row.note
+  shards[1].write_bytes(b'')
+  row = only(environment.check_data(str(tmp_path)))
+  assert row.result == 'FAILED' and '2 cannot be read' in row.note
 
 
 @pytest.mark.parametrize('problem, result', [('too_new', 'FAILED'), ('too_old', 'warning')])
