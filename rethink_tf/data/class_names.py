@@ -62,6 +62,8 @@ class Reordered:
     self._source = source
     self.categories = tuple(source.categories[i] for i in positions)
     self._numbers = np.argsort(positions).astype(np.int32)  # of the source's categories here, from 0
+    if hasattr(source, 'digest'):  # of the objects with their classes here: names may have changed places
+      self.digest = functools.partial(source.digest, self._numbers)
 
   def __getattr__(self, name: str) -> Any:
     if name.startswith('__') or name == '_source':

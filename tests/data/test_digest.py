@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rethink_tf.data import digest
+from rethink_tf.data import class_names, digest
+from rethink_tf.data.categories import Category
 from rethink_tf.data.classification.synthetic import SyntheticClasses
 from rethink_tf.data.detection.coco import CocoSource
 from tests import small_coco
@@ -58,6 +59,19 @@ def test_whether_photographs_are_read_upright(tmp_path, sizes, expected):
 @pytest.mark.parametrize('turned', [None, 3, {'upright': '2', 'stored': 0}, {'upright': 0, 'stored': 0}, {}])
 def test_what_a_file_does_not_tell_is_not_known(turned):
   assert digest.reads_upright({'turned': turned}) is None
+
+
+def test_classes_count_by_their_names(tmp_path):
+  """Of a run with the classes a and b: the same file with ids in another order, and one whose names changed places."""
+  def of(folder, names, id_):
+    categories = [{'id': i, 'name': name} for i, name in enumerate(names, 1)]
+    small_coco.write(tmp_path / folder, None, [small_coco.annotation(1, category_id=id_)], categories)
+    run = [Category(1, 'a'), Category(2, 'b')]
+    return digest.summarize(class_names.match(CocoSource(str(tmp_path / folder)), run, 'the run'))
+
+  was = of('was', 'ab', 1)
+  assert digest.differences(was, of('ids', 'ba', 2)) == []
+  assert 'other annotations' in digest.differences(was, of('names', 'ba', 1))[0]
 
 
 def test_workers_compare_their_data(tmp_path):

@@ -143,10 +143,11 @@ class Annotations:
       logging.warning('%s: %d of %d classes have no object to train on: %s%s', name, len(unused), len(counts),
                       ', '.join(unused[:5]), ', ...' if len(unused) > 5 else '')
 
-  def digest(self) -> str:
-    """Return a hash of the images and annotations."""
+  def digest(self, numbers: np.ndarray | None = None) -> str:
+    """Return a hash of the images and annotations; numbers: of the categories, from 0, in an order that is not ours."""
     digest = hashlib.sha256()
-    for column in (self._image_ids, self._sizes, self._ids, self._xywh, self._crowds, self.classes, self._rows):
+    classes = self.classes if numbers is None else 1 + numbers[self.classes - 1].astype(self.classes.dtype)
+    for column in (self._image_ids, self._sizes, self._ids, self._xywh, self._crowds, classes, self._rows):
       digest.update(np.ascontiguousarray(column))
     self._reader.segmentations.update_digest(digest)
     digest.update(self._no_mask.tobytes())

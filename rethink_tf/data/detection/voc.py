@@ -159,9 +159,9 @@ class VocSource:
     """Annotations of all sets that were repaired, left out or look wrong."""
     return self._table.problems
 
-  def digest(self) -> str:
-    """Return a hash of the contents of the annotations."""
-    return self._table.digest()
+  def digest(self, numbers: np.ndarray | None = None) -> str:
+    """Return a hash of the contents of the annotations; numbers: of the categories in another order."""
+    return self._table.digest(numbers)
 
   def _read_annotations(self, entries: list[_Entry], training: bool) -> tuple[list[_Entry], list[VocAnnotation]]:
     """Return the usable entries and their annotations; in training the others are dropped and counted."""
