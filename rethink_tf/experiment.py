@@ -127,7 +127,7 @@ def run(
   job trains).
   model, *_source, *_input, losses, optimizer, schedule, evaluator, strategy: constructors, called here once devices,
   batch size and data are known; their arguments are bound by gin.
-  precise_statistics: constructor of a callback that corrects the network before each evaluation and checkpoint.
+  precise_statistics: constructor of a callback that corrects the network before each evaluation (precise_bn.py).
   initial_weights: called with the detector of a run that begins (weights.pretrained); None: random weights.
   test_augmentation: makes every evaluation see several views of each image (test_time_augmentation.py); None: one.
   ema: ExponentialMovingAverage, evaluated beside the weights themselves as 'ema/box/AP', ...; None: no average.
