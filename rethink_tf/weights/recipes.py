@@ -12,6 +12,7 @@ from rethink_tf.storage import identity, settings
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.weights import costs
 
+_DERIVED = ('each', 'turned')  # fields of the summary of a data set that follow from its images
 _SEED = 'run.seed'
 
 
@@ -37,8 +38,10 @@ def of_run(checkpoint: str) -> dict[str, Any]:
 
 
 def _data(summary: Any) -> Any:
-  """Return the summary of the training data without what follows from the rest, which earlier versions lack."""
-  return {name: value for name, value in summary.items() if name != 'turned'} if isinstance(summary, dict) else summary
+  """Return the summary of the training data (data/digest.py) without what earlier versions lack."""
+  if not isinstance(summary, dict):
+    return summary
+  return {name: value for name, value in summary.items() if name not in _DERIVED}
 
 
 def _counts(name: Any) -> bool:
