@@ -171,7 +171,7 @@ def read_file(path: str, name: str | None = None, max_bytes: int = MAX_BYTES) ->
       if size > max_bytes:
         raise ImageError(f'{name}: {size:,} bytes are too many for an image')
       return file.read(size)
-  except tf.errors.OpError as error:
+  except (tf.errors.OpError, UnicodeDecodeError) as error:  # the latter: of a name that is not UTF-8
     raise ImageError(f'{name}: cannot be read: {in_one_line(error)}') from error
 
 

@@ -28,7 +28,11 @@ def open_regular(path: str, mode: str = 'rb') -> tf.io.gfile.GFile:
     tf.errors.FailedPreconditionError: it is a FIFO, a socket or a device. Other errors when it is read.
   """
   require_regular(path)
-  return tf.io.gfile.GFile(path, mode)
+  try:
+    path.encode()
+    return tf.io.gfile.GFile(path, mode)
+  except UnicodeEncodeError:  # a name that is not UTF-8, as Python reads it from a disk: TensorFlow takes its bytes
+    return tf.io.gfile.GFile(os.fsencode(path), mode)
 
 
 def require_regular(path: str) -> None:

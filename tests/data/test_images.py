@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import os
 import resource
 import struct
 import sys
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 from rethink_tf.data.image_notes import TURNED, ImageNotes
-from rethink_tf.data.images import TURNS, ImageError, decode, header_size, measure
+from rethink_tf.data.images import TURNS, ImageError, decode, header_size, measure, read_file
 from rethink_tf.errors import UserError
 
 
@@ -255,3 +256,14 @@ def test_an_opencv_that_another_package_has_replaced_is_named(monkeypatch):
   monkeypatch.delitem(sys.modules, 'rethink_tf.data.images')
   with pytest.raises(UserError, match='is OpenCV 4.12.0, but 5.0 or later is needed: pip uninstall opencv-python'):
     importlib.import_module('rethink_tf.data.images')
+
+
+def test_a_name_that_is_not_utf_8(tmp_path):
+  """As files from another system may have on a Linux disk; Python reads it with surrogates."""
+  name = os.fsdecode(os.fsencode(tmp_path) + b'/gr\xfc\xdf.png')
+  with open(name, 'wb') as file:
+    file.write(b'content')
+  assert read_file(name) == b'content'
+  os.remove(name)
+  with pytest.raises(ImageError, match='cannot be read'):
+    read_file(name)
