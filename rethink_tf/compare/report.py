@@ -55,10 +55,11 @@ class Comparison(NamedTuple):
 
 
 def compare(run_folders: Sequence[str], output: str, metric: str | None = None, margin: float = 0.5, draws: int = 1000,
-            confidence: float = 0.95, seed_spread: float | None = None, planned: str = '') -> Comparison:
+            confidence: float = 0.95, seed_spread: float | None = None, planned: str = '',
+            cure: str = files.ELSEWHERE) -> Comparison:
   """Compare runs and write a report.
 
-  With a run of a study that may stop early, intervals are those of its latest look (looks.json beside its folder).
+  With a run of a study that may stop early, intervals are those of its latest look (looks.py).
 
   Args:
     run_folders: paths of run folders, local or gs://; the first is the baseline of the table of differences.
@@ -70,6 +71,7 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
     seed_spread: known standard deviation of the metric between seeds, in points; None: taken from the runs, which takes
       two seeds of one side at least.
     planned: what the study was expected to be able to tell, for the footer of the page.
+    cure: what to do if the output cannot be written, for the message.
 
   Raises:
     UserError: a folder is not a run folder, has no evaluation or lacks the metric; an argument is out of range; or the
@@ -95,9 +97,8 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
     'Settings that differ': tables.settings_table(runs),
   }
   answers = _answers(counted, verdicts, margin) or [_without_verdict(runs, metric)]
-  facts = _facts(counted or runs, differences)
-  if record is not None:
-    facts.append(('Stops early', looks.described(record)))
+  facts = [*_facts(counted or runs, differences),
+           *([('Stops early', looks.described(record))] if record is not None else [])]
   differing = [provenance.software(runs), provenance.hardware(runs)]
   cautions = [*_cautions(runs), *same_data.scored(runs, matches, metric),
               *(line for one in differing for line in one.cautions), *looks.cautions(studies)]
@@ -111,7 +112,7 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
                        _legend(runs), plots.render(plots.panels(runs, metric, objects), 'svg'), content,
                        [*_notes(runs), *(line for one in differing for line in one.notes),
                         *([f'Planned: {planned}.'] if planned else [])])
-  written = _write(output, runs, metric, whole, objects)
+  written = _write(output, runs, metric, whole, objects, cure)
   return Comparison(tuple(runs), metric, tuple(verdicts), text, written)
 
 
@@ -326,8 +327,8 @@ def _notes(runs: Sequence[Run]) -> list[str]:
 
 
 def _write(output: str, runs: Sequence[Run], metric: str, content: page.Content,
-           objects: Mapping[str, int] | None) -> str:
-  """Write all files of the report; return the path of the page. objects: held-out ones by size."""
+           objects: Mapping[str, int] | None, cure: str) -> str:
+  """Write all files of the report; return the path of the page. objects: held-out ones by size. cure: of an error."""
   output = output.rstrip('/')
   by_name = {f'{metric} against what was seen': plots.curves(runs, metric),
              f'{metric} by schedule': plots.end_points(_complete(runs) or runs, metric),
@@ -342,9 +343,9 @@ def _write(output: str, runs: Sequence[Run], metric: str, content: page.Content,
   try:
     with tensorboard_log.replacing(f'{output}/tensorboard') as log:
       tensorboard_log.write(runs, metric, log)
-      files.write_outputs(output, data)
+      files.write_outputs(output, data, cure)
   except (OSError, tf.errors.OpError) as error:
-    raise UserError(f'{output}/tensorboard: cannot be written: {in_one_line(error)}; {files.ELSEWHERE}') from error
+    raise UserError(f'{output}/tensorboard: cannot be written: {in_one_line(error)}; {cure}') from error
   return f'{output}/index.html'
 
 

@@ -17,7 +17,6 @@ from rethink_tf.compare.report import Comparison, check_output, compare
 from rethink_tf.compare.tables import as_text
 from rethink_tf.errors import UserError
 from rethink_tf.process import entry
-from rethink_tf.storage import files
 from rethink_tf.study import estimate as estimating
 from rethink_tf.study import execution, forecast, grid, processes, reuse, sequential, worker
 from rethink_tf.study import stages as staging
@@ -233,11 +232,8 @@ def compare_runs(plan: StudyPlan, folders: Sequence[str], planned: str = '') -> 
   Raises:
     UserError: as for compare.report.compare. Another folder is no cure of a full disk: all would be trained again.
   """
-  try:
-    return compare(folders, f'{plan.output}/report', plan.metric, plan.margin, seed_spread=plan.seed_spread,
-                   planned=planned)
-  except UserError as error:
-    raise UserError(error.line().replace(files.ELSEWHERE, looks.AGAIN)) from error
+  return compare(folders, f'{plan.output}/report', plan.metric, plan.margin, seed_spread=plan.seed_spread,
+                 planned=planned, cure=looks.AGAIN)
 
 
 def _prepare(plan: StudyPlan, runner: execution.Runner, calibrate: bool) -> None:
