@@ -48,7 +48,7 @@ def test_images_of_the_same_id_in_another_data_set(tmp_path, monkeypatch):
   paths = [write(tmp_path / f'{init or "s"}{seed}', HALF, init=init, seed=seed) for init in (None, 'w')
            for seed in (1, 2)]
   drawn, sides = [], []
-  monkeypatch.setattr(report, '_write', lambda _output, _runs, _metric, content, _objects: drawn.append(
+  monkeypatch.setattr(report, '_write', lambda _output, _runs, _metric, content, *_: drawn.append(
     [one.name for one in content.drawn]) or sides.extend(list(one.sides) for one in content.drawn[:1]) or '')
   for data in ('', 'other'):
     for name, of in (('s1', ''), ('w1', data)):
