@@ -24,8 +24,8 @@ _DEFAULT = 'gin_configs/bench.gin'
 _CONFIGURED = ('train', 'predict', 'systems', 'recompute', 'input', 'padding')
 TASKS = (*_CONFIGURED, 'evaluate', *KERNELS)
 # Flags that only some tasks read; those of command_line that name a run are read by none.
-_READ_BY = {'peers': ('train', 'predict'), 'images': ('evaluate',), 'model_dir': (), 'allow_changes': (),
-            **dict.fromkeys(('gin_file', 'gin_param', 'data_dir', 'weights', 'tpu'), _CONFIGURED)}
+_READ_BY = {'peers': ('train', 'predict'), 'images': ('evaluate',), 'row': ('input',), 'model_dir': (),
+            'allow_changes': (), **dict.fromkeys(('gin_file', 'gin_param', 'data_dir', 'weights', 'tpu'), _CONFIGURED)}
 
 FLAGS = flags.FLAGS
 
@@ -36,6 +36,7 @@ def define_flags() -> None:
   flags.DEFINE_enum('task', None, TASKS, 'what to measure', required=True, **here)
   flags.DEFINE_integer('rounds', 5, 'number of measurements', **here)
   flags.DEFINE_integer('images', 1000, 'evaluate: number of images, with 100 detections each', **here)
+  flags.DEFINE_multi_string('row', [], 'input: name of a row to measure without the others; give several', **here)
   flags.DEFINE_bool('peers', False, "train, predict: beside tf-models-official's Mask R-CNN, in this process", **here)
   flags.DEFINE_bool('json', False, 'print JSON', **here)
 
@@ -98,7 +99,7 @@ def _measure_configuration(task: str, files: Sequence[str], rounds: int, with_pe
     if task == 'predict':
       return detectors.predict(built, rounds), {}
     if task == 'input':
-      return pipelines.input_speed(built, rounds), {}
+      return pipelines.input_speed(built, rounds, chosen=FLAGS.row), {}
     if task == 'padding':
       return pipelines.padding(built, rounds), {}
     return detectors.train(built, rounds, with_peers), detectors.shares(built)

@@ -23,6 +23,7 @@ from rethink_tf.data.detection.input import TrainInput
 from rethink_tf.data.detection.synthetic import SyntheticSource
 from rethink_tf.data.images import decode
 from rethink_tf.data.mixing import CopyPaste
+from rethink_tf.errors import UserError
 from rethink_tf.evaluation import coco_metrics
 from rethink_tf.ops.masks import paste
 from rethink_tf.structures import Batch, Experiment
@@ -30,7 +31,7 @@ from rethink_tf.structures import Batch, Experiment
 CATEGORIES = 80
 
 
-def input_speed(experiment: Experiment, rounds: int, images: int = 200) -> list[Row]:
+def input_speed(experiment: Experiment, rounds: int, images: int = 200, chosen: Sequence[str] = ()) -> list[Row]:
   """Measure the input of training alone: images read, flipped and resized, with boxes and masks.
 
   Where the data has masks, and the configuration joins no images, the same input with copy-paste too; of records, that
@@ -51,9 +52,13 @@ def input_speed(experiment: Experiment, rounds: int, images: int = 200) -> list[
     takes['as on TPU slices'] = lambda: _take(next(graphs), batches)
   sizes = inputs.resize.largest_sizes(inputs.source.sizes)
   if hasattr(inputs.source, 'read'):
-    chosen = np.arange(batches * inputs.batch_size) % len(inputs.source.image_ids)
-    files = [inputs.source.read(i) for i in chosen.tolist()]
-    takes['decoding and resizing alone'] = functools.partial(_decode_and_resize, files, sizes[chosen])
+    read = np.arange(batches * inputs.batch_size) % len(inputs.source.image_ids)
+    files = [inputs.source.read(i) for i in read.tolist()]
+    takes['decoding and resizing alone'] = functools.partial(_decode_and_resize, files, sizes[read])
+  unknown = [name for name in chosen if name not in takes]
+  if unknown:
+    raise UserError(f'--row={unknown[0]}: this input has the rows {", ".join(map(repr, takes))}')
+  takes = {name: take for name, take in takes.items() if not chosen or name in chosen}
   timings = in_turns(takes, rounds)
   waste = 100 * padding_waste(sizes, inputs.padded_shapes, inputs.buckets)
   note = f'{inputs.source.name}, batches of {inputs.batch_size}, {waste:.1f} % of the pixels are padding'

@@ -4,11 +4,13 @@ import json
 import types
 
 import cv2
+import pytest
 
 from rethink_tf.bench import pipelines
 from rethink_tf.data.augment import Resize
 from rethink_tf.data.detection.coco import CocoSource
 from rethink_tf.data.detection.input import TrainInput
+from rethink_tf.errors import UserError
 
 
 def test_both_libraries_agree_on_synthetic_results():
@@ -39,3 +41,7 @@ def test_the_input_is_measured_beside_what_none_can_do_without(tmp_path):
   rows = pipelines.input_speed(types.SimpleNamespace(train_input=inputs), rounds=2, images=4)
   assert [row.name for row in rows] == ['rethink_tf', 'with copy-paste', 'decoding and resizing alone']
   assert all(row.images == 4 and row.timing.median > 0 for row in rows)
+  alone = pipelines.input_speed(types.SimpleNamespace(train_input=inputs), 1, 4, chosen=['with copy-paste'])
+  assert [row.name for row in alone] == ['with copy-paste']
+  with pytest.raises(UserError, match="--row=records: this input has the rows 'rethink_tf', 'with copy-paste'"):
+    pipelines.input_speed(types.SimpleNamespace(train_input=inputs), 1, 4, chosen=['records'])
