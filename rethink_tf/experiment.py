@@ -74,9 +74,9 @@ def configure(files: Sequence[str], params: Sequence[str] = (), data_dir: str | 
     params += ["strategy.kind = 'tpu'", f'strategy.tpu = {tpu!r}']
   if weights:
     params.append(f'WEIGHTS = {weights!r}')
-  in_place_of_json, remarks = in_place.parse(files, params, data_dir, elsewhere)
-  if in_place_of_json:
-    logging.info("%s: read as PASCAL VOC's folders", gin_files.bound('DATA_DIR/macro.value'))
+  layout, remarks = in_place.parse(files, params, data_dir, elsewhere)
+  if layout:
+    logging.info('%s: read as %s', gin_files.bound('DATA_DIR/macro.value'), layout)
   if weights and gin_files.bound('run.initial_weights') is None:
     raise UserError('--weights is given, but the configuration starts from random weights: add '
                     '--gin_file=gin_configs/init/imagenet.gin or another file of gin_configs/init')

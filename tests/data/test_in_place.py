@@ -1,16 +1,21 @@
-"""Folders that training reads as they are: Roboflow's COCO export and PASCAL VOC's layout, by --data_dir alone."""
+"""Folders that training reads as they are, by --data_dir alone: COCO's own, TFRecords, Roboflow's and PASCAL VOC's."""
+
+import json
 
 import pytest
 import tensorflow as tf
 
 from rethink_tf import experiment, gin_files
+from rethink_tf.data import conversion
 from rethink_tf.data.detection.coco import CocoSource
-from rethink_tf.data.detection.voc import VocSource
+from rethink_tf.data.detection.records import RecordSource
+from rethink_tf.data.detection.voc import VOC_CLASSES, VocSource
 from rethink_tf.data.prepare import preparation
 from rethink_tf.errors import UserError
 from tests import exports
 
 FILES = ('gin_configs/demo.gin', 'gin_configs/data/own.gin')
+KEYPOINTS = ('gin_configs/demo.gin', 'gin_configs/data/own_keypoints.gin')
 
 pytestmark = pytest.mark.usefixtures('no_configuration_is_left')
 
@@ -66,6 +71,65 @@ def test_voc(drawn, tmp_path, files):
   train, held_out = sources(files, tmp_path, 'train/coco.num_images = 3')
   assert isinstance(train, VocSource) and [one.name for one in train.categories] == ['tall', 'wide one']
   assert len(train.image_ids) == 3 and len(held_out.image_ids) == 2
+
+
+def write_coco(items, names, folder, year=2017):
+  """Write COCO's own layout, without and with the keypoints of the first class."""
+  exports.roboflow(items, names, folder / 'x')
+  (folder / 'annotations').mkdir(parents=True)
+  for split in ('train', 'val'):
+    (folder / 'x' / exports.ROBOFLOW_SPLITS[split]).rename(folder / f'{split}{year}')
+    (folder / f'{split}{year}/_annotations.coco.json').rename(folder / f'annotations/instances_{split}{year}.json')
+    content = json.loads((folder / f'annotations/instances_{split}{year}.json').read_text())
+    first = {**content['categories'][1], 'keypoints': ['nose'], 'skeleton': []}
+    objects = [{**one, 'keypoints': [*one['bbox'][:2], 2], 'num_keypoints': 1} for one in content['annotations']
+               if one['category_id'] == first['id']]
+    exports.write_json(folder / f'annotations/person_keypoints_{split}{year}.json',
+                       {**content, 'annotations': objects, 'categories': [first]})
+
+
+@pytest.mark.parametrize('year', [2014, 2017])
+def test_coco(drawn, tmp_path, year):
+  write_coco(*drawn, tmp_path, year)
+  train, held_out = sources(FILES, tmp_path, 'train/coco.num_images = 3')
+  assert [source.name for source in (train, held_out)] == [f'{tmp_path.name}/{each}{year}' for each in ('train', 'val')]
+  assert len(train.image_ids) == 3 and len(held_out.image_ids) == 2 and held_out.load(0).boxes.shape == (2, 4)
+  people, _ = sources(KEYPOINTS, tmp_path)
+  assert [one.name for one in people.categories] == ['tall'] and people.num_keypoints == 1
+  assert people.num_visible.sum() > 0
+
+
+def test_records(drawn, tmp_path):
+  write_coco(*drawn, tmp_path / 'coco')
+  for split in ('train2017', 'val2017'):
+    conversion.convert(CocoSource(str(tmp_path / 'coco'), split), str(tmp_path / 'records'), split, num_shards=2)
+  train, held_out = sources(FILES, tmp_path / 'records', 'train/coco.num_images = 3')
+  assert isinstance(train, RecordSource) and isinstance(held_out, RecordSource)
+  assert len(train.image_ids) == 3 and len(held_out.image_ids) == 2
+
+
+@pytest.mark.parametrize(('lists', 'trained_on', 'held_out'), [
+  (['VOC2007/trainval', 'VOC2007/test', 'VOC2012/train', 'VOC2012/val'], ['VOC2007/trainval', 'VOC2012/train'],
+   ['VOC2012/val']),
+  (['VOC2007/train', 'VOC2007/val', 'VOC2007/trainval', 'VOC2007/test'], ['VOC2007/trainval'], ['VOC2007/test']),
+  (['VOC2007/train', 'VOC2007/val'], ['VOC2007/train'], ['VOC2007/val']),
+])
+def test_the_development_kit(tmp_path, lists, trained_on, held_out):
+  for each in lists:
+    year, name = each.split('/')
+    (tmp_path / year / 'ImageSets/Main').mkdir(parents=True, exist_ok=True)
+    (tmp_path / year / f'ImageSets/Main/{name}.txt').touch()
+  experiment.configure(FILES, (), str(tmp_path))
+  assert gin_files.effective(['train/voc.sets', 'eval/voc.sets']) == {'train/voc.sets': trained_on,
+                                                                      'eval/voc.sets': held_out}
+  assert gin_files.effective(['train/voc.classes']) == {'train/voc.classes': list(VOC_CLASSES)}
+
+
+def test_what_prepare_has_written_comes_first(drawn, tmp_path):
+  write_coco(*drawn, tmp_path)
+  exports.write_json(tmp_path / 'annotations/instances_train.json', {})
+  experiment.configure(FILES, (), str(tmp_path))
+  assert gin_files.effective(['train/coco.split']) == {'train/coco.split': 'train'}
 
 
 def test_other_configurations_stay(drawn, tmp_path):
