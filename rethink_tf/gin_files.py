@@ -122,6 +122,13 @@ def argument(function: Callable[..., Any], name: str) -> Any:
   return copy.deepcopy(bound_value)  # resolves references, as gin does
 
 
+def rebind(values: Mapping[str, Any]) -> None:
+  """Bind settings ('eval/coco.num_images') of a configuration that has been read to other values."""
+  with gin.unlock_config():
+    for name, value in values.items():
+      gin.bind_parameter(name, value)
+
+
 def effective(names: Iterable[str]) -> dict[str, Any]:
   """Return the values of settings ('train/coco.fraction'), bound or the defaults of signatures, as literals.
 

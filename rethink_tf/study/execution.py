@@ -29,6 +29,7 @@ POLL_SECONDS = 2.0
 REPORT_SECONDS = 30.0
 CALIBRATION_STEPS = (6, 100)  # at least and at most, after as many steps as at least
 CALIBRATION_SECONDS = 8.0
+CALIBRATION_IMAGES = 100  # held-out ones that are evaluated
 _FORWARD = 1 / 3  # of a step is spent in the forward pass, which an evaluation consists of
 _FORKED = ('checkpoints', 'eval', 'tensorboard', 'metrics.jsonl', 'initial_weights.json', 'categories.json',
            identity.FILE)
@@ -163,7 +164,8 @@ class Runner:
       UserError: the command failed.
     """
     self._log(f'timing some steps and two evaluations of {stage.trial.name}')
-    request = Request('train', stage.trial.files, stage.trial.params, self._data_dir, '', '')
+    request = Request('train', stage.trial.files, stage.trial.params, self._data_dir, '', '',
+                      held_out=CALIBRATION_IMAGES)
     self._calibrate(kind_of(stage), request, stage.config.graph, stage.config.process)
 
   def calibrate_pretraining(self, path: str, files: Sequence[str], params: Sequence[str],
@@ -206,7 +208,9 @@ class Runner:
       train = [line for line in earlier if line.get('kind') == 'train']
       done = train[-1]['step'] if train else 0
       if reply.total_steps <= done:
-        self._speeds.note_whole(kind, reply)
+        evaluated = sum(line.get('eval_seconds', 0.0) for line in earlier)
+        self._speeds.note_whole(kind, reply._replace(seconds=reply.seconds +
+                                                     evaluated * (1 / reply.evaluated_share - 1)))
         return reply
       step = (train[-1]['seconds'] - train[0]['seconds']) / max(done - train[0]['step'], 1)
       more = round(min(max(CALIBRATION_SECONDS / max(step, 1e-3), least), most))
@@ -217,6 +221,7 @@ class Runner:
       if not self._speeds.known(kind):  # nothing was left to train
         self._speeds.note_run(kind, earlier, reply, done)
       self._speeds.note_first(kind, reply, done)
+      self._speeds.note_share(kind, reply.evaluated_share)
       return reply
 
   def _call(self, request: Request, graph: str, process: str, progress: Callable[[], str] = lambda: '') -> Reply:

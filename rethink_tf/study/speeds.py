@@ -74,6 +74,11 @@ class Speeds:
       rest = reply.import_seconds + reply.seconds - speed.seconds(steps, 1)
       self._found[kind] = speed._replace(first=max(rest, 0.0))
 
+  def note_share(self, kind: str, share: float) -> None:
+    """Take the evaluations noted so far for those of a share of the held-out images; their time grows with these."""
+    if share < 1 and kind in self._found:
+      self._found[kind] = self._found[kind]._replace(evaluation=self._found[kind].evaluation / share)
+
   def note_run(self, kind: str, lines: Sequence[Mapping[str, Any]], reply: Reply, steps: int) -> None:
     """Take all from a complete run of some steps."""
     self.note_steps(kind, lines)

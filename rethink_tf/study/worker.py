@@ -42,6 +42,7 @@ class Request(NamedTuple):
   log: str
   steps: int | None = None  # only so many, with a line of metrics for each
   evaluates: bool = True
+  held_out: int | None = None  # evaluated at most
 
   @property
   def arguments(self) -> list[str]:
@@ -59,6 +60,7 @@ class Reply(NamedTuple):
   batches_per_evaluation: float  # of as many images as a step has
   shared: bool  # it has used the graph of an earlier run
   megabytes: int  # memory of the process after the run
+  evaluated_share: float = 1.0  # of the held-out images, with Request.held_out
 
 
 def arguments(files: Sequence[str], params: Sequence[str], path: str, data_dir: str | None) -> list[str]:
@@ -101,6 +103,7 @@ def _train(request: Request, graphs: SharedGraphs, import_seconds: float) -> Rep
   sys.argv = [os.path.join(package, COMMANDS[request.command]), *request.arguments]  # for command.json
   try:
     experiment.configure(request.files, request.params, request.data_dir)
+    share = 1.0 if request.held_out is None else _hold_out_fewer(request.held_out)
     made = experiment.run('train', request.path, graphs=graphs)
     total_steps, evaluations = made.total_steps, 0
     batches = len(made.eval_input.source.image_ids) / made.train_input.batch_size
@@ -113,7 +116,23 @@ def _train(request: Request, graphs: SharedGraphs, import_seconds: float) -> Rep
     gin_files.clear()
   del made
   gc.collect()
-  return Reply(time.monotonic() - begin, import_seconds, total_steps, evaluations, batches, graphs.shared, _megabytes())
+  return Reply(time.monotonic() - begin, import_seconds, total_steps, evaluations, batches, graphs.shared, _megabytes(),
+               share)
+
+
+def _hold_out_fewer(images: int) -> float:
+  """Limit the number of held-out images in the configuration; return their share of all, 1 if these are no more."""
+  from rethink_tf import experiment, gin_files
+
+  source = repr(gin_files.bound('run.eval_source')).removeprefix('@')
+  limits = gin_files.effective([f'{source}.num_images', f'{source}.fraction'])
+  if len(limits) < 2:  # a source of the user's own
+    return 1.0
+  whole = len(gin_files.argument(experiment.run, 'eval_source')(training=False).image_ids)
+  if whole <= images:
+    return 1.0
+  gin_files.rebind({f'{source}.num_images': images, f'{source}.fraction': 1.0})
+  return images / whole
 
 
 def _read(requests: queue.SimpleQueue[Request | None], busy: threading.Event) -> None:

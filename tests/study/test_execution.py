@@ -193,13 +193,17 @@ def test_evaluations_of_a_pre_training_are_not_run_but_counted(tmp_path, monkeyp
   assert not asked[0].evaluates and runner._speeds.of('other') is None
 
 
-@pytest.mark.parametrize('total, steps', [(100, (6, 22)), (8, (6, 8)), (5, (5,))])
-def test_a_calibration_has_two_parts(tmp_path, monkeypatch, total, steps):
-  """0.5 s a step, 4 s an evaluation, 30 s of tracing in the first part; as much time for more steps as there is."""
+@pytest.mark.parametrize('total, steps, share', [(100, (6, 22), 1.0), (8, (6, 8), 0.1), (5, (5,), 1.0), (5, (5,), 0.1)])
+def test_a_calibration_has_two_parts(tmp_path, monkeypatch, total, steps, share):
+  """0.5 s a step, 4 s an evaluation, 30 s of tracing in the first part; as much time for more steps as there is.
+
+  share: of the held-out images, which is evaluated.
+  """
   runner, asked = execution.Runner(str(tmp_path)), []
 
   def call(request, graph, process):
     before = asked[-1] if asked else 0
+    assert request.held_out == execution.CALIBRATION_IMAGES
     asked.append(min(request.steps, total))
     now = time.time() + (1 if before else -1000)
     found = [] if before else [{'kind': 'resume', 'step': 0, 'time': now}]
@@ -212,14 +216,14 @@ def test_a_calibration_has_two_parts(tmp_path, monkeypatch, total, steps):
     write_metrics(path, *found)
     (path / 'metrics.jsonl').write_text(old + (path / 'metrics.jsonl').read_text())
     seconds = first + 0.5 * (asked[-1] - before) + 4 + 2
-    return REPLY._replace(seconds=seconds, shared=bool(before), total_steps=total)
+    return REPLY._replace(seconds=seconds, shared=bool(before), total_steps=total, evaluated_share=share)
 
   monkeypatch.setattr(runner, '_call', call)
   runner.calibrate(STAGE)
   assert tuple(asked) == steps
   speed = runner._speeds.of('')
   if total > 5:
-    assert speed.step == pytest.approx(0.5, abs=0.01) and speed.evaluation == 4.0
+    assert speed.step == pytest.approx(0.5, abs=0.01) and speed.evaluation == pytest.approx(4.0 / share)
     assert speed.first == pytest.approx(32, abs=1)
   else:
-    assert speed.start(False) == pytest.approx(30 + 2.5 + 6)
+    assert speed.start(False) == pytest.approx(30 + 2.5 + 2 + 4 / share)

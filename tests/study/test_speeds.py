@@ -75,3 +75,13 @@ def test_a_run_shorter_than_a_calibration_counts_as_a_whole():
   known = Speeds()
   known.note_whole('a', reply(30.0, imports=5.0))
   assert known.of('a').start(False) == 35 and known.of('a').start(True) == 30 and known.of('a').seconds(4, 1) == 0
+
+
+def test_evaluations_of_a_share_of_the_images_are_scaled():
+  known = Speeds()
+  known.note_share('a', 0.5)
+  assert known.of('a') is None
+  known.note_run('a', lines(1, 20, evaluations=(20,)), reply(60.0), 20)
+  first = known.of('a').first
+  known.note_share('a', 0.5)
+  assert known.of('a').evaluation == 8 and known.of('a').first == first

@@ -10,8 +10,9 @@ import time
 import numpy as np
 import pytest
 
+from rethink_tf import experiment
 from rethink_tf.errors import UserError
-from rethink_tf.study import processes
+from rethink_tf.study import processes, worker
 from rethink_tf.study.processes import Pool
 from rethink_tf.study.worker import Request, arguments
 from tests import tiny
@@ -31,6 +32,20 @@ def test_arguments_are_those_of_the_training_command():
   assert arguments(['a.gin'], ['b = 1'], 'runs/a', None) == ['--gin_file=a.gin', '--gin_param=b = 1',
                                                             '--model_dir=runs/a']
   assert arguments([], [], 'runs/a', 'coco')[-1] == '--data_dir=coco'
+
+
+@pytest.mark.usefixtures('no_configuration_is_left')
+def test_fewer_held_out_images_for_a_calibration(tmp_path):
+  experiment.configure(FILES, (*tiny.PARAMS, 'eval/synthetic.num_images = 8'))
+  assert worker._hold_out_fewer(8) == 1.0
+  assert worker._hold_out_fewer(2) == 0.25
+  assert len(experiment.run('evaluate', str(tmp_path)).eval_input.source.image_ids) == 2
+
+
+@pytest.mark.usefixtures('no_configuration_is_left')
+def test_a_source_of_the_users_own_is_evaluated_whole():
+  experiment.configure(FILES, (*tiny.PARAMS, 'run.eval_source = @VGG'))
+  assert worker._hold_out_fewer(2) == 1.0
 
 
 def test_it_ends_with_its_standard_input(tmp_path):
