@@ -45,6 +45,8 @@ class Study(NamedTuple):
   longest: float = 1.0  # of the spread of the longest schedules to that of the others
   correlation: float = 0.0  # between the schedules of one seed
   classes: int = 1  # of detections; the k-th has 1 / k times as many objects as the first
+  of_side: float = OF_SIDE
+  of_run: float = OF_RUN
 
   def spreads(self) -> np.ndarray:
     """Return the standard deviations between seeds of all sides, scratch first; that of the longest ones is `spread`
@@ -69,8 +71,8 @@ def scores(study: Study, noise: np.random.Generator, weights: np.ndarray) -> lis
   difficulty = noise.normal(0, DIFFICULTY, study.images)
   sides = []
   for number in range(2 * study.schedules):
-    level = 42 + difficulty + noise.normal(0, OF_SIDE, study.images) + study.gap * (number < study.schedules)
-    runs = level + noise.normal(0, OF_RUN, (study.seeds, study.images)) + noise.normal(0, study.spread,
+    level = 42 + difficulty + noise.normal(0, study.of_side, study.images) + study.gap * (number < study.schedules)
+    runs = level + noise.normal(0, study.of_run, (study.seeds, study.images)) + noise.normal(0, study.spread,
                                                                                       (study.seeds, 1))
     sides.append(SideScores(runs.mean(1), runs @ weights.T))
   return sides
@@ -185,9 +187,9 @@ def draw_statistics(study: Study, count: int, noise: np.random.Generator) -> Dra
   shared = np.repeat(noise.normal(0, 1, (count, 2, study.seeds)), half, 1)  # by the schedules of an arm
   own = noise.normal(0, 1, (count, 2 * half, study.seeds))
   of_seeds = study.spreads()[:, None] * (study.correlation ** 0.5 * shared + (1 - study.correlation) ** 0.5 * own)
-  runs = of_seeds + noise.normal(0, OF_RUN / images ** 0.5, (count, 2 * half, study.seeds))
-  return Drawn(study.gap * (np.arange(2 * half) < half) + noise.normal(0, OF_SIDE / images ** 0.5, (count, 2 * half)),
-               runs, OF_RUN ** 2 / images * error[0], 2 * OF_SIDE ** 2 / images * error[1])
+  runs = of_seeds + noise.normal(0, study.of_run / images ** 0.5, (count, 2 * half, study.seeds))
+  sides = study.gap * (np.arange(2 * half) < half) + noise.normal(0, study.of_side / images ** 0.5, (count, 2 * half))
+  return Drawn(sides, runs, study.of_run ** 2 / images * error[0], 2 * study.of_side ** 2 / images * error[1])
 
 
 def judged(drawn: Drawn, study: Study, seeds: int, confidence: float = 0.95, look: Look | None = None,

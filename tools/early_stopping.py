@@ -47,7 +47,7 @@ def outcome(study: Study, count: int, seed: int) -> Outcome:
   for seeds in range(sequential.FIRST, study.seeds + 1):
     look = Look(seeds, study.seeds)
     judged = coverage.judged(drawn, study, seeds, look=look)
-    hopeless = _chances(drawn, study, look, judged) < LEAST_CHANCE
+    hopeless = chances(drawn, study, look, judged) < LEAST_CHANCE
     for i, found in enumerate(coverage.relations(*judged)):
       if stopped[i] == study.seeds and final[i] == verdict.UNSURE:
         final[i] = found
@@ -56,7 +56,7 @@ def outcome(study: Study, count: int, seed: int) -> Outcome:
   return _outcome(study, final, stopped, coverage.relations(*coverage.judged(drawn, study, study.seeds)))
 
 
-def _chances(drawn: Drawn, study: Study, look: Look, judged: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
+def chances(drawn: Drawn, study: Study, look: Look, judged: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
   """Return the probability of each study to be settled at its last look, by the difference from the best schedule."""
   values, _, best = judged
   rows, half, last = np.arange(len(values)), study.schedules, look._replace(seeds=look.max_seeds)
@@ -64,9 +64,9 @@ def _chances(drawn: Drawn, study: Study, look: Look, judged: tuple[np.ndarray, n
                         for i in range(half)], 1)[rows, best]
   noise = planning.Noise(drawn.between, drawn.of_images, np.maximum(variances - drawn.of_images, 0),
                          HeldOut.alike(study.images))
-  return planning.chance(values[rows, best], noise, (look.seeds, look.seeds),
-                         (intervals.degrees_of_arm(half, last.seeds),) * 2, look, intervals.outside(0.95, half, last),
-                         MARGIN)
+  now, then = ((intervals.degrees_of_arm(half, one.seeds),) * 2 for one in (look, last))
+  return planning.chance(values[rows, best], noise, (look.seeds,) * 2, (last.seeds,) * 2, 1.0, now, then,
+                         intervals.outside(0.95, half, last), MARGIN)
 
 
 def exact(study: Study, count: int, seed: int) -> Outcome:

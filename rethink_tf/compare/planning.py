@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special
+from scipy import optimize, special
 
 from rethink_tf.compare import intervals
 from rethink_tf.compare.differences import Differences
@@ -19,7 +19,9 @@ from rethink_tf.console import counted, duration, signed
 
 MOST_SEEDS, MOST_TIMES = MOST, 25  # a side, and of images; beyond, an addition is no advice
 RISING = 0.5  # points of AP from a schedule to the next longer one
-_POWER = 0.8
+_EVEN, _POWER = 0.5, 0.8
+TRUE_DIFFERENCE = 3.0  # standard deviation of true differences in points of AP, before they are measured
+_NODES, _DRAWS = 16, 4000
 # Assumptions for a study without runs. The spread between seeds, in points of AP: what was measured lies in the range.
 SPREAD, SPREAD_RANGE = 1.0, (0.3, 2.3)
 LEVEL = 40.0  # AP in percent
@@ -31,9 +33,9 @@ _IMAGE_NOISE, _OF_RUNS = 0.3, 0.75
 class Noise(NamedTuple):
   """What the interval of the difference of two sides is made of: variances in points squared, on some images."""
 
-  between: float  # over images, of the two sides whatever their seeds
-  of_images: float  # of a run, over images: other images would change it
-  own: float  # between seeds, on any images
+  between: Values  # over images, of the two sides whatever their seeds
+  of_images: Values  # of a run, over images: other images would change it
+  own: Values  # between seeds, on any images
   held_out: HeldOut
 
   @classmethod
@@ -59,55 +61,92 @@ class Noise(NamedTuple):
     """Return the noise on `images` times as many images."""
     return Noise(self.between / images, self.of_images / images, self.own, self.held_out.times(images))
 
+  def over_images(self, seeds: Seeds) -> Values:
+    """Return the variance over images of the difference of two sides with so many seeds."""
+    return np.maximum(self.between + self.of_images * sum(1 / n for n in seeds), self.held_out.least)
+
+  def variance(self, seeds: Seeds) -> Values:
+    """Return the variance of the difference of two sides with so many seeds."""
+    return self.over_images(seeds) + self.own * sum(1 / n for n in seeds) + 1e-12
+
   def spreads(self, degrees: tuple[float, float]) -> Spreads:
     """Return the spread between seeds of both sides. degrees: of freedom of each."""
     first, second = (SeedSpread(self.own + self.of_images, self.of_images, each) for each in degrees)
     return first, second
 
 
-class Precision(NamedTuple):
-  """What a comparison can tell."""
+def found(noise: Noise, seeds: Seeds, schedules: tuple[int, int] | None, tail: float) -> float:
+  """Return the true difference that a comparison of two sides finds in four of five cases, in points.
 
-  half: float  # half the width of its interval
-  found: float  # a difference of this size is found in four of five studies
-
-
-def precision(noise: Noise, seeds: Seeds, degrees: tuple[float, float], tail: float) -> Precision:
-  """Return the precision of the difference of two sides.
+  Its interval is computed from a variance that is estimated itself: with two or three seeds the true difference is well
+  above half its width. The power is the mean over spreads between seeds as they would be observed.
 
   Args:
     noise: of the difference.
-    seeds: numbers of seeds of the two sides.
-    degrees: of freedom of the spread between seeds, of both.
+    seeds: numbers of seeds of the two sides, at least two.
+    schedules: over which the spread between seeds is pooled, of both; None: the spread is known.
     tail: probability outside one end of the interval.
   """
-  images = max(noise.between + noise.of_images * sum(1 / n for n in seeds), noise.held_out.least)
-  half, power = (float(intervals.half_width(images, noise.spreads(degrees), seeds, noise.held_out, t))
-                 for t in (tail, 1 - _POWER))
-  return Precision(half, half + power)
+  random = np.random.default_rng(0)
+  spreads: list[SeedSpread] = []
+  for number, pooled in zip(seeds, schedules or (), strict=schedules is not None):
+    observed = random.chisquare(number - 1, (pooled, _DRAWS)) / (number - 1)
+    ratio = np.maximum(observed.mean(0), observed[0])  # as intervals.seed_spread has it
+    spreads.append(SeedSpread((noise.own + noise.of_images) * ratio, noise.of_images,
+                              intervals.degrees_of_arm(pooled, number)))
+  images = noise.over_images(seeds) * random.chisquare(noise.held_out.degrees, _DRAWS) / noise.held_out.degrees
+  half = intervals.half_width(images, tuple(spreads) or noise.spreads((math.inf,) * 2), seeds, noise.held_out, tail)
+  deviation = math.sqrt(noise.variance(seeds))
+  largest = float(half.max()) + 10 * deviation
+  return float(optimize.brentq(lambda true: np.mean(special.ndtr((true - half) / deviation)) - _POWER, 0.0, largest))
 
 
-def chance(value: Values, noise: Noise, seeds: Seeds, degrees: tuple[float, float], look: Look, tail: float,
-           margin: float) -> Values:
-  """Return the probability that a difference is settled at the last look, from what is known now.
+def chance(value: Values, noise: Noise, seeds: Seeds, then: Seeds, images: float, degrees: tuple[float, float],
+           degrees_then: tuple[float, float], tail: float, margin: float) -> Values:
+  """Return the probability that a difference is settled with more seeds or images, from what is known now.
 
-  Stochastic curtailment, after Lan, Simon and Halperin (1982): the difference as it is now is taken for the truth.
+  Predictive power (Spiegelhalter, Freedman and Blackburn 1986). What was found is more often too far from zero than too
+  near where noise is large: the true difference is taken to be normal around 0 with a standard deviation of
+  `TRUE_DIFFERENCE` before it was measured, and the spread between seeds to be as uncertain as its degrees of freedom
+  tell. Calibrated in simulated studies: results/advice.md.
 
   Args:
     value: the present difference.
     noise: of the difference; arrays for many differences.
     seeds: present numbers of seeds of the two sides.
-    degrees: of freedom of the spread between seeds of both at the last look.
-    look: the present one.
-    tail: probability outside one end of the interval at the last look.
+    then: numbers of seeds in the end.
+    images: how many times as many images in the end.
+    degrees: of freedom of the spread between seeds of both now.
+    degrees_then: and in the end.
+    tail: probability outside one end of the interval in the end.
     margin: AP points within which two detectors count as equal.
   """
-  then = (look.max_seeds,) * 2
-  fewer = max(sum(1 / n for n in seeds) - 2 / look.max_seeds, 0.0)
-  images = noise.between + noise.of_images * 2 / look.max_seeds
-  half = intervals.half_width(images, noise.spreads(degrees), then, noise.held_out, tail)
-  change = np.sqrt((noise.own + noise.of_images) * fewer) + 1e-9
-  return np.minimum(special.ndtr((-half - value) / change) + special.ndtr((value + margin - half) / change), 1.0)
+  known = sum(degrees)
+  of_spread = (np.arange(_NODES) + 0.5) / _NODES  # quantiles at which it is integrated over
+  ratio = np.ones(1) if math.isinf(known) else known / special.chdtri(known, of_spread)
+  observed = (noise.own + noise.of_images) * ratio.reshape(-1, *[1] * np.ndim(noise.own))
+  now = noise._replace(own=np.maximum(observed - noise.of_images, 0.0))
+  later = now.times(images)
+  before, after = now.variance(seeds), later.variance(then)
+  half = intervals.half_width(later.over_images(then), later.spreads(degrees_then), then, later.held_out, tail)
+  new = np.maximum(1 - after / before, 0.0)  # weight of the new data in the difference then
+  believed = TRUE_DIFFERENCE ** 2 / (TRUE_DIFFERENCE ** 2 + before)  # share of the present difference
+  mean = value - (1 - believed) * value * new
+  deviation = np.sqrt(believed * before * new ** 2 + after * new) + 1e-9
+  each = special.ndtr((-half - mean) / deviation) + special.ndtr((mean + margin - half) / deviation)
+  return np.minimum(each, 1.0).mean(0)
+
+
+class Addition(NamedTuple):
+  """What settles a difference in a share of cases: either of it. None: nothing of that kind."""
+
+  seeds: int | None = None  # more, of each side, at most: a study that stops early may need fewer
+  images: int | None = None  # more held-out ones
+
+  def words(self) -> list[str]:
+    """Return each in words, seeds last."""
+    found = [] if self.images is None else [f'about {self.images:,} more held-out image{"s" * (self.images != 1)}']
+    return found + ([] if self.seeds is None else [f'{counted(self.seeds, "more seed")} of each side'])
 
 
 class Need(NamedTuple):
@@ -115,8 +154,8 @@ class Need(NamedTuple):
 
   short: str
   words: str
-  seeds: int | None = None  # more seeds of each side; None: they would not settle it
-  images: int | None = None  # more held-out images
+  even: Addition = Addition()  # in half of the cases
+  sure: Addition = Addition()  # in four of five
   longer: bool = False  # whether a longer schedule from scratch may settle it
   chance: float = 1.0  # that the seeds that a study has left settle it
 
@@ -130,7 +169,7 @@ _WITHOUT_INTERVAL = Need('no interval can be given',
 
 def needed(side: Side, best: Side, differences: Differences, margin: float, schedules: Sequence[Side],
            shorter: Side | None = None) -> Need:
-  """Describe what would settle a difference, should it stay as it is, and the training time that it takes.
+  """Describe what would settle a difference, in how many cases, and the training time that it takes.
 
   Args:
     side, best: the scratch schedule, and the best pre-trained one.
@@ -146,55 +185,86 @@ def needed(side: Side, best: Side, differences: Differences, margin: float, sche
   # Above or below 0, within the margin, or at least not further below than that.
   target = max(abs(difference.value), margin - abs(difference.value), difference.value + margin)
   digits = 1 if f'{difference.half:.1f}' != f'{target:.1f}' else 2  # equal numbers would contradict the sentence
-  width = f'is {difference.half:.{digits}f} points to either side, and {target:.{digits}f} would settle it: '
-  if difference.is_cut:
-    width = f'ends where differences do, and {target:.{digits}f} points to either side would settle it: '
-  text = f'The interval {width}'
+  width = (f'is {difference.half:.{digits}f} points to either side, and {target:.{digits}f}'
+           if not difference.is_cut else f'ends where differences do, and {target:.{digits}f} points to either side')
   noise = Noise.measured(differences.scores(side), differences.scores(best), spreads, held_out)
-  tail = intervals.outside(difference.confidence, len(schedules), differences.look)
-  seeds = (len(side.runs), len(best.runs))
-  degrees = functools.partial(_degrees, differences, (side, best), spreads)
-  left, likely, rest = differences.look, 1.0, ''
-  if left is not None:
-    last = left._replace(seeds=left.max_seeds)
-    likely = float(chance(difference.value, noise, seeds, degrees(last.seeds - left.seeds), left,
-                          intervals.outside(difference.confidence, len(schedules), last), margin))
-    if left.seeds < left.max_seeds:
-      rest = f' With all {left.max_seeds} seeds it would be settled with a probability of about {100 * likely:.0f} %.'
-  now = tuple(spread.degrees for spread in spreads)
-  images = next((times for times in (1.5, 2, 3, 4, 6, 8, 12, 16, MOST_TIMES) if
-                 precision(noise.times(times), seeds, now, tail).half <= target), None)
-  more = next((n for n in range(1, MOST_SEEDS - max(seeds) + 1) if precision(
-    noise, (seeds[0] + n, seeds[1] + n), degrees(n), tail).half <= target), None)
-  choices, costs = [], {}
-  if images is not None:
-    choices.append(f'about {math.ceil((images - 1) * held_out.num_images):,} more held-out images')
-  if more is not None:
-    choices.append(f'{counted(more, "more seed")} of each side')
-    costs[choices[-1]] = more * sum(map(_seconds, (side, *schedules)))
+  known = _Known(difference.value, noise, (len(side.runs), len(best.runs)),
+                 tuple(spread.degrees for spread in spreads), _degrees(differences, (side, best), spreads),
+                 functools.partial(intervals.outside, difference.confidence, len(schedules)), margin)
   longer = _longer(side, shorter, differences.metric)
+  likely, rest = _left(known, differences.look)
+  text = f'The interval {width} would settle a difference that stays as it is. '
+  even, sure = (_enough(known, differences.look, power) for power in (_EVEN, _POWER))
+  if even == Addition():
+    short = f'it may be anything from {signed(difference.low)} to {signed(difference.high)} points'
+    text += f'It may not: neither {MOST_SEEDS} seeds nor {MOST_TIMES} times the images would settle it in half of the'
+    text += f' cases.{f" Scratch may gain from {longer}." if longer else ""}'
+    return Need(short, text + rest, longer=bool(longer), chance=likely)
+  costs = {even.words()[-1]: even.seeds * sum(map(_seconds, (side, *schedules)))} if even.seeds else {}
   if longer:
     costs[longer] = 2 * len(side.runs) * _seconds(side)
-  if not choices:
-    short = f'it may be anything from {signed(difference.low)} to {signed(difference.high)} points'
-    text += f'neither {MOST_SEEDS} seeds nor {MOST_TIMES} times the images would do, should it stay.'
-    text += f' Scratch may gain from {longer}.' if longer else ''
-    return Need(short, text + rest, longer=bool(longer), chance=likely)
-  words = text + ' or '.join(choices) + ', should the difference stay as it is.'
-  if longer:
-    words += f' It may not stay: scratch still gains, so {longer} may settle it too.'
-  words += _cheapest(costs)
-  if images is not None and costs:
-    words += ' More images take annotations and no training.'
-  return Need(' or '.join(choices), words + rest, more,
-              None if images is None else math.ceil((images - 1) * held_out.num_images), bool(longer), likely)
+  choices, surer = (' or '.join(one.words()) for one in (even, sure))
+  text += f'It may not: with {choices} it is settled in ' + (
+    'four of five cases.' if surer == choices else
+    'half of the cases' + (f', with {surer} in four of five.' if surer else '.'))
+  text += f' Scratch still gains, so {longer} may settle it too.' if longer else ''
+  text += _cheapest(costs)
+  if even.images and costs:
+    text += ' More images take annotations and no training.'
+  return Need(f'{choices} may settle it', text + rest, even, sure, bool(longer), likely)
 
 
-def _degrees(differences: Differences, pair: tuple[Side, Side], spreads: Spreads, added: int) -> tuple[float, float]:
-  """Return the degrees of freedom of both sides with so many seeds more; those of a given spread are infinite."""
-  first, second = (spread.degrees if math.isinf(spread.degrees) else intervals.degrees_of_arm(
-    differences.schedules(side), len(side.runs) + added) for side, spread in zip(pair, spreads, strict=True))
-  return first, second
+class _Known(NamedTuple):
+  """What is known of an open difference."""
+
+  value: float
+  noise: Noise
+  seeds: Seeds
+  degrees: tuple[float, float]  # of freedom of the spread between seeds
+  degrees_with: Callable[[int], tuple[float, float]]  # so many seeds more
+  outside: Callable[[Look | None], float]  # probability outside one end of an interval at a look
+  margin: float
+
+  def chance(self, look: Look | None, more: int = 0, images: float = 1) -> float:
+    """Return the probability that so many seeds more, or times as many images, settle it."""
+    degrees = self.degrees_with(more) if more else self.degrees
+    return float(chance(self.value, self.noise, self.seeds, (self.seeds[0] + more, self.seeds[1] + more), images,
+                        self.degrees, degrees, self.outside(look), self.margin))
+
+
+def _left(known: _Known, look: Look | None) -> tuple[float, str]:
+  """Return the probability that the seeds that a study has left settle a difference, and a sentence that says it."""
+  if look is None:
+    return 1.0, ''
+  left = look.max_seeds - look.seeds
+  likely = known.chance(look._replace(seeds=look.max_seeds), left)
+  return likely, (f' With all {look.max_seeds} seeds it would be settled with a probability of about '
+                  f'{100 * likely:.0f} %.' if left else '')
+
+
+def _enough(known: _Known, look: Look | None, power: float) -> Addition:
+  """Return the fewest seeds and images that settle a difference with a probability.
+
+  Seeds are added by a study that looks after each (`--until_settled`), whose last interval is wider.
+  """
+  now, images = max(known.seeds), known.noise.held_out.num_images
+  return Addition(
+    next((n for n in range(1, MOST_SEEDS - now + 1) if known.chance(Look(now + n, now + n), n) >= power), None),
+    next((math.ceil((times - 1) * images) for times in (1.5, 2, 3, 4, 6, 8, 12, 16, MOST_TIMES)
+          if known.chance(look, images=times) >= power), None))
+
+
+def _degrees(differences: Differences, pair: tuple[Side, Side],
+             spreads: Spreads) -> Callable[[int], tuple[float, float]]:
+  """Return the degrees of freedom of both sides by the number of added seeds; those of a given spread are infinite."""
+  pooled = [(differences.schedules(side), len(side.runs)) for side in pair]
+
+  def degrees(added: int) -> tuple[float, float]:
+    first, second = (spread.degrees if math.isinf(spread.degrees) else intervals.degrees_of_arm(schedules, runs + added)
+                     for (schedules, runs), spread in zip(pooled, spreads, strict=True))
+    return first, second
+
+  return degrees
 
 
 def twice_as_long(side: Side) -> str:

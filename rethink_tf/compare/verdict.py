@@ -58,6 +58,7 @@ class Verdict(NamedTuple):
   words: str
   cost: str  # of the scratch schedule that the answer is about, against pre-training
   need: planning.Need | None = None  # what would settle an open answer
+  left_open: Step | None = None  # the shorter scratch schedule that an open answer is about
 
 
 def relation(difference: Interval, margin: float) -> str:
@@ -158,7 +159,7 @@ def _cure_of_low(mean: float, margin: float) -> tuple[str, str]:
 
 def _verdict(best: Side, pretrained: Sequence[Side], steps: tuple[Step, ...], differences: Differences,
              margin: float, tried: Sequence[str]) -> Verdict:
-  metric, caught_up, longest, need = differences.metric, None, steps[-1], None
+  metric, caught_up, longest, need, rival = differences.metric, None, steps[-1], None, None
   for step in reversed(steps):
     if step.relation not in CAUGHT_UP:
       break
@@ -177,6 +178,14 @@ def _verdict(best: Side, pretrained: Sequence[Side], steps: tuple[Step, ...], di
              f'{_interval(longest.behind[1])}; {_measured(ahead, metric)} is {_worded(ahead, margin)} {versus}'
              f'{_interval(ahead.difference)}. From scratch, training too long may cost AP here: more seeds of '
              f'{ahead.side.schedule} and {longest.side.schedule} would tell.')
+  elif (rival := _rival(steps, metric)) is not None:
+    against, difference = _left_open(rival, best, pretrained, differences, margin)
+    need = planning.needed(rival.side, against, differences, margin, pretrained)
+    answer = OPEN
+    headline = f'Cannot tell yet: scratch is behind at {longest.side.schedule}, but may not be at {rival.side.schedule}'
+    words = (f'{_measured(longest, metric)} is behind {_versus(longest.behind[0], metric)}'
+             f'{_interval(longest.behind[1])}. From scratch, training too long costs AP here. Too noisy to say: '
+             f'{_measured(rival, metric)} against {_versus(against, metric)}{_interval(difference)}. {need.words}')
   elif longest.relation == WORSE:
     answer = PRETRAIN
     headline = f'Use pre-training ({weights}): scratch is behind up to {longest.side.schedule}'
@@ -204,7 +213,20 @@ def _verdict(best: Side, pretrained: Sequence[Side], steps: tuple[Step, ...], di
   if arms:
     headline += f' ({"; ".join(dict.fromkeys(arms))})'
   return Verdict(metric, best, tuple(pretrained), steps, caught_up, answer, headline,
-                 f'{words.strip()}{_looked(differences.look, answer)}', _costs((caught_up or longest).side, best), need)
+                 f'{words.strip()}{_looked(differences.look, answer)}',
+                 _costs((caught_up or rival or longest).side, best), need, rival)
+
+
+def _rival(steps: Sequence[Step], metric: str) -> Step | None:
+  """Return the best shorter scratch schedule, if it is ahead of the longest one and not known to be behind as that is.
+
+  Where AP falls with longer training, that the longest schedule is behind says nothing of the others.
+  """
+  if steps[-1].relation != WORSE:
+    return None
+  least = steps[-1].side.mean(metric) + planning.RISING
+  better = [step for step in steps[:-1] if step.relation == UNSURE and step.side.mean(metric) > least]
+  return max(better, key=lambda step: step.side.mean(metric), default=None)
 
 
 def _versus(side: Side, metric: str) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from rethink_tf import gin_files
 from rethink_tf.compare import intervals, planning, report
 from rethink_tf.compare.data_sets import folders_of
-from rethink_tf.compare.planning import LEVEL, SPREAD, SPREAD_RANGE, Noise, Precision
+from rethink_tf.compare.planning import LEVEL, SPREAD, SPREAD_RANGE, Noise
 from rethink_tf.compare.run_summary import init_key, twin_key
 from rethink_tf.compare.sequential import FIRST, Look
 from rethink_tf.compare.verdict import Verdict
@@ -43,10 +43,6 @@ class Design(NamedTuple):
   scratch: int  # schedules, at most
   pretrained: int  # schedules that a scratch schedule is compared with, at most
   seeds: int  # of the side that has fewest
-
-  def degrees(self, seeds: int) -> tuple[float, float]:
-    """Return the degrees of freedom of the spread between seeds, from scratch and pre-trained."""
-    return intervals.degrees_of_arm(self.scratch, seeds), intervals.degrees_of_arm(self.pretrained, seeds)
 
 
 def design(configs: Sequence[TrialConfig], same: Mapping[str, str] = MappingProxyType({})) -> Design:
@@ -217,18 +213,16 @@ def _power(plan: StudyPlan, images: int) -> str:
 
 
 def next_commands(plan: StudyPlan, verdicts: Sequence[Verdict]) -> list[str]:
-  """Return lines that name the commands that would settle what is open, [] if nothing is."""
+  """Return lines that name the commands that may settle what is open, [] if nothing is, or none is likely to."""
   needs = [one.need for one in verdicts if one.need is not None]
-  if not needs:
-    return []
-  lines, more = ['To settle it:'], max((need.seeds for need in needs if need.seeds), default=None)
-  if more is not None:
+  lines, more = ['To settle it:'], max((need.sure.seeds or need.even.seeds or 0 for need in needs), default=0)
+  if more:
     now = max(len(side.runs) for one in verdicts for side in one.schedules)
-    lines.append(f'  more seeds: {_more_seeds(plan, more, now)}')
+    lines.append(f'  more seeds, {more} at most: {_more_seeds(plan, more, now)}')
   # Runs that are evaluated again, and other runs, are a further look at a study that stops early.
   own = ('' if plan.until_settled is None else 'as a study of its own, since this one has been looked at: the same '
          'command with another --output')
-  if images := max((need.images for need in needs if need.images), default=None):
+  if images := max((need.even.images or need.sure.images or 0 for need in needs), default=0):
     then = own or 'then python -m rethink_tf.evaluate --model_dir=RUN for each run, and the same command'
     lines.append(f'  about {images:,} more held-out images: add them to the annotations of the held-out split, {then}')
   if any(need.longer for need in needs):
@@ -236,7 +230,7 @@ def next_commands(plan: StudyPlan, verdicts: Sequence[Verdict]) -> list[str]:
       'runs that are complete are not trained again')
     lines.append(f"  a longer schedule: --study_param='Study.axes = ...' with '{k:g}x': ('SCHEDULE = {k:g}',) in the "
                  f'axis of schedules; {then}')
-  return lines
+  return lines if len(lines) > 1 else []
 
 
 def _more_seeds(plan: StudyPlan, more: int, now: int) -> str:
@@ -340,14 +334,13 @@ def _above(plan: StudyPlan, found: Design, noise: Sequence[Noise], seeds: int, l
 
   noise: the expected one, and its range if it is assumed.
   """
-  degrees = found.degrees(seeds) if plan.seed_spread is None else (np.inf, np.inf)
+  schedules = (found.scratch, found.pretrained) if plan.seed_spread is None else None
   tail = intervals.outside(0.95, found.pretrained, look)
-  each: list[Precision] = [planning.precision(one, (seeds, seeds), degrees, tail) for one in noise]
-  found = [min(one.found, intervals.LARGEST) for one in each]
-  if found[0] >= intervals.LARGEST:
+  least = [min(planning.found(one, (seeds, seeds), schedules, tail), intervals.LARGEST) for one in noise]
+  if least[0] >= intervals.LARGEST:
     return 'none, however far apart the sides are'
-  ends = f' ({min(found):.1f} to {max(found):.1f})' if len(found) > 1 else ''
-  return f'above about {found[0]:.1f} points{ends}'
+  ends = f' ({min(least):.1f} to {max(least):.1f})' if len(least) > 1 else ''
+  return f'above about {least[0]:.1f} points{ends}'
 
 
 def _assumed(plan: StudyPlan, images: int) -> tuple[list[Noise], str]:

@@ -175,6 +175,7 @@ def needed(verdicts: Sequence[Verdict], rule: UntilSettled, names: Collection[st
       if step.relation == WORSE and step is not one.steps[-1]:
         break
       sides.append(step.side)
+    sides += [] if one.left_open is None else [one.left_open.side]
     found |= {run.folder.path.rstrip('/').rpartition('/')[2] for side in sides for run in side.runs}
   return found & set(names)
 

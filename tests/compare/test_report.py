@@ -19,6 +19,8 @@ from rethink_tf.compare.run_summary import read_runs
 from rethink_tf.errors import UserError
 from rethink_tf.storage import identity
 from rethink_tf.storage.run_folder import RunFolder, write_schedule
+from rethink_tf.study import sequential
+from rethink_tf.study.seeds import UntilSettled
 from tests.compare.fake_runs import HALF, better, detections, share, truth, worse, write
 
 
@@ -74,7 +76,7 @@ def test_sides_that_have_not_learned_are_not_equal(tmp_path, without_files, scra
                  for name, count, init in (('s', scratch, None), ('p', pretrained, 'w'))])
   assert only.answer == verdict.OPEN and only.headline.startswith('Cannot tell yet: AP is too low (')
   assert 'within 0.5 points says nothing' in only.words
-  assert only.need.longer and only.need.chance == 0 and only.need.seeds is None  # seeds are not added in vain
+  assert only.need.longer and only.need.chance == 0 and only.need.even.seeds is None  # seeds are not added in vain
 
 
 def test_a_few_objects_that_both_sides_find_are_no_certainty(tmp_path):
@@ -91,7 +93,7 @@ def test_differences_that_cannot_be_are_not_claimed(tmp_path):
   comparison = compare(paths, str(tmp_path / 'out'), draws=100)
   difference = comparison.verdicts[0].steps[0].difference
   assert difference.high == 100 > difference.value > 0 > difference.low and difference.half > 70
-  assert 'The interval ends where differences do, and 33.8 points to either side would settle it' in comparison.text
+  assert 'The interval ends where differences do, and 33.8 points to either side would settle' in comparison.text
   numbers = [float(number) for number in re.findall(r'[-+]\d+\.\d+', comparison.text)]
   assert len(numbers) > 10 and max(map(abs, numbers)) == 100
   only, = compare([paths[0], paths[3]], str(tmp_path / 'alone'), draws=100).verdicts
@@ -171,6 +173,20 @@ def test_a_shorter_schedule_that_is_ahead_is_not_passed_over(tmp_path):
   assert only.answer == verdict.OPEN
   assert only.headline == 'Cannot tell yet: scratch is behind at 4x, but not at 2x'
   assert 'scratch 4x (box AP 30.0) is behind' in only.words and 'scratch 2x (box AP 70.0) is above' in only.words
+
+
+def test_a_shorter_schedule_that_may_not_be_behind_is_not_called_so(tmp_path):
+  """AP falls with longer training on both sides, as of a small data set."""
+  paths = [write(tmp_path / 's2', worse(1), k=2), write(tmp_path / 's3', worse(20), k=3, images=600),
+           write(tmp_path / 's4', worse(40), k=4, images=800), write(tmp_path / 'p', HALF, k=2, init='w')]
+  only, = compare(paths, str(tmp_path / 'out'), draws=50, seed_spread=1.0).verdicts
+  assert [step.relation for step in only.steps] == [verdict.UNSURE, verdict.WORSE, verdict.WORSE]
+  assert only.answer == verdict.OPEN and only.left_open is only.steps[0]
+  assert only.headline == 'Cannot tell yet: scratch is behind at 4x, but may not be at 2x'
+  assert 'Too noisy to say: scratch 2x (box AP 49.5) against pre-trained 2x' in only.words
+  assert only.words.endswith(only.need.words)
+  assert only.cost.startswith('2x from scratch')
+  assert sequential.needed([only], UntilSettled(least_chance=0.0), {'s2', 's3', 's4', 'p'}) == {'s2', 's4', 'p'}
 
 
 def test_what_scratch_is_behind_is_quoted(tmp_path):
@@ -284,12 +300,17 @@ def test_weights_of_another_origin_are_another_side(tmp_path):
   assert 'pre-trained (r50.pkl) 2x' in second.words and second.steps[0].relation == verdict.EQUAL
 
 
-def test_what_would_settle_it(tmp_path):
-  paths = [write(tmp_path / f's{seed}', share(100 - seed, seed=seed), k=2, seed=seed) for seed in (1, 2, 3)]
-  paths += [write(tmp_path / f'p{seed}', share(100 + seed, seed=seed + 9), k=2, seed=seed, init='w')
-            for seed in (1, 2, 3)]
-  words = judge(paths)[0].words
-  assert re.search(r'Too noisy to say: .* about [\d,]+ more held-out images or \d+ more seeds? of each', words), words
+@pytest.mark.parametrize('lost, apart, words', [
+  (4, 1, r'with about \d+ more held-out images it is settled in half of the cases\.$'),
+  (4, 2, r'with \d more seeds of each side it is settled in half of the cases\. In training time'),
+  (1, 1, 'neither 30 seeds nor 25 times the images would settle it in half of the cases')])  # nearer to 0 than noise
+def test_what_would_settle_it(tmp_path, lost, apart, words):
+  """Scratch detects the objects of `lost` images less, and runs of a side differ in `apart` images."""
+  paths = [write(tmp_path / f'{side}{seed}', worse(by + apart * seed), k=2, seed=seed, init=init)
+           for side, init, by in (('s', None, lost), ('p', 'w', 0)) for seed in (1, 2, 3)]
+  only = judge(paths)[0]
+  assert re.search(f'Too noisy to say: .* stays as it is. It may not: {words}', only.words), only.words
+  assert ('may settle it' in only.headline) == (lost > 1) == (only.need.even != (None, None))
 
 
 @pytest.mark.slow

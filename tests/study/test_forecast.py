@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rethink_tf.compare import groups, verdict
-from rethink_tf.compare.planning import Need
+from rethink_tf.compare.planning import Addition, Need
 from rethink_tf.data import digest
 from rethink_tf.data.classification.image_folder import ImageFolder
 from rethink_tf.data.detection.coco import CocoSource
@@ -277,11 +277,15 @@ def test_runs_that_are_there_replace_the_assumptions(plan, tmp_path):
 
 def test_the_commands_that_would_settle_it(plan, early):
   sides = (groups.Side('1x', (None,) * 3),)
-  one = verdict.Verdict('box/AP', None, sides, (), None, verdict.OPEN, '', '', '', Need('', '', 2, 120, True))
+  need = Need('', '', Addition(2, 120), longer=True)
+  one = verdict.Verdict('box/AP', None, sides, (), None, verdict.OPEN, '', '', '', need)
   text = '\n'.join(forecast.next_commands(plan, [one]))
   assert '--until_settled --max_seeds=5' in text and '120 more held-out images' in text
   assert "'4x': ('SCHEDULE = 4',)" in text
   assert not forecast.next_commands(plan, [one._replace(need=None)])
+  assert not forecast.next_commands(plan, [one._replace(need=Need('', ''))]), 'no heading without a line'
+  sure = one._replace(need=need._replace(sure=Addition(6)))  # stops early, where fewer do
+  assert '--max_seeds=9' in forecast.next_commands(plan, [sure])[1]
   assert "'UntilSettled.least_chance = 0'" in forecast.next_commands(early, [one])[1]
   assert 'evaluate --model_dir=RUN' in text and 'are not trained again' in text
   for line in forecast.next_commands(early, [one])[2:]:
