@@ -91,7 +91,7 @@ def sides(runs: Sequence[Run], init: str) -> list[Side]:
   arms = _arms({each[0].init_key: each[0].weights_name for each in by_key.values()})
   several = {schedule for schedule, drops, _ in by_key if any(
     other == schedule and others != drops for other, others, _ in by_key)}
-  return sorted((Side(schedule + (f' (drops at {", ".join(map(str, drops))})' if schedule in several else ''),
+  return sorted((Side(schedule + (f' (drops at {", ".join(map(str, drops))})' if schedule in several and drops else ''),
                       tuple(each), arms[init_key]) for (schedule, drops, init_key), each in by_key.items()),
                 key=lambda side: side.seen.images)
 

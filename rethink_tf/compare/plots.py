@@ -31,6 +31,7 @@ AXES = (('iterations', 'iterations'), ('images', 'images seen'), ('instances', '
 SIZES = {'s': 'small (< 32\u00b2 pixels)', 'm': 'medium', 'l': 'large (> 96\u00b2)'}
 _BESIDE = 0.08  # inches between lines of `end_points` at the same number of images
 _OF_PAGE = (4.6, 3.4)  # inches: text is readable on a screen of 390 pixels
+_CHARACTER = 0.017  # width of a character of a label, of that of its axis
 
 
 class Style(NamedTuple):
@@ -211,7 +212,7 @@ def answer(verdict: Verdict, margin: float) -> Figure:
       axes.scatter(*zip(*seeds, strict=True), s=10, marker=marker, facecolors='none', edgecolors=colour, linewidths=0.8)
   places = {side.schedule: side.seen.images for side in (*verdict.schedules, *scratch)}
   axes.set_xscale('log')
-  axes.set_xticks(list(places.values()), list(places))
+  axes.set_xticks(*_ticks(places))
   axes.xaxis.set_minor_locator(NullLocator())
   decorate(axes, f'{name} at the end of each schedule', 'schedule (detection training only)', f'{name} (%)')
   axes.margins(x=0.12, y=0.15)
@@ -220,6 +221,24 @@ def answer(verdict: Verdict, margin: float) -> Figure:
   handles, names = axes.get_legend_handles_labels()
   fig.legend(handles, names, loc='outside lower left', frameon=False, fontsize=9)
   return fig
+
+
+def _ticks(places: Mapping[str, float]) -> tuple[list[float], list[str]]:
+  """Return ticks and labels of schedules that do not overlap on a logarithmic axis of the page's width.
+
+  Schedules of one length share a label; one without room has none, the longest before the others.
+  """
+  by_place: dict[float, list[str]] = {}
+  for name, place in places.items():
+    by_place.setdefault(place, []).append(name)
+  found, room = sorted(by_place), 1.24 * max(np.log(max(by_place) / min(by_place)), 1e-9)  # with the margins
+  labels, taken = [], []
+  for place in (found[-1], found[0], *found[-2:0:-1])[:len(found)]:
+    half = _CHARACTER * (max(map(len, by_place[place])) + 1) / 2
+    if all(abs(np.log(place / other)) / room >= half + width for other, width in taken):
+      labels.append((place, '\n'.join(by_place[place])))
+      taken.append((place, half))
+  return found, [dict(labels).get(place, '') for place in found]
 
 
 def describe(verdict: Verdict, margin: float) -> str:

@@ -6,7 +6,8 @@ import collections
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run
+from rethink_tf.compare.groups import groups, sides
+from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run, metric_name
 from rethink_tf.console import counted
 from rethink_tf.data import digest
 from rethink_tf.errors import plain
@@ -17,6 +18,7 @@ from rethink_tf.training import seen_images
 from rethink_tf.weights import costs
 
 _PACKAGES = ('rethink_tf', 'tensorflow', 'tf_keras')
+_FAR = 5.0  # points of AP
 
 
 class Differing(NamedTuple):
@@ -24,6 +26,22 @@ class Differing(NamedTuple):
 
   cautions: list[str]  # what tells one side from the other
   notes: list[str]
+
+
+def far_below(runs: Sequence[Run], metric: str) -> list[str]:
+  """Return a line for each run whose metric is far below that of all other seeds of its side.
+
+  It counts: to leave out what failed would flatter a side.
+  """
+  lines = []
+  for side in (side for group in groups(runs) for init in (SCRATCH, PRETRAINED) for side in sides(group, init)):
+    scores = sorted((run.final(metric), run.name) for run in side.runs)
+    if len(scores) > 1 and scores[0][0] < min(scores[1][0] / 2, scores[1][0] - _FAR):
+      others = dict.fromkeys(f'{scores[i][0]:.1f}' for i in (1, -1))
+      lines.append(f'{scores[0][1]}: {metric_name(metric)} {scores[0][0]:.1f}, where other seeds of {side.name} have '
+                   f'{" to ".join(others)}: look at its losses; training may have diverged. It counts, and makes '
+                   'intervals wide: train all seeds with a setting that does not fail, as a longer warm-up.')
+  return lines
 
 
 def changes(runs: Sequence[Run]) -> list[str]:

@@ -100,7 +100,7 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
   facts = [*_facts(counted or runs, differences),
            *([('Stops early', looks.described(record))] if record is not None else [])]
   differing = [provenance.software(runs), provenance.hardware(runs)]
-  cautions = [*_cautions(runs), *same_data.scored(runs, matches, metric),
+  cautions = [*_cautions(runs), *provenance.far_below(counted, metric), *same_data.scored(runs, matches, metric),
               *(line for one in differing for line in one.cautions), *looks.cautions(studies)]
   words = [*(line for one in answers for line in (f'{one.about}: {one.headline}' if one.about else one.headline,
                                                   one.words, one.cost) if line),

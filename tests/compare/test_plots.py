@@ -46,6 +46,27 @@ def test_the_legend_names_the_confidence_with_all_its_digits(tmp_path):
   assert any('bars: 99.9 % interval of the difference' in label for label in labels)
 
 
+def test_names_of_schedules_do_not_overlap(tmp_path):
+  """Ten schedules, of which two are of one length."""
+  ks = (0.1, 0.25, 0.5, 1, 2, 3, 4, 5)
+  paths = [write(tmp_path / f's{k}', HALF, k=k, images=int(400 * k)) for k in ks]
+  for name, drops in (('early', (300, 500)), ('late', (400, 550))):
+    paths.append(write(tmp_path / name, HALF, k=6, images=2400))
+    with open(tmp_path / name / 'config.gin', 'a') as file:
+      file.write(f'KTimesSchedule.boundaries = {drops}\nKTimesSchedule.total = 600\n')
+  paths.append(write(tmp_path / 'p', HALF, init='w'))
+  runs = read_runs(paths)
+  only, = verdict.verdicts(runs, Differences(runs, 'box/AP', report._matches_reader(runs, 'box/AP'), 10,
+                                             seed_spread=1.0))
+  figure = plots.answer(only, 0.5)
+  figure.draw_without_rendering()
+  boxes = sorted((label.get_window_extent() for label in figure.axes[0].get_xticklabels() if label.get_text()),
+                 key=lambda box: box.x0)
+  assert len(boxes) >= 5 and all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+  named = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+  assert named[0] == '0.1x' and named[-1] == '0.6k (drops at 300, 500)\n0.6k (drops at 400, 550)'
+
+
 def test_no_metric_is_drawn_that_cannot_be(tmp_path):
   """The interval of four images, of which each side finds other ones, is wider than AP."""
   found = np.array([1, 1, 1, 0], bool)

@@ -313,6 +313,14 @@ def test_what_would_settle_it(tmp_path, lost, apart, words):
   assert ('may settle it' in only.headline) == (lost > 1) == (only.need.even != (None, None))
 
 
+def test_a_seed_that_may_have_diverged_is_said_and_counts(tmp_path, without_files):
+  paths = [write(tmp_path / f'{init or "s"}{seed}', worse(lost), seed=seed, init=init)
+           for init, seed, lost in ((None, 0, 0), (None, 1, 97), (None, 2, 1), ('w', 0, 3), ('w', 1, 5))]
+  comparison = compare(paths, str(tmp_path / 'out'), draws=20)
+  assert 's1: box AP 1.5, where other seeds of scratch 1x have 49.5 to 50.0: look at its losses' in comparison.text
+  assert 'w1:' not in comparison.text and len(comparison.verdicts[0].steps[0].side.runs) == 3
+
+
 @pytest.mark.slow
 def test_no_verdict_counts_a_run_before_its_end(tmp_path, without_files):
   """A third seed that is being trained has the name of its schedule, and would lower its side."""
