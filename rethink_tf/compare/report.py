@@ -32,6 +32,7 @@ from rethink_tf.compare.groups import Side
 from rethink_tf.compare.matching import SavedMatches, Scored
 from rethink_tf.compare.planning import Noise
 from rethink_tf.compare.run_summary import NOT_FINITE, PRETRAINED, SCRATCH, Run, metric_name, read_runs
+from rethink_tf.console import percent
 from rethink_tf.errors import UserError, in_one_line, plain
 from rethink_tf.storage import files, identity
 from rethink_tf.storage.run_folder import RunFolder
@@ -110,7 +111,7 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
   objects = matching.object_sizes(runs[0].folder, metric, int(runs[0].curve.steps[-1]))
   whole = page.Content(_title(runs, metric), answers, facts, cautions, _drawn(answers, verdicts, matches),
                        _legend(runs), plots.render(plots.panels(runs, metric, objects), 'svg'), content,
-                       [*_notes(runs), *(line for one in differing for line in one.notes),
+                       [*_notes(runs, verdicts, confidence), *(line for one in differing for line in one.notes),
                         *([f'Planned: {planned}.'] if planned else [])])
   written = _write(output, runs, metric, whole, objects, cure)
   return Comparison(tuple(runs), metric, tuple(verdicts), text, written)
@@ -318,10 +319,13 @@ def _legend(runs: Sequence[Run]) -> list[page.Line]:
           for label, side in groups.labelled_sides(runs)]
 
 
-def _notes(runs: Sequence[Run]) -> list[str]:
+def _notes(runs: Sequence[Run], verdicts: Sequence[verdict.Verdict], confidence: float) -> list[str]:
   notes = ['Intervals: paired bootstrap over the held-out images and the spread between seeds of each side, pooled '
            'over the schedules of its initial weights (Student, Satterthwaite). Pixels are those of the resized images '
            'without padding; compute is proportional to them (Fig. 2 of the paper).']
+  if len(verdicts) > 1:
+    notes.append(f'Each of the {len(verdicts)} answers holds with {percent(confidence)} confidence by itself: that any '
+                 'of them is wrong is likelier than that a given one is.')
   notes += pretraining_seeds.described(runs)
   return notes + sorted({f'Pre-training: {run.pretraining_source}.' for run in runs if run.pretraining_source})
 

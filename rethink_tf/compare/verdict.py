@@ -192,10 +192,11 @@ def _verdict(best: Side, pretrained: Sequence[Side], steps: tuple[Step, ...], di
     words = (f'Scratch does not catch up by {longest.side.schedule}: {_measured(longest, metric)} stays behind '
              f'{_versus(longest.behind[0], metric)}{_interval(longest.behind[1])}. {_advice(steps, metric)}')
   elif longest.relation == ONE_SEED:
-    answer, headline = OPEN, 'Cannot tell yet: one seed a side; train each side with two or more'
+    which, train = _of_one_seed([step.side for step in steps], pretrained)
+    answer, headline = OPEN, f'Cannot tell yet: one seed {which}; train {train} with two or more'
     words = (f'One seed: cannot tell differences below about {longest.difference.resolved:.1f} points: '
              f'{_measured(longest, metric)} against {versus}, difference {signed(longest.difference.value)}. Train '
-             'each side with two or more seeds (run.seed), or give the spread between seeds with --seed_spread.')
+             f'{train} with two or more seeds (run.seed), or give the spread between seeds with --seed_spread.')
   elif longest.difference is not None and _is_low(best, metric, margin):
     answer, (short, cure) = OPEN, _cure_of_low(best.mean(metric), margin)
     headline = f'Cannot tell yet: {short}'
@@ -215,6 +216,14 @@ def _verdict(best: Side, pretrained: Sequence[Side], steps: tuple[Step, ...], di
   return Verdict(metric, best, tuple(pretrained), steps, caught_up, answer, headline,
                  f'{words.strip()}{_looked(differences.look, answer)}',
                  _costs((caught_up or rival or longest).side, best), need, rival)
+
+
+def _of_one_seed(scratch: Sequence[Side], pretrained: Sequence[Side]) -> tuple[str, str]:
+  """Return which side has one seed at every schedule, and what to train with more."""
+  several = [any(len(side.runs) > 1 for side in sides_of) for sides_of in (scratch, pretrained)]
+  if any(several):
+    return (PRETRAINED, 'that side') if several[0] else ('from scratch', 'that side')
+  return 'a side', 'each side'
 
 
 def _rival(steps: Sequence[Step], metric: str) -> Step | None:

@@ -277,6 +277,7 @@ def test_one_seed_a_side_gives_no_verdict(tmp_path, without_files):
   only = comparison.verdicts[0]
   assert only.steps[0].relation == verdict.ONE_SEED and only.caught_up is None
   assert only.words.startswith('One seed: cannot tell differences below about ') and '--seed_spread' in only.words
+  assert only.headline == 'Cannot tell yet: one seed a side; train each side with two or more'
   assert not {verdict.BETTER, verdict.WORSE, verdict.EQUAL} & set(re.findall(r'\w+$', comparison.text, re.MULTILINE))
 
 
@@ -285,6 +286,7 @@ def test_the_spread_of_one_side_does_not_tell_that_of_the_other(tmp_path):
            write(tmp_path / 'p', HALF, k=2, init='w'), write(tmp_path / 'copy', HALF, k=2, init='w')]
   only, = judge(paths)
   assert only.steps[0].relation == verdict.ONE_SEED
+  assert only.headline == 'Cannot tell yet: one seed pre-trained; train that side with two or more'
   assert len(only.pretrained.runs) == 1  # the copy has the same seed: it is no independent run
   longer = [write(tmp_path / f'l{seed}', better(seed), k=4, images=800, init='w', seed=seed) for seed in (1, 2)]
   only, = judge([*paths, *longer])  # another schedule of the same weights tells it
@@ -514,6 +516,15 @@ def test_table_of_equal_schedules(tmp_path):
   assert float(difference) == pytest.approx(-20, abs=0.5)
   assert text[text.index(heading):].splitlines()[3] == ''
   assert heading not in compare(paths[1:3], str(tmp_path / 'other'), draws=20).text
+
+
+def test_several_answers_are_said_to_hold_each_by_itself(tmp_path, monkeypatch):
+  pages = []
+  monkeypatch.setattr(report, '_write', lambda *content: pages.append(content[3]) or '')
+  paths = [write(tmp_path / (init or 's'), HALF, init=init) for init in (None, 'v', 'w')]
+  for several in (paths, paths[:2]):
+    compare(several, str(tmp_path / 'out'), draws=20, seed_spread=1.0)
+  assert ['2 answers holds with 95 % confidence by itself' in ' '.join(one.notes) for one in pages] == [True, False]
 
 
 def test_several_groups_say_which_settings_they_are_of(tmp_path):
