@@ -218,10 +218,10 @@ def _matches_reader(runs: Sequence[Run], metric: str) -> SavedMatches:
   return SavedMatches(read, metric)
 
 
-def _runs_table(runs: Sequence[Run]) -> tables.Table:
-  """Return the table of runs with a last column of published results."""
+def _runs_table(runs: Sequence[Run], exact: bool = False) -> tables.Table:
+  """Return the table of runs with a last column of published results. exact: for a file."""
   shown = [name for name in TABLE_METRICS if any(np.isfinite(run.final(name)) for run in runs)]
-  header, *rows = tables.runs_table(runs, shown)
+  header, *rows = tables.runs_table(runs, shown, exact)
   return [[*header, 'published'],
           *([*row, published.published_result(run.folder) or '-'] for run, row in zip(runs, rows, strict=True))]
 
@@ -342,7 +342,7 @@ def _write(output: str, runs: Sequence[Run], metric: str, content: page.Content,
   data = {f'{_file_name(name)}.{kind}': images.get(name)  # None: that of earlier runs is removed
           for kind, images in rendered.items() for name in by_name}
   data['index.html'] = page.page(content).encode()
-  data['runs.csv'] = files.as_csv(content.tables['Runs'])
+  data['runs.csv'] = files.as_csv(_runs_table(runs, exact=True))
   data['curves.csv'] = files.as_csv(tables.curves_table(runs))
   try:
     with tensorboard_log.replacing(f'{output}/tensorboard') as log:

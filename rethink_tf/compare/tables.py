@@ -19,15 +19,19 @@ _ABSENT, _UNKNOWN = '-', '?'
 _NOTHING_SET = [{_ABSENT, value} for value in ('None', 'False', '()')]
 
 
-def runs_table(runs: Sequence[Run], metrics: Sequence[str]) -> Table:
-  """One row per run: name, initial weights, schedule, seed, iterations, samples seen, final metrics."""
+def runs_table(runs: Sequence[Run], metrics: Sequence[str], exact: bool = False) -> Table:
+  """One row per run: name, initial weights, schedule, seed, iterations, samples seen, final metrics.
+
+  exact: with the digits of a file to compute with, instead of those to read.
+  """
+  of_pixels, of_metric = ('.0f', '.4f') if exact else ('.3g', '.1f')
   rows = [['run', 'init', 'schedule', 'seed', 'iterations', 'images', 'pixels', '+ pre-training', *metrics]]
   for run in runs:
-    before = '-' if run.init == SCRATCH else _UNKNOWN if run.pretraining is None else f'{run.pretraining.pixels:.3g}'
-    pixels = f'{run.seen.pixels:.3g}' if np.isfinite(run.seen.pixels) else _UNKNOWN
+    before = _UNKNOWN if run.pretraining is None else f'{run.pretraining.pixels:{of_pixels}}'
+    pixels = f'{run.seen.pixels:{of_pixels}}' if np.isfinite(run.seen.pixels) else _UNKNOWN
     rows.append([run.name, run.init, run.schedule, str(run.seed), str(int(run.curve.steps[-1])),
-                 f'{run.seen.images:.0f}', pixels, before,
-                 *(f'{value:.1f}' if np.isfinite(value := run.final(metric)) else '-' for metric in metrics)])
+                 f'{run.seen.images:.0f}', pixels, '-' if run.init == SCRATCH else before,
+                 *(f'{value:{of_metric}}' if np.isfinite(value := run.final(metric)) else '-' for metric in metrics)])
   return rows
 
 

@@ -499,6 +499,9 @@ def test_files_of_the_report(tmp_path):
     rows = list(csv.DictReader(file))
   assert [row['images'] for row in rows] == ['600', '1200', '200', '400']
   assert float(rows[3]['box/AP']) == 50
+  with open(out / 'runs.csv') as file:
+    rows = list(csv.DictReader(file))
+  assert (rows[0]['box/AP'], rows[0]['pixels']) == ('30.0000', '12000000'), 'to compute with'
   assert {path.suffix for path in out.iterdir()} == {'.png', '.svg', '.html', '.csv', ''}
   assert all(path.stat().st_size > 2000 for path in out.glob('*.png'))
 
