@@ -93,8 +93,8 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
   content = {
     'Runs': _runs_table(runs),
     'Scratch against the best pre-trained run': tables.steps_table(counted, verdicts),
-    'Scratch against pre-training at the same schedule': tables.twins_table(counted, differences),
-    f'Differences of {metric_name(metric)} from the first run': tables.differences_table(runs, differences),
+    'Scratch against pre-training at the same schedule': tables.twins_table(counted, differences, margin),
+    f'Differences of {metric_name(metric)} from the first run': tables.differences_table(runs, differences, margin),
     'Settings that differ': tables.settings_table(runs),
   }
   answers = _answers(counted, verdicts, margin) or [_without_verdict(runs, metric)]

@@ -55,7 +55,7 @@ def _ratio(pixels: float, others: float) -> str:
   return times(pixels / others) if np.isfinite(pixels / others) else _UNKNOWN
 
 
-def twins_table(runs: Sequence[Run], differences: Differences) -> Table:
+def twins_table(runs: Sequence[Run], differences: Differences, margin: float) -> Table:
   """One row per schedule of Fig. 1 with scratch and pre-trained runs, and their difference; empty without any."""
   rows, metric = [['schedule', 'scratch', 'pre-trained', 'difference', 'verdict']], differences.metric
   about = labels_by_key(runs)
@@ -66,11 +66,11 @@ def twins_table(runs: Sequence[Run], differences: Differences) -> Table:
         interval = differences.between(side, other)
         schedule = in_group(f'{side.schedule} {other.arm}'.strip(), about[group[0].twin_key])
         rows.append([schedule, f'{side.mean(metric):.1f}', f'{other.mean(metric):.1f}', str(interval or '-'),
-                     '-' if interval is None else verdict.relation(interval, 0.0)])
+                     '-' if interval is None else verdict.relation(interval, margin)])
   return rows if len(rows) > 1 else []
 
 
-def differences_table(runs: Sequence[Run], differences: Differences) -> Table:
+def differences_table(runs: Sequence[Run], differences: Differences, margin: float) -> Table:
   """One row per run but the first: its difference from the first."""
   rows = [['run', 'difference', 'verdict']]
   first = Side(runs[0].schedule, (runs[0],))
@@ -83,7 +83,7 @@ def differences_table(runs: Sequence[Run], differences: Differences) -> Table:
                    'no interval: detections not saved, of other images or objects, or not a COCO metric'])
     else:
       complete = run.complete and runs[0].complete
-      rows.append([run.name, str(interval), verdict.relation(interval, 0.0) if complete else 'not complete'])
+      rows.append([run.name, str(interval), verdict.relation(interval, margin) if complete else 'not complete'])
   return rows
 
 

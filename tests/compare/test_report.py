@@ -506,6 +506,13 @@ def test_files_of_the_report(tmp_path):
   assert all(path.stat().st_size > 2000 for path in out.glob('*.png'))
 
 
+def test_all_tables_judge_by_the_same_margin(tmp_path, without_files):
+  paths = [write(tmp_path / (init or 's'), HALF, init=init) for init in (None, 'w')]
+  lines = compare(paths, str(tmp_path / 'out'), draws=20, seed_spread=0.01).text.splitlines()
+  judged = [line for line in lines if '[-0.4' in line and not line.startswith('Scratch')]
+  assert len(judged) == 3 and all(re.search(r'\bequal\b', line) for line in judged), judged
+
+
 @pytest.mark.slow
 def test_table_of_equal_schedules(tmp_path):
   paths = [write(tmp_path / f'{init or "s"}{k}', detected, k=k, init=init, images=400 * k)
