@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+from absl import logging
 
 from rethink_tf.compare import bootstrap, intervals
 from rethink_tf.compare.groups import Side, groups, sides
 from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run
 from rethink_tf.compare.sequential import Look
+from rethink_tf.console import duration
+
+_LOG_SECONDS = 5.0  # resampling for longer is logged
 
 
 class ReadMatches(Protocol):
@@ -43,6 +48,7 @@ class Differences:
     self._sides = [side for group in groups(runs) for init in (SCRATCH, PRETRAINED) for side in sides(group, init)]
     self._matches, self._num_draws, self._given = matches, draws, seed_spread
     self._draws: dict[str, np.ndarray] = {}  # by run
+    self._resampling = 0.0  # seconds
 
   def num_images(self, side: Side) -> int | None:
     """Return the number of held-out images on which all runs of a side were evaluated, None if unknown."""
@@ -100,9 +106,20 @@ class Differences:
     """Return the scores of a side whose runs have all saved their detections."""
     for run in side.runs:
       if run.name not in self._draws:
-        self._draws[run.name] = bootstrap.resampled([self._matches(run)], self._num_draws)[0]
+        self._draws[run.name] = self._resampled(run)
     return intervals.SideScores(np.array([run.final(self.metric) for run in side.runs]),
                                 np.stack([self._draws[run.name] for run in side.runs]))
+
+  def _resampled(self, run: Run) -> np.ndarray:
+    runs = sum(len(side.runs) for side in self._sides)
+    if self._resampling > _LOG_SECONDS:
+      left = self._resampling / len(self._draws) * (runs - len(self._draws))
+      logging.info('resampling the images of %s, run %d of %d, ETA %s', run.name, len(self._draws) + 1, runs,
+                   duration(left))
+    started = time.monotonic()
+    draws = bootstrap.resampled([self._matches(run)], self._num_draws)[0]
+    self._resampling += time.monotonic() - started
+    return draws
 
   def _images(self, side: Side) -> np.ndarray | None:
     """Return the ids of the images of a side, None if its runs differ in their data or one has no detections."""

@@ -32,7 +32,7 @@ from rethink_tf.compare.groups import Side
 from rethink_tf.compare.matching import SavedMatches, Scored
 from rethink_tf.compare.planning import Noise
 from rethink_tf.compare.run_summary import NOT_FINITE, PRETRAINED, SCRATCH, Run, metric_name, read_runs
-from rethink_tf.console import percent
+from rethink_tf.console import duration, percent
 from rethink_tf.errors import UserError, in_one_line, plain
 from rethink_tf.storage import files, identity
 from rethink_tf.storage.run_folder import RunFolder
@@ -207,13 +207,18 @@ def common_metric(runs: Sequence[Run], metric: str | None) -> str:
 def _matches_reader(runs: Sequence[Run], metric: str) -> SavedMatches:
   """Return the matches of the runs' last evaluations, which are read when they are needed."""
   by_name = {run.name: run for run in runs}
-  started = time.monotonic()
+  started, done = time.monotonic(), 0
 
   def read(name: str) -> Scored | None:
-    if time.monotonic() - started > _LOG_SECONDS:
-      logging.info('matching the detections of %s, run %d of %d', name, list(by_name).index(name) + 1, len(runs))
+    nonlocal done
+    spent = time.monotonic() - started
+    if done and spent > _LOG_SECONDS:
+      logging.info('matching the detections of %s, run %d of %d, ETA %s', name, done + 1, len(runs),
+                   duration(spent / done * (len(runs) - done)))
     run = by_name[name]
-    return matching.read_matches(run.folder, metric, int(run.curve.steps[-1]))
+    found = matching.read_matches(run.folder, metric, int(run.curve.steps[-1]))
+    done += 1
+    return found
 
   return SavedMatches(read, metric)
 

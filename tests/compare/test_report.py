@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from rethink_tf.compare import copies, groups, looks, plots, report, verdict
+from rethink_tf.compare import copies, differences, groups, looks, plots, report, verdict
 from rethink_tf.compare.differences import Differences
 from rethink_tf.compare.intervals import Interval
 from rethink_tf.compare.report import compare
@@ -39,8 +39,8 @@ def without_files(monkeypatch):
 def judge(paths, seed_spread=None, margin=0.5):
   """The verdicts, without the cost of a report."""
   runs = copies.independent(read_runs(paths))
-  differences = Differences(runs, 'box/AP', report._matches_reader(runs, 'box/AP'), 50, seed_spread=seed_spread)
-  return verdict.verdicts(runs, differences, margin)
+  found = Differences(runs, 'box/AP', report._matches_reader(runs, 'box/AP'), 50, seed_spread=seed_spread)
+  return verdict.verdicts(runs, found, margin)
 
 
 @pytest.mark.parametrize('scratch, relation, words', [
@@ -113,6 +113,15 @@ def test_a_margin_as_wide_as_ap_is_not_called_a_low_ap(tmp_path, without_files, 
 def test_intervals_of_few_draws_are_said_to_vary(tmp_path, without_files, caplog, draws, warned):
   compare([write(tmp_path / 's', HALF), write(tmp_path / 'p', worse(9), init='w')], str(tmp_path / 'out'), draws=draws)
   assert ('--draws=10: other draws would make the intervals wider or narrower by about 24 %' in caplog.text) == warned
+
+
+def test_what_takes_long_is_said_with_the_time_left(tmp_path, without_files, caplog, monkeypatch):
+  for module in (report, differences):
+    monkeypatch.setattr(module, '_LOG_SECONDS', 0.0)
+  with caplog.at_level('INFO'):
+    run(tmp_path, HALF)
+  for work in ('matching the detections', 'resampling the images'):
+    assert re.search(rf'{work} of (scratch|pre), run 2 of 2, ETA \d+ s', caplog.text)
 
 
 def test_a_copy_of_a_run_is_no_further_seed_and_the_page_says_so(tmp_path, without_files):
@@ -541,8 +550,8 @@ def test_several_groups_say_which_settings_they_are_of(tmp_path):
   paths = [write(tmp_path / f'{init or "s"}{rate}', HALF, rate=rate, init=init) for rate in (0.02, 0.01)
            for init in (None, 'w')]
   runs = copies.independent(read_runs(paths))
-  differences = Differences(runs, 'box/AP', report._matches_reader(runs, 'box/AP'), 50, seed_spread=0.0)
-  answers = report._answers(runs, verdict.verdicts(runs, differences), 0.5)
+  found = Differences(runs, 'box/AP', report._matches_reader(runs, 'box/AP'), 50, seed_spread=0.0)
+  answers = report._answers(runs, verdict.verdicts(runs, found), 0.5)
   assert [one.about for one in answers] == ['base_rate = 0.02', 'base_rate = 0.01']
   assert groups.labels(groups.groups(runs[:2])) == ['']
   # The parameters of a component that one side does not have are those of the choice that names it.
