@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import gin
 import tensorflow as tf
@@ -10,7 +10,7 @@ import tf_keras
 from absl import logging
 
 from rethink_tf import console, gin_files
-from rethink_tf.data import class_names, digest, in_place, problems
+from rethink_tf.data import class_names, digest, in_place, own_source, problems
 from rethink_tf.data.categories import Category
 from rethink_tf.data.detection import duplicates
 from rethink_tf.data.detection.input import EvalInput, TrainInput
@@ -21,7 +21,7 @@ from rethink_tf.distributed import strategy as distribution
 from rethink_tf.distributed.workers import ALONE
 from rethink_tf.errors import UserError
 from rethink_tf.evaluation import object_limits
-from rethink_tf.evaluation.coco_evaluator import CocoEvaluator
+from rethink_tf.evaluation.coco_evaluator import CocoEvaluator, DetectionEvaluator
 from rethink_tf.evaluation.follow import FollowedFolder
 from rethink_tf.evaluation.scoring import source_without_masks
 from rethink_tf.models.mask_rcnn import MaskRCNN
@@ -168,13 +168,13 @@ def run(
   if recorded is not None:
     checkpoints.belong_to(recorded, any_run=allow_changes)
   classes = _classes_of(recorded)
-  held_out = eval_source(training=False)
-  train = _matched(train_source(training=True), classes, folder.path) if task == 'train' else None
+  held_out = own_source.checked(eval_source(training=False), _scores_objects(evaluator))
+  train = _matched(_training(train_source), classes, folder.path) if task == 'train' else None
   held_out = _matched(held_out, train.categories, train.name) if train else _matched(held_out, classes, folder.path)
   held_out_input = eval_input(held_out, eval_images_per_device * devices.replicas // workers.count)
 
   def make_train_input() -> Input:
-    source = train or _matched(train_source(training=True), held_out.categories, held_out.name)
+    source = train or _matched(_training(train_source), held_out.categories, held_out.name)
     return train_input(source, batch_size, seed)
 
   training = make_train_input() if task == 'train' else None
@@ -302,6 +302,14 @@ def _classes_of(recorded: Identity | None) -> Sequence[Category] | None:
     return None
   return [Category(k, str(entry['name']), tuple(entry.get('keypoints', ()))) for k, entry in
           enumerate(recorded.categories)]
+
+
+def _training(make_source: Callable[..., Source]) -> Source:
+  return own_source.checked(make_source(training=True))
+
+
+def _scores_objects(evaluator: Callable[..., Evaluator]) -> bool:
+  return isinstance(evaluator, type) and issubclass(evaluator, DetectionEvaluator)
 
 
 def _matched(source: Source, classes: Sequence[Category] | None, whose: str) -> Source:

@@ -197,8 +197,10 @@ class Source(Protocol):
   """Images with annotations. A classification source has `classes` (int32 [N, T], -1 = none) instead of the last three.
 
   A part's constructor takes `training`: True leaves out what cannot be trained on (images without objects, say).
+  COCO's and VOC's evaluators also need `annotations()`: the COCO json of the N images in their order, as a dictionary,
+  with `segmentation` in every annotation (without a mask the outline of the box).
   Sources of files have `left_out` too, a LeftOut: images that are not among the N, since their file is missing; and
-  `has_masks`, whether any object has one (without it: yes).
+  `has_masks`, whether any object has one (without it: yes). data/own_source.py checks a source of the user's own.
   """
 
   name: str  # for messages: the annotation file or folder

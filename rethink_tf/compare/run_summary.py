@@ -100,6 +100,10 @@ class Run(NamedTuple):
     for metric in MAIN_METRICS:
       if np.isfinite(self.final(metric)):
         return metric
+    own = [name for name in self.curve.metrics if np.isfinite(self.final(name))]
+    if own and not self.curve.metrics.keys() & {*MAIN_METRICS}:  # those of an evaluator of the user's
+      raise UserError(f'{self.folder.path}: its last evaluation has none of {", ".join(MAIN_METRICS)}: choose one of '
+                      f'its own with --metric: {", ".join(own[:8])}')
     raise UserError(f'{self.folder.path}: its last evaluation, of step {self.curve.steps[-1]:,}, has no finite AP or '
                     f'accuracy ({", ".join(MAIN_METRICS)}): {NOT_FINITE}')
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rethink_tf import experiment, gin_files
+from rethink_tf.data import own_source
 from rethink_tf.data.detection.input import TrainInput
 from rethink_tf.errors import UserError
 from rethink_tf.evaluation import object_limits
@@ -47,6 +48,7 @@ def inspect(train_source: Callable[..., Source], eval_source: Callable[..., Sour
   trained_on = train_source(training=True)
   if not hasattr(trained_on, 'sizes'):  # those of images with classes have none
     raise UserError('this configuration trains a classifier: inspect_data supports detection data only')
+  own_source.checked(trained_on)
   inputs = train_input(trained_on)
   training = report.analyse('training', train_source, read_files, trained_on)
   held_out = report.analyse('held out', eval_source, read_files)

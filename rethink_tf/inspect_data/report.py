@@ -9,6 +9,7 @@ import numpy as np
 from absl import logging
 
 from rethink_tf import console
+from rethink_tf.data import own_source
 from rethink_tf.data import problems as reasons
 from rethink_tf.data.buckets import padding_waste
 from rethink_tf.data.detection.input import TrainInput
@@ -58,7 +59,7 @@ def analyse(title: str, make_source: Callable[..., Source], read_files: str, tra
     source = trained_on
   if trained_on is not None and not _are_those_of(source, trained_on):
     source = trained_on
-  table = statistics.collect(source)
+  table = statistics.collect(own_source.checked(source, scored=True))
   files = None
   if read_files != 'none':
     progress = console.Progress(f'files, {title}', len(source.image_ids))

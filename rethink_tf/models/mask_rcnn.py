@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import gin
 import tensorflow as tf
@@ -120,7 +120,9 @@ class MaskRCNN(tf_keras.layers.Layer):
   @tf.autograph.experimental.do_not_convert  # Keras would convert every layer, which takes longer than the tracing
   def call(self, images: tf.Tensor, image_sizes: tf.Tensor, labels: Batch | None = None,
            training: bool = False) -> Outputs:
-    features = self.fpn(self.backbone(self.normalise(images, image_sizes)))
+    features = self.backbone(self.normalise(images, image_sizes))
+    check_strides(features, images.shape)
+    features = self.fpn(features)
     rpn, proposals = self.propose(features, image_sizes, training)
     if training:
       return self.learn(features, rpn, proposals, image_sizes, labels)
@@ -275,6 +277,18 @@ def _with_slots(values: tf.Tensor, limit: int) -> tf.Tensor:
     values.set_shape(shape)
     return values
   return tf.ensure_shape(values, shape)
+
+
+def check_strides(features: Mapping[str, tf.Tensor], images: tf.TensorShape) -> None:
+  """Raise UserError for a map of a backbone whose stride is not that of its name, where shapes are static."""
+  if not isinstance(features, Mapping):
+    raise UserError(f"MaskRCNN.backbone returns a {type(features).__name__}: return {{'C2': …, 'C3': …}}, by level")
+  for name, feature in features.items():
+    stride = 2 ** int(name[1:]) if name[:1] == 'C' and name[1:].isdecimal() else 0
+    for size, cells in zip(images[1:3], feature.shape[1:3], strict=True) if stride else ():
+      if None not in (size, cells) and cells not in (size // stride, -(-size // stride)):
+        raise UserError(f'MaskRCNN.backbone: {name} should have stride {stride}, but has {cells} cells for {size} '
+                        'pixels: anchors and RoIs would be on other places: name the map by its stride, 2^level')
 
 
 def padded_shape(features: dict[str, tf.Tensor]) -> Size:

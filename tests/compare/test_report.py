@@ -689,6 +689,16 @@ def test_a_metric_that_is_not_finite_is_said_to_be(tmp_path, name, message):
     compare(paths, str(tmp_path / 'out'), draws=20)
 
 
+def test_metrics_of_an_evaluator_of_the_users(tmp_path):
+  paths = [write(tmp_path / 's', HALF), write(tmp_path / 'p', HALF, init='w')]
+  for path in paths:
+    file = pathlib.Path(path) / 'metrics.jsonl'
+    file.write_text(re.sub('"(box|mask)/AP": ', r'"mine/\1": ', file.read_text()))
+  with pytest.raises(UserError, match='has none of box/AP.*: choose one of its own with --metric: .*mine/box'):
+    compare(paths, str(tmp_path / 'out'), draws=20)
+  assert compare(paths, str(tmp_path / 'out'), metric='mine/box', draws=20).text
+
+
 @pytest.mark.parametrize('options, message', [
   ({'metric': 'mask/AP'}, 'scratch has no mask/AP'), ({'margin': -1}, 'negative'),
   ({'margin': 50}, 'nor above 10 points of AP'), ({'draws': 1}, '--draws'),

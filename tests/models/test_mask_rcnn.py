@@ -266,6 +266,25 @@ def test_anchors_that_the_rpn_head_does_not_predict(settings, message):
     tiny.built(**settings)
 
 
+class Maps(tf_keras.layers.Layer):
+  """A backbone: maps of any strides, named as one likes."""
+
+  def __init__(self, strides, kind=dict):
+    super().__init__(name='backbone')
+    self.strides, self.kind = strides, kind
+
+  def call(self, images):
+    return self.kind((level, images[:, ::stride, ::stride]) for level, stride in self.strides.items())
+
+
+@pytest.mark.parametrize('backbone, message', [
+  (Maps({'C4': 32}), 'C4 should have stride 16, but has 2 cells for 64 pixels'),  # the last map of a classifier, say
+  (Maps({'C4': 16}, kind=list), 'MaskRCNN.backbone returns a list')])
+def test_a_backbone_whose_maps_are_of_other_strides_than_their_names_say(backbone, message):
+  with pytest.raises(UserError, match=message):
+    tiny.built(backbone=backbone, fpn=SingleLevel(4), anchors=Anchors((32,)))
+
+
 def proposals_of(logits, deltas, anchors, size, **settings):
   generator = ProposalGenerator(**settings)
   return [x.numpy() for x in generator([tf.constant(x) for x in logits], [tf.constant(x) for x in deltas],
