@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from rethink_tf.downloads import settings
+from rethink_tf.errors import UserError
 from rethink_tf.process import entry
 from rethink_tf.process.signals import RESUMES
 from rethink_tf.weights import catalog
@@ -46,6 +47,13 @@ def define_flags() -> None:
   flags.DEFINE_bool('allow_changes', False, 'continue or evaluate a run with settings that are not its own', **here)
 
 
+def refuse_weights() -> None:
+  """Raise UserError for --weights where weights are those of a run; with gin files it completes a configuration."""
+  if FLAGS.weights and not FLAGS.gin_file:
+    raise UserError(f'--weights={FLAGS.weights} is what training starts from; here weights are those of the run: leave '
+                    'it out, or name another run with --model_dir, another step with --checkpoint')
+
+
 def configure(files: Sequence[str], params: Sequence[str] = (), elsewhere: bool = False) -> None:
   """Read gin files, `params`, then the bindings of the command line.
 
@@ -78,6 +86,7 @@ def _train() -> None:
 def _evaluate() -> None:
   from rethink_tf import gin_files
 
+  refuse_weights()
   model_dir = FLAGS.model_dir or gin_files.default_run_folder(FLAGS.gin_file)
   files = FLAGS.gin_file
   elsewhere = FLAGS.follow or not files

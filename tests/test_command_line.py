@@ -125,6 +125,13 @@ def test_weights_need_a_configuration_that_uses_them(tmp_path):
   assert_one_line(result, 'WEIGHTS')
 
 
+@pytest.mark.parametrize('command, arguments', [
+  ('evaluate', []), ('predict', ['a.jpg']), ('export', []), ('inspect_run', [])])
+def test_where_the_weights_are_those_of_a_run_others_are_refused(command, arguments, tmp_path):
+  result = call(command, *arguments, '--model_dir=run', '--weights=other_run', cwd=tmp_path)
+  assert_one_line(result, '--weights=other_run is what training starts from', '--checkpoint')
+
+
 def test_a_run_folder_that_cannot_be_written(tmp_path):
   (tmp_path / 'file').write_text('')
   result = call('train', '--gin_file=gin_configs/demo.gin', f'--model_dir={tmp_path}/file/run', cwd=tmp_path)

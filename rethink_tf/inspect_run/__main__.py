@@ -39,6 +39,7 @@ def define_flags() -> None:
 def main() -> None:
   from rethink_tf import gin_files
 
+  command_line.refuse_weights()
   model_dir = FLAGS.model_dir or gin_files.default_run_folder(FLAGS.gin_file)
   if not model_dir:
     raise UserError('no run to inspect: name its folder with --model_dir')

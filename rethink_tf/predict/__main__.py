@@ -24,6 +24,7 @@ def main(paths: list[str]) -> None:
     raise UserError('no images: name files and folders, as in: predict images/ --model_dir=runs/scratch_6x')
   if not 0 <= FLAGS.threshold <= 1 or FLAGS.batch < 1:
     raise UserError(f'--threshold = {FLAGS.threshold:g} and --batch = {FLAGS.batch}: use 0 to 1, and 1 or more')
+  command_line.refuse_weights()
   from rethink_tf import gin_files
 
   model_dir = FLAGS.model_dir or gin_files.default_run_folder(FLAGS.gin_file)
