@@ -48,7 +48,7 @@ def fetch(remote: RemoteFile, folder: str, label: str) -> str:
   if _is_in_place(remote, path):
     return path
   if is_offline():
-    raise UserError(f'{label}: is not at {path}, and downloads are off ({OFFLINE}): unset it, or copy '
+    raise UserError(f'{label}: is not at {path}, and downloads are off (--offline or {OFFLINE}): leave it out, or copy '
                     f'{redact(remote.url)} to that path')
   try:
     os.makedirs(folder, exist_ok=True)

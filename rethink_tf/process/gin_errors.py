@@ -37,7 +37,8 @@ def reason(error: Exception) -> str:
     return f"{match.group(1)} has no parameter '{match.group(2)}'{quoted}{suggestion(match.group(2), parameters)}"
   if match := re.match(r'(.+) set to `%gin.REQUIRED`', first):
     name = match.group(1).removesuffix('/macro.value')
-    return f"{name} must be given: add --gin_param='{name} = ...'"
+    flag = '--weights=FILE, or a name of python -m rethink_tf.weights --list'
+    return f'{name} must be given: add ' + (flag if name == 'WEIGHTS' else f"--gin_param='{name} = ...'")
   return f'{first}{quoted}'
 
 

@@ -1,4 +1,6 @@
-"""Run a grid of trainings and compare them: python -m rethink_tf.study --gin_file=gin_configs/studies/figure1.gin.
+"""Run a grid of trainings and compare them.
+
+  python -m rethink_tf.study --gin_file=gin_configs/studies/miniature_figure1.gin
 
 Without a gin file, python -m rethink_tf.study --data_dir=my_images chooses a study of the data that takes --minutes.
 

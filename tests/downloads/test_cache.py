@@ -90,8 +90,8 @@ def test_a_file_that_changes_in_the_cache_is_not_used(server, tmp_path):
 def test_a_file_that_was_copied_there_is_verified(server, tmp_path, monkeypatch):
   monkeypatch.setenv('RETHINK_TF_OFFLINE', '1')
   remote = known(server, tmp_path)
-  fails(remote, tmp_path, r'some_name: is not at .*file\.bin, and downloads are off \(RETHINK_TF_OFFLINE\): unset it, '
-        r'or copy http://.*file\.bin to that path')
+  fails(remote, tmp_path, r'some_name: is not at .*file\.bin, and downloads are off \(--offline or '
+        r'RETHINK_TF_OFFLINE\): leave it out, or copy http://.*file\.bin to that path')
   shutil.copy(tmp_path / 'whole', tmp_path / 'file.bin')
   assert cache.fetch(remote, str(tmp_path), 'some_name') == str(tmp_path / 'file.bin')
   with pytest.raises(UserError, match='has the md5 .* it is not http'):

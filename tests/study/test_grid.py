@@ -2,11 +2,14 @@
 
 import itertools
 import pathlib
+import re
+import shlex
 
 import pytest
 
 from rethink_tf.errors import UserError
 from rethink_tf.study import grid
+from tests import commands
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STUDIES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / 'gin_configs/studies').glob('*.gin'))
@@ -66,15 +69,17 @@ def test_a_file_without_axes_is_not_a_study(tmp_path):
 
 @pytest.mark.parametrize('name', STUDIES)
 def test_a_shipped_study(name):
-  """Its run sheet is complete, and the configurations of its first and last run parse."""
+  """Its run sheet is complete, and the configurations of its first and last run parse with the command in it."""
   text = (ROOT / name).read_text()
   assert all(f'# {field}' in text for field in ('Reproduces', 'Cost', 'Command', 'Override')) and name in text
-  study = grid.read_study(name)
+  words = shlex.split(re.search(r'# Command +(.*?)# Override', text, re.S)[1].replace('\n#', ' '))
+  commands.check(words)
+  study = grid.read_study(name, commands.values(words, 'study_param'))
   trials = study.trials(dict.fromkeys(study.pretraining, '/runs/net'))
   assert len(trials) > 1 and len({trial.name for trial in trials}) == len(trials)
   for trial in (trials[0], trials[-1]):
-    config = grid.read_config(trial, ["WEIGHTS = 'w'"] if 'init' in study.axes and 'WEIGHTS' not in str(trial) and
-                        'pretrain' in trial.name else [])
+    config = grid.read_config(trial, [f'WEIGHTS = {path!r}' for path in commands.values(words, 'weights')
+                                      if 'WEIGHTS' not in str(trial) and 'scratch' not in trial.name])
     assert config.steps > 0 and config.quiet == ('CocoEvaluator.at_end = False',)
 
 
