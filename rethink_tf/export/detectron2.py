@@ -22,6 +22,8 @@ from rethink_tf.storage import files
 from rethink_tf.weights.detectron2 import Entry, table, without_names
 
 DEPTHS = (50, 101, 152)  # that Detectron2 builds from bottleneck blocks
+NORMS = {'GroupNorm': 'GN', 'GroupNormalization': 'GN', 'SyncBatchNorm': 'SyncBN', 'FrozenBatchNorm': 'FrozenBN',
+         'NoNorm': ''}  # class -> Detectron2's name
 AUTHOR = 'rethink_tf'  # with any '__author__' Detectron2 converts neither names nor layout
 
 
@@ -32,11 +34,21 @@ def arrays_of(model: MaskRCNN, channels: str = 'bgr') -> dict[str, np.ndarray]:
   """
   if channels not in ('rgb', 'bgr'):
     raise UserError(f"channels = {channels!r}: use 'bgr' (Detectron2's default) or 'rgb'")
-  if (layer := without_names(model)) is not None:
-    raise UserError(f'Detectron2 has no {type(layer).__name__}: export a SavedModel, or --format=onnx or tflite')
+  layer = without_names(model)
+  if (part := _own_part(model) if layer is None else layer) is not None:
+    raise UserError(f'Detectron2 has no {type(part).__name__}: export a SavedModel, or --format=onnx or tflite')
   entries = table(model, channels)
   _check(model)
   return {name: invert(entry) for name, entry in entries.items()}
+
+
+def _own_part(model: MaskRCNN) -> Any:
+  """Return a part or norm that is not of this package, with whose weights Detectron2 computes something else."""
+  parts = [model, model.backbone, model.fpn, model.rpn_head, model.box_head, model.mask_head, model.keypoint_head,
+           model.cascade, model.anchors, model.proposal_generator, model.box_pooler, model.detection_generator]
+  norms = [layer.norm for layer in model.submodules if isinstance(layer, ConvNorm)]
+  own = (part for part in parts if part is not None and not type(part).__module__.startswith('rethink_tf.'))
+  return next(own, next((norm for norm in norms if type(norm).__name__ not in NORMS), None))
 
 
 def _check(model: MaskRCNN) -> None:
@@ -201,9 +213,7 @@ def settings(model: MaskRCNN, channels: str = 'bgr', resize: Resize | None = Non
 
 def _norm(layer: ConvNorm) -> str:
   """Return Detectron2's name of the norm."""
-  known = {'GroupNorm': 'GN', 'GroupNormalization': 'GN', 'SyncBatchNorm': 'SyncBN', 'FrozenBatchNorm': 'FrozenBN',
-           'NoNorm': ''}
-  return known[type(layer.norm).__name__]
+  return NORMS[type(layer.norm).__name__]
 
 
 def _width(layer: ConvNorm) -> int:

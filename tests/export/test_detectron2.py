@@ -9,6 +9,7 @@ import pickletools
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras
 
 from rethink_tf.data.augment import Resize
 from rethink_tf.errors import UserError
@@ -152,6 +153,19 @@ def test_a_detector_that_detectron2_does_not_have_names_other_formats():
   built = model()
   with changed(built, fpn=SingleLevel(4)), pytest.raises(UserError, match='has no SingleLevel: .*--format=onnx'):
     writer.arrays_of(built)
+
+
+class OwnHead(BoxHead):
+  """The variables of the box head, and another computation."""
+
+
+def test_parts_of_the_users_own_are_refused():
+  built = model()
+  for thing, values, name in [
+      (built, {'box_head': OwnHead(0, 1, 32, 48)}, 'OwnHead'),
+      (built.fpn.outputs[1], {'norm': tf_keras.layers.LayerNormalization()}, 'LayerNormalization')]:
+    with changed(thing, **values), pytest.raises(UserError, match=f'Detectron2 has no {name}: export a SavedModel'):
+      writer.arrays_of(built)
 
 
 def test_bad_arguments(tmp_path):
