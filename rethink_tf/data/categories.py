@@ -28,10 +28,10 @@ class Category(NamedTuple):
   keypoint_pairs: tuple[tuple[str, str], ...] = ()  # that a flip exchanges, besides those found by name
 
 
-def parse_categories(entries: Any, file: str) -> tuple[Category, ...]:
+def parse_categories(entries: Any, file: str, quiet: bool = False) -> tuple[Category, ...]:
   """Validate the `categories` list of a COCO json, and return it sorted by id.
 
-  A repeated name is logged and kept as two classes: classes are identified by id, not by name.
+  A repeated name is logged, unless `quiet`, and kept as two classes: classes are identified by id, not by name.
 
   Raises:
     UserError: not a list of objects with an integer id >= 0 and a printable name, empty, or with a repeated id.
@@ -40,17 +40,25 @@ def parse_categories(entries: Any, file: str) -> tuple[Category, ...]:
     raise UserError(f'{file}: "categories" should be a list with at least one category, is {shorten(entries)}')
   categories = [_parse_category(entry, f'{file}: categories[{i}]') for i, entry in enumerate(entries)]
   by_id: dict[int, Category] = {}
-  by_name: dict[str, Category] = {}
   for category in categories:
     if category.id in by_id:
       raise UserError(f'{file}: category id {category.id} is used by both {by_id[category.id].name!r} and '
                       f'{category.name!r}: category ids must be unique')
+    by_id[category.id] = category
+  if not quiet:
+    warn_of_names(categories, file)
+  return tuple(by_id[i] for i in sorted(by_id))
+
+
+def warn_of_names(categories: Iterable[Category], file: str) -> None:
+  """Log names that two categories have, and those that differ only in spelling."""
+  by_name: dict[str, Category] = {}
+  for category in categories:
     if category.name in by_name:
       logging.warning('%s: categories %d and %d are both named %r; they are kept as two separate classes',
                       file, by_name[category.name].id, category.id, category.name)
-    by_id[category.id] = by_name[category.name] = category
+    by_name[category.name] = category
   warn_of_similar(by_name, file)
-  return tuple(by_id[i] for i in sorted(by_id))
 
 
 def warn_of_similar(names: Iterable[str], where: str) -> None:

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from rethink_tf.data.categories import parse_categories, shorten
+from rethink_tf.data.categories import parse_categories, shorten, warn_of_names
 from rethink_tf.data.detection.annotation_reader import rotation
 from rethink_tf.data.detection.segmentation import ROTATED, in_coco_format, turned_box
 from rethink_tf.data.json_files import load_json
@@ -114,11 +114,12 @@ def superfluous(categories: Any) -> set[int]:
 
 
 def _load(folder: SourceFolder, file: str, categories: dict[int, dict[str, Any]]) -> _File:
-  path, annotations = folder.path(file), defaultdict(list)
+  path, annotations, used = folder.path(file), defaultdict(list), set()
 
   def store(entry: dict[str, Any]) -> Any:
     if 'image_id' in entry and 'category_id' in entry:
       key = entry['image_id']
+      used.add(entry['category_id'] if isinstance(entry['category_id'], int) else None)
       annotations[key if isinstance(key, int) else shorten(key)].append(json.dumps(entry).encode())
       return None
     return entry
@@ -131,7 +132,10 @@ def _load(folder: SourceFolder, file: str, categories: dict[int, dict[str, Any]]
                                     for entry in content['annotations']):
     raise UserError(f'{path}: is of panoptic segmentation, which is not read: use the instances_*.json beside it, or '
                     'export the instances as COCO json')
-  keys = _match(parse_categories(content['categories'], path), content['categories'], categories)
+  parsed = parse_categories(content['categories'], path, quiet=True)
+  dropped = superfluous(content['categories']) - used
+  warn_of_names([category for category in parsed if category.id not in dropped], path)
+  keys = _match(parsed, content['categories'], categories)
   ids: set[int] = set()
   for i, entry in enumerate(content['images']):
     if not isinstance(entry, dict) or type(entry.get('id')) is not int:

@@ -39,6 +39,8 @@ NAME, TITLE = 'labelme', "LabelMe's JSON"
 WITHOUT_AREA = 'a point, line or other shape without area'
 BAD_MASK = 'with a mask that cannot be decoded'
 FOREIGN = 'JSON file that is not of LabelMe'
+NO_OBJECT = "a region of no class, as LabelMe's lists of labels have it (__ignore__, _background_)"
+_NO_CLASSES = ('__ignore__', '_background_')
 _TURNED = ('oriented_rectangle', 'rotation')  # of LabelMe, of X-AnyLabeling
 _EXAMINED = 40  # JSON files whose contents are looked at
 
@@ -120,6 +122,9 @@ def _instances(shapes: list[Any], file: str, size: tuple[int, int] | None, readi
     label = shape.get('label') if isinstance(shape, dict) else None
     if not is_text(label) or not label.strip():
       reading.leave_out(NO_CLASS, where)
+      continue
+    if label.strip() in _NO_CLASSES:
+      reading.leave_out(NO_OBJECT, where)
       continue
     part = _part(shape, size, where, reading)
     if part is not None:

@@ -5,6 +5,7 @@ Annotations pass through a file, image by image; of each image only its name, si
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import posixpath
@@ -17,6 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 
 from rethink_tf.console import Progress
 from rethink_tf.data import problems as reasons
@@ -110,7 +112,8 @@ def prepare(source: str, output_dir: str, layout: str | None = None, options: Op
     finally:
       spool.close()
     try:
-      checked = _check(output.work, [split for split in ('train', 'val', 'test') if split in prepared])
+      with _renamed_in_logs(output.work, output.path):
+        checked = _check(output.work, [split for split in ('train', 'val', 'test') if split in prepared])
     except UserError as error:
       raise UserError(f'{folder.root}: {str(error).replace(output.work, output.path)}') from error
     problems = [('source', reading.problems), *checked]
@@ -348,6 +351,22 @@ def _check(folder: str, splits: list[str]) -> list[tuple[str, Problems]]:
   for split in splits:
     found.append((split, CocoSource(folder, split).problems))
   return found
+
+
+@contextlib.contextmanager
+def _renamed_in_logs(work: str, path: str) -> Iterator[None]:
+  """Let logs name the output folder instead of that in which it is written."""
+  def rename(record: Any) -> bool:
+    if isinstance(record.args, tuple):
+      record.args = tuple(one.replace(work, path) if isinstance(one, str) else one for one in record.args)
+    return True
+
+  logger = logging.get_absl_logger()
+  logger.addFilter(rename)
+  try:
+    yield
+  finally:
+    logger.removeFilter(rename)
 
 
 def report(prepared: Prepared, output_dir: str) -> str:

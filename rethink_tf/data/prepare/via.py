@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import posixpath
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from rethink_tf.data.categories import as_text, is_text, shorten
 from rethink_tf.data.prepare.labelme import WITHOUT_AREA, embedded, suffix_of
@@ -24,48 +25,99 @@ from rethink_tf.data.prepare.layout import (
 )
 from rethink_tf.data.prepare.shapes import box, boxed, ellipse, numbers, outlined
 from rethink_tf.data.prepare.source_folder import JsonShape, SourceFolder, split_of
+from rethink_tf.data.problems import REPAIRED
 from rethink_tf.errors import UserError
 
 NAME, TITLE = 'via', "VIA's JSON"
 OBJECT = 'object'  # the class, where regions have no attribute
+CLOSED = 'a polyline that ends where it begins (taken for an outline)'
+AGAIN = '{count} images are in several of the {files} files of VIA, with the same regions: used once'
 _EXAMINED = 40
+_GAP = 0.05  # between the ends of a closed polyline, of the diagonal of its box
 _BOXES = {'rect': ('x', 'y', 'width', 'height'), 'circle': ('cx', 'cy', 'r', 'r'), 'ellipse': ('cx', 'cy', 'rx', 'ry')}
+
+
+class _Entry(NamedTuple):
+  """What a file says of an image."""
+
+  file: str
+  split: str | None
+  content: dict[str, Any]
+  image: str | None  # its file, None if it is missing
+  data: bytes | None  # of an image within the annotation file
 
 
 def recognize(folder: SourceFolder) -> str | None:
   """Return the JSON files with regions."""
-  files = _files(folder)
+  files = _files(folder, folder.with_suffix('.json')[:_EXAMINED])
   return folder.describe(files) if files else None
 
 
 def read(folder: SourceFolder, options: Options) -> Reading:
-  """Read all files, one for each split, and find the attribute that holds the class."""
-  files = _files(folder)
+  """Read all files, and find the attribute that holds the class.
+
+  A project and what was exported of it, or a copy of either, have the same images; files of different images are parts
+  of one data set, as of several people, or one file an image.
+  """
+  files = _files(folder, folder.with_suffix('.json'))
   if options.annotation_file:
     files = [file for file in files if file == options.annotation_file]
-  splits = {file: split_of(file) for file in files}
-  if not files or len(files) > 1 and len(set(splits.values()) - {None}) < len(files):
-    raise UserError(f'{folder.root}: {folder.describe(files, 5) or "no file"}: several files of VIA need the names of '
-                    'splits (train, val) or --annotation_file')
-  entries = [(file, entry) for file in files for entry in _entries(folder.load_json(file))]
+  if not files:
+    raise UserError(f'{folder.root}: {options.annotation_file}: no JSON of VIA in the source: --annotation_file is '
+                    'relative to it')
+  files.sort(key=lambda file: split_of(file) is None)  # of the same entries, those that say the split
+  entries = [_entry(folder, file, content) for file in files for content in _contents(folder.load_json(file))]
   key = _class_key(folder, entries, options)
   reading = Reading(TITLE, iter(()), len(entries), upright=True)
   if key is None:
     reading.notes.append(f'regions have no attribute: one class, {OBJECT!r}')
-  reading.images = _images(folder, entries, splits, key, reading)
+  distinct = _distinct(folder, entries)
+  if len(distinct) < len(entries):
+    reading.notes.append(AGAIN.format(count=len(entries) - len(distinct), files=len(files)))
+  reading.images = _images(folder, distinct, key, reading)
   return reading
 
 
-def _files(folder: SourceFolder) -> list[str]:
+def _files(folder: SourceFolder, files: list[str]) -> list[str]:
   def is_via(shape: Any) -> bool:
     if not isinstance(shape, JsonShape):
       return False
     return '_via_img_metadata' in shape.keys or shape.first is not None and {'filename', 'regions'} <= set(
       shape.first.keys)
-  return [file for file in folder.with_suffix('.json')[:_EXAMINED] if is_via(folder.json_shape(file))]
+  return [file for file in files if is_via(folder.json_shape(file))]
 
 
-def _entries(content: dict[str, Any]) -> list[dict[str, Any]]:
+def _entry(folder: SourceFolder, file: str, content: dict[str, Any]) -> _Entry:
+  split, name = split_of(file), content.get('filename')
+  image = folder.find_image(name, of=file, split=split)
+  data = embedded(content.get('base64_img_data')) if image is None and is_text(name) else None
+  if data is not None:
+    image = posixpath.splitext(posixpath.basename(name.replace('\\', '/')))[0] + suffix_of(data)
+  return _Entry(file, split, content, image, data)
+
+
+def _distinct(folder: SourceFolder, entries: list[_Entry]) -> list[_Entry]:
+  """Return the entries without those of other files that say the same, or nothing, of an image.
+
+  Raises:
+    UserError: two files have different regions of an image.
+  """
+  kept: dict[Any, _Entry] = {}
+  for i, entry in enumerate(entries):
+    name = entry.image or shorten(entry.content.get('filename'))
+    key = name if entry.image and entry.data is None else (name, entry.split)  # no image file that tells them apart
+    first = kept.get(key)
+    if first is None or first.file == entry.file:
+      kept[key if first is None else i] = entry  # twice in one file: counted as such
+    elif not _regions(first.content):
+      kept[key] = entry._replace(split=first.split)
+    elif _regions(entry.content) and _regions(entry.content) != _regions(first.content):
+      raise UserError(f'{folder.root}: {as_text(first.file)} and {as_text(entry.file)} have different regions of '
+                      f'{as_text(name)}: name one of them with --annotation_file, or remove the other')
+  return list(kept.values())
+
+
+def _contents(content: dict[str, Any]) -> list[dict[str, Any]]:
   found = content.get('_via_img_metadata', content)
   return [entry for entry in (found.values() if isinstance(found, dict) else ()) if isinstance(entry, dict)]
 
@@ -76,9 +128,9 @@ def _regions(entry: dict[str, Any]) -> list[Any]:
   return list(regions.values()) if isinstance(regions, dict) else regions if isinstance(regions, list) else []
 
 
-def _class_key(folder: SourceFolder, entries: list[tuple[str, dict[str, Any]]], options: Options) -> str | None:
+def _class_key(folder: SourceFolder, entries: list[_Entry], options: Options) -> str | None:
   """Return the attribute that holds the class; None if regions have none."""
-  keys = Counter(key for _, entry in entries for region in _regions(entry) if isinstance(region, dict) and
+  keys = Counter(key for entry in entries for region in _regions(entry.content) if isinstance(region, dict) and
                  isinstance(region.get('region_attributes'), dict) for key in region['region_attributes'])
   if options.class_key is not None and options.class_key not in keys:
     raise UserError(f'{folder.root}: --class_key = {options.class_key!r} is no attribute of its regions: '
@@ -89,23 +141,17 @@ def _class_key(folder: SourceFolder, entries: list[tuple[str, dict[str, Any]]], 
   return options.class_key or next(iter(keys), None)
 
 
-def _images(folder: SourceFolder, entries: list[tuple[str, dict[str, Any]]], splits: dict[str, str | None],
-            key: str | None, reading: Reading) -> Iterator[LabelledImage]:
+def _images(folder: SourceFolder, entries: list[_Entry], key: str | None, reading: Reading) -> Iterator[LabelledImage]:
   used: set[str] = set()
-  for file, entry in entries:
+  for file, split, entry, image, data in entries:
     where = f'{file}, {shorten(entry.get("filename"))}'
-    image, data = folder.find_image(entry.get('filename'), of=file, split=splits[file]), None
-    if image is None and is_text(entry.get('filename')):
-      data = embedded(entry.get('base64_img_data'))
-      stem = posixpath.splitext(posixpath.basename(entry['filename'].replace('\\', '/')))[0]
-      image = f'{stem}{suffix_of(data)}' if data is not None else None
     if image is None or image in used:
       reading.problems.add(NO_IMAGE if image is None else 'image with a second entry', 1, where)
       continue
     used.add(image)
     instances = [instance for i, region in enumerate(_regions(entry))
                  if (instance := _instance(region, key, f'{where}, region {i}', reading)) is not None]
-    yield LabelledImage(image, output_name(image), splits[file], instances, data=data)
+    yield LabelledImage(image, output_name(image), split, instances, data=data)
   count_unannotated(folder, used, reading, NOT_NAMED)
 
 
@@ -137,14 +183,19 @@ def _class(region: dict[str, Any], key: str | None) -> str | None:
 
 def _fields(shape: dict[str, Any], where: str, reading: Reading) -> dict[str, Any] | None:
   kind = shape.get('name')
-  if kind == 'polygon':
+  if kind in ('polygon', 'polyline'):
     xs, ys = shape.get('all_points_x'), shape.get('all_points_y')
     values = numbers([value for pair in zip(xs, ys, strict=True) for value in pair]) if (
       isinstance(xs, list) and isinstance(ys, list) and len(xs) == len(ys)) else None
     if values is None or len(values) < 6:
       reading.leave_out(NOT_FINITE if values is None else FEW_POINTS, where)
       return None
-    return outlined([values])
+    found = outlined([values])
+    if kind == 'polygon':
+      return found
+    if math.dist(values[:2], values[-2:]) <= _GAP * math.hypot(*found['bbox'][2:]):
+      reading.leave_out(CLOSED, where, outcome=REPAIRED)
+      return found
   if not isinstance(kind, str) or kind not in _BOXES:
     reading.leave_out(f'{WITHOUT_AREA} ({shorten(kind)})', where)
     return None

@@ -116,7 +116,8 @@ def read(folder: SourceFolder, options: Options) -> Reading:
   if outside:
     reading.problems.add(NOT_IN_A_LIST, len(outside), as_text(next(iter(outside.values()))))
   lists = {re.split(r'[/\\]', value)[-1] for values in described.splits.values() for value in values}
-  unused = sorted(file for file in unused - outside.keys() if posixpath.basename(file) not in lists)
+  unused = sorted(file for file in unused - outside.keys() if posixpath.basename(file) not in lists and (
+    not folder.size(file) or _is_label(folder, file)))  # other texts are notes, lists and settings
   if unused:
     reading.problems.add('label file without its image', len(unused), as_text(unused[0]))
   shared = [label for label, count in Counter(found).items() if count > 1]

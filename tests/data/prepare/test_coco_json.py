@@ -52,6 +52,21 @@ def test_files_of_splits_and_their_categories(tmp_path):
   assert [one['category'] for one in images[1].instances] == [2, 1]
 
 
+@pytest.mark.parametrize('used', [False, True])
+def test_the_project_of_roboflow_that_has_the_name_of_its_class(tmp_path, caplog, used):
+  reading, _ = read(tmp_path, {'train/_annotations.coco.json': content(
+    [BOX] + used * [BOX | {'category_id': 0}],
+    categories=[{'id': 0, 'name': 'cat', 'supercategory': 'none'}, {'id': 1, 'name': 'cat', 'supercategory': 'cat'}])},
+    ['train/a.jpg'])
+  assert reading.superfluous == {0} and ('both named' in caplog.text) == used
+
+
+def test_keypoints_of_each_split(tmp_path):
+  _, images = read(tmp_path, {f'annotations/person_keypoints_{split}.json': content([BOX])
+                              for split in ('Train', 'Validation')}, ['images/Train/a.jpg', 'images/Validation/a.jpg'])
+  assert [image.split for image in images] == ['train', 'val']
+
+
 @pytest.mark.parametrize('above', [['animal'], {}, 3, None])
 def test_a_supercategory_that_is_no_name(tmp_path, above):
   reading, (image,) = read(tmp_path, {'a.json': content([BOX], categories=[

@@ -74,6 +74,14 @@ def test_turned_rectangles_are_the_boxes_around_them(tmp_path, kind):
   assert dict(reading.problems.counts) == {ROTATED: 1, f'{labelme.WITHOUT_AREA} ({kind!r})': 1}
 
 
+def test_labels_that_are_no_classes(tmp_path):
+  triangle = [[1, 1], [9, 1], [9, 9]]
+  reading, (image,) = read(tmp_path, [shape('polygon', triangle), shape('polygon', triangle, label='__ignore__'),
+                                      shape('polygon', triangle, label='_background_')])
+  assert [one['category'] for one in image.instances] == ['cat']
+  assert dict(reading.problems.counts) == {labelme.NO_OBJECT: 2}
+
+
 def test_groups_are_one_object(tmp_path):
   left, right = [[1, 1], [5, 1], [5, 5]], [[11, 1], [15, 1], [15, 5]]
   mask = np.full([2, 2], 255, np.uint8)

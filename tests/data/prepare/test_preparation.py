@@ -204,6 +204,15 @@ def test_splits_of_some_images_only_are_not_kept(tmp_path):
   assert prepared.splits['val'][0] == 2
 
 
+def test_warnings_name_the_output_folder(drawn, tmp_path, caplog):
+  _, items, names = drawn
+  exports.cvat_yolo(items, names, tmp_path / 'export')
+  (tmp_path / 'export/obj.names').write_text('\n'.join(['a b', 'a_b', *'defghijk'][:len(names)]))
+  prepare(str(tmp_path / 'export'), str(tmp_path / 'own'))
+  assert f'{tmp_path}/own/annotations/instances_val.json: names that differ only' in caplog.text
+  assert '.partial' not in caplog.text
+
+
 def test_losses_are_counted_in_one_table(drawn, tmp_path):
   _, items, names = drawn
   export = tmp_path / 'export'

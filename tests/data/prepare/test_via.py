@@ -11,6 +11,7 @@ from rethink_tf.data.prepare import via
 from rethink_tf.data.prepare.labelme import WITHOUT_AREA
 from rethink_tf.data.prepare.layout import FEW_POINTS, NO_AREA, NO_CLASS, NO_IMAGE, NOT_FINITE, NOT_NAMED, Options
 from rethink_tf.data.prepare.source_folder import SourceFolder
+from rethink_tf.data.prepare.via import CLOSED
 from rethink_tf.errors import UserError
 
 
@@ -62,6 +63,46 @@ def test_images_that_are_not_named_are_counted(tmp_path):
   assert dict(reading.problems.counts) == {NOT_NAMED: 1}
 
 
+def test_a_closed_polyline_is_an_outline(tmp_path):
+  xs, ys = [1, 50, 50, 1], [1, 1, 60, 3]
+  reading, (image,) = read(tmp_path, [region(name='polyline', all_points_x=xs, all_points_y=ys),
+                                      region(name='polyline', all_points_x=xs[:3], all_points_y=ys[:3])])
+  assert [one['segmentation'] for one in image.instances] == [[[1, 1, 50, 1, 50, 60, 1, 3]]]
+  assert dict(reading.problems.counts) == {CLOSED: 1, f"{WITHOUT_AREA} ('polyline')": 1}
+
+
+def several(root, files):
+  """Return the reading of files of VIA, {path: {image: regions}}, whose images are beside them."""
+  for file, images in files.items():
+    (root / file).parent.mkdir(parents=True, exist_ok=True)
+    (root / file).write_text(json.dumps({f'{name}1': {'filename': name, 'size': 1, 'regions': regions}
+                                         for name, regions in images.items()}))
+    for name in images:
+      (root / file).with_name(name).write_text('')
+  reading = via.read(SourceFolder(str(root)), Options())
+  return reading, {image.file: (image.split, len(image.instances)) for image in reading.images}
+
+
+def test_a_project_its_export_and_an_earlier_copy(tmp_path):
+  reading, images = several(tmp_path, {
+    'train/project.json': {'a.jpg': [region()]}, 'train/via_region_data.json': {'a.jpg': [region()]},
+    'val/via (0).json': {'a.jpg': [], 'b.jpg': [region()]},
+    'val/via.json': {'a.jpg': [region(), region()], 'b.jpg': [region()]}})
+  assert images == {'train/a.jpg': ('train', 1), 'val/a.jpg': ('val', 2), 'val/b.jpg': ('val', 1)}
+  assert reading.notes == [via.AGAIN.format(count=3, files=4)] and not reading.problems.counts
+
+
+def test_a_file_for_each_image(tmp_path):
+  many = {f'{i}.json': {f'{i}.jpg': [region()]} for i in range(45)}
+  reading, images = several(tmp_path, many)
+  assert len(images) == 45 and set(images.values()) == {(None, 1)} and not reading.notes
+
+
+def test_different_regions_of_an_image(tmp_path):
+  with pytest.raises(UserError, match="a.json and b.json have different regions of 1.jpg: name one.*--annotation_file"):
+    several(tmp_path, {'a.json': {'1.jpg': [region()]}, 'b.json': {'1.jpg': [region({'type': 'dog'})]}})
+
+
 def test_several_attributes(tmp_path):
   regions = [region({'type': 'cat', 'colour': 'red'})]
   with pytest.raises(UserError, match='attributes colour, type: name the one.*--class_key'):
@@ -79,10 +120,3 @@ def test_images_within_and_missing(tmp_path):
   assert image.file == 'b.png' and image.data == data
   reading, images = read(tmp_path / 'gone', [region()], images=(), filename='../a.jpg')
   assert not images and reading.problems.counts[NO_IMAGE] == 1
-
-
-def test_several_files_without_splits(tmp_path):
-  read(tmp_path, [region()])
-  (tmp_path / 'more.json').write_text((tmp_path / 'via.json').read_text())
-  with pytest.raises(UserError, match='several files of VIA need the names of splits'):
-    read(tmp_path, [region()])

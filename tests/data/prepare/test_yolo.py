@@ -92,6 +92,12 @@ def test_labels_beside_images_and_of_several_images(tmp_path):
                                            'label file of several images (used for each)': 1}
 
 
+def test_texts_that_are_no_labels_are_not_counted(tmp_path):
+  reading, images = read(tmp_path, {'classes.txt': 'cat', 'a.txt': LINE, 'obj.data.txt': 'classes = 1\ntrain = x',
+                                    'b.txt': LINE, 'notes/links.txt': 'x/a.jpg'}, ['a.jpg'])
+  assert len(images) == 1 and dict(reading.problems.counts) == {'label file without its image': 1}
+
+
 def test_paths_that_are_not_in_the_source(tmp_path):
   reading, images = read(tmp_path, {'data.yaml': 'train: /data/x/photos\nval: ..\\y\nnames: [cat]',
                                     'labels/a.txt': '0 0.5 0.5 0.2 0.4'})
