@@ -5,7 +5,7 @@ import json
 import pathlib
 import shutil
 from typing import NamedTuple
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape, quoteattr
 
 import cv2
 import numpy as np
@@ -250,6 +250,25 @@ def voc(items, names, folder):
     path.with_suffix('.xml').write_text(
       f'<annotation><filename>{escape(flat(item))}</filename><path>C:\\data\\{escape(flat(item))}</path><size><width>'
       f'{item.size[1]}</width><height>{item.size[0]}</height><depth>3</depth></size>{objects}</annotation>')
+
+
+def cvat(items, names, folder):
+  """CVAT's own xml, "CVAT for images 1.1": outlines in one group, images in a folder for each subset."""
+  images = []
+  for i, item in enumerate(items):
+    copy(item, folder / 'images' / item.split / flat(item))
+    shapes = []
+    for k, (label, (x, y, w, h), segmentation) in enumerate(item.objects, start=1):
+      common = f'label={quoteattr(label)} source="manual" occluded="0" z_order="0"'
+      shapes += [f'<polygon {common} points="{";".join(f"{a},{b}" for a, b in np.reshape(polygon, [-1, 2]).tolist())}" '
+                 f'group_id="{k}"></polygon>' for polygon in segmentation]
+      if not segmentation:
+        shapes.append(f'<box {common} xtl="{x}" ytl="{y}" xbr="{x + w}" ybr="{y + h}"><attribute name="a">1</attribute>'
+                      '</box>')
+    images.append(f'<image id="{i}" name={quoteattr(flat(item))} subset="{item.split.title()}" task_id="1" '
+                  f'width="{item.size[1]}" height="{item.size[0]}">{"".join(shapes)}</image>')
+  (folder / 'annotations.xml').write_text('<?xml version="1.0" encoding="utf-8"?>\n<annotations><version>1.1</version>'
+                                          f'<meta><project/></meta>{"".join(images)}</annotations>')
 
 
 def numbered_masks(items, names, folder):

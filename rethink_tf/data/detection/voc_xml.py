@@ -55,7 +55,7 @@ def parse(data: bytes, name: str) -> VocAnnotation:
   Raises:
     XmlError: not XML, too large, with a document type (its entities can expand without limit), or not in VOC's format.
   """
-  root = _parse_xml(data, name)
+  root = parse_xml(data, name)
   if root.tag != 'annotation':
     raise XmlError(f'{name}: the outermost element should be <annotation>, is <{as_text(root.tag[:40])}>')
   objects = tuple(_parse_object(element, f'{name}: object {i}')
@@ -70,8 +70,9 @@ def too_large(size: int, name: str) -> XmlError:
   return XmlError(f'{name}: {size:,} bytes are too many for the annotation of one image')
 
 
-def _parse_xml(data: bytes, name: str) -> Element:
-  if len(data) > MAX_BYTES:
+def parse_xml(data: bytes, name: str, most: int = MAX_BYTES) -> Element:
+  """Return the outermost element of a file; raises XmlError if it has more than `most` bytes, or as `parse`."""
+  if len(data) > most:
     raise too_large(len(data), name)
   builder, parser = TreeBuilder(), expat.ParserCreate()
   parser.buffer_text = True

@@ -11,10 +11,9 @@ from typing import Any
 
 import cv2
 import numpy as np
-from pycocotools import mask as mask_api
 
 from rethink_tf.data.categories import as_text, is_text, shorten
-from rethink_tf.data.detection.segmentation import ROTATED, to_rle
+from rethink_tf.data.detection.segmentation import ROTATED
 from rethink_tf.data.images import header_size
 from rethink_tf.data.prepare.layout import (
   FEW_POINTS,
@@ -30,7 +29,7 @@ from rethink_tf.data.prepare.layout import (
   output_name,
   splits_by_folder,
 )
-from rethink_tf.data.prepare.shapes import box, boxed, ellipse, masked, numbers, outlined
+from rethink_tf.data.prepare.shapes import box, ellipse, joined, numbers
 from rethink_tf.data.prepare.source_folder import JsonShape, SourceFolder
 from rethink_tf.data.problems import REPAIRED
 from rethink_tf.errors import UserError
@@ -131,7 +130,7 @@ def _instances(shapes: list[Any], file: str, size: tuple[int, int] | None, readi
       group = shape.get('group_id')
       key = (label, group) if isinstance(group, int | str) else (label, None, i)
       groups.setdefault(key, []).append(part)
-  return [{'category': key[0].strip(), **_join(parts)} for key, parts in groups.items()]
+  return [{'category': key[0].strip(), **joined(parts)} for key, parts in groups.items()]
 
 
 def _part(shape: dict[str, Any], size: tuple[int, int] | None, where: str, reading: Reading) -> tuple[str, Any] | None:
@@ -186,22 +185,3 @@ def _mask(text: Any, x0: int, y0: int, size: tuple[int, int] | None) -> np.ndarr
   target = mask[y0:y0 + height, x0:x0 + width]
   target[:] = crop[:target.shape[0], :target.shape[1]] > 0
   return mask if mask.any() else None
-
-
-def _join(parts: list[tuple[str, Any]]) -> dict[str, Any]:
-  """Return the fields of one object: its outlines or masks, and the box that is drawn around it, if there is one."""
-  polygons, masks, boxes = ([value for kind, value in parts if kind == wanted] for wanted in ('polygon', 'mask', 'box'))
-  around = None
-  if boxes:
-    around = box(min(x for x, _, _, _ in boxes), min(y for _, y, _, _ in boxes), max(x + w for x, _, w, _ in boxes),
-                 max(y + h for _, y, _, h in boxes))
-  if masks:
-    whole = np.maximum.reduce(masks)
-    if polygons:
-      whole |= mask_api.decode(to_rle(polygons, *whole.shape))
-    found = masked(whole)
-  elif polygons:
-    found = outlined(polygons)
-  else:
-    return boxed(around)
-  return found | ({'bbox': around} if around else {})

@@ -6,12 +6,12 @@ import re
 import shlex
 from typing import NamedTuple
 
-from rethink_tf.data.prepare import coco_json, label_studio, labelme, mask_images, via, voc_folders, yolo
+from rethink_tf.data.prepare import coco_json, cvat, label_studio, labelme, mask_images, via, voc_folders, yolo
 from rethink_tf.data.prepare.layout import Layout
 from rethink_tf.data.prepare.source_folder import ARCHIVES, JsonShape, SourceFolder
 from rethink_tf.errors import UserError, excerpt
 
-LAYOUTS: tuple[Layout, ...] = (coco_json, yolo, voc_folders, labelme, label_studio, via, mask_images)
+LAYOUTS: tuple[Layout, ...] = (coco_json, yolo, voc_folders, labelme, label_studio, via, cvat, mask_images)
 NAMES = tuple(layout.NAME for layout in LAYOUTS)
 _EXAMINED = 40  # files of a kind whose contents are looked at
 _NUMBERS = re.compile(r'([-+.\deE]+[\s,;]+){3}[-+.\d]')  # four of them, as a box has
@@ -89,9 +89,6 @@ def _texts_with_boxes(folder: SourceFolder) -> tuple[str | None, str | None]:
 
 def _explain(folder: SourceFolder) -> str:
   """Return why a folder has no layout that can be read, and what to do."""
-  for file in folder.with_suffix('.xml')[:_EXAMINED]:
-    if voc_folders.root_tag(folder, file) == 'annotations':
-      return f"{file} is CVAT's own xml: export the task as 'COCO 1.0', with images"
   for file in folder.with_suffix('.json')[:_EXAMINED]:
     shape = folder.json_shape(file)
     if isinstance(shape, JsonShape) and {'project', 'metadata', 'attribute'} <= set(shape.keys):

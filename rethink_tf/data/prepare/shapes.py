@@ -6,8 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 from pycocotools import mask as mask_api
+
+from rethink_tf.data.detection.segmentation import to_rle
 
 MAX_COORDINATE = 1e6  # as detection.annotations
 _SAMPLED = 64  # points of a circle or an ellipse
@@ -47,9 +50,32 @@ def outlined(polygons: Sequence[Sequence[float]]) -> dict[str, Any]:
 
 def masked(mask: np.ndarray) -> dict[str, Any]:
   """Return the fields of an object of a mask, bool or uint8 [height, width] with at least one pixel."""
-  rle = mask_api.encode(np.asfortranarray(mask, np.uint8))
+  # Column by column, as COCO's run lengths are: OpenCV transposes an image of 12 megapixels in blocks, some 20 times as fast.
+  rle = mask_api.encode(cv2.transpose(np.ascontiguousarray(mask, np.uint8)).T)
   return {'bbox': mask_api.toBbox(rle).tolist(), 'area': float(mask_api.area(rle)),
           'segmentation': {'size': list(rle['size']), 'counts': rle['counts'].decode()}}
+
+
+def joined(parts: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+  """Return the fields of an object of parts: its outlines or masks, and the box that is drawn around it, if any.
+
+  parts: ('polygon', [x0, y0, x1, y1, ...]), ('mask', uint8 [height, width] of the image) or ('box', [x, y, w, h]).
+  """
+  polygons, masks, boxes = ([value for kind, value in parts if kind == wanted] for wanted in ('polygon', 'mask', 'box'))
+  around = None
+  if boxes:
+    around = box(min(x for x, _, _, _ in boxes), min(y for _, y, _, _ in boxes), max(x + w for x, _, w, _ in boxes),
+                 max(y + h for _, y, _, h in boxes))
+  if masks:
+    whole = np.maximum.reduce(masks) if len(masks) > 1 else masks[0]
+    if polygons:
+      whole = whole | mask_api.decode(to_rle(polygons, *whole.shape))
+    found = masked(whole)
+  elif polygons:
+    found = outlined(polygons)
+  else:
+    return boxed(around)
+  return found | ({'bbox': around} if around else {})
 
 
 def ellipse(cx: float, cy: float, rx: float, ry: float, angle: float = 0.0) -> list[float]:

@@ -18,7 +18,7 @@ from rethink_tf.errors import UserError
 from tests import exports
 
 SPLIT = {'roboflow': exports.roboflow, 'cvat_yolo': exports.cvat_yolo, 'ultralytics': exports.ultralytics,
-         'labelme': exports.labelme, 'via': exports.via, 'voc': exports.voc}
+         'labelme': exports.labelme, 'via': exports.via, 'voc': exports.voc, 'cvat': exports.cvat}
 UNSPLIT = {'cvat_coco': exports.cvat_coco, 'label_studio': exports.label_studio, 'masks': exports.numbered_masks}
 BOXES_ONLY = ('cvat_yolo', 'voc')
 

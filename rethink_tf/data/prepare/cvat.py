@@ -1,0 +1,186 @@
+"""CVAT's own xml of images ("CVAT for images 1.1"): boxes, polygons, ellipses and masks of all images in one file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+from xml.etree.ElementTree import Element
+
+import numpy as np
+
+from rethink_tf.data.categories import is_text, shorten
+from rethink_tf.data.detection.segmentation import ROTATED, turned_box
+from rethink_tf.data.detection.voc_xml import XmlError, parse_xml
+from rethink_tf.data.images import MAX_PIXELS
+from rethink_tf.data.prepare.labelme import BAD_MASK, WITHOUT_AREA
+from rethink_tf.data.prepare.layout import (
+  FEW_POINTS,
+  MISSING,
+  NO_AREA,
+  NO_CLASS,
+  NO_IMAGE,
+  NOT_FINITE,
+  NOT_NAMED,
+  LabelledImage,
+  Options,
+  Reading,
+  count_unannotated,
+  output_name,
+)
+from rethink_tf.data.prepare.shapes import box, ellipse, joined, numbers
+from rethink_tf.data.prepare.source_folder import SourceFolder, split_of
+from rethink_tf.data.prepare.voc_folders import root_tag
+from rethink_tf.data.problems import REPAIRED
+from rethink_tf.errors import UserError, in_one_line
+
+NAME, TITLE = 'cvat', "CVAT's xml"
+AGAIN, OF_AGAIN = 'image with a second entry', 'of an image with a second entry'
+TAG = 'a tag of a whole image'
+SKELETON = "a skeleton, whose keypoints are not read (export as 'COCO Keypoints 1.0' to have them)"
+_MAX_BYTES = 512 << 20  # of a file, whose elements take several times as much memory
+_EXAMINED = 40
+_ATTRIBUTES = {'box': ('xtl', 'ytl', 'xbr', 'ybr'), 'ellipse': ('cx', 'cy', 'rx', 'ry'),
+               'mask': ('left', 'top', 'width', 'height')}
+
+
+def recognize(folder: SourceFolder) -> str | None:
+  """Return the xml files that begin with <annotations>."""
+  files = _files(folder, folder.with_suffix('.xml')[:_EXAMINED])
+  return folder.describe(files) if files else None
+
+
+def read(folder: SourceFolder, options: Options) -> Reading:
+  """Read all files, as of several splits or jobs of one data set."""
+  files = _files(folder, folder.with_suffix('.xml'))
+  if options.annotation_file:
+    files = [file for file in files if file == options.annotation_file]
+  if not files:
+    raise UserError(f'{folder.root}: {options.annotation_file}: no xml of CVAT in the source: --annotation_file is '
+                    'relative to it')
+  images = [(file, image) for file in files for image in _load(folder, file)]
+  reading = Reading(TITLE, iter(()), len(images), upright=True)
+  reading.images = _images(folder, images, reading)
+  return reading
+
+
+def _files(folder: SourceFolder, files: list[str]) -> list[str]:
+  return [file for file in files if root_tag(folder, file) == 'annotations']
+
+
+def _load(folder: SourceFolder, file: str) -> list[Element]:
+  """Return the <image> elements of a file."""
+  path = folder.path(file)
+  try:
+    if os.path.getsize(path) > _MAX_BYTES:
+      raise UserError(f'{path}: more than {_MAX_BYTES >> 20} MB: export the jobs of the task one by one')
+    with open(path, 'rb') as stream:
+      root = parse_xml(stream.read(_MAX_BYTES + 1), path, _MAX_BYTES)
+  except XmlError as error:
+    raise UserError(str(error)) from error
+  except OSError as error:
+    raise UserError(f'{path}: cannot be read: {in_one_line(error)}') from error
+  if root.find('track') is not None:
+    raise UserError(f"{path}: has the tracks of a video, which are not read: export as 'COCO 1.0', with images")
+  images = root.findall('image')
+  if not images:
+    raise UserError(f"{path}: no <image> in it: export the task of CVAT as 'CVAT for images 1.1' or 'COCO 1.0'")
+  return images
+
+
+def _images(folder: SourceFolder, images: list[tuple[str, Element]], reading: Reading) -> Iterator[LabelledImage]:
+  used: set[str] = set()
+  for file, element in images:
+    name, split = element.get('name'), split_of(element.get('subset') or '') or split_of(file)
+    where, shapes = f'{file}, {shorten(name)}', [one for one in element if one.tag != 'tag']
+    image = folder.find_image(name, of=file, split=split)
+    if image is None or image in used:
+      reading.problems.add(AGAIN if image else NO_IMAGE, 1, where)
+      reading.leave_out(OF_AGAIN if image else MISSING, where, len(shapes))
+      continue
+    used.add(image)
+    reading.leave_out(TAG, where, len(element) - len(shapes))
+    size = _numbers(element, ('height', 'width'))
+    size = (int(size[0]), int(size[1])) if size and min(size) >= 1 else None
+    yield LabelledImage(image, output_name(image), split, _instances(shapes, size, where, reading), size)
+  count_unannotated(folder, used, reading, NOT_NAMED)
+
+
+def _instances(shapes: list[Element], size: tuple[int, int] | None, where: str,
+               reading: Reading) -> list[dict[str, Any]]:
+  """Return the objects of an image; shapes of one label and group are parts of one, as in CVAT's own COCO json."""
+  groups: dict[Any, list[tuple[str, Any]]] = {}
+  for i, shape in enumerate(shapes):
+    place, label = f'{where}, {shorten(shape.tag)} {i}', (shape.get('label') or '').strip()
+    if not label or not is_text(label):
+      reading.leave_out(NO_CLASS, place)
+      continue
+    part = _part(shape, size, place, reading)
+    if part is not None:
+      group = shape.get('group_id') or '0'
+      groups.setdefault((label, group, i if group == '0' else None), []).append(part)
+  return [{'category': key[0], **joined(parts)} for key, parts in groups.items()]
+
+
+def _part(shape: Element, size: tuple[int, int] | None, where: str, reading: Reading) -> tuple[str, Any] | None:
+  """Return ('polygon', points), ('box', bbox) or ('mask', uint8 [height, width]); None if the shape is left out."""
+  if shape.tag == 'polygon':
+    points = numbers(_floats((shape.get('points') or '').replace(';', ',').split(',')))
+    if points is not None and len(points) >= 6 and len(points) % 2 == 0:
+      return 'polygon', points
+    reading.leave_out(NOT_FINITE if points is None or len(points) % 2 else FEW_POINTS, where)
+    return None
+  if shape.tag not in _ATTRIBUTES:
+    reading.leave_out(SKELETON if shape.tag == 'skeleton' else f'{WITHOUT_AREA} ({shorten(shape.tag)})', where)
+    return None
+  values = _numbers(shape, _ATTRIBUTES[shape.tag])
+  degrees = _numbers(shape, ('rotation',)) if 'rotation' in shape.attrib else [0.0]
+  if values is None or degrees is None:
+    reading.leave_out(NOT_FINITE, where)
+    return None
+  if shape.tag == 'mask':
+    mask = _mask(shape.get('rle') or '', list(map(int, values)), size)
+    if mask is None or not mask.any():
+      reading.leave_out(BAD_MASK if mask is None else NO_AREA, where)
+      return None
+    return 'mask', mask
+  a, b, c, d = values
+  if (a == c or b == d) if shape.tag == 'box' else min(c, d) <= 0:
+    reading.leave_out(NO_AREA, where)
+    return None
+  if shape.tag == 'ellipse':
+    return 'polygon', ellipse(a, b, c, d, np.radians(degrees[0]))
+  x, y, width, height = box(a, b, c, d)
+  if degrees[0] % 360:
+    reading.leave_out(ROTATED, where, outcome=REPAIRED)
+    x, y, width, height = turned_box(x, y, width, height, degrees[0])
+  return 'box', box(x, y, x + width, y + height)
+
+
+def _mask(text: str, place: list[int], size: tuple[int, int] | None) -> np.ndarray | None:
+  """Return the mask of run lengths, of pixels outside and inside in turn, row by row of the box `place`."""
+  left, top, width, height = place
+  try:
+    counts = list(map(int, text.split(',')))
+  except ValueError:
+    return None
+  if size is None or size[0] * size[1] > MAX_PIXELS or min(counts) < 0 or sum(counts) > width * height or (
+      min(left, top) < 0 or min(width, height) < 1 or top + height > size[0] or left + width > size[1]):
+    return None
+  runs = np.array(counts, np.int64)
+  crop = np.zeros(height * width, np.uint8)
+  crop[:runs.sum()] = np.repeat(np.arange(len(runs)) % 2, runs)
+  mask = np.zeros(size, np.uint8)
+  mask[top:top + height, left:left + width] = crop.reshape(height, width)
+  return mask
+
+
+def _numbers(element: Element, names: tuple[str, ...]) -> list[float] | None:
+  return numbers(_floats([element.get(name) for name in names]))
+
+
+def _floats(words: list[str | None]) -> list[float | None]:
+  try:
+    return [float(word) for word in words]
+  except (TypeError, ValueError):
+    return [None]
