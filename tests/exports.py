@@ -271,6 +271,21 @@ def cvat(items, names, folder):
                                           f'<meta><project/></meta>{"".join(images)}</annotations>')
 
 
+def csv(items, names, folder, header=True):
+  """Roboflow's tables beside the images of each split: TensorFlow's object detection, or keras-retinanet's."""
+  for split in dict.fromkeys(item.split for item in items):
+    lines = ['filename,width,height,class,xmin,ymin,xmax,ymax'] if header else []
+    for item in (item for item in items if item.split == split):
+      copy(item, folder / split / flat(item))
+      for label, (x, y, w, h), _ in item.objects:
+        corners = f'{x},{y},{x + w},{y + h}'
+        lines.append(f'{flat(item)},{item.size[1]},{item.size[0]},{label},{corners}' if header else
+                     f'{flat(item)},{corners},{label}')
+      if not item.objects:
+        lines.append(f'{flat(item)},,,,,' if not header else f'{flat(item)},{item.size[1]},{item.size[0]},,,,,')
+    (folder / split / '_annotations.csv').write_text('\n'.join(lines) + '\n')
+
+
 def numbered_masks(items, names, folder):
   """Masks of numbered instances, 16 bits, one an image, and classes.json."""
   classes = {}

@@ -18,7 +18,7 @@ from rethink_tf.errors import UserError
 from rethink_tf.process import entry
 
 FLAGS = flags.FLAGS
-LAYOUTS = ('coco', 'yolo', 'voc', 'labelme', 'label_studio', 'via', 'cvat', 'masks')  # recognition.NAMES
+LAYOUTS = ('coco', 'yolo', 'voc', 'labelme', 'label_studio', 'via', 'cvat', 'csv', 'masks')  # recognition.NAMES
 
 
 def define_flags() -> None:

@@ -114,9 +114,9 @@ def output_name(image: str) -> str:
 
 
 def count_unannotated(folder: SourceFolder, used: Collection[str], reading: Reading,
-                      reason: str = NOT_ANNOTATED) -> None:
-  """Count the images beside those in use that have no annotation: the tool has not come to them."""
-  folders = {posixpath.dirname(image) for image in used}
+                      reason: str = NOT_ANNOTATED, folders: Collection[str] = ()) -> None:
+  """Count the images beside those in use, and in `folders`, without an annotation: the tool has not come to them."""
+  folders = {*folders, *(posixpath.dirname(image) for image in used)}
   left = [image for image in folder.images if posixpath.dirname(image) in folders and image not in used]
   if left:
     reading.problems.add(reason, len(left), as_text(left[0]))

@@ -6,12 +6,12 @@ import re
 import shlex
 from typing import NamedTuple
 
-from rethink_tf.data.prepare import coco_json, cvat, label_studio, labelme, mask_images, via, voc_folders, yolo
+from rethink_tf.data.prepare import coco_json, cvat, label_studio, labelme, mask_images, tables, via, voc_folders, yolo
 from rethink_tf.data.prepare.layout import Layout
 from rethink_tf.data.prepare.source_folder import ARCHIVES, JsonShape, SourceFolder
 from rethink_tf.errors import UserError, excerpt
 
-LAYOUTS: tuple[Layout, ...] = (coco_json, yolo, voc_folders, labelme, label_studio, via, cvat, mask_images)
+LAYOUTS: tuple[Layout, ...] = (coco_json, yolo, voc_folders, labelme, label_studio, via, cvat, tables, mask_images)
 NAMES = tuple(layout.NAME for layout in LAYOUTS)
 _EXAMINED = 40  # files of a kind whose contents are looked at
 _NUMBERS = re.compile(r'([-+.\deE]+[\s,;]+){3}[-+.\d]')  # four of them, as a box has
@@ -30,9 +30,9 @@ class Found(NamedTuple):
 def find(folder: SourceFolder) -> list[Found]:
   """Return all layouts that a folder may have."""
   found = [Found(layout, evidence) for layout in LAYOUTS if (evidence := layout.recognize(folder)) is not None]
-  named = {one.layout.NAME for one in found}
-  # Masks beside annotations are a further output of most tools, not the annotations.
-  return [one for one in found if one.layout.NAME != mask_images.NAME or named == {mask_images.NAME}]
+  # Beside annotations, masks are a further output of most tools, and tables are made from these, as in the tutorials
+  # of TensorFlow's object detection.
+  return [one for one in found if one.layout not in (tables, mask_images)] or found[:1]
 
 
 def choose(folder: SourceFolder, name: str | None = None) -> Found:
@@ -111,7 +111,8 @@ def _explain(folder: SourceFolder) -> str:
             'image has more than 255 objects; of JPEG files set the pixels below 128 to 0 and the others to 255, since '
             'those at the edges have other values')
   for file in folder.with_suffix('.csv')[:_EXAMINED]:
-    return f'{file} is a table: export the annotations as JSON (VIA) or as COCO json'
+    return (f'{file} is a table without the columns {tables.COLUMNS}: export the annotations as JSON (VIA), as COCO '
+            'json, or with these columns')
   for file in folder.with_suffix('.jsonl', '.ndjson')[:1]:
     return f'{file} is JSON Lines, which is not read: convert the annotations to COCO json'
   if of_many is not None:

@@ -30,8 +30,8 @@ _MAX_TEXT = 64 << 20  # bytes of a text file: a list of a million images, or the
 _SPLITS = {'train': 'train', 'training': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 'dev': 'val',
            'test': 'test', 'testing': 'test'}
 _NEUTRAL = {'', 'images', 'image', 'img', 'imgs', 'obj', 'data', 'set', 'split', 'labels', 'label', 'annotations',
-            'coco', 'annotation', 'instances', 'person', 'keypoints', 'json', 'txt', 'via', 'project', 'export',
-            'region', 'masks', 'mask'}
+            'coco', 'annotation', 'instances', 'person', 'keypoints', 'json', 'txt', 'csv', 'xml', 'via', 'project',
+            'export', 'region', 'masks', 'mask'}
 
 
 class _Nearness(NamedTuple):

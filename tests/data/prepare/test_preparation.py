@@ -18,9 +18,10 @@ from rethink_tf.errors import UserError
 from tests import exports
 
 SPLIT = {'roboflow': exports.roboflow, 'cvat_yolo': exports.cvat_yolo, 'ultralytics': exports.ultralytics,
-         'labelme': exports.labelme, 'via': exports.via, 'voc': exports.voc, 'cvat': exports.cvat}
+         'labelme': exports.labelme, 'via': exports.via, 'voc': exports.voc, 'cvat': exports.cvat,
+         'csv': exports.csv}
 UNSPLIT = {'cvat_coco': exports.cvat_coco, 'label_studio': exports.label_studio, 'masks': exports.numbered_masks}
-BOXES_ONLY = ('cvat_yolo', 'voc')
+BOXES_ONLY = ('cvat_yolo', 'voc', 'csv')
 
 
 @pytest.fixture(scope='module')

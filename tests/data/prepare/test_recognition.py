@@ -21,7 +21,8 @@ def folder(root, files):
 
 @pytest.mark.parametrize('kind, name', [
   ('roboflow', 'coco'), ('cvat_coco', 'coco'), ('cvat_yolo', 'yolo'), ('ultralytics', 'yolo'), ('labelme', 'labelme'),
-  ('via', 'via'), ('label_studio', 'label_studio'), ('voc', 'voc'), ('cvat', 'cvat'), ('numbered_masks', 'masks')])
+  ('via', 'via'), ('label_studio', 'label_studio'), ('voc', 'voc'), ('cvat', 'cvat'),
+  ('csv', 'csv'), ('numbered_masks', 'masks')])
 def test_each_export_has_one_layout(tmp_path, kind, name):
   items, names = exports.draw(tmp_path / 'data')
   getattr(exports, kind)(items, names, tmp_path / 'export')
@@ -39,9 +40,11 @@ def test_several_layouts_are_named(tmp_path):
   assert '--layout=coco' in recognition.describe(str(tmp_path))
 
 
-def test_masks_beside_annotations_are_not_the_annotations(tmp_path):
-  source = folder(tmp_path, {'a.json': COCO, 'images/a.jpg': '', 'masks/a.png': ''})
+def test_masks_and_tables_beside_annotations_are_not_the_annotations(tmp_path):
+  table = 'filename,class,xmin,ymin,xmax,ymax\n'
+  source = folder(tmp_path, {'a.json': COCO, 'images/a.jpg': '', 'masks/a.png': '', 'a.csv': f'{table}a.jpg,x,1,1,2,2'})
   assert recognition.choose(source).layout.NAME == 'coco'
+  assert recognition.choose(source, 'csv').layout.NAME == 'csv'
 
 
 @pytest.mark.parametrize('files, message', [
@@ -50,7 +53,7 @@ def test_masks_beside_annotations_are_not_the_annotations(tmp_path):
   ({'a.json': {'project': {}, 'metadata': {}, 'attribute': {}}}, 'VIA 3'),
   ({'a.json': [{'image': 'a.jpg', 'annotations': []}]}, 'CreateML'),
   ({'a.json': [{'id': 1, 'image': 'a.jpg', 'label': []}]}, 'JSON-MIN'),
-  ({'a.csv': 'filename,file_size\n', 'a.jpg': '', 'readme.txt': '1 2 3 4'}, 'a.csv is a table: export.*JSON .VIA.'),
+  ({'a.csv': 'filename,file_size\n', 'a.jpg': '', 'readme.txt': '1 2 3 4'}, 'a.csv is a table without.*JSON .VIA.'),
   ({'image/a.png': '', 'label/a.txt': 'Car 0.00 0 -1.57 10.01 13.33 61.12'}, "label/a.txt .*'Car 0.* is no label"),
   ({'a.png': '', 'a.txt': 'gsd:1\n9,9,3,2,1,4', 'data.yaml': 'names: [a]'}, "'9,9,3,2,1,4' is no label of YOLO.*COCO"),
   ({'img1/1.jpg': '', 'gt/gt.txt': '1,1,912,484,97,109,0,7,1'}, "gt/gt.txt has numbers.*'1,1,912,4.*MOT.*to COCO json"),

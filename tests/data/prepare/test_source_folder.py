@@ -131,7 +131,7 @@ def test_shapes_of_json(tmp_path):
 @pytest.mark.parametrize('path, split', [
   ('train/a.json', 'train'), ('annotations/instances_val2017.json', 'val'), ('obj_train_data/x.txt', 'train'),
   ('valid', 'val'), ('images/test', 'test'), ('via_project_train.json', 'train'),
-  ('person_keypoints_Validation.json', 'val'), ('my_test_drive/a.json', None),
+  ('person_keypoints_Validation.json', 'val'), ('data/train_labels.csv', 'train'), ('my_test_drive/a.json', None),
   ('trains/a.json', None), ('train_val.json', None), ('data.json', None), ('test/train/a.json', 'train')])
 def test_splits_by_name(path, split):
   assert split_of(path) == split
