@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 import shlex
 from typing import NamedTuple
@@ -14,6 +15,24 @@ from rethink_tf.errors import UserError, excerpt
 LAYOUTS: tuple[Layout, ...] = (coco_json, yolo, voc_folders, labelme, label_studio, via, cvat, tables, mask_images)
 NAMES = tuple(layout.NAME for layout in LAYOUTS)
 _EXAMINED = 40  # files of a kind whose contents are looked at
+_TOOLS = (  # keys of a JSON object, or of the first one of a list; what that is, and what to do
+  ({'project', 'metadata', 'attribute'}, False, 'a project of VIA 3: export its annotations as COCO json'),
+  ({'size', 'objects', 'tags'}, False, 'JSON of Supervisely: export as COCO json'),
+  ({'categories', 'items'}, False, 'JSON of Datumaro: export as COCO json, or convert it with `datum convert -f coco`'),
+  ({'asset', 'regions'}, False, "JSON of VoTT: export the project as 'Pascal VOC' or 'CSV'"),
+  ({'assets', 'tags'}, False, "JSON of VoTT: export the project as 'Pascal VOC' or 'CSV'"),
+  ({'sourceConnection', 'tags'}, False, "a project of VoTT: export it as 'Pascal VOC' or 'CSV'"),
+  ({'item', 'annotations'}, False, 'JSON of V7 Darwin: export as COCO json'),
+  ({'dataset', 'image', 'annotations'}, False, 'JSON of V7 Darwin: export as COCO json'),
+  ({'project_name', 'label_classes', 'images'}, False, 'JSON of Hasty: export as COCO json'),
+  ({'imgHeight', 'imgWidth', 'objects'}, False, 'JSON of Cityscapes: convert the annotations to COCO json'),
+  ({'name', 'frames'}, False, 'JSON of BDD100K: convert the annotations to COCO json'),
+  ({'name', 'labels'}, True, 'JSON of BDD100K: convert the annotations to COCO json'),
+  ({'Labeled Data', 'Label'}, True, 'JSON of Labelbox: convert the annotations to COCO json'),
+  ({'image', 'annotations'}, True, 'JSON of CreateML: export as COCO json'),
+  ({'image'}, True, "Label Studio's JSON-MIN: export as JSON, or as COCO with images"))
+_LINES = {'.manifest': 'a manifest of SageMaker Ground Truth', '.odgt': 'JSON Lines of CrowdHuman',
+          '.jsonl': 'JSON Lines', '.ndjson': 'JSON Lines'}
 _NUMBERS = re.compile(r'([-+.\deE]+[\s,;]+){3}[-+.\d]')  # four of them, as a box has
 
 
@@ -87,20 +106,19 @@ def _texts_with_boxes(folder: SourceFolder) -> tuple[str | None, str | None]:
   return None, of_many
 
 
+def _tool(shape: JsonShape | list[JsonShape] | None) -> str | None:
+  """Return the tool that has written JSON of a shape, and what to do; None if it is not known."""
+  listed = isinstance(shape, list)
+  first = (shape[0] if shape else None) if listed else shape
+  return None if first is None else next(
+    (text for keys, of_a_list, text in _TOOLS if listed == of_a_list and keys <= set(first.keys)), None)
+
+
 def _explain(folder: SourceFolder) -> str:
   """Return why a folder has no layout that can be read, and what to do."""
-  for file in folder.with_suffix('.json')[:_EXAMINED]:
-    shape = folder.json_shape(file)
-    if isinstance(shape, JsonShape) and {'project', 'metadata', 'attribute'} <= set(shape.keys):
-      return f'{file} is a project of VIA 3: export its annotations as COCO json'
-    if isinstance(shape, list) and shape and {'image', 'annotations'} <= set(shape[0].keys):
-      return f'{file} is JSON of CreateML: export as COCO json'
-    if isinstance(shape, list) and shape and 'image' in shape[0].keys:
-      return f"{file} is Label Studio's JSON-MIN: export as JSON, or as COCO with images"
-    if isinstance(shape, JsonShape) and {'size', 'objects', 'tags'} <= set(shape.keys):
-      return f'{file} is JSON of Supervisely: export as COCO json'
-    if isinstance(shape, JsonShape) and {'categories', 'items'} <= set(shape.keys):
-      return f'{file} is JSON of Datumaro: export as COCO json, or convert it with `datum convert -f coco`'
+  for file in folder.with_suffix('.json', '.vott')[:_EXAMINED]:
+    if (tool := _tool(folder.json_shape(file))) is not None:
+      return f'{file} is {tool}'
   if folder.named('labelmap.txt') and any('SegmentationObject/' in file for file in folder.images):
     return "SegmentationObject/ holds CVAT's segmentation masks: export the task as 'COCO 1.0', with images"
   of_one, of_many = _texts_with_boxes(folder)
@@ -113,8 +131,9 @@ def _explain(folder: SourceFolder) -> str:
   for file in folder.with_suffix('.csv')[:_EXAMINED]:
     return (f'{file} is a table without the columns {tables.COLUMNS}: export the annotations as JSON (VIA), as COCO '
             'json, or with these columns')
-  for file in folder.with_suffix('.jsonl', '.ndjson')[:1]:
-    return f'{file} is JSON Lines, which is not read: convert the annotations to COCO json'
+  for file in folder.with_suffix(*_LINES)[:1]:
+    return (f'{file} is {_LINES[posixpath.splitext(file)[1].lower()]}, which is not read: convert the annotations to '
+            'COCO json')
   if of_many is not None:
     return of_many
   if folder.with_suffix('.tfrecord', '.record'):
@@ -124,5 +143,5 @@ def _explain(folder: SourceFolder) -> str:
   if archives := folder.with_suffix(*ARCHIVES):
     return f'holds no annotations of a known layout, but the archive {archives[0]}: unpack it'
   return (f'no annotations of a known layout among its {len(folder.files)} files, of which {len(folder.images)} are '
-          'images: Roboflow, CVAT, Label Studio, LabelMe, YOLO, VIA, PASCAL VOC, COCO json and masks as PNG files are '
-          'read (docs/data.md)')
+          'images: Roboflow, CVAT, Label Studio, LabelMe, YOLO, VIA, PASCAL VOC, COCO json, tables with a box a row '
+          'and masks as PNG files are read (docs/data.md)')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import posixpath
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,7 +33,8 @@ DAMAGED = 'image whose annotation is damaged'
 NOT_IN_A_LIST = 'annotation that no list of ImageSets/Main names'
 NO_ANNOTATION = 'name in ImageSets/Main without an annotation'
 POLYGON = 'with a <polygon>, which is not read (its box is used: export as COCO to have masks)'
-_SETS = {'train': 'train', 'val': 'val', 'test': 'test', 'trainval': 'train'}
+_SETS = {'train': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 'test': 'test', 'trainval': 'train'}
+_MEMBER = re.compile(r'\s+(-1|0|1)$')  # of a class: behind the names in a list of its own
 _EXAMINED = 40  # files whose contents are looked at
 
 
@@ -71,19 +73,25 @@ def read(folder: SourceFolder, options: Options) -> Reading:
 
 
 def _listed(folder: SourceFolder, files: list[str], reading: Reading) -> dict[str, str | None]:
-  """Return xml file -> split by ImageSets/Main; {} without it. Names with spaces may stand in quotes."""
+  """Return xml file -> split by ImageSets/Main; {} without it. Names with spaces may stand in quotes.
+
+  VoTT writes only lists of each class, with 1 or -1 behind a name, CVAT Train.txt and Validation.txt.
+  """
   listed: dict[str, str | None] = {}
-  lists = [file for file in folder.with_suffix('.txt') if posixpath.dirname(file).endswith('ImageSets/Main') and
-           posixpath.splitext(posixpath.basename(file))[0] in _SETS]
+  stems = {file: posixpath.splitext(posixpath.basename(file))[0].lower() for file in folder.with_suffix('.txt')
+           if posixpath.dirname(file).endswith('ImageSets/Main')}
+  lists = {file: stem for file, stem in stems.items() if stem in _SETS} or {
+    file: last for file, stem in stems.items() if (last := stem.rpartition('_')[2]) in _SETS}
   known, absent = set(files), {}
-  for file in sorted(lists, key=lambda file: list(_SETS).index(posixpath.splitext(posixpath.basename(file))[0])):
+  for file, chosen in sorted(lists.items(), key=lambda one: list(_SETS).index(one[1])):
     root = posixpath.dirname(file).removesuffix('ImageSets/Main')
-    for name in filter(None, (line.strip().strip('"') for line in folder.read_text(file).splitlines())):
+    for line in folder.read_text(file).splitlines():
+      name = (_MEMBER.sub('', line.strip()) if chosen != stems[file] else line.strip()).strip('"')
       stem = posixpath.splitext(name)[0] if has_suffix(name, IMAGE_SUFFIXES) else name
       xml = f'{root}Annotations/{stem}.xml'
       if xml in known:
-        listed.setdefault(xml, _SETS[posixpath.splitext(posixpath.basename(file))[0]])
-      else:
+        listed.setdefault(xml, _SETS[chosen])
+      elif name:
         absent.setdefault(xml, f'{file}: {name}')
   unlisted = [file for file in files if file not in listed]
   if listed and unlisted:

@@ -29,11 +29,23 @@ def read(root, files, images):
 def test_image_sets(tmp_path):
   files = {f'Annotations/{name}.xml': xml(f'{name}.jpg') for name in 'abcd'}
   files |= {'ImageSets/Main/train.txt': 'a\n', 'ImageSets/Main/val.txt': 'b\n', 'ImageSets/Main/trainval.txt': 'a\nb\n',
-            'ImageSets/Main/test.txt': 'c\n', 'ImageSets/Main/cat_train.txt': 'd 1\n'}
+            'ImageSets/Main/test.txt': 'c\n', 'ImageSets/Main/person_train.txt': 'd 1\n'}
   _, images = read(tmp_path, files, [f'JPEGImages/{name}.JPG' for name in 'abcd'])
   assert {image.name: image.split for image in images} == {'a.JPG': 'train', 'b.JPG': 'val', 'c.JPG': 'test'}
   assert images[0].instances == [{'category': 'cat', 'iscrowd': 0, 'bbox': [0, 0, 5, 6], 'area': 30,
                                   'segmentation': []}]
+
+
+@pytest.mark.parametrize('lists', [
+  {'Train.txt': 'a\n"b c"\n', 'Validation.txt': 'd\n', 'default.txt': 'a\n'},  # CVAT
+  {'cat_train.txt': 'a.jpg 1\nb c.jpg -1\n', 'cat_val.txt': 'd.jpg  1\n', 'dog_val.txt': 'd.jpg -1\n'}])  # VoTT
+def test_image_sets_of_tools(tmp_path, lists):
+  names = ('a', 'b c', 'd')
+  files = {f'Annotations/{name}.xml': xml(f'{name}.jpg') for name in names}
+  reading, images = read(tmp_path, files | {f'ImageSets/Main/{name}': text for name, text in lists.items()},
+                         [f'JPEGImages/{name}.jpg' for name in names])
+  assert [(image.name, image.split) for image in images] == [('a.jpg', 'train'), ('b c.jpg', 'train'), ('d.jpg', 'val')]
+  assert not reading.problems.counts
 
 
 def test_image_sets_that_do_not_fit_are_counted(tmp_path):
