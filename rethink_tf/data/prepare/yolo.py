@@ -145,7 +145,7 @@ def _images(folder: SourceFolder, splits: dict[str, str | None], labels: dict[st
           instances.append(instance)
     outlines = [polygon for one in instances for polygon in one['segmentation']]
     counts['outlines'] += len(outlines)
-    counts['of four points'] += sum(len(polygon) == 8 for polygon in outlines)
+    counts['of four points'] += sum(len(polygon) == 8 + 2 * (polygon[:2] == polygon[-2:]) for polygon in outlines)
     counts['objects'] += len(instances)
     yield LabelledImage(image, output_name(image), split, instances, fractions=True)
   if counts['outlines'] and counts['outlines'] == counts['of four points']:

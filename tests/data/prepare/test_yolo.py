@@ -42,7 +42,9 @@ def test_lines(tmp_path):
     yolo.UNKNOWN_CLASS: 2}
 
 
-@pytest.mark.parametrize('other, noted', [('', True), ('\n0 0.1 0.1 0.5 0.1 0.5 0.5', False), (f'\n{LINE}', True)])
+@pytest.mark.parametrize('other, noted', [
+  ('', True), ('\n0 0.1 0.1 0.5 0.1 0.5 0.5', False), (f'\n{LINE}', True),
+  ('\n0 0.1 0.1 0.5 0.1 0.5 0.5 0.1 0.5 0.1 0.1', True), ('\n0 0.1 0.1 0.5 0.1 0.5 0.5 0.1 0.1', False)])  # closed
 def test_outlines_that_may_be_rotated_boxes_are_said(tmp_path, other, noted):
   reading, images = read(tmp_path, {'classes.txt': 'cat', 'labels/a.txt': f'0 0.5 0.2 0.7 0.5 0.5 0.8 0.3 0.5{other}'})
   assert images[0].instances[0]['segmentation'] == [[0.5, 0.2, 0.7, 0.5, 0.5, 0.8, 0.3, 0.5]]
