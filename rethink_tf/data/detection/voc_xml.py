@@ -42,7 +42,7 @@ class VocAnnotation(NamedTuple):
   file_name: str = ''  # of the image, without folders; '' if it is not given
 
 
-def parse(data: bytes, name: str) -> VocAnnotation:
+def parse(data: bytes, name: str, first: int = 1) -> VocAnnotation:
   """Parse an annotation file.
 
   Corners are 1-based and inclusive, so that 1 is subtracted from xmin and ymin only, as in Detectron2; the largest box
@@ -51,6 +51,7 @@ def parse(data: bytes, name: str) -> VocAnnotation:
   Args:
     data: contents of the file.
     name: of the file, for messages.
+    first: 0 for corners that are continuous coordinates, of which nothing is subtracted.
 
   Raises:
     XmlError: not XML, too large, with a document type (its entities can expand without limit), or not in VOC's format.
@@ -58,7 +59,7 @@ def parse(data: bytes, name: str) -> VocAnnotation:
   root = parse_xml(data, name)
   if root.tag != 'annotation':
     raise XmlError(f'{name}: the outermost element should be <annotation>, is <{as_text(root.tag[:40])}>')
-  objects = tuple(_parse_object(element, f'{name}: object {i}')
+  objects = tuple(_parse_object(element, f'{name}: object {i}', first)
                   for i, element in enumerate(root.findall('object'), start=1))
   named = (root.findtext('filename') or '').strip() or (root.findtext('path') or '').strip()
   file_name = named.replace('\\', '/').rpartition('/')[2]
@@ -99,7 +100,7 @@ def _parse_size(root: Element) -> tuple[int, int] | None:
   return (height, width) if 0 < height < 2 ** 31 and 0 < width < 2 ** 31 else None
 
 
-def _parse_object(element: Element, where: str) -> VocObject:
+def _parse_object(element: Element, where: str, first: int) -> VocObject:
   name = (element.findtext('name') or '').strip()
   if not name or not is_text(name):
     raise XmlError(f'{where}: <name> is missing' if not name else
@@ -107,12 +108,12 @@ def _parse_object(element: Element, where: str) -> VocObject:
   (y0, x0, y1, x1), repairs = _parse_corners(element, where)
   if y0 > y1 or x0 > x1:
     (y0, y1), (x0, x1), repairs = sorted((y0, y1)), sorted((x0, x1)), (*repairs, EXCHANGED)
-  if 0 in (y0, x0):
+  if first and 0 in (y0, x0):
     repairs = (*repairs, FROM_0)
   difficult, known = _parse_mark(element.findtext('difficult'))
   if not known:
     repairs = (*repairs, UNKNOWN_MARK)
-  box = y0 - 1, x0 - 1, y1, x1
+  box = y0 - first, x0 - first, y1, x1
   if (degrees := _rotation(element)) % 360:
     (y0, x0, y1, x1), repairs = box, (*repairs, ROTATED)
     x, y, width, height = turned_box(x0, y0, x1 - x0, y1 - y0, degrees)

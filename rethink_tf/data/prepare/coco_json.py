@@ -179,7 +179,7 @@ def _image_folder(folder: SourceFolder, file: str, images: list[Any]) -> str:
   candidates = ['' if candidate == '.' else candidate for candidate in dict.fromkeys(candidates)]
 
   def found(candidate: str) -> int:
-    return sum(posixpath.normpath(posixpath.join(candidate, str(entry.get('file_name')).replace('\\', '/'))) in folder
+    return sum(posixpath.normpath(posixpath.join(candidate, str(_name(entry)).replace('\\', '/'))) in folder
                for entry in images[:_SAMPLED])
   best = max(candidates, key=found)
   return best if found(best) else ''
@@ -192,7 +192,7 @@ def _images(folder: SourceFolder, contents: list[_File], reading: Reading,
     used: set[str] = set()
     for entry in content.images:
       stored = content.annotations.pop(entry['id'], [])
-      name = entry.get('file_name')
+      name = _name(entry)
       file = _find(folder, content, name)
       where = shorten(name)
       if file is None or file in used:
@@ -213,6 +213,11 @@ def _images(folder: SourceFolder, contents: list[_File], reading: Reading,
       reading.leave_out(NOT_LISTED, f'{content.name}, image_id {key}', len(left))
     named |= used
   count_unannotated(folder, named, reading, NOT_NAMED)
+
+
+def _name(entry: dict[str, Any]) -> Any:
+  """Return the file of an image; LVIS has its address alone."""
+  return entry.get('file_name') or entry.get('coco_url')
 
 
 def _find(folder: SourceFolder, content: _File, name: Any) -> str | None:

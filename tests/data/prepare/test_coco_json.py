@@ -61,6 +61,14 @@ def test_the_project_of_roboflow_that_has_the_name_of_its_class(tmp_path, caplog
   assert reading.superfluous == {0} and ('both named' in caplog.text) == used
 
 
+def test_images_of_lvis_have_an_address_and_no_name(tmp_path):
+  one = content([BOX])
+  one['images'] = [{'id': 0, 'coco_url': 'http://images.cocodataset.org/train2017/a.jpg', 'height': 8, 'width': 9}]
+  _, (image, _) = read(tmp_path, {'lvis_v1_train.json': one, 'lvis_v1_val.json': content()},
+                       ['train2017/a.jpg', 'val2017/a.jpg'])
+  assert (image.file, image.split, len(image.instances)) == ('train2017/a.jpg', 'train', 1)
+
+
 def test_keypoints_of_each_split(tmp_path):
   _, images = read(tmp_path, {f'annotations/person_keypoints_{split}.json': content([BOX])
                               for split in ('Train', 'Validation')}, ['images/Train/a.jpg', 'images/Validation/a.jpg'])

@@ -36,6 +36,13 @@ def test_image_sets(tmp_path):
                                   'segmentation': []}]
 
 
+@pytest.mark.parametrize('box, expected', [
+  ((1, 1, 5, 6), [0, 0, 5, 6]), (('1.0', '1.0', '5.0', '6.0'), [0, 0, 5, 6]), ((0, 1.25, 5, 6), [0, 1.25, 5, 4.75])])
+def test_fractions_are_continuous_coordinates(tmp_path, box, expected):
+  reading, (image,) = read(tmp_path, {'a.xml': xml(box=box)}, ['a.jpg'])
+  assert image.instances[0]['bbox'] == expected and not reading.problems.counts
+
+
 @pytest.mark.parametrize('lists', [
   {'Train.txt': 'a\n"b c"\n', 'Validation.txt': 'd\n', 'default.txt': 'a\n'},  # CVAT
   {'cat_train.txt': 'a.jpg 1\nb c.jpg -1\n', 'cat_val.txt': 'd.jpg  1\n', 'dog_val.txt': 'd.jpg -1\n'}])  # VoTT
