@@ -28,7 +28,7 @@ from rethink_tf.data.prepare.layout import (
   count_unannotated,
   output_name,
 )
-from rethink_tf.data.prepare.shapes import box, ellipse, joined, numbers
+from rethink_tf.data.prepare.shapes import JOINED, are_boxes, box, ellipse, joined, numbers
 from rethink_tf.data.prepare.source_folder import SourceFolder, split_of
 from rethink_tf.data.prepare.voc_folders import root_tag
 from rethink_tf.data.problems import REPAIRED
@@ -119,6 +119,7 @@ def _instances(shapes: list[Element], size: tuple[int, int] | None, where: str,
     if part is not None:
       group = shape.get('group_id') or '0'
       groups.setdefault((label, group, i if group == '0' else None), []).append(part)
+  reading.leave_out(JOINED, where, sum(map(are_boxes, groups.values())), REPAIRED)
   return [{'category': key[0], **joined(parts)} for key, parts in groups.items()]
 
 

@@ -29,7 +29,7 @@ from rethink_tf.data.prepare.layout import (
   output_name,
   splits_by_folder,
 )
-from rethink_tf.data.prepare.shapes import box, ellipse, joined, numbers
+from rethink_tf.data.prepare.shapes import JOINED, are_boxes, box, ellipse, joined, numbers
 from rethink_tf.data.prepare.source_folder import JsonShape, SourceFolder
 from rethink_tf.data.problems import REPAIRED
 from rethink_tf.errors import UserError
@@ -130,6 +130,7 @@ def _instances(shapes: list[Any], file: str, size: tuple[int, int] | None, readi
       group = shape.get('group_id')
       key = (label, group) if isinstance(group, int | str) else (label, None, i)
       groups.setdefault(key, []).append(part)
+  reading.leave_out(JOINED, file, sum(map(are_boxes, groups.values())), REPAIRED)
   return [{'category': key[0].strip(), **joined(parts)} for key, parts in groups.items()]
 
 

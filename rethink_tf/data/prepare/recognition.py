@@ -33,6 +33,7 @@ _TOOLS = (  # keys of a JSON object, or of the first one of a list; what that is
   ({'image'}, True, "Label Studio's JSON-MIN: export as JSON, or as COCO with images"))
 _LINES = {'.manifest': 'a manifest of SageMaker Ground Truth', '.odgt': 'JSON Lines of CrowdHuman',
           '.jsonl': 'JSON Lines', '.ndjson': 'JSON Lines'}
+_OF_IMAGES = re.compile(r'image|file|\.(jpe?g|png)\b|x_?min|bbox', re.IGNORECASE)  # not the metrics of a training
 _NUMBERS = re.compile(r'([-+.\deE]+[\s,;]+){3}[-+.\d]')  # four of them, as a box has
 
 
@@ -106,6 +107,14 @@ def _texts_with_boxes(folder: SourceFolder) -> tuple[str | None, str | None]:
   return None, of_many
 
 
+def _head(folder: SourceFolder, file: str) -> str:
+  """Return the first two lines of a text file, '' if it is none."""
+  try:
+    return '\n'.join(folder.read_text(file).splitlines()[:2])
+  except UserError:
+    return ''
+
+
 def _tool(shape: JsonShape | list[JsonShape] | None) -> str | None:
   """Return the tool that has written JSON of a shape, and what to do; None if it is not known."""
   listed = isinstance(shape, list)
@@ -128,7 +137,8 @@ def _explain(folder: SourceFolder) -> str:
     return (f'{mask} seems to be a mask: masks are read from PNG files alone: save them as PNG, of 16 bits where an '
             'image has more than 255 objects; of JPEG files set the pixels below 128 to 0 and the others to 255, since '
             'those at the edges have other values')
-  for file in folder.with_suffix('.csv')[:_EXAMINED]:
+  if (file := next((one for one in folder.with_suffix('.csv')[:_EXAMINED] if _OF_IMAGES.search(_head(folder, one))),
+                   None)) is not None:
     return (f'{file} is a table without the columns {tables.COLUMNS}: export the annotations as JSON (VIA), as COCO '
             'json, or with these columns')
   for file in folder.with_suffix(*_LINES)[:1]:

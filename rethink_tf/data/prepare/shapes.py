@@ -13,6 +13,7 @@ from pycocotools import mask as mask_api
 from rethink_tf.data.detection.segmentation import to_rle
 
 MAX_COORDINATE = 1e6  # as detection.annotations
+JOINED = 'object of several rectangles of one label and group (the box around them is used)'
 _SAMPLED = 64  # points of a circle or an ellipse
 _DIGITS = 3  # behind the point of a coordinate that is computed
 
@@ -76,6 +77,11 @@ def joined(parts: Sequence[tuple[str, Any]]) -> dict[str, Any]:
   else:
     return boxed(around)
   return found | ({'bbox': around} if around else {})
+
+
+def are_boxes(parts: Sequence[tuple[str, Any]]) -> bool:
+  """Whether an object is several rectangles, which few tools take for one."""
+  return len(parts) > 1 and {kind for kind, _ in parts} == {'box'}
 
 
 def ellipse(cx: float, cy: float, rx: float, ry: float, angle: float = 0.0) -> list[float]:

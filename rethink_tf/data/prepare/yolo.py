@@ -105,7 +105,7 @@ def read(folder: SourceFolder, options: Options) -> Reading:
   elif unresolved:
     reading.notes.append(f'{described.file}: {", ".join(unresolved)}: no such list or folder of images in the source')
   if repeated:
-    reading.problems.add(IN_SEVERAL, len(repeated), as_text(repeated[0]), REPAIRED)
+    reading.problems.add(IN_SEVERAL, len(set(repeated)), as_text(repeated[0]), REPAIRED)
   if missing:
     reading.problems.add(NO_IMAGE, len(missing), missing[0])
   if len(found) < len(splits):

@@ -19,6 +19,7 @@ from rethink_tf.data.prepare.layout import (
   SECOND_FILE,
   Options,
 )
+from rethink_tf.data.prepare.shapes import JOINED
 from rethink_tf.data.prepare.source_folder import SourceFolder
 from rethink_tf.errors import UserError
 from tests.exports import rasterise
@@ -80,6 +81,13 @@ def test_labels_that_are_no_classes(tmp_path):
                                       shape('polygon', triangle, label='_background_')])
   assert [one['category'] for one in image.instances] == ['cat']
   assert dict(reading.problems.counts) == {labelme.NO_OBJECT: 2}
+
+
+def test_rectangles_in_one_group_are_counted(tmp_path):
+  reading, (image,) = read(tmp_path, [shape('rectangle', [[x, 1], [x + 2, 4]], group=group)
+                                      for x, group in ((1, 1), (8, 1), (12, 2), (16, None))])
+  assert [one['bbox'] for one in image.instances] == [[1, 1, 9, 3], [12, 1, 2, 3], [16, 1, 2, 3]]
+  assert dict(reading.problems.counts) == {JOINED: 1}
 
 
 def test_groups_are_one_object(tmp_path):

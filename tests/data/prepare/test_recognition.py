@@ -54,6 +54,7 @@ def test_masks_and_tables_beside_annotations_are_not_the_annotations(tmp_path):
   ({'a.json': [{'image': 'a.jpg', 'annotations': []}]}, 'CreateML'),
   ({'a.json': [{'id': 1, 'image': 'a.jpg', 'label': []}]}, 'JSON-MIN'),
   ({'a.csv': 'filename,file_size\n', 'a.jpg': '', 'readme.txt': '1 2 3 4'}, 'a.csv is a table without.*JSON .VIA.'),
+  ({'results.csv': 'epoch,train/box_loss\n1,2', 'a.jpg': ''}, 'no annotations of a known layout among its 2 files'),
   ({'image/a.png': '', 'label/a.txt': 'Car 0.00 0 -1.57 10.01 13.33 61.12'}, "label/a.txt .*'Car 0.* is no label"),
   ({'a.png': '', 'a.txt': 'gsd:1\n9,9,3,2,1,4', 'data.yaml': 'names: [a]'}, "'9,9,3,2,1,4' is no label of YOLO.*COCO"),
   ({'img1/1.jpg': '', 'gt/gt.txt': '1,1,912,484,97,109,0,7,1'}, "gt/gt.txt has numbers.*'1,1,912,4.*MOT.*to COCO json"),
