@@ -82,4 +82,5 @@ def _state(folder: pathlib.Path) -> dict[str, bytes]:
 TARGETS = tuple(Target(f'exports: {name}', functools.partial(_build, write), _run) for name, write in (
   ('Roboflow', exports.roboflow), ('CVAT, COCO', exports.cvat_coco), ('CVAT, YOLO', exports.cvat_yolo),
   ('Ultralytics', exports.ultralytics), ('YOLO pose', _pose), ('LabelMe', exports.labelme), ('VIA', exports.via),
-  ('Label Studio', exports.label_studio), ('VOC', exports.voc), ('masks', exports.numbered_masks)))
+  ('Label Studio', exports.label_studio), ('VOC', exports.voc),
+  ('CVAT xml', exports.cvat), ('tables', exports.csv), ('masks', exports.numbered_masks)))

@@ -52,7 +52,7 @@ def find(folder: SourceFolder) -> list[Found]:
   found = [Found(layout, evidence) for layout in LAYOUTS if (evidence := layout.recognize(folder)) is not None]
   # Beside annotations, masks are a further output of most tools, and tables are made from these, as in the tutorials
   # of TensorFlow's object detection.
-  return [one for one in found if one.layout not in (tables, mask_images)] or found[:1]
+  return [one for one in found if one.layout not in (tables, mask_images)] or found
 
 
 def choose(folder: SourceFolder, name: str | None = None) -> Found:
@@ -130,6 +130,10 @@ def _explain(folder: SourceFolder) -> str:
       return f'{file} is {tool}'
   if folder.named('labelmap.txt') and any('SegmentationObject/' in file for file in folder.images):
     return "SegmentationObject/ holds CVAT's segmentation masks: export the task as 'COCO 1.0', with images"
+  if folder.named('_classes.csv') and (mask := next(
+      (file for file in folder.images if file.lower().endswith('_mask.png')), None)) is not None:
+    return (f"{mask} is one of Roboflow's semantic masks, which do not tell the objects of a class apart: export as "
+            "'COCO Segmentation'")
   of_one, of_many = _texts_with_boxes(folder)
   if of_one is not None:
     return of_one

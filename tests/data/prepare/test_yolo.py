@@ -68,8 +68,8 @@ def test_lists_of_cvat(tmp_path):
 
 
 def test_images_of_several_splits_are_counted(tmp_path):
-  files = {'data.yaml': 'names: [cat]\ntrain: [x/images, y/images]\nval: y/images\ntest: y/images', 'x/labels/a.txt': LINE,
-           'y/labels/a.txt': LINE}
+  files = {'data.yaml': 'names: [cat]\ntrain: [x/images, y/images]\nval: y/images\ntest: y/images',
+           'x/labels/a.txt': LINE, 'y/labels/a.txt': LINE}
   reading, images = read(tmp_path, files, ['x/images/a.jpg', 'y/images/a.jpg'])
   assert [image.split for image in images] == ['train', 'train'] and reading.problems.counts[yolo.IN_SEVERAL] == 1
 
