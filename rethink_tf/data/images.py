@@ -32,6 +32,7 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 _START_OF_JPEG = b'\xff\xd8'
 _END_OF_JPEG = b'\xff\xd9'
 _END_OF_PNG = b'IEND\xaeB`\x82'
+LFS = b'version https://git-lfs'  # what a repository has in place of a file
 _TIFF = (b'II*\0', b'MM\0*')
 _UPPER_BITS_ONLY = ('PNG', 'TIFF', 'PPM', 'JPEG2000')  # formats of whose colours of 16 bits Pillow returns the upper 8
 _12_BITS = 16  # no 12 bits exceed it among the upper 8 of 16, rounded
@@ -124,7 +125,13 @@ def measure(data: bytes) -> tuple[int, int]:
     with Image.open(io.BytesIO(data), formats=_formats()) as image:
       return stored_size(image)
   except Exception as error:  # as in _decode_strictly
-    raise ValueError('not an image in a known format') from error
+    raise ValueError(_not_an_image(data)) from error
+
+
+def _not_an_image(data: bytes) -> str:
+  """Return what data without the header of an image is."""
+  return 'a pointer of Git LFS: fetch the files with `git lfs pull`' if data.startswith(LFS) else (
+    'not an image in a known format')
 
 
 def turn_and_size(path: str) -> tuple[int, tuple[int, int]]:
@@ -248,7 +255,7 @@ def _decode_strictly(data: bytes, name: str, max_pixels: int, upright: bool, not
     raise
   except Exception as error:  # damaged files raise any type of exception in Pillow, down to struct.error
     unknown = isinstance(error, Image.UnidentifiedImageError)
-    reason = in_one_line(error) if not unknown else 'not an image in a known format' if data[:4] not in _TIFF else (
+    reason = in_one_line(error) if not unknown else _not_an_image(data) if data[:4] not in _TIFF else (
       'a TIFF of a kind that is not supported: save it as PNG')
     raise ImageError(f'{name}: cannot be decoded: {reason}') from error
 

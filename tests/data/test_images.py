@@ -241,6 +241,14 @@ def test_other_formats_are_not_opened(data):
     decode(data, 'page')
 
 
+def test_a_pointer_of_git_lfs_is_named():
+  data = b'version https://git-lfs.github.com/spec/v1\noid sha256:4dbb\nsize 266111\n'
+  with pytest.raises(ImageError, match='a.jpg: .*a pointer of Git LFS: fetch the files with `git lfs pull`'):
+    decode(data, 'a.jpg')
+  with pytest.raises(ValueError, match='Git LFS'):
+    measure(data)
+
+
 def test_a_png_chunk_longer_than_the_file_allocates_nothing(pixels):
   """OpenCV allocates a chunk by its length before it reads it: 2 GB for a file of a few kilobytes."""
   data = bytearray(encode(pixels, 'PNG'))

@@ -7,6 +7,7 @@ import re
 import shlex
 from typing import NamedTuple
 
+from rethink_tf.data.images import LFS
 from rethink_tf.data.prepare import coco_json, cvat, label_studio, labelme, mask_images, tables, via, voc_folders, yolo
 from rethink_tf.data.prepare.layout import Layout
 from rethink_tf.data.prepare.source_folder import ARCHIVES, JsonShape, SourceFolder
@@ -128,6 +129,9 @@ def _explain(folder: SourceFolder) -> str:
   for file in folder.with_suffix('.json', '.vott')[:_EXAMINED]:
     if (tool := _tool(folder.json_shape(file))) is not None:
       return f'{file} is {tool}'
+  for file in folder.with_suffix('.json', '.xml', '.txt', '.csv')[:_EXAMINED]:
+    if _head(folder, file).encode().startswith(LFS):
+      return f'{file} is a pointer of Git LFS: fetch the files with `git lfs pull`'
   if folder.named('labelmap.txt') and any('SegmentationObject/' in file for file in folder.images):
     return "SegmentationObject/ holds CVAT's segmentation masks: export the task as 'COCO 1.0', with images"
   if folder.named('_classes.csv') and (mask := next(

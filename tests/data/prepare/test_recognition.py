@@ -58,6 +58,7 @@ def test_masks_and_tables_beside_annotations_are_not_the_annotations(tmp_path):
   ({'a.json': [{'id': 1, 'image': 'a.jpg', 'label': []}]}, 'JSON-MIN'),
   ({'a.csv': 'filename,file_size\n', 'a.jpg': '', 'readme.txt': '1 2 3 4'}, 'a.csv is a table without.*JSON .VIA.'),
   ({'_classes.csv': 'Pixel Value, Class', 'a.jpg': '', 'a_mask.png': ''}, "a_mask.png .*semantic.*COCO"),
+  ({'a.json': 'version https://git-lfs.github.com/spec/v1\noid sha256:4d', 'a.jpg': ''}, 'a.json .*of Git LFS: .*pull'),
   ({'results.csv': 'epoch,train/box_loss\n1,2', 'a.jpg': ''}, 'no annotations of a known layout among its 2 files'),
   ({'image/a.png': '', 'label/a.txt': 'Car 0.00 0 -1.57 10.01 13.33 61.12'}, "label/a.txt .*'Car 0.* is no label"),
   ({'a.png': '', 'a.txt': 'gsd:1\n9,9,3,2,1,4', 'data.yaml': 'names: [a]'}, "'9,9,3,2,1,4' is no label of YOLO.*COCO"),
