@@ -27,7 +27,7 @@ from rethink_tf.data.prepare.layout import (
   output_name,
   refuse_several,
 )
-from rethink_tf.data.prepare.shapes import box, numbers
+from rethink_tf.data.prepare.shapes import MAX_COORDINATE, box, numbers
 from rethink_tf.data.prepare.source_folder import JsonShape, SourceFolder, is_below, split_of
 from rethink_tf.data.problems import REPAIRED
 from rethink_tf.errors import UserError
@@ -250,9 +250,8 @@ def _instance(entry: dict[str, Any], keys: dict[int, int], file: str, reading: R
     x, y, width, height = turned_box(*bbox, degrees)
     instance['bbox'] = box(x, y, x + width, y + height)
     reading.leave_out(ROTATED, where, outcome=REPAIRED)
-  for field in ('area', 'iscrowd'):
-    value = numbers([instance.get(field, 0)])
-    if value is None:
+  for field, largest in (('area', MAX_COORDINATE ** 2), ('iscrowd', MAX_COORDINATE)):
+    if field in instance and numbers([instance[field]], largest) is None:
       del instance[field]
   if instance.get('iscrowd') and isinstance(segmentation, dict) and options.crowds != 'keep':
     attributes = entry.get('attributes')

@@ -18,13 +18,13 @@ _SAMPLED = 64  # points of a circle or an ellipse
 _DIGITS = 3  # behind the point of a coordinate that is computed
 
 
-def numbers(values: Sequence[Any]) -> list[float] | None:
-  """Return finite floats of a plausible size; None if a value is none."""
+def numbers(values: Sequence[Any], largest: float = MAX_COORDINATE) -> list[float] | None:
+  """Return finite floats of a plausible size, by default that of coordinates; None if a value is none."""
   try:
     found = [float(value) for value in values if not isinstance(value, (bool, str, bytes))]
   except (TypeError, ValueError, OverflowError):
     return None
-  if len(found) != len(values) or not all(abs(value) <= MAX_COORDINATE for value in found):  # False for NaN
+  if len(found) != len(values) or not all(abs(value) <= largest for value in found):  # False for NaN
     return None
   return found
 

@@ -69,6 +69,12 @@ def test_images_of_lvis_have_an_address_and_no_name(tmp_path):
   assert (image.file, image.split, len(image.instances)) == ('train2017/a.jpg', 'train', 1)
 
 
+def test_areas_of_large_objects_are_kept(tmp_path):
+  areas = [2.5e6, 1e300, '3', None]
+  _, (image,) = read(tmp_path, {'a.json': content([BOX | {'area': area} for area in areas])})
+  assert [one.get('area') for one in image.instances] == [2.5e6, None, None, None]
+
+
 def test_keypoints_of_each_split(tmp_path):
   _, images = read(tmp_path, {f'annotations/person_keypoints_{split}.json': content([BOX])
                               for split in ('Train', 'Validation')}, ['images/Train/a.jpg', 'images/Validation/a.jpg'])
