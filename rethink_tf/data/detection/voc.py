@@ -75,7 +75,8 @@ class VocSource:
       data_dir: VOCdevkit or its parent folder, local or gs://; for a data set without years, the folder itself.
       sets: image sets to concatenate, in this order: '<year folder>/<set>', or '<set>' without years. An image that is
         listed twice counts once.
-      classes: class k is classes[k - 1]; None: all names in the annotations of these folders, sorted.
+      classes: class k is classes[k - 1]; None: all names in the annotations of these folders, sorted, and corners
+        with fractions are continuous coordinates, as CVAT and VoTT write them.
       use_difficult: train on objects marked difficult too (as Detectron2 does; Detectron, which the paper follows, does
         not). The ground truth of an evaluation keeps the mark in any case.
       fraction, num_images, subset_seed: a seeded, nested subset, see `subset.subset`.
@@ -92,7 +93,8 @@ class VocSource:
     self._folder, self._max_pixels = data_dir, max_pixels
     self.name = f'{os.path.basename(os.path.normpath(data_dir))}/{"+".join(sets)}'
     self.notes = ImageNotes(self.name)
-    entries, parsed = self._read_annotations(_list_entries(data_dir, sets, self.name), training)
+    entries, parsed = self._read_annotations(_list_entries(data_dir, sets, self.name), training,
+                                              own=classes is None)
     if classes is None:
       classes = _find_classes(data_dir, sets, max_pixels)
     self.categories = tuple(Category(k, name) for k, name in enumerate(_check_classes(classes), start=1))
@@ -163,9 +165,10 @@ class VocSource:
     """Return a hash of the contents of the annotations; numbers: of the categories in another order."""
     return self._table.digest(numbers)
 
-  def _read_annotations(self, entries: list[_Entry], training: bool) -> tuple[list[_Entry], list[VocAnnotation]]:
+  def _read_annotations(self, entries: list[_Entry], training: bool,
+                        own: bool) -> tuple[list[_Entry], list[VocAnnotation]]:
     """Return the usable entries and their annotations; in training the others are dropped and counted."""
-    results = _read_all([entry.xml for entry in entries], self._max_pixels)
+    results = _read_all([entry.xml for entry in entries], self._max_pixels, own)
     damaged = [str(result) for result in results if isinstance(result, XmlError)]
     if damaged and (not training or len(damaged) == len(results)):
       raise UserError(damaged[0] + (f' ({len(damaged)} of {len(results)} annotations are damaged)'
@@ -314,14 +317,14 @@ def _held(root: str) -> str:
   return f'. {held}' if held else ''
 
 
-def _read_all(files: list[str], max_pixels: int) -> list[VocAnnotation | XmlError]:
+def _read_all(files: list[str], max_pixels: int, own: bool = False) -> list[VocAnnotation | XmlError]:
   """Read annotation files; an XmlError takes the place of each unusable one."""
   def read(file: str) -> VocAnnotation | XmlError:
     try:
       with open_regular(file) as stream:
         if stream.size() > MAX_BYTES:
           raise too_large(stream.size(), file)
-        annotation = parse(stream.read(), file)
+        annotation = parse(stream.read(), file, own)
       if annotation.size is not None and annotation.size[0] * annotation.size[1] > max_pixels:
         raise XmlError(f'{file}: <size> is {annotation.size[1]}x{annotation.size[0]}, more than voc.max_pixels = '
                        f'{max_pixels:,}')

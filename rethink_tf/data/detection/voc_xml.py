@@ -42,7 +42,7 @@ class VocAnnotation(NamedTuple):
   file_name: str = ''  # of the image, without folders; '' if it is not given
 
 
-def parse(data: bytes, name: str, first: int = 1) -> VocAnnotation:
+def parse(data: bytes, name: str, own: bool = False) -> VocAnnotation:
   """Parse an annotation file.
 
   Corners are 1-based and inclusive, so that 1 is subtracted from xmin and ymin only, as in Detectron2; the largest box
@@ -51,7 +51,8 @@ def parse(data: bytes, name: str, first: int = 1) -> VocAnnotation:
   Args:
     data: contents of the file.
     name: of the file, for messages.
-    first: 0 for corners that are continuous coordinates, of which nothing is subtracted.
+    own: not of PASCAL VOC itself: in a file with fractions (CVAT, VoTT) corners are continuous coordinates, of which
+      nothing is subtracted.
 
   Raises:
     XmlError: not XML, too large, with a document type (its entities can expand without limit), or not in VOC's format.
@@ -59,11 +60,23 @@ def parse(data: bytes, name: str, first: int = 1) -> VocAnnotation:
   root = parse_xml(data, name)
   if root.tag != 'annotation':
     raise XmlError(f'{name}: the outermost element should be <annotation>, is <{as_text(root.tag[:40])}>')
+  first = 0 if own and any(map(_is_fraction, root.iter())) else 1
   objects = tuple(_parse_object(element, f'{name}: object {i}', first)
                   for i, element in enumerate(root.findall('object'), start=1))
   named = (root.findtext('filename') or '').strip() or (root.findtext('path') or '').strip()
   file_name = named.replace('\\', '/').rpartition('/')[2]
   return VocAnnotation(_parse_size(root), objects, file_name)
+
+
+def _is_fraction(element: Element) -> bool:
+  """Whether an element is a corner of a box that is no whole pixel."""
+  if element.tag not in _CORNERS:
+    return False
+  try:
+    value = float(element.text or '')
+  except ValueError:
+    return False
+  return math.isfinite(value) and not value.is_integer()
 
 
 def too_large(size: int, name: str) -> XmlError:

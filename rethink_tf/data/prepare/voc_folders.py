@@ -35,8 +35,6 @@ NO_ANNOTATION = 'name in ImageSets/Main without an annotation'
 POLYGON = 'with a <polygon>, which is not read (its box is used: export as COCO to have masks)'
 _SETS = {'train': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 'test': 'test', 'trainval': 'train'}
 _MEMBER = re.compile(r'\s+(-1|0|1)$')  # of a class: behind the names in a list of its own
-# Of a corner: of tools that write continuous coordinates, as CVAT and VoTT; VOC's are whole pixels, counted from 1.
-_FRACTION = re.compile(rb'<[xy]m(?:in|ax)>\s*\d+\.\d*[1-9]')
 _EXAMINED = 40  # files whose contents are looked at
 
 
@@ -110,7 +108,7 @@ def _images(folder: SourceFolder, splits: dict[str, str | None], listed: bool,
   for file, split in splits.items():
     try:
       data = _read(folder, file)
-      annotation = parse(data, folder.path(file), 0 if _FRACTION.search(data) else 1)
+      annotation = parse(data, folder.path(file), own=True)
     except XmlError as error:
       damaged, first = damaged + 1, first or str(error)
       reading.problems.add(DAMAGED, 1, str(error))

@@ -288,6 +288,14 @@ def test_spellings_of_a_class(tmp_path, caplog):
   assert any("'Dog' and 'dog'" in line for line in warnings(caplog))
 
 
+def test_corners_with_fractions_are_continuous_unless_they_are_vocs(tmp_path):
+  """CVAT and VoTT write the corners of their boxes, not pixels counted from 1."""
+  folder = one(tmp_path, item(box=(10, 20.5, 30, 50)))
+  boxes = {classes: VocSource(folder, sets=('train',), classes=classes).load(0).boxes.tolist()
+           for classes in (None, ('dog',))}
+  assert boxes == {None: [[20.5, 10, 50, 30]], ('dog',): [[19.5, 9, 50, 30]]}
+
+
 def test_boxes_that_are_fractions(tmp_path):
   folder = one(tmp_path, item(box=(.1, .2, .5, .6)), item(box=(.3, .1, .9, .95)))
   with pytest.raises(UserError, match='all 2 boxes lie in 0..1'):

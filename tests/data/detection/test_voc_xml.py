@@ -33,6 +33,7 @@ def test_fractions_white_space_encodings_and_no_difficult():
   for data in (text.encode('utf-8-sig'), ('<?xml version="1.0" encoding="UTF-16"?>' + text).encode('utf-16'),
                ('<?xml version="1.0" encoding="latin-1"?>' + text).encode('latin-1')):
     assert parse(data, 'a.xml').objects == (VocObject('dog', False, (20, 10.5, 50, 30)),)
+    assert parse(data, 'a.xml', own=True).objects == (VocObject('dog', False, (21, 11.5, 50, 30)),)
 
 
 @pytest.mark.parametrize('value, box', [('90.0', (5, 45, 85, 55)), ('0', (40, 10, 50, 90)), ('nan', (40, 10, 50, 90)),
