@@ -150,6 +150,25 @@ def test_what_is_found_instead_is_named_with_the_cure(drawn, tmp_path):
         sources(files, tmp_path / folder)
 
 
+@pytest.mark.parametrize(('given', 'cure'), [
+  ('coco/train2017', 'is a part of a data set: give the folder above it, .*/coco'),
+  ('coco/annotations', 'is a part of a data set: give the folder above it, .*/coco'),
+  ('coco/annotations/instances_train2017.json', 'is a file: give the folder'),
+  ('data.zip', 'is an archive: unpack it'),
+  ('empty', 'is empty'),
+  ('classes', '2 images in 2 folders, without annotations: images in folders by class are for pre-training'),
+])
+def test_other_paths_are_named_with_the_cure(drawn, tmp_path, given, cure):
+  write_coco(*drawn, tmp_path / 'coco')
+  (tmp_path / 'data.zip').touch()
+  (tmp_path / 'empty').mkdir()
+  for name in ('cat', 'dog'):
+    (tmp_path / 'classes' / name).mkdir(parents=True)
+    (tmp_path / 'classes' / name / '1.jpg').touch()
+  with pytest.raises(UserError, match=f'no such annotation file.*{given}:? {cure}'):
+    sources(FILES, tmp_path / given)
+
+
 def test_storage_that_does_not_answer_is_one_line(monkeypatch):
   def away(path):
     raise tf.errors.FailedPreconditionError(None, None, 'Could not resolve hostname\n when reading')

@@ -231,11 +231,15 @@ def _explain_missing(file: str, data_dir: str) -> str:
   folder = os.path.dirname(file)
   others = sorted(tf.io.gfile.glob(os.path.join(folder, '*.json')))[:5]
   found = ' (found: ' + ', '.join(os.path.basename(name) for name in others) + ')' if others else ''
-  held = recognition.describe(data_dir) if '://' not in data_dir and os.path.isdir(data_dir) else None
-  return (f'{file}: no such annotation file{found}. {f"{held}. " if held else ""}For COCO, unpack train2017.zip, '
-          'val2017.zip and annotations_trainval2017.zip from https://cocodataset.org/#download into the data folder '
-          '(--data_dir); for your own images, use python -m rethink_tf.data.prepare, or set coco.annotation_file and '
-          'coco.image_dir; to try without any data, add --gin_file=gin_configs/data/synthetic.gin')
+  held = recognition.describe(data_dir) if '://' not in data_dir else None
+  cures = [] if held is None else [held]
+  if held is None or re.search('(train|val)20[0-9]{2}', os.path.basename(file)):
+    cures.append('For COCO, unpack train2017.zip, val2017.zip and annotations_trainval2017.zip from '
+                 'https://cocodataset.org/#download into the data folder (--data_dir); for your own images, use python '
+                 '-m rethink_tf.data.prepare; to try without any data, add '
+                 '--gin_file=gin_configs/data/synthetic.gin')
+  cures.append('Other names: coco.annotation_file, coco.image_dir')
+  return f'{file}: no such annotation file{found}. {". ".join(cures)}'
 
 
 def _parse_images(entries: list[Any], file: str, max_pixels: int) -> tuple[np.ndarray, np.ndarray, list[str]]:

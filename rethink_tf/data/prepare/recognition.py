@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 import re
 import shlex
@@ -15,6 +16,7 @@ from rethink_tf.errors import UserError, excerpt
 
 LAYOUTS: tuple[Layout, ...] = (coco_json, yolo, voc_folders, labelme, label_studio, via, cvat, tables, mask_images)
 NAMES = tuple(layout.NAME for layout in LAYOUTS)
+_ANNOTATIONS = 'annotations'  # folder of COCO's layout, beside those of the images
 _EXAMINED = 40  # files of a kind whose contents are looked at
 _TOOLS = (  # keys of a JSON object, or of the first one of a list; what that is, and what to do
   ({'project', 'metadata', 'attribute'}, False, 'a project of VIA 3: export its annotations as COCO json'),
@@ -82,13 +84,21 @@ def choose(folder: SourceFolder, name: str | None = None) -> Found:
 
 
 def describe(path: str) -> str | None:
-  """Return what a local folder holds and the command that makes it readable, for messages; None if it is not known."""
+  """Return what is at a local path in place of what was looked for, and the cure, for messages; None: nothing is."""
+  if os.path.isfile(path) and not path.lower().endswith(ARCHIVES):
+    return f'{path} is a file: give the folder of the data set'
+  if not os.path.exists(path):
+    return None
+  above = os.path.dirname(os.path.abspath(path))
+  if os.path.isdir(os.path.join(above, _ANNOTATIONS)) and not os.path.isdir(os.path.join(path, _ANNOTATIONS)):
+    return f'{path} is a part of a data set: give the folder above it, {above}'
   try:
-    found = find(SourceFolder(path, follow_links=True))
-  except UserError:
-    return None
-  if not found:
-    return None
+    folder = SourceFolder(path, follow_links=True)
+    found = find(folder)
+    if not found:
+      return f'{path}: {_explain(folder)}'
+  except UserError as error:
+    return error.line()
   layout = f' --layout={found[0].layout.NAME}' if len(found) > 1 else ''
   return (f'{path} holds {" and ".join(map(str, found))}: python -m rethink_tf.data.prepare {shlex.quote(path)} '
           f'--output_dir=data/my_images{layout} writes what is read here')
@@ -160,6 +170,10 @@ def _explain(folder: SourceFolder) -> str:
     return 'is empty'
   if archives := folder.with_suffix(*ARCHIVES):
     return f'holds no annotations of a known layout, but the archive {archives[0]}: unpack it'
+  by_class = {posixpath.dirname(image) for image in folder.images}
+  if len(by_class) > 1 and len(folder.images) > 0.9 * len(folder.files) and all(map(posixpath.dirname, folder.images)):
+    return (f'{len(folder.images)} images in {len(by_class)} folders, without annotations: images in folders by class '
+            'are for pre-training (docs/pretraining.md); a detector needs boxes')
   return (f'no annotations of a known layout among its {len(folder.files)} files, of which {len(folder.images)} are '
           'images: Roboflow, CVAT, Label Studio, LabelMe, YOLO, VIA, PASCAL VOC, COCO json, tables with a box a row '
           'and masks as PNG files are read (docs/data.md)')
