@@ -196,7 +196,7 @@ def needed(side: Side, best: Side, differences: Differences, margin: float, sche
   text = f'The interval {width} would settle a difference that stays as it is. '
   even, sure = (_enough(known, differences.look, power) for power in (_EVEN, _POWER))
   if even == Addition():
-    short = f'it may be anything from {signed(difference.low)} to {signed(difference.high)} points'
+    short = _range(difference.low, difference.high)
     text += f'It may not: neither {MOST_SEEDS} seeds nor {MOST_TIMES} times the images would settle it in half of the'
     text += f' cases.{f" Scratch may gain from {longer}." if longer else ""}'
     return Need(short, text + rest, longer=bool(longer), chance=likely)
@@ -212,6 +212,13 @@ def needed(side: Side, best: Side, differences: Differences, margin: float, sche
   if even.images and costs:
     text += ' More images take annotations and no training.'
   return Need(f'{choices} may settle it', text + rest, even, sure, bool(longer), likely)
+
+
+def _range(low: float, high: float) -> str:
+  """Return where scratch may be, in words."""
+  if not low < 0 < high:
+    return f'the difference may be anything from {signed(low)} to {signed(high)} points'
+  return f'scratch may be up to {signed(-low)[1:]} points behind, or up to {signed(high)[1:]} ahead'
 
 
 class _Known(NamedTuple):

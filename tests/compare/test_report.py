@@ -322,6 +322,8 @@ def test_what_would_settle_it(tmp_path, lost, apart, words):
   only = judge(paths)[0]
   assert re.search(f'Too noisy to say: .* stays as it is. It may not: {words}', only.words), only.words
   assert ('may settle it' in only.headline) == (lost > 1) == (only.need.even != (None, None))
+  assert bool(re.search(r': scratch may be up to [\d.]+ points behind, or up to [\d.]+ ahead$', only.headline)) == (
+    lost == 1), only.headline
 
 
 def test_a_seed_that_may_have_diverged_is_said_and_counts(tmp_path, without_files):
