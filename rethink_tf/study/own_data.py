@@ -154,8 +154,8 @@ def choose_alternative(choices: Sequence[Choice], times: Sequence[tuple[float, f
   fixed = [short - (long - short) for short, long in times]
   if len(choices) == 1 or fixed[0] <= seconds * _FIXED_LIMIT:
     return choices[0], times[0]
-  why = (f'without pre-training on synthetic shapes: with it, what does not become shorter with the schedules takes '
-         f'{duration(fixed[0])} of {duration(seconds)}, without it {duration(fixed[1])}')
+  why = (f'without pre-training on synthetic shapes: of {duration(seconds)}, what no shorter schedule saves would take '
+         f'{duration(fixed[0])} with it, and takes {duration(fixed[1])} without')
   return choices[1]._replace(reasons=(*choices[1].reasons, why)), times[1]
 
 
