@@ -15,7 +15,13 @@ from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run
 from rethink_tf.compare.sequential import Look
 from rethink_tf.console import duration
 
-_LOG_SECONDS = 5.0  # resampling for longer is logged
+_LOG_SECONDS = 5.0  # work of that time is logged
+
+
+def log_next(work: str, run: str, done: int, runs: int, seconds: float) -> None:
+  """Log which run is next, and the time left, of work that takes long. seconds: that the runs done have taken."""
+  if done and seconds > _LOG_SECONDS:
+    logging.info('%s of %s, run %d of %d, ETA %s', work, run, done + 1, runs, duration(seconds / done * (runs - done)))
 
 
 class ReadMatches(Protocol):
@@ -111,11 +117,8 @@ class Differences:
                                 np.stack([self._draws[run.name] for run in side.runs]))
 
   def _resampled(self, run: Run) -> np.ndarray:
-    runs = sum(len(side.runs) for side in self._sides)
-    if self._resampling > _LOG_SECONDS:
-      left = self._resampling / len(self._draws) * (runs - len(self._draws))
-      logging.info('resampling the images of %s, run %d of %d, ETA %s', run.name, len(self._draws) + 1, runs,
-                   duration(left))
+    log_next('resampling the images', run.name, len(self._draws), sum(len(side.runs) for side in self._sides),
+             self._resampling)
     started = time.monotonic()
     draws = bootstrap.resampled([self._matches(run)], self._num_draws)[0]
     self._resampling += time.monotonic() - started

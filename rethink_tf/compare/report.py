@@ -27,12 +27,12 @@ from rethink_tf.compare import (
   tensorboard_log,
   verdict,
 )
-from rethink_tf.compare.differences import Differences
+from rethink_tf.compare.differences import Differences, log_next
 from rethink_tf.compare.groups import Side
 from rethink_tf.compare.matching import SavedMatches, Scored
 from rethink_tf.compare.planning import Noise
 from rethink_tf.compare.run_summary import NOT_FINITE, PRETRAINED, SCRATCH, Run, metric_name, read_runs
-from rethink_tf.console import duration, percent
+from rethink_tf.console import percent
 from rethink_tf.errors import UserError, in_one_line, plain
 from rethink_tf.storage import files, identity
 from rethink_tf.storage.run_folder import RunFolder
@@ -42,7 +42,6 @@ TABLE_METRICS = (
 _OF_A_RUN = ('config.gin', *RunFolder.ALL_METRICS, identity.FILE, 'checkpoints')
 LARGEST_MARGIN = 10.0  # points
 _FEW_DRAWS = 200
-_LOG_SECONDS = 5.0  # reading matches for longer is logged
 
 
 class Comparison(NamedTuple):
@@ -211,10 +210,7 @@ def _matches_reader(runs: Sequence[Run], metric: str) -> SavedMatches:
 
   def read(name: str) -> Scored | None:
     nonlocal done
-    spent = time.monotonic() - started
-    if done and spent > _LOG_SECONDS:
-      logging.info('matching the detections of %s, run %d of %d, ETA %s', name, done + 1, len(runs),
-                   duration(spent / done * (len(runs) - done)))
+    log_next('matching the detections', name, done, len(runs), time.monotonic() - started)
     run = by_name[name]
     found = matching.read_matches(run.folder, metric, int(run.curve.steps[-1]))
     done += 1

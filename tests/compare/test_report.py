@@ -116,8 +116,7 @@ def test_intervals_of_few_draws_are_said_to_vary(tmp_path, without_files, caplog
 
 
 def test_what_takes_long_is_said_with_the_time_left(tmp_path, without_files, caplog, monkeypatch):
-  for module in (report, differences):
-    monkeypatch.setattr(module, '_LOG_SECONDS', 0.0)
+  monkeypatch.setattr(differences, '_LOG_SECONDS', 0.0)
   with caplog.at_level('INFO'):
     run(tmp_path, HALF)
   for work in ('matching the detections', 'resampling the images'):

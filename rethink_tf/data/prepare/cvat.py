@@ -25,10 +25,11 @@ from rethink_tf.data.prepare.layout import (
   LabelledImage,
   Options,
   Reading,
+  chosen,
   count_unannotated,
   output_name,
 )
-from rethink_tf.data.prepare.shapes import JOINED, are_boxes, box, ellipse, joined, numbers
+from rethink_tf.data.prepare.shapes import JOINED, are_boxes, box, ellipse, joined, text_numbers
 from rethink_tf.data.prepare.source_folder import SourceFolder, split_of
 from rethink_tf.data.prepare.voc_folders import root_tag
 from rethink_tf.data.problems import REPAIRED
@@ -52,12 +53,7 @@ def recognize(folder: SourceFolder) -> str | None:
 
 def read(folder: SourceFolder, options: Options) -> Reading:
   """Read all files, as of several splits or jobs of one data set."""
-  files = _files(folder, folder.with_suffix('.xml'))
-  if options.annotation_file:
-    files = [file for file in files if file == options.annotation_file]
-  if not files:
-    raise UserError(f'{folder.root}: {options.annotation_file}: no xml of CVAT in the source: --annotation_file is '
-                    'relative to it')
+  files = chosen(folder, _files(folder, folder.with_suffix('.xml')), options, 'xml of CVAT')
   images = [(file, image) for file in files for image in _load(folder, file)]
   reading = Reading(TITLE, iter(()), len(images), upright=True)
   reading.images = _images(folder, images, reading)
@@ -126,7 +122,7 @@ def _instances(shapes: list[Element], size: tuple[int, int] | None, where: str,
 def _part(shape: Element, size: tuple[int, int] | None, where: str, reading: Reading) -> tuple[str, Any] | None:
   """Return ('polygon', points), ('box', bbox) or ('mask', uint8 [height, width]); None if the shape is left out."""
   if shape.tag == 'polygon':
-    points = numbers(_floats((shape.get('points') or '').replace(';', ',').split(',')))
+    points = text_numbers((shape.get('points') or '').replace(';', ',').split(','))
     if points is not None and len(points) >= 6 and len(points) % 2 == 0:
       return 'polygon', points
     reading.leave_out(NOT_FINITE if points is None or len(points) % 2 else FEW_POINTS, where)
@@ -177,11 +173,4 @@ def _mask(text: str, place: list[int], size: tuple[int, int] | None) -> np.ndarr
 
 
 def _numbers(element: Element, names: tuple[str, ...]) -> list[float] | None:
-  return numbers(_floats([element.get(name) for name in names]))
-
-
-def _floats(words: list[str | None]) -> list[float | None]:
-  try:
-    return [float(word) for word in words]
-  except (TypeError, ValueError):
-    return [None]
+  return text_numbers([element.get(name) for name in names])

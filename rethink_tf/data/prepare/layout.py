@@ -113,6 +113,15 @@ def output_name(image: str) -> str:
   return '/'.join(parts)
 
 
+def chosen(folder: SourceFolder, files: Sequence[str], options: Options, what: str) -> list[str]:
+  """Return the files of a layout, or of them the one that is named; raises UserError if there is none."""
+  found = [file for file in files if options.annotation_file in (None, file)]
+  if not found:
+    raise UserError(f'{folder.root}: {options.annotation_file}: no {what} in the source: --annotation_file is relative '
+                    'to it')
+  return found
+
+
 def count_unannotated(folder: SourceFolder, used: Collection[str], reading: Reading,
                       reason: str = NOT_ANNOTATED, folders: Collection[str] = ()) -> None:
   """Count the images beside those in use, and in `folders`, without an annotation: the tool has not come to them."""

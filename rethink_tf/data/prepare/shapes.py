@@ -29,6 +29,14 @@ def numbers(values: Sequence[Any], largest: float = MAX_COORDINATE) -> list[floa
   return found
 
 
+def text_numbers(words: Sequence[str | None]) -> list[float] | None:
+  """Return `numbers` of words, None if one is missing or no number."""
+  try:
+    return numbers([float(word) for word in words])
+  except (TypeError, ValueError):
+    return None
+
+
 def box(x0: float, y0: float, x1: float, y1: float) -> list[float]:
   """Return the bbox [x, y, width, height] of two corners in any order."""
   x0, x1, y0, y1 = (round(value, _DIGITS) for value in (*sorted((x0, x1)), *sorted((y0, y1))))

@@ -22,10 +22,11 @@ from rethink_tf.data.prepare.layout import (
   LabelledImage,
   Options,
   Reading,
+  chosen,
   count_unannotated,
   output_name,
 )
-from rethink_tf.data.prepare.shapes import box, boxed, numbers
+from rethink_tf.data.prepare.shapes import box, boxed, text_numbers
 from rethink_tf.data.prepare.source_folder import IMAGE_SUFFIXES, SourceFolder, has_suffix, split_of
 from rethink_tf.data.problems import REPAIRED
 from rethink_tf.errors import UserError
@@ -65,13 +66,9 @@ def recognize(folder: SourceFolder) -> str | None:
 
 def read(folder: SourceFolder, options: Options) -> Reading:
   """Read all tables, those that name a split first."""
-  files = folder.with_suffix('.csv')
-  if options.annotation_file:
-    files = [file for file in files if file == options.annotation_file]
-  tables = _tables(folder, sorted(files, key=lambda file: split_of(file) is None))
-  if not tables:
-    raise UserError(f'{folder.root}: {options.annotation_file}: no table with the columns {COLUMNS} in the source: '
-                    '--annotation_file is relative to it')
+  tables = _tables(folder, sorted(folder.with_suffix('.csv'), key=lambda file: split_of(file) is None))
+  files = chosen(folder, [table.file for table in tables], options, f'table with the columns {COLUMNS}')
+  tables = [table for table in tables if table.file in files]
   reading = Reading(TITLE, iter(()), 0)
   entries: dict[str, tuple[str, list[_Row]]] = {}
   repeated: list[str] = []
@@ -116,7 +113,7 @@ def _tables(folder: SourceFolder, files: list[str]) -> list[_Table]:
 def _is_row(row: list[str]) -> bool:
   """Whether a row may be one of keras-retinanet's."""
   return len(row) == 6 and has_suffix(row[0].strip(), IMAGE_SUFFIXES) and (
-    not any(row[1:]) or _numbers(tuple(row[1:5])) is not None and bool(row[5].strip()))
+    not any(row[1:]) or text_numbers(row[1:5]) is not None and bool(row[5].strip()))
 
 
 def _by_image(folder: SourceFolder, table: _Table, reading: Reading) -> dict[str, list[_Row]]:
@@ -147,7 +144,7 @@ def _images(folder: SourceFolder, entries: dict[str, tuple[str, list[_Row]]], be
   for image, (file, rows) in entries.items():
     instances = []
     for row in rows:
-      where, corners = f'{file}, line {row.line}', _numbers(row.box)
+      where, corners = f'{file}, line {row.line}', text_numbers(row.box)
       if not row.name and not any(row.box):
         continue  # an image without objects
       if not row.name or not is_text(row.name):
@@ -157,14 +154,7 @@ def _images(folder: SourceFolder, entries: dict[str, tuple[str, list[_Row]]], be
       else:
         reading.leave_out(EXCHANGED, where, int(corners[0] > corners[2] or corners[1] > corners[3]), REPAIRED)
         instances.append({'category': row.name, **boxed(box(*corners))})
-    size = _numbers(rows[0].size)
+    size = text_numbers(rows[0].size)
     yield LabelledImage(image, output_name(image), split_of(file), instances,
                         (int(size[0]), int(size[1])) if size and min(size) >= 1 else None)
   count_unannotated(folder, entries, reading, NOT_NAMED, beside)
-
-
-def _numbers(words: tuple[str, ...]) -> list[float] | None:
-  try:
-    return numbers([float(word) for word in words])
-  except ValueError:
-    return None

@@ -20,6 +20,7 @@ from rethink_tf.data.prepare.layout import (
   LabelledImage,
   Options,
   Reading,
+  chosen,
   count_unannotated,
   output_name,
 )
@@ -59,12 +60,7 @@ def read(folder: SourceFolder, options: Options) -> Reading:
   A project and what was exported of it, or a copy of either, have the same images; files of different images are parts
   of one data set, as of several people, or one file an image.
   """
-  files = _files(folder, folder.with_suffix('.json'))
-  if options.annotation_file:
-    files = [file for file in files if file == options.annotation_file]
-  if not files:
-    raise UserError(f'{folder.root}: {options.annotation_file}: no JSON of VIA in the source: --annotation_file is '
-                    'relative to it')
+  files = chosen(folder, _files(folder, folder.with_suffix('.json')), options, 'JSON of VIA')
   files.sort(key=lambda file: split_of(file) is None)  # of the same entries, those that say the split
   entries = [_entry(folder, file, content) for file in files for content in _contents(folder.load_json(file))]
   key = _class_key(folder, entries, options)
