@@ -8,6 +8,7 @@ warm-up keeps its length.
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -49,7 +50,7 @@ def schedule_points(k: float, batch_size: int = PAPER_BATCH, unit: float = 90_00
   return points
 
 
-class _Stepwise(tf_keras.optimizers.schedules.LearningRateSchedule):
+class _Stepwise(tf_keras.optimizers.schedules.LearningRateSchedule, abc.ABC):
   """Base class of the schedules: rates that are constant between drops, after a linear warm-up."""
 
   _config: dict[str, Any]
@@ -67,9 +68,9 @@ class _Stepwise(tf_keras.optimizers.schedules.LearningRateSchedule):
     progress = tf.minimum(tf.cast(step, tf.float32) / self._warmup_steps, 1.)
     return self._warmed_up(rate, progress)
 
+  @abc.abstractmethod
   def _warmed_up(self, rate: tf.Tensor, progress: tf.Tensor) -> tf.Tensor:
     """Return the rate when the warm-up has come so far, a fraction; 1 afterwards, which gives `rate`."""
-    raise NotImplementedError
 
   @property
   def changes(self) -> list[int]:
