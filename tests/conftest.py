@@ -3,6 +3,7 @@
 import os
 import pathlib
 import signal
+import sys
 
 import pytest
 from absl import logging
@@ -37,6 +38,13 @@ def real_images() -> pathlib.Path:
   if not folder.is_dir():
     pytest.skip(f'no real images: {folder} is not there (set RETHINK_TF_DATA)')
   return folder
+
+
+@pytest.fixture(scope='module', autouse=True)
+def no_configuration_of_other_modules():
+  """Whatever other tests of this process have left parsed: gin would refuse what tf-models-official registers."""
+  if (gin := sys.modules.get('gin')) is not None:
+    gin.clear_config()
 
 
 @pytest.fixture
