@@ -8,7 +8,9 @@ differences.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -48,22 +50,28 @@ def average_precision(matches: Matches, weights: np.ndarray) -> np.ndarray:
   mean_precision = _mean_precision if matches.rule == 'coco' else functools.partial(_voc_mean_precision, matches.rule)
   totals, counts = np.zeros(len(weights)), np.zeros(len(weights))
   for one in matches.categories:
-    objects = weights @ one.objects.astype(np.float64)  # [draws]
+    objects = weights @ one.objects  # [draws]
     present = objects > 0
     if not present.any():
       continue
-    detection_weights = weights[present][:, one.images]  # [draws, n]
-    any_ignored = one.ignored.any(axis=1)
-    all_counted = np.cumsum(detection_weights, 1)  # of the thresholds at which no detection is ignored: most
-    for threshold, (matched, ignored) in enumerate(zip(one.matched, one.ignored, strict=True)):
+    detection_weights = weights[present].take(one.images, 1)  # [draws, n]
+    all_counted = detection_weights.cumsum(1)
+    for matched, ignored in zip(one.matched, one.ignored, strict=True):
       # Recall and the envelope of precision change at true positives only, which are a small part of the detections.
       positives = np.flatnonzero(matched & ~ignored)
-      counted = np.cumsum(detection_weights * ~ignored, 1) if any_ignored[threshold] else all_counted
-      totals[present] += mean_precision(np.cumsum(detection_weights[:, positives], 1), counted[:, positives],
-                                        objects[present])
+      counted = all_counted.take(positives, 1)
+      if ignored.any():  # at few thresholds, and then few detections
+        counted -= _sums_before(detection_weights, np.flatnonzero(ignored), positives)
+      totals[present] += mean_precision(detection_weights.take(positives, 1).cumsum(1), counted, objects[present])
       counts[present] += 1
   with np.errstate(invalid='ignore', divide='ignore'):
     return np.where(counts > 0, 100.0 * totals / counts, np.nan)
+
+
+def _sums_before(weights: np.ndarray, columns: np.ndarray, ends: np.ndarray) -> np.ndarray:
+  """Return the sum of some columns of weights [draws, n] that are before each end, [draws, num ends]."""
+  sums = np.pad(weights.take(columns, 1).cumsum(1), ((0, 0), (1, 0)))
+  return sums.take(np.searchsorted(columns, ends), 1)
 
 
 def _mean_precision(true: np.ndarray, counted: np.ndarray, objects: np.ndarray) -> np.ndarray:
@@ -71,18 +79,13 @@ def _mean_precision(true: np.ndarray, counted: np.ndarray, objects: np.ndarray) 
 
   true, counted: cumulative true positives and counted detections at the n true positives, [draws, n]. objects: [draws].
   """
-  draws, n = true.shape
-  if not n:
-    return np.zeros(draws)
   precision = true / np.maximum(counted, np.spacing(1))
   precision = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]  # non-increasing with recall
   recall = true / objects[:, None]
-  result = np.zeros(draws)
-  for row in range(draws):
-    at = np.searchsorted(recall[row], RECALLS, side='left')
-    at = at[at < n]
-    result[row] = precision[row, at].sum() / len(RECALLS)
-  return result
+  reached = np.minimum((100 * recall).astype(np.int64), 99)  # index of the last of RECALLS not above, but for rounding
+  reached += RECALLS[reached + 1] <= recall
+  reached -= RECALLS[reached] > recall
+  return np.einsum('dn,dn->d', precision, np.diff(reached, axis=1, prepend=-1)) / len(RECALLS)
 
 
 def _voc_mean_precision(rule: str, true: np.ndarray, counted: np.ndarray, objects: np.ndarray) -> np.ndarray:
@@ -106,8 +109,11 @@ def resampled(runs: Sequence[Matches], draws: int = 1000, seed: int = 0) -> np.n
   ids = runs[0].image_ids
   if any(not np.array_equal(ids, one.image_ids) for one in runs):
     raise ValueError('the runs were evaluated on different images')
-  blocks = []
-  for begin in range(0, draws, 100):  # 100 draws at a time bound the memory
+  starts = range(0, draws, 100)  # 100 draws at a time bound the memory
+
+  def block(begin: int) -> np.ndarray:
     weights = draw_weights(len(ids), min(100, draws - begin), seed + begin + 2)
-    blocks.append(np.stack([average_precision(one, weights) for one in runs]))
-  return np.concatenate(blocks, 1)
+    return np.stack([average_precision(one, weights) for one in runs])
+
+  with ThreadPoolExecutor(min(os.cpu_count() or 1, len(starts))) as pool:
+    return np.concatenate(list(pool.map(block, starts)), 1)

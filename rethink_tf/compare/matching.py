@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -18,7 +17,6 @@ from rethink_tf.evaluation import coco_metrics, voc_evaluator, voc_metrics
 from rethink_tf.evaluation.scoring import EVALUATED, max_detections
 from rethink_tf.storage.run_folder import RunFolder
 
-THRESHOLDS = np.linspace(0.5, 0.95, 10)  # COCO's IoU thresholds
 AREAS = {'s': (0, 32 ** 2), 'm': (32 ** 2, 96 ** 2), 'l': (96 ** 2, 1e10)}  # COCO's, in pixels; both ends included
 FILES = {'box/AP': ('bbox.json', 'bbox'), 'mask/AP': ('segm.json', 'segm'),
          'keypoint/AP': ('keypoints.json', 'keypoints')}
@@ -162,25 +160,11 @@ def match_detections(gt: dict[str, Any], results: list[dict[str, Any]], iou_type
     sigmas = gt.get('keypoint_sigmas')
     gt = {**gt, 'annotations': [a for a in gt['annotations'] if a.get('keypoints')]}
   limit = max_detections(gt, iou_type)
-  category_ids, image_ids, records = coco_metrics.matches(gt, results, iou_type, backend, sigmas, limit)
-  row = {image: i for i, image in enumerate(image_ids)}
-  by_category = defaultdict(list)
-  for record in records:
-    by_category[int(record['category_id'])].append(record)
+  image_ids, categories = coco_metrics.matches(gt, results, iou_type, backend, sigmas, limit)
   tables = []
-  for category in category_ids:
-    objects = np.zeros(len(image_ids), np.int64)
-    by_image = sorted(by_category[category], key=lambda record: row[int(record['image_id'])])
-    for record in by_image:
-      objects[row[int(record['image_id'])]] = np.sum(~np.asarray(record['gtIgnore'], bool))
-    if not objects.any():
-      continue
-    scores = np.concatenate([np.asarray(record['dtScores'], np.float64) for record in by_image])
-    order = np.argsort(-scores, kind='mergesort')  # as COCO's evaluation orders equal scores
-    images = np.concatenate([np.full(len(r['dtScores']), row[int(r['image_id'])]) for r in by_image]).astype(np.int64)
-    matched, ignored = (
-      np.concatenate([np.asarray(record[key]).reshape(-1, len(record['dtScores'])).astype(bool)
-                      for record in by_image if len(record['dtScores'])], 1)
-      if len(scores) else np.zeros((len(THRESHOLDS), 0), bool) for key in ('dtMatches', 'dtIgnore'))
-    tables.append(CategoryMatches(images[order], matched[:, order], ignored[:, order], objects))
+  for one in categories:
+    if one.objects.any():
+      order = np.argsort(-one.scores, kind='stable')  # as COCO's evaluation orders equal scores
+      matched = one.targets >= 0
+      tables.append(CategoryMatches(one.images[order], matched[:, order], one.ignored[:, order], one.objects))
   return Matches(np.asarray(image_ids, np.int64), tuple(tables))

@@ -1,6 +1,5 @@
 """Reading of JSON files with a limit on their size."""
 
-import gc
 import json
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from rethink_tf.errors import UserError, in_one_line
+from rethink_tf.process import garbage_collection
 from rethink_tf.storage.files import open_regular
 
 MAX_JSON_BYTES = 4 << 30  # of a file; COCO's have 450 MB, those of the largest data sets a few gigabytes
@@ -28,13 +28,8 @@ def load_json(file: str, object_hook: Callable[[dict[str, Any]], Any] | None = N
       text = stream.read(size)
   except tf.errors.OpError as error:
     raise UserError(f'{file}: cannot be read: {in_one_line(error)}') from error
-  # A COCO file creates millions of objects without cycles, which the garbage collector would traverse repeatedly.
-  enabled = gc.isenabled()
-  gc.disable()
   try:
-    return json.loads(text, object_hook=object_hook)
+    with garbage_collection.paused():  # of a COCO file, which becomes millions of objects
+      return json.loads(text, object_hook=object_hook)
   except (ValueError, RecursionError, MemoryError) as error:
     raise UserError(f'{file}: not valid JSON: {in_one_line(error)}') from error
-  finally:
-    if enabled:
-      gc.enable()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import itertools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from rethink_tf.errors import UserError
+from rethink_tf.process import garbage_collection
 
+IOUS = tuple((50 + 5 * i) / 100 for i in range(10))  # thresholds
 BACKENDS = ('auto', 'hotcoco', 'pycocotools')
 MAX_DETECTIONS = {'bbox': 100, 'segm': 100, 'keypoints': 20}  # COCO's, scored per image and category
 RESULT_FIELDS = {'bbox': 'bbox', 'segm': 'segmentation', 'keypoints': 'keypoints'}
@@ -67,6 +70,18 @@ class CocoScores(NamedTuple):
   categories: tuple[CategoryScores, ...]
 
 
+class MatchedDetections(NamedTuple):
+  """Detections of one category, n rows image by image, matched to its objects of any area at COCO's T thresholds."""
+
+  category_id: int
+  images: np.ndarray  # int64 [n] index of the image
+  scores: np.ndarray  # float64 [n]
+  results: np.ndarray  # int64 [n] index into the results
+  targets: np.ndarray  # int64 [T, n] index of the annotation, -1: none
+  ignored: np.ndarray  # bool [T, n]: neither true nor false (matched to a crowd, or outside the evaluated areas)
+  objects: np.ndarray  # int64 [num images] number of objects, without ignored ones
+
+
 def evaluate(gt: dict, results: list[dict], iou_type: str, backend: str = 'auto',
              sigmas: Sequence[float] | None = None, max_detections: int | None = None) -> CocoScores:
   """Compute COCO's average precision and recall over all images of the ground truth.
@@ -100,20 +115,54 @@ def evaluate(gt: dict, results: list[dict], iou_type: str, backend: str = 'auto'
 
 
 def matches(gt: dict, results: list[dict], iou_type: str, backend: str = 'auto', sigmas: Sequence[float] | None = None,
-            max_detections: int | None = None) -> tuple[list[int], list[int], list[dict]]:
+            max_detections: int | None = None) -> tuple[list[int], Iterator[MatchedDetections]]:
   """Match detections to objects as COCO's metric does. Arguments and errors as for `evaluate`.
 
   Returns:
-    Category ids and image ids in pycocotools' order, and its record of each image and category with objects or
-    detections (image_id, category_id, dtScores, dtMatches [T, n], dtIgnore [T, n], gtIgnore), objects of any area.
+    Image ids, ascending, and the matches of each category by ascending id, made one after another.
   """
   scorer = _scorer(gt, results, iou_type, backend, sigmas, max_detections)
   scorer.params.areaRng = scorer.params.areaRng[:1]
   scorer.params.areaRngLbl = scorer.params.areaRngLbl[:1]
-  with _without_printing():
-    scorer.evaluate()
-  records = [record for record in scorer.evalImgs if record is not None]
-  return [int(i) for i in scorer.params.catIds], [int(i) for i in scorer.params.imgIds], records
+  image_ids, category_ids = (sorted({int(one['id']) for one in gt[name]}) for name in ('images', 'categories'))
+  row = {image: i for i, image in enumerate(image_ids)}
+  return image_ids, (_matched(category, records, row) for category, records in _records(scorer, category_ids))
+
+
+def _records(scorer: Any, category_ids: Sequence[int]) -> Iterator[tuple[int, list[dict]]]:
+  """Yield each category and its records as pycocotools has them, one of each image with objects or detections."""
+  # One category at a time: each record has some fifty lists, and those of all categories of COCO do not fit the caches.
+  # pycocotools would index all annotations anew for each.
+  at_once = [category_ids] if isinstance(scorer, COCOeval) else [[category] for category in category_ids]
+  for categories in at_once:
+    with _without_printing(), garbage_collection.paused():
+      scorer.params.catIds = list(categories)
+      scorer.evaluate()
+      by_category = {category: [] for category in categories}
+      for record in scorer.evalImgs:
+        if record is not None:
+          by_category[int(record['category_id'])].append(record)
+    yield from by_category.items()
+
+
+def _matched(category: int, records: Sequence[dict], row: Mapping[int, int]) -> MatchedDetections:
+  """Return a category's records in columns. row: index of each image."""
+  objects = np.zeros(len(row), np.int64)
+  for record in records:
+    objects[row[int(record['image_id'])]] = sum(not ignored for ignored in record['gtIgnore'])
+  found = sorted((one for one in records if len(one['dtScores'])), key=lambda one: row[int(one['image_id'])])
+
+  def column(key: str, dtype: type) -> np.ndarray:
+    return np.fromiter(itertools.chain.from_iterable(one[key] for one in found), dtype)
+
+  def columns(key: str, dtype: type) -> np.ndarray:
+    return np.stack([np.fromiter(itertools.chain.from_iterable(one[key][threshold] for one in found), dtype)
+                     for threshold in range(len(IOUS))])
+
+  images = np.repeat(np.array([row[int(one['image_id'])] for one in found], np.int64),
+                     [len(one['dtScores']) for one in found])
+  return MatchedDetections(category, images, column('dtScores', np.float64), column('dtIds', np.int64) - 1,
+                           columns('dtMatches', np.int64) - 1, columns('dtIgnore', bool), objects)
 
 
 def mask_truth(gt: dict) -> dict:

@@ -10,8 +10,6 @@ import numpy as np
 from rethink_tf.errors import UserError
 from rethink_tf.evaluation import coco_metrics, voc_metrics
 
-COCO_IOUS = tuple((50 + 5 * i) / 100 for i in range(10))
-
 
 class Counted(NamedTuple):
   """Detections of all images, D rows by decreasing score, of equal scores in the metric's order; A annotations."""
@@ -39,27 +37,23 @@ def count_coco(gt: dict[str, Any], results: list[dict[str, Any]], iou_type: str,
   Raises:
     UserError: the metric has no such IoU threshold.
   """
-  thresholds = [t for t, one in enumerate(COCO_IOUS) if abs(one - iou) < 1e-6]
+  thresholds = [t for t, one in enumerate(coco_metrics.IOUS) if abs(one - iou) < 1e-6]
   if not thresholds:
-    raise UserError(f'--iou={iou:g}: choose one of {", ".join(map(str, COCO_IOUS))}, at which COCO matches')
-  category_ids, image_ids, records = coco_metrics.matches(gt, results, iou_type, backend, None, max_detections)
-  class_of = {category_id: k for k, category_id in enumerate(category_ids)}
-  row_of = {image_id: row for row, image_id in enumerate(image_ids)}
-  records = sorted((one for one in records if len(one['dtScores'])), key=lambda one: row_of[int(one['image_id'])])
-
-  def column(name: str, dtype: type) -> np.ndarray:
-    return np.concatenate([np.zeros(0, dtype), *(np.asarray(one[name]).reshape(-1, len(one['dtScores']))[
-      thresholds[0] if name in ('dtMatches', 'dtIgnore') else 0].astype(dtype) for one in records)])
-
-  classes = np.repeat(np.array([class_of[int(one['category_id'])] for one in records], np.int64),
-                      [len(one['dtScores']) for one in records])
-  scores, matched, ignored = column('dtScores', np.float64), column('dtMatches', np.int64), column('dtIgnore', bool)
-  order = np.argsort(-scores, kind='stable')
-  true = (matched > 0) & ~ignored
+    raise UserError(f'--iou={iou:g}: choose one of {", ".join(map(str, coco_metrics.IOUS))}, at which COCO matches')
+  _, categories = coco_metrics.matches(gt, results, iou_type, backend, None, max_detections)
+  found = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), *np.zeros((2, 0), np.int64), np.zeros(0, bool))]
+  class_of = {}
+  for k, one in enumerate(categories):
+    class_of[one.category_id] = k
+    found.append((one.images, np.full(len(one.scores), k), one.scores, one.results, one.targets[thresholds[0]],
+                  one.ignored[thresholds[0]]))
+  images, classes, scores, detections, targets, ignored = map(np.concatenate, zip(*found, strict=True))
+  order = np.lexsort((images, -scores))
+  true = (targets >= 0) & ~ignored
   annotations = (coco_metrics.mask_truth(gt) if iou_type == 'segm' else gt)['annotations']
   return Counted(
-    _names(gt), iou, scores[order], classes[order], true[order], ignored[order], column('dtIds', np.int64)[order] - 1,
-    np.where(true, matched - 1, -1)[order],
+    _names(gt), iou, scores[order], classes[order], true[order], ignored[order], detections[order],
+    np.where(true, targets, -1)[order],
     np.array([-1 if a.get('iscrowd') else class_of[a['category_id']] for a in annotations], np.int64))
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from rethink_tf.errors import UserError
-from rethink_tf.evaluation import voc_metrics
-from rethink_tf.inspect_run.counted import COCO_IOUS, count_coco, count_voc
+from rethink_tf.evaluation import coco_metrics, voc_metrics
+from rethink_tf.inspect_run.counted import count_coco, count_voc
 from tests.inspect_run.random_data import accumulated, detections, truth
 
 
@@ -18,7 +18,7 @@ def test_counts_give_cocos_recall(iou_type, backend):
   results = detections(np.random.default_rng(1), gt, iou_type)
   scorer = accumulated(gt, results, iou_type)
   for t in (0, 5):
-    counted = count_coco(gt, results, iou_type, COCO_IOUS[t], backend=backend)
+    counted = count_coco(gt, results, iou_type, coco_metrics.IOUS[t], backend=backend)
     recall = np.bincount(counted.classes[counted.true], minlength=3) / counted.num_objects
     np.testing.assert_array_equal(recall, scorer.eval['recall'][t, :, 0, -1])
     assert counted.ignored.any() and not (counted.true & counted.ignored).any()
