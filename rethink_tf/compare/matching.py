@@ -29,6 +29,7 @@ class Scored(NamedTuple):
   """Matches of the detections of an evaluation, and what is equal for the same ground truth and rules of scoring."""
 
   matches: Matches
+  ap: float  # in percent
   truth: str
   evaluated: Any = None  # Run.evaluated of the evaluation; None: an earlier version did not record it
 
@@ -53,18 +54,14 @@ class SavedMatches:
   def of_another(self, run: Run) -> float | None:
     """Return the AP in percent of detections that are of another evaluation than the last one, else None."""
     scored = self._read(run.name)
-    return None if scored is None or scored is self._of_evaluation(run) else _ap(scored)
+    return None if scored is None or scored is self._of_evaluation(run) else scored.ap
 
   def _of_evaluation(self, run: Run) -> Scored | None:
     scored = self._read(run.name)
     if scored is None:
       return None
     most = _OF_ANOTHER if scored.evaluated in (None, run.evaluated) else _THE_SAME
-    return scored if abs(_ap(scored) - run.final(self._metric)) <= most else None
-
-
-def _ap(scored: Scored) -> float:
-  return float(average_precision(scored.matches, np.ones((1, len(scored.matches.image_ids))))[0])
+    return scored if abs(scored.ap - run.final(self._metric)) <= most else None
 
 
 def read_matches(folder: RunFolder, metric: str, step: int) -> Scored | None:
@@ -102,7 +99,8 @@ def _scored(path: str, matches: Matches, gt: Mapping[str, Any], iou_type: str) -
     raise UserError(f'{path}: has no object that counts, though the evaluation has an AP: evaluate the run again')
   limit, sigmas = max_detections(gt, iou_type), gt.get('keypoint_sigmas') if iou_type == 'keypoints' else None
   rules = matches.rule, None if limit == coco_metrics.MAX_DETECTIONS[iou_type] else limit, sigmas
-  return Scored(matches, f'{digest(gt, iou_type)} {rules}', gt.get(EVALUATED))
+  ap = average_precision(matches, np.ones((1, len(matches.image_ids)), np.int64))
+  return Scored(matches, float(ap[0]), f'{digest(gt, iou_type)} {rules}', gt.get(EVALUATED))
 
 
 def object_sizes(folder: RunFolder, metric: str, step: int) -> dict[str, int] | None:

@@ -126,27 +126,28 @@ def matches(gt: dict, results: list[dict], iou_type: str, backend: str = 'auto',
   scorer.params.areaRngLbl = scorer.params.areaRngLbl[:1]
   image_ids, category_ids = (sorted({int(one['id']) for one in gt[name]}) for name in ('images', 'categories'))
   row = {image: i for i, image in enumerate(image_ids)}
-  return image_ids, (_matched(category, records, row) for category, records in _records(scorer, category_ids))
+  return image_ids, _by_category(scorer, category_ids, row)
 
 
-def _records(scorer: Any, category_ids: Sequence[int]) -> Iterator[tuple[int, list[dict]]]:
-  """Yield each category and its records as pycocotools has them, one of each image with objects or detections."""
-  # One category at a time: each record has some fifty lists, and those of all categories of COCO do not fit the caches.
-  # pycocotools would index all annotations anew for each.
+def _by_category(scorer: Any, category_ids: Sequence[int], row: Mapping[int, int]) -> Iterator[MatchedDetections]:
+  # One category at a time: pycocotools' record of an image and category has some fifty lists, and those of all of COCO
+  # do not fit the caches. pycocotools itself would index all annotations anew for each.
   at_once = [category_ids] if isinstance(scorer, COCOeval) else [[category] for category in category_ids]
   for categories in at_once:
     with _without_printing(), garbage_collection.paused():
       scorer.params.catIds = list(categories)
       scorer.evaluate()
-      by_category = {category: [] for category in categories}
+      records = {category: [] for category in categories}
       for record in scorer.evalImgs:
         if record is not None:
-          by_category[int(record['category_id'])].append(record)
-    yield from by_category.items()
+          records[int(record['category_id'])].append(record)
+      found = [_matched(category, own, row) for category, own in records.items()]
+      record = records = None  # freed before the collector would look at them
+    yield from found
 
 
 def _matched(category: int, records: Sequence[dict], row: Mapping[int, int]) -> MatchedDetections:
-  """Return a category's records in columns. row: index of each image."""
+  """Return pycocotools' records of a category in columns. row: index of each image."""
   objects = np.zeros(len(row), np.int64)
   for record in records:
     objects[row[int(record['image_id'])]] = sum(not ignored for ignored in record['gtIgnore'])
