@@ -21,6 +21,19 @@ from rethink_tf.redaction import RedactingFilter, redact, redacted_tracebacks
 _HOME = re.compile(r'\A(--?\w+=)(~.*)', re.DOTALL)
 _HELP = ('-h', '-?', '-help', '--help', '--helpshort')  # of this command; absl's --helpfull also lists the libraries'
 
+# What takes the place of flags of Detectron2, mmdetection, tf-models-official and ultralytics.
+_OF_OTHER_TOOLS = {
+  **dict.fromkeys(('run_dir', 'work_dir', 'project'), 'use --model_dir=...'),
+  **dict.fromkeys(('config', 'config_file', 'cfg'), 'use --gin_file=...'),
+  **dict.fromkeys(('data', 'data_root'), 'use --data_dir=...'),
+  **dict.fromkeys(('opts', 'cfg_options', 'params_override'), "use --gin_param='NAME = value'"),
+  **dict.fromkeys(('epochs', 'max_iter'), "use --gin_param='SCHEDULE = 2', (classifier: 'EpochSchedule.epochs = 90')"),
+  **dict.fromkeys(('batch', 'batch_size'), "use --gin_param='BATCH_SIZE = 8'"),
+  **dict.fromkeys(('lr', 'lr0'), "it scales with the batch; use --gin_param='BATCH_SIZE = 8'"),
+  **dict.fromkeys(('imgsz', 'img_size'), "use --gin_param='Resize.short_side = (640,)'"),
+  'seed': "use --gin_param='run.seed = 1'",
+  'amp': """use --gin_param="run.precision = 'mixed_bfloat16'\"""",
+}
 
 def start(main: Callable[..., None], takes_arguments: bool = False,
           interrupted: str = 'stopped', result_is_printed: bool = False,
@@ -78,11 +91,20 @@ def _flag_error(error: flags.Error) -> str:
   if missing:
     return f'give {" and ".join(missing)}; see --help'
   if isinstance(error, flags.UnrecognizedFlagError):
-    similar = re.findall(r'\w+', str(error).partition('Did you mean:')[2])
-    return f'unknown flag --{error.flagname}' + (f': did you mean --{" or --".join(similar)}?' if similar
-                                                 else '; see --help')
+    return f'unknown flag --{error.flagname}{_instead(error)}'
   text = re.sub(r"\('Non-boolean argument to boolean flag', .*\)", 'use true or false', in_one_line(error))
   return f'{text}; see --help'
+
+
+def _instead(error: flags.UnrecognizedFlagError) -> str:
+  """What to write in place of an unknown flag."""
+  cure = _OF_OTHER_TOOLS.get(error.flagname.replace('-', '_'), '')
+  if cure and re.search(r'--(\w+)', cure)[1] in flags.FLAGS:
+    return f': {cure}'
+  absls = {flag.name for module, defined in flags.FLAGS.flags_by_module_dict().items() if module.startswith('absl.')
+           for flag in defined}
+  similar = [name for name in re.findall(r'\w+', str(error).partition('Did you mean:')[2]) if name not in absls]
+  return f': did you mean --{" or --".join(similar)}?' if similar else '; see --help'
 
 
 def _refuse_empty(arguments: Sequence[str]) -> None:
