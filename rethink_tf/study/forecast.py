@@ -289,17 +289,26 @@ def _repeated(training: Source, held_out: Source) -> tuple[list[str], list[str]]
   near, images = duplicates.near(training, held_out), len(held_out.image_ids)
   alone, shared = [], []
   if copies or near.copies:
-    alone.append(f'{held_out.name}: {max(copies, near.copies)} of its {images} images are '
-                 f'{"the same file as" if copies >= near.copies else "near-duplicates of"} another one of them: '
+    files = copies >= near.copies
+    alone.append(f'{held_out.name}: {max(copies, near.copies)} of '
+                 f'{f"its {images} images" if files else _looked_at(near, training, held_out)} are '
+                 f'{"the same file as" if files else "near-duplicates of"} another one of them: '
                  'intervals take them for different ones, and are too narrow: hold out each once')
   if both:
     shared.append(f'{training.name}: {both} of its {len(training.image_ids)} images are held out too (the same files), '
                   'so that AP is not that of unseen images: hold out others')
   if len(near.trained) > both:
-    shared.append(f'{held_out.name}: {len(near.trained)} of its {images} images are near-duplicates of images that are '
-                  f'trained on (e.g. {near.trained[0][0]} of {near.trained[0][1]}), so that AP is not that of unseen '
-                  'images: `python -m rethink_tf.data.prepare --resplit` keeps them on one side')
+    shared.append(f'{held_out.name}: {len(near.trained)} of {_looked_at(near, training, held_out)} are near-duplicates '
+                  f'of images that are trained on (e.g. {near.trained[0][0]} of {near.trained[0][1]}), so that AP is '
+                  'not that of unseen images: `python -m rethink_tf.data.prepare --resplit` keeps them on one side')
   return alone, shared
+
+
+def _looked_at(near: duplicates.Near, training: Source, held_out: Source) -> str:
+  if not near.sampled(training, held_out):
+    return f'its {near.held_out} images'
+  return (f'{near.held_out:,} images looked at (a sample of its {len(held_out.image_ids):,}, beside {near.training:,} '
+          'to train on)')
 
 
 def _without_objects(source: Source) -> list[str]:

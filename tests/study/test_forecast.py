@@ -10,6 +10,7 @@ from rethink_tf.compare import groups, verdict
 from rethink_tf.compare.planning import Addition, Need
 from rethink_tf.data import digest
 from rethink_tf.data.classification.image_folder import ImageFolder
+from rethink_tf.data.detection import duplicates
 from rethink_tf.data.detection.coco import CocoSource
 from rethink_tf.errors import UserError
 from rethink_tf.storage import identity
@@ -210,7 +211,7 @@ def test_on_several_held_out_sets_the_smallest_and_the_largest_are_told(tmp_path
   assert 'c/val: what it can tell, on 60 held-out images by each' in words and 'on 9 held-out' not in words
 
 
-def test_photographs_that_are_held_out_at_another_size_or_quality_are_said(tmp_path):
+def test_photographs_that_are_held_out_at_another_size_or_quality_are_said(tmp_path, monkeypatch):
   pixels = np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8)
   for split, images in (('train', (1, 2)), ('val', (3, 4))):
     small_coco.write(tmp_path, [small_coco.image(i) for i in images], [small_coco.annotation(i, i) for i in images],
@@ -226,6 +227,11 @@ def test_photographs_that_are_held_out_at_another_size_or_quality_are_said(tmp_p
   told = forecast.describe(plan_study('gin_configs/studies/own_data_narrow.gin', str(tmp_path / 'own'),
                                       data_dir=str(tmp_path)))
   assert 'val: 2 of its 2 images are near-duplicates of another one of them: intervals take them for different' in told
+  monkeypatch.setattr(duplicates, '_MAX_DECODED', 3)
+  monkeypatch.setattr(duplicates, '_BLOCK', 1)
+  told = forecast.describe(plan_study('gin_configs/studies/own_data_narrow.gin', str(tmp_path / 'own'),
+                                      data_dir=str(tmp_path)))
+  assert 'val: 2 of 2 images looked at (a sample of its 2, beside 1 to train on) are near-duplicates of another' in told
 
 
 def test_every_data_set_of_a_study_is_looked_at(tmp_path):

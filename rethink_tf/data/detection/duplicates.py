@@ -1,10 +1,11 @@
-"""Image files that a data set has twice, or that are both trained on and held out, found without decoding an image."""
+"""Images that a data set has twice, or that are both trained on and held out: equal files, and near-duplicates."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import os
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ import cv2
 import numpy as np
 import tensorflow as tf
 
+from rethink_tf import console
 from rethink_tf.data.images import ImageError, decode, header_size
 from rethink_tf.data.prepare import splitting
 from rethink_tf.data.problems import SUSPICIOUS, Case, Problems
@@ -25,7 +27,8 @@ LISTED_TWICE = 'image with the same file as another'
 _MAX_FILES = 20_000  # whose sizes are looked up; of more, or on gs://, only paths are compared
 _MAX_BYTES = 1 << 28  # that are read to compare files; inspect_data reads all
 _READERS, _DECODERS = 16, 4  # threads
-_MAX_DECODED = 5_000  # images that are decoded to find near-duplicates: of photographs of 12 megapixels, a minute
+_MAX_DECODED = 5_000  # images that are decoded to find near-duplicates
+_BLOCK = 9  # files next to each other by name, of a sample
 _LARGE = 512  # shorter side of images that need not be decoded whole
 
 
@@ -61,30 +64,64 @@ def find(sources: Mapping[str, Source]) -> dict[str, Problems]:
 
 
 class Near(NamedTuple):
-  """Near-duplicates (splitting) among the held-out images."""
+  """Near-duplicates (splitting) among the held-out images, or among a sample of them."""
 
   trained: list[tuple[str, str]]  # names of a held-out image and of a training image like it
   copies: int  # held-out images that are like another one of them
+  held_out: int  # images that were looked at
+  training: int
+
+  def sampled(self, training: Source, held_out: Source) -> bool:
+    """Whether there are more images in the sources."""
+    return self.held_out + self.training < len(training.image_ids) + len(held_out.image_ids)
 
 
 def near(training: Source, held_out: Source) -> Near:
-  """Return the near-duplicates; all images are decoded: of too many, or of sources without files, none is found."""
-  sources = (training, held_out)
-  if not all(hasattr(source, 'read') for source in sources) or sum(
-      len(source.image_ids) for source in sources) > _MAX_DECODED:
-    return Near([], 0)
+  """Return the near-duplicates; of sources without files none.
+
+  Images are decoded, of more than 5,000 a sample: of photographs of 12 megapixels in a minute.
+  """
+  if not all(hasattr(source, 'read') for source in (training, held_out)):
+    return Near([], 0, len(held_out.image_ids), len(training.image_ids))
+  files = _sample([_File(split, i, source) for split, source in ((TRAINING, training), (HELD_OUT, held_out))
+                  for i in range(len(source.image_ids))])
+  progress = console.Progress('images looked at for near-duplicates', len(files), sys.stderr)
 
   def look(file: _File) -> splitting.Look:
     try:
       return splitting.Look(file.name, *splitting.thumbnail(_small(file.source.read(file.index), file.name)))
     except (ImageError, OSError, tf.errors.OpError):
       return splitting.Look(file.name)
+    finally:
+      progress.count()
 
   with ThreadPoolExecutor(_DECODERS) as pool:
-    trained, held = ([*pool.map(look, [_File(split, i, source) for i in range(len(source.image_ids))])]
-                     for split, source in zip((TRAINING, HELD_OUT), sources, strict=True))
+    trained, held = ([*pool.map(look, [file for file in files if file.split == split])]
+                     for split in (TRAINING, HELD_OUT))
+  progress.close()
   return Near([(held[j].name, trained[i].name) for i, j in splitting.near_pairs(trained, held)],
-              splitting.near_copies(held))
+              splitting.near_copies(held), len(held), len(trained))
+
+
+def _sample(files: list[_File]) -> list[_File]:
+  """Return _MAX_DECODED of the files at most: half of them held-out images with their neighbours by name, half others.
+
+  Frames of a video, and copies with another ending, have names that are next to each other: of files at random few
+  would have their duplicate in the sample. The others, evenly spread, are for names that say nothing.
+  """
+  if len(files) <= _MAX_DECODED:
+    return files
+  ranked = sorted(files, key=lambda file: (os.path.basename(file.name), file.split))
+  held_out = [i for i, file in enumerate(ranked) if file.split == HELD_OUT]
+  middle = _evenly(held_out, _MAX_DECODED // 2 // _BLOCK)
+  chosen = {i for at in middle for i in range(max(at - _BLOCK // 2, 0), min(at + (_BLOCK + 1) // 2, len(ranked)))}
+  rest = [i for i in range(len(ranked)) if i not in chosen]
+  return [ranked[i] for i in sorted(chosen.union(_evenly(rest, _MAX_DECODED - len(chosen))))]
+
+
+def _evenly(values: list[int], most: int) -> list[int]:
+  """Return evenly spread values, not more than so many."""
+  return [values[i] for i in np.linspace(0, len(values) - 1, min(most, len(values))).astype(int)] if values else []
 
 
 def _small(data: bytes, name: str) -> np.ndarray:
