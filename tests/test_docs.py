@@ -4,6 +4,7 @@ import ast
 import functools
 import importlib.util
 import inspect
+import itertools
 import pathlib
 import re
 import shlex
@@ -98,6 +99,20 @@ def test_a_command_names_what_exists(page, words, own_parts, monkeypatch):
 def test_a_misspelt_command_is_found(line):
   with pytest.raises(AssertionError, match='there is no|has no flag'):
     commands.check(line.split())
+
+
+def test_a_command_of_a_run_sheet_can_be_copied():
+  """It is all on one line: the # of a second one would begin a comment of the shell, and its flags be left out."""
+  found = 0
+  for path in sorted((ROOT / 'gin_configs').rglob('*.gin')):
+    lines = path.read_text().splitlines()
+    for line, following in itertools.pairwise([*lines, '']):
+      if command := re.match(r'# +(?:[A-Z][a-z]+ +)?(python -m .*)', line):
+        words = shlex.split(command[1])
+        assert all(word.startswith('--') for word in words[3:]) and not re.match('# +--', following), (path.name, line)
+        commands.check(words)
+        found += 1
+  assert found > 100
 
 
 @pytest.mark.parametrize('page', PAGES)
