@@ -67,6 +67,7 @@ def _parse(gin_files: Sequence[str], gin_params: Sequence[str]) -> unused.Usage:
   reader.check_macros()
   reader.check_names()
   bindings.check_scopes(reader.bindings)
+  bindings.check_hidden(reader.bindings)
   bindings.check_types({'/'.join(filter(None, key)): values for key, values in gin.config._CONFIG.items()
                         if not key[1].endswith(('gin.macro', 'gin.constant'))}, gin_errors.signature, _literal)
   with _explained('configuration'):

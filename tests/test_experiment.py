@@ -250,7 +250,7 @@ def test_a_missing_weight_file_is_one_line(tmp_path):
 @pytest.mark.parametrize('binding, text', [
   ("run.precision = 'float8'", 'run.precision'),
   ('ResNet.depth = 51', 'ResNet.depth'),
-  ('synthetic.num_images = 0', 'num_images'),
+  ('train/synthetic.num_images = 0', 'num_images'),
   *((f'{name} = 0', f'{name} = 0: use 1 or more') for name in (
     'BATCH_SIZE', 'run.images_per_device', 'run.eval_images_per_device', 'run.log_every', 'run.checkpoint_every',
     'run.keep_checkpoints')),
@@ -258,7 +258,7 @@ def test_a_missing_weight_file_is_one_line(tmp_path):
   ('run.seed = -1', 'run.seed = -1: use 0 to 4294967295'),
 ])
 def test_a_value_out_of_range_is_one_line(binding, text, tmp_path):
-  configure(binding, *(['train/' + binding] if 'synthetic' in binding else []))
+  configure(binding)
   with pytest.raises(UserError, match=text) as error:
     loop.train(experiment.run('train', str(tmp_path)))
   assert text in error.value.line()

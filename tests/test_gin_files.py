@@ -1,10 +1,12 @@
 """Lookup and order of gin files, one-line errors for misspelt names, and limits of imports."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 
 import gin
 import pytest
 
+import rethink_tf.experiment  # noqa: F401  registers what gin files name
 from rethink_tf import gin_files
 from rethink_tf.errors import UserError
 
@@ -233,6 +235,18 @@ def test_a_binding_in_a_scope_in_which_nothing_calls_its_part_is_refused(folder)
   # What a part that is called in the scope calls itself is called in it.
   gin_files.parse(['gin_configs/base.gin'], ['toy_run.net = @eval/toy_net', 'eval/toy_norm.groups = 2'])
   assert toy_run()[0]().norm == 2
+
+
+@pytest.mark.parametrize('name, params, message', [
+  ('demo', ['synthetic.num_images = 4'], r'synthetic\.num_images has no effect.* set train/synthetic.num_images and '
+                                         'eval/synthetic.num_images'),
+  ('voc_scratch', ["voc.sets = ('train',)"], r'voc\.sets has no effect'),
+  ('scratch_1x', ["coco.annotation_file = 'a.json'"], r'coco\.annotation_file has no effect'),
+  ('scratch_1x', ['coco.num_images = 4'], None),  # of the training images
+  ('demo', ['run.eval_source = @synthetic()', 'synthetic.num_images = 4'], None)])
+def test_a_binding_that_those_of_its_scopes_hide_is_refused(name, params, message):
+  with pytest.raises(UserError, match=message) if message else contextlib.nullcontext():
+    gin_files.parse([f'gin_configs/{name}.gin'], params)
 
 
 @gin.register('toy_typed', module='test_gin_files')

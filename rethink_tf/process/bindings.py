@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rethink_tf.errors import UserError, excerpt
@@ -60,6 +60,40 @@ def check_scopes(bindings: Iterable[Binding]) -> None:
         whole = f'{"/".join(binding.scopes)}/{binding.owner}'
         raise UserError(f'{binding.where}: {whole}.{binding.parameter} has no effect, since nothing calls '
                         f'{binding.owner} in the scope {scope}/: refer to it as @{whole}')
+
+
+def check_hidden(bindings: Sequence[Binding]) -> None:
+  """Check that a binding without a scope is not hidden by earlier ones in every scope that calls its part.
+
+  The last one does not win there: gin takes that of the scope, wherever it stands.
+
+  Raises:
+    UserError: a binding has no effect.
+  """
+  of_owner: dict[str, list[Binding]] = defaultdict(list)
+  for binding in bindings:
+    of_owner[binding.owner].append(binding)
+  referred = {_short(one.rpartition('/')[2]) for binding in bindings for one in binding.uses}
+  todo = [(owner, ()) for owner in of_owner if owner not in referred]
+  calls: dict[str, set[tuple[str, ...]]] = defaultdict(set)  # owner -> scopes in which it is called
+  while todo:
+    owner, scopes = todo.pop()
+    if scopes in calls[owner]:
+      continue
+    calls[owner].add(scopes)
+    for binding in of_owner[owner]:
+      if scopes[:len(binding.scopes)] == binding.scopes:
+        for one in binding.uses:  # a reference with scopes replaces those around it
+          *own, name = one.split('/')
+          todo.append((_short(name), tuple(own) or scopes))
+  for owner, own in of_owner.items():
+    for i, binding in enumerate(own):
+      hiding = {one.scopes for one in own[:i] if one.scopes and one.parameter == binding.parameter}
+      if hiding and not binding.scopes and binding.parameter and all(
+          any(scopes[:len(one)] == one for one in hiding) for scopes in calls[owner]):
+        names = ' and '.join(f'{"/".join(one)}/{owner}.{binding.parameter}' for one in sorted(hiding, reverse=True))
+        raise UserError(f'{binding.where}: {owner}.{binding.parameter} has no effect, since a value of a scope goes '
+                        f'before it: set {names}')
 
 
 def check_types(values: Mapping[str, Mapping[str, Any]], signature_of: Callable[[str], inspect.Signature],

@@ -238,7 +238,7 @@ def _explain_missing(file: str, data_dir: str) -> str:
                  'https://cocodataset.org/#download into the data folder (--data_dir); for your own images, use python '
                  '-m rethink_tf.data.prepare; to try without any data, add '
                  '--gin_file=gin_configs/data/synthetic.gin')
-  cures.append('Other names: coco.annotation_file, coco.image_dir')
+  cures.append('Other names: train/coco.annotation_file, eval/coco.annotation_file and coco.image_dir')
   return f'{file}: no such annotation file{found}. {". ".join(cures)}'
 
 

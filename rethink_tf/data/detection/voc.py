@@ -283,7 +283,7 @@ def _read_image_set(file: str, root: str) -> list[str]:
     raise UserError(f'{file}: no such image set' + (f' (found: {_some(others)})' if others else '')
                     + f'{_held(root)}. For PASCAL '
                     'VOC, unpack the archives of http://host.robots.ox.ac.uk/pascal/VOC/ into one folder and give its '
-                    'VOCdevkit with --data_dir; for your own images, set voc.sets') from error
+                    'VOCdevkit with --data_dir; for your own images, set train/voc.sets and eval/voc.sets') from error
   except UnicodeDecodeError as error:
     raise UserError(f'{file}: not a text file of names: {in_one_line(error)}') from error
   if not lines:
