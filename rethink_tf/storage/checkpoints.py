@@ -199,6 +199,11 @@ class RunCheckpoints:
     """Return the step of the newest complete checkpoint, None without any."""
     return next((step for step in reversed(self._listed()) if self._manifest(step) is not None), None)
 
+  def runs(self) -> list[str]:
+    """Return the names of runs that complete checkpoints bear, that of the newest first; earlier versions gave none."""
+    found = [self._manifest(step) or {'state': {}} for step in reversed(self._listed())]
+    return list(dict.fromkeys(run for one in found if isinstance(run := one['state'].get('run'), str)))
+
   def restore(self, trackables: Mapping[str, Any], step: int | None = None,
               otherwise: Mapping[str, Callable[[], None]] = MappingProxyType({})) -> dict[str, Any] | None:
     """Restore the newest sound checkpoint (or that of `step`) into `trackables`; return its state, None without any.

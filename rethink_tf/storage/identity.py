@@ -136,8 +136,8 @@ def write(folder: RunFolder, was: Identity | None, now: Identity, step: int,
       'settings': [{'name': change.name, 'was': change.was, 'now': change.now, 'kind': change.kind}
                    for change in changes]})
   if was is not None:
-    now = now._replace(run=was.run or now.run, ancestors=was.ancestors, categories=was.categories or now.categories,
-                       history=tuple(history))
+    now = now._replace(run=was.run or now.run, ancestors=was.ancestors or now.ancestors,
+                       categories=was.categories or now.categories, history=tuple(history))
   folder.write_text(FILE, json.dumps(now._asdict(), indent=1) + '\n')
   if _categories(_text(folder, CATEGORIES)) != now.categories:  # also one that is damaged: predict and export read it
     folder.write_text(CATEGORIES, json.dumps(now.categories))

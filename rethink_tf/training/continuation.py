@@ -41,6 +41,8 @@ def check(experiment: Experiment) -> tuple[Identity, Changes]:
                     {name: digest.summarize(source) for name, source in splits.items()})
   if was is None:
     return now, Changes()
+  if not was.recorded and (runs := experiment.checkpoints.runs()):  # identity.json was removed: they stay the run's own
+    now = now._replace(run=runs[0], ancestors=tuple(runs[1:]))
   settings = identity.check(was, now, folder, step, experiment.allow_changes)
   data = [f'{name}: {", ".join(found)}' for name in splits if name in was.data
           and (found := digest.differences(was.data[name], now.data[name]))]

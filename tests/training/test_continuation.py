@@ -9,6 +9,7 @@ import types
 import gin
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from rethink_tf.data.detection.synthetic import SyntheticSource
@@ -16,6 +17,7 @@ from rethink_tf.errors import UserError
 from rethink_tf.gin_files import parse
 from rethink_tf.models.resnet import ResNet
 from rethink_tf.storage import identity
+from rethink_tf.storage.checkpoints import RunCheckpoints
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.structures import Devices
 from rethink_tf.training import continuation
@@ -44,7 +46,7 @@ class Start:
     source = lambda n: types.SimpleNamespace(source=SyntheticSource(n, image_size=(90, 90)))  # noqa: E731
     self.folder, self.train_input, self.eval_input = folder, source(train), source(2)
     self.recorded, self.allow_changes, self.total_steps = identity.read(folder), allow_changes, 100
-    self.checkpoints = types.SimpleNamespace(latest=lambda: step, belong_to=lambda *_: None)
+    self.checkpoints = types.SimpleNamespace(latest=lambda: step, belong_to=lambda *_: None, runs=list)
     self.step = step
 
   def go(self):
@@ -72,6 +74,22 @@ def test_a_longer_schedule_goes_on(folder, caplog):
   Start(folder, 0).go()
   assert len(Start(folder, 5, 'KTimesSchedule.k = 3').go().history) == 1
   assert 'KTimesSchedule.k  1    3' in caplog.text
+
+
+def test_checkpoints_stay_those_of_a_run_whose_identity_was_removed(folder):
+  """As the message on a damaged identity.json says."""
+  checkpoints, variables = RunCheckpoints(folder), {'model': tf.train.Checkpoint(v=tf.Variable(1.0))}
+  first = Start(folder, 0).go()
+  for i in range(2):  # the second one of a fork, whose checkpoints bear two names
+    checkpoints.belong_to(identity.read(folder))
+    checkpoints.save(i + 1, variables, {})
+    identity.fork(folder)
+  pathlib.Path(folder.join('identity.json')).unlink()
+  folder.write_text('config.gin', '')
+  start = Start(folder, 2)
+  start.checkpoints = checkpoints
+  assert start.go().owns(first.run)
+  assert checkpoints.restore(variables) and checkpoints.restore(variables, 1)
 
 
 def test_other_data_is_reported(folder, caplog):
