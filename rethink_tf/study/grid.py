@@ -179,10 +179,14 @@ def read_study(gin_file: str, params: Sequence[str] = ()) -> Study:
   Raises:
     UserError: the file is not valid or does not bind Study.
   """
+  import rethink_tf.experiment  # noqa: F401  registers what gin files name: a file of a run is parsed, and told from one
+
   gin_files.parse([gin_file], params)
   try:
     if gin_files.bound('Study.axes') is None or gin_files.bound('Study.base') is None:
-      raise UserError(f'{gin_file} is not a study: it must bind Study.base and Study.axes (gin_configs/studies)')
+      run = gin_files.bound('run.model') is not None
+      raise UserError(f'{gin_file} is not a study: it must bind Study.base and Study.axes (gin_configs/studies)'
+                      + '; it configures one run, for python -m rethink_tf.train' * run)
     return gin.get_configurable('Study')()
   finally:
     gin.clear_config()

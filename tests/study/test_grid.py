@@ -67,6 +67,13 @@ def test_a_file_without_axes_is_not_a_study(tmp_path):
     grid.read_study(str(tmp_path / 'half.gin'))
 
 
+@pytest.mark.parametrize('name, run', [('gin_configs/demo.gin', True), ('gin_configs/data/own.gin', False)])
+def test_a_configuration_is_not_a_study(name, run):
+  with pytest.raises(UserError, match='is not a study: it must bind Study.base and Study.axes') as error:
+    grid.read_study(name)
+  assert ('rethink_tf.train' in str(error.value)) == run
+
+
 @pytest.mark.parametrize('name', STUDIES)
 def test_a_shipped_study(name):
   """Its run sheet is complete, and the configurations of its first and last run parse with the command in it."""
