@@ -59,7 +59,7 @@ elif [[ -n $hosts ]]; then
   for address in "${addresses[@]}"; do
     [[ $address =~ ^[A-Za-z0-9._-]+:[0-9]+$ ]] || fail "--hosts: '$address' is not host:port"
   done
-  $print || [[ $index =~ ^[0-9]+$ && $index -lt ${#addresses[@]} ]] ||
+  $print || [[ $index =~ ^[0-9]+$ && $((10#$index)) -lt ${#addresses[@]} ]] ||
     fail "--index='$index' must be the index of this machine in --hosts, 0 to $((${#addresses[@]} - 1))"
 else
   fail 'give --workers or --hosts; see --help'
@@ -83,7 +83,7 @@ if $print; then
   done
   exit 0
 elif [[ -n $hosts ]]; then
-  TF_CONFIG=$(tf_config "$index") exec "$@"
+  TF_CONFIG=$(tf_config "$((10#$index))") exec "$@"  # 010 is ten
 fi
 
 pids=() deadline='' result=0 signalled=''

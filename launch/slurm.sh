@@ -34,7 +34,7 @@ fail() {
 cd "${SLURM_SUBMIT_DIR:-.}"
 [[ -f launch/multi_worker.sh ]] || fail "no launch/multi_worker.sh in $PWD: submit from the checkout"
 python=${RETHINK_TF_PYTHON:-.venv/bin/python}
-command -v "$python" >/dev/null || fail "no $python: make .venv/installed, or set RETHINK_TF_PYTHON"
+command -v "$python" >/dev/null || fail "no $python: make install EXTRAS=cuda, or set RETHINK_TF_PYTHON"
 
 port=$((20000 + ${SLURM_JOB_ID:-0} % 10000))  # jobs that share a node use different ports
 hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed "s/\$/:$port/" | paste -sd, -)

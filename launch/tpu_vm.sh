@@ -10,8 +10,9 @@ Train on a TPU VM with one host (v2-8, v3-8, v4-8, v5litepod-1 -4 -8, v6e-1 -4 -
       --gin_file=gin_configs/scratch_6x.gin --data_dir=gs://my-bucket/coco --model_dir=gs://my-bucket/runs/scratch_6x
 
 Arguments after -- go to rethink_tf.train, with gin_configs/runtime/tpu.gin added. The VM is created if it does not
-exist; this checkout is copied to it and installed with tensorflow-tpu. Training continues when the connection is lost:
-run the same command again to see the log. A preempted spot VM is created again, and training resumes.
+exist; this checkout is copied to it, unless it trains, and installed with tensorflow-tpu. Training continues when the
+connection is lost: run the same command again to see the log. A preempted spot VM is created again, and training
+resumes.
 
   --version=V  software of the VM; default: the one for the type     --project=P  default: gcloud's
   --keep       keep the VM at the end (and pay for it)               --dry_run    print gcloud's commands, run none
@@ -39,8 +40,13 @@ if [[ ${1:-} == --on_the_vm ]]; then
     "$python" -m pip install --quiet 'tensorflow-tpu~=2.20.0'
     touch "$HOME/.rethink_tf/installed"
   fi
-  if ! kill -0 "$(cat "$state.pid" 2>/dev/null)" 2>/dev/null; then
+  if kill -0 "$(cat "$state.pid" 2>/dev/null)" 2>/dev/null; then
+    [[ "$(printf '%q ' "$@")" == "$(cat "$state.arguments")" ]] ||
+      echo "tpu_vm.sh: a training with other arguments runs on this VM, and this is its log:" \
+        "$(cat "$state.arguments")" >&2
+  else
     rm -f "$state.code"
+    printf '%q ' "$@" >"$state.arguments"
     : >"$state.log"  # exists before tail opens it
     # shellcheck disable=SC2016  # for the inner shell
     setsid nohup bash -c '"$1" -m rethink_tf.train "${@:3}"; echo $? >"$2.code"' _ "$python" "$state" "$@" \
@@ -141,8 +147,9 @@ fi
 
 while true; do
   case $(state_of_vm) in
-    READY)  # an earlier start may have failed before the copy
-      tpu ssh "${place[@]}" --command='test -f rethink_tf/launch/tpu_vm.sh' || copy_checkout
+    READY)  # unless it trains, copy: corrections of the checkout, or the first one if a start failed before
+      # shellcheck disable=SC2016  # for the shell of the VM
+      tpu ssh "${place[@]}" --command='kill -0 "$(cat rethink_tf_train.pid)" 2>/dev/null' || copy_checkout
       ;;
     ABSENT) make_vm ;;
     PREEMPTED | TERMINATED)  # its disk is lost: create a new VM

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 
 import pytest
 
@@ -140,6 +141,13 @@ def test_two_workers_train(tmp_path):
   assert [line['step'] for line in lines if line['kind'] == 'train'] == [1, 2, 3, 4, 5, 6]  # written by one worker
 
 
+def test_hosts_with_numbers_in_decimal():
+  hosts = ','.join(f'n{i}:2222' for i in range(11))
+  result = call(MULTI_WORKER, f'--hosts={hosts}', '--index=010', '--', 'printenv', 'TF_CONFIG')
+  assert json.loads(result.stdout)['task']['index'] == 10
+  assert call(MULTI_WORKER, f'--hosts={hosts}', '--index=08', '--', 'true').returncode == 0
+
+
 def test_hosts():
   printed = call(MULTI_WORKER, '--hosts=n1:2222,n2:2222', '--print', '--', 'echo', 'two words')
   assert printed.returncode == 0
@@ -262,8 +270,23 @@ def test_tpu_vm_stays_when_training_fails(cloud):
   result, verbs, trainings, _ = cloud(1)
   assert result.returncode == 1 and trainings == [TRAINING] and 'delete' not in verbs
   assert 'ended with code 1' in result.stderr
-  result, verbs, trainings, _ = cloud(0)  # the same command again: VM and checkout exist
-  assert result.returncode == 0 and verbs.count('create') == 1 and verbs.count('scp') == 1 and len(trainings) == 2
+  result, verbs, trainings, _ = cloud(0)  # the same command again, with what was corrected in the checkout since
+  assert result.returncode == 0 and verbs.count('create') == 1 and verbs.count('scp') == 2 and len(trainings) == 2
+
+
+def test_tpu_vm_that_trains_keeps_its_checkout_and_says_which_training_it_is(cloud, tmp_path):
+  home = tmp_path / 'vm'
+  shutil.copytree(ROOT / 'launch', home / 'rethink_tf/launch')
+  for name, text in (('vm/.rethink_tf/installed', ''), ('state', 'READY\n'), ('vm/rethink_tf_train.log', 'step 7\n'),
+                     ('vm/rethink_tf_train.arguments', '--gin_file=b.gin ')):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(text)
+  with subprocess.Popen(['sleep', '0.3']) as training:
+    threading.Thread(target=training.wait).start()  # else it would remain as a zombie
+    (home / 'rethink_tf_train.pid').write_text(str(training.pid))
+    result, verbs, trainings, _ = cloud()
+  assert not {'create', 'scp', 'delete'} & set(verbs) and not trainings and 'step 7' in result.stdout
+  assert 'a training with other arguments runs on this VM, and this is its log: --gin_file=b.gin' in result.stderr
 
 
 @pytest.mark.parametrize('command', [
