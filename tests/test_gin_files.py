@@ -173,6 +173,19 @@ def test_a_file_can_import_what_the_command_line_imports(folder, monkeypatch):
     gin_files.parse(['config.gin'])
 
 
+def test_parts_of_one_name_are_reported(folder, monkeypatch):
+  """As one of the user's own that is called like one of the package, which its files then no longer tell apart."""
+  (folder / 'toy_same.py').write_text('import gin\n' + ''.join(
+    f"\n\n@gin.register('toy_same', module='{owner}')\ndef {owner}(): ...\n" for owner in ('ours', 'theirs')))
+  (folder / 'toy_raises.py').write_text('raise KeyError\n')
+  monkeypatch.syspath_prepend(folder)
+  with pytest.raises(UserError, match=r"--gin_param: several parts are called 'toy_same' \(ours.toy_same, "
+                                      r'theirs.toy_same\) \(toy_net.norm.*\): give that of your own another name'):
+    gin_files.parse(['gin_configs/base.gin'], ['import toy_same', 'toy_net.norm = @toy_same()'])
+  with pytest.raises(UserError, match=r'--gin_param: KeyError \(import toy_raises\)'):
+    gin_files.parse(['gin_configs/base.gin'], ['import toy_raises'])
+
+
 @pytest.mark.parametrize('params', [[], ['import os']])
 def test_dynamic_registration_is_refused(folder, params):
   """It would call any function that a file names."""

@@ -23,7 +23,8 @@ def line_of(error: Exception, name: str, without: str) -> str:
 
 def reason(error: Exception) -> str:
   """Return what an error of gin says, in one line and in the words of a user."""
-  message = str(error.args[0] if isinstance(error, (KeyError, tokenize.TokenError)) else error)
+  told = isinstance(error, (KeyError, tokenize.TokenError)) and error.args  # gin's copies of errors have no arguments
+  message = str(error.args[0] if told else error)
   statement = re.search(r'\n  In .*\n\s*(.*)', message)
   quoted = f' ({statement.group(1).strip()})' if statement else ''
   first = re.sub(r' \(.*line \d+\)$', '', message.split('\n')[0]).rstrip('.')
@@ -39,7 +40,10 @@ def reason(error: Exception) -> str:
     name = match.group(1).removesuffix('/macro.value')
     flag = '--weights=FILE, or a name of python -m rethink_tf.weights --list'
     return f'{name} must be given: add ' + (flag if name == 'WEIGHTS' else f"--gin_param='{name} = ...'")
-  return f'{first}{quoted}'
+  if match := re.match(r"""["']?Ambiguous selector '(.+)', matches \[(.+)\]""", first):
+    names = ', '.join(sorted(re.findall("'([^']+)'", match.group(2))))
+    return f"several parts are called '{match.group(1)}' ({names}){quoted}: give that of your own another name"
+  return f'{first or type(error).__name__}{quoted}'
 
 
 # gin has no public view of what is registered.
