@@ -1,5 +1,7 @@
 # The training image: docker build -t rethink_tf .
-#   one machine      docker run --rm --init --gpus=all -v "$PWD/data:/home/trainer/data" -v "$PWD/runs:/home/trainer/runs" \
+#   one machine      mkdir -p runs   (else Docker makes it, as root; --user: who may write there)
+#                    docker run --rm --init --gpus=all --user="$(id -u):$(id -g)" --env=HOME=/tmp \
+#                        -v "$PWD/data:/home/trainer/data" -v "$PWD/runs:/home/trainer/runs" \
 #                        rethink_tf --gin_file=gin_configs/scratch_6x.gin
 #   without GPUs     docker build --build-arg TENSORFLOW=tensorflow ...      (5 GB smaller)
 #   TPU              docker build --build-arg TENSORFLOW=tensorflow-tpu ...

@@ -145,7 +145,8 @@ def machine_spec(request: Request) -> dict[str, Any]:
     raise UserError(f'--accelerator={accelerator}: use one of {", ".join(MACHINES)} or none')
   by_count = MACHINES[accelerator]
   if count not in by_count:
-    raise UserError(f'--count={count}: a machine has {_or(by_count)} of {accelerator}; for more use --hosts')
+    more = '' if accelerator.startswith('TPU') else '; for more use --hosts'
+    raise UserError(f'--count={count}: a machine has {_or(by_count)} of {accelerator}{more}')
   if machine and machine not in by_count[count]:
     raise UserError(f'--machine_type={machine} does not come with {count} x {accelerator}: use {_or(by_count[count])}')
   machine = machine or by_count[count][0]
