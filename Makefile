@@ -38,5 +38,5 @@ $(INSTALLED): setup.py constraints.txt
 	$(BIN)/python -m pip install --quiet $$pins uv && \
 	$(BIN)/uv pip install --quiet --python $(BIN)/python $$pins -e '.[dev$(addprefix $(comma),$(EXTRAS))]' || \
 	$(BIN)/python -m pip install --quiet $$pins -e '.[dev$(addprefix $(comma),$(EXTRAS))]'
-	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -c 'import matplotlib.pyplot, rethink_tf.experiment'
+	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -W ignore -c 'import matplotlib.pyplot, rethink_tf.experiment'
 	@touch $@

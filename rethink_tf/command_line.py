@@ -28,7 +28,7 @@ def run_command(task: str) -> None:
     flags.DEFINE_float('follow_minutes', 120.0, 'with --follow: minutes to wait for a new checkpoint', **here)
     entry.start(_evaluate, interrupted='stopped; the same command evaluates again')
   else:
-    entry.start(_train, interrupted=RESUMES)
+    entry.start(_pretrain if task == 'pretrain' else _train, interrupted=RESUMES)
 
 
 def define_flags() -> None:
@@ -40,8 +40,8 @@ def define_flags() -> None:
   flags.DEFINE_string('data_dir', None, 'folder of the data set; default: the DATA_DIR of the gin files', **here)
   flags.DEFINE_string('tpu', None, "run on a TPU: 'local' on a TPU VM, or the name of a slice "
                       '(gin_configs/runtime/tpu.gin)', **here)
-  flags.DEFINE_string('weights', None, 'weight file or run folder to start from, or a name of python -m '
-                      'rethink_tf.weights --list (with a file of gin_configs/init)', **here)
+  flags.DEFINE_string('weights', None, 'weight file or run folder that training starts from, or a name of '
+                      'python -m rethink_tf.weights --list (with a file of gin_configs/init)', **here)
   flags.DEFINE_string('cache_dir', None, settings.CACHE_HELP, **here)
   flags.DEFINE_bool('offline', False, settings.OFFLINE_HELP, **here)
   flags.DEFINE_bool('allow_changes', False, 'continue or evaluate a run with settings that are not its own', **here)
@@ -72,6 +72,13 @@ def configure(files: Sequence[str], params: Sequence[str] = (), elsewhere: bool 
   experiment.configure(files, [*params, *FLAGS.gin_param], FLAGS.data_dir, FLAGS.weights, FLAGS.tpu, elsewhere)
 
 
+def _pretrain() -> None:
+  if not FLAGS.gin_file:
+    raise UserError('no configuration: give --gin_file=gin_configs/pretraining/imagenet_r50_gn.gin or another file of '
+                    'gin_configs/pretraining/')
+  _train()
+
+
 def _train() -> None:
   from rethink_tf import gin_files
 
@@ -89,8 +96,10 @@ def _evaluate() -> None:
   refuse_weights()
   model_dir = FLAGS.model_dir or gin_files.default_run_folder(FLAGS.gin_file)
   files = FLAGS.gin_file
+  if not model_dir:
+    raise UserError('no run to evaluate: name its folder with --model_dir')
   elsewhere = FLAGS.follow or not files
-  if not files and model_dir:
+  if not files:
     if FLAGS.follow:
       from rethink_tf.evaluation import follow
       follow.wait_for(f'{model_dir}/config.gin', FLAGS.follow_minutes)

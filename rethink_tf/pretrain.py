@@ -8,4 +8,4 @@ checkpoint is saved; a second signal ends it at once. Exit codes: 0 complete; 1 
 from rethink_tf import command_line
 
 if __name__ == '__main__':
-  command_line.run_command('train')
+  command_line.run_command('pretrain')

@@ -195,6 +195,8 @@ def test_every_module_that_runs_is_tried_here():
   ('train', ['--gin_file=gin_configs/pretrain_6x.gin', '--weights=R-50.pkl'], ['R-50.pkl', 'no such file']),
   ('train', ['--gin_file=gin_configs/pretrain_6x.gin', '--weights=moco'], ['did you mean moco_v2?']),
   ('train', ['gin_file=x'], ["'gin_file=x'"]),
+  ('pretrain', [], ['no configuration', '--gin_file=gin_configs/pretraining/']),
+  ('evaluate', [], ['no run to evaluate', '--model_dir']),
   ('evaluate', ['--model_dir=nothing'], ['no config.gin in nothing']),
   ('predict', ['--model_dir=nothing', 'a.jpg'], ['no config.gin in nothing']),
   ('predict', ['--saved_model=nothing', 'a.jpg'], ['nothing: no such folder']),
