@@ -168,9 +168,11 @@ class RoIPooler:
 
   def __call__(self, pyramid: Pyramid, boxes: tf.Tensor, xla: bool) -> tf.Tensor:
     """Return [B, R, size, size, C] for boxes [B, R, 4]; pyramid: levels P2..P5, or a single one, flattened."""
+    # Without a graph the trainer makes its variables, with portable operations where there are some.
+    taps = portable.chosen() and (self.sampling_ratio > 0 or not tf.executing_eagerly())
     with tf.name_scope('roi_align'):
       return roi_align(pyramid, boxes, self.size, pyramid.min_level, self.sampling_ratio, self.aligned,
-                       'gather' if xla else 'taps' if portable.chosen() else 'csr')
+                       'gather' if xla else 'taps' if taps else 'csr')
 
 
 @gin.register

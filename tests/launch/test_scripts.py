@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
 
 import pytest
 
@@ -281,8 +280,8 @@ def test_tpu_vm_that_trains_keeps_its_checkout_and_says_which_training_it_is(clo
                      ('vm/rethink_tf_train.arguments', '--gin_file=b.gin ')):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text(text)
-  with subprocess.Popen(['sleep', '0.3']) as training:
-    threading.Thread(target=training.wait).start()  # else it would remain as a zombie
+  fake_command(tmp_path / 'bin', 'tail', 'kill "${1#--pid=}"; cat "${@: -1}"')  # until the training has ended
+  with subprocess.Popen(['sleep', '100']) as training:
     (home / 'rethink_tf_train.pid').write_text(str(training.pid))
     result, verbs, trainings, _ = cloud()
   assert not {'create', 'scp', 'delete'} & set(verbs) and not trainings and 'step 7' in result.stdout

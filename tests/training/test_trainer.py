@@ -11,6 +11,7 @@ from rethink_tf.models import initializers
 from rethink_tf.models.keypoints import KeypointHead
 from rethink_tf.models.layers import ConvNorm
 from rethink_tf.models.norms import group_norm, sync_batch_norm
+from rethink_tf.models.rois import RoIPooler
 from rethink_tf.training.loss_scaling import LossScaleTrainer
 from rethink_tf.training.losses import MaskRCNNLoss
 from rethink_tf.training.optimizers import SGD
@@ -63,6 +64,11 @@ def test_variables_that_are_not_trained_keep_their_initial_values(four):
   assert list(made[0]) == list(made[1]) and all(np.array_equal(made[0][name], made[1][name]) for name in made[0])
   moving = {name: value for name, value in made[0].items() if 'moving' in name}
   assert moving and all(np.all(value == (0 if 'mean' in name else 1)) for name, value in moving.items())
+
+
+def test_variables_of_adaptive_roi_align(four):
+  """That of Detectron2's detectors, of which there is no portable form."""
+  assert make(four, roi_pooler=functools.partial(RoIPooler, sampling_ratio=0, aligned=True), mask_head=None).built
 
 
 def test_every_variable_trains(one_device):
