@@ -88,7 +88,7 @@ class CocoSource:
     if not keypoints:
       self.categories = without_keypoints(self.categories)
     elif keypoints_file or not any(category.keypoints for category in self.categories):
-      keypoints_file = _join(data_dir, keypoints_file or f'annotations/person_keypoints_{split}.json')
+      keypoints_file = _keypoints_path(file, data_dir, keypoints_file, split)
       self.categories = _merge_keypoints(reader, self.categories, keypoints_file)
     self.categories = with_pairs(self.categories, keypoint_pairs, 'coco.keypoint_pairs')
     image_ids, sizes, file_names = _parse_images(images, file, max_pixels)
@@ -225,6 +225,15 @@ def _read_annotation_file(file: str, keypoints: bool, data_dir: str,
                     '"annotations"')
   categories = parse_categories(content['categories'], file)
   return content['images'], reader, _without_project(categories, reader, file) if exported else categories
+
+
+def _keypoints_path(file: str, data_dir: str, given: str | None, split: str) -> str:
+  """Return the path of the file with the keypoints of an annotation file that has none."""
+  path = _join(data_dir, given or f'annotations/person_keypoints_{split}.json')
+  if not given and not tf.io.gfile.exists(path):
+    raise UserError(f'{file}: no category has keypoints, and there is no {path} with them: name one with '
+                    'train/coco.keypoints_file and eval/coco.keypoints_file, or train without keypoints')
+  return path
 
 
 def _explain_missing(file: str, data_dir: str) -> str:

@@ -326,7 +326,8 @@ def test_keypoints_of_other_data(tmp_path, entry, category, message):
 
 
 def test_keypoints_without_a_file(tmp_path):
-  with pytest.raises(UserError, match='person_keypoints_train2017.json'):
+  with pytest.raises(UserError, match='instances_train2017.json: no category has keypoints, and there is no '
+                                      '.*person_keypoints_train2017.json with them: name one'):
     CocoSource(write(tmp_path), keypoints=True)
 
 
