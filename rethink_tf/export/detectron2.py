@@ -17,7 +17,7 @@ from rethink_tf.export import description
 from rethink_tf.models.layers import ConvNorm
 from rethink_tf.models.mask_rcnn import MaskRCNN
 from rethink_tf.models.norms import EPSILON
-from rethink_tf.models.resnet import BLOCKS
+from rethink_tf.models.resnet import BLOCKS, ResNet
 from rethink_tf.storage import files
 from rethink_tf.weights.detectron2 import Entry, table, without_names
 
@@ -98,7 +98,7 @@ def save(model: MaskRCNN, path: str, *, channels: str = 'bgr', resize: Resize | 
 
   about: description of the detector, with the names of its classes, written as .json.
 
-  resize: that of evaluation. If Detectron2 has no ResNet of this depth, `backbone_path` is a module that registers one.
+  resize: that of evaluation. If Detectron2 does not build this ResNet, `backbone_path` is a module that registers one.
 
   Raises:
     UserError: a file cannot be written, or a variable has no name in Detectron2.
@@ -111,7 +111,7 @@ def save(model: MaskRCNN, path: str, *, channels: str = 'bgr', resize: Resize | 
     files.write(settings_path(path), settings(model, channels, resize).encode())
     if about is not None:
       description.write(f"{path.removesuffix('.pkl')}.json", about)
-    if model.backbone.depth not in DEPTHS:
+    if not _builds(model.backbone):
       files.write(backbone_path(path), backbone_module(model.backbone.depth).encode())
   except (OSError, tf.errors.OpError) as error:
     raise UserError(f'{path}: cannot be written ({in_one_line(error)}): choose another place with --out') from error
@@ -127,16 +127,17 @@ def backbone_path(path: str) -> str:
 
 
 def backbone_module(depth: int) -> str:
-  """Return a module that registers a ResNet with FPN of a depth that Detectron2 does not build."""
+  """Return a module that registers a ResNet with FPN that Detectron2 does not build."""
   return f'''"""ResNet-{depth} with FPN. Import this module before the model is built from the .yaml beside it."""
 
+from detectron2.layers import Conv2d, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, ResNet
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.modeling.backbone.resnet import BasicStem, BottleneckBlock
 
 
 @BACKBONE_REGISTRY.register()
-def {_backbone_name(depth)}(cfg, input_shape):
+def build_resnet{depth}_fpn_backbone(cfg, input_shape):
   resnet, fpn, stages = cfg.MODEL.RESNETS, cfg.MODEL.FPN, []
   stem = BasicStem(input_shape.channels, resnet.STEM_OUT_CHANNELS, resnet.NORM)
   channels = resnet.STEM_OUT_CHANNELS
@@ -146,14 +147,22 @@ def {_backbone_name(depth)}(cfg, input_shape):
       BottleneckBlock, blocks, stride_per_block=[2 if stage else 1] + [1] * (blocks - 1), in_channels=channels,
       out_channels=width, bottleneck_channels=resnet.NUM_GROUPS * resnet.WIDTH_PER_GROUP * 2**stage,
       num_groups=resnet.NUM_GROUPS, norm=resnet.NORM, stride_in_1x1=resnet.STRIDE_IN_1X1))
+    if channels == width:  # of equal widths Detectron2 makes no convolution
+      stages[stage][0].shortcut = Conv2d(
+        channels, width, kernel_size=1, bias=False, norm=get_norm(resnet.NORM, width))
     channels = width
   bottom_up = ResNet(stem, stages, out_features=resnet.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)
   return FPN(bottom_up, fpn.IN_FEATURES, fpn.OUT_CHANNELS, fpn.NORM, LastLevelMaxPool(), fpn.FUSE_TYPE)
 '''
 
 
-def _backbone_name(depth: int) -> str:
-  return 'build_resnet_fpn_backbone' if depth in DEPTHS else f'build_resnet{depth}_fpn_backbone'
+def _builds(backbone: ResNet) -> bool:
+  """Return whether Detectron2 builds this ResNet, whose first block has a shortcut convolution of any widths."""
+  return backbone.depth in DEPTHS and backbone.stem_width != backbone.res2_width
+
+
+def _backbone_name(backbone: ResNet) -> str:
+  return 'build_resnet_fpn_backbone' if _builds(backbone) else f'build_resnet{backbone.depth}_fpn_backbone'
 
 
 def settings(model: MaskRCNN, channels: str = 'bgr', resize: Resize | None = None) -> str:
@@ -167,7 +176,7 @@ def settings(model: MaskRCNN, channels: str = 'bgr', resize: Resize | None = Non
   tree = {
     'META_ARCHITECTURE': 'GeneralizedRCNN', 'MASK_ON': mask is not None,
     'PIXEL_MEAN': list(model.pixel_mean)[::step], 'PIXEL_STD': list(model.pixel_std)[::step],
-    'BACKBONE': {'NAME': _backbone_name(backbone.depth), 'FREEZE_AT': 0},
+    'BACKBONE': {'NAME': _backbone_name(backbone), 'FREEZE_AT': 0},
     'RESNETS': {
       **({'DEPTH': backbone.depth} if backbone.depth in DEPTHS else {}),
       'NUM_GROUPS': backbone.groups, 'WIDTH_PER_GROUP': backbone.width_per_group,

@@ -5,6 +5,10 @@ import functools
 import json
 import pickle
 import pickletools
+import runpy
+import sys
+import types
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -116,6 +120,40 @@ def test_depths_that_detectron2_does_not_build():
   code = writer.backbone_module(14)
   assert 'def build_resnet14_fpn_backbone(cfg, input_shape):' in code and 'enumerate((1, 1, 1, 1))' in code
   compile(code, 'model_backbone.py', 'exec')
+
+
+def test_the_backbone_module_makes_the_convolutions_of_the_file(tmp_path, monkeypatch):
+  """Detectron2 itself has no convolution in the shortcut of its first block where stem and res2 have one width."""
+  def stage(block, number, stride_per_block, in_channels, out_channels, **sizes):
+    inputs = (in_channels, *[out_channels] * (number - 1))
+    return [types.SimpleNamespace(shortcut=None if one == out_channels else (one, out_channels)) for one in inputs]
+
+  fakes = {
+    '': {}, '.layers': {'Conv2d': lambda low, high, **_: (low, high), 'get_norm': lambda *_: None},
+    '.modeling': {
+      'BACKBONE_REGISTRY': types.SimpleNamespace(register=lambda: lambda made: made),
+      'FPN': lambda stages, *_: stages, 'ResNet': mock.Mock(side_effect=lambda stem, stages, **_: stages)},
+    '.modeling.backbone': {}, '.modeling.backbone.fpn': {'LastLevelMaxPool': mock.Mock()},
+    '.modeling.backbone.resnet': {'BasicStem': mock.Mock(), 'BottleneckBlock': None}}
+  fakes['.modeling']['ResNet'].make_stage = stage
+  for name, content in fakes.items():
+    monkeypatch.setitem(sys.modules, f'detectron2{name}', types.SimpleNamespace(**content))
+  built = model()
+  writer.save(built, str(tmp_path / 'model.pkl'))
+  build = runpy.run_path(str(tmp_path / 'model_backbone.py'))['build_resnet14_fpn_backbone']
+  cfg = mock.Mock()
+  cfg.MODEL.RESNETS = types.SimpleNamespace(STEM_OUT_CHANNELS=32, RES2_OUT_CHANNELS=32, NUM_GROUPS=1, NORM='GN',
+                                            WIDTH_PER_GROUP=32, STRIDE_IN_1X1=False, OUT_FEATURES=[])
+  made = {f'backbone.bottom_up.res{number}.{i}.shortcut.weight': block.shortcut for number, blocks in
+          enumerate(build(cfg, mock.Mock()), 2) for i, block in enumerate(blocks) if block.shortcut}
+  written = {name: array.shape[1::-1] for name, array in writer.arrays_of(built).items() if '.shortcut.weight' in name}
+  assert made == written and len(made) == 4
+
+
+def test_a_depth_of_detectron2_with_a_stem_as_wide_as_res2():
+  narrow, usual = (types.SimpleNamespace(depth=50, stem_width=64, res2_width=width) for width in (64, 256))
+  assert writer._backbone_name(usual) == 'build_resnet_fpn_backbone'
+  assert writer._backbone_name(narrow) == 'build_resnet50_fpn_backbone'
 
 
 def test_names_of_two_convolutions_of_the_rpn():
