@@ -29,8 +29,12 @@ _DEFAULTS = {  # of Detectron2, for a configuration that leaves them out
 }
 _ONLY = {  # what this package computes; another value gives other outputs from the same arrays
   'MODEL.FPN.FUSE_TYPE': 'sum', 'MODEL.RPN.BBOX_REG_WEIGHTS': [1.0, 1.0, 1.0, 1.0], 'MODEL.RESNETS.RES5_DILATION': 1,
-  'MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION': 7, 'MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION': 14,
+  'MODEL.RPN.IN_FEATURES': ['p2', 'p3', 'p4', 'p5', 'p6'], 'MODEL.ROI_HEADS.IN_FEATURES': ['p2', 'p3', 'p4', 'p5'],
+  'MODEL.PROPOSAL_GENERATOR.MIN_SIZE': 0, 'MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION': 7,
+  'MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION': 14, 'MODEL.ROI_KEYPOINT_HEAD.POOLER_RESOLUTION': 14,
 }
+_HEADS = {'ROI_MASK_HEAD': 'MASK_ON', 'ROI_KEYPOINT_HEAD': 'KEYPOINT_ON'}  # and whether a detector has them
+_LEVELS = 5  # of a pyramid, P2 to P6
 _PLAIN = {  # further settings of the same meaning and type
   'MODEL.RPN.PRE_NMS_TOPK_TEST': ('ProposalGenerator.pre_nms_test', int),
   'MODEL.RPN.POST_NMS_TOPK_TEST': ('ProposalGenerator.post_nms_test', int),
@@ -84,14 +88,22 @@ def _is_of_coco(config: Mapping[str, Any]) -> bool:
 
 def _unlike(config: Mapping[str, Any]) -> list[str]:
   """Return notes on settings that this package does not have."""
-  without = () if settings_files.get(config, 'MODEL.MASK_ON') else ('MODEL.ROI_MASK_HEAD.',)
-  found = {name: settings_files.get(config, name) for name in _ONLY if not name.startswith(without or '-')}
-  notes = [f'{name} = {str(value)[:40]}: only {_ONLY[name]} is computed here, so outputs differ from its training'
-           for name, value in found.items() if value not in (None, _ONLY[name])]
-  for name in ('POOLER_TYPE', 'POOLER_SAMPLING_RATIO') if not without else ():
-    box, mask = (settings_files.get(config, f'MODEL.{head}.{name}') for head in ('ROI_BOX_HEAD', 'ROI_MASK_HEAD'))
-    if None not in (box, mask) and box != mask:
-      notes.append(f'{name} of box and mask head differ: only that of the box head, {str(box)[:40]}, is used')
+  heads = [head for head, switch in _HEADS.items() if settings_files.get(config, f'MODEL.{switch}')]
+  without = tuple(f'MODEL.{head}.' for head in _HEADS if head not in heads)
+  found = {name: (settings_files.get(config, name), f'only {only}') for name, only in _ONLY.items()
+           if not name.startswith(without)}
+  found |= {f'MODEL.ANCHOR_GENERATOR.{name}': (settings_files.get(config, f'MODEL.ANCHOR_GENERATOR.{name}'), only)
+            for name, binding, only in (('SIZES', 'Anchors.sizes', 'only one size of a level'),
+                                        ('ASPECT_RATIOS', 'Anchors.ratios', 'only the same ratios at all levels'))
+            if binding not in _anchors(config)}
+  notes = [f'{name} = {str(value)[:40]}: {only} is computed here, so outputs differ from its training'
+           for name, (value, only) in found.items() if value not in (None, _ONLY.get(name))]
+  for head in heads:
+    for name in ('POOLER_TYPE', 'POOLER_SAMPLING_RATIO'):
+      box, other = (settings_files.get(config, f'MODEL.{each}.{name}') for each in ('ROI_BOX_HEAD', head))
+      if None not in (box, other) and box != other:
+        notes.append(f'{name} of box and {head.split("_")[1].lower()} head differ: only that of the box head, '
+                     f'{str(box)[:40]}, is used')
   return notes
 
 
@@ -124,14 +136,23 @@ def _is_numbers(values: Any, length: int | None = None) -> bool:
 
 
 def _anchors(config: Mapping[str, Any]) -> dict[str, Any]:
-  """Return the anchors of a pyramid: one size per level, and one list of ratios."""
-  sizes, ratios = (settings_files.get(config, f'MODEL.ANCHOR_GENERATOR.{name}') for name in ('SIZES', 'ASPECT_RATIOS'))
+  """Return the anchors of a pyramid: one size per level, and the same ratios at all levels."""
+  sizes, ratios = (_of_levels(settings_files.get(config, f'MODEL.ANCHOR_GENERATOR.{name}'))
+                   for name in ('SIZES', 'ASPECT_RATIOS'))
   found = {}
-  if isinstance(sizes, list) and len(sizes) == 5 and all(_is_numbers(level, 1) for level in sizes):
+  if sizes and all(len(level) == 1 for level in sizes):
     found['Anchors.sizes'] = tuple(level[0] for level in sizes)
-  if isinstance(ratios, list) and len(ratios) == 1 and _is_numbers(ratios[0]):
+  if ratios and all(level == ratios[0] for level in ratios):
     found['Anchors.ratios'] = tuple(ratios[0])
   return found
+
+
+def _of_levels(values: Any) -> list[list[float]]:
+  """Return a list of numbers for each level, where one list is that of all of them; [] if it is none of these."""
+  if isinstance(values, list) and len(values) in (1, _LEVELS) and all(
+      _is_numbers(level) and level for level in values):
+    return values * (_LEVELS // len(values))
+  return []
 
 
 def _box_weights(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -153,6 +153,26 @@ def test_settings_that_are_not_computed_here_are_noted(tmp_path):
   assert len(read(tmp_path, {'MODEL': {'MASK_ON': False, **heads}}).notes) == 1  # the place of the configuration
 
 
+@pytest.mark.parametrize('model, names', [
+  ({'PROPOSAL_GENERATOR': {'MIN_SIZE': 40}}, ['MODEL.PROPOSAL_GENERATOR.MIN_SIZE']),
+  ({'ANCHOR_GENERATOR': {'SIZES': [[32, 64, 128]]}}, ['MODEL.ANCHOR_GENERATOR.SIZES']),
+  ({'ANCHOR_GENERATOR': {'SIZES': [[32], [64], [128], [256]]}}, ['MODEL.ANCHOR_GENERATOR.SIZES']),
+  ({'ANCHOR_GENERATOR': {'ASPECT_RATIOS': [[1.0, 2.0]] * 4 + [[1.0, 3.0]]}}, ['MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS']),
+  ({'RPN': {'IN_FEATURES': ['p3', 'p4', 'p5', 'p6']}}, ['MODEL.RPN.IN_FEATURES']),
+  ({'KEYPOINT_ON': True, 'ROI_BOX_HEAD': {'POOLER_TYPE': 'ROIAlignV2'}, 'ROI_KEYPOINT_HEAD': {
+    'POOLER_TYPE': 'ROIAlign', 'POOLER_RESOLUTION': 7}}, ['MODEL.ROI_KEYPOINT_HEAD.POOLER_RESOLUTION', 'POOLER_TYPE']),
+  ({'ROI_KEYPOINT_HEAD': {'POOLER_RESOLUTION': 7}}, [])])
+def test_anchors_proposals_and_keypoint_heads_that_are_not_computed_here_are_noted(tmp_path, model, names):
+  assert [note.split()[0] for note in read(tmp_path, {'MODEL': model}).notes[1:]] == names
+
+
+def test_anchors_of_all_levels_as_one_list_or_one_of_each(tmp_path):
+  """Detectron2 takes one list for all levels."""
+  found = read(tmp_path, {'MODEL': {'ANCHOR_GENERATOR': {'SIZES': [[48]], 'ASPECT_RATIOS': [[0.3, 1.0]] * 5}}})
+  assert found.settings['Anchors.sizes'] == (48,) * 5 and found.settings['Anchors.ratios'] == (0.3, 1.0)
+  assert len(found.notes) == 1  # the place of the configuration
+
+
 def test_a_configuration_of_something_else_is_not_mentioned(tmp_path, caplog):
   assert not read(tmp_path, {'model': {'_target_': 'x'}}).settings and not caplog.text
 
