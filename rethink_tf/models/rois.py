@@ -71,7 +71,7 @@ class AnchorSampler:
     overlaps = box_ops.iou(rpn.anchors[None], labels.gt_boxes)  # [B, A, G]
     anchor_labels, matched = matching.match_anchors(overlaps, gt_valid, usable, self.positive_iou, self.negative_iou)
     sampled, used = matching.sample(anchor_labels, labels.seeds, ANCHOR_STREAM, self.batch_size,
-                                    self.positive_fraction)
+                                    int(self.batch_size * self.positive_fraction))
     gt_index = tf.gather(matched, sampled, batch_dims=1)
     targets = box_ops.encode(tf.gather(labels.gt_boxes, gt_index, batch_dims=1), tf.gather(rpn.anchors, sampled))
     positive = used & (tf.gather(anchor_labels, sampled, batch_dims=1) == 1)
@@ -137,8 +137,8 @@ class RoISampler:
     valid = tf.concat([proposals.valid, gt_valid], axis=1)
     roi_labels, matched = matching.match_proposals(box_ops.iou(boxes, labels.gt_boxes), gt_valid, valid,
                                                    self.foreground_iou)
-    size = min(self.batch_size, boxes.shape[1])
-    sampled, used = matching.sample(roi_labels, labels.seeds, ROI_STREAM, size, self.positive_fraction)
+    size = min(self.batch_size, boxes.shape[1])  # slots; the share of the foreground is that of the whole batch
+    sampled, used = matching.sample(roi_labels, labels.seeds, ROI_STREAM, size, self.max_foreground)
     return take(boxes, roi_labels, matched, sampled, used, labels, self.box_weights)
 
 

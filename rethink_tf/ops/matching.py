@@ -38,15 +38,14 @@ def match_proposals(
 
 
 def sample(
-  labels: tf.Tensor, seeds: tf.Tensor, stream: int, size: int, positive_fraction: float
+  labels: tf.Tensor, seeds: tf.Tensor, stream: int, size: int, max_positives: int
 ) -> tuple[tf.Tensor, tf.Tensor]:
-  """Sample up to `size` candidates of each image, at most `positive_fraction` of them positive, positives first.
+  """Sample up to `size` candidates of each image, at most `max_positives` of them positive, positives first.
 
   labels: int32 [B, N] 1, 0 or -1; seeds: int32 [B, 2]; stream: makes the samples of different callers independent.
   Returns indices int32 [B, size] into the candidates and used bool [B, size]; unused slots hold index 0.
   """
   count = labels.shape[1] if labels.shape[1] is not None else tf.shape(labels)[1]
-  max_positives = int(size * positive_fraction)
   keys = _uniform(seeds, stream, count)  # [B, N] in [0, 1)
   order_positive, num_positive = _draw(labels == 1, keys, max_positives)
   order_negative, num_negative = _draw(labels == 0, keys, size)

@@ -310,6 +310,9 @@ def test_samplers_with_only_ground_truth_and_straddling_anchors():
   used = rois.weights.numpy() > 0  # ground truth is all there is, limited to half of the slots
   assert (used.sum(1) == 2).all() and rois.boxes.shape == (2, 4, 4)
   np.testing.assert_allclose(rois.target_deltas, np.zeros([2, 4, 4]), atol=1e-5)
+  few = RoISampler(16, 0.25)(type(trained().proposals)(*(x[:, :1] for x in trained().proposals)), batch)
+  # A quarter of 16, as in Detectron and Detectron2, and not of the five candidates: an image has three objects.
+  assert few.boxes.shape == (2, 5, 4) and ((few.classes.numpy() > 0).sum(1) >= 3).all()
   rpn = trained().rpn._replace(sampled=None)
   counts = []
   for drop in (True, False):

@@ -48,7 +48,8 @@ def test_proposals_are_foreground_at_an_iou_of_one_half():
 def draw(labels, size, fraction, seeds=None, stream=1):
   labels = np.atleast_2d(labels)
   seeds = [[7, i] for i in range(len(labels))] if seeds is None else seeds
-  indices, used = matching.sample(tf.constant(labels, tf.int32), tf.constant(seeds, tf.int32), stream, size, fraction)
+  indices, used = matching.sample(tf.constant(labels, tf.int32), tf.constant(seeds, tf.int32), stream, size,
+                                  int(size * fraction))
   return indices.numpy(), used.numpy()
 
 
@@ -100,7 +101,7 @@ def test_all_candidates_are_equally_likely():
 def test_samples_are_the_same_under_xla():
   labels = tf.constant(np.random.default_rng(4).integers(-1, 2, (2, 300)), tf.int32)
   seeds = tf.constant([[1, 2], [-3, 2**31 - 1]])
-  plain, compiled = (tf.function(lambda a, b: matching.sample(a, b, 1, 64, 0.5), jit_compile=jit)(labels, seeds)
+  plain, compiled = (tf.function(lambda a, b: matching.sample(a, b, 1, 64, 32), jit_compile=jit)(labels, seeds)
                      for jit in (False, True))
   for a, b in zip(plain, compiled, strict=True):
     np.testing.assert_array_equal(a, b)
