@@ -58,8 +58,9 @@ def main() -> None:
     about = description.of_detector(detector, inputs.resize, categories, detector.detection_generator.score_threshold,
                                     **about)
     names = detectron2.save(detector, out, channels=FLAGS.channels or 'bgr', resize=inputs.resize, about=about)
-    logging.info('%s: %d arrays; configuration of the Detectron2 model: %s', out, len(names),
-                 detectron2.settings_path(out))
+    logging.info('%s: %d arrays; configuration of the Detectron2 model: %s%s', out, len(names),
+                 detectron2.settings_path(out), '' if detectron2.builds(detector.backbone) else
+                 f'; import {detectron2.backbone_path(out)} before it is built')
   elif FLAGS.format == 'saved_model':
     saved_model.export(out, *common, **about)
   elif FLAGS.format == 'onnx':

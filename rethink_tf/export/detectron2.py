@@ -111,7 +111,7 @@ def save(model: MaskRCNN, path: str, *, channels: str = 'bgr', resize: Resize | 
     files.write(settings_path(path), settings(model, channels, resize).encode())
     if about is not None:
       description.write(f"{path.removesuffix('.pkl')}.json", about)
-    if not _builds(model.backbone):
+    if not builds(model.backbone):
       files.write(backbone_path(path), backbone_module(model.backbone.depth).encode())
   except (OSError, tf.errors.OpError) as error:
     raise UserError(f'{path}: cannot be written ({in_one_line(error)}): choose another place with --out') from error
@@ -156,13 +156,13 @@ def build_resnet{depth}_fpn_backbone(cfg, input_shape):
 '''
 
 
-def _builds(backbone: ResNet) -> bool:
+def builds(backbone: ResNet) -> bool:
   """Return whether Detectron2 builds this ResNet, whose first block has a shortcut convolution of any widths."""
   return backbone.depth in DEPTHS and backbone.stem_width != backbone.res2_width
 
 
 def _backbone_name(backbone: ResNet) -> str:
-  return 'build_resnet_fpn_backbone' if _builds(backbone) else f'build_resnet{backbone.depth}_fpn_backbone'
+  return 'build_resnet_fpn_backbone' if builds(backbone) else f'build_resnet{backbone.depth}_fpn_backbone'
 
 
 def settings(model: MaskRCNN, channels: str = 'bgr', resize: Resize | None = None) -> str:

@@ -42,6 +42,7 @@ def test_a_detectron2_checkpoint(run, tmp_path):
   out = tmp_path / 'deep' / 'model.pkl'
   result = call('export', f'--model_dir={run}', '--format=detectron2', f'--out={out}', '--channels=rgb', cwd=tmp_path)
   assert result.returncode == 0, result.stderr
+  assert f"import {out.with_name('model_backbone.py')} before it is built" in result.stdout + result.stderr
   content = pickle.loads(out.read_bytes())
   assert content['model']['roi_heads.box_predictor.cls_score.weight'].shape[0] == 7
   assert 'FORMAT: RGB' in pathlib.Path(tmp_path / 'deep' / 'model.yaml').read_text()
