@@ -478,6 +478,9 @@ def test_rows_of_large_scale_jitter(epochs, backbone, depth):
   assert gin.query_parameter('EvalInput.resize').scoped_configurable_fn().largest == 800
   head = gin.get_configurable('RPNHead')()
   assert len(head.further_convs) == 1 and head.further_convs[0].filters == 256
+  theirs = {'ResNet.stride_in_1x1': True, 'Anchors.offset': 0.0, 'RoIPooler.aligned': True,  # configs/common/models
+            'MaskRCNN.pixel_mean': (123.675, 116.28, 103.53)}
+  assert {name: gin.query_parameter(name) for name in theirs} == theirs
 
 
 @pytest.mark.parametrize('name, batch_size, published', [
