@@ -20,6 +20,8 @@ import tf_keras
 
 from rethink_tf.errors import UserError
 from rethink_tf.ops import portable
+from rethink_tf.ops.batch_norm import batch_norm
+from rethink_tf.ops.devices import device_of, kind
 from rethink_tf.ops.group_norm import NormalisedMaps, channel_sums, portable_group_norm
 from rethink_tf.ops.group_norm import group_norm as normalise_groups
 
@@ -112,16 +114,23 @@ class SyncBatchNorm(tf_keras.layers.Layer):
       return self._scale(x, self.moving_mean, self.moving_variance)
     context = tf.distribute.get_replica_context()
     single = context is None or context.num_replicas_in_sync == 1
-    if single and used is None:  # TensorFlow's fused kernel supports neither padding nor several replicas
-      # On a CPU, oneDNN's adds the elements of a channel one by one: variances of 2 x 400 x 672 are off by 1e-4 to
-      # 4e-3, where `_moments` is exact to 3e-6.
-      y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-        x=x, scale=self.gamma, offset=self.beta, mean=[], variance=[], epsilon=self.epsilon)
-      self._update(mean, variance, tf.cast(tf.reduce_prod(tf.shape(x)[:3]), tf.float32))
-      return y
+    if single and used is None:  # these kernels support neither padding nor several replicas
+      return self._of_one_replica(x)
     mean, variance, count = _moments(tf.cast(x, tf.float32), used, (lambda t: t) if single else _sum_replicas)
     self._update(mean, variance * tf.math.divide_no_nan(count, count - 1.0), count)
     return self._scale(x, mean, variance)
+
+  def _of_one_replica(self, x: tf.Tensor) -> tf.Tensor:
+    count = tf.cast(tf.reduce_prod(tf.shape(x)[:3]), tf.float32)
+    if kind(device_of(x)) == 'CPU':
+      y, mean, variance = batch_norm(x, tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta),
+                                     self.epsilon, xla=not portable.chosen())
+      self._update(mean, variance * tf.math.divide_no_nan(count, count - 1.0), count)
+    else:
+      y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+        x=x, scale=self.gamma, offset=self.beta, mean=[], variance=[], epsilon=self.epsilon)
+      self._update(mean, variance, count)
+    return y
 
   def _scale(self, x: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
     scale = self.gamma * tf.math.rsqrt(variance + self.epsilon)

@@ -12,7 +12,8 @@ from typing import Literal, get_args
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.eager import context  # the device around a tf.function has no public API
+
+from rethink_tf.ops.devices import device_of, kind
 
 Form = Literal['combined', 'per_group', 'batched']
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -41,16 +42,13 @@ def grouped_nms(
   """
   scores = tf.where(valid, tf.cast(scores, tf.float32), _NEVER)
   suppress = {'combined': _combined, 'per_group': _per_group, 'batched': _batched}[
-    form or form_on(scores.device or context.context().device_name or '')]
+    form or form_on(device_of(scores))]
   return suppress(boxes, scores, iou_threshold, max_per_group, max_total)
 
 
 def form_on(device: str) -> Form:
-  """Return the form for a device by its name; '' (a graph that is not bound to one): a GPU if there is any."""
-  kind = tf.DeviceSpec.from_string(device).device_type
-  if kind is None:
-    kind = 'GPU' if tf.config.list_logical_devices('GPU') else 'CPU'
-  return 'per_group' if kind == 'GPU' else 'combined'
+  """Return the form for a device by its name."""
+  return 'per_group' if kind(device) == 'GPU' else 'combined'
 
 
 def _ranked(scores: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
