@@ -24,8 +24,7 @@ from rethink_tf.storage.checkpoint_index import VALUE
 from rethink_tf.storage.identity import Identity, check_owner
 from rethink_tf.storage.metrics_lines import evaluated_steps, is_on_demand
 from rethink_tf.storage.run_folder import RunFolder
-
-AVERAGES = 'ema'  # name of the averages of weights among the trackables
+from rethink_tf.structures import AVERAGES
 
 
 class Best(NamedTuple):

@@ -12,7 +12,7 @@ from rethink_tf.evaluation.periodic import PeriodicEvaluation
 from rethink_tf.models.norms import sync_batch_norm
 from rethink_tf.storage.checkpoints import RunCheckpoints
 from rethink_tf.storage.run_folder import RunFolder
-from rethink_tf.structures import LabelledImages
+from rethink_tf.structures import AVERAGES, LabelledImages
 from rethink_tf.training import loop
 from rethink_tf.training.ema import EvaluatorWithAverages, ExponentialMovingAverage, OnAverages, restore
 from rethink_tf.training.optimizers import SGD
@@ -266,7 +266,7 @@ class Kernel(PeriodicEvaluation):
 def test_weights_and_averages_are_evaluated_under_different_names(tmp_path):
   trainer, average = make(decay=.9)
   folder = RunFolder(str(tmp_path))
-  of_averages = Kernel(trainer, folder.subfolder(EvaluatorWithAverages.NAME))
+  of_averages = Kernel(trainer, folder.subfolder(AVERAGES))
   both = EvaluatorWithAverages(Kernel(trainer, folder), of_averages, average)
   record = Record()
   fit(trainer, [average, record, both], 5)
