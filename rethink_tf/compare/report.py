@@ -117,7 +117,7 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
 
 
 def check_output(output: str) -> None:
-  """Check that the folder of a report holds nothing that the report would replace, before anything is computed.
+  """Check, before anything is computed, that a report in this folder would not overwrite something else.
 
   Raises:
     UserError: it has no name, is a run folder, or its tensorboard/ is not the log of a comparison.
@@ -157,7 +157,7 @@ def _check_draws(confidence: float, draws: int) -> None:
 
 
 def noise(run_folders: Sequence[str], metric: str | None = None, draws: int = 200) -> Noise | None:
-  """Return what the interval of the first verdict on some runs is made of, None if they do not tell it.
+  """Return the noise behind the first verdict on some runs, None if it cannot be measured.
 
   Raises:
     UserError: a folder is not a run folder or has no evaluation.
@@ -178,7 +178,7 @@ def noise(run_folders: Sequence[str], metric: str | None = None, draws: int = 20
 
 
 def _complete(runs: Sequence[Run]) -> list[Run]:
-  """Return the runs that a verdict may count."""
+  """Return the runs that count for a verdict: those trained to the end of their schedule."""
   return [run for run in runs if run.complete]
 
 
@@ -197,14 +197,14 @@ def common_metric(runs: Sequence[Run], metric: str | None) -> str:
     available = sorted(one for one in runs[0].curve.metrics if one.endswith(('AP', 'top-1'))
                        and all(np.isfinite(run.final(one)) for run in runs))
     if not available:
-      raise UserError(f'{name}, and no other metric is one of all runs: compare detectors with detectors, and '
+      raise UserError(f'{name}, and the runs have no metric in common: compare detectors with detectors, and '
                       'classifiers with classifiers')
     raise UserError(f'{name}: choose a metric that all runs have with --metric (available: {", ".join(available)})')
   return metric
 
 
 def _matches_reader(runs: Sequence[Run], metric: str) -> SavedMatches:
-  """Return the matches of the runs' last evaluations, which are read when they are needed."""
+  """Return the matches of the runs' last evaluations, each read, and logged, when first needed."""
   by_name = {run.name: run for run in runs}
   started, done = time.monotonic(), 0
 
@@ -228,7 +228,7 @@ def _runs_table(runs: Sequence[Run], exact: bool = False) -> tables.Table:
 
 
 def _answers(runs: Sequence[Run], verdicts: Sequence[verdict.Verdict], margin: float) -> list[page.Answer]:
-  """Return the verdicts for the page; with several groups of runs each says which settings it is of."""
+  """Return the verdicts for the page; with several groups, each names its settings."""
   kinds = {verdict.SCRATCH_SUFFICES: 'scratch', verdict.PRETRAIN: 'pretrain', verdict.OPEN: 'open'}
   about = groups.labels_by_key(runs)
   return [page.Answer(kinds[one.answer], one.headline, one.words, one.cost,
@@ -258,7 +258,7 @@ def _without_verdict(runs: Sequence[Run], metric: str) -> page.Answer:
 
 
 def _facts(runs: Sequence[Run], differences: Differences) -> list[tuple[str, str]]:
-  """Return what the answers rest on: data, held-out images and objects, seeds, instances seen, date."""
+  """Return the facts behind the answers: data, held-out images and objects, seeds, instances seen, date."""
   facts = [('Data', ', '.join(sorted({run.data for run in runs})))]
   alone = [Side(run.schedule, (run,)) for run in runs]
   for name, count in (('Held-out images', differences.num_images), ('Held-out objects', differences.num_objects)):
@@ -280,7 +280,7 @@ def _facts(runs: Sequence[Run], differences: Differences) -> list[tuple[str, str
 
 
 def _cautions(runs: Sequence[Run]) -> list[str]:
-  """Return what of the runs readers must know besides the answers."""
+  """Return what readers must know about the runs besides the answers."""
   begun = [f'{run.name}: its last evaluation is of step {run.curve.steps[-1]:,} of {run.planned:,}: no verdict counts '
            'it.' for run in runs if not run.complete]
   names: dict[str, list[str]] = {}
@@ -295,7 +295,7 @@ def _cautions(runs: Sequence[Run]) -> list[str]:
 
 
 def _title(runs: Sequence[Run], metric: str) -> str:
-  """Say what is compared."""
+  """Return the title of the page."""
   inits = {run.init for run in runs}
   what = 'Scratch or pre-training' if len(inits) > 1 else f'Runs that are all {min(inits)}'
   return f'{what}: {metric_name(metric)} on {", ".join(sorted({run.data for run in runs}))}'
@@ -303,9 +303,9 @@ def _title(runs: Sequence[Run], metric: str) -> str:
 
 def _drawn(answers: Sequence[page.Answer], verdicts: Sequence[verdict.Verdict],
            matches: SavedMatches) -> list[page.Drawn]:
-  """Return predictions of both sides of the first verdict: of the scratch schedule it is about and the best other.
+  """Return predictions of both sides of the first verdict: its scratch schedule, and the best other side.
 
-  [] if they were scored against different ground truth, of which only one could be shown.
+  [] if the sides were scored against different ground truth, of which only one could be shown.
   """
   sides = [side for one in verdicts[:1] for side in ((one.caught_up or one.steps[-1]).side, one.pretrained)]
   if len({truth for side in sides if (truth := matches.truth(side.runs[0]))}) > 1:
@@ -325,8 +325,8 @@ def _notes(runs: Sequence[Run], verdicts: Sequence[verdict.Verdict], confidence:
            'over the schedules of its initial weights (Student, Satterthwaite). Pixels are those of the resized images '
            'without padding; compute is proportional to them (Fig. 2 of the paper).']
   if len(verdicts) > 1:
-    notes.append(f'Each of the {len(verdicts)} answers holds with {percent(confidence)} confidence by itself: that any '
-                 'of them is wrong is likelier than that a given one is.')
+    notes.append(f'Each of the {len(verdicts)} answers holds with {percent(confidence)} confidence by itself: that at '
+                 'least one of them is wrong is more likely than that any single one is.')
   notes += pretraining_seeds.described(runs)
   return notes + sorted({f'Pre-training: {run.pretraining_source}.' for run in runs if run.pretraining_source})
 

@@ -12,7 +12,7 @@ from rethink_tf.storage import identity
 
 
 def differences(runs: Sequence[Run]) -> list[str]:
-  """Return a line for each run whose classes or held-out data are not those of the first; [] if they are not recorded.
+  """Return a warning for each run whose classes, training data or held-out data differ from the first run's.
 
   Training data is compared with that of the first run of the same settings: a folder may have changed in between.
 
@@ -45,12 +45,12 @@ def differences(runs: Sequence[Run]) -> list[str]:
 
 
 def scored(runs: Sequence[Run], matches: SavedMatches, metric: str) -> list[str]:
-  """Return a line for what of the saved detections and their ground truth cannot be compared."""
+  """Return warnings about saved detections and ground truth that cannot be compared."""
   return _truths(runs, matches) + _other_detections(runs, matches, metric)
 
 
 def _truths(runs: Sequence[Run], matches: SavedMatches) -> list[str]:
-  """Return a line for runs that were evaluated on images of the same ids and scored against different ground truth.
+  """Return a warning for runs whose images have the same ids, but different ground truth.
 
   Data sets that number their images from 1 have ids in common, and annotations change under the same images.
   """
@@ -65,7 +65,7 @@ def _truths(runs: Sequence[Run], matches: SavedMatches) -> list[str]:
 
 
 def _other_detections(runs: Sequence[Run], matches: SavedMatches, metric: str) -> list[str]:
-  """Return a line for each run whose saved detections are not those of its last evaluation.
+  """Return a warning for each run whose saved detections are not those of its last evaluation.
 
   Files that could not be written, or an evaluation that saves none, leave those of an earlier one of the same step.
   """

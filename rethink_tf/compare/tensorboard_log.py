@@ -35,11 +35,12 @@ _COVERED = re.compile(r'^[A-Z_]+$|(^|\.)(norm|base_rate|batch_size|num_images|fr
 def write(runs: Sequence[Run], metric: str, logdir: str) -> None:
   """Write one event folder per run under `logdir`, the first also with the layout; an earlier log there is replaced.
 
-  Tags: eval/box/AP, ..., loss/total and learning_rate by iterations; by_images/box/AP by images seen. The HPARAMS tab
-  has what differs between the runs (of a single run: initial weights and schedule), the final metric and the cost.
+  Tags: eval/box/AP, ..., loss/total and learning_rate against iterations; by_images/box/AP against images seen. The
+  HPARAMS tab shows settings that differ between the runs (of a single run: initial weights and schedule), the final
+  metric and the cost.
 
   Raises:
-    UserError: `logdir` holds what a comparison has not written.
+    UserError: `logdir` holds something that no comparison has written.
   """
   check(logdir)
   if tf.io.gfile.isdir(logdir):
@@ -66,7 +67,7 @@ def write(runs: Sequence[Run], metric: str, logdir: str) -> None:
 
 @contextlib.contextmanager
 def replacing(logdir: str) -> Iterator[str]:
-  """Yield a folder beside `logdir` for the log that replaces it unless an error is raised; gs:// has no such folders.
+  """Yield a temporary folder that replaces the log if no error is raised; on gs://, the log's own folder.
 
   Raises:
     OSError, tf.errors.OpError: the storage refuses it.
@@ -88,10 +89,10 @@ def replacing(logdir: str) -> Iterator[str]:
 
 
 def check(logdir: str) -> None:
-  """Check that a folder is missing or holds nothing but the log of a comparison, which may be replaced.
+  """Check that a folder is missing, empty or the log of a comparison, which may be replaced.
 
   Raises:
-    UserError: it holds something else, as the log of a run.
+    UserError: it holds something else, such as the log of a run.
   """
   if not tf.io.gfile.isdir(logdir):
     return
@@ -127,7 +128,7 @@ def log_names(runs: Sequence[Run]) -> list[tuple[str, Run]]:
 def hyper_parameters(run: Run) -> dict[str, str | float]:
   """Return the hyper-parameters of a run for the HPARAMS tab; `write` leaves out those that do not differ.
 
-  It adds the name of the initial weights where there are several.
+  `write` also adds the name of the initial weights where there are several.
   """
   settings = run.settings
 
@@ -163,7 +164,7 @@ def _scalars(run: Run, metric: str) -> None:
 
 
 def _raw(folder: str, messages: Sequence[bytes]) -> None:
-  """Write serialized summaries of plugins."""
+  """Write serialized summaries of TensorBoard plugins."""
   writer = tf.summary.create_file_writer(folder)
   with writer.as_default():
     for message in messages:

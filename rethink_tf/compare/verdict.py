@@ -76,9 +76,10 @@ def relation(difference: Interval, margin: float) -> str:
 
 
 def joint_relation(all_differences: Sequence[Interval], best: Interval, margin: float) -> str:
-  """Return the relation of a scratch schedule to all pre-trained ones, whose intervals hold together.
+  """Return the relation of a scratch schedule to all pre-trained ones together.
 
-  best: the interval of the difference from the best one, which also is among `all_differences`.
+  all_differences: whose intervals hold together. best: the difference from the best pre-trained one, which is among
+  them.
   """
   each = [relation(one, margin) for one in all_differences]
   if ONE_SEED in each:
@@ -133,7 +134,7 @@ def _step(side: Side, pretrained: Sequence[Side], best: Side, differences: Diffe
 
 def _left_open(step: Step, best: Side, pretrained: Sequence[Side], differences: Differences,
                margin: float) -> tuple[Side, Interval | None]:
-  """Return the pre-trained schedule because of which a step is open, and the difference from it.
+  """Return the pre-trained schedule that keeps a step open, and the difference from it.
 
   The best one, unless its own difference is settled: schedules with fewer seeds have wider intervals.
   """
@@ -145,12 +146,12 @@ def _left_open(step: Step, best: Side, pretrained: Sequence[Side], differences: 
 
 
 def _is_low(best: Side, metric: str, margin: float) -> bool:
-  """Whether half of the AP lies within the margin, so that to be within it says nothing."""
+  """Whether AP is so low that the margin is half of it or more: "within the margin" then says nothing."""
   return best.mean(metric) <= 2 * margin
 
 
 def _cure_of_low(mean: float, margin: float) -> tuple[str, str]:
-  """Say what is wrong where `_is_low`, and what to do: the margin may be too wide rather than the AP too low."""
+  """Say what is wrong where `_is_low` holds, and what to do: raise the AP, or narrow the margin."""
   if mean <= _LOW:
     return f'AP is too low ({mean:.1f}); train longer', 'Train longer, or look at the predictions for what is wrong.'
   return (f'a margin of {points(margin)} is too wide for AP of {mean:.1f}; choose a smaller one, or train longer',
@@ -219,7 +220,7 @@ def _verdict(best: Side, pretrained: Sequence[Side], steps: tuple[Step, ...], di
 
 
 def _of_one_seed(scratch: Sequence[Side], pretrained: Sequence[Side]) -> tuple[str, str]:
-  """Return which side has one seed at every schedule, and what to train with more."""
+  """Return which side has a single seed at every schedule, and what to train more of."""
   several = [any(len(side.runs) > 1 for side in sides_of) for sides_of in (scratch, pretrained)]
   if any(several):
     return (PRETRAINED, 'that side') if several[0] else ('from scratch', 'that side')
@@ -227,9 +228,9 @@ def _of_one_seed(scratch: Sequence[Side], pretrained: Sequence[Side]) -> tuple[s
 
 
 def _rival(steps: Sequence[Step], metric: str) -> Step | None:
-  """Return the best shorter scratch schedule, if it is ahead of the longest one and not known to be behind as that is.
+  """Return the best shorter scratch schedule if it is ahead of the longest one and not known to be behind pre-training.
 
-  Where AP falls with longer training, that the longest schedule is behind says nothing of the others.
+  Where AP falls with longer training, the longest schedule being behind says nothing about the others.
   """
   if steps[-1].relation != WORSE:
     return None
@@ -257,7 +258,7 @@ def _interval(difference: Interval | None) -> str:
 
 
 def _looked(look: Look | None, answer: str) -> str:
-  """Say when a study that may stop early was settled, '' for a study of fixed size."""
+  """Say at which look an early-stopping study was settled, '' for a study of fixed size."""
   if look is None:
     return ''
   early = 'settled early, ' if answer != OPEN and look.seeds < look.max_seeds else ''

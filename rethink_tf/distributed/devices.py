@@ -1,4 +1,4 @@
-"""The devices of this machine: the first line of a log, GPUs without kernels, drivers without a usable GPU."""
+"""The devices of this machine: their description, GPUs without kernels, drivers without a usable GPU."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def cores() -> int:
 
 
 def describe(strategy: tf.distribute.Strategy | None = None) -> str:
-  """Return the devices of a strategy in a few words, of this worker and without one of this machine.
+  """Describe the devices of a strategy, of this worker only.
 
   '8 x NVIDIA A100-SXM4-80GB (sm_80), CUDA 12.5', 'CPU, 2 cores', 'TPU v3-8, 8 cores'.
   """
@@ -85,7 +85,8 @@ def describe(strategy: tf.distribute.Strategy | None = None) -> str:
 
 
 def hardware(strategy: tf.distribute.Strategy) -> str:
-  """Return the devices of a strategy as `describe` does, and of a CPU its kind: kernels round as they are chosen by it.
+  """Describe the devices as `describe` does, with the model of a CPU, on which the choice of kernels and rounding
+  depend.
 
   'CPU, 2 cores (AMD EPYC, family 25, model 17)'.
   """
@@ -95,7 +96,7 @@ def hardware(strategy: tf.distribute.Strategy) -> str:
 
 
 def _cpu() -> str:
-  """Return name, family and model of the first core, as far as the system tells: the name alone may be of a series."""
+  """Return name, family and model of the first core if the system provides them; the name alone may denote a series."""
   found: dict[str, str] = {}
   # Other systems than Linux have no such file: their name of the processor is all that is recorded.
   with contextlib.suppress(OSError), open('/proc/cpuinfo', encoding='utf-8', errors='replace') as file:
@@ -179,7 +180,7 @@ def gpus_are_hidden() -> bool:
 
 
 def driver() -> str | None:
-  """Return the version of the NVIDIA driver, 'of unknown version', or None: no driver, or one without a GPU."""
+  """Return the version of the NVIDIA driver, 'of unknown version', or None without a driver or without a GPU for it."""
   try:
     with open('/proc/driver/nvidia/version') as file:
       version = re.search(r'\b\d{3}\.\d+(?:\.\d+)?\b', file.read(4096))
@@ -203,7 +204,7 @@ def _driver_of_nvidia_smi() -> str | None:
 
 
 def _libcuda_has_a_gpu() -> bool:
-  """Whether CUDA's own library, which comes with the driver, counts a GPU; images for containers have it without."""
+  """Whether CUDA's driver library counts a GPU; container images hold the library without one."""
   for name in ('libcuda.so.1', '/usr/lib/wsl/lib/libcuda.so.1'):
     try:
       library, count = ctypes.CDLL(name), ctypes.c_int(0)
@@ -244,7 +245,7 @@ def _cure(reason: str) -> str:
 
 
 def _reason() -> str:
-  """Return what TensorFlow logs about the GPUs that it does not find, at most 300 characters; '' if nothing."""
+  """Return what TensorFlow logs about GPUs that it does not find, at most 300 characters; '' if nothing."""
   environment = {**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '0', 'TF_CPP_MAX_VLOG_LEVEL': '0'}
   code = "import tensorflow as tf; tf.config.list_physical_devices('GPU')"
   try:

@@ -156,7 +156,7 @@ def _one_machine(kind: str, num_devices: int | None, logical_cpus: int | None) -
 
 @functools.cache
 def _one_device(device: str) -> tf.distribute.OneDeviceStrategy:
-  """Return the strategy of a device, the same object each time: runs of one process may share variables."""
+  """Return the strategy for a device, the same object each time, so that runs of one process may share variables."""
   return tf.distribute.OneDeviceStrategy(device)
 
 
@@ -224,7 +224,7 @@ def _tpu(address: str) -> tf.distribute.Strategy:
 
 
 def num_hosts(strategy: tf.distribute.Strategy) -> int:
-  """Return the number of hosts that a program uses whose Python runs on one: those of a TPU slice, else 1."""
+  """Return the number of hosts that run one program while Python runs on one of them: those of a TPU slice, else 1."""
   return strategy.extended.num_hosts if isinstance(strategy, tf.distribute.TPUStrategy) else 1
 
 

@@ -88,7 +88,7 @@ def _download(remote: RemoteFile, path: str, partial: str, label: str) -> None:
 
 
 def _is_in_place(remote: RemoteFile, path: str) -> bool:
-  """Whether the cache has a file that is the published one, as far as is known.
+  """Whether the cache holds the published file, as far as that is known.
 
   Raises:
     UserError: it has another one.
@@ -139,9 +139,9 @@ def _write_record(remote: RemoteFile, path: str, found: Digests, earlier: dict[s
 
 @contextlib.contextmanager
 def _locked(path: str, label: str) -> Iterator[str]:
-  """Hold the system's lock on a file of the cache, which ends with its process; yield the path of the partial file.
+  """Hold the system's lock on a file of the cache while it is downloaded; yield the path of the partial file.
 
-  Other processes wait. Where the file system has no locks, each downloads into a file of its own.
+  The lock ends with its process; other processes wait. On a file system without locks each downloads to its own file.
   """
   with open(f'{path}.lock', 'a+') as file:
     report_at = time.monotonic()

@@ -73,7 +73,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _flag_error(error: flags.Error) -> str:
-  """What is wrong with the flags, in one line, from absl's message."""
+  """Describe what is wrong with the flags, in one line, from absl's message."""
   missing = re.findall(r'Flag (--\w+) must have a value other than None', str(error))
   if missing:
     return f'give {" and ".join(missing)}; see --help'

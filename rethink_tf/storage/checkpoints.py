@@ -59,7 +59,7 @@ class RunCheckpoints:
     self.restored_step: int | None = None  # of the checkpoint that was restored last
 
   def belong_to(self, identity: Identity, any_run: bool = False) -> None:
-    """Write the run's name into checkpoints, and refuse to restore those of others, unless `any_run` is given."""
+    """Write the run's name into checkpoints, and refuse to restore those of other runs unless `any_run` is true."""
     self._identity, self._any_run = identity, any_run
 
   def keep_best(self, metric: str, evaluated: Callable[[], int]) -> None:
@@ -113,7 +113,7 @@ class RunCheckpoints:
     return True
 
   def tidy(self) -> None:
-    """Remove the checkpoints that need not be kept, and update best.json."""
+    """Remove checkpoints that are no longer kept, and update best.json."""
     if not self._writes:
       return
     steps = self.steps()
@@ -136,7 +136,7 @@ class RunCheckpoints:
     self._remove(self._folder(step) for step in steps if step not in kept)
 
   def record_best(self, metric: str) -> None:
-    """Update best.json after an evaluation beside training, which alone removes checkpoints."""
+    """Update best.json after an evaluation outside of training; only training removes checkpoints."""
     best = _best(self._run_folder.readable_metrics() or (), metric, self.steps())
     if best is not None:
       self._record(best)
@@ -191,11 +191,11 @@ class RunCheckpoints:
     return [step for step in self._listed() if self._manifest(step) is not None]
 
   def is_sound(self, step: int) -> bool:
-    """Whether every file of a checkpoint can be read and is as it was written; raises UserError as `best`."""
+    """Whether every file of a checkpoint can be read and matches its checksum; errors as of `best`."""
     return self._read(step) is not None
 
   def latest(self) -> int | None:
-    """Return the step of the newest complete checkpoint, None without any."""
+    """Return the step of the newest complete checkpoint, None if there is none."""
     return next((step for step in reversed(self._listed()) if self._manifest(step) is not None), None)
 
   def restore(self, trackables: Mapping[str, Any], step: int | None = None,
@@ -299,7 +299,7 @@ def iterations(optimizer: tf_keras.optimizers.Optimizer) -> int:
 def variables(root: Any) -> dict[str, tf.Variable]:
   """Return {name in a checkpoint: variable} of everything below a layer, model or tf.train.Checkpoint.
 
-  Traversed as tf.train.Checkpoint does: breadth first, along the names by which objects are tracked.
+  Traversed in the order of tf.train.Checkpoint: breadth first, along the attribute names by which objects are tracked.
   """
   view = tf.train.TrackableView(root)  # holds the root weakly
   found, seen, queue = {}, set(), [((), root)]

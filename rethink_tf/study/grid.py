@@ -155,7 +155,7 @@ def check_params(study: Study, params: Sequence[str]) -> None:
 
 
 def check_different(trials: Sequence[Trial], configs: Sequence[TrialConfig]) -> None:
-  """Check that no two runs are the same training.
+  """Check that no two runs have the same settings.
 
   Raises:
     UserError: two have the same settings.
@@ -222,7 +222,7 @@ def data_folder(files: Sequence[str], params: Sequence[str], data_dir: str | Non
 
 
 def is_of_detector(files: Sequence[str], params: Sequence[str]) -> bool:
-  """Whether a configuration trains a detector, not a classifier."""
+  """Whether a configuration trains a detector rather than a classifier."""
   import rethink_tf.experiment  # noqa: F401  registers what gin files name
 
   gin_files.parse(files, params)
@@ -234,7 +234,7 @@ def is_of_detector(files: Sequence[str], params: Sequence[str]) -> bool:
 
 
 def keys(files: Sequence[str], params: Sequence[str], data_dir: str | None) -> tuple[str, str]:
-  """Return `graph` and `process` of a configuration (TrialConfig)."""
+  """Return the keys `graph` and `process` of a configuration (TrialConfig)."""
   import rethink_tf.experiment  # noqa: F401  registers what gin files name
 
   gin_files.parse(files, [*params, *([f'DATA_DIR = {data_dir!r}'] if data_dir else [])])

@@ -42,7 +42,7 @@ class Pretraining(NamedTuple):
 
 
 class StudyPlan(NamedTuple):
-  """The runs of a study."""
+  """A study with its trials, stages and pre-trainings, ready to run."""
 
   output: str  # folder of the run folders and the report
   trials: tuple[Trial, ...]
@@ -161,7 +161,7 @@ def get_weights(plan: StudyPlan) -> None:
 
 
 def progress(plan: StudyPlan) -> str:
-  """Return a line on what is done already and what is left, '' before anything is."""
+  """Return a line that says what is done and what is left, '' if nothing has been done."""
   runner = execution.Runner(plan.output, plan.data_dir)
   whole, left = staging.images(plan.stages), runner.images_left(plan.stages)
   if left == whole:
@@ -171,9 +171,10 @@ def progress(plan: StudyPlan) -> str:
 
 
 def estimate_study(plan: StudyPlan, parallel: int | None = None) -> Estimate | None:
-  """Time a few steps of what remains to be trained; return the time that it takes, None, with the reason, if unknown.
+  """Time a few steps of what remains to be trained; return the estimated time.
 
-  Needs a minute or more: as many short runs as there are kinds of runs.
+  None, with the reason printed, if it is unknown. Takes a minute or more: there are as many short runs as kinds of
+  runs.
   """
   with runner_of(plan, parallel) as runner:
     return _estimate(runner, plan)
@@ -316,7 +317,7 @@ def _pretrainings(study: Study, folder: str, data_dir: str | None, pretraining_d
 
 
 def _used(pretraining: Mapping[str, Pretraining], trials: Sequence[Trial]) -> dict[str, Pretraining]:
-  """Return the pre-trainings that a run starts from, directly or by way of a later one: others may be left out."""
+  """Return the pre-trainings that a run starts from, directly or through another one; the rest need not be trained."""
   params, used = [param for trial in trials for param in trial.params], {}
   for path, one in reversed(pretraining.items()):
     if any(repr(path) in param for param in params):

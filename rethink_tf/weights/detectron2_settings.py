@@ -14,9 +14,17 @@ from typing import Any
 from absl import logging
 
 from rethink_tf.weights import settings_files
-from rethink_tf.weights.contents import DETECTRON2_MEAN, UNIT_STD, Architecture, Array, Contents, coco_classes
+from rethink_tf.weights.contents import (
+  DETECTRON2_MEAN,
+  TORCH_STD,
+  UNIT_STD,
+  Architecture,
+  Array,
+  Contents,
+  coco_classes,
+)
 
-X101_STD = (58.395, 57.12, 57.375)  # of Detectron2's ResNeXt-101
+X101_STD = TORCH_STD  # of Detectron2's ResNeXt-101
 # Bindings without which the same weights compute something else, by the convention they were trained with.
 CONVENTIONS = {
   'detectron2': {'Anchors.offset': 0.0, 'RoIPooler.aligned': True, 'RoIPooler.sampling_ratio': 0},

@@ -12,10 +12,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from rethink_tf.errors import UserError, excerpt
-from rethink_tf.weights.contents import UNIT_STD, Array, Contents, Lazy, architecture_of
+from rethink_tf.weights.contents import KERAS_MEAN, UNIT_STD, Array, Contents, Lazy, architecture_of
 
 _EPSILON = 1.001e-5
-_MEAN = (123.68, 116.779, 103.939)
 _LAYERS = {'0': 'shortcut', '1': 'conv1', '2': 'conv2', '3': 'conv3'}
 _FULLY_CONNECTED = {'fc1': 'fc6', 'fc2': 'fc7', 'predictions': 'linear'}
 _NORM = {'gamma': 'weight', 'beta': 'bias', 'moving_mean': 'running_mean', 'moving_variance': 'running_var'}
@@ -55,7 +54,7 @@ def contents(arrays: Mapping[str, Array], path: str, format: str, notes: tuple[s
       ignored.append(name)
   notes = (*notes, 'biases of convolutions are folded into the moving means', *_left_out(ignored))
   return Contents(path, f'keras.applications {format}', 'backbone', found, 'bn', architecture_of(found, path), 'bgr',
-                  True, _MEAN, UNIT_STD, _EPSILON, licence='Apache-2.0 (Keras; the weights are MSRA\'s, MIT)',
+                  True, KERAS_MEAN, UNIT_STD, _EPSILON, licence='Apache-2.0 (Keras; the weights are MSRA\'s, MIT)',
                   ignored=tuple(ignored), notes=notes)
 
 
@@ -75,7 +74,7 @@ def _vgg(arrays: Mapping[str, Array], path: str, format: str, notes: tuple[str, 
       found[f'{_FULLY_CONNECTED[layer]}.{kind}'] = _transposed(array, 'matrix') if kind == 'weight' else array
     else:
       ignored.append(name)
-  return Contents(path, f'keras.applications VGG in {format}', 'backbone', found, 'none', None, 'bgr', None, _MEAN,
+  return Contents(path, f'keras.applications VGG in {format}', 'backbone', found, 'none', None, 'bgr', None, KERAS_MEAN,
                   UNIT_STD, licence='CC BY 4.0 (the weights are Oxford\'s)', ignored=tuple(ignored),
                   notes=(*notes, *_left_out(ignored)))
 

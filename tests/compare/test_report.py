@@ -485,8 +485,8 @@ def test_one_held_out_image_has_no_interval(tmp_path, without_files):
            for init in (None, 'w') for seed in (0, 1)]
   comparison = compare(paths, str(tmp_path / 'out'), draws=20)
   assert comparison.verdicts[0].answer == verdict.OPEN
-  assert len(re.findall('no interval: one held-out image tells nothing of others', comparison.text)) == 3
-  assert comparison.verdicts[0].headline == 'Cannot tell yet: one held-out image tells nothing of others'
+  assert len(re.findall('no interval: one held-out image says nothing about others', comparison.text)) == 3
+  assert comparison.verdicts[0].headline == 'Cannot tell yet: one held-out image says nothing about others'
   assert 'Detections are missing' not in comparison.text
 
 

@@ -43,7 +43,7 @@ def compute(features, boxes, size, ratio, aligned, method, upstream):
   features = [tf.constant(f, tf.float32) for f in features]
   with tf.GradientTape() as tape:
     tape.watch(features)
-    pooled = roi_align.roi_align(roi_align.flatten(features), tf.constant(boxes), size, 2, ratio, aligned, method)
+    pooled = roi_align.roi_align(roi_align.flatten(features), tf.constant(boxes), size, ratio, aligned, method)
     total = tf.reduce_sum(pooled * tf.constant(upstream, tf.float32))
   return pooled.numpy(), [g.numpy() for g in tape.gradient(total, features, unconnected_gradients='zero')]
 
