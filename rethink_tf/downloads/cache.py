@@ -75,7 +75,7 @@ def _download(remote: RemoteFile, path: str, partial: str, label: str) -> None:
     if not (joined and again):  # parts of two versions may have been joined
       raise UserError(f'{redact(remote.url)}: {difference}: the download was damaged or is another file, and was '
                       'deleted: try again, or get the file from its publisher')
-    logging.warning('%s: %s: begun anew, since it was downloaded in several parts', label, difference)
+    logging.warning('%s: %s: starting over, since it was downloaded in several parts', label, difference)
   earlier = _read_record(path)
   if earlier is not None and not remote.has_checksum and earlier['sha256'] != found.sha256:
     raise UserError(f'{path}: the publisher has changed the file since {earlier["date"]}: its sha256 was '

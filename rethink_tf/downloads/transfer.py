@@ -156,7 +156,7 @@ class _Transfer:
   def _of_status(self, error: urllib.error.HTTPError) -> Exception:
     if error.code == 416:  # the file is shorter than what is here
       self._restart(_State(self._remote.url))
-      return Interruption('the file on the server is another one than the partial file: begun anew')
+      return Interruption('the file on the server is not that of the partial file: starting over')
     if 300 <= error.code < 400:  # urllib itself refuses file:// and the like
       place = plain(redact(error.headers.get('Location', '')))[:200]
       return UserError(f'{redact(self._remote.url)}: redirects to {place}, which is not followed: get the file from '
@@ -197,13 +197,13 @@ class _Transfer:
                                                                total == self._state.total)
       if start != self.received or not same:
         self._restart(_State(self._remote.url))
-        raise Interruption('the file has changed on the server: begun anew')
+        raise Interruption('the file has changed on the server: starting over')
       if self._state.total is None:
         self._state = self._state._replace(total=total)
       self.joined = True
     else:
       if self.received:
-        logging.info('%s: the server does not continue the partial file: begun anew', self._label)
+        logging.info('%s: the server cannot continue the partial file: starting over', self._label)
       length = headers.get('Content-Length', '')
       self._restart(now._replace(total=int(length) if length.isdecimal() else None))
       if self._state.total is None and not response.chunked and not self._remote.has_checksum:

@@ -1,4 +1,4 @@
-"""What a user of an exported detector needs besides its weights, as JSON that travels with every export."""
+"""The description of an exported detector that accompanies its weights, as JSON."""
 
 from __future__ import annotations
 
@@ -80,6 +80,6 @@ def to_text(about: About) -> str:
 
 
 def write(path: str, about: About) -> None:
-  """Write it as a file, creating its folder. Raises OSError or tf.errors.OpError."""
+  """Write a description to a file, creating its folder. Raises OSError or tf.errors.OpError."""
   tf.io.gfile.makedirs(os.path.dirname(path) or '.')
   files.write(path, to_text(about))

@@ -62,7 +62,7 @@ def detect(find_one: Callable[..., Tensors], image: tf.Tensor, threshold: tf.Ten
 
 
 def _sizes(resize: Resize, image: tf.Tensor) -> tuple[tf.Tensor | np.ndarray, ...]:
-  """Return the size of an image, that after resizing, and the padded shape: int32 [2]; arrays if they are static."""
+  """Return the size of an image, its size after resizing, and the padded shape: int32 [2]; arrays where static."""
   padded_shapes = resize.padded_shapes
   if image.shape[:2].is_fully_defined():
     size = np.array(image.shape[:2], np.int32)

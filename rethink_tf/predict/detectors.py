@@ -1,4 +1,4 @@
-"""Trained detectors for prediction: that of a run and that of a SavedModel, with the same interface."""
+"""Trained detectors for prediction, from a run or a SavedModel, with the same interface."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def run_bindings(model_dir: str, batch: int = 1) -> list[str]:
 
 
 def applies_exif(detector: TrainedDetector, upright: bool | None) -> bool:
-  """Whether the EXIF orientation of image files is applied: as asked for, None: as the detector's training did."""
+  """Whether to apply the EXIF orientation of image files: `upright`, or if that is None, as in training."""
   return bool(detector.upright if upright is None else upright)
 
 

@@ -22,6 +22,7 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
+  """Define the flags of the command line."""
   here = {'module_name': sys.argv[0]}
   flags.DEFINE_multi_string('gin_file', [], 'the study, a file of gin_configs/studies; further ones override the '
                             'configuration of every run, as gin_configs/models/faster_rcnn.gin', **here)
@@ -34,15 +35,15 @@ def define_flags() -> None:
   flags.DEFINE_string('cache_dir', None, settings.CACHE_HELP, **here)
   flags.DEFINE_bool('offline', False, settings.OFFLINE_HELP, **here)
   flags.DEFINE_string('pretraining_data_dir', None, 'folder of the data set of the pre-training', **here)
-  flags.DEFINE_float('minutes', 60.0, 'time in minutes that a study without --gin_file may take', **here)
-  flags.DEFINE_bool('dry_run', False, 'only list the runs and their cost, with the time if --calibrate', **here)
+  flags.DEFINE_float('minutes', 60.0, 'minutes that a study without --gin_file may take', **here)
+  flags.DEFINE_bool('dry_run', False, 'only list the runs and their cost, and with --calibrate the time', **here)
   flags.DEFINE_bool('calibrate', True, 'time a few steps first, to estimate the total time', **here)
   flags.DEFINE_integer('parallel', None, 'number of runs side by side, each with its share of the GPUs or CPU cores; '
                        'default: one for each GPU, unless a run depends on the number of its devices', lower_bound=1,
                        **here)
   flags.DEFINE_bool('until_settled', False, 'train one seed after the other and stop once the question is settled '
-                    '(Study.until_settled = @UntilSettled()); --minutes are those of two seeds', **here)
-  flags.DEFINE_integer('max_seeds', None, 'with --until_settled: seeds of each run at most; default: 5 '
+                    '(Study.until_settled = @UntilSettled()); --minutes then means the time of two seeds', **here)
+  flags.DEFINE_integer('max_seeds', None, 'with --until_settled: maximum number of seeds of each run; default: 5 '
                        '(UntilSettled.max_seeds)', **here)
   flags.DEFINE_enum('metric', None, ['box/AP', 'mask/AP', 'keypoint/AP', 'voc/mAP'], 'metric of the verdict; default: '
                     'the first of these that the runs have', **here)
@@ -55,6 +56,7 @@ def define_flags() -> None:
 
 
 def main() -> None:
+  """Plan and run the study on the command line, or list or submit its runs."""
   if not FLAGS.gin_file and not FLAGS.data_dir:
     raise UserError('no study: give --gin_file=gin_configs/studies/figure1.gin or another file of that folder, or your '
                     'own images with --data_dir')

@@ -124,12 +124,12 @@ class Runner:
     while waiting or any(slot.job for slot in self._pool.slots):
       self._skip(stages, waiting, failures)
       for slot in self._pool.slots:
-        if slot.job is None and (number := self._next(stages, waiting, failures, slot)) is not None:
+        if slot.job is None and (number := self._next(stages, waiting, slot)) is not None:
           del waiting[number]
           self._begin(stages, number, slot, failures)
       for slot in self._pool.wait(POLL_SECONDS):
         self._end(slot, failures)
-      self._report(stages, waiting)
+      self._report(waiting)
     return [failures[number] for number in sorted(failures)]
 
   def remaining(self, stages: Sequence[Stage]) -> float:
@@ -247,8 +247,7 @@ class Runner:
       if any(k in failures for k in staging.needed(stages, number)):
         failures[number] = f'{waiting.pop(number).trial.name}: skipped, since the run it continues has failed'
 
-  def _next(self, stages: Sequence[Stage], waiting: Mapping[int, Stage], failures: Mapping[int, str],
-            slot: Slot) -> int | None:
+  def _next(self, stages: Sequence[Stage], waiting: Mapping[int, Stage], slot: Slot) -> int | None:
     """Return the stage that a slot trains next: preferably one with the graph of the slot's process, else the first."""
     busy = {one.job.number for one in self._pool.slots if one.job}
     ready = [number for number in sorted(waiting)
@@ -293,7 +292,7 @@ class Runner:
     self._log(f'{head}: {error.line()}')
     failures[number] = f'{stage.trial.name}: {error.line()}'
 
-  def _report(self, stages: Sequence[Stage], waiting: Mapping[int, Stage]) -> None:
+  def _report(self, waiting: Mapping[int, Stage]) -> None:
     """Log a line of progress for each run at intervals, unless it is evaluating or tracing."""
     for slot in self._pool.slots:
       job: Job | None = slot.job

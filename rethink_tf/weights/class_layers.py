@@ -1,4 +1,4 @@
-"""Layers with an output per class, taken by name from weights whose classes have another order or are others."""
+"""Layers with an output per class, loaded by class name from weights with other classes or another order of them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _HEADS = ('mask_head/', 'mask_predictor/', 'keypoint_head/', 'keypoint_predictor
 
 
 class Columns(NamedTuple):
-  """Which outputs of a layer come from a file: those of class k from place[k] of its classes, None from nowhere."""
+  """The outputs of a layer taken from a file: class k takes those of the file's class place[k], or none (None)."""
 
   there: int  # number of classes of the file
   places: tuple[int | None, ...]
@@ -71,7 +71,7 @@ def named(given: str | Sequence[str] | None) -> tuple[str, ...] | None:
 def match(contents: Contents, entries: Mapping[str, Entry], arrays: Mapping[str, Array],
           classes: Sequence[str] | None, part: str, new: Sequence[str] = (),
           merge: bool | str = False) -> dict[str, Entry]:
-  """Return the entries of a model whose class layers take the outputs of a file by the names of the classes.
+  """Return the entries of a model whose class layers take the outputs of a file by class name.
 
   classes: names of the model's classes; None: not known. new: patterns of names that are not loaded.
   merge: classes that only the model has keep their initial values, those that only the file has are left out; with
@@ -119,7 +119,7 @@ def match(contents: Contents, entries: Mapping[str, Entry], arrays: Mapping[str,
 
 def match_heads(contents: Contents, entries: Mapping[str, Entry],
                 arrays: Mapping[str, Array]) -> tuple[dict[str, Entry], dict[str, Array]]:
-  """Return entries and arrays without the heads that only the model has, which start anew, or only the file has."""
+  """Return entries and arrays without heads that only the model has, which stay random, or that only the file has."""
   def without(ours: Mapping[str, object], theirs: Mapping[str, object]) -> set[str]:
     return {head for head in _HEADS if any(name.startswith(head) for name in ours)
             and not any(name.startswith(head) for name in theirs)}
@@ -146,7 +146,7 @@ def names_of(contents: Contents) -> Sequence[str] | None:
 
 
 def _columns(names: Sequence[str], classes: Sequence[str]) -> Columns:
-  """Return where each class stands among `names`; the k-th of equal names is the k-th."""
+  """Return the index among `names` of each class; the k-th of equal names is the k-th."""
   places: dict[str, list[int]] = collections.defaultdict(list)
   for place, name in enumerate(names):
     places[name].append(place)
@@ -176,7 +176,7 @@ def _other_classes(contents: Contents, names: Sequence[str], classes: Sequence[s
 
 
 def _spelling(names: Sequence[str], classes: Sequence[str]) -> str:
-  """Return which classes differ from one of the file in capitals and separators only, '' if none does."""
+  """Return the classes that differ from one of the file only in capitals and separators, '' if none does."""
   def key(name: str) -> str:
     return re.sub(r'[\W_]+', '', name.casefold())
 
@@ -186,7 +186,7 @@ def _spelling(names: Sequence[str], classes: Sequence[str]) -> str:
 
 
 def _by_class(entry: Entry, columns: Columns, before: int, width: int) -> Entry:
-  """Return an entry that takes the outputs of a file by class, and the model's initial values for classes without."""
+  """Return an entry that takes the outputs of a file by class, and the model's initial values for classes it lacks."""
   initial = None if columns.all_found else np.array(entry.variable.numpy())
   wanted = int(entry.variable.shape[-1])
 

@@ -1,4 +1,4 @@
-"""Settings of a detector without variables that must be those of its weights, compared with a built model."""
+"""Compares settings of a detector that are not variables, as recorded with its weights, to those of a built model."""
 
 from __future__ import annotations
 

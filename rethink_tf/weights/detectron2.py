@@ -87,7 +87,7 @@ def contents(arrays: Mapping[str, Array], path: str, container: str, author: str
   Raises:
     UserError: not a ResNet.
   """
-  constants = tuple(name for name in arrays if _matches(name, NOT_WEIGHTS) or _is_head(name, arrays, author))
+  constants = tuple(name for name in arrays if _matches(name, NOT_WEIGHTS) or _is_head(name, author))
   weights = {_full(name): array for name, array in arrays.items() if name not in constants}
   detector = any(name.startswith(('proposal_generator.', 'roi_heads.', 'backbone.fpn_')) for name in weights)
   if not detector:
@@ -117,7 +117,7 @@ def contents(arrays: Mapping[str, Array], path: str, container: str, author: str
   return found
 
 
-def _is_head(name: str, arrays: Mapping[str, Array], author: str) -> bool:
+def _is_head(name: str, author: str) -> bool:
   """Return whether a name is of a head of self-supervision, which a converter has put under the stem."""
   if re.fullmatch(r'stem\.fc\.(?:weight|bias)', name):
     return bool(author) and author.lower() != 'torchvision'
@@ -125,7 +125,7 @@ def _is_head(name: str, arrays: Mapping[str, Array], author: str) -> bool:
 
 
 def is_converted(author: str, names: Collection[str]) -> bool:
-  """Return whether a script has renamed a network of torchvision's names, which takes RGB, without its configuration.
+  """Return whether a script converted a network of torchvision's names, which takes RGB, without its configuration.
 
   Detectron2's own script and MoCo's name themselves; they and their descendants leave the classifier, or the head of
   self-supervision, under the stem.
@@ -221,7 +221,7 @@ def linear_table(layer: tf_keras.layers.Dense) -> dict[str, Entry]:
 
 
 def without_names(model: MaskRCNN) -> tf_keras.layers.Layer | None:
-  """Return the backbone or FPN if Detectron2 has no such layer."""
+  """Return the backbone or FPN if Detectron2 has no such layer, else None."""
   if not is_resnet(model.backbone):
     return model.backbone
   return None if hasattr(model.fpn, 'laterals') else model.fpn

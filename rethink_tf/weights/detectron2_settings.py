@@ -1,7 +1,7 @@
-"""What a Detectron2 detector's weights do not contain: its configuration, and the parts that its arrays imply.
+"""Settings that a Detectron2 detector's weights do not contain, and the parts that its arrays imply.
 
-`read` takes it from the configuration beside the file, as Detectron2's trainer and this package's export write it.
-`assumed` is that of Detectron2's model zoo, for the description of a file alone: loading asks for it.
+`read` takes them from the configuration beside the file, as Detectron2's trainer and this package's export write it.
+`assumed` are those of Detectron2's model zoo, to describe a file alone: loading one asks for them.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def read(contents: Contents) -> Contents:
 
 
 def _is_of_coco(config: Mapping[str, Any]) -> bool:
-  """Whether the configuration names a training set, and only COCO's, whose classes have a known order."""
+  """Whether the configuration's training sets are COCO's only, whose classes have a known order."""
   names = settings_files.get(config, 'DATASETS.TRAIN')
   return isinstance(names, list) and bool(names) and all(
     isinstance(name, str) and re.fullmatch(r'coco_20(14|17)_(train|val|minival|valminusminival).*', name)
@@ -91,7 +91,7 @@ def _is_of_coco(config: Mapping[str, Any]) -> bool:
 
 
 def _unlike(config: Mapping[str, Any]) -> list[str]:
-  """Return notes on settings that this package does not have."""
+  """Return notes on settings that this package does not support."""
   without = () if settings_files.get(config, 'MODEL.MASK_ON') else ('MODEL.ROI_MASK_HEAD.',)
   found = {name: settings_files.get(config, name) for name in _ONLY if not name.startswith(without or '-')}
   notes = [f'{name} = {str(value)[:40]}: only {_ONLY[name]} is computed here, so outputs differ from its training'
@@ -249,5 +249,5 @@ def _count(arrays: Mapping[str, Array], pattern: str) -> int:
 
 
 def _different(binding: str, array: Array | None, usual: int) -> dict[str, int]:
-  """Return {binding: outputs of the layer} unless it has the usual number of them."""
+  """Return {binding: outputs of the layer} if it has an unusual number of them, else {}."""
   return {} if array is None or not array.shape or array.shape[0] == usual else {binding: array.shape[0]}

@@ -42,7 +42,7 @@ def read(path: str, shown: str) -> Contents:
 
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[h5py.File]:
-  """A file that stays open for its arrays, which are read on demand, and is closed if it is refused."""
+  """Open a file that stays open for its arrays, which are read on demand, and is closed if an error is raised."""
   file = h5py.File(path, 'r')
   try:
     yield file
@@ -122,7 +122,7 @@ def _text(name: bytes | str) -> str:
 
 
 def _numbered(file: h5py.File, path: str, names: dict[str, str]) -> list[Layer]:
-  """Return the layers of <container>/<class>_<n>/vars/<k>, of the container that has most; Keras 3 adds their names."""
+  """Return the layers <container>/<class>_<n>/vars/<k> of the largest container; Keras 3 also stores their names."""
   found: dict[str, dict[str, dict[int, h5py.Dataset]]] = {}
   seen = []
 

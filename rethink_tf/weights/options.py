@@ -1,4 +1,4 @@
-"""Options of a training that starts from a weight file: gin files and bindings with which the file loads."""
+"""The command-line options of a run that starts from a weight file: gin files and bindings that fit the file."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _PARTS = (Anchors, RoIPooler, RoISampler, ProposalGenerator, DetectionGenerator,
 
 
 def alternatives(contents: Contents, init: str | None = None) -> dict[str, list[str]]:
-  """Return the options of a run that starts from a file; two kinds where it does not record its norms.
+  """Return the options of a run that starts from a file; two variants if the file does not record its norms.
 
-  init: file of gin_configs/init, where it is known otherwise than by the contents.
+  init: file of gin_configs/init, if it is known from elsewhere than the contents.
   """
   if contents.norm is not None or contents.architecture is None:
     return {'use it with': command_line(contents, init=init)}
@@ -62,7 +62,7 @@ def command_line(contents: Contents, norm: str = 'gn', init: str | None = None) 
 
 
 def completed(contents: Contents) -> Contents:
-  """Return the contents with what the file does not record as in Detectron2's model zoo, if it is of Detectron2."""
+  """Return the contents; for a file of Detectron2, what it does not record is taken from its model zoo."""
   return detectron2_settings.assumed(contents) if contents.format.startswith('Detectron2') else contents
 
 

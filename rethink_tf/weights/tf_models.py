@@ -89,7 +89,7 @@ def read(prefix: str, path: str) -> Contents:
 
 
 def _epsilon(path: str) -> tuple[float | None, tuple[str, ...]]:
-  """Return the epsilon of the batch norms, which only the experiment's params.yaml contains, and notes."""
+  """Return the epsilon of the batch norms, which only params.yaml of the experiment contains, and notes."""
   place, settings = settings_files.beside(path, ('params.yaml',))
   epsilon = settings_files.get(settings, 'task.model.norm_activation.norm_epsilon')
   if isinstance(epsilon, float) and 0 < epsilon < 1:

@@ -30,7 +30,7 @@ def is_of(contents: Contents) -> bool:
 
 
 def settings(contents: Contents) -> dict[str, int]:
-  """Return the arguments of the model that a file needs: depth and width of the VGG, width of fc6 and fc7."""
+  """Return the model arguments that a file requires: depth and width of the VGG, width of fc6 and fc7."""
   shapes = {name: tuple(array.shape) for name, array in contents.arrays.items()}
   found = {'VGG.depth': 3 + sum(len(shape) == 4 for shape in shapes.values()), 'VGG.width': shapes['conv1_1.weight'][0]}
   return found | ({'BoxHead.fc_width': shapes['fc6.weight'][0]} if len(shapes.get('fc6.weight', ())) == 2 else {})

@@ -160,7 +160,7 @@ def test_comparison(tmp_path):
 
 @pytest.mark.slow
 def test_a_saved_model_detects_what_the_run_detects(run, files, tmp_path):
-  result = call('export', f'--model_dir={run}/run', f'--out={tmp_path}/saved', cwd=tmp_path)
+  result = call('export', f'--model_dir={run}/run', f'--output={tmp_path}/saved', cwd=tmp_path)
   assert result.returncode == 0, result.stderr
   of_run = api.Detector.from_run(run / 'run').predict(files, threshold=0.05)
   for batch in (1, 2):

@@ -1,4 +1,4 @@
-"""Image files that a data set has twice, or that are both trained on and held out, found without decoding an image."""
+"""Finds image files that occur twice in a data set, or in both its training and held-out images, without decoding."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class _File(NamedTuple):
 
 
 def find(sources: Mapping[str, Source]) -> dict[str, Problems]:
-  """Return the images of the sources (TRAINING, HELD_OUT) that are the same file as another, by split.
+  """Return the images that are the same file as another image, by split (TRAINING, HELD_OUT).
 
   Files are the same if their paths are, or their contents, which are compared where their sizes are equal.
   """
@@ -68,7 +68,7 @@ class Near(NamedTuple):
 
 
 def near(training: Source, held_out: Source) -> Near:
-  """Return the near-duplicates; all images are decoded: of too many, or of sources without files, none is found."""
+  """Return the near-duplicates by decoding all images; none are found if there are too many, or they have no files."""
   sources = (training, held_out)
   if not all(hasattr(source, 'read') for source in sources) or sum(
       len(source.image_ids) for source in sources) > _MAX_DECODED:
@@ -117,7 +117,7 @@ def _same_files(sources: Mapping[str, Source]) -> list[list[_File]]:
 
 
 def _of_equal_size(files: list[_File], paths: Mapping[_File, str]) -> list[_File]:
-  """Return the files whose size is that of another one: of records, whose images have no file, all of a small set."""
+  """Return the files that share their size with another; of records, whose images have no file, all of a small set."""
   sized = _equal(pair for pair in _map(lambda file: (_size(paths[file]), file), [f for f in files if f in paths])
                  if pair[0] > 0)
   packed = [file for file in files if file not in paths]

@@ -54,7 +54,7 @@ def recognize(folder: SourceFolder) -> str | None:
 
 
 def read(folder: SourceFolder, options: Options) -> Reading:
-  """Read the tasks of the one export, or of that which is named."""
+  """Read the tasks of the only export, or of the one that is named."""
   files = [file for file in folder.with_suffix('.json') if _is_export(folder.json_shape(file))]
   if options.annotation_file:
     files = [file for file in files if file == options.annotation_file]
@@ -175,13 +175,13 @@ def _by_image(folder: SourceFolder, task: dict[str, Any], results: list[Any], wh
 
 
 def _place(result: dict[str, Any]) -> tuple[str | None, int | None]:
-  """Return the tag that a result is on, and the place in its list of images."""
+  """Return the tag that shows a result's image, and the image's index in its list of images."""
   name, index = result.get('to_name'), result.get('item_index')
   return name if isinstance(name, str) else None, index if type(index) is int else None
 
 
 def _fields_of_images(task: Any) -> dict[tuple[str, int | None], str]:
-  """Return (field of the data, place in its list or None) -> value, of the values that name image files."""
+  """Return {(field of the data, index in its list or None): value} of the values that name image files."""
   data = task.get('data') if isinstance(task, dict) else None
   found: dict[tuple[str, int | None], str] = {}
   for name, value in (data.items() if isinstance(data, dict) else ()):
@@ -192,7 +192,7 @@ def _fields_of_images(task: Any) -> dict[tuple[str, int | None], str]:
 
 
 def _results(task: Any, where: str, reading: Reading) -> list[Any] | None:
-  """Return the results of the first annotation of a task that is not cancelled; None without one."""
+  """Return the results of a task's first annotation that was not cancelled; None if there is none."""
   annotations = task.get('annotations', task.get('completions')) if isinstance(task, dict) else None
   valid = [one for one in annotations or () if isinstance(one, dict) and isinstance(one.get('result'), list)
            and not one.get('was_cancelled')] if isinstance(annotations, list) else []
@@ -205,7 +205,7 @@ def _results(task: Any, where: str, reading: Reading) -> list[Any] | None:
 
 
 def _find(folder: SourceFolder, value: str) -> str | None:
-  """Return the image that a value names, with or without what Label Studio puts before the name of an uploaded file."""
+  """Return the image that a value names, with or without Label Studio's prefix of uploaded files."""
   for name in names_in(value):
     head, _, tail = name.replace('\\', '/').rpartition('/')
     found = folder.find_image(name) or folder.find_image(posixpath.join(head, _UPLOADED.sub('', tail)))

@@ -58,7 +58,7 @@ def read(folder: SourceFolder, options: Options) -> Reading:
 
 
 def embedded(text: Any) -> bytes | None:
-  """Return an image that is written into a JSON file in base64; None without one, or if it is no JPEG or PNG."""
+  """Decode an image embedded in a JSON file as base64; None if there is none, or if it is no JPEG or PNG."""
   if not isinstance(text, str) or not text:
     return None
   try:
@@ -105,7 +105,7 @@ def _images(folder: SourceFolder, splits: dict[str, str | None], reading: Readin
 
 
 def _image(folder: SourceFolder, file: str, content: dict[str, Any]) -> tuple[str | None, bytes | None]:
-  """Return the image of an annotation file: the one that it names, of its own name, or within it."""
+  """Return the image of an annotation file: the one that it names, the one of its own name, or the embedded one."""
   image = folder.find_image(content.get('imagePath'), of=file) or folder.image_of(file)
   if image is not None:
     return image, None
@@ -172,7 +172,7 @@ def _part(shape: dict[str, Any], size: tuple[int, int] | None, where: str, readi
 
 
 def _mask(text: Any, x0: int, y0: int, size: tuple[int, int] | None) -> np.ndarray | None:
-  """Return a mask that is written as the PNG of its box, in an image of this size; None if it is not."""
+  """Decode a mask that is stored as the PNG of its box; None if it is invalid."""
   data = embedded(text)
   if data is None or size is None or size[0] * size[1] > 1 << 28:
     return None

@@ -39,7 +39,7 @@ _BOXES = {'rect': ('x', 'y', 'width', 'height'), 'circle': ('cx', 'cy', 'r', 'r'
 
 
 class _Entry(NamedTuple):
-  """What a file says of an image."""
+  """The entry of an image in a file."""
 
   file: str
   split: str | None
@@ -93,7 +93,7 @@ def _entry(folder: SourceFolder, file: str, content: dict[str, Any]) -> _Entry:
 
 
 def _distinct(folder: SourceFolder, entries: list[_Entry]) -> list[_Entry]:
-  """Return the entries without those of other files that say the same, or nothing, of an image.
+  """Return the entries without those that other files repeat, or that hold nothing where another file has regions.
 
   Raises:
     UserError: two files have different regions of an image.
@@ -165,7 +165,7 @@ def _instance(region: Any, key: str | None, where: str, reading: Reading) -> dic
 
 
 def _class(region: dict[str, Any], key: str | None) -> str | None:
-  """Return the value of the attribute: of a checkbox, the only one that is ticked."""
+  """Return the value of the class attribute; for checkboxes, the only one that is ticked."""
   if key is None:
     return OBJECT
   attributes = region.get('region_attributes')

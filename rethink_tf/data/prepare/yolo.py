@@ -57,7 +57,7 @@ _LARGEST = 2.0  # fraction; an object may be partly outside of its image
 
 
 class _Description(NamedTuple):
-  """What data.yaml, or the files of Darknet, say."""
+  """The class names and splits that data.yaml, or the files of Darknet, describe."""
 
   file: str
   names: dict[int, str]
@@ -200,7 +200,7 @@ def _parse(line: str, where: str, described: _Description, reading: Reading,
 
 
 def _infer_pose(folder: SourceFolder, labels: Sequence[str]) -> Pose | None:
-  """Return the keypoints that some label files have though no description says so."""
+  """Return the keypoints that some label files have although no description mentions them."""
   lines: list[list[float]] = []
   for label in labels[:_SAMPLED]:
     with contextlib.suppress(UserError, ValueError):
@@ -279,7 +279,7 @@ def _check_yaml(path: str, text: str) -> None:
 
 
 def _depth(text: str) -> int:
-  """Return how deep brackets are nested in a text."""
+  """Return how deeply brackets are nested in a text."""
   depth = deepest = 0
   for bracket in re.findall(r'[\[\]{}]', text):
     depth += 1 if bracket in '[{' else -1
@@ -288,7 +288,7 @@ def _depth(text: str) -> int:
 
 
 def _read_names(folder: SourceFolder, file: str) -> _Description:
-  """Return the description by a list of names, one a line, and the lists of images that Darknet has beside it."""
+  """Return the description from a list of names, one a line, and Darknet's lists of images beside it."""
   lines = [line.strip() for line in folder.read_text(file).splitlines()]
   while lines and not lines[-1]:
     lines.pop()
@@ -317,7 +317,7 @@ def _categories(described: _Description) -> dict[int, dict[str, Any]]:
 
 
 def _list_images(folder: SourceFolder, described: _Description) -> _Listing:
-  """List the images of the description, or those with label files if it has none of them."""
+  """List the images of the description, or, if it names none, those with label files."""
   images: dict[str, str | None] = {}
   missing: list[str] = []
   unresolved: list[str] = []
@@ -371,7 +371,7 @@ def _label_files(folder: SourceFolder) -> list[str]:
 
 
 def _label_file(folder: SourceFolder, image: str) -> str | None:
-  """Return the label file of an image: in labels/ in place of images/, or beside it."""
+  """Return the label file of an image: in labels/ instead of images/, or beside the image."""
   stem = posixpath.splitext(image)[0]
   parts = stem.split('/')
   candidates = []
