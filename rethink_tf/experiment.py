@@ -175,7 +175,7 @@ def run(
   training = make_train_input() if task == 'train' else None
   hosts = distribution.num_hosts(strategy)
   if training is not None:
-    _check_hosts(training, hosts)
+    check_hosts(training, hosts)
   _report_problems(training.source if training is not None else None, held_out)
   inputs = training or held_out_input
   rates = schedule(batch_size=batch_size, num_images=len(inputs.source.image_ids))
@@ -263,7 +263,7 @@ def _counts(source: Source) -> dict[str, int]:
   return counts | ({'num_keypoints': source.num_keypoints} if getattr(source, 'num_keypoints', 0) else {})
 
 
-def _check_hosts(inputs: Input, hosts: int) -> None:
+def check_hosts(inputs: Input, hosts: int) -> None:
   """Raise UserError if the hosts of a TPU slice, of which one runs Python, cannot read the training data."""
   if hosts > 1 and not hasattr(inputs, 'check_graph'):
     raise UserError(f'{inputs.source.name}: {type(inputs).__name__} reads in Python, which runs on one of the {hosts} '

@@ -299,8 +299,8 @@ def test_faster_r_cnn_on_voc_by_its_own_metric(tuned_on_voc):
 
 def test_on_several_hosts_only_records_are_read():
   inputs = TrainInput(SyntheticSource(num_images=2))
-  experiment._check_hosts(inputs, 1)
+  experiment.check_hosts(inputs, 1)
   with pytest.raises(UserError, match='is read by Python, which runs on one host of this TPU only: convert it'):
-    experiment._check_hosts(inputs, 4)
+    experiment.check_hosts(inputs, 4)
   with pytest.raises(UserError, match='reads in Python, which runs on one of the 4 hosts of this TPU only'):
-    experiment._check_hosts(types.SimpleNamespace(source=inputs.source), 4)
+    experiment.check_hosts(types.SimpleNamespace(source=inputs.source), 4)

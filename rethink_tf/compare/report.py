@@ -86,7 +86,7 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
   studies = looks.of_runs(run_folders)
   record = studies.strictest
   look = None if record is None else record.look
-  matches = _matches_reader(runs, metric)
+  matches = matches_reader(runs, metric)
   differences = Differences(counted, metric, matches, draws, confidence, seed_spread, look)
   verdicts = verdict.verdicts(counted, differences, margin)
   content = {
@@ -166,7 +166,7 @@ def noise(run_folders: Sequence[str], metric: str | None = None, draws: int = 20
   if not runs:
     return None
   metric = common_metric(runs, metric)
-  differences = Differences(runs, metric, _matches_reader(runs, metric), draws)
+  differences = Differences(runs, metric, matches_reader(runs, metric), draws)
   for group in groups.groups(runs):
     scratch, pretrained = (groups.sides(group, init) for init in (SCRATCH, PRETRAINED))
     if scratch and pretrained and differences.between(scratch[-1], pretrained[-1]) is not None:
@@ -203,7 +203,7 @@ def common_metric(runs: Sequence[Run], metric: str | None) -> str:
   return metric
 
 
-def _matches_reader(runs: Sequence[Run], metric: str) -> SavedMatches:
+def matches_reader(runs: Sequence[Run], metric: str) -> SavedMatches:
   """Return the matches of the runs' last evaluations, each read, and logged, when first needed."""
   by_name = {run.name: run for run in runs}
   started, done = time.monotonic(), 0

@@ -268,7 +268,7 @@ def join_workers(strategy: tf.distribute.Strategy, model_dir: str, create: bool,
   else:
     token, _, expected = published('settings', strategy.timeout_seconds).partition('\n')
     try:
-      _check_same_settings(expected, settings)
+      check_same_settings(expected, settings)
       folder = ReadOnlyFolder(model_dir, token)
     except UserError as error:
       publish(f'ready/{index}', error.line())
@@ -369,7 +369,12 @@ class ReadOnlyFolder(RunFolder):
     pass
 
 
-def _check_same_settings(expected: str, own: str) -> None:
+def check_same_settings(expected: str, own: str) -> None:
+  """Check that this worker's settings, one a line, are those of the chief (`expected`).
+
+  Raises:
+    UserError: they differ; it names what is only here and what is only on the chief.
+  """
   if expected == own:
     return
   theirs, ours = (set(text.splitlines()) for text in (expected, own))

@@ -109,7 +109,7 @@ class Runner:
       UserError: the command failed.
     """
     self._call(Request(command, files, params, data_dir, path, f'{path}.log'), *grid.keys(files, params, data_dir),
-               lambda: _last_step(f'{path}.log'))
+               lambda: last_step(f'{path}.log'))
 
   def run(self, stages: Sequence[Stage]) -> list[str]:
     """Run the stages that are not done; return one line per failed stage. Later stages of a failed run are skipped.
@@ -370,7 +370,7 @@ def _lines(path: str, since: float = 0.0) -> list[dict[str, Any]]:
   return [line for line in RunFolder(path, create=False).read_metrics() if line.get('time', 0.0) >= since]
 
 
-def _last_step(log: str) -> str:
+def last_step(log: str) -> str:
   """Return the last progress line in a command's output, '' if there is none."""
   with contextlib.suppress(FileNotFoundError), open(log, errors='replace') as file:
     return next((line.strip() for line in reversed(file.readlines()) if re.match(r'step ', line)), '')

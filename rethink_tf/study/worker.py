@@ -103,7 +103,7 @@ def _train(request: Request, graphs: SharedGraphs, import_seconds: float) -> Rep
   sys.argv = [os.path.join(package, COMMANDS[request.command]), *request.arguments]  # for command.json
   try:
     experiment.configure(request.files, request.params, request.data_dir)
-    share = 1.0 if request.held_out is None else _hold_out_fewer(request.held_out)
+    share = 1.0 if request.held_out is None else hold_out_fewer(request.held_out)
     made = experiment.run('train', request.path, graphs=graphs)
     total_steps, evaluations = made.total_steps, 0
     batches = len(made.eval_input.source.image_ids) / made.train_input.batch_size
@@ -120,7 +120,7 @@ def _train(request: Request, graphs: SharedGraphs, import_seconds: float) -> Rep
                share)
 
 
-def _hold_out_fewer(images: int) -> float:
+def hold_out_fewer(images: int) -> float:
   """Limit the number of held-out images of the configuration; return their share of all, 1 if there are no more."""
   from rethink_tf import experiment, gin_files
 

@@ -131,7 +131,7 @@ def _start(experiment: Experiment) -> tuple[int, dict[str, Any] | None, list[tf_
   check_same(workers, 'data', digest.to_compare(now.data), lambda chief: digest.difference_to(chief, now.data))
   if experiment.keep_best:
     experiment.checkpoints.keep_best(experiment.metric, lambda: evaluator.evaluated_step)
-  state = _restore_or_initialise(experiment)
+  state = restore_or_initialise(experiment)
   start = iterations(trainer.optimizer)
   check_same_step(workers, start)
   check_whole_executions(experiment, start)
@@ -210,7 +210,7 @@ def _plot(folder: RunFolder) -> None:
     logging.warning('%s: not plotted: %s: %s', folder.join('curves.png'), type(error).__name__, in_one_line(error))
 
 
-def _restore_or_initialise(experiment: Experiment) -> dict[str, Any]:
+def restore_or_initialise(experiment: Experiment) -> dict[str, Any]:
   """Restore the newest checkpoint, or set the initial weights; return the state of the counters.
 
   Averages that run.ema adds to a run in progress start at the weights of the checkpoint.

@@ -92,8 +92,8 @@ def contents(arrays: Mapping[str, Array], path: str, container: str, author: str
   detector = any(name.startswith(('proposal_generator.', 'roi_heads.', 'backbone.fpn_')) for name in weights)
   if not detector:
     weights = {name.removeprefix(BACKBONE): array for name, array in weights.items()}
-  found = Contents(path, f'Detectron2 {container}', 'detector' if detector else 'backbone', weights, None, None,
-                   licence='CC BY-SA 3.0 for Detectron2\'s model zoo', ignored=constants)
+  found = Contents(path, f'Detectron2 {container}', 'detector' if detector else 'backbone', weights, norm=None,
+                   architecture=None, licence='CC BY-SA 3.0 for Detectron2\'s model zoo', ignored=constants)
   backbone, notes = found.backbone(), ()
   norm = norm_of(list(backbone))
   if norm == 'gn' and detector:  # without statistics: GN, or BN folded into a fixed affine map

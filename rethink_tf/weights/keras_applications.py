@@ -53,8 +53,9 @@ def contents(arrays: Mapping[str, Array], path: str, format: str, notes: tuple[s
     elif kind != 'bias':
       ignored.append(name)
   notes = (*notes, 'biases of convolutions are folded into the moving means', *_left_out(ignored))
-  return Contents(path, f'keras.applications {format}', 'backbone', found, 'bn', architecture_of(found, path), 'bgr',
-                  True, KERAS_MEAN, UNIT_STD, _EPSILON, licence='Apache-2.0 (Keras; the weights are MSRA\'s, MIT)',
+  return Contents(path, f'keras.applications {format}', 'backbone', found, norm='bn',
+                  architecture=architecture_of(found, path), channels='bgr', stride_in_1x1=True, pixel_mean=KERAS_MEAN,
+                  pixel_std=UNIT_STD, epsilon=_EPSILON, licence='Apache-2.0 (Keras; the weights are MSRA\'s, MIT)',
                   ignored=tuple(ignored), notes=notes)
 
 
@@ -74,8 +75,9 @@ def _vgg(arrays: Mapping[str, Array], path: str, format: str, notes: tuple[str, 
       found[f'{_FULLY_CONNECTED[layer]}.{kind}'] = _transposed(array, 'matrix') if kind == 'weight' else array
     else:
       ignored.append(name)
-  return Contents(path, f'keras.applications VGG in {format}', 'backbone', found, 'none', None, 'bgr', None, KERAS_MEAN,
-                  UNIT_STD, licence='CC BY 4.0 (the weights are Oxford\'s)', ignored=tuple(ignored),
+  return Contents(path, f'keras.applications VGG in {format}', 'backbone', found, norm='none', architecture=None,
+                  channels='bgr', pixel_mean=KERAS_MEAN, pixel_std=UNIT_STD,
+                  licence='CC BY 4.0 (the weights are Oxford\'s)', ignored=tuple(ignored),
                   notes=(*notes, *_left_out(ignored)))
 
 

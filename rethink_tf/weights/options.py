@@ -46,19 +46,19 @@ def command_line(contents: Contents, norm: str = 'gn', init: str | None = None) 
   files, bindings = _model(contents)
   init = init or _init(known)
   files.append(f'gin_configs/init/{init}.gin')
-  shipped = _bindings_of(init)
+  shipped = bindings_of(init)
   if known.kind == 'detector' and not known.own:
     further, parts = detectron2_settings.parts(known)
     files += [f'gin_configs/{name}' for name in further]
     bindings |= parts | {name: value for name, value in known.settings.items()
-                         if name in shipped or value != _default(name)}
+                         if name in shipped or value != default_of(name)}
   elif known.kind == 'backbone' and not torchvision_vgg.is_of(known):
     norm = {'bn': 'syncbn', 'folded': 'frozen_bn', 'none': 'none', 'gn': 'gn', None: 'gn'}[known.norm]
     files.append(f'gin_configs/norms/{norm}.gin')
   bindings |= _of_file(contents, known)
   bindings = {name: value for name, value in bindings.items() if name not in shipped or shipped[name] != value}
   return [*(f'--gin_file={shlex.quote(name)}' for name in files), f'--weights={shlex.quote(contents.path)}',
-          *(f'--gin_param={_quoted(name, value)}' for name, value in bindings.items())]
+          *(f'--gin_param={quoted(name, value)}' for name, value in bindings.items())]
 
 
 def completed(contents: Contents) -> Contents:
@@ -119,7 +119,7 @@ def _of_file(contents: Contents, known: Contents) -> dict[str, Any]:
   return {name: value for name, value in found.items() if value is not None}
 
 
-def _bindings_of(init: str) -> dict[str, Any]:
+def bindings_of(init: str) -> dict[str, Any]:
   """Return the literal values that a file of gin_configs/init binds."""
   text = (gin_files.shipped_root() / 'gin_configs' / 'init' / f'{init}.gin').read_text()
   found = {}
@@ -128,12 +128,14 @@ def _bindings_of(init: str) -> dict[str, Any]:
   return found
 
 
-def _default(binding: str) -> Any:
+def default_of(binding: str) -> Any:
+  """Return the default of a parameter of a part, named as in gin ('Anchors.offset')."""
   part, name = binding.split('.')
   classes: Mapping[str, type] = {each.__name__: each for each in _PARTS}
   return inspect.signature(classes[part]).parameters[name].default
 
 
-def _quoted(name: str, value: Any) -> str:
+def quoted(name: str, value: Any) -> str:
+  """Return a binding in quotes for a shell."""
   text = f'{name} = {value if str(value).startswith("@") else repr(value)}'
   return f'"{text}"' if "'" in text else f"'{text}'"

@@ -58,8 +58,9 @@ def contents(arrays: Mapping[str, Array], path: str, container: str) -> Contents
   for name, array in arrays.items():
     layer, _, kind = name.rpartition('.')
     converted[f'{names.get(layer, layer)}.{kind}'] = array
-  return Contents(path, f'torchvision VGG in {container}', 'backbone', converted, 'none', None, 'rgb', False,
-                  DETECTRON2_MEAN, TORCH_STD, licence='BSD-3-Clause for torchvision\'s own weights',
+  return Contents(path, f'torchvision VGG in {container}', 'backbone', converted, norm='none', architecture=None,
+                  channels='rgb', stride_in_1x1=False, pixel_mean=DETECTRON2_MEAN, pixel_std=TORCH_STD,
+                  licence='BSD-3-Clause for torchvision\'s own weights',
                   notes=('mean and standard deviation are torchvision\'s: they are not in the file',))
 
 

@@ -103,7 +103,7 @@ def stub():
             'classes': tf.constant([1, 2]), 'masks': tf.ones([2, 28, 28])}
 
   find = tf.function(find, input_signature=[tf.TensorSpec([None, None, 3], tf.uint8), tf.TensorSpec([])])
-  return tf.function(lambda files: saved_model._detect_files(find, 3, files, 0.1), autograph=False,
+  return tf.function(lambda files: saved_model.detect_in_files(find, 3, files, 0.1), autograph=False,
                      input_signature=[tf.TensorSpec([None], tf.string)])
 
 

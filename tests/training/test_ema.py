@@ -202,7 +202,7 @@ def test_averages_that_a_run_did_not_have_start_at_its_weights(tmp_path):
   trackables = {'detector': trainer.detector, 'optimizer': trainer.optimizer, 'ema': average.state}
   with pytest.raises(UserError, match="no averages of the weights, .*--gin_param='run.ema = None'"):
     checkpoints.restore(trackables)
-  state = loop._restore_or_initialise(types.SimpleNamespace(
+  state = loop.restore_or_initialise(types.SimpleNamespace(
     folder=folder, trackables=trackables, checkpoints=checkpoints, averages=average,
     strategy=tf.distribute.get_strategy()))
   assert state['progress'] == {'images': 8} and trainer.optimizer.iterations.numpy() == 2

@@ -176,5 +176,5 @@ def test_all_workers_start_from_the_same_weights(monkeypatch, own, error):
     checkpoints=types.SimpleNamespace(restore=lambda *_, **__: None), folder=None, initial_weights=None,
     trackables={}, train_input=source, eval_input=source)
   with pytest.raises(UserError, match=error) if error else contextlib.nullcontext():
-    loop._restore_or_initialise(experiment)
+    loop.restore_or_initialise(experiment)
   assert bool(answers['weights/1']) == bool(error)

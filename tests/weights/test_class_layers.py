@@ -182,7 +182,8 @@ def test_another_number_of_classes_names_the_patterns(name, background, pattern)
 
 
 def test_backbones_have_no_classes(contents):
-  matched(contents, arrays(), ['fish'] * 3, 'detector_backbone')
+  found = matched(contents, arrays(), ['fish'] * 3, 'detector_backbone')
+  assert all(np.array_equal(found[name], array) for name, array in arrays().items())
 
 
 def test_labels_of_a_classifier(contents):
