@@ -39,7 +39,8 @@ def told_apart(runs: Sequence[Run]) -> list[Run]:
   of: dict[Folders, Folders] = {}
   for own, data in known.items():
     of[own] = next((one for one in first if _same(known[one], data)), own)
-    first += [own] * (of[own] == own)
+    if of[own] == own:
+      first.append(own)
   if len(first) < 2:
     return list(runs)
   names = _names(first)

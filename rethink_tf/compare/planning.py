@@ -145,8 +145,12 @@ class Addition(NamedTuple):
 
   def words(self) -> list[str]:
     """Return the additions in words, seeds last."""
-    found = [] if self.images is None else [f'about {self.images:,} more held-out image{"s" * (self.images != 1)}']
-    return found + ([] if self.seeds is None else [f'{counted(self.seeds, "more seed")} of each side'])
+    found = []
+    if self.images is not None:
+      found.append(f'about {self.images:,} more held-out {"image" if self.images == 1 else "images"}')
+    if self.seeds is not None:
+      found.append(f'{counted(self.seeds, "more seed")} of each side')
+    return found
 
 
 class Need(NamedTuple):

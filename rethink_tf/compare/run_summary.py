@@ -300,7 +300,7 @@ def _schedule(settings: Mapping[str, Any], evaluations: Sequence[Mapping[str, An
   if is_number(k):
     return f'{k:g}x'
   if is_number(epochs := settings.get('EpochSchedule.epochs')):
-    return f'{epochs:g} epoch{"s" * (epochs != 1)}'
+    return f'{epochs:g} {"epoch" if epochs == 1 else "epochs"}'
   if is_number(images := settings.get('SteppedHalving.images')):
     return f'{images:,.0f} images'
   return f'{evaluations[-1]["step"]} steps'

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import tensorflow as tf
 from absl import logging
 
+from rethink_tf.console import counted
 from rethink_tf.errors import UserError, in_one_line, plain
 
 CUDA_EXTRA = "pip install -e '.[cuda]', or make install EXTRAS=cuda"
@@ -64,7 +65,7 @@ def describe(strategy: tf.distribute.Strategy | None = None) -> str:
     kind = os.environ.get('TPU_ACCELERATOR_TYPE', '')
     hosts = strategy.extended.num_hosts
     several = f' on {hosts} hosts' if hosts > 1 else ''
-    return f'TPU{" " * bool(kind)}{plain(kind)}, {strategy.num_replicas_in_sync} cores{several}'
+    return f'TPU {plain(kind)}'.rstrip() + f', {strategy.num_replicas_in_sync} cores{several}'
   found = gpus()
   used = _used(found, strategy)
   workers = ''
@@ -75,7 +76,7 @@ def describe(strategy: tf.distribute.Strategy | None = None) -> str:
     replicas = strategy.num_replicas_in_sync if strategy is not None and not workers else 1
     split = f' as {replicas} devices' if replicas > 1 else ''
     hidden = f', GPUs hidden by {_HIDDEN}' if gpus_are_hidden() and driver() else ''
-    return f'CPU, {cores()} core{"s" * (cores() > 1)}{split}{hidden}{workers}'
+    return f'CPU, {counted(cores(), "core")}{split}{hidden}{workers}'
   counts = collections.Counter(str(gpu) for gpu in used)
   text = ' + '.join(f'{count} x {name}' for name, count in counts.items())
   unused = f' (of {len(found)} GPUs)' if len(found) > len(used) else ''

@@ -99,23 +99,10 @@ def cluster() -> Cluster | None:
   Raises:
     UserError: TF_CONFIG is malformed or does not list this task.
   """
-  text = os.environ.get('TF_CONFIG', '').strip()
-  try:
-    config = json.loads(text) if text else {}
-  except (ValueError, RecursionError) as error:
-    raise UserError(f'the environment variable TF_CONFIG is not valid JSON ({error}): write {_FORM}') from error
-  jobs, task = (config.get(name) if isinstance(config, dict) else None for name in ('cluster', 'task'))
-  if config == {} or jobs == {}:
+  config = _tf_config()
+  if config is None:
     return None
-  listed = isinstance(jobs, dict) and all(
-    isinstance(hosts, list) and all(isinstance(host, str) and ':' in host for host in hosts) for hosts in jobs.values())
-  if not listed or not isinstance(task, dict):
-    raise UserError(f'the environment variable TF_CONFIG is not of the form {_FORM}')
-  bad = next((host for name in ('chief', 'worker') for host in jobs.get(name, []) if not is_address(host)), None)
-  if bad is not None:
-    raise UserError(f'TF_CONFIG lists {excerpt(bad)}: write host:port, with a port between 1 and 65535')
-  if jobs.get('ps'):
-    raise UserError('TF_CONFIG lists parameter servers (ps), which synchronous training does not use: leave them out')
+  jobs, task = config
   kind, index = task.get('type'), task.get('index', 0)
   if kind == 'evaluator':
     return None
@@ -134,6 +121,32 @@ def cluster() -> Cluster | None:
     return None
   counts = tuple((name, len(jobs[name])) for name in ('chief', 'worker') if jobs.get(name))
   return Cluster(addresses, int(index) + (len(chiefs) if kind == 'worker' else 0), counts)
+
+
+def _tf_config() -> tuple[dict[str, list[str]], dict[str, Any]] | None:
+  """Return the jobs (name -> addresses) and the task of TF_CONFIG; None if it is unset or lists no job.
+
+  Raises:
+    UserError: it is malformed, or lists parameter servers.
+  """
+  text = os.environ.get('TF_CONFIG', '').strip()
+  try:
+    config = json.loads(text) if text else {}
+  except (ValueError, RecursionError) as error:
+    raise UserError(f'the environment variable TF_CONFIG is not valid JSON ({error}): write {_FORM}') from error
+  jobs, task = (config.get(name) if isinstance(config, dict) else None for name in ('cluster', 'task'))
+  if config == {} or jobs == {}:
+    return None
+  listed = isinstance(jobs, dict) and all(
+    isinstance(hosts, list) and all(isinstance(host, str) and ':' in host for host in hosts) for hosts in jobs.values())
+  if not listed or not isinstance(task, dict):
+    raise UserError(f'the environment variable TF_CONFIG is not of the form {_FORM}')
+  bad = next((host for name in ('chief', 'worker') for host in jobs.get(name, []) if not is_address(host)), None)
+  if bad is not None:
+    raise UserError(f'TF_CONFIG lists {excerpt(bad)}: write host:port, with a port between 1 and 65535')
+  if jobs.get('ps'):
+    raise UserError('TF_CONFIG lists parameter servers (ps), which synchronous training does not use: leave them out')
+  return jobs, task
 
 
 def _one_machine(kind: str, num_devices: int | None, logical_cpus: int | None) -> tf.distribute.Strategy:

@@ -65,7 +65,7 @@ def verdict(rows: Sequence[Row]) -> tuple[str, int]:
     names = ', '.join(dict.fromkeys(f'{row.check} on {row.device}' if row.device else row.check for row in bad))
     return plain(redact(f'{len(bad)} of {len(rows)} checks failed: {names}')), 1
   if warnings:
-    return f'works, with {warnings} warning{"s" * (warnings > 1)}: {len(rows)} checks', 0
+    return f'works, with {warnings} {"warning" if warnings == 1 else "warnings"}: {len(rows)} checks', 0
   return f'works: {len(rows)} checks', 0
 
 

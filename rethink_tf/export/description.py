@@ -50,7 +50,7 @@ def of_detector(detector: MaskRCNN, resize: Resize, categories: Sequence[Categor
       ('boxes', True), ('scores', True), ('classes', True), ('masks', detector.mask_head is not None),
       ('keypoints', detector.keypoint_head is not None)) if present],
     'input': {
-      'image': 'uint8 [height, width, 3], RGB, pixels as stored' + ', after the EXIF orientation' * bool(upright),
+      'image': 'uint8 [height, width, 3], RGB, pixels as stored' + (', after the EXIF orientation' if upright else ''),
       'exif_applied': upright,
       'image_size': list(image_size) if image_size else None,
       # Part of the graph of every format but Detectron2's.

@@ -61,9 +61,7 @@ def inspect(results_folder: str, source: Source, output: str | None = None, exam
   breakdowns, text, record = {}, [], {}
   contents: dict[str, Any] = dict.fromkeys(name.format(kind) for kind in FILES for name in _NAMES)  # None: is removed
   for kind, name, results in read_results(results_folder, gt, source.name):
-    title = ''.join([f'{os.path.join(results_folder, name)}: {len(gt["images"])} images of {source.name}',
-                     ", matched and averaged COCO's way" * (name == VOC_FILES),  # within a point or so of voc/mAP
-                     *(f'\n  {note}' for note in notes)])
+    title = _title(os.path.join(results_folder, name), gt, source.name, notes)
     if kind == 'mask' and scoring.without_masks(gt['annotations']):
       continue
     with reported(os.path.join(results_folder, name)):
@@ -90,6 +88,14 @@ def inspect(results_folder: str, source: Source, output: str | None = None, exam
   files.write_outputs(output, contents | {'errors.txt': '\n'.join(text), 'errors.json': json.dumps(record, indent=1)})
   print(f'plots and tables: {output}')
   return breakdowns
+
+
+def _title(path: str, gt: dict[str, Any], source: str, notes: Sequence[str]) -> str:
+  """Return the heading of a file of results, with a line for each note."""
+  title = f'{path}: {len(gt["images"])} images of {source}'
+  if os.path.basename(path) == VOC_FILES:
+    title += ", matched and averaged COCO's way"  # within a point or so of voc/mAP
+  return '\n  '.join([title, *notes])
 
 
 def _count(gt: dict[str, Any], results: list[dict[str, Any]], iou_type: str, iou: float, limit: int,

@@ -88,7 +88,7 @@ class MaskRCNN(tf_keras.layers.Layer):
     self.num_classes, self.xla, self.nms = num_classes, xla, nms
     if nms is not None and (nms not in FORMS or (xla and nms == 'combined')):
       usable = ', '.join(form for form in FORMS if not xla or form != 'combined')
-      raise UserError(f"MaskRCNN.nms = {nms!r}{' with MaskRCNN.xla' * xla}: use None or one of {usable}")
+      raise UserError(f"MaskRCNN.nms = {nms!r}{' with MaskRCNN.xla' if xla else ''}: use None or one of {usable}")
     self.backbone = backbone or ResNet()
     self.fpn = fpn or FPN()
     self.rpn_head = rpn_head or RPNHead()

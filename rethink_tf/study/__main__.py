@@ -57,15 +57,7 @@ def define_flags() -> None:
 
 def main() -> None:
   """Plan and run the study on the command line, or list or submit its runs."""
-  if not FLAGS.gin_file and not FLAGS.data_dir:
-    raise UserError('no study: give --gin_file=gin_configs/studies/figure1.gin or another file of that folder, or your '
-                    'own images with --data_dir')
-  if FLAGS.gin_file and FLAGS['minutes'].present:
-    raise UserError('--minutes is for a study without --gin_file: the file sets the length of its schedules')
-  if not FLAGS.gin_file and (FLAGS.study_param or FLAGS.pretraining_data_dir or FLAGS.command):
-    raise UserError('--study_param, --pretraining_data_dir and --command need a study: name it with --gin_file')
-  if not FLAGS.gin_file:
-    entry.check_path(FLAGS.data_dir, 'no such data folder: set --data_dir')
+  _check_flags()
   from rethink_tf import gin_files
 
   gin_files.find(FLAGS.gin_file)
@@ -84,18 +76,13 @@ def main() -> None:
   if not FLAGS.command:  # which trains elsewhere; the runs here write to their own logs, where nobody looks at first
     devices.check()
     devices.report()
-  params = list(FLAGS.study_param)
-  if FLAGS.until_settled:
-    params.append('Study.until_settled = @UntilSettled()')
-  if FLAGS.max_seeds is not None:
-    params.append(f'UntilSettled.max_seeds = {FLAGS.max_seeds}')
   if FLAGS.gin_file:
     study, *run_files = FLAGS.gin_file
-    plan = plan_study(study, FLAGS.output, FLAGS.gin_param, params, FLAGS.data_dir, FLAGS.pretraining_data_dir,
+    plan = plan_study(study, FLAGS.output, FLAGS.gin_param, _study_params(), FLAGS.data_dir, FLAGS.pretraining_data_dir,
                       share_prefixes=FLAGS.command is None, run_files=run_files, weights=FLAGS.weights)
   else:
     plan = own_data.plan(FLAGS.data_dir, FLAGS.minutes, FLAGS.output, FLAGS.gin_param, FLAGS.weights, FLAGS.calibrate,
-                         FLAGS.dry_run, FLAGS.parallel, params)
+                         FLAGS.dry_run, FLAGS.parallel, _study_params())
   if FLAGS.max_seeds is not None and plan.until_settled is None:
     raise UserError(f'--max_seeds={FLAGS.max_seeds} has no effect without --until_settled: add it')
   plan = plan._replace(metric=FLAGS.metric, margin=FLAGS.margin, seed_spread=FLAGS.seed_spread)
@@ -112,6 +99,29 @@ def main() -> None:
       print(found)
   else:
     run_study(plan, calibrate, FLAGS.parallel)
+
+
+def _check_flags() -> None:
+  """Raise UserError unless the flags name a study or data, and none of them contradict each other."""
+  if not FLAGS.gin_file and not FLAGS.data_dir:
+    raise UserError('no study: give --gin_file=gin_configs/studies/figure1.gin or another file of that folder, or your '
+                    'own images with --data_dir')
+  if FLAGS.gin_file and FLAGS['minutes'].present:
+    raise UserError('--minutes is for a study without --gin_file: the file sets the length of its schedules')
+  if not FLAGS.gin_file and (FLAGS.study_param or FLAGS.pretraining_data_dir or FLAGS.command):
+    raise UserError('--study_param, --pretraining_data_dir and --command need a study: name it with --gin_file')
+  if not FLAGS.gin_file:
+    entry.check_path(FLAGS.data_dir, 'no such data folder: set --data_dir')
+
+
+def _study_params() -> list[str]:
+  """Return the bindings of the study itself, those of --until_settled and --max_seeds included."""
+  params = list(FLAGS.study_param)
+  if FLAGS.until_settled:
+    params.append('Study.until_settled = @UntilSettled()')
+  if FLAGS.max_seeds is not None:
+    params.append(f'UntilSettled.max_seeds = {FLAGS.max_seeds}')
+  return params
 
 
 if __name__ == '__main__':

@@ -61,8 +61,9 @@ def train(experiment: Experiment) -> dict[str, float]:
     if start < total_steps:
       logging.info('from step %d to %d; the first step takes longest (tracing and compiling), up to a minute', start,
                    total_steps)
-      callbacks = [*_stop_when_taken(lock), StopOnNonFinite(inputs.facts), progress, *corrections, saving,
-                   *[evaluator] * experiment.own_evaluation]
+      callbacks = [*_stop_when_taken(lock), StopOnNonFinite(inputs.facts), progress, *corrections, saving]
+      if experiment.own_evaluation:
+        callbacks.append(evaluator)
       try:
         with (out_of_memory_errors(), errors_of(inputs), report_lost_workers(workers), interruption,
               compilation.ahead(experiment, start)):
@@ -99,8 +100,10 @@ def _repeat_lost_evaluation(experiment: Experiment, start: int) -> None:
   lines = folder.readable_metrics()
   if step is None or checkpoints.restored_step is None or lines is None:
     return
-  averaged = experiment.averages is not None and any(line.get('kind') == _AVERAGED for line in lines)
-  if all(step in evaluated_steps(lines, False, kind) for kind in ('eval', *[_AVERAGED] * averaged)):
+  kinds = ['eval']
+  if experiment.averages is not None and any(line.get('kind') == _AVERAGED for line in lines):
+    kinds.append(_AVERAGED)
+  if all(step in evaluated_steps(lines, False, kind) for kind in kinds):
     return
   lost = (f'{folder.path}: the evaluation of step {step} is not in metrics.jsonl, as when the process ends while it is '
           'scored')

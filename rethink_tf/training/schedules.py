@@ -244,7 +244,8 @@ class SteppedHalving(_PretrainingSchedule):
   ):
     super().__init__()
     del num_images
-    if not (images > 0 and batch_size > 0 and base_rate > 0 and base_batch > 0 and halvings >= 0 <= warmup_images):
+    positive = all(value > 0 for value in (images, batch_size, base_rate, base_batch))
+    if not (positive and halvings >= 0 and warmup_images >= 0):
       raise UserError(f'SteppedHalving: images = {images}, batch_size = {batch_size}, base_rate = {base_rate} and '
                       f'base_batch = {base_batch} must be positive, halvings = {halvings} and warmup_images = '
                       f'{warmup_images} not negative')

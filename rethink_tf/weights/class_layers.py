@@ -101,13 +101,7 @@ def match(contents: Contents, entries: Mapping[str, Entry], arrays: Mapping[str,
     common = [name for name, place in zip(classes, columns.places, strict=True) if place is not None]
     if not merge or not common and merge != ALLOW_NONE:
       raise _other_classes(contents, names, classes, layers, common, merge)
-    spelling = _spelling(names, classes)
-    if common:
-      logging.info('%s: %d of %d classes have their outputs from it (%s); the others start anew%s', contents.path,
-                   len(common), len(classes), ', '.join(common[:8]), spelling)
-    else:
-      logging.warning('%s: none of the %d classes is in it by name: their outputs start anew%s', contents.path,
-                      len(classes), spelling)
+    _log_common(contents.path, names, classes, common)
   elif columns.places != tuple(range(len(classes))):
     logging.info('%s: its classes have another order; they are matched by name', contents.path)
   else:
@@ -115,6 +109,17 @@ def match(contents: Contents, entries: Mapping[str, Entry], arrays: Mapping[str,
   for name, (_, before, width) in layers.items():
     entries[name] = _by_class(entries[name], columns, before, width)
   return entries
+
+
+def _log_common(path: str, names: Sequence[str], classes: Sequence[str], common: Sequence[str]) -> None:
+  """Log which of the model's `classes` take outputs of a file, whose classes are `names`."""
+  spelling = _spelling(names, classes)
+  if common:
+    logging.info('%s: %d of %d classes have their outputs from it (%s); the others start anew%s', path,
+                 len(common), len(classes), ', '.join(common[:8]), spelling)
+  else:
+    logging.warning('%s: none of the %d classes is in it by name: their outputs start anew%s', path, len(classes),
+                    spelling)
 
 
 def match_heads(contents: Contents, entries: Mapping[str, Entry],

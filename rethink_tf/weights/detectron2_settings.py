@@ -185,7 +185,8 @@ def parts(contents: Contents) -> tuple[list[str], dict[str, Any]]:
   cascade = 'roi_heads.box_predictor.1.cls_score.weight' in arrays
   if cascade:
     files.append('models/cascade.gin')
-  box, mask, keypoint = ('roi_heads.box_head' + '.0' * cascade, 'roi_heads.mask_head', 'roi_heads.keypoint_head')
+  box = 'roi_heads.box_head.0' if cascade else 'roi_heads.box_head'
+  mask, keypoint = 'roi_heads.mask_head', 'roi_heads.keypoint_head'
   if f'{keypoint}.score_lowres.weight' in arrays:
     files.append('models/keypoints.gin')
     bindings |= _convolutions(arrays, f'{keypoint}.conv_fcn', 'KeypointHead', 8, 512)

@@ -49,8 +49,8 @@ class _Candidate(NamedTuple):
   first: str  # name of the first convolution after the prefix
 
   def __str__(self) -> str:
-    names = [f'dictionary = {self.dictionary!r}'] * bool(self.dictionary) + [f'prefix = {self.prefix!r}']
-    return ', '.join(names)
+    prefix = f'prefix = {self.prefix!r}'
+    return f'dictionary = {self.dictionary!r}, {prefix}' if self.dictionary else prefix
 
 
 def find(content: Mapping[Any, Any], path: str, dictionary: str | None = None, prefix: str | None = None) -> Found:

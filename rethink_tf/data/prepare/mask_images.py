@@ -175,7 +175,8 @@ class _Suspicions:
       # Numbers that are spread over the grey levels, 80, 160 and 240, are those of instances.
       spread = len(instances) > 1 and math.gcd(*instances) == instances[0] > 1
       if instances != list(range(1, len(instances) + 1)) and not named and not spread:
-        self._gaps.append(f'{as_text(file)}: {", ".join(map(str, instances[:5]))}{", ..." * (len(instances) > 5)}')
+        more = ', ...' if len(instances) > 5 else ''
+        self._gaps.append(f'{as_text(file)}: {", ".join(map(str, instances[:5]))}{more}')
 
   def add_object(self, file: str, number: int, mask: np.ndarray) -> None:
     """Record the pixels of an object, bool [h, w]."""
