@@ -107,14 +107,18 @@ def contents(arrays: Mapping[str, Array], path: str, container: str, author: str
       return found
   if is_converted(author, arrays):
     return found._replace(channels='rgb', stride_in_1x1=False, pixel_mean=DETECTRON2_MEAN, pixel_std=TORCH_STD)
+  return _with_pixels(found, arrays)
+
+
+def _with_pixels(found: Contents, arrays: Mapping[str, Array]) -> Contents:
+  """Return the contents with the channel order, mean and deviation of pixels, if the arrays hold them."""
   mean, std = (arrays.get(name) for name in ('pixel_mean', 'pixel_std'))
-  if mean is not None and std is not None and np.size(mean) == np.size(std) == 3:
-    mean, std = (tuple(np.asarray(values, np.float64).ravel().tolist()) for values in (mean, std))
-    channels = 'bgr' if mean[0] < mean[2] else 'rgb' if mean[0] > mean[2] else None  # red is the brightest on average
-    step = -1 if channels == 'bgr' else 1
-    if channels is not None:
-      return found._replace(channels=channels, pixel_mean=mean[::step], pixel_std=std[::step])
-  return found
+  if mean is None or std is None or not np.size(mean) == np.size(std) == 3:
+    return found
+  mean, std = (tuple(np.asarray(values, np.float64).ravel().tolist()) for values in (mean, std))
+  if mean[0] < mean[2]:  # red is the brightest on average
+    return found._replace(channels='bgr', pixel_mean=mean[::-1], pixel_std=std[::-1])
+  return found._replace(channels='rgb', pixel_mean=mean, pixel_std=std) if mean[0] > mean[2] else found
 
 
 def _is_head(name: str, author: str) -> bool:

@@ -123,22 +123,30 @@ def _images(folder: SourceFolder, file: str, tasks: list[Any], reading: Reading)
         reading.problems.add(NO_IMAGE if image is None else 'image of a second task', 1, where)
         continue
       used.add(image)
-      sizes = {tuple(size) for _, result in own if isinstance(result, dict) and (
-        size := numbers([result.get('original_height'), result.get('original_width')])) and min(size) >= 1}
-      if len(sizes) > 1:
-        reading.problems.add('task with results of several image sizes', 1, where)
-        continue
-      size = tuple(map(int, sizes.pop())) if sizes else None
-      instances = []
-      for k, result in own:
-        if isinstance(result, dict) and result.get('type') in _SHAPES and shorten(result.get('id')) not in classed:
-          reading.leave_out(NO_CLASS, f'{where}, result {k}')
-          continue
-        instance = _instance(result, size, f'{where}, result {k}', reading)
-        if instance is not None:
-          instances.append(instance)
-      yield LabelledImage(image, output_name(image), None, instances, size)
+      if (labelled := _labelled(image, own, classed, where, reading)) is not None:
+        yield labelled
   count_unannotated(folder, used | skipped, reading, NOT_NAMED)
+
+
+def _labelled(image: str, results: list[tuple[int, Any]], classed: set[str], where: str,
+              reading: Reading) -> LabelledImage | None:
+  """Return an image with the objects of its numbered results; None if these are of several sizes.
+
+  classed: ids of results that have a class.
+  """
+  sizes = {tuple(size) for _, result in results if isinstance(result, dict) and (
+    size := numbers([result.get('original_height'), result.get('original_width')])) and min(size) >= 1}
+  if len(sizes) > 1:
+    reading.problems.add('task with results of several image sizes', 1, where)
+    return None
+  size = tuple(map(int, sizes.pop())) if sizes else None
+  instances = []
+  for k, result in results:
+    if isinstance(result, dict) and result.get('type') in _SHAPES and shorten(result.get('id')) not in classed:
+      reading.leave_out(NO_CLASS, f'{where}, result {k}')
+    elif (instance := _instance(result, size, f'{where}, result {k}', reading)) is not None:
+      instances.append(instance)
+  return LabelledImage(image, output_name(image), None, instances, size)
 
 
 def _by_image(folder: SourceFolder, task: dict[str, Any], results: list[Any], where: str, reading: Reading

@@ -194,12 +194,7 @@ def _divide(folder: SourceFolder, rows: list[_Row], division: Division,
     raise UserError(f'{folder.root}: none of its images can be decoded')
   named = {row.image.split for row in rows}
   if not division.again and None not in named and 'train' in named and len(named) > 1:
-    splits = [row.image.split for row in rows]
-    if 'val' not in named:
-      reading.notes.append("the source has no validation images: its test images are the held-out ones ('val')")
-      splits = ['val' if split == 'test' else 'train' for split in splits]
-    elif 'test' in named:
-      reading.notes.append("test images are written too, and not used: eval/coco.split = 'test' evaluates on them")
+    splits = _own_splits(rows, reading)
     if division.group:
       reading.notes += _shared_by_splits(rows, splits, hashes, thumbnails)
     return rows, splits
@@ -209,6 +204,23 @@ def _divide(folder: SourceFolder, rows: list[_Row], division: Division,
                          'the source are not kept')
   if len(rows) < 2:
     raise UserError(f'{folder.root}: one usable image: at least two are needed to hold one out')
+  return rows, _held_out(rows, division, reading, hashes, thumbnails)
+
+
+def _own_splits(rows: list[_Row], reading: Reading) -> list[str]:
+  """Return the split of each image as the source has it; test images are held out if it has no validation images."""
+  splits = [row.image.split for row in rows]
+  if 'val' not in splits:
+    reading.notes.append("the source has no validation images: its test images are the held-out ones ('val')")
+    return ['val' if split == 'test' else 'train' for split in splits]
+  if 'test' in splits:
+    reading.notes.append("test images are written too, and not used: eval/coco.split = 'test' evaluates on them")
+  return splits
+
+
+def _held_out(rows: list[_Row], division: Division, reading: Reading, hashes: np.ndarray,
+              thumbnails: np.ndarray) -> list[str]:
+  """Return the split of each image, 'train' or 'val', chosen by the division."""
   names = [row.image.file for row in rows]
   groups = splitting.near_duplicates(names, hashes, thumbnails) if division.group else np.arange(len(rows))
   if len(np.unique(groups)) == 1:
@@ -220,7 +232,7 @@ def _divide(folder: SourceFolder, rows: list[_Row], division: Division,
     f'{held.sum()} of {len(rows)} images are held out, stratified by class (seed {division.seed})'
     + (f'; {sizes[sizes > 1].sum()} near-duplicates in {(sizes > 1).sum()} groups are kept on one side'
        if (sizes > 1).any() else ''))
-  return rows, ['val' if one else 'train' for one in held]
+  return ['val' if one else 'train' for one in held]
 
 
 def _shared_by_splits(rows: list[_Row], splits: list[str], hashes: np.ndarray, thumbnails: np.ndarray) -> list[str]:
