@@ -82,38 +82,50 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
   check_options(margin, seed_spread)
   runs = read_runs(run_folders)
   metric = common_metric(runs, metric)
-  counted = copies.independent(_complete(runs))
+  counting = copies.independent(_complete(runs))  # for a verdict
   studies = looks.of_runs(run_folders)
   record = studies.strictest
-  look = None if record is None else record.look
   matches = matches_reader(runs, metric)
-  differences = Differences(counted, metric, matches, draws, confidence, seed_spread, look)
-  verdicts = verdict.verdicts(counted, differences, margin)
-  content = {
-    'Runs': _runs_table(runs),
-    'Scratch against the best pre-trained run': tables.steps_table(counted, verdicts),
-    'Scratch against pre-training at the same schedule': tables.twins_table(counted, differences, margin),
-    f'Differences of {metric_name(metric)} from the first run': tables.differences_table(runs, differences, margin),
-    'Settings that differ': tables.settings_table(runs),
-  }
-  answers = _answers(counted, verdicts, margin) or [_without_verdict(runs, metric)]
-  facts = [*_facts(counted or runs, differences),
-           *([('Stops early', looks.described(record))] if record is not None else [])]
+  differences = Differences(counting, metric, matches, draws, confidence, seed_spread,
+                            None if record is None else record.look)
+  verdicts = verdict.verdicts(counting, differences, margin)
+  answers = _answers(counting, verdicts, margin) or [_without_verdict(runs, metric)]
+  facts = _facts(counting or runs, differences)
+  if record is not None:
+    facts.append(('Stops early', looks.described(record)))
   differing = [provenance.software(runs), provenance.hardware(runs)]
-  cautions = [*_cautions(runs), *provenance.far_below(counted, metric), *same_data.scored(runs, matches, metric),
-              *(line for one in differing for line in one.cautions), *looks.cautions(studies)]
-  words = [*(line for one in answers for line in (f'{one.about}: {one.headline}' if one.about else one.headline,
-                                                  one.words, one.cost) if line),
-           ' · '.join(f'{name.lower()}: {value}' for name, value in facts), *cautions]
-  text = '\n\n'.join([
-    *map(plain, words), *(f'{name}\n{tables.as_text(rows)}' for name, rows in content.items() if len(rows) > 1)])
+  notes = [*_notes(runs, verdicts, confidence), *(line for one in differing for line in one.notes)]
+  if planned:
+    notes.append(f'Planned: {planned}.')
   objects = matching.object_sizes(runs[0].folder, metric, int(runs[0].curve.steps[-1]))
-  whole = page.Content(_title(runs, metric), answers, facts, cautions, _drawn(answers, verdicts, matches),
-                       _legend(runs), plots.render(plots.panels(runs, metric, objects), 'svg'), content,
-                       [*_notes(runs, verdicts, confidence), *(line for one in differing for line in one.notes),
-                        *([f'Planned: {planned}.'] if planned else [])])
-  written = _write(output, runs, metric, whole, objects, cure)
-  return Comparison(tuple(runs), metric, tuple(verdicts), text, written)
+  content = page.Content(
+    title=_title(runs, metric), answers=answers, facts=facts,
+    cautions=[*_cautions(runs), *provenance.far_below(counting, metric), *same_data.scored(runs, matches, metric),
+              *(line for one in differing for line in one.cautions), *looks.cautions(studies)],
+    drawn=_drawn(answers, verdicts, matches), legend=_legend(runs),
+    panels=plots.render(plots.panels(runs, metric, objects), 'svg'),
+    tables={
+      'Runs': _runs_table(runs),
+      'Scratch against the best pre-trained run': tables.steps_table(counting, verdicts),
+      'Scratch against pre-training at the same schedule': tables.twins_table(counting, differences, margin),
+      f'Differences of {metric_name(metric)} from the first run': tables.differences_table(runs, differences, margin),
+      'Settings that differ': tables.settings_table(runs),
+    },
+    notes=notes)
+  written = _write(output, runs, metric, content, objects, cure)
+  return Comparison(tuple(runs), metric, tuple(verdicts), _as_text(content), written)
+
+
+def _as_text(content: page.Content) -> str:
+  """Return answers, facts, cautions and tables for the terminal."""
+  words: list[str] = []
+  for one in content.answers:
+    headline = f'{one.about}: {one.headline}' if one.about else one.headline
+    words += [line for line in (headline, one.words, one.cost) if line]
+  words.append(' · '.join(f'{name.lower()}: {value}' for name, value in content.facts))
+  words += content.cautions
+  shown = [f'{name}\n{tables.as_text(rows)}' for name, rows in content.tables.items() if len(rows) > 1]
+  return '\n\n'.join([*map(plain, words), *shown])
 
 
 def check_output(output: str) -> None:
