@@ -30,7 +30,7 @@ from rethink_tf.storage.checkpoints import RunCheckpoints
 from rethink_tf.storage.identity import Identity
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.structures import AVERAGES, Evaluator, Experiment, Input, Source
-from rethink_tf.training.ema import EvaluatorWithAverages
+from rethink_tf.training.ema import EvaluatorWithAverages, ExponentialMovingAverage
 from rethink_tf.training.loop import divide_batch
 from rethink_tf.training.loss_scaling import LossScaleTrainer
 from rethink_tf.training.losses import MaskRCNNLoss
@@ -89,20 +89,20 @@ def configure(files: Sequence[str], params: Sequence[str] = (), data_dir: str | 
 def run(
   task: str,
   model_dir: str,
-  model=MaskRCNN,
-  train_source=SyntheticSource,
-  eval_source=SyntheticSource,
-  train_input=TrainInput,
-  eval_input=EvalInput,
-  losses=MaskRCNNLoss,
-  optimizer=SGD,
-  schedule=KTimesSchedule,
-  evaluator=CocoEvaluator,
-  strategy=distribution.strategy,
-  precise_statistics=None,
-  initial_weights=None,
-  test_augmentation=None,
-  ema=None,
+  model: Callable[..., tf_keras.layers.Layer] = MaskRCNN,
+  train_source: Callable[..., Source] = SyntheticSource,
+  eval_source: Callable[..., Source] = SyntheticSource,
+  train_input: Callable[..., Input] = TrainInput,
+  eval_input: Callable[..., Input] = EvalInput,
+  losses: Callable[[], Callable[..., Mapping[str, tf.Tensor]]] = MaskRCNNLoss,
+  optimizer: Callable[..., tf_keras.optimizers.Optimizer] = SGD,
+  schedule: Callable[..., tf_keras.optimizers.schedules.LearningRateSchedule] = KTimesSchedule,
+  evaluator: Callable[..., Evaluator] = CocoEvaluator,
+  strategy: Callable[[], tf.distribute.Strategy] = distribution.strategy,
+  precise_statistics: Callable[..., tf_keras.callbacks.Callback] | None = None,
+  initial_weights: pretrained.PretrainedWeights | plain_run.PlainRun | None = None,
+  test_augmentation: test_time_augmentation.TestTimeAugmentation | None = None,
+  ema: Callable[[Trainer], ExponentialMovingAverage] | None = None,
   batch_size: int = 16,
   images_per_device: int = 2,
   eval_images_per_device: int = 1,

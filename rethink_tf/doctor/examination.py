@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
 from rethink_tf.doctor.rows import FAILED, NOT_RUN, Row, from_json
@@ -98,7 +98,7 @@ def _run_worker(command: Sequence[str], options: Mapping[str, Any], timeout: flo
 
 
 @contextlib.contextmanager
-def _worker(command: Sequence[str], log: IO[bytes]):
+def _worker(command: Sequence[str], log: IO[bytes]) -> Iterator[subprocess.Popen]:
   worker = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log)
   try:
     yield worker

@@ -134,7 +134,7 @@ def _split(text: str, separator: str) -> list[str]:
 
 def _fits(value: Any, kind: Kind) -> bool:
   if isinstance(kind, str):
-    return isinstance(value, _TYPES[kind]) and isinstance(value, bool) <= (kind == 'bool')
+    return isinstance(value, _TYPES[kind]) and (kind == 'bool' or not isinstance(value, bool))
   if not isinstance(value, list) or not kind.any_length and len(value) != len(kind.kinds):
     return False
   return all(_fits(item, one) for item, one in zip(value, kind.kinds * len(value), strict=False))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
 
 import tensorflow as tf
 from absl import logging
@@ -35,7 +36,7 @@ class EventWriters:
     """Whether events of a name have been written, in earlier starts too."""
     return tf.io.gfile.isdir(f'{self._root}/{name}')
 
-  def __iter__(self):
+  def __iter__(self) -> Iterator[tf.summary.SummaryWriter]:
     """Iterate over the writers that have been created."""
     return iter(list(self._writers.values()))
 

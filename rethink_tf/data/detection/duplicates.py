@@ -6,9 +6,9 @@ import contextlib
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -140,7 +140,7 @@ def _equal_contents(files: list[_File]) -> list[list[_File]]:
   return _equal(pair for pair in _map(digest, files) if pair[0])
 
 
-def _map(function, files: list[_File]) -> list:
+def _map(function: Callable[[Any], Any], files: list[Any]) -> list[Any]:
   with ThreadPoolExecutor(_READERS) as pool:
     return list(pool.map(function, files))
 
