@@ -216,7 +216,7 @@ class RunCheckpoints:
     if step is not None:
       listed = [step] if step in listed else []
       if not listed:
-        raise self._without(step)
+        raise self._missing(step)
     for candidate in reversed(listed):
       folder, sound = self._folder(candidate), self._read(candidate)
       if sound is None:
@@ -235,23 +235,24 @@ class RunCheckpoints:
         otherwise[name]()
       return manifest['state']
     listed_now = self._listed()
-    if step is not None and step not in listed_now:  # training, which keeps the newest ones, has removed it meanwhile
-      raise self._without(step)
-    if step is None and set(listed_now) - set(listed):
+    if step is not None:  # training, which keeps the newest ones, may have removed it meanwhile
+      raise self._damaged(step) if step in listed_now else self._missing(step)
+    if set(listed_now) - set(listed):
       return self.restore(trackables, otherwise=otherwise)
-    if step is not None:
-      others = [other for other in self.steps() if other != step]
-      raise UserError(f'the checkpoint of step {step} in {self._run_folder.join("checkpoints")} is damaged'
-                      + (f': use --checkpoint=latest or one of the steps {others}' if others else
-                         ', and there is no other one: train again'))
     if listed:
       raise UserError(f'every checkpoint in {self._run_folder.join("checkpoints")} is damaged '
                       f'(steps {", ".join(map(str, listed))}): move that folder away to start from scratch')
     return None
 
-  def _without(self, step: int) -> UserError:
+  def _missing(self, step: int) -> UserError:
     return UserError(f'no checkpoint of step {step} in {self._run_folder.join("checkpoints")}: there are '
                      f'{self.steps() or "none"}')
+
+  def _damaged(self, step: int) -> UserError:
+    others = [other for other in self.steps() if other != step]
+    return UserError(f'the checkpoint of step {step} in {self._run_folder.join("checkpoints")} is damaged'
+                     + (f': use --checkpoint=latest or one of the steps {others}' if others else
+                        ', and there is no other one: train again'))
 
   def _read(self, step: int) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
     """Return manifest and variables of a checkpoint; None, with a warning, if it is damaged."""

@@ -95,13 +95,10 @@ def plan_study(gin_file: str, output: str | None = None, gin_params: Sequence[st
   pretraining = _pretrainings(study, os.path.join(os.path.dirname(output), 'pretraining'), data_dir,
                               pretraining_data_dir, run_files, gin_params)
   pretrained = dict(zip(study.pretraining, pretraining, strict=True))
-  given = (f'WEIGHTS = {weights!r}',) if weights else ()  # first, so that those of an arm win
-  trials = [trial._replace(files=(*trial.files, *run_files), params=(*given, *trial.params, *gin_params))
+  trials = [trial._replace(files=(*trial.files, *run_files), params=(*trial.params, *gin_params))
             for trial in study.trials(pretrained)]
+  trials, configs = _configured(trials, data_dir, weights)
   pretraining = _used(pretraining, trials)
-  configs = [grid.read_config(trial, [f'DATA_DIR = {data_dir!r}'] if data_dir else []) for trial in trials]
-  trials = [trial._replace(params=tuple(param for param in trial.params if param not in given))
-            if config.weights is None else trial for trial, config in zip(trials, configs, strict=True)]
   if study.until_settled is not None and not forecast.design(configs).verdicts:
     raise UserError('Study.until_settled: no scratch run of the study has a pre-trained counterpart that is otherwise '
                     'the same, so that there is nothing to settle: leave it out')
@@ -116,6 +113,16 @@ def plan_study(gin_file: str, output: str | None = None, gin_params: Sequence[st
   return StudyPlan(output, tuple(trials), tuple(configs), tuple(stages), pretraining, data_dir, pretraining_data_dir,
                    tuple(grid.data_folder(*one.configuration) for one in pretraining.values()),
                    share_prefixes=share, until_settled=study.until_settled, seed_axis=study.seed_axis)
+
+
+def _configured(trials: Sequence[Trial], data_dir: str | None,
+                weights: str | None) -> tuple[list[Trial], list[TrialConfig]]:
+  """Return trials with their configurations, those that are pre-trained with `weights` unless they name others."""
+  given = (f'WEIGHTS = {weights!r}',) if weights else ()  # first, so that those of an arm win
+  with_weights = [trial._replace(params=(*given, *trial.params)) for trial in trials]
+  configs = [grid.read_config(trial, [f'DATA_DIR = {data_dir!r}'] if data_dir else []) for trial in with_weights]
+  return [trial if config.weights is None else with_given
+          for trial, with_given, config in zip(trials, with_weights, configs, strict=True)], configs
 
 
 def check_data(plan: StudyPlan) -> None:

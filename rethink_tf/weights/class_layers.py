@@ -87,12 +87,7 @@ def match(contents: Contents, entries: Mapping[str, Entry], arrays: Mapping[str,
     return entries
   names = names_of(contents)
   if names is None:
-    if merge and layers:
-      raise UserError(f'{contents.path}: does not name its classes: set PretrainedWeights.file_classes to their names '
-                      "in its order, 'coco' for the 80 of COCO, or PretrainedWeights.new = "
-                      f'{patterns(layers)} to start the layers with an output per class anew')
-    if not new:
-      logging.warning('%s: does not name its classes: its class k becomes class k here', contents.path)
+    _handle_unnamed(contents, layers, new, merge)
     return entries
   _check_number(contents, entries, arrays, layers, len(names))
   names, classes = ([unicodedata.normalize('NFC', name) for name in each] for each in (names, classes))
@@ -109,6 +104,16 @@ def match(contents: Contents, entries: Mapping[str, Entry], arrays: Mapping[str,
   for name, (_, before, width) in layers.items():
     entries[name] = _by_class(entries[name], columns, before, width)
   return entries
+
+
+def _handle_unnamed(contents: Contents, layers: Iterable[str], new: Sequence[str], merge: bool | str) -> None:
+  """Refuse a file without names of its classes if they are to be matched, else warn."""
+  if merge and layers:
+    raise UserError(f'{contents.path}: does not name its classes: set PretrainedWeights.file_classes to their names '
+                    "in its order, 'coco' for the 80 of COCO, or PretrainedWeights.new = "
+                    f'{patterns(layers)} to start the layers with an output per class anew')
+  if not new:
+    logging.warning('%s: does not name its classes: its class k becomes class k here', contents.path)
 
 
 def _log_common(path: str, names: Sequence[str], classes: Sequence[str], common: Sequence[str]) -> None:

@@ -28,7 +28,7 @@ from rethink_tf.data.prepare.layout import (
   count_unannotated,
   output_name,
 )
-from rethink_tf.data.prepare.shapes import box, boxed, ellipse, masked, numbers, outlined, rotated_box
+from rethink_tf.data.prepare.shapes import box, boxed, ellipse, flat_points, masked, numbers, outlined, rotated_box
 from rethink_tf.data.prepare.source_folder import IMAGE_SUFFIXES, SourceFolder, has_suffix, names_in
 from rethink_tf.data.problems import REPAIRED
 from rethink_tf.errors import UserError
@@ -256,9 +256,7 @@ def _fields(kind: str, value: dict[str, Any], size: tuple[int, int], where: str,
       return None
     return masked(mask)
   if kind == 'polygonlabels':
-    points = value.get('points')
-    flat = numbers([x for point in points for x in point]) if isinstance(points, list) and all(
-      isinstance(point, list) and len(point) == 2 for point in points) else None
+    flat = flat_points(value.get('points'))
     if flat is None or len(flat) < 6:
       reading.leave_out(NOT_FINITE if flat is None else FEW_POINTS, where)
       return None

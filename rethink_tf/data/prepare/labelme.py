@@ -29,7 +29,7 @@ from rethink_tf.data.prepare.layout import (
   output_name,
   splits_by_folder,
 )
-from rethink_tf.data.prepare.shapes import JOINED, are_boxes, box, ellipse, joined, numbers
+from rethink_tf.data.prepare.shapes import JOINED, are_boxes, box, ellipse, flat_points, joined, numbers
 from rethink_tf.data.prepare.source_folder import JsonShape, SourceFolder
 from rethink_tf.data.problems import REPAIRED
 from rethink_tf.errors import UserError
@@ -138,10 +138,7 @@ def _part(shape: dict[str, Any], size: tuple[int, int] | None, where: str, readi
   """Return ('polygon', points), ('box', corners) or ('mask', uint8 [h, w]); None if the shape is left out."""
   kind = shape.get('shape_type', 'polygon')
   kind = 'polygon' if kind is None else kind
-  points = shape.get('points')
-  flat = [value for point in points for value in point] if isinstance(points, list) and all(
-    isinstance(point, list) and len(point) == 2 for point in points) else [None]
-  values = numbers(flat)
+  values = flat_points(shape.get('points'))
   if values is None:
     reading.leave_out(NOT_FINITE, where)
   elif kind == 'polygon':

@@ -37,6 +37,13 @@ def text_numbers(words: Sequence[str | None]) -> list[float] | None:
     return None
 
 
+def flat_points(points: Any) -> list[float] | None:
+  """Return `numbers` of points [[x, y], ...] as [x0, y0, x1, y1, ...]; None if they are no such list."""
+  if not isinstance(points, list) or not all(isinstance(point, list) and len(point) == 2 for point in points):
+    return None
+  return numbers([value for point in points for value in point])
+
+
 def box(x0: float, y0: float, x1: float, y1: float) -> list[float]:
   """Return the bbox [x, y, width, height] of two corners in any order."""
   x0, x1, y0, y1 = (round(value, _DIGITS) for value in (*sorted((x0, x1)), *sorted((y0, y1))))
