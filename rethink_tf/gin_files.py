@@ -133,7 +133,7 @@ def rebind(values: Mapping[str, Any]) -> None:
 def effective(names: Iterable[str]) -> dict[str, Any]:
   """Return the values of settings ('train/coco.fraction'), bound or the defaults of signatures, as literals.
 
-  References are strings ('@group_norm'). A setting of nothing that is registered, or whose default is no literal, is
+  References are strings ('@group_norm'). A setting of nothing that is registered, or whose default is not a literal, is
   left out.
   """
   found = {}
@@ -162,7 +162,7 @@ def default(name: str) -> Any:
 
 
 def _literal(value: Any) -> Any:
-  """Return a bound value with macros resolved and references as strings; Parameter.empty for what is no literal."""
+  """Return a bound value with macros resolved and references as strings; Parameter.empty for what is not a literal."""
   if isinstance(value, gin.config.ConfigurableReference):
     if value.configurable.name == 'macro':
       return _literal(bound(f'{value.scoped_selector.rpartition("/")[0]}/macro.value'))

@@ -33,7 +33,7 @@ def _owner(name: str) -> str:
 
 
 def _default(name: str) -> Any:
-  """Return the default of a parameter; Parameter.empty if this version has none, or one that is no literal."""
+  """Return the default of a parameter; Parameter.empty if this version has none, or one that is not a literal."""
   from rethink_tf import experiment  # noqa: F401  registers all components
 
   value = gin_files.default(name.rpartition('/')[2])

@@ -17,7 +17,7 @@ from rethink_tf.compare.intervals import HeldOut, Seeds, SeedSpread, SideScores,
 from rethink_tf.compare.sequential import MOST, Look
 from rethink_tf.console import counted, duration, signed
 
-MOST_SEEDS, MOST_TIMES = MOST, 25  # a side, and of images; beyond, an addition is no advice
+MOST_SEEDS, MOST_TIMES = MOST, 25  # a side, and of images; beyond these, an addition is not useful advice
 RISING = 0.5  # points of AP from a schedule to the next longer one
 _EVEN, _POWER = 0.5, 0.8
 TRUE_DIFFERENCE = 3.0  # standard deviation of true differences in points of AP, before they are measured

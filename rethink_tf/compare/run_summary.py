@@ -169,7 +169,7 @@ class Run(NamedTuple):
 
 
 def twin_key(settings: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-  """Return the key of Run.twin_key. None is no setting: an earlier version may lack its parameter."""
+  """Return the key of Run.twin_key. None is not a setting: an earlier version may lack its parameter."""
   return tuple(sorted((name, str(value)) for name, value in settings.items() if value not in (None, 'None')
                       and not any(pattern.match(name.split('/')[-1]) or pattern.match(name)
                                   for pattern in (_INIT, _SCHEDULE, _SILENT, _SEED))))

@@ -111,7 +111,7 @@ def verdicts(runs: Sequence[Run], differences: Differences, margin: float = 0.5)
     of_group = []
     arms = by_arm(sides(group, PRETRAINED))
     tried = sorted({each[0].runs[0].weights_name for each in arms.values()})
-    # Runs from scratch that differ in what belongs to initial weights, as frozen stages, are no schedules of one side.
+    # Runs from scratch that differ in what belongs to initial weights, as frozen stages, are not schedules of one side.
     for scratch, pretrained in itertools.product(by_arm(sides(group, SCRATCH)).values(), arms.values()):
       best = max(pretrained, key=lambda side: side.mean(metric))
       steps = tuple(_step(side, pretrained, best, differences, margin) for side in scratch)

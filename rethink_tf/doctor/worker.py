@@ -87,7 +87,7 @@ def main(arguments: Mapping[str, Any]) -> None:
   """Run the checks that are not done; one JSON object per line on the original standard output."""
   done, facts = set(arguments['done']), arguments['facts']
   output = os.fdopen(os.dup(1), 'w')
-  os.dup2(2, 1)  # what libraries print is no result
+  os.dup2(2, 1)  # what libraries print is not a result
 
   def put(**fields: Any) -> None:
     print(json.dumps(fields), file=output, flush=True)

@@ -47,7 +47,7 @@ class TestTimeAugmentation:
 
   Raises:
     UserError: no or impossible views, an unknown merge, a vote_iou outside (0, 1], or keypoints with 'detections'.
-      predictor: a flip_order that is no permutation of the keypoints.
+      predictor: a flip_order that is not a permutation of the keypoints.
   """
 
   def __init__(

@@ -91,7 +91,7 @@ def image_size(values: list[str] | None, form: str) -> tuple[int, int] | None:
   """Return height and width of --image_size; None: any.
 
   Raises:
-    UserError: it is no size, or the format takes images of any size.
+    UserError: it is not a size, or the format takes images of any size.
   """
   if not values:
     return None

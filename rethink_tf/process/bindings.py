@@ -69,7 +69,7 @@ def check_types(values: Mapping[str, Mapping[str, Any]], signature_of: Callable[
   Args:
     values: configurable, with its scopes -> parameter -> value.
     signature_of: signature of a configurable.
-    literal: value with macros resolved; Parameter.empty for one that is no literal.
+    literal: value with macros resolved; Parameter.empty for one that is not a literal.
 
   Raises:
     UserError: a value is of another type.

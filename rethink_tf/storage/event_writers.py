@@ -24,8 +24,8 @@ class EventWriters:
     with self._lock:
       folder = '/'.join([self._root, *filter(None, [name])])
       if name in self._writers and self._deleted(name, folder):
-        logging.warning('%s: the TensorBoard events were deleted under way; new ones begin here (metrics.jsonl is not '
-                        'affected)', folder)
+        logging.warning('%s: the TensorBoard events were deleted during the run; new ones begin here (metrics.jsonl is '
+                        'not affected)', folder)
         del self._writers[name]
         self._written.discard(name)
       if name not in self._writers:

@@ -50,11 +50,11 @@ def _finite(digits: str) -> int | float | None:
 
 def _problem(line: Any) -> str:
   if not isinstance(line, dict):
-    return 'is no object'
+    return 'is not an object'
   step = line.get('step')
   if type(step) is not int or not 0 <= step < _MOST_STEPS:
-    return 'has no "step", or one that is no number of steps'
-  return '' if isinstance(line.get('kind', ''), str) else 'has a "kind" that is no text'
+    return 'has no "step", or one that is not a number of steps'
+  return '' if isinstance(line.get('kind', ''), str) else 'has a "kind" that is not text'
 
 
 def merged(files: Iterable[Iterable[tuple[float, dict[str, Any]]]]) -> Iterable[dict[str, Any]]:

@@ -195,8 +195,8 @@ class RunFolder:
     try:
       size = os.fstat(descriptor).st_size
       if size < self._size:
-        logging.warning('%s was deleted or cut short under way: its earlier lines are lost, and with them that part of '
-                        'the curves', self.join(self.METRICS))
+        logging.warning('%s was deleted or truncated during the run: its earlier lines are lost, and with them that '
+                        'part of the curves', self.join(self.METRICS))
       if size and os.lseek(descriptor, size - 1, os.SEEK_SET) >= 0 and os.read(descriptor, 1) != b'\n':
         lines = b'\n' + lines  # the last line is incomplete after a kill: leave it alone
       written = os.write(descriptor, lines)

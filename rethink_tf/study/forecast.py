@@ -220,7 +220,7 @@ def next_commands(plan: StudyPlan, verdicts: Sequence[Verdict]) -> list[str]:
     now = max(len(side.runs) for one in verdicts for side in one.schedules)
     lines.append(f'  more seeds, {more} at most: {_more_seeds(plan, more, now)}')
   # Runs that are evaluated again, and other runs, are a further look at a study that stops early.
-  own = ('' if plan.until_settled is None else 'as a study of its own, since this one has been looked at: the same '
+  own = ('' if plan.until_settled is None else 'as a new study, since this one has been looked at: the same '
          'command with another --output')
   if images := max((need.even.images or need.sure.images or 0 for need in needs), default=0):
     then = own or 'then python -m rethink_tf.evaluate --model_dir=RUN for each run, and the same command'
@@ -238,7 +238,7 @@ def _more_seeds(plan: StudyPlan, more: int, now: int) -> str:
     return f'the same command with --until_settled --max_seeds={now + more}'
   if now + more <= plan.until_settled.max_seeds:
     return "the same command with --study_param='UntilSettled.least_chance = 0'"
-  return (f'a study of its own, since the looks of this one end with {plan.until_settled.max_seeds}: the same command '
+  return (f'a new study, since the looks of this one end with {plan.until_settled.max_seeds}: the same command '
           f'with --max_seeds={now + more} and another --output')
 
 

@@ -82,7 +82,7 @@ class Study:
         gets the seeds that it lacks, or the study such an axis. None: exactly the runs of the axes.
 
     Raises:
-      UserError: until_settled is no UntilSettled; an axis has no values or a value that cannot name a folder, or
+      UserError: until_settled is not an UntilSettled; an axis has no values or a value that cannot name a folder, or
         leave_out names an unknown value.
     """
     self.base, self.axes = tuple(base), {axis: dict(values) for axis, values in axes.items()}

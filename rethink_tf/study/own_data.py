@@ -278,8 +278,8 @@ def _read(path: str, data_dir: str) -> Choice | None:
     if not all(isinstance(one, str) for one in (found.study, found.weights or '', *itertools.chain(*lists))):
       raise TypeError
   except (ValueError, KeyError, TypeError, RecursionError, tf.errors.OpError) as error:
-    raise UserError(f'{path}: is not a choice of this command: delete it') from error
+    raise UserError(f'{path}: was not written by this command: delete it') from error
   if others:
-    raise UserError(f'{path}: is the choice for {content["data_dir"]}: give another --output')
+    raise UserError(f'{path}: was chosen for {content["data_dir"]}: give another --output')
   return found._replace(run_files=tuple(found.run_files), params=tuple(found.params), reasons=tuple(found.reasons),
                         study_params=tuple(found.study_params))

@@ -238,7 +238,7 @@ def compare_runs(plan: StudyPlan, folders: Sequence[str], planned: str = '') -> 
   """Compare runs of a study in <output>/report. planned: what it was expected to be able to tell.
 
   Raises:
-    UserError: as for compare.report.compare. Another folder is no cure of a full disk: all would be trained again.
+    UserError: as for compare.report.compare. Another folder is no cure for a full disk: all would be trained again.
   """
   return compare(folders, f'{plan.output}/report', plan.metric, plan.margin, seed_spread=plan.seed_spread,
                  planned=planned, cure=looks.AGAIN)

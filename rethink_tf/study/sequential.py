@@ -132,13 +132,13 @@ def check_record(plan: StudyPlan) -> None:
                     f'have an error rate above 5 %: use --max_seeds={record.max_seeds}, or choose another --output')
   if record.metric != plan.metric:
     was, now = (f'--metric={one}' if one else 'no --metric' for one in (record.metric, plan.metric))
-    raise UserError(f'{path}: this study was looked at with {was}; with {now} it is a study of its own: choose another '
+    raise UserError(f'{path}: this study was looked at with {was}; with {now} it is a different study: choose another '
                     '--output')
   first = record.taken[0]  # has all runs of its seeds: later looks may be without some
   names = {trial.name for trials in by_seed(plan.trials, plan.seed_axis)[:first.seeds] for trial in trials}
   if others := sorted(names ^ first.scores.keys()):
     raise UserError(f'{path}: this study was looked at {"with" if others[0] in first.scores else "without"} '
-                    f'{others[0]}: with other runs it is a study of its own: choose another --output')
+                    f'{others[0]}: with other runs it is a different study: choose another --output')
 
 
 def by_seed(trials: Sequence[Trial], axis: str) -> list[list[Trial]]:

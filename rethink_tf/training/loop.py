@@ -108,7 +108,7 @@ def _repeat_lost_evaluation(experiment: Experiment, start: int) -> None:
   lost = (f'{folder.path}: the evaluation of step {step} is not in metrics.jsonl, as when the process ends while it is '
           'scored')
   if step not in checkpoints.steps() or not checkpoints.is_sound(step):
-    logging.warning('%s, and its checkpoint is gone: the curves and the choice of the best checkpoint do without it',
+    logging.warning('%s, and its checkpoint is gone: the curves and the choice of the best checkpoint leave it out',
                     lost)
     return
   try:
@@ -155,10 +155,10 @@ def divide_batch(batch_size: int, images_per_device: int, replicas: int) -> Devi
   """Divide a global batch evenly over the replicas, then into micro-batches of at most `images_per_device`.
 
   Raises:
-    UserError: the batch is no multiple of the replicas.
+    UserError: the batch is not a multiple of the replicas.
   """
   if batch_size % replicas:
-    raise UserError(f'BATCH_SIZE = {batch_size} is no multiple of the {replicas} devices that share it')
+    raise UserError(f'BATCH_SIZE = {batch_size} is not a multiple of the {replicas} devices that share it')
   share = batch_size // replicas
   images = max(n for n in range(1, min(share, images_per_device) + 1) if share % n == 0)
   return Devices(replicas, share // images, images)
@@ -257,7 +257,7 @@ def check_whole_executions(experiment: Experiment, start: int) -> None:
   """Check that reports, checkpoints and evaluations are due only between executions of run.steps_per_execution steps.
 
   Raises:
-    UserError: an interval, the schedule or `start` is no multiple of them.
+    UserError: an interval, the schedule or `start` is not a multiple of them.
   """
   steps, total = experiment.steps_per_execution, experiment.total_steps
   if steps < 1:

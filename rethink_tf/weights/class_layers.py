@@ -111,7 +111,7 @@ def _handle_unnamed(contents: Contents, layers: Iterable[str], new: Sequence[str
   if merge and layers:
     raise UserError(f'{contents.path}: does not name its classes: set PretrainedWeights.file_classes to their names '
                     "in its order, 'coco' for the 80 of COCO, or PretrainedWeights.new = "
-                    f'{patterns(layers)} to start the layers with an output per class anew')
+                    f'{patterns(layers)} to reinitialize the layers with one output per class')
   if not new:
     logging.warning('%s: does not name its classes: its class k becomes class k here', contents.path)
 
@@ -120,10 +120,10 @@ def _log_common(path: str, names: Sequence[str], classes: Sequence[str], common:
   """Log which of the model's `classes` take outputs of a file, whose classes are `names`."""
   spelling = _spelling(names, classes)
   if common:
-    logging.info('%s: %d of %d classes have their outputs from it (%s); the others start anew%s', path,
+    logging.info('%s: %d of %d classes take their outputs from it (%s); the others are reinitialized%s', path,
                  len(common), len(classes), ', '.join(common[:8]), spelling)
   else:
-    logging.warning('%s: none of the %d classes is in it by name: their outputs start anew%s', path, len(classes),
+    logging.warning('%s: it has none of the %d classes by name: their outputs are reinitialized%s', path, len(classes),
                     spelling)
 
 
@@ -135,7 +135,7 @@ def match_heads(contents: Contents, entries: Mapping[str, Entry],
             and not any(name.startswith(head) for name in theirs)}
 
   anew, unused = without(entries, arrays), without(arrays, entries)
-  for heads, what in ((anew, 'is not in it and starts anew'), (unused, 'is not loaded: the model has none')):
+  for heads, what in ((anew, 'is not in it and is reinitialized'), (unused, 'is not loaded: the model has none')):
     if heads:
       names = ', '.join(sorted(head.rstrip('/.').rpartition('.')[2] for head in heads))
       logging.info('%s: %s %s', contents.path, names, what)
@@ -182,7 +182,7 @@ def _other_classes(contents: Contents, names: Sequence[str], classes: Sequence[s
   keep = keep if common or not merge else f', or PretrainedWeights.match_classes = {ALLOW_NONE!r}'
   none = f', none of which has the name of one here{_spelling(names, classes)}' if merge else ''
   return UserError(f'{contents.path}: was trained on other classes{none} ({counts}): set PretrainedWeights.new = '
-                   f'{patterns(layers)} to start the layers with an output per class anew{keep}')
+                   f'{patterns(layers)} to reinitialize the layers with one output per class{keep}')
 
 
 def _spelling(names: Sequence[str], classes: Sequence[str]) -> str:
@@ -236,9 +236,9 @@ def check_shapes(path: str, entries: Mapping[str, Entry], arrays: Mapping[str, A
     there, here = _outputs(entries[name], arrays[name]), int(entries[name].variable.shape[-1])
     if there != here:
       raise UserError(f'{path}: was trained on {there - _background(name)} classes, the model has '
-                      f'{here - _background(name)}: set PretrainedWeights.new = {patterns(entries)} to start the '
-                      'layers with an output per class anew, or name its classes (PretrainedWeights.file_classes) and '
-                      'keep those of the same name (match_classes)')
+                      f'{here - _background(name)}: set PretrainedWeights.new = {patterns(entries)} to '
+                      'reinitialize the layers with one output per class, or name its classes '
+                      '(PretrainedWeights.file_classes) and keep those of the same name (match_classes)')
 
 
 def _outputs(entry: Entry, array: Array) -> int:

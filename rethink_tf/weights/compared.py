@@ -40,7 +40,7 @@ def check(contents: Contents, model: MaskRCNN) -> None:
     line = f'{contents.path}: was trained with {name} = {recorded!r}, the model has {ours!r}'
     if name in REFUSED:
       raise UserError(f'{line}: set {name} = {recorded!r}')
-    logging.warning('%s: its outputs differ from those of its training unless %s = %r', line, name, recorded)
+    logging.warning('%s: its outputs are those of its training only with %s = %r', line, name, recorded)
 
 
 def _equal(a: Any, b: Any) -> bool:

@@ -91,7 +91,7 @@ def _channels_first(array: Array, channels: int, path: str) -> Lazy:
   count, out = array.shape
   side = math.isqrt(count // channels) if channels else 0
   if side * side * channels != count:
-    raise UserError(f'{path}: fc1 has the shape {tuple(array.shape)}, which is not of a VGG: fetch the file again')
+    raise UserError(f'{path}: fc1 has the shape {tuple(array.shape)}, which is not of a VGG: download the file again')
   return Lazy((out, count), lambda: np.asarray(array).reshape(side, side, channels, out).transpose(3, 2, 0, 1).reshape(
     out, -1))
 
@@ -112,5 +112,5 @@ def _transposed(array: Array, kind: str) -> Lazy:
 
 def _minus(array: Array, bias: Array | None, name: str, path: str) -> Lazy:
   if bias is not None and tuple(bias.shape) != tuple(array.shape):
-    raise UserError(f'{path}: {name} and the bias of its convolution differ in shape: fetch the file again')
+    raise UserError(f'{path}: {name} and the bias of its convolution differ in shape: download the file again')
   return Lazy(array.shape, lambda: np.asarray(array) - (0.0 if bias is None else np.asarray(bias, np.float64)))

@@ -26,7 +26,7 @@ _MAX_BITS = 1 << 10  # of an integer: hashing or multiplying longer ones takes a
 _SLACK = 1 << 20  # bytes
 _SIZED = str | bytes | bytearray | tuple | list
 
-# A file that names these was made to run programs. They would not be run here either, but it is no file to trust.
+# A file that names these was made to run programs. They would not be run here either, but it is not a file to trust.
 _REFUSED = frozenset(
   'os posix nt ntpath posixpath subprocess commands popen2 sys importlib imp runpy pty shutil socket http urllib '
   'urllib2 requests ctypes code codeop bdb pdb timeit profile cProfile trace pickle _pickle cPickle dill cloudpickle '
@@ -64,7 +64,7 @@ def load_from(file: BinaryIO, path: str, allowed: Mapping[tuple[str, str], Any] 
   except Exception as error:  # a damaged pickle raises almost any exception
     # Of a KeyError, Python shows the repr of the key, an object of the file.
     reason = '' if isinstance(error, KeyError) else f': {printable(str(error)[:200])}'
-    raise UserError(f'{path}: not a complete pickle ({type(error).__name__}{reason}): fetch it again') from error
+    raise UserError(f'{path}: not a complete pickle ({type(error).__name__}{reason}): download it again') from error
 
 
 def replaced(content: Any, kind: type, replacement: Callable[[Any], Any]) -> Any:
@@ -155,7 +155,7 @@ class _Unpickler(pickle._Unpickler):
   def _reduce(self) -> None:
     arguments = self.stack.pop()
     if not isinstance(arguments, tuple):
-      raise pickle.UnpicklingError('arguments that are no tuple')
+      raise pickle.UnpicklingError('arguments that are not a tuple')
     self._count(arguments)
     self.stack[-1] = self.stack[-1](*arguments)
 

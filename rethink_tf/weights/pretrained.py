@@ -94,10 +94,10 @@ class PretrainedWeights:
   convention ('detectron2', 'detectron'): of a detector that records no settings of its anchors and RoIAlign.
   new: patterns of the model's names that are not loaded, even if the file has them ('roi_heads.box_predictor.*':
   other classes). ignore: patterns of names in the file that are not loaded.
-  match_classes: of a detector with other classes, take the outputs of classes of the same name; others start anew, and
-  so does a mask or keypoint head that it lacks; 'allow_none': even if no name is the same. file_classes: names of a
-  detector's classes in the order of the file, or 'coco'; None: as recorded by a run, a configuration beside the file,
-  or the catalog.
+  match_classes: of a detector with other classes, take the outputs of classes of the same name; others are
+  reinitialized, and so is a mask or keypoint head that it lacks; 'allow_none': even if no name is the same.
+  file_classes: names of a detector's classes in the order of the file, or 'coco'; None: as recorded by a run, a
+  configuration beside the file, or the catalog.
   A composite of several backbones (CBNet, section 3) loads the same file into each; its connectors are not loaded.
   """
 

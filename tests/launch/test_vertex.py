@@ -207,7 +207,7 @@ def checked(monkeypatch):
 def test_the_configuration_is_checked_before_submission(checked):
   checked(['vertex'])
   vertex.check_configuration(REQUEST)
-  with pytest.raises(UserError, match=r"BATCH_SIZE = 16 is no multiple of the 24 devices .*'BATCH_SIZE = 24'"):
+  with pytest.raises(UserError, match=r"BATCH_SIZE = 16 is not a multiple of the 24 devices .*'BATCH_SIZE = 24'"):
     vertex.check_configuration(REQUEST._replace(accelerator='none', count=24))
   checked(['vertex', '--gin_param=SCHEDUEL = 2'])
   with pytest.raises(UserError, match='SCHEDUEL'):

@@ -143,14 +143,14 @@ def test_a_choice_is_kept_and_used_again(folders, tmp_path, monkeypatch, capsys)
   assert own_data.plan(data, 30, output) == first
   printed = capsys.readouterr().out
   assert 'no object has a mask' in printed and '--gin_file=gin_configs/studies/own_data_narrow.gin' in printed
-  with pytest.raises(UserError, match='is the choice for .*another --output'):
+  with pytest.raises(UserError, match='was chosen for .*another --output'):
     own_data.plan(str(folders / 'masks'), 30, output)
   earlier = json.loads((tmp_path / 'study/choice.json').read_text())
   assert earlier.pop('study_params') == []
   (tmp_path / 'study/choice.json').write_text(json.dumps(earlier))  # as before there were any
   assert own_data.plan(data, 30, output) == first
   (tmp_path / 'study/choice.json').write_text(json.dumps({'data_dir': 3}))
-  with pytest.raises(UserError, match='is not a choice of this command: delete it'):
+  with pytest.raises(UserError, match='was not written by this command: delete it'):
     own_data.plan(data, 30, output)
 
 

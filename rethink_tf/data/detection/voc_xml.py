@@ -69,7 +69,7 @@ def parse(data: bytes, name: str, own: bool = False) -> VocAnnotation:
 
 
 def _is_fraction(element: Element) -> bool:
-  """Whether an element is a corner of a box that is no whole pixel."""
+  """Whether an element is a corner of a box that is not a whole pixel."""
   if element.tag not in _CORNERS:
     return False
   try:

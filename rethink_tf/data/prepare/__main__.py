@@ -73,7 +73,7 @@ def _inspect() -> None:
   try:
     inspection.inspect_configured(os.path.expanduser(FLAGS.report_dir or f'runs/data/{os.path.basename(folder)}'))
   except UserError as error:
-    raise UserError(f'{FLAGS.output_dir} is complete, the report on it is not: '
+    raise UserError(f'{FLAGS.output_dir} is complete, but the report on it failed: '
                     + error.line().replace('--output', '--report_dir')) from error
 
 

@@ -43,9 +43,9 @@ _BLURRED = 'mask with grey levels at its edges (pixels of at least 128 are one o
 _LEVELS = 8  # grey levels between 0 and 255: fewer may be objects of a few pixels
 _VOC_BORDER = (224, 224, 192)  # colour of the index 255 in VOC's masks: pixels of no object
 _BORDER = -1  # those pixels
-_MAX_INSTANCES = 10_000  # of an image: one that is no mask has more
+_MAX_INSTANCES = 10_000  # of an image: one that is not a mask has more
 _IGNORED = 255  # pixels of no object in masks of ADE20K, Cityscapes and others
-_MAX_CLASSES = 255  # larger numbers are no classes
+_MAX_CLASSES = 255  # larger numbers are not classes
 _PIECES, _PIECE = 3, 0.05  # of an object, from which it may be several; fraction of its pixels from which one counts
 _OFTEN = 0.25  # fraction of the objects
 

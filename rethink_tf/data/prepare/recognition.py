@@ -110,7 +110,7 @@ def _texts_with_boxes(folder: SourceFolder) -> tuple[str | None, str | None]:
   for file in folder.with_suffix('.txt')[:_EXAMINED] if folder.images else ():
     line = next((line for line in folder.read_text(file).splitlines() if _NUMBERS.search(line[:200])), None)
     if line is not None and folder.image_of(file):
-      return (f'{file} has the name of an image, but {excerpt(line, 60)} is no label of YOLO (class number, x, y, '
+      return (f'{file} has the name of an image, but {excerpt(line, 60)} is not a YOLO label (class number, x, y, '
               'width and height as fractions, with blanks between them): convert the annotations to COCO json'), None
     if line is not None and of_many is None:
       of_many = (f'{file} has numbers, as {excerpt(line, 60)}, but not the name of an image: annotations of many '

@@ -38,7 +38,7 @@ def text_numbers(words: Sequence[str | None]) -> list[float] | None:
 
 
 def flat_points(points: Any) -> list[float] | None:
-  """Return `numbers` of points [[x, y], ...] as [x0, y0, x1, y1, ...]; None if they are no such list."""
+  """Return `numbers` of points [[x, y], ...] as [x0, y0, x1, y1, ...]; None if they are not such a list."""
   if not isinstance(points, list) or not all(isinstance(point, list) and len(point) == 2 for point in points):
     return None
   return numbers([value for point in points for value in point])

@@ -87,7 +87,7 @@ class SourceFolder:
 
   @functools.cached_property
   def _annotations(self) -> dict[tuple[str, str], list[str]]:
-    """(folded name, suffix) -> files that are no images."""
+    """(folded name, suffix) -> files that are not images."""
     found = defaultdict(list)
     for file in set(self.files).difference(self.images):
       found[_stem(file), _suffix(file)].append(file)

@@ -129,7 +129,7 @@ def _class_key(folder: SourceFolder, entries: list[_Entry], options: Options) ->
   keys = Counter(key for entry in entries for region in _regions(entry.content) if isinstance(region, dict) and
                  isinstance(region.get('region_attributes'), dict) for key in region['region_attributes'])
   if options.class_key is not None and options.class_key not in keys:
-    raise UserError(f'{folder.root}: --class_key = {options.class_key!r} is no attribute of its regions: '
+    raise UserError(f'{folder.root}: --class_key = {options.class_key!r} is not an attribute of its regions: '
                     f'{", ".join(map(as_text, sorted(keys))) or "they have none"}')
   if options.class_key is None and len(keys) > 1:
     raise UserError(f'{folder.root}: regions have the attributes {", ".join(map(as_text, sorted(keys)))}: name the one '

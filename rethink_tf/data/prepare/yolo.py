@@ -234,7 +234,7 @@ def _describe(folder: SourceFolder, required: bool) -> _Description | None:
                     'all but one')
   if not found and required:
     for file in files:
-      yaml_text.parse(folder.path(file), folder.read_text(file))  # which says so if it is no text in UTF-8
+      yaml_text.parse(folder.path(file), folder.read_text(file))  # which says so if it is not UTF-8 text
     raise UserError(f'{folder.root}: YOLO labels without class names: write the names, one a line, to '
                     f'{folder.path("classes.txt")}, or add data.yaml')
   return found[0] if found else None
