@@ -144,30 +144,36 @@ def _locked(path: str, label: str) -> Iterator[str]:
   The lock ends with its process; other processes wait. On a file system without locks each downloads to its own file.
   """
   with open(f'{path}.lock', 'a+') as file:
-    report_at = time.monotonic()
-    without_name = report_at + 1  # the holder writes its name just after it has taken the lock
-    while True:
-      try:
-        _lock(file)
-        break
-      except BlockingIOError:
-        now = time.monotonic()
-        if now >= report_at:
-          file.seek(0)
-          holder = file.read(200).strip()
-          if not holder and now < without_name:
-            time.sleep(0.02)
-            continue
-          report_at = now + _REPORT_SECONDS
-          logging.info('%s: waiting for %s, which is downloading it', label, plain(holder or 'another process'))
-        time.sleep(_POLL_SECONDS)
-      except OSError:
-        yield f'{path}.{socket.gethostname()}.{os.getpid()}.partial'
-        return
-    file.truncate(0)
-    file.write(f'process {os.getpid()} on {socket.gethostname()}')
-    file.flush()
-    yield f'{path}.partial'
+    try:
+      _wait_for_lock(file, label)
+    except OSError:
+      partial = f'{path}.{socket.gethostname()}.{os.getpid()}.partial'
+    else:
+      partial = f'{path}.partial'
+      file.truncate(0)
+      file.write(f'process {os.getpid()} on {socket.gethostname()}')
+      file.flush()
+    yield partial
+
+
+def _wait_for_lock(file: TextIO, label: str) -> None:
+  """Take the system's lock on an open file as soon as no other process has it; raises OSError where there are none."""
+  report_at = time.monotonic()
+  without_name = report_at + 1  # the holder writes its name just after it has taken the lock
+  while True:
+    try:
+      return _lock(file)
+    except BlockingIOError:
+      now = time.monotonic()
+    if now >= report_at:
+      file.seek(0)
+      holder = file.read(200).strip()
+      if not holder and now < without_name:
+        time.sleep(0.02)
+        continue
+      report_at = now + _REPORT_SECONDS
+      logging.info('%s: waiting for %s, which is downloading it', label, plain(holder or 'another process'))
+    time.sleep(_POLL_SECONDS)
 
 
 def _lock(file: TextIO) -> None:
