@@ -245,22 +245,31 @@ def _instance(result: Any, size: tuple[int, int] | None, where: str, reading: Re
   return None if fields is None else {'category': labels[0].strip(), **fields}
 
 
+def _brush(value: dict[str, Any], size: tuple[int, int], where: str, reading: Reading) -> dict[str, Any] | None:
+  mask = decode_brush(value.get('rle'), *size)
+  if mask is None or not mask.any():
+    reading.leave_out(BAD_BRUSH if mask is None else NO_AREA, where)
+    return None
+  return masked(mask)
+
+
+def _polygon(value: dict[str, Any], size: tuple[int, int], where: str, reading: Reading) -> dict[str, Any] | None:
+  height, width = size
+  flat = flat_points(value.get('points'))
+  if flat is None or len(flat) < 6:
+    reading.leave_out(NOT_FINITE if flat is None else FEW_POINTS, where)
+    return None
+  return outlined([np.array(flat) / 100 * np.tile([width, height], len(flat) // 2)])
+
+
 def _fields(kind: str, value: dict[str, Any], size: tuple[int, int], where: str,
             reading: Reading) -> dict[str, Any] | None:
   """Return box and outline in pixels; None if the shape is left out."""
-  height, width = size
   if kind == 'brushlabels':
-    mask = decode_brush(value.get('rle'), height, width)
-    if mask is None or not mask.any():
-      reading.leave_out(BAD_BRUSH if mask is None else NO_AREA, where)
-      return None
-    return masked(mask)
+    return _brush(value, size, where, reading)
   if kind == 'polygonlabels':
-    flat = flat_points(value.get('points'))
-    if flat is None or len(flat) < 6:
-      reading.leave_out(NOT_FINITE if flat is None else FEW_POINTS, where)
-      return None
-    return outlined([np.array(flat) / 100 * np.tile([width, height], len(flat) // 2)])
+    return _polygon(value, size, where, reading)
+  height, width = size
   names = ('x', 'y', 'radiusX', 'radiusY') if kind == 'ellipselabels' else ('x', 'y', 'width', 'height')
   found = numbers([*(value.get(name) for name in names), value.get('rotation') or 0])
   if found is None or min(found[2:4]) <= 0:

@@ -178,20 +178,10 @@ def _class(region: dict[str, Any], key: str | None) -> str | None:
 
 
 def _fields(shape: dict[str, Any], where: str, reading: Reading) -> dict[str, Any] | None:
+  """Return box and outline of a region; None if it is left out."""
   kind = shape.get('name')
   if kind in ('polygon', 'polyline'):
-    xs, ys = shape.get('all_points_x'), shape.get('all_points_y')
-    values = numbers([value for pair in zip(xs, ys, strict=True) for value in pair]) if (
-      isinstance(xs, list) and isinstance(ys, list) and len(xs) == len(ys)) else None
-    if values is None or len(values) < 6:
-      reading.leave_out(NOT_FINITE if values is None else FEW_POINTS, where)
-      return None
-    found = outlined([values])
-    if kind == 'polygon':
-      return found
-    if math.dist(values[:2], values[-2:]) <= _GAP * math.hypot(*found['bbox'][2:]):
-      reading.leave_out(CLOSED, where, outcome=REPAIRED)
-      return found
+    return _outline(shape, kind == 'polygon', where, reading)
   if not isinstance(kind, str) or kind not in _BOXES:
     reading.leave_out(f'{WITHOUT_AREA} ({shorten(kind)})', where)
     return None
@@ -202,3 +192,21 @@ def _fields(shape: dict[str, Any], where: str, reading: Reading) -> dict[str, An
     return None
   x, y, a, b = values
   return boxed(box(x, y, x + a, y + b)) if kind == 'rect' else outlined([ellipse(x, y, a, b, angle[0])])
+
+
+def _outline(shape: dict[str, Any], is_polygon: bool, where: str, reading: Reading) -> dict[str, Any] | None:
+  """Return box and outline of a polygon, or of a polyline whose ends almost meet."""
+  xs, ys = shape.get('all_points_x'), shape.get('all_points_y')
+  values = None
+  if isinstance(xs, list) and isinstance(ys, list) and len(xs) == len(ys):
+    values = numbers([value for pair in zip(xs, ys, strict=True) for value in pair])
+  if values is None or len(values) < 6:
+    reading.leave_out(NOT_FINITE if values is None else FEW_POINTS, where)
+    return None
+  found = outlined([values])
+  if not is_polygon:
+    if math.dist(values[:2], values[-2:]) > _GAP * math.hypot(*found['bbox'][2:]):
+      reading.leave_out(f'{WITHOUT_AREA} ({shorten(shape.get("name"))})', where)
+      return None
+    reading.leave_out(CLOSED, where, outcome=REPAIRED)
+  return found
