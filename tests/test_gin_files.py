@@ -78,7 +78,7 @@ def test_operative_config_parses_back_to_the_same_run(folder):
   assert gin_files.operative_config() == text
 
 
-def test_remote_files():
+def test_remote_files_include_remote_files():
   import tensorflow as tf
   with tf.io.gfile.GFile('ram://configs/base.gin', 'w') as file:
     file.write(BASE)

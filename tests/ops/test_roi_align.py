@@ -105,7 +105,7 @@ def test_a_box_depends_only_on_its_image():
   np.testing.assert_array_equal(together[1:], alone)
 
 
-def test_levels():
+def test_levels_follow_the_area_of_a_box():
   def square(side):
     return [10.0, 10.0, 10.0 + side, 10.0 + side]
   sides = {1: 2, 111: 2, 113: 3, 223: 3, 225: 4, 447: 4, 449: 5, 2000: 5, 0: 2}

@@ -115,7 +115,7 @@ def test_synthetic_shapes_are_left_out_where_they_take_most_of_the_time(minutes,
 @pytest.mark.parametrize('gpus, given, error, weights, why', [
   ([], None, None, None, 'no GPU'), ([1], None, None, own_data.IMAGENET, "from ImageNet's"),
   ([1], None, UserError('offline'), None, 'out of reach (offline)'), ([], 'a.pkl', None, 'a.pkl', 'from a.pkl')])
-def test_weights(monkeypatch, gpus, given, error, weights, why):
+def test_the_choice_of_weights_and_its_reason(monkeypatch, gpus, given, error, weights, why):
   def get(name):
     assert catalog.find(name) is not None
     if error:
@@ -186,7 +186,7 @@ def test_pre_training_on_the_same_images_grows_with_the_schedules(folders, tmp_p
   assert target.data_dir == data and target.command == 'train'
 
 
-def test_the_command(folders, tmp_path):
+def test_the_command_plans_a_study_of_a_data_folder(folders, tmp_path):
   done = call('study', f'--data_dir={folders}/boxes', '--dry_run', '--nocalibrate', f'--output={tmp_path}/study',
               cwd=ROOT)
   assert done.returncode == 0, done.stderr

@@ -264,7 +264,7 @@ def test_evaluated_steps_are_saved():
   assert [step for step, _, _ in saved.calls] == [3, 4, 6, 8]
 
 
-def test_two_replicas(folder, two_replicas):
+def test_metrics_and_checkpoints_of_two_replicas_count_each_step_once(folder, two_replicas):
   with two_replicas.scope():
     model = Regression()
     model.compile(SGD(.01))

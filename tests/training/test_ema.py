@@ -95,7 +95,7 @@ def assert_same(actual, expected):
   ({'decay': .9, 'warm_up': False}, [.9] * 6),
   ({'decay': .35}, [2 / 11, 3 / 12, 4 / 13, .35, .35, .35]),  # (1 + n) / (10 + n) up to the decay
   ({'decay': 0.}, [0.] * 6)], ids=['constant', 'warm-up', 'none'])
-def test_closed_form(settings, decays):
+def test_averages_equal_the_closed_form(settings, decays):
   trainer, average = make(**settings)
   start, record = weights(trainer), Record()
   fit(trainer, [average, record], 6)

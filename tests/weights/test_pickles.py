@@ -166,7 +166,7 @@ PAIRS = b''.join(b'q' + bytes([i]) + b'h' + bytes([i]) + b'\x86' for i in range(
   (b'h\x07', 'UnpicklingError'), (b'}K\x01\x93', 'STACK_GLOBAL'),
 ], ids=['bytearray', 'marks', 'operations', 'LONG4', 'INT', 'LONG', 'codec', 'arrays', 'sides', 'arguments',
         'arguments of a known name', 'memo', 'name'])
-def test_limits(tmp_path, monkeypatch, program, message):
+def test_pickles_that_would_take_minutes_or_gigabytes_are_refused(tmp_path, monkeypatch, program, message):
   """A few bytes that would take minutes or gigabytes."""
   monkeypatch.setattr(pickles, '_MAX_OPERATIONS', 100_000)
   before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
