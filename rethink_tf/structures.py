@@ -49,7 +49,7 @@ class Example(NamedTuple):
 
 
 class Batch(NamedTuple):
-  """One padded batch, all that the data floor passes to the model."""
+  """One padded batch, everything that the input passes to the model."""
 
   images: tf.Tensor  # uint8 [B, H, W, 3] RGB; what lies outside image_sizes is padding
   image_sizes: tf.Tensor  # float32 [B, 2] height, width of the resized image within the padded shape
