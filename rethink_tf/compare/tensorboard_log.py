@@ -45,16 +45,7 @@ def write(runs: Sequence[Run], metric: str, logdir: str) -> None:
   check(logdir)
   if tf.io.gfile.isdir(logdir):
     tf.io.gfile.rmtree(logdir)
-  arms = {run.name: {'weights': side.arm} for _, side in labelled_sides(runs) for run in side.runs if side.arm}
-  found = [hyper_parameters(run) | arms.get(run.name, {}) for run in runs]
-  other = different_settings(runs) if len(runs) > 1 else {}
-  for name, values in other.items():
-    if not _COVERED.search(name) and any(name == key for run in runs for key, _ in run.twin_key):
-      for each, value in zip(found, values, strict=True):
-        each[name] = value
-  names = {name for each in found for name in each}
-  differing = {name for name in names if len({each.get(name) for each in found}) > 1} or {'init', 'schedule'}
-  shown = [{name: value for name, value in each.items() if name in differing} for each in found]
+  shown = _differing_settings(runs)
   shared = [_layout(runs), _experiment(shown, metric)]
   for (name, run), each in sorted(zip(log_names(runs), shown, strict=True), key=lambda pair: pair[0][0]):
     _raw(f'{logdir}/{name}', [*shared, *_session(name, each)])
@@ -63,6 +54,20 @@ def write(runs: Sequence[Run], metric: str, logdir: str) -> None:
     with writer.as_default():
       _scalars(run, metric)
     writer.close()
+
+
+def _differing_settings(runs: Sequence[Run]) -> list[dict[str, Any]]:
+  """Return for each run the settings that are not the same in all; initial weights and schedule if there are none."""
+  arms = {run.name: {'weights': side.arm} for _, side in labelled_sides(runs) for run in side.runs if side.arm}
+  found = [hyper_parameters(run) | arms.get(run.name, {}) for run in runs]
+  compared = {key for run in runs for key, _ in run.twin_key}
+  for name, values in (different_settings(runs) if len(runs) > 1 else {}).items():
+    if name in compared and not _COVERED.search(name):
+      for settings, value in zip(found, values, strict=True):
+        settings[name] = value
+  names = {name for settings in found for name in settings}
+  differing = {name for name in names if len({settings.get(name) for settings in found}) > 1} or {'init', 'schedule'}
+  return [{name: value for name, value in settings.items() if name in differing} for settings in found]
 
 
 @contextlib.contextmanager
