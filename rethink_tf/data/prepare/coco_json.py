@@ -231,6 +231,7 @@ def _find(folder: SourceFolder, content: _File, name: Any) -> str | None:
 
 def _instance(entry: dict[str, Any], keys: dict[int, int], file: str, reading: Reading,
               options: Options) -> dict[str, Any] | None:
+  """Return the fields of an annotation that are kept, repaired where they can be; None if it is left out."""
   where = f'{file}, annotation {shorten(entry.get("id"))}'
   category = entry['category_id']
   if not isinstance(category, int) or category not in keys:
@@ -246,7 +247,7 @@ def _instance(entry: dict[str, Any], keys: dict[int, int], file: str, reading: R
     if not segmentation:
       reading.leave_out(NOT_FINITE, where)
       return None
-  if bbox is not None and len(bbox) == 4 and not segmentation and (degrees := rotation(entry)):
+  elif not segmentation and (degrees := rotation(entry)):
     x, y, width, height = turned_box(*bbox, degrees)
     instance['bbox'] = box(x, y, x + width, y + height)
     reading.leave_out(ROTATED, where, outcome=REPAIRED)
