@@ -3,7 +3,7 @@
 import re
 import reprlib
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,7 +71,7 @@ def warn_of_similar(names: Iterable[str], where: str) -> None:
     logging.warning('%s: names that differ only in spelling are separate classes: %s', where, '; '.join(similar[:5]))
 
 
-def categories_to_json(categories: tuple[Category, ...]) -> list[dict[str, Any]]:
+def categories_to_json(categories: Sequence[Category]) -> list[dict[str, Any]]:
   """Convert categories to the `categories` list of a COCO json; inverse of `parse_categories`."""
   entries = []
   for category in categories:

@@ -38,7 +38,7 @@ class Scores(NamedTuple):
   """The result of one scoring."""
 
   metrics: dict[str, float]  # in percent: 'box/AP', ..., 'mask/AP', ...; -1 where the data has no such object
-  tables: dict[str, coco_metrics.CocoScores]  # by kind: 'box', 'mask', 'keypoint'
+  tables: Mapping[str, Any]  # by kind: 'box', 'mask', 'keypoint': CocoScores; 'voc': voc_evaluator.VocScores
   results: dict[str, list]  # by kind: detections in COCO's submission format
 
 
@@ -52,7 +52,7 @@ class Scorer:
   COLUMNS: of categories.csv, for each kind. LISTED: the metric that is printed by category.
   """
 
-  COLUMNS = ('AP', 'AP50', 'AP75', 'AR')
+  COLUMNS: tuple[str, ...] = ('AP', 'AP50', 'AP75', 'AR')
   LISTED = 'AP'
 
   def __init__(self, source: Source, run_folder: RunFolder, write: Callable[[int, str, bytes], str], num_images: int,

@@ -91,7 +91,7 @@ class ProposalGenerator:
     self.post_nms = {True: post_nms_train, False: post_nms_test}
     self.nms_iou = nms_iou
 
-  def __call__(self, logits: list[tf.Tensor], deltas: list[tf.Tensor], anchors: list[tf.Tensor],
+  def __call__(self, logits: Sequence[tf.Tensor], deltas: Sequence[tf.Tensor], anchors: Sequence[tf.Tensor],
                image_sizes: tf.Tensor, training: bool, form: nms.Form | None = None) -> Proposals:
     """Return the proposals of all levels; boxes are clipped to the image, empty ones removed.
 

@@ -174,7 +174,7 @@ def _check_number(contents: Contents, entries: Mapping[str, Entry], arrays: Mapp
 
 
 def _other_classes(contents: Contents, names: Sequence[str], classes: Sequence[str], layers: Iterable[str],
-                   common: Sequence[str], merge: bool) -> UserError:
+                   common: Sequence[str], merge: bool | str) -> UserError:
   here, there = ([name for name in one if name not in other] for one, other in ((classes, names), (names, classes)))
   first = f'{here[0]!r} is only here' if here else f'{there[0]!r} is only there' if there else 'one is repeated'
   counts = f'{len(names)} there, {len(classes)} here; {first}'

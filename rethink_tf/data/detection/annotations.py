@@ -300,7 +300,7 @@ class Annotations:
 
 
 class AnnotatedImages(abc.ABC):
-  """Base class of sources that keep all annotations in memory: what they tell about them."""
+  """Base class of sources that keep all annotations in memory."""
 
   _table: Annotations
   categories: Sequence[Category]
