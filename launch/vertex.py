@@ -255,7 +255,7 @@ def check_configuration(request: Request) -> None:
   command_line.configure(files, elsewhere=True)
   batch, replicas = gin_files.bound('%BATCH_SIZE'), request.count * request.hosts
   if isinstance(batch, int) and batch % replicas:
-    raise UserError(f'BATCH_SIZE = {batch} is no multiple of the {replicas} devices that share it: give '
+    raise UserError(f'BATCH_SIZE = {batch} is not a multiple of the {replicas} devices that share it: give '
                     f"--gin_param='BATCH_SIZE = {-(-batch // replicas) * replicas}' or other --count and --hosts")
 
 

@@ -24,8 +24,8 @@ PROGRESS_SECONDS = 10.0  # between two lines in a log; a terminal's line is rewr
 class Progress:
   """Lines such as 'images: 120/5000, 8.3/s, ETA 9 min 48 s', at most one every ten seconds; thread-safe.
 
-  On a terminal one line is rewritten. The clock starts with the first item, so that tracing a network is no part of its
-  speed.
+  On a terminal one line is rewritten. The clock starts with the first item, so that the speed does not include tracing
+  the network.
 
   unit: 'MiB' if bytes are counted; total: 0 if unknown.
   """
@@ -161,7 +161,7 @@ def held_stderr() -> Iterator[None]:
   try:
     reader = subprocess.Popen([sys.executable, '-I', '-S', '-c', _READER], stdin=subprocess.PIPE,
                               stdout=subprocess.DEVNULL, stderr=2, start_new_session=True)
-  except (OSError, ValueError):  # no more processes, or Python without an executable: lines too many are no harm
+  except (OSError, ValueError):  # no more processes, or Python without an executable: extra lines do no harm
     yield
     return
   kept = os.dup(2)

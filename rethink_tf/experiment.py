@@ -18,7 +18,7 @@ from rethink_tf.data.detection.synthetic import SyntheticSource
 from rethink_tf.distributed import cluster
 from rethink_tf.distributed import devices as devices_found
 from rethink_tf.distributed import strategy as distribution
-from rethink_tf.distributed.workers import ALONE
+from rethink_tf.distributed.workers import ALONE, Workers
 from rethink_tf.errors import UserError
 from rethink_tf.evaluation import object_limits
 from rethink_tf.evaluation.coco_evaluator import CocoEvaluator, DetectionEvaluator
@@ -29,8 +29,8 @@ from rethink_tf.storage import identity, settings, writer_lock
 from rethink_tf.storage.checkpoints import RunCheckpoints
 from rethink_tf.storage.identity import Identity
 from rethink_tf.storage.run_folder import RunFolder
-from rethink_tf.structures import Evaluator, Experiment, Input, Source
-from rethink_tf.training.ema import EvaluatorWithAverages
+from rethink_tf.structures import AVERAGES, Evaluator, Experiment, Input, Source
+from rethink_tf.training.ema import EvaluatorWithAverages, ExponentialMovingAverage
 from rethink_tf.training.loop import divide_batch
 from rethink_tf.training.loss_scaling import LossScaleTrainer
 from rethink_tf.training.losses import MaskRCNNLoss
@@ -89,20 +89,20 @@ def configure(files: Sequence[str], params: Sequence[str] = (), data_dir: str | 
 def run(
   task: str,
   model_dir: str,
-  model=MaskRCNN,
-  train_source=SyntheticSource,
-  eval_source=SyntheticSource,
-  train_input=TrainInput,
-  eval_input=EvalInput,
-  losses=MaskRCNNLoss,
-  optimizer=SGD,
-  schedule=KTimesSchedule,
-  evaluator=CocoEvaluator,
-  strategy=distribution.strategy,
-  precise_statistics=None,
-  initial_weights=None,
-  test_augmentation=None,
-  ema=None,
+  model: Callable[..., tf_keras.layers.Layer] = MaskRCNN,
+  train_source: Callable[..., Source] = SyntheticSource,
+  eval_source: Callable[..., Source] = SyntheticSource,
+  train_input: Callable[..., Input] = TrainInput,
+  eval_input: Callable[..., Input] = EvalInput,
+  losses: Callable[[], Callable[..., Mapping[str, tf.Tensor]]] = MaskRCNNLoss,
+  optimizer: Callable[..., tf_keras.optimizers.Optimizer] = SGD,
+  schedule: Callable[..., tf_keras.optimizers.schedules.LearningRateSchedule] = KTimesSchedule,
+  evaluator: Callable[..., Evaluator] = CocoEvaluator,
+  strategy: Callable[[], tf.distribute.Strategy] = distribution.strategy,
+  precise_statistics: Callable[..., tf_keras.callbacks.Callback] | None = None,
+  initial_weights: pretrained.PretrainedWeights | plain_run.PlainRun | None = None,
+  test_augmentation: test_time_augmentation.TestTimeAugmentation | None = None,
+  ema: Callable[[Trainer], ExponentialMovingAverage] | None = None,
   batch_size: int = 16,
   images_per_device: int = 2,
   eval_images_per_device: int = 1,
@@ -122,29 +122,29 @@ def run(
 ) -> Experiment:
   """Build an experiment from its parts; restore and write nothing but the run folder itself.
 
-  task: 'train' (training.loop.train: starts or continues the run folder), 'evaluate' (evaluation.on_demand.evaluate;
-  also for predict, export and bench), 'follow' (evaluation.follow.follow: every new checkpoint of a run that another
-  job trains).
+  task: 'train' (training.loop.train: starts or resumes the run), 'evaluate' (evaluation.on_demand.evaluate; also for
+  predict, export and bench) or 'follow' (evaluation.follow.follow: every new checkpoint of a run that another job
+  trains).
   model, *_source, *_input, losses, optimizer, schedule, evaluator, strategy: constructors, called here once devices,
   batch size and data are known; their arguments are bound by gin.
   precise_statistics: constructor of a callback that corrects the network before each evaluation (precise_bn.py).
   initial_weights: called with the detector of a run that begins (weights.pretrained); None: random weights.
   test_augmentation: makes every evaluation see several views of each image (test_time_augmentation.py); None: one.
   ema: ExponentialMovingAverage, evaluated beside the weights themselves as 'ema/box/AP', ...; None: no average.
-  batch_size: images of a step over all devices. images_per_device: at most so many at a time (the paper's 2 an 8-GPU
-  machine's card); a device that has to do more accumulates gradients.
-  keep_checkpoints: number of newest ones that stay, with the one of the highest metric: the evaluator's main one, or
-  the one that keep_best names ('mask/AP', 'ema/box/AP'); False: none. checkpoint: for 'evaluate': 'latest', 'best' or a
-  step.
+  batch_size: global batch size, in images per step. images_per_device: the most images that a device processes at once
+  (2 per GPU in the paper); a device whose share is larger accumulates gradients.
+  keep_checkpoints: number of newest checkpoints to keep. keep_best: keep the best one, too, by the evaluator's main
+  metric (True) or a named one ('mask/AP', 'ema/box/AP').
+  checkpoint: the one to evaluate: 'latest', 'best' or a step.
   precision: Keras policy. deterministic: two runs give identical weights, at some cost in speed.
   own_evaluation: False leaves evaluation to a follower. follow_minutes: its time-out for a new checkpoint.
-  steps_per_execution: steps between two reads of the losses (Keras' argument; a TPU then need not wait for the host);
-  log_every, checkpoint_every and the evaluator's `every` are multiples of it.
-  allow_changes: continue or evaluate a run with settings that are not its own (storage/identity.py). Not for gin files,
+  steps_per_execution: as in Keras' `compile`: steps that run before the host reads the losses, so that a TPU need not
+  wait for it; log_every, checkpoint_every and the evaluator's `every` are multiples of it.
+  allow_changes: resume or evaluate a run with settings other than its own (storage/identity.py). Not for gin files,
   in which it would stay.
 
   Raises:
-    UserError: everything that a user can mend.
+    UserError: any error in the configuration, the data or the run folder that the user can fix.
   """
   if task not in TASKS:
     raise UserError(f'task = {task!r}: use one of {", ".join(TASKS)}')
@@ -155,12 +155,7 @@ def run(
   devices_found.check()
   strategy = strategy()  # before any operation: it decides which devices TensorFlow starts with
   devices_found.report(strategy)
-  if task == 'follow':
-    folder, workers = FollowedFolder(model_dir, follow_minutes), ALONE
-  else:
-    folder, workers = distribution.join_workers(strategy, model_dir, create=task == 'train', settings=gin.config_str())
-    if task == 'evaluate' and folder.remote and workers is ALONE and writer_lock.read(folder) is not None:
-      folder = FollowedFolder(model_dir)  # object stores cannot append: a training job would overwrite the result
+  folder, workers = _open_folder(task, model_dir, strategy, follow_minutes)
   _set_up(precision, seed, deterministic)
   devices = divide_batch(batch_size, images_per_device, strategy.num_replicas_in_sync)
   checkpoints = RunCheckpoints(folder, keep=keep_checkpoints, writes=workers.chief)
@@ -180,7 +175,7 @@ def run(
   training = make_train_input() if task == 'train' else None
   hosts = distribution.num_hosts(strategy)
   if training is not None:
-    _check_hosts(training, hosts)
+    check_hosts(training, hosts)
   _report_problems(training.source if training is not None else None, held_out)
   inputs = training or held_out_input
   rates = schedule(batch_size=batch_size, num_images=len(inputs.source.image_ids))
@@ -191,7 +186,8 @@ def run(
     _check_operations(trainer.detector, strategy)
     optimizer = optimizer(learning_rate=rates if graphs is None else graphs.rates(rates))
     trainer.compile(_loss_scaled(optimizer, strategy) if scaled else optimizer, steps_per_execution=steps_per_execution)
-    trainer.make_variables(spec := inputs.dataset().element_spec)
+    spec = inputs.dataset().element_spec
+    trainer.make_variables(spec)
     if graphs is not None:
       trainer = graphs.share(trainer, (spec, devices, steps_per_execution))
     averages = ema(trainer) if ema is not None else None
@@ -200,25 +196,27 @@ def run(
 
   def make_evaluator() -> Evaluator:
     views, predict = held_out_input, trainer.predict_batch
-    of_this = [*notes, *(_otherwise(recorded, held_out) if recorded is not None and task != 'train' else [])]
+    differences = _differences_from_run(recorded, held_out) if recorded is not None and task != 'train' else []
     if test_augmentation is not None:
       views, predict = test_augmentation.views_of(held_out_input), test_augmentation.predictor(trainer, held_out)
     of_weights = evaluator(views, predict, held_out, folder)
-    of_weights.workers, of_weights.notes = workers, of_this
+    of_weights.workers, of_weights.notes = workers, [*notes, *differences]
     if averages is None:
       return of_weights
-    of_averages = evaluator(views, predict, held_out, folder.subfolder(EvaluatorWithAverages.NAME))
-    of_averages.workers, of_averages.notes = workers, of_this
+    of_averages = evaluator(views, predict, held_out, folder.subfolder(AVERAGES))
+    of_averages.workers, of_averages.notes = workers, [*notes, *differences]
     return EvaluatorWithAverages(of_weights, of_averages, averages)
 
   if recorded is not None and task != 'train':
     identity.check_network(recorded, gin_files.operative_config(), folder, allow_changes)
   return Experiment(
-    folder, workers, strategy, devices, trainer, checkpoints,
-    (lambda: training) if training is not None else make_train_input, held_out_input, make_evaluator, rates.total_steps,
-    initial_weights, averages, precise_statistics, test_augmentation, log_every, checkpoint_every, steps_per_execution,
-    keep_best, checkpoint, own_evaluation, follow_minutes, (*trained, *notes), recorded, allow_changes,
-    hosts)
+    folder=folder, workers=workers, strategy=strategy, devices=devices, trainer=trainer, checkpoints=checkpoints,
+    make_train_input=(lambda: training) if training is not None else make_train_input, eval_input=held_out_input,
+    make_evaluator=make_evaluator, total_steps=rates.total_steps, initial_weights=initial_weights, averages=averages,
+    precise_statistics=precise_statistics, test_augmentation=test_augmentation, log_every=log_every,
+    checkpoint_every=checkpoint_every, steps_per_execution=steps_per_execution, keep_best=keep_best,
+    checkpoint=checkpoint, own_evaluation=own_evaluation, follow_minutes=follow_minutes, notes=(*trained, *notes),
+    recorded=recorded, allow_changes=allow_changes, hosts=hosts)
 
 
 def main_metric() -> str:
@@ -229,14 +227,27 @@ def main_metric() -> str:
   return getattr(gin_files.argument(run, 'evaluator'), 'main_metric', 'box/AP')
 
 
+# What `run` passes to its parts, so that a binding of the part's own parameter has no effect; and what to bind instead.
 _BATCH, _SEED, _DATA = 'bind BATCH_SIZE', 'bind run.seed', 'the data set decides it'
-_PASSED = {  # by `run` to its parts
+_PASSED = {
   'train_source': {'training': 'bind run.task'}, 'eval_source': {'training': 'bind run.task'},
   'train_input': {'batch_size': _BATCH, 'seed': _SEED, 'source': 'bind run.train_source'},
   'eval_input': {'batch_size': 'bind run.eval_images_per_device', 'source': 'bind run.eval_source'},
   'schedule': {'batch_size': _BATCH, 'num_images': _DATA}, 'model': {'num_classes': _DATA},
   'optimizer': {'learning_rate': 'bind KTimesSchedule.base_rate'},
 }
+
+
+def _open_folder(task: str, model_dir: str, strategy: tf.distribute.Strategy,
+                 follow_minutes: float) -> tuple[RunFolder, Workers]:
+  """Return the run folder and the workers that share this job."""
+  if task == 'follow':
+    return FollowedFolder(model_dir, follow_minutes), ALONE
+  folder, workers = distribution.join_workers(strategy, model_dir, create=task == 'train', settings=gin.config_str())
+  if task == 'evaluate' and folder.remote and workers is ALONE and writer_lock.read(folder) is not None:
+    # Object stores cannot append: the job that trains this run would overwrite the metrics of the evaluation.
+    return FollowedFolder(model_dir), workers
+  return folder, workers
 
 
 def _check_counts(counts: Mapping[str, int]) -> None:
@@ -247,12 +258,12 @@ def _check_counts(counts: Mapping[str, int]) -> None:
 
 
 def _counts(source: Source) -> dict[str, int]:
-  """Arguments of a model that the data set decides."""
+  """Return the arguments of a model that the data set decides."""
   counts = {'num_classes': source.num_classes}
   return counts | ({'num_keypoints': source.num_keypoints} if getattr(source, 'num_keypoints', 0) else {})
 
 
-def _check_hosts(inputs: Input, hosts: int) -> None:
+def check_hosts(inputs: Input, hosts: int) -> None:
   """Raise UserError if the hosts of a TPU slice, of which one runs Python, cannot read the training data."""
   if hosts > 1 and not hasattr(inputs, 'check_graph'):
     raise UserError(f'{inputs.source.name}: {type(inputs).__name__} reads in Python, which runs on one of the {hosts} '
@@ -292,7 +303,7 @@ def _set_up(precision: str, seed: int, deterministic: bool) -> None:
 
 
 def _recorded(folder: RunFolder, checkpoints: RunCheckpoints, task: str) -> Identity | None:
-  """Return what the run in a folder is; None for one that begins, even if an earlier start failed."""
+  """Return the recorded identity of the run in a folder; None for a new run, even if an earlier start failed."""
   return None if task == 'train' and checkpoints.latest() is None else identity.read(folder)
 
 
@@ -318,7 +329,7 @@ def _matched(source: Source, classes: Sequence[Category] | None, whose: str) -> 
 
 
 def _notes(detector: tf_keras.layers.Layer, train: Source | None, held_out: Source) -> tuple[list[str], list[str]]:
-  """Return what is worth knowing about evaluations and about training: limits that bind, a mask head without masks."""
+  """Return notes on evaluation and notes on training: limits that bind, a mask head without masks to learn from."""
   if not hasattr(detector, 'score_boxes'):  # a classifier
     return [], []
   notes = object_limits.describe(held_out, object_limits.of_evaluation())
@@ -332,8 +343,8 @@ def _notes(detector: tf_keras.layers.Layer, train: Source | None, held_out: Sour
   return notes, trained
 
 
-def _otherwise(recorded: Identity, held_out: Source) -> list[str]:
-  """Return how an evaluation differs from those of the run itself, whose metrics stand beside its own."""
+def _differences_from_run(recorded: Identity, held_out: Source) -> list[str]:
+  """Return how an evaluation differs from those during training, beside whose metrics its own are recorded."""
   names = [name for name in recorded.settings if settings.of_the_scores(name)]
   lines = []
   if found := settings.changes({name: recorded.settings[name] for name in names}, gin_files.effective(names)):

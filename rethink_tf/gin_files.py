@@ -3,8 +3,9 @@
 gin itself silently accepts three errors that are rejected here: a misspelt macro, a misspelt scope, and an include
 hidden by a folder of the same name in the working directory.
 
-A configuration is data, also that of a run of unknown origin: it can only name parts that this package registers. A
-file may import only this package; other modules are imported with a binding of the command line.
+A configuration counts as data, even that of a run of unknown origin: it can only name parts that this package
+registers.
+A file may import only this package; other modules are imported by a binding on the command line.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def operative_config() -> str:
 
 
 def text() -> str:
-  """Return the bindings as a gin file, whether they are in use or not."""
+  """Return all bindings as a gin file, whether or not they are used."""
   return gin.config_str()
 
 
@@ -91,7 +92,7 @@ def clear() -> None:
 
 
 def bound(parameter: str) -> Any:
-  """Return the value bound to 'configurable.parameter', None without a binding."""
+  """Return the value bound to 'configurable.parameter', None if there is none."""
   try:
     return gin.query_parameter(parameter)
   except ValueError:
@@ -99,12 +100,12 @@ def bound(parameter: str) -> Any:
 
 
 def without_effect(function: Callable[..., Any], passed: Mapping[str, Mapping[str, str]]) -> None:
-  """Refuse bindings of what a function passes itself to the parts that are its arguments.
+  """Refuse bindings of parameters that a function passes to its parts itself; gin would silently ignore them.
 
   passed: argument of the function -> parameter of the part -> what to bind instead, for the message.
 
   Raises:
-    UserError: there is one; gin would ignore it.
+    UserError: there is such a binding.
   """
   for name, parameters in passed.items():
     part = bound(f'{function.__name__}.{name}')
@@ -133,7 +134,7 @@ def rebind(values: Mapping[str, Any]) -> None:
 def effective(names: Iterable[str]) -> dict[str, Any]:
   """Return the values of settings ('train/coco.fraction'), bound or the defaults of signatures, as literals.
 
-  References are strings ('@group_norm'). A setting of nothing that is registered, or whose default is no literal, is
+  References are strings ('@group_norm'). A setting of nothing that is registered, or whose default is not a literal, is
   left out.
   """
   found = {}
@@ -162,7 +163,7 @@ def default(name: str) -> Any:
 
 
 def _literal(value: Any) -> Any:
-  """Return a bound value with macros resolved and references as strings; Parameter.empty for what is no literal."""
+  """Return a bound value with macros resolved and references as strings; Parameter.empty for what is not a literal."""
   if isinstance(value, gin.config.ConfigurableReference):
     if value.configurable.name == 'macro':
       return _literal(bound(f'{value.scoped_selector.rpartition("/")[0]}/macro.value'))
@@ -324,7 +325,7 @@ def _find(name: str, stack: Sequence[str]) -> str:
 
 
 def find(names: Sequence[str], required: bool = False) -> None:
-  """Check that gin files exist; needs no TensorFlow for local ones, unlike `parse`.
+  """Check that gin files exist; for local files it does not import TensorFlow, unlike `parse`.
 
   Raises:
     UserError: one does not, or there is none though it is required.
@@ -337,7 +338,7 @@ def find(names: Sequence[str], required: bool = False) -> None:
 
 
 def _exists(path: str) -> bool:
-  """Whether a file exists, local or gs://; TensorFlow, which takes seconds, is imported for the latter alone."""
+  """Whether a file exists, local or gs://; TensorFlow, which takes seconds to import, is only needed for gs://."""
   if '://' not in path:
     return os.path.isfile(path)
   with _storage_errors() as gfile:
@@ -373,7 +374,7 @@ def _storage_errors() -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _explained(name: str) -> Iterator[None]:
-  """Turn errors of gin about the file `name` into a UserError of one line."""
+  """Turn gin's errors about the file `name` into a UserError of one line."""
   try:
     yield
   except UserError:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # types of higher floors, for annotations alone
   from rethink_tf.training.trainer import Trainer
   from rethink_tf.weights.pretrained import PretrainedWeights
 
+AVERAGES = 'ema'  # names the averages of the weights: in checkpoints, metrics ('ema/box/AP') and the run folder
 MASK_CROP = 112  # side of the box-relative crop in which a ground-truth mask travels
 NO_MASK = 2  # in every cell of the crop of an object whose mask is not known, from which the mask head does not learn
 
@@ -48,7 +49,7 @@ class Example(NamedTuple):
 
 
 class Batch(NamedTuple):
-  """One padded batch, all that the data floor passes to the model."""
+  """One padded batch, everything that the input passes to the model."""
 
   images: tf.Tensor  # uint8 [B, H, W, 3] RGB; what lies outside image_sizes is padding
   image_sizes: tf.Tensor  # float32 [B, 2] height, width of the resized image within the padded shape
@@ -256,7 +257,7 @@ class Devices(NamedTuple):
 
   @classmethod
   def of_start(cls, record: Mapping[str, Any]) -> Devices | None:
-    """Return what a record of command.json, which may be anybody's, says of a start; None if it is not there."""
+    """Return the devices that an entry of command.json records, None if it has none or is malformed."""
     found = record.get('devices')
     values = [found.get(name) for name in cls._fields] if isinstance(found, dict) else []
     return cls(*values) if values and all(type(value) is int and value > 0 for value in values) else None
@@ -269,7 +270,7 @@ class Devices(NamedTuple):
 
 @dataclasses.dataclass
 class Experiment:
-  """All that `experiment.run` builds from a configuration. Nothing is restored and nothing written yet.
+  """All that `experiment.run` builds from a configuration; nothing has been restored or written yet.
 
   Consumed by training.loop.train, evaluation.on_demand.evaluate, evaluation.follow.follow and by commands such as
   predict and export.
@@ -296,10 +297,10 @@ class Experiment:
   checkpoint: str | int = 'latest'  # that is evaluated
   own_evaluation: bool = True  # False: a follower evaluates
   follow_minutes: float = 120.0
-  notes: tuple[str, ...] = ()  # what is worth knowing before the first step, a line each
-  recorded: Identity | None = None  # of the run so far; None: it begins, or is of no run folder
+  notes: tuple[str, ...] = ()  # logged before the first step, a line each
+  recorded: Identity | None = None  # of the run so far; None for a new run, or without a run folder
   allow_changes: bool = False  # continue with settings that are not those of the run so far
-  hosts: int = 1  # of a TPU slice: of several, one runs Python, and each reads its records in a graph
+  hosts: int = 1  # of a TPU slice; with several, one runs Python, and each reads its records in a graph
 
   @functools.cached_property
   def train_input(self) -> Input:
@@ -312,7 +313,7 @@ class Experiment:
   @property
   def trackables(self) -> dict[str, Any]:
     """What checkpoints hold, by name."""
-    averages = {} if self.averages is None else {'ema': self.averages.state}
+    averages = {} if self.averages is None else {AVERAGES: self.averages.state}
     return {'detector': self.trainer.detector, 'optimizer': self.trainer.optimizer} | averages
 
   @property

@@ -223,10 +223,10 @@ def test_detectors_of_other_classes_start_each_other_and_their_costs_add_up(shor
     gin.clear_config()
     seen.append([line for line in RunFolder(str(start)).read_metrics() if line['kind'] == 'train'][-1]['pixels'])
     before.append(json.loads((tmp_path / to / 'initial_weights.json').read_text()))
-  assert '2 of 2 classes have their outputs from it' in caplog.text
+  assert '2 of 2 classes take their outputs from it' in caplog.text
   assert 'mask_head, mask_predictor is not loaded' in caplog.text  # faster_rcnn.gin has none
-  assert '2 of 3 classes have their outputs from it' in caplog.text
-  assert 'mask_head, mask_predictor is not in it and starts anew' in caplog.text
+  assert '2 of 3 classes take their outputs from it' in caplog.text
+  assert 'mask_head, mask_predictor is not in it and is reinitialized' in caplog.text
   assert [record['seen']['pixels'] for record in before] == [seen[0], seen[0] + seen[1]]
   assert before[0]['before'] is None and str(short) in before[1]['before']
   after = read_run(RunFolder(str(tmp_path / 'three')), 'three')
@@ -299,8 +299,8 @@ def test_faster_r_cnn_on_voc_by_its_own_metric(tuned_on_voc):
 
 def test_on_several_hosts_only_records_are_read():
   inputs = TrainInput(SyntheticSource(num_images=2))
-  experiment._check_hosts(inputs, 1)
+  experiment.check_hosts(inputs, 1)
   with pytest.raises(UserError, match='is read by Python, which runs on one host of this TPU only: convert it'):
-    experiment._check_hosts(inputs, 4)
+    experiment.check_hosts(inputs, 4)
   with pytest.raises(UserError, match='reads in Python, which runs on one of the 4 hosts of this TPU only'):
-    experiment._check_hosts(types.SimpleNamespace(source=inputs.source), 4)
+    experiment.check_hosts(types.SimpleNamespace(source=inputs.source), 4)

@@ -80,7 +80,7 @@ def test_operative_config_parses_back_to_the_same_run(folder):
   assert gin_files.operative_config() == text
 
 
-def test_remote_files():
+def test_remote_files_include_remote_files():
   import tensorflow as tf
   with tf.io.gfile.GFile('ram://configs/base.gin', 'w') as file:
     file.write(BASE)
@@ -294,10 +294,10 @@ def test_values_of_another_type_are_refused(folder, value, words):
 
 
 def test_values_of_the_annotated_type_are_taken(folder):
-  gin_files.parse(['gin_configs/base.gin'], [
-    'toy_typed.count = 2', 'toy_typed.rate = 3', 'toy_typed.name = None', 'toy_typed.on = True',
-    'toy_typed.sides = 4', 'toy_typed.pairs = [(1, 2), [3, 4]]', 'toy_typed.area = (0.5, 1)', "toy_typed.words = ['a']",
-    'toy_typed.net = 4.5'])  # of no plain type: not checked
+  values = {'count': 2, 'rate': 3, 'name': None, 'on': True, 'sides': 4, 'pairs': [(1, 2), [3, 4]], 'area': (0.5, 1),
+            'words': ['a'], 'net': 4.5}  # the last: of no plain type, not checked
+  gin_files.parse(['gin_configs/base.gin'], [f'toy_typed.{name} = {value!r}' for name, value in values.items()])
+  assert {name: gin_files.bound(f'toy_typed.{name}') for name in values} == values
 
 
 def test_what_a_function_passes_itself_is_refused(folder):

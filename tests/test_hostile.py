@@ -22,7 +22,7 @@ MODULES = {'marshal', 'shelve', 'dill', 'cloudpickle', 'joblib', 'torch', 'yaml'
 # Module that imports one of these -> the attributes of it that it may use; None: all.
 IMPORTS = {
   ('rethink_tf/weights/settings_files.py', 'yaml'): {'safe_load', 'YAMLError'},  # builds plain values, no objects
-  ('rethink_tf/data/prepare/yolo.py', 'yaml'): {'load', 'BaseLoader', 'YAMLError'},  # strings, lists and mappings
+  ('rethink_tf/data/prepare/yaml_text.py', 'yaml'): {'load', 'BaseLoader', 'YAMLError'},  # strings, lists and mappings
   ('tools/weights_files.py', 'torch'): None,  # runs in another Python and reads only what it has written
 }
 NAMES = {'eval', 'exec', 'compile', '__import__'}
@@ -119,7 +119,7 @@ def test_yaml_is_read_without_objects():
   for call in ('yaml.load(text)', 'yaml.unsafe_load(text)', 'yaml.load(text, Loader=yaml.Loader)'):
     assert list(breaches(f'import yaml\n{call}', path))
   assert not list(breaches('import yaml\nyaml.safe_load(text)', path))
-  text = (ROOT / 'rethink_tf/data/prepare/yolo.py').read_text()
+  text = (ROOT / 'rethink_tf/data/prepare/yaml_text.py').read_text()
   assert text.count('yaml.load(') == text.count('yaml.load(text, yaml.BaseLoader)') == 1
 
 

@@ -85,7 +85,7 @@ def test_hostile_text_takes_linear_time():
     assert redact(text) is not None  # a backtracking pattern would not return
 
 
-def test_arguments():
+def test_secrets_in_arguments_are_replaced():
   given = ['train', '--token', SECRET, f'--weights=https://me:{SECRET}@host.example/w', '--x', 'y']
   assert redact_arguments(given) == [
     'train', '--token', '***', '--weights=https://***@host.example/w', '--x', 'y']

@@ -1,6 +1,6 @@
-"""Arguments of the API: checks of their types, configurations of gin files, and errors in one line.
+"""Checks of the API's arguments, configurations from gin files, and errors in one line.
 
-Every check takes the name of the argument, and raises a UserError with it for a value of another type or range.
+Every check takes the name of the argument, and raises a UserError with that name for a value of a wrong type or range.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _configured = threading.Lock()
 @contextlib.contextmanager
 def configuration(files: Sequence[str], params: Sequence[str], data_dir: str | None = None,
                   weights: str | None = None) -> Iterator[None]:
-  """Bind a configuration; clear it afterwards, since gin accepts no new parts while it is bound.
+  """Bind a configuration for a context, and clear it afterwards: gin accepts no new parts while one is bound.
 
   Raises:
-    UserError: another thread has bound one, which would be mixed with this one; or as experiment.configure.
+    UserError: another thread has bound a configuration, which would be mixed with this one; or as experiment.configure.
   """
   import gin
 

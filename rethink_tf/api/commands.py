@@ -1,4 +1,4 @@
-"""What the commands do, as functions."""
+"""The commands as Python functions."""
 
 from __future__ import annotations
 

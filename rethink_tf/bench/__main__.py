@@ -31,6 +31,7 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
+  """Define the flags of the command line."""
   command_line.define_flags()
   here = {'module_name': sys.argv[0]}
   flags.DEFINE_enum('task', None, TASKS, 'what to measure', required=True, **here)

@@ -157,6 +157,7 @@ initial weights: its differences are not due to precision, and a policy with dif
 
 
 def define_flags() -> None:
+  """Define the flags of the command line."""
   command_line.define_flags()
   here = {'module_name': sys.argv[0]}
   flags.DEFINE_integer('steps', 50, 'training steps of each run', **here)

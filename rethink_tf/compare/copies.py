@@ -1,4 +1,4 @@
-"""Runs of a comparison that are no independent samples: copies, also of a run that was continued with another seed."""
+"""Runs of a comparison that are not independent samples: copies, and a run that was continued with another seed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rethink_tf.compare.run_summary import Run
 
 
 class Copy(NamedTuple):
-  """A run that is no independent sample."""
+  """A run that is not an independent sample, because it repeats another one."""
 
   run: Run
   first: Run  # that it repeats
@@ -28,13 +28,13 @@ class Copy(NamedTuple):
 
 
 def independent(runs: Sequence[Run]) -> list[Run]:
-  """Return the runs that are independent samples: of those that repeat one another, the first."""
+  """Return the runs that are independent samples: of runs that repeat one another, only the first."""
   repeated = {one.run.name for one in found(runs)}
   return [run for run in runs if run.name not in repeated]
 
 
 def found(runs: Sequence[Run]) -> list[Copy]:
-  """Return the runs that differ from an earlier one in nothing, not even the seed, or that share their beginning.
+  """Return the runs that repeat an earlier one: equal in everything, even the seed, or with the same first losses.
 
   Runs of another schedule or other settings are other sides: what those share, as in a study, is accounted for
   (intervals.py).
@@ -63,7 +63,7 @@ def _seeds(run: Run) -> tuple:
 
 
 def _common_until(run: Run, other: Run) -> int | None:
-  """Return the last of the first steps whose losses are equal, to the last digit; None if already the first differ."""
+  """Return the last step up to which both runs logged exactly the same losses, None if the first ones differ."""
   steps, own, others = np.intersect1d(run.losses[0], other.losses[0], assume_unique=True, return_indices=True)
   same = np.logical_and.accumulate(run.losses[1][own] == other.losses[1][others])
   return int(steps[same][-1]) if same.any() else None

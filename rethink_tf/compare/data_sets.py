@@ -1,7 +1,7 @@
-"""Runs on different data sets, which nothing but their folder tells apart: they are no sides or seeds of each other.
+"""Tells runs on different data sets apart, which differ in nothing but the folder of their data.
 
-A folder is no setting of a run, since the same data may be in another place on another machine. It tells runs apart
-where its data is known to be another. The same folder whose content has changed does not (same_data.py).
+Usually the folder is not compared, since the same data may lie elsewhere on another machine. It counts as a setting
+only where the data in it is known to differ. Changed data in the same folder is the concern of same_data.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Summaries = Mapping[str, Mapping[str, Any]]  # by split
 
 
 def told_apart(runs: Sequence[Run]) -> list[Run]:
-  """Return runs with the folder of their data among the settings if they are of several data sets.
+  """Return the runs, with the folder of their data as a setting if they were trained on several data sets.
 
   Raises:
     UserError: a run's identity.json is damaged.
@@ -39,7 +39,8 @@ def told_apart(runs: Sequence[Run]) -> list[Run]:
   of: dict[Folders, Folders] = {}
   for own, data in known.items():
     of[own] = next((one for one in first if _same(known[one], data)), own)
-    first += [own] * (of[own] == own)
+    if of[own] == own:
+      first.append(own)
   if len(first) < 2:
     return list(runs)
   names = _names(first)
@@ -48,7 +49,7 @@ def told_apart(runs: Sequence[Run]) -> list[Run]:
 
 
 def folders_of(settings: Mapping[str, Any]) -> Folders:
-  """Return the folders of the data of a configuration."""
+  """Return the data folders that a configuration names."""
   return tuple(str(settings[name]).rstrip('/') for name in sorted(settings)
                if name.endswith('.data_dir') and settings[name] not in (None, 'None'))
 
@@ -58,6 +59,6 @@ def _same(one: Summaries, other: Summaries) -> bool:
 
 
 def _names(folders: Sequence[Folders]) -> dict[Folders, str]:
-  """Return short names: the last components of the paths, or the paths where these are the same."""
+  """Return short names: the last components of the paths, or the whole paths where those are equal."""
   names = {each: ', '.join(dict.fromkeys(os.path.basename(path) for path in each)) for each in folders}
   return names if len(set(names.values())) == len(names) else {each: ', '.join(dict.fromkeys(each)) for each in folders}

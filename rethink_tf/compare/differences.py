@@ -19,7 +19,10 @@ _LOG_SECONDS = 5.0  # work of that time is logged
 
 
 def log_next(work: str, run: str, done: int, runs: int, seconds: float) -> None:
-  """Log which run is next, and the time left, of work that takes long. seconds: that the runs done have taken."""
+  """Log which run comes next and the time left, for work that takes long.
+
+  seconds: time that the finished runs have taken.
+  """
   if done and seconds > _LOG_SECONDS:
     logging.info('%s of %s, run %d of %d, ETA %s', work, run, done + 1, runs, duration(seconds / done * (runs - done)))
 
@@ -31,11 +34,11 @@ class ReadMatches(Protocol):
     """Return those of a run, None if its detections were not saved."""
 
   def truth(self, run: Run) -> str:
-    """Return what is equal for runs that were scored against the same images and objects."""
+    """Return a digest of the images and objects that a run was scored against, equal for comparable runs."""
 
 
 class Differences:
-  """Scores of all runs on resampled images, and the spread between their seeds."""
+  """AP of all runs on resampled images, and the spread between their seeds; computed when first needed."""
 
   def __init__(self, runs: Sequence[Run], metric: str, matches: ReadMatches, draws: int = 1000,
                confidence: float = 0.95, seed_spread: float | None = None, look: Look | None = None) -> None:
@@ -68,7 +71,7 @@ class Differences:
     return sum(int(one.objects.sum()) for one in self._matches(side.runs[0]).categories)
 
   def held_out(self, side: Side) -> intervals.HeldOut | None:
-    """Return what the images can tell on which all runs of a side were evaluated, None if they are unknown."""
+    """Return how much the held-out images of a side can tell (intervals.HeldOut), None if they are unknown."""
     if self._images(side) is None:
       return None
     return intervals.HeldOut.of([one.objects for one in self._matches(side.runs[0]).categories])
@@ -92,7 +95,7 @@ class Differences:
     return None if None in found else found
 
   def schedules(self, side: Side) -> int:
-    """Return over how many schedules of its initial weights the spread of a side is pooled."""
+    """Return the number of schedules with the same initial weights over which a side's spread is pooled."""
     return sum(len(other.runs) > 1 for other in self._arm(side))
 
   def _spread(self, side: Side) -> intervals.SeedSpread | None:
@@ -102,7 +105,7 @@ class Differences:
     return intervals.seed_spread([self.scores(other) for other in self._arm(side)], self.scores(side), held_out)
 
   def _arm(self, side: Side) -> list[Side]:
-    """Return the sides of the same group and initial weights that were evaluated on the same images and objects."""
+    """Return the sides with the same settings, initial weights and held-out objects, whatever their schedule."""
     if self._images(side) is None:
       return []
     return [other for other in self._sides if _arm_key(other) == _arm_key(side)
@@ -132,7 +135,7 @@ class Differences:
     return tables[0].image_ids if len(set(map(self._matches.truth, side.runs))) == 1 else None
 
   def _truth(self, side: Side) -> str:
-    """Return what is equal for sides of the same images and objects, of a side that has `_images`."""
+    """Return the digest of the ground truth of a side, whose runs have all the same."""
     return self._matches.truth(side.runs[0])
 
 

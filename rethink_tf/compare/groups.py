@@ -36,13 +36,13 @@ class Side(NamedTuple):
 
   @property
   def name(self) -> str:
-    """Initial weights and schedule, as of any of its runs."""
+    """Name by initial weights and schedule, which is that of any of its runs."""
     arm = f' ({self.arm})' if self.arm else ''
     return f'{self.runs[0].init}{arm} {self.schedule}'
 
   @property
   def label(self) -> str:
-    """The name, with the number of seeds."""
+    """The name, followed by the number of seeds."""
     return self.name + (f', {len(self.runs)} seeds' if len(self.runs) > 1 else '')
 
 
@@ -55,7 +55,7 @@ def groups(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def labels(by_settings: Sequence[Sequence[Run]], most: int = 3) -> list[str]:
-  """Return what sets each of several groups apart, as 'num_images = 50'; at most some settings, '' for a single one."""
+  """Return what sets each of several groups apart, as 'num_images = 50'; '' for a single group."""
   settings = [dict(group[0].twin_key) for group in by_settings]
   names = sorted({name for one in settings for name in one})
   names = [name for name in names if len({one.get(name) for one in settings}) > 1]
@@ -75,7 +75,7 @@ def labels_by_key(runs: Sequence[Run]) -> dict[Key, str]:
 
 
 def in_group(name: str, about: str) -> str:
-  """Return the name of something of one group, with what sets the group apart, '' if nothing does."""
+  """Return a name followed by what sets its group apart, as 'scratch 2x, num_images = 50'; '' adds nothing."""
   return f'{name}, {about}' if about else name
 
 
@@ -105,7 +105,7 @@ def by_arm(of: Sequence[Side]) -> dict[str, list[Side]]:
 
 
 def _arms(names: Mapping[Key, str]) -> dict[Key, str]:
-  """Return what to call each kind of initial weights: its name, with what sets it apart from others of that name.
+  """Return a distinct name for each kind of initial weights: its own, with what sets it apart from others of that name.
 
   '' for a single kind.
   """
@@ -121,7 +121,7 @@ def _arms(names: Mapping[Key, str]) -> dict[Key, str]:
 
 
 def labelled_sides(runs: Sequence[Run]) -> list[tuple[str, Side]]:
-  """Return the sides of all groups with a label each: the name of a single run, or what its runs have in common."""
+  """Return the sides of all groups, each with a label: the name of its only run, or what its runs share."""
   about = labels_by_key(runs)
   return [(side.runs[0].name if len(side.runs) == 1 else in_group(side.label, about[group[0].twin_key]), side)
           for group in groups(runs) for init in (SCRATCH, PRETRAINED) for side in sides(group, init)]

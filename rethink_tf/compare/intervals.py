@@ -63,12 +63,12 @@ class HeldOut(NamedTuple):
 
   @classmethod
   def alike(cls, num_images: int, least: float = 0.0) -> HeldOut:
-    """Return that of images which all hold the same classes."""
+    """Return the HeldOut of images that all hold the same classes."""
     return cls(num_images, num_images - 1, num_images / (num_images - 1), least)
 
   @classmethod
   def of(cls, objects: Sequence[np.ndarray]) -> HeldOut:
-    """Return that of images by the number of objects of each class in each, [images] for each class with objects."""
+    """Return the HeldOut of images, given an array [images] of object counts for each class that has objects."""
     holding = np.array([np.count_nonzero(one) for one in objects], float)
     share = 1 / holding / np.sum(1 / holding)
     fewer = np.maximum(holding - 1, 0.5)  # a class of one image has no variance of its own
@@ -79,7 +79,7 @@ class HeldOut(NamedTuple):
                  np.sum(1 / counts)))
 
   def times(self, images: float) -> HeldOut:
-    """Return that of so many times as many images of the same kind."""
+    """Return the HeldOut of `images` times as many images of the same kind."""
     return HeldOut(round(self.num_images * images), self.degrees * images, 1 + (self.inflation - 1) / images,
                    self.least / images ** 2)
 
@@ -107,18 +107,18 @@ class Interval(NamedTuple):
 
   @classmethod
   def around(cls, value: float, half: float, confidence: float, resolved: float | None = None) -> Interval:
-    """Return the interval of half a width to either side, as far as differences can be."""
+    """Return the interval `value` ± `half`, cut where a difference of AP cannot be larger."""
     return cls(value, max(value - half, -LARGEST), min(value + half, LARGEST), confidence,
                None if resolved is None else min(resolved, LARGEST))
 
   @property
   def half(self) -> float:
-    """Half of the width; of an interval that ends at the largest difference the longer side."""
+    """Half of the width; of an interval that is cut, its longer side."""
     return max(self.high - self.value, self.value - self.low)
 
   @property
   def is_cut(self) -> bool:
-    """Whether it ends at the largest difference."""
+    """Whether an end was cut at the largest possible difference."""
     return self.low <= -LARGEST or self.high >= LARGEST
 
   def __str__(self) -> str:
@@ -146,12 +146,12 @@ def _own_variance(side: SideScores) -> float:
 
 
 def degrees_of_arm(schedules: int, seeds: float) -> float:
-  """Return the degrees of freedom of a spread that is pooled over schedules with so many seeds each."""
+  """Return the degrees of freedom of a spread pooled over schedules, given the number of seeds of each."""
   return schedules * (seeds - 1) / (1 + (schedules - 1) * _CORRELATION ** 2)
 
 
 def given_spread(points: float) -> SeedSpread:
-  """Return a known spread: a standard deviation between seeds in points of AP, without what images add to it."""
+  """Return the spread for a known standard deviation between seeds, in points of AP."""
   return SeedSpread(points ** 2, 0.0, math.inf)
 
 
@@ -184,7 +184,7 @@ def outside(confidence: float, comparisons: int = 1, look: Look | None = None) -
 
 
 def variance_over_images(first: SideScores, second: SideScores, held_out: HeldOut) -> float:
-  """Return B above, not less than that of one object: sides that agree in a few objects may not agree in others."""
+  """Return B above, but at least the variance of one object: other images might tell the sides apart."""
   return max(float(_variance(first.draws.mean(0) - second.draws.mean(0), held_out)), held_out.least)
 
 
@@ -201,7 +201,7 @@ def variance(images: Values, spreads: Spreads, seeds: Seeds) -> Values:
 
 
 def degrees(images: Values, spreads: Spreads, seeds: Seeds, held_out: HeldOut) -> Values:
-  """Return the degrees of freedom of V, very many if it is 0."""
+  """Return the degrees of freedom of V; a very large number if V is 0."""
   parts = [spread.variance / n for spread, n in zip(spreads, seeds, strict=True)]
   rest = variance(images, spreads, seeds) - sum(parts)
   uncertain = sum(part ** 2 / spread.degrees for part, spread in zip(parts, spreads, strict=True))

@@ -10,10 +10,11 @@ from rethink_tf import gin_files
 
 
 def added(configurations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-  """Return configurations with the parameters that only others of them have, at their defaults.
+  """Return the configurations, each completed with the defaults of parameters that only the others have.
 
-  A run records all parameters of the components that it uses. One that it lacks of such a component was added since,
-  and its default is what the component did before. (A component that it does not use is named by another binding.)
+  A run records all parameters of the components that it uses. If it lacks a parameter of such a component, that was
+  added in a later version, with the earlier behaviour as its default. A component that is not used at all is not
+  completed: the binding that selects another one differs already.
   """
   names = sorted({name for one in configurations for name in one})
   found, defaults = [], {}
@@ -32,7 +33,7 @@ def _owner(name: str) -> str:
 
 
 def _default(name: str) -> Any:
-  """Return the default of a parameter; Parameter.empty if this version has none, or one that is no literal."""
+  """Return the default of a parameter; Parameter.empty if this version has none, or one that is not a literal."""
   from rethink_tf import experiment  # noqa: F401  registers all components
 
   value = gin_files.default(name.rpartition('/')[2])

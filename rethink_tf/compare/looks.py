@@ -1,6 +1,6 @@
-"""The looks that were taken at a study that may stop early: a restart gets none for free.
+"""Records the looks taken at a study that may stop early, so that a restart does not get a look for free.
 
-They are recorded in the folder of the study, and in each run that was looked at, which may be moved or copied.
+The record is in the folder of the study and in each run that was looked at, since runs may be moved or copied.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ class Record(NamedTuple):
     return Look(self.taken[-1].seeds, self.max_seeds) if self.taken else None
 
   def is_of(self, other: Record) -> bool:
-    """Whether a record is of the same study, by its plan and the scores at its first look."""
+    """Whether two records are of the same study, judged by the plan and the scores at the first look."""
     return (self.max_seeds, self.metric, self.taken[0].scores) == (other.max_seeds, other.metric, other.taken[0].scores)
 
   def at(self, seeds: int) -> Taken | None:
-    """Return the look that was taken with a number of seeds."""
+    """Return the look that was taken with a number of seeds, None if there was none."""
     return next((one for one in self.taken if one.seeds == seeds), None)
 
   def with_look(self, taken: Taken) -> Record:
-    """Return the record with a further look, or with the latest one concluded."""
+    """Return the record with another look, which replaces the latest one if that has the same number of seeds."""
     return self._replace(taken=(*(one for one in self.taken if one.seeds != taken.seeds), taken))
 
 
@@ -69,7 +69,7 @@ def read(folder: str) -> Record | None:
 
 
 def _parsed(folder: str) -> tuple[Record | None, str]:
-  """Return the record in the folder of a study or of a run, and the study that a run names."""
+  """Return the record in the folder of a study or of a run, and the study folder that a run's record names."""
   path = os.path.join(folder, FILE)
   if not tf.io.gfile.exists(path):
     return None, ''
@@ -104,7 +104,7 @@ def write(folder: str, record: Record, run_folders: Sequence[str] = ()) -> None:
 
 
 class Studies(NamedTuple):
-  """The studies that some runs are of and at which looks were taken, by folder."""
+  """The studies, by folder, that some runs belong to and at which looks were taken."""
 
   records: Mapping[str, Record]
   runs: int  # number of runs that are of one of them
@@ -112,7 +112,7 @@ class Studies(NamedTuple):
 
   @property
   def strictest(self) -> Record | None:
-    """The record of the look whose intervals are the widest, None without any study."""
+    """The record whose latest look has the widest intervals, None without any study."""
     return min(self.records.values(), key=lambda record: record.look.tail(0.95), default=None)
 
 
@@ -144,7 +144,7 @@ def of_runs(run_folders: Sequence[str]) -> Studies:
 
 
 def _parents(run_folder: str) -> set[str]:
-  """Return the folder that holds a run folder and, where this is a link, the one that holds what it points to."""
+  """Return the parent of a run folder and, if the run folder is a link, the parent of its target."""
   if '://' in run_folder:
     return {os.path.dirname(run_folder.rstrip('/'))}
   path = os.path.abspath(os.path.expanduser(run_folder))
@@ -152,13 +152,13 @@ def _parents(run_folder: str) -> set[str]:
 
 
 def described(record: Record) -> str:
-  """Describe the latest look, as a fact of the page."""
+  """Describe the latest look for the list of facts on the page."""
   look = record.look
   return f'look {look.number} of at most {look.planned}, after {look.seeds} of at most {look.max_seeds} seeds'
 
 
 def cautions(studies: Studies) -> list[str]:
-  """Return what the reader must know of looks that are not among the planned ones."""
+  """Return notes on looks that were not planned, one line each."""
   lines = [f'The runs were compared with {record.before} seeds before this study began to look at them: the error rate '
            'of that comparison, 5 %, comes on top of the 5 % of all looks together.'
            for record in studies.records.values() if record.before]

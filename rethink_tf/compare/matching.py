@@ -20,13 +20,13 @@ from rethink_tf.storage.run_folder import RunFolder
 AREAS = {'s': (0, 32 ** 2), 'm': (32 ** 2, 96 ** 2), 'l': (96 ** 2, 1e10)}  # COCO's, in pixels; both ends included
 FILES = {'box/AP': ('bbox.json', 'bbox'), 'mask/AP': ('segm.json', 'segm'),
          'keypoint/AP': ('keypoints.json', 'keypoints')}
-# Points of AP by which that of saved detections may differ from that of an evaluation to be taken for its own: if they
-# do not record which they are of, and if they record another one. Scored again, they have their AP to the last digit.
-_OF_ANOTHER, _THE_SAME = 1.0, 1e-3
+# Saved detections are taken for those of an evaluation if their AP, scored again, differs by no more than this many
+# points: the first if they record this evaluation or (of an earlier version) none, the second if they record another.
+_TOLERANCE, _TOLERANCE_OF_ANOTHER = 1.0, 1e-3
 
 
 class Scored(NamedTuple):
-  """Matches of the detections of an evaluation, and what is equal for the same ground truth and rules of scoring."""
+  """Per-image matches of an evaluation, with digests of the ground truth and of the rules they were scored by."""
 
   matches: Matches
   ap: float  # in percent
@@ -35,14 +35,14 @@ class Scored(NamedTuple):
 
 
 class SavedMatches:
-  """Matches of the last evaluations of some runs, each read once."""
+  """Matches of the last evaluations of several runs, each read at most once."""
 
   def __init__(self, read: Callable[[str], Scored | None], metric: str) -> None:
-    """read: of a run, by name; None: it has not saved its detections. metric: of which they are."""
+    """read: returns the saved matches of a run, None if it has none. metric: the one to compare by."""
     self._read, self._metric = functools.cache(read), metric
 
   def __call__(self, run: Run) -> Matches | None:
-    """Return the matches of a run, None without its detections, or if they are of another evaluation."""
+    """Return the matches of a run; None if no detections were saved, or those of another evaluation."""
     scored = self._of_evaluation(run)
     return None if scored is None else scored.matches
 
@@ -52,7 +52,7 @@ class SavedMatches:
     return '' if scored is None else scored.truth
 
   def of_another(self, run: Run) -> float | None:
-    """Return the AP in percent of detections that are of another evaluation than the last one, else None."""
+    """Return the AP in percent of the saved detections if they are not of the last evaluation, else None."""
     scored = self._read(run.name)
     return None if scored is None or scored is self._of_evaluation(run) else scored.ap
 
@@ -60,7 +60,7 @@ class SavedMatches:
     scored = self._read(run.name)
     if scored is None:
       return None
-    most = _OF_ANOTHER if scored.evaluated in (None, run.evaluated) else _THE_SAME
+    most = _TOLERANCE if scored.evaluated in (None, run.evaluated) else _TOLERANCE_OF_ANOTHER
     return scored if abs(scored.ap - run.final(self._metric)) <= most else None
 
 

@@ -61,7 +61,7 @@ footer {{ margin-top: 1.5rem; color: {MUTED}; font-size: .85rem; }}
 
 
 class Answer(NamedTuple):
-  """What a verdict says, with its chart."""
+  """A verdict as shown on the page, with its chart."""
 
   kind: str  # 'scratch', 'pretrain' or 'open': the colour and icon
   headline: str
@@ -73,7 +73,7 @@ class Answer(NamedTuple):
 
 
 class Drawn(NamedTuple):
-  """One image with what was annotated and what each side detected."""
+  """An image with its ground truth and the detections of each side."""
 
   name: str
   sides: Mapping[str, bytes]  # JPEG files by side

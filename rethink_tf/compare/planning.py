@@ -1,4 +1,4 @@
-"""What a comparison will be able to tell, and what would settle one that is open: images, seeds, a longer schedule."""
+"""Planning of comparisons: what a study can detect, and what would settle an open one (images, seeds, schedule)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rethink_tf.compare.intervals import HeldOut, Seeds, SeedSpread, SideScores,
 from rethink_tf.compare.sequential import MOST, Look
 from rethink_tf.console import counted, duration, signed
 
-MOST_SEEDS, MOST_TIMES = MOST, 25  # a side, and of images; beyond, an addition is no advice
+MOST_SEEDS, MOST_TIMES = MOST, 25  # a side, and of images; beyond these, an addition is not useful advice
 RISING = 0.5  # points of AP from a schedule to the next longer one
 _EVEN, _POWER = 0.5, 0.8
 TRUE_DIFFERENCE = 3.0  # standard deviation of true differences in points of AP, before they are measured
@@ -31,7 +31,7 @@ _IMAGE_NOISE, _OF_RUNS = 0.3, 0.75
 
 
 class Noise(NamedTuple):
-  """What the interval of the difference of two sides is made of: variances in points squared, on some images."""
+  """Sources of the variance of a difference between two sides, in points squared, on a given set of images."""
 
   between: Values  # over images, of the two sides whatever their seeds
   of_images: Values  # of a run, over images: other images would change it
@@ -40,7 +40,7 @@ class Noise(NamedTuple):
 
   @classmethod
   def measured(cls, first: SideScores, second: SideScores, spreads: Spreads, held_out: HeldOut) -> Noise:
-    """Return the noise of two sides of a comparison; that between seeds is the mean of both, as it is in V."""
+    """Return the noise of two measured sides; the variance between seeds is the mean of both, as in V."""
     share = np.array([1 / len(first.values), 1 / len(second.values)])
     of_images = float(share @ [spread.of_images for spread in spreads])
     seeds = float(share @ [spread.variance for spread in spreads])
@@ -62,29 +62,29 @@ class Noise(NamedTuple):
     return Noise(self.between / images, self.of_images / images, self.own, self.held_out.times(images))
 
   def over_images(self, seeds: Seeds) -> Values:
-    """Return the variance over images of the difference of two sides with so many seeds."""
+    """Return the variance over images of the difference of two sides, given their numbers of seeds."""
     return np.maximum(self.between + self.of_images * sum(1 / n for n in seeds), self.held_out.least)
 
   def variance(self, seeds: Seeds) -> Values:
-    """Return the variance of the difference of two sides with so many seeds."""
+    """Return the variance of the difference of two sides, given their numbers of seeds."""
     return self.over_images(seeds) + self.own * sum(1 / n for n in seeds) + 1e-12
 
   def spreads(self, degrees: tuple[float, float]) -> Spreads:
-    """Return the spread between seeds of both sides. degrees: of freedom of each."""
+    """Return the spread between seeds of each side, given their degrees of freedom."""
     first, second = (SeedSpread(self.own + self.of_images, self.of_images, each) for each in degrees)
     return first, second
 
 
 def found(noise: Noise, seeds: Seeds, schedules: tuple[int, int] | None, tail: float) -> float:
-  """Return the true difference that a comparison of two sides finds in four of five cases, in points.
+  """Return the true difference, in points, that a comparison of two sides detects with a power of 80 %.
 
-  Its interval is computed from a variance that is estimated itself: with two or three seeds the true difference is well
-  above half its width. The power is the mean over spreads between seeds as they would be observed.
+  The interval's variance is itself estimated: with two or three seeds the detectable difference is well above half the
+  interval's width. The power is averaged over the spreads between seeds that may be observed.
 
   Args:
     noise: of the difference.
     seeds: numbers of seeds of the two sides, at least two.
-    schedules: over which the spread between seeds is pooled, of both; None: the spread is known.
+    schedules: numbers of schedules over which the spread of each side is pooled; None: the spread is known.
     tail: probability outside one end of the interval.
   """
   random = np.random.default_rng(0)
@@ -138,15 +138,19 @@ def chance(value: Values, noise: Noise, seeds: Seeds, then: Seeds, images: float
 
 
 class Addition(NamedTuple):
-  """What settles a difference in a share of cases: either of it. None: nothing of that kind."""
+  """Additional seeds or images, either of which would settle a difference with a given probability; None: neither."""
 
   seeds: int | None = None  # more, of each side, at most: a study that stops early may need fewer
   images: int | None = None  # more held-out ones
 
   def words(self) -> list[str]:
-    """Return each in words, seeds last."""
-    found = [] if self.images is None else [f'about {self.images:,} more held-out image{"s" * (self.images != 1)}']
-    return found + ([] if self.seeds is None else [f'{counted(self.seeds, "more seed")} of each side'])
+    """Return the additions in words, seeds last."""
+    found = []
+    if self.images is not None:
+      found.append(f'about {self.images:,} more held-out {"image" if self.images == 1 else "images"}')
+    if self.seeds is not None:
+      found.append(f'{counted(self.seeds, "more seed")} of each side')
+    return found
 
 
 class Need(NamedTuple):
@@ -160,8 +164,8 @@ class Need(NamedTuple):
   chance: float = 1.0  # that the seeds that a study has left settle it
 
 
-_WITHOUT_IMAGES = Need('one held-out image tells nothing of others',
-                       'One held-out image tells nothing of others: no interval can be given. Evaluate on more.')
+_WITHOUT_IMAGES = Need('one held-out image says nothing about others',
+                       'One held-out image says nothing about others: no interval can be given. Evaluate on more.')
 _WITHOUT_INTERVAL = Need('no interval can be given',
                          'Detections are missing (CocoEvaluator.save_results) or of different images or objects, or '
                          'the metric has no intervals: no interval can be given.')
@@ -169,7 +173,7 @@ _WITHOUT_INTERVAL = Need('no interval can be given',
 
 def needed(side: Side, best: Side, differences: Differences, margin: float, schedules: Sequence[Side],
            shorter: Side | None = None) -> Need:
-  """Describe what would settle a difference, in how many cases, and the training time that it takes.
+  """Describe what would settle a difference, how likely that is, and the training time that it takes.
 
   Args:
     side, best: the scratch schedule, and the best pre-trained one.
@@ -215,14 +219,14 @@ def needed(side: Side, best: Side, differences: Differences, margin: float, sche
 
 
 def _range(low: float, high: float) -> str:
-  """Return where scratch may be, in words."""
+  """Describe in words where scratch may lie relative to pre-training."""
   if not low < 0 < high:
     return f'the difference may be anything from {signed(low)} to {signed(high)} points'
   return f'scratch may be up to {signed(-low)[1:]} points behind, or up to {signed(high)[1:]} ahead'
 
 
 class _Known(NamedTuple):
-  """What is known of an open difference."""
+  """What is known about a difference that is still open."""
 
   value: float
   noise: Noise
@@ -233,14 +237,14 @@ class _Known(NamedTuple):
   margin: float
 
   def chance(self, look: Look | None, more: int = 0, images: float = 1) -> float:
-    """Return the probability that so many seeds more, or times as many images, settle it."""
+    """Return the probability that more seeds, or `images` times as many images, settle the difference."""
     degrees = self.degrees_with(more) if more else self.degrees
     return float(chance(self.value, self.noise, self.seeds, (self.seeds[0] + more, self.seeds[1] + more), images,
                         self.degrees, degrees, self.outside(look), self.margin))
 
 
 def _left(known: _Known, look: Look | None) -> tuple[float, str]:
-  """Return the probability that the seeds that a study has left settle a difference, and a sentence that says it."""
+  """Return the probability that a study's remaining seeds settle a difference, and a sentence that says so."""
   if look is None:
     return 1.0, ''
   left = look.max_seeds - look.seeds
@@ -250,9 +254,9 @@ def _left(known: _Known, look: Look | None) -> tuple[float, str]:
 
 
 def _enough(known: _Known, look: Look | None, power: float) -> Addition:
-  """Return the fewest seeds and images that settle a difference with a probability.
+  """Return the smallest numbers of seeds and of images that settle a difference with probability `power`.
 
-  Seeds are added by a study that looks after each (`--until_settled`), whose last interval is wider.
+  The seeds are those of a study that looks after each one (`--until_settled`), whose last interval is wider.
   """
   now, images = max(known.seeds), known.noise.held_out.num_images
   return Addition(
@@ -263,7 +267,7 @@ def _enough(known: _Known, look: Look | None, power: float) -> Addition:
 
 def _degrees(differences: Differences, pair: tuple[Side, Side],
              spreads: Spreads) -> Callable[[int], tuple[float, float]]:
-  """Return the degrees of freedom of both sides by the number of added seeds; those of a given spread are infinite."""
+  """Return a function: number of added seeds -> degrees of freedom of both sides; infinite for a known spread."""
   pooled = [(differences.schedules(side), len(side.runs)) for side in pair]
 
   def degrees(added: int) -> tuple[float, float]:
@@ -275,26 +279,26 @@ def _degrees(differences: Differences, pair: tuple[Side, Side],
 
 
 def twice_as_long(side: Side) -> str:
-  """Return the training time of a schedule twice as long as a side's, in brackets; '' if it is unknown."""
+  """Return the training time of a schedule twice as long as a side's, in brackets; '' if unknown."""
   seconds = 2 * len(side.runs) * _seconds(side)
   seeds = f', {len(side.runs)} seeds' if len(side.runs) > 1 else ''
   return f' (twice as long{seeds}: {duration(seconds)} of training)' if math.isfinite(seconds) and seconds > 0 else ''
 
 
 def _longer(side: Side, shorter: Side | None, metric: str) -> str:
-  """Return the words for a longer schedule, '' if the metric has stopped rising, or if there is but one schedule."""
+  """Return the advice to train longer, '' if the metric has stopped rising or there is a single schedule."""
   if shorter is None or not side.mean(metric) - shorter.mean(metric) > RISING:
     return ''
   return f'a schedule twice as long as {side.schedule}'
 
 
 def _seconds(side: Side) -> float:
-  """Return the seconds of a run of a side inside training steps, NaN if unknown."""
+  """Return the training time of one run of a side in seconds, NaN if unknown."""
   return float(np.mean([run.curve.seconds[-1] for run in side.runs]))
 
 
 def _cheapest(costs: dict[str, float]) -> str:
-  """Return a sentence about the training time of what can be trained, the cheapest first; '' if it is unknown."""
+  """Return a sentence with the training time of each option, the cheapest first; '' if unknown."""
   known = sorted((seconds, what) for what, seconds in costs.items() if math.isfinite(seconds) and seconds > 0)
   if not known:
     return ''

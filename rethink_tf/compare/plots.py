@@ -1,7 +1,7 @@
 """Plots of a comparison: a metric against samples seen (Fig. 1 and 2), its final values, AP by size, losses.
 
-Runs differ in more than their colour: pre-trained ones have dashed lines and hatched bars, of each kind of initial
-weights their own; schedules have markers.
+Runs are told apart by more than colour: pre-trained ones have dashed lines and hatched bars, a pattern for each kind of
+initial weights; schedules have markers.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _CHARACTER = 0.017  # width of a character of a label, of that of its axis
 
 
 class Style(NamedTuple):
-  """What tells the initial weights of runs apart besides the colour."""
+  """What tells initial weights apart besides colour."""
 
   line: Any  # Matplotlib's line style
   hatch: str | None  # of bars
@@ -145,10 +145,10 @@ def _panel(axes: Axes, runs: Sequence[Run], metric: str, key: str, title: str) -
 
 
 def end_points(runs: Sequence[Run], metric: str) -> Figure:
-  """Plot the final metric of each schedule against images seen; bars are one standard deviation between seeds.
+  """Plot the final metric of each schedule against images seen; error bars are one standard deviation between seeds.
 
-  A line for scratch and one for each kind of initial weights, of each group of runs, side by side where they have seen
-  as many images.
+  Each group of runs has a line for scratch and one for each kind of initial weights; sides with the same number of
+  images seen are drawn next to each other.
   """
   from matplotlib.transforms import ScaledTranslation
 
@@ -224,7 +224,7 @@ def answer(verdict: Verdict, margin: float) -> Figure:
 
 
 def _ticks(places: Mapping[str, float]) -> tuple[list[float], list[str]]:
-  """Return ticks and labels of schedules that do not overlap on a logarithmic axis of the page's width.
+  """Return ticks and labels of the schedules that do not overlap on a logarithmic axis as wide as the page.
 
   Schedules of one length share a label; one without room has none, the longest before the others.
   """

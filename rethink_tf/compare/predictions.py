@@ -24,7 +24,7 @@ Cells = dict[int, tuple[str, np.ndarray, np.ndarray]]  # image id -> name, groun
 
 
 class SameImage(NamedTuple):
-  """One image with its ground truth and the predictions of each side."""
+  """An image with its ground truth and the predictions of each side."""
 
   name: str
   sides: dict[str, bytes]  # JPEG files: 'ground truth', then each side
@@ -49,7 +49,7 @@ def on_same_images(runs: Mapping[str, Run]) -> list[SameImage]:
 
 
 def _cells(run: Run) -> Cells:
-  """Return the images of a run's predictions.png; {} if it is missing, damaged or of a version that names no cells."""
+  """Return the images in a run's predictions.png; {} if it is missing or damaged, or does not list its images."""
   path = run.folder.join('eval', f'step-{int(run.curve.steps[-1]):08d}', 'predictions.png')
   if not tf.io.gfile.exists(path):
     return {}

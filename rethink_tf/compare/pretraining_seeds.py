@@ -1,7 +1,8 @@
-"""Runs whose initial weights come from pre-trainings that differ in nothing but their seed: one arm, not several.
+"""Treats pre-trainings that differ only in their seed as one kind of initial weights.
 
-The seeds of such an arm are those of pre-training and of training together, and so is the spread between its runs.
-Several runs of one schedule from the same weights would not be independent samples of it: then each weights are an arm.
+The spread between runs that start from them is then that of pre-training and of training together. If several runs of
+a schedule start from the same pre-trained weights, they are not independent samples of that; then the weights of each
+pre-training stay a kind of their own.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def joined(runs: Sequence[Run]) -> list[Run]:
-  """Return runs with the name of the arm that several of their initial weights are."""
+  """Return the runs, with a common name for initial weights that differ only in the seed of their pre-training."""
   by_recipe: dict[str, list[Run]] = collections.defaultdict(list)
   for run in runs:
     if run.recipe:
@@ -25,9 +26,10 @@ def joined(runs: Sequence[Run]) -> list[Run]:
 
 
 def described(runs: Sequence[Run]) -> list[str]:
-  """Return a sentence for each arm of several initial weights."""
+  """Return a sentence for each set of initial weights that are treated as one."""
   names = sorted({run.seeds_of_weights for run in runs if run.seeds_of_weights})
-  return [f'{name}: pre-trainings that differ in their seed alone are one arm; its spread between seeds is of both.'
+  return [f'{name}: weights whose pre-training differs only in its seed count as one arm; its spread between seeds '
+          'includes that of pre-training.'
           for name in names]
 
 

@@ -1,4 +1,4 @@
-"""What the settings of a run do not tell: how it was trained before its latest start, with which software, on what."""
+"""What a run's settings do not show: earlier settings, software, hardware, initial weights, failed seeds."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _FAR = 5.0  # points of AP
 
 
 class Differing(NamedTuple):
-  """Software or hardware that is not the same in all runs."""
+  """A kind of software or hardware that differs between runs."""
 
   cautions: list[str]  # what tells one side from the other
   notes: list[str]
 
 
 def far_below(runs: Sequence[Run], metric: str) -> list[str]:
-  """Return a line for each run whose metric is far below that of all other seeds of its side.
+  """Return a warning for each run whose metric is far below that of all other seeds of its side.
 
-  It counts: to leave out what failed would flatter a side.
+  Such a run still counts: leaving out what failed would flatter a side.
   """
   lines = []
   for side in (side for group in groups(runs) for init in (SCRATCH, PRETRAINED) for side in sides(group, init)):
@@ -45,7 +45,7 @@ def far_below(runs: Sequence[Run], metric: str) -> list[str]:
 
 
 def changes(runs: Sequence[Run]) -> list[str]:
-  """Return a line for each start that continued a run with other settings or other data.
+  """Return a warning for each time that a run was resumed with other settings or other data.
 
   A schedule that was made longer or shorter while the rate had not dropped yet is the one that the settings tell.
 
@@ -58,15 +58,15 @@ def changes(runs: Sequence[Run]) -> list[str]:
     for entry in own.history if own is not None else ():
       if isinstance(entry, dict) and type(step := entry.get('step')) is int and step > 0:
         if settings := [change for change in _settings(entry) if _changes_the_run(change, run, step)]:
-          lines.append(f'{run.name} was trained with other settings up to step {step} ({listed(settings)}): it is not '
-                       'the run that its settings tell.')
+          lines.append(f'{run.name} was trained with other settings up to step {step} ({listed(settings)}): its '
+                       'settings do not describe all of its training.')
         if data := [line for line in _list(entry, 'data') if isinstance(line, str)]:
           lines.append(f'{run.name} was trained on other data up to step {step} ({"; ".join(data)}).')
   return lines
 
 
 def software(runs: Sequence[Run]) -> Differing:
-  """Return which versions of the package, TensorFlow and Keras the runs were trained with, if not with the same."""
+  """Return the versions of the package, TensorFlow and Keras if they differ between runs."""
   recorded = [_versions(run) for run in runs]
   found, apart = [], []
   for package in _PACKAGES:
@@ -81,9 +81,9 @@ def software(runs: Sequence[Run]) -> Differing:
 
 
 def hardware(runs: Sequence[Run]) -> Differing:
-  """Return on which devices the runs were trained, if not on the same. Earlier versions did not record them.
+  """Return the devices that runs were trained on if they differ; earlier versions did not record them.
 
-  The same seed takes another way on other hardware, which rounds otherwise.
+  Other hardware rounds differently, so that the same seed gives another result.
   """
   recorded = [{found for record in _starts(run) if isinstance(found := record.get('hardware'), str)} for run in runs]
   if len(set().union(*recorded)) < 2:
@@ -95,7 +95,7 @@ def hardware(runs: Sequence[Run]) -> Differing:
 
 
 def _counted(recorded: Sequence[set[str]], separator: str) -> str:
-  """Return every value with the number of runs that have it."""
+  """Join all values, each with the number of runs that have it."""
   counts = collections.Counter(value for one in recorded for value in one)
   return separator.join(f'{value} ({counted(count, "run")})' for value, count in sorted(counts.items()))
 
@@ -108,7 +108,7 @@ def _apart(runs: Sequence[Run], recorded: Sequence[set[str]], separator: str) ->
 
 
 def weights(runs: Sequence[Run]) -> list[str]:
-  """Return a line for each run that started from another file than an earlier run, under the same name."""
+  """Return a warning for each run that started from another file than an earlier run, though of the same name."""
   lines, first = [], {}
   for run in (run for run in runs if run.init == PRETRAINED and not run.seeds_of_weights):
     found = (costs.read_record(run.folder.join(costs.RECORD)) or {}).get('sha256')
@@ -121,7 +121,7 @@ def weights(runs: Sequence[Run]) -> list[str]:
 
 
 def held_out(runs: Sequence[Run]) -> list[str]:
-  """Return a line for runs of which held-out images were trained on, by them or before for their initial weights.
+  """Return a warning for runs that were trained, or whose initial weights were trained, on held-out images.
 
   As far as it is recorded: of local sets of some thousand images (data/digest.py).
 
@@ -140,7 +140,7 @@ def held_out(runs: Sequence[Run]) -> list[str]:
 
 
 def statistics(runs: Sequence[Run]) -> list[str]:
-  """Return a line for each run whose SyncBatchNorm took its statistics over other numbers of images than another's.
+  """Return a warning for each run whose SyncBatchNorm took statistics over another number of images than the rest.
 
   They depend on the devices; runs of the same settings are compared. Earlier versions did not record them.
   """
@@ -162,7 +162,7 @@ def _numbers(found: Sequence[int]) -> str:
 
 
 def _settings(entry: Mapping[str, Any]) -> list[Change]:
-  """Return the changed settings of an entry, which may come from anybody's file."""
+  """Return the changed settings of a history entry, [] if it is malformed."""
   return [Change(one['name'], one.get('was'), one.get('now'), kind_of(one['name']))
           for one in _list(entry, 'settings') if isinstance(one, dict) and isinstance(one.get('name'), str)]
 

@@ -16,7 +16,7 @@ _IMAGES = {'box AP': 5000, 'keypoint AP': 5000}  # of COCO's val2017
 
 
 def reproduces(sheet: str) -> tuple[str, str]:
-  """Return the first sentence of a run sheet's "Reproduces" field, and the published result in it or 'not published'.
+  """Return the first sentence of a run sheet's "Reproduces" field, and the result it quotes or 'not published'.
 
   Raises:
     UserError: the field is missing.

@@ -82,42 +82,54 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
   check_options(margin, seed_spread)
   runs = read_runs(run_folders)
   metric = common_metric(runs, metric)
-  counted = copies.independent(_complete(runs))
+  counting = copies.independent(_complete(runs))  # for a verdict
   studies = looks.of_runs(run_folders)
   record = studies.strictest
-  look = None if record is None else record.look
-  matches = _matches_reader(runs, metric)
-  differences = Differences(counted, metric, matches, draws, confidence, seed_spread, look)
-  verdicts = verdict.verdicts(counted, differences, margin)
-  content = {
-    'Runs': _runs_table(runs),
-    'Scratch against the best pre-trained run': tables.steps_table(counted, verdicts),
-    'Scratch against pre-training at the same schedule': tables.twins_table(counted, differences, margin),
-    f'Differences of {metric_name(metric)} from the first run': tables.differences_table(runs, differences, margin),
-    'Settings that differ': tables.settings_table(runs),
-  }
-  answers = _answers(counted, verdicts, margin) or [_without_verdict(runs, metric)]
-  facts = [*_facts(counted or runs, differences),
-           *([('Stops early', looks.described(record))] if record is not None else [])]
+  matches = matches_reader(runs, metric)
+  differences = Differences(counting, metric, matches, draws, confidence, seed_spread,
+                            None if record is None else record.look)
+  verdicts = verdict.verdicts(counting, differences, margin)
+  answers = _answers(counting, verdicts, margin) or [_without_verdict(runs, metric)]
+  facts = _facts(counting or runs, differences)
+  if record is not None:
+    facts.append(('Stops early', looks.described(record)))
   differing = [provenance.software(runs), provenance.hardware(runs)]
-  cautions = [*_cautions(runs), *provenance.far_below(counted, metric), *same_data.scored(runs, matches, metric),
-              *(line for one in differing for line in one.cautions), *looks.cautions(studies)]
-  words = [*(line for one in answers for line in (f'{one.about}: {one.headline}' if one.about else one.headline,
-                                                  one.words, one.cost) if line),
-           ' · '.join(f'{name.lower()}: {value}' for name, value in facts), *cautions]
-  text = '\n\n'.join([
-    *map(plain, words), *(f'{name}\n{tables.as_text(rows)}' for name, rows in content.items() if len(rows) > 1)])
+  notes = [*_notes(runs, verdicts, confidence), *(line for one in differing for line in one.notes)]
+  if planned:
+    notes.append(f'Planned: {planned}.')
   objects = matching.object_sizes(runs[0].folder, metric, int(runs[0].curve.steps[-1]))
-  whole = page.Content(_title(runs, metric), answers, facts, cautions, _drawn(answers, verdicts, matches),
-                       _legend(runs), plots.render(plots.panels(runs, metric, objects), 'svg'), content,
-                       [*_notes(runs, verdicts, confidence), *(line for one in differing for line in one.notes),
-                        *([f'Planned: {planned}.'] if planned else [])])
-  written = _write(output, runs, metric, whole, objects, cure)
-  return Comparison(tuple(runs), metric, tuple(verdicts), text, written)
+  content = page.Content(
+    title=_title(runs, metric), answers=answers, facts=facts,
+    cautions=[*_cautions(runs), *provenance.far_below(counting, metric), *same_data.scored(runs, matches, metric),
+              *(line for one in differing for line in one.cautions), *looks.cautions(studies)],
+    drawn=_drawn(answers, verdicts, matches), legend=_legend(runs),
+    panels=plots.render(plots.panels(runs, metric, objects), 'svg'),
+    tables={
+      'Runs': _runs_table(runs),
+      'Scratch against the best pre-trained run': tables.steps_table(counting, verdicts),
+      'Scratch against pre-training at the same schedule': tables.twins_table(counting, differences, margin),
+      f'Differences of {metric_name(metric)} from the first run': tables.differences_table(runs, differences, margin),
+      'Settings that differ': tables.settings_table(runs),
+    },
+    notes=notes)
+  written = _write(output, runs, metric, content, objects, cure)
+  return Comparison(tuple(runs), metric, tuple(verdicts), _as_text(content), written)
+
+
+def _as_text(content: page.Content) -> str:
+  """Return answers, facts, cautions and tables for the terminal."""
+  words: list[str] = []
+  for one in content.answers:
+    headline = f'{one.about}: {one.headline}' if one.about else one.headline
+    words += [line for line in (headline, one.words, one.cost) if line]
+  words.append(' · '.join(f'{name.lower()}: {value}' for name, value in content.facts))
+  words += content.cautions
+  shown = [f'{name}\n{tables.as_text(rows)}' for name, rows in content.tables.items() if len(rows) > 1]
+  return '\n\n'.join([*map(plain, words), *shown])
 
 
 def check_output(output: str) -> None:
-  """Check that the folder of a report holds nothing that the report would replace, before anything is computed.
+  """Check, before anything is computed, that a report in this folder would not overwrite something else.
 
   Raises:
     UserError: it has no name, is a run folder, or its tensorboard/ is not the log of a comparison.
@@ -157,7 +169,7 @@ def _check_draws(confidence: float, draws: int) -> None:
 
 
 def noise(run_folders: Sequence[str], metric: str | None = None, draws: int = 200) -> Noise | None:
-  """Return what the interval of the first verdict on some runs is made of, None if they do not tell it.
+  """Return the noise behind the first verdict on some runs, None if it cannot be measured.
 
   Raises:
     UserError: a folder is not a run folder or has no evaluation.
@@ -166,7 +178,7 @@ def noise(run_folders: Sequence[str], metric: str | None = None, draws: int = 20
   if not runs:
     return None
   metric = common_metric(runs, metric)
-  differences = Differences(runs, metric, _matches_reader(runs, metric), draws)
+  differences = Differences(runs, metric, matches_reader(runs, metric), draws)
   for group in groups.groups(runs):
     scratch, pretrained = (groups.sides(group, init) for init in (SCRATCH, PRETRAINED))
     if scratch and pretrained and differences.between(scratch[-1], pretrained[-1]) is not None:
@@ -178,7 +190,7 @@ def noise(run_folders: Sequence[str], metric: str | None = None, draws: int = 20
 
 
 def _complete(runs: Sequence[Run]) -> list[Run]:
-  """Return the runs that a verdict may count."""
+  """Return the runs that count for a verdict: those trained to the end of their schedule."""
   return [run for run in runs if run.complete]
 
 
@@ -197,14 +209,14 @@ def common_metric(runs: Sequence[Run], metric: str | None) -> str:
     available = sorted(one for one in runs[0].curve.metrics if one.endswith(('AP', 'top-1'))
                        and all(np.isfinite(run.final(one)) for run in runs))
     if not available:
-      raise UserError(f'{name}, and no other metric is one of all runs: compare detectors with detectors, and '
+      raise UserError(f'{name}, and the runs have no metric in common: compare detectors with detectors, and '
                       'classifiers with classifiers')
     raise UserError(f'{name}: choose a metric that all runs have with --metric (available: {", ".join(available)})')
   return metric
 
 
-def _matches_reader(runs: Sequence[Run], metric: str) -> SavedMatches:
-  """Return the matches of the runs' last evaluations, which are read when they are needed."""
+def matches_reader(runs: Sequence[Run], metric: str) -> SavedMatches:
+  """Return the matches of the runs' last evaluations, each read, and logged, when first needed."""
   by_name = {run.name: run for run in runs}
   started, done = time.monotonic(), 0
 
@@ -228,7 +240,7 @@ def _runs_table(runs: Sequence[Run], exact: bool = False) -> tables.Table:
 
 
 def _answers(runs: Sequence[Run], verdicts: Sequence[verdict.Verdict], margin: float) -> list[page.Answer]:
-  """Return the verdicts for the page; with several groups of runs each says which settings it is of."""
+  """Return the verdicts for the page; with several groups, each names its settings."""
   kinds = {verdict.SCRATCH_SUFFICES: 'scratch', verdict.PRETRAIN: 'pretrain', verdict.OPEN: 'open'}
   about = groups.labels_by_key(runs)
   return [page.Answer(kinds[one.answer], one.headline, one.words, one.cost,
@@ -258,7 +270,7 @@ def _without_verdict(runs: Sequence[Run], metric: str) -> page.Answer:
 
 
 def _facts(runs: Sequence[Run], differences: Differences) -> list[tuple[str, str]]:
-  """Return what the answers rest on: data, held-out images and objects, seeds, instances seen, date."""
+  """Return the facts behind the answers: data, held-out images and objects, seeds, instances seen, date."""
   facts = [('Data', ', '.join(sorted({run.data for run in runs})))]
   alone = [Side(run.schedule, (run,)) for run in runs]
   for name, count in (('Held-out images', differences.num_images), ('Held-out objects', differences.num_objects)):
@@ -280,7 +292,7 @@ def _facts(runs: Sequence[Run], differences: Differences) -> list[tuple[str, str
 
 
 def _cautions(runs: Sequence[Run]) -> list[str]:
-  """Return what of the runs readers must know besides the answers."""
+  """Return what readers must know about the runs besides the answers."""
   begun = [f'{run.name}: its last evaluation is of step {run.curve.steps[-1]:,} of {run.planned:,}: no verdict counts '
            'it.' for run in runs if not run.complete]
   names: dict[str, list[str]] = {}
@@ -295,7 +307,7 @@ def _cautions(runs: Sequence[Run]) -> list[str]:
 
 
 def _title(runs: Sequence[Run], metric: str) -> str:
-  """Say what is compared."""
+  """Return the title of the page."""
   inits = {run.init for run in runs}
   what = 'Scratch or pre-training' if len(inits) > 1 else f'Runs that are all {min(inits)}'
   return f'{what}: {metric_name(metric)} on {", ".join(sorted({run.data for run in runs}))}'
@@ -303,9 +315,9 @@ def _title(runs: Sequence[Run], metric: str) -> str:
 
 def _drawn(answers: Sequence[page.Answer], verdicts: Sequence[verdict.Verdict],
            matches: SavedMatches) -> list[page.Drawn]:
-  """Return predictions of both sides of the first verdict: of the scratch schedule it is about and the best other.
+  """Return predictions of both sides of the first verdict: its scratch schedule, and the best other side.
 
-  [] if they were scored against different ground truth, of which only one could be shown.
+  [] if the sides were scored against different ground truth, of which only one could be shown.
   """
   sides = [side for one in verdicts[:1] for side in ((one.caught_up or one.steps[-1]).side, one.pretrained)]
   if len({truth for side in sides if (truth := matches.truth(side.runs[0]))}) > 1:
@@ -325,8 +337,8 @@ def _notes(runs: Sequence[Run], verdicts: Sequence[verdict.Verdict], confidence:
            'over the schedules of its initial weights (Student, Satterthwaite). Pixels are those of the resized images '
            'without padding; compute is proportional to them (Fig. 2 of the paper).']
   if len(verdicts) > 1:
-    notes.append(f'Each of the {len(verdicts)} answers holds with {percent(confidence)} confidence by itself: that any '
-                 'of them is wrong is likelier than that a given one is.')
+    notes.append(f'Each of the {len(verdicts)} answers holds with {percent(confidence)} confidence by itself: that at '
+                 'least one of them is wrong is more likely than that any single one is.')
   notes += pretraining_seeds.described(runs)
   return notes + sorted({f'Pre-training: {run.pretraining_source}.' for run in runs if run.pretraining_source})
 

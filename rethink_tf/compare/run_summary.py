@@ -87,7 +87,7 @@ class Run(NamedTuple):
 
   @property
   def complete(self) -> bool:
-    """Whether the last evaluation is of the end of the schedule, or nothing else is known."""
+    """Whether the last evaluation is at the end of the schedule; also True if its length is unknown."""
     return self.planned is None or self.curve.steps[-1] >= self.planned
 
   @property
@@ -127,7 +127,7 @@ class Run(NamedTuple):
 
   @property
   def planned_drops(self) -> tuple[float, ...]:
-    """Steps at which the learning rate drops by the schedule, or its epochs (EpochSchedule); (): not known."""
+    """Steps at which the schedule lowers the learning rate; () if unknown."""
     drops = self.settings.get('EpochSchedule.drops')
     if isinstance(drops, list | tuple) and all(map(is_number, drops)):
       return tuple(drops)
@@ -135,18 +135,18 @@ class Run(NamedTuple):
 
   @property
   def logged_drops(self) -> list[int]:
-    """Steps of the first lines with a rate that is lower by more than a third."""
+    """Steps at which the logged learning rate falls by more than a third."""
     steps, rates = self.rates
     return [int(steps[i]) for i in range(1, len(steps)) if rates[i] < rates[i - 1] * 2 / 3]
 
   @property
   def twin_key(self) -> tuple[tuple[str, str], ...]:
-    """Key that is equal for runs that differ only in initial weights, schedule and seed."""
+    """Key of the settings without initial weights, schedule and seed: equal for runs that may be compared."""
     return twin_key(self.settings)
 
   @property
   def data(self) -> str:
-    """Name of the held-out data, as '@eval/coco' names its source, with its folder."""
+    """Name of the held-out data: its source, as '@eval/coco', with its folder."""
     source = str(self.settings.get('run.eval_source') or self.settings.get('run.train_source') or 'unknown data')
     name = source.rpartition('/')[2].lstrip('@').removesuffix('()')
     folders = (value for key, value in self.settings.items() if key.rpartition('/')[2] == f'{name}.data_dir')
@@ -155,7 +155,7 @@ class Run(NamedTuple):
 
   @property
   def init_key(self) -> tuple[tuple[str, str], ...]:
-    """Key that is equal for runs with the same initial weights; a file counts by its name, without its folder."""
+    """Key of the initial weights; a file counts by its name, whatever its folder."""
     one = {name: self.seeds_of_weights for name in WEIGHTS_PATHS if self.seeds_of_weights and name in self.settings}
     return init_key(self.settings | one)
 
@@ -169,7 +169,7 @@ class Run(NamedTuple):
 
 
 def twin_key(settings: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-  """Return the key of Run.twin_key. None is no setting: an earlier version may lack its parameter."""
+  """Return the key of Run.twin_key. None is not a setting: an earlier version may lack its parameter."""
   return tuple(sorted((name, str(value)) for name, value in settings.items() if value not in (None, 'None')
                       and not any(pattern.match(name.split('/')[-1]) or pattern.match(name)
                                   for pattern in (_INIT, _SCHEDULE, _SILENT, _SEED))))
@@ -246,7 +246,7 @@ def read_settings(folder: RunFolder) -> dict[str, Any]:
 
 
 def _by_step(lines: Sequence[Mapping[str, Any]], kind: str) -> list[Mapping[str, Any]]:
-  """Return the lines of a kind by step; of a step that was written twice, the later line."""
+  """Return the lines of a kind by step; the later one counts if a step was written twice."""
   by_step = {line['step']: line for line in lines
              if line.get('kind') == kind and isinstance(line.get('step'), int) and 0 <= line['step'] < 1 << 62}
   return [by_step[step] for step in sorted(by_step)]
@@ -285,7 +285,7 @@ def _day(evaluation: Mapping[str, Any]) -> str:
 
 
 def _notes(evaluation: Mapping[str, Any]) -> tuple[str, ...]:
-  """Return what the reader of an evaluation's metrics must know."""
+  """Return what readers of an evaluation's metrics must know."""
   counts = [evaluation.get(f'images_{what}') for what in ('scored', 'missing', 'unreadable')]
   notes = [str(note) for note in evaluation.get('notes') or () if isinstance(evaluation['notes'], list)]
   if all(type(count) is int for count in counts) and counts[0] < sum(counts):
@@ -300,14 +300,14 @@ def _schedule(settings: Mapping[str, Any], evaluations: Sequence[Mapping[str, An
   if is_number(k):
     return f'{k:g}x'
   if is_number(epochs := settings.get('EpochSchedule.epochs')):
-    return f'{epochs:g} epoch{"s" * (epochs != 1)}'
+    return f'{epochs:g} {"epoch" if epochs == 1 else "epochs"}'
   if is_number(images := settings.get('SteppedHalving.images')):
     return f'{images:,.0f} images'
   return f'{evaluations[-1]["step"]} steps'
 
 
 def _points(settings: Mapping[str, Any]) -> list[int] | None:
-  """Return the steps at which the rate of a k x schedule drops, and its end; None if the settings do not tell."""
+  """Return the steps at which a k x schedule lowers the rate, and its end; None if the settings do not tell."""
   named = {name.split('.')[1]: value for name, value in settings.items()
            if name.startswith('KTimesSchedule.') and name != 'KTimesSchedule.stop_k'}
   if named and isinstance(settings.get('run.batch_size'), int):
@@ -317,7 +317,7 @@ def _points(settings: Mapping[str, Any]) -> list[int] | None:
 
 
 def _planned(settings: Mapping[str, Any], folder: RunFolder) -> int | None:
-  """Return the number of steps of the whole schedule: of one that stops before its end (stop_k) the end."""
+  """Return the number of steps of the whole schedule; with stop_k, the step at which it stops."""
   points = _points(settings) if settings.get('KTimesSchedule.stop_k') not in (None, 'None') else None
   return points[-1] if points else total_steps(folder)
 
@@ -337,7 +337,7 @@ def _start(settings: Mapping[str, Any], folder: RunFolder) -> tuple[str, costs.C
 
 
 def _weights(folder: RunFolder) -> tuple[str, tuple[int, ...]]:
-  """Return the recipe of the initial weights and their seeds, as far as they are recorded (weights/recipes.py)."""
+  """Return the recipe of the initial weights and the seeds of their training, if recorded (weights/recipes.py)."""
   record = costs.read_record(folder.join(costs.RECORD)) or {}
   recipe, seeds = record.get('recipe'), record.get('seeds')
   if not isinstance(recipe, str) or not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds):

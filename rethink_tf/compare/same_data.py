@@ -9,31 +9,44 @@ from rethink_tf.compare.matching import SavedMatches
 from rethink_tf.compare.run_summary import Run, metric_name
 from rethink_tf.data import digest
 from rethink_tf.storage import identity
+from rethink_tf.storage.identity import Identity
 
 
 def differences(runs: Sequence[Run]) -> list[str]:
-  """Return a line for each run whose classes or held-out data are not those of the first; [] if they are not recorded.
+  """Return a warning for each run whose classes, training data or held-out data differ from the first run's.
 
   Training data is compared with that of the first run of the same settings: a folder may have changed in between.
 
   Raises:
     UserError: a run's identity.json is damaged.
   """
-  found = []
   first, *others = recorded = [(run, identity.read(run.folder)) for run in runs]
+  found = []
   for run, own in others:
-    if own is None or first[1] is None:
-      continue
-    names, expected = ({entry['name'] for entry in one.categories or ()} for one in (own, first[1]))
-    if names and expected and names != expected:
-      only = [f'{sorted(more)[0]!r} only {where}' for more, where in
-              ((names - expected, 'there'), (expected - names, f'in {first[0].name}')) if more]
-      found.append(f'{run.name} has other classes than {first[0].name} ({", ".join(only)}): their AP is not of the '
-                   'same task.')
-    was, now = (one.data.get('held_out') for one in (first[1], own))
-    if was and now and (other := digest.differences(was, now)):
-      found.append(f'{run.name} was evaluated on other held-out data than {first[0].name} ({", ".join(other)}): '
-                   'their AP is not of the same images.')
+    if own is not None and first[1] is not None:
+      found += _other_classes(run, own, *first) + _other_held_out(run, own, *first)
+  return found + _other_training(recorded)
+
+
+def _other_classes(run: Run, own: Identity, first: Run, firsts: Identity) -> list[str]:
+  names, expected = ({entry['name'] for entry in one.categories or ()} for one in (own, firsts))
+  if not names or not expected or names == expected:
+    return []
+  only = [f'{sorted(more)[0]!r} only {where}' for more, where in
+          ((names - expected, 'there'), (expected - names, f'in {first.name}')) if more]
+  return [f'{run.name} has other classes than {first.name} ({", ".join(only)}): their AP is not of the same task.']
+
+
+def _other_held_out(run: Run, own: Identity, first: Run, firsts: Identity) -> list[str]:
+  was, now = (one.data.get('held_out') for one in (firsts, own))
+  if not was or not now or not (other := digest.differences(was, now)):
+    return []
+  return [f'{run.name} was evaluated on other held-out data than {first.name} ({", ".join(other)}): their AP is not of '
+          'the same images.']
+
+
+def _other_training(recorded: Sequence[tuple[Run, Identity | None]]) -> list[str]:
+  found = []
   trained: dict[tuple[tuple[str, str], ...], tuple[str, Mapping[str, Any]]] = {}
   for run, own in recorded:
     if own is not None and (now := own.data.get('train')):
@@ -45,12 +58,12 @@ def differences(runs: Sequence[Run]) -> list[str]:
 
 
 def scored(runs: Sequence[Run], matches: SavedMatches, metric: str) -> list[str]:
-  """Return a line for what of the saved detections and their ground truth cannot be compared."""
+  """Return warnings about saved detections and ground truth that cannot be compared."""
   return _truths(runs, matches) + _other_detections(runs, matches, metric)
 
 
 def _truths(runs: Sequence[Run], matches: SavedMatches) -> list[str]:
-  """Return a line for runs that were evaluated on images of the same ids and scored against different ground truth.
+  """Return a warning for runs whose images have the same ids, but different ground truth.
 
   Data sets that number their images from 1 have ids in common, and annotations change under the same images.
   """
@@ -65,7 +78,7 @@ def _truths(runs: Sequence[Run], matches: SavedMatches) -> list[str]:
 
 
 def _other_detections(runs: Sequence[Run], matches: SavedMatches, metric: str) -> list[str]:
-  """Return a line for each run whose saved detections are not those of its last evaluation.
+  """Return a warning for each run whose saved detections are not those of its last evaluation.
 
   Files that could not be written, or an evaluation that saves none, leave those of an earlier one of the same step.
   """

@@ -1,4 +1,4 @@
-"""Ground truth and detections that an evaluation has saved, checked: they may be damaged or anybody's."""
+"""Reads the ground truth and detections that an evaluation saved, and checks them: files may be damaged or edited."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def check_truth(path: str, gt: Mapping[str, Any], iou_type: str) -> None:
 
 
 def digest(gt: Mapping[str, Any], iou_type: str = 'bbox') -> str:
-  """Return a hash of the images and objects of ground truth, as read_truth returns it, and of what is scored of them.
+  """Return a hash of the images and objects of ground truth (see read_truth), as far as `iou_type` scores them.
 
   Equal for the same objects in another order or with other ids of the same classes. Boxes and keypoints count to a
   hundredth of a pixel: TFRecords round them. Masks count by their pixels, however they are written.
@@ -111,7 +111,7 @@ def check_detections(path: str, results: Sequence[Any], gt: Mapping[str, Any], i
 
 @contextlib.contextmanager
 def reported(path: str) -> Iterator[None]:
-  """Around the scoring of detections: run lengths and other fields that are not checked may be damaged, too.
+  """Turn errors while detections are scored into a UserError: fields that are not checked may be damaged, too.
 
   path: of the detections.
 

@@ -1,16 +1,18 @@
-"""Looks at a study while it runs: levels of repeated intervals that hold at all looks together.
+"""Repeated looks at a study while it runs: confidence levels of intervals that hold at all looks together.
 
 A study that may stop after any seed looks at its runs with 2, 3, ..., N seeds a side, and each look is a chance to be
-wrong. The error α of all looks together is spent over them (Lan and DeMets 1983): by n seeds, a share (n / N)² of it
+wrong. The total error α is spent over the looks (Lan and DeMets 1983): by n seeds, a share (n
+N)² of it
 (the power family of Kim and DeMets 1987). The level of a look follows from what it may spend and from its correlation
 with the looks before, by recursive integration (Armitage, McPherson and Rowe 1969): differences of means over n1 and n2
-> n1 seeds have correlation √(n1 / n2), and a larger one on the same held-out images, which makes errors rarer. The
+> n1 seeds have correlation √(n1
+n2), and a larger one on the same held-out images, which makes errors rarer. The
 levels are then used with Student's t in place of the normal distribution (Pocock 1977). Statistics with an estimated
 variance are less correlated than those with a known one, which costs up to a quarter of α in simulations: 0.7 α is
 spent.
 
 The intervals at these levels are repeated confidence intervals (Jennison and Turnbull 1989). They hold together at all
-looks, whatever the rule for stopping: it may also stop one schedule or group of runs and not another.
+looks, whatever the stopping rule: a study may also stop one schedule or group of runs and continue another.
 
 Simulated error rates: results/early_stopping.md.
 """
@@ -54,13 +56,13 @@ class Look(NamedTuple):
 
 
 def spent(seeds: int, max_seeds: int, alpha: float) -> float:
-  """Return the error that is spent by a number of seeds."""
+  """Return the error spent by the time a study has a number of seeds."""
   return _SPENT * alpha * (seeds / max_seeds) ** 2
 
 
 @functools.lru_cache(maxsize=256)
 def levels(max_seeds: int, alpha: float) -> tuple[float, ...]:
-  """Return the two-sided level of each look, at FIRST, ..., max_seeds seeds, that spend `alpha` together."""
+  """Return the two-sided level of each look, at FIRST, ..., max_seeds seeds, which together spend `alpha`."""
   if max_seeds == FIRST:
     return (alpha,)
   found: list[float] = []
@@ -81,5 +83,5 @@ def levels(max_seeds: int, alpha: float) -> tuple[float, ...]:
 
 
 def _crossed(bound: float, at: np.ndarray, density: np.ndarray, deviation: float, less: float) -> float:
-  """Return the probability that a sum leaves [-bound, bound] by a step of `deviation`, less a number."""
+  """Return the probability that a step of standard deviation `deviation` leaves [-bound, bound], minus `less`."""
   return float(density @ (special.ndtr((at - bound) / deviation) + special.ndtr((-bound - at) / deviation))) - less

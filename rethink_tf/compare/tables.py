@@ -71,7 +71,7 @@ def twins_table(runs: Sequence[Run], differences: Differences, margin: float) ->
 
 
 def differences_table(runs: Sequence[Run], differences: Differences, margin: float) -> Table:
-  """One row per run but the first: its difference from the first."""
+  """One row per run except the first: its difference from the first."""
   rows = [['run', 'difference', 'verdict']]
   first = Side(runs[0].schedule, (runs[0],))
   for run in runs[1:]:
@@ -79,7 +79,7 @@ def differences_table(runs: Sequence[Run], differences: Differences, margin: flo
     if interval is None:
       gap = run.final(differences.metric) - runs[0].final(differences.metric)
       single = differences.num_images(first) == 1
-      rows.append([run.name, signed(gap), 'no interval: one held-out image tells nothing of others' if single else
+      rows.append([run.name, signed(gap), 'no interval: one held-out image says nothing about others' if single else
                    'no interval: detections not saved, of other images or objects, or not a COCO metric'])
     else:
       complete = run.complete and runs[0].complete

@@ -35,25 +35,17 @@ _COVERED = re.compile(r'^[A-Z_]+$|(^|\.)(norm|base_rate|batch_size|num_images|fr
 def write(runs: Sequence[Run], metric: str, logdir: str) -> None:
   """Write one event folder per run under `logdir`, the first also with the layout; an earlier log there is replaced.
 
-  Tags: eval/box/AP, ..., loss/total and learning_rate by iterations; by_images/box/AP by images seen. The HPARAMS tab
-  has what differs between the runs (of a single run: initial weights and schedule), the final metric and the cost.
+  Tags: eval/box/AP, ..., loss/total and learning_rate against iterations; by_images/box/AP against images seen. The
+  HPARAMS tab shows settings that differ between the runs (of a single run: initial weights and schedule), the final
+  metric and the cost.
 
   Raises:
-    UserError: `logdir` holds what a comparison has not written.
+    UserError: `logdir` holds something that no comparison has written.
   """
   check(logdir)
   if tf.io.gfile.isdir(logdir):
     tf.io.gfile.rmtree(logdir)
-  arms = {run.name: {'weights': side.arm} for _, side in labelled_sides(runs) for run in side.runs if side.arm}
-  found = [hyper_parameters(run) | arms.get(run.name, {}) for run in runs]
-  other = different_settings(runs) if len(runs) > 1 else {}
-  for name, values in other.items():
-    if not _COVERED.search(name) and any(name == key for run in runs for key, _ in run.twin_key):
-      for each, value in zip(found, values, strict=True):
-        each[name] = value
-  names = {name for each in found for name in each}
-  differing = {name for name in names if len({each.get(name) for each in found}) > 1} or {'init', 'schedule'}
-  shown = [{name: value for name, value in each.items() if name in differing} for each in found]
+  shown = _differing_settings(runs)
   shared = [_layout(runs), _experiment(shown, metric)]
   for (name, run), each in sorted(zip(log_names(runs), shown, strict=True), key=lambda pair: pair[0][0]):
     _raw(f'{logdir}/{name}', [*shared, *_session(name, each)])
@@ -64,9 +56,23 @@ def write(runs: Sequence[Run], metric: str, logdir: str) -> None:
     writer.close()
 
 
+def _differing_settings(runs: Sequence[Run]) -> list[dict[str, Any]]:
+  """Return for each run the settings that are not the same in all; initial weights and schedule if there are none."""
+  arms = {run.name: {'weights': side.arm} for _, side in labelled_sides(runs) for run in side.runs if side.arm}
+  found = [hyper_parameters(run) | arms.get(run.name, {}) for run in runs]
+  compared = {key for run in runs for key, _ in run.twin_key}
+  for name, values in (different_settings(runs) if len(runs) > 1 else {}).items():
+    if name in compared and not _COVERED.search(name):
+      for settings, value in zip(found, values, strict=True):
+        settings[name] = value
+  names = {name for settings in found for name in settings}
+  differing = {name for name in names if len({settings.get(name) for settings in found}) > 1} or {'init', 'schedule'}
+  return [{name: value for name, value in settings.items() if name in differing} for settings in found]
+
+
 @contextlib.contextmanager
 def replacing(logdir: str) -> Iterator[str]:
-  """Yield a folder beside `logdir` for the log that replaces it unless an error is raised; gs:// has no such folders.
+  """Yield a temporary folder that replaces the log if no error is raised; on gs://, the log's own folder.
 
   Raises:
     OSError, tf.errors.OpError: the storage refuses it.
@@ -88,10 +94,10 @@ def replacing(logdir: str) -> Iterator[str]:
 
 
 def check(logdir: str) -> None:
-  """Check that a folder is missing or holds nothing but the log of a comparison, which may be replaced.
+  """Check that a folder is missing, empty or the log of a comparison, which may be replaced.
 
   Raises:
-    UserError: it holds something else, as the log of a run.
+    UserError: it holds something else, such as the log of a run.
   """
   if not tf.io.gfile.isdir(logdir):
     return
@@ -127,7 +133,7 @@ def log_names(runs: Sequence[Run]) -> list[tuple[str, Run]]:
 def hyper_parameters(run: Run) -> dict[str, str | float]:
   """Return the hyper-parameters of a run for the HPARAMS tab; `write` leaves out those that do not differ.
 
-  It adds the name of the initial weights where there are several.
+  `write` also adds the name of the initial weights where there are several.
   """
   settings = run.settings
 
@@ -163,7 +169,7 @@ def _scalars(run: Run, metric: str) -> None:
 
 
 def _raw(folder: str, messages: Sequence[bytes]) -> None:
-  """Write serialized summaries of plugins."""
+  """Write serialized summaries of TensorBoard plugins."""
   writer = tf.summary.create_file_writer(folder)
   with writer.as_default():
     for message in messages:

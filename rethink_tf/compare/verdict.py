@@ -76,9 +76,10 @@ def relation(difference: Interval, margin: float) -> str:
 
 
 def joint_relation(all_differences: Sequence[Interval], best: Interval, margin: float) -> str:
-  """Return the relation of a scratch schedule to all pre-trained ones, whose intervals hold together.
+  """Return the relation of a scratch schedule to all pre-trained ones together.
 
-  best: the interval of the difference from the best one, which also is among `all_differences`.
+  all_differences: whose intervals hold together. best: the difference from the best pre-trained one, which is among
+  them.
   """
   each = [relation(one, margin) for one in all_differences]
   if ONE_SEED in each:
@@ -110,11 +111,11 @@ def verdicts(runs: Sequence[Run], differences: Differences, margin: float = 0.5)
     of_group = []
     arms = by_arm(sides(group, PRETRAINED))
     tried = sorted({each[0].runs[0].weights_name for each in arms.values()})
-    # Runs from scratch that differ in what belongs to initial weights, as frozen stages, are no schedules of one side.
+    # Runs from scratch that differ in what belongs to initial weights, as frozen stages, are not schedules of one side.
     for scratch, pretrained in itertools.product(by_arm(sides(group, SCRATCH)).values(), arms.values()):
       best = max(pretrained, key=lambda side: side.mean(metric))
       steps = tuple(_step(side, pretrained, best, differences, margin) for side in scratch)
-      of_group.append(_verdict(best, pretrained, steps, differences, margin, tried))
+      of_group.append(_verdict(_Comparison(best, pretrained, steps, differences, margin, tried)))
     result += sorted(of_group, key=lambda one: (PRETRAIN, OPEN, SCRATCH_SUFFICES).index(one.answer))
   return result
 
@@ -133,7 +134,7 @@ def _step(side: Side, pretrained: Sequence[Side], best: Side, differences: Diffe
 
 def _left_open(step: Step, best: Side, pretrained: Sequence[Side], differences: Differences,
                margin: float) -> tuple[Side, Interval | None]:
-  """Return the pre-trained schedule because of which a step is open, and the difference from it.
+  """Return the pre-trained schedule that keeps a step open, and the difference from it.
 
   The best one, unless its own difference is settled: schedules with fewer seeds have wider intervals.
   """
@@ -145,81 +146,154 @@ def _left_open(step: Step, best: Side, pretrained: Sequence[Side], differences: 
 
 
 def _is_low(best: Side, metric: str, margin: float) -> bool:
-  """Whether half of the AP lies within the margin, so that to be within it says nothing."""
+  """Whether AP is so low that the margin is half of it or more: "within the margin" then says nothing."""
   return best.mean(metric) <= 2 * margin
 
 
 def _cure_of_low(mean: float, margin: float) -> tuple[str, str]:
-  """Say what is wrong where `_is_low`, and what to do: the margin may be too wide rather than the AP too low."""
+  """Say what is wrong where `_is_low` holds, and what to do: raise the AP, or narrow the margin."""
   if mean <= _LOW:
     return f'AP is too low ({mean:.1f}); train longer', 'Train longer, or look at the predictions for what is wrong.'
   return (f'a margin of {points(margin)} is too wide for AP of {mean:.1f}; choose a smaller one, or train longer',
           f'Choose a --margin well below {mean / 2:.1f} points, or train longer.')
 
 
-def _verdict(best: Side, pretrained: Sequence[Side], steps: tuple[Step, ...], differences: Differences,
-             margin: float, tried: Sequence[str]) -> Verdict:
-  metric, caught_up, longest, need, rival = differences.metric, None, steps[-1], None, None
+class _Outcome(NamedTuple):
+  """An answer with its words, before costs and looks are added."""
+
+  answer: str
+  headline: str
+  words: str
+  need: planning.Need | None = None
+  left_open: Step | None = None
+
+
+class _Comparison(NamedTuple):
+  """Scratch schedules beside pre-trained ones; each method that `outcome` calls words one of the outcomes."""
+
+  best: Side  # pre-trained
+  pretrained: Sequence[Side]
+  steps: tuple[Step, ...]  # scratch schedules, by images seen
+  differences: Differences
+  margin: float
+  tried: Sequence[str]  # names of all initial weights with which this scratch was compared
+
+  @property
+  def metric(self) -> str:
+    return self.differences.metric
+
+  @property
+  def longest(self) -> Step:
+    return self.steps[-1]
+
+  @property
+  def weights(self) -> str:
+    return self.best.runs[0].weights_name
+
+  def outcome(self, caught_up: Step | None) -> _Outcome:
+    if caught_up is not None:
+      return self.scratch_suffices(caught_up)
+    ahead = next((step for step in reversed(self.steps[:-1]) if step.relation in CAUGHT_UP), None)
+    if self.longest.relation == WORSE and ahead is not None:
+      return self.shorter_caught_up(ahead)
+    if (rival := _rival(self.steps, self.metric)) is not None:
+      return self.shorter_may_have_caught_up(rival)
+    if self.longest.relation == WORSE:
+      return self.pretrain()
+    if self.longest.relation == ONE_SEED:
+      return self.one_seed()
+    if self.longest.difference is not None and _is_low(self.best, self.metric, self.margin):
+      return self.too_low()
+    return self.too_noisy()
+
+  def scratch_suffices(self, caught_up: Step) -> _Outcome:
+    return _Outcome(
+      SCRATCH_SUFFICES,
+      f'You do not need pre-training ({self.weights}) from {caught_up.side.schedule} on',
+      f'Scratch catches up: {self.named(caught_up.side)} is {_worded(caught_up, self.margin)} '
+      f'{self.named(self.best)}{_interval(caught_up.difference)}. Other weights than {", ".join(self.tried)} were not '
+      'tried here.')
+
+  def shorter_caught_up(self, ahead: Step) -> _Outcome:
+    schedule, shorter = self.longest.side.schedule, ahead.side.schedule
+    return _Outcome(
+      OPEN,
+      f'Cannot tell yet: scratch is behind at {schedule}, but not at {shorter}',
+      f'{self.longest_behind("is")}; {self.named(ahead.side)} is {_worded(ahead, self.margin)} '
+      f'{self.named(self.best)}{_interval(ahead.difference)}. From scratch, training too long may cost AP here: more '
+      f'seeds of {shorter} and {schedule} would tell.')
+
+  def shorter_may_have_caught_up(self, rival: Step) -> _Outcome:
+    against, difference = _left_open(rival, self.best, self.pretrained, self.differences, self.margin)
+    need = planning.needed(rival.side, against, self.differences, self.margin, self.pretrained)
+    return _Outcome(
+      OPEN,
+      f'Cannot tell yet: scratch is behind at {self.longest.side.schedule}, but may not be at {rival.side.schedule}',
+      f'{self.longest_behind("is")}. From scratch, training too long costs AP here. Too noisy to say: '
+      f'{self.named(rival.side)} against {self.named(against)}{_interval(difference)}. {need.words}', need, rival)
+
+  def pretrain(self) -> _Outcome:
+    schedule = self.longest.side.schedule
+    return _Outcome(
+      PRETRAIN,
+      f'Use pre-training ({self.weights}): scratch is behind up to {schedule}',
+      f'Scratch does not catch up by {schedule}: {self.longest_behind("stays")}. {_advice(self.steps, self.metric)}')
+
+  def one_seed(self) -> _Outcome:
+    which, train = _of_one_seed([step.side for step in self.steps], self.pretrained)
+    difference = self.longest.difference
+    return _Outcome(
+      OPEN,
+      f'Cannot tell yet: one seed {which}; train {train} with two or more',
+      f'One seed: cannot tell differences below about {difference.resolved:.1f} points: '
+      f'{self.named(self.longest.side)} against {self.named(self.best)}, difference {signed(difference.value)}. Train '
+      f'{train} with two or more seeds (run.seed), or give the spread between seeds with --seed_spread.')
+
+  def too_low(self) -> _Outcome:
+    short, cure = _cure_of_low(self.best.mean(self.metric), self.margin)
+    side, difference = self.longest.side, self.longest.difference
+    words = (f'{self.named(side)} against {self.named(self.best)}{_interval(difference)}: so low that to be within '
+             f'{points(self.margin)} says nothing. {cure}')
+    need = planning.Need(short, words, longer=True, chance=0.0)  # more seeds of nothing tell nothing
+    return _Outcome(OPEN, f'Cannot tell yet: {short}', words, need)
+
+  def too_noisy(self) -> _Outcome:
+    longest, shorter = self.longest, self.steps[-2].side if len(self.steps) > 1 else None
+    against, difference = _left_open(longest, self.best, self.pretrained, self.differences, self.margin)
+    need = planning.needed(longest.side, against, self.differences, self.margin, self.pretrained, shorter)
+    return _Outcome(
+      OPEN,
+      f'Cannot tell yet: {need.short}',
+      f'Too noisy to say: {self.named(longest.side)} against {self.named(against)}{_interval(difference)}. '
+      f'{need.words}', need)
+
+  def longest_behind(self, verb: str) -> str:
+    against, difference = self.longest.behind
+    return f'{self.named(self.longest.side)} {verb} behind {self.named(against)}{_interval(difference)}'
+
+  def named(self, side: Side) -> str:
+    return f'{side.label} ({metric_name(self.metric)} {side.mean(self.metric):.1f})'
+
+
+def _verdict(comparison: _Comparison) -> Verdict:
+  best, steps = comparison.best, comparison.steps
+  caught_up = None
   for step in reversed(steps):
     if step.relation not in CAUGHT_UP:
       break
     caught_up = step
-  versus, weights = _versus(best, metric), best.runs[0].weights_name
-  ahead = next((step for step in reversed(steps[:-1]) if step.relation in CAUGHT_UP), None)
-  if caught_up is not None:
-    answer = SCRATCH_SUFFICES
-    headline = f'You do not need pre-training ({weights}) from {caught_up.side.schedule} on'
-    words = (f'Scratch catches up: {_measured(caught_up, metric)} is {_worded(caught_up, margin)} {versus}'
-             f'{_interval(caught_up.difference)}. Other weights than {", ".join(tried)} were not tried here.')
-  elif longest.relation == WORSE and ahead is not None:
-    answer = OPEN
-    headline = f'Cannot tell yet: scratch is behind at {longest.side.schedule}, but not at {ahead.side.schedule}'
-    words = (f'{_measured(longest, metric)} is behind {_versus(longest.behind[0], metric)}'
-             f'{_interval(longest.behind[1])}; {_measured(ahead, metric)} is {_worded(ahead, margin)} {versus}'
-             f'{_interval(ahead.difference)}. From scratch, training too long may cost AP here: more seeds of '
-             f'{ahead.side.schedule} and {longest.side.schedule} would tell.')
-  elif (rival := _rival(steps, metric)) is not None:
-    against, difference = _left_open(rival, best, pretrained, differences, margin)
-    need = planning.needed(rival.side, against, differences, margin, pretrained)
-    answer = OPEN
-    headline = f'Cannot tell yet: scratch is behind at {longest.side.schedule}, but may not be at {rival.side.schedule}'
-    words = (f'{_measured(longest, metric)} is behind {_versus(longest.behind[0], metric)}'
-             f'{_interval(longest.behind[1])}. From scratch, training too long costs AP here. Too noisy to say: '
-             f'{_measured(rival, metric)} against {_versus(against, metric)}{_interval(difference)}. {need.words}')
-  elif longest.relation == WORSE:
-    answer = PRETRAIN
-    headline = f'Use pre-training ({weights}): scratch is behind up to {longest.side.schedule}'
-    words = (f'Scratch does not catch up by {longest.side.schedule}: {_measured(longest, metric)} stays behind '
-             f'{_versus(longest.behind[0], metric)}{_interval(longest.behind[1])}. {_advice(steps, metric)}')
-  elif longest.relation == ONE_SEED:
-    which, train = _of_one_seed([step.side for step in steps], pretrained)
-    answer, headline = OPEN, f'Cannot tell yet: one seed {which}; train {train} with two or more'
-    words = (f'One seed: cannot tell differences below about {longest.difference.resolved:.1f} points: '
-             f'{_measured(longest, metric)} against {versus}, difference {signed(longest.difference.value)}. Train '
-             f'{train} with two or more seeds (run.seed), or give the spread between seeds with --seed_spread.')
-  elif longest.difference is not None and _is_low(best, metric, margin):
-    answer, (short, cure) = OPEN, _cure_of_low(best.mean(metric), margin)
-    headline = f'Cannot tell yet: {short}'
-    words = (f'{_measured(longest, metric)} against {versus}{_interval(longest.difference)}: so low that to be within '
-             f'{points(margin)} says nothing. {cure}')
-    need = planning.Need(short, words, longer=True, chance=0.0)  # more seeds of nothing tell nothing
-  else:
-    shorter = steps[-2].side if len(steps) > 1 else None
-    against, difference = _left_open(longest, best, pretrained, differences, margin)
-    need = planning.needed(longest.side, against, differences, margin, pretrained, shorter)
-    answer, headline = OPEN, f'Cannot tell yet: {need.short}'
-    words = (f'Too noisy to say: {_measured(longest, metric)} against {_versus(against, metric)}'
-             f'{_interval(difference)}. {need.words}')
+  answer, headline, words, need, rival = comparison.outcome(caught_up)
+  longest = comparison.longest
   arms = [side.arm for side in (longest.side, best if answer == OPEN else longest.side) if side.arm]
   if arms:
     headline += f' ({"; ".join(dict.fromkeys(arms))})'
-  return Verdict(metric, best, tuple(pretrained), steps, caught_up, answer, headline,
-                 f'{words.strip()}{_looked(differences.look, answer)}',
+  return Verdict(comparison.metric, best, tuple(comparison.pretrained), steps, caught_up, answer, headline,
+                 f'{words.strip()}{_looked(comparison.differences.look, answer)}',
                  _costs((caught_up or rival or longest).side, best), need, rival)
 
 
 def _of_one_seed(scratch: Sequence[Side], pretrained: Sequence[Side]) -> tuple[str, str]:
-  """Return which side has one seed at every schedule, and what to train with more."""
+  """Return which side has a single seed at every schedule, and what to train more of."""
   several = [any(len(side.runs) > 1 for side in sides_of) for sides_of in (scratch, pretrained)]
   if any(several):
     return (PRETRAINED, 'that side') if several[0] else ('from scratch', 'that side')
@@ -227,23 +301,15 @@ def _of_one_seed(scratch: Sequence[Side], pretrained: Sequence[Side]) -> tuple[s
 
 
 def _rival(steps: Sequence[Step], metric: str) -> Step | None:
-  """Return the best shorter scratch schedule, if it is ahead of the longest one and not known to be behind as that is.
+  """Return the best shorter scratch schedule if it is ahead of the longest one and not known to be behind pre-training.
 
-  Where AP falls with longer training, that the longest schedule is behind says nothing of the others.
+  Where AP falls with longer training, the longest schedule being behind says nothing about the others.
   """
   if steps[-1].relation != WORSE:
     return None
   least = steps[-1].side.mean(metric) + planning.RISING
   better = [step for step in steps[:-1] if step.relation == UNSURE and step.side.mean(metric) > least]
   return max(better, key=lambda step: step.side.mean(metric), default=None)
-
-
-def _versus(side: Side, metric: str) -> str:
-  return f'{side.label} ({metric_name(metric)} {side.mean(metric):.1f})'
-
-
-def _measured(step: Step, metric: str) -> str:
-  return _versus(step.side, metric)
 
 
 def _worded(step: Step, margin: float) -> str:
@@ -257,7 +323,7 @@ def _interval(difference: Interval | None) -> str:
 
 
 def _looked(look: Look | None, answer: str) -> str:
-  """Say when a study that may stop early was settled, '' for a study of fixed size."""
+  """Say at which look an early-stopping study was settled, '' for a study of fixed size."""
   if look is None:
     return ''
   early = 'settled early, ' if answer != OPEN and look.seeds < look.max_seeds else ''

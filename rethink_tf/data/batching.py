@@ -41,9 +41,9 @@ _in_flight: set[object] = set()  # calls from TensorFlow's threads into Python
 
 @atexit.register
 def _wait_for_tf_data() -> None:
-  """Wait at interpreter exit until tf.data has filled its buffers and none of its threads runs Python code.
+  """Wait at exit until tf.data has filled its buffers and none of its threads is in Python code.
 
-  Python would kill such a thread during its shutdown, and the iterator would wait for it forever.
+  Python would kill such a thread during shutdown, and the iterator would wait for it forever.
   """
   idle = 0
   while idle < 5:
@@ -193,7 +193,7 @@ class BatchedInput(abc.ABC):
         self._changed.notify_all()
 
   def wait_for_step(self, step: int, seconds: float) -> bool:
-    """Wait until no batch of a training step is being read any more, at most `seconds`; return whether that is so.
+    """Wait at most `seconds` until no batch of a training step is being read; return whether that is so.
 
     The main thread waits here, in Python, where it handles signals, before it waits for the batch within TensorFlow.
     """
@@ -223,11 +223,11 @@ class BatchedInput(abc.ABC):
 
   @property
   def _limited_by(self) -> str:
-    """The name in gin of the constructor whose max_unreadable applies."""
+    """Name in gin of the constructor whose max_unreadable applies."""
     return type(self).__name__
 
   def _too_many(self, count: int, images: int) -> bool:
-    """Whether `count` missing or unreadable images of `images` are more than max_unreadable tolerates."""
+    """Whether `count` missing or unreadable images out of `images` exceed max_unreadable."""
     return count > max(self.max_unreadable * images, 1 if self.max_unreadable else 0)
 
   def _check_left_out(self) -> None:
@@ -304,7 +304,7 @@ class BatchedInput(abc.ABC):
 
 @contextlib.contextmanager
 def errors_of(inputs: Input) -> Iterator[None]:
-  """Raise the error of the threads of an input, which TensorFlow wraps beyond recognition."""
+  """Raise the original error of an input's threads, which TensorFlow wraps beyond recognition."""
   try:
     yield
   except tf.errors.OpError as error:
@@ -318,7 +318,7 @@ def errors_of(inputs: Input) -> Iterator[None]:
 
 
 class EachImageOnce:
-  """What inputs of evaluation, which are BatchedInputs, have in common: a number of batches, in a fixed order."""
+  """Mixin of evaluation inputs, which are BatchedInputs: a known number of batches, in a fixed order."""
 
   num_batches: int
 
@@ -328,7 +328,7 @@ class EachImageOnce:
 
 
 def count_from(start: int) -> tf.data.Dataset:
-  """Return start, start + 1, ...; infinite, so that several workers need not agree on its end at each step."""
+  """Return a data set start, start + 1, ...; infinite, so that workers need not agree on its end at each step."""
   return tf.data.Dataset.counter(start, 1)
 
 
@@ -368,9 +368,9 @@ class BufferPool:
 
 
 class _Assembly:
-  """A function that TensorFlow calls, and with it an input, its threads and its memory.
+  """A function that TensorFlow calls, holding an input, its threads and its memory.
 
-  TensorFlow keeps each function of tf.numpy_function to the end of the process, so that it gets a weak reference only.
+  TensorFlow keeps every function of tf.numpy_function until the process ends; so it is given a weak reference only.
   """
 
   def __init__(self, function: Callable[[np.int64], tuple[np.ndarray, ...]]):
@@ -381,7 +381,7 @@ class _Assembly:
 
 
 class _Lease:
-  """Base object of all arrays that view one buffer of a pool; finalised with the last of them."""
+  """Base object of all arrays that view one buffer of a pool; its finaliser runs when the last of them is gone."""
 
   def __init__(self, memory: np.ndarray):
     self.__array_interface__ = memory.__array_interface__

@@ -26,7 +26,7 @@ def to_8_bits(values: np.ndarray) -> np.ndarray:
 
 
 def bits_of(values: np.ndarray) -> int:
-  """Return how many bits the values of an image are taken to have: 8, 12 or 16, of floats 1 (0..1), 8 or 16."""
+  """Return the number of bits that an image's values are taken to have: 8, 12 or 16; for floats 1 (0..1), 8 or 16."""
   high = values.max()
   if values.dtype.kind == 'f':
     return 1 if high <= 1 else 8 if high <= 255 else 16

@@ -3,7 +3,7 @@
 import re
 import reprlib
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,7 +71,7 @@ def warn_of_similar(names: Iterable[str], where: str) -> None:
     logging.warning('%s: names that differ only in spelling are separate classes: %s', where, '; '.join(similar[:5]))
 
 
-def categories_to_json(categories: tuple[Category, ...]) -> list[dict[str, Any]]:
+def categories_to_json(categories: Sequence[Category]) -> list[dict[str, Any]]:
   """Convert categories to the `categories` list of a COCO json; inverse of `parse_categories`."""
   entries = []
   for category in categories:
@@ -109,17 +109,20 @@ def _parse_category(entry: Any, where: str) -> Category:
                                 for field in ('keypoints', 'skeleton', 'keypoint_pairs'))
   if not isinstance(keypoints, list) or not all(map(is_text, keypoints)) or len(keypoints) > _MAX_KEYPOINTS:
     raise UserError(f'{where}.keypoints should be a list of at most {_MAX_KEYPOINTS} names, is {shorten(keypoints)}')
-  if not isinstance(skeleton, list) or not all(
-      isinstance(bone, list) and len(bone) == 2 and all(type(end) is int for end in bone) for bone in skeleton):
+  if not _are_pairs(skeleton, lambda end: type(end) is int):
     raise UserError(f'{where}.skeleton should be a list of pairs of keypoint numbers, is {shorten(skeleton)}')
-  if not isinstance(pairs, list) or not all(
-      isinstance(pair, list) and len(pair) == 2 and all(end in keypoints for end in pair) for pair in pairs):
+  if not _are_pairs(pairs, lambda end: end in keypoints):
     raise UserError(f'{where}.keypoint_pairs should be a list of pairs of its keypoints, is {shorten(pairs)}')
   bones = tuple((a, b) for a, b in skeleton if 1 <= min(a, b) and max(a, b) <= len(keypoints))
   if len(bones) < len(skeleton):
     logging.warning('%s.skeleton: %d of %d edges refer to keypoints that do not exist (1 to %d) and are dropped', where,
                     len(skeleton) - len(bones), len(skeleton), len(keypoints))
   return Category(id_, name, tuple(keypoints), bones, tuple((a, b) for a, b in pairs))
+
+
+def _are_pairs(value: Any, is_end: Callable[[Any], bool]) -> bool:
+  return isinstance(value, list) and all(
+    isinstance(pair, list) and len(pair) == 2 and all(map(is_end, pair)) for pair in value)
 
 
 def is_text(value: Any) -> bool:

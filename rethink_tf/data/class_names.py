@@ -16,7 +16,7 @@ from rethink_tf.structures import Example, Source
 
 
 def match(source: Source, reference: Sequence[Category], whose: str) -> Source:
-  """Return a source whose class k has the name of the k-th reference category; `source` itself if it has already.
+  """Return a source whose class k has the name of the k-th reference category: `source` itself if it has already.
 
   reference: in the order of classes. whose: for messages, what has these classes.
 
@@ -35,7 +35,7 @@ def match(source: Source, reference: Sequence[Category], whose: str) -> Source:
 
 
 def order(names: Sequence[str], reference: Sequence[str], what: str, whose: str) -> list[int]:
-  """Return where each reference name stands in `names`, both with the same names; the k-th of equal names is the k-th.
+  """Return the index in `names` of each reference name; both have the same names, the k-th of equal ones is the k-th.
 
   Raises:
     UserError: a name is on one side only.
@@ -53,7 +53,7 @@ def order(names: Sequence[str], reference: Sequence[str], what: str, whose: str)
 
 
 class Reordered:
-  """A source with its classes in another order; everything else is that of the source.
+  """A source with its classes in another order, otherwise unchanged.
 
   positions: of the k-th class among the source's categories.
   """

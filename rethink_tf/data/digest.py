@@ -1,4 +1,4 @@
-"""A summary of a split, by which it is known whether a run continues with the data it was started with."""
+"""Digests of data sets, by which a run recognises whether it continues with the data it was started with."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def summarize(source: Source) -> dict[str, Any]:
 
 
 def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-  """Return what differs between two summaries, which may come from a file, in words; [] for equal ones."""
+  """Return in words how two summaries differ, which may come from files; [] if they are equal."""
   found = [f'{was[name]!r} -> {now.get(name)!r} {name}' for name in ('images', 'instances')
            if name in was and was[name] != now.get(name)]
   if not found and was.get('annotations') != now.get('annotations'):
@@ -46,13 +46,13 @@ def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def to_compare(summaries: Mapping[str, Mapping[str, Any]]) -> str:
-  """Return what `difference_to` reads of the summaries of the splits, as a short text."""
+  """Return the part of the summaries of all splits that `difference_to` compares, as a short text."""
   return json.dumps({split: {name: value for name, value in summary.items() if name != 'each'}
                      for split, summary in summaries.items()})
 
 
 def difference_to(theirs: str, own: Mapping[str, Mapping[str, Any]]) -> str:
-  """Return how the splits of this worker differ from those of the chief (to_compare), in a line; '' for not at all."""
+  """Return in one line how this worker's data differs from the chief's (`theirs`, by to_compare); '' if equal."""
   chief = json.loads(theirs)
   found = [f'{split}: {", ".join(different)}' for split, summary in own.items()
            if (different := differences(chief.get(split, {}), summary))]
@@ -63,12 +63,12 @@ def difference_to(theirs: str, own: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def same_images(training: Mapping[str, Any], held_out: Mapping[str, Any]) -> int:
-  """Return how many images of one summary are those of another, which may come from a file; 0 if it is not known."""
+  """Return the number of images that two summaries share, which may come from files; 0 if unknown."""
   return len(_hashes(training.get('each')) & _hashes(held_out.get('each')))
 
 
 def reads_upright(summary: Mapping[str, Any]) -> bool | None:
-  """Return whether the images of a summary, which may come from a file, are read with their EXIF orientation applied.
+  """Return whether images are read with their EXIF orientation applied, by a summary, which may come from a file.
 
   None: not known, since none has an orientation that its size tells, or some are read so and some as they are stored.
   """
@@ -80,9 +80,9 @@ def reads_upright(summary: Mapping[str, Any]) -> bool | None:
 
 
 def _turned(source: Source) -> dict[str, int] | None:
-  """Return how many images with a quarter turn in their EXIF orientation have the upright and the stored size.
+  """Return how many images with a quarter turn in their EXIF orientation have the upright, and the stored, size.
 
-  Of a local set, of image files that are spread over it; None for any other.
+  Counted on local image files spread over the source; None for any other source.
   """
   if not (hasattr(source, 'path') and hasattr(source, 'sizes')):
     return None
@@ -109,7 +109,7 @@ def _hashes(text: Any) -> set[bytes]:
 
 
 def _each(source: Source) -> str | None:
-  """Return a short hash of each image file, joined, of a local set that is not large; None for any other."""
+  """Return a short hash of each image file, joined, for a local set that is not large; None for any other."""
   if len(source.image_ids) > _MOST or not hasattr(source, 'path'):
     return None
   paths = [source.path(i) for i in range(len(source.image_ids))]
@@ -146,7 +146,7 @@ def _annotations(source: Source) -> str:
 
 
 def _files(source: Source) -> str | None:
-  """Return a hash of some image files, spread over the split; None for a source that does not read files."""
+  """Return a hash of some image files spread over the split; None if the source does not read files."""
   if not hasattr(source, 'read'):
     return None
   digest = hashlib.sha256()

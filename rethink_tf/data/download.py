@@ -23,6 +23,7 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
+  """Define the flags of the command line."""
   here = {'module_name': sys.argv[0]}
   flags.DEFINE_string('name', None, f'data set: {", ".join(SETS)}', **here)
   flags.DEFINE_string('output_dir', None, "folder to write; default: that of its gin file, as 'data/coco'", **here)

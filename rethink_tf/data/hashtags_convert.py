@@ -26,9 +26,11 @@ def define_flags() -> None:
   flags.DEFINE_string('vocabulary', None, 'file that python -m rethink_tf.data.classification.hashtags has written',
                       required=True, **here)
   flags.DEFINE_string('out', None, 'folder to write to, local or gs://', required=True, **here)
+  flags.DEFINE_alias('output_dir', 'out', **here)  # this and --num_shards: as in data.convert
   flags.DEFINE_string('split', 'train', 'prefix of the shard names', **here)
   flags.DEFINE_string('image_dir', None, 'folder of the images; default: that of --json', **here)
   flags.DEFINE_integer('shards', None, 'number of files; default: one for 8192 images', lower_bound=1, **here)
+  flags.DEFINE_alias('num_shards', 'shards', **here)
   flags.DEFINE_integer('max_tags', 64, 'maximum number of tags of an image', lower_bound=1, **here)
   flags.DEFINE_integer('num_workers', None, 'threads; default: two per core', lower_bound=1, **here)
 

@@ -1,4 +1,4 @@
-"""What is unusual about image files, noticed while they are read: counted, and logged at 1, 10, 100, ... images."""
+"""Unusual properties of image files, noticed while they are read: counted, and logged at 1, 10, 100, ... images."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _STEP = 16  # pixels between those that are compared first
 
 
 class ImageNotes:
-  """Counts images by what is unusual about them; thread-safe.
+  """Counts images by unusual properties; thread-safe.
 
   Attributes:
     names: reason -> names of the images.
   """
 
   def __init__(self, source: str, quiet: bool = False) -> None:
-    """source: its name, for messages. quiet: count, and log nothing."""
+    """source: name of the data set, for messages. quiet: only count."""
     self._source, self._quiet = source, quiet
     self._by_bits: dict[int, set[str]] = {}
     self._lock = threading.Lock()
@@ -49,7 +49,7 @@ class ImageNotes:
       logging.warning('%s: %d images %s (e.g. %s)', self._source, count, reason, name)
 
   def check(self, image: np.ndarray, data: bytes, name: str) -> None:
-    """Count what is unusual about a file: its decoded image uint8 [h, w, 3] and its contents."""
+    """Count unusual properties of an image file: its decoded image uint8 [h, w, 3] and its contents."""
     if has_one_value(image):
       self.add(ONE_VALUE, name)
     if is_turned(data, image.shape[:2]):
@@ -57,7 +57,7 @@ class ImageNotes:
     self.check_pages(data, name)
 
   def add_depth(self, bits: int, name: str) -> None:
-    """Note as how many bits an image of more than 8 is read; those that differ from others are counted."""
+    """Record as how many bits an image of more than 8 is read; images that differ from the others are counted."""
     with self._lock:
       is_new = bits not in self._by_bits
       self._by_bits.setdefault(bits, set()).add(name)  # once, whatever the number of epochs
@@ -81,9 +81,9 @@ def has_one_value(image: np.ndarray) -> bool:
 
 
 def is_turned(data: bytes, size: tuple[int, int]) -> bool:
-  """Whether an image has an EXIF orientation that its size, as annotated and stored, does not decide.
+  """Whether an image has an EXIF orientation that its size, as annotated and as stored, does not settle.
 
-  Half a turn and mirror images keep the size, and so does any turn of a square image.
+  Half a turn and mirroring keep the size, and so does any turn of a square image.
   """
   turn = orientation(data)
   return turn in (2, 3, 4) or turn in (5, 6, 7, 8) and size[0] == size[1]
@@ -131,7 +131,7 @@ def _webp_flag(data: bytes, flag: int) -> bool:
 
 
 def jpeg_header_end(data: bytes) -> int:
-  """Return the offset behind the header segments of a JPEG: its first scan, or what is no segment."""
+  """Return the offset after the header segments of a JPEG: of its first scan, or of the first invalid segment."""
   offset = 2
   while data[offset:offset + 1] == b'\xff' and data[offset + 1:offset + 2] != b'\xda':
     offset += 2 + int.from_bytes(data[offset + 2:offset + 4], 'big')

@@ -1,4 +1,4 @@
-"""Layouts that training reads as they are, where --data_dir holds another one than the gin files name."""
+"""Data layouts that training reads without conversion, if --data_dir holds another one than the gin files expect."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _RECORD_SPLITS = (('train', 'val'), *((f'train{year}', f'val{year}') for year in
 
 
 class _Layout(NamedTuple):
-  """Another layout, and the bindings of its sources for the two sides, which are called @train/NAME and @eval/NAME."""
+  """Another layout, and the bindings of its sources for both sides, which are called @train/NAME and @eval/NAME."""
 
   description: str  # for messages
   source: str  # name in gin
@@ -55,9 +55,9 @@ def parse(files: Sequence[str], params: Sequence[str], data_dir: str | None = No
 
 
 def _other_layout() -> _Layout | None:
-  """Return the layout that is there in place of instances_train.json and instances_val.json, None if there is none.
+  """Return the layout that is found in place of instances_train.json and instances_val.json, None if there is none.
 
-  Only of a configuration that reads these two files of a folder.
+  Only for configurations that read these two files of a folder.
   """
   folder = gin_files.effective(['train/coco.data_dir']).get('train/coco.data_dir')
   if not isinstance(folder, str) or not all(_reads_own(split, side) for split, side in zip(('train', 'val'), _SIDES,
@@ -121,7 +121,7 @@ def _bindings(layout: _Layout) -> list[str]:
 
 
 def _reads_own(split: str, side: str) -> bool:
-  """Whether a side of the run reads the file of a split of data/own.gin."""
+  """Whether one side of the run reads the file of data/own.gin for a split."""
   if repr(gin_files.bound(f'run.{side}_source')) != f'@{side}/coco':
     return False
   named = gin_files.effective([f'{side}/coco.{name}' for name in ('split', 'annotation_file', 'image_dir')])

@@ -1,7 +1,7 @@
-"""Checks of a source of the user's own against the protocol `structures.Source`, before the first step.
+"""Checks the user's own source against the protocol `structures.Source` before the first step.
 
-What is wrong in one would otherwise be a wrong number without a word (sizes as width, height; boxes as x, y), or an
-error when training ends and is evaluated. Sources of this package have tests instead.
+An error in one (sizes as width, height; boxes as x, y) would otherwise give wrong numbers silently, or fail only when
+training ends and is evaluated. The sources of this package have tests instead.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from rethink_tf.data.images import ImageError
 from rethink_tf.errors import UserError
 from rethink_tf.structures import MASK_CROP, NO_MASK, Example, Source
 
+_TRUSTED = ('rethink_tf', 'builtins', 'abc', 'typing')  # packages of the classes of a source that needs no check
 _LOADED = 3  # images that are looked at
 _FIELDS = ('id', 'image_id', 'category_id', 'bbox', 'area', 'segmentation')  # of an annotation
 _EDGE = 1.0  # pixels by which a box may lie outside, or differ from that of its annotation
@@ -23,14 +24,14 @@ _COMMON = ('name', 'categories', 'num_classes', 'image_ids', 'sizes', 'load')
 
 
 def checked(source: Source, scored: bool = False) -> Source:
-  """Return a source, of which the first images are loaded unless it is of this package.
+  """Return the source; unless it is of this package, its first images are loaded and checked.
 
-  scored: its objects are scored by COCO's metric, and `annotations()` is asked for them.
+  scored: its objects are scored by COCO's metric, so that `annotations()` is checked, too.
 
   Raises:
-    UserError: it is not as the protocol says.
+    UserError: the source violates the protocol.
   """
-  if all(kind.__module__.partition('.')[0] in ('rethink_tf', 'builtins') for kind in type(source).__mro__):
+  if all(kind.__module__.partition('.')[0] in _TRUSTED for kind in type(source).__mro__):
     return source
   whose = f'{type(source).__module__}.{type(source).__qualname__}'
 
@@ -52,7 +53,7 @@ def checked(source: Source, scored: bool = False) -> Source:
 
 
 def _check_table(source: Source, classification: bool, check: Callable[[bool, str], None]) -> None:
-  """Check what is known of all images without loading one."""
+  """Check everything that is known about all images without loading one."""
   check(len(source.categories) == source.num_classes, f'num_classes = {source.num_classes}, but categories has '
         f'{len(source.categories)}')
   check(all(isinstance(one, Category) for one in source.categories),

@@ -29,7 +29,7 @@ class Case(NamedTuple):
 
 
 class Problem(NamedTuple):
-  """All that is known about the problems of one reason."""
+  """The count, outcome and examples of the problems of one reason."""
 
   outcome: str
   cases: list[Case]
@@ -82,10 +82,10 @@ class Problems:
 
   @classmethod
   def from_json(cls, content: Mapping[str, Any]) -> Problems:
-    """Inverse of to_json; a plain count in place of an object has no examples.
+    """Inverse of to_json; a plain count in place of an object is accepted, without examples.
 
     Raises:
-      TypeError: not as to_json writes it.
+      TypeError: the content is not as to_json writes it.
     """
     problems = cls()
     for reason, entry in content.items():
@@ -107,7 +107,7 @@ class Problems:
 
 
 def table(splits: Sequence[tuple[str, Problems]]) -> list[str]:
-  """Return one table of the problems of all splits, (title, problems): at most 15 lines; none without problems."""
+  """Return one table of the problems of all splits, given as (title, problems): at most 15 lines; [] without any."""
   together = Problems()
   for _, problems in splits:
     together.update(problems)

@@ -30,7 +30,7 @@ class Archive(NamedTuple):
   listed: tuple[str, ...] = ()
 
   def missing(self, folder: str) -> str:
-    """Return what a folder lacks of the archive's files, '' if nothing."""
+    """Return which of the archive's files a folder lacks, in words; '' if none."""
     for name in self.files:
       if not os.path.isfile(os.path.join(folder, name)):
         return f'{name} is missing'

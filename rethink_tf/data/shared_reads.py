@@ -8,7 +8,7 @@ import numpy as np
 
 
 class SharedReads:
-  """Rows of a batch that need several images, some of them the same: each is read once, and kept for its last row.
+  """Rows of a batch that need several images, some in common: each image is read once, and kept until its last row.
 
   The thread that reads the last image of a row fills the row, so that no thread waits for another.
 
@@ -36,7 +36,7 @@ class SharedReads:
     self._lock = threading.Lock()
 
   def __call__(self, number: int, index: int) -> None:
-    """Read an image, and fill the rows that miss no other; for BatchedInput._fill_rows."""
+    """Read an image, and fill the rows for which it was the last one missing; for BatchedInput._fill_rows."""
     del number
     found = self._read(index)
     ready = []

@@ -40,7 +40,7 @@ def subset(image_ids: np.ndarray, fraction: float = 1.0, num_images: int | None 
 
 
 def whose_images(source: str, chosen: int, total: int) -> tuple[str, str]:
-  """Return the words for the images that training has, and for the cure if a subset is too small.
+  """Return in words which images training has, and the advice if a subset is too small.
 
   source: the configurable with `num_images` and `fraction`. chosen, total: numbers of images.
   """

@@ -47,7 +47,7 @@ def tf_config(cluster_spec: str) -> dict[str, Any] | None:
     pools = [spec['cluster'].get(pool, []) for pool in _TRAINING_POOLS]
     pool, index = spec['task']['type'], int(spec['task']['index'])
     if not all(isinstance(pool, list) and all(map(is_address, pool)) for pool in pools):
-      raise ValueError('a pool is no list of addresses host:port')
+      raise ValueError('a pool is not a list of addresses host:port')
   except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
     raise UserError('the environment variable CLUSTER_SPEC is not that of a Vertex AI job '
                     f'({type(error).__name__}: {error}): unset it outside of such a job') from error

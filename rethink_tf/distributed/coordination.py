@@ -18,7 +18,7 @@ _SAVE_SECONDS = 120.0
 
 
 def publish(key: str, value: str) -> None:
-  """Send a value to the other workers.
+  """Send a value to the other workers under a key.
 
   Raises:
     tf.errors.AlreadyExistsError: the key has a value already.
@@ -29,7 +29,7 @@ def publish(key: str, value: str) -> None:
 
 
 def published(key: str, timeout_seconds: float) -> str:
-  """Return the value that another worker publishes, waiting for it if need be.
+  """Return the value that another worker publishes under a key, waiting for it if necessary.
 
   Raises:
     WorkerLost: no value within the timeout.
@@ -49,12 +49,13 @@ def _value(key: str, timeout_seconds: float) -> str:
 
 
 def check_same(workers: Workers, key: str, value: str, problem: Callable[[str], str]) -> None:
-  """Compare something of every worker with that of the chief; all end if one differs.
+  """Compare a value of every worker with the chief's; all workers end if one differs.
 
-  value: what this worker has. problem: says how that of the chief differs from it; '' for not at all.
+  value: that of this worker. problem: describes how the chief's value differs from this worker's; '' if it does not.
 
   Raises:
-    UserError: a worker differs. WorkerLost: another worker does not answer.
+    UserError: a worker differs.
+    WorkerLost: another worker does not answer.
   """
   if workers.count == 1:
     return
@@ -94,7 +95,7 @@ class StopTogether:
     threading.Thread(target=self._listen, name='stop', daemon=True).start()
 
   def propose(self, signum: int, last_step: int) -> None:
-    """Propose a last step and wait until all workers know the one that was agreed on: the first proposal."""
+    """Propose a last step, and wait until all workers know the step agreed on, which is the first proposal."""
     # Refused when another worker has proposed first, training is over, or the service has ended.
     with contextlib.suppress(tf.errors.OpError):
       publish('stop', f'{int(signum)} {last_step}')

@@ -1,4 +1,4 @@
-"""The devices of this machine: the first line of a log, GPUs without kernels, drivers without a usable GPU."""
+"""The devices of this machine: their description, GPUs without kernels, drivers without a usable GPU."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from typing import NamedTuple
 import tensorflow as tf
 from absl import logging
 
+from rethink_tf.console import counted
 from rethink_tf.errors import UserError, in_one_line, plain
 
 CUDA_EXTRA = "pip install -e '.[cuda]', or make install EXTRAS=cuda"
@@ -56,7 +57,7 @@ def cores() -> int:
 
 
 def describe(strategy: tf.distribute.Strategy | None = None) -> str:
-  """Return the devices of a strategy in a few words, of this worker and without one of this machine.
+  """Describe the devices of a strategy, of this worker only.
 
   '8 x NVIDIA A100-SXM4-80GB (sm_80), CUDA 12.5', 'CPU, 2 cores', 'TPU v3-8, 8 cores'.
   """
@@ -64,7 +65,7 @@ def describe(strategy: tf.distribute.Strategy | None = None) -> str:
     kind = os.environ.get('TPU_ACCELERATOR_TYPE', '')
     hosts = strategy.extended.num_hosts
     several = f' on {hosts} hosts' if hosts > 1 else ''
-    return f'TPU{" " * bool(kind)}{plain(kind)}, {strategy.num_replicas_in_sync} cores{several}'
+    return f'TPU {plain(kind)}'.rstrip() + f', {strategy.num_replicas_in_sync} cores{several}'
   found = gpus()
   used = _used(found, strategy)
   workers = ''
@@ -75,7 +76,7 @@ def describe(strategy: tf.distribute.Strategy | None = None) -> str:
     replicas = strategy.num_replicas_in_sync if strategy is not None and not workers else 1
     split = f' as {replicas} devices' if replicas > 1 else ''
     hidden = f', GPUs hidden by {_HIDDEN}' if gpus_are_hidden() and driver() else ''
-    return f'CPU, {cores()} core{"s" * (cores() > 1)}{split}{hidden}{workers}'
+    return f'CPU, {counted(cores(), "core")}{split}{hidden}{workers}'
   counts = collections.Counter(str(gpu) for gpu in used)
   text = ' + '.join(f'{count} x {name}' for name, count in counts.items())
   unused = f' (of {len(found)} GPUs)' if len(found) > len(used) else ''
@@ -85,7 +86,8 @@ def describe(strategy: tf.distribute.Strategy | None = None) -> str:
 
 
 def hardware(strategy: tf.distribute.Strategy) -> str:
-  """Return the devices of a strategy as `describe` does, and of a CPU its kind: kernels round as they are chosen by it.
+  """Describe the devices as `describe` does, with the model of a CPU, on which the choice of kernels and rounding
+  depend.
 
   'CPU, 2 cores (AMD EPYC, family 25, model 17)'.
   """
@@ -95,7 +97,7 @@ def hardware(strategy: tf.distribute.Strategy) -> str:
 
 
 def _cpu() -> str:
-  """Return name, family and model of the first core, as far as the system tells: the name alone may be of a series."""
+  """Return name, family and model of the first core if the system provides them; the name alone may denote a series."""
   found: dict[str, str] = {}
   # Other systems than Linux have no such file: their name of the processor is all that is recorded.
   with contextlib.suppress(OSError), open('/proc/cpuinfo', encoding='utf-8', errors='replace') as file:
@@ -179,7 +181,7 @@ def gpus_are_hidden() -> bool:
 
 
 def driver() -> str | None:
-  """Return the version of the NVIDIA driver, 'of unknown version', or None: no driver, or one without a GPU."""
+  """Return the version of the NVIDIA driver, 'of unknown version', or None without a driver or without a GPU for it."""
   try:
     with open('/proc/driver/nvidia/version') as file:
       version = re.search(r'\b\d{3}\.\d+(?:\.\d+)?\b', file.read(4096))
@@ -203,7 +205,7 @@ def _driver_of_nvidia_smi() -> str | None:
 
 
 def _libcuda_has_a_gpu() -> bool:
-  """Whether CUDA's own library, which comes with the driver, counts a GPU; images for containers have it without."""
+  """Whether CUDA's driver library counts a GPU; container images hold the library without one."""
   for name in ('libcuda.so.1', '/usr/lib/wsl/lib/libcuda.so.1'):
     try:
       library, count = ctypes.CDLL(name), ctypes.c_int(0)
@@ -244,7 +246,7 @@ def _cure(reason: str) -> str:
 
 
 def _reason() -> str:
-  """Return what TensorFlow logs about the GPUs that it does not find, at most 300 characters; '' if nothing."""
+  """Return what TensorFlow logs about GPUs that it does not find, at most 300 characters; '' if nothing."""
   environment = {**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '0', 'TF_CPP_MAX_VLOG_LEVEL': '0'}
   code = "import tensorflow as tf; tf.config.list_physical_devices('GPU')"
   try:

@@ -99,23 +99,10 @@ def cluster() -> Cluster | None:
   Raises:
     UserError: TF_CONFIG is malformed or does not list this task.
   """
-  text = os.environ.get('TF_CONFIG', '').strip()
-  try:
-    config = json.loads(text) if text else {}
-  except (ValueError, RecursionError) as error:
-    raise UserError(f'the environment variable TF_CONFIG is not valid JSON ({error}): write {_FORM}') from error
-  jobs, task = (config.get(name) if isinstance(config, dict) else None for name in ('cluster', 'task'))
-  if config == {} or jobs == {}:
+  config = _tf_config()
+  if config is None:
     return None
-  listed = isinstance(jobs, dict) and all(
-    isinstance(hosts, list) and all(isinstance(host, str) and ':' in host for host in hosts) for hosts in jobs.values())
-  if not listed or not isinstance(task, dict):
-    raise UserError(f'the environment variable TF_CONFIG is not of the form {_FORM}')
-  bad = next((host for name in ('chief', 'worker') for host in jobs.get(name, []) if not is_address(host)), None)
-  if bad is not None:
-    raise UserError(f'TF_CONFIG lists {excerpt(bad)}: write host:port, with a port between 1 and 65535')
-  if jobs.get('ps'):
-    raise UserError('TF_CONFIG lists parameter servers (ps), which synchronous training does not use: leave them out')
+  jobs, task = config
   kind, index = task.get('type'), task.get('index', 0)
   if kind == 'evaluator':
     return None
@@ -134,6 +121,32 @@ def cluster() -> Cluster | None:
     return None
   counts = tuple((name, len(jobs[name])) for name in ('chief', 'worker') if jobs.get(name))
   return Cluster(addresses, int(index) + (len(chiefs) if kind == 'worker' else 0), counts)
+
+
+def _tf_config() -> tuple[dict[str, list[str]], dict[str, Any]] | None:
+  """Return the jobs (name -> addresses) and the task of TF_CONFIG; None if it is unset or lists no job.
+
+  Raises:
+    UserError: it is malformed, or lists parameter servers.
+  """
+  text = os.environ.get('TF_CONFIG', '').strip()
+  try:
+    config = json.loads(text) if text else {}
+  except (ValueError, RecursionError) as error:
+    raise UserError(f'the environment variable TF_CONFIG is not valid JSON ({error}): write {_FORM}') from error
+  jobs, task = (config.get(name) if isinstance(config, dict) else None for name in ('cluster', 'task'))
+  if config == {} or jobs == {}:
+    return None
+  listed = isinstance(jobs, dict) and all(
+    isinstance(hosts, list) and all(isinstance(host, str) and ':' in host for host in hosts) for hosts in jobs.values())
+  if not listed or not isinstance(task, dict):
+    raise UserError(f'the environment variable TF_CONFIG is not of the form {_FORM}')
+  bad = next((host for name in ('chief', 'worker') for host in jobs.get(name, []) if not is_address(host)), None)
+  if bad is not None:
+    raise UserError(f'TF_CONFIG lists {excerpt(bad)}: write host:port, with a port between 1 and 65535')
+  if jobs.get('ps'):
+    raise UserError('TF_CONFIG lists parameter servers (ps), which synchronous training does not use: leave them out')
+  return jobs, task
 
 
 def _one_machine(kind: str, num_devices: int | None, logical_cpus: int | None) -> tf.distribute.Strategy:
@@ -156,7 +169,7 @@ def _one_machine(kind: str, num_devices: int | None, logical_cpus: int | None) -
 
 @functools.cache
 def _one_device(device: str) -> tf.distribute.OneDeviceStrategy:
-  """Return the strategy of a device, the same object each time: runs of one process may share variables."""
+  """Return the strategy for a device, the same object each time, so that runs of one process may share variables."""
   return tf.distribute.OneDeviceStrategy(device)
 
 
@@ -224,7 +237,7 @@ def _tpu(address: str) -> tf.distribute.Strategy:
 
 
 def num_hosts(strategy: tf.distribute.Strategy) -> int:
-  """Return the number of hosts that a program uses whose Python runs on one: those of a TPU slice, else 1."""
+  """Return the number of hosts that run one program while Python runs on one of them: those of a TPU slice, else 1."""
   return strategy.extended.num_hosts if isinstance(strategy, tf.distribute.TPUStrategy) else 1
 
 
@@ -268,7 +281,7 @@ def join_workers(strategy: tf.distribute.Strategy, model_dir: str, create: bool,
   else:
     token, _, expected = published('settings', strategy.timeout_seconds).partition('\n')
     try:
-      _check_same_settings(expected, settings)
+      check_same_settings(expected, settings)
       folder = ReadOnlyFolder(model_dir, token)
     except UserError as error:
       publish(f'ready/{index}', error.line())
@@ -369,7 +382,12 @@ class ReadOnlyFolder(RunFolder):
     pass
 
 
-def _check_same_settings(expected: str, own: str) -> None:
+def check_same_settings(expected: str, own: str) -> None:
+  """Check that this worker's settings, one a line, are those of the chief (`expected`).
+
+  Raises:
+    UserError: they differ; it names what is only here and what is only on the chief.
+  """
   if expected == own:
     return
   theirs, ours = (set(text.splitlines()) for text in (expected, own))

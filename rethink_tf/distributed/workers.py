@@ -80,7 +80,7 @@ ALONE = Workers()
 
 
 def software() -> str:
-  """Return what must be the same on all workers: the package, with a digest of its source, and what computes."""
+  """Return what must be equal on all workers: versions of the package and its dependencies, a digest of its source."""
   package = pathlib.Path(rethink_tf.__file__).parent
   digest = hashlib.sha256()
   for path in sorted(package.rglob('*.py')):

@@ -1,9 +1,9 @@
 """Check that this machine computes what it should: python -m rethink_tf.doctor.
 
-Versions, devices and memory; every kernel on every device against float64; a train step of a small detector on each
-device, in three precisions, by both forms and over two replicas; the speed of the input; with --data_dir and
---model_dir the folders. Prints a table and a verdict; the exit code is 1 if a check failed. A check that ends its
-process is a row of the table, not the end.
+Checks versions, devices and memory; every kernel on every device against float64; a train step of a small detector on
+each device, in three precisions, in both forms of its operations, and over two replicas; the speed of the input; and
+the folders of --data_dir and --model_dir. Prints a table and a verdict; the exit code is 1 if a check failed. A check
+that crashes its process is reported as a row of the table.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main() -> None:
 
 if __name__ == '__main__':
   _here = {'module_name': sys.argv[0]}
-  flags.DEFINE_bool('quick', False, 'devices and kernels alone, without train steps', **_here)
+  flags.DEFINE_bool('quick', False, 'check devices and kernels only, no train steps', **_here)
   flags.DEFINE_bool('json', False, 'print JSON', **_here)
   flags.DEFINE_string('data_dir', None, 'folder of a data set to read from', **_here)
   flags.DEFINE_string('model_dir', None, 'run folder to write to; it is not created', **_here)

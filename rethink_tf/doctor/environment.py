@@ -1,4 +1,4 @@
-"""Checks of what surrounds the kernels: versions, devices, the driver, memory, the data and the run folder."""
+"""Checks of the environment: versions, devices, the driver, memory, the data and the run folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -72,7 +72,7 @@ def memory() -> str:
 
 
 def check_devices() -> Iterator[Row]:
-  """GPUs without kernels, and a driver without a GPU."""
+  """Check for GPUs without kernels, and for a driver without a GPU."""
   found = devices.gpus()
   yield Row('devices', '', OK, note=devices.describe())
   for problem, result in ((devices.too_new(found), FAILED), (devices.too_old(found), WARNING),
@@ -82,7 +82,7 @@ def check_devices() -> Iterator[Row]:
 
 
 def input_speed() -> Iterator[Row]:
-  """Batches of the training input at 800/1333 with masks and flips, from synthetic images."""
+  """Measure the training input at 800/1333 with masks and flips, on synthetic images."""
   source = TrainInput(SyntheticSource(32, image_size=(480, 640), object_size=(40, 200)), 2)
   iterator = iter(source.dataset())
   next(iterator)
@@ -105,33 +105,41 @@ def check_data(folder: str) -> Iterator[Row]:
     paths += [os.path.join(place, name) for name in sorted(names)]
     if len(paths) >= _LISTED:
       break
-  photos = [path for path in paths if path.lower().endswith(IMAGE_EXTENSIONS)]
+  image_files = [path for path in paths if path.lower().endswith(IMAGE_EXTENSIONS)]
   shards = [path for path in paths if _SHARD.fullmatch(os.path.basename(path))]
-  if not photos and not shards:
+  if not image_files and not shards:
     yield Row(check, CPU, WARNING, note=f'{folder}: no image files and no shards below it')
     return
-  start, size, number, bad = time.perf_counter(), 0, 0, []
-  for path in np.random.default_rng(0).permutation(photos or shards).tolist():
+  start = time.perf_counter()
+  sizes, bad = _read_for_seconds(image_files or shards, _read_image if image_files else _read_shard)
+  seconds = time.perf_counter() - start
+  kind = 'images read and decoded' if image_files else 'shards read'
+  note = f'{len(sizes)} {kind}, {len(sizes) / seconds:.3g}/s by one thread, {sum(sizes) / seconds / 1e6:.3g} MB/s'
+  if bad:
+    note = f'{len(bad)} cannot be read: {bad[0]}; {note}'
+  yield Row(check, CPU, FAILED if bad and not sizes else WARNING if bad else OK, note=note)
+
+
+def _read_for_seconds(paths: Sequence[str], read: Callable[[str], int]) -> tuple[list[int], list[str]]:
+  """Read files in random order for _READ_SECONDS; return the bytes of each, and the errors of those that cannot be."""
+  start, sizes, bad = time.perf_counter(), [], []
+  for path in np.random.default_rng(0).permutation(paths).tolist():
     if time.perf_counter() - start > _READ_SECONDS:
       break
     try:
-      if photos:
-        content = images.read_file(path)
-        images.decode(content, path)
-        size += len(content)
-      else:
-        size += _read_shard(path)
-      number += 1
+      sizes.append(read(path))
     except (images.ImageError, OSError, tf.errors.OpError) as error:
       bad.append(in_one_line(error))
     except tfrecord.DamagedRecord as error:
       bad.append(f'{path}: {error}')
-  seconds = time.perf_counter() - start
-  kind = 'images read and decoded' if photos else 'shards read'
-  note = f'{number} {kind}, {number / seconds:.3g}/s by one thread, {size / seconds / 1e6:.3g} MB/s'
-  if bad:
-    note = f'{len(bad)} cannot be read: {bad[0]}; {note}'
-  yield Row(check, CPU, FAILED if bad and not number else WARNING if bad else OK, note=note)
+  return sizes, bad
+
+
+def _read_image(path: str) -> int:
+  """Read and decode an image file; return its bytes."""
+  content = images.read_file(path)
+  images.decode(content, path)
+  return len(content)
 
 
 def _read_shard(path: str) -> int:

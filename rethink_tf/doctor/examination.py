@@ -1,4 +1,4 @@
-"""Runs the worker, again after each check that ends it, and collects its rows. Does not import TensorFlow."""
+"""Runs the worker, restarting it after a check that crashes it, and collects its rows. Does not import TensorFlow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
 from rethink_tf.doctor.rows import FAILED, NOT_RUN, Row, from_json
@@ -24,61 +24,81 @@ _TAIL = 8 << 10  # bytes of a worker's log, from which the reason is taken
 
 
 class Examination(NamedTuple):
-  """What was found: rows of checks, and facts such as versions."""
+  """The findings: rows of checks, and facts such as versions."""
 
   rows: list[Row]
   facts: dict[str, str]
   seconds: float
 
 
+class _Progress:
+  """The messages of all workers so far.
+
+  running: name of the check that the present worker runs; _START before its first message, '' between two checks.
+  planned: names of all checks; None before the first message.
+  """
+
+  def __init__(self) -> None:
+    self.rows: list[Row] = []
+    self.facts: dict[str, str] = {}
+    self.done: list[str] = []
+    self.planned: list[str] | None = None
+    self.running = _START
+
+  @property
+  def complete(self) -> bool:
+    """Whether all checks are done."""
+    return self.planned is not None and len(self.done) == len(self.planned)
+
+  def take(self, message: Mapping[str, Any]) -> None:
+    """Take a message of the worker: its plan, the begin of a check, or the end of one."""
+    if 'plan' in message:
+      self.planned, self.facts, self.running = message['plan'], message['facts'] or self.facts, ''
+    elif 'begin' in message:
+      self.running = message['begin']
+      print(f'{len(self.done) + 1}/{len(self.planned)} {plain(self.running)}', file=sys.stderr, flush=True)
+    else:
+      self.rows += [from_json(fields) for fields in message['rows']]
+      self.done.append(message['end'])
+      self.running = ''
+
+
 def examine(command: Sequence[str], options: Mapping[str, Any], timeout: float) -> Examination:
   """Run all checks. command: of the worker; timeout: seconds for each check."""
-  start = time.monotonic()
-  rows: list[Row] = []
-  facts: dict[str, str] = {}
-  done: list[str] = []
-  planned: list[str] | None = None
-  while planned is None or len(done) < len(planned):
-    before = len(done)
-    arguments = json.dumps({'options': dict(options), 'done': done, 'facts': planned is None})
-    running, reason = _START, ''
-    with tempfile.TemporaryFile() as log, _worker([*command, arguments], log) as worker:
-      lines = _lines(worker)
-      while True:
-        try:
-          line = lines.get(timeout=timeout)
-        except queue.Empty:
-          worker.kill()
-          reason = f'did not end within {timeout / 60:g} minutes (--timeout_minutes)'
-          break
-        if line is None:
-          break
-        message = json.loads(line)
-        if 'plan' in message:
-          planned, facts, running = message['plan'], message['facts'] or facts, ''
-        elif 'begin' in message:
-          running = message['begin']
-          print(f'{len(done) + 1}/{len(planned)} {plain(running)}', file=sys.stderr, flush=True)
-        else:
-          rows += [from_json(fields) for fields in message['rows']]
-          done.append(message['end'])
-          running = ''
-      code = worker.wait()
-      if len(done) == len(planned or ()) and planned is not None:
-        break
-      reason = reason or f'{_ended(code)}: {_last_lines(log)}'
-    if running == _START or not running and len(done) == before:
-      missing = [name for name in planned or () if name not in done]
-      rows += [Row(_START, '', FAILED, note=reason), *(Row(name, '', NOT_RUN) for name in missing)]
+  start, progress = time.monotonic(), _Progress()
+  while not progress.complete:
+    before = len(progress.done)
+    reason = _run_worker(command, options, timeout, progress)
+    if progress.complete:
       break
-    if running:
-      rows.append(Row(running, '', FAILED, note=reason))
-      done.append(running)
-  return Examination(rows, facts, time.monotonic() - start)
+    if progress.running == _START or not progress.running and len(progress.done) == before:
+      missing = [name for name in progress.planned or () if name not in progress.done]
+      progress.rows += [Row(_START, '', FAILED, note=reason), *(Row(name, '', NOT_RUN) for name in missing)]
+      break
+    if progress.running:
+      progress.rows.append(Row(progress.running, '', FAILED, note=reason))
+      progress.done.append(progress.running)
+  return Examination(progress.rows, progress.facts, time.monotonic() - start)
+
+
+def _run_worker(command: Sequence[str], options: Mapping[str, Any], timeout: float, progress: _Progress) -> str:
+  """Run a worker on the checks that are not done, until it ends or a check takes too long; return why it has ended."""
+  arguments = json.dumps({'options': dict(options), 'done': progress.done, 'facts': progress.planned is None})
+  progress.running = _START
+  with tempfile.TemporaryFile() as log, _worker([*command, arguments], log) as worker:
+    lines = _lines(worker)
+    try:
+      while (line := lines.get(timeout=timeout)) is not None:
+        progress.take(json.loads(line))
+    except queue.Empty:
+      worker.kill()
+      worker.wait()
+      return f'did not end within {timeout / 60:g} minutes (--timeout_minutes)'
+    return f'{_ended(worker.wait())}: {_last_lines(log)}'
 
 
 @contextlib.contextmanager
-def _worker(command: Sequence[str], log: IO[bytes]):
+def _worker(command: Sequence[str], log: IO[bytes]) -> Iterator[subprocess.Popen]:
   worker = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log)
   try:
     yield worker
@@ -111,7 +131,7 @@ def _ended(code: int) -> str:
 
 
 def _last_lines(log: IO[bytes]) -> str:
-  """Return what the worker has printed last, the lines that speak of an error first, in one line."""
+  """Return the last lines that the worker printed, those about an error first, as one line."""
   size = log.seek(0, 2)
   log.seek(max(size - _TAIL, 0))
   lines = [line.strip() for line in log.read().decode(errors='replace').splitlines() if line.strip()]

@@ -30,7 +30,7 @@ def difference(ours: Any, expected: Any) -> float:
 
 
 def group_norm(device: str) -> Iterator[Row]:
-  """GroupNorm, forward and backward, of inputs with a mean and with a small variance, at which epsilon counts."""
+  """Check GroupNorm, forward and backward, on inputs with a mean and with a small variance, where epsilon counts."""
   for dtype, tolerance in _TOLERANCES.items():
     worst = dict.fromkeys(('forward', 'backward'), 0.0)
     for shape, deviation in (((2, 25, 42, 64), 2.0), ((3, 7, 7, 64), 0.01)):
@@ -54,12 +54,12 @@ def group_norm(device: str) -> Iterator[Row]:
 
 
 def _worse(a: float, b: float) -> float:
-  """The larger error; NaN is the largest."""
+  """Return the larger error; NaN counts as the largest."""
   return b if np.isnan(b) or b > a else a
 
 
 def roi_alignment(device: str) -> Iterator[Row]:
-  """RoIAlign of both grids and both forms, values and gradients; boxes across the border, empty and outside."""
+  """Check values and gradients of RoIAlign, in both grids and forms; boxes across the border, empty and outside."""
   rng = np.random.default_rng(0)
   height, width, channels = 128, 192, 4
   features = [rng.normal(size=(2, height // stride, width // stride, channels)) for stride in _STRIDES]
@@ -110,7 +110,7 @@ def suppression(device: str) -> Iterator[Row]:
 
 
 def box_matching(device: str) -> Iterator[Row]:
-  """Labels of anchors and of proposals, with ties and images without objects."""
+  """Check the labels of anchors and of proposals, with ties and images without objects."""
   rng = np.random.default_rng(0)
   overlaps = np.float32(np.round(rng.uniform(0, 1, (4, 60, 5)) ** 2, 1))  # rounded: many ties
   overlaps[0, :, 1] *= 0.2  # a box without an anchor above 0.2
@@ -131,7 +131,7 @@ def box_matching(device: str) -> Iterator[Row]:
 
 
 def pasting(device: str) -> Iterator[Row]:
-  """Masks pasted into the image: on the device, as in exports, and by NumPy, as in evaluation."""
+  """Check masks pasted into the image: on the device, as in exports, and by NumPy, as in evaluation."""
   rng = np.random.default_rng(0)
   height, width, number = 60, 97, 24
   probabilities = np.float32(np.clip(rng.normal(0.5, 0.3, (number, 28, 28)), 0, 1))
@@ -150,7 +150,7 @@ def pasting(device: str) -> Iterator[Row]:
 
 
 def sync_batch_norm(strategy: tf.distribute.Strategy, device: str) -> Iterator[Row]:
-  """SyncBN over two replicas: outputs, gradients and moving statistics are those of one batch."""
+  """Check that outputs, gradients and moving statistics of SyncBN over two replicas are those of one batch."""
   rng = np.random.default_rng(0)
   x, dy = rng.normal(3.0, 2.0, (2, 3, 6, 5, 32)), rng.normal(size=(2, 3, 6, 5, 32))
   x[1] += 5.0  # each replica's own statistics would be others

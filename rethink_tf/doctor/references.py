@@ -1,4 +1,4 @@
-"""The kernels in float64 NumPy, from their definitions: what the doctor and the tests compare with."""
+"""The kernels in float64 NumPy, written from their definitions, for the doctor and the tests to compare with."""
 
 from __future__ import annotations
 

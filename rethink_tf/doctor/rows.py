@@ -1,4 +1,4 @@
-"""Rows of the doctor's table, and its verdict. Does not import TensorFlow: it may be what does not work."""
+"""Rows of the doctor's table, and its verdict. Does not import TensorFlow, which may be what is broken."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def compared(check: str, device: str, error: float, tolerance: float, note: str 
 
 
 def as_json(row: Row) -> dict[str, Any]:
-  """Return a row as JSON has it, which knows no NaN or infinity."""
+  """Convert a row for JSON, which has no NaN or infinity."""
   fields = {name: redact(value) if isinstance(value, str) else value for name, value in row._asdict().items()}
   if row.error is not None and not math.isfinite(row.error):
     fields['error'] = str(row.error)
@@ -39,7 +39,7 @@ def as_json(row: Row) -> dict[str, Any]:
 
 
 def from_json(fields: Mapping[str, Any]) -> Row:
-  """Return the row of as_json."""
+  """Inverse of as_json."""
   return Row(**{**fields, 'error': None if fields['error'] is None else float(fields['error'])})
 
 
@@ -65,7 +65,7 @@ def verdict(rows: Sequence[Row]) -> tuple[str, int]:
     names = ', '.join(dict.fromkeys(f'{row.check} on {row.device}' if row.device else row.check for row in bad))
     return plain(redact(f'{len(bad)} of {len(rows)} checks failed: {names}')), 1
   if warnings:
-    return f'works, with {warnings} warning{"s" * (warnings > 1)}: {len(rows)} checks', 0
+    return f'works, with {warnings} {"warning" if warnings == 1 else "warnings"}: {len(rows)} checks', 0
   return f'works: {len(rows)} checks', 0
 
 

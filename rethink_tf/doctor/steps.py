@@ -1,4 +1,4 @@
-"""Checks of a train step of a small detector: on each device, in each precision, by both forms, over two replicas."""
+"""Checks a train step of a small detector: on each device, in each precision, in both forms, over two replicas."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Result(NamedTuple):
 
 
 def detector(xla: bool = False) -> MaskRCNN:
-  """Return a Mask R-CNN of depth 14 and width 32, whose samplers take all candidates: their order has no effect."""
+  """Return a Mask R-CNN of depth 14 and width 32 whose samplers take all candidates, so that order has no effect."""
   return MaskRCNN(
     6, backbone=ResNet(14, stem_width=32, res2_width=32, width_per_group=32), fpn=FPN(32), rpn_head=RPNHead(32),
     box_head=BoxHead(1, 1, 32, 32), mask_head=MaskHead(1, 32), anchors=Anchors((8, 16, 32, 64, 128)),
@@ -102,7 +102,7 @@ def _vector(tensors: list[tf.Tensor]) -> np.ndarray:
 
 @contextlib.contextmanager
 def _unoptimised() -> Iterator[None]:
-  """Without TensorFlow's graph optimisation: independent of its fused kernels, and a graph starts in half the time."""
+  """Disable TensorFlow's graph optimisation: no fused kernels are used, and a graph starts in half the time."""
   tf.config.optimizer.set_experimental_options({'disable_meta_optimizer': True})
   try:
     yield
@@ -126,20 +126,20 @@ def compare(check: str, device: str, ours: Result, expected: Result, tolerances:
 
 
 def other_form() -> Iterator[Row]:
-  """The form for XLA (RoIAlign as a gather, batched NMS) against the one for CPUs and GPUs: two implementations."""
+  """Compare the form for XLA (RoIAlign as a gather, batched NMS) with the one for CPUs and GPUs."""
   with _unoptimised():
     ours = gradients(CPU, xla=True, images=2)
   yield from compare('train step, both forms', CPU, ours, reference(), (1e-4, 1e-3))
 
 
 def step(device: str, policy: str) -> Iterator[Row]:
-  """A step on a device in a precision against float32 on the CPU."""
+  """Compare a step on a device in a precision with float32 on the CPU."""
   yield from compare(f'train step {policy}', device, gradients(device, policy, images=2), reference(),
                      TOLERANCES[policy])
 
 
 def fast_math_step(device: str) -> Iterator[Row]:
-  """A step with TensorFloat-32, which training uses on GPUs that have it and the other checks do not."""
+  """Check a step with TensorFloat-32, which training uses on GPUs that have it and the other checks do not."""
   tf.config.experimental.enable_tensor_float_32_execution(True)
   try:
     ours = gradients(device, images=2)
@@ -149,7 +149,7 @@ def fast_math_step(device: str) -> Iterator[Row]:
 
 
 def replicas(strategy: tf.distribute.Strategy, device: str) -> Iterator[Row]:
-  """A step of two replicas with an image each against one device: losses, the update, and equal weights."""
+  """Compare a step of two replicas, one image each, with one device: losses, update, and equal weights."""
   with strategy.scope():
     trainer = build()
   before = _vector([variable.value() for variable in trainer.detector.trainable_variables])

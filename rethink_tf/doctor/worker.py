@@ -1,6 +1,6 @@
 """Runs the checks in one process and prints a JSON line before and after each: python -m rethink_tf.doctor.worker.
 
-The doctor starts it again without what is done when a check has ended it.
+If a check ends the process, the doctor starts it again without the checks that are done.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _mirrored(pair: tuple[str, ...]) -> tf.distribute.Strategy:
 
 
 def run(name: str, check: Check) -> list[Row]:
-  """Run a check; an exception is a row."""
+  """Run a check and return its rows; an exception becomes a row."""
   start, rows = time.perf_counter(), []
   try:
     for row in check():
@@ -84,10 +84,10 @@ def run(name: str, check: Check) -> list[Row]:
 
 
 def main(arguments: Mapping[str, Any]) -> None:
-  """Run the checks that are not done; one JSON object per line on what was standard output."""
+  """Run the checks that are not done; one JSON object per line on the original standard output."""
   done, facts = set(arguments['done']), arguments['facts']
   output = os.fdopen(os.dup(1), 'w')
-  os.dup2(2, 1)  # what libraries print is no result
+  os.dup2(2, 1)  # what libraries print is not a result
 
   def put(**fields: Any) -> None:
     print(json.dumps(fields), file=output, flush=True)

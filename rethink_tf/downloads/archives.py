@@ -1,7 +1,6 @@
-"""Unpacking of zip and tar archives of others: only regular files, only into one folder, within a bound of size.
+"""Unpacks zip and tar archives from elsewhere: only regular files, only into one folder, up to a limit of size.
 
-An interrupted unpacking continues: files are written whole or not at all, and those that are there are not written
-again.
+An interrupted unpacking resumes: files are written whole or not at all, and existing ones are not written again.
 """
 
 from __future__ import annotations

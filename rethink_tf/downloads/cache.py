@@ -75,7 +75,7 @@ def _download(remote: RemoteFile, path: str, partial: str, label: str) -> None:
     if not (joined and again):  # parts of two versions may have been joined
       raise UserError(f'{redact(remote.url)}: {difference}: the download was damaged or is another file, and was '
                       'deleted: try again, or get the file from its publisher')
-    logging.warning('%s: %s: begun anew, since it was downloaded in several parts', label, difference)
+    logging.warning('%s: %s: starting over, since it was downloaded in several parts', label, difference)
   earlier = _read_record(path)
   if earlier is not None and not remote.has_checksum and earlier['sha256'] != found.sha256:
     raise UserError(f'{path}: the publisher has changed the file since {earlier["date"]}: its sha256 was '
@@ -88,7 +88,7 @@ def _download(remote: RemoteFile, path: str, partial: str, label: str) -> None:
 
 
 def _is_in_place(remote: RemoteFile, path: str) -> bool:
-  """Whether the cache has a file that is the published one, as far as is known.
+  """Whether the cache holds the published file, as far as that is known.
 
   Raises:
     UserError: it has another one.
@@ -139,35 +139,41 @@ def _write_record(remote: RemoteFile, path: str, found: Digests, earlier: dict[s
 
 @contextlib.contextmanager
 def _locked(path: str, label: str) -> Iterator[str]:
-  """Hold the system's lock on a file of the cache, which ends with its process; yield the path of the partial file.
+  """Hold the system's lock on a file of the cache while it is downloaded; yield the path of the partial file.
 
-  Other processes wait. Where the file system has no locks, each downloads into a file of its own.
+  The lock ends with its process; other processes wait. On a file system without locks each downloads to its own file.
   """
   with open(f'{path}.lock', 'a+') as file:
-    report_at = time.monotonic()
-    without_name = report_at + 1  # the holder writes its name just after it has taken the lock
-    while True:
-      try:
-        _lock(file)
-        break
-      except BlockingIOError:
-        now = time.monotonic()
-        if now >= report_at:
-          file.seek(0)
-          holder = file.read(200).strip()
-          if not holder and now < without_name:
-            time.sleep(0.02)
-            continue
-          report_at = now + _REPORT_SECONDS
-          logging.info('%s: waiting for %s, which is downloading it', label, plain(holder or 'another process'))
-        time.sleep(_POLL_SECONDS)
-      except OSError:
-        yield f'{path}.{socket.gethostname()}.{os.getpid()}.partial'
-        return
-    file.truncate(0)
-    file.write(f'process {os.getpid()} on {socket.gethostname()}')
-    file.flush()
-    yield f'{path}.partial'
+    try:
+      _wait_for_lock(file, label)
+    except OSError:
+      partial = f'{path}.{socket.gethostname()}.{os.getpid()}.partial'
+    else:
+      partial = f'{path}.partial'
+      file.truncate(0)
+      file.write(f'process {os.getpid()} on {socket.gethostname()}')
+      file.flush()
+    yield partial
+
+
+def _wait_for_lock(file: TextIO, label: str) -> None:
+  """Take the system's lock on an open file as soon as no other process has it; raises OSError where there are none."""
+  report_at = time.monotonic()
+  without_name = report_at + 1  # the holder writes its name just after it has taken the lock
+  while True:
+    try:
+      return _lock(file)
+    except BlockingIOError:
+      now = time.monotonic()
+    if now >= report_at:
+      file.seek(0)
+      holder = file.read(200).strip()
+      if not holder and now < without_name:
+        time.sleep(0.02)
+        continue
+      report_at = now + _REPORT_SECONDS
+      logging.info('%s: waiting for %s, which is downloading it', label, plain(holder or 'another process'))
+    time.sleep(_POLL_SECONDS)
 
 
 def _lock(file: TextIO) -> None:

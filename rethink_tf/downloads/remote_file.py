@@ -1,4 +1,4 @@
-"""Files that others publish: address, size and checksum, and whether a downloaded file is the published one."""
+"""Files published by others: address, size and checksum, and whether a downloaded file is the published one."""
 
 from __future__ import annotations
 

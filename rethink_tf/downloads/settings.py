@@ -16,7 +16,7 @@ def cache_folder(kind: str) -> str:
   """Return the folder of one kind of downloads ('weights', 'data'), below ~/.cache/rethink_tf by default.
 
   Raises:
-    UserError: RETHINK_TF_CACHE is no folder of this machine.
+    UserError: RETHINK_TF_CACHE is not a folder of this machine.
   """
   own = os.environ.get(CACHE, '')
   if '://' in own:

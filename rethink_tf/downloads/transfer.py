@@ -47,7 +47,7 @@ class Interruption(ConnectionError):
 
 
 class _State(NamedTuple):
-  """What a partial file is a part of; total: None if the server does not say."""
+  """What a partial file is part of; total: its length, None if the server does not state it."""
 
   url: str
   validator: str = ''
@@ -55,7 +55,7 @@ class _State(NamedTuple):
 
 
 class _SafeRedirects(urllib.request.HTTPRedirectHandler):
-  """Redirects to http and https, and from https to https alone."""
+  """Follows redirects to http and https only, and from https to https only."""
 
   def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
     allowed = ('https://',) if req.full_url.startswith('https://') else ('https://', 'http://')
@@ -91,7 +91,7 @@ def download(remote: RemoteFile, partial: str, label: str) -> bool:
 
 
 def published_md5(remote: RemoteFile) -> str:
-  """Return the MD5 that stands in a file beside a published one, '' if it cannot be had."""
+  """Return the MD5 from the file beside a published one, '' if it cannot be obtained."""
   request = urllib.request.Request(remote.url + remote.md5_suffix, headers={'User-Agent': _AGENT})
   try:
     with _opener().open(request, timeout=TIMEOUT_SECONDS) as response:
@@ -156,7 +156,7 @@ class _Transfer:
   def _of_status(self, error: urllib.error.HTTPError) -> Exception:
     if error.code == 416:  # the file is shorter than what is here
       self._restart(_State(self._remote.url))
-      return Interruption('the file on the server is another one than the partial file: begun anew')
+      return Interruption('the file on the server is not that of the partial file: starting over')
     if 300 <= error.code < 400:  # urllib itself refuses file:// and the like
       place = plain(redact(error.headers.get('Location', '')))[:200]
       return UserError(f'{redact(self._remote.url)}: redirects to {place}, which is not followed: get the file from '
@@ -182,7 +182,7 @@ class _Transfer:
     return Interruption(text)
 
   def _accept(self, response: Any) -> None:
-    """Decide by a response whether it continues the partial file or begins it anew."""
+    """Decide from the headers of a response whether to continue the partial file or begin it anew."""
     headers = response.headers
     if headers.get('Content-Encoding', 'identity') != 'identity':
       raise UserError(f'{redact(self._remote.url)}: the server sends it compressed '
@@ -197,13 +197,13 @@ class _Transfer:
                                                                total == self._state.total)
       if start != self.received or not same:
         self._restart(_State(self._remote.url))
-        raise Interruption('the file has changed on the server: begun anew')
+        raise Interruption('the file has changed on the server: starting over')
       if self._state.total is None:
         self._state = self._state._replace(total=total)
       self.joined = True
     else:
       if self.received:
-        logging.info('%s: the server does not continue the partial file: begun anew', self._label)
+        logging.info('%s: the server cannot continue the partial file: starting over', self._label)
       length = headers.get('Content-Length', '')
       self._restart(now._replace(total=int(length) if length.isdecimal() else None))
       if self._state.total is None and not response.chunked and not self._remote.has_checksum:
@@ -262,7 +262,7 @@ class _Transfer:
 
 
 def _opener() -> urllib.request.OpenerDirector:
-  """Return an opener of http and https alone, by the proxies of the environment (https_proxy, no_proxy)."""
+  """Return an opener that follows http and https only, through the environment's proxies (https_proxy, no_proxy)."""
   opener = urllib.request.OpenerDirector()
   for handler in (urllib.request.ProxyHandler(), urllib.request.UnknownHandler(), urllib.request.HTTPHandler(),
                   urllib.request.HTTPSHandler(), urllib.request.HTTPDefaultErrorHandler(), _SafeRedirects(),
@@ -272,13 +272,13 @@ def _opener() -> urllib.request.OpenerDirector:
 
 
 def _validator(headers: Any) -> str:
-  """Return what If-Range accepts: a strong ETag, else the date of the last change."""
+  """Return what If-Range accepts: a strong ETag, else the date of the last modification."""
   tag = headers.get('ETag', '')
   return tag if tag.startswith('"') else headers.get('Last-Modified', '')
 
 
 def _content_range(value: str) -> tuple[int | None, int | None]:
-  """Return start and total of 'bytes 100-199/200'; None for what it does not say."""
+  """Return start and total of 'bytes 100-199/200'; None for each that is missing."""
   span, _, total = value.removeprefix('bytes ').partition('/')
   start = span.partition('-')[0]
   return int(start) if start.isdecimal() else None, int(total) if total.isdecimal() else None

@@ -81,7 +81,7 @@ class DetectionEvaluator(PeriodicEvaluation):
     return self.last
 
   def start(self, step: int, extra: Mapping[str, Any] | None = None) -> None:
-    """Predict, and leave the rest to the scoring thread. Waits until the previous evaluation is complete."""
+    """Predict, then score in a thread. Waits until the scoring of the previous evaluation is complete."""
     if self._scoring is not None and not self._scoring.done():
       logging.info('the evaluation at step %d waits for the scoring of step %d', step, self._evaluated_step)
     self.finish()
@@ -100,7 +100,7 @@ class DetectionEvaluator(PeriodicEvaluation):
       scoring.result()
 
   def settle(self, seconds: float) -> None:
-    """Wait for the scoring thread, at most so long: the process is about to end, and the thread with it."""
+    """Wait at most `seconds` for the scoring thread, which the end of the process would cut off."""
     if self._scoring is not None and concurrent.futures.wait([self._scoring], seconds).not_done:
       logging.warning('the evaluation at step %d was not complete after %g s: what it has not written is lost; '
                       'training repeats it when it resumes', self._evaluated_step, seconds)
@@ -115,9 +115,9 @@ class DetectionEvaluator(PeriodicEvaluation):
     self.finish()
 
   def _predict_all(self, step: int) -> tuple[list[concurrent.futures.Future], list[int]]:
-    """Predict this worker's images; return a future of list[ImageDetections] for each batch, and unreadable images.
+    """Predict this worker's images; return futures of the detections of each batch, and the unreadable images.
 
-    Masks are pasted in threads of their own.
+    Masks are pasted in threads.
     """
     progress = Progress(f'{self._title(step)}, images', -(-len(self._source.image_ids) // self.workers.count))
     pool = concurrent.futures.ThreadPoolExecutor(PASTE_THREADS, thread_name_prefix='paste')
@@ -138,7 +138,7 @@ class DetectionEvaluator(PeriodicEvaluation):
 
   def _score(self, step: int, jobs: list[concurrent.futures.Future], unreadable: list[int], begin: float,
              predict_seconds: float, extra: Mapping[str, Any]) -> None:
-    """Do everything after prediction; runs in the scoring thread."""
+    """Do everything that follows prediction; runs in the scoring thread."""
     detections = [one for job in jobs for one in job.result()]
     jobs.clear()  # frees a second reference to the masks
     if not self.workers.chief:

@@ -21,10 +21,10 @@ METRICS = 'metrics-evaluator.jsonl'
 
 
 class FollowedFolder(RunFolder):
-  """The run folder of another job, to which results are written in files of their own.
+  """The run folder of another job, in which this job writes files of its own.
 
-  Lines go to metrics-evaluator.jsonl, which RunFolder.read_metrics reads too (object stores cannot append: two writers
-  of one file would overwrite each other's lines); TensorBoard events, with the same tags, to the run `evaluator`.
+  Lines go to metrics-evaluator.jsonl, which RunFolder.read_metrics reads, too; TensorBoard events, with the same tags,
+  to the run `evaluator`. Object stores cannot append: two writers of one file would overwrite each other's lines.
   """
 
   METRICS = METRICS
@@ -69,7 +69,7 @@ def follow(experiment: Experiment) -> dict[str, float]:
 
 
 def _check_classes(experiment: Experiment) -> None:
-  """Check that the classes are those of the run, which may have begun after this job."""
+  """Check that the classes are those of the run, which may have been started after this job."""
   if experiment.recorded is not None:
     return  # compared when the experiment was built
   experiment.recorded = identity.read(experiment.folder)
@@ -77,8 +77,8 @@ def _check_classes(experiment: Experiment) -> None:
     source = experiment.eval_input.source
     names = [entry['name'] for entry in experiment.recorded.categories]
     if names != [category.name for category in source.categories]:
-      raise UserError(f'{source.name}: its categories are not those of the run that has begun in '
-                      f'{experiment.folder.path}, in this order: start this command again')
+      raise UserError(f'{source.name}: its categories, or their order, differ from those of the run that has begun in '
+                      f'{experiment.folder.path}: start this command again')
 
 
 def follow_checkpoints(checkpoints: RunCheckpoints, evaluate: Callable[[int], None], folder: RunFolder,

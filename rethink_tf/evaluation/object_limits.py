@@ -1,8 +1,8 @@
-"""Limits on the objects of an image that some images exceed, so that AP or training misses the others.
+"""Notes on images with more objects than a limit of the configuration, which training or AP then misses.
 
-A configuration limits the objects that are trained on (TrainInput.max_instances), proposed
-(ProposalGenerator.post_nms_*), detected (DetectionGenerator.max_detections) and scored (CocoEvaluator.max_detections);
-gin_configs/models/many_objects.gin raises all of them together.
+Limited are the objects that are trained on (TrainInput.max_instances), proposed (ProposalGenerator.post_nms_*),
+detected (DetectionGenerator.max_detections) and scored (CocoEvaluator.max_detections);
+gin_configs/models/many_objects.gin raises all limits together.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class Limit(NamedTuple):
 
 
 def of_training() -> list[Limit]:
-  """Return the limits of gin's configuration on the objects of a training image."""
+  """Return the limits on the objects of a training image, from gin's configuration."""
   return [_limit(TrainInput, 'max_instances'), _limit(ProposalGenerator, 'post_nms_train')]
 
 
 def of_evaluation() -> list[Limit]:
-  """Return the limits of gin's configuration on the objects of a held-out image."""
+  """Return the limits on the objects of a held-out image, from gin's configuration."""
   limits = [_limit(DetectionGenerator, 'max_detections')]
   if gin_files.bound('run.test_augmentation') is None:  # the proposals of all views are joined
     limits.insert(0, _limit(ProposalGenerator, 'post_nms_test'))
@@ -52,9 +52,9 @@ def _limit(part: Callable[..., Any], name: str, of: str = 'image') -> Limit:
 
 
 def describe(source: Source, limits: list[Limit], verb: str = 'found and scored') -> list[str]:
-  """Return a line that names the limits that images of a source exceed; none if there are none.
+  """Return a line that names the limits that some images of a source exceed; [] if none do.
 
-  verb: what happens at most with the objects within the limits.
+  verb: what happens to the objects within the limits, as 'trained on'.
   """
   exceeded, fitting = [], []
   for limit in limits:
@@ -72,7 +72,7 @@ def describe(source: Source, limits: list[Limit], verb: str = 'found and scored'
 
 
 def _counts(source: Source, limit: Limit) -> np.ndarray:
-  """Return the number of objects of each image, or of each category in it: int [N, 1] or [N, categories].
+  """Return the number of objects of each image, int [N, 1], or of each category in it, int [N, categories].
 
   Annotations are read only where an image has more objects than the limit.
   """

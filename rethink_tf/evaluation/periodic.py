@@ -1,4 +1,4 @@
-"""The schedule of evaluations: every n steps, at the end of training, and after a restart the one that was lost."""
+"""When to evaluate: every n steps, at the end of training, and after a restart if an evaluation was lost."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rethink_tf.structures import LeftOut, Source
 
 
 class Coverage(NamedTuple):
-  """Which of the held-out images an evaluation has scored."""
+  """How many of the held-out images an evaluation has scored."""
 
   name: str  # of the source
   scored: int
@@ -78,7 +78,7 @@ class PeriodicEvaluation(tf_keras.callbacks.Callback, abc.ABC):
     """Score the weights of a step, call `_keep`, and return the metrics."""
 
   def start(self, step: int) -> None:
-    """Begin an evaluation; one that scores in a thread returns before its end."""
+    """Begin an evaluation; returns before its end if it is scored in a thread."""
     self.evaluate(step)
 
   def _keep(self, step: int, metrics: dict[str, float]) -> None:
@@ -102,14 +102,14 @@ class PeriodicEvaluation(tf_keras.callbacks.Callback, abc.ABC):
       self.start(step)
 
   def settle(self, seconds: float) -> None:  # noqa: B027  nothing to wait for here
-    """Wait, at most so long, for what an evaluation still does in threads: the process is about to end."""
+    """Wait at most `seconds` for what an evaluation still does in threads: the process is about to end."""
 
   @property
   def evaluated_step(self) -> int:
     return self._evaluated_step
 
   def _title(self, step: int) -> str:
-    """Return what an evaluation is called: there may be two of a step."""
+    """Return the heading of an evaluation, which tells two evaluations of one step apart."""
     averages = isinstance(self._run_folder, RunSubfolder)
     return f'evaluation at step {step}{" of the averages of the weights" if averages else ""}'
 
@@ -117,7 +117,7 @@ class PeriodicEvaluation(tf_keras.callbacks.Callback, abc.ABC):
     return iterations(self.model.optimizer)
 
   def due(self, step: int) -> bool:
-    """Whether `step` is one of the periodic evaluations, which the end of training is not."""
+    """Whether an evaluation is due after `step`; the one at the end of training is not counted."""
     return bool(self._every) and step % self._every == 0
 
   def _write(self, step: int, name: str, data: bytes) -> str:

@@ -94,7 +94,7 @@ def _mask_results(detections: Sequence[ImageDetections], category_ids: Sequence[
 
 
 def _keypoint_results(detections: Sequence[ImageDetections], categories: Sequence[Category]) -> list[dict]:
-  """Of categories with keypoints: x, y and the score of each keypoint, which COCO's metric ignores."""
+  """Return the results of categories with keypoints: x, y and score of each, the last of which COCO ignores."""
   results = []
   for one in detections:
     points = np.round(one.keypoints[..., [1, 0, 2]], 3).reshape(-1, 3 * one.keypoints.shape[1])

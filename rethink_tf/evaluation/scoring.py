@@ -38,7 +38,7 @@ class Scores(NamedTuple):
   """The result of one scoring."""
 
   metrics: dict[str, float]  # in percent: 'box/AP', ..., 'mask/AP', ...; -1 where the data has no such object
-  tables: dict[str, coco_metrics.CocoScores]  # by kind: 'box', 'mask', 'keypoint'
+  tables: Mapping[str, Any]  # by kind: 'box', 'mask', 'keypoint': CocoScores; 'voc': voc_evaluator.VocScores
   results: dict[str, list]  # by kind: detections in COCO's submission format
 
 
@@ -52,7 +52,7 @@ class Scorer:
   COLUMNS: of categories.csv, for each kind. LISTED: the metric that is printed by category.
   """
 
-  COLUMNS = ('AP', 'AP50', 'AP75', 'AR')
+  COLUMNS: tuple[str, ...] = ('AP', 'AP50', 'AP75', 'AR')
   LISTED = 'AP'
 
   def __init__(self, source: Source, run_folder: RunFolder, write: Callable[[int, str, bytes], str], num_images: int,
@@ -163,7 +163,7 @@ class Scorer:
     return files.as_csv(rows)
 
   def _draw(self, detections: list[ImageDetections], gt: dict) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Yield image id, ground truth and predictions of a fixed choice of images, spread over those with objects."""
+    """Yield image id, ground truth and predictions of images spread evenly over those with objects, always the same."""
     ids = np.asarray(self._source.image_ids)
     by_id = {one.image_id: one for one in detections}
     candidates = np.flatnonzero((np.asarray(self._source.num_instances) > 0) & np.isin(ids, list(by_id)))
@@ -201,7 +201,7 @@ class Scorer:
 
 
 def nothing_shown(threshold: float, best: float | None) -> str:
-  """Return the note on an image without detections of at least `threshold`; best: highest score of others, if any."""
+  """Return the note drawn on an image without detections of at least `threshold`; best: the highest score, if any."""
   rounded = f'; best score {math.floor(100 * best) / 100:.2f}' if best else ''  # down: 0.499 is not 0.5
   return f'nothing with score >= {threshold:g}{rounded}'
 
@@ -230,9 +230,9 @@ def without_masks(annotations: Iterable[Mapping]) -> bool:
 
 
 def source_without_masks(source: Source) -> bool:
-  """Return whether no object of a source has a mask, as `without_masks`; what the source itself knows comes first.
+  """Return whether no object of a source has a mask, by what the source itself knows or else by its annotations.
 
-  False without objects, and where annotations are not to be had image by image: others read every record for them.
+  False without objects, or where annotations cannot be read image by image: others would read every record for them.
   """
   if not getattr(source, 'has_masks', True):
     return bool(np.any(source.num_instances))

@@ -47,7 +47,7 @@ class TestTimeAugmentation:
 
   Raises:
     UserError: no or impossible views, an unknown merge, a vote_iou outside (0, 1], or keypoints with 'detections'.
-      predictor: a flip_order that is no permutation of the keypoints.
+      predictor: a flip_order that is not a permutation of the keypoints.
   """
 
   def __init__(
@@ -71,7 +71,7 @@ class TestTimeAugmentation:
     self.keypoint_area, self.flip_order = keypoint_area, flip_order
 
   def views_of(self, inputs: EvalInput) -> ViewsInput:
-    """Return the input of views that replaces that of a plain evaluation."""
+    """Return the input that yields views of the images in place of a plain evaluation's batches."""
     return ViewsInput(inputs, self.resizes)
 
   def predictor(self, trainer: Trainer, source: Source) -> Callable[[Views], Detections]:

@@ -92,7 +92,7 @@ def image_size(values: list[str] | None, form: str) -> tuple[int, int] | None:
   """Return height and width of --image_size; None: any.
 
   Raises:
-    UserError: it is no size, or the format takes images of any size.
+    UserError: it is not a size, or the format takes images of any size.
   """
   if not values:
     return None
@@ -120,11 +120,12 @@ if __name__ == '__main__':
                     "'rethink_tf[onnx]'", **_here)
   flags.DEFINE_string('out', None, 'path of the output; default: saved_model/, detector.onnx, detector.tflite or '
                       'detectron2.pkl in the run folder', **_here)
+  flags.DEFINE_alias('output', 'out', **_here)  # as in other commands
   flags.DEFINE_string('checkpoint', 'latest', 'checkpoint to export: latest, best (run.keep_best) or a step, as 12000',
                       **_here)
   flags.DEFINE_bool('averages', False, 'use the moving averages of the weights, of a run with run.ema', **_here)
-  flags.DEFINE_float('score_threshold', None, 'saved_model, onnx: minimum score of a detection, in tflite of '
-                     'detector.json alone, as each call gives its own; default: that of the run', **_here)
+  flags.DEFINE_float('score_threshold', None, 'saved_model, onnx: minimum score of a detection; tflite: '
+                     'only noted in detector.json, since each call gives its own; default: that of the run', **_here)
   flags.DEFINE_list('image_size', None, 'onnx, tflite: height and width of all images, as 480,640; default: any; '
                     'tflite: of a 4:3 image at the sizes of evaluation', **_here)
   flags.DEFINE_enum('channels', None, ['bgr', 'rgb'], 'detectron2: colour order of its input; default: bgr', **_here)

@@ -1,4 +1,4 @@
-"""Comparison of an export with `predict`, on images, before it is moved into place."""
+"""Compares an export with `predict` on images, before it is moved into place."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Difference(NamedTuple):
 
   @property
   def largest(self) -> str:
-    """The output that differs most beyond its tolerance, and by how much."""
+    """The name of the output that differs most beyond its tolerance, with the difference, in words."""
     unmatched = 1 - self.matched
     excess = {'boxes, classes or scores': unmatched / (1 - MIN_MATCHED), 'masks': self.masks / MAX_MASK_DIFFERENCE,
               'keypoints': self.keypoints / MAX_KEYPOINT_DIFFERENCE}
@@ -65,7 +65,7 @@ class Difference(NamedTuple):
 
 
 def threshold_of(detector: MaskRCNN, score_threshold: float | None) -> float:
-  """Return the minimum score of an export's detections; None is the detector's own.
+  """Return the minimum score of an export's detections; None stands for the detector's own.
 
   Raises:
     UserError: it is not in 0..1.
@@ -77,7 +77,7 @@ def threshold_of(detector: MaskRCNN, score_threshold: float | None) -> float:
 
 
 def require_new(out: str) -> None:
-  """Raise a UserError if the path of an export exists already."""
+  """Raise a UserError if the path of an export already exists."""
   if tf.io.gfile.exists(out):
     raise UserError(f'{out} exists already: remove it, or choose another place with --out')
 
@@ -173,7 +173,7 @@ def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 class OfOneSize:
-  """Images of a source stretched to one size, without annotations: for an export that takes no other."""
+  """Images of a source stretched to one size, without annotations, for exports that take images of one size only."""
 
   is_placeholder = True  # inputs do not log its number of images
 

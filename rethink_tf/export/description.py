@@ -1,4 +1,4 @@
-"""What a user of an exported detector needs besides its weights, as JSON that travels with every export."""
+"""The description of an exported detector that accompanies its weights, as JSON."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def of_detector(detector: MaskRCNN, resize: Resize, categories: Sequence[Categor
       ('boxes', True), ('scores', True), ('classes', True), ('masks', detector.mask_head is not None),
       ('keypoints', detector.keypoint_head is not None)) if present],
     'input': {
-      'image': 'uint8 [height, width, 3], RGB, pixels as stored' + ', after the EXIF orientation' * bool(upright),
+      'image': 'uint8 [height, width, 3], RGB, pixels as stored' + (', after the EXIF orientation' if upright else ''),
       'exif_applied': upright,
       'image_size': list(image_size) if image_size else None,
       # Part of the graph of every format but Detectron2's.
@@ -80,6 +80,6 @@ def to_text(about: About) -> str:
 
 
 def write(path: str, about: About) -> None:
-  """Write it as a file, creating its folder. Raises OSError or tf.errors.OpError."""
+  """Write a description to a file, creating its folder. Raises OSError or tf.errors.OpError."""
   tf.io.gfile.makedirs(os.path.dirname(path) or '.')
   files.write(path, to_text(about))

@@ -43,7 +43,7 @@ def arrays_of(model: MaskRCNN, channels: str = 'bgr') -> dict[str, np.ndarray]:
 
 
 def _own_part(model: MaskRCNN) -> Any:
-  """Return a part or norm that is not of this package, with whose weights Detectron2 computes something else."""
+  """Return a part or norm that is the user's own, so that Detectron2 would compute something else with its weights."""
   parts = [model, model.backbone, model.fpn, model.rpn_head, model.box_head, model.mask_head, model.keypoint_head,
            model.cascade, model.anchors, model.proposal_generator, model.box_pooler, model.detection_generator]
   norms = [layer.norm for layer in model.submodules if isinstance(layer, ConvNorm)]

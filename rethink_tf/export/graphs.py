@@ -24,7 +24,7 @@ def find(detector: MaskRCNN, resize: Resize, image: tf.Tensor, threshold: tf.Ten
   boxes float64 [n, 4] in its pixels (float32 in a portable graph), scores [n], classes [n]; where the detector has
   them, masks over the boxes and keypoints float32 [n, P, 3].
   """
-  size, resized, padded_shape = _sizes(resize, image)
+  size, resized, padded_shape = input_sizes(resize, image)
   padding = tf.concat([tf.stack([[0, 0], padded_shape - resized], axis=1), [[0, 0]]], 0)
   # TensorFlow Lite does not pad uint8.
   pixels = tf.pad(tf.cast(resize_uint8(image, resized, portable.chosen()), tf.int32), padding)
@@ -61,8 +61,8 @@ def detect(find_one: Callable[..., Tensors], image: tf.Tensor, threshold: tf.Ten
   return {**fields, 'boxes': tf.cast(fields['boxes'], tf.float32), 'num_detections': tf.shape(fields['scores'])[0]}
 
 
-def _sizes(resize: Resize, image: tf.Tensor) -> tuple[tf.Tensor | np.ndarray, ...]:
-  """Return the size of an image, that after resizing, and the padded shape: int32 [2]; arrays if they are static."""
+def input_sizes(resize: Resize, image: tf.Tensor) -> tuple[tf.Tensor | np.ndarray, ...]:
+  """Return the size of an image, its size after resizing, and the padded shape: int32 [2]; arrays where static."""
   padded_shapes = resize.padded_shapes
   if image.shape[:2].is_fully_defined():
     size = np.array(image.shape[:2], np.int32)

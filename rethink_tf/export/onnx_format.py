@@ -23,7 +23,7 @@ METADATA = 'rethink_tf'  # key of the description in the file's metadata
 
 
 def require() -> None:
-  """Raise a UserError if a package of the extra is missing; imports none of them."""
+  """Raise a UserError if a package of the extra is missing; does not import any of them."""
   missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
   if missing:
     raise UserError(f"--format=onnx needs {', '.join(missing)}, which is not installed: pip install 'rethink_tf[onnx]'")

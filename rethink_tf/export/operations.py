@@ -1,7 +1,8 @@
-"""Operations of a SavedModel, checked before TensorFlow loads it.
+"""Checks the operations of a SavedModel before TensorFlow loads it.
 
-A SavedModel is a program: TensorFlow runs its initialisers while it loads them, and operations can read and write any
-file. A folder may come from anybody, so that only what a detector computes with is allowed. What remains is in
+A SavedModel is a program: TensorFlow runs its initialisers while loading it, and operations can read and write any
+file.
+Since a folder may come from anyone, only the operations that a detector needs are allowed. The remaining risks are in
 docs/export.md.
 """
 
@@ -107,7 +108,7 @@ def _problem(model: saved_model_pb2.SavedModel) -> str | None:
 
 
 def _saving(meta: meta_graph_pb2.MetaGraphDef, content: bytes) -> set[str]:
-  """Return the names of the functions that the main graph calls, which servers of checkpoints use, and nothing else.
+  """Return the names of the functions that only the main graph calls, which save and restore the variables.
 
   A function is called by its name, which therefore occurs twice: in its definition and in the main graph.
   """

@@ -69,7 +69,7 @@ def export(out: str, form: Format, detector: MaskRCNN, predict_step: Callable[[B
 
 
 def usual_size(resize: Resize) -> tuple[int, int]:
-  """Return height and width of a 4:3 image that evaluation does not resize, or of the widest below that."""
+  """Return height and width of a 4:3 image that evaluation does not resize, or of the widest image below that."""
   return resize.largest, min(round(resize.largest * 4 / 3), resize.max_side)
 
 

@@ -1,4 +1,4 @@
-"""What a converter or a runtime of other formats refuses, in one line."""
+"""Turns the exceptions of converters and runtimes of other formats into one-line errors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rethink_tf.errors import UserError, in_one_line
 
 @contextlib.contextmanager
 def in_words(what: str) -> Iterator[None]:
-  """Raise whatever is raised inside as a UserError that begins with `what`: their exceptions have no common base."""
+  """Raise any exception of the context as a UserError that begins with `what`: their classes have no common base."""
   try:
     yield
   except Exception as error:

@@ -55,7 +55,7 @@ class Serving(tf.Module):
     self.detect = function(lambda image, score_threshold: detect(one, image, score_threshold), image, threshold)
     self.image = function(lambda image: detect(one, image, score_threshold), image)
     files = tf.TensorSpec([None], tf.string, 'images')
-    self.detect_files = function(lambda images, score_threshold: _detect_files(one, slots, images, score_threshold),
+    self.detect_files = function(lambda images, score_threshold: detect_in_files(one, slots, images, score_threshold),
                                  files, threshold)
     self.encoded = function(lambda images: self.detect_files(images, score_threshold), files)
     ids, names = [category.id for category in categories], [category.name for category in categories]
@@ -92,7 +92,8 @@ class Serving(tf.Module):
     fingerprinting_utils.write_fingerprint(folder)
 
 
-def _detect_files(find: Callable[..., Tensors], slots: int, files: tf.Tensor, threshold: tf.Tensor | float) -> Tensors:
+def detect_in_files(find: Callable[..., Tensors], slots: int, files: tf.Tensor,
+                    threshold: tf.Tensor | float) -> Tensors:
   """Return the detections in a batch of files: the same fields with `slots` rows an image, num_detections of them used.
 
   The detector processes the images one by one, each at its own padded shape. masks is uint8 [B, N, H, W] for the

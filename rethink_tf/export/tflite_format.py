@@ -80,6 +80,6 @@ def runner(content: bytes) -> Run:
 
 
 def selected_operations(interpreter: tf.lite.Interpreter) -> list[str]:
-  """Return the names of the operations that are TensorFlow's own, which a runtime must be built with."""
+  """Return the names of TensorFlow's own operations in a model, which a runtime must be built with."""
   names = {one['op_name'] for one in interpreter._get_ops_details()}  # there is no public way to list them
   return sorted(name.removeprefix('Flex') for name in names if name.startswith('Flex'))

@@ -18,7 +18,7 @@ from rethink_tf.structures import LeftOut, Source
 
 
 def inspect_configured(output: str, images: int = 16, read_files: str = 'read') -> tuple[Split, Split]:
-  """Inspect the data of gin's configuration, which experiment.configure has read; arguments and result as `inspect`."""
+  """Inspect the data of gin's present configuration; arguments and result as for `inspect`."""
   def argument(name: str) -> Any:
     return gin_files.argument(experiment.run, name)
 

@@ -76,7 +76,8 @@ def _draw_case(split: Split, case: Case) -> tuple[np.ndarray, str] | None:
     return None
   size = np.tile(image.shape[:2], 2)  # boxes far outside would make the crop around them huge
   box, other = (None if one is None else np.clip(one, -size, 2 * size) for one in (case.box, case.other))
-  rendered = drawing.draw_error(image, other, '', box, case.label or '')
+  rendered = drawing.draw_error(image, None if other is None else drawing.DrawnObject(other),
+                                drawing.DrawnObject(box, case.label or ''))
   return rendered, f'image {case.image_id}, annotation {case.annotation_id}'
 
 

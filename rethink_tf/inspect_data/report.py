@@ -71,7 +71,7 @@ def analyse(title: str, make_source: Callable[..., Source], read_files: str, tra
 
 
 def _are_those_of(source: Source, trained_on: Source) -> bool:
-  """Whether training leaves out no image of a source but those without an object, or none.
+  """Whether training uses all images of a source, or all that have an object.
 
   A subset, such as a fraction, is one of the images with objects in training and one of all images without.
   """
@@ -94,7 +94,7 @@ def _as_problems(suspicious: list[SuspiciousAnnotation], table: Table, source: S
 
 
 def shared_images(training: Split, held_out: Split) -> dict[str, list[tuple[int, int]]]:
-  """Return the images that both splits have in common: criterion -> pairs of indices."""
+  """Return the images that both splits share, as {criterion: pairs of indices}."""
   keys = {'id': [split.source.image_ids.tolist() for split in (training, held_out)],
           'name': [statistics.base_names(split.source) for split in (training, held_out)]}
   if training.files is not None and held_out.files is not None:
@@ -177,7 +177,7 @@ def _describe_problems(split: Split) -> list[str]:
 
 
 def _notes(split: Split) -> dict[str, set[str]]:
-  """Return what was noticed while the image files were read: reason -> names."""
+  """Return unusual properties of the image files read so far, as {reason: names}."""
   return split.source.notes.names if hasattr(split.source, 'notes') else {}
 
 
@@ -193,7 +193,7 @@ def _examples(texts: Sequence[str]) -> str:
 
 def as_json(training: Split, held_out: Split, padding_rows: list[dict[str, Any]],
             shared: dict[str, list[tuple[int, int]]], notes: Sequence[str] = ()) -> dict[str, Any]:
-  """Return the results as JSON; suspicious annotations by the ids of image and annotation."""
+  """Return the results as JSON; suspicious annotations are given by the ids of image and annotation."""
   content: dict[str, Any] = {'padding': padding_rows, 'notes': list(notes)}
   for split in (training, held_out):
     ids = split.source.image_ids

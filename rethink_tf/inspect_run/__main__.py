@@ -25,6 +25,7 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
+  """Define the flags of the command line."""
   command_line.define_flags()
   here = {'module_name': sys.argv[0]}
   flags.DEFINE_string('results', None, 'folder with bbox.json; default: the newest one of the run', **here)
@@ -33,10 +34,11 @@ def define_flags() -> None:
                      upper_bound=1.0, **here)
   flags.DEFINE_float('score', None, 'lowest score in the confusion matrix; default: the threshold with the best F1',
                      lower_bound=0.0, upper_bound=1.0, **here)
-  flags.DEFINE_integer('examples', 6, 'images that are drawn for each kind of error', lower_bound=1, **here)
+  flags.DEFINE_integer('examples', 6, 'number of example images to draw for each kind of error', lower_bound=1, **here)
 
 
 def main() -> None:
+  """Break down the errors of the run on the command line."""
   from rethink_tf import gin_files
 
   command_line.refuse_weights()

@@ -24,7 +24,7 @@ OTHERS = 'other classes'
 
 
 class Confusion(NamedTuple):
-  """The matrix, with what it was made at."""
+  """A confusion matrix, with the IoU and score threshold it was made at."""
 
   names: tuple[str, ...]  # K
   iou: float
@@ -83,9 +83,10 @@ def pairs(matrix: Confusion) -> list[tuple[str, str, int, float]]:
 
 
 def most_confused(matrix: Confusion, most: int) -> Confusion:
-  """Return the matrix of the classes most confused with others, the rest added up as OTHERS; of few classes the whole.
+  """Return the matrix of the classes most confused with others, with the rest added up as OTHERS.
 
-  The cell of OTHERS with itself holds true detections and confusions among them.
+  With few classes it is the whole matrix. The cell of OTHERS with itself holds true detections and confusions among
+  them.
   """
   if len(matrix.names) <= most:
     return matrix

@@ -61,35 +61,42 @@ def inspect(results_folder: str, source: Source, output: str | None = None, exam
   breakdowns, text, record = {}, [], {}
   contents: dict[str, Any] = dict.fromkeys(name.format(kind) for kind in FILES for name in _NAMES)  # None: is removed
   for kind, name, results in read_results(results_folder, gt, source.name):
-    title = ''.join([f'{os.path.join(results_folder, name)}: {len(gt["images"])} images of {source.name}',
-                     ", matched and averaged COCO's way" * (name == VOC_FILES),  # within a point or so of voc/mAP
-                     *(f'\n  {note}' for note in notes)])
+    path = os.path.join(results_folder, name)
+    title = _title(path, gt, source.name, notes)
     if kind == 'mask' and scoring.without_masks(gt['annotations']):
       continue
-    with reported(os.path.join(results_folder, name)):
+    with reported(path):
       more: dict[str, Any] = {}
       if kind == 'keypoint':
         truth = scoring.keypoint_truth(gt, source.num_keypoints)
         sigmas = keypoint_sigmas or gt.get('keypoint_sigmas') or scoring.default_sigmas(source.num_keypoints)
         breakdown = keypoint_errors.analyse(truth, results, sigmas, examples, max_detections=limits['keypoints'])
-        text.append(report.keypoint_table(breakdown, title))
-        plot = plots.plot_keypoints(breakdown)
+        table, plot = report.keypoint_table(breakdown, title), plots.plot_keypoints(breakdown)
       else:
         truth, iou_type = (coco_metrics.mask_truth(gt), 'segm') if kind == 'mask' else (gt, 'bbox')
         breakdown = detection_errors.analyse(truth, results, iou_type, examples, limits[iou_type])
-        plot = plots.plot_detections(breakdown, kind)
-        one = _count(gt, results, iou_type, iou, limits[iou_type], name)
-        table, more = _thresholds(one, gt, results, kind, score, contents)
-        text.append(report.detection_table(breakdown, kind, title) + table)
+        table, plot = report.detection_table(breakdown, kind, title), plots.plot_detections(breakdown, kind)
+        counts = _count(gt, results, iou_type, iou, limits[iou_type], name)
+        more_text, more, more_files = _thresholds(counts, gt, results, kind, score)
+        table, contents = table + more_text, contents | more_files
       grid = plots.plot_examples(breakdown, source, truth, results, kind, examples)
       contents |= {f'errors_{kind}.png': plot, f'worst_{kind}.png': grid}
     breakdowns[kind], record[kind] = breakdown, report.as_json(breakdown) | more
-    print(text[-1], flush=True)
+    text.append(table)
+    print(table, flush=True)
   if not breakdowns:
     raise UserError(f'{results_folder}: holds neither {" nor ".join(FILES.values())} nor {VOC_FILES}')
   files.write_outputs(output, contents | {'errors.txt': '\n'.join(text), 'errors.json': json.dumps(record, indent=1)})
   print(f'plots and tables: {output}')
   return breakdowns
+
+
+def _title(path: str, gt: dict[str, Any], source: str, notes: Sequence[str]) -> str:
+  """Return the heading of a file of results, with a line for each note."""
+  title = f'{path}: {len(gt["images"])} images of {source}'
+  if os.path.basename(path) == VOC_FILES:
+    title += ", matched and averaged COCO's way"  # within a point or so of voc/mAP
+  return '\n  '.join([title, *notes])
 
 
 def _count(gt: dict[str, Any], results: list[dict[str, Any]], iou_type: str, iou: float, limit: int,
@@ -107,15 +114,15 @@ def _check_score(score: float | None) -> None:
     raise UserError(f'--score={score:g}: use 0 to 1')
 
 
-def _thresholds(one: Counted, gt: dict[str, Any], results: list[dict[str, Any]], kind: str, score: float | None,
-                contents: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-  """Return precision-recall curves and the confusion matrix as text and JSON values; add their plots to `contents`."""
-  curves = precision_recall.curves(one)
+def _thresholds(counts: Counted, gt: dict[str, Any], results: list[dict[str, Any]], kind: str,
+                score: float | None) -> tuple[str, dict[str, Any], dict[str, Any]]:
+  """Return precision-recall curves and the confusion matrix as text, as JSON values and as {file name: content}."""
+  curves = precision_recall.curves(counts)
   best = curves[0].best
-  matrix = confusion.confusion(one, gt, results, scoring.IOU_TYPES[kind],
+  matrix = confusion.confusion(counts, gt, results, scoring.IOU_TYPES[kind],
                                score if score is not None else best.threshold if best else scoring.SHOWN_SCORE)
-  contents |= {f'precision_recall_{kind}.png': threshold_plots.plot_curves(curves, kind, one.iou),
-               f'confusion_{kind}.png': threshold_plots.plot_confusion(matrix, kind),
-               f'confusion_{kind}.csv': files.as_csv(confusion.as_rows(matrix))}
-  return (precision_recall.as_text(curves, one.iou, report.LISTED) + confusion.as_text(matrix, report.LISTED),
-          {'precision_recall': precision_recall.as_json(curves), 'confusion': confusion.as_json(matrix)})
+  return (precision_recall.as_text(curves, counts.iou, report.LISTED) + confusion.as_text(matrix, report.LISTED),
+          {'precision_recall': precision_recall.as_json(curves), 'confusion': confusion.as_json(matrix)},
+          {f'precision_recall_{kind}.png': threshold_plots.plot_curves(curves, kind, counts.iou),
+           f'confusion_{kind}.png': threshold_plots.plot_confusion(matrix, kind),
+           f'confusion_{kind}.csv': files.as_csv(confusion.as_rows(matrix))})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -104,26 +104,30 @@ def _draw(example: detection_errors.ErrorExample | keypoint_errors.ErrorExample,
     return None
   detected = None if example.result is None else results[example.result]
   true = None if example.annotation is None else gt['annotations'][example.annotation]
-  pair = (detected, true)
-  boxes = [None if one is None else _box_of(one) for one in pair]
-  texts = ('' if detected is None else f'{names[detected["category_id"]]} {detected["score"]:.2f}',
-           '' if true is None else names[true['category_id']])
+  pair = [None if one is None else _drawn_object(one, names, kind, image.shape[:2]) for one in (detected, true)]
   file_name = next((image.get('file_name') for image in gt['images'] if image['id'] == example.image_id), None)
   title = drawing.short_name(file_name or f'image {example.image_id}')
   if kind == 'keypoint':
-    points = [np.reshape(one['keypoints'], [-1, 3])[:, [1, 0, 2]].astype(float) for one in pair]
-    points[0][:, 2] = 1  # a score in results, which may be <= 0
     category = next(category for category in source.categories if category.name == names[true['category_id']])
-    rendered = drawing.draw_error(image, boxes[0], texts[0], boxes[1], texts[1], detected_keypoints=points[0],
-                                  true_keypoints=points[1], skeleton=category.skeleton, wrong=example.keypoints)
     wrong = ', '.join(category.keypoints[k] for k in example.keypoints)
-    return rendered, f'{title}, OKS {example.oks:.2f}: {wrong}'
-  masks = [None, None]
-  if kind == 'mask':
-    masks = [None if one is None else coco_mask.decode(to_rle(one['segmentation'], *image.shape[:2])) for one in pair]
-  rendered = drawing.draw_error(image, boxes[0], texts[0], boxes[1], texts[1], *masks)
+    return (drawing.draw_error(image, *pair, category.skeleton, example.keypoints),
+            f'{title}, OKS {example.oks:.2f}: {wrong}')
   overlap = f', IoU {example.overlap:.2f}' if detected is not None and true is not None else ''
-  return rendered, f'{title}{overlap}'
+  return drawing.draw_error(image, *pair), f'{title}{overlap}'
+
+
+def _drawn_object(entry: dict[str, Any], names: Mapping[int, str], kind: str,
+                  size: tuple[int, int]) -> drawing.DrawnObject:
+  """Return what is drawn of a result or annotation. names: of the categories, by id. size: height and width."""
+  text = names[entry['category_id']] + (f' {entry["score"]:.2f}' if 'score' in entry else '')
+  mask = points = None
+  if kind == 'mask':
+    mask = coco_mask.decode(to_rle(entry['segmentation'], *size))
+  elif kind == 'keypoint':
+    points = np.reshape(entry['keypoints'], [-1, 3])[:, [1, 0, 2]].astype(float)
+    if 'score' in entry:
+      points[:, 2] = 1  # a score in results, which may be <= 0
+  return drawing.DrawnObject(_box_of(entry), text, mask, points)
 
 
 def _box_of(entry: dict[str, Any]) -> np.ndarray:

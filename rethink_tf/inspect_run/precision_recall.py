@@ -64,13 +64,13 @@ def _curve(name: str, scores: np.ndarray, true: np.ndarray, objects: int) -> Cur
   at = int(np.argmax(f1))  # of equal ones the highest threshold
   end = ends[at]
   lower = scores[end + 1] if end + 1 < len(scores) else -math.inf
-  best = Best(_round_between(lower, scores[end]), float(found[end] / (end + 1)), float(found[end] / objects),
+  best = Best(round_between(lower, scores[end]), float(found[end] / (end + 1)), float(found[end] / objects),
               float(f1[at]))
   return Curve(name, objects, len(scores), precision, best)
 
 
-def _round_between(low: float, high: float) -> float:
-  """Return the number of fewest decimals, two at least, in (low, high]: a threshold that keeps `high` and no more."""
+def round_between(low: float, high: float) -> float:
+  """Return the number in (low, high] with the fewest decimals, at least two: a threshold that just keeps `high`."""
   for digits in range(2, 17):
     rounded = math.floor(high * 10 ** digits) / 10 ** digits
     if low < rounded <= high:
@@ -79,7 +79,7 @@ def _round_between(low: float, high: float) -> float:
 
 
 def in_full(threshold: float) -> str:
-  """Return a threshold with all of its decimals: rounded up it would leave out the detections that it is to keep."""
+  """Format a threshold with all its decimals: rounded up, it would leave out detections that it should keep."""
   return np.format_float_positional(threshold, trim='-')
 
 

@@ -46,7 +46,7 @@ def newest_results(model_dir: str) -> str:
 
 
 def scored_truth(folder: str, source: Source) -> dict[str, Any]:
-  """Return the ground truth that an evaluation has scored, in COCO's format; that of the source if none was saved.
+  """Return the ground truth that an evaluation scored, in COCO's format; the source's if none was saved.
 
   Unreadable images are left out; 'max_detections' holds the evaluation's limits by iou_type that are not COCO's.
 

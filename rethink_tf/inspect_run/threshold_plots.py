@@ -102,7 +102,7 @@ def _lines_of_equal_f1(axes: Axes) -> None:
 
 
 def _hatched(place: int) -> object:
-  """Return the patch of the cell of background with background, which has no number."""
+  """Return the patch for the cell of background with background, which has no number."""
   from matplotlib.patches import Rectangle
 
   return Rectangle((place - 0.5, place - 0.5), 1, 1, facecolor='white', edgecolor=plotting.FAINT, hatch='////',

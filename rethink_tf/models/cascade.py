@@ -1,4 +1,4 @@
-"""Cascade R-CNN (Cai and Vasconcelos 2018, section 4): a sequence of box heads, each refines the boxes of the last."""
+"""Cascade R-CNN (Cai and Vasconcelos 2018, section 4): a sequence of box heads, each refining the boxes of the last."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tf_keras
 
 from rethink_tf.errors import UserError
 from rethink_tf.models.heads import BoxHead, BoxPredictor
-from rethink_tf.models.rois import take
+from rethink_tf.models.rois import gather_samples
 from rethink_tf.ops import boxes as box_ops
 from rethink_tf.ops import matching
 from rethink_tf.structures import Batch, BoxOutputs, Proposals, RoISamples
@@ -30,10 +30,10 @@ class Cascade(tf_keras.layers.Layer):
 
   head: constructor of a stage's box head, called once per stage.
   ious, box_weights: foreground IoU and box weights of stages 2, 3, …; () and () give the plain detector.
-  gradient_scales: of each stage's gradient (the first's included) into the shared features: the cascade's loss weights
-    without their effect on the heads, which all learn at the full rate (Detectron's fork). (1/3, 1/3, 1/3) is
-    Detectron2's. Weights of the losses themselves are MaskRCNNLoss.stage_weights.
-  append_ground_truth: True adds it to the RoIs of every stage, replacing that of the previous one (Detectron's fork).
+  gradient_scales: factor of each stage's gradient (the first included) into the shared features; the heads themselves
+    learn at the full rate (Detectron's fork). (1/3, 1/3, 1/3) is Detectron2's. To weight the losses, set
+    MaskRCNNLoss.stage_weights.
+  append_ground_truth: True adds the ground truth to the RoIs of every stage (Detectron's fork).
   score_rois: scores are means over the stages' classifiers, each on the RoIs of its 'own' stage (Detectron2), or all
     on those of the 'last' (Detectron's fork, the paper).
   mask_stage: the stage whose samples train the mask and keypoint heads: 'last' (section 5.1 of Rethinking) or 'first'
@@ -48,7 +48,7 @@ class Cascade(tf_keras.layers.Layer):
     super().__init__(name=name, autocast=False)
     if not len(ious) == len(box_weights) == len(gradient_scales) - 1:
       raise UserError(f'Cascade: {len(ious)} ious, {len(box_weights)} box_weights and {len(gradient_scales)} '
-                      'gradient_scales: give n, n and n + 1 for n stages behind the first')
+                      'gradient_scales: give n, n and n + 1 for n stages after the first')
     if score_rois not in SCORE_ROIS:
       raise UserError(f"Cascade.score_rois = {score_rois!r}: use one of {', '.join(SCORE_ROIS)}")
     if mask_stage not in MASK_STAGES:
@@ -95,7 +95,8 @@ class Cascade(tf_keras.layers.Layer):
     roi_labels, matched = matching.match_proposals(box_ops.iou(boxes, labels.gt_boxes), gt_valid, used,
                                                    self.ious[stage - 1])
     order = tf.math.top_k(tf.cast(roi_labels, tf.float32), size)  # 1, 0, -1; ties keep their order
-    return take(boxes, roi_labels, matched, order.indices, order.values >= 0, labels, self.box_weights[stage - 1])
+    return gather_samples(boxes, roi_labels, matched, order.indices, order.values >= 0, labels,
+                          self.box_weights[stage - 1])
 
   def score(self, first: Stage, first_weights: Sequence[float], pool: Pool, proposals: Proposals,
             image_sizes: tf.Tensor) -> tuple[tuple[BoxOutputs, ...], tf.Tensor, tf.Tensor]:

@@ -88,7 +88,7 @@ class MaskRCNN(tf_keras.layers.Layer):
     self.num_classes, self.xla, self.nms = num_classes, xla, nms
     if nms is not None and (nms not in FORMS or (xla and nms == 'combined')):
       usable = ', '.join(form for form in FORMS if not xla or form != 'combined')
-      raise UserError(f"MaskRCNN.nms = {nms!r}{' with MaskRCNN.xla' * xla}: use None or one of {usable}")
+      raise UserError(f"MaskRCNN.nms = {nms!r}{' with MaskRCNN.xla' if xla else ''}: use None or one of {usable}")
     self.backbone = backbone or ResNet()
     self.fpn = fpn or FPN()
     self.rpn_head = rpn_head or RPNHead()
@@ -139,11 +139,11 @@ class MaskRCNN(tf_keras.layers.Layer):
 
   def propose(self, features: dict[str, tf.Tensor], image_sizes: tf.Tensor,
               training: bool) -> tuple[RPNOutputs, Proposals]:
-    """Region proposal network on P2..P6."""
+    """Return the outputs and the proposals of the region proposal network on P2..P6."""
     anchors, per_cell = self.anchors(features), self.anchors.per_cell(len(features))
-    if per_cell != self.rpn_head.anchors_per_cell:  # a GPU gathers zeros beyond the end, without a word
+    if per_cell != self.rpn_head.anchors_per_cell:  # a GPU would silently gather zeros beyond the end
       raise UserError(f'RPNHead.anchors_per_cell = {self.rpn_head.anchors_per_cell}, but Anchors.sizes and '
-                      f'Anchors.ratios make {per_cell} anchors of a cell: set RPNHead.anchors_per_cell = {per_cell}')
+                      f'Anchors.ratios give {per_cell} anchors per cell: set RPNHead.anchors_per_cell = {per_cell}')
     logits, deltas = zip(*(self.rpn_head(features[level]) for level in sorted(features)), strict=True)
     with tf.name_scope('proposals'):
       proposals = self.proposal_generator(logits, deltas, anchors, image_sizes, training, self.nms_form)
@@ -280,7 +280,7 @@ def _with_slots(values: tf.Tensor, limit: int) -> tf.Tensor:
 
 
 def check_strides(features: Mapping[str, tf.Tensor], images: tf.TensorShape) -> None:
-  """Raise UserError for a map of a backbone whose stride is not that of its name, where shapes are static."""
+  """Raise UserError for a feature map whose stride does not match its name; only static shapes are checked."""
   if not isinstance(features, Mapping):
     raise UserError(f"MaskRCNN.backbone returns a {type(features).__name__}: return {{'C2': …, 'C3': …}}, by level")
   for name, feature in features.items():
@@ -288,7 +288,7 @@ def check_strides(features: Mapping[str, tf.Tensor], images: tf.TensorShape) -> 
     for size, cells in zip(images[1:3], feature.shape[1:3], strict=True) if stride else ():
       if None not in (size, cells) and cells not in (size // stride, -(-size // stride)):
         raise UserError(f'MaskRCNN.backbone: {name} should have stride {stride}, but has {cells} cells for {size} '
-                        'pixels: anchors and RoIs would be on other places: name the map by its stride, 2^level')
+                        'pixels, so anchors and RoIs would be misplaced: name the map by its stride, 2^level')
 
 
 def padded_shape(features: dict[str, tf.Tensor]) -> Size:

@@ -35,7 +35,7 @@ _recording = threading.local()  # each replica is traced in its own thread
 
 @contextlib.contextmanager
 def recorded_maps() -> Iterator[list[NormalisedMaps]]:
-  """Record what GroupNorm would compile with XLA, of a network that runs with portable operations inside."""
+  """Record the feature maps that GroupNorm would compile kernels for; the network runs with portable operations."""
   _recording.maps = maps = []
   try:
     yield maps
@@ -204,7 +204,7 @@ def group_norm(name: str, zero_gamma: bool = False, groups: int = 32, epsilon: f
   """GN: 32 groups, epsilon 1e-5; independent of the number of images per device.
 
   xla: False does without compilation, for a GPU that XLA cannot compile for.
-  landscape: True has fewer compilations, one for a portrait and a landscape shape; rounds portrait images otherwise.
+  landscape: True halves the compilations: a portrait shape shares that of its landscape twin, but is rounded otherwise.
   """
   return GroupNorm(groups, epsilon, zero_gamma, name, xla, landscape)
 

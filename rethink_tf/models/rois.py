@@ -43,7 +43,7 @@ class Anchors:
     return [self._of_level(features[level], 2**int(level[1:]), own) for level, own in zip(levels, sizes, strict=True)]
 
   def per_cell(self, levels: int) -> int:
-    """Return the number of anchors of a cell in so many levels."""
+    """Return the number of anchors per cell, given the number of pyramid levels."""
     return len(self.ratios) * (len(self.sizes) if levels == 1 else 1)
 
   def _of_level(self, feature: tf.Tensor, stride: int, sizes: Sequence[float]) -> tf.Tensor:
@@ -91,11 +91,12 @@ class ProposalGenerator:
     self.post_nms = {True: post_nms_train, False: post_nms_test}
     self.nms_iou = nms_iou
 
-  def __call__(self, logits: list[tf.Tensor], deltas: list[tf.Tensor], anchors: list[tf.Tensor],
+  def __call__(self, logits: Sequence[tf.Tensor], deltas: Sequence[tf.Tensor], anchors: Sequence[tf.Tensor],
                image_sizes: tf.Tensor, training: bool, form: nms.Form | None = None) -> Proposals:
-    """Per level: logits [B, A_l], deltas [B, A_l, 4], anchors [A_l, 4]. Boxes are clipped, empty ones removed.
+    """Return the proposals of all levels; boxes are clipped to the image, empty ones removed.
 
-    form: of the suppression; None is that of the device.
+    logits [B, A_l], deltas [B, A_l, 4], anchors [A_l, 4]: one tensor per level.
+    form: of the suppression (ops/nms.py); None is that of the device.
     """
     limit = self.pre_nms[bool(training)]
     boxes, scores, valid = [], [], []
@@ -128,6 +129,7 @@ class RoISampler:
 
   @property
   def max_foreground(self) -> int:
+    """Largest number of foreground RoIs of an image."""
     return int(self.batch_size * self.positive_fraction)
 
   def __call__(self, proposals: Proposals, labels: Batch) -> RoISamples:
@@ -139,12 +141,16 @@ class RoISampler:
                                                    self.foreground_iou)
     size = min(self.batch_size, boxes.shape[1])  # slots; the share of the foreground is that of the whole batch
     sampled, used = matching.sample(roi_labels, labels.seeds, ROI_STREAM, size, self.max_foreground)
-    return take(boxes, roi_labels, matched, sampled, used, labels, self.box_weights)
+    return gather_samples(boxes, roi_labels, matched, sampled, used, labels, self.box_weights)
 
 
-def take(boxes: tf.Tensor, roi_labels: tf.Tensor, matched: tf.Tensor, sampled: tf.Tensor, used: tf.Tensor,
-         labels: Batch, box_weights: Sequence[float]) -> RoISamples:
-  """Return the samples [B, R] of labelled boxes [B, N, 4] (ops/matching.py), with their targets."""
+def gather_samples(boxes: tf.Tensor, roi_labels: tf.Tensor, matched: tf.Tensor, sampled: tf.Tensor, used: tf.Tensor,
+                   labels: Batch, box_weights: Sequence[float]) -> RoISamples:
+  """Return the samples of labelled boxes, with their targets.
+
+  boxes: [B, N, 4]; roi_labels, matched: [B, N], of matching.match_proposals.
+  sampled, used: [B, R], indices of the samples among the boxes, and whether a slot is in use.
+  """
   rois = tf.where(used[..., None], tf.gather(boxes, sampled, batch_dims=1), 0.0)
   foreground = used & (tf.gather(roi_labels, sampled, batch_dims=1) == 1)
   gt_index = tf.where(foreground, tf.gather(matched, sampled, batch_dims=1), 0)
@@ -171,7 +177,7 @@ class RoIPooler:
     # Without a graph the trainer makes its variables, with portable operations where there are some.
     taps = portable.chosen() and (self.sampling_ratio > 0 or not tf.executing_eagerly())
     with tf.name_scope('roi_align'):
-      return roi_align(pyramid, boxes, self.size, pyramid.min_level, self.sampling_ratio, self.aligned,
+      return roi_align(pyramid, boxes, self.size, self.sampling_ratio, self.aligned,
                        'gather' if xla else 'taps' if taps else 'csr')
 
 

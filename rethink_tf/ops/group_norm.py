@@ -67,10 +67,10 @@ class NormalisedMaps(NamedTuple):
   landscape: bool
 
   def passes(self) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Return a graph of both passes for maps of any size.
+    """Return a function of maps, of any size, that runs forward and backward pass in a graph.
 
-    What XLA compiles when it is called is used by every other graph, for maps of the same shape. Without a graph the
-    passes have names of their own, and would be compiled again.
+    What XLA compiles for it is reused by every other graph for maps of the same shape. Run eagerly, the passes would
+    have other names, and be compiled again.
     """
     return _passes(self.groups, self.epsilon, self.shape[3], self.dtype, self.landscape)
 

@@ -70,7 +70,7 @@ def _ranked(scores: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
 
 
 def _highest(number: tf.Tensor) -> tf.Tensor:
-  """Return the rank of the highest of so many scores, whose position is this minus its rank."""
+  """Return the rank of the highest of `number` scores; the position of a score is this minus its rank."""
   return tf.minimum(number, _EXACT)
 
 
@@ -134,7 +134,7 @@ def _batched(boxes: tf.Tensor, scores: tf.Tensor, iou_threshold: float, max_per_
 
 
 def _solid(boxes: tf.Tensor) -> tf.Tensor:
-  """Return boxes of which those without a finite area are a point, since kernels differ on them: none suppresses."""
+  """Replace boxes without a finite, non-zero area, on which kernels differ, by a point, which suppresses nothing."""
   area = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
   return tf.where((tf.math.is_finite(area) & (area != 0.0))[..., None], boxes, 1.0)
 

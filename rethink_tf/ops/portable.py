@@ -1,9 +1,8 @@
-"""The choice of operations that ONNX and TensorFlow Lite have counterparts of, made while a graph is built for export.
+"""Portable operations: a detector computed with only what ONNX and TensorFlow Lite have, for export.
 
-None of them is compiled, so that the trainer makes its variables with them, too.
-
-Inside `operations()` the parts of a detector (models/) compute the same with other operations: RoIAlign tap by tap,
-non-maximum suppression group by group, group normalisation by plain means.
+Within `operations()` the parts of a detector (models/) build the same computation from other operations: RoIAlign tap
+by tap, non-maximum suppression group by group, group normalisation by plain means. XLA compiles none of them, which is
+why the trainer, too, creates its variables with them.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ _choice = threading.local()  # functions are traced by the thread that exports
 
 @contextlib.contextmanager
 def operations() -> Iterator[None]:
-  """Choose portable operations for what is traced inside."""
+  """Use portable operations in graphs that are traced within this context."""
   _choice.made = True
   try:
     yield
@@ -26,5 +25,5 @@ def operations() -> Iterator[None]:
 
 
 def chosen() -> bool:
-  """Whether the graph that is being built is to consist of portable operations."""
+  """Whether this thread is within `operations()`."""
   return getattr(_choice, 'made', False)

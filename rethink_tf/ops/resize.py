@@ -10,7 +10,7 @@ _ONE = 2048  # OpenCV's fixed point: weights have 11 bits
 def resize_uint8(image: tf.Tensor, size: tf.Tensor, without_float64: bool = False) -> tf.Tensor:
   """Resize uint8 [h, w, C] to uint8 [size[0], size[1], C], bit-identical to cv2.resize(INTER_LINEAR).
 
-  without_float64: for runtimes that do not have it; a value may then differ by one, in one size of forty.
+  without_float64: for runtimes without float64; a value may then differ by one, at one size in forty.
 
   OpenCV (imgproc, resize.cpp) interpolates along rows in integers with 11-bit weights, drops the lowest 4 bits of the
   sums, and interpolates these along columns.

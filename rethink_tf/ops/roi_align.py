@@ -47,14 +47,13 @@ def roi_align(
   pyramid: Pyramid,
   boxes: tf.Tensor,
   size: int,
-  min_level: int = 2,
   sampling_ratio: int = 2,
   aligned: bool = False,
   method: str = 'csr',
 ) -> tf.Tensor:
   """Return features [B, R, size, size, C] of boxes [B, R, 4], each from the level of its area.
 
-  pyramid: `flatten` of levels min_level, min_level + 1, …; boxes in input pixels.
+  pyramid: see `flatten`. boxes: in input pixels.
   sampling_ratio: samples of a bin along each axis; 0 is adaptive, its size in cells, rounded up (Detectron2; csr only).
   aligned: False is Detectron's grid (RoIs at least one cell wide), True shifts by half a cell (Detectron2).
   method: 'csr', 'gather' (XLA) or 'taps' (ONNX and TensorFlow Lite, without a gradient); all give the same values, in
@@ -66,10 +65,10 @@ def roi_align(
     if method != 'csr':
       raise UserError('RoIPooler.sampling_ratio = 0 (adaptive) has no static shape, which XLA, TPUs, ONNX and '
                       'TensorFlow Lite need: use 2')
-    taps = tuple(map(tf.stop_gradient, _adaptive_taps(pyramid, boxes, size, min_level, aligned)))
+    taps = tuple(map(tf.stop_gradient, _adaptive_taps(pyramid, boxes, size, aligned)))
     pooled = _sparse_product(tf.cast(pixels, tf.float32), *taps, tf.reduce_prod(shape[:-1]))
     return tf.cast(tf.reshape(pooled, shape), pixels.dtype)
-  index, weight = _taps(pyramid, boxes, size, min_level, sampling_ratio, aligned)  # [B, R, size, size, taps]
+  index, weight = _taps(pyramid, boxes, size, sampling_ratio, aligned)  # [B, R, size, size, taps]
   if method == 'gather':
     pooled = _gathered_product(tf.cast(pixels, tf.float32), tf.stop_gradient(index), tf.stop_gradient(weight))
     return tf.cast(pooled, pixels.dtype)
@@ -96,9 +95,9 @@ class _Geometry(NamedTuple):
   first: tf.Tensor  # int32, flat index of the map's first pixel
 
 
-def _geometry(pyramid: Pyramid, boxes: tf.Tensor, min_level: int, aligned: bool) -> _Geometry:
+def _geometry(pyramid: Pyramid, boxes: tf.Tensor, aligned: bool) -> _Geometry:
   batch = tf.shape(boxes)[0]
-  heights, widths = pyramid.heights, pyramid.widths
+  heights, widths, min_level = pyramid.heights, pyramid.widths, pyramid.min_level
   starts = tf.cumsum(batch * heights * widths, exclusive=True)  # first row of each level in the flat list
   level = assign_levels(boxes, min_level, min_level + heights.shape[0] - 1)  # [B, R]
   stride = tf.pow(2.0, tf.cast(level, tf.float32))
@@ -108,10 +107,10 @@ def _geometry(pyramid: Pyramid, boxes: tf.Tensor, min_level: int, aligned: bool)
   return _Geometry(*corners, height, width, first)
 
 
-def _taps(pyramid: Pyramid, boxes: tf.Tensor, size: int, min_level: int, sampling_ratio: int,
+def _taps(pyramid: Pyramid, boxes: tf.Tensor, size: int, sampling_ratio: int,
           aligned: bool) -> tuple[tf.Tensor, tf.Tensor]:
   """Return flat pixel indices int32 and weights float32 [B, R, size, size, (2 sampling_ratio)²] of every bin."""
-  y0, x0, y1, x1, height, width, first = _geometry(pyramid, boxes, min_level, aligned)
+  y0, x0, y1, x1, height, width, first = _geometry(pyramid, boxes, aligned)
   y_index, y_weight = _axis_taps(y0, y1 - y0, height, size, sampling_ratio, aligned)  # [B, R, size, 2 ratio]
   x_index, x_weight = _axis_taps(x0, x1 - x0, width, size, sampling_ratio, aligned)
   rows = y_index * width[..., None, None] + first[..., None, None]
@@ -157,11 +156,11 @@ class _AxisTaps(NamedTuple):
   first: tf.Tensor  # [N * size], place of a bin's first tap
 
 
-def _adaptive_taps(pyramid: Pyramid, boxes: tf.Tensor, size: int, min_level: int,
+def _adaptive_taps(pyramid: Pyramid, boxes: tf.Tensor, size: int,
                    aligned: bool) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
   """Return bin, flat pixel index and weight [taps] of all taps; the number of samples of a box depends on its size."""
   y0, x0, y1, x1, height, width, first = (tf.reshape(field, [-1]) for field in
-                                          _geometry(pyramid, boxes, min_level, aligned))
+                                          _geometry(pyramid, boxes, aligned))
   y, x = _adaptive_axis(y0, y1 - y0, height, size, aligned), _adaptive_axis(x0, x1 - x0, width, size, aligned)
   counts = tf.repeat(y.count * x.count, size * size)  # [bins]
   bins = tf.repeat(tf.range(tf.size(counts)), counts)  # [taps]
@@ -176,7 +175,7 @@ def _adaptive_taps(pyramid: Pyramid, boxes: tf.Tensor, size: int, min_level: int
 
 
 def _adaptive_axis(start: tf.Tensor, length: tf.Tensor, limit: tf.Tensor, size: int, aligned: bool) -> _AxisTaps:
-  """start, length, limit [N]."""
+  """Return the adaptive taps of boxes along an axis of `limit` cells; start, length, limit: [N]."""
   if not aligned:
     length = tf.maximum(length, 1.0)
   step = length / size
@@ -194,7 +193,7 @@ def _adaptive_axis(start: tf.Tensor, length: tf.Tensor, limit: tf.Tensor, size: 
 
 
 @tf.custom_gradient
-def _gathered_product(flat: tf.Tensor, index: tf.Tensor, weight: tf.Tensor):
+def _gathered_product(flat: tf.Tensor, index: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
   """Return weighted sums [..., C] of rows of flat [pixels, C] at index [..., taps].
 
   TensorFlow's gradient of a gather is twice as slow under XLA as this segment sum.
@@ -218,7 +217,8 @@ def _sum_of_taps(flat: tf.Tensor, index: tf.Tensor, weight: tf.Tensor) -> tf.Ten
 
 
 @tf.custom_gradient
-def _sparse_product(flat: tf.Tensor, rows: tf.Tensor, index: tf.Tensor, weight: tf.Tensor, bins: tf.Tensor):
+def _sparse_product(flat: tf.Tensor, rows: tf.Tensor, index: tf.Tensor, weight: tf.Tensor,
+                    bins: tf.Tensor) -> tf.Tensor:
   """Return weighted sums [bins, C] of rows of flat [pixels, C]; the gradient is the product with the transpose.
 
   rows, index, weight: bin, row of `flat` and weight of each tap [taps], ordered by bin.

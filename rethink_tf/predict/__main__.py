@@ -20,6 +20,7 @@ FLAGS = flags.FLAGS
 
 
 def main(paths: list[str]) -> None:
+  """Detect objects in the images and videos on the command line."""
   if not paths:
     raise UserError('no images: name files and folders, as in: predict images/ --model_dir=runs/scratch_6x')
   if not 0 <= FLAGS.threshold <= 1 or FLAGS.batch < 1:

@@ -1,4 +1,4 @@
-"""Trained detectors for prediction: that of a run and that of a SavedModel, with the same interface."""
+"""Trained detectors for prediction, from a run or a SavedModel, with the same interface."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class SavedModelDetector:
       raise UserError(f'{folder}: the SavedModel cannot be loaded ({in_one_line(error)[:200]}): export it again'
                       ) from error
     if not hasattr(model, 'detect') or 'categories' not in getattr(model, 'signatures', {}):
-      raise UserError(f'{folder}: is no SavedModel of this package: write one with rethink_tf.export')
+      raise UserError(f'{folder}: is not a SavedModel of this package: write one with rethink_tf.export')
     if batch > 1 and not hasattr(model, 'detect_files'):
       raise UserError(f'{folder}: takes one image at a time, as older versions exported: leave out --batch, or export '
                       'it again')
@@ -156,7 +156,7 @@ def _categories(model: Any, folder: str) -> tuple[Category, ...]:
     entries = [{'id': id_, 'name': name.decode(), 'keypoints': keypoints, 'skeleton': skeleton}
                for id_, name in zip(lists['ids'], lists['names'], strict=True)]
   except (KeyError, TypeError, ValueError, AttributeError, tf.errors.OpError) as error:
-    raise UserError(f'{folder}: is no SavedModel of this package: write one with rethink_tf.export') from error
+    raise UserError(f'{folder}: is not a SavedModel of this package: write one with rethink_tf.export') from error
   return parse_categories(entries, folder)
 
 
@@ -184,7 +184,7 @@ def run_bindings(model_dir: str, batch: int = 1) -> list[str]:
 
 
 def applies_exif(detector: TrainedDetector, upright: bool | None) -> bool:
-  """Whether the EXIF orientation of image files is applied: as asked for, None: as the detector's training did."""
+  """Whether to apply the EXIF orientation of image files: `upright`, or if that is None, as in training."""
   return bool(detector.upright if upright is None else upright)
 
 

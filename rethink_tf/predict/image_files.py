@@ -294,7 +294,7 @@ def _walk(folder: str, leave_out: str | None) -> Iterable[str]:
 
 
 def real_path(path: str) -> str:
-  """Return a path without symbolic links, by which it is known whether two are of the same file."""
+  """Return a path with symbolic links resolved, to tell whether two paths are of the same file."""
   return path if '://' in path else os.path.realpath(path)
 
 

@@ -31,7 +31,7 @@ MAX_VIDEO_SIDE = 8192  # pixels; encoders have limits
 
 
 class OutputOptions(NamedTuple):
-  """What is written beside predictions.json and images.json."""
+  """What to write besides predictions.json and images.json."""
 
   images: bool = True  # render the detections
   format: str = 'jpg'  # of rendered images: 'jpg' or 'png'
@@ -112,7 +112,7 @@ class VideoWriter:
       self.written.add(path)
 
   def close(self) -> None:
-    """Remove what is not complete."""
+    """Remove files that are not complete."""
     if self._video is not None:
       self._video.release()
     with contextlib.suppress(OSError):
@@ -183,7 +183,7 @@ def _about_exif(detector: TrainedDetector, applied: bool) -> str:
 
 
 def _keep_inputs(inputs: Collection[str], written: Sequence[str]) -> None:
-  """Check that no file that will be written is among the inputs, given by their real paths."""
+  """Check that no output file would replace an input, given by their real paths."""
   for path in written:
     if real_path(path) in inputs:
       raise UserError(f'{path}: is given to predict, which would replace it by its result: choose another --output')
@@ -223,7 +223,7 @@ def _write_source(detector: TrainedDetector, source: UnannotatedImages, folder: 
 
 
 def _rendered(folder: str) -> Iterator[str]:
-  """Yield the rendered images and the video that a folder holds."""
+  """Yield the rendered images and the video in a folder."""
   if tf.io.gfile.exists(os.path.join(folder, VIDEO)):
     yield os.path.join(folder, VIDEO)
   for kind in ('images', 'frames'):

@@ -18,7 +18,7 @@ _LONGEST = 80  # value in a message
 
 
 class _Sequence(NamedTuple):
-  """A list or tuple in an annotation: of any length of one kind, or of as many items as there are kinds."""
+  """A list or tuple in an annotation: of any length and one kind, or with one kind for each item."""
 
   kinds: tuple[Kind, ...]
   any_length: bool
@@ -39,7 +39,7 @@ class Binding(NamedTuple):
 
 
 def check_scopes(bindings: Iterable[Binding]) -> None:
-  """Check that what is bound in a scope is called in it: by a reference like @eval/Resize(), or by what that calls.
+  """Check that what is bound in a scope is called in it, by a reference like @eval/Resize() or through another part.
 
   Raises:
     UserError: a binding has no effect.
@@ -103,7 +103,7 @@ def check_types(values: Mapping[str, Mapping[str, Any]], signature_of: Callable[
   Args:
     values: configurable, with its scopes -> parameter -> value.
     signature_of: signature of a configurable.
-    literal: value with macros resolved; Parameter.empty for one that is no literal.
+    literal: value with macros resolved; Parameter.empty for one that is not a literal.
 
   Raises:
     UserError: a value is of another type.
@@ -124,7 +124,7 @@ def check_types(values: Mapping[str, Mapping[str, Any]], signature_of: Callable[
 
 
 def _shown(value: Any) -> str:
-  """Return a value for a message, lists as tuples, as gin files mostly have them."""
+  """Format a value for a message; lists as tuples, the usual form in gin files."""
   if not isinstance(value, list):
     return excerpt(value)
   text = ', '.join(_shown(item) for item in value[:_LONGEST])
@@ -133,7 +133,7 @@ def _shown(value: Any) -> str:
 
 
 def _kinds(annotation: Any) -> tuple[Kind, ...]:
-  """Return the alternatives of an annotation; none if it has others than those that are checked."""
+  """Return the alternatives of an annotation; [] if one of them is of a type that is not checked."""
   text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
   text = re.sub(r'\b(?:\w+\.)+(?=\w)', '', text).replace(' ', '')
   return () if annotation is inspect.Parameter.empty else _alternatives(text)
@@ -168,7 +168,7 @@ def _split(text: str, separator: str) -> list[str]:
 
 def _fits(value: Any, kind: Kind) -> bool:
   if isinstance(kind, str):
-    return isinstance(value, _TYPES[kind]) and isinstance(value, bool) <= (kind == 'bool')
+    return isinstance(value, _TYPES[kind]) and (kind == 'bool' or not isinstance(value, bool))
   if not isinstance(value, list) or not kind.any_length and len(value) != len(kind.kinds):
     return False
   return all(_fits(item, one) for item, one in zip(value, kind.kinds * len(value), strict=False))
@@ -188,7 +188,7 @@ def _short(name: str) -> str:
 
 
 def closure(names: Iterable[str], used: Mapping[str, set[str]]) -> set[str]:
-  """Return names and all that they use, directly or through others."""
+  """Return the names with everything that they use, directly or indirectly."""
   found, todo = set(), list(names)
   while todo:
     name = todo.pop()

@@ -86,7 +86,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _flag_error(error: flags.Error) -> str:
-  """What is wrong with the flags, in one line, from absl's message."""
+  """Describe what is wrong with the flags, in one line, from absl's message."""
   missing = re.findall(r'Flag (--\w+) must have a value other than None', str(error))
   if missing:
     return f'give {" and ".join(missing)}; see --help'
@@ -119,11 +119,11 @@ def _refuse_empty(arguments: Sequence[str]) -> None:
     flag = flags.FLAGS[name]
     values = flag.value if isinstance(flag.value, list) and flag.value else [flag.value]
     if flag.present and not name.endswith('_param') and any(value in ('', []) for value in values):
-      raise UserError(f'--{name} is empty, as of a variable of the shell that is not set: give it a value, or '
-                      'leave the flag out')
+      raise UserError(f'--{name} is empty, as with a shell variable that is not set: give it a value, or leave the '
+                      'flag out')
   if '' in arguments:
-    raise UserError(f"argument {list(arguments).index('') + 1} is empty, as of a variable of the shell that is not "
-                    'set: give it a value, or leave it out')
+    raise UserError(f"argument {list(arguments).index('') + 1} is empty, as with a shell variable that is not set: "
+                    'give it a value, or leave it out')
 
 
 def check_path(path: str | None, message: str) -> None:

@@ -1,4 +1,4 @@
-"""The words of gin's errors, and of the names that it knows."""
+"""Turns gin's errors into one-line messages, and suggests names that gin knows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import gin
 
 
 def line_of(error: Exception, name: str, without: str) -> str:
-  """Return the line of a file that an error of gin is about, ':3'; '' if it is not known, and for one name."""
+  """Return the line number in a gin error as ':3'; '' if unknown, or for the name `without`."""
   if name == without:
     return ''
   if isinstance(error, tokenize.TokenError):
@@ -22,7 +22,7 @@ def line_of(error: Exception, name: str, without: str) -> str:
 
 
 def reason(error: Exception) -> str:
-  """Return what an error of gin says, in one line and in the words of a user."""
+  """Return the reason of a gin error in one line, in words for users."""
   told = isinstance(error, (KeyError, tokenize.TokenError)) and error.args  # gin's copies of errors have no arguments
   message = str(error.args[0] if told else error)
   statement = re.search(r'\n  In .*\n\s*(.*)', message)
@@ -61,6 +61,6 @@ def signature(selector: str) -> inspect.Signature:
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-  """Return '; did you mean X?', '' if nothing that is known is like a name."""
+  """Return '; did you mean X?', '' if no known name is similar."""
   close = difflib.get_close_matches(name, list(known), n=1, cutoff=.6)
   return f'; did you mean {close[0]}?' if close else ''

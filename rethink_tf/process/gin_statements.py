@@ -1,4 +1,4 @@
-"""Statements of a gin file, with the macros and references that their values name; nothing is looked up or bound."""
+"""Parses the statements of a gin file, with macros and references in their values; nothing is looked up or bound."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gin import config_parser
 
 
 class Text(io.StringIO):
-  """A text with a file name, which gin's error messages contain."""
+  """A text stream with a file name, which gin's error messages contain."""
 
   def __init__(self, text: str, name: str):
     super().__init__(text)
@@ -31,7 +31,7 @@ class _Reference(NamedTuple):
 
 
 class _Names(config_parser.ParserDelegate):
-  """Leaves what the value of a binding names as names: gin would look the references up."""
+  """Keeps macros and references as names while gin parses a value, instead of looking them up."""
 
   def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> _Reference:
     return _Reference(scoped_configurable_name)

@@ -1,4 +1,4 @@
-"""The standard streams of a command: output that is lost costs the output, not the work."""
+"""Standard streams whose errors do not end a command: if output is lost, the work continues."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ _REWRITTEN = re.compile(r'\r[^\x00-\x1f\x7f-\x9f]*\x1b\[K')  # a line of console
 
 
 class Output:
-  """A standard stream whose errors are reported once and then ignored: they cost the output, not the work.
+  """A standard stream whose errors are reported once and then ignored, so that the work continues.
 
-  A disk may have space again: each write is attempted. Characters that the encoding of the stream lacks are escaped,
-  and so are control characters: a name in a file of others may hold them.
+  Each write is attempted, since a disk may have space again. Characters that the encoding of the stream lacks are
+  escaped,
+  and so are control characters, which a name in someone else's file may hold.
 
-  report: whether the first error is printed on the standard error.
+  report: whether to print the first error on standard error.
   failure: the first error; None so far.
   """
 
@@ -71,6 +72,6 @@ def protect_output(report: bool = True) -> None:
 
 
 def lost_output() -> Exception | None:
-  """Return the error that cost standard output; None if nothing is lost, or nobody reads it (`| head`)."""
+  """Return the error by which standard output was lost; None if nothing was, or if its reader has ended (`| head`)."""
   failure = getattr(sys.stdout, 'failure', None)
   return None if getattr(failure, 'errno', None) == errno.EPIPE else failure

@@ -1,4 +1,4 @@
-"""Signals and deadlines of a command, also while its main thread is within a call into C."""
+"""Signals and deadlines of a command, which take effect even while its main thread is in a call into C."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def handled_signals(handler: Callable[[int, types.FrameType | None], None],
 
 @contextlib.contextmanager
 def deadline(seconds: float, message: str, code: int) -> Iterator[None]:
-  """End the process if the body, a call into C that no signal interrupts, takes longer."""
+  """End the process if the body takes longer than `seconds`: it may be in a call into C that no signal interrupts."""
   done = threading.Event()
 
   def wait() -> None:
@@ -74,16 +74,16 @@ def deadline(seconds: float, message: str, code: int) -> Iterator[None]:
 
 
 def end(message: str, code: int) -> None:
-  """End the process from any thread, whatever the main thread does, with a line on the standard error."""
+  """End the process from any thread, whatever the main thread is doing, with a line on standard error."""
   with contextlib.suppress(OSError):
     os.write(error_descriptor, f'{message}\n'.encode(errors='backslashreplace'))
   os._exit(code)
 
 
 class Watchdog:
-  """Ends the process when the main thread does not react to a signal in time, or at a second signal before it has.
+  """Ends the process if the main thread does not react to a signal in time, or at a second signal before it has.
 
-  The main thread may be within a call into C that never returns: a read of storage that hangs, a worker that is gone.
+  The main thread may be in a call into C that never returns: a read from storage that hangs, a worker that is gone.
 
   reacted: set by the handler in the main thread. done: set when the command has ended.
   """
@@ -95,7 +95,7 @@ class Watchdog:
     self.reacted = threading.Event()
 
   def watch(self, signum: int) -> None:
-    """Note a signal; for handled_signals."""
+    """Record a signal; called by handled_signals."""
     if not self._signals:
       threading.Thread(target=self._wait, args=[signum], name='watchdog', daemon=True).start()
     self._signals.append(signum)

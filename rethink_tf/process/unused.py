@@ -1,4 +1,4 @@
-"""What a configuration was given and does not use: gin takes a binding of a part that nothing refers to for valid."""
+"""Finds gin files and bindings without effect: gin accepts bindings of a part that nothing refers to."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST = 3  # names in a line
 
 
 class Usage(NamedTuple):
-  """What a configuration uses of what it was given."""
+  """The parts that a configuration uses, and remarks on what it does not use."""
 
   remarks: Sequence[str] = ()  # lines about what has no effect
   parts: frozenset[str] = frozenset()  # names of the configurables in use; empty for what is not a run
@@ -55,7 +55,7 @@ def usage(bindings: Sequence[Binding], files: Sequence[str], shipped: pathlib.Pa
 
 
 def _replaced(name: str, own: Sequence[Binding], before: Iterable[tuple[str, Sequence[Binding]]]) -> list[str]:
-  """Return a line for each earlier file of whose bindings a complete configuration sets some."""
+  """Return a line for each earlier file whose bindings a complete configuration replaces."""
   keys, lines = {_key(binding) for binding in own}, []
   for file, bindings in before:
     again = [_name(binding) for binding in bindings if _key(binding) in keys]
@@ -82,7 +82,7 @@ def _unreachable(owners: Iterable[str]) -> str:
 
 
 def _suggestion(owner: str, shipped: pathlib.Path) -> str:
-  """Return the files that would use an optional part; '' for the parts of the shared recipe, and without any."""
+  """Return the files that would use an optional part; '' for parts of the shared recipe, or if there are none."""
   if owner == '%DATA_DIR':
     return '; gin_configs/data/own.gin and others of that folder do'
   pattern = re.compile((re.escape(owner) if owner.startswith('%') else f'@(?:\\w+/)*{owner}') + r'\b')

@@ -24,8 +24,7 @@ from rethink_tf.storage.checkpoint_index import VALUE
 from rethink_tf.storage.identity import Identity, check_owner
 from rethink_tf.storage.metrics_lines import evaluated_steps, is_on_demand
 from rethink_tf.storage.run_folder import RunFolder
-
-AVERAGES = 'ema'  # name of the averages of weights among the trackables
+from rethink_tf.structures import AVERAGES
 
 
 class Best(NamedTuple):
@@ -60,7 +59,7 @@ class RunCheckpoints:
     self.restored_step: int | None = None  # of the checkpoint that was restored last
 
   def belong_to(self, identity: Identity, any_run: bool = False) -> None:
-    """Write the run's name into checkpoints, and refuse to restore those of others, unless `any_run` is given."""
+    """Write the run's name into checkpoints, and refuse to restore those of other runs unless `any_run` is true."""
     self._identity, self._any_run = identity, any_run
 
   def keep_best(self, metric: str, evaluated: Callable[[], int]) -> None:
@@ -114,7 +113,7 @@ class RunCheckpoints:
     return True
 
   def tidy(self) -> None:
-    """Remove the checkpoints that need not be kept, and update best.json."""
+    """Remove checkpoints that are no longer kept, and update best.json."""
     if not self._writes:
       return
     steps = self.steps()
@@ -137,7 +136,7 @@ class RunCheckpoints:
     self._remove(self._folder(step) for step in steps if step not in kept)
 
   def record_best(self, metric: str) -> None:
-    """Update best.json after an evaluation beside training, which alone removes checkpoints."""
+    """Update best.json after an evaluation outside of training; only training removes checkpoints."""
     best = _best(self._run_folder.readable_metrics() or (), metric, self.steps())
     if best is not None:
       self._record(best)
@@ -192,11 +191,11 @@ class RunCheckpoints:
     return [step for step in self._listed() if self._manifest(step) is not None]
 
   def is_sound(self, step: int) -> bool:
-    """Whether every file of a checkpoint can be read and is as it was written; raises UserError as `best`."""
+    """Whether every file of a checkpoint can be read and matches its checksum; errors as of `best`."""
     return self._read(step) is not None
 
   def latest(self) -> int | None:
-    """Return the step of the newest complete checkpoint, None without any."""
+    """Return the step of the newest complete checkpoint, None if there is none."""
     return next((step for step in reversed(self._listed()) if self._manifest(step) is not None), None)
 
   def runs(self) -> list[str]:
@@ -222,7 +221,7 @@ class RunCheckpoints:
     if step is not None:
       listed = [step] if step in listed else []
       if not listed:
-        raise self._without(step)
+        raise self._missing(step)
     for candidate in reversed(listed):
       folder, sound = self._folder(candidate), self._read(candidate)
       if sound is None:
@@ -241,23 +240,24 @@ class RunCheckpoints:
         otherwise[name]()
       return manifest['state']
     listed_now = self._listed()
-    if step is not None and step not in listed_now:  # training, which keeps the newest ones, has removed it meanwhile
-      raise self._without(step)
-    if step is None and set(listed_now) - set(listed):
+    if step is not None:  # training, which keeps the newest ones, may have removed it meanwhile
+      raise self._damaged(step) if step in listed_now else self._missing(step)
+    if set(listed_now) - set(listed):
       return self.restore(trackables, otherwise=otherwise)
-    if step is not None:
-      others = [other for other in self.steps() if other != step]
-      raise UserError(f'the checkpoint of step {step} in {self._run_folder.join("checkpoints")} is damaged'
-                      + (f': use --checkpoint=latest or one of the steps {others}' if others else
-                         ', and there is no other one: train again'))
     if listed:
       raise UserError(f'every checkpoint in {self._run_folder.join("checkpoints")} is damaged '
                       f'(steps {", ".join(map(str, listed))}): move that folder away to start from scratch')
     return None
 
-  def _without(self, step: int) -> UserError:
+  def _missing(self, step: int) -> UserError:
     return UserError(f'no checkpoint of step {step} in {self._run_folder.join("checkpoints")}: there are '
                      f'{self.steps() or "none"}')
+
+  def _damaged(self, step: int) -> UserError:
+    others = [other for other in self.steps() if other != step]
+    return UserError(f'the checkpoint of step {step} in {self._run_folder.join("checkpoints")} is damaged'
+                     + (f': use --checkpoint=latest or one of the steps {others}' if others else
+                        ', and there is no other one: train again'))
 
   def _read(self, step: int) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
     """Return manifest and variables of a checkpoint; None, with a warning, if it is damaged."""
@@ -305,7 +305,7 @@ def iterations(optimizer: tf_keras.optimizers.Optimizer) -> int:
 def variables(root: Any) -> dict[str, tf.Variable]:
   """Return {name in a checkpoint: variable} of everything below a layer, model or tf.train.Checkpoint.
 
-  Traversed as tf.train.Checkpoint does: breadth first, along the names by which objects are tracked.
+  Traversed in the order of tf.train.Checkpoint: breadth first, along the attribute names by which objects are tracked.
   """
   view = tf.train.TrackableView(root)  # holds the root weakly
   found, seen, queue = {}, set(), [((), root)]

@@ -1,9 +1,10 @@
-"""The TensorBoard writers of a run folder, created anew when somebody deletes their files under way."""
+"""The TensorBoard writers of a run folder, which are recreated if their files are deleted while the run goes on."""
 
 from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
 
 import tensorflow as tf
 from absl import logging
@@ -19,12 +20,12 @@ class EventWriters:
     self._lock = threading.RLock()
 
   def get(self, name: str = '') -> tf.summary.SummaryWriter:
-    """Return the writer of a name, created on first use, or when its local files have been deleted."""
+    """Return the writer of a name, created on first use and again if its local files have been deleted."""
     with self._lock:
       folder = '/'.join([self._root, *filter(None, [name])])
       if name in self._writers and self._deleted(name, folder):
-        logging.warning('%s: the TensorBoard events were deleted under way; new ones begin here (metrics.jsonl is not '
-                        'affected)', folder)
+        logging.warning('%s: the TensorBoard events were deleted during the run; new ones begin here (metrics.jsonl is '
+                        'not affected)', folder)
         del self._writers[name]
         self._written.discard(name)
       if name not in self._writers:
@@ -35,11 +36,12 @@ class EventWriters:
     """Whether events of a name have been written, in earlier starts too."""
     return tf.io.gfile.isdir(f'{self._root}/{name}')
 
-  def __iter__(self):
+  def __iter__(self) -> Iterator[tf.summary.SummaryWriter]:
+    """Iterate over the writers that have been created."""
     return iter(list(self._writers.values()))
 
   def _deleted(self, name: str, folder: str) -> bool:
-    """Whether files that were there are gone: their writer would continue to fill a file without a name."""
+    """Whether existing files are gone: their writer would go on writing to an unlinked file."""
     if '://' in folder:
       return False
     try:

@@ -1,5 +1,6 @@
-"""Files of users, local and gs://: only regular ones are read; writing is atomic, so that readers see the old file or
-the complete new one.
+"""Reads and writes users' files, local and gs://: only regular files are read, and writing is atomic.
+
+A reader sees either the old file or the complete new one.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def refuse_links(folder: str) -> None:
 
 
 def refuse_patterns(path: str) -> None:
-  """Check that TensorFlow can read checkpoints in a path: it looks for their names by a pattern that begins with it.
+  """Check that a path has no characters of patterns, since TensorFlow looks for checkpoints by a pattern.
 
   Raises:
     UserError: the path has characters of patterns.
@@ -92,7 +93,7 @@ def replacing(path: str) -> Iterator[str]:
 
 
 def _temporary(path: str) -> str:
-  """Return a temporary path in the same folder, where nothing is linked elsewhere."""
+  """Return a temporary path in the same folder, removing a link of that name, whose target would be written."""
   folder, name = os.path.split(path)
   temporary = os.path.join(folder, f'.{name}.{os.getpid()}.partial')
   if '://' not in temporary and os.path.islink(temporary):
@@ -137,7 +138,7 @@ def write_output(path: str, data: bytes | str | None, cure: str = ELSEWHERE) -> 
 
 
 def write_outputs(folder: str, contents: Mapping[str, bytes | str | None], cure: str = ELSEWHERE) -> None:
-  """Write several results as write_output, by name, none before all of them are known to fit on the disk.
+  """Write several results like write_output, by name, none before it is known that all fit on the disk.
 
   Raises:
     UserError: the storage refuses one; those of an earlier call are still there.

@@ -1,4 +1,4 @@
-"""What a run is: its classes, its data, its settings. Recorded in its folder and compared before anything is written.
+"""The identity of a run: classes, data and settings, recorded in its folder and compared before anything is written.
 
 identity.json
   run         a random name, which its checkpoints bear too; `ancestors`: of the runs that it was copied from
@@ -40,7 +40,7 @@ Categories = list[dict[str, Any]]
 
 
 class Identity(NamedTuple):
-  """What a run is."""
+  """The identity of a run: name, classes, data and settings."""
 
   run: str  # '': of a run of an earlier version
   categories: Categories | None  # in the order of classes; None: not known
@@ -56,18 +56,18 @@ class Identity(NamedTuple):
     return bool(self.run)
 
   def owns(self, run: str | None) -> bool:
-    """Whether a checkpoint that bears this name is of this run; those of earlier versions bear none."""
+    """Whether a checkpoint with the given run name is of this run; checkpoints of earlier versions have no name."""
     return not (self.run and run) or run in (self.run, *self.ancestors)
 
 
 def of(categories: Categories, operative_config: str, data: Mapping[str, dict[str, Any]]) -> Identity:
-  """Return the identity of a run that begins now."""
+  """Return the identity of a new run."""
   return Identity(uuid.uuid4().hex, list(categories), bindings.parse(redact(operative_config)), dict(data),
                   rethink_tf.__version__)
 
 
 def read(folder: RunFolder) -> Identity | None:
-  """Return the identity of the run in a folder, that of an earlier version's from its other files; None without any.
+  """Return the identity of the run in a folder, None if there is no run; for earlier versions from its other files.
 
   Raises:
     UserError: identity.json is damaged, or the storage refuses it.
@@ -82,7 +82,7 @@ def read(folder: RunFolder) -> Identity | None:
 
 
 def check(was: Identity, now: Identity, folder: RunFolder, step: int, allow_changes: bool) -> list[bindings.Change]:
-  """Compare the settings with which a run would continue with those it has; log a table; return the changes.
+  """Compare the settings with which a run would continue to its own; log a table of changes and return them.
 
   Raises:
     UserError: a setting changes the meaning of a step, and `allow_changes` is not given.
@@ -124,7 +124,8 @@ def write(folder: RunFolder, was: Identity | None, now: Identity, step: int,
           changes: Sequence[bindings.Change] = (), data_changes: Sequence[str] = (), config: str = '') -> Identity:
   """Record the identity of a run that begins (was: None) or continues; return it.
 
-  config: that of this start, which config.gin is about to hold; another one that it holds now is kept in
+  config: the configuration of this start, which is about to replace config.gin; if it differs, the present one is kept
+  in
   earlier_configs/.
   """
   kept = _keep_config(folder, redact(config))
@@ -145,7 +146,7 @@ def write(folder: RunFolder, was: Identity | None, now: Identity, step: int,
 
 
 def fork(folder: RunFolder) -> None:
-  """Give a copy of a run folder a name of its own; the checkpoints that it was copied with stay its own."""
+  """Give a copied run folder a name of its own; it keeps the checkpoints that it was copied with."""
   was = read(folder)
   if was is not None and was.recorded:
     now = was._replace(run=uuid.uuid4().hex, ancestors=(*was.ancestors, was.run))
@@ -153,7 +154,7 @@ def fork(folder: RunFolder) -> None:
 
 
 def check_owner(identity: Identity | None, state: Mapping[str, Any], checkpoint: str) -> None:
-  """Check that a checkpoint bears the name of the run in whose folder it is.
+  """Check that a checkpoint bears the name of the run in whose folder it lies.
 
   Raises:
     UserError: it is that of another run.
@@ -181,7 +182,7 @@ def _keep_config(folder: RunFolder, config: str) -> str | None:
 
 
 def _text(folder: RunFolder, name: str) -> str | None:
-  """Return the text of a file of a run folder, None without one."""
+  """Return the text of a file in a run folder, None if there is none."""
   path = folder.join(name)
 
   def read_file() -> str:

@@ -91,7 +91,7 @@ def unless_damaged(read_checkpoint: Callable[[], T], folder: str) -> T | None:
   """Return the result of `read_checkpoint`, retried with backoff; None, with a warning, if the checkpoint is damaged.
 
   Raises:
-    UserError: the storage refuses it, so that the checkpoint may be sound.
+    UserError: the storage refuses to read a checkpoint that may be sound.
   """
   try:
     return retries.call(read_checkpoint, folder)
@@ -132,7 +132,7 @@ def names_in(parent: str) -> list[str]:
 
 
 def steps(parent: str) -> list[int]:
-  """Return the steps of all checkpoints in a folder, ascending, damaged and incomplete ones included."""
+  """Return the steps of all checkpoints in a folder, ascending, including damaged and incomplete ones."""
   return sorted(int(name[5:]) for name in names_in(parent) if re.fullmatch(r'step-\d+', name))
 
 

@@ -16,9 +16,10 @@ _MOST_STEPS = 2**62
 
 
 def parse(content: bytes, path: str) -> Iterator[tuple[float, dict[str, Any]]]:
-  """Yield the lines of a file, each with a time to sort by that keeps their order; what is no line is logged once.
+  """Yield the lines of a file in order, each with a time to merge files by; invalid lines are skipped, with one
+  warning.
 
-  A line is an object with an integer 'step' and, if it has a 'kind', text there.
+  A valid line is a JSON object with an integer 'step' and, if it has a 'kind', text there.
   """
   now, skipped, first = -math.inf, 0, ''
   for number, raw in enumerate(content.split(b'\n'), 1):
@@ -40,7 +41,7 @@ def parse(content: bytes, path: str) -> Iterator[tuple[float, dict[str, Any]]]:
 
 
 def _finite(digits: str) -> int | float | None:
-  """Return a number, None if it is larger than a float: it would end the plots of the whole file."""
+  """Parse a number; None if it exceeds a float, which would break every plot of the file."""
   value = float(digits)
   if not math.isfinite(value):
     return None
@@ -49,18 +50,19 @@ def _finite(digits: str) -> int | float | None:
 
 def _problem(line: Any) -> str:
   if not isinstance(line, dict):
-    return 'is no object'
+    return 'is not an object'
   step = line.get('step')
   if type(step) is not int or not 0 <= step < _MOST_STEPS:
-    return 'has no "step", or one that is no number of steps'
-  return '' if isinstance(line.get('kind', ''), str) else 'has a "kind" that is no text'
+    return 'has no "step", or one that is not a number of steps'
+  return '' if isinstance(line.get('kind', ''), str) else 'has a "kind" that is not text'
 
 
 def merged(files: Iterable[Iterable[tuple[float, dict[str, Any]]]]) -> Iterable[dict[str, Any]]:
-  """Return the lines of several files in order, those of training first; each with its time, as `parse` yields them.
+  """Return the lines of several files in order, those of training first; each comes with its time, as `parse` yields
+  it.
 
-  What a resumed run cancels does not depend on the clocks of two machines where the lines of the other process tell how
-  often training had begun (STARTS). Where they do not, in earlier versions, their time decides.
+  If lines of another process record how often training had begun (STARTS), that decides where they belong, whatever the
+  clocks of the two machines. Lines of earlier versions do not; there the time decides.
   """
   begun: list[float] = []  # time of each start
   keyed: list[tuple[int, bool, float, dict[str, Any]]] = []
@@ -78,16 +80,16 @@ def merged(files: Iterable[Iterable[tuple[float, dict[str, Any]]]]) -> Iterable[
 
 
 def evaluated_steps(lines: Iterable[Mapping[str, Any]], on_demand: bool = True, kind: str = 'eval') -> set[int]:
-  """Return the steps of which there is an evaluation.
+  """Return the steps that have an evaluation.
 
-  on_demand: whether those outside of training count, which may be of other settings or other data. kind: of their
-  lines; that of averages of the weights is 'eval/ema'.
+  on_demand: whether evaluations outside of training count, which may have had other settings or other data.
+  kind: of the lines; 'eval/ema' for averages of the weights.
   """
   return {line['step'] for line in lines if line.get('kind') == kind and (on_demand or not is_on_demand(line))}
 
 
 def is_on_demand(line: Mapping[str, Any]) -> bool:
-  """Whether a line is of an evaluation outside of training; in those of averages all names begin with 'ema/'."""
+  """Whether a line is of an evaluation outside of training; all names in lines of averages begin with 'ema/'."""
   return any(line.get(name) for name in line if name.rpartition('/')[2] == ON_DEMAND)
 
 

@@ -195,8 +195,8 @@ class RunFolder:
     try:
       size = os.fstat(descriptor).st_size
       if size < self._size:
-        logging.warning('%s was deleted or cut short under way: its earlier lines are lost, and with them that part of '
-                        'the curves', self.join(self.METRICS))
+        logging.warning('%s was deleted or truncated during the run: its earlier lines are lost, and with them that '
+                        'part of the curves', self.join(self.METRICS))
       if size and os.lseek(descriptor, size - 1, os.SEEK_SET) >= 0 and os.read(descriptor, 1) != b'\n':
         lines = b'\n' + lines  # the last line is incomplete after a kill: leave it alone
       written = os.write(descriptor, lines)
@@ -258,7 +258,7 @@ class RunFolder:
     return metrics_lines.without_repeated(metrics_lines.merged(self._files_of_lines()))
 
   def readable_metrics(self) -> list[dict[str, Any]] | None:
-    """Return the metrics lines, for training, which continues without them: None, with a warning, if unreadable."""
+    """Return the metrics lines for training, which continues without them: None, with a warning, if unreadable."""
     try:
       return self.read_metrics()
     except UserError as error:
@@ -314,10 +314,12 @@ class RunFolder:
 
 
 class RunSubfolder:
-  """The interface of a run folder that evaluators use, for evaluations of the same steps with other weights.
+  """Gives evaluators the interface of a run folder, for evaluations of the same steps with other weights.
 
-  Files go to a subfolder of that name, TensorBoard events to a run of that name with the same tags. Lines go to the
-  metrics.jsonl of the run as kind '<kind>/<name>' with metrics '<name>/<metric>', and are read without both prefixes.
+  Files go to a subfolder of that name, TensorBoard events to a TensorBoard run of that name with the same tags. Lines
+  go to
+  the metrics.jsonl of the run as kind '<kind>/<name>' with metrics '<name>/<metric>', and are read without both
+  prefixes.
   """
 
   _FIELDS = ('step', 'time')  # of a line that are not renamed
@@ -370,7 +372,7 @@ def total_steps(folder: RunFolder) -> int | None:
 
 
 def _set_aside(parent: str, step: int) -> None:
-  """Rename the folders of evaluations after `step`; ones that were set aside before are removed."""
+  """Rename the folders of evaluations after `step`; folders that were renamed at an earlier restart are removed."""
   for later in manifests.steps(parent):
     if later > step:
       folder = manifests.step_folder(parent, later)

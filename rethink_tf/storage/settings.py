@@ -1,4 +1,4 @@
-"""Settings of a run, the bindings of its config.gin, and what it means for a run to continue with another value."""
+"""Settings of a run (the bindings of its config.gin), and what changing one means for a run that continues."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SCORES = re.compile(
 
 
 class Change(NamedTuple):
-  """A setting with two values."""
+  """A setting with its earlier and its new value."""
 
   name: str
   was: Any
@@ -59,7 +59,7 @@ def parse(text: str) -> dict[str, Any]:
 
 
 def kind_of(name: str) -> str:
-  """Return what a change of a setting does to a run that continues."""
+  """Return what changing a setting does to a run that continues: FREE, LENGTH or MEANING."""
   if _FREE.match(name):
     return FREE
   return LENGTH if _LENGTH.match(name.split('/')[-1]) else MEANING
@@ -110,7 +110,7 @@ def _value(text: str, raw: Mapping[str, str]) -> Any:
 
 
 def _plain(value: Any) -> Any:
-  """Return a value as it comes back from JSON: lists for tuples, and 2 for 2.0."""
+  """Convert a value to the form in which JSON returns it: lists for tuples, and 2 for 2.0."""
   if isinstance(value, Mapping):
     return {str(key): _plain(item) for key, item in value.items()}
   if isinstance(value, (list, tuple)):

@@ -153,9 +153,9 @@ def acquire(folder: RunFolder, file: str = FILE) -> WriterLock:
 
 
 def refuse_if_held(folder: RunFolder, file: str = FILE) -> Holder | None:
-  """Raise a UserError if a living process writes to a run folder; return a dead one, None without any.
+  """Raise a UserError if a living process writes to a run folder; return a dead holder, None if there is none.
 
-  Takes up to a minute for a process of another machine.
+  Takes up to a minute if the process is of another machine.
   """
   found = read(folder, file)
   if found is None:
@@ -226,7 +226,7 @@ def _machine() -> str:
 
 
 def _start_of(pid: int) -> str:
-  """Return when a process has started, in ticks since the boot; '' if the system does not say."""
+  """Return the start time of a process in ticks since boot; '' if the system does not provide it."""
   try:
     with open(f'/proc/{pid}/stat') as file:
       fields = file.read().rpartition(')')[2].split()
@@ -236,7 +236,7 @@ def _start_of(pid: int) -> str:
 
 
 def _runs(holder: Holder) -> bool:
-  """Whether a process of this machine runs."""
+  """Whether a process of this machine is running."""
   try:
     os.kill(holder.pid, 0)
   except ProcessLookupError:
@@ -247,7 +247,7 @@ def _runs(holder: Holder) -> bool:
 
 
 def _beats(folder: RunFolder, holder: Holder, file: str) -> bool:
-  """Whether a process of another machine renews its lease, or another one has taken it; waits for it to do so."""
+  """Whether a process of another machine renews its lease, or yet another has taken it; waits until that is known."""
   logging.info('%s: %s, may be writing to this run: watching it for up to %g s', folder.path, holder, DEAD_SECONDS)
   until = time.monotonic() + DEAD_SECONDS
   while time.monotonic() < until:

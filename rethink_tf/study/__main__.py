@@ -22,6 +22,7 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
+  """Define the flags of the command line."""
   here = {'module_name': sys.argv[0]}
   flags.DEFINE_multi_string('gin_file', [], 'the study, a file of gin_configs/studies; further ones override the '
                             'configuration of every run, as gin_configs/models/faster_rcnn.gin', **here)
@@ -34,15 +35,15 @@ def define_flags() -> None:
   flags.DEFINE_string('cache_dir', None, settings.CACHE_HELP, **here)
   flags.DEFINE_bool('offline', False, settings.OFFLINE_HELP, **here)
   flags.DEFINE_string('pretraining_data_dir', None, 'folder of the data set of the pre-training', **here)
-  flags.DEFINE_float('minutes', 60.0, 'time in minutes that a study without --gin_file may take', **here)
-  flags.DEFINE_bool('dry_run', False, 'only list the runs and their cost, with the time if --calibrate', **here)
+  flags.DEFINE_float('minutes', 60.0, 'minutes that a study without --gin_file may take', **here)
+  flags.DEFINE_bool('dry_run', False, 'only list the runs and their cost, and with --calibrate the time', **here)
   flags.DEFINE_bool('calibrate', True, 'time a few steps first, to estimate the total time', **here)
   flags.DEFINE_integer('parallel', None, 'number of runs side by side, each with its share of the GPUs or CPU cores; '
                        'default: one for each GPU, unless a run depends on the number of its devices', lower_bound=1,
                        **here)
   flags.DEFINE_bool('until_settled', False, 'train one seed after the other and stop once the question is settled '
-                    '(Study.until_settled = @UntilSettled()); --minutes are those of two seeds', **here)
-  flags.DEFINE_integer('max_seeds', None, 'with --until_settled: seeds of each run at most; default: 5 '
+                    '(Study.until_settled = @UntilSettled()); --minutes then means the time of two seeds', **here)
+  flags.DEFINE_integer('max_seeds', None, 'with --until_settled: maximum number of seeds of each run; default: 5 '
                        '(UntilSettled.max_seeds)', **here)
   flags.DEFINE_enum('metric', None, ['box/AP', 'mask/AP', 'keypoint/AP', 'voc/mAP'], 'metric of the verdict; default: '
                     'the first of these that the runs have', **here)
@@ -55,15 +56,8 @@ def define_flags() -> None:
 
 
 def main() -> None:
-  if not FLAGS.gin_file and not FLAGS.data_dir:
-    raise UserError('no study: give --gin_file=gin_configs/studies/figure1.gin or another file of that folder, or your '
-                    'own images with --data_dir')
-  if FLAGS.gin_file and FLAGS['minutes'].present:
-    raise UserError('--minutes is for a study without --gin_file: the file sets the length of its schedules')
-  if not FLAGS.gin_file and (FLAGS.study_param or FLAGS.pretraining_data_dir or FLAGS.command):
-    raise UserError('--study_param, --pretraining_data_dir and --command need a study: name it with --gin_file')
-  if not FLAGS.gin_file:
-    entry.check_path(FLAGS.data_dir, 'no such data folder: set --data_dir')
+  """Plan and run the study on the command line, or list or submit its runs."""
+  _check_flags()
   from rethink_tf import gin_files
 
   gin_files.find(FLAGS.gin_file)
@@ -82,18 +76,13 @@ def main() -> None:
   if not FLAGS.command:  # which trains elsewhere; the runs here write to their own logs, where nobody looks at first
     devices.check()
     devices.report()
-  params = list(FLAGS.study_param)
-  if FLAGS.until_settled:
-    params.append('Study.until_settled = @UntilSettled()')
-  if FLAGS.max_seeds is not None:
-    params.append(f'UntilSettled.max_seeds = {FLAGS.max_seeds}')
   if FLAGS.gin_file:
     study, *run_files = FLAGS.gin_file
-    plan = plan_study(study, FLAGS.output, FLAGS.gin_param, params, FLAGS.data_dir, FLAGS.pretraining_data_dir,
+    plan = plan_study(study, FLAGS.output, FLAGS.gin_param, _study_params(), FLAGS.data_dir, FLAGS.pretraining_data_dir,
                       share_prefixes=FLAGS.command is None, run_files=run_files, weights=FLAGS.weights)
   else:
     plan = own_data.plan(FLAGS.data_dir, FLAGS.minutes, FLAGS.output, FLAGS.gin_param, FLAGS.weights, FLAGS.calibrate,
-                         FLAGS.dry_run, FLAGS.parallel, params)
+                         FLAGS.dry_run, FLAGS.parallel, _study_params())
   if FLAGS.max_seeds is not None and plan.until_settled is None:
     raise UserError(f'--max_seeds={FLAGS.max_seeds} has no effect without --until_settled: add it')
   plan = plan._replace(metric=FLAGS.metric, margin=FLAGS.margin, seed_spread=FLAGS.seed_spread)
@@ -110,6 +99,29 @@ def main() -> None:
       print(found)
   else:
     run_study(plan, calibrate, FLAGS.parallel)
+
+
+def _check_flags() -> None:
+  """Raise UserError unless the flags name a study or data, and none of them contradict each other."""
+  if not FLAGS.gin_file and not FLAGS.data_dir:
+    raise UserError('no study: give --gin_file=gin_configs/studies/figure1.gin or another file of that folder, or your '
+                    'own images with --data_dir')
+  if FLAGS.gin_file and FLAGS['minutes'].present:
+    raise UserError('--minutes is for a study without --gin_file: the file sets the length of its schedules')
+  if not FLAGS.gin_file and (FLAGS.study_param or FLAGS.pretraining_data_dir or FLAGS.command):
+    raise UserError('--study_param, --pretraining_data_dir and --command need a study: name it with --gin_file')
+  if not FLAGS.gin_file:
+    entry.check_path(FLAGS.data_dir, 'no such data folder: set --data_dir')
+
+
+def _study_params() -> list[str]:
+  """Return the bindings of the study itself, those of --until_settled and --max_seeds included."""
+  params = list(FLAGS.study_param)
+  if FLAGS.until_settled:
+    params.append('Study.until_settled = @UntilSettled()')
+  if FLAGS.max_seeds is not None:
+    params.append(f'UntilSettled.max_seeds = {FLAGS.max_seeds}')
+  return params
 
 
 if __name__ == '__main__':

@@ -1,7 +1,8 @@
-"""The time that a study takes: pre-training, training, evaluations, and the start of each run with its tracing.
+"""Estimates the time that a study takes: pre-training, training, evaluations, and the start of each run with its
+tracing.
 
-Nothing is guessed: each kind of run (a norm, a model, ...) is started for a few steps and evaluations in a temporary
-folder, before anything of the study is trained; while it runs, what is measured takes the place of that.
+Nothing is guessed: before the study begins, each kind of run (a norm, a model, ...) is started in a temporary folder
+for a few steps and evaluations. While the study runs, measurements of its own runs replace these.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _MOST_KINDS = 3  # that are timed; further ones count as the mean of these
 
 
 class Estimate(NamedTuple):
-  """The seconds of each pre-training and of all stages."""
+  """Estimated seconds of each pre-training and of all stages."""
 
   pretraining: Mapping[str, float]  # by run folder
   stages: float
@@ -61,7 +62,7 @@ def _work(stages: Iterable[Stage]) -> int:
 
 
 def _representative(stages: Sequence[Stage], pretraining: Iterable[str]) -> Stage:
-  """Return a stage that starts from no pre-training that is missing; else one that starts from random weights."""
+  """Return a stage that starts from no missing pre-training, else one that starts from random weights."""
   missing = [repr(path) for path in pretraining]
   for stage in stages:
     if not any(path in param for param in stage.trial.params for path in missing):

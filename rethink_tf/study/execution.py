@@ -51,7 +51,7 @@ class Runner:
 
   def __init__(self, output: str, data_dir: str | None = None, log: Callable[[str], None] = print,
                environments: Sequence[Mapping[str, str]] = ({},)) -> None:
-    """Write nothing yet.
+    """Only store the arguments; nothing is written yet.
 
     Args:
       output: folder for the run folder of each trial, and <trial>.log with its output.
@@ -88,7 +88,7 @@ class Runner:
     return stage.partial or stage.end in evaluated_steps(folder.read_metrics())
 
   def images_left(self, stages: Sequence[Stage]) -> int:
-    """Return the number of images that are still to be trained on, of those of all stages."""
+    """Return the number of images that the stages still have to train on."""
     left = 0
     for stage in stages:
       if not self.done(stage):
@@ -109,7 +109,7 @@ class Runner:
       UserError: the command failed.
     """
     self._call(Request(command, files, params, data_dir, path, f'{path}.log'), *grid.keys(files, params, data_dir),
-               lambda: _last_step(f'{path}.log'))
+               lambda: last_step(f'{path}.log'))
 
   def run(self, stages: Sequence[Stage]) -> list[str]:
     """Run the stages that are not done; return one line per failed stage. Later stages of a failed run are skipped.
@@ -124,16 +124,16 @@ class Runner:
     while waiting or any(slot.job for slot in self._pool.slots):
       self._skip(stages, waiting, failures)
       for slot in self._pool.slots:
-        if slot.job is None and (number := self._next(stages, waiting, failures, slot)) is not None:
+        if slot.job is None and (number := self._next(stages, waiting, slot)) is not None:
           del waiting[number]
           self._begin(stages, number, slot, failures)
       for slot in self._pool.wait(POLL_SECONDS):
         self._end(slot, failures)
-      self._report(stages, waiting)
+      self._report(waiting)
     return [failures[number] for number in sorted(failures)]
 
   def remaining(self, stages: Sequence[Stage]) -> float:
-    """Return the seconds until the end of stages, with those that are being trained; nan if no speed is known."""
+    """Return the seconds until all stages are complete, running ones included; nan if no speed is known."""
     jobs = {slot.job.number: slot.job for slot in self._pool.slots if slot.job}
     graphs, total, longest = {slot.graph for slot in self._pool.slots}, 0.0, {}
     for stage in stages:
@@ -158,7 +158,7 @@ class Runner:
     return (RunCheckpoints(RunFolder(path, create=False)).latest() or 0) if os.path.isdir(path) else 0
 
   def calibrate(self, stage: Stage) -> None:
-    """Train a few steps of a stage with two evaluations, in a temporary folder, and take its speed from them.
+    """Measure the speed of a stage by training a few steps of it, with two evaluations, in a temporary folder.
 
     Raises:
       UserError: the command failed.
@@ -199,7 +199,7 @@ class Runner:
     return latest is not None and last is not None and latest >= last
 
   def _calibrate(self, kind: str, request: Request, graph: str, process: str) -> Reply:
-    """Train a few steps, then some more in the graph that is traced then; return the first reply."""
+    """Train a few steps, then a few more with the graph traced for them; return the first reply."""
     with tempfile.TemporaryDirectory(prefix='calibration-', ignore_cleanup_errors=True) as scratch:
       path, (least, most) = os.path.join(scratch, 'run'), CALIBRATION_STEPS
       request = request._replace(path=path, log=f'{path}.log', steps=least)
@@ -225,7 +225,7 @@ class Runner:
       return reply
 
   def _call(self, request: Request, graph: str, process: str, progress: Callable[[], str] = lambda: '') -> Reply:
-    """Train a run to its end with nothing beside it, and log its progress.
+    """Train one run to its end, with nothing running beside it, and log its progress.
 
     Raises:
       UserError: it failed; the message is its error line.
@@ -247,9 +247,8 @@ class Runner:
       if any(k in failures for k in staging.needed(stages, number)):
         failures[number] = f'{waiting.pop(number).trial.name}: skipped, since the run it continues has failed'
 
-  def _next(self, stages: Sequence[Stage], waiting: Mapping[int, Stage], failures: Mapping[int, str],
-            slot: Slot) -> int | None:
-    """Return the stage that a slot trains next: of those that can begin one of the slot's graph, else the first."""
+  def _next(self, stages: Sequence[Stage], waiting: Mapping[int, Stage], slot: Slot) -> int | None:
+    """Return the stage that a slot trains next: preferably one with the graph of the slot's process, else the first."""
     busy = {one.job.number for one in self._pool.slots if one.job}
     ready = [number for number in sorted(waiting)
              if not any(k in waiting or k in busy for k in staging.needed(stages, number))]
@@ -293,8 +292,8 @@ class Runner:
     self._log(f'{head}: {error.line()}')
     failures[number] = f'{stage.trial.name}: {error.line()}'
 
-  def _report(self, stages: Sequence[Stage], waiting: Mapping[int, Stage]) -> None:
-    """Log a line for each run, now and then, unless it has made no progress (evaluation, tracing)."""
+  def _report(self, waiting: Mapping[int, Stage]) -> None:
+    """Log a line of progress for each run at intervals, unless it is evaluating or tracing."""
     for slot in self._pool.slots:
       job: Job | None = slot.job
       if job is None:
@@ -307,7 +306,7 @@ class Runner:
         self._reported[job.number] = time.time(), line
 
   def progress(self, job: Job, waiting: Sequence[Stage]) -> str:
-    """Return a line about a run and the time left for it and for the study, '' before its first step."""
+    """Return a line with the progress of a run and the time left for it and for the study; '' before its first step."""
     lines = [line for line in _lines(self.folder(job.stage.trial.name), job.since) if line.get('kind') == 'train']
     if not lines:
       return ''
@@ -318,7 +317,7 @@ class Runner:
     return text if math.isnan(left + study) else f'{text}, ETA {duration(left)}, study {duration(study)}'
 
   def _left(self, job: Job) -> float:
-    """Return the seconds until a run that is being trained is complete; nan if its speed is not known."""
+    """Return the seconds until a running stage is complete; nan if its speed is not known."""
     kind, lines = kind_of(job.stage), _lines(self.folder(job.stage.trial.name), job.since)
     self._speeds.note_steps(kind, lines)
     speed = self._speeds.of(kind)
@@ -365,13 +364,13 @@ def _stop(steps: int, stage: Stage) -> str:
 
 
 def _lines(path: str, since: float = 0.0) -> list[dict[str, Any]]:
-  """Return the metrics of a run that were written since a time."""
+  """Return the metrics lines that a run has written since a given time."""
   if not os.path.isfile(os.path.join(path, 'metrics.jsonl')):
     return []
   return [line for line in RunFolder(path, create=False).read_metrics() if line.get('time', 0.0) >= since]
 
 
-def _last_step(log: str) -> str:
+def last_step(log: str) -> str:
   """Return the last progress line in a command's output, '' if there is none."""
   with contextlib.suppress(FileNotFoundError), open(log, errors='replace') as file:
     return next((line.strip() for line in reversed(file.readlines()) if re.match(r'step ', line)), '')

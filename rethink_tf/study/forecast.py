@@ -1,4 +1,4 @@
-"""What a study will be able to tell, before it starts: the smallest difference that its verdicts find."""
+"""What a study will be able to tell, worked out before it starts: the smallest difference that it can detect."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _WEIGHTS = 'PretrainedWeights.path'
 
 
 class Design(NamedTuple):
-  """What the intervals of a study depend on."""
+  """The properties of a study on which the width of its intervals depends."""
 
   verdicts: int  # pairs of kinds of initial weights, scratch and pre-trained, that a verdict compares
   scratch: int  # schedules, at most
@@ -69,12 +69,12 @@ def design(configs: Sequence[TrialConfig], same: Mapping[str, str] = MappingProx
 
 
 def _twin(settings: Mapping[str, Any]) -> tuple:
-  """Return what is equal for runs of one group. An axis of a study may choose the folder of the data."""
+  """Return a key that is equal for runs of one group, whatever folder of data an axis of the study chooses."""
   return twin_key(settings), folders_of(settings)
 
 
 def describe(plan: StudyPlan, without_data: bool = False) -> str:
-  """Say what a study will be able to tell, and what its data is not fit for, each on a line of its own.
+  """Return lines that say what a study will be able to tell, and for what its data is not fit.
 
   without_data: say so if the data cannot be read: a plan can be looked at without it.
 
@@ -116,7 +116,7 @@ def describe(plan: StudyPlan, without_data: bool = False) -> str:
 
 
 def _powers(plan: StudyPlan, sizes: Mapping[int, str]) -> list[str]:
-  """Return what the study can tell on its held-out data: on the smallest and on the largest, where it has several.
+  """Return lines that say what the study can tell on its held-out data; of several, on the smallest and the largest.
 
   sizes: number of images -> name of a data set.
   """
@@ -126,13 +126,13 @@ def _powers(plan: StudyPlan, sizes: Mapping[int, str]) -> list[str]:
 
 
 def _of(source: Source) -> tuple[str, int]:
-  """Return what tells the images of a source from others."""
+  """Return a key that is equal for sources with the same images."""
   return source.name, len(source.image_ids)
 
 
 def _seen_before(plan: StudyPlan, held_out: Source, trained: Set[tuple[str, int]],
                  read: Callable[..., Source | None]) -> list[str]:
-  """Return a line for each network from which runs start and that was, or will be, trained on held-out images.
+  """Return a warning for each network that a run starts from and that was, or will be, trained on held-out images.
 
   trained: images that the runs themselves are trained on, of which enough is said.
   """
@@ -156,7 +156,7 @@ def _seen_before(plan: StudyPlan, held_out: Source, trained: Set[tuple[str, int]
 
 
 def data_sets(plan: StudyPlan) -> list[tuple[Trial, list[Trial]]]:
-  """Return a run for each held-out data set, and for each of those a run for each data set that is trained on."""
+  """Return one run for each held-out data set, and for each of these one run for each training set used with it."""
   found: dict[Key, tuple[Trial, dict[Key, Trial]]] = {}
   for trial, config in zip(plan.trials, plan.configs, strict=True):
     train, held_out = (_of_source(config.settings, split) for split in ('train', 'eval'))
@@ -165,7 +165,7 @@ def data_sets(plan: StudyPlan) -> list[tuple[Trial, list[Trial]]]:
 
 
 def _of_source(settings: Mapping[str, Any], split: str) -> Key:
-  """Return the settings of a source and of all parts below it. split: 'train' or 'eval', of run.<split>_source."""
+  """Return the settings of the source of a split ('train' or 'eval'), with those of all its parts."""
   found, parts, other = {}, [f'run.{split}_source'], {'train': 'eval/', 'eval': 'train/'}[split]
   while parts:
     part = parts.pop()
@@ -182,7 +182,7 @@ def _component(name: str) -> str:
 
 
 def check_objects(source: Source) -> None:
-  """Check that there is an object in the held-out images.
+  """Check that the held-out images have an object.
 
   Raises:
     UserError: there is none, so that all runs would be trained and none could be scored.
@@ -213,14 +213,14 @@ def _power(plan: StudyPlan, images: int) -> str:
 
 
 def next_commands(plan: StudyPlan, verdicts: Sequence[Verdict]) -> list[str]:
-  """Return lines that name the commands that may settle what is open, [] if nothing is, or none is likely to."""
+  """Return lines with the commands that may settle open questions; [] if none are open or nothing is likely to."""
   needs = [one.need for one in verdicts if one.need is not None]
   lines, more = ['To settle it:'], max((need.sure.seeds or need.even.seeds or 0 for need in needs), default=0)
   if more:
     now = max(len(side.runs) for one in verdicts for side in one.schedules)
     lines.append(f'  more seeds, {more} at most: {_more_seeds(plan, more, now)}')
   # Runs that are evaluated again, and other runs, are a further look at a study that stops early.
-  own = ('' if plan.until_settled is None else 'as a study of its own, since this one has been looked at: the same '
+  own = ('' if plan.until_settled is None else 'as a new study, since this one has been looked at: the same '
          'command with another --output')
   if images := max((need.even.images or need.sure.images or 0 for need in needs), default=0):
     then = own or 'then python -m rethink_tf.evaluate --model_dir=RUN for each run, and the same command'
@@ -238,12 +238,12 @@ def _more_seeds(plan: StudyPlan, more: int, now: int) -> str:
     return f'the same command with --until_settled --max_seeds={now + more}'
   if now + more <= plan.until_settled.max_seeds:
     return "the same command with --study_param='UntilSettled.least_chance = 0'"
-  return (f'a study of its own, since the looks of this one end with {plan.until_settled.max_seeds}: the same command '
+  return (f'a new study, since the looks of this one end with {plan.until_settled.max_seeds}: the same command '
           f'with --max_seeds={now + more} and another --output')
 
 
 def _same_but_for_seed(plan: StudyPlan) -> dict[str, str]:
-  """Return the pre-trainings that differ from an earlier one, or a later one from them, in their seed alone."""
+  """Return {path: first path} of the pre-trainings that differ from another one only in their seed."""
   first, found = {}, {}
   for path, one in plan.pretraining.items():
     params = tuple(param for param in one.params if not re.match(r'\s*run\.seed\s*=', param))
@@ -252,7 +252,7 @@ def _same_but_for_seed(plan: StudyPlan) -> dict[str, str]:
 
 
 def _source(plan: StudyPlan, one: Trial | Pretraining, training: bool) -> Source:
-  """Return the images that a run or a pre-training is trained on, or those on which it is evaluated.
+  """Return the source that a run or a pre-training is trained on, or evaluated on.
 
   Raises:
     UserError: they cannot be read: better known now than after the pre-training.
@@ -277,14 +277,14 @@ def _of_an_image_folder(one: Pretraining) -> bool:
 
 
 def _same_files(training: Source, held_out: Source) -> tuple[int, int]:
-  """Return the number of training images, and that of held-out images, that are the same file as a held-out one."""
+  """Return the numbers of training images, and of held-out images, that are the same file as another held-out image."""
   found = duplicates.find({duplicates.TRAINING: training, duplicates.HELD_OUT: held_out})
   return (found[duplicates.TRAINING].counts[duplicates.HELD_OUT_TOO],
           found[duplicates.HELD_OUT].counts[duplicates.LISTED_TWICE])
 
 
 def _repeated(training: Source, held_out: Source) -> tuple[list[str], list[str]]:
-  """Return what is to be said of held-out images that are there more than once, and of those that are trained on."""
+  """Return warnings about held-out images that occur more than once, or that are trained on."""
   both, copies = _same_files(training, held_out)
   near, images = duplicates.near(training, held_out), len(held_out.image_ids)
   alone, shared = [], []
@@ -312,7 +312,7 @@ def _looked_at(near: duplicates.Near, training: Source, held_out: Source) -> str
 
 
 def _without_objects(source: Source) -> list[str]:
-  """Return the names of the classes without an object, [] for sources that read every record to tell them."""
+  """Return the names of the classes without objects; [] for sources that would read every record to count them."""
   if not hasattr(source, 'image_annotations'):
     return []
   missing = {category.id: category.name for category in source.categories}
@@ -326,7 +326,7 @@ def _without_objects(source: Source) -> list[str]:
 
 
 def _numbers(plan: StudyPlan, found: Design) -> list[tuple[int, Look | None]]:
-  """Return the numbers of seeds at which the study is judged: the first and the last."""
+  """Return the smallest and the largest number of seeds at which the study is judged."""
   if plan.until_settled is None:
     return [(found.seeds, None)]
   most = plan.until_settled.max_seeds
@@ -353,7 +353,7 @@ def _above(plan: StudyPlan, found: Design, noise: Sequence[Noise], seeds: int, l
 
 
 def _assumed(plan: StudyPlan, images: int) -> tuple[list[Noise], str]:
-  """Return the expected noise, that of the smallest and that of the largest spread; and the assumptions in words."""
+  """Return the expected noise with its smallest and largest spread, and the assumptions in words."""
   if plan.seed_spread is not None:
     return ([Noise.expected(images, plan.seed_spread)],
             f'Given: a standard deviation of {points(plan.seed_spread)} between seeds; assumed: AP about {LEVEL:g}')
@@ -364,7 +364,7 @@ def _assumed(plan: StudyPlan, images: int) -> tuple[list[Noise], str]:
 
 
 def _measured(plan: StudyPlan, images: int) -> tuple[list[Noise], str] | None:
-  """Return the noise of the runs that the study has already, and its source in words; None if they do not tell it."""
+  """Return the noise measured on the study's existing runs, and its source in words; None if it cannot be measured."""
   folders = [os.path.join(plan.output, trial.name) for trial in plan.trials]
   folders = [path for path, config in zip(folders, plan.configs, strict=True) if _complete(path, config)]
   noise = report.noise(folders, plan.metric) if folders else None

@@ -82,7 +82,7 @@ class Study:
         gets the seeds that it lacks, or the study such an axis. None: exactly the runs of the axes.
 
     Raises:
-      UserError: until_settled is no UntilSettled; an axis has no values or a value that cannot name a folder, or
+      UserError: until_settled is not an UntilSettled; an axis has no values or a value that cannot name a folder, or
         leave_out names an unknown value.
     """
     self.base, self.axes = tuple(base), {axis: dict(values) for axis, values in axes.items()}
@@ -155,7 +155,7 @@ def check_params(study: Study, params: Sequence[str]) -> None:
 
 
 def check_different(trials: Sequence[Trial], configs: Sequence[TrialConfig]) -> None:
-  """Check that no two runs are the same training.
+  """Check that no two runs have the same settings.
 
   Raises:
     UserError: two have the same settings.
@@ -226,7 +226,7 @@ def data_folder(files: Sequence[str], params: Sequence[str], data_dir: str | Non
 
 
 def is_of_detector(files: Sequence[str], params: Sequence[str]) -> bool:
-  """Whether a configuration trains a detector, not a classifier."""
+  """Whether a configuration trains a detector rather than a classifier."""
   import rethink_tf.experiment  # noqa: F401  registers what gin files name
 
   gin_files.parse(files, params)
@@ -238,7 +238,7 @@ def is_of_detector(files: Sequence[str], params: Sequence[str]) -> bool:
 
 
 def keys(files: Sequence[str], params: Sequence[str], data_dir: str | None) -> tuple[str, str]:
-  """Return `graph` and `process` of a configuration (TrialConfig)."""
+  """Return the keys `graph` and `process` of a configuration (TrialConfig)."""
   import rethink_tf.experiment  # noqa: F401  registers what gin files name
 
   gin_files.parse(files, [*params, *([f'DATA_DIR = {data_dir!r}'] if data_dir else [])])

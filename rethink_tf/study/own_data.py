@@ -1,7 +1,7 @@
-"""A study of one's own data without a gin file: the study, limits and lengths that fit the data and the time.
+"""A study of the user's own data without a gin file: chooses the study, its limits and its length by data and time.
 
-The choice is a command line with a gin file, which is printed, and kept in choice.json of the output folder, so that
-the same command resumes the same study.
+The choice is printed as a command line with a gin file, and kept in choice.json of the output folder, so that the same
+command resumes the same study.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _WITHOUT_SHAPES = "Study.leave_out = ({'init': 'shapes'},)"
 
 
 class _Grid(NamedTuple):
-  """A study of gin_configs/studies, and its lengths in multiples of KTimesSchedule.unit."""
+  """A study of gin_configs/studies, with the lengths of its schedules in multiples of KTimesSchedule.unit."""
 
   file: str
   unit: int  # that it has without a choice
@@ -52,7 +52,7 @@ IMAGENET = 'detectron_r50_gn'  # the paper's network and norm
 
 
 class Facts(NamedTuple):
-  """What a study has to know about a data set."""
+  """Facts about a data set on which the choice of a study depends."""
 
   images: int  # to train on
   held_out: int
@@ -63,7 +63,7 @@ class Facts(NamedTuple):
 
 
 class Choice(NamedTuple):
-  """Arguments of a study, and why they are these."""
+  """The arguments of a study, and the reasons for them."""
 
   study: str  # gin file
   run_files: tuple[str, ...]
@@ -102,7 +102,7 @@ def read_facts(data_dir: str) -> Facts:
 
 
 def choose(facts: Facts, weights: str | None, why: str) -> Choice:
-  """Return the study and the arguments that the data asks for, with the lengths of the study.
+  """Return the study, with its arguments and schedule lengths, that suits the data.
 
   weights: of the paper's network; None: the narrow network, with pre-training that needs no download. why: the reason.
   """
@@ -122,7 +122,7 @@ def choose(facts: Facts, weights: str | None, why: str) -> Choice:
 
 
 def choose_weights(given: str | None, dry_run: bool) -> tuple[str | None, str]:
-  """Return the weights of the pre-trained runs, and why they are these.
+  """Return the weights of the pre-trained runs, and the reason for them.
 
   Weights by name are downloaded where there is a GPU, which the paper's network needs for a study in an hour.
   """
@@ -141,13 +141,13 @@ def choose_weights(given: str | None, dry_run: bool) -> tuple[str | None, str]:
 
 
 def alternatives(choice: Choice) -> list[Choice]:
-  """Return a choice, and the same without what takes longest of what does not become shorter with the schedules."""
+  """Return a choice, and a variant without its longest part of fixed cost (which shorter schedules do not shorten)."""
   return [choice] if choice.weights else [choice, choice._replace(study_params=(_WITHOUT_SHAPES,))]
 
 
 def choose_alternative(choices: Sequence[Choice], times: Sequence[tuple[float, float]], seconds: float
                        ) -> tuple[Choice, tuple[float, float]]:
-  """Return one of `alternatives` with its times: the first, unless what does not become shorter takes most of the time.
+  """Return one of `alternatives` with its times: the first, unless most of the time goes into parts of fixed cost.
 
   times: as for `fit`, of each.
   """
@@ -160,10 +160,10 @@ def choose_alternative(choices: Sequence[Choice], times: Sequence[tuple[float, f
 
 
 def fit(choice: Choice, facts: Facts, seconds: float, times: tuple[float, float], spent: float = 0.0) -> Choice:
-  """Return a choice whose study fits the time, which is linear in the unit of the schedules.
+  """Return the choice with schedules as long as the time allows; the time is linear in the unit of the schedules.
 
-  times: seconds of the whole study with the unit that it has, and with twice that. spent: seconds of the time that are
-    over: timing takes minutes.
+  times: seconds of the whole study at the present unit, and at twice that. spent: seconds of the time that are over:
+  timing takes minutes.
   """
   study = _PAPER if choice.weights else _NARROW
   longest, (short, long) = max(study.lengths), times
@@ -181,7 +181,7 @@ def fit(choice: Choice, facts: Facts, seconds: float, times: tuple[float, float]
 
 
 def check_minutes(minutes: float) -> None:
-  """Raise UserError unless a study can take so many minutes."""
+  """Raise UserError unless `minutes` is positive."""
   if not 0 < minutes < math.inf:
     raise UserError(f'--minutes = {minutes:g}: use a number above 0')
 
@@ -236,7 +236,7 @@ def plan(data_dir: str, minutes: float, output: str | None = None, params: Seque
 
 def _time(choices: Sequence[Choice], planned: Callable[..., StudyPlan], parallel: int | None
           ) -> list[tuple[float, float]]:
-  """Time a few steps; return the seconds of each study with the unit that it has, and with twice that.
+  """Time a few steps; return the seconds of each study at its present unit of schedules, and at twice that.
 
   choices: the first has all runs of the others.
   """
@@ -257,7 +257,7 @@ def _time(choices: Sequence[Choice], planned: Callable[..., StudyPlan], parallel
 
 
 def _times_longer(short: Pretraining, long: Pretraining) -> float:
-  """Return the ratio of the steps of a pre-training in two studies; that of a detector grows with the unit."""
+  """Return how many times as many steps a pre-training has in the second of two studies."""
   if short == long:
     return 1.0
   steps = [grid.read_config(grid.Trial('pre-training', {}, one.files, one.params)).steps for one in (short, long)]
@@ -265,7 +265,7 @@ def _times_longer(short: Pretraining, long: Pretraining) -> float:
 
 
 def _read(path: str, data_dir: str) -> Choice | None:
-  """Return an earlier choice; None if there is none."""
+  """Return an earlier choice, None if there is none."""
   if not tf.io.gfile.exists(path):
     return None
   try:
@@ -278,8 +278,8 @@ def _read(path: str, data_dir: str) -> Choice | None:
     if not all(isinstance(one, str) for one in (found.study, found.weights or '', *itertools.chain(*lists))):
       raise TypeError
   except (ValueError, KeyError, TypeError, RecursionError, tf.errors.OpError) as error:
-    raise UserError(f'{path}: is not a choice of this command: delete it') from error
+    raise UserError(f'{path}: was not written by this command: delete it') from error
   if others:
-    raise UserError(f'{path}: is the choice for {content["data_dir"]}: give another --output')
+    raise UserError(f'{path}: was chosen for {content["data_dir"]}: give another --output')
   return found._replace(run_files=tuple(found.run_files), params=tuple(found.params), reasons=tuple(found.reasons),
                         study_params=tuple(found.study_params))

@@ -26,8 +26,8 @@ class Slot:
   """A share of the devices, and the process that trains on it.
 
   Attributes:
-    graph: that of the latest run of the process, '' without one: the next run with it starts faster.
-    job: whatever the owner of the slot trains in it at the moment; None: it is free.
+    graph: key of the latest run's graph; the next run with the same key starts faster. '' without a process.
+    job: what the slot is training, set by its owner; None: it is free.
   """
 
   def __init__(self, environment: Mapping[str, str]):
@@ -39,9 +39,11 @@ class Slot:
     self._megabytes = math.inf  # after the first run of the process
 
   def start(self, request: Request, job: Any, graph: str = '', settings: str = '') -> None:
-    """Begin a run.
+    """Start a run.
 
-    graph: '' for a run that needs a process of its own. settings: of the process; others need another one.
+    graph: key of its graph; '' for a run that needs a process of its own. settings: key of the settings of a whole
+    process;
+    a run with other settings gets a new process.
     """
     known = graph and self.graph and settings == self._settings
     if self._process is not None and (not known or self._process.poll() is not None):
@@ -61,7 +63,7 @@ class Slot:
 
   @property
   def replies(self) -> Any:
-    """What becomes readable when the run has ended."""
+    """The file object that becomes readable when the run has ended."""
     return self._process.stdout
 
   def result(self) -> Reply:
@@ -111,7 +113,7 @@ class Slot:
 
 
 class Pool:
-  """The slots of a study. Use it as a context: at its end, and at a signal, all processes have ended."""
+  """The slots of a study, as a context: when it ends, also by a signal, all processes have ended."""
 
   def __init__(self, environments: Sequence[Mapping[str, str]] = ({},)):
     self.slots = [Slot(environment) for environment in environments]
@@ -130,7 +132,7 @@ class Pool:
         slot.close()
 
   def wait(self, seconds: float) -> list[Slot]:
-    """Wait until a run has ended, at most for some seconds; return the slots of those that have."""
+    """Wait at most `seconds` for a run to end; return the slots whose runs have ended."""
     busy = {slot.replies: slot for slot in self.slots if slot.job is not None}
     if not busy:
       return []
@@ -138,7 +140,7 @@ class Pool:
 
 
 def environments(parallel: int | None, one_device_is_enough: bool) -> list[dict[str, str]]:
-  """Return the environment of each slot, with its share of the GPUs, or of the CPU's cores.
+  """Return the environment of each slot, which gives it a share of the GPUs or of the CPU's cores.
 
   parallel: number of runs side by side; None: one for each GPU if `one_device_is_enough` for a run, else one.
 
@@ -169,7 +171,7 @@ def _gpus() -> list[str]:
 
 
 def last_error(log: str, begin: int = 0) -> str:
-  """Return the last error line in a command's output, else its last line. begin: byte at which the output begins."""
+  """Return the last error line of a command's output, or else its last line; begin: byte where the output begins."""
   text = b''
   with contextlib.suppress(FileNotFoundError), open(log, 'rb') as file:
     file.seek(begin)

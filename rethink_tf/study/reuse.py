@@ -1,4 +1,4 @@
-"""Whether a run folder that a study finds was trained with the configuration that the study has now."""
+"""Whether a run folder that already exists was trained with the study's present configuration."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from rethink_tf.storage.settings import FREE, LENGTH, Change, changes
 
 
 def pretraining_folder(path: str, files: Sequence[str], params: Sequence[str], data_dir: str | None = None) -> str:
-  """Return the run folder of a pre-training: `path`, or <path>-<digest> if another configuration was trained there.
+  """Return the run folder of a pre-training: `path`, or <path>-<digest> if `path` holds one with other settings.
 
-  Studies share pre-trainings by name: continued with other settings, one would change the weights that the runs of
-  another study started from.
+  Studies share pre-trainings by name. Were one continued with other settings, the weights that another study's runs
+  started from would change.
   """
   parent, name = os.path.split(path)
   if not tf.io.gfile.isdir(parent) or not any(one.startswith(name) for one in tf.io.gfile.listdir(parent)):
@@ -33,9 +33,9 @@ def pretraining_folder(path: str, files: Sequence[str], params: Sequence[str], d
 
 def check_done(path: str, name: str, files: Sequence[str], params: Sequence[str], data_dir: str | None,
                whole: bool) -> None:
-  """Check that a run that need not be trained again was trained with its present configuration.
+  """Check that a run that counts as done was trained with its present configuration.
 
-  whole: the run is at its end, so that its length counts too.
+  whole: the run is at its end, so that the length of its schedule is compared, too.
 
   Raises:
     UserError: a setting differs.
@@ -48,7 +48,7 @@ def check_done(path: str, name: str, files: Sequence[str], params: Sequence[str]
 
 
 def differences(path: str, files: Sequence[str], params: Sequence[str], data_dir: str | None = None) -> list[Change]:
-  """Return the settings of a run folder that differ from a configuration and matter to its weights; [] without a run.
+  """Return the settings of a run folder that differ from a configuration and affect the weights; [] if there is no run.
 
   Raises:
     UserError: the configuration is not valid.

@@ -42,7 +42,7 @@ class Pretraining(NamedTuple):
 
 
 class StudyPlan(NamedTuple):
-  """The runs of a study."""
+  """A study with its trials, stages and pre-trainings, ready to run."""
 
   output: str  # folder of the run folders and the report
   trials: tuple[Trial, ...]
@@ -95,13 +95,10 @@ def plan_study(gin_file: str, output: str | None = None, gin_params: Sequence[st
   pretraining = _pretrainings(study, os.path.join(os.path.dirname(output), 'pretraining'), data_dir,
                               pretraining_data_dir, run_files, gin_params)
   pretrained = dict(zip(study.pretraining, pretraining, strict=True))
-  given = (f'WEIGHTS = {weights!r}',) if weights else ()  # first, so that those of an arm win
-  trials = [trial._replace(files=(*trial.files, *run_files), params=(*given, *trial.params, *gin_params))
+  trials = [trial._replace(files=(*trial.files, *run_files), params=(*trial.params, *gin_params))
             for trial in study.trials(pretrained)]
+  trials, configs = _configured(trials, data_dir, weights)
   pretraining = _used(pretraining, trials)
-  configs = [grid.read_config(trial, [f'DATA_DIR = {data_dir!r}'] if data_dir else []) for trial in trials]
-  trials = [trial._replace(params=tuple(param for param in trial.params if param not in given))
-            if config.weights is None else trial for trial, config in zip(trials, configs, strict=True)]
   if study.until_settled is not None and not forecast.design(configs).verdicts:
     raise UserError('Study.until_settled: no scratch run of the study has a pre-trained counterpart that is otherwise '
                     'the same, so that there is nothing to settle: leave it out')
@@ -116,6 +113,16 @@ def plan_study(gin_file: str, output: str | None = None, gin_params: Sequence[st
   return StudyPlan(output, tuple(trials), tuple(configs), tuple(stages), pretraining, data_dir, pretraining_data_dir,
                    tuple(grid.data_folder(*one.configuration) for one in pretraining.values()),
                    share_prefixes=share, until_settled=study.until_settled, seed_axis=study.seed_axis)
+
+
+def _configured(trials: Sequence[Trial], data_dir: str | None,
+                weights: str | None) -> tuple[list[Trial], list[TrialConfig]]:
+  """Return trials with their configurations, those that are pre-trained with `weights` unless they name others."""
+  given = (f'WEIGHTS = {weights!r}',) if weights else ()  # first, so that those of an arm win
+  with_weights = [trial._replace(params=(*given, *trial.params)) for trial in trials]
+  configs = [grid.read_config(trial, [f'DATA_DIR = {data_dir!r}'] if data_dir else []) for trial in with_weights]
+  return [trial if config.weights is None else with_given
+          for trial, with_given, config in zip(trials, with_weights, configs, strict=True)], configs
 
 
 def check_data(plan: StudyPlan) -> None:
@@ -161,7 +168,7 @@ def get_weights(plan: StudyPlan) -> None:
 
 
 def progress(plan: StudyPlan) -> str:
-  """Return a line on what is done already and what is left, '' before anything is."""
+  """Return a line that says what is done and what is left, '' if nothing has been done."""
   runner = execution.Runner(plan.output, plan.data_dir)
   whole, left = staging.images(plan.stages), runner.images_left(plan.stages)
   if left == whole:
@@ -171,9 +178,10 @@ def progress(plan: StudyPlan) -> str:
 
 
 def estimate_study(plan: StudyPlan, parallel: int | None = None) -> Estimate | None:
-  """Time a few steps of what remains to be trained; return the time that it takes, None, with the reason, if unknown.
+  """Time a few steps of what remains to be trained; return the estimated time.
 
-  Needs a minute or more: as many short runs as there are kinds of runs.
+  None, with the reason printed, if it is unknown. Takes a minute or more: there are as many short runs as kinds of
+  runs.
   """
   with runner_of(plan, parallel) as runner:
     return _estimate(runner, plan)
@@ -230,7 +238,7 @@ def compare_runs(plan: StudyPlan, folders: Sequence[str], planned: str = '') -> 
   """Compare runs of a study in <output>/report. planned: what it was expected to be able to tell.
 
   Raises:
-    UserError: as for compare.report.compare. Another folder is no cure of a full disk: all would be trained again.
+    UserError: as for compare.report.compare. Another folder is no cure for a full disk: all would be trained again.
   """
   return compare(folders, f'{plan.output}/report', plan.metric, plan.margin, seed_spread=plan.seed_spread,
                  planned=planned, cure=looks.AGAIN)
@@ -316,7 +324,7 @@ def _pretrainings(study: Study, folder: str, data_dir: str | None, pretraining_d
 
 
 def _used(pretraining: Mapping[str, Pretraining], trials: Sequence[Trial]) -> dict[str, Pretraining]:
-  """Return the pre-trainings that a run starts from, directly or by way of a later one: others may be left out."""
+  """Return the pre-trainings that a run starts from, directly or through another one; the rest need not be trained."""
   params, used = [param for trial in trials for param in trial.params], {}
   for path, one in reversed(pretraining.items()):
     if any(repr(path) in param for param in params):

@@ -49,7 +49,7 @@ def axis_of(axes: Axes) -> str | None:
 
 
 def with_seeds(axes: Axes, number: int) -> tuple[Axes, str]:
-  """Return the axes with so many seeds, those that are named first, and the name of the axis of seeds.
+  """Return the axes with `number` seeds, those of the study first, and the name of the axis of seeds.
 
   Raises:
     UserError: the study names more seeds.

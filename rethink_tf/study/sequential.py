@@ -75,7 +75,7 @@ class Rounds:
     return [], comparison or self._look(len(self._rounds), done)
 
   def _latest(self, done: Sequence[Trial]) -> Comparison | None:
-    """Repeat the comparison of the latest look, None unless it was at these runs."""
+    """Repeat the comparison of the latest look, None unless it was at exactly these runs."""
     latest = self._record.taken[-1] if self._record.taken else None
     if latest is None or latest.scores.keys() != {trial.name for trial in done}:
       return None
@@ -84,7 +84,7 @@ class Rounds:
     return self._compare([self._runner.folder(trial.name) for trial in done])
 
   def _checked(self, done: Sequence[Trial]) -> dict[str, float]:
-    """Return the scores of all runs so far, after checking that those of earlier looks are unchanged."""
+    """Return the scores of all runs so far, after checking that runs of earlier looks have not changed."""
     runs = read_runs([self._runner.folder(trial.name) for trial in done])
     metric = common_metric(runs, self._plan.metric)
     scores = {trial.name: run.final(metric) for trial, run in zip(done, runs, strict=True)}
@@ -106,7 +106,7 @@ class Rounds:
     looks.write(self._plan.output, self._record, [self._runner.folder(name) for name in taken.scores])
 
   def _before(self) -> int:
-    """Return the number of seeds with which a study of fixed size has been compared in this folder."""
+    """Return the number of seeds of an earlier comparison of fixed size in this folder, 0 without one."""
     if not os.path.exists(os.path.join(self._plan.output, 'report', 'index.html')):
       return 0
     whole = [all(self._runner.evaluated(trial.name) for trial in trials) for trials in self._rounds]
@@ -115,7 +115,7 @@ class Rounds:
 
 
 def check_record(plan: StudyPlan) -> None:
-  """Check that a study may go on in its folder.
+  """Check that a study may continue in its folder.
 
   Raises:
     UserError: looks were taken there, planned for fewer seeds than the study has now, by another metric or at other
@@ -132,13 +132,13 @@ def check_record(plan: StudyPlan) -> None:
                     f'have an error rate above 5 %: use --max_seeds={record.max_seeds}, or choose another --output')
   if record.metric != plan.metric:
     was, now = (f'--metric={one}' if one else 'no --metric' for one in (record.metric, plan.metric))
-    raise UserError(f'{path}: this study was looked at with {was}; with {now} it is a study of its own: choose another '
+    raise UserError(f'{path}: this study was looked at with {was}; with {now} it is a different study: choose another '
                     '--output')
   first = record.taken[0]  # has all runs of its seeds: later looks may be without some
   names = {trial.name for trials in by_seed(plan.trials, plan.seed_axis)[:first.seeds] for trial in trials}
   if others := sorted(names ^ first.scores.keys()):
     raise UserError(f'{path}: this study was looked at {"with" if others[0] in first.scores else "without"} '
-                    f'{others[0]}: with other runs it is a study of its own: choose another --output')
+                    f'{others[0]}: with other runs it is a different study: choose another --output')
 
 
 def by_seed(trials: Sequence[Trial], axis: str) -> list[list[Trial]]:
@@ -150,7 +150,7 @@ def by_seed(trials: Sequence[Trial], axis: str) -> list[list[Trial]]:
 
 
 def cell(trial: Trial, axis: str) -> Cell:
-  """Return a trial's choice without its seed."""
+  """Return a trial's values on all axes but that of the seeds."""
   return tuple((name, value) for name, value in trial.choice.items() if name != axis)
 
 
@@ -161,7 +161,7 @@ def stages_of(plan: StudyPlan, trials: Sequence[Trial]) -> list[Stage]:
 
 
 def needed(verdicts: Sequence[Verdict], rule: UntilSettled, names: Collection[str]) -> set[str]:
-  """Return the names of the run folders of which further seeds can settle a verdict that is open.
+  """Return the names of the run folders for which further seeds may settle an open verdict.
 
   Of a verdict that is open, schedules from scratch that are worse than pre-training, and shorter ones, are settled,
   except the longest. names: of the run folders of the study.
@@ -181,7 +181,7 @@ def needed(verdicts: Sequence[Verdict], rule: UntilSettled, names: Collection[st
 
 
 def is_settled(one: Verdict, every_schedule: bool) -> bool:
-  """Whether further seeds are not needed for a verdict, or, without intervals, could not settle it."""
+  """Whether a verdict needs no further seeds, or, without intervals, could not be settled by any."""
   if any(step.difference is None for step in one.steps):
     return True
   if one.answer == OPEN or not every_schedule:

@@ -1,4 +1,4 @@
-"""What is known of the time that runs take, measured before a study begins and while it runs."""
+"""Speeds of the kinds of runs, measured before a study begins and while it runs."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ class Speed(NamedTuple):
   evaluation: float
 
   def start(self, shared: bool) -> float:
-    """Return the seconds of a run beside its steps and evaluations. shared: in the graph of an earlier run."""
+    """Return the seconds of a run outside steps and evaluations; shared: it uses the graph of an earlier run."""
     known = [one for one in ((self.again, self.first) if shared else (self.first, self.again)) if not math.isnan(one)]
     return known[0] if known else 0.0
 
   def seconds(self, steps: int, evaluations: int) -> float:
-    """Return the seconds of some steps and evaluations."""
+    """Return the seconds of a number of steps and evaluations."""
     return steps * self.step + evaluations * self.evaluation
 
 
 class Speeds:
-  """The speed of each kind of run. Runs are of one kind if they differ in what does not change the speed of a step."""
+  """The speed of each kind of run; runs of one kind differ only in what does not change the speed of a step."""
 
   def __init__(self) -> None:
     self._found: dict[str, Speed] = {}
 
   def of(self, kind: str) -> Speed | None:
-    """Return the speed of a kind of run, the mean of all for one that has not been measured; None without any."""
+    """Return the speed of a kind of run; the mean of all kinds if it has not been measured, None if none has been."""
     if kind in self._found or not self._found:
       return self._found.get(kind)
     return Speed(*(_mean([speed[i] for speed in self._found.values()]) for i in range(len(Speed._fields))))
@@ -51,7 +51,7 @@ class Speeds:
     return kind in self._found
 
   def note_steps(self, kind: str, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Take the seconds of a step and of an evaluation from the metrics of a run."""
+    """Record the seconds of a step and of an evaluation from the metrics of a run."""
     step, evaluation = seconds_per_step(lines), seconds_per_evaluation(lines)
     was = self._found.get(kind) or Speed(math.nan, math.nan, math.nan, math.nan)
     step = was.step if math.isnan(step) else step
@@ -60,27 +60,27 @@ class Speeds:
       self._found[kind] = was._replace(step=step, evaluation=0.0 if math.isnan(evaluation) else evaluation)
 
   def forget(self, kind: str) -> None:
-    """Leave a kind of run out of the mean."""
+    """Exclude a kind of run from the mean."""
     self._found.pop(kind, None)
 
   def note_whole(self, kind: str, reply: Reply) -> None:
-    """Take a run that is shorter than a calibration as a whole."""
+    """Record a run that is too short for its start and its steps to be told apart."""
     self._found[kind] = Speed(reply.import_seconds + reply.seconds, reply.seconds, 0.0, 0.0)
 
   def note_first(self, kind: str, reply: Reply, steps: int) -> None:
-    """Take the start from a run whose steps and only evaluation include tracing, once the speed of both is known."""
+    """Record the start of a run whose steps and only evaluation include tracing, once the speeds of both are known."""
     speed = self._found.get(kind)
     if speed is not None and not reply.shared:
       rest = reply.import_seconds + reply.seconds - speed.seconds(steps, 1)
       self._found[kind] = speed._replace(first=max(rest, 0.0))
 
   def note_share(self, kind: str, share: float) -> None:
-    """Take the evaluations noted so far for those of a share of the held-out images; their time grows with these."""
+    """Scale the evaluations recorded so far from a share of the held-out images to all of them."""
     if share < 1 and kind in self._found:
       self._found[kind] = self._found[kind]._replace(evaluation=self._found[kind].evaluation / share)
 
   def note_run(self, kind: str, lines: Sequence[Mapping[str, Any]], reply: Reply, steps: int) -> None:
-    """Take all from a complete run of some steps."""
+    """Record the speeds of a complete run of `steps` steps."""
     self.note_steps(kind, lines)
     speed = self._found.get(kind)
     if speed is None:
@@ -91,14 +91,14 @@ class Speeds:
 
 
 def kind_of(stage: Stage) -> str:
-  """Return what decides the speed of a stage: its configuration without the length, the seed and initial weights."""
+  """Return a key of what decides the speed of a stage: its configuration without length, seed and initial weights."""
   return '\n'.join(sorted(line for line in stage.config.kind.splitlines() if not _SAME_SPEED.match(line)))
 
 
 def seconds_per_step(lines: Sequence[Mapping[str, Any]]) -> float:
-  """Return the seconds of a step, with its share of checkpoints, after the first line; nan with too few steps.
+  """Return the seconds of a step, with its share of checkpoints, nan if there are too few steps.
 
-  lines: metrics of one process that trains. The first one includes tracing. Evaluations are left out.
+  lines: metrics of one process. The first one, which includes tracing, and evaluations are left out.
   """
   train = [line for line in lines if line.get('kind') == 'train' and 'time' in line]
   if len(train) < 2 or train[-1]['step'] - train[0]['step'] < _ENOUGH:
@@ -112,7 +112,10 @@ def seconds_per_step(lines: Sequence[Mapping[str, Any]]) -> float:
 
 
 def seconds_per_evaluation(lines: Sequence[Mapping[str, Any]]) -> float:
-  """Return the seconds of an evaluation; nan without one. The first one, which includes tracing, does not count."""
+  """Return the median seconds of the evaluations after the first, which includes tracing; nan without any.
+
+  If there is only one evaluation, its seconds.
+  """
   found = [line['eval_seconds'] for line in lines if line.get('kind') == 'eval' and 'eval_seconds' in line]
   return statistics.median(found[1:] or found) if found else math.nan
 

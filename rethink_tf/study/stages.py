@@ -27,9 +27,9 @@ class Stage(NamedTuple):
 def plan(trials: Sequence[Trial], configs: Sequence[TrialConfig], share_prefixes: bool = True) -> list[Stage]:
   """Return the stages in the order of execution.
 
-  Of trials that differ only in the length of their k x schedule, the longest is the trunk: it is trained to the first
-  drop of the shortest, which is forked and trained to its end, then to the first drop of the next. Each run has the
-  iterations that it would have if it were trained alone.
+  Of trials that differ only in the length of their k x schedule, the longest is the trunk. It is trained to the first
+  drop of the shortest one, which is forked from it and trained to its end; then to the first drop of the next, and so
+  on. Each run has the iterations that it would have on its own.
   """
   kinds = collections.OrderedDict()
   for trial, config in zip(trials, configs, strict=True):
@@ -76,7 +76,7 @@ def evaluations(stage: Stage, begin: int) -> int:
 
 
 def needed(stages: Sequence[Stage], number: int) -> list[int]:
-  """Return which stages, by number, must be complete before one begins: earlier ones of its run and of its trunk."""
+  """Return the numbers of the stages that must be complete before one begins: earlier ones of its run and trunk."""
   stage = stages[number]
   trunk = stage.fork_of.name if stage.fork_of is not None else None
   return [k for k, other in enumerate(stages[:number])
@@ -84,6 +84,6 @@ def needed(stages: Sequence[Stage], number: int) -> list[int]:
 
 
 def forks_before(stages: Sequence[Stage], number: int) -> list[int]:
-  """Return which stages must have been forked from the run of a stage before it goes on, which removes checkpoints."""
+  """Return the numbers of the stages to be forked from a stage's run before it continues and removes checkpoints."""
   return [k for k, other in enumerate(stages[:number])
           if other.fork_of is not None and other.fork_of.name == stages[number].trial.name]

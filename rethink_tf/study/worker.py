@@ -1,9 +1,9 @@
-"""A process that trains the runs of a study one after another; those of the same graph share the traced trainer.
+"""A process that trains runs of a study one after another; runs with the same graph share the traced trainer.
 
-It reads a request per line from the standard input and answers with a line on the standard output (JSON); the output of
-a run goes to its log. An error ends the process as it ends the training command, with a line in the log and an exit
-code, and the study starts another one. SIGTERM ends it at a step, with everything saved and exit code 75; so does the
-end of the study, which closes the standard input.
+It reads one request (JSON) per line from standard input and answers with a line on standard output; the output of a run
+goes to its log. An error ends the process as it ends the training command, with a line in the log and an exit code, and
+the study starts another process. SIGTERM ends it at a step, with everything saved and exit code 75; so does the end of
+the study, which closes standard input.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ class Request(NamedTuple):
 
   @property
   def arguments(self) -> list[str]:
-    """The arguments of the training command that does the same."""
+    """The arguments of the equivalent training command."""
     return arguments(self.files, self.params, self.path, self.data_dir)
 
 
 class Reply(NamedTuple):
-  """What is known of a run that is complete."""
+  """Measurements of a run that is complete."""
 
   seconds: float  # of the run, without the start of the process
   import_seconds: float  # of TensorFlow and the package, 0 after the first run of the process
@@ -70,7 +70,7 @@ def arguments(files: Sequence[str], params: Sequence[str], path: str, data_dir: 
 
 
 def main() -> None:
-  """Train what is requested until the standard input ends."""
+  """Train the requested runs until standard input ends."""
   replies = os.fdopen(os.dup(1), 'w')
   _write_to(os.devnull)
   requests: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
@@ -103,7 +103,7 @@ def _train(request: Request, graphs: SharedGraphs, import_seconds: float) -> Rep
   sys.argv = [os.path.join(package, COMMANDS[request.command]), *request.arguments]  # for command.json
   try:
     experiment.configure(request.files, request.params, request.data_dir)
-    share = 1.0 if request.held_out is None else _hold_out_fewer(request.held_out)
+    share = 1.0 if request.held_out is None else hold_out_fewer(request.held_out)
     made = experiment.run('train', request.path, graphs=graphs)
     total_steps, evaluations = made.total_steps, 0
     batches = len(made.eval_input.source.image_ids) / made.train_input.batch_size
@@ -120,8 +120,8 @@ def _train(request: Request, graphs: SharedGraphs, import_seconds: float) -> Rep
                share)
 
 
-def _hold_out_fewer(images: int) -> float:
-  """Limit the number of held-out images in the configuration; return their share of all, 1 if these are no more."""
+def hold_out_fewer(images: int) -> float:
+  """Limit the number of held-out images of the configuration; return their share of all, 1 if there are no more."""
   from rethink_tf import experiment, gin_files
 
   source = repr(gin_files.bound('run.eval_source')).removeprefix('@')
@@ -136,7 +136,7 @@ def _hold_out_fewer(images: int) -> float:
 
 
 def _read(requests: queue.SimpleQueue[Request | None], busy: threading.Event) -> None:
-  """Pass the requests on; at the end of a study that was killed during a run, end the run with a checkpoint."""
+  """Pass requests on; if the study is killed during a run, end the run with a checkpoint."""
   for line in sys.stdin:
     requests.put(Request(**json.loads(line)))
   requests.put(None)
@@ -168,7 +168,7 @@ def _megabytes() -> int:
 
 
 def read_reply(line: str) -> Reply:
-  """Return the reply in a line."""
+  """Parse a line into a Reply."""
   fields: dict[str, Any] = json.loads(line)
   return Reply(**fields)
 

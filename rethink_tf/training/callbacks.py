@@ -35,7 +35,7 @@ class Checkpoints(Protocol):
   def save(self, step: int, trackables: Mapping[str, Any], state: Mapping[str, Any]) -> bool: ...
 
 
-class Seen(NamedTuple):
+class SamplesSeen(NamedTuple):
   """Samples that a run has seen so far (Fig. 2), across restarts."""
 
   images: int = 0
@@ -45,8 +45,8 @@ class Seen(NamedTuple):
   seconds: float = 0.  # in training steps with their wait for data, without evaluation and checkpoints
 
   @classmethod
-  def restored(cls, state: Any) -> Seen:
-    """Return the counters of a checkpoint; what another version has written otherwise begins at 0, with a warning."""
+  def restored(cls, state: Any) -> SamplesSeen:
+    """Return the counters of a checkpoint; those that it lacks (of another version) start at 0, with a warning."""
     state = dict(state) if isinstance(state, Mapping) else {}
     known = {name: value for name, value in state.items() if name in cls._fields and isinstance(value, int | float)
              and math.isfinite(value) and value >= 0}
@@ -100,7 +100,7 @@ class ProgressAndMetrics(tf_keras.callbacks.Callback):
     super().__init__()
     self._run_folder, self._total_steps, self._facts = run_folder, total_steps, facts
     self._every, self._seconds = every, seconds
-    self._seen = Seen.restored(start_state)
+    self._seen = SamplesSeen.restored(start_state)
     self._epoch = 0
     self._step = self._reported_step = 0
     self._logs: dict[str, float] = {}
@@ -114,7 +114,7 @@ class ProgressAndMetrics(tf_keras.callbacks.Callback):
   def on_train_begin(self, logs: Logs | None = None) -> None:
     self._step = self._reported_step = iterations(self.model.optimizer)
     self._run_folder.continue_at(self._step)
-    self._interval = Seen()
+    self._interval = SamplesSeen()
     self._first = True
 
   def on_train_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
@@ -136,14 +136,14 @@ class ProgressAndMetrics(tf_keras.callbacks.Callback):
     self._report()
     self._run_folder.flush()
 
-  def _count(self, steps: range, seconds: float) -> Seen:
+  def _count(self, steps: range, seconds: float) -> SamplesSeen:
     interval = self._interval._replace(seconds=self._interval.seconds + seconds)
     for step in steps:
       facts = self._facts(step)
       self._epoch = int(facts.epoch)
-      one = Seen(len(facts.image_ids), int(facts.instances), int(facts.pixels), int(facts.padded_pixels), 0.)
-      interval = Seen(*map(sum, zip(interval, one, strict=True)))
-      self._seen = Seen(*map(sum, zip(self._seen, one, strict=True)))
+      one = SamplesSeen(len(facts.image_ids), int(facts.instances), int(facts.pixels), int(facts.padded_pixels), 0.)
+      interval = SamplesSeen(*map(sum, zip(interval, one, strict=True)))
+      self._seen = SamplesSeen(*map(sum, zip(self._seen, one, strict=True)))
     self._seen = self._seen._replace(seconds=self._seen.seconds + seconds)
     return interval
 
@@ -164,7 +164,7 @@ class ProgressAndMetrics(tf_keras.callbacks.Callback):
                'images': self._seen.images, 'instances': self._seen.instances, 'pixels': self._seen.pixels}
     self._run_folder.add_scalars(self._step, {f'train/{name}': value for name, value in scalars.items()})
     self.model.reset_metrics()
-    self._interval, self._reported_step, self._reported_at = Seen(), self._step, time.monotonic()
+    self._interval, self._reported_step, self._reported_at = SamplesSeen(), self._step, time.monotonic()
     self._first = False
 
   def _line(self, losses: Mapping[str, float], rate: float, speed: _Speed) -> str:
@@ -190,13 +190,13 @@ class SaveCheckpoints(tf_keras.callbacks.Callback):
   Args:
     trackables: the objects that are saved, by name: the model, the optimizer.
     state: returns further state as JSON, such as ProgressAndMetrics.state.
-    also: step -> whether it is saved in addition: those that are evaluated.
+    also: step -> whether to save a checkpoint there, too: at steps that are evaluated.
     interruption: the signal handlers, entered around `fit`.
-    data_ready: (step, seconds) -> whether the batch of a step has been read, waiting for it so long
+    data_ready: (step, seconds) -> whether the batch of a step has been read, after waiting for at most that long
       (BatchedInput.wait_for_step).
 
   Raises:
-    UserError: the last checkpoint could not be written; at earlier ones training continues.
+    UserError: the last checkpoint could not be written; if an earlier one cannot be, training continues.
     Interrupted: after a signal, at the end of the current step, once its checkpoint is written.
   """
 

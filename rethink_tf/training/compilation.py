@@ -1,7 +1,8 @@
-"""Compilation of group normalisation for the first batch, beside the tracing of the train step.
+"""Compiles the kernels of group normalisation for the first batch in a thread, while the train step is traced.
 
-XLA compiles both passes for every shape of a map. Met one after the other in the first step, they take a third of the
-time from command to first step; tracing, which is Python, leaves all cores but one idle before it.
+XLA compiles the forward and the backward pass for every shape of a feature map. Compiled one by one during the first
+step, they take a third of the time from the start of the command to the end of that step, whereas tracing, which is
+Python, uses one core only.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ _compiled: set[NormalisedMaps] = set()  # XLA keeps what it has compiled as long
 
 @contextlib.contextmanager
 def ahead(experiment: Experiment, step: int) -> Iterator[None]:
-  """Compile for the batch of a step in a thread of its own, which ends with what is run inside.
+  """Compile the kernels for the batch of a step in a thread; it is stopped and joined when the context ends.
 
-  Nothing is done for several replicas: each device compiles its own kernels, when it needs them.
+  With several replicas nothing is compiled ahead: each device compiles its own kernels when it needs them.
   """
   trainer = experiment.trainer
   maps = [] if experiment.devices.replicas > 1 else [
@@ -47,19 +48,19 @@ def ahead(experiment: Experiment, step: int) -> Iterator[None]:
 
 
 def resized(maps: Iterable[NormalisedMaps], of: Sequence[int], images: int, to: Sequence[int]) -> list[NormalisedMaps]:
-  """Return the maps of `images` images of a shape `to` (height, width) from those of one image of a shape `of`.
+  """Return the feature maps of `images` images of height and width `to`, given those of one image of `of`.
 
-  Only maps of whole images, not those of RoIs, of whose number nothing is known; each form once. The largest first: a
-  step needs them first, and their memory is free again when it runs.
+  Only maps of whole images: the number of RoIs is not known here. Each once, the largest first: a step needs them
+  first, and the memory of their compilation is free again when it runs.
   """
-  strides = {each: _stride(each, of) for each in maps}  # each form once
+  strides = {each: _stride(each, of) for each in maps}  # a dictionary: each map once
   found = dict.fromkeys(each._replace(shape=(images, *_at(stride, to), each.shape[3]))
                         for each, stride in strides.items() if stride is not None)
   return sorted(found, key=lambda each: -math.prod(each.shape))
 
 
 def _stride(maps: NormalisedMaps, of: Sequence[int]) -> int | None:
-  """Return the stride of a map of one whole image of a shape `of`; None for any other map."""
+  """Return the stride of a map of one whole image of height and width `of`; None for any other map, as of RoIs."""
   fitting = (2 ** k for k in range(8) if (1, *_at(2 ** k, of)) == maps.shape[:3])
   return next(fitting, None)
 
@@ -75,7 +76,7 @@ def _compile(maps: Sequence[NormalisedMaps], ended: threading.Event) -> None:
       return
     try:
       each.passes()(tf.zeros(each.shape, each.dtype))
-    except tf.errors.OpError as error:  # the step itself meets it, where it is reported
+    except tf.errors.OpError as error:  # the step itself will fail with it, and report it
       logging.debug('not compiled ahead: %s', in_one_line(error))
       return
     _compiled.add(each)

@@ -1,4 +1,4 @@
-"""What a start of training finds in its run folder, compared with what it is about to do."""
+"""Whether a run may continue with this configuration and data; what has changed since is logged and recorded."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from rethink_tf.structures import Devices, Experiment
 
 
 class Changes(NamedTuple):
-  """How a run continues differently from how it was so far."""
+  """Settings and data with which a run continues that differ from those so far."""
 
   settings: Sequence[Change] = ()
   data: Sequence[str] = ()
 
 
 def check(experiment: Experiment) -> tuple[Identity, Changes]:
-  """Return what the run is from now on, and what changes, which is logged. Nothing is written.
+  """Return the identity of the run from now on, and what has changed, which is logged; nothing is written.
 
-  Call it once all components are built: gin's operative configuration lists those that have been called.
+  Call it once all parts are built: gin's operative configuration lists only what has been called.
 
   Raises:
     UserError: a setting that changes the meaning of a step differs from that of the run so far.
@@ -47,25 +47,25 @@ def check(experiment: Experiment) -> tuple[Identity, Changes]:
   data = [f'{name}: {", ".join(found)}' for name in splits if name in was.data
           and (found := digest.differences(was.data[name], now.data[name]))]
   for line in data:
-    logging.warning('%s: the data is not that of the run so far, which stands at step %d: %s', folder.path, step, line)
+    logging.warning('%s: the data is not that of the run so far, up to step %d: %s', folder.path, step, line)
   if step > experiment.total_steps:
-    logging.warning('%s: stands at step %d, beyond the end of the schedule, %d', folder.path, step,
+    logging.warning('%s: the run is at step %d, beyond the end of the schedule (%d)', folder.path, step,
                     experiment.total_steps)
   return now, Changes(settings, data)
 
 
 def record(experiment: Experiment, now: Identity, changes: Changes, step: int) -> None:
-  """Write what the run is from now on; `step` is where it stands."""
+  """Write the identity of the run from now on, which is at `step`."""
   written = identity.write(experiment.folder, experiment.recorded, now, step, changes.settings, changes.data,
                            gin_files.operative_config())
   experiment.checkpoints.belong_to(written, experiment.allow_changes)
 
 
-def warn_of_other_statistics(experiment: Experiment, step: int) -> None:
+def warn_of_other_statistics(experiment: Experiment) -> None:
   """Warn if SyncBatchNorm takes its statistics over another number of images than before: the devices have changed."""
   was = Devices.of_start(experiment.folder.read_command())
   now = experiment.devices
   if was is not None and was.statistics != now.statistics and '@sync_batch_norm' in gin_files.operative_config():
-    logging.warning('%s: up to step %d SyncBatchNorm took its statistics over %d images, from now on over %d: the '
-                    'weights are no longer those of either; keep run.images_per_device x replicas',
-                    experiment.folder.path, step, was.statistics, now.statistics)
+    logging.warning('%s: SyncBatchNorm took its statistics over %d images, from now on over %d: the result will be '
+                    'that of neither; to avoid it, keep run.images_per_device x replicas',
+                    experiment.folder.path, was.statistics, now.statistics)

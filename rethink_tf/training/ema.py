@@ -16,7 +16,7 @@ import tf_keras
 
 from rethink_tf.errors import UserError
 from rethink_tf.storage.checkpoints import iterations
-from rethink_tf.structures import Evaluator, Experiment
+from rethink_tf.structures import AVERAGES, Evaluator, Experiment
 from rethink_tf.training.callbacks import Logs
 from rethink_tf.training.trainer import Trainer
 
@@ -48,7 +48,7 @@ class ExponentialMovingAverage(tf_keras.callbacks.Callback):
       raise UserError(f'ExponentialMovingAverage.decay = {decay} must lie in [0, 1)')
     self._strategy, self._decay, self._warm_up = trainer.distribute_strategy, decay, warm_up
     self._variables = [variable for variable in trainer.detector.variables if variable.dtype.is_floating]
-    self.state = tf.Module('ema')
+    self.state = tf.Module(AVERAGES)
     self.state.updates = tf.Variable(0, dtype=tf.int64, trainable=False, name='updates')
     self.state.averages = [tf.Variable(variable.read_value(), trainable=False, name='average')
                            for variable in self._variables]
@@ -127,14 +127,12 @@ class OnAverages(tf_keras.callbacks.Callback):
 class EvaluatorWithAverages(tf_keras.callbacks.Callback):
   """An evaluator of the weights and one of their averages, used as one (structures.Evaluator).
 
-  evaluator, of_averages: equal but for their run folders: that of the second is RunFolder.subfolder(NAME).
+  evaluator, of_averages: equal but for their run folders: that of the second is RunFolder.subfolder(AVERAGES).
 
   Attributes:
     last: metrics of both, those of the averages as 'ema/box/AP', ….
     main_metric, due, evaluated_step: those of the first evaluator.
   """
-
-  NAME = 'ema'
 
   def __init__(self, evaluator: Evaluator, of_averages: Evaluator, averages: ExponentialMovingAverage):
     super().__init__()
@@ -148,7 +146,7 @@ class EvaluatorWithAverages(tf_keras.callbacks.Callback):
 
   @property
   def last(self) -> dict[str, float]:
-    return {**self._evaluator.last, **{f'{self.NAME}/{name}': value for name, value in self._of_averages.last.items()}}
+    return {**self._evaluator.last, **{f'{AVERAGES}/{name}': value for name, value in self._of_averages.last.items()}}
 
   def evaluate(self, step: int, extra: Mapping[str, Any] | None = None) -> dict[str, float]:
     self._evaluator.evaluate(step, extra)
@@ -157,7 +155,7 @@ class EvaluatorWithAverages(tf_keras.callbacks.Callback):
     return self.last
 
   def settle(self, seconds: float) -> None:
-    """Wait for what both evaluations still do in threads."""
+    """Wait, at most so long for each, until both evaluations have been scored in their threads."""
     for each in (self._evaluator, self._of_averages):
       each.settle(seconds)
 
@@ -191,7 +189,7 @@ def restore(experiment: Experiment, averaged: bool = False, step: int | None = N
     if experiment.averages is None:
       raise UserError('--averages is given, but the run has none (run.ema is not set): without it, the weights '
                       'themselves are used')
-    trackables['ema'] = experiment.averages.state
+    trackables[AVERAGES] = experiment.averages.state
   if experiment.checkpoints.restore(trackables, step) is None:
     raise UserError(f'no checkpoint in {experiment.folder.path}: train first, or check --model_dir')
   if averaged:

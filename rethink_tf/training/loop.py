@@ -22,11 +22,11 @@ from rethink_tf.distributed.strategy import check_same_step, report_lost_workers
 from rethink_tf.errors import Interrupted, UserError, in_one_line
 from rethink_tf.process.signals import PATIENCE_SECONDS
 from rethink_tf.storage import writer_lock
-from rethink_tf.storage.checkpoints import AVERAGES, iterations
+from rethink_tf.storage.checkpoints import iterations
 from rethink_tf.storage.metrics_lines import ON_DEMAND, evaluated_steps
 from rethink_tf.storage.run_folder import RunFolder, write_schedule
 from rethink_tf.storage.writer_lock import WriterLock
-from rethink_tf.structures import Devices, Experiment, Source
+from rethink_tf.structures import AVERAGES, Devices, Experiment, Source
 from rethink_tf.training import compilation, continuation, seen_images
 from rethink_tf.training.callbacks import ProgressAndMetrics, SaveCheckpoints, StopOnNonFinite
 from rethink_tf.training.ema import OnAverages
@@ -44,14 +44,15 @@ def train(experiment: Experiment) -> dict[str, float]:
   """Train to the end of the schedule, resuming from the newest checkpoint; return the last metrics in percent.
 
   Raises:
-    UserError: everything that the user can fix. Interrupted: a signal; the work is saved.
+    UserError: any error that the user can fix.
+    Interrupted: after a signal; a checkpoint is saved.
   """
   folder, trainer, workers = experiment.folder, experiment.trainer, experiment.workers
   total_steps, inputs, evaluator = experiment.total_steps, experiment.train_input, experiment.evaluator
   with writer_lock.held(folder, workers.chief) as lock:
     start, state, corrections = _start(experiment)
     if experiment.own_evaluation:
-      _make_up(experiment, start)
+      _repeat_lost_evaluation(experiment, start)
     progress = ProgressAndMetrics(folder, total_steps, inputs.facts, every=experiment.log_every, start_state=state)
     interruption = Interruption(StopTogether(workers) if workers.count > 1 else None)
     saving = SaveCheckpoints(experiment.checkpoints, experiment.trackables, lambda: {'progress': progress.state()},
@@ -60,8 +61,9 @@ def train(experiment: Experiment) -> dict[str, float]:
     if start < total_steps:
       logging.info('from step %d to %d; the first step takes longest (tracing and compiling), up to a minute', start,
                    total_steps)
-      callbacks = [*_stop_when_taken(lock), StopOnNonFinite(inputs.facts), progress, *corrections, saving,
-                   *[evaluator] * experiment.own_evaluation]
+      callbacks = [*_stop_when_taken(lock), StopOnNonFinite(inputs.facts), progress, *corrections, saving]
+      if experiment.own_evaluation:
+        callbacks.append(evaluator)
       try:
         with (out_of_memory_errors(), errors_of(inputs), report_lost_workers(workers), interruption,
               compilation.ahead(experiment, start)):
@@ -88,38 +90,40 @@ def _is_evaluated(folder: RunFolder, step: int) -> bool:
   return step in evaluated_steps(folder.readable_metrics() or (), on_demand=False)
 
 
-def _make_up(experiment: Experiment, start: int) -> None:
-  """Repeat the evaluation that a kill has ended while it was scored, beside the steps to a later checkpoint.
+def _repeat_lost_evaluation(experiment: Experiment, start: int) -> None:
+  """Repeat the last evaluation before `start` if the process was killed while a thread was still scoring it.
 
-  Only the last one before `start` can be lost so: each waits for the one before. That of `start` follows in `fit`.
+  Earlier ones cannot be lost: each evaluation waits for the one before. That of `start` itself follows in `fit`.
   """
   folder, checkpoints = experiment.folder, experiment.checkpoints
   step = next((step for step in range(start - 1, 0, -1) if experiment.due(step)), None)
   lines = folder.readable_metrics()
   if step is None or checkpoints.restored_step is None or lines is None:
     return
-  averaged = experiment.averages is not None and any(line.get('kind') == _AVERAGED for line in lines)
-  if all(step in evaluated_steps(lines, False, kind) for kind in ('eval', *[_AVERAGED] * averaged)):
+  kinds = ['eval']
+  if experiment.averages is not None and any(line.get('kind') == _AVERAGED for line in lines):
+    kinds.append(_AVERAGED)
+  if all(step in evaluated_steps(lines, False, kind) for kind in kinds):
     return
   lost = (f'{folder.path}: the evaluation of step {step} is not in metrics.jsonl, as when the process ends while it is '
           'scored')
   if step not in checkpoints.steps() or not checkpoints.is_sound(step):
-    logging.warning('%s, and its checkpoint is not there any more: curves and the choice of the best checkpoint are '
-                    'without it', lost)
+    logging.warning('%s, and its checkpoint is gone: the curves and the choice of the best checkpoint leave it out',
+                    lost)
     return
   try:
     checkpoints.restore(experiment.trackables, step)
-  except UserError as error:  # as of a network that was changed since
+  except UserError as error:  # the network may have been changed since
     logging.warning('%s, and it cannot be repeated: %s', lost, error.line())
   else:
-    logging.info('%s; it is repeated, from its checkpoint', lost)
+    logging.info('%s; repeating it from its checkpoint', lost)
     experiment.evaluator.evaluate(step, {})
   otherwise = {} if experiment.averages is None else {AVERAGES: experiment.averages.restart}
   checkpoints.restore(experiment.trackables, start, otherwise)
 
 
 def _start(experiment: Experiment) -> tuple[int, dict[str, Any] | None, list[tf_keras.callbacks.Callback]]:
-  """Restore or initialise the run, and record its start; return the step, the state of the counters, and corrections.
+  """Restore or initialise the run and record its start; return the step, the state of the counters, and corrections.
 
   Nothing is written before it is known that the run may continue.
   """
@@ -130,13 +134,13 @@ def _start(experiment: Experiment) -> tuple[int, dict[str, Any] | None, list[tf_
   check_same(workers, 'data', digest.to_compare(now.data), lambda chief: digest.difference_to(chief, now.data))
   if experiment.keep_best:
     experiment.checkpoints.keep_best(experiment.metric, lambda: evaluator.evaluated_step)
-  state = _restore_or_initialise(experiment)
+  state = restore_or_initialise(experiment)
   start = iterations(trainer.optimizer)
   check_same_step(workers, start)
   check_whole_executions(experiment, start)
   continuation.record(experiment, now, changes, start)
   if start:
-    continuation.warn_of_other_statistics(experiment, start)
+    continuation.warn_of_other_statistics(experiment)
   folder.save_provenance(sys.argv, gin_files.operative_config(), experiment.devices._asdict(),
                          devices.hardware(experiment.strategy))
   write_schedule(folder, experiment.total_steps)
@@ -151,10 +155,10 @@ def divide_batch(batch_size: int, images_per_device: int, replicas: int) -> Devi
   """Divide a global batch evenly over the replicas, then into micro-batches of at most `images_per_device`.
 
   Raises:
-    UserError: the batch is no multiple of the replicas.
+    UserError: the batch is not a multiple of the replicas.
   """
   if batch_size % replicas:
-    raise UserError(f'BATCH_SIZE = {batch_size} is no multiple of the {replicas} devices that share it')
+    raise UserError(f'BATCH_SIZE = {batch_size} is not a multiple of the {replicas} devices that share it')
   share = batch_size // replicas
   images = max(n for n in range(1, min(share, images_per_device) + 1) if share % n == 0)
   return Devices(replicas, share // images, images)
@@ -164,10 +168,10 @@ def initialise(trainer: Trainer, initial_weights: PretrainedWeights | None, fold
                classes: Sequence[str], held_out: Source | None = None) -> Loaded | None:
   """Load pre-trained weights, if any, into a run that has no checkpoint yet, and record which.
 
-  classes: their names, in order: those of the weights may have another one. held_out: images that should be new to the
-  weights, too: a warning if they are not.
+  Weights that continue another run's schedule also set the optimizer's iteration.
 
-  Weights that continue another run's schedule set the iteration at which they stand.
+  classes: names of the classes in the order of the run, which may not be the order of the weights.
+  held_out: the images of the evaluation; a warning is logged if the weights were trained on any of them.
   """
   if hasattr(initial_weights, 'for_classes'):
     initial_weights = initial_weights.for_classes(classes)
@@ -184,12 +188,12 @@ def initialise(trainer: Trainer, initial_weights: PretrainedWeights | None, fold
 
 
 def refuse_frozen_random_layers(detector: tf_keras.layers.Layer, loaded: frozenset[int] = frozenset()) -> None:
-  """A layer that does not train must hold trained weights (projects/GN/README.md: it cost Detectron 3.3 AP).
+  """Refuse a frozen layer with random weights (projects/GN/README.md: one cost Detectron 3.3 AP).
 
   loaded: the id of each variable that comes from a weight file.
 
   Raises:
-    UserError: a frozen layer holds random weights.
+    UserError: a layer that does not train holds random weights.
   """
   frozen = [layer for layer in _sublayers(detector) if not layer.trainable and layer.weights
             and not list(_sublayers(layer)) and not {id(variable) for variable in layer.weights} <= loaded]
@@ -200,7 +204,7 @@ def refuse_frozen_random_layers(detector: tf_keras.layers.Layer, loaded: frozens
 
 
 def _plot(folder: RunFolder) -> None:
-  """Write curves.png; the run is complete, whatever prevents it."""
+  """Write curves.png; an error is logged alone, since the run is complete without the plot."""
   try:
     if folder.readable_metrics() is not None and folder.attempt(
         'curves.png', lambda: curves.curves([folder], folder.join('curves.png'))):
@@ -209,10 +213,10 @@ def _plot(folder: RunFolder) -> None:
     logging.warning('%s: not plotted: %s: %s', folder.join('curves.png'), type(error).__name__, in_one_line(error))
 
 
-def _restore_or_initialise(experiment: Experiment) -> dict[str, Any]:
+def restore_or_initialise(experiment: Experiment) -> dict[str, Any]:
   """Restore the newest checkpoint, or set the initial weights; return the state of the counters.
 
-  Averages of a run that had none before start at the weights of the checkpoint.
+  Averages that run.ema adds to a run in progress start at the weights of the checkpoint.
   """
   def start_averages() -> None:
     logging.warning('%s: the averages of the weights start at those of step %d (run.ema is new here)',
@@ -236,12 +240,12 @@ def _restore_or_initialise(experiment: Experiment) -> dict[str, Any]:
 
 
 def _stop_when_taken(lock: WriterLock | None) -> list[tf_keras.callbacks.Callback]:
-  """Callbacks that end training once another process writes to the run folder."""
+  """Return callbacks that end training once another process writes to the run folder."""
   return [] if lock is None else [tf_keras.callbacks.LambdaCallback(on_train_batch_end=lambda *_: lock.check())]
 
 
 def _corrections(experiment: Experiment) -> list[tf_keras.callbacks.Callback]:
-  """Callbacks that must run before checkpoints and evaluations: averages of weights, precise batch statistics."""
+  """Return callbacks that must run before checkpoints and evaluations: averages of weights, precise statistics."""
   averages, make = experiment.averages, experiment.precise_statistics
   precise = [] if make is None else [make(experiment.trainer, experiment.batches, experiment.evaluated)]
   if averages is None:
@@ -250,10 +254,10 @@ def _corrections(experiment: Experiment) -> list[tf_keras.callbacks.Callback]:
 
 
 def check_whole_executions(experiment: Experiment, start: int) -> None:
-  """Check that what happens between steps happens between executions of run.steps_per_execution steps.
+  """Check that reports, checkpoints and evaluations are due only between executions of run.steps_per_execution steps.
 
   Raises:
-    UserError: an interval, the schedule or `start` is no multiple of them.
+    UserError: an interval, the schedule or `start` is not a multiple of them.
   """
   steps, total = experiment.steps_per_execution, experiment.total_steps
   if steps < 1:
@@ -273,7 +277,7 @@ def _sublayers(layer: tf_keras.layers.Layer) -> Iterator[tf_keras.layers.Layer]:
 
 @contextlib.contextmanager
 def out_of_memory_errors() -> Iterator[None]:
-  """Raise a UserError with the settings that need less memory when a device has not enough for a step."""
+  """Turn the error of a device that runs out of memory in a step into a UserError that names what needs less."""
   try:
     yield
   except tf.errors.ResourceExhaustedError as error:

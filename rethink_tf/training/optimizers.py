@@ -20,10 +20,10 @@ from rethink_tf.errors import UserError
 class SGD(tf_keras.optimizers.Optimizer):
   """Momentum SGD of the paper's recipe: v = momentum·v + g + decay·w;  w -= rate·v.
 
-  The last component of a variable's name is its kind: `bias`, `gamma` and `beta` (norm parameters); anything else is a
-  kernel. Weight decay applies to kernels and never to norm parameters.
-  bias_rule: 'detectron': biases and norm betas have twice the rate and no decay; 'detectron2': biases have the rate and
-  the decay of kernels.
+  The last component of a variable's name tells its kind: `bias`, `gamma` or `beta` (norm parameters); anything else is
+  a kernel. Weight decay applies to kernels and never to norm parameters.
+  bias_rule: 'detectron': biases and norm betas have twice the learning rate and no decay; 'detectron2': biases have the
+  learning rate and the decay of kernels.
   nesterov: w -= rate·(g + momentum·v) instead of rate·v (Goyal et al., section 5.1; not for detection).
   clip_norm: upper bound of the global norm of all gradients. Sparse gradients are converted to dense ones.
 
@@ -61,7 +61,7 @@ class SGD(tf_keras.optimizers.Optimizer):
       self._built = True
 
   def rule(self, name: str) -> tuple[float, float]:
-    """Return (multiple of the rate, weight decay) of a variable by its name."""
+    """Return (factor of the learning rate, weight decay) of a variable by its name."""
     kind = name.split(':')[0].rsplit('/', 1)[-1]
     if self.bias_rule == 'detectron' and kind in ('bias', 'beta'):
       return 2., 0.

@@ -62,8 +62,8 @@ class PreciseStatistics(tf_keras.callbacks.Callback):
 
   Args:
     trainer: its detector, micro_batches and distribution strategy are used.
-    training_batches: step, number -> data set of so many training batches or more, from that step on, distributed as
-      for `fit`.
+    training_batches: (step, number) -> data set of at least `number` training batches from that step on, distributed
+      as for `fit`.
     due: step -> whether it is evaluated.
     batches: number of training batches (Detectron2: 200).
 
@@ -91,7 +91,7 @@ class PreciseStatistics(tf_keras.callbacks.Callback):
       self.compute(step)
 
   def compute(self, step: int) -> None:
-    """Set the statistics of the layers to those of the batches of the steps `step`, `step` + 1, …."""
+    """Set the statistics of the layers to those over the batches of `step`, `step` + 1, …."""
     start, moments = time.monotonic(), [Moments() for _ in self._layers]
     data = self._training_batches(step, self._batches)
     if self._statistics is None:
@@ -109,7 +109,7 @@ class PreciseStatistics(tf_keras.callbacks.Callback):
     empty = len(moments) - len(computed)
     logging.info('precise statistics of %d norms over %d training batches at step %d: %.1f s%s', len(computed),
                  self._batches, step, time.monotonic() - start,
-                 f'; {empty} had no element and keep theirs' if empty else '')
+                 f'; {empty} received no elements and keep their moving averages' if empty else '')
 
   def _of_all_replicas(self, batch: Batch, index: tf.Tensor) -> list[list[Statistics]]:
     strategy = self._trainer.distribute_strategy

@@ -18,18 +18,18 @@ from rethink_tf.process.signals import EXIT_CODES, PATIENCE_SECONDS, RESUMES, UR
 class Interruption:
   """Handles SIGTERM, SIGINT and the other signals of EXIT_CODES in the main thread while this context is entered.
 
-  The first signal is stored in `received` and logged. While `deferred`, the owner raises `error()` once the work is
-  saved; otherwise Interrupted is raised at once, wherever the main thread is, and the process ends if that does not
-  return from a call into C in PATIENCE_SECONDS (an evaluation whose data never arrives). A second SIGTERM or SIGINT
-  ends the process at once, also within a long step: a thread watches for it, because Python calls signal handlers only
-  between two of its own instructions.
+  The first signal is stored in `received` and logged. While `deferred` is true, the owner raises `error()` once the
+  work is saved. Otherwise Interrupted is raised at once in the main thread; the process ends if that thread does not
+  return from a call into C within PATIENCE_SECONDS (as in an evaluation whose data never arrives). A second SIGTERM or
+  SIGINT ends the process at once, even during a long step: a thread watches for it, because Python runs signal handlers
+  only between two of its own instructions.
 
-  together: agreement of several workers on the last step; None for a single one.
+  together: agreement of several workers on the last step; None for a single worker.
 
   Attributes:
-    received: the signal, None before the first.
+    received: the first signal; None before it.
     deferred: whether there is unsaved work.
-    message: that of Interrupted: how to resume.
+    message: for Interrupted: how to resume.
   """
 
   def __init__(self, together: StopTogether | None = None):
@@ -84,15 +84,15 @@ class Interruption:
       raise self.error()
 
   def _watch(self, signum: int) -> None:
-    """React to a signal in a thread, also while the main thread is within a call into C."""
+    """React to a signal in a thread, even while the main thread is in a call into C."""
     first, self._urgent = not self._any, self._urgent + (signum in URGENT)
     self._any = True
     if self._urgent > 1:
       os._exit(EXIT_CODES[signum])
     if not first:
       return
-    logging.warning('%s: ends after this step, once its checkpoint is saved, with code %d; a second signal ends at '
-                    'once', signal.Signals(signum).name, EXIT_CODES[signum])
+    logging.warning('%s: training ends after this step, once its checkpoint is saved, with exit code %d; a second '
+                    'signal ends it at once', signal.Signals(signum).name, EXIT_CODES[signum])
     threading.Thread(target=self._end_a_stall, args=[signum], name='stall', daemon=True).start()
 
   def _end_a_stall(self, signum: int) -> None:

@@ -31,7 +31,7 @@ class SchedulePoints(NamedTuple):
   end: int
 
 
-def schedule_points(k: float, batch_size: int = PAPER_BATCH, unit: float = 90_000) -> SchedulePoints:
+def schedule_points(k: float, batch_size: int = PAPER_BATCH, unit: float = PAPER_UNIT) -> SchedulePoints:
   """Return drops and end of the k× schedule (section 4), in iterations of `batch_size` images.
 
   unit: length of 1× at batch 16. For k >= 2 the drops are 2/3 and 2/9 of it before the end (the paper's 60k and 20k of
@@ -70,11 +70,11 @@ class _Stepwise(tf_keras.optimizers.schedules.LearningRateSchedule, abc.ABC):
 
   @abc.abstractmethod
   def _warmed_up(self, rate: tf.Tensor, progress: tf.Tensor) -> tf.Tensor:
-    """Return the rate when the warm-up has come so far, a fraction; 1 afterwards, which gives `rate`."""
+    """Return the rate at `progress`, the completed fraction of the warm-up; at 1, `rate` itself."""
 
   @property
   def changes(self) -> list[int]:
-    """The steps from which on the rate is another one: each of the warm-up, then the drops."""
+    """The steps at which the rate changes: each one of the warm-up, then the drops."""
     return sorted({*range(self._warmup_steps + 1), *self._drops})
 
   def get_config(self) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class KTimesSchedule(_Stepwise):
     k: float = 1,
     batch_size: int = PAPER_BATCH,
     base_rate: float = 0.02,
-    unit: float = 90_000,
+    unit: float = PAPER_UNIT,
     decay_factor: float = 0.1,
     warmup_steps: int = 500,
     warmup_factor: float = 1 / 3,
@@ -244,7 +244,8 @@ class SteppedHalving(_PretrainingSchedule):
   ):
     super().__init__()
     del num_images
-    if not (images > 0 and batch_size > 0 and base_rate > 0 and base_batch > 0 and halvings >= 0 <= warmup_images):
+    positive = all(value > 0 for value in (images, batch_size, base_rate, base_batch))
+    if not (positive and halvings >= 0 and warmup_images >= 0):
       raise UserError(f'SteppedHalving: images = {images}, batch_size = {batch_size}, base_rate = {base_rate} and '
                       f'base_batch = {base_batch} must be positive, halvings = {halvings} and warmup_images = '
                       f'{warmup_images} not negative')

@@ -1,4 +1,4 @@
-"""Held-out images that the training of initial weights has seen: AP is then not that of unseen images.
+"""Held-out images that initial weights were trained on: AP is then not that of unseen images.
 
 Each run records short hashes of its training images (data/digest.py), so that it is known without the data of earlier
 runs, which may be elsewhere by now.
@@ -23,8 +23,8 @@ FIELD = 'held_out_seen'  # of initial_weights.json
 _LONGEST = 20  # chain of runs that start from one another
 
 
-class Seen(NamedTuple):
-  """Held-out images that a run which led to initial weights was trained on."""
+class SeenImages(NamedTuple):
+  """The number of held-out images that the initial weights, or the weights those started from, were trained on."""
 
   run: str  # its folder
   count: int
@@ -35,8 +35,8 @@ class Seen(NamedTuple):
             '(the same files), so that AP is not that of unseen images: hold out others, or start from other weights')
 
 
-def find(weights: str, held_out: Source) -> Seen | None:
-  """Return the run, of those that led to some weights, that was trained on most held-out images; None if none is known.
+def find(weights: str, held_out: Source) -> SeenImages | None:
+  """Return the run behind some weights that was trained on the most held-out images, None if none is known.
 
   weights: a run folder or one of its checkpoints; None also for any other file.
   """
@@ -44,21 +44,21 @@ def find(weights: str, held_out: Source) -> Seen | None:
   if not recorded:
     return None
   own, total = digest.summarize(held_out), len(held_out.image_ids)
-  found = [Seen(run, count, total) for run, train in recorded if (count := digest.same_images(train, own))]
+  found = [SeenImages(run, count, total) for run, train in recorded if (count := digest.same_images(train, own))]
   return max(found, key=lambda one: one.count, default=None)
 
 
-def read(record: Any) -> Seen | None:
-  """Return what initial_weights.json has recorded, which may come from anybody's file; None: nothing."""
+def read(record: Any) -> SeenImages | None:
+  """Return what initial_weights.json (`record`, its content) says, None if that is nothing or malformed."""
   try:
-    found = Seen(str(record[FIELD]['run']), int(record[FIELD]['count']), int(record[FIELD]['of']))
+    found = SeenImages(str(record[FIELD]['run']), int(record[FIELD]['count']), int(record[FIELD]['of']))
   except (TypeError, ValueError, KeyError):
     return None
   return found if 0 < found.count <= found.of else None
 
 
 def _runs(weights: str) -> Iterator[str]:
-  """Yield the run folder of some weights, that of those which it started from, and so on."""
+  """Yield the run folder of some weights, then that of the weights which that run started from, and so on."""
   for _ in range(_LONGEST):
     path = weights.rstrip('/')
     folder = os.path.dirname(path)

@@ -1,8 +1,8 @@
-"""Runs of one process that share a traced trainer: weights, optimizer and rates of each are set anew.
+"""Runs of one process that share a traced trainer; each sets its own weights, optimizer state and learning rates.
 
-Tracing a detector and compiling its kernels takes as long as hundreds of steps of a small one. Runs that differ in
-seed, schedule, initial weights, data or evaluation have the same graph. What a run computes does not depend on those
-before it: its trainer is built as in a process of its own, and its variables are copied into the traced one.
+Tracing a small detector and compiling its kernels takes as long as hundreds of its steps. Runs that differ in
+seed, schedule, initial weights, data or evaluation have the same graph. A run does not depend on those before it: its
+trainer is built as in a process of its own, and its variables are copied into the traced one.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ _OF_A_PROCESS = re.compile(r'run\.(deterministic|precision|strategy)$|strategy\.
 
 
 def graph_key(configuration: str) -> str:
-  """Return what in a configuration, the text of a gin file, enters the graph; equal for runs that can share it.
+  """Return a key of the settings that shape the graph: equal for runs that can share one.
 
-  gin must have parsed the configuration: values that are the defaults of their signatures are left out.
+  configuration: text of a gin file, which gin must have parsed: settings at the defaults of their signatures are left
+  out.
   """
   found = settings.parse(configuration)
   return repr(sorted((name, str(value)) for name, value in found.items()
@@ -43,7 +44,7 @@ def graph_key(configuration: str) -> str:
 
 
 def process_key(configuration: str) -> str:
-  """Return the settings of a configuration that hold for a whole process; runs with others need another one."""
+  """Return a key of the settings that hold for a whole process: runs with different keys need different processes."""
   found = settings.parse(configuration)
   imports = re.findall(r'^(?:import|from) .*$', configuration, flags=re.MULTILINE)
   return repr((imports, sorted((name, str(value)) for name, value in found.items()
@@ -51,7 +52,7 @@ def process_key(configuration: str) -> str:
 
 
 def obstacle(configuration: str) -> str:
-  """Return why runs with a configuration cannot share a process, '' if they can."""
+  """Return the reason why runs with this configuration cannot share a process, '' if they can."""
   found = settings.parse(configuration)
   foreign = re.search(r'^(?:import|from) (?!rethink_tf\b)([\w.]+)', configuration, flags=re.MULTILINE)
   if foreign:
@@ -66,7 +67,7 @@ def obstacle(configuration: str) -> str:
 
 
 class SettableRates(tf_keras.optimizers.schedules.LearningRateSchedule):
-  """The rates of a schedule as variables, which another run of the same graph replaces by its own.
+  """The learning rates of a schedule as variables, so that another run with the same graph can set its own.
 
   schedule: has `changes`, the steps from which on its rate is another one.
   """
@@ -95,7 +96,7 @@ class SettableRates(tf_keras.optimizers.schedules.LearningRateSchedule):
 
   @staticmethod
   def _table(schedule: tf_keras.optimizers.schedules.LearningRateSchedule) -> tuple[list[int], list[float]]:
-    """Return each step of change with its rate, computed in a graph as in a train step: to the last bit."""
+    """Return the steps at which the rate changes, and the rates from then on, to the last bit those of a train step."""
     rate = tf.function(schedule.__call__, input_signature=[tf.TensorSpec([], tf.int64)], autograph=False)
     return schedule.changes, [float(rate(tf.constant(step, tf.int64))) for step in schedule.changes]
 
@@ -120,10 +121,10 @@ class SharedGraphs:
 
   def rates(self, schedule: tf_keras.optimizers.schedules.LearningRateSchedule
             ) -> tf_keras.optimizers.schedules.LearningRateSchedule:
-    """Return a schedule for the optimizer of a run, whose rates are no part of the graph. Call it before `share`."""
+    """Return a schedule for the optimizer of a run whose rates are not part of the graph. Call it before `share`."""
     reason = obstacle(gin_files.text())
     if not reason and not hasattr(schedule, 'changes'):
-      reason = f'{type(schedule).__name__} does not list its steps of change'
+      reason = f'{type(schedule).__name__} has no attribute `changes`, the steps at which its rate changes'
     if reason:
       logging.info('the graph of this run is not shared with other runs: %s', reason)
     self._rates = None if reason else SettableRates(schedule)
@@ -131,20 +132,21 @@ class SharedGraphs:
     return self._rates or schedule
 
   def share(self, trainer: Trainer, shapes: Any) -> Trainer:
-    """Return the trainer of the latest run with the variables of a new one if their graphs are equal; else the new one.
+    """Return the kept trainer, set to the variables of a new one, if their graphs are equal; else the new one.
 
-    trainer: has all its variables. shapes: of its batches and micro-batches.
+    trainer: the new one, with all its variables. shapes: of its batches and micro-batches.
     """
     text = gin_files.text()
     key = (graph_key(text), process_key(text), str(shapes), type(trainer).__name__)
-    self.shared = self._rates is not None and self._kept is not None and self._kept.key == key and \
-        self._kept.trainer.distribute_strategy is trainer.distribute_strategy and _copy(trainer, self._kept.trainer)
+    kept = self._kept
+    self.shared = (self._rates is not None and kept is not None and kept.key == key
+                   and kept.trainer.distribute_strategy is trainer.distribute_strategy and _copy(trainer, kept.trainer))
     if self.shared:
-      self._kept.rates.set(self._schedule)
+      kept.rates.set(self._schedule)
       logging.info('the graph of an earlier run is used again')
-      return self._kept.trainer
+      return kept.trainer
     self._kept = None if self._rates is None else _Kept(key, trainer, self._rates)
-    gc.collect()  # of the earlier trainer, which is full of cycles
+    gc.collect()  # the earlier trainer, which is full of reference cycles
     return trainer
 
 
@@ -158,14 +160,14 @@ def _as_text(value: Any) -> str:
 
 
 def _copy(source: Trainer, target: Trainer) -> bool:
-  """Assign all variables of a trainer to those of another one; False, with nothing assigned, if they differ."""
+  """Copy the values of all variables of a trainer to another; return False, with nothing copied, if they differ."""
   new, old = (checkpoints.variables(tf.train.Checkpoint(detector=one.detector, optimizer=one.optimizer))
               for one in (source, target))
   if {name: (one.shape, one.dtype) for name, one in new.items()} != \
       {name: (one.shape, one.dtype) for name, one in old.items()}:
     return False
-  counted = {id(variable) for variable in old.values()}
-  if any(id(variable) not in counted for variable in target.detector.variables):
+  copied = {id(variable) for variable in old.values()}
+  if any(id(variable) not in copied for variable in target.detector.variables):
     return False
   for name, variable in new.items():
     old[name].assign(variable.read_value())

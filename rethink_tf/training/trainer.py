@@ -35,7 +35,7 @@ class Trainer(tf_keras.Model):
     super().__init__(name='trainer', autocast=False)  # boxes stay float32 under every precision policy
     self.detector, self.loss_function, self.micro_batches = detector, losses, micro_batches
     self.loss_means: dict[str, tf_keras.metrics.Metric] = {}
-    # What is normalised of a blank image, and the shape of that image, for training/compilation.py.
+    # The feature maps of a blank image that are normalised, and the shape of that image, for training/compilation.py.
     self.blank_maps: tuple[NormalisedMaps, ...] = ()
     self.blank_shape: tuple[int, ...] = ()
     self._predict = tf.function(self.predict_step, autograph=False)
@@ -54,7 +54,7 @@ class Trainer(tf_keras.Model):
     return {metric.name: metric.result() for metric in self.metrics}
 
   def gradients(self, batch: Batch) -> tuple[Losses, list[tf.Tensor]]:
-    """Losses of a micro-batch, and its share of the gradient of the mean over micro-batches and replicas."""
+    """Return the losses of a micro-batch, and its share of the mean gradient over micro-batches and replicas."""
     with tf.GradientTape() as tape:
       outputs = self.detector(batch.images, batch.image_sizes, labels=batch, training=True)
       with tf.name_scope('losses'):
@@ -67,7 +67,7 @@ class Trainer(tf_keras.Model):
     return losses | self.diagnostics(outputs), gradients
 
   def accumulated_gradients(self, batch: Batch) -> tuple[Losses, list[tf.Tensor]]:
-    """Mean losses and the sum of the gradients over the micro-batches of a replica's batch."""
+    """Return the mean losses and the sum of the gradients over the micro-batches of a replica's batch."""
     micro_batches = self.cut(batch)  # [micro_batches, B / micro_batches, ...]
 
     def add(i, losses, gradients):
@@ -87,21 +87,21 @@ class Trainer(tf_keras.Model):
     return losses, gradients
 
   def _reduces_inside(self) -> bool:
-    """Whether replicas add up statistics in the forward pass, which TensorFlow cannot do in a loop, but on a TPU."""
+    """Whether replicas add up statistics in the forward pass, which TensorFlow can do in a loop on TPUs only."""
     strategy = self.distribute_strategy
     return (strategy.num_replicas_in_sync > 1 and not isinstance(strategy, tf.distribute.TPUStrategy)
             and any(getattr(layer, 'over_batch', False) for layer in self.detector.submodules))
 
   def scaled(self, loss: tf.Tensor) -> tf.Tensor:
-    """The loss whose gradients are taken: under a loss scale, a multiple of it."""
+    """Return the loss to differentiate: with a loss scale, a multiple of `loss`."""
     return loss
 
   def unscaled(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
-    """The gradients of the loss itself, from those of `scaled`."""
+    """Return the gradients of the loss itself, given those of `scaled`."""
     return gradients
 
   def diagnostics(self, outputs: Any) -> Losses:
-    """Scalars beside the losses that a step computes from the outputs of the network."""
+    """Return further scalars that a step computes from the outputs of the network."""
     return {}
 
   @property
@@ -110,13 +110,13 @@ class Trainer(tf_keras.Model):
     return list(self.loss_means)
 
   def cut(self, batch: Batch) -> Batch:
-    """A replica's batch in micro-batches: [B, ...] -> [micro_batches, B / micro_batches, ...]."""
+    """Divide a replica's batch into micro-batches: [B, ...] -> [micro_batches, B / micro_batches, ...]."""
     n = self.micro_batches
     return tf.nest.map_structure(
       lambda x: tf.reshape(x, tf.concat([[n, x.shape[0] // n], tf.shape(x)[1:]], 0)), batch)
 
   def make_train_function(self, force: bool = False) -> Callable[..., Any]:
-    """Return the function of `fit`: with xla one static graph for each padded shape, else Keras' one for all."""
+    """Return the function that `fit` calls: with XLA a static graph for each padded shape, else Keras' one for all."""
     if not getattr(self.detector, 'xla', False):
       return super().make_train_function(force)
     strategy = self.distribute_strategy
@@ -133,11 +133,11 @@ class Trainer(tf_keras.Model):
 
   @tf.autograph.experimental.do_not_convert
   def predict_step(self, batch: Batch | LabelledImages) -> Detections | tf.Tensor:
-    """Detections, or logits of a classifier [B, L], of this replica's images."""
+    """Return detections, or logits of a classifier [B, L], of this replica's images."""
     return self.detector(batch.images, batch.image_sizes, training=False).predictions
 
   def predict_batch(self, batch: Batch | LabelledImages) -> Detections | tf.Tensor:
-    """Detections, or logits of a classifier, of one batch, its images distributed over the replicas."""
+    """Return detections, or logits of a classifier, of one batch, whose images are distributed over the replicas."""
     return self.gather(self.run_step(self._predict, self.shard(batch)))
 
   def shard(self, batch: Any) -> Any:
@@ -174,9 +174,9 @@ class Trainer(tf_keras.Model):
   def make_variables(self, batch: Any) -> None:
     """Create all variables, in a fixed order, from the tf.TensorSpec of a batch.
 
-    A tf.function that creates variables is traced twice. So the losses of a small blank image are computed before it,
-    without a graph, which takes less than half the time of building one. With XLA, whose shapes are static, and on a
-    TPU, which would compile each operation, a graph is built that is not run: variables are lifted out of it.
+    A tf.function that creates variables is traced twice. To avoid that, the losses of a small blank image are computed
+    eagerly first, which takes less than half the time of building a graph. With XLA, whose shapes are static, and on
+    TPUs, which would compile each operation, a graph is built but not run: variables are lifted out of it.
     """
     if getattr(self.detector, 'xla', False) or isinstance(self.distribute_strategy, tf.distribute.TPUStrategy):
       with tf.__internal__.FuncGraph('variables').as_default():
@@ -185,7 +185,7 @@ class Trainer(tf_keras.Model):
     else:
       blank = tf.nest.map_structure(
         lambda x: tf.zeros([1, *(_BLANK_SIDE if side is None else side for side in x.shape[1:])], x.dtype), batch)
-      # Portable operations: nothing of them is compiled.
+      # Portable operations, since none of them is compiled.
       with _initial_state(), portable.operations(), recorded_maps() as maps:
         losses = self.loss_function(self(blank, training=True), blank)
       self.blank_maps, self.blank_shape = tuple(maps), tuple(blank[0].shape[1:3])
@@ -202,13 +202,13 @@ class Trainer(tf_keras.Model):
     return list(self.loss_means.values())
 
   def call(self, batch: Batch, training: bool = False) -> Any:
-    """Outputs of the detector, whose labels are those of the batch."""
+    """Return the outputs of the detector, given the labels of the batch."""
     return self.detector(batch.images, batch.image_sizes, labels=batch, training=training)
 
 
 @contextlib.contextmanager
 def _initial_state() -> Iterator[None]:
-  """Give variables that are made inside and are not trained, as moving averages, their initial values at the end."""
+  """Reset variables created in this context that are not trained, as moving averages, to their initial values."""
   made = []
 
   def make(next_creator: Callable[..., tf.Variable], **settings: Any) -> tf.Variable:

@@ -11,6 +11,7 @@ import numpy as np
 from rethink_tf.errors import plain
 from rethink_tf.storage import files
 from rethink_tf.storage.run_folder import RunFolder
+from rethink_tf.structures import AVERAGES
 from rethink_tf.visualization import plotting
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def curves(run_folders: Sequence[RunFolder], path: str) -> str:
         classifies |= label.startswith('top')
         metric_axes.plot(steps, values, style, color=colour, linewidth=1.6, marker='o', markersize=4,
                          label=f'{name}, {label} {values[-1]:.1f}')
-      steps, values = _series(lines, 'eval/ema', f'ema/{metric}')
+      steps, values = _series(lines, f'eval/{AVERAGES}', f'{AVERAGES}/{metric}')
       if len(steps):
         metric_axes.plot(steps, values, linestyle=_DASHES[style], color=colour, linewidth=1.6, marker='o',
                          markersize=4, markerfacecolor='white', label=f'{name}, ema {label} {values[-1]:.1f}')

@@ -4,6 +4,7 @@ import colorsys
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -105,16 +106,19 @@ def image_grid_with_cells(
   return np.concatenate([np.full((gap, rows[0].shape[1], 3), 255, np.uint8), *rows]), places
 
 
+class DrawnObject(NamedTuple):
+  """A detection or a ground-truth object, in pixels of its image."""
+
+  box: np.ndarray  # [4] y0 x0 y1 x1
+  text: str = ''  # its label
+  mask: np.ndarray | None = None  # [h, w], true inside
+  keypoints: np.ndarray | None = None  # [P, 3] y, x, visibility; points of visibility 0 are not drawn
+
+
 def draw_error(
   image: np.ndarray,
-  detected: np.ndarray | None,
-  detected_text: str,
-  true: np.ndarray | None,
-  true_text: str,
-  detected_mask: np.ndarray | None = None,
-  true_mask: np.ndarray | None = None,
-  detected_keypoints: np.ndarray | None = None,
-  true_keypoints: np.ndarray | None = None,
+  detected: DrawnObject | None,
+  true: DrawnObject | None,
   skeleton: Sequence[tuple[int, int]] = (),
   wrong: Sequence[int] = (),
 ) -> np.ndarray:
@@ -122,19 +126,43 @@ def draw_error(
 
   Args:
     image: uint8 [h, w, 3] RGB.
-    detected, true: [4] y0 x0 y1 x1, or None.
-    detected_text, true_text: their labels.
-    detected_mask, true_mask: [h, w], true inside.
-    detected_keypoints, true_keypoints: [P, 3] y, x, visibility; points of visibility 0 are not drawn.
+    detected, true: at least one of them is not None.
     skeleton: pairs of keypoints, counted from 1, to join by lines.
     wrong: keypoints, counted from 0, to mark with an arrow from the detected to the true position.
 
   Returns:
     uint8 [h', w', 3] RGB, the longer side READABLE_SIDE pixels.
   """
-  pairs = [pair for pair in ((true, true_text, true_mask, TRUTH_COLOUR),
-                             (detected, detected_text, detected_mask, DETECTION_COLOUR)) if pair[0] is not None]
-  boxes = np.array([box for box, *_ in pairs], np.float64)
+  objects, colours = zip(*((one, colour) for one, colour in ((true, TRUTH_COLOUR), (detected, DETECTION_COLOUR))
+                           if one is not None), strict=True)
+  boxes = np.array([one.box for one in objects], np.float64)
+  rendered, window, scale = _enlarged(image, boxes)
+  top, left = window[0].start, window[1].start
+  boxes = (boxes - np.tile([top, left], 2)) * scale
+  for one, box, colour in zip(objects, boxes, colours, strict=True):
+    if one.mask is not None:
+      _draw_mask(rendered, np.ascontiguousarray(np.asarray(one.mask)[window]), colour, 2)
+    y0, x0, y1, x1 = np.round(box).astype(int).tolist()
+    for shade, line in (((255, 255, 255), 5), (colour, 3)):  # visible on any background
+      cv2.rectangle(rendered, (x0, y0), (x1 - 1, y1 - 1), shade, line)
+  points = [None if one.keypoints is None else
+            (np.asarray(one.keypoints, np.float64) - [top, left, 0]) * [scale, scale, 1] for one in objects]
+  for one, colour in zip(points, colours, strict=True):
+    if one is not None:
+      _draw_keypoints(rendered, one, skeleton, colour, 4)
+  for k in wrong:
+    (y1, x1, _), (y0, x0, _) = (np.round(one[k]).astype(int).tolist() for one in points)
+    cv2.arrowedLine(rendered, (x0, y0), (x1, y1), (255, 255, 255), 4, cv2.LINE_AA, tipLength=0.12)
+    cv2.arrowedLine(rendered, (x0, y0), (x1, y1), ARROW_COLOUR, 2, cv2.LINE_AA, tipLength=0.12)
+  taken: list[Plate] = []
+  for one, box, colour in zip(objects, boxes, colours, strict=True):
+    taken.append(_place_label(rendered, one.text, box, taken, 0.8)[0])
+    _draw_label(rendered, one.text, taken[-1], colour, 0.8)
+  return rendered
+
+
+def _enlarged(image: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, tuple[slice, slice], float]:
+  """Return the part of an image around all boxes, resized to READABLE_SIDE; where it lies in the image; the scale."""
   low, high = boxes[:, :2].min(0), boxes[:, 2:].max(0)
   side = max(1.7 * (high - low).max(), 64.0)  # with context around it
   top, left = np.clip(np.floor((low + high - side) / 2), 0, np.array(image.shape[:2]) - 1).astype(int)
@@ -142,29 +170,8 @@ def draw_error(
   window = slice(top, max(bottom, top + 1)), slice(left, max(right, left + 1))
   scale = READABLE_SIDE / max(image[window].shape[:2])
   size = [max(1, round(side * scale)) for side in image[window].shape[1::-1]]
-  rendered = cv2.resize(np.ascontiguousarray(image[window]), size,
-                        interpolation=cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA)
-  boxes = (boxes - np.tile([top, left], 2)) * scale
-  for box, (_, _, mask, colour) in zip(boxes, pairs, strict=True):
-    if mask is not None:
-      _draw_mask(rendered, np.ascontiguousarray(np.asarray(mask)[window]), colour, 2)
-    y0, x0, y1, x1 = np.round(box).astype(int).tolist()
-    for shade, line in (((255, 255, 255), 5), (colour, 3)):  # visible on any background
-      cv2.rectangle(rendered, (x0, y0), (x1 - 1, y1 - 1), shade, line)
-  points = [None if one is None else (np.asarray(one, np.float64) - [top, left, 0]) * [scale, scale, 1]
-            for one in (detected_keypoints, true_keypoints)]
-  for one, colour in zip(points[::-1], (TRUTH_COLOUR, DETECTION_COLOUR), strict=True):
-    if one is not None:
-      _draw_keypoints(rendered, one, skeleton, colour, 4)
-  for k in wrong:
-    (y0, x0, _), (y1, x1, _) = (np.round(one[k]).astype(int).tolist() for one in points)
-    cv2.arrowedLine(rendered, (x0, y0), (x1, y1), (255, 255, 255), 4, cv2.LINE_AA, tipLength=0.12)
-    cv2.arrowedLine(rendered, (x0, y0), (x1, y1), ARROW_COLOUR, 2, cv2.LINE_AA, tipLength=0.12)
-  taken: list[Plate] = []
-  for box, (_, text, _, colour) in zip(boxes, pairs, strict=True):
-    taken.append(_place_label(rendered, text, box, taken, 0.8)[0])
-    _draw_label(rendered, text, taken[-1], colour, 0.8)
-  return rendered
+  return cv2.resize(np.ascontiguousarray(image[window]), size,
+                    interpolation=cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA), window, scale
 
 
 def hatch(padded: np.ndarray, height: int, width: int) -> np.ndarray:

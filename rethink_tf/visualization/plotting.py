@@ -31,14 +31,14 @@ def new_figure(size: tuple[float, float], dpi: int = 110) -> Figure:
   from matplotlib.figure import Figure
 
   matplotlib.rcParams['text.parse_math'] = False  # a run's name may contain $
-  matplotlib.rcParams['font.family'] = _fonts()
+  matplotlib.rcParams['font.family'] = installed_fonts()
   fig = Figure(figsize=size, dpi=dpi, layout='constrained')
   FigureCanvasAgg(fig)
   return fig
 
 
 @functools.cache
-def _fonts() -> list[str]:
+def installed_fonts() -> list[str]:
   """Return the font of plots, and those for letters that it does not have."""
   from matplotlib import font_manager
   # A font without the weight that is asked for is a warning of its own.

@@ -25,8 +25,9 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
+  """Define the flags of the command line."""
   here = {'module_name': sys.argv[0]}
-  flags.DEFINE_bool('list', False, 'list the published weights that have a name; words select some', **here)
+  flags.DEFINE_bool('list', False, 'list the published weights by name; further words select some of them', **here)
   flags.DEFINE_bool('json', False, 'with --list: as JSON, with addresses, checksums and sources', **here)
   flags.DEFINE_string('cache_dir', None, settings.CACHE_HELP, **here)
   flags.DEFINE_bool('offline', False, settings.OFFLINE_HELP, **here)

@@ -1,4 +1,4 @@
-"""Published weights by name: where they are, what they are, how they were trained, and what that cost.
+"""Published weights by name: their addresses, properties, training and cost.
 
 Addresses, sizes and checksums are those of the publishers' own files, which each entry names; none was guessed.
 """
@@ -79,7 +79,7 @@ class Entry(NamedTuple):
     return os.path.join(self.folder, self.remote.name)
 
   def completed(self, contents: Contents) -> Contents:
-    """Return the contents of the file with what it does not record."""
+    """Return the contents of the file, completed with what the catalog knows."""
     known = {name: getattr(self, name) for name in ('norm', 'channels', 'stride_in_1x1', 'pixel_mean', 'pixel_std')}
     missing = {name: value for name, value in known.items() if getattr(contents, name) is None}
     if self.kind == 'detector' and not contents.settings:
@@ -98,12 +98,12 @@ def entries() -> Mapping[str, Entry]:
 
 
 def is_path(text: str) -> bool:
-  """Whether a value of --weights or WEIGHTS can only be a path: it has a separator or an extension."""
+  """Whether a value of --weights or WEIGHTS can only be a path, since it has a separator or an extension."""
   return '/' in text or os.sep in text or '.' in text
 
 
 def find(text: str) -> Entry | None:
-  """Return the weights that a value of --weights or WEIGHTS names; None for a path.
+  """Return the weights that a value of --weights or WEIGHTS names, None for a path.
 
   A name has neither separator nor extension, and wins over a file of the same name: that is ./NAME.
   """
@@ -133,7 +133,7 @@ def check(text: str) -> None:
 
 
 def _similar(text: str) -> list[str]:
-  """Return names like a text, also if it is one of a file or of another spelling: R-50-GN, resnet50."""
+  """Return names similar to a text, which may be a file name or another spelling: R-50-GN, resnet50."""
   words = text.lower().replace('-', '_')
   keys = {name: name for name in entries()}
   for name, entry in entries().items():
@@ -171,6 +171,6 @@ def of_file(path: str, sha256: str) -> Entry | None:
 
 
 def of_digest(sha256: str) -> Entry | None:
-  """Return the entry whose published SHA-256 begins a file's, of at least 8 digits."""
+  """Return the entry whose published SHA-256, of at least 8 digits, is the beginning of a file's; None if unknown."""
   return next((entry for entry in entries().values()
                if len(entry.remote.sha256) >= 8 and sha256.startswith(entry.remote.sha256)), None)

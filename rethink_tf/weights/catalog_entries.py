@@ -13,15 +13,13 @@ from types import MappingProxyType
 
 from rethink_tf.downloads.remote_file import RemoteFile
 from rethink_tf.weights.catalog import Cost, Entry
+from rethink_tf.weights.contents import DETECTRON2_MEAN, DETECTRON_MEAN, KERAS_MEAN, SWAV_STD, TORCH_STD, UNIT_STD
 
 _IMAGENET = 1_281_167
 _COCO_IMAGE = 800.0 * 1333  # pixels and instances as the paper counts them for Fig. 2
 _COCO_INSTANCES = 7
 
-_DETECTRON_MEAN, _TORCH_MEAN, _KERAS_MEAN = (
-  (122.7717, 115.9465, 102.9801), (123.675, 116.28, 103.53), (123.68, 116.779, 103.939))
-_TORCH_STD, _SWAV_STD, _UNIT_STD = (58.395, 57.12, 57.375), (58.14, 57.12, 57.375), (1.0, 1.0, 1.0)
-_TORCH = ('rgb', False, _TORCH_MEAN, _TORCH_STD)
+_TORCH = ('rgb', False, DETECTRON2_MEAN, TORCH_STD)
 _BSD, _BY_SA, _BY_NC = 'BSD-3-Clause', 'CC BY-SA 3.0', 'CC BY-NC 4.0'
 
 
@@ -58,7 +56,7 @@ def _keras(name: str, network: str, md5: str) -> Entry:
   remote = RemoteFile('https://storage.googleapis.com/tensorflow/keras-applications/resnet/'
                       f'{name}_weights_tf_dim_ordering_tf_kernels_notop.h5', md5=md5)
   return Entry(f'keras_{name}', remote, 'tf_keras/src/applications/resnet.py of the package tf_keras',
-               'MIT (MSRA)', 'backbone', network, 'bn', 'bgr', True, _KERAS_MEAN, _UNIT_STD,
+               'MIT (MSRA)', 'backbone', network, 'bn', 'bgr', True, KERAS_MEAN, UNIT_STD,
                'imagenet_keras', _MSRA)
 
 
@@ -66,7 +64,7 @@ def _detectron(name: str, file: str, network: str, norm: str, cost: Cost, source
   msra = file.startswith('MSRA/')
   remote = RemoteFile(f'https://dl.fbaipublicfiles.com/detectron/ImageNetPretrained/{file}', md5_suffix='.md5sum')
   return Entry(f'detectron_{name}', remote, f'facebookresearch/Detectron {source}', _BY_SA, 'backbone', network, norm,
-               'bgr', msra, _DETECTRON_MEAN, _UNIT_STD, 'imagenet_msra' if msra else 'imagenet', cost)
+               'bgr', msra, DETECTRON_MEAN, UNIT_STD, 'imagenet_msra' if msra else 'imagenet', cost)
 
 
 def _detectron2(name: str, file: str, norm: str, stride_in_1x1: bool, std: tuple[float, float, float],
@@ -74,7 +72,7 @@ def _detectron2(name: str, file: str, norm: str, stride_in_1x1: bool, std: tuple
   digits = file.rpartition('_')[2].partition('.')[0]
   return Entry(f'detectron2_{name}', RemoteFile(f'https://dl.fbaipublicfiles.com/detectron2/{file}', md5=digits),
                'facebookresearch/detectron2 MODEL_ZOO.md', _BY_SA, 'detector', 'ResNet-50', norm, 'bgr', stride_in_1x1,
-               _TORCH_MEAN, std, 'detector_detectron2', cost)
+               DETECTRON2_MEAN, std, 'detector_detectron2', cost)
 
 
 def _wsl(width: int, digits: str) -> Entry:
@@ -90,13 +88,13 @@ def _wsl(width: int, digits: str) -> Entry:
 def _self_supervised(name: str, address: str, md5: str, source: str, licence: str, std: tuple[float, float, float],
                      init: str, cost: Cost) -> Entry:
   return Entry(name, RemoteFile(f'https://dl.fbaipublicfiles.com/{address}', md5=md5), source, licence, 'backbone',
-               'ResNet-50', 'bn', 'rgb', False, _TORCH_MEAN, std, init, cost)
+               'ResNet-50', 'bn', 'rgb', False, DETECTRON2_MEAN, std, init, cost)
 
 
 def _moco(name: str, epochs: int, md5: str) -> Entry:
   return _self_supervised(
     name, f'moco/moco_checkpoints/moco_v2_{epochs}ep/moco_v2_{epochs}ep_pretrain.pth.tar', md5,
-    'facebookresearch/moco README.md', _BY_NC, _TORCH_STD, 'moco_v2',
+    'facebookresearch/moco README.md', _BY_NC, TORCH_STD, 'moco_v2',
     _imagenet(epochs, f'{epochs} epochs (README.md), 2 views of 224 (main_moco.py)', (224, 224)))
 
 
@@ -121,26 +119,26 @@ _ALL = (
   _detectron('x101_32x8d', '20171220/X-101-32x8d.pkl', 'ResNeXt-101 32x8d', 'folded', _UNPUBLISHED),
   _detectron('x152_32x8d_in5k', '25093814/X-152-32x8d-IN5k.pkl', 'ResNeXt-152 32x8d', 'folded', _UNPUBLISHED),
   _detectron2('r50_3x', 'COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x/137849600/model_final_f10217.pkl', 'bn',
-              True, _UNIT_STD, _coco(270_000, 16, '270,000 steps (its 3x)', _MSRA)),
-  _detectron2('r50_gn_3x', 'Misc/mask_rcnn_R_50_FPN_3x_gn/138602888/model_final_dc5d9e.pkl', 'gn', False, _UNIT_STD,
+              True, UNIT_STD, _coco(270_000, 16, '270,000 steps (its 3x)', _MSRA)),
+  _detectron2('r50_gn_3x', 'Misc/mask_rcnn_R_50_FPN_3x_gn/138602888/model_final_dc5d9e.pkl', 'gn', False, UNIT_STD,
               _coco(270_000, 16, f'270,000 steps ({_D2})', _GN)),
   _detectron2('r50_syncbn_3x', 'Misc/mask_rcnn_R_50_FPN_3x_syncbn/169527823/model_final_3b3c51.pkl', 'bn', True,
-              _UNIT_STD, _coco(270_000, 16, f'270,000 steps ({_D2})', _MSRA)),
+              UNIT_STD, _coco(270_000, 16, f'270,000 steps ({_D2})', _MSRA)),
   _detectron2('scratch_r50_gn_3x', 'Misc/scratch_mask_rcnn_R_50_FPN_3x_gn/138602908/model_final_01ca85.pkl', 'gn',
-              False, _UNIT_STD, _coco(270_000, 16, f'270,000 steps ({_D2})')),
+              False, UNIT_STD, _coco(270_000, 16, f'270,000 steps ({_D2})')),
   _detectron2('scratch_r50_gn_9x', 'Misc/scratch_mask_rcnn_R_50_FPN_9x_gn/183808979/model_final_da7b4c.pkl', 'gn',
-              False, _TORCH_STD, _coco(202_500, 64, f'202,500 steps ({_D2})')),
+              False, TORCH_STD, _coco(202_500, 64, f'202,500 steps ({_D2})')),
   _detectron2('scratch_r50_syncbn_9x', 'Misc/scratch_mask_rcnn_R_50_FPN_9x_syncbn/184226666/model_final_5ce33e.pkl',
-              'bn', False, _TORCH_STD, _coco(202_500, 64, f'202,500 steps ({_D2})')),
+              'bn', False, TORCH_STD, _coco(202_500, 64, f'202,500 steps ({_D2})')),
   *(_wsl(width, digits) for width, digits in ((8, 'c38310e5'), (16, 'c6f796b0'), (32, 'e4b90b00'), (48, '3e41cc8a'))),
   _moco('moco_v2', 800, 'a04e12f8'),
   _moco('moco_v2_200ep', 200, '59fd9945'),
   _self_supervised(
-    'swav', 'deepcluster/swav_800ep_pretrain.pth.tar', '', 'facebookresearch/swav hubconf.py', _BY_NC, _SWAV_STD,
+    'swav', 'deepcluster/swav_800ep_pretrain.pth.tar', '', 'facebookresearch/swav hubconf.py', _BY_NC, SWAV_STD,
     'swav', _imagenet(800, '800 epochs, 2 views of 224 and 6 of 96 (README.md)', (224,) * 2 + (96,) * 6)),
   _self_supervised(
     'dino_resnet50', 'dino/dino_resnet50_pretrain/dino_resnet50_pretrain.pth', '', 'facebookresearch/dino hubconf.py',
-    'Apache-2.0', _TORCH_STD, 'dino', _imagenet(
+    'Apache-2.0', TORCH_STD, 'dino', _imagenet(
       800, '800 epochs (facebookresearch/dino issue 145), 2 views of 224 and, the default of main_dino.py, 8 of 96',
       (224,) * 2 + (96,) * 8, assumed=True)),
 )

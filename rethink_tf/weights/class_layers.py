@@ -1,4 +1,4 @@
-"""Layers with an output per class, taken by name from weights whose classes have another order or are others."""
+"""Layers with an output per class, loaded by class name from weights with other classes or another order of them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _HEADS = ('mask_head/', 'mask_predictor/', 'keypoint_head/', 'keypoint_predictor
 
 
 class Columns(NamedTuple):
-  """Which outputs of a layer come from a file: those of class k from place[k] of its classes, None from nowhere."""
+  """The outputs of a layer taken from a file: class k takes those of the file's class place[k], or none (None)."""
 
   there: int  # number of classes of the file
   places: tuple[int | None, ...]
@@ -71,7 +71,7 @@ def named(given: str | Sequence[str] | None) -> tuple[str, ...] | None:
 def match(contents: Contents, entries: Mapping[str, Entry], arrays: Mapping[str, Array],
           classes: Sequence[str] | None, part: str, new: Sequence[str] = (),
           merge: bool | str = False) -> dict[str, Entry]:
-  """Return the entries of a model whose class layers take the outputs of a file by the names of the classes.
+  """Return the entries of a model whose class layers take the outputs of a file by class name.
 
   classes: names of the model's classes; None: not known. new: patterns of names that are not loaded.
   merge: classes that only the model has keep their initial values, those that only the file has are left out; with
@@ -87,12 +87,7 @@ def match(contents: Contents, entries: Mapping[str, Entry], arrays: Mapping[str,
     return entries
   names = names_of(contents)
   if names is None:
-    if merge and layers:
-      raise UserError(f'{contents.path}: does not name its classes: set PretrainedWeights.file_classes to their names '
-                      "in its order, 'coco' for the 80 of COCO, or PretrainedWeights.new = "
-                      f'{patterns(layers)} to start the layers with an output per class anew')
-    if not new:
-      logging.warning('%s: does not name its classes: its class k becomes class k here', contents.path)
+    _handle_unnamed(contents, layers, new, merge)
     return entries
   _check_number(contents, entries, arrays, layers, len(names))
   names, classes = ([unicodedata.normalize('NFC', name) for name in each] for each in (names, classes))
@@ -101,13 +96,7 @@ def match(contents: Contents, entries: Mapping[str, Entry], arrays: Mapping[str,
     common = [name for name, place in zip(classes, columns.places, strict=True) if place is not None]
     if not merge or not common and merge != ALLOW_NONE:
       raise _other_classes(contents, names, classes, layers, common, merge)
-    spelling = _spelling(names, classes)
-    if common:
-      logging.info('%s: %d of %d classes have their outputs from it (%s); the others start anew%s', contents.path,
-                   len(common), len(classes), ', '.join(common[:8]), spelling)
-    else:
-      logging.warning('%s: none of the %d classes is in it by name: their outputs start anew%s', contents.path,
-                      len(classes), spelling)
+    _log_common(contents.path, names, classes, common)
   elif columns.places != tuple(range(len(classes))):
     logging.info('%s: its classes have another order; they are matched by name', contents.path)
   else:
@@ -117,15 +106,36 @@ def match(contents: Contents, entries: Mapping[str, Entry], arrays: Mapping[str,
   return entries
 
 
+def _handle_unnamed(contents: Contents, layers: Iterable[str], new: Sequence[str], merge: bool | str) -> None:
+  """Refuse a file without names of its classes if they are to be matched, else warn."""
+  if merge and layers:
+    raise UserError(f'{contents.path}: does not name its classes: set PretrainedWeights.file_classes to their names '
+                    "in its order, 'coco' for the 80 of COCO, or PretrainedWeights.new = "
+                    f'{patterns(layers)} to reinitialize the layers with one output per class')
+  if not new:
+    logging.warning('%s: does not name its classes: its class k becomes class k here', contents.path)
+
+
+def _log_common(path: str, names: Sequence[str], classes: Sequence[str], common: Sequence[str]) -> None:
+  """Log which of the model's `classes` take outputs of a file, whose classes are `names`."""
+  spelling = _spelling(names, classes)
+  if common:
+    logging.info('%s: %d of %d classes take their outputs from it (%s); the others are reinitialized%s', path,
+                 len(common), len(classes), ', '.join(common[:8]), spelling)
+  else:
+    logging.warning('%s: it has none of the %d classes by name: their outputs are reinitialized%s', path, len(classes),
+                    spelling)
+
+
 def match_heads(contents: Contents, entries: Mapping[str, Entry],
                 arrays: Mapping[str, Array]) -> tuple[dict[str, Entry], dict[str, Array]]:
-  """Return entries and arrays without the heads that only the model has, which start anew, or only the file has."""
+  """Return entries and arrays without heads that only the model has, which stay random, or that only the file has."""
   def without(ours: Mapping[str, object], theirs: Mapping[str, object]) -> set[str]:
     return {head for head in _HEADS if any(name.startswith(head) for name in ours)
             and not any(name.startswith(head) for name in theirs)}
 
   anew, unused = without(entries, arrays), without(arrays, entries)
-  for heads, what in ((anew, 'is not in it and starts anew'), (unused, 'is not loaded: the model has none')):
+  for heads, what in ((anew, 'is not in it and is reinitialized'), (unused, 'is not loaded: the model has none')):
     if heads:
       names = ', '.join(sorted(head.rstrip('/.').rpartition('.')[2] for head in heads))
       logging.info('%s: %s %s', contents.path, names, what)
@@ -146,7 +156,7 @@ def names_of(contents: Contents) -> Sequence[str] | None:
 
 
 def _columns(names: Sequence[str], classes: Sequence[str]) -> Columns:
-  """Return where each class stands among `names`; the k-th of equal names is the k-th."""
+  """Return the index among `names` of each class; the k-th of equal names is the k-th."""
   places: dict[str, list[int]] = collections.defaultdict(list)
   for place, name in enumerate(names):
     places[name].append(place)
@@ -164,7 +174,7 @@ def _check_number(contents: Contents, entries: Mapping[str, Entry], arrays: Mapp
 
 
 def _other_classes(contents: Contents, names: Sequence[str], classes: Sequence[str], layers: Iterable[str],
-                   common: Sequence[str], merge: bool) -> UserError:
+                   common: Sequence[str], merge: bool | str) -> UserError:
   here, there = ([name for name in one if name not in other] for one, other in ((classes, names), (names, classes)))
   first = f'{here[0]!r} is only here' if here else f'{there[0]!r} is only there' if there else 'one is repeated'
   counts = f'{len(names)} there, {len(classes)} here; {first}'
@@ -172,11 +182,11 @@ def _other_classes(contents: Contents, names: Sequence[str], classes: Sequence[s
   keep = keep if common or not merge else f', or PretrainedWeights.match_classes = {ALLOW_NONE!r}'
   none = f', none of which has the name of one here{_spelling(names, classes)}' if merge else ''
   return UserError(f'{contents.path}: was trained on other classes{none} ({counts}): set PretrainedWeights.new = '
-                   f'{patterns(layers)} to start the layers with an output per class anew{keep}')
+                   f'{patterns(layers)} to reinitialize the layers with one output per class{keep}')
 
 
 def _spelling(names: Sequence[str], classes: Sequence[str]) -> str:
-  """Return which classes differ from one of the file in capitals and separators only, '' if none does."""
+  """Return the classes that differ from one of the file only in capitals and separators, '' if none does."""
   def key(name: str) -> str:
     return re.sub(r'[\W_]+', '', name.casefold())
 
@@ -186,7 +196,7 @@ def _spelling(names: Sequence[str], classes: Sequence[str]) -> str:
 
 
 def _by_class(entry: Entry, columns: Columns, before: int, width: int) -> Entry:
-  """Return an entry that takes the outputs of a file by class, and the model's initial values for classes without."""
+  """Return an entry that takes the outputs of a file by class, and the model's initial values for classes it lacks."""
   initial = None if columns.all_found else np.array(entry.variable.numpy())
   wanted = int(entry.variable.shape[-1])
 
@@ -226,9 +236,9 @@ def check_shapes(path: str, entries: Mapping[str, Entry], arrays: Mapping[str, A
     there, here = _outputs(entries[name], arrays[name]), int(entries[name].variable.shape[-1])
     if there != here:
       raise UserError(f'{path}: was trained on {there - _background(name)} classes, the model has '
-                      f'{here - _background(name)}: set PretrainedWeights.new = {patterns(entries)} to start the '
-                      'layers with an output per class anew, or name its classes (PretrainedWeights.file_classes) and '
-                      'keep those of the same name (match_classes)')
+                      f'{here - _background(name)}: set PretrainedWeights.new = {patterns(entries)} to '
+                      'reinitialize the layers with one output per class, or name its classes '
+                      '(PretrainedWeights.file_classes) and keep those of the same name (match_classes)')
 
 
 def _outputs(entry: Entry, array: Array) -> int:

@@ -1,4 +1,4 @@
-"""Settings of a detector without variables that must be those of its weights, compared with a built model."""
+"""Compares settings of a detector that are not variables, as recorded with its weights, to those of a built model."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def check(contents: Contents, model: MaskRCNN) -> None:
     line = f'{contents.path}: was trained with {name} = {recorded!r}, the model has {ours!r}'
     if name in REFUSED:
       raise UserError(f'{line}: set {name} = {recorded!r}')
-    logging.warning('%s: its outputs differ from those of its training unless %s = %r', line, name, recorded)
+    logging.warning('%s: its outputs are those of its training only with %s = %r', line, name, recorded)
 
 
 def _equal(a: Any, b: Any) -> bool:

@@ -1,6 +1,6 @@
-"""config.json beside a file of the Hugging Face hub: what the names and shapes of a ResNet do not tell.
+"""Reads config.json beside a file of the Hugging Face hub, for what a ResNet's names and shapes do not reveal.
 
-timm's resnetaa50 and resnetblur50 have the names and shapes of resnet50, and compute something else.
+timm's resnetaa50 and resnetblur50 have the names and shapes of resnet50, but compute something else.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _VARIANTS = ("timm's resnetaa50 and resnetblur50 have the same names and shapes:
 
 
 class Config(NamedTuple):
-  """What a config.json says. norm: 'gn' or None. stride_in_1x1, pixel_mean, pixel_std: None if it does not say."""
+  """Settings from a config.json. norm: 'gn' or None. stride_in_1x1, pixel_mean, pixel_std: None if not given."""
 
   norm: str | None = None
   stride_in_1x1: bool | None = None
@@ -76,7 +76,7 @@ def _of_transformers(path: str, place: str, settings: Any, architecture: Archite
 
 
 def _scaled(values: Any) -> tuple[float, ...] | None:
-  """Return three numbers of the range 0-1 in the range 0-255."""
+  """Convert three numbers from the range 0-1 to 0-255."""
   if isinstance(values, list | tuple) and len(values) == 3 and all(
       isinstance(value, int | float) and 0 < value <= 1 for value in values):
     return tuple(round(255.0 * value, 4) for value in values)

@@ -23,7 +23,8 @@ from rethink_tf.weights.placeholders import Opaque
 
 EPSILON = 1e-5  # of the norms of torch, Caffe2 and this package
 DETECTRON_MEAN = (122.7717, 115.9465, 102.9801)
-DETECTRON2_MEAN = (123.675, 116.28, 103.53)
+DETECTRON2_MEAN = (123.675, 116.28, 103.53)  # torchvision's, too
+KERAS_MEAN = (123.68, 116.779, 103.939)  # of Caffe's VGG and ResNet, as converted for Keras
 TORCH_STD = (58.395, 57.12, 57.375)
 SWAV_STD = (58.14, 57.12, 57.375)
 UNIT_STD = (1.0, 1.0, 1.0)

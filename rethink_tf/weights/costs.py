@@ -1,7 +1,7 @@
-"""What initial weights have cost: the samples seen in all training that led to them, in the units of Fig. 2.
+"""The cost of initial weights: the samples seen in all training that led to them, in the units of Fig. 2.
 
-A run that starts from a run of this package records the cost of that run up to the checkpoint, and with it that of the
-weights which it had started from itself: the chain is counted whole.
+A run that starts from a run of this package records the cost of that run up to the checkpoint, including the cost of
+the weights that run had started from: the whole chain is counted.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ NOTHING = Cost(Seen(0.0, 0.0, 0.0), '')
 
 
 def at_checkpoint(checkpoint: str) -> Seen | None:
-  """Return what a run had been trained on at a checkpoint, since it began; None if not recorded."""
+  """Return the samples that a run had seen at a checkpoint, since it began; None if not recorded."""
   try:
     state = manifests.read(checkpoint)['state'].get('progress')
     found = Seen(*(float(state.get(name) or state['images']) for name in Seen._fields))
@@ -58,7 +58,7 @@ def at_checkpoint(checkpoint: str) -> Seen | None:
 
 
 def before_run(folder: str) -> Cost:
-  """Return the cost of the weights that a run started from: nothing for one that started from random weights."""
+  """Return the cost of the weights that a run started from; nothing if they were random."""
   path = os.path.join(folder, RECORD)
   if not tf.io.gfile.exists(path):
     return NOTHING
@@ -73,7 +73,7 @@ def start_of(folder: str) -> dict[str, Any] | None:
 
 
 def of_run(checkpoint: str) -> tuple[Cost, Cost]:
-  """Return the cost of the weights of a checkpoint, all in all, and of what its run started from."""
+  """Return the cost of a checkpoint's weights, in total, and that of the weights its run started from."""
   before, own = before_run(os.path.dirname(os.path.dirname(checkpoint.rstrip('/')))), at_checkpoint(checkpoint)
   whole = None if own is None or before.seen is None else own.plus(before.seen)
   return Cost(whole, before.source), before
@@ -121,7 +121,7 @@ def of_record(record: Mapping[str, Any]) -> Cost:
 
 
 def _in_metrics(origin: str) -> Seen | None:
-  """Return what the metrics of a run folder say, for records of versions that did not write it down."""
+  """Return the samples seen by the metrics of a run folder, for records of versions that did not store them."""
   if not tf.io.gfile.exists(f'{origin.rstrip("/")}/metrics.jsonl'):
     return None
   lines = [line for line in RunFolder(origin, create=False).read_metrics() if line.get('kind') == 'train'

@@ -77,7 +77,8 @@ def contents(content: Mapping[str, Any], path: str) -> Contents:
   detector = any(name.startswith(('proposal_generator.', 'roi_heads.')) for name in arrays)
   if not detector:
     arrays = {name.removeprefix(BACKBONE): array for name, array in arrays.items()}
-  found = Contents(path, 'Detectron .pkl', 'detector' if detector else 'backbone', arrays, None, None)
+  found = Contents(path, 'Detectron .pkl', 'detector' if detector else 'backbone', arrays, norm=None,
+                   architecture=None)
   backbone = found.backbone()
   norm = norm_of(list(backbone))
   if norm == 'gn' and not any('_gn_' in name for name in blobs):

@@ -87,13 +87,13 @@ def contents(arrays: Mapping[str, Array], path: str, container: str, author: str
   Raises:
     UserError: not a ResNet.
   """
-  constants = tuple(name for name in arrays if _matches(name, NOT_WEIGHTS) or _is_head(name, arrays, author))
+  constants = tuple(name for name in arrays if _matches(name, NOT_WEIGHTS) or _is_head(name, author))
   weights = {_full(name): array for name, array in arrays.items() if name not in constants}
   detector = any(name.startswith(('proposal_generator.', 'roi_heads.', 'backbone.fpn_')) for name in weights)
   if not detector:
     weights = {name.removeprefix(BACKBONE): array for name, array in weights.items()}
-  found = Contents(path, f'Detectron2 {container}', 'detector' if detector else 'backbone', weights, None, None,
-                   licence='CC BY-SA 3.0 for Detectron2\'s model zoo', ignored=constants)
+  found = Contents(path, f'Detectron2 {container}', 'detector' if detector else 'backbone', weights, norm=None,
+                   architecture=None, licence='CC BY-SA 3.0 for Detectron2\'s model zoo', ignored=constants)
   backbone, notes = found.backbone(), ()
   norm = norm_of(list(backbone))
   if norm == 'gn' and detector:  # without statistics: GN, or BN folded into a fixed affine map
@@ -107,17 +107,21 @@ def contents(arrays: Mapping[str, Array], path: str, container: str, author: str
       return found
   if is_converted(author, arrays):
     return found._replace(channels='rgb', stride_in_1x1=False, pixel_mean=DETECTRON2_MEAN, pixel_std=TORCH_STD)
+  return _with_pixels(found, arrays)
+
+
+def _with_pixels(found: Contents, arrays: Mapping[str, Array]) -> Contents:
+  """Return the contents with the channel order, mean and deviation of pixels, if the arrays hold them."""
   mean, std = (arrays.get(name) for name in ('pixel_mean', 'pixel_std'))
-  if mean is not None and std is not None and np.size(mean) == np.size(std) == 3:
-    mean, std = (tuple(np.asarray(values, np.float64).ravel().tolist()) for values in (mean, std))
-    channels = 'bgr' if mean[0] < mean[2] else 'rgb' if mean[0] > mean[2] else None  # red is the brightest on average
-    step = -1 if channels == 'bgr' else 1
-    if channels is not None:
-      return found._replace(channels=channels, pixel_mean=mean[::step], pixel_std=std[::step])
-  return found
+  if mean is None or std is None or not np.size(mean) == np.size(std) == 3:
+    return found
+  mean, std = (tuple(np.asarray(values, np.float64).ravel().tolist()) for values in (mean, std))
+  if mean[0] < mean[2]:  # red is the brightest on average
+    return found._replace(channels='bgr', pixel_mean=mean[::-1], pixel_std=std[::-1])
+  return found._replace(channels='rgb', pixel_mean=mean, pixel_std=std) if mean[0] > mean[2] else found
 
 
-def _is_head(name: str, arrays: Mapping[str, Array], author: str) -> bool:
+def _is_head(name: str, author: str) -> bool:
   """Return whether a name is of a head of self-supervision, which a converter has put under the stem."""
   if re.fullmatch(r'stem\.fc\.(?:weight|bias)', name):
     return bool(author) and author.lower() != 'torchvision'
@@ -125,7 +129,7 @@ def _is_head(name: str, arrays: Mapping[str, Array], author: str) -> bool:
 
 
 def is_converted(author: str, names: Collection[str]) -> bool:
-  """Return whether a script has renamed a network of torchvision's names, which takes RGB, without its configuration.
+  """Return whether a script converted a network of torchvision's names, which takes RGB, without its configuration.
 
   Detectron2's own script and MoCo's name themselves; they and their descendants leave the classifier, or the head of
   self-supervision, under the stem.
@@ -221,7 +225,7 @@ def linear_table(layer: tf_keras.layers.Dense) -> dict[str, Entry]:
 
 
 def without_names(model: MaskRCNN) -> tf_keras.layers.Layer | None:
-  """Return the backbone or FPN if Detectron2 has no such layer."""
+  """Return the backbone or FPN if Detectron2 has no such layer, else None."""
   if not is_resnet(model.backbone):
     return model.backbone
   return None if hasattr(model.fpn, 'laterals') else model.fpn

@@ -1,7 +1,7 @@
-"""What a Detectron2 detector's weights do not contain: its configuration, and the parts that its arrays imply.
+"""Settings that a Detectron2 detector's weights do not contain, and the parts that its arrays imply.
 
-`read` takes it from the configuration beside the file, as Detectron2's trainer and this package's export write it.
-`assumed` is that of Detectron2's model zoo, for the description of a file alone: loading asks for it.
+`read` takes them from the configuration beside the file, as Detectron2's trainer and this package's export write it.
+`assumed` are those of Detectron2's model zoo, to describe a file alone: loading one asks for them.
 """
 
 from __future__ import annotations
@@ -14,9 +14,17 @@ from typing import Any
 from absl import logging
 
 from rethink_tf.weights import settings_files
-from rethink_tf.weights.contents import DETECTRON2_MEAN, UNIT_STD, Architecture, Array, Contents, coco_classes
+from rethink_tf.weights.contents import (
+  DETECTRON2_MEAN,
+  TORCH_STD,
+  UNIT_STD,
+  Architecture,
+  Array,
+  Contents,
+  coco_classes,
+)
 
-X101_STD = (58.395, 57.12, 57.375)  # of Detectron2's ResNeXt-101
+X101_STD = TORCH_STD  # of Detectron2's ResNeXt-101
 # Bindings without which the same weights compute something else, by the convention they were trained with.
 CONVENTIONS = {
   'detectron2': {'Anchors.offset': 0.0, 'RoIPooler.aligned': True, 'RoIPooler.sampling_ratio': 0},
@@ -79,7 +87,7 @@ def read(contents: Contents) -> Contents:
 
 
 def _is_of_coco(config: Mapping[str, Any]) -> bool:
-  """Whether the configuration names a training set, and only COCO's, whose classes have a known order."""
+  """Whether the configuration's training sets are COCO's only, whose classes have a known order."""
   names = settings_files.get(config, 'DATASETS.TRAIN')
   return isinstance(names, list) and bool(names) and all(
     isinstance(name, str) and re.fullmatch(r'coco_20(14|17)_(train|val|minival|valminusminival).*', name)
@@ -87,7 +95,7 @@ def _is_of_coco(config: Mapping[str, Any]) -> bool:
 
 
 def _unlike(config: Mapping[str, Any]) -> list[str]:
-  """Return notes on settings that this package does not have."""
+  """Return notes on settings that this package does not support."""
   heads = [head for head, switch in _HEADS.items() if settings_files.get(config, f'MODEL.{switch}')]
   without = tuple(f'MODEL.{head}.' for head in _HEADS if head not in heads)
   found = {name: (settings_files.get(config, name), f'only {only}') for name, only in _ONLY.items()
@@ -198,7 +206,8 @@ def parts(contents: Contents) -> tuple[list[str], dict[str, Any]]:
   cascade = 'roi_heads.box_predictor.1.cls_score.weight' in arrays
   if cascade:
     files.append('models/cascade.gin')
-  box, mask, keypoint = ('roi_heads.box_head' + '.0' * cascade, 'roi_heads.mask_head', 'roi_heads.keypoint_head')
+  box = 'roi_heads.box_head.0' if cascade else 'roi_heads.box_head'
+  mask, keypoint = 'roi_heads.mask_head', 'roi_heads.keypoint_head'
   if f'{keypoint}.score_lowres.weight' in arrays:
     files.append('models/keypoints.gin')
     bindings |= _convolutions(arrays, f'{keypoint}.conv_fcn', 'KeypointHead', 8, 512)
@@ -262,5 +271,5 @@ def _count(arrays: Mapping[str, Array], pattern: str) -> int:
 
 
 def _different(binding: str, array: Array | None, usual: int) -> dict[str, int]:
-  """Return {binding: outputs of the layer} unless it has the usual number of them."""
+  """Return {binding: outputs of the layer} if it has an unusual number of them, else {}."""
   return {} if array is None or not array.shape or array.shape[0] == usual else {binding: array.shape[0]}

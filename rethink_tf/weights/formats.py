@@ -1,4 +1,4 @@
-"""Detection of a weight file's format, by its content and not by its name; `read` returns its Contents."""
+"""Recognizes a weight file's format by its content rather than its name; `read` returns its Contents."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ KNOWN = ('Detectron and Detectron2 .pkl, .pth of torch (torchvision, WSL, Detect
 
 
 class Choice(NamedTuple):
-  """Which of several networks in a file is read: the dictionary that holds it, and the prefix of its names."""
+  """Selects one of several networks in a file: the dictionary that holds it, and the prefix of its names."""
 
   dictionary: str | None = None
   prefix: str | None = None
 
   def refuse(self, path: str, what: str) -> None:
-    """Raise a UserError if something is chosen: `what` holds one network."""
+    """Raise a UserError if a network is selected although `what` holds only one."""
     named = [f'PretrainedWeights.{name} = {value!r}' for name, value in self._asdict().items() if value is not None]
     if named:
       raise UserError(f'{path}: {what} holds one network, of which nothing is chosen: leave out {" and ".join(named)}')
@@ -115,7 +115,7 @@ def checkpoint_prefix(path: str) -> str | None:
 
 
 def _local(path: str) -> str:
-  """Return a path that can be mapped into memory: remote files are copied, and deleted when the process ends."""
+  """Return a local path that can be mapped into memory; copies of remote files are deleted when the process ends."""
   if '://' not in path:
     return path
   local = os.path.join(temporary_folder(), os.path.basename(path))

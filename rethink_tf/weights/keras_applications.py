@@ -12,10 +12,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from rethink_tf.errors import UserError, excerpt
-from rethink_tf.weights.contents import UNIT_STD, Array, Contents, Lazy, architecture_of
+from rethink_tf.weights.contents import KERAS_MEAN, UNIT_STD, Array, Contents, Lazy, architecture_of
 
 _EPSILON = 1.001e-5
-_MEAN = (123.68, 116.779, 103.939)
 _LAYERS = {'0': 'shortcut', '1': 'conv1', '2': 'conv2', '3': 'conv3'}
 _FULLY_CONNECTED = {'fc1': 'fc6', 'fc2': 'fc7', 'predictions': 'linear'}
 _NORM = {'gamma': 'weight', 'beta': 'bias', 'moving_mean': 'running_mean', 'moving_variance': 'running_var'}
@@ -54,8 +53,9 @@ def contents(arrays: Mapping[str, Array], path: str, format: str, notes: tuple[s
     elif kind != 'bias':
       ignored.append(name)
   notes = (*notes, 'biases of convolutions are folded into the moving means', *_left_out(ignored))
-  return Contents(path, f'keras.applications {format}', 'backbone', found, 'bn', architecture_of(found, path), 'bgr',
-                  True, _MEAN, UNIT_STD, _EPSILON, licence='Apache-2.0 (Keras; the weights are MSRA\'s, MIT)',
+  return Contents(path, f'keras.applications {format}', 'backbone', found, norm='bn',
+                  architecture=architecture_of(found, path), channels='bgr', stride_in_1x1=True, pixel_mean=KERAS_MEAN,
+                  pixel_std=UNIT_STD, epsilon=_EPSILON, licence='Apache-2.0 (Keras; the weights are MSRA\'s, MIT)',
                   ignored=tuple(ignored), notes=notes)
 
 
@@ -75,8 +75,9 @@ def _vgg(arrays: Mapping[str, Array], path: str, format: str, notes: tuple[str, 
       found[f'{_FULLY_CONNECTED[layer]}.{kind}'] = _transposed(array, 'matrix') if kind == 'weight' else array
     else:
       ignored.append(name)
-  return Contents(path, f'keras.applications VGG in {format}', 'backbone', found, 'none', None, 'bgr', None, _MEAN,
-                  UNIT_STD, licence='CC BY 4.0 (the weights are Oxford\'s)', ignored=tuple(ignored),
+  return Contents(path, f'keras.applications VGG in {format}', 'backbone', found, norm='none', architecture=None,
+                  channels='bgr', pixel_mean=KERAS_MEAN, pixel_std=UNIT_STD,
+                  licence='CC BY 4.0 (the weights are Oxford\'s)', ignored=tuple(ignored),
                   notes=(*notes, *_left_out(ignored)))
 
 
@@ -90,7 +91,7 @@ def _channels_first(array: Array, channels: int, path: str) -> Lazy:
   count, out = array.shape
   side = math.isqrt(count // channels) if channels else 0
   if side * side * channels != count:
-    raise UserError(f'{path}: fc1 has the shape {tuple(array.shape)}, which is not of a VGG: fetch the file again')
+    raise UserError(f'{path}: fc1 has the shape {tuple(array.shape)}, which is not of a VGG: download the file again')
   return Lazy((out, count), lambda: np.asarray(array).reshape(side, side, channels, out).transpose(3, 2, 0, 1).reshape(
     out, -1))
 
@@ -111,5 +112,5 @@ def _transposed(array: Array, kind: str) -> Lazy:
 
 def _minus(array: Array, bias: Array | None, name: str, path: str) -> Lazy:
   if bias is not None and tuple(bias.shape) != tuple(array.shape):
-    raise UserError(f'{path}: {name} and the bias of its convolution differ in shape: fetch the file again')
+    raise UserError(f'{path}: {name} and the bias of its convolution differ in shape: download the file again')
   return Lazy(array.shape, lambda: np.asarray(array) - (0.0 if bias is None else np.asarray(bias, np.float64)))

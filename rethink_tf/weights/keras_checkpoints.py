@@ -18,7 +18,7 @@ _ORDER = ('kernel', 'bias', 'gamma', 'beta', 'moving_mean', 'moving_variance')
 
 
 def recognizes(shapes: Mapping[str, Shape]) -> bool:
-  """Return whether variables are those of such a network; those of tf-models-official have no biases."""
+  """Return whether variables are those of such a network; networks of tf-models-official have no biases."""
   return _root(shapes) is not None
 
 

@@ -37,12 +37,13 @@ def read(path: str, shown: str) -> Contents:
         return contents(arrays, shown, '.weights.h5', notes)
       return contents(_datasets(file, shown), shown, '.h5')
   except _DAMAGED as error:
-    raise UserError(f'{shown}: not a complete HDF5 weight file ({in_one_line(error)[:200]}): fetch it again') from error
+    raise UserError(
+      f'{shown}: not a complete HDF5 weight file ({in_one_line(error)[:200]}): download it again') from error
 
 
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[h5py.File]:
-  """A file that stays open for its arrays, which are read on demand, and is closed if it is refused."""
+  """Open a file that stays open for its arrays, which are read on demand, and is closed if an error is raised."""
   file = h5py.File(path, 'r')
   try:
     yield file
@@ -80,7 +81,7 @@ def read_archive(path: str, shown: str) -> Contents:
       arrays, notes = keras_layers.by_name(_numbered(file, shown, names), shown)
       return contents(arrays, shown, '.keras', notes)
   except (*_DAMAGED, zipfile.BadZipFile, RecursionError) as error:
-    raise UserError(f'{shown}: not a complete .keras file ({in_one_line(error)[:200]}): fetch it again') from error
+    raise UserError(f'{shown}: not a complete .keras file ({in_one_line(error)[:200]}): download it again') from error
 
 
 def _datasets(file: h5py.File, path: str) -> dict[str, Array]:
@@ -106,7 +107,7 @@ def _checked(dataset: Any, name: str, file: h5py.File, path: str) -> h5py.Datase
   """Return a data set, which may refer to any other file of this machine, if it is an array in its own file."""
   if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual or \
       dataset.file.filename != file.filename or dataset.dtype.kind not in 'fiu':
-    raise UserError(f'{path}: {excerpt(name)} is not an array of numbers in this file: fetch it again')
+    raise UserError(f'{path}: {excerpt(name)} is not an array of numbers in this file: download it again')
   return dataset
 
 
@@ -122,7 +123,7 @@ def _text(name: bytes | str) -> str:
 
 
 def _numbered(file: h5py.File, path: str, names: dict[str, str]) -> list[Layer]:
-  """Return the layers of <container>/<class>_<n>/vars/<k>, of the container that has most; Keras 3 adds their names."""
+  """Return the layers <container>/<class>_<n>/vars/<k> of the largest container; Keras 3 also stores their names."""
   found: dict[str, dict[str, dict[int, h5py.Dataset]]] = {}
   seen = []
 

@@ -1,4 +1,4 @@
-"""Layers of a Keras model in a file, by name or only by number, as {'conv1_conv/kernel': array}."""
+"""Layers of a Keras model in a file, by name or by number alone, as {'conv1_conv/kernel': array}."""
 
 from __future__ import annotations
 
@@ -31,16 +31,14 @@ def by_name(layers: Sequence[Layer], path: str) -> tuple[dict[str, Array], tuple
   convolutions, norms, matrices = (
     [layer for layer in layers if len(shapes[id(layer)][0]) == rank and len(layer.variables) in counts]
     for rank, counts in ((4, (1, 2)), (1, (4,)), (2, (2,))))
-  names = {}
+  names_of, kinds = keras_order.vgg, (convolutions, matrices)
   if norms:
-    found = keras_order.resnet(*([shapes[id(layer)] for layer in kind] for kind in (convolutions, norms)), path)
-    for kind, given in zip((convolutions, norms), found, strict=True):
-      names |= {id(layer): name for layer, name in zip(kind, given, strict=True)}
-    names |= {id(layer): 'predictions' for layer in matrices} if len(matrices) == 1 else {}
-  else:
-    found = keras_order.vgg(*([shapes[id(layer)] for layer in kind] for kind in (convolutions, matrices)), path)
-    for kind, given in zip((convolutions, matrices), found, strict=True):
-      names |= {id(layer): name for layer, name in zip(kind, given, strict=True)}
+    names_of, kinds = keras_order.resnet, (convolutions, norms)
+  found = names_of(*([shapes[id(layer)] for layer in kind] for kind in kinds), path)
+  names = {id(layer): name for kind, given in zip(kinds, found, strict=True)
+           for layer, name in zip(kind, given, strict=True)}
+  if norms and len(matrices) == 1:
+    names[id(matrices[0])] = 'predictions'
   note = 'its layers are numbered: they were matched with those of keras.applications by their order and shapes'
   return _arrays(names, [layer for layer in layers if id(layer) in names], path), (note,)
 

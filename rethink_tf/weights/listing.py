@@ -1,4 +1,4 @@
-"""What `python -m rethink_tf.weights` prints of published weights: the table, and one entry."""
+"""Formats the output of `python -m rethink_tf.weights` for published weights: the table, and one entry."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NOTES = (
 
 
 def matching(entries: Iterable[Entry], words: Sequence[str]) -> list[Entry]:
-  """Return the entries whose row has all words, in upper or lower case.
+  """Return the entries whose row contains all words, ignoring case.
 
   Raises:
     UserError: there is none.
@@ -63,7 +63,7 @@ def fields(entry: Entry) -> dict[str, Any]:
 
 
 def description(entry: Entry) -> list[tuple[str, str]]:
-  """Return the rows of an entry that its file does not hold."""
+  """Return the rows about an entry that its file does not contain."""
   remote, cost = entry.remote, entry.cost
   checksum = ', '.join(f'{kind} {value}{"…" if len(value) < length else ""}' for kind, value, length in (
     ('sha256', remote.sha256, 64), ('md5', remote.md5, 32)) if value)

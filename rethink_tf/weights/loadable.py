@@ -1,4 +1,4 @@
-"""Whether a network that is built here has a layer for every array of a file."""
+"""Checks that every array of a file belongs to a layer that this package can build."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _REASONS = (
 
 
 def unknown(contents: Contents) -> list[str]:
-  """Return the names of a backbone's arrays for which no ResNet or VGG here has a layer."""
+  """Return the names of a backbone's arrays that belong to no layer of a ResNet or VGG here."""
   if contents.own or contents.kind != 'backbone':
     return []
   rule = _VGG if torchvision_vgg.is_of(contents) else _RESNET
@@ -27,7 +27,7 @@ def unknown(contents: Contents) -> list[str]:
 
 
 def check(contents: Contents) -> None:
-  """Raise a UserError if a file has arrays that could be loaded into no network here."""
+  """Raise a UserError if a file has arrays that no network of this package can load."""
   names = unknown(contents)
   if names:
     reason = next((f'{reason}; ' for rule, reason in _REASONS for name in names if rule.search(name)), '')

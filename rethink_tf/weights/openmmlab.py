@@ -1,4 +1,4 @@
-"""The configuration in a checkpoint of OpenMMLab (mmdet, mmpretrain): what torchvision's names do not tell.
+"""Reads the configuration in a checkpoint of OpenMMLab (mmdet, mmpretrain), for what torchvision's names do not reveal.
 
 Its ResNets of style 'caffe' have torchvision's names, Caffe's channel order and strides on the first 1x1.
 """

@@ -1,4 +1,4 @@
-"""Options of a training that starts from a weight file: gin files and bindings with which the file loads."""
+"""The command-line options of a run that starts from a weight file: gin files and bindings that fit the file."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _PARTS = (Anchors, RoIPooler, RoISampler, ProposalGenerator, DetectionGenerator,
 
 
 def alternatives(contents: Contents, init: str | None = None) -> dict[str, list[str]]:
-  """Return the options of a run that starts from a file; two kinds where it does not record its norms.
+  """Return the options of a run that starts from a file; two variants if the file does not record its norms.
 
-  init: file of gin_configs/init, where it is known otherwise than by the contents.
+  init: file of gin_configs/init, if it is known from elsewhere than the contents.
   """
   if contents.norm is not None or contents.architecture is None:
     return {'use it with': command_line(contents, init=init)}
@@ -46,23 +46,23 @@ def command_line(contents: Contents, norm: str = 'gn', init: str | None = None) 
   files, bindings = _model(contents)
   init = init or _init(known)
   files.append(f'gin_configs/init/{init}.gin')
-  shipped = _bindings_of(init)
+  shipped = bindings_of(init)
   if known.kind == 'detector' and not known.own:
     further, parts = detectron2_settings.parts(known)
     files += [f'gin_configs/{name}' for name in further]
     bindings |= parts | {name: value for name, value in known.settings.items()
-                         if name in shipped or value != _default(name)}
+                         if name in shipped or value != default_of(name)}
   elif known.kind == 'backbone' and not torchvision_vgg.is_of(known):
     norm = {'bn': 'syncbn', 'folded': 'frozen_bn', 'none': 'none', 'gn': 'gn', None: 'gn'}[known.norm]
     files.append(f'gin_configs/norms/{norm}.gin')
   bindings |= _of_file(contents, known)
   bindings = {name: value for name, value in bindings.items() if name not in shipped or shipped[name] != value}
   return [*(f'--gin_file={shlex.quote(name)}' for name in files), f'--weights={shlex.quote(contents.path)}',
-          *(f'--gin_param={_quoted(name, value)}' for name, value in bindings.items())]
+          *(f'--gin_param={quoted(name, value)}' for name, value in bindings.items())]
 
 
 def completed(contents: Contents) -> Contents:
-  """Return the contents with what the file does not record as in Detectron2's model zoo, if it is of Detectron2."""
+  """Return the contents; for a file of Detectron2, what it does not record is taken from its model zoo."""
   return detectron2_settings.assumed(contents) if contents.format.startswith('Detectron2') else contents
 
 
@@ -119,7 +119,7 @@ def _of_file(contents: Contents, known: Contents) -> dict[str, Any]:
   return {name: value for name, value in found.items() if value is not None}
 
 
-def _bindings_of(init: str) -> dict[str, Any]:
+def bindings_of(init: str) -> dict[str, Any]:
   """Return the literal values that a file of gin_configs/init binds."""
   text = (gin_files.shipped_root() / 'gin_configs' / 'init' / f'{init}.gin').read_text()
   found = {}
@@ -128,12 +128,14 @@ def _bindings_of(init: str) -> dict[str, Any]:
   return found
 
 
-def _default(binding: str) -> Any:
+def default_of(binding: str) -> Any:
+  """Return the default of a parameter of a part, named as in gin ('Anchors.offset')."""
   part, name = binding.split('.')
   classes: Mapping[str, type] = {each.__name__: each for each in _PARTS}
   return inspect.signature(classes[part]).parameters[name].default
 
 
-def _quoted(name: str, value: Any) -> str:
+def quoted(name: str, value: Any) -> str:
+  """Return a binding in quotes for a shell."""
   text = f'{name} = {value if str(value).startswith("@") else repr(value)}'
   return f'"{text}"' if "'" in text else f"'{text}'"

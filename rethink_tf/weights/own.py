@@ -19,7 +19,7 @@ from rethink_tf.models.resnet import PADDINGS
 from rethink_tf.storage import checkpoints, manifests
 from rethink_tf.storage.files import open_regular
 from rethink_tf.weights import compared
-from rethink_tf.weights.contents import Array, Contents, Lazy, architecture_of
+from rethink_tf.weights.contents import EPSILON, Array, Contents, Lazy, architecture_of
 from rethink_tf.weights.detectron2 import Entry, identity
 from rethink_tf.weights.tf_models import open_checkpoint, tensor
 
@@ -52,12 +52,14 @@ def read(path: str) -> Contents:
       'gn' if 'stem.conv1.norm.weight' in canonical else 'none'
   architecture = architecture_of(canonical, path) if norm is not None else None
   config = _config(path if folder != path else os.path.dirname(os.path.dirname(path.rstrip('/'))))
-  return Contents(path, f'run of this package, {os.path.basename(folder.rstrip("/"))}', kind, arrays, norm,
-                  architecture, 'rgb', _bound(config, 'stride_in_1x1'), _bound(config, 'pixel_mean'),
-                  _bound(config, 'pixel_std'), _bound(config, 'epsilon') or 1e-5,
-                  _bound(config, 'padding') or 'symmetric', 'yours, and that of the weights it started from', own=True,
-                  settings=_settings(config) if kind == 'detector' else {}, checkpoint=folder,
-                  norm_groups=_bound(config, 'groups'))
+  return Contents(
+    path, f'run of this package, {os.path.basename(folder.rstrip("/"))}', kind, arrays, norm=norm,
+    architecture=architecture, channels='rgb', stride_in_1x1=bound_value(config, 'stride_in_1x1'),
+    pixel_mean=bound_value(config, 'pixel_mean'), pixel_std=bound_value(config, 'pixel_std'),
+    epsilon=bound_value(config, 'epsilon') or EPSILON, padding=bound_value(config, 'padding') or 'symmetric',
+    licence='yours, and that of the weights it started from', own=True,
+    settings=_settings(config) if kind == 'detector' else {}, checkpoint=folder,
+    norm_groups=bound_value(config, 'groups'))
 
 
 def table(model: tf_keras.layers.Layer) -> dict[str, Entry]:
@@ -103,7 +105,7 @@ def _settings(config: str) -> dict[str, Any]:
   return found
 
 
-def _bound(config: str, name: str) -> Any:
+def bound_value(config: str, name: str) -> Any:
   """Return the value that a configuration binds to the parameter of this name; None without a valid one."""
   owner = {'stride_in_1x1': 'ResNet', 'padding': 'ResNet', 'epsilon': '(?:sync|frozen)_batch_norm',
            'groups': '(?:addons_)?group_norm'}.get(name, r'\w+')

@@ -26,7 +26,7 @@ _MAX_BITS = 1 << 10  # of an integer: hashing or multiplying longer ones takes a
 _SLACK = 1 << 20  # bytes
 _SIZED = str | bytes | bytearray | tuple | list
 
-# A file that names these was made to run programs. They would not be run here either, but it is no file to trust.
+# A file that names these was made to run programs. They would not be run here either, but it is not a file to trust.
 _REFUSED = frozenset(
   'os posix nt ntpath posixpath subprocess commands popen2 sys importlib imp runpy pty shutil socket http urllib '
   'urllib2 requests ctypes code codeop bdb pdb timeit profile cProfile trace pickle _pickle cPickle dill cloudpickle '
@@ -64,11 +64,11 @@ def load_from(file: BinaryIO, path: str, allowed: Mapping[tuple[str, str], Any] 
   except Exception as error:  # a damaged pickle raises almost any exception
     # Of a KeyError, Python shows the repr of the key, an object of the file.
     reason = '' if isinstance(error, KeyError) else f': {printable(str(error)[:200])}'
-    raise UserError(f'{path}: not a complete pickle ({type(error).__name__}{reason}): fetch it again') from error
+    raise UserError(f'{path}: not a complete pickle ({type(error).__name__}{reason}): download it again') from error
 
 
 def replaced(content: Any, kind: type, replacement: Callable[[Any], Any]) -> Any:
-  """Return nested containers with every object of a type replaced by replacement(object).
+  """Replace every object of a type in nested containers by replacement(object); return the result.
 
   A container that is referred to many times is visited once: a few bytes can refer to one millions of times.
   """
@@ -91,7 +91,7 @@ def replaced(content: Any, kind: type, replacement: Callable[[Any], Any]) -> Any
 
 
 class _Bounded:
-  """A file that refuses to read beyond its end: for a length in a pickle, memory is allocated before it is read."""
+  """A file that refuses to read beyond its end: Python allocates the memory for a length in a pickle before reading."""
 
   def __init__(self, file: BinaryIO):
     self._file = file
@@ -108,7 +108,7 @@ class _Bounded:
 
 
 class _Operations(dict):
-  """Operations by their codes. Counts how many are looked up, and refuses endless programs."""
+  """The table of pickle operations; it counts how many are executed, and stops endless programs."""
 
   count = 0
 
@@ -155,12 +155,12 @@ class _Unpickler(pickle._Unpickler):
   def _reduce(self) -> None:
     arguments = self.stack.pop()
     if not isinstance(arguments, tuple):
-      raise pickle.UnpicklingError('arguments that are no tuple')
+      raise pickle.UnpicklingError('arguments that are not a tuple')
     self._count(arguments)
     self.stack[-1] = self.stack[-1](*arguments)
 
   def _count(self, arguments: Any) -> None:
-    """Bound what placeholders convert: two bytes can pass the same long string to them once more."""
+    """Limit the total length given to placeholders: two bytes can pass the same long string to them once more."""
     if isinstance(arguments, tuple):
       self._passed += sum(len(value) for value in arguments if isinstance(value, _SIZED))
     if self._passed > self._may_pass:
@@ -186,7 +186,7 @@ class _Unpickler(pickle._Unpickler):
     self.append(line == b'01' if line in (b'00', b'01') else int(line, 0))
 
   def _byte_array(self) -> None:
-    """Read the content first: Python allocates the length that the file claims."""
+    """Read the content before Python does, which would allocate the length that the file claims."""
     size, = struct.unpack('<Q', self.read(8))
     self.append(bytearray(self.read(size)))
 

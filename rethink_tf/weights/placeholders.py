@@ -14,7 +14,7 @@ _ELEMENTS = {f'{kind}{size}' for kind, sizes in (('f', '248'), ('i', '1248'), ('
 
 
 class Refused(Exception):
-  """A pickle refers to something that is not allowed; the message names it."""
+  """A pickle refers to something that is not allowed; the message is its name."""
 
 
 class Built:
@@ -25,7 +25,7 @@ class Built:
 
 
 class Opaque(Built):
-  """Placeholder of a class or function, and of what it would return: calls, items and states are dropped."""
+  """Placeholder of a class or function, and of its instances and results: calls, items and states are ignored."""
 
   def __init__(self, name: str):
     self.name = printable(name[:120])
@@ -153,5 +153,5 @@ ALLOWED = {
 
 
 def printable(text: str) -> str:
-  """Return a text from a file as one line without control characters."""
+  """Return a text from a file as one line, with control characters removed."""
   return ''.join(letter if letter.isprintable() else '?' for letter in ' '.join(text.split()))

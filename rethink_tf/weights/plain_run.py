@@ -1,4 +1,4 @@
-"""Start of a cascade from a run without one: the switch to cascade for the last 270k iterations (section 5.1)."""
+"""Starts a cascade from a run without one: the switch to a cascade for the last 270k iterations (section 5.1)."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class PlainRun(PretrainedWeights):
 
 
 def fill(arrays: Mapping[str, Array], entries: Mapping[str, Entry]) -> dict[str, Array]:
-  """Return a plain run's arrays with the first stage copied to the others and its box deltas made class-agnostic."""
+  """Return a plain run's arrays, with the first stage copied to the others and its box deltas made class-agnostic."""
   arrays = dict(arrays)
   for name, entry in entries.items():
     source = name.replace('cascade/heads', 'box_head', 1).replace('cascade/predictors', 'box_predictor', 1)

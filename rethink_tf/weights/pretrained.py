@@ -94,10 +94,10 @@ class PretrainedWeights:
   convention ('detectron2', 'detectron'): of a detector that records no settings of its anchors and RoIAlign.
   new: patterns of the model's names that are not loaded, even if the file has them ('roi_heads.box_predictor.*':
   other classes). ignore: patterns of names in the file that are not loaded.
-  match_classes: of a detector with other classes, take the outputs of classes of the same name; others start anew, and
-  so does a mask or keypoint head that it lacks; 'allow_none': even if no name is the same. file_classes: names of a
-  detector's classes in the order of the file, or 'coco'; None: as recorded by a run, a configuration beside the file,
-  or the catalog.
+  match_classes: of a detector with other classes, take the outputs of classes of the same name; others are
+  reinitialized, and so is a mask or keypoint head that it lacks; 'allow_none': even if no name is the same.
+  file_classes: names of a detector's classes in the order of the file, or 'coco'; None: as recorded by a run, a
+  configuration beside the file, or the catalog.
   A composite of several backbones (CBNet, section 3) loads the same file into each; its connectors are not loaded.
   """
 
@@ -180,7 +180,7 @@ class PretrainedWeights:
     return loaded
 
   def _overridden(self, contents: Contents) -> Contents:
-    """Return the contents with what the arguments override; all of it must be known then."""
+    """Return the contents with the arguments' overrides; everything must be known then."""
     if self.norm is not None and contents.norm not in (self.norm, None):
       raise UserError(f'{self.path}: holds norms of the kind {contents.norm!r}: leave out PretrainedWeights.norm = '
                       f'{self.norm!r}')
@@ -205,7 +205,7 @@ class PretrainedWeights:
     return contents
 
   def _with_settings(self, contents: Contents) -> Contents:
-    """Return the contents with the settings of their anchors and RoIAlign, which must be known."""
+    """Return the contents with the settings of anchors and RoIAlign, which must be known."""
     if contents.own or contents.settings:
       return contents
     if self.convention is None:
@@ -250,7 +250,7 @@ class PretrainedWeights:
 
 
 def single_backbones(contents: Contents, backbone: Backbone) -> list[Backbone]:
-  """Return the backbones that a file is loaded into: all of a composite, unless the file holds a composite itself."""
+  """Return the backbones to load a file into: all of a composite, unless the file itself holds a composite."""
   if contents.own and any(name.startswith('backbones/') for name in contents.backbone()):
     return [backbone]
   return list(getattr(backbone, 'backbones', [backbone]))

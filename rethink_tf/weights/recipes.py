@@ -1,4 +1,4 @@
-"""How a run of this package was trained, whatever its seed: pre-trainings that differ in nothing else are one arm."""
+"""The training of a run of this package apart from its seed: pre-trainings that differ in nothing else form one arm."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _SEED = 'run.seed'
 
 
 def of_run(checkpoint: str) -> dict[str, Any]:
-  """Return what initial_weights.json records of the training of a checkpoint, {} if it is not known.
+  """Return what initial_weights.json records about the training of a checkpoint, {} if unknown.
 
-  recipe: a digest of all that the weights depend on but for run.seed: settings, those of earlier starts too, training
+  recipe: a digest of all that the weights depend on but run.seed: settings, those of earlier starts too, training
   data, images seen, and the weights that the run began with. seeds: of the run, and of those that led to it.
   """
   folder = os.path.dirname(os.path.dirname(checkpoint.rstrip('/')))
@@ -49,7 +49,7 @@ def _counts(name: Any) -> bool:
 
 
 def _change(entry: Any) -> Any:
-  """Return what a start has changed, from an entry of the history, which may come from anybody's file."""
+  """Return what a start changed, from an entry of the history, which may be malformed."""
   found = entry if isinstance(entry, dict) else {}
   changed = found.get('settings') if isinstance(found.get('settings'), list) else []
   return [found.get('step') if changed or found.get('data') else None, found.get('data'),

@@ -35,5 +35,5 @@ def load(path: str) -> dict[str, Lazy]:
                         'bfloat16')
       arrays[name] = Lazy(array.get_shape(), lambda name=name: file.get_tensor(name))
   except (SafetensorError, OSError, ValueError) as error:
-    raise UserError(f'{path}: not a complete safetensors file ({in_one_line(error)}): fetch it again') from error
+    raise UserError(f'{path}: not a complete safetensors file ({in_one_line(error)}): download it again') from error
   return arrays

@@ -1,4 +1,4 @@
-"""Settings that other programs keep in a YAML file beside their weights, which do not contain them."""
+"""Reads the YAML file in which other programs keep settings beside their weights."""
 
 from __future__ import annotations
 

@@ -49,8 +49,8 @@ class _Candidate(NamedTuple):
   first: str  # name of the first convolution after the prefix
 
   def __str__(self) -> str:
-    names = [f'dictionary = {self.dictionary!r}'] * bool(self.dictionary) + [f'prefix = {self.prefix!r}']
-    return ', '.join(names)
+    prefix = f'prefix = {self.prefix!r}'
+    return f'dictionary = {self.dictionary!r}, {prefix}' if self.dictionary else prefix
 
 
 def find(content: Mapping[Any, Any], path: str, dictionary: str | None = None, prefix: str | None = None) -> Found:
@@ -103,7 +103,7 @@ def _inside(dictionaries: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _unwrapped(arrays: Mapping[str, Any]) -> dict[str, Any]:
-  """Return a dictionary without the prefixes that torch.compile and FSDP insert at any place of a name."""
+  """Return a dictionary without the prefixes that torch.compile and FSDP insert anywhere in a name."""
   return {_WRAPPERS.sub('', name): value for name, value in arrays.items()}
 
 
@@ -122,7 +122,7 @@ def _words(*names: str) -> set[str]:
 
 
 def _follows(candidate: _Candidate) -> bool:
-  """Return whether it is a copy beside the trained network; of DINO's two dictionaries the student is."""
+  """Return whether a network is a copy beside the trained one; of DINO's two networks the student counts as one."""
   return bool(_words(candidate.dictionary, candidate.prefix) & _FOLLOWERS) or 'student' in _words(candidate.dictionary)
 
 
@@ -164,7 +164,7 @@ def _extract(arrays: Mapping[str, Any], chosen: _Candidate, others: Sequence[_Ca
 
 
 def _group(name: str, prefix: str) -> str:
-  """Return the module that a head belongs to: module.encoder_q.fc.2.weight -> fc, module.queue -> queue."""
+  """Return the module that a left-out array belongs to: module.encoder_q.fc.2.weight -> fc, module.queue -> queue."""
   shared = prefix
   while shared and not name.startswith(shared):
     shared = shared.rstrip('.').rpartition('.')[0]

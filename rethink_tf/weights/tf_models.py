@@ -75,7 +75,7 @@ def read(prefix: str, path: str) -> Contents:
       stage, block = (stage + 1, 0) if '_shortcut/kernel' in layers[number] else (stage, block + 1)
     for variable in layers[number]:
       full = f'{root}layer_with_weights-{number}/{variable}'
-      name, axes = _canonical(number, variable, stage, block)
+      name, axes = canonical(number, variable, stage, block)
       if name is None:
         raise UserError(f'{path}: {full} does not belong to a ResNet of bottleneck blocks: ResNet-D stems, '
                         'squeeze-and-excitation (ResNet-RS) and basic blocks are not supported')
@@ -83,13 +83,14 @@ def read(prefix: str, path: str) -> Contents:
   ignored = [name for name in shapes if not name.startswith(root)]
   epsilon, notes = _epsilon(path)
   notes += ("mean and standard deviation are tf-models-official's defaults",)
-  return Contents(path, 'tf-models-official checkpoint', 'backbone', arrays, 'bn', architecture_of(arrays, path), 'rgb',
-                  False, DETECTRON2_MEAN, TORCH_STD, epsilon, 'same', 'Apache-2.0 (tf-models-official)',
-                  tuple(ignored), notes)
+  return Contents(path, 'tf-models-official checkpoint', 'backbone', arrays, norm='bn',
+                  architecture=architecture_of(arrays, path), channels='rgb', stride_in_1x1=False,
+                  pixel_mean=DETECTRON2_MEAN, pixel_std=TORCH_STD, epsilon=epsilon, padding='same',
+                  licence='Apache-2.0 (tf-models-official)', ignored=tuple(ignored), notes=notes)
 
 
 def _epsilon(path: str) -> tuple[float | None, tuple[str, ...]]:
-  """Return the epsilon of the batch norms, which only the experiment's params.yaml contains, and notes."""
+  """Return the epsilon of the batch norms, which only params.yaml of the experiment contains, and notes."""
   place, settings = settings_files.beside(path, ('params.yaml',))
   epsilon = settings_files.get(settings, 'task.model.norm_activation.norm_epsilon')
   if isinstance(epsilon, float) and 0 < epsilon < 1:
@@ -125,7 +126,7 @@ def _layers(shapes: Iterable[str], root: str) -> dict[int, list[str]]:
   return layers
 
 
-def _canonical(number: int, variable: str, stage: int, block: int) -> tuple[str | None, tuple[int, ...] | None]:
+def canonical(number: int, variable: str, stage: int, block: int) -> tuple[str | None, tuple[int, ...] | None]:
   """Return Detectron2's name of a layer's variable and the permutation of its axes; (None, None) if unknown."""
   layer, _, kind = variable.rpartition('/')
   if number == 0 and variable == 'kernel':

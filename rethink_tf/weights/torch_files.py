@@ -156,7 +156,7 @@ def _legacy(path: str, data: np.ndarray) -> tuple[Any, dict[str, np.ndarray]]:
     content, keys = read(make), read()
     position = file.tell()
   if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or sorted(keys) != sorted(known):
-    raise UserError(f'{path}: its list of storages does not match its tensors: fetch it again')
+    raise UserError(f'{path}: its list of storages does not match its tensors: download it again')
   storages = {}
   for key in keys:
     storage, begin = known[key], position + 8
@@ -205,7 +205,7 @@ def _zip(path: str, data: np.ndarray) -> tuple[Any, dict[str, np.ndarray]]:
         order = file.read(16)
   except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError, KeyError, IndexError,
           OverflowError, MemoryError, struct.error, zlib.error) as error:
-    raise UserError(f'{path}: not a complete zip archive ({in_one_line(error)}): fetch it again') from error
+    raise UserError(f'{path}: not a complete zip archive ({in_one_line(error)}): download it again') from error
   if order != b'little':
     raise UserError(f'{path}: written on a big-endian machine: save the weights again on a little-endian one')
   make, known = _persistent(path)
@@ -237,7 +237,7 @@ def _view(tensor: Tensor, raw: np.ndarray, path: str) -> Lazy:
     valid = last < storage.count and math.prod(size) <= storage.count
   if not valid:
     raise UserError(f'{path}: a tensor of size {_shown(size)} lies outside its storage {excerpt(storage.key)}: the '
-                    'file is damaged or forged; fetch it again')
+                    'file is damaged or forged; download it again')
   if 0 in size:
     return Lazy(size, lambda: np.zeros(size, np.float32))
 

@@ -69,8 +69,9 @@ def contents(arrays: Mapping[str, Array], path: str, container: str, names: str 
   licence = 'BSD-3-Clause for torchvision\'s own weights'
   if architecture.depth == 101 and architecture.groups == 32 and architecture.width_per_group in _WSL:
     licence += '; CC BY-NC 4.0 (no commercial use) for the WSL and SWSL weights of this architecture'
-  return Contents(path, f'{names} names in {container}', 'backbone', converted, norm, architecture, 'rgb',
-                  bool(config.stride_in_1x1), config.pixel_mean or DETECTRON2_MEAN, config.pixel_std or TORCH_STD,
+  return Contents(path, f'{names} names in {container}', 'backbone', converted, norm=norm, architecture=architecture,
+                  channels='rgb', stride_in_1x1=bool(config.stride_in_1x1),
+                  pixel_mean=config.pixel_mean or DETECTRON2_MEAN, pixel_std=config.pixel_std or TORCH_STD,
                   licence=licence, ignored=tuple(ignored), notes=notes)
 
 

@@ -30,7 +30,7 @@ def is_of(contents: Contents) -> bool:
 
 
 def settings(contents: Contents) -> dict[str, int]:
-  """Return the arguments of the model that a file needs: depth and width of the VGG, width of fc6 and fc7."""
+  """Return the model arguments that a file requires: depth and width of the VGG, width of fc6 and fc7."""
   shapes = {name: tuple(array.shape) for name, array in contents.arrays.items()}
   found = {'VGG.depth': 3 + sum(len(shape) == 4 for shape in shapes.values()), 'VGG.width': shapes['conv1_1.weight'][0]}
   return found | ({'BoxHead.fc_width': shapes['fc6.weight'][0]} if len(shapes.get('fc6.weight', ())) == 2 else {})
@@ -58,8 +58,9 @@ def contents(arrays: Mapping[str, Array], path: str, container: str) -> Contents
   for name, array in arrays.items():
     layer, _, kind = name.rpartition('.')
     converted[f'{names.get(layer, layer)}.{kind}'] = array
-  return Contents(path, f'torchvision VGG in {container}', 'backbone', converted, 'none', None, 'rgb', False,
-                  DETECTRON2_MEAN, TORCH_STD, licence='BSD-3-Clause for torchvision\'s own weights',
+  return Contents(path, f'torchvision VGG in {container}', 'backbone', converted, norm='none', architecture=None,
+                  channels='rgb', stride_in_1x1=False, pixel_mean=DETECTRON2_MEAN, pixel_std=TORCH_STD,
+                  licence='BSD-3-Clause for torchvision\'s own weights',
                   notes=('mean and standard deviation are torchvision\'s: they are not in the file',))
 
 

@@ -126,7 +126,7 @@ def test_a_padded_shape_is_traced_once(detector, files):
   assert trainer._predict.experimental_get_tracing_count() == traces
 
 
-def test_categories(detector, run):
+def test_categories_are_those_of_the_run(detector, run):
   saved = json.loads((run / 'run/categories.json').read_text())
   assert detector.class_names == [category['name'] for category in saved]
   assert [category.id for category in detector.categories] == [category['id'] for category in saved]
@@ -142,7 +142,7 @@ def test_evaluation_equals_that_of_training(run, tmp_path):
     {name: value for name, value in metrics.items() if name in trained}, abs=0.1)
 
 
-def test_inspection(run, tmp_path):
+def test_inspections_write_their_files_and_return_what_they_found(run, tmp_path):
   breakdowns = api.inspect_run(run / 'run', tmp_path / 'errors')
   assert set(breakdowns) == {'box', 'mask'} and (tmp_path / 'errors/errors_box.png').is_file()
   training, held_out = api.inspect_data('gin_configs/demo.gin', PARAMS, tmp_path / 'data')
@@ -150,7 +150,7 @@ def test_inspection(run, tmp_path):
   assert (tmp_path / 'data/report.txt').is_file()
 
 
-def test_comparison(tmp_path):
+def test_a_comparison_returns_its_verdicts_and_page(tmp_path):
   paths = [fake_runs.write(tmp_path / 'scratch', fake_runs.HALF, k=6, images=1200),
            fake_runs.write(tmp_path / 'pretrained', fake_runs.HALF, k=2, init='R50.pkl')]
   comparison = api.compare(paths, tmp_path / 'out', metric='box/AP')
@@ -160,7 +160,7 @@ def test_comparison(tmp_path):
 
 @pytest.mark.slow
 def test_a_saved_model_detects_what_the_run_detects(run, files, tmp_path):
-  result = call('export', f'--model_dir={run}/run', f'--out={tmp_path}/saved', cwd=tmp_path)
+  result = call('export', f'--model_dir={run}/run', f'--output={tmp_path}/saved', cwd=tmp_path)
   assert result.returncode == 0, result.stderr
   of_run = api.Detector.from_run(run / 'run').predict(files, threshold=0.05)
   for batch in (1, 2):
@@ -225,14 +225,14 @@ def test_the_order_is_that_of_the_inputs(first_pixel, folder):
 @pytest.mark.parametrize('make', [lambda folder: folder / 'img2.png', lambda folder: str(folder / 'img2.png'),
                                   lambda folder: image(2), lambda folder: image(2)[..., 0],
                                   lambda folder: iter([image(2)])])
-def test_one_image(make, first_pixel, folder):
+def test_one_image_gives_one_result(make, first_pixel, folder):
   one, = first_pixel.predict(make(folder))
   assert one.boxes[0, 0] == 2 and one.class_names == ['person'] and one.classes.tolist() == [2]
   assert one.masks is None and one.keypoints.shape == (1, 2, 3) and one.keypoints.dtype == np.float32
 
 
 @pytest.mark.parametrize('nothing', [[], (), iter([])])
-def test_no_images(nothing, first_pixel):
+def test_no_images_give_no_results(nothing, first_pixel):
   assert first_pixel.predict(nothing) == []
 
 
@@ -262,7 +262,7 @@ def test_damaged_files_are_logged_and_left_out(first_pixel, folder, caplog):
   (image(1)[None], r'\[1, 4, 6, 3\]'), ([image(1)[:0]], r'\[0, 6, 3\]'), (7, 'type int'), ([[1, 2]], 'type list'),
   ('nowhere.png', 'nowhere.png: no such file'), ('{folder}/text', 'no images there'),
   ('{folder}/clip.mp4', 'is a video')])
-def test_wrong_inputs(images, words, first_pixel, tmp_path):
+def test_wrong_inputs_are_one_line(images, words, first_pixel, tmp_path):
   (tmp_path / 'text').mkdir()
   (tmp_path / 'clip.mp4').write_text('')
   images = images.format(folder=tmp_path) if isinstance(images, str) else images
@@ -272,7 +272,7 @@ def test_wrong_inputs(images, words, first_pixel, tmp_path):
 
 
 @pytest.mark.parametrize('pixels', [image(2, 40, 60), image(2, 40, 60)[..., 0]])
-def test_drawing(pixels, first_pixel):
+def test_detections_are_drawn_on_their_own_image_only(pixels, first_pixel):
   detections, = first_pixel.predict(pixels)
   rendered = first_pixel.draw(pixels, detections)
   assert rendered.dtype == np.uint8 and rendered.shape == (427, 640, 3) and len(np.unique(rendered)) > 10

@@ -39,7 +39,7 @@ def test_the_configuration_of_a_classifier_is_refused(task):
 
 
 @pytest.mark.slow
-def test_train_as_json():
+def test_a_train_step_is_reported_as_json():
   """In a process of its own."""
   ran = subprocess.run([sys.executable, '-m', 'rethink_tf.bench', '--rounds=1', '--task=train', '--json', *SMALL],
                        cwd=ROOT, text=True, env={**os.environ, 'PYTHONPATH': str(ROOT)}, capture_output=True,
@@ -56,7 +56,7 @@ def test_train_as_json():
 
 
 @pytest.mark.slow
-def test_all_systems():
+def test_every_system_is_measured_beside_the_plain_one():
   ran = bench('--task=systems', '--json', *SMALL)
   assert ran.returncode == 0, ran.stderr
   rows = json.loads(ran.stdout)['rows']
@@ -104,7 +104,7 @@ def test_every_padded_shape_has_its_share_of_the_images():
 
 
 @pytest.mark.slow
-def test_table():
+def test_the_table_has_ratios():
   ran = bench('--task=paste')
   assert ran.returncode == 0, ran.stderr
   assert 'rethink_tf' in ran.stdout and 'x rethink_tf' in ran.stdout and 'matrix product of this machine' in ran.stdout

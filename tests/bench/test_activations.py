@@ -130,7 +130,7 @@ def test_recomputation_keeps_the_input_of_a_block_and_computes_it_twice():
 
 
 @pytest.mark.slow
-def test_a_detector():
+def test_memory_of_a_detector_is_proportional_to_its_images():
   """Memory is proportional to the images; parameters and multiply-adds equal those of costs.py."""
   def make():
     model = tiny.detector()

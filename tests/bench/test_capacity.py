@@ -37,7 +37,7 @@ def test_input_is_limited_by_cores_and_by_python():
   assert capacity.input_rate(96) == pytest.approx(1 / 1.2e-3)
 
 
-def test_a_step():
+def test_a_step_takes_as_long_as_its_slowest_stage():
   found = capacity.step(NETWORK, system(), 'float32', 9)  # one device has two images, the others wait for it
   assert found.compute == pytest.approx(2 * 6e12 / 5e12) and found.all_reduce == 28.0
   assert found.input == pytest.approx(9 / 2 / 500)

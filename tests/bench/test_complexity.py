@@ -69,7 +69,7 @@ def test_nothing_is_allocated(counted):
   (lambda: tf_keras.layers.Dense(5), [3, 11], (60, 3 * 5 * 11)),
   (lambda: tf_keras.layers.Dense(5), [2, 3, 11], (60, 2 * 3 * 5 * 11)),
 ], ids=['strided', 'grouped', 'transposed', 'dense', 'dense on rows'])
-def test_single_layers(make, shape, expected):
+def test_single_layers_have_the_costs_of_their_formulas(make, shape, expected):
   assert complexity.count(make, shape) == expected
 
 

@@ -59,7 +59,7 @@ def test_equal_initial_weights_give_equal_losses_and_perturbed_ones_nearly_equal
 
 
 @pytest.mark.slow
-def test_the_command(tmp_path):
+def test_losses_in_16_bits_are_near_float32(tmp_path):
   """With the weights of float32, mean losses in bfloat16 and float16 are within one percent."""
   bindings = [f'--gin_param={binding}' for binding in (
     *tiny.GIN, 'ResNet.depth = 14', 'synthetic.image_size = (64, 64)', 'synthetic.object_size = (16, 40)',

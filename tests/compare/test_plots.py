@@ -40,7 +40,7 @@ def test_kinds_of_initial_weights_look_different(tmp_path):
 
 def test_the_legend_names_the_confidence_with_all_its_digits(tmp_path):
   runs = read_runs([write(tmp_path / 's', HALF), write(tmp_path / 'p', HALF, init='w')])
-  differences = Differences(runs, 'box/AP', report._matches_reader(runs, 'box/AP'), 20, 0.999, seed_spread=1.0)
+  differences = Differences(runs, 'box/AP', report.matches_reader(runs, 'box/AP'), 20, 0.999, seed_spread=1.0)
   only, = verdict.verdicts(runs, differences)
   labels = [text.get_text() for text in plots.answer(only, 0.5).findobj(Text)]
   assert any('bars: 99.9 % interval of the difference' in label for label in labels)
@@ -56,7 +56,7 @@ def test_names_of_schedules_do_not_overlap(tmp_path):
       file.write(f'KTimesSchedule.boundaries = {drops}\nKTimesSchedule.total = 600\n')
   paths.append(write(tmp_path / 'p', HALF, init='w'))
   runs = read_runs(paths)
-  only, = verdict.verdicts(runs, Differences(runs, 'box/AP', report._matches_reader(runs, 'box/AP'), 10,
+  only, = verdict.verdicts(runs, Differences(runs, 'box/AP', report.matches_reader(runs, 'box/AP'), 10,
                                              seed_spread=1.0))
   figure = plots.answer(only, 0.5)
   figure.draw_without_rendering()
@@ -72,7 +72,7 @@ def test_no_metric_is_drawn_that_cannot_be(tmp_path):
   found = np.array([1, 1, 1, 0], bool)
   runs = read_runs([write(tmp_path / f'{name}{seed}', np.roll(found, seed + 2 * bool(init)), seed=seed, init=init)
                     for name, init in (('s', None), ('p', 'w')) for seed in (0, 1)])
-  only, = verdict.verdicts(runs, Differences(runs, 'box/AP', report._matches_reader(runs, 'box/AP'), 100))
+  only, = verdict.verdicts(runs, Differences(runs, 'box/AP', report.matches_reader(runs, 'box/AP'), 100))
   assert only.steps[0].difference.half > 60
   low, high = plots.answer(only, 0.5).axes[0].get_ylim()
   assert 0 <= low < 75 < high <= 100

@@ -42,8 +42,8 @@ def test_a_run_of_one_piece_has_nothing_to_tell(tmp_path):
 
 def test_settings_that_were_changed_on_the_way(tmp_path):
   line, = changes(run(tmp_path / 'a', [RATE]))
-  assert line == ('a was trained with other settings up to step 50 (KTimesSchedule.base_rate 0.02 -> 0.01): it is not '
-                  'the run that its settings tell.')
+  assert line == ('a was trained with other settings up to step 50 (KTimesSchedule.base_rate 0.02 -> 0.01): its '
+                  'settings do not describe all of its training.')
   many = [Change(f'ResNet.part{k}', 1, 2, 'meaning') for k in range(5)]
   assert 'ResNet.part2 1 -> 2 and 2 more)' in changes(run(tmp_path / 'b', many))[0]
 

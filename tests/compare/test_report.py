@@ -39,7 +39,7 @@ def without_files(monkeypatch):
 def judge(paths, seed_spread=None, margin=0.5):
   """The verdicts, without the cost of a report."""
   runs = copies.independent(read_runs(paths))
-  found = Differences(runs, 'box/AP', report._matches_reader(runs, 'box/AP'), 50, seed_spread=seed_spread)
+  found = Differences(runs, 'box/AP', report.matches_reader(runs, 'box/AP'), 50, seed_spread=seed_spread)
   return verdict.verdicts(runs, found, margin)
 
 
@@ -485,8 +485,8 @@ def test_one_held_out_image_has_no_interval(tmp_path, without_files):
            for init in (None, 'w') for seed in (0, 1)]
   comparison = compare(paths, str(tmp_path / 'out'), draws=20)
   assert comparison.verdicts[0].answer == verdict.OPEN
-  assert len(re.findall('no interval: one held-out image tells nothing of others', comparison.text)) == 3
-  assert comparison.verdicts[0].headline == 'Cannot tell yet: one held-out image tells nothing of others'
+  assert len(re.findall('no interval: one held-out image says nothing about others', comparison.text)) == 3
+  assert comparison.verdicts[0].headline == 'Cannot tell yet: one held-out image says nothing about others'
   assert 'Detections are missing' not in comparison.text
 
 
@@ -551,7 +551,7 @@ def test_several_groups_say_which_settings_they_are_of(tmp_path):
   paths = [write(tmp_path / f'{init or "s"}{rate}', HALF, rate=rate, init=init) for rate in (0.02, 0.01)
            for init in (None, 'w')]
   runs = copies.independent(read_runs(paths))
-  found = Differences(runs, 'box/AP', report._matches_reader(runs, 'box/AP'), 50, seed_spread=0.0)
+  found = Differences(runs, 'box/AP', report.matches_reader(runs, 'box/AP'), 50, seed_spread=0.0)
   answers = report._answers(runs, verdict.verdicts(runs, found), 0.5)
   assert [one.about for one in answers] == ['base_rate = 0.02', 'base_rate = 0.01']
   assert groups.labels(groups.groups(runs[:2])) == ['']

@@ -164,7 +164,7 @@ def test_command_line(tmp_path, images):
   folder, names = images
   file, vocabulary = prepare(folder, [(name, ['a']) for name in names])
   vocabulary.save(str(tmp_path / 'v.json'))
-  done = call('data.hashtags_convert', f'--json={file}', '--vocabulary=v.json', '--out=out', '--shards=2',
+  done = call('data.hashtags_convert', f'--json={file}', '--vocabulary=v.json', '--out=out', '--num_shards=2',
               cwd=tmp_path)
   assert done.returncode == 0 and '50 images in 2 shards in out' in done.stdout, done.stderr
   assert len(records(tmp_path / 'out')) == 50

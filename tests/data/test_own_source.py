@@ -8,7 +8,13 @@ import pytest
 from rethink_tf import experiment
 from rethink_tf.data import own_source
 from rethink_tf.data.categories import Category
+from rethink_tf.data.classification.image_folder import ImageFolder
+from rethink_tf.data.classification.records import ImageRecords
+from rethink_tf.data.detection.coco import CocoSource
+from rethink_tf.data.detection.placeholder import PlaceholderSource
+from rethink_tf.data.detection.records import RecordSource
 from rethink_tf.data.detection.synthetic import SyntheticSource
+from rethink_tf.data.detection.voc import VocSource
 from rethink_tf.errors import UserError
 from rethink_tf.inspect_data import report
 from rethink_tf.structures import Example, LabelledImages
@@ -55,9 +61,10 @@ def test_one_that_is_as_the_protocol_says():
   assert own_source.checked(source, scored=True) is source
 
 
-def test_those_of_this_package_are_not_looked_at():
-  source = SyntheticSource(num_images=2)
-  source.load = None
+@pytest.mark.parametrize('kind', [SyntheticSource, CocoSource, VocSource, RecordSource, ImageFolder, ImageRecords,
+                                  PlaceholderSource])
+def test_those_of_this_package_are_not_looked_at(kind):
+  source = kind.__new__(kind)  # without anything to look at
   assert own_source.checked(source, scored=True) is source
 
 

@@ -183,9 +183,9 @@ def test_a_folder_that_is_not_the_chiefs_is_refused(tmp_path, monkeypatch):
 
 def test_differences_of_configuration_are_listed():
   chief = '--model_dir=runs/a\nBATCH_SIZE = 16\nrun.seed = 0'
-  distribution._check_same_settings(chief, chief)
+  distribution.check_same_settings(chief, chief)
   with pytest.raises(UserError, match='BATCH_SIZE = 8 here; BATCH_SIZE = 16 on the chief') as caught:
-    distribution._check_same_settings(chief, chief.replace('16', '8'))
+    distribution.check_same_settings(chief, chief.replace('16', '8'))
   assert '\n' not in str(caught.value)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import rethink_tf
 from rethink_tf.distributed import workers
-from rethink_tf.distributed.strategy import _check_same_settings
+from rethink_tf.distributed.strategy import check_same_settings
 from rethink_tf.distributed.workers import ALONE, Workers, assemble
 from rethink_tf.errors import UserError, WorkerLost
 from rethink_tf.storage.run_folder import RunFolder
@@ -110,4 +110,4 @@ def test_another_version_of_the_package_is_another_configuration(monkeypatch):
   assert workers.software() == chief and f'rethink_tf {rethink_tf.__version__}' in chief
   monkeypatch.setattr(rethink_tf, '__version__', '0.0.1')
   with pytest.raises(UserError, match='rethink_tf 0.0.1 here; rethink_tf .* on the chief'):
-    _check_same_settings(chief, workers.software())
+    check_same_settings(chief, workers.software())

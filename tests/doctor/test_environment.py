@@ -27,7 +27,7 @@ def test_a_run_folder_that_cannot_be_written(tmp_path):
   assert row.result == 'FAILED' and 'choose another --model_dir' in row.note and '\n' not in row.note
 
 
-def test_a_data_folder(tmp_path, monkeypatch):
+def test_files_of_a_data_folder_that_cannot_be_read_are_counted(tmp_path, monkeypatch):
   monkeypatch.setattr(environment, '_READ_SECONDS', 0.3)
   assert only(environment.check_data(f'{tmp_path}/nowhere')).result == 'FAILED'
   assert only(environment.check_data(str(tmp_path))).result == 'warning'

@@ -58,7 +58,7 @@ def test_a_worker_that_ends_badly_after_its_last_check_has_done_them():
 
 @pytest.mark.slow
 @pytest.mark.parametrize('flags, code', [('', 0), ('--no_such_flag=1', 1)], ids=['sound', 'XLA aborts'])
-def test_the_command(flags, code, tmp_path):
+def test_the_exit_code_tells_whether_a_check_failed(flags, code, tmp_path):
   command = [sys.executable, '-m', 'rethink_tf.doctor', '--quick', '--json', f'--model_dir={tmp_path}/a/run']
   ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=commands.ROOT,
                        env={**os.environ, 'XLA_FLAGS': flags})

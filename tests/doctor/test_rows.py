@@ -14,7 +14,7 @@ BAD = rows.compared('GroupNorm', '/GPU:0', 0.2, 1e-5)
 
 @pytest.mark.parametrize('error, result', [
   (1e-5, 'ok'), (1.1e-5, 'FAILED'), (math.nan, 'FAILED'), (math.inf, 'FAILED')])
-def test_a_comparison(error, result):
+def test_a_comparison_passes_within_its_tolerance(error, result):
   assert rows.compared('a', 'b', error, 1e-5).result == result
 
 
@@ -24,7 +24,7 @@ def test_a_comparison(error, result):
   ([GOOD, BAD, BAD._replace(device='/CPU:0'), Row('steps', '', rows.NOT_RUN)],
    '3 of 4 checks failed: GroupNorm on /GPU:0, GroupNorm on /CPU:0, steps', 1),
 ])
-def test_the_verdict(found, text, code):
+def test_the_verdict_counts_failures_and_sets_the_exit_code(found, text, code):
   assert rows.verdict(found) == (text, code)
 
 

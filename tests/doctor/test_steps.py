@@ -23,10 +23,10 @@ def test_both_forms_agree_and_a_broken_one_is_found(monkeypatch):
 
 
 @pytest.mark.parametrize('policy', ['mixed_bfloat16', 'mixed_float16'])
-def test_a_precision(policy):
+def test_a_step_in_each_precision_is_near_float32(policy):
   assert {result for _, result in results(steps.step(steps.CPU, policy))} == {'ok'}
 
 
-def test_two_replicas(two_replicas):
+def test_two_replicas_compute_what_one_device_does(two_replicas):
   found = results(steps.replicas(two_replicas, '2 CPUs'))
   assert len(found) == 3 and {result for _, result in found} == {'ok'}

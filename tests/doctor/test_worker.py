@@ -8,7 +8,7 @@ from rethink_tf.doctor.rows import Row
 
 
 @pytest.mark.parametrize('gpus, usable', [(0, True), (1, True), (2, True), (1, False)])
-def test_the_plan(monkeypatch, gpus, usable):
+def test_the_plan_has_the_checks_of_each_usable_device(monkeypatch, gpus, usable):
   found = [devices.Gpu(i, 'A100', (8, 0)) for i in range(gpus)]
   monkeypatch.setattr(devices, 'gpus', lambda: found)
   monkeypatch.setattr(devices, 'too_new', lambda _: None if usable else 'too new')

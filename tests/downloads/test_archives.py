@@ -95,7 +95,7 @@ def test_a_link_that_is_there_is_replaced_and_not_followed(tmp_path):
   assert (tmp_path / 'victim').read_bytes() == b'one' and (tmp_path / 'out' / 'a').read_bytes() == b'new'
 
 
-def test_bombs(tmp_path, monkeypatch):
+def test_bombs_are_refused_before_they_are_unpacked(tmp_path, monkeypatch):
   monkeypatch.setattr(archives, '_SLACK', 1000)
   path = zipped(tmp_path / 'x.zip', {'a': bytes(1_000_000)})
   refused(path, tmp_path / 'out', 'would unpack to 1,000,000 bytes in 1 files: too many for an archive of its size')
@@ -118,7 +118,7 @@ def test_damaged_archives(tmp_path):
   refused(str(tmp_path / 'cut.tar'), tmp_path / 'out2', 'damaged')
 
 
-def test_a_full_disk(tmp_path, monkeypatch):
+def test_a_full_disk_is_refused_before_unpacking(tmp_path, monkeypatch):
   path = zipped(tmp_path / 'x.zip', FILES)
   monkeypatch.setattr(archives.shutil, 'disk_usage', lambda _: archives.shutil._ntuple_diskusage(1, 1, 10))
   refused(path, tmp_path / 'out', '0 MiB are needed and 0 free: make room')

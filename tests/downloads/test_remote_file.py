@@ -21,10 +21,10 @@ def test_the_name_is_the_last_component():
   ({'mib': 3.002}, 'has 3.000 MiB instead of 3.002'),
   ({'sha256': 'ab12ab13'}, 'has the sha256 ab12ab12ab12ab12 instead of ab12ab13'),
   ({'sha256': 'ab12', 'md5': 'cd35'}, 'has the md5 cd34cd34cd34cd34 instead of cd35')])
-def test_differences(published, difference):
+def test_another_size_or_digest_is_a_difference(published, difference):
   assert FILE._replace(**published).difference(FOUND) == difference
 
 
-def test_digests(tmp_path):
+def test_digests_are_those_of_hashlib(tmp_path):
   (tmp_path / 'x').write_bytes(b'abc')
   assert digests(str(tmp_path / 'x')) == (3, hashlib.sha256(b'abc').hexdigest(), hashlib.md5(b'abc').hexdigest())

@@ -118,7 +118,7 @@ def test_a_slow_server_is_waited_for_and_a_stalled_one_asked_again(server, tmp_p
   fails(server, tmp_path, r'no answer within 0\.3 s')
 
 
-def test_redirects(server, tmp_path):
+def test_redirects_are_followed_to_http_only(server, tmp_path):
   with serving(OTHER) as other:
     server.faults = [('redirect', other.url())]
     assert get(server, tmp_path)[0] == OTHER
@@ -149,14 +149,14 @@ def test_other_addresses_are_refused(address):
     RemoteFile(address).check_address()
 
 
-def test_no_server(tmp_path):
+def test_an_unreachable_server_is_one_line(tmp_path):
   with serving() as gone:
     address = gone.url()
   fails(gone, tmp_path, 'Connection refused; the same command continues', RemoteFile(address))
   fails(gone, tmp_path, 'the server is not found .*: connect this machine', RemoteFile('http://no-such-host.invalid/x'))
 
 
-def test_a_full_disk(server, tmp_path, monkeypatch):
+def test_a_full_disk_is_refused_before_the_download(server, tmp_path, monkeypatch):
   monkeypatch.setattr(shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(1, 1, 1000))
   fails(server, tmp_path, r'0 MiB are needed and 0 free: make room, or choose another folder \(RETHINK_TF_CACHE\)')
   monkeypatch.undo()

@@ -86,7 +86,7 @@ def test_an_unknown_format(tmp_path):
 @pytest.mark.parametrize('size, form, words', [
   ('480', 'onnx', ('--image_size=480', 'height and width')), ('0,640', 'tflite', ('--image_size=0,640',)),
   ('a,b', 'onnx', ('--image_size=a,b',)), ('480,640', 'saved_model', ('--image_size', 'leave it out for saved_model'))])
-def test_image_sizes(tmp_path, size, form, words):
+def test_wrong_image_sizes_are_one_line(tmp_path, size, form, words):
   result = call('export', f'--model_dir={tmp_path}', f'--image_size={size}', f'--format={form}', cwd=tmp_path)
   assert_one_line(result, *words)
 

@@ -19,7 +19,7 @@ def detections(boxes, scores, classes):
   return {'boxes': boxes, 'scores': np.array(scores, float), 'classes': np.array(classes)}
 
 
-def test_comparison():
+def test_detections_match_only_with_equal_boxes_and_classes():
   one = detections([[0, 0, 10, 10], [5, 5, 20, 20]], [.9, .6], [1, 2])
   assert comparison.compare(one, one, 0.05, 100) == (4, 1.0, 0.0, 0.0, 0.0, 0.0)
   other_class = detections(one['boxes'], one['scores'], [1, 3])

@@ -100,7 +100,7 @@ def test_the_file_format_is_detectron2s(tmp_path):
   assert sorted(one.name for one in tmp_path.iterdir()) == names
 
 
-def test_settings():
+def test_settings_are_those_of_the_network():
   lines = writer.settings(resnext(), 'bgr', Resize((640, 800), 1333)).splitlines()
   settings = {name.strip(): json.loads(value) for name, value in (
     line.split(': ', 1) for line in lines if ': ' in line and 'FORMAT' not in line)}

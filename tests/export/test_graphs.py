@@ -14,7 +14,7 @@ RESIZE = Resize((64,), 96)
 @pytest.fixture(scope='module')
 def dynamic():
   def sizes(image):
-    return graphs._sizes(RESIZE, image)
+    return graphs.input_sizes(RESIZE, image)
 
   return tf.function(sizes, [tf.TensorSpec([None, None, 3], tf.uint8)], autograph=False)
 
@@ -26,7 +26,7 @@ def test_sizes_equal_those_of_the_input(dynamic, size):
   expected = [size, resized[0], padded_shapes[assign(resized, padded_shapes)[0]]]
   image = np.zeros([*size, 3], np.uint8)
   np.testing.assert_array_equal([value.numpy() for value in dynamic(image)], expected)
-  found = graphs._sizes(RESIZE, tf.constant(image))
+  found = graphs.input_sizes(RESIZE, tf.constant(image))
   assert all(isinstance(value, np.ndarray) for value in found)
   np.testing.assert_array_equal(found, expected)
 

@@ -120,7 +120,7 @@ def test_other_contents(tmp_path, change, message):
 
 def test_damaged_folders(tmp_path):
   folder = save(tmp_path, Model())
-  refused(folder, 'is no SavedModel of this package')
+  refused(folder, 'is not a SavedModel of this package')
   index = pathlib.Path(folder) / 'variables/variables.index'
   data = index.read_bytes()
   index.write_bytes(data[:-10])

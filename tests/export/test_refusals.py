@@ -16,4 +16,5 @@ def test_one_line_with_a_cure(error):
 
 def test_nothing_is_raised_without_an_error():
   with refusals.in_words('the runtime cannot run it'):
-    pass
+    result = 'detections'
+  assert result == 'detections'

@@ -103,7 +103,7 @@ def stub():
             'classes': tf.constant([1, 2]), 'masks': tf.ones([2, 28, 28])}
 
   find = tf.function(find, input_signature=[tf.TensorSpec([None, None, 3], tf.uint8), tf.TensorSpec([])])
-  return tf.function(lambda files: saved_model._detect_files(find, 3, files, 0.1), autograph=False,
+  return tf.function(lambda files: saved_model.detect_in_files(find, 3, files, 0.1), autograph=False,
                      input_signature=[tf.TensorSpec([None], tf.string)])
 
 
@@ -267,7 +267,7 @@ def test_a_difference_is_an_error_and_leaves_no_files(trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_errors(trained, tmp_path):
+def test_existing_folders_and_impossible_thresholds_are_refused(trained, tmp_path):
   with pytest.raises(UserError, match='exists already'):
     saved_model.export(str(tmp_path), trained.detector, trained.predict, trained.inputs)
   with pytest.raises(UserError, match='score_threshold = 1.5'):

@@ -39,7 +39,7 @@ def make_inputs(folder, **settings):
   return TrainInput(CocoSource(str(folder), training=True), batch_size=2, resize=Resize((64,), 96), **settings)
 
 
-def test_command(damaged, tmp_path):
+def test_the_command_counts_damaged_files_and_annotations(damaged, tmp_path):
   out = tmp_path / 'runs/data' / damaged.name
   result = call('inspect_data', '--gin_file=gin_configs/scratch_6x.gin', f'--data_dir={damaged}',
                 '--gin_param=Resize.short_side = (64,)', '--gin_param=Resize.max_side = 96', '--images=6',

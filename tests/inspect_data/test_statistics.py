@@ -55,7 +55,7 @@ def test_synthetic_data_is_not_suspicious():
   np.testing.assert_allclose(table.boxes[table.images == 0], first.boxes, atol=1)
 
 
-def test_voc(tmp_path):
+def test_difficult_objects_of_voc_are_counted_as_crowds(tmp_path):
   files = {'000001': small_voc.xml(small_voc.item(), small_voc.item(box=(11, 21, 30, 50))),
            '000002': small_voc.xml(small_voc.item(difficult=1))}
   source = VocSource(small_voc.write(tmp_path, {'train': files}), sets=('train',), classes=('dog',))

@@ -11,7 +11,7 @@ from tests.small_coco import annotation, image
 from tests.test_command_line import assert_one_line
 
 
-def test_the_command(run, tmp_path):
+def test_the_command_reports_errors_of_boxes_and_masks(run, tmp_path):
   result = call('inspect_run', f'--model_dir={run}', cwd=tmp_path)
   assert result.returncode == 0, result.stderr
   folder = run / 'eval' / 'step-00000002'
@@ -40,7 +40,7 @@ KEYPOINTS = {'categories': [{'id': 1, 'name': 'thing', 'keypoints': ['nose', 'le
                              'skeleton': [[1, 2], [1, 3]]}]}
 
 
-def test_keypoints(tmp_path):
+def test_swapped_keypoints_are_reported_as_inversions(tmp_path):
   """A detector that swaps the ears in one of two images."""
   places = [20, 20, 2, 12, 15, 2, 28, 15, 2]
   annotations = [annotation(k, image_id=k, keypoints=places, num_keypoints=3) for k in (1, 2)]
@@ -71,7 +71,7 @@ def test_keypoints(tmp_path):
     assert cv2.imread(str(folder / name)).std() > 5, name
 
 
-def test_voc(tmp_path):
+def test_results_of_voc_are_inspected(tmp_path):
   """A dog detected as a cat and a correct cat, in the files of the development kit."""
   data = small_voc.write(tmp_path / 'data', {'VOC2012/val': {
     '2012_000001': small_voc.xml(small_voc.item('dog', (11, 11, 40, 50))),

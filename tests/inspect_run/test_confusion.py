@@ -24,7 +24,7 @@ def one_object(crowd=0):
   (3, BOX, .9, 0, {(0, 0): 1}), (7, BOX, .9, 0, {(0, 1): 1}), (7, [60, 60, 20, 20], .9, 0, {(0, 3): 1, (3, 1): 1}),
   (3, BOX, .4, 0, {(0, 3): 1}),  # below the threshold
   (3, BOX, .9, 1, {}), (7, BOX, .9, 1, {(3, 1): 1})])  # a crowd: of its class ignored, of another one nothing
-def test_cells(category, box, score, crowd, cells):
+def test_each_detection_and_object_falls_into_its_cell(category, box, score, crowd, cells):
   found = matrix(one_object(crowd), [{'image_id': 1, 'category_id': category, 'bbox': box, 'score': score}])
   assert {tuple(cell): found.counts[tuple(cell)] for cell in np.argwhere(found.counts).tolist()} == cells
 

@@ -110,7 +110,7 @@ def test_detections_on_crowds_are_ignored():
   assert result.ap == pytest.approx(1) and result.objects == 1
 
 
-def test_empty_inputs():
+def test_without_objects_or_detections_ap_is_defined():
   nothing = analyse(truth(), [])
   assert nothing.ap == nothing.all_fixed == -1 and not errors(nothing)
   only_wrong = analyse(truth(), detected((1, 3, BOX, 0.5)))

@@ -72,7 +72,7 @@ OTHER = BODY + [300, 0]
   ('swap', {1: OTHER[2] + [radius(0.9), 0]}, 0.9),
   ('swap', {0: OTHER[0]}, 1.0),
 ], ids=['jitter', 'miss', 'near-miss', 'inversion', 'near-inversion', 'swap', 'swap-of-sides', 'swap-of-the-middle'])
-def test_one_error(kind, changes, fixed):
+def test_the_gain_of_fixing_one_error_is_known(kind, changes, fixed):
   """The gain is known: OKS is the mean of five similarities, AP the fraction of thresholds that it reaches."""
   gt = truth((1, BODY), (1, OTHER))
   result = analyse(gt, detected((1, moved(changes), 0.9), (1, OTHER, 0.8)), SIGMAS)
@@ -126,7 +126,7 @@ def test_unlabelled_keypoints_and_ignored_objects():
   assert result.by_keypoint[:, 2].sum() == 0
 
 
-def test_matching():
+def test_good_detections_are_matched_first():
   """A good detection is matched before a more confident poor one; one elsewhere is unmatched."""
   gt = truth((1, BODY), (2, BODY), images=2)
   poor = moved({0: [300, 300], 1: [300, 300], 2: [300, 300]})
@@ -137,7 +137,7 @@ def test_matching():
   assert errors(analyse(gt, detected((1, poor, 0.9)), SIGMAS)) == {'miss': 3}, 'matched without the good one'
 
 
-def test_empty_inputs():
+def test_without_objects_or_detections_nothing_is_gained():
   nothing = analyse(truth(), [], SIGMAS)
   assert nothing.ap == -1 and not errors(nothing) and not any(nothing.gained.values())
   missed = analyse(truth((1, BODY)), [], SIGMAS)

@@ -63,7 +63,7 @@ def test_nothing_found_and_nothing_there(scores, objects, ap):
 
 
 def test_a_threshold_has_few_decimals():
-  between = precision_recall._round_between
+  between = precision_recall.round_between
   assert [between(0.1, 0.4318), between(0.431, 0.4318), between(-np.inf, 0.001)] == [0.43, 0.4318, 0.0]
   assert 0.43 < between(0.43, 0.43 + 1e-12) <= 0.43 + 1e-12 and between(0.3, np.nextafter(0.3, 1)) > 0.3
 

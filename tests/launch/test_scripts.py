@@ -42,7 +42,7 @@ def workers(code, *options, count=2):
 
 
 @pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: path.name)
-def test_form(script):
+def test_scripts_pass_shellcheck(script):
   lines = script.read_text().splitlines()
   assert lines[0] == '#!/usr/bin/env bash' and 'set -euo pipefail' in lines and os.access(script, os.X_OK)
   assert max(map(len, lines)) <= 120
@@ -54,7 +54,7 @@ def test_form(script):
 
 
 @pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: path.name)
-def test_help(script):
+def test_help_names_files_that_exist(script):
   result = call(script, '--help')
   assert result.returncode == 0 and f'launch/{script.name}' in result.stdout and result.stderr == ''
   for name in re.findall(r'gin_configs/\w+\.gin', result.stdout):
@@ -147,7 +147,7 @@ def test_hosts_with_numbers_in_decimal():
   assert call(MULTI_WORKER, f'--hosts={hosts}', '--index=08', '--', 'true').returncode == 0
 
 
-def test_hosts():
+def test_a_printed_command_has_the_effect_of_its_index():
   printed = call(MULTI_WORKER, '--hosts=n1:2222,n2:2222', '--print', '--', 'echo', 'two words')
   assert printed.returncode == 0
   lines = [line for line in printed.stdout.splitlines() if not line.startswith('#')]

@@ -34,7 +34,7 @@ def pools(**changes):
   return vertex.custom_job(REQUEST._replace(**changes))['jobSpec']['workerPoolSpecs']
 
 
-def test_one_host():
+def test_a_job_of_one_host_has_one_pool():
   job = vertex.custom_job(REQUEST)
   assert job['displayName'] == 'six'
   [pool] = job['jobSpec']['workerPoolSpecs']
@@ -102,7 +102,7 @@ def test_events_go_where_the_service_looks(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('accelerator, count, machine', EVERY_MACHINE)
-def test_machines(accelerator, count, machine):
+def test_each_accelerator_gets_its_machine(accelerator, count, machine):
   spec = vertex.machine_spec(REQUEST._replace(accelerator=accelerator, count=count, machine_type=machine))
   assert spec.pop('machineType') == machine
   if machine.startswith('ct5lp'):
@@ -120,7 +120,7 @@ def test_a_tpu_takes_the_tpu_strategy():
   assert pool['machineSpec'] == {'machineType': 'ct5lp-hightpu-8t', 'tpuTopology': '2x4'}
 
 
-def test_no_accelerator():
+def test_a_job_without_accelerators_gets_a_cpu_machine():
   assert pools(accelerator='none', count=1)[0]['machineSpec'] == {'machineType': 'n1-standard-16'}
   assert pools(accelerator='none', count=1, machine_type='e2-standard-8')[0]['machineSpec'] == {
     'machineType': 'e2-standard-8'}
@@ -207,7 +207,7 @@ def checked(monkeypatch):
 def test_the_configuration_is_checked_before_submission(checked):
   checked(['vertex'])
   vertex.check_configuration(REQUEST)
-  with pytest.raises(UserError, match=r"BATCH_SIZE = 16 is no multiple of the 24 devices .*'BATCH_SIZE = 24'"):
+  with pytest.raises(UserError, match=r"BATCH_SIZE = 16 is not a multiple of the 24 devices .*'BATCH_SIZE = 24'"):
     vertex.check_configuration(REQUEST._replace(accelerator='none', count=24))
   checked(['vertex', '--gin_param=SCHEDUEL = 2'])
   with pytest.raises(UserError, match='SCHEDUEL'):

@@ -259,7 +259,7 @@ def test_a_form_of_suppression_that_does_not_exist(settings, message):
 
 @pytest.mark.parametrize('settings, message', [
   (dict(anchors=Anchors((8, 16, 32, 64, 128), (0.3, 0.5, 1.0, 2.0, 3.0))), 'set RPNHead.anchors_per_cell = 5'),
-  (dict(anchors=Anchors((8, 16, 32, 64, 128), (1.0,))), 'anchors_per_cell = 3, but .* make 1 anchors of a cell'),
+  (dict(anchors=Anchors((8, 16, 32, 64, 128), (1.0,))), 'anchors_per_cell = 3, but .* give 1 anchors per cell'),
   (dict(anchors=Anchors((32, 64)), fpn=SingleLevel(4)), 'set RPNHead.anchors_per_cell = 6')])
 def test_anchors_that_the_rpn_head_does_not_predict(settings, message):
   with pytest.raises(UserError, match=message):

@@ -30,7 +30,7 @@ def some_rois(rng, number=40):
   return np.concatenate([low, low + rng.uniform(3, 150, (number, 2))], 1).astype(np.float32)
 
 
-def test_targets():
+def test_targets_are_the_cells_of_the_reference():
   rng = np.random.default_rng(0)
   rois = some_rois(rng)
   points = rois[:, None, :2] + rng.uniform(-0.3, 1.3, (40, 7, 2)) * (rois[:, None, 2:] - rois[:, None, :2])
@@ -85,7 +85,7 @@ def test_decoding_equals_opencv(limit):
   np.testing.assert_allclose(ours[..., 2], theirs[..., 2], rtol=1e-3)
 
 
-def test_without_boxes():
+def test_no_boxes_give_no_keypoints():
   assert decode_heatmaps(tf.zeros([0, 4, SIZE, SIZE]), tf.zeros([0, 4])).shape == (0, 4, 3)
 
 

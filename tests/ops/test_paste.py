@@ -42,7 +42,7 @@ def test_pixels_equal_paste(pasted, size, cells):
   np.testing.assert_array_equal(result, expected(masks, boxes, *size))
 
 
-def test_at_full_size(pasted):
+def test_masks_of_a_full_size_image_equal_the_reference(pasted):
   rng = np.random.default_rng(5)
   masks, boxes = random_masks(rng, 12), random_boxes(rng, 12, 800, 1333, smallest=20)
   np.testing.assert_array_equal(pasted(masks, boxes, 800, 1333), expected(masks, boxes, 800, 1333))

@@ -12,7 +12,7 @@ from rethink_tf.ops import portable
 from rethink_tf.ops.roi_align import flatten
 
 
-def test_the_context():
+def test_the_choice_ends_with_its_context_and_thread():
   found = []
   with pytest.raises(ZeroDivisionError), portable.operations():
     thread = threading.Thread(target=lambda: found.append(portable.chosen()))

@@ -23,11 +23,11 @@ def compare(resized, image, height, width):
   ((480, 640), (800, 1067)), ((1200, 900), (1067, 800)), ((64, 48), (32, 24)), ((37, 53), (37, 53)), ((1, 1), (7, 5)),
   ((1, 300), (32, 9)), ((300, 1), (299, 1)), ((3, 3), (1, 1)),
 ], ids=str)
-def test_given_sizes(resized, size, new):
+def test_given_sizes_equal_opencv(resized, size, new):
   compare(resized, np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8), *new)
 
 
-def test_random_sizes(resized):
+def test_random_sizes_equal_opencv(resized):
   rng = np.random.default_rng(1)
   for _ in range(60):
     height, width, new_height, new_width = rng.integers(1, 300, 4).tolist()

@@ -43,7 +43,7 @@ def compute(features, boxes, size, ratio, aligned, method, upstream):
   features = [tf.constant(f, tf.float32) for f in features]
   with tf.GradientTape() as tape:
     tape.watch(features)
-    pooled = roi_align.roi_align(roi_align.flatten(features), tf.constant(boxes), size, 2, ratio, aligned, method)
+    pooled = roi_align.roi_align(roi_align.flatten(features), tf.constant(boxes), size, ratio, aligned, method)
     total = tf.reduce_sum(pooled * tf.constant(upstream, tf.float32))
   return pooled.numpy(), [g.numpy() for g in tape.gradient(total, features, unconnected_gradients='zero')]
 
@@ -105,7 +105,7 @@ def test_a_box_depends_only_on_its_image():
   np.testing.assert_array_equal(together[1:], alone)
 
 
-def test_levels():
+def test_levels_follow_the_area_of_a_box():
   def square(side):
     return [10.0, 10.0, 10.0 + side, 10.0 + side]
   sides = {1: 2, 111: 2, 113: 3, 223: 3, 225: 4, 447: 4, 449: 5, 2000: 5, 0: 2}

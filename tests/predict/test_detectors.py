@@ -92,7 +92,7 @@ def test_a_folder_without_a_saved_model_of_this_package(tmp_path):
   module = tf.Module()
   module.twice = tf.function(lambda x: 2 * x, input_signature=[tf.TensorSpec([], tf.float32)])
   tf.saved_model.save(module, str(tmp_path / 'other'))
-  with pytest.raises(UserError, match='is no SavedModel of this package'):
+  with pytest.raises(UserError, match='is not a SavedModel of this package'):
     detectors.SavedModelDetector(str(tmp_path / 'other'))
 
 

@@ -1,4 +1,4 @@
-"""TensorBoard events whose files are deleted under way."""
+"""TensorBoard events whose files are deleted during the run."""
 
 import shutil
 
@@ -20,7 +20,7 @@ def test_events_begin_anew_when_their_folder_is_deleted(tmp_path, caplog):
   assert writers.get() is writers.get() and not caplog.messages
   shutil.rmtree(tmp_path / 'tensorboard')
   write(writers, 2)
-  assert len(caplog.messages) == 1 and 'deleted under way' in caplog.messages[0]
+  assert len(caplog.messages) == 1 and 'deleted during the run' in caplog.messages[0]
   events = plugin_event_accumulator.EventAccumulator(str(tmp_path / 'tensorboard'))
   events.Reload()
   assert [event.step for event in events.Tensors('loss')] == [2]

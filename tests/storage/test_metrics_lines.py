@@ -7,7 +7,7 @@ from rethink_tf.storage import metrics_lines
 
 @pytest.mark.parametrize('content, reason', [
   (b'{"step": 2, "loss', 'is incomplete'), (b'\xff\xfe', 'is incomplete'), (b'[' * 100000, 'is incomplete'),
-  (b'[1]', 'is no object'), (b'null', 'is incomplete'), (b'{"kind": "train"}', 'has no "step"'),
+  (b'[1]', 'is not an object'), (b'null', 'is incomplete'), (b'{"kind": "train"}', 'has no "step"'),
   (b'{"kind": "train", "step": "7"}', 'has no "step"'), (b'{"step": 1e400}', 'has no "step"'),
   (b'{"step": 1' + b'0' * 400 + b'}', 'has no "step"'), (b'{"step": -1}', 'has no "step"'),
   (b'{"step": 1, "kind": 3}', 'has a "kind"')], ids=range(11))

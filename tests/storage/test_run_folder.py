@@ -350,7 +350,7 @@ def test_deleted_metrics_are_reported(tmp_path, caplog):
   folder.append_metrics({'step': 1})
   (tmp_path / 'metrics.jsonl').unlink()
   folder.append_metrics({'step': 2})
-  assert 'was deleted or cut short under way' in caplog.messages[0]
+  assert 'was deleted or truncated during the run' in caplog.messages[0]
   assert [line['step'] for line in folder.read_metrics()] == [2]
 
 

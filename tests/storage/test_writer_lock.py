@@ -66,9 +66,18 @@ def test_a_living_process_of_this_machine(folder):
   writer_lock.acquire(folder).release()  # at once after SIGKILL
 
 
+def take_over(folder):
+  """Acquire and release the lease: it is this process' meanwhile, and nobody's afterwards."""
+  lock = writer_lock.acquire(folder)
+  holder = writer_lock.read(folder)
+  assert holder.token != 'another' and holder.pid == os.getpid()
+  lock.release()
+  assert writer_lock.read(folder) is None
+
+
 def test_a_lease_of_this_process_that_it_no_longer_holds(folder):
   write(folder)
-  writer_lock.acquire(folder).release()
+  take_over(folder)
 
 
 def test_a_silent_process_of_another_machine_is_dead(folder):
@@ -100,7 +109,7 @@ def test_one_that_ends_while_it_is_watched(folder):
   elsewhere(folder)
   timer = threading.Timer(0.05, lambda: os.remove(folder.join(writer_lock.FILE)))
   timer.start()
-  writer_lock.acquire(folder).release()
+  take_over(folder)
   timer.join()
 
 
@@ -167,7 +176,8 @@ def test_a_removed_file_is_written_again(folder, monkeypatch):
 def test_a_damaged_file_is_nobodys(tmp_path, content):
   folder = RunFolder(str(tmp_path))
   pathlib.Path(folder.join(writer_lock.FILE)).write_bytes(content)
-  writer_lock.acquire(folder).release()
+  assert writer_lock.read(folder) is None
+  take_over(folder)
 
 
 def test_a_second_follower_is_refused_while_training_goes_on(tmp_path):

@@ -144,11 +144,11 @@ def runner_lines(folder):
 
 def test_progress_of_pre_training_is_the_line_of_its_command(tmp_path):
   log = tmp_path / 'shapes.log'
-  assert execution._last_step(str(log)) == ''
+  assert execution.last_step(str(log)) == ''
   log.write_text('run folder shapes\n')
-  assert execution._last_step(str(log)) == ''
+  assert execution.last_step(str(log)) == ''
   log.write_text('step 50/100  loss 1.2  ETA 3 s\nstep 60/100  loss 1.1  ETA 2 s\nevaluation at step 60: 71.2\n')
-  assert execution._last_step(str(log)) == 'step 60/100  loss 1.1  ETA 2 s'
+  assert execution.last_step(str(log)) == 'step 60/100  loss 1.1  ETA 2 s'
 
 
 def test_a_run_without_a_complete_checkpoint_is_not_done(tmp_path):

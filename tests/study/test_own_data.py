@@ -115,7 +115,7 @@ def test_synthetic_shapes_are_left_out_where_they_take_most_of_the_time(minutes,
 @pytest.mark.parametrize('gpus, given, error, weights, why', [
   ([], None, None, None, 'no GPU'), ([1], None, None, own_data.IMAGENET, "from ImageNet's"),
   ([1], None, UserError('offline'), None, 'out of reach (offline)'), ([], 'a.pkl', None, 'a.pkl', 'from a.pkl')])
-def test_weights(monkeypatch, gpus, given, error, weights, why):
+def test_the_choice_of_weights_and_its_reason(monkeypatch, gpus, given, error, weights, why):
   def get(name):
     assert catalog.find(name) is not None
     if error:
@@ -143,14 +143,14 @@ def test_a_choice_is_kept_and_used_again(folders, tmp_path, monkeypatch, capsys)
   assert own_data.plan(data, 30, output) == first
   printed = capsys.readouterr().out
   assert 'no object has a mask' in printed and '--gin_file=gin_configs/studies/own_data_narrow.gin' in printed
-  with pytest.raises(UserError, match='is the choice for .*another --output'):
+  with pytest.raises(UserError, match='was chosen for .*another --output'):
     own_data.plan(str(folders / 'masks'), 30, output)
   earlier = json.loads((tmp_path / 'study/choice.json').read_text())
   assert earlier.pop('study_params') == []
   (tmp_path / 'study/choice.json').write_text(json.dumps(earlier))  # as before there were any
   assert own_data.plan(data, 30, output) == first
   (tmp_path / 'study/choice.json').write_text(json.dumps({'data_dir': 3}))
-  with pytest.raises(UserError, match='is not a choice of this command: delete it'):
+  with pytest.raises(UserError, match='was not written by this command: delete it'):
     own_data.plan(data, 30, output)
 
 
@@ -186,7 +186,7 @@ def test_pre_training_on_the_same_images_grows_with_the_schedules(folders, tmp_p
   assert target.data_dir == data and target.command == 'train'
 
 
-def test_the_command(folders, tmp_path):
+def test_the_command_plans_a_study_of_a_data_folder(folders, tmp_path):
   done = call('study', f'--data_dir={folders}/boxes', '--dry_run', '--nocalibrate', f'--output={tmp_path}/study',
               cwd=ROOT)
   assert done.returncode == 0, done.stderr

@@ -132,7 +132,7 @@ Study.pretraining = {
   assert made('target', 'other') == ['imagenette'] and made('imagenette', 'target', 'other') == []
 
 
-def test_submission(tmp_path, capfd):
+def test_runs_are_submitted_once_what_they_start_from_is_trained(tmp_path, capfd):
   plan = plan_study(STUDY, str(tmp_path / 'own'), share_prefixes=False)
   with pytest.raises(UserError, match='must be trained first'):
     submit_study(plan, 'echo')

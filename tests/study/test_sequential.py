@@ -48,7 +48,7 @@ class Study:
   def compare(self, folders):
     self.compared += 1
     runs = copies.independent(read_runs(folders))
-    differences = Differences(runs, 'box/AP', report._matches_reader(runs, 'box/AP'), 50,
+    differences = Differences(runs, 'box/AP', report.matches_reader(runs, 'box/AP'), 50,
                               look=looks.of_runs(folders).strictest.look)
     return Comparison(tuple(runs), 'box/AP', tuple(verdict.verdicts(runs, differences)), '', '')
 

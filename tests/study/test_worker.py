@@ -37,15 +37,15 @@ def test_arguments_are_those_of_the_training_command():
 @pytest.mark.usefixtures('no_configuration_is_left')
 def test_fewer_held_out_images_for_a_calibration(tmp_path):
   experiment.configure(FILES, (*tiny.PARAMS, 'eval/synthetic.num_images = 8'))
-  assert worker._hold_out_fewer(8) == 1.0
-  assert worker._hold_out_fewer(2) == 0.25
+  assert worker.hold_out_fewer(8) == 1.0
+  assert worker.hold_out_fewer(2) == 0.25
   assert len(experiment.run('evaluate', str(tmp_path)).eval_input.source.image_ids) == 2
 
 
 @pytest.mark.usefixtures('no_configuration_is_left')
 def test_a_source_of_the_users_own_is_evaluated_whole():
   experiment.configure(FILES, (*tiny.PARAMS, 'run.eval_source = @VGG'))
-  assert worker._hold_out_fewer(2) == 1.0
+  assert worker.hold_out_fewer(2) == 1.0
 
 
 def test_it_ends_with_its_standard_input(tmp_path):

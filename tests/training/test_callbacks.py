@@ -13,7 +13,7 @@ import tf_keras
 
 from rethink_tf.errors import Interrupted, UserError
 from rethink_tf.storage.run_folder import RunFolder
-from rethink_tf.training.callbacks import ProgressAndMetrics, SaveCheckpoints, Seen, StopOnNonFinite
+from rethink_tf.training.callbacks import ProgressAndMetrics, SamplesSeen, SaveCheckpoints, StopOnNonFinite
 from rethink_tf.training.optimizers import SGD
 from rethink_tf.training.preemption import Interruption
 from rethink_tf.training.schedules import KTimesSchedule
@@ -264,7 +264,7 @@ def test_evaluated_steps_are_saved():
   assert [step for step, _, _ in saved.calls] == [3, 4, 6, 8]
 
 
-def test_two_replicas(folder, two_replicas):
+def test_metrics_and_checkpoints_of_two_replicas_count_each_step_once(folder, two_replicas):
   with two_replicas.scope():
     model = Regression()
     model.compile(SGD(.01))
@@ -279,8 +279,8 @@ def test_two_replicas(folder, two_replicas):
 
 
 def test_counters_of_another_version_begin_at_zero(caplog):
-  assert Seen.restored(None) == Seen() and not caplog.messages
+  assert SamplesSeen.restored(None) == SamplesSeen() and not caplog.messages
   state = {'images': 4, 'instances': 'many', 'pixels': 5, 'padded_pixels': float('nan'), 'seconds': 2.5, 'tokens': 9}
-  assert Seen.restored(state) == Seen(images=4, pixels=5, seconds=2.5)
+  assert SamplesSeen.restored(state) == SamplesSeen(images=4, pixels=5, seconds=2.5)
   assert len(caplog.messages) == 1 and 'tokens' in caplog.messages[0] and 'instances' in caplog.messages[0]
-  assert Seen.restored([1]) == Seen()
+  assert SamplesSeen.restored([1]) == SamplesSeen()

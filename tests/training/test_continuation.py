@@ -107,14 +107,14 @@ def test_statistics_over_other_numbers_of_images_are_reported(folder, caplog, no
   start = Start(folder, 5, f'ResNet.norm = @{norm}', 'ResNet.depth = 14')
   gin.get_configurable(ResNet)()
   start.devices = Devices(replicas, 4 // replicas, 2)
-  continuation.warn_of_other_statistics(start, 5)
-  assert ('up to step 5 SyncBatchNorm took its statistics over 8 images, from now on over 2' in caplog.text) == warned
+  continuation.warn_of_other_statistics(start)
+  assert ('SyncBatchNorm took its statistics over 8 images, from now on over 2' in caplog.text) == warned
 
 
 def test_a_step_beyond_the_schedule_is_reported(folder, caplog):
   Start(folder, 0).go()
   Start(folder, 101).go()
-  assert 'stands at step 101, beyond the end of the schedule, 100' in caplog.text
+  assert 'at step 101, beyond the end of the schedule (100)' in caplog.text
 
 
 def coco_of(folder, boxes, names, order):

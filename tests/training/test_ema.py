@@ -12,7 +12,7 @@ from rethink_tf.evaluation.periodic import PeriodicEvaluation
 from rethink_tf.models.norms import sync_batch_norm
 from rethink_tf.storage.checkpoints import RunCheckpoints
 from rethink_tf.storage.run_folder import RunFolder
-from rethink_tf.structures import LabelledImages
+from rethink_tf.structures import AVERAGES, LabelledImages
 from rethink_tf.training import loop
 from rethink_tf.training.ema import EvaluatorWithAverages, ExponentialMovingAverage, OnAverages, restore
 from rethink_tf.training.optimizers import SGD
@@ -95,7 +95,7 @@ def assert_same(actual, expected):
   ({'decay': .9, 'warm_up': False}, [.9] * 6),
   ({'decay': .35}, [2 / 11, 3 / 12, 4 / 13, .35, .35, .35]),  # (1 + n) / (10 + n) up to the decay
   ({'decay': 0.}, [0.] * 6)], ids=['constant', 'warm-up', 'none'])
-def test_closed_form(settings, decays):
+def test_averages_equal_the_closed_form(settings, decays):
   trainer, average = make(**settings)
   start, record = weights(trainer), Record()
   fit(trainer, [average, record], 6)
@@ -202,7 +202,7 @@ def test_averages_that_a_run_did_not_have_start_at_its_weights(tmp_path):
   trackables = {'detector': trainer.detector, 'optimizer': trainer.optimizer, 'ema': average.state}
   with pytest.raises(UserError, match="no averages of the weights, .*--gin_param='run.ema = None'"):
     checkpoints.restore(trackables)
-  state = loop._restore_or_initialise(types.SimpleNamespace(
+  state = loop.restore_or_initialise(types.SimpleNamespace(
     folder=folder, trackables=trackables, checkpoints=checkpoints, averages=average,
     strategy=tf.distribute.get_strategy()))
   assert state['progress'] == {'images': 8} and trainer.optimizer.iterations.numpy() == 2
@@ -266,7 +266,7 @@ class Kernel(PeriodicEvaluation):
 def test_weights_and_averages_are_evaluated_under_different_names(tmp_path):
   trainer, average = make(decay=.9)
   folder = RunFolder(str(tmp_path))
-  of_averages = Kernel(trainer, folder.subfolder(EvaluatorWithAverages.NAME))
+  of_averages = Kernel(trainer, folder.subfolder(AVERAGES))
   both = EvaluatorWithAverages(Kernel(trainer, folder), of_averages, average)
   record = Record()
   fit(trainer, [average, record, both], 5)

@@ -121,7 +121,7 @@ def test_an_evaluation_that_a_kill_has_ended_is_repeated(tmp_path, monkeypatch, 
   repeated = case in ('lost', 'on demand', 'that of averages')
   assert seen == [(2, 2.0, {})] * repeated + [3.0]
   assert ('the evaluation of step 2 is not in metrics.jsonl' in caplog.text) == ('recorded' not in case)
-  assert ('is not there any more' in caplog.text) == (case == 'without its checkpoint')
+  assert ('its checkpoint is gone' in caplog.text) == (case == 'without its checkpoint')
   assert ('cannot be repeated: wrong checkpoint' in caplog.text) == (case == 'of another network')
 
 
@@ -176,5 +176,5 @@ def test_all_workers_start_from_the_same_weights(monkeypatch, own, error):
     checkpoints=types.SimpleNamespace(restore=lambda *_, **__: None), folder=None, initial_weights=None,
     trackables={}, train_input=source, eval_input=source)
   with pytest.raises(UserError, match=error) if error else contextlib.nullcontext():
-    loop._restore_or_initialise(experiment)
+    loop.restore_or_initialise(experiment)
   assert bool(answers['weights/1']) == bool(error)

@@ -38,7 +38,7 @@ def softplus(x):
 
 
 @pytest.mark.parametrize('beta', [0, 1 / 9, 1.0])
-def test_smooth_l1(beta):
+def test_smooth_l1_equals_its_formula(beta):
   difference = np.linspace(-3, 3, 101)
   ours = losses.smooth_l1(tf.constant(difference, tf.float32), beta)
   np.testing.assert_allclose(ours, smooth_l1(difference, beta), rtol=1e-5, atol=1e-7)
@@ -55,7 +55,7 @@ def rpn_outputs(rng, used=(6, 3)):
 
 
 @pytest.mark.parametrize('beta, divisor', [(1 / 9, 'sampled'), (0, 'batch_size')])
-def test_rpn_losses(rng, beta, divisor):
+def test_rpn_losses_equal_their_formulas(rng, beta, divisor):
   outputs, (logits, deltas, sampled, labels, weights, targets) = rpn_outputs(rng)
   objectness, box = [], []
   for i in range(2):

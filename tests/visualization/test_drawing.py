@@ -11,6 +11,7 @@ from rethink_tf.visualization.drawing import (
   ARROW_COLOUR,
   DETECTION_COLOUR,
   TRUTH_COLOUR,
+  DrawnObject,
   class_colour,
   draw,
   draw_error,
@@ -107,8 +108,8 @@ def test_labels_do_not_cover_a_narrow_image():
   ([0, 0, 700, 500], [690, 490, 700, 500]), ([-20, -20, 3, 3], [0, 0, 0.2, 0.2]), (None, [699, 499, 700, 500]),
 ])
 def test_an_error_is_drawn_enlarged(detected, true):
-  masks = [None if box is None else np.ones((700, 500), bool) for box in (detected, true)]
-  rendered = draw_error(grey(700, 500), detected, 'cat 0.90', true, 'dog', *masks)
+  rendered = draw_error(grey(700, 500), *(None if box is None else DrawnObject(box, text, np.ones((700, 500), bool))
+                                          for box, text in ((detected, 'cat 0.90'), (true, 'dog'))))
   assert max(rendered.shape[:2]) == 640 and rendered.dtype == np.uint8
   for box, colour in ((detected, DETECTION_COLOUR), (true, TRUTH_COLOUR)):
     assert (box is not None) == bool((rendered == colour).all(axis=2).any()), 'a colour for each box that exists'
@@ -117,7 +118,7 @@ def test_an_error_is_drawn_enlarged(detected, true):
 def test_the_crop_around_an_error():
   image = grey(1000, 1000)
   image[:, 500:] = 255
-  rendered = draw_error(image, [490, 490, 510, 510], '', None, '')
+  rendered = draw_error(image, DrawnObject([490, 490, 510, 510]), None)
   assert tuple(rendered[320, 40]) == (128,) * 3 and tuple(rendered[320, 600]) == (255,) * 3
 
 
@@ -126,8 +127,9 @@ def test_keypoints_of_an_error():
   detected = np.array([[310, 310, 1], [340, 340, 1]], float)
   true = np.array([[310, 350, 2], [0, 0, 0]], float)
   box = [300, 300, 360, 360]
-  plain, rendered = (draw_error(grey(700, 500), box, '', box, '', **more) for more in (
-    {}, {'detected_keypoints': detected, 'true_keypoints': true, 'skeleton': [(1, 2)], 'wrong': (0,)}))
+  plain = draw_error(grey(700, 500), DrawnObject(box), DrawnObject(box))
+  rendered = draw_error(grey(700, 500), DrawnObject(box, keypoints=detected), DrawnObject(box, keypoints=true),
+                        skeleton=[(1, 2)], wrong=(0,))
   scale = 640 / 102
   top = left = 330 - 51
   at = lambda y, x: tuple(rendered[round((y - top) * scale), round((x - left) * scale)])  # noqa: E731

@@ -20,10 +20,10 @@ def fonts(monkeypatch):
   """The families of plots, found anew."""
   def use(*names):
     monkeypatch.setattr(plotting, 'FURTHER_FONTS', names)
-    plotting._fonts.cache_clear()
-    return plotting._fonts()
+    plotting.installed_fonts.cache_clear()
+    return plotting.installed_fonts()
   yield use
-  plotting._fonts.cache_clear()
+  plotting.installed_fonts.cache_clear()
 
 
 def test_fonts_that_are_not_installed_are_left_out(fonts):

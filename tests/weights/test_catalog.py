@@ -119,7 +119,7 @@ def test_a_file_of_every_entry_is_described(tmp_path, name):
     assert any('MaskRCNN.pixel_std = (58.395, 57.12, 57.375)' in word for word in line)
 
 
-def test_the_table():
+def test_every_entry_has_address_source_licence_and_cost():
   for name, entry in catalog.entries().items():
     assert not catalog.is_path(name) and catalog.find(name) is entry and entry.name == name
     entry.remote.check_address()

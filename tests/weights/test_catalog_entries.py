@@ -14,7 +14,7 @@ IMAGENET = 1_281_167
   ('swav', 800 * IMAGENET, 800 * IMAGENET * (2 * 224**2 + 6 * 96**2)),
   ('detectron2_scratch_r50_gn_9x', 12_960_000, 12_960_000 * 800 * 1333),
   ('detectron2_r50_gn_3x', 100 * IMAGENET + 4_320_000, 100 * IMAGENET * 224**2 + 4_320_000 * 800 * 1333)])
-def test_costs(name, images, pixels):
+def test_costs_are_the_published_numbers_of_images_and_pixels(name, images, pixels):
   cost = ENTRIES[name].cost
   assert cost.images == pytest.approx(images) and cost.pixels == pytest.approx(pixels)
 

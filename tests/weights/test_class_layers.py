@@ -106,16 +106,16 @@ def test_outputs_of_common_classes_are_kept_when_asked(contents):
   assert found['mask_predictor/conv/kernel'].tolist() == [[[[7, 100]]]]
   found = matched(contents, arrays(), ['dog'], merge=True)  # a class of the file's, alone
   assert found['box_predictor/classes/bias'].tolist() == [-1, 100]
-  found = matched(contents, arrays(), ['cat', 'bird', 'cat'], merge=True)  # the second of a name starts anew
+  found = matched(contents, arrays(), ['cat', 'bird', 'cat'], merge=True)  # the second of a name is reinitialized
   assert found['box_predictor/classes/bias'].tolist() == [-1, 0, 200, 7]
 
 
 @pytest.mark.parametrize('which', [arrays, detectron2_arrays])
-def test_nothing_in_common_is_refused_with_the_layers_to_start_anew(contents, which):
+def test_nothing_in_common_is_refused_with_the_layers_to_reinitialize(contents, which):
   given = which()
   if which is detectron2_arrays:
     contents = made(own=False, classes=NAMES)
-  with pytest.raises(UserError, match=r"none of which has the name of one here .*'fish' is only here.*anew, or "
+  with pytest.raises(UserError, match=r"none of which has the name of one here .*'fish' is only here.*per class, or "
                      "PretrainedWeights.match_classes = 'allow_none'$") as caught:
     matched(contents, given, ['fish'], merge=True)
   assert str(class_layers.patterns(given)) in caught.value.line()
@@ -143,7 +143,8 @@ def test_another_spelling_is_named(contents, caplog):
   with pytest.raises(UserError, match=r"of one here \('Cat' is 'cat' there: rename it to keep its outputs\)"):
     matched(contents, arrays(), ['Cat', 'fish'], merge=True)
   matched(contents, arrays(), ['bird', 'DOG'], merge=True)
-  assert "1 of 2 classes have their outputs from it (bird); the others start anew ('DOG' is 'dog' there" in caplog.text
+  assert '1 of 2 classes take their outputs from it (bird)' in caplog.text
+  assert "the others are reinitialized ('DOG' is 'dog' there" in caplog.text
 
 
 def test_the_number_of_names_is_that_of_the_outputs():
@@ -164,7 +165,7 @@ def test_heads_that_one_side_lacks(contents, caplog):
   entries, given = class_layers.match_heads(
     contents, {'keypoint_head/a': 1, 'box_head/a': 2, 'mask_head/b': 3}, {'mask_head/b': 4, 'mask_predictor/c': 5})
   assert entries == {'box_head/a': 2, 'mask_head/b': 3} and given == {'mask_head/b': 4}
-  assert 'keypoint_head is not in it and starts anew' in caplog.text
+  assert 'keypoint_head is not in it and is reinitialized' in caplog.text
   assert 'mask_predictor is not loaded: the model has none' in caplog.text
 
 
@@ -182,7 +183,8 @@ def test_another_number_of_classes_names_the_patterns(name, background, pattern)
 
 
 def test_backbones_have_no_classes(contents):
-  matched(contents, arrays(), ['fish'] * 3, 'detector_backbone')
+  found = matched(contents, arrays(), ['fish'] * 3, 'detector_backbone')
+  assert all(np.array_equal(found[name], array) for name, array in arrays().items())
 
 
 def test_labels_of_a_classifier(contents):

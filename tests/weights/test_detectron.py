@@ -104,5 +104,5 @@ def test_strides_of_a_detector_are_in_its_configuration(tmp_path, config, expect
   ('kps_score_lowres_w', 'roi_heads.keypoint_head.score_lowres.weight'),
   ('_[mask]_fcn4_w', 'roi_heads.mask_head.mask_fcn4.weight'), ('fc7_b', 'roi_heads.box_head.fc2.bias'),
   ('what_is_this', 'what_is_this')])
-def test_names(name, canonical):
+def test_names_become_canonical_ones(name, canonical):
   assert detectron.canonical(name) == canonical

@@ -105,7 +105,7 @@ def test_the_printed_options_bind_the_grids_of_the_configuration(tmp_path, ratio
   init = next(value for name, value in printed if name == '--gin_file' and '/init/' in value)
   bound = {name: value for part in (Anchors, RoIPooler) for name, value in (
     (f'{part.__name__}.{one.name}', one.default) for one in inspect.signature(part).parameters.values())}
-  bound |= options._bindings_of(init.split('/')[-1].removesuffix('.gin'))
+  bound |= options.bindings_of(init.split('/')[-1].removesuffix('.gin'))
   bound |= {name: ast.literal_eval(value) for name, value in
             (value.split(' = ', 1) for name, value in printed if name == '--gin_param')}
   assert {name: bound[name] for name in ('Anchors.offset', 'RoIPooler.aligned', 'RoIPooler.sampling_ratio')} == {

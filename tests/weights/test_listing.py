@@ -11,7 +11,7 @@ from rethink_tf.weights import catalog, listing
 ENTRIES = catalog.entries()
 
 
-def test_the_table(tmp_path, monkeypatch):
+def test_the_table_has_a_row_for_each_entry(tmp_path, monkeypatch):
   monkeypatch.setenv('RETHINK_TF_CACHE', str(tmp_path))
   os.makedirs(ENTRIES['swav'].folder)
   open(ENTRIES['swav'].path, 'w').close()
@@ -32,7 +32,7 @@ def test_words_select_entries():
     listing.matching(ENTRIES.values(), ['vit'])
 
 
-def test_json(tmp_path, monkeypatch):
+def test_json_has_every_entry(tmp_path, monkeypatch):
   monkeypatch.setenv('RETHINK_TF_CACHE', str(tmp_path))
   found = {each['name']: each for each in json.loads(listing.as_json(ENTRIES.values()))}
   assert set(found) == set(ENTRIES)
@@ -42,7 +42,7 @@ def test_json(tmp_path, monkeypatch):
   assert one['cost']['images'] == 1_024_933_600 and one['source'] == 'facebookresearch/moco README.md'
 
 
-def test_an_entry():
+def test_the_description_names_address_and_checksum():
   rows = dict(listing.description(ENTRIES['torchvision_resnet50_v1']))
   assert rows['address'] == 'https://download.pytorch.org/models/resnet50-0676ba61.pth (address not tried)'
   assert rows['published'] == '98 MiB, sha256 0676ba61…' and rows['pre-training'].startswith('1.15e+08 images')

@@ -29,7 +29,7 @@ def test_architectures_have_the_shipped_files(shape, name):
 
 
 def test_defaults_and_shipped_bindings():
-  assert options._default('Anchors.offset') == 0.5 and options._default('Cascade.ious') == (0.6, 0.7)
-  shipped = options._bindings_of('detector_detectron2')
+  assert options.default_of('Anchors.offset') == 0.5 and options.default_of('Cascade.ious') == (0.6, 0.7)
+  shipped = options.bindings_of('detector_detectron2')
   assert shipped['Anchors.offset'] == 0.0 and shipped['RoIPooler.sampling_ratio'] == 0
-  assert options._quoted('A.b', 'c') == '"A.b = \'c\'"' and options._quoted('A.b', '@C()') == "'A.b = @C()'"
+  assert options.quoted('A.b', 'c') == '"A.b = \'c\'"' and options.quoted('A.b', '@C()') == "'A.b = @C()'"

@@ -198,8 +198,8 @@ def test_a_folder_without_a_checkpoint(tmp_path):
   ('MaskRCNN.pixel_mean = ' + '(' * 150, 'pixel_mean'), ('sync_batch_norm.epsilon = None', 'epsilon'),
   ('sync_batch_norm.epsilon = -1', 'epsilon'), ("ResNet.padding = 'valid'", 'padding')], ids=range(10))
 def test_bindings_of_invalid_values_are_ignored(line, field):
-  assert own._bound(f'{line}\n', field) is None
+  assert own.bound_value(f'{line}\n', field) is None
 
 
 def test_the_padding_of_a_run():
-  assert own._bound("ResNet.padding = 'same'\n", 'padding') == 'same'
+  assert own.bound_value("ResNet.padding = 'same'\n", 'padding') == 'same'

@@ -162,11 +162,11 @@ PAIRS = b''.join(b'q' + bytes([i]) + b'h' + bytes([i]) + b'\x86' for i in range(
   (MEBIBYTE + (EMPTY_ARRAY + b'(K\x01(J\x00\x00\x04\x00tcnumpy\ndtype\n(U\x02f4K\x00K\x01tR\x89h\x00tb') * 9,
    'larger than the file'),
   (state(shape=b'(' + b'\x8a\x40' + b'\x7f' * 64 + b't'), 'shape and bytes disagree'),
-  (b'ccollections\nOrderedDict\n]R', None), (b'cnumpy\ndtype\n]R', 'arguments that are no tuple'),
+  (b'ccollections\nOrderedDict\n]R', None), (b'cnumpy\ndtype\n]R', 'arguments that are not a tuple'),
   (b'h\x07', 'UnpicklingError'), (b'}K\x01\x93', 'STACK_GLOBAL'),
 ], ids=['bytearray', 'marks', 'operations', 'LONG4', 'INT', 'LONG', 'codec', 'arrays', 'sides', 'arguments',
         'arguments of a known name', 'memo', 'name'])
-def test_limits(tmp_path, monkeypatch, program, message):
+def test_pickles_that_would_take_minutes_or_gigabytes_are_refused(tmp_path, monkeypatch, program, message):
   """A few bytes that would take minutes or gigabytes."""
   monkeypatch.setattr(pickles, '_MAX_OPERATIONS', 100_000)
   before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -76,7 +76,7 @@ def test_one_checkpoint_of_the_run_is_loaded(plain, cascaded):
 
 
 @pytest.mark.slow
-def test_errors(plain, cascaded, tmp_path):
+def test_what_no_cascade_can_start_from_is_refused(plain, cascaded, tmp_path):
   with pytest.raises(UserError, match='loads weights into a cascade'):
     PlainRun(plain[1])(make(3)['detector'])
   with pytest.raises(UserError, match="heads = 'mean'"):

@@ -136,7 +136,7 @@ def test_non_finite_values_are_refused(tmp_path):
 @pytest.mark.parametrize('wrong, message', [
   (dict(part='head'), 'part'), (dict(channels='BGR'), 'channels'), (dict(norm='bn'), "use 'gn' or 'folded'"),
   (dict(prefix=3), 'PretrainedWeights.prefix = 3'), (dict(path=None), '--weights=FILE')])
-def test_arguments(wrong, message):
+def test_wrong_arguments_are_refused(wrong, message):
   with pytest.raises(UserError, match=message):
     PretrainedWeights(**(dict(path='x') | wrong))
 

@@ -104,5 +104,5 @@ def test_truncated_data(official, tmp_path):
   (0, 'kernel', 'stem.conv1.weight'), (1, 'gamma', 'stem.conv1.norm.weight'),
   (5, '_norm0/moving_variance', 'res3.1.shortcut.norm.running_var'), (5, '_conv3/kernel', 'res3.1.conv3.weight'),
   (5, '_squeeze_excitation/_se_expand/kernel', None), (1, 'kernel', None)])
-def test_names(number, variable, name):
-  assert tf_models._canonical(number, variable, 3, 1)[0] == name
+def test_variables_become_canonical_names(number, variable, name):
+  assert tf_models.canonical(number, variable, 3, 1)[0] == name

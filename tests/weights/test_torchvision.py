@@ -43,7 +43,7 @@ def test_the_licence_of_wsl():
   assert str(contents.architecture) == 'ResNeXt-101 32x16d'
 
 
-def test_names():
+def test_names_become_canonical_ones():
   assert torchvision.canonical('layer3.22.downsample.1.running_var') == 'res4.22.shortcut.norm.running_var'
   assert torchvision.canonical('bn1.bias') == 'stem.conv1.norm.bias'
   assert torchvision.canonical('layer1.0.se.weight') == 'res2.0.se.weight'  # unknown: refused by the loader

@@ -95,7 +95,7 @@ def test_fully_connected_layers_are_those_of_torch(tmp_path):
   ({'features.0.bias': None}, detector, 'conv1_1.bias'),
   ({'features.1.weight': np.ones(4, 'f')}, detector, 'BatchNorm'),
 ], ids=['resnet', 'norm', 'head', 'missing', 'batch norm'])
-def test_mismatches(tmp_path, change, make, message):
+def test_mismatches_are_refused_before_a_variable_changes(tmp_path, change, make, message):
   content = {name: array for name, array in (arrays() | change).items() if array is not None}
   model = make()
   before = [v.numpy() for v in model.variables]

@@ -3,7 +3,7 @@
 from rethink_tf.weights import transformers_resnet
 
 
-def test_names():
+def test_names_become_those_of_torchvision():
   renamed = transformers_resnet.renamed
   assert renamed('embedder.embedder.convolution.weight') == 'conv1.weight'
   assert renamed('embedder.embedder.normalization.running_var') == 'bn1.running_var'

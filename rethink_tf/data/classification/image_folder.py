@@ -183,14 +183,7 @@ def _find_labels(data_dir: str, split: str, labels_file: str | None) -> str:
 
 def _read_labels(path: str, images: Sequence[str], names: Sequence[str]) -> tuple[list[str], list[int]]:
   """Return the images of a flat folder, sorted, and their classes, from a list in one of the formats of ImageFolder."""
-  try:
-    with open_regular(path) as file:
-      if file.size() > _MAX_LIST_BYTES:
-        raise UserError(f'{path}: {file.size():,} bytes are too many for a list of labels')
-      lines = [line.replace(',', ' ').split() for line in file.read().decode('utf-8-sig').splitlines()]
-  except UnicodeDecodeError as error:
-    raise UserError(f'{path}: not a text file of names and classes: {in_one_line(error)}') from error
-  rows = [(number, fields[:2]) for number, fields in enumerate(lines, 1) if fields and fields[0] != 'ImageId']
+  rows = _read_rows(path)
   alone = all(len(fields) == 1 for _, fields in rows)
   if rows and alone:
     if len(rows) != len(images):
@@ -215,6 +208,18 @@ def _read_labels(path: str, images: Sequence[str], names: Sequence[str]) -> tupl
     raise UserError(f'{path}: names none of the {len(images)} images (e.g. {images[0]})')
   files = sorted(classes)
   return files, [classes[image] for image in files]
+
+
+def _read_rows(path: str) -> list[tuple[int, list[str]]]:
+  """Return the number of each line of a list of labels, and its first two fields."""
+  try:
+    with open_regular(path) as file:
+      if file.size() > _MAX_LIST_BYTES:
+        raise UserError(f'{path}: {file.size():,} bytes are too many for a list of labels')
+      lines = [line.replace(',', ' ').split() for line in file.read().decode('utf-8-sig').splitlines()]
+  except UnicodeDecodeError as error:
+    raise UserError(f'{path}: not a text file of names and classes: {in_one_line(error)}') from error
+  return [(number, fields[:2]) for number, fields in enumerate(lines, 1) if fields and fields[0] != 'ImageId']
 
 
 def _read_classes(path: str, rows: Sequence[tuple[int, list[str]]], names: Sequence[str],

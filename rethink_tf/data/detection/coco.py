@@ -13,14 +13,13 @@ from absl import logging
 
 from rethink_tf.data.categories import (
   Category,
-  categories_to_json,
   is_text,
   parse_categories,
   shorten,
   without_keypoints,
 )
 from rethink_tf.data.detection.annotation_reader import KEYPOINTS_ELSEWHERE, NO_ID, AnnotationReader, FieldError
-from rethink_tf.data.detection.annotations import Annotations, refuse_fractions
+from rethink_tf.data.detection.annotations import AnnotatedImages, Annotations, refuse_fractions
 from rethink_tf.data.folders import check_one_path, find_files
 from rethink_tf.data.image_notes import ImageNotes
 from rethink_tf.data.images import MAX_PIXELS, decode, read_file
@@ -28,7 +27,6 @@ from rethink_tf.data.json_files import load_json
 from rethink_tf.data.keypoint_pairs import with_pairs
 from rethink_tf.data.prepare import recognition
 from rethink_tf.data.prepare.coco_json import ROBOFLOW
-from rethink_tf.data.problems import Problems
 from rethink_tf.data.subset import select
 from rethink_tf.errors import UserError
 from rethink_tf.structures import Example, LeftOut
@@ -37,7 +35,7 @@ _STORED = object()  # replaces, in the parsed json, an annotation that is alread
 
 
 @gin.register('coco')
-class CocoSource:
+class CocoSource(AnnotatedImages):
   """A split of COCO (section 4), or of any data set with the same json.
 
   Attributes:
@@ -140,27 +138,6 @@ class CocoSource:
   def image_annotations(self, i: int) -> list[dict[str, Any]]:
     """Return the annotations of image i, crowds included, as COCO json objects."""
     return self._table.to_json(self._positions[i])
-
-  def annotations(self) -> dict[str, Any]:
-    """Return the COCO json of these images, crowds included: the ground truth of an evaluator."""
-    images = [{'id': int(id_), 'file_name': name, 'height': int(height), 'width': int(width)}
-              for id_, name, (height, width) in zip(self.image_ids, self.file_names, self.sizes, strict=True)]
-    annotations = [entry for i in range(len(images)) for entry in self.image_annotations(i)]
-    return {'images': images, 'annotations': annotations, 'categories': categories_to_json(self.categories)}
-
-  @property
-  def skipped(self) -> dict[str, int]:
-    """Reason -> number of annotations of the whole file that were dropped or changed."""
-    return self.problems.changed()
-
-  @property
-  def problems(self) -> Problems:
-    """Annotations of the whole file that were repaired, left out or look wrong."""
-    return self._table.problems
-
-  def digest(self, numbers: np.ndarray | None = None) -> str:
-    """Return a hash of the contents of the annotation file; numbers: of the categories in another order."""
-    return self._table.digest(numbers)
 
 
 def _join(folder: str, name: str) -> str:

@@ -1,4 +1,4 @@
-"""Images that a data set has twice, or that are both trained on and held out: equal files, and near-duplicates."""
+"""Finds images that a data set has twice, or that are both trained on and held out: equal files, near-duplicates."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import hashlib
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -48,7 +48,7 @@ class _File(NamedTuple):
 
 
 def find(sources: Mapping[str, Source]) -> dict[str, Problems]:
-  """Return the images of the sources (TRAINING, HELD_OUT) that are the same file as another, by split.
+  """Return the images that are the same file as another image, by split (TRAINING, HELD_OUT).
 
   Files are the same if their paths are, or their contents, which are compared where their sizes are equal.
   """
@@ -77,9 +77,9 @@ class Near(NamedTuple):
 
 
 def near(training: Source, held_out: Source) -> Near:
-  """Return the near-duplicates; of sources without files none.
+  """Return the near-duplicates; none of sources without files.
 
-  Images are decoded, of more than 5,000 a sample: of photographs of 12 megapixels in a minute.
+  All images are decoded, or a sample of 5,000: a minute for photographs of 12 megapixels.
   """
   if not all(hasattr(source, 'read') for source in (training, held_out)):
     return Near([], 0, len(held_out.image_ids), len(training.image_ids))
@@ -154,7 +154,7 @@ def _same_files(sources: Mapping[str, Source]) -> list[list[_File]]:
 
 
 def _of_equal_size(files: list[_File], paths: Mapping[_File, str]) -> list[_File]:
-  """Return the files whose size is that of another one: of records, whose images have no file, all of a small set."""
+  """Return the files that share their size with another; of records, whose images have no file, all of a small set."""
   sized = _equal(pair for pair in _map(lambda file: (_size(paths[file]), file), [f for f in files if f in paths])
                  if pair[0] > 0)
   packed = [file for file in files if file not in paths]
@@ -177,7 +177,7 @@ def _equal_contents(files: list[_File]) -> list[list[_File]]:
   return _equal(pair for pair in _map(digest, files) if pair[0])
 
 
-def _map(function, files: list[_File]) -> list:
+def _map(function: Callable[[Any], Any], files: list[Any]) -> list[Any]:
   with ThreadPoolExecutor(_READERS) as pool:
     return list(pool.map(function, files))
 

@@ -32,7 +32,7 @@ _ROWS_AT_A_TIME = 1 << 20  # of the tables, while they are made
 
 
 def numbers(inputs: TrainInput, start: int, stop: int, share: slice) -> np.ndarray:
-  """Return what decides the images of steps start to stop - 1 that are in `share` of the global batch, in order.
+  """Return the numbers that determine the images of steps start to stop - 1 in `share` of the global batch, in order.
 
   int32 [rows, 10]: index into the source; flipped; resized height, width; origin of the crop; padded height, width;
   seeds.

@@ -1,4 +1,4 @@
-"""What a record holds for training: instances as arrays, masks as crops.
+"""The training data in a record: instances as arrays, masks as crops.
 
 The annotations of a record are JSON, which no TensorFlow operation reads, and masks have to be rasterised. The
 converter therefore stores beside them what `Source.load` returns, for inputs that are graphs and for those in Python:
@@ -124,7 +124,7 @@ def decode_pixels(encoded: tf.Tensor) -> tf.Tensor:
 
 
 def _is_plain(encoded: bytes, image: np.ndarray) -> bool:
-  """Whether `decode_pixels` reads a file as `images.decode` does: not turned, CMYK, of 16 bits or another format."""
+  """Whether `decode_pixels` reads a file like `images.decode`: not rotated, CMYK, of 16 bits or of another format."""
   try:
     return np.array_equal(decode_pixels(tf.constant(encoded)).numpy(), image)
   except tf.errors.OpError:

@@ -163,7 +163,7 @@ class RecordSource:
             'categories': categories_to_json(self.categories)}
 
   def _note(self, index: Index) -> None:
-    """Keep what the index says of the data: problems, masks, and images that were left out."""
+    """Take over the index's facts about the data: problems, masks, and images that were left out."""
     self.total_bytes = sum(shard.bytes for shard in index.shards)
     self.problems = index.problems
     self.skipped = self.problems.changed()

@@ -265,7 +265,7 @@ def _compress(segmentation: dict[str, Any]) -> dict[str, Any]:
   if not (isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)):
     raise ValueError(f'RLE size {size!r}')
   if isinstance(counts, str | bytes):
-    runs = _run_lengths(counts.encode() if isinstance(counts, str) else counts)
+    runs = run_lengths(counts.encode() if isinstance(counts, str) else counts)
   elif isinstance(counts, list) and all(type(run) is int for run in counts):
     runs = np.array(counts)
   else:
@@ -280,7 +280,7 @@ def _compress(segmentation: dict[str, Any]) -> dict[str, Any]:
   return {'size': list(size), 'counts': counts if isinstance(counts, str) else counts.decode()}
 
 
-def _run_lengths(counts: bytes) -> np.ndarray:
+def run_lengths(counts: bytes) -> np.ndarray:
   """Decode a compressed RLE to int64 run lengths: five bits a character, lowest first; differences from run 4 on."""
   chars = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
   if not len(chars) or chars.min() < 0 or chars.max() > 63 or chars[-1] & 0x20:

@@ -84,7 +84,7 @@ def in_unit_square(boxes: np.ndarray, limits: np.ndarray) -> np.ndarray:
 
 
 def find_other_units(boxes: np.ndarray, limits: np.ndarray) -> list[tuple[str, np.ndarray]]:
-  """Return kinds of wrong coordinates that only many boxes [A, 4] (not clipped) show, and which they are, bool [A]."""
+  """Return kinds of wrong coordinates that only show in many boxes [A, 4] (not clipped), and which boxes, bool [A]."""
   low, high = boxes[:, :2], boxes[:, 2:]
   sides = high - low
   out = (high > limits + MAX_OVERHANG).any(axis=1) | (low < -MAX_OVERHANG).any(axis=1)
@@ -154,7 +154,7 @@ def wrong_masks(extents: np.ndarray, areas: np.ndarray, boxes: np.ndarray,
 
 
 def _explain(extents: np.ndarray, boxes: np.ndarray, limits: np.ndarray) -> list[np.ndarray]:
-  """Return the extents as they would be under each of _EXPLANATIONS."""
+  """Return the extents as each of _EXPLANATIONS would make them."""
   corners, sides = np.tile(boxes[:, :2], 2), extents[:, 2:] - extents[:, :2]
   scale = np.sqrt(_area(boxes) / np.maximum(sides.prod(axis=1), 1e-9))[:, None]
   return [extents[:, [1, 0, 3, 2]], extents * np.tile(limits, 2), extents + corners, extents * scale]

@@ -11,15 +11,14 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from rethink_tf.data.categories import Category, categories_to_json, is_text, shorten, warn_of_similar
+from rethink_tf.data.categories import Category, is_text, shorten, warn_of_similar
 from rethink_tf.data.detection.annotation_reader import AnnotationReader
-from rethink_tf.data.detection.annotations import Annotations, refuse_fractions
+from rethink_tf.data.detection.annotations import AnnotatedImages, Annotations, refuse_fractions
 from rethink_tf.data.detection.voc_xml import MAX_BYTES, VocAnnotation, XmlError, parse, too_large
 from rethink_tf.data.folders import check_one_path, list_names
 from rethink_tf.data.image_notes import ImageNotes
 from rethink_tf.data.images import MAX_PIXELS, ImageError, decode, read_file
 from rethink_tf.data.prepare import recognition
-from rethink_tf.data.problems import Problems
 from rethink_tf.data.subset import select
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.storage.files import open_regular
@@ -57,7 +56,7 @@ def _choose_image(entry: _Entry, annotation: VocAnnotation | XmlError) -> tuple[
 
 
 @gin.register('voc')
-class VocSource:
+class VocSource(AnnotatedImages):
   """PASCAL VOC (section 5.2), or any data set with the same files: Annotations/, ImageSets/Main/, JPEGImages/.
 
   Attributes: those of `CocoSource`; images with a damaged annotation are left out of training too. The id of an image
@@ -143,27 +142,6 @@ class VocSource:
     """Return the annotations of image i as COCO json objects; difficult objects have "difficult" and "iscrowd" set."""
     return [entry | {'iscrowd': difficult, 'difficult': difficult} for entry in self._table.to_json(self._positions[i])
             for difficult in (int(self._difficult[entry['id'] - 1]),)]
-
-  def annotations(self) -> dict[str, Any]:
-    """Return the COCO json of these images, difficult objects included: the ground truth of an evaluator."""
-    images = [{'id': int(id_), 'file_name': name, 'height': int(height), 'width': int(width)}
-              for id_, name, (height, width) in zip(self.image_ids, self.file_names, self.sizes, strict=True)]
-    annotations = [entry for i in range(len(images)) for entry in self.image_annotations(i)]
-    return {'images': images, 'annotations': annotations, 'categories': categories_to_json(self.categories)}
-
-  @property
-  def skipped(self) -> dict[str, int]:
-    """Reason -> number of annotations of all sets that were dropped or changed."""
-    return self.problems.changed()
-
-  @property
-  def problems(self) -> Problems:
-    """Annotations of all sets that were repaired, left out or look wrong."""
-    return self._table.problems
-
-  def digest(self, numbers: np.ndarray | None = None) -> str:
-    """Return a hash of the contents of the annotations; numbers: of the categories in another order."""
-    return self._table.digest(numbers)
 
   def _read_annotations(self, entries: list[_Entry], training: bool,
                         own: bool) -> tuple[list[_Entry], list[VocAnnotation]]:
@@ -312,7 +290,7 @@ def _list_images(folder: str, root: str) -> dict[str, list[str]]:
 
 
 def _held(root: str) -> str:
-  """Return what a data folder holds instead, as a further sentence."""
+  """Return a further sentence for a message: what a data folder holds instead of the expected files."""
   held = recognition.describe(root) if '://' not in root and os.path.isdir(root) else None
   return f'. {held}' if held else ''
 

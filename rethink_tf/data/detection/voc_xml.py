@@ -69,7 +69,7 @@ def parse(data: bytes, name: str, own: bool = False) -> VocAnnotation:
 
 
 def _is_fraction(element: Element) -> bool:
-  """Whether an element is a corner of a box that is no whole pixel."""
+  """Whether an element is a corner of a box that is not a whole pixel."""
   if element.tag not in _CORNERS:
     return False
   try:
@@ -155,7 +155,7 @@ def _parse_corners(element: Element, where: str) -> tuple[list[float], tuple[str
 
 
 def _rotation(element: Element) -> float:
-  """Return by how many degrees CVAT has turned the rectangle about the centre of the box that it writes."""
+  """Return the angle in degrees by which CVAT turned the rectangle about the centre of the box that it writes."""
   for attribute in element.findall('attributes/attribute'):
     if attribute.findtext('name') == 'rotation':
       try:
@@ -167,7 +167,7 @@ def _rotation(element: Element) -> float:
 
 
 def _parse_mark(text: str | None) -> tuple[bool, bool]:
-  """Return the value of <difficult>, 0 or 1 in VOC, words or other numbers in other tools; and whether it is known."""
+  """Return the value of <difficult> (0 or 1 in VOC, words or other numbers in other tools), and whether it is known."""
   word = (text or '0').strip().casefold()
   if word in ('true', 'yes', 'y', 't'):
     return True, True

@@ -25,18 +25,18 @@ def define_flags() -> None:
   """Define the flags of the command line."""
   here = {'module_name': sys.argv[0]}
   flags.DEFINE_string('output_dir', None, 'folder to write', required=True, **here)
-  flags.DEFINE_enum('layout', None, LAYOUTS, 'layout of the source; default: the one that is found', **here)
-  flags.DEFINE_bool('copy', False, 'copy images; otherwise: hard links, on another disk symbolic ones', **here)
+  flags.DEFINE_enum('layout', None, LAYOUTS, 'layout of the source; default: recognized by its files', **here)
+  flags.DEFINE_bool('copy', False, 'copy images; default: hard links, or symbolic links to another disk', **here)
   flags.DEFINE_bool('link', True, 'the opposite of --copy', **here)
-  flags.DEFINE_float('held_out', 0.2, 'fraction of the images to hold out, of a source without splits', **here)
+  flags.DEFINE_float('held_out', 0.2, 'fraction of the images to hold out if the source has no splits', **here)
   flags.DEFINE_integer('seed', 0, 'seed of the choice of held-out images', **here)
-  flags.DEFINE_bool('resplit', False, 'hold out anew, whatever the splits of the source', **here)
-  flags.DEFINE_bool('group_duplicates', True, 'keep near-duplicate images on one side', **here)
-  flags.DEFINE_string('annotation_file', None, 'file to read where there are several, relative to the source', **here)
-  flags.DEFINE_string('class_key', None, 'attribute of VIA that holds the class, where regions have several', **here)
-  flags.DEFINE_enum('crowds', 'auto', ['auto', 'keep', 'objects'], 'what iscrowd = 1 of a COCO json means: a crowd, or '
-                    'an object drawn with a brush; auto: an object in exports of CVAT', **here)
-  flags.DEFINE_bool('follow_links', False, 'accept links that lead out of the source', **here)
+  flags.DEFINE_bool('resplit', False, 'choose the held-out images anew, ignoring the splits of the source', **here)
+  flags.DEFINE_bool('group_duplicates', True, 'keep near-duplicate images in one split', **here)
+  flags.DEFINE_string('annotation_file', None, 'the file to read if there are several, relative to the source', **here)
+  flags.DEFINE_string('class_key', None, 'attribute of VIA that holds the class, if regions have several', **here)
+  flags.DEFINE_enum('crowds', 'auto', ['auto', 'keep', 'objects'], 'meaning of iscrowd = 1 in a COCO json: a crowd '
+                    '(keep), or an object drawn with a brush (objects); auto: objects in exports of CVAT', **here)
+  flags.DEFINE_bool('follow_links', False, 'follow links that lead out of the source', **here)
   flags.DEFINE_bool('inspect', True, 'end with the report of inspect_data', **here)
   flags.DEFINE_string('report_dir', None, 'folder for the report of --inspect; default: runs/data/<name of '
                       '--output_dir>', **here)
@@ -73,7 +73,7 @@ def _inspect() -> None:
   try:
     inspection.inspect_configured(os.path.expanduser(FLAGS.report_dir or f'runs/data/{os.path.basename(folder)}'))
   except UserError as error:
-    raise UserError(f'{FLAGS.output_dir} is complete, the report on it is not: '
+    raise UserError(f'{FLAGS.output_dir} is complete, but the report on it failed: '
                     + error.line().replace('--output', '--report_dir')) from error
 
 

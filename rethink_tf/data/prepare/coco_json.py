@@ -69,7 +69,7 @@ def annotation_files(folder: SourceFolder) -> list[str]:
 
 
 def recognize(folder: SourceFolder) -> str | None:
-  """Return the annotation files that were found."""
+  """Return the annotation files if the folder has any."""
   files = annotation_files(folder)
   roboflow = [file for file in files if posixpath.basename(file) == ROBOFLOW]
   exports = sorted({posixpath.dirname(posixpath.dirname(file)) or '.' for file in roboflow})
@@ -107,7 +107,7 @@ def read(folder: SourceFolder, options: Options) -> Reading:
 
 
 def superfluous(categories: Any) -> set[int]:
-  """Return the ids of the categories that Roboflow adds for a project: without one above, but above others."""
+  """Return the ids of Roboflow's project categories: without a parent, but parents of others."""
   above = {name for entry in categories if isinstance(name := entry.get('supercategory'), str)}
   return {entry['id'] for entry in categories if entry['id'] == 0 and entry.get('supercategory') == 'none' and
           entry['name'] in above}
@@ -149,7 +149,7 @@ def _load(folder: SourceFolder, file: str, categories: dict[int, dict[str, Any]]
 
 
 def _match(parsed: Any, entries: list[dict[str, Any]], categories: dict[int, dict[str, Any]]) -> dict[int, int]:
-  """Add the categories of a file to those of the files before; return id here -> id there."""
+  """Add the categories of a file to those of earlier files; return {id in the file: key}."""
   raw = {entry['id']: entry for entry in entries}
   named = defaultdict(list)
   for id_, entry in categories.items():
@@ -169,7 +169,7 @@ def _match(parsed: Any, entries: list[dict[str, Any]], categories: dict[int, dic
 
 
 def _image_folder(folder: SourceFolder, file: str, images: list[Any]) -> str:
-  """Return the folder below which the images of a file are: that which has most of the first ones."""
+  """Return the folder of a file's images: the one below which most of the first ones are found."""
   own = posixpath.dirname(file)
   if posixpath.basename(file) == ROBOFLOW:
     return own
@@ -216,7 +216,7 @@ def _images(folder: SourceFolder, contents: list[_File], reading: Reading,
 
 
 def _name(entry: dict[str, Any]) -> Any:
-  """Return the file of an image; LVIS has its address alone."""
+  """Return the file name of an image; LVIS only has its address."""
   return entry.get('file_name') or entry.get('coco_url')
 
 
@@ -231,6 +231,7 @@ def _find(folder: SourceFolder, content: _File, name: Any) -> str | None:
 
 def _instance(entry: dict[str, Any], keys: dict[int, int], file: str, reading: Reading,
               options: Options) -> dict[str, Any] | None:
+  """Return the fields of an annotation that are kept, repaired where they can be; None if it is left out."""
   where = f'{file}, annotation {shorten(entry.get("id"))}'
   category = entry['category_id']
   if not isinstance(category, int) or category not in keys:
@@ -246,7 +247,7 @@ def _instance(entry: dict[str, Any], keys: dict[int, int], file: str, reading: R
     if not segmentation:
       reading.leave_out(NOT_FINITE, where)
       return None
-  if bbox is not None and len(bbox) == 4 and not segmentation and (degrees := rotation(entry)):
+  elif not segmentation and (degrees := rotation(entry)):
     x, y, width, height = turned_box(*bbox, degrees)
     instance['bbox'] = box(x, y, x + width, y + height)
     reading.leave_out(ROTATED, where, outcome=REPAIRED)

@@ -52,7 +52,7 @@ def recognize(folder: SourceFolder) -> str | None:
 
 
 def read(folder: SourceFolder, options: Options) -> Reading:
-  """Read all files, as of several splits or jobs of one data set."""
+  """Read all files, which may be several splits or jobs of one data set."""
   files = chosen(folder, _files(folder, folder.with_suffix('.xml')), options, 'xml of CVAT')
   images = [(file, image) for file in files for image in _load(folder, file)]
   reading = Reading(TITLE, iter(()), len(images), upright=True)
@@ -155,7 +155,7 @@ def _part(shape: Element, size: tuple[int, int] | None, where: str, reading: Rea
 
 
 def _mask(text: str, place: list[int], size: tuple[int, int] | None) -> np.ndarray | None:
-  """Return the mask of run lengths, of pixels outside and inside in turn, row by row of the box `place`."""
+  """Decode run lengths of pixels outside and inside a mask in turn, row by row within the box `place`."""
   left, top, width, height = place
   try:
     counts = list(map(int, text.split(',')))

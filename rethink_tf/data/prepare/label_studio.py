@@ -28,7 +28,7 @@ from rethink_tf.data.prepare.layout import (
   count_unannotated,
   output_name,
 )
-from rethink_tf.data.prepare.shapes import box, boxed, ellipse, masked, numbers, outlined, rotated_box
+from rethink_tf.data.prepare.shapes import box, boxed, ellipse, flat_points, masked, numbers, outlined, rotated_box
 from rethink_tf.data.prepare.source_folder import IMAGE_SUFFIXES, SourceFolder, has_suffix, names_in
 from rethink_tf.data.problems import REPAIRED
 from rethink_tf.errors import UserError
@@ -54,7 +54,7 @@ def recognize(folder: SourceFolder) -> str | None:
 
 
 def read(folder: SourceFolder, options: Options) -> Reading:
-  """Read the tasks of the one export, or of that which is named."""
+  """Read the tasks of the only export, or of the one that is named."""
   files = [file for file in folder.with_suffix('.json') if _is_export(folder.json_shape(file))]
   if options.annotation_file:
     files = [file for file in files if file == options.annotation_file]
@@ -123,22 +123,30 @@ def _images(folder: SourceFolder, file: str, tasks: list[Any], reading: Reading)
         reading.problems.add(NO_IMAGE if image is None else 'image of a second task', 1, where)
         continue
       used.add(image)
-      sizes = {tuple(size) for _, result in own if isinstance(result, dict) and (
-        size := numbers([result.get('original_height'), result.get('original_width')])) and min(size) >= 1}
-      if len(sizes) > 1:
-        reading.problems.add('task with results of several image sizes', 1, where)
-        continue
-      size = tuple(map(int, sizes.pop())) if sizes else None
-      instances = []
-      for k, result in own:
-        if isinstance(result, dict) and result.get('type') in _SHAPES and shorten(result.get('id')) not in classed:
-          reading.leave_out(NO_CLASS, f'{where}, result {k}')
-          continue
-        instance = _instance(result, size, f'{where}, result {k}', reading)
-        if instance is not None:
-          instances.append(instance)
-      yield LabelledImage(image, output_name(image), None, instances, size)
+      if (labelled := _labelled(image, own, classed, where, reading)) is not None:
+        yield labelled
   count_unannotated(folder, used | skipped, reading, NOT_NAMED)
+
+
+def _labelled(image: str, results: list[tuple[int, Any]], classed: set[str], where: str,
+              reading: Reading) -> LabelledImage | None:
+  """Return an image with the objects of its numbered results; None if these are of several sizes.
+
+  classed: ids of results that have a class.
+  """
+  sizes = {tuple(size) for _, result in results if isinstance(result, dict) and (
+    size := numbers([result.get('original_height'), result.get('original_width')])) and min(size) >= 1}
+  if len(sizes) > 1:
+    reading.problems.add('task with results of several image sizes', 1, where)
+    return None
+  size = tuple(map(int, sizes.pop())) if sizes else None
+  instances = []
+  for k, result in results:
+    if isinstance(result, dict) and result.get('type') in _SHAPES and shorten(result.get('id')) not in classed:
+      reading.leave_out(NO_CLASS, f'{where}, result {k}')
+    elif (instance := _instance(result, size, f'{where}, result {k}', reading)) is not None:
+      instances.append(instance)
+  return LabelledImage(image, output_name(image), None, instances, size)
 
 
 def _by_image(folder: SourceFolder, task: dict[str, Any], results: list[Any], where: str, reading: Reading
@@ -175,13 +183,13 @@ def _by_image(folder: SourceFolder, task: dict[str, Any], results: list[Any], wh
 
 
 def _place(result: dict[str, Any]) -> tuple[str | None, int | None]:
-  """Return the tag that a result is on, and the place in its list of images."""
+  """Return the tag that shows a result's image, and the image's index in its list of images."""
   name, index = result.get('to_name'), result.get('item_index')
   return name if isinstance(name, str) else None, index if type(index) is int else None
 
 
 def _fields_of_images(task: Any) -> dict[tuple[str, int | None], str]:
-  """Return (field of the data, place in its list or None) -> value, of the values that name image files."""
+  """Return {(field of the data, index in its list or None): value} of the values that name image files."""
   data = task.get('data') if isinstance(task, dict) else None
   found: dict[tuple[str, int | None], str] = {}
   for name, value in (data.items() if isinstance(data, dict) else ()):
@@ -192,7 +200,7 @@ def _fields_of_images(task: Any) -> dict[tuple[str, int | None], str]:
 
 
 def _results(task: Any, where: str, reading: Reading) -> list[Any] | None:
-  """Return the results of the first annotation of a task that is not cancelled; None without one."""
+  """Return the results of a task's first annotation that was not cancelled; None if there is none."""
   annotations = task.get('annotations', task.get('completions')) if isinstance(task, dict) else None
   valid = [one for one in annotations or () if isinstance(one, dict) and isinstance(one.get('result'), list)
            and not one.get('was_cancelled')] if isinstance(annotations, list) else []
@@ -205,7 +213,7 @@ def _results(task: Any, where: str, reading: Reading) -> list[Any] | None:
 
 
 def _find(folder: SourceFolder, value: str) -> str | None:
-  """Return the image that a value names, with or without what Label Studio puts before the name of an uploaded file."""
+  """Return the image that a value names, with or without Label Studio's prefix of uploaded files."""
   for name in names_in(value):
     head, _, tail = name.replace('\\', '/').rpartition('/')
     found = folder.find_image(name) or folder.find_image(posixpath.join(head, _UPLOADED.sub('', tail)))
@@ -237,24 +245,31 @@ def _instance(result: Any, size: tuple[int, int] | None, where: str, reading: Re
   return None if fields is None else {'category': labels[0].strip(), **fields}
 
 
+def _brush(value: dict[str, Any], size: tuple[int, int], where: str, reading: Reading) -> dict[str, Any] | None:
+  mask = decode_brush(value.get('rle'), *size)
+  if mask is None or not mask.any():
+    reading.leave_out(BAD_BRUSH if mask is None else NO_AREA, where)
+    return None
+  return masked(mask)
+
+
+def _polygon(value: dict[str, Any], size: tuple[int, int], where: str, reading: Reading) -> dict[str, Any] | None:
+  height, width = size
+  flat = flat_points(value.get('points'))
+  if flat is None or len(flat) < 6:
+    reading.leave_out(NOT_FINITE if flat is None else FEW_POINTS, where)
+    return None
+  return outlined([np.array(flat) / 100 * np.tile([width, height], len(flat) // 2)])
+
+
 def _fields(kind: str, value: dict[str, Any], size: tuple[int, int], where: str,
             reading: Reading) -> dict[str, Any] | None:
   """Return box and outline in pixels; None if the shape is left out."""
-  height, width = size
   if kind == 'brushlabels':
-    mask = decode_brush(value.get('rle'), height, width)
-    if mask is None or not mask.any():
-      reading.leave_out(BAD_BRUSH if mask is None else NO_AREA, where)
-      return None
-    return masked(mask)
+    return _brush(value, size, where, reading)
   if kind == 'polygonlabels':
-    points = value.get('points')
-    flat = numbers([x for point in points for x in point]) if isinstance(points, list) and all(
-      isinstance(point, list) and len(point) == 2 for point in points) else None
-    if flat is None or len(flat) < 6:
-      reading.leave_out(NOT_FINITE if flat is None else FEW_POINTS, where)
-      return None
-    return outlined([np.array(flat) / 100 * np.tile([width, height], len(flat) // 2)])
+    return _polygon(value, size, where, reading)
+  height, width = size
   names = ('x', 'y', 'radiusX', 'radiusY') if kind == 'ellipselabels' else ('x', 'y', 'width', 'height')
   found = numbers([*(value.get(name) for name in names), value.get('rotation') or 0])
   if found is None or min(found[2:4]) <= 0:

@@ -29,7 +29,7 @@ from rethink_tf.data.prepare.layout import (
   output_name,
   splits_by_folder,
 )
-from rethink_tf.data.prepare.shapes import JOINED, are_boxes, box, ellipse, joined, numbers
+from rethink_tf.data.prepare.shapes import JOINED, are_boxes, box, ellipse, flat_points, joined, numbers
 from rethink_tf.data.prepare.source_folder import JsonShape, SourceFolder
 from rethink_tf.data.problems import REPAIRED
 from rethink_tf.errors import UserError
@@ -58,7 +58,7 @@ def read(folder: SourceFolder, options: Options) -> Reading:
 
 
 def embedded(text: Any) -> bytes | None:
-  """Return an image that is written into a JSON file in base64; None without one, or if it is no JPEG or PNG."""
+  """Decode an image embedded in a JSON file as base64; None if there is none, or if it is no JPEG or PNG."""
   if not isinstance(text, str) or not text:
     return None
   try:
@@ -105,7 +105,7 @@ def _images(folder: SourceFolder, splits: dict[str, str | None], reading: Readin
 
 
 def _image(folder: SourceFolder, file: str, content: dict[str, Any]) -> tuple[str | None, bytes | None]:
-  """Return the image of an annotation file: the one that it names, of its own name, or within it."""
+  """Return the image of an annotation file: the one that it names, the one of its own name, or the embedded one."""
   image = folder.find_image(content.get('imagePath'), of=file) or folder.image_of(file)
   if image is not None:
     return image, None
@@ -138,10 +138,7 @@ def _part(shape: dict[str, Any], size: tuple[int, int] | None, where: str, readi
   """Return ('polygon', points), ('box', corners) or ('mask', uint8 [h, w]); None if the shape is left out."""
   kind = shape.get('shape_type', 'polygon')
   kind = 'polygon' if kind is None else kind
-  points = shape.get('points')
-  flat = [value for point in points for value in point] if isinstance(points, list) and all(
-    isinstance(point, list) and len(point) == 2 for point in points) else [None]
-  values = numbers(flat)
+  values = flat_points(shape.get('points'))
   if values is None:
     reading.leave_out(NOT_FINITE, where)
   elif kind == 'polygon':
@@ -172,7 +169,7 @@ def _part(shape: dict[str, Any], size: tuple[int, int] | None, where: str, readi
 
 
 def _mask(text: Any, x0: int, y0: int, size: tuple[int, int] | None) -> np.ndarray | None:
-  """Return a mask that is written as the PNG of its box, in an image of this size; None if it is not."""
+  """Decode a mask that is stored as the PNG of its box; None if it is invalid."""
   data = embedded(text)
   if data is None or size is None or size[0] * size[1] > 1 << 28:
     return None

@@ -1,4 +1,4 @@
-"""What a layout of annotation files is, and what reading one yields."""
+"""The interface of a layout of annotation files, and of the result of reading one."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ NOT_FINITE = 'with a number that is missing or not finite'
 
 @dataclass
 class Options:
-  """What the user may say about a source.
+  """Options of the user on how to read a source.
 
-  annotation_file: of several ones, relative to the source. class_key: the attribute of VIA that holds the class.
-  crowds: 'auto', 'keep' or 'objects', what `iscrowd = 1` of CVAT means.
+  annotation_file: the one to read of several, relative to the source. class_key: the attribute of VIA that holds the
+  class.
+  crowds: 'auto', 'keep' or 'objects', the meaning of `iscrowd = 1` in exports of CVAT.
   """
 
   annotation_file: str | None = None
@@ -76,37 +77,37 @@ class Reading:
   superfluous: set[Any] = field(default_factory=set)  # keys of categories that are dropped if no object is of them
 
   def leave_out(self, reason: str, where: str, count: int = 1, outcome: str = LEFT_OUT) -> None:
-    """Count annotations that are left out or changed. where: file and annotation, for the report."""
+    """Count annotations that are left out or changed; where: file and annotation, for the report."""
     if count:
       self.problems.add(reason, count, [Case(where)], outcome)
 
   def examples(self) -> str:
-    """Return the first reasons for which annotations are left out, for a message; '' without any."""
+    """Return the most frequent reasons for leaving out annotations, for a message; '' if there are none."""
     left_out = [f'{problem.cases[0].text} ({reason})' for reason, problem in self.problems.by_reason().items()
                 if problem.outcome == LEFT_OUT]
     return '; '.join(left_out[:2])
 
 
 class Layout(Protocol):
-  """A layout: one module, with these names."""
+  """Interface of the modules that read one layout each."""
 
   NAME: str  # as --layout takes it
   TITLE: str  # for messages
 
   def recognize(self, folder: SourceFolder) -> str | None:
-    """Return what shows that a folder has this layout, for messages; None if it has not."""
+    """Return evidence that a folder has this layout, as words for messages; None if it has not."""
 
   def read(self, folder: SourceFolder, options: Options) -> Reading:
-    """Open a folder that has it; raises UserError where files are damaged or ambiguous."""
+    """Open a folder of this layout; raises UserError if files are damaged or ambiguous."""
 
 
 def names_to_categories(names: Sequence[str]) -> dict[int, dict[str, Any]]:
-  """Return the categories of a list of names, whose index is the key: id 1 for the first one."""
+  """Return the categories of a list of names; keys are the indices, ids begin at 1."""
   return {i: {'id': i + 1, 'name': name} for i, name in enumerate(names)}
 
 
 def output_name(image: str) -> str:
-  """Return the path of an image without the first folders that say only `images` or the name of a split."""
+  """Return the path of an image without leading folders that are only `images` or the name of a split."""
   parts = image.split('/')
   while len(parts) > 1 and (parts[0].lower() in _IMAGE_FOLDERS or split_of(parts[0])):
     parts = parts[1:]
@@ -114,7 +115,7 @@ def output_name(image: str) -> str:
 
 
 def chosen(folder: SourceFolder, files: Sequence[str], options: Options, what: str) -> list[str]:
-  """Return the files of a layout, or of them the one that is named; raises UserError if there is none."""
+  """Return the files of a layout, or only the one that the options name; raises UserError if that does not exist."""
   found = [file for file in files if options.annotation_file in (None, file)]
   if not found:
     raise UserError(f'{folder.root}: {options.annotation_file}: no {what} in the source: --annotation_file is relative '
@@ -124,7 +125,7 @@ def chosen(folder: SourceFolder, files: Sequence[str], options: Options, what: s
 
 def count_unannotated(folder: SourceFolder, used: Collection[str], reading: Reading,
                       reason: str = NOT_ANNOTATED, folders: Collection[str] = ()) -> None:
-  """Count the images beside those in use, and in `folders`, without an annotation: the tool has not come to them."""
+  """Count the images without an annotation beside those in use and in `folders`, which were not annotated yet."""
   folders = {*folders, *(posixpath.dirname(image) for image in used)}
   left = [image for image in folder.images if posixpath.dirname(image) in folders and image not in used]
   if left:
@@ -152,5 +153,5 @@ def refuse_several(folder: SourceFolder, files: Sequence[str], what: str, nested
 
 
 def splits_by_folder(images: Sequence[str]) -> dict[str, str | None]:
-  """Return image or annotation file -> the split that its folders name, None where they name none."""
+  """Return {image or annotation file: the split that its folders name}, None where they name none."""
   return {image: split_of(posixpath.dirname(image)) for image in images}

@@ -43,15 +43,15 @@ _BLURRED = 'mask with grey levels at its edges (pixels of at least 128 are one o
 _LEVELS = 8  # grey levels between 0 and 255: fewer may be objects of a few pixels
 _VOC_BORDER = (224, 224, 192)  # colour of the index 255 in VOC's masks: pixels of no object
 _BORDER = -1  # those pixels
-_MAX_INSTANCES = 10_000  # of an image: one that is no mask has more
+_MAX_INSTANCES = 10_000  # of an image: one that is not a mask has more
 _IGNORED = 255  # pixels of no object in masks of ADE20K, Cityscapes and others
-_MAX_CLASSES = 255  # larger numbers are no classes
+_MAX_CLASSES = 255  # larger numbers are not classes
 _PIECES, _PIECE = 3, 0.05  # of an object, from which it may be several; fraction of its pixels from which one counts
 _OFTEN = 0.25  # fraction of the objects
 
 
 def recognize(folder: SourceFolder) -> str | None:
-  """Return the folder of the masks."""
+  """Return the folder of the masks if there is one."""
   roots = _roots(folder)
   return f'{as_text(next(iter(roots.values())))}/ with {len(roots)} PNG files' if roots else None
 
@@ -91,12 +91,12 @@ def read(folder: SourceFolder, options: Options) -> Reading:
 
 
 def in_another_format(folder: SourceFolder) -> str | None:
-  """Return an image file in a folder of masks that is no PNG file; None without one."""
+  """Return an image file in a folder of masks that is not a PNG file; None if there is none."""
   return next(iter(_roots(folder, IMAGE_SUFFIXES)), None)
 
 
 def _roots(folder: SourceFolder, suffixes: tuple[str, ...] = ('.png',)) -> dict[str, str]:
-  """Return mask file -> the folder of masks that it is in: one named `masks`, otherwise one with that in its name."""
+  """Return {mask file: its folder of masks}, one named `masks` or else one with that in its name."""
   files = folder.with_suffix(*suffixes)
   for pattern in (_EXACTLY, _MASKS):
     found = {}
@@ -111,9 +111,9 @@ def _roots(folder: SourceFolder, suffixes: tuple[str, ...] = ('.png',)) -> dict[
 
 
 def _match(file: str, root: str, by_stem: dict[str, list[str]]) -> tuple[str | None, str | None]:
-  """Return the image of a mask; and the class of the one instance in it, '' for none, or None for numbered instances.
+  """Return the image of a mask, and the class of its only instance: '' for no class, None for numbered instances.
 
-  Numbered instances of a folder with a name are of the class f'={name}'.
+  If a named folder holds numbered instances, the class is given as f'={name}'.
   """
   below = posixpath.splitext(posixpath.relpath(file, root))[0].split('/')
   while len(below) > 1 and split_of(below[0]):
@@ -156,7 +156,7 @@ def _read_classes(folder: SourceFolder) -> dict[str, dict[int, str]]:
 
 
 class _Suspicions:
-  """Whether the numbers of masks are those of instances, by all masks that are read."""
+  """Collects hints, over all masks, that the numbers in them are not those of instances."""
 
   def __init__(self) -> None:
     self._masks = self._objects = self._in_pieces = self._ignored = self._largest = 0
@@ -164,7 +164,7 @@ class _Suspicions:
     self._examples: dict[str, str] = {}
 
   def add(self, file: str, numbers: list[int], named: bool) -> None:
-    """Look at the numbers of a mask, ascending and without 0. named: their classes are known."""
+    """Record the numbers of a mask, ascending and without 0; named: their classes are known."""
     instances = [number for number in numbers if number != _IGNORED]
     self._masks += 1
     if instances:
@@ -175,10 +175,11 @@ class _Suspicions:
       # Numbers that are spread over the grey levels, 80, 160 and 240, are those of instances.
       spread = len(instances) > 1 and math.gcd(*instances) == instances[0] > 1
       if instances != list(range(1, len(instances) + 1)) and not named and not spread:
-        self._gaps.append(f'{as_text(file)}: {", ".join(map(str, instances[:5]))}{", ..." * (len(instances) > 5)}')
+        more = ', ...' if len(instances) > 5 else ''
+        self._gaps.append(f'{as_text(file)}: {", ".join(map(str, instances[:5]))}{more}')
 
   def add_object(self, file: str, number: int, mask: np.ndarray) -> None:
-    """Look at the pixels of an object, bool [h, w]."""
+    """Record the pixels of an object, bool [h, w]."""
     x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
     within = mask[y:y + height, x:x + width].astype(np.uint8)
     areas = cv2.connectedComponentsWithStats(within)[2][1:, cv2.CC_STAT_AREA]
@@ -188,7 +189,7 @@ class _Suspicions:
       self._examples.setdefault('pieces', f'{as_text(file)}, number {number}')
 
   def notes(self) -> list[str]:
-    """Return what should be looked at, for the report."""
+    """Return notes on what the user should check, for the report."""
     found = []
     if self._ignored and self._largest <= _IGNORED // 3:
       found.append(f'{self._ignored} of {self._masks} masks have the number {_IGNORED} beside small ones (e.g. '
@@ -265,7 +266,7 @@ def _decode(path: str, name: str) -> np.ndarray:
 
 
 def _is_blurred(pixels: np.ndarray) -> bool:
-  """Whether a mask is one object, 255, with grey levels at its edges: objects would have pixels within them."""
+  """Whether a mask shows one object, 255, with grey levels at its edges; several objects would have pixels inside."""
   grey = (pixels > 0) & (pixels < 255)
   if pixels.max() != 255 or len(np.unique(pixels[grey])) < _LEVELS:
     return False

@@ -1,6 +1,6 @@
-"""Preparation of a data set: annotations of any known layout become COCO json in the layout of data/own.gin.
+"""Converts annotations in any known layout to COCO json in the layout of data/own.gin.
 
-Annotations pass through a file, image by image; of each image only its name, size and classes stay in memory.
+Annotations pass through a file, image by image; only name, size and classes of each image stay in memory.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ _WORKERS = 4  # each may hold an image
 
 @dataclass
 class Division:
-  """How images are held out.
+  """How to choose the held-out images.
 
-  fraction: of the images, of a source without splits. seed: of the choice. again: ignore the splits of the source.
+  fraction: of the images, for a source without splits. seed: of the choice. again: ignore the splits of the source.
   group: keep near-duplicates on one side.
   """
 
@@ -58,7 +58,7 @@ class Division:
 
 
 class Prepared(NamedTuple):
-  """What was written."""
+  """The result of a preparation."""
 
   layout: str
   splits: dict[str, tuple[int, int]]  # split -> images, objects
@@ -124,7 +124,7 @@ def prepare(source: str, output_dir: str, layout: str | None = None, options: Op
 
 
 def _read(folder: SourceFolder, reading: Reading, output: OutputFolder, spool: Spool) -> tuple[list[_Row], bool]:
-  """Read all annotations and the headers of the images; return whether the ids of the annotations are unique, too."""
+  """Read all annotations and the headers of the images; return whether the ids of the annotations are unique."""
   rows: list[_Row] = []
   annotation_ids = array('q')
   progress = Progress('annotations', reading.total, sys.stderr)
@@ -171,7 +171,7 @@ def _examined(folder: SourceFolder, reading: Reading) -> Iterator[tuple[Labelled
 
 
 def _in_parallel(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-  """Yield (item, result) in order; only a few items are read ahead, so that an interruption waits for these alone."""
+  """Yield (item, result) in order; only a few items are read ahead, so that an interruption need not wait for more."""
   with ThreadPoolExecutor(_WORKERS) as pool:
     waiting: deque = deque()
     for item in items:
@@ -185,19 +185,16 @@ def _in_parallel(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterat
 
 def _divide(folder: SourceFolder, rows: list[_Row], division: Division,
             reading: Reading) -> tuple[list[_Row], list[str]]:
-  """Return the images that can be decoded and the split of each: those of the source if it has any for training and for
-  others."""
+  """Return the images that can be decoded, and the split of each.
+
+  The splits are those of the source if it has images for training and for others.
+  """
   rows, hashes, thumbnails = _look_at(folder, rows, reading)
   if not rows:
     raise UserError(f'{folder.root}: none of its images can be decoded')
   named = {row.image.split for row in rows}
   if not division.again and None not in named and 'train' in named and len(named) > 1:
-    splits = [row.image.split for row in rows]
-    if 'val' not in named:
-      reading.notes.append("the source has no validation images: its test images are the held-out ones ('val')")
-      splits = ['val' if split == 'test' else 'train' for split in splits]
-    elif 'test' in named:
-      reading.notes.append("test images are written too, and not used: eval/coco.split = 'test' evaluates on them")
+    splits = _own_splits(rows, reading)
     if division.group:
       reading.notes += _shared_by_splits(rows, splits, hashes, thumbnails)
     return rows, splits
@@ -207,6 +204,23 @@ def _divide(folder: SourceFolder, rows: list[_Row], division: Division,
                          'the source are not kept')
   if len(rows) < 2:
     raise UserError(f'{folder.root}: one usable image: at least two are needed to hold one out')
+  return rows, _held_out(rows, division, reading, hashes, thumbnails)
+
+
+def _own_splits(rows: list[_Row], reading: Reading) -> list[str]:
+  """Return the split of each image as the source has it; test images are held out if it has no validation images."""
+  splits = [row.image.split for row in rows]
+  if 'val' not in splits:
+    reading.notes.append("the source has no validation images: its test images are the held-out ones ('val')")
+    return ['val' if split == 'test' else 'train' for split in splits]
+  if 'test' in splits:
+    reading.notes.append("test images are written too, and not used: eval/coco.split = 'test' evaluates on them")
+  return splits
+
+
+def _held_out(rows: list[_Row], division: Division, reading: Reading, hashes: np.ndarray,
+              thumbnails: np.ndarray) -> list[str]:
+  """Return the split of each image, 'train' or 'val', chosen by the division."""
   names = [row.image.file for row in rows]
   groups = splitting.near_duplicates(names, hashes, thumbnails) if division.group else np.arange(len(rows))
   if len(np.unique(groups)) == 1:
@@ -218,7 +232,7 @@ def _divide(folder: SourceFolder, rows: list[_Row], division: Division,
     f'{held.sum()} of {len(rows)} images are held out, stratified by class (seed {division.seed})'
     + (f'; {sizes[sizes > 1].sum()} near-duplicates in {(sizes > 1).sum()} groups are kept on one side'
        if (sizes > 1).any() else ''))
-  return rows, ['val' if one else 'train' for one in held]
+  return ['val' if one else 'train' for one in held]
 
 
 def _shared_by_splits(rows: list[_Row], splits: list[str], hashes: np.ndarray, thumbnails: np.ndarray) -> list[str]:
@@ -232,7 +246,7 @@ def _shared_by_splits(rows: list[_Row], splits: list[str], hashes: np.ndarray, t
 
 
 def _look_at(folder: SourceFolder, rows: list[_Row], reading: Reading) -> tuple[list[_Row], np.ndarray, np.ndarray]:
-  """Decode all images; return those that can be, their hashes and thumbnails."""
+  """Decode all images; return those that can be decoded, with their hashes and thumbnails."""
   progress = Progress('images', len(rows), sys.stderr)
   notes = ImageNotes(folder.root, quiet=True)
 
@@ -288,7 +302,7 @@ def _write(folder: SourceFolder, reading: Reading, output: OutputFolder, spool: 
 
 
 def _number(reading: Reading, rows: list[_Row]) -> tuple[list[dict[str, Any]], dict[Any, int]]:
-  """Return the categories, and key -> id."""
+  """Return the categories, and {key: id}."""
   used = {key for row in rows for key in row.classes}
   if reading.categories is None:
     found = {name: {'id': i, 'name': name} for i, name in enumerate(sorted(used), start=1)}
@@ -304,7 +318,7 @@ def _number(reading: Reading, rows: list[_Row]) -> tuple[list[dict[str, Any]], d
 
 
 def _name(rows: list[_Row], splits: list[str]) -> None:
-  """Set the names of all images in their folders: unique, also where upper and lower case are the same."""
+  """Set unique names of all images in their folders, also where case is ignored."""
   def suffixed(name: str, row: _Row) -> str:
     return f'{posixpath.splitext(name)[0]}.png' if row.turned else name
 
@@ -346,7 +360,7 @@ def _annotations(spool: Spool, rows: Iterable[_Row], image_ids: list[int], ids: 
 
 
 def _check(folder: str, splits: list[str]) -> list[tuple[str, Problems]]:
-  """Read what was written as training does; return what it finds."""
+  """Read the written data set as training does; return what it reports."""
   found = []
   for split in splits:
     found.append((split, CocoSource(folder, split).problems))
@@ -355,7 +369,7 @@ def _check(folder: str, splits: list[str]) -> list[tuple[str, Problems]]:
 
 @contextlib.contextmanager
 def _renamed_in_logs(work: str, path: str) -> Iterator[None]:
-  """Let logs name the output folder instead of that in which it is written."""
+  """Replace the path of the temporary folder by that of the output folder in log messages."""
   def rename(record: Any) -> bool:
     if isinstance(record.args, tuple):
       record.args = tuple(one.replace(work, path) if isinstance(one, str) else one for one in record.args)
@@ -370,7 +384,7 @@ def _renamed_in_logs(work: str, path: str) -> Iterator[None]:
 
 
 def report(prepared: Prepared, output_dir: str) -> str:
-  """Return what was found, written, left out and changed, as text."""
+  """Return a text on what was found, written, left out and changed."""
   lines = [f'read as {prepared.layout}', f'written to {output_dir}: ' + ', '.join(
     f'{split}: {images} images with {objects} objects' for split, (images, objects) in prepared.splits.items())]
   lines += [f'  {note}' for note in prepared.notes]

@@ -1,4 +1,4 @@
-"""Which layout a folder has: the one whose files are found, or the one that is named."""
+"""Recognizes the layout of a folder by its files."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _NUMBERS = re.compile(r'([-+.\deE]+[\s,;]+){3}[-+.\d]')  # four of them, as a bo
 
 
 class Found(NamedTuple):
-  """A layout, and what shows it."""
+  """A layout, and the evidence for it."""
 
   layout: Layout
   evidence: str
@@ -59,7 +59,7 @@ def find(folder: SourceFolder) -> list[Found]:
 
 
 def choose(folder: SourceFolder, name: str | None = None) -> Found:
-  """Return the layout of a folder. name: that of the layout, where the files of several are found.
+  """Return the layout of a folder; name: the layout to choose if the folder has files of several.
 
   Raises:
     UserError: no layout is found, or several are.
@@ -84,7 +84,7 @@ def choose(folder: SourceFolder, name: str | None = None) -> Found:
 
 
 def describe(path: str) -> str | None:
-  """Return what is at a local path in place of what was looked for, and the cure, for messages; None: nothing is."""
+  """Describe what is at a local path instead of the expected data, and what to do; None if there is nothing."""
   if os.path.isfile(path) and not path.lower().endswith(ARCHIVES):
     return f'{path} is a file: give the folder of the data set'
   if not os.path.exists(path):
@@ -105,12 +105,12 @@ def describe(path: str) -> str | None:
 
 
 def _texts_with_boxes(folder: SourceFolder) -> tuple[str | None, str | None]:
-  """Return what to say of a text file with numbers that has the name of an image, and of one that has not."""
+  """Return messages about text files with numbers: one that has the name of an image, and one that has not."""
   of_many = None
   for file in folder.with_suffix('.txt')[:_EXAMINED] if folder.images else ():
     line = next((line for line in folder.read_text(file).splitlines() if _NUMBERS.search(line[:200])), None)
     if line is not None and folder.image_of(file):
-      return (f'{file} has the name of an image, but {excerpt(line, 60)} is no label of YOLO (class number, x, y, '
+      return (f'{file} has the name of an image, but {excerpt(line, 60)} is not a YOLO label (class number, x, y, '
               'width and height as fractions, with blanks between them): convert the annotations to COCO json'), None
     if line is not None and of_many is None:
       of_many = (f'{file} has numbers, as {excerpt(line, 60)}, but not the name of an image: annotations of many '
@@ -119,7 +119,7 @@ def _texts_with_boxes(folder: SourceFolder) -> tuple[str | None, str | None]:
 
 
 def _head(folder: SourceFolder, file: str) -> str:
-  """Return the first two lines of a text file, '' if it is none."""
+  """Return the first two lines of a text file, '' if it is not one."""
   try:
     return '\n'.join(folder.read_text(file).splitlines()[:2])
   except UserError:
@@ -127,7 +127,7 @@ def _head(folder: SourceFolder, file: str) -> str:
 
 
 def _tool(shape: JsonShape | list[JsonShape] | None) -> str | None:
-  """Return the tool that has written JSON of a shape, and what to do; None if it is not known."""
+  """Return the tool that wrote JSON of a shape, and what to do; None if unknown."""
   listed = isinstance(shape, list)
   first = (shape[0] if shape else None) if listed else shape
   return None if first is None else next(
@@ -135,7 +135,7 @@ def _tool(shape: JsonShape | list[JsonShape] | None) -> str | None:
 
 
 def _explain(folder: SourceFolder) -> str:
-  """Return why a folder has no layout that can be read, and what to do."""
+  """Explain why no layout was recognized, and what to do."""
   for file in folder.with_suffix('.json', '.vott')[:_EXAMINED]:
     if (tool := _tool(folder.json_shape(file))) is not None:
       return f'{file} is {tool}'

@@ -19,7 +19,7 @@ _DIGITS = 3  # behind the point of a coordinate that is computed
 
 
 def numbers(values: Sequence[Any], largest: float = MAX_COORDINATE) -> list[float] | None:
-  """Return finite floats of a plausible size, by default that of coordinates; None if a value is none."""
+  """Return values as finite floats of plausible size, by default that of coordinates; None if one is not."""
   try:
     found = [float(value) for value in values if not isinstance(value, (bool, str, bytes))]
   except (TypeError, ValueError, OverflowError):
@@ -30,11 +30,18 @@ def numbers(values: Sequence[Any], largest: float = MAX_COORDINATE) -> list[floa
 
 
 def text_numbers(words: Sequence[str | None]) -> list[float] | None:
-  """Return `numbers` of words, None if one is missing or no number."""
+  """Return `numbers` of words; None if one is missing or not a number."""
   try:
     return numbers([float(word) for word in words])
   except (TypeError, ValueError):
     return None
+
+
+def flat_points(points: Any) -> list[float] | None:
+  """Return `numbers` of points [[x, y], ...] as [x0, y0, x1, y1, ...]; None if they are not such a list."""
+  if not isinstance(points, list) or not all(isinstance(point, list) and len(point) == 2 for point in points):
+    return None
+  return numbers([value for point in points for value in point])
 
 
 def box(x0: float, y0: float, x1: float, y1: float) -> list[float]:
@@ -49,7 +56,7 @@ def boxed(bbox: list[float]) -> dict[str, Any]:
 
 
 def outlined(polygons: Sequence[Sequence[float]]) -> dict[str, Any]:
-  """Return the fields of an object of polygons [x0, y0, x1, y1, ...]; its box is their extent."""
+  """Return the fields of an object given as polygons [x0, y0, x1, y1, ...]; its box is their extent."""
   arrays = [np.round(np.asarray(polygon, np.float64), _DIGITS) for polygon in polygons]
   points = np.concatenate(arrays).reshape(-1, 2)
   (x0, y0), (x1, y1) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
@@ -58,7 +65,7 @@ def outlined(polygons: Sequence[Sequence[float]]) -> dict[str, Any]:
 
 
 def masked(mask: np.ndarray) -> dict[str, Any]:
-  """Return the fields of an object of a mask, bool or uint8 [height, width] with at least one pixel."""
+  """Return the fields of an object given as a mask, bool or uint8 [height, width] with at least one pixel."""
   # Column by column, as COCO's run lengths are: OpenCV transposes large images some 20 times as fast as NumPy.
   rle = mask_api.encode(cv2.transpose(np.ascontiguousarray(mask, np.uint8)).T)
   return {'bbox': mask_api.toBbox(rle).tolist(), 'area': float(mask_api.area(rle)),
@@ -66,7 +73,7 @@ def masked(mask: np.ndarray) -> dict[str, Any]:
 
 
 def joined(parts: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-  """Return the fields of an object of parts: its outlines or masks, and the box that is drawn around it, if any.
+  """Return the fields of an object that consists of parts: its outlines or masks, and the box drawn around it, if any.
 
   parts: ('polygon', [x0, y0, x1, y1, ...]), ('mask', uint8 [height, width] of the image) or ('box', [x, y, w, h]).
   """
@@ -88,7 +95,7 @@ def joined(parts: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def are_boxes(parts: Sequence[tuple[str, Any]]) -> bool:
-  """Whether an object is several rectangles, which few tools take for one."""
+  """Whether an object consists of several rectangles, which few tools mean as one object."""
   return len(parts) > 1 and {kind for kind, _ in parts} == {'box'}
 
 
@@ -110,7 +117,7 @@ def rotated_box(x: float, y: float, width: float, height: float, degrees: float)
 
 
 def scaled(instance: dict[str, Any], width: int, height: int) -> dict[str, Any]:
-  """Return an instance whose coordinates are fractions of an image in its pixels."""
+  """Convert an instance with coordinates as fractions of an image to pixels."""
   if 'keypoints' in instance:
     values = np.asarray(instance['keypoints'], np.float64).reshape(-1, 3) * [width, height, 1]
     instance = instance | {'keypoints': np.round(values, _DIGITS).ravel().tolist()}

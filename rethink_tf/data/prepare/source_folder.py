@@ -1,4 +1,4 @@
-"""The folder that an annotation tool has exported: what is in it, and which of its images a name in a file refers to.
+"""The exported folder of an annotation tool: a listing of its files, and look-up of images by the names in its files.
 
 Names from annotation files are only looked up in the listing, so that none of them can lead out of the folder.
 """
@@ -43,7 +43,7 @@ class _Nearness(NamedTuple):
 
 
 class JsonShape(NamedTuple):
-  """What a JSON object looks like, without its contents."""
+  """The structure of a JSON object, without its contents."""
 
   keys: tuple[str, ...]
   first: JsonShape | None  # its first value, if that is an object
@@ -87,7 +87,7 @@ class SourceFolder:
 
   @functools.cached_property
   def _annotations(self) -> dict[tuple[str, str], list[str]]:
-    """(folded name, suffix) -> files that are no images."""
+    """(folded name, suffix) -> files that are not images."""
     found = defaultdict(list)
     for file in set(self.files).difference(self.images):
       found[_stem(file), _suffix(file)].append(file)
@@ -124,7 +124,7 @@ class SourceFolder:
     return [file for file in self.files if posixpath.basename(file).lower() in names]
 
   def below(self, folder: str) -> list[str]:
-    """Return the images below one of its folders; '' for all."""
+    """Return the images below a folder of the source; '' for all."""
     return [file for file in self.images if is_below(file, folder)]
 
   def find_image(self, name: Any, folder: str = '', of: str = '', split: str | None = None) -> str | None:
@@ -175,7 +175,7 @@ class SourceFolder:
     return load_json(self.path(file))
 
   def json_shape(self, file: str) -> JsonShape | list[JsonShape] | None:
-    """Return the shape of a JSON file, of a list that of its first objects; None if it is not JSON."""
+    """Return the structure of a JSON file; for a list, that of its first objects; None if it is not JSON."""
     if file not in self._shapes:
       self._shapes[file] = self._read_shape(file)
     return self._shapes[file]
@@ -197,7 +197,7 @@ class SourceFolder:
       raise UserError(f'{path}: cannot be read: {in_one_line(error)}') from error
 
   def describe(self, files: list[str], shown: int = 3) -> str:
-    """Return the first names of some files, for a message."""
+    """Return the first few names of files, for a message."""
     return ', '.join(map(as_text, files[:shown])) + (f' and {len(files) - shown} more' if len(files) > shown else '')
 
   def _walk(self, follow_links: bool) -> Iterator[str]:
@@ -266,7 +266,7 @@ def names_in(value: str) -> list[str]:
 
 
 def is_below(file: str, folder: str) -> bool:
-  """Whether a relative path is below a folder; '' is the folder of all."""
+  """Whether a relative path is below a folder; '' is the root."""
   return not folder or file.startswith(f'{folder}/')
 
 
@@ -313,14 +313,14 @@ def _nearness(image: str, file: str, split: str | None) -> _Nearness:
 
 
 def _single_best(ranks: dict[str, Any]) -> str | None:
-  """Return the file of the highest rank; None without one, or if several have it."""
+  """Return the file of the highest rank; None if there is none or several share it."""
   best = max(ranks.values(), default=None)
   chosen = [file for file, rank in ranks.items() if rank == best]
   return chosen[0] if len(chosen) == 1 else None
 
 
 def _shared_end(parts: list[str], wanted: list[str]) -> int:
-  """Return how many of the last components agree."""
+  """Return how many components agree, counted from the end."""
   count = 0
   for one, other in zip(reversed(parts), reversed(wanted), strict=False):
     if _folded(one) != _folded(other):

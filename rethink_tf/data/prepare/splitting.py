@@ -25,7 +25,7 @@ _AUGMENTED = re.compile(r'\.rf\.[0-9A-Za-z]+$')  # Roboflow's copies of an image
 
 
 class Look(NamedTuple):
-  """What an image looks like, to find near-duplicates."""
+  """An image's appearance, for finding near-duplicates."""
 
   name: str  # of its file
   bits: int = 0  # difference hash
@@ -82,14 +82,14 @@ def near_duplicates(names: Sequence[str], hashes: np.ndarray, thumbnails: np.nda
 
 
 def near_pairs(first: Sequence[Look], second: Sequence[Look]) -> list[tuple[int, int]]:
-  """Return (index in `first`, index in `second`) of each image of `second` with a near-duplicate in `first`."""
+  """Return (index in `first`, index in `second`) of each image of `second` that has a near-duplicate in `first`."""
   one, other = _groups([*first, *second], len(first))
   found = {group: i for i, group in one.items()}
   return [(found[group], i) for i, group in other.items() if group in found]
 
 
 def near_copies(looks: Sequence[Look]) -> int:
-  """Return how many images have a near-duplicate among the others."""
+  """Return the number of images that have a near-duplicate among the others."""
   groups, _ = _groups(looks, len(looks))
   return sum(count for count in Counter(groups.values()).values() if count > 1)
 

@@ -41,7 +41,7 @@ _EXAMINED = 40
 
 
 class _Table(NamedTuple):
-  """A table, and which of its columns is what."""
+  """A table with the roles of its columns."""
 
   file: str
   rows: list[list[str]]  # without the header
@@ -59,13 +59,13 @@ class _Row(NamedTuple):
 
 
 def recognize(folder: SourceFolder) -> str | None:
-  """Return the tables that have the columns of boxes."""
+  """Return the tables of boxes if there are any."""
   files = [table.file for table in _tables(folder, folder.with_suffix('.csv')[:_EXAMINED]) if any(map(any, table.rows))]
   return folder.describe(files) if files else None
 
 
 def read(folder: SourceFolder, options: Options) -> Reading:
-  """Read all tables, those that name a split first."""
+  """Read all tables, first those whose name is that of a split."""
   tables = _tables(folder, sorted(folder.with_suffix('.csv'), key=lambda file: split_of(file) is None))
   files = chosen(folder, [table.file for table in tables], options, f'table with the columns {COLUMNS}')
   tables = [table for table in tables if table.file in files]
@@ -90,7 +90,7 @@ def read(folder: SourceFolder, options: Options) -> Reading:
 
 
 def _tables(folder: SourceFolder, files: list[str]) -> list[_Table]:
-  """Return those of the files that are tables of boxes."""
+  """Return those files that are tables of boxes."""
   found = []
   for file in files:
     try:
@@ -111,7 +111,7 @@ def _tables(folder: SourceFolder, files: list[str]) -> list[_Table]:
 
 
 def _is_row(row: list[str]) -> bool:
-  """Whether a row may be one of keras-retinanet's."""
+  """Whether a row may be in keras-retinanet's format."""
   return len(row) == 6 and has_suffix(row[0].strip(), IMAGE_SUFFIXES) and (
     not any(row[1:]) or text_numbers(row[1:5]) is not None and bool(row[5].strip()))
 

@@ -39,7 +39,7 @@ _BOXES = {'rect': ('x', 'y', 'width', 'height'), 'circle': ('cx', 'cy', 'r', 'r'
 
 
 class _Entry(NamedTuple):
-  """What a file says of an image."""
+  """The entry of an image in a file."""
 
   file: str
   split: str | None
@@ -93,7 +93,7 @@ def _entry(folder: SourceFolder, file: str, content: dict[str, Any]) -> _Entry:
 
 
 def _distinct(folder: SourceFolder, entries: list[_Entry]) -> list[_Entry]:
-  """Return the entries without those of other files that say the same, or nothing, of an image.
+  """Return the entries without those that other files repeat, or that hold nothing where another file has regions.
 
   Raises:
     UserError: two files have different regions of an image.
@@ -129,7 +129,7 @@ def _class_key(folder: SourceFolder, entries: list[_Entry], options: Options) ->
   keys = Counter(key for entry in entries for region in _regions(entry.content) if isinstance(region, dict) and
                  isinstance(region.get('region_attributes'), dict) for key in region['region_attributes'])
   if options.class_key is not None and options.class_key not in keys:
-    raise UserError(f'{folder.root}: --class_key = {options.class_key!r} is no attribute of its regions: '
+    raise UserError(f'{folder.root}: --class_key = {options.class_key!r} is not an attribute of its regions: '
                     f'{", ".join(map(as_text, sorted(keys))) or "they have none"}')
   if options.class_key is None and len(keys) > 1:
     raise UserError(f'{folder.root}: regions have the attributes {", ".join(map(as_text, sorted(keys)))}: name the one '
@@ -165,7 +165,7 @@ def _instance(region: Any, key: str | None, where: str, reading: Reading) -> dic
 
 
 def _class(region: dict[str, Any], key: str | None) -> str | None:
-  """Return the value of the attribute: of a checkbox, the only one that is ticked."""
+  """Return the value of the class attribute; for checkboxes, the only one that is ticked."""
   if key is None:
     return OBJECT
   attributes = region.get('region_attributes')
@@ -178,20 +178,10 @@ def _class(region: dict[str, Any], key: str | None) -> str | None:
 
 
 def _fields(shape: dict[str, Any], where: str, reading: Reading) -> dict[str, Any] | None:
+  """Return box and outline of a region; None if it is left out."""
   kind = shape.get('name')
   if kind in ('polygon', 'polyline'):
-    xs, ys = shape.get('all_points_x'), shape.get('all_points_y')
-    values = numbers([value for pair in zip(xs, ys, strict=True) for value in pair]) if (
-      isinstance(xs, list) and isinstance(ys, list) and len(xs) == len(ys)) else None
-    if values is None or len(values) < 6:
-      reading.leave_out(NOT_FINITE if values is None else FEW_POINTS, where)
-      return None
-    found = outlined([values])
-    if kind == 'polygon':
-      return found
-    if math.dist(values[:2], values[-2:]) <= _GAP * math.hypot(*found['bbox'][2:]):
-      reading.leave_out(CLOSED, where, outcome=REPAIRED)
-      return found
+    return _outline(shape, kind == 'polygon', where, reading)
   if not isinstance(kind, str) or kind not in _BOXES:
     reading.leave_out(f'{WITHOUT_AREA} ({shorten(kind)})', where)
     return None
@@ -202,3 +192,21 @@ def _fields(shape: dict[str, Any], where: str, reading: Reading) -> dict[str, An
     return None
   x, y, a, b = values
   return boxed(box(x, y, x + a, y + b)) if kind == 'rect' else outlined([ellipse(x, y, a, b, angle[0])])
+
+
+def _outline(shape: dict[str, Any], is_polygon: bool, where: str, reading: Reading) -> dict[str, Any] | None:
+  """Return box and outline of a polygon, or of a polyline whose ends almost meet."""
+  xs, ys = shape.get('all_points_x'), shape.get('all_points_y')
+  values = None
+  if isinstance(xs, list) and isinstance(ys, list) and len(xs) == len(ys):
+    values = numbers([value for pair in zip(xs, ys, strict=True) for value in pair])
+  if values is None or len(values) < 6:
+    reading.leave_out(NOT_FINITE if values is None else FEW_POINTS, where)
+    return None
+  found = outlined([values])
+  if not is_polygon:
+    if math.dist(values[:2], values[-2:]) > _GAP * math.hypot(*found['bbox'][2:]):
+      reading.leave_out(f'{WITHOUT_AREA} ({shorten(shape.get("name"))})', where)
+      return None
+    reading.leave_out(CLOSED, where, outcome=REPAIRED)
+  return found

@@ -39,12 +39,12 @@ _EXAMINED = 40  # files whose contents are looked at
 
 
 def recognize(folder: SourceFolder) -> str | None:
-  """Return one of the xml files that begin with <annotation>."""
+  """Return one of the xml files that begin with <annotation>, None if there is none."""
   return next((file for file in folder.with_suffix('.xml')[:_EXAMINED] if root_tag(folder, file) == 'annotation'), None)
 
 
 def root_tag(folder: SourceFolder, file: str) -> str | None:
-  """Return the name of the first element of an xml file, by its first bytes; None if there is none."""
+  """Return the name of the root element of an xml file, from its first bytes; None if there is none."""
   try:
     with open(folder.path(file), 'rb') as stream:
       head = stream.read(4096)

@@ -19,7 +19,7 @@ _MAX_MANIFEST = 16 << 20
 
 
 class Spool:
-  """Annotations of images in a file, one JSON text a line, so that those of a large data set need no memory."""
+  """A temporary file of JSON values, one a line, so that the annotations of a large data set need no memory."""
 
   def __init__(self, path: str) -> None:
     self._file = open(path, 'w+b')  # closed by `close`
@@ -44,10 +44,10 @@ class Spool:
 
 
 class OutputFolder:
-  """The folder that is written: it appears, complete, when `finish` is called.
+  """The output folder, which appears, complete, when `finish` is called.
 
   Attributes:
-    path: the folder. work: where its contents are written meanwhile.
+    path: the folder. work: the temporary folder in which it is built.
   """
 
   def __init__(self, path: str, source: str, arguments: dict[str, Any]) -> None:
@@ -70,7 +70,7 @@ class OutputFolder:
 
   @contextlib.contextmanager
   def writing(self) -> Iterator[None]:
-    """Create the folder of the work, and remove it at the end, whatever happens.
+    """Create the temporary folder; it is removed at the end of the context, whatever happens.
 
     Raises:
       UserError: the storage refuses it.
@@ -120,7 +120,7 @@ class OutputFolder:
     return 'copy'
 
   def image_path(self, split: str, name: str) -> str:
-    """Return where an image that is written itself belongs, and create its folder."""
+    """Return the path for an image that the caller writes, and create its folder."""
     target = os.path.join(self.work, split, name)
     os.makedirs(os.path.dirname(target), exist_ok=True)
     return target
@@ -138,7 +138,7 @@ class OutputFolder:
     os.rename(self.work, self.path)
 
   def _check(self, path: str) -> bool:
-    """Return whether an earlier result of the same arguments is replaced."""
+    """Check what is at the path; return whether it is an earlier result of the same arguments, to be replaced."""
     if not os.path.lexists(self.path) or os.path.isdir(self.path) and not os.listdir(self.path):
       return False
     manifest = _read_manifest(os.path.join(self.path, MANIFEST))
@@ -153,7 +153,7 @@ class OutputFolder:
     return True
 
   def _remove_abandoned(self) -> None:
-    """Remove what a killed process of this machine has left."""
+    """Remove temporary folders that killed processes of this machine left behind."""
     parent, name = os.path.split(self.path)
     prefix = f'.{name}.{socket.gethostname()}-'
     for entry in os.listdir(parent) if os.path.isdir(parent) else ():
@@ -175,7 +175,7 @@ def _alive(process: int) -> bool:
 
 
 def _digest(folder: str) -> dict[str, Any]:
-  """Return number and hash of the names of the files in a folder, but for the manifest."""
+  """Return number and hash of the names of the files in a folder, without the manifest."""
   names = sorted(os.path.relpath(os.path.join(path, name), folder) for path, _, files in os.walk(folder)
                  for name in files)
   names = [name for name in names if name != MANIFEST]
@@ -195,7 +195,7 @@ def _read_manifest(path: str) -> dict[str, Any] | None:
 
 
 def safe_name(name: str) -> str:
-  """Return a name that every file system and JSON holds: control characters and bytes that are no UTF-8 replaced."""
+  """Return a name valid in every file system and JSON: control characters and bytes that are not UTF-8 are replaced."""
   if name.isprintable():
     return name
   cleaned = ''.join(letter if letter.isprintable() or letter == '/' else '_' for letter in name)

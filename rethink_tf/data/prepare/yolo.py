@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from rethink_tf.data.categories import as_text, is_text
+from rethink_tf.data.prepare import yaml_text
 from rethink_tf.data.prepare.layout import (
   NO_AREA,
   NO_IMAGE,
@@ -49,15 +50,13 @@ ONE_MORE = 'with a further number, a track or a confidence (ignored)'
 _NAME_FILES = ('obj.names', 'classes.txt', 'labels.txt', '_darknet.labels', 'data.names', 'names.txt')
 _LISTS = ('train.txt', 'val.txt', 'valid.txt', 'test.txt', 'trainval.txt')
 _OTHER_TEXT = (*_NAME_FILES, *_LISTS, 'readme.txt', 'readme.roboflow.txt', 'readme.dataset.txt', 'requirements.txt')
-_MAX_YAML = 1 << 20  # bytes
-_MAX_DEPTH = 20  # of brackets, whose parsing takes time with the square of it
 _EXAMINED = 40  # text files whose contents are looked at
 _SAMPLED = 200  # label files by which keypoints are known
 _LARGEST = 2.0  # fraction; an object may be partly outside of its image
 
 
 class _Description(NamedTuple):
-  """What data.yaml, or the files of Darknet, say."""
+  """The class names and splits that data.yaml, or the files of Darknet, describe."""
 
   file: str
   names: dict[int, str]
@@ -89,30 +88,44 @@ def recognize(folder: SourceFolder) -> str | None:
 def read(folder: SourceFolder, options: Options) -> Reading:
   """Read the class names and list the images; label files are read one at a time."""
   described = _describe(folder, required=True)
-  splits, missing, unresolved, repeated, listed = _list_images(folder, described)
-  labels = {image: _label_file(folder, image) for image in splits}
+  listing = _list_images(folder, described)
+  labels = {image: _label_file(folder, image) for image in listing.images}
   found = [label for label in labels.values() if label is not None]
   inferred = None if described.pose else _infer_pose(folder, found)
   described = described._replace(pose=described.pose or inferred)
-  reading = Reading(TITLE, iter(()), len(splits), _categories(described), upright=True)
+  reading = Reading(TITLE, iter(()), len(labels), _categories(described), upright=True)
   if inferred:
     reading.notes.append(NO_SHAPE.format(count=inferred.count))
   if described.pose and not described.pose.mirrored and not described.pose.names:
     reading.notes.append(NO_PAIRS.format(file=described.file))
-  if described.splits and not listed:
+  _note_images(described, listing, reading)
+  if len(found) < len(labels):
+    reading.notes.append(f'{len(labels) - len(found)} images have no label file: images without objects')
+  _count_label_files(folder, described, labels, found, reading)
+  reading.images = _images(folder, listing.images, labels, described, reading)
+  return reading
+
+
+def _note_images(described: _Description, listing: _Listing, reading: Reading) -> None:
+  """Note where the images differ from those that the description lists."""
+  if described.splits and not listing.listed:
     reading.notes.append(f'{described.file}: none of its lists and folders of images is in the source: the images with '
                          'label files are read')
-  elif unresolved:
-    reading.notes.append(f'{described.file}: {", ".join(unresolved)}: no such list or folder of images in the source')
-  if repeated:
-    reading.problems.add(IN_SEVERAL, len(set(repeated)), as_text(repeated[0]), REPAIRED)
-  if missing:
-    reading.problems.add(NO_IMAGE, len(missing), missing[0])
-  if len(found) < len(splits):
-    reading.notes.append(f'{len(splits) - len(found)} images have no label file: images without objects')
+  elif listing.unresolved:
+    reading.notes.append(f'{described.file}: {", ".join(listing.unresolved)}: no such list or folder of images in the '
+                         'source')
+  if listing.repeated:
+    reading.problems.add(IN_SEVERAL, len(set(listing.repeated)), as_text(listing.repeated[0]), REPAIRED)
+  if listing.missing:
+    reading.problems.add(NO_IMAGE, len(listing.missing), listing.missing[0])
+
+
+def _count_label_files(folder: SourceFolder, described: _Description, labels: dict[str, str | None], found: list[str],
+                       reading: Reading) -> None:
+  """Count label files that are of no image, or of several. labels: of each image that is read; found: those there."""
   unused = set(_label_files(folder)) - set(found)
   outside = {label: image for image in folder.images
-             if image not in splits and (label := _label_file(folder, image)) in unused}
+             if image not in labels and (label := _label_file(folder, image)) in unused}
   if outside:
     reading.problems.add(NOT_IN_A_LIST, len(outside), as_text(next(iter(outside.values()))))
   lists = {re.split(r'[/\\]', value)[-1] for values in described.splits.values() for value in values}
@@ -123,8 +136,6 @@ def read(folder: SourceFolder, options: Options) -> Reading:
   shared = [label for label, count in Counter(found).items() if count > 1]
   if shared:
     reading.problems.add('label file of several images (used for each)', len(shared), shared[0], REPAIRED)
-  reading.images = _images(folder, splits, labels, described, reading)
-  return reading
 
 
 def _images(folder: SourceFolder, splits: dict[str, str | None], labels: dict[str, str | None],
@@ -200,7 +211,7 @@ def _parse(line: str, where: str, described: _Description, reading: Reading,
 
 
 def _infer_pose(folder: SourceFolder, labels: Sequence[str]) -> Pose | None:
-  """Return the keypoints that some label files have though no description says so."""
+  """Return the keypoints that some label files have although no description mentions them."""
   lines: list[list[float]] = []
   for label in labels[:_SAMPLED]:
     with contextlib.suppress(UserError, ValueError):
@@ -223,27 +234,17 @@ def _describe(folder: SourceFolder, required: bool) -> _Description | None:
                     'all but one')
   if not found and required:
     for file in files:
-      _check_yaml(folder.path(file), folder.read_text(file))  # which says so if it is no text in UTF-8
+      yaml_text.parse(folder.path(file), folder.read_text(file))  # which says so if it is not UTF-8 text
     raise UserError(f'{folder.root}: YOLO labels without class names: write the names, one a line, to '
                     f'{folder.path("classes.txt")}, or add data.yaml')
   return found[0] if found else None
 
 
-def _load_yaml(text: str) -> Any:
-  """Return the content of YAML, None of one that is too large or deep; raises yaml.YAMLError and others of a parser."""
-  import yaml  # needed for these files only
-
-  # BaseLoader: plain strings, lists and mappings; a class named `no` or `1` stays a name.
-  return yaml.load(text, yaml.BaseLoader) if len(text) <= _MAX_YAML and _depth(text) <= _MAX_DEPTH else None
-
-
 def _read_yaml(folder: SourceFolder, file: str) -> _Description | None:
   """Return the description in a YAML file; None if it has no class names."""
-  import yaml
-
   try:
-    content = _load_yaml(folder.read_text(file))
-  except (yaml.YAMLError, RecursionError, ValueError, UserError):
+    content = yaml_text.parse(file, folder.read_text(file))
+  except UserError:
     return None
   names = content.get('names') if isinstance(content, dict) else None
   if isinstance(names, list):
@@ -266,29 +267,8 @@ def _read_yaml(folder: SourceFolder, file: str) -> _Description | None:
   return _Description(file, names, splits, path if isinstance(path, str) else '', read_pose(content, where))
 
 
-def _check_yaml(path: str, text: str) -> None:
-  """Raise UserError unless a text is YAML."""
-  import yaml
-
-  try:
-    _load_yaml(text)
-  except (yaml.YAMLError, RecursionError, ValueError) as error:
-    place = getattr(error, 'problem_mark', None)
-    raise UserError(f'{path}: not valid YAML' + (f', line {place.line + 1}' if place else '')
-                    + f': {getattr(error, "problem", None) or in_one_line(error)}') from error
-
-
-def _depth(text: str) -> int:
-  """Return how deep brackets are nested in a text."""
-  depth = deepest = 0
-  for bracket in re.findall(r'[\[\]{}]', text):
-    depth += 1 if bracket in '[{' else -1
-    deepest = max(deepest, depth)
-  return deepest
-
-
 def _read_names(folder: SourceFolder, file: str) -> _Description:
-  """Return the description by a list of names, one a line, and the lists of images that Darknet has beside it."""
+  """Return the description from a list of names, one a line, and Darknet's lists of images beside it."""
   lines = [line.strip() for line in folder.read_text(file).splitlines()]
   while lines and not lines[-1]:
     lines.pop()
@@ -317,7 +297,7 @@ def _categories(described: _Description) -> dict[int, dict[str, Any]]:
 
 
 def _list_images(folder: SourceFolder, described: _Description) -> _Listing:
-  """List the images of the description, or those with label files if it has none of them."""
+  """List the images of the description, or, if it names none, those with label files."""
   images: dict[str, str | None] = {}
   missing: list[str] = []
   unresolved: list[str] = []
@@ -371,7 +351,7 @@ def _label_files(folder: SourceFolder) -> list[str]:
 
 
 def _label_file(folder: SourceFolder, image: str) -> str | None:
-  """Return the label file of an image: in labels/ in place of images/, or beside it."""
+  """Return the label file of an image: in labels/ instead of images/, or beside the image."""
   stem = posixpath.splitext(image)[0]
   parts = stem.split('/')
   candidates = []

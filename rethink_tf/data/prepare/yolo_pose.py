@@ -1,6 +1,6 @@
-"""Keypoints of YOLO's pose labels: what data.yaml says of them, and the numbers behind the box of a label.
+"""Keypoints of YOLO's pose labels: their description in data.yaml, and the values after the box of a label.
 
-`kpt_shape: [P, 2 or 3]` is the number of keypoints and of the numbers of each, x, y and maybe the visibility;
+`kpt_shape: [P, 2 or 3]` is the number of keypoints and of the values of each: x, y and maybe the visibility;
 `flip_idx` the keypoint that each becomes in a mirrored image; `kpt_names` their names, class by class.
 """
 
@@ -29,7 +29,7 @@ class Pose(NamedTuple):
 
   @property
   def length(self) -> int:
-    """The number of values behind the box of an object."""
+    """The number of values after the box of an object."""
     return self.count * (2 + self.has_visibility)
 
   def of_category(self, key: int) -> dict[str, Any]:
@@ -53,7 +53,7 @@ class Pose(NamedTuple):
 
 
 def read_pose(content: Mapping[str, Any], where: str) -> Pose | None:
-  """Return what data.yaml says of keypoints, None if it has none.
+  """Return the keypoints that data.yaml describes, None if it describes none.
 
   Args:
     content: of the file, all scalars as text.
@@ -81,9 +81,9 @@ def read_pose(content: Mapping[str, Any], where: str) -> Pose | None:
 
 
 def infer_pose(labels: Sequence[Sequence[float]]) -> Pose | None:
-  """Return the keypoints that labels have where no description says so; None unless all longer ones look like poses.
+  """Infer keypoints from labels if no description mentions them; None unless all longer labels look like poses.
 
-  labels: the values behind each class.
+  labels: the values after each class number.
   """
   longer = [values for values in labels if len(values) > 4]
   lengths = {len(values) for values in longer}
@@ -121,7 +121,7 @@ def _names(value: Any, count: int, where: str) -> dict[int, tuple[str, ...]]:
 
 
 def _integers(value: Any) -> list[int] | None:
-  """Return a list of integers that are written as text; None if it is none."""
+  """Parse a list of integers written as text; None if it is not one."""
   if not isinstance(value, list) or not all(isinstance(one, str) and one.strip().isdecimal() for one in value):
     return None
   return [int(one) for one in value]

@@ -10,9 +10,9 @@ from pycocotools.coco import COCO
 
 from rethink_tf.data.detection.segmentation import (
   Segmentations,
-  _run_lengths,
   crop_segmentation,
   in_coco_format,
+  run_lengths,
   to_rle,
 )
 from rethink_tf.structures import MASK_CROP
@@ -114,7 +114,7 @@ def test_to_rle_equals_pycocotools_on_every_annotation(real_images):
 def test_run_lengths_invert_pycocotools_compression(seed):
   mask = blobs(seed, 10 + 37 * seed, 200) if seed % 2 else (np.random.default_rng(seed).random((40, 30)) < 0.5)
   rle = mask_api.encode(np.asfortranarray(mask, np.uint8))
-  assert _run_lengths(rle['counts']).tolist() == uncompressed(mask)['counts']
+  assert run_lengths(rle['counts']).tolist() == uncompressed(mask)['counts']
 
 
 MALFORMED = {

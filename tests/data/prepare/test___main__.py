@@ -36,7 +36,7 @@ def test_a_report_that_cannot_be_written(export, tmp_path):
   (tmp_path / 'file').write_text('')
   done = call('data.prepare', export, f'--output_dir={tmp_path}/own', f'--report_dir={tmp_path}/file/report')
   line = done.stderr.splitlines()[-1]
-  assert done.returncode == 1 and line.startswith(f'error: {tmp_path}/own is complete, the report on it is not: ')
+  assert done.returncode == 1 and line.startswith(f'error: {tmp_path}/own is complete, but the report on it failed: ')
   assert '--report_dir' in line and '--output' not in line and os.path.exists(tmp_path / 'own/prepared.json')
 
 

@@ -109,7 +109,7 @@ def test_several_attributes(tmp_path):
     read(tmp_path, regions)
   _, (image,) = read(tmp_path, regions, Options(class_key='colour'))
   assert image.instances[0]['category'] == 'red'
-  with pytest.raises(UserError, match="--class_key = 'size' is no attribute of its regions: colour, type"):
+  with pytest.raises(UserError, match="--class_key = 'size' is not an attribute of its regions: colour, type"):
     read(tmp_path, regions, Options(class_key='size'))
 
 
