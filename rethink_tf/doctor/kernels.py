@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -149,17 +149,26 @@ def pasting(device: str) -> Iterator[Row]:
     yield compared('mask paste NumPy', device, float((encoded != expected).sum()), 0, note)
 
 
+def batch_norm(device: str) -> Iterator[Row]:
+  """Check SyncBN of a single replica: outputs, gradients and moving statistics."""
+  x, dy, gamma, beta = _batch(images=4, height=25, width=42)
+  with tf.device(device):
+    layer = _batch_norm_layer(gamma, beta)
+    x32 = tf.constant(x, tf.float32)
+    with tf.GradientTape() as tape:
+      tape.watch(x32)
+      y = layer(x32, training=True)
+    gradients = tape.gradient(y, [x32, layer.gamma, layer.beta], tf.constant(dy, tf.float32))
+  yield from _compared_batch_norm('BatchNorm', device, (x, gamma, beta, dy), (y, *gradients),
+                                  (layer.moving_mean, layer.moving_variance))
+
+
 def sync_batch_norm(strategy: tf.distribute.Strategy, device: str) -> Iterator[Row]:
   """Check that outputs, gradients and moving statistics of SyncBN over two replicas are those of one batch."""
-  rng = np.random.default_rng(0)
-  x, dy = rng.normal(3.0, 2.0, (2, 3, 6, 5, 32)), rng.normal(size=(2, 3, 6, 5, 32))
-  x[1] += 5.0  # each replica's own statistics would be others
-  gamma, beta = rng.uniform(0.5, 1.5, 32), rng.normal(size=32)
+  x, dy, gamma, beta = _batch(images=6, height=6, width=5)
+  x[3:] += 5.0  # each replica's own statistics would be others
   with strategy.scope():
-    layer = norms.sync_batch_norm('norm')
-    layer.build(tf.TensorShape([None, 6, 5, 32]))
-    for variable, value in ((layer.gamma, gamma), (layer.beta, beta)):
-      variable.assign(np.float32(value))
+    layer = _batch_norm_layer(gamma, beta)
 
   def step(x: tf.Tensor, dy: tf.Tensor) -> list[tf.Tensor]:
     with tf.GradientTape() as tape:
@@ -167,16 +176,38 @@ def sync_batch_norm(strategy: tf.distribute.Strategy, device: str) -> Iterator[R
       y = layer(x, training=True)
     return [y, *tape.gradient(y, [x, layer.gamma, layer.beta], dy)]
 
-  results = on_replicas(strategy, step, np.float32(x), np.float32(dy))
+  results = on_replicas(strategy, step, *(np.float32(each).reshape(2, 3, *x.shape[1:]) for each in (x, dy)))
   y, dx, dgamma, dbeta = ([result.numpy() for result in each] for each in results)
-  whole = x.reshape(6, 6, 5, 32)
-  expected = references.batch_norm(whole, gamma, beta, dy.reshape(whole.shape), norms.EPSILON)
-  ours = (np.concatenate(y), np.concatenate(dx), np.sum(dgamma, 0), np.sum(dbeta, 0))
-  yield compared('SyncBN forward', device, difference(ours[0], expected[0]), 1e-5)
-  yield compared('SyncBN backward', device, max(map(difference, ours[1:], expected[1:])), 3e-5)
-  moving = 0.1 * whole.mean((0, 1, 2)), 0.9 + 0.1 * whole.var((0, 1, 2), ddof=1)
-  found = [strategy.experimental_local_results(v)[0].numpy() for v in (layer.moving_mean, layer.moving_variance)]
-  yield compared('SyncBN statistics', device, max(map(difference, found, moving)), 1e-5)
+  moving = (strategy.experimental_local_results(v)[0] for v in (layer.moving_mean, layer.moving_variance))
+  yield from _compared_batch_norm('SyncBN', device, (x, gamma, beta, dy), (
+    np.concatenate(y), np.concatenate(dx), np.sum(dgamma, 0), np.sum(dbeta, 0)), moving)
+
+
+def _batch(images: int, height: int, width: int, channels: int = 32) -> tuple[np.ndarray, ...]:
+  """Return random x and dy [N, H, W, C], gamma and beta [C]."""
+  rng = np.random.default_rng(0)
+  shape = images, height, width, channels
+  return (rng.normal(3.0, 2.0, shape), rng.normal(size=shape), rng.uniform(0.5, 1.5, channels),
+          rng.normal(size=channels))
+
+
+def _batch_norm_layer(gamma: np.ndarray, beta: np.ndarray) -> norms.SyncBatchNorm:
+  layer = norms.sync_batch_norm('norm')
+  layer.build(tf.TensorShape([None, None, None, len(gamma)]))
+  for variable, value in ((layer.gamma, gamma), (layer.beta, beta)):
+    variable.assign(np.float32(value))
+  return layer
+
+
+def _compared_batch_norm(name: str, device: str, inputs: Sequence[np.ndarray], ours: Sequence[Any],
+                         moving: Iterable[Any]) -> Iterator[Row]:
+  """Compare with float64 NumPy. inputs: x, gamma, beta, dy; ours: y and the gradients; moving: mean and variance."""
+  x = inputs[0]
+  expected = references.batch_norm(*inputs, norms.EPSILON)
+  statistics = 0.1 * x.mean((0, 1, 2)), 0.9 + 0.1 * x.var((0, 1, 2), ddof=1)
+  yield compared(f'{name} forward', device, difference(ours[0], expected[0]), 1e-5)
+  yield compared(f'{name} backward', device, max(map(difference, ours[1:], expected[1:])), 3e-5)
+  yield compared(f'{name} statistics', device, max(map(difference, moving, statistics)), 1e-5)
 
 
 def on_replicas(strategy: tf.distribute.Strategy, function: Callable[..., Sequence[tf.Tensor]],
@@ -188,5 +219,5 @@ def on_replicas(strategy: tf.distribute.Strategy, function: Callable[..., Sequen
   return [strategy.experimental_local_results(result) for result in results]
 
 
-KERNELS = {'group_norm': group_norm, 'roi_align': roi_alignment, 'nms': suppression, 'matching': box_matching,
-           'paste': pasting}
+KERNELS = {'group_norm': group_norm, 'batch_norm': batch_norm, 'roi_align': roi_alignment, 'nms': suppression,
+           'matching': box_matching, 'paste': pasting}

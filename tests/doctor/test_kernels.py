@@ -15,8 +15,8 @@ def failed(rows):
   return [row.check for row in rows if row.result != 'ok']
 
 
-@pytest.mark.parametrize('name', ['roi_align', 'nms', 'matching', 'paste', pytest.param('group_norm',
-                                                                                       marks=pytest.mark.slow)])
+@pytest.mark.parametrize('name', ['roi_align', 'nms', 'matching', 'paste', 'batch_norm',
+                                  pytest.param('group_norm', marks=pytest.mark.slow)])
 def test_sound_kernels_pass(name):
   rows = list(kernels.KERNELS[name](DEVICE))
   assert rows and not failed(rows), rows
@@ -67,6 +67,8 @@ BROKEN = {
   'proposals at another IoU': (matching, 'match_proposals', lambda *inputs: PROPOSALS(*inputs, 0.6), 'matching'),
   'paste shifted by half a pixel': (paste, 'paste_pixels', with_argument(paste.paste_pixels, 1, shifted(0.5)),
                                     'paste'),
+  'BatchNorm with another epsilon': (norms, 'batch_norm', with_argument(norms.batch_norm, 3, lambda _: 1e-3),
+                                     'batch_norm'),
   'paste of the paper': (masks, 'paste', lambda *inputs: PASTE(*inputs, 'detectron'), 'paste'),
 }
 ASSIGN, MATCH, PROPOSALS, PASTE = (roi_align.assign_levels, matching.match_anchors, matching.match_proposals,
