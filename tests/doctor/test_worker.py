@@ -3,7 +3,7 @@
 import pytest
 
 from rethink_tf.distributed import devices
-from rethink_tf.doctor import worker
+from rethink_tf.doctor import kernels, worker
 from rethink_tf.doctor.rows import Row
 
 
@@ -14,7 +14,7 @@ def test_the_plan_has_the_checks_of_each_usable_device(monkeypatch, gpus, usable
   monkeypatch.setattr(devices, 'too_new', lambda _: None if usable else 'too new')
   names = list(worker.plan(worker.Options(data_dir='a', model_dir='b')))
   assert names[0] == 'devices' and names[-2:] == ['data folder', 'run folder']
-  assert sum('/GPU:' in name for name in names) == gpus * usable * (5 + 4)  # kernels, three precisions and TF32
+  assert sum('/GPU:' in name for name in names) == gpus * usable * (len(kernels.KERNELS) + 4)  # three precisions, TF32
   assert ('SyncBN on 2 GPUs' in names) == (gpus > 1) and 'replicas on 2 CPUs' in names
   quick = list(worker.plan(worker.Options(quick=True)))
   assert set(quick) < set(names) and not [name for name in quick if 'mixed' in name or name == 'input']
