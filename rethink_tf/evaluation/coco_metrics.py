@@ -135,15 +135,19 @@ def _by_category(scorer: Any, category_ids: Sequence[int], row: Mapping[int, int
   at_once = [category_ids] if isinstance(scorer, COCOeval) else [[category] for category in category_ids]
   for categories in at_once:
     with _without_printing(), garbage_collection.paused():
-      scorer.params.catIds = list(categories)
-      scorer.evaluate()
-      records = {category: [] for category in categories}
-      for record in scorer.evalImgs:
-        if record is not None:
-          records[int(record['category_id'])].append(record)
-      found = [_matched(category, own, row) for category, own in records.items()]
-      record = records = None  # freed before the collector would look at them
+      found = _evaluated(scorer, categories, row)
     yield from found
+
+
+def _evaluated(scorer: Any, categories: Sequence[int], row: Mapping[int, int]) -> list[MatchedDetections]:
+  """Return the matches of some categories; the records they are made from are freed with this function."""
+  scorer.params.catIds = list(categories)
+  scorer.evaluate()
+  records = {category: [] for category in categories}
+  for record in scorer.evalImgs:
+    if record is not None:
+      records[int(record['category_id'])].append(record)
+  return [_matched(category, own, row) for category, own in records.items()]
 
 
 def _matched(category: int, records: Sequence[dict], row: Mapping[int, int]) -> MatchedDetections:

@@ -28,12 +28,18 @@ def group_norm(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, groups: int, eps
     sides = tf.minimum(shape[1], shape[2]), tf.maximum(shape[1], shape[2])
     y = group_norm(tf.reshape(x, [shape[0], *sides, x.shape[3]]), gamma, beta, groups, epsilon, xla)
     return tf.ensure_shape(tf.reshape(y, shape), x.shape)
+  return group_norm_with_statistics(x, gamma, beta, groups, epsilon, xla)[0]
+
+
+def group_norm_with_statistics(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, groups: int, epsilon: float,
+                               xla: bool = True) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+  """Return the result of `group_norm`, and mean and 1 / standard deviation float32 [N, C], which have no gradient."""
   return _group_norm(groups, epsilon, x.shape[3], x.dtype, xla and tf.test.is_built_with_xla())(x, gamma, beta)
 
 
 @functools.cache
 def _group_norm(groups: int, epsilon: float, channels: int, dtype: tf.DType,
-                xla: bool) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]:
+                xla: bool) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
   """Return the layer for one number of channels: traced once for images of any size, compiled once for each."""
   images, statistics = tf.TensorSpec([None, None, None, channels], dtype), tf.TensorSpec([None, channels])
   parameter = tf.TensorSpec([channels])
@@ -46,13 +52,13 @@ def _group_norm(groups: int, epsilon: float, channels: int, dtype: tf.DType,
   def normalise(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):
     y, mean, inverse_std = forward(x, gamma, beta)
 
-    def gradient(dy: tf.Tensor):
+    def gradient(dy: tf.Tensor, *_: tf.Tensor):
       dx, dgamma, dbeta = backward(x, gamma, mean, inverse_std, dy)
       dx.set_shape(x.shape)  # known again: a function for any size returns [?, ?, ?, C]
       return dx, dgamma, dbeta
 
     y.set_shape(x.shape)
-    return y, gradient
+    return (y, mean, inverse_std), gradient
 
   return normalise
 
