@@ -143,7 +143,8 @@ class MaskRCNN(tf_keras.layers.Layer):
     anchors, per_cell = self.anchors(features), self.anchors.per_cell(len(features))
     if per_cell != self.rpn_head.anchors_per_cell:  # a GPU would silently gather zeros beyond the end
       raise UserError(f'RPNHead.anchors_per_cell = {self.rpn_head.anchors_per_cell}, but Anchors.sizes and '
-                      f'Anchors.ratios give {per_cell} anchors per cell: set RPNHead.anchors_per_cell = {per_cell}')
+                      f'Anchors.ratios give {per_cell} anchors per cell: set RPNHead.anchors_per_cell = {per_cell}, '
+                      'or sizes and ratios of as many')
     logits, deltas = zip(*(self.rpn_head(features[level]) for level in sorted(features)), strict=True)
     with tf.name_scope('proposals'):
       proposals = self.proposal_generator(logits, deltas, anchors, image_sizes, training, self.nms_form)

@@ -25,26 +25,40 @@ ANCHOR_STREAM, ROI_STREAM = 1, 2  # random streams of the seed of an image
 class Anchors:
   """Anchors of one size per pyramid level and of several `ratios` (height / width) per cell (FPN, section 4.1).
 
+  A level may also have several sizes, the same number at each: ((32, 48), (64, 96), …), as Detectron2's SIZES.
   A single level has all sizes, hence len(sizes) * len(ratios) anchors per cell (Faster R-CNN, section 3.1.1).
   offset: centre of the first cell in strides; 0.5, or 0.0 for weights trained with Detectron2.
   """
 
-  def __init__(self, sizes: Sequence[float] = (32, 64, 128, 256, 512), ratios: Sequence[float] = (0.5, 1.0, 2.0),
-               offset: float = 0.5):
-    self.sizes, self.ratios, self.offset = tuple(sizes), tuple(ratios), offset
+  def __init__(self, sizes: Sequence[float | Sequence[float]] = (32, 64, 128, 256, 512),
+               ratios: Sequence[float] = (0.5, 1.0, 2.0), offset: float = 0.5):
+    self.sizes = tuple(tuple(size) if isinstance(size, tuple | list) else size for size in sizes)
+    self.ratios, self.offset = tuple(ratios), offset
 
   def __call__(self, features: dict[str, tf.Tensor]) -> list[tf.Tensor]:
-    """Return [H * W * anchors per cell, 4] per level, for feature maps {'P2': [B, H, W, C], …} of stride 2^level."""
+    """Return [H * W * anchors per cell, 4] per level, for feature maps {'P2': [B, H, W, C], …} of stride 2^level.
+
+    Raises:
+      UserError: there is not one size, or one tuple of as many sizes as at the others, for each level.
+    """
     levels = sorted(features)
-    sizes = [self.sizes] if len(levels) == 1 else [(size,) for size in self.sizes]
+    sizes = self.of_levels(len(levels))
     if len(sizes) != len(levels):
       raise UserError(f'Anchors.sizes has {len(sizes)} sizes for the {len(levels)} levels {", ".join(levels)}: give '
                       'one per level')
+    if len(set(map(len, sizes))) > 1:
+      raise UserError(f'Anchors.sizes = {self.sizes} has {", ".join(str(len(own)) for own in sizes)} sizes at its '
+                      'levels, which share one head: give each level as many')
     return [self._of_level(features[level], 2**int(level[1:]), own) for level, own in zip(levels, sizes, strict=True)]
+
+  def of_levels(self, levels: int) -> list[tuple[float, ...]]:
+    """Return the sizes of each level, given the number of pyramid levels."""
+    own = [size if isinstance(size, tuple) else (size,) for size in self.sizes]
+    return [sum(own, ())] if levels == 1 else own
 
   def per_cell(self, levels: int) -> int:
     """Return the number of anchors per cell, given the number of pyramid levels."""
-    return len(self.ratios) * (len(self.sizes) if levels == 1 else 1)
+    return len(self.ratios) * len(self.of_levels(levels)[0])
 
   def _of_level(self, feature: tf.Tensor, stride: int, sizes: Sequence[float]) -> tf.Tensor:
     grids = [anchor_ops.grid_anchors(*_height_width(feature), stride, size, self.ratios, self.offset) for size in sizes]

@@ -1,4 +1,4 @@
-"""Anchors of the region proposal network: one size per level, three aspect ratios per cell (FPN, section 4.1)."""
+"""Anchors of the region proposal network, each size with several aspect ratios per cell (FPN, section 4.1)."""
 
 from __future__ import annotations
 

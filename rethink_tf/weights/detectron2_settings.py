@@ -101,7 +101,7 @@ def _unlike(config: Mapping[str, Any]) -> list[str]:
   found = {name: (settings_files.get(config, name), f'only {only}') for name, only in _ONLY.items()
            if not name.startswith(without)}
   found |= {f'MODEL.ANCHOR_GENERATOR.{name}': (settings_files.get(config, f'MODEL.ANCHOR_GENERATOR.{name}'), only)
-            for name, binding, only in (('SIZES', 'Anchors.sizes', 'only one size of a level'),
+            for name, binding, only in (('SIZES', 'Anchors.sizes', 'only as many sizes at each level'),
                                         ('ASPECT_RATIOS', 'Anchors.ratios', 'only the same ratios at all levels'))
             if binding not in _anchors(config)}
   notes = [f'{name} = {str(value)[:40]}: {only} is computed here, so outputs differ from its training'
@@ -144,12 +144,12 @@ def _is_numbers(values: Any, length: int | None = None) -> bool:
 
 
 def _anchors(config: Mapping[str, Any]) -> dict[str, Any]:
-  """Return the anchors of a pyramid: one size per level, and the same ratios at all levels."""
+  """Return the anchors of a pyramid: as many sizes at each level, and the same ratios at all levels."""
   sizes, ratios = (_of_levels(settings_files.get(config, f'MODEL.ANCHOR_GENERATOR.{name}'))
                    for name in ('SIZES', 'ASPECT_RATIOS'))
   found = {}
-  if sizes and all(len(level) == 1 for level in sizes):
-    found['Anchors.sizes'] = tuple(level[0] for level in sizes)
+  if sizes and all(len(level) == len(sizes[0]) for level in sizes):
+    found['Anchors.sizes'] = tuple(level[0] if len(level) == 1 else tuple(level) for level in sizes)
   if ratios and all(level == ratios[0] for level in ratios):
     found['Anchors.ratios'] = tuple(ratios[0])
   return found

@@ -260,10 +260,28 @@ def test_a_form_of_suppression_that_does_not_exist(settings, message):
 @pytest.mark.parametrize('settings, message', [
   (dict(anchors=Anchors((8, 16, 32, 64, 128), (0.3, 0.5, 1.0, 2.0, 3.0))), 'set RPNHead.anchors_per_cell = 5'),
   (dict(anchors=Anchors((8, 16, 32, 64, 128), (1.0,))), 'anchors_per_cell = 3, but .* give 1 anchors per cell'),
+  (dict(anchors=Anchors(((8, 12), (16, 24), (32, 48), (64, 96), (128, 192)))), 'set RPNHead.anchors_per_cell = 6'),
+  (dict(anchors=Anchors((8, (16, 24), 32, 64, 128))), '1, 2, 1, 1, 1 sizes at its levels'),
   (dict(anchors=Anchors((32, 64)), fpn=SingleLevel(4)), 'set RPNHead.anchors_per_cell = 6')])
 def test_anchors_that_the_rpn_head_does_not_predict(settings, message):
   with pytest.raises(UserError, match=message):
     tiny.built(**settings)
+
+
+def test_several_sizes_of_a_level_are_ordered_as_in_detectron2():
+  """DefaultAnchorGenerator: for each cell all sizes, and all ratios of each of them."""
+  sizes, ratios = ((8, 12), (16, 24)), (0.5, 2.0)
+  levels = Anchors(sizes, ratios)({'P2': tf.zeros([1, 2, 3, 1]), 'P3': tf.zeros([1, 1, 2, 1])})
+  assert [level.shape for level in levels] == [(2 * 3 * 4, 4), (1 * 2 * 4, 4)]
+  for level, own in zip(levels, sizes, strict=True):
+    height, width = (level.numpy()[:, 2:] - level.numpy()[:, :2]).T
+    expected = np.array([(size, ratio) for size in own for ratio in ratios])
+    np.testing.assert_allclose(np.sqrt(height * width).reshape(-1, 4), np.tile(expected[:, 0], (len(height) // 4, 1)),
+                               rtol=1e-5)
+    np.testing.assert_allclose((height / width).reshape(-1, 4), np.tile(expected[:, 1], (len(height) // 4, 1)),
+                               rtol=1e-5)
+    centres = (level.numpy()[:, 2:] + level.numpy()[:, :2]).reshape(-1, 4, 2) / 2
+    np.testing.assert_allclose(centres, np.broadcast_to(centres[:, :1], centres.shape), atol=1e-5)
 
 
 class Maps(tf_keras.layers.Layer):

@@ -12,6 +12,7 @@ import yaml
 
 from rethink_tf.errors import UserError
 from rethink_tf.export import detectron2 as writer
+from rethink_tf.models.heads import RPNHead
 from rethink_tf.models.rois import Anchors, RoIPooler
 from rethink_tf.weights import compared, detectron2_settings, formats, options, settings_files
 from rethink_tf.weights.contents import COCO_CLASSES
@@ -155,7 +156,7 @@ def test_settings_that_are_not_computed_here_are_noted(tmp_path):
 
 @pytest.mark.parametrize('model, names', [
   ({'PROPOSAL_GENERATOR': {'MIN_SIZE': 40}}, ['MODEL.PROPOSAL_GENERATOR.MIN_SIZE']),
-  ({'ANCHOR_GENERATOR': {'SIZES': [[32, 64, 128]]}}, ['MODEL.ANCHOR_GENERATOR.SIZES']),
+  ({'ANCHOR_GENERATOR': {'SIZES': [[32, 64], [128], [256], [512], [1024]]}}, ['MODEL.ANCHOR_GENERATOR.SIZES']),
   ({'ANCHOR_GENERATOR': {'SIZES': [[32], [64], [128], [256]]}}, ['MODEL.ANCHOR_GENERATOR.SIZES']),
   ({'ANCHOR_GENERATOR': {'ASPECT_RATIOS': [[1.0, 2.0]] * 4 + [[1.0, 3.0]]}}, ['MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS']),
   ({'RPN': {'IN_FEATURES': ['p3', 'p4', 'p5', 'p6']}}, ['MODEL.RPN.IN_FEATURES']),
@@ -171,6 +172,17 @@ def test_anchors_of_all_levels_as_one_list_or_one_of_each(tmp_path):
   found = read(tmp_path, {'MODEL': {'ANCHOR_GENERATOR': {'SIZES': [[48]], 'ASPECT_RATIOS': [[0.3, 1.0]] * 5}}})
   assert found.settings['Anchors.sizes'] == (48,) * 5 and found.settings['Anchors.ratios'] == (0.3, 1.0)
   assert len(found.notes) == 1  # the place of the configuration
+
+
+def test_several_anchor_sizes_of_a_level(tmp_path):
+  """[[16, 32]] is both sizes at each level."""
+  found = read(tmp_path, {'MODEL': {'ANCHOR_GENERATOR': {'SIZES': [[16, 32]], 'ASPECT_RATIOS': [[1.0]]}}})
+  assert found.settings['Anchors.sizes'] == ((16, 32),) * 5 and len(found.notes) == 1
+  model = tiny.detector(anchors=Anchors([[16, 32]] * 5, [1.0], 0.0), rpn_head=RPNHead(32, 2),
+                        roi_pooler=lambda size: RoIPooler(size, 0, True))
+  compared.check(found, model)
+  tree = yaml.safe_load(writer.settings(model))
+  assert settings_files.get(tree, 'MODEL.ANCHOR_GENERATOR.SIZES') == [[16, 32]] * 5
 
 
 def test_a_configuration_of_something_else_is_not_mentioned(tmp_path, caplog):
