@@ -76,6 +76,16 @@ def _other_layout() -> _Layout | None:
     raise UserError(f'{folder}: cannot be read: {in_one_line(error)}') from error
 
 
+def is_readable(folder: str) -> bool:
+  """Return whether a configuration of data/own.gin reads a local folder, with both of its splits, as it is."""
+  def exists(*names: str) -> bool:
+    return os.path.exists(os.path.join(folder, *names))
+
+  own = all(exists('annotations', f'instances_{split}.json') for split in ('train', 'val'))
+  return own or all(exists(split, ROBOFLOW) for split in ('train', 'valid')) or bool(
+    _coco(exists) or _voc(exists) or _records(folder))
+
+
 def _coco(exists: Callable[..., bool]) -> _Layout | None:
   # People alone have keypoints, in files of their own, as data/coco_keypoints.gin reads them.
   kind = 'person_keypoints' if gin_files.effective(['train/coco.keypoints'])['train/coco.keypoints'] else 'instances'

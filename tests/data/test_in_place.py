@@ -31,6 +31,12 @@ def sources(files, data_dir, *params):
   return [gin_files.argument(experiment.run, f'{side}_source')(training=side == 'train') for side in ('train', 'eval')]
 
 
+def write_own(items, names, folder):
+  """Write what `prepare` writes."""
+  exports.roboflow(items, names, folder.parent / f'{folder.name}_export')
+  preparation.prepare(str(folder.parent / f'{folder.name}_export'), str(folder))
+
+
 def write_voc(items, names, folder):
   """Write PASCAL VOC's layout: Annotations, JPEGImages, ImageSets/Main with train.txt and val.txt."""
   exports.voc(items, names, folder / 'x')
@@ -136,7 +142,7 @@ def test_other_configurations_stay(drawn, tmp_path):
   write_voc(*drawn, tmp_path)
   with pytest.raises(UserError, match='no such annotation file'):
     sources(('gin_configs/demo.gin', 'gin_configs/data/coco.gin'), tmp_path)
-  with pytest.raises(UserError, match=r"holds PASCAL VOC's xml \(Annotations.*python -m rethink_tf.data.prepare"):
+  with pytest.raises(UserError, match=r"holds PASCAL VOC's xml \(Annotations.*own.gin, with no bindings of your own"):
     sources(FILES, tmp_path, "train/coco.annotation_file = 'mine.json'")
 
 
@@ -148,6 +154,19 @@ def test_what_is_found_instead_is_named_with_the_cure(drawn, tmp_path):
     for files in (FILES, ('gin_configs/voc_scratch.gin',)):
       with pytest.raises(UserError, match=f'holds {layout} .*python -m rethink_tf.data.prepare {tmp_path}/{folder} '):
         sources(files, tmp_path / folder)
+
+
+@pytest.mark.parametrize('files', [
+  ('gin_configs/demo.gin', 'gin_configs/data/coco.gin'), ('gin_configs/voc_scratch.gin',)])
+@pytest.mark.parametrize('write', [write_own, exports.roboflow])
+def test_of_a_folder_that_needs_no_conversion_the_cure_is_the_gin_file_that_reads_it(drawn, tmp_path, write, files):
+  """Not to convert it, nor to download COCO."""
+  folder = tmp_path / 'data'
+  write(*drawn, folder)
+  with pytest.raises(UserError, match=f'{folder} holds COCO json .*: --gin_file=gin_configs/data/own.gin') as error:
+    sources(files, folder)
+  assert 'data.prepare' not in str(error.value) and 'cocodataset' not in str(error.value)
+  sources((*files, 'gin_configs/data/own.gin'), folder)
 
 
 @pytest.mark.parametrize(('given', 'cure'), [

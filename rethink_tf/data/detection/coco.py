@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from rethink_tf.data import in_place
 from rethink_tf.data.categories import (
   Category,
   is_text,
@@ -219,7 +220,8 @@ def _explain_missing(file: str, data_dir: str) -> str:
   found = ' (found: ' + ', '.join(os.path.basename(name) for name in others) + ')' if others else ''
   held = recognition.describe(data_dir) if '://' not in data_dir else None
   cures = [] if held is None else [held]
-  if held is None or re.search('(train|val)20[0-9]{2}', os.path.basename(file)):
+  of_coco = re.search('(train|val)20[0-9]{2}', os.path.basename(file)) and not in_place.is_readable(data_dir)
+  if held is None or of_coco:
     cures.append('For COCO, unpack train2017.zip, val2017.zip and annotations_trainval2017.zip from '
                  'https://cocodataset.org/#download into the data folder (--data_dir); for your own images, use python '
                  '-m rethink_tf.data.prepare; to try without any data, add '

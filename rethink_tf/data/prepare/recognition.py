@@ -8,6 +8,7 @@ import re
 import shlex
 from typing import NamedTuple
 
+from rethink_tf.data import in_place
 from rethink_tf.data.images import LFS
 from rethink_tf.data.prepare import coco_json, cvat, label_studio, labelme, mask_images, tables, via, voc_folders, yolo
 from rethink_tf.data.prepare.layout import Layout
@@ -99,6 +100,9 @@ def describe(path: str) -> str | None:
       return f'{path}: {_explain(folder)}'
   except UserError as error:
     return error.line()
+  if in_place.is_readable(path):
+    return (f'{path} holds {" and ".join(map(str, found))}: --gin_file=gin_configs/data/own.gin, with no bindings of '
+            'your own for the sources, reads it as it is')
   layout = f' --layout={found[0].layout.NAME}' if len(found) > 1 else ''
   return (f'{path} holds {" and ".join(map(str, found))}: python -m rethink_tf.data.prepare {shlex.quote(path)} '
           f'--output_dir=data/my_images{layout} writes what is read here')
