@@ -262,12 +262,15 @@ def test_a_binding_that_those_of_its_scopes_hide_is_refused(name, params, messag
     gin_files.parse([f'gin_configs/{name}.gin'], params)
 
 
+Odd = float
+
+
 @gin.register('toy_typed', module='test_gin_files')
 def toy_typed(count: 'int' = 1, rate: 'float | None' = None, name: 'str' = '', on: 'bool' = False,
               sides: 'int | tuple[int, ...]' = (), pairs: Sequence[tuple[int, int]] = (),
               area: 'tuple[float, float]' = (0, 1), words: 'Sequence[str] | None' = None, steps: int = 1,
-              net: 'Callable[..., int] | None' = None):
-  return count, rate, name, on, sides, pairs, area, words, steps, net
+              net: 'Callable[..., int] | None' = None, norm: 'toy_norm | None' = None, odd: 'Odd' = 0):
+  return count, rate, name, on, sides, pairs, area, words, steps, net, norm, odd
 
 
 @pytest.mark.parametrize('value, words', [
@@ -284,7 +287,11 @@ def toy_typed(count: 'int' = 1, rate: 'float | None' = None, name: 'str' = '', o
   ('pairs = [(800,)]', r'toy_typed.pairs should be a list of lists of 2 integers, is \(\(800,\),\)'),
   ('area = 0.5', 'toy_typed.area should be a list of 2 numbers, is 0.5'),
   ('area = (1,)', r'toy_typed.area should be a list of 2 numbers, is \(1,\)'),
-  ("words = 'fc'", r"toy_typed.words should be a list of strings or None, is 'fc': write \('fc',\)")])
+  ("words = 'fc'", r"toy_typed.words should be a list of strings or None, is 'fc': write \('fc',\)"),
+  ('net = 4.5', r'toy_typed.net should be a part \(@NAME\) or None, is 4.5'),
+  ("net = 'toy_net'", r"toy_typed.net should be a part \(@NAME\) or None, is 'toy_net': write @toy_net"),
+  ('norm = True', r'toy_typed.norm should be a part \(@NAME\(\)\) or None, is True'),
+  ('norm = @toy_norm', r"toy_typed.norm should be a part \(@NAME\(\)\) or None, is '@toy_norm': write @toy_norm\(\)")])
 def test_values_of_another_type_are_refused(folder, value, words):
   with pytest.raises(UserError, match=words):
     gin_files.parse(['gin_configs/base.gin'], [f'toy_typed.{value}'])
@@ -295,7 +302,7 @@ def test_values_of_another_type_are_refused(folder, value, words):
 
 def test_values_of_the_annotated_type_are_taken(folder):
   values = {'count': 2, 'rate': 3, 'name': None, 'on': True, 'sides': 4, 'pairs': [(1, 2), [3, 4]], 'area': (0.5, 1),
-            'words': ['a'], 'net': 4.5}  # the last: of no plain type, not checked
+            'words': ['a'], 'odd': 4.5}  # the last: annotated by a name that may stand for anything
   gin_files.parse(['gin_configs/base.gin'], [f'toy_typed.{name} = {value!r}' for name, value in values.items()])
   assert {name: gin_files.bound(f'toy_typed.{name}') for name in values} == values
 

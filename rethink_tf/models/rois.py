@@ -30,7 +30,7 @@ class Anchors:
   offset: centre of the first cell in strides; 0.5, or 0.0 for weights trained with Detectron2.
   """
 
-  def __init__(self, sizes: Sequence[float | Sequence[float]] = (32, 64, 128, 256, 512),
+  def __init__(self, sizes: Sequence[float] | Sequence[Sequence[float]] = (32, 64, 128, 256, 512),
                ratios: Sequence[float] = (0.5, 1.0, 2.0), offset: float = 0.5):
     self.sizes = tuple(tuple(size) if isinstance(size, tuple | list) else size for size in sizes)
     self.ratios, self.offset = tuple(ratios), offset

@@ -13,7 +13,9 @@ from rethink_tf.errors import UserError, excerpt
 _TYPES: Mapping[str, tuple[type, ...]] = {'int': (int,), 'float': (int, float), 'str': (str,), 'bool': (bool,),
                                           'None': (type(None),)}
 _WORDS = {'int': ('an integer', 'integers'), 'float': ('a number', 'numbers'), 'str': ('a string', 'strings'),
-          'bool': ('True or False', 'True or False'), 'None': ('None', 'None')}
+          'bool': ('True or False', 'True or False'), 'None': ('None', 'None'),
+          'part': ('a part (@NAME())', 'parts (@NAME())'), 'maker': ('a part (@NAME)', 'parts (@NAME)')}
+_MAKERS = ('Callable', 'MakeNorm', 'MakeInitializer')  # annotations of parts that are called later
 _LONGEST = 80  # value in a message
 
 
@@ -24,7 +26,7 @@ class _Sequence(NamedTuple):
   any_length: bool
 
 
-Kind = str | _Sequence  # a key of _TYPES, or a sequence
+Kind = str | _Sequence  # a key of _WORDS, or a sequence
 
 
 class Binding(NamedTuple):
@@ -97,13 +99,14 @@ def check_hidden(bindings: Sequence[Binding]) -> None:
 
 
 def check_types(values: Mapping[str, Mapping[str, Any]], signature_of: Callable[[str], inspect.Signature],
-                literal: Callable[[Any], Any]) -> None:
-  """Check values against the annotations of parameters that are numbers, strings, bools, None or sequences of them.
+                literal: Callable[[Any], Any], is_part: Callable[[str], bool]) -> None:
+  """Check values against the annotations of parameters: numbers, strings, bools, None, parts, or sequences of them.
 
   Args:
     values: configurable, with its scopes -> parameter -> value.
     signature_of: signature of a configurable.
-    literal: value with macros resolved; Parameter.empty for one that is not a literal.
+    literal: value with macros resolved and references as strings; Parameter.empty for one that is neither.
+    is_part: whether a name in an annotation is that of a part, for which no literal can stand.
 
   Raises:
     UserError: a value is of another type.
@@ -112,7 +115,7 @@ def check_types(values: Mapping[str, Mapping[str, Any]], signature_of: Callable[
     known = signature_of(owner.rpartition('/')[2]).parameters
     for name, value in parameters.items():
       value = literal(value)
-      kinds = _kinds(known[name].annotation) if name in known else ()
+      kinds = _kinds(known[name].annotation, is_part) if name in known else ()
       if not kinds or value is None or value is inspect.Parameter.empty or any(_fits(value, kind) for kind in kinds):
         continue
       *scopes, owner_name = owner.split('/')
@@ -120,7 +123,15 @@ def check_types(values: Mapping[str, Mapping[str, Any]], signature_of: Callable[
       single = any(isinstance(kind, _Sequence) and _fits([value], kind) for kind in kinds)
       raise UserError(f'{"/".join([*scopes, _short(owner_name)])}.{name} should be '
                       f'{" or ".join(_words(kind) for kind in kinds)}, is {shown}'
-                      + (f': write ({shown},)' if single else ''))
+                      + (f': write ({shown},)' if single else _as_part(value, kinds)))
+
+
+def _as_part(value: Any, kinds: Sequence[Kind]) -> str:
+  """Return how a name that was written as a string, or without the brackets that call it, is written as a part."""
+  name = re.fullmatch(r'@?([\w./]+)', value) if isinstance(value, str) else None
+  if name is None or not {'part', 'maker'} & {kind for kind in kinds if isinstance(kind, str)}:
+    return ''
+  return f': write @{name[1]}{"()" if "part" in kinds else ""}'
 
 
 def _shown(value: Any) -> str:
@@ -132,21 +143,25 @@ def _shown(value: Any) -> str:
   return text if len(text) <= _LONGEST else f'{text[:_LONGEST]}…'
 
 
-def _kinds(annotation: Any) -> tuple[Kind, ...]:
+def _kinds(annotation: Any, is_part: Callable[[str], bool]) -> tuple[Kind, ...]:
   """Return the alternatives of an annotation; [] if one of them is of a type that is not checked."""
   text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
   text = re.sub(r'\b(?:\w+\.)+(?=\w)', '', text).replace(' ', '')
-  return () if annotation is inspect.Parameter.empty else _alternatives(text)
+  return () if annotation is inspect.Parameter.empty else _alternatives(text, is_part)
 
 
-def _alternatives(text: str) -> tuple[Kind, ...]:
+def _alternatives(text: str, is_part: Callable[[str], bool]) -> tuple[Kind, ...]:
   found: list[Kind] = []
   for part in _split(text, '|'):
     sequence = re.fullmatch(r'(?:Sequence|tuple|list)\[(.+)\]', part)
     items = _split(sequence[1], ',') if sequence else []
-    inner = [_alternatives(item) for item in items if item != '...']
+    inner = [_alternatives(item, is_part) for item in items if item != '...']
     if part in _TYPES:
       found.append(part)
+    elif part.partition('[')[0] in _MAKERS:
+      found.append('maker')
+    elif is_part(part):
+      found.append('part')
     elif inner and all(len(kinds) == 1 for kinds in inner):
       found.append(_Sequence(tuple(kinds[0] for kinds in inner), items[-1] == '...' or not part.startswith('tuple')))
     else:
@@ -167,6 +182,8 @@ def _split(text: str, separator: str) -> list[str]:
 
 
 def _fits(value: Any, kind: Kind) -> bool:
+  if kind in ('part', 'maker'):
+    return isinstance(value, str) and value.startswith('@') and (kind == 'maker' or value.endswith('()'))
   if isinstance(kind, str):
     return isinstance(value, _TYPES[kind]) and (kind == 'bool' or not isinstance(value, bool))
   if not isinstance(value, list) or not kind.any_length and len(value) != len(kind.kinds):
