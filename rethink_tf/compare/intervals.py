@@ -13,7 +13,10 @@ three parts, each divided by its own degrees of freedom.
 Seeds. S² is pooled over the schedules of the side's own initial weights, whose spread another arm need not have, and is
 not less than that of the side itself. Schedules of one seed share their beginning or much of it, so that their
 deviations are correlated: m of them count as m / (1 + (m - 1) ρ²) (the variance of a mean of squares of correlated
-normal values), with ρ = 0.5, about what the studies in results/ have.
+normal values), with ρ = 0.5, about what the studies in results/ have. Where V is hardly above B, the seeds spread no
+more than other images would make them, and what is uncertain about V is B: of a spread pooled over schedules only the
+share E / (E + B / 10), E = V - B, has the seeds' degrees of freedom, the rest those of the images. (A spread of one
+schedule, with n - 1 of them, may be that small by chance: its intervals would hold the truth in 93 %.)
 
 Images. A class that few images hold makes the bootstrap's variance too small and uncertain: `HeldOut`.
 
@@ -38,6 +41,7 @@ from rethink_tf.console import signed
 # sentence about differences that cannot be resolved; never in an interval.
 _MEASURED_SPREAD, _MEASURED_IMAGES = 2.3, 200
 _CORRELATION = 0.5  # ρ above
+_BLENDED = 0.1  # of B: where half of the seeds' part has the degrees of freedom of images
 LARGEST = 100.0  # difference of AP, in points
 Values = float | np.ndarray  # of one comparison, or of as many as an array has
 
@@ -202,8 +206,12 @@ def variance(images: Values, spreads: Spreads, seeds: Seeds) -> Values:
 
 def degrees(images: Values, spreads: Spreads, seeds: Seeds, held_out: HeldOut) -> Values:
   """Return the degrees of freedom of V; a very large number if V is 0."""
-  parts = [spread.variance / n for spread, n in zip(spreads, seeds, strict=True)]
-  rest = variance(images, spreads, seeds) - sum(parts)
+  total = variance(images, spreads, seeds)
+  beyond = total - images
+  share = beyond / np.maximum(beyond + _BLENDED * images, 1e-300)
+  parts = [spread.variance / n * (share if spread.degrees > max(n, 2) - 1 else 1.0)  # pooled, or of one schedule
+           for spread, n in zip(spreads, seeds, strict=True)]
+  rest = total - sum(parts)
   uncertain = sum(part ** 2 / spread.degrees for part, spread in zip(parts, spreads, strict=True))
   uncertain = uncertain + rest ** 2 / held_out.degrees
   return (sum(parts) + rest) ** 2 / np.maximum(uncertain, 1e-300) + 1e6 * (uncertain == 0)
