@@ -1,15 +1,12 @@
 """Repeated looks at a study while it runs: confidence levels of intervals that hold at all looks together.
 
 A study that may stop after any seed looks at its runs with 2, 3, ..., N seeds a side, and each look is a chance to be
-wrong. The total error α is spent over the looks (Lan and DeMets 1983): by n seeds, a share (n
-N)² of it
-(the power family of Kim and DeMets 1987). The level of a look follows from what it may spend and from its correlation
-with the looks before, by recursive integration (Armitage, McPherson and Rowe 1969): differences of means over n1 and n2
-> n1 seeds have correlation √(n1
-n2), and a larger one on the same held-out images, which makes errors rarer. The
-levels are then used with Student's t in place of the normal distribution (Pocock 1977). Statistics with an estimated
-variance are less correlated than those with a known one, which costs up to a quarter of α in simulations: 0.7 α is
-spent.
+wrong. The total error α is spent over the looks (Lan and DeMets 1983): by n seeds, a share (n / N)² of it (the power
+family of Kim and DeMets 1987). The level of a look follows from what it may spend and from its correlation with the
+looks before, by recursive integration (Armitage, McPherson and Rowe 1969): differences of means over n1 and n2 > n1
+seeds have correlation √(n1 / n2), and a larger one on the same held-out images, which makes errors rarer. The levels
+are then used with Student's t in place of the normal distribution (Pocock 1977). Statistics with an estimated variance
+are less correlated than those with a known one, which costs up to a quarter of α in simulations: 0.7 α is spent.
 
 The intervals at these levels are repeated confidence intervals (Jennison and Turnbull 1989). They hold together at all
 looks, whatever the stopping rule: a study may also stop one schedule or group of runs and continue another.
@@ -70,7 +67,6 @@ def levels(max_seeds: int, alpha: float) -> tuple[float, ...]:
   before, total = 0, 0.0
   for seeds in range(FIRST, max_seeds + 1):
     deviation = math.sqrt(seeds - before)
-
     spend = spent(seeds, max_seeds, alpha) - total
     excess = functools.partial(_crossed, at=at, density=density, deviation=deviation, less=spend)
     bound = optimize.brentq(excess, 0.0, 15 * math.sqrt(seeds))

@@ -24,7 +24,10 @@ def twice(spread):
 def test_the_interval_of_one_seed_is_that_of_the_images_and_says_what_it_cannot_resolve():
   interval = intervals.difference(side([42.0], 1.0, 1), side([40.0], 1.0, 2), None, HeldOut.alike(101))
   assert interval.value == 2.0 and interval.half == pytest.approx(1.984 * math.sqrt(2) * math.sqrt(101 / 100), rel=0.05)
-  assert interval.resolved > 2 * math.sqrt(2) * 2.3  # half as many images as measured, so a larger spread
+  alone = intervals.difference(side([42.0]), side([40.0]), None, HeldOut.alike(800))
+  assert alone.half == 0 and alone.resolved == pytest.approx(2 * math.sqrt(2) * 2.3 / 2)  # on 4 x the images measured on
+  assert interval.resolved == pytest.approx(2 * math.sqrt((interval.half / 1.984) ** 2 + 2 * 2.3 ** 2 * 200 / 101),
+                                            rel=1e-3)
 
 
 def test_a_given_spread_is_added():
@@ -79,7 +82,9 @@ def test_what_held_out_images_can_tell():
   rare = np.zeros(20, int)
   rare[:2] = 1
   with_rare = HeldOut.of([np.ones(20, int), rare])
-  assert with_rare.degrees < 2 and with_rare.inflation > 1.8  # two images tell most of the variance
+  # Two images tell 10/11 of the variance, V² / (V1² / 19 + V2² / 1), and as much of it is missing.
+  assert with_rare.degrees == pytest.approx(1 / ((1 / 11) ** 2 / 19 + (10 / 11) ** 2))
+  assert with_rare.inflation == pytest.approx(1 / 11 * 20 / 19 + 10 / 11 * 2)
   single = HeldOut.of([np.ones(20, int), np.eye(1, 20, dtype=int)[0]])
   assert np.isfinite(single).all() and single.degrees < with_rare.degrees
   more = with_rare.times(4)

@@ -17,7 +17,8 @@ def test_the_error_of_independent_seeds_is_what_has_been_spent(alpha):
   for seeds, level in zip(range(2, 7), sequential.levels(6, alpha), strict=True):
     wrong |= np.abs(sums[:, seeds - 1]) > -special.ndtri(level / 2) * np.sqrt(seeds)
     assert wrong.mean() == pytest.approx(sequential.spent(seeds, 6, alpha), rel=0.15, abs=2e-4)
-  assert sequential.spent(6, 6, alpha) < alpha
+  assert sequential.spent(6, 6, alpha) == pytest.approx(0.7 * alpha)
+  assert sequential.spent(3, 6, alpha) == pytest.approx(0.7 * alpha / 4)  # (n / N)²
 
 
 def test_later_looks_have_shorter_intervals_and_one_look_is_none():
