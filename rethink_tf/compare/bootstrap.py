@@ -64,8 +64,8 @@ def average_precision(matches: Matches, weights: np.ndarray) -> np.ndarray:
         counted -= _sums_before(detection_weights, np.flatnonzero(ignored), positives)
       totals[present] += mean_precision(detection_weights.take(positives, 1).cumsum(1), counted, objects[present])
       counts[present] += 1
-  with np.errstate(invalid='ignore', divide='ignore'):
-    return np.where(counts > 0, 100.0 * totals / counts, np.nan)
+  with np.errstate(invalid='ignore'):
+    return 100.0 * totals / counts  # 0 / 0 is NaN
 
 
 def _sums_before(weights: np.ndarray, columns: np.ndarray, ends: np.ndarray) -> np.ndarray:

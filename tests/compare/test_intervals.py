@@ -25,7 +25,7 @@ def test_the_interval_of_one_seed_is_that_of_the_images_and_says_what_it_cannot_
   interval = intervals.difference(side([42.0], 1.0, 1), side([40.0], 1.0, 2), None, HeldOut.alike(101))
   assert interval.value == 2.0 and interval.half == pytest.approx(1.984 * math.sqrt(2) * math.sqrt(101 / 100), rel=0.05)
   alone = intervals.difference(side([42.0]), side([40.0]), None, HeldOut.alike(800))
-  assert alone.half == 0 and alone.resolved == pytest.approx(2 * math.sqrt(2) * 2.3 / 2)  # on 4 x the images measured on
+  assert alone.half == 0 and alone.resolved == pytest.approx(2 * math.sqrt(2) * 2.3 / 2)  # 4 x the measured images
   assert interval.resolved == pytest.approx(2 * math.sqrt((interval.half / 1.984) ** 2 + 2 * 2.3 ** 2 * 200 / 101),
                                             rel=1e-3)
 
