@@ -4,10 +4,13 @@ import copy
 
 import numpy as np
 import pytest
+from pycocotools.cocoeval import Params
 
 from rethink_tf.compare import bootstrap, matching
 from rethink_tf.evaluation import coco_metrics, voc_evaluator, voc_metrics
 from rethink_tf.evaluation.scoring import boxes_of
+
+COCO_RECALLS = Params('bbox').recThrs
 
 
 def scene(seed=0, images=30, categories=3):
@@ -70,6 +73,17 @@ def test_a_weight_equals_copies_of_an_image():
   expected = coco_metrics.evaluate(copies, detections, 'bbox').metrics['AP']
   ap = bootstrap.average_precision(matching.match_detections(gt, results, 'bbox'), weights[None])
   np.testing.assert_allclose(ap, 100 * expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize('objects', [1, 3, 7, 29, 50, 100, 101, 300])
+def test_the_recalls_that_are_reached_are_cocos_whatever_their_rounding(objects):
+  """0.29 of 100 objects is the 30th recall, although 100 * 0.29 is 28.999999999999996; 1.0 is the last one."""
+  for found in range(objects + 1):
+    one = bootstrap.CategoryMatches(np.zeros(found, int), np.ones([1, found], bool), np.zeros([1, found], bool),
+                                    np.array([objects]))
+    reached = np.searchsorted(np.arange(1, found + 1) / objects, COCO_RECALLS, side='left') < found  # cocoeval.py
+    ap = bootstrap.average_precision(bootstrap.Matches(np.array([1]), (one,)), np.ones([1, 1]))
+    assert ap == pytest.approx(100 * reached.mean()), found
 
 
 def test_without_detections_ap_is_zero_and_without_objects_there_is_none():
