@@ -96,7 +96,7 @@ def largest_overlaps(objects: Objects, detections: Detections) -> tuple[np.ndarr
   by_group = np.lexsort((objects.classes, objects.images))  # stable: objects of a group keep their order
   groups, starts, counts = np.unique(
     np.stack([objects.images, objects.classes], axis=1)[by_group], axis=0, return_index=True, return_counts=True)
-  if not len(groups) or not len(assigned):
+  if not len(groups):
     return assigned, overlaps
   # The group of each detection, -1 if none: pairs of both lists are numbered together.
   both = np.concatenate([groups, np.stack([detections.images, detections.classes], axis=1)])
