@@ -96,7 +96,21 @@ def test_of_many_classes_the_most_confused_are_shown():
   assert confusions.pairs(whole) == [('class 70', 'class 3', 7, 7 / 17), ('class 5', 'class 70', 4, 4 / 14)]
   text = confusions.as_text(whole, 1)
   assert '11 as another class, 2 missed; 50 detections of nothing' in text and '1 more pairs' in text
+  assert 'class 70 detected as class 3: 7 (41 %)' in text and 'more' not in confusions.as_text(whole, 2)
   assert len(confusions.as_rows(whole)) == 82 and {len(row) for row in confusions.as_rows(whole)} == {82}
+
+
+def test_what_is_saved_adds_up_to_objects_and_detections():
+  counts = np.random.default_rng(0).integers(0, 9, [4, 4])
+  counts[-1, -1] = counts[0, 1] = 0
+  found = confusions.as_json(confusions.Confusion(('a', 'b', 'c'), 0.5, 0.3, counts))
+  for k, (name, one) in enumerate(found['classes'].items()):
+    rows = [pair for pair in found['confused'] if pair['annotated'] == name]
+    assert one['objects'] == one['found'] + one['missed'] + sum(pair['count'] for pair in rows) == counts[k].sum()
+    for pair in rows:
+      assert pair['percent_of_annotated'] == pytest.approx(100 * pair['count'] / one['objects'], abs=1e-4)
+    columns = sum(pair['count'] for pair in found['confused'] if pair['detected'] == name)
+    assert one['of_nothing'] + one['found'] + columns == counts[:, k].sum() and one['found'] == counts[k, k]
 
 
 def test_nothing_annotated_and_nothing_detected():

@@ -68,6 +68,15 @@ def test_a_threshold_has_few_decimals():
   assert 0.43 < between(0.43, 0.43 + 1e-12) <= 0.43 + 1e-12 and between(0.3, np.nextafter(0.3, 1)) > 0.3
 
 
+def test_what_is_saved_is_the_curve_in_percent():
+  curves = precision_recall.curves(counted_of([.9, .812345, .4], [True, True, False], objects=3))
+  saved = precision_recall.as_json(curves)['all']
+  assert saved['best'] == {'score_threshold': 0.81, 'precision': 100, 'recall': 66.6667, 'F1': 80}
+  assert saved['precision_at_101_recalls'] == pytest.approx((100 * curves[0].precision).tolist(), abs=1e-4)
+  lowest = precision_recall.curves(counted_of([.812345], [True]))[0]
+  assert lowest.best.threshold == 0.81, 'nothing scores less'
+
+
 def test_the_table_has_the_threshold_and_not_a_higher_one():
   """With four digits it would be 1, which no detection has."""
   counted = counted_of([.99997, .99994], [True, False])
