@@ -72,6 +72,22 @@ def test_the_probability_with_the_seeds_that_are_left_is_the_share_that_they_set
     assert number < 100 or abs(said - settled) < 10, low
 
 
+@pytest.mark.parametrize('value, then, images', [(-1.5, 8, 1), (0.4, 3, 4), (1.0, 5, 2), (-0.2, 20, 1), (4.0, 4, 1)])
+def test_the_probability_is_that_of_a_simulation_with_a_known_spread(value, then, images):
+  """True differences around 0, this one measured with three seeds, then more of them or on more images."""
+  noise, random, many = Noise.expected(400, 1.0), np.random.default_rng(0), 200_000
+  before, after = noise.variance((3, 3)), noise.times(images).variance((then, then))
+  true = planning.TRUE_DIFFERENCE ** 2
+  true = random.normal(value * true / (true + before), math.sqrt(true * before / (true + before)), many)  # Bayes' rule
+  added = random.normal(true, math.sqrt(1 / (1 / after - 1 / before)))  # the data that make the variance smaller
+  found = (value / before + added * (1 / after - 1 / before)) * after
+  half = 1.96 * math.sqrt(after)
+  settled = np.mean((found + half < 0) | (found - half > -0.5))  # worse, or not worse by the margin
+  degrees = (math.inf, math.inf)
+  said = planning.chance(value, noise, (3, 3), (then, then), images, degrees, degrees, 0.025, 0.5)
+  assert said == pytest.approx(settled, abs=0.01)
+
+
 def test_what_is_settled_has_the_relation_of_its_probability():
   """A difference that is large against all noise, and one that is 0."""
   known = Noise.expected(5000, 0.3), (3, 3), (3, 3), 25.0, (4.0, 4.0), (4.0, 4.0), 0.025, 0.5
