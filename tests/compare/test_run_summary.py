@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from rethink_tf.compare.report import compare
@@ -78,6 +79,38 @@ def test_what_the_last_evaluation_did_not_score_is_noted(tmp_path):
   assert read_runs([path])[0].notes == ('its last evaluation scored 4 of 6 images', 'a limit binds')
   page = compare([path], str(tmp_path / 'report'))
   assert 's: its last evaluation scored 4 of 6 images.' in page.text
+
+
+def test_samples_seen_are_those_of_the_metrics_between_whose_lines_they_are_interpolated(tmp_path):
+  """Not the steps times the batch; the notes are those of the last evaluation."""
+  path = write(tmp_path / 's', HALF)
+  lines = [{'kind': 'train', 'step': 40, 'images': 200, 'instances': 80, 'pixels': 1e6, 'seconds': 10.0},
+           {'kind': 'train', 'step': 100, 'images': 380, 'instances': 200, 'pixels': 4e6, 'seconds': 40.0},
+           {'kind': 'eval', 'step': 20, 'box/AP': 3.0, 'images_scored': 4, 'images_missing': 1, 'images_unreadable': 0},
+           {'kind': 'eval', 'step': 60, 'box/AP': 5.0, 'box/APs': -1, 'images_scored': 5, 'images_missing': 0,
+            'images_unreadable': 0, 'time': 86_400 * 2}]
+  (tmp_path / 's/metrics.jsonl').write_text('\n'.join(map(json.dumps, lines)) + '\n')
+  one, = read_runs([path])
+  found = [getattr(one.curve, name).tolist() for name in ('steps', 'images', 'instances', 'pixels', 'seconds')]
+  assert found == [[20, 60], [100, 260], [40, 120], [5e5, 2e6], [5, 20]] and one.seen == (260, 120, 2e6)
+  assert set(one.curve.metrics) == {'box/AP', 'box/APs'} and one.curve.metrics['box/AP'].tolist() == [3, 5]
+  assert np.isnan(one.final('box/APs')) and one.notes == () and one.date == '1970-01-03'
+  (tmp_path / 's/metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines[2:]))
+  assert read_runs([path])[0].seen[0] == 60 * 4, 'without lines of training'
+  (tmp_path / 's/metrics.jsonl').write_text(json.dumps(lines[0]) + '\n')
+  with pytest.raises(UserError, match='no evaluation in metrics.jsonl yet: train or evaluate it first'):
+    read_runs([path])
+
+
+@pytest.mark.parametrize('bindings, schedule', [
+  ('KTimesSchedule.total = 90_000\nKTimesSchedule.boundaries = (60_000,)', '90k'),
+  ('EpochSchedule.epochs = 1', '1 epoch'),
+  ('SteppedHalving.images = 3.6e9', '3,600,000,000 images'), ('', '100 steps')])
+def test_the_name_of_a_schedule(tmp_path, bindings, schedule):
+  path = write(tmp_path / 's', HALF)
+  config = (tmp_path / 's/config.gin').read_text().replace('KTimesSchedule.k = %SCHEDULE', bindings)
+  (tmp_path / 's/config.gin').write_text(config)
+  assert read_runs([path])[0].schedule == schedule
 
 
 def test_the_cost_of_pre_training_is_that_of_when_the_run_began(tmp_path):
