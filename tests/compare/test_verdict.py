@@ -83,6 +83,16 @@ def test_scratch_has_caught_up_from_the_shortest_schedule_after_which_all_have(r
       assert only.headline == f'Cannot tell yet: scratch is behind at 3x, but not at {ahead}x'
 
 
+def test_a_schedule_is_compared_with_all_pre_trained_ones_together():
+  """It is behind if it is behind one, it may be behind if it may be behind one; else the best one counts."""
+  given = {relation: Interval(sum(ends) / 2, *ends) for relation, ends in RELATIONS.items()}
+  given |= {verdict.UNSURE: Interval(0, -2, 2), verdict.ONE_SEED: Interval(0, -2, 2, resolved=3.0)}
+  for best, other in itertools.product(given, repeat=2):
+    found = verdict.joint_relation([given[other], given[best]], given[best], 0.5)
+    first = next((one for one in (verdict.ONE_SEED, verdict.WORSE, verdict.UNSURE) if one in (best, other)), best)
+    assert found == first, (best, other)
+
+
 def test_one_pre_trained_schedule_that_is_ahead_is_enough_to_be_behind(runs):
   """However level scratch is with the best one; the one that it is furthest behind is quoted."""
   known = {(f'{k}x', schedule): Interval(-1, low, high) for k in (1, 2, 3)

@@ -97,6 +97,17 @@ def test_shapes(tmp_path):
     label_studio.BAD_BRUSH: 1, f"{label_studio.UNREAD} ('keypointlabels')": 1, f'{label_studio.UNREAD} (missing)': 1}
 
 
+@pytest.mark.parametrize('degrees, extent', [(0, (40, 10)), (90, (10, 40)), (-90, (10, 40)), (
+  30, (np.hypot(40 * np.cos(np.pi / 6), 10 / 2), np.hypot(40 / 2, 10 * np.cos(np.pi / 6))))])
+def test_an_ellipse_turns_about_its_centre_in_pixels(tmp_path, degrees, extent):
+  """Radii are in percent of 200 x 100 pixels; extent: half of width and height."""
+  value = {'x': 50, 'y': 50, 'radiusX': 20, 'radiusY': 10, 'rotation': degrees}
+  _, (image,) = read(tmp_path, [task([result('ellipselabels', value)])])
+  x, y, w, h = image.instances[0]['bbox']
+  assert (x + w / 2, y + h / 2) == pytest.approx((100, 50), abs=0.01)
+  assert (w / 2, h / 2) == pytest.approx(extent, abs=0.1)
+
+
 @pytest.mark.parametrize('address, file', [
   ('/data/local-files/?d=photos%5Ca.jpg', 'photos/a.jpg'), ('s3://bucket/x/a.jpg', 'photos/a.jpg'),
   ('https://host/a.jpg?X-Amz-Signature=1', 'photos/a.jpg'), ('/data/upload/7/12345678-b c.jpg', 'photos/b c.jpg'),
