@@ -46,11 +46,14 @@ def test_a_run_from_random_weights_has_its_own_cost_alone():
   ({'path': 'd.pkl', 'format': 'Detectron2 .pkl', 'part': 'detector'}, None, 'd.pkl, a detector whose training is not'),
   ({'path': 'runs/x', 'format': 'run of this package, step-00000003'}, None, 'runs/x, which no longer exists'),
   ({'path': 'runs/x', 'seen': None, 'before': 'd.pkl, a detector'}, None, 'runs/x, which started from d.pkl'),
-  ('{"path": ', None, 'unknown origin')])
-def test_what_a_run_started_from_counts_too(run, record, before, source):
+  ('{"path": ', None, 'unknown origin'), ('[1]', None, 'unknown origin')])
+def test_what_a_run_started_from_counts_too(tmp_path, run, record, before, source):
   whole, started = costs.of_run(run(record))
   assert started.seen == before and source in started.source and whole.source == started.source
   assert whole.seen == (None if before is None else OWN.plus(before))
+  # What continues from it has a start that is not random, even if its record is damaged.
+  assert costs.start_of(str(tmp_path / 'run')) == (
+    record if isinstance(record, dict) else {'format': 'run of this package'})
 
 
 def test_a_run_that_continues_another_one_has_counted_its_samples(run):
