@@ -93,7 +93,7 @@ def test_rectangles_in_one_group_are_counted(tmp_path):
 def test_groups_are_one_object(tmp_path):
   left, right = [[1, 1], [5, 1], [5, 5]], [[11, 1], [15, 1], [15, 5]]
   mask = np.full([2, 2], 255, np.uint8)
-  _, (image,) = read(tmp_path, [
+  reading, (image,) = read(tmp_path, [
     shape('polygon', left, group=1), shape('polygon', right, group=1), shape('polygon', left, 'dog', group=1),
     shape('polygon', left, group=2), shape('rectangle', [[0, 0], [7, 8]], group=2),
     shape('polygon', right, group=3), shape('mask', [[20, 10], [21, 11]], group=3, mask=png(mask)),
@@ -103,6 +103,7 @@ def test_groups_are_one_object(tmp_path):
   assert image.instances[2]['bbox'] == [0, 0, 7, 8] and image.instances[2]['segmentation']  # a box and its outline
   whole = rasterise(image.instances[3]['segmentation'], (20, 30))
   assert whole[10:12, 20:22].all() and whole[2, 14] and whole.sum() < 16
+  assert not reading.problems.counts
 
 
 def test_images_within_and_beside(tmp_path):

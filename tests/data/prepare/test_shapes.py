@@ -31,6 +31,16 @@ def test_a_rotated_box_has_its_corner_fixed():
   assert shapes.rotated_box(10, 20, 4, 2, 90) == [8, 20, 2, 4] and shapes.rotated_box(1, 2, 3, 4, 0) == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize('degrees', [-160, -45, 10, 60, 135, 200, 350])
+def test_a_rotated_box_holds_all_four_corners(degrees):
+  """Clockwise in an image is from x to y, as the product with a complex number turns them."""
+  corners = 10 + 20j + np.array([0, 4, 4 + 2j, 2j]) * np.exp(1j * np.radians(degrees))
+  x, y, w, h = shapes.rotated_box(10, 20, 4, 2, degrees)
+  low, high = (x, y), (x + w, y + h)
+  assert low == pytest.approx((corners.real.min(), corners.imag.min()), abs=2e-3)
+  assert high == pytest.approx((corners.real.max(), corners.imag.max()), abs=2e-3)
+
+
 def test_fractions_become_pixels():
   polygon = {'category': 1, 'segmentation': [[0.5, 0.25, 0.75, 0.25, 0.75, 0.5]]}
   assert shapes.scaled(polygon, 200, 100)['segmentation'] == [[100, 25, 150, 25, 150, 50]]
