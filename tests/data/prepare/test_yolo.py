@@ -3,7 +3,7 @@
 import pytest
 
 from rethink_tf.data.prepare import yolo
-from rethink_tf.data.prepare.layout import NO_IMAGE, Options
+from rethink_tf.data.prepare.layout import NO_AREA, NO_IMAGE, Options
 from rethink_tf.data.prepare.source_folder import SourceFolder
 from rethink_tf.errors import UserError
 
@@ -33,13 +33,14 @@ def test_names(tmp_path, yaml, names):
 
 def test_lines(tmp_path):
   text = ('0 0.5 0.5 0.2 0.4 17\n0 0.1 0.1 0.5 0.1 0.5 0.5\n0 0.1 0.1 0.5 0.1 0.5 0.5 3\n\n0 320 200 10 10\n0 a b c d\n'
-          '0 0.5 inf 0.1 0.1\n0.0 0.5 0.5 0.2 0.4\n1 0.5 0.5 0.2 0.4\n-1 0.5 0.5 0.2 0.4\n0 0.1 0.2 0.3\n')
+          '0 0.5 inf 0.1 0.1\n0.0 0.5 0.5 0.2 0.4\n1 0.5 0.5 0.2 0.4\n-1 0.5 0.5 0.2 0.4\n0 0.1 0.2 0.3\n'
+          '0 0.5 0.5 0 0.4\n0 0.5 0.5 0.2 -0.4\n')
   reading, images = read(tmp_path, {'classes.txt': 'cat\n', 'labels/a.txt': text})
   assert len(images[0].instances) == 4 and len(images[0].instances[1]['segmentation'][0]) == 6
   assert images[0].instances[1] == images[0].instances[2]
   assert dict(reading.problems.counts) == {
     yolo.ONE_MORE: 2, yolo.IN_PIXELS: 1, yolo.NOT_A_LABEL: 2, 'with a number that is missing or not finite': 1,
-    yolo.UNKNOWN_CLASS: 2}
+    yolo.UNKNOWN_CLASS: 2, NO_AREA: 2}
 
 
 @pytest.mark.parametrize('other, noted', [
