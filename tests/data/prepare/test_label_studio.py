@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from rethink_tf.data.prepare import label_studio
-from rethink_tf.data.prepare.layout import FEW_POINTS, NO_CLASS, NO_IMAGE, NOT_FINITE, NOT_NAMED, Options
+from rethink_tf.data.prepare.layout import (
+  FEW_POINTS,
+  NO_AREA,
+  NO_CLASS,
+  NO_IMAGE,
+  NOT_FINITE,
+  NOT_NAMED,
+  Options,
+)
 from rethink_tf.data.prepare.source_folder import SourceFolder
 from rethink_tf.errors import UserError
 from tests.exports import rasterise, write_json
@@ -77,7 +85,7 @@ def test_shapes(tmp_path):
   mask = np.zeros([100, 200], np.uint8)
   mask[10:20, 30:70] = 1
   triangle = [[10, 10], [20, 10], [20, 50]]
-  rectangle = {'x': 10, 'y': 20, 'width': 30, 'height': 40}
+  rectangle = {'x': 10, 'y': 25, 'width': 30, 'height': 40}
   reading, (image,) = read(tmp_path, [task([
     result('rectanglelabels', rectangle | {'rotation': 0}), result('polygonlabels', {'points': triangle}),
     result('ellipselabels', {'x': 50, 'y': 50, 'radiusX': 10, 'radiusY': 10, 'rotation': 0}),
@@ -86,14 +94,16 @@ def test_shapes(tmp_path):
     {**result('labels', rectangle), 'type': 'labels'},
     result('rectanglelabels', rectangle, labels=()), result('rectanglelabels', rectangle, image_rotation=90),
     result('polygonlabels', {'points': triangle[:2]}), result('rectanglelabels', rectangle | {'x': None}),
+    result('rectanglelabels', rectangle | {'width': 0}),
+    result('ellipselabels', {'x': 1, 'y': 1, 'radiusX': 1, 'radiusY': 0}),
     result('brushlabels', {'rle': [1, 2]}), result('keypointlabels', {'x': 1, 'y': 1}), {'type': 'choices'}, 7])])
   box, polygon, ellipse, brush, rotated, labels = image.instances
   assert image.file == 'a.jpg' and image.size == (100, 200)
-  assert box['bbox'] == labels['bbox'] == [20, 20, 60, 40] and box['segmentation'] == []
+  assert box['bbox'] == labels['bbox'] == [20, 25, 60, 40] and box['segmentation'] == []
   assert polygon['segmentation'] == [[20, 10, 40, 10, 40, 50]] and ellipse['bbox'] == [80, 40, 40, 20]
-  assert (rasterise(brush['segmentation'], (100, 200)) == mask).all() and rotated['bbox'] == [-20, 20, 40, 60]
+  assert (rasterise(brush['segmentation'], (100, 200)) == mask).all() and rotated['bbox'] == [-20, 25, 40, 60]
   assert dict(reading.problems.counts) == {
-    label_studio.ROTATED: 1, NO_CLASS: 1, label_studio.ROTATED_VIEW: 1, FEW_POINTS: 1, NOT_FINITE: 1,
+    label_studio.ROTATED: 1, NO_CLASS: 1, NO_AREA: 2, label_studio.ROTATED_VIEW: 1, FEW_POINTS: 1, NOT_FINITE: 1,
     label_studio.BAD_BRUSH: 1, f"{label_studio.UNREAD} ('keypointlabels')": 1, f'{label_studio.UNREAD} (missing)': 1}
 
 
@@ -136,7 +146,7 @@ def test_images_that_no_task_names_are_counted(tmp_path):
 
 def test_tasks(tmp_path):
   good = {'result': [result('rectanglelabels', {'x': 0, 'y': 0, 'width': 10, 'height': 10})]}
-  tasks = [task([], annotations=[]), task([], annotations=[{'result': [], 'was_cancelled': True}]),
+  tasks = [task([], annotations=7), task([], annotations=[{'result': [], 'was_cancelled': True}]),
            task([], annotations=[{'result': []}, good | {'ground_truth': True}]), task([]), task([], data=[])]
   reading, images = read(tmp_path, tasks)
   assert len(images) == 1 and len(images[0].instances) == 1

@@ -36,14 +36,14 @@ def read(root, regions, options=None, project=True, images=('a.jpg',), **fields)
 def test_shapes(tmp_path, project):
   reading, (image,) = read(tmp_path, [
     region(), region(name='polygon', all_points_x=[1, 5, 5], all_points_y=[1, 1, 6]),
-    region(name='circle', cx=10, cy=10, r=4), region(name='ellipse', cx=10, cy=10, rx=6, ry=3, theta=np.pi / 2),
+    region(name='circle', cx=10, cy=9, r=4), region(name='ellipse', cx=10, cy=12, rx=6, ry=3, theta=np.pi / 2),
     region(name='polyline', all_points_x=[1, 5, 5], all_points_y=[1, 1, 6]), region(name='point', cx=1, cy=1),
     region(name='polygon', all_points_x=[1, 5], all_points_y=[1, 1]), region(width=0), region(x='1'),
     region(name='polygon', all_points_x=[1, 5, 5], all_points_y=[1, 1]), region({'type': ''}), region({'type': None}),
     7, region(name=['rect'])], project=project)
   assert [one['bbox'] for one in image.instances[:2]] == [[1, 2, 3, 4], [1, 1, 4, 5]]
-  assert np.allclose(image.instances[2]['bbox'], [6, 6, 8, 8]) and image.instances[0]['segmentation'] == []
-  assert np.allclose(image.instances[3]['bbox'], [7, 4, 6, 12]) and image.instances[3]['category'] == 'cat'
+  assert np.allclose(image.instances[2]['bbox'], [6, 5, 8, 8]) and image.instances[0]['segmentation'] == []
+  assert np.allclose(image.instances[3]['bbox'], [7, 6, 6, 12]) and image.instances[3]['category'] == 'cat'
   assert dict(reading.problems.counts) == {
     f"{WITHOUT_AREA} ('polyline')": 1, f"{WITHOUT_AREA} ('point')": 1, f"{WITHOUT_AREA} (['rect'])": 1,
     FEW_POINTS: 1, NO_AREA: 1, NOT_FINITE: 3, NO_CLASS: 2}
