@@ -6,6 +6,7 @@ from pycocotools import mask as mask_api
 
 from rethink_tf.data.categories import Category
 from rethink_tf.data.conversion import convert
+from rethink_tf.data.detection.annotations import KEYPOINTS_ASTRAY
 from rethink_tf.data.detection.coco import CocoSource
 from rethink_tf.data.detection.records import RecordSource
 from rethink_tf.data.detection.segmentation import ROTATED
@@ -129,6 +130,17 @@ def test_keypoints_in_the_annotation_file(tmp_path):
   assert 'keypoints' not in without.annotations()['categories'][0]
 
 
+@pytest.mark.parametrize('x, y, astray', [(21, 25, 0), (19, 25, 1), (59, 25, 0), (61, 25, 1), (40, 11, 0), (40, 9, 1),
+                                          (40, 39, 0), (40, 41, 1), (19, 41, 1)])
+def test_keypoints_that_are_half_a_side_from_their_box_are_suspicious(tmp_path, x, y, astray):
+  """Half of its longer side, 20 pixels; one labelled keypoint that is nearer is enough, an unlabelled one is not."""
+  fish = {'id': 1, 'name': 'fish', 'keypoints': ['head', 'tail']}
+  far, box = [79, 59], {'bbox': (30, 20, 20, 10)}
+  entries = [annotation(1, keypoints=[x, y, 2, *far, 1], **box), annotation(2, keypoints=[35, 25, 0, *far, 1], **box)]
+  source = CocoSource(write(tmp_path, annotations=entries, categories=[fish]), keypoints=True)
+  assert source.problems.counts[KEYPOINTS_ASTRAY] == 1 + astray
+
+
 def test_too_long_outlines_are_counted(tmp_path):
   zigzag = [[coordinate for i in range(200) for coordinate in (-60000 + 120000 * (i % 2), i)]]
   source = CocoSource(write(tmp_path, annotations=[annotation(1), annotation(2, segmentation=zigzag)]))
@@ -229,6 +241,15 @@ def test_box_and_area_of_the_mask_replace_missing_ones(tmp_path, fields):
 def test_area_zero_of_a_box_without_a_mask(tmp_path):
   source = CocoSource(write(tmp_path, annotations=[annotation(1, area=0, segmentation=None)]))
   assert source.num_instances.tolist() == [1] and source.annotations()['annotations'][0]['area'] == 600
+
+
+def test_a_bow_tie_whose_lobes_cancel_out_is_a_mask_beside_one_without_extent(tmp_path):
+  """At the right of an image that is wider than high."""
+  lobes, diagonal = [[62, 5, 78, 45, 78, 5, 62, 45]], [[10, 10, 30, 30, 10, 10]]
+  example = CocoSource(write(tmp_path, annotations=[
+    annotation(1, bbox=(62, 5, 16, 40), segmentation=lobes),
+    annotation(2, bbox=(10, 10, 20, 20), segmentation=diagonal)])).load(0)
+  assert 0.4 < (example.masks[0] == 1).mean() < 0.6 and (example.masks[1] == NO_MASK).all()
 
 
 def test_a_data_set_of_boxes(tmp_path):
