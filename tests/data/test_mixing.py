@@ -299,3 +299,12 @@ def annotated(source, index, flipped, size):
   union = union[:, ::-1] if flipped else union
   grown = cv2.dilate(cv2.resize(union, tuple(size[::-1].tolist()), interpolation=cv2.INTER_NEAREST), np.ones((3, 3)))
   return grown > 0
+
+
+@pytest.mark.parametrize('box, pixels', [([10.6, 5, 11.4, 9], 0), ([5, 10.6, 9, 11.4], 0), ([10.4, 5, 11.4, 9], 4),
+                                         ([5, 10.4, 9, 11.4], 4), ([5, 6, 9, 11], 20)])
+def test_an_object_covers_the_pixels_whose_centres_its_box_holds(box, pixels):
+  boxes = np.array([box], np.float32)
+  region = mixing.Region.around(boxes, mixing.Buffers([20, 30]), [20, 30])
+  assert region.draw(FILLED[None], boxes) == [pixels > 0]
+  assert np.count_nonzero(region.pixels) == pixels and region.overlaps(boxes) == [pixels > 0]
