@@ -97,6 +97,8 @@ def test_custom_points():
   assert small.points == (120, 240)
   constant = KTimesSchedule(boundaries=(), total=5, warmup_steps=0)
   np.testing.assert_allclose([constant(0), constant(4)], .02)
+  ends = KTimesSchedule(boundaries=(2, 3), total=4, warmup_steps=2, warmup_factor=0, decay_factor=1, stop_k=1 / 90_000)
+  assert [float(ends(step)) for step in range(4)] == pytest.approx([0, .01, .02, .02]) and ends.total_steps == 1
 
 
 @pytest.mark.parametrize('batch_size', [8, 16])
@@ -184,7 +186,8 @@ def test_custom_epochs():
   ({'num_images': 0}, '0 images'), ({'batch_size': 0}, 'batch_size = 0'), ({'epochs': 80}, 'stay below epochs = 80'),
   ({'drops': (60, 30)}, 'must increase'), ({'drops': (0, 30)}, 'must increase'),
   ({'warmup_epochs': 31}, 'warmup_epochs = 31'), ({'warmup_epochs': -1}, 'warmup_epochs = -1'),
-  ({'base_rate': 0}, 'base_rate = 0'),
+  ({'base_rate': 0}, 'base_rate = 0'), ({'base_batch': 0}, 'base_batch = 0'),
+  ({'epochs': 0, 'drops': (), 'warmup_epochs': 0}, 'epochs = 0'),
 ])
 def test_inconsistent_epochs(arguments, message):
   with pytest.raises(UserError, match=message) as error:
