@@ -36,11 +36,14 @@ def test_equals_a_simulation_with_queues(counts, batch_size):
     assert batch.bucket == bucket
     assert list(zip(batch.indices.tolist(), batch.epochs.tolist(), strict=True)) == images
     assert plan.epoch(step) == images[-1][1]
-  start, stop = len(expected) // 3, len(expected)
-  columns = plan.steps(start, stop)
-  for k, step in enumerate(range(start, stop)):
-    for column, value in zip(columns, plan[step], strict=True):
-      assert np.array_equal(column[k], value)
+  number = len(expected)
+  for start, stop in ((number // 3, number), (1, number // 2), (number // 2, number // 2 + 1), (0, number - 1)):
+    columns = plan.steps(start, stop)
+    for column in columns:
+      assert len(column) == stop - start
+    for k, step in enumerate(range(start, stop)):
+      for column, value in zip(columns, plan[step], strict=True):
+        assert np.array_equal(column[k], value)
 
 
 @pytest.mark.parametrize(('counts', 'batch_size'), CASES)
