@@ -23,7 +23,7 @@ def test_groups_are_told_apart_by_what_differs(tmp_path):
            name, rate, k, seed, init in (('a', 0.02, 1, 0, None), ('b', 0.01, 1, 0, None), ('c', 0.02, 2, 1, 'w'))]
   for path, norm in zip(paths, ('group_norm', 'sync_batch_norm', 'group_norm'), strict=True):
     with open(f'{path}/config.gin', 'a') as file:
-      file.write(f'FPN.norm = @{norm}\nFPN.channels = 64\n')
+      file.write(f'NORM = @{norm}\nFPN.norm = %NORM\nFPN.channels = 64\n')
   runs = read_runs(paths)
   assert [[run.name for run in group] for group in groups.groups(runs)] == [['a', 'c'], ['b']]
   first, second = groups.labels(groups.groups(runs))
