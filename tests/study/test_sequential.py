@@ -180,6 +180,12 @@ def test_after_a_failure_the_report_is_that_of_the_latest_look(tmp_path):
   assert lost.go() == (['s_1x: failed'], None), 'a look that lacks runs is not repeated'
 
 
+def test_after_a_failure_behind_several_looks_the_report_is_that_of_the_last_one(tmp_path):
+  for _ in range(2):  # at first it has just been made, then it is made again
+    failures, comparison = failing(Study(tmp_path, {'s_1x': 99, 'p_1x': 100}), 'seed3').go()
+    assert failures and len(comparison.runs) == 6 and 'Look 2 of at most 3' in comparison.verdicts[0].words
+
+
 def step(schedule, relation):
   run = types.SimpleNamespace(folder=types.SimpleNamespace(path=f'out/{schedule}'))
   return verdict.Step(groups.Side(schedule, (run,)), np.nan, relation)

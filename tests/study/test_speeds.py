@@ -32,6 +32,15 @@ def test_neither_tracing_nor_evaluations_are_part_of_a_step():
   assert speeds.seconds_per_evaluation(lines(1, 10, 20, evaluations=(10, 20))) == 4.0
 
 
+def test_checkpoints_are_part_of_a_step_and_later_evaluations_are_not_taken_off():
+  """A tenth of a second a step that is neither within it nor an evaluation, of which the second one comes after."""
+  found = [{'kind': 'train', 'step': 1, 'seconds': 30.0, 'time': 1000.0},
+           {'kind': 'eval', 'step': 5, 'eval_seconds': 4.0, 'time': 1006.4},
+           {'kind': 'train', 'step': 11, 'seconds': 35.0, 'time': 1010.0},
+           {'kind': 'eval', 'step': 11, 'eval_seconds': 4.0, 'time': 1014.0}]
+  assert speeds.seconds_per_step(found) == pytest.approx(0.6)
+
+
 @pytest.mark.parametrize('found', [[], lines(1), lines(1, 3)])
 def test_few_steps_say_nothing(found):
   assert math.isnan(speeds.seconds_per_step(found)) and math.isnan(speeds.seconds_per_evaluation(found))
