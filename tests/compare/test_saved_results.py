@@ -118,6 +118,20 @@ def test_masks_and_keypoints_where_they_are_scored(tmp_path, iou_type, field, va
     assert saved_results.read_truth(str(path), iou_type), 'of a class without keypoints'
 
 
+@pytest.mark.parametrize('iou_type, good, bad', [
+  ('segm', {'size': [100, 100], 'counts': 'Q3'}, (
+    {'size': 'x', 'counts': 'Q3'}, {'size': [1, 'x'], 'counts': 'Q3'}, {'size': [9, 9], 'counts': [1, 2]}, [], None)),
+  ('keypoints', [1, 2.5, 0] * 2, ([1, 2], 'x', [None] * 3)),
+  ('bbox', [1, 2, 3, 4.5], ([1, 2, 3], {}, [1, 2, 3, 1e300]))])
+def test_values_of_detections_of_each_kind(iou_type, good, bad):
+  field = {'segm': 'segmentation'}.get(iou_type, iou_type)
+  one = {'image_id': 10, 'category_id': 3, 'score': 0.5}
+  saved_results.check_detections('x.json', [one | {field: good}], truth(2), iou_type)
+  for value in bad:
+    with pytest.raises(UserError, match=rf'x.json: \[1\].{field} is .*: evaluate the run again'):
+      saved_results.check_detections('x.json', [one | {field: good}, one | {field: value}], truth(2), iou_type)
+
+
 RLE = {'size': [100, 100], 'counts': [1010, *([40, 60] * 40)[:-1], 5050]}  # the pixels of POLYGON
 
 
@@ -131,6 +145,13 @@ def test_a_digest_is_of_what_is_scored(iou_type, same, change):
   changed = full_truth(6)
   changed['annotations'][4].update(change)
   assert (saved_results.digest(changed, iou_type) == saved_results.digest(full_truth(6), iou_type)) == same
+
+
+def test_objects_of_a_class_without_keypoints_have_none():
+  one, other = full_truth(2), full_truth(2)
+  one['annotations'][1]['keypoints'] = []
+  del other['annotations'][1]['keypoints']
+  assert saved_results.digest(one, 'keypoints') == saved_results.digest(other, 'keypoints')
 
 
 def test_masks_that_are_not_scored_do_not_count():
