@@ -28,7 +28,7 @@ def detected(*detections):
 
 
 def rle(box):
-  return coco_mask.frPyObjects(np.array([box]), 200, 200)[0]
+  return coco_mask.frPyObjects(np.array([box], np.float64), 200, 200)[0]
 
 
 def errors(result):
@@ -60,6 +60,21 @@ def test_one_error_of_each_kind(kind, detections, ap):
   assert result.ap == ap and result.all_fixed == pytest.approx(1)
   if assigned:
     assert result.gained[kind] == pytest.approx(1), 'the only error'
+    assert result.worst[kind][0].annotation == 0
+
+
+@pytest.mark.parametrize('iou_type', ['bbox', 'segm'])
+def test_objects_of_other_images_are_none_of_an_image(iou_type):
+  """The same box in the images before and behind it; with masks as run lengths in a list."""
+  gt = truth((1, 3, BOX), (3, 3, BOX), images=3)
+  for annotation in gt['annotations']:
+    mask = coco_mask.decode(rle(BOX))
+    edges = np.flatnonzero(np.diff(mask.T.ravel(), prepend=0, append=0)).tolist()
+    annotation['segmentation'] = {'size': [200, 200], 'counts': np.diff([0, *edges, 200 * 200]).tolist()}
+  found = [{**one, 'segmentation': rle(one['bbox'])} for one in detected((2, 3, BOX, 0.9), (3, 3, BOX, 0.8))]
+  result = analyse(gt, found, iou_type)
+  assert errors(result) == {'background': 1, 'missed': 1} and result.correct == 1
+  assert result.worst['background'][0].image_id == 2 and result.worst['missed'][0].annotation == 0
 
 
 def test_cost_of_a_duplicate():
