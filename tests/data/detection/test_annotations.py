@@ -245,10 +245,10 @@ def test_area_zero_of_a_box_without_a_mask(tmp_path):
 
 def test_a_bow_tie_whose_lobes_cancel_out_is_a_mask_beside_one_without_extent(tmp_path):
   """At the right of an image that is wider than high."""
-  lobes, diagonal = [[62, 5, 78, 45, 78, 5, 62, 45]], [[10, 10, 30, 30, 10, 10]]
+  lobes, flat = [[62, 5, 78, 45, 78, 5, 62, 45]], [[10, 20, 30, 20, 10, 20]]
   example = CocoSource(write(tmp_path, annotations=[
     annotation(1, bbox=(62, 5, 16, 40), segmentation=lobes),
-    annotation(2, bbox=(10, 10, 20, 20), segmentation=diagonal)])).load(0)
+    annotation(2, bbox=(10, 10, 20, 20), segmentation=flat)])).load(0)
   assert 0.4 < (example.masks[0] == 1).mean() < 0.6 and (example.masks[1] == NO_MASK).all()
 
 
