@@ -106,6 +106,7 @@ def test_a_run_that_stops_early_has_the_rates_of_the_whole_schedule(batch_size):
   whole, stopped = (KTimesSchedule(k=9, batch_size=batch_size, stop_k=stop) for stop in (None, 6))
   assert stopped.total_steps == 540_000 * 16 // batch_size and stopped.points == whole.points
   np.testing.assert_array_equal(stopped(stopped.total_steps - 1), whole(0) * 3)  # after the warm-up, before a drop
+  assert KTimesSchedule(k=9, batch_size=batch_size, stop_k=9).total_steps == whole.total_steps
 
 
 @pytest.mark.parametrize('unit, steps', [(90_000, 500), (900, 300), (9, 3)])
