@@ -59,7 +59,6 @@ def labels(by_settings: Sequence[Sequence[Run]], most: int = 3) -> list[str]:
   settings = [dict(group[0].twin_key) for group in by_settings]
   names = sorted({name for one in settings for name in one})
   names = [name for name in names if len({one.get(name) for one in settings}) > 1]
-  names = [name for name in names if '.' in name] or names  # bindings; macros repeat them
   used = [{name.rpartition('.')[0] for name in one} for one in settings]
   # What only some of the groups use at all is chosen by another binding, as CopyPaste's parameters by TrainInput.mix.
   names = [name for name in names if all(name.rpartition('.')[0] in own for own in used)] or names

@@ -34,16 +34,16 @@ WEIGHTS_PATHS = ('PretrainedWeights.path', 'PlainRun.path')
 
 # Bindings that belong to the choice of initial weights (gin_configs/init): pre-trained weights determine the input
 # normalisation and the position of the strides, those of a whole detector the grids of its anchors and RoIAlign.
-_INIT = re.compile(r'run\.initial_weights$|PretrainedWeights\.|PlainRun\w*\.|WEIGHTS$|\w+\.freeze_at$|'
+_INIT = re.compile(r'run\.initial_weights$|PretrainedWeights\.|PlainRun\w*\.|\w+\.freeze_at$|'
                    r'\w+\.(stride_in_1x1|padding)$|MaskRCNN\.pixel_(mean|std)$|'
                    r'Anchors\.offset$|RoIPooler\.(aligned|sampling_ratio)$')
-_SCHEDULE = re.compile(r'SCHEDULE$|\w*Schedule\.(k|boundaries|total|stop_k|points_batch|epochs|drops)$|'
+_SCHEDULE = re.compile(r'\w*Schedule\.(k|boundaries|total|stop_k|points_batch|epochs|drops)$|'
                        r'SteppedHalving\.images$')
 # Bindings that do not affect training: logging, evaluation, devices, paths.
 _SILENT = re.compile(r'run\.(log_every|checkpoint_every|keep_\w+|strategy|images_per_device|eval_images_per_device|'
                      r'steps_per_execution|deterministic|own_evaluation|follow_minutes|checkpoint)$|strategy\.|'
                      r'\w*Evaluator\.(every|at_end|num_pictures|save_results|backend|competition)$|'
-                     r'\w+Input\.(workers|max_unreadable)$|DATA_DIR$|.*\.(data_dir|name|recompute|xla|landscape|nms)$')
+                     r'\w+Input\.(workers|max_unreadable)$|.*\.(data_dir|name|recompute|xla|landscape|nms)$')
 _SEED = re.compile(r'run\.seed$')
 
 
