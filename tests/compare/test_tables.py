@@ -7,8 +7,16 @@ import pytest
 from rethink_tf.compare import verdict
 from rethink_tf.compare.intervals import Interval
 from rethink_tf.compare.run_summary import read_runs
-from rethink_tf.compare.tables import different_settings, steps_table
-from tests.compare.fake_runs import HALF, write
+from rethink_tf.compare.tables import (
+  curves_table,
+  differences_table,
+  different_settings,
+  runs_table,
+  steps_table,
+  twins_table,
+)
+from rethink_tf.storage.run_folder import write_schedule
+from tests.compare.fake_runs import HALF, better, write
 
 
 def settings(*runs):
@@ -43,3 +51,35 @@ def test_the_words_of_a_comparison(tmp_path):
   only, = verdict.verdicts(runs, known, margin=1.0)
   assert 'is within 1 point of pre-trained' in only.words and '+0.00 [-0.04, +0.98]' in only.words
   assert '120 x' in only.cost and '120 x' in steps_table(runs, [only])[1]
+
+
+@pytest.fixture
+def runs(tmp_path):
+  return read_runs([write(tmp_path / 's', HALF), write(tmp_path / 'p', better(4), init='w')])
+
+
+def test_rows_of_runs_and_of_their_evaluations(runs):
+  _, scratch, pretrained = runs_table(runs, ['box/AP', 'mask/AP'])
+  assert scratch == ['s', 'scratch', '1x', '0', '100', '400', '4e+06', '-', '50.0', '-']
+  assert pretrained[1:] == ['pre-trained', '1x', '0', '100', '400', '4e+06', '6.43e+12', '52.0', '-']
+  exact = runs_table(runs, ['box/AP'], exact=True)[2]
+  assert exact[6:] == ['4000000', f'{128_116_700 * 224 ** 2}', '52.0000']
+  header, first, last, *others = curves_table(runs)
+  assert header == ['run', 'iterations', 'images', 'instances', 'pixels', 'seconds', 'box/AP', 'box/APl', 'box/APm',
+                    'box/APs']
+  assert first == ['s', '50', '200', '600', '2000000', '50', '25.0000', '', '', '']
+  assert last == ['s', '100', '400', '1200', '4000000', '100', '50.0000', '', '50.0000', ''] and len(others) == 2
+
+
+@pytest.mark.parametrize('interval, images, twins, difference', [
+  (Interval(-2.0, -3.0, -1.0), 200, ['1x', '50.0', '52.0', '-2.0 [-3.0, -1.0]', 'worse'], '-2.0 [-3.0, -1.0]'),
+  (None, 1, ['1x', '50.0', '52.0', '-', '-'], '+2.0'), (None, None, ['1x', '50.0', '52.0', '-', '-'], '+2.0')])
+def test_rows_of_differences(runs, interval, images, twins, difference):
+  known = SimpleNamespace(metric='box/AP', between=lambda *_: interval, num_images=lambda side: images)
+  assert twins_table(runs, known, 0.5)[1:] == [twins] and twins_table(runs[:1], known, 0.5) == []
+  _, (name, found, words) = differences_table(runs, known, 0.5)
+  assert (name, found) == ('p', difference)
+  assert words.startswith('worse' if interval else 'no interval: ') and ('one held-out image' in words) == (images == 1)
+  if interval:
+    write_schedule(runs[0].folder, 101)
+    assert differences_table(read_runs([run.folder.path for run in runs]), known, 0.5)[1][2] == 'not complete'
