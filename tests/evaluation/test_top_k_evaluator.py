@@ -36,6 +36,9 @@ def test_several_labels_padding_ties_and_rows_that_are_not_finite():
   assert found.image_ids.tolist() == [7, 8, 9]
   assert found.ranks.tolist() == [1, 1, 3]  # the best of two labels; the second of three equal scores; not finite
   assert np.isfinite(found.entropies).all()
+  assert rank_labels(logits[:1], labels[:1, :1] * [1, -1], np.array([7])).ranks.tolist() == [2]  # one of one image
+  equal = rank_labels(np.zeros([3, 1000]), np.array([[0], [500], [999]]), np.arange(3))
+  assert equal.ranks.tolist() == [0, 500, 999] and equal.classes.tolist() == [0, 0, 0]
 
 
 def evaluator(tmp_path, predict, batch_size=5, **arguments):
