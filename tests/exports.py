@@ -286,6 +286,20 @@ def csv(items, names, folder, header=True):
     (folder / split / '_annotations.csv').write_text('\n'.join(lines) + '\n')
 
 
+def createml(items, names, folder, of_apple=False, units=1.0):
+  """Roboflow's Create ML export: centres in pixels, beside the images of each split; or as Apple's framework has it."""
+  name, objects = ('imagefilename', 'annotation') if of_apple else ('image', 'annotations')
+  for split in dict.fromkeys(item.split for item in items):
+    entries = []
+    for item in (item for item in items if item.split == split):
+      copy(item, folder / split / flat(item))
+      across, down = (side if units is None else units for side in item.size[::-1])
+      entries.append({name: flat(item), objects: [
+        {'label': label, 'coordinates': {'x': (x + w / 2) / across, 'y': (y + h / 2) / down, 'width': w / across,
+                                         'height': h / down}} for label, (x, y, w, h), _ in item.objects]})
+    write_json(folder / split / '_annotations.createml.json', entries)
+
+
 def numbered_masks(items, names, folder):
   """Masks of numbered instances, 16 bits, one an image, and classes.json."""
   classes = {}

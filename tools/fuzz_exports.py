@@ -83,4 +83,5 @@ TARGETS = tuple(Target(f'exports: {name}', functools.partial(_build, write), _ru
   ('Roboflow', exports.roboflow), ('CVAT, COCO', exports.cvat_coco), ('CVAT, YOLO', exports.cvat_yolo),
   ('Ultralytics', exports.ultralytics), ('YOLO pose', _pose), ('LabelMe', exports.labelme), ('VIA', exports.via),
   ('Label Studio', exports.label_studio), ('VOC', exports.voc),
-  ('CVAT xml', exports.cvat), ('tables', exports.csv), ('masks', exports.numbered_masks)))
+  ('CVAT xml', exports.cvat), ('tables', exports.csv), ('masks', exports.numbered_masks),
+  ('Create ML', exports.createml)))

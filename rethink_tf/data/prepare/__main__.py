@@ -18,7 +18,8 @@ from rethink_tf.errors import UserError
 from rethink_tf.process import entry
 
 FLAGS = flags.FLAGS
-LAYOUTS = ('coco', 'yolo', 'voc', 'labelme', 'label_studio', 'via', 'cvat', 'csv', 'masks')  # recognition.NAMES
+LAYOUTS = (  # recognition.NAMES
+  'coco', 'yolo', 'voc', 'labelme', 'label_studio', 'via', 'cvat', 'createml', 'csv', 'masks')
 
 
 def define_flags() -> None:

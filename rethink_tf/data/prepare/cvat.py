@@ -16,16 +16,15 @@ from rethink_tf.data.images import MAX_PIXELS
 from rethink_tf.data.prepare.labelme import BAD_MASK, WITHOUT_AREA
 from rethink_tf.data.prepare.layout import (
   FEW_POINTS,
-  MISSING,
   NO_AREA,
   NO_CLASS,
-  NO_IMAGE,
   NOT_FINITE,
   NOT_NAMED,
   LabelledImage,
   Options,
   Reading,
   chosen,
+  claim,
   count_unannotated,
   output_name,
 )
@@ -36,7 +35,6 @@ from rethink_tf.data.problems import REPAIRED
 from rethink_tf.errors import UserError, in_one_line
 
 NAME, TITLE = 'cvat', "CVAT's xml"
-AGAIN, OF_AGAIN = 'image with a second entry', 'of an image with a second entry'
 TAG = 'a tag of a whole image'
 SKELETON = "a skeleton, whose keypoints are not read (export as 'COCO Keypoints 1.0' to have them)"
 _MAX_BYTES = 512 << 20  # of a file, whose elements take several times as much memory
@@ -90,11 +88,8 @@ def _images(folder: SourceFolder, images: list[tuple[str, Element]], reading: Re
     name, split = element.get('name'), split_of(element.get('subset') or '') or split_of(file)
     where, shapes = f'{file}, {shorten(name)}', [one for one in element if one.tag != 'tag']
     image = folder.find_image(name, of=file, split=split)
-    if image is None or image in used:
-      reading.problems.add(AGAIN if image else NO_IMAGE, 1, where)
-      reading.leave_out(OF_AGAIN if image else MISSING, where, len(shapes))
+    if not claim(image, used, reading, where, len(shapes)):
       continue
-    used.add(image)
     reading.leave_out(TAG, where, len(element) - len(shapes))
     size = _numbers(element, ('height', 'width'))
     size = (int(size[0]), int(size[1])) if size and min(size) >= 1 else None

@@ -16,6 +16,7 @@ from rethink_tf.data.categories import as_text, is_text, shorten
 from rethink_tf.data.detection.segmentation import ROTATED
 from rethink_tf.data.images import header_size
 from rethink_tf.data.prepare.layout import (
+  DAMAGED,
   FEW_POINTS,
   NO_AREA,
   NO_CLASS,
@@ -26,10 +27,11 @@ from rethink_tf.data.prepare.layout import (
   Options,
   Reading,
   count_unannotated,
+  image_size,
   output_name,
   splits_by_folder,
 )
-from rethink_tf.data.prepare.shapes import JOINED, are_boxes, box, ellipse, flat_points, joined, numbers
+from rethink_tf.data.prepare.shapes import JOINED, are_boxes, box, ellipse, flat_points, joined
 from rethink_tf.data.prepare.source_folder import JsonShape, SourceFolder
 from rethink_tf.data.problems import REPAIRED
 from rethink_tf.errors import UserError
@@ -83,7 +85,7 @@ def _images(folder: SourceFolder, splits: dict[str, str | None], reading: Readin
     try:
       content = folder.load_json(file)
     except UserError as error:
-      reading.problems.add('JSON file that is damaged', 1, str(error))
+      reading.problems.add(DAMAGED, 1, str(error))
       continue
     if not isinstance(content, dict) or not isinstance(content.get('shapes'), list):
       reading.problems.add(FOREIGN, 1, as_text(file))
@@ -93,8 +95,7 @@ def _images(folder: SourceFolder, splits: dict[str, str | None], reading: Readin
       reading.problems.add(NO_IMAGE if image is None else SECOND_FILE, 1, as_text(file))
       continue
     used.add(image)
-    size = numbers([content.get('imageHeight'), content.get('imageWidth')])
-    size = (int(size[0]), int(size[1])) if size and min(size) >= 1 else None
+    size = image_size(content.get('imageHeight'), content.get('imageWidth'))
     yield LabelledImage(image, output_name(image), split, _instances(content['shapes'], file, size, reading), size,
                         data=data)
   count_unannotated(folder, used, reading)

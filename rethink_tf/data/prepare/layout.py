@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from rethink_tf.data.categories import as_text
+from rethink_tf.data.prepare.shapes import numbers
 from rethink_tf.data.prepare.source_folder import SourceFolder, is_below, split_of
 from rethink_tf.data.problems import LEFT_OUT, Case, Problems
 from rethink_tf.errors import UserError
@@ -17,6 +18,8 @@ NOT_ANNOTATED = 'image without an annotation file (not annotated yet)'
 NOT_NAMED = 'image that no annotation names (not annotated yet)'
 NO_IMAGE_FILES = 'no image is among its files: export with images, or copy them into it'
 SECOND_FILE = 'image with a second annotation file'
+AGAIN, OF_AGAIN = 'image with a second entry', 'of an image with a second entry'
+DAMAGED = 'JSON file that is damaged'
 MISSING = 'of an image whose file is missing, or not the only one of its name'
 NO_CLASS = 'without a class'
 FEW_POINTS = 'with an outline of fewer than three points'
@@ -112,6 +115,25 @@ def output_name(image: str) -> str:
   while len(parts) > 1 and (parts[0].lower() in _IMAGE_FOLDERS or split_of(parts[0])):
     parts = parts[1:]
   return '/'.join(parts)
+
+
+def claim(image: str | None, used: set[str], reading: Reading, where: str, objects: int) -> bool:
+  """Whether an entry may have its image, which is then added to `used`: there is one, and no other entry has it.
+
+  Otherwise the entry is counted, with its number of objects. image: its file; None: missing. where: for the report.
+  """
+  if image is None or image in used:
+    reading.problems.add(AGAIN if image else NO_IMAGE, 1, where)
+    reading.leave_out(OF_AGAIN if image else MISSING, where, objects)
+    return False
+  used.add(image)
+  return True
+
+
+def image_size(height: Any, width: Any) -> tuple[int, int] | None:
+  """Return the size of an image as annotated; None if it is not recorded, or no size."""
+  size = numbers([height, width])
+  return (int(size[0]), int(size[1])) if size and min(size) >= 1 else None
 
 
 def chosen(folder: SourceFolder, files: Sequence[str], options: Options, what: str) -> list[str]:

@@ -10,12 +10,24 @@ from typing import NamedTuple
 
 from rethink_tf.data import in_place
 from rethink_tf.data.images import LFS
-from rethink_tf.data.prepare import coco_json, cvat, label_studio, labelme, mask_images, tables, via, voc_folders, yolo
+from rethink_tf.data.prepare import (
+  coco_json,
+  createml,
+  cvat,
+  label_studio,
+  labelme,
+  mask_images,
+  tables,
+  via,
+  voc_folders,
+  yolo,
+)
 from rethink_tf.data.prepare.layout import Layout
 from rethink_tf.data.prepare.source_folder import ARCHIVES, JsonShape, SourceFolder
 from rethink_tf.errors import UserError, excerpt
 
-LAYOUTS: tuple[Layout, ...] = (coco_json, yolo, voc_folders, labelme, label_studio, via, cvat, tables, mask_images)
+LAYOUTS: tuple[Layout, ...] = (coco_json, yolo, voc_folders, labelme, label_studio, via, cvat, createml, tables,
+                              mask_images)
 NAMES = tuple(layout.NAME for layout in LAYOUTS)
 _ANNOTATIONS = 'annotations'  # folder of COCO's layout, beside those of the images
 _EXAMINED = 40  # files of a kind whose contents are looked at
@@ -33,7 +45,6 @@ _TOOLS = (  # keys of a JSON object, or of the first one of a list; what that is
   ({'name', 'frames'}, False, 'JSON of BDD100K: convert the annotations to COCO json'),
   ({'name', 'labels'}, True, 'JSON of BDD100K: convert the annotations to COCO json'),
   ({'Labeled Data', 'Label'}, True, 'JSON of Labelbox: convert the annotations to COCO json'),
-  ({'image', 'annotations'}, True, 'JSON of CreateML: export as COCO json'),
   ({'image'}, True, "Label Studio's JSON-MIN: export as JSON, or as COCO with images"))
 _LINES = {'.manifest': 'a manifest of SageMaker Ground Truth', '.odgt': 'JSON Lines of CrowdHuman',
           '.jsonl': 'JSON Lines', '.ndjson': 'JSON Lines'}

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from rethink_tf.data.categories import as_text, is_text, shorten
 from rethink_tf.data.prepare.labelme import WITHOUT_AREA, embedded, suffix_of
 from rethink_tf.data.prepare.layout import (
+  AGAIN,
   FEW_POINTS,
   NO_AREA,
   NO_CLASS,
@@ -32,7 +33,7 @@ from rethink_tf.errors import UserError
 NAME, TITLE = 'via', "VIA's JSON"
 OBJECT = 'object'  # the class, where regions have no attribute
 CLOSED = 'a polyline that ends where it begins (taken for an outline)'
-AGAIN = '{count} images are in several of the {files} files of VIA, with the same regions: used once'
+REPEATED = '{count} images are in several of the {files} files of VIA, with the same regions: used once'
 _EXAMINED = 40
 _GAP = 0.05  # between the ends of a closed polyline, of the diagonal of its box
 _BOXES = {'rect': ('x', 'y', 'width', 'height'), 'circle': ('cx', 'cy', 'r', 'r'), 'ellipse': ('cx', 'cy', 'rx', 'ry')}
@@ -69,7 +70,7 @@ def read(folder: SourceFolder, options: Options) -> Reading:
     reading.notes.append(f'regions have no attribute: one class, {OBJECT!r}')
   distinct = _distinct(folder, entries)
   if len(distinct) < len(entries):
-    reading.notes.append(AGAIN.format(count=len(entries) - len(distinct), files=len(files)))
+    reading.notes.append(REPEATED.format(count=len(entries) - len(distinct), files=len(files)))
   reading.images = _images(folder, distinct, key, reading)
   return reading
 
@@ -142,7 +143,7 @@ def _images(folder: SourceFolder, entries: list[_Entry], key: str | None, readin
   for file, split, entry, image, data in entries:
     where = f'{file}, {shorten(entry.get("filename"))}'
     if image is None or image in used:
-      reading.problems.add(NO_IMAGE if image is None else 'image with a second entry', 1, where)
+      reading.problems.add(NO_IMAGE if image is None else AGAIN, 1, where)
       continue
     used.add(image)
     instances = [instance for i, region in enumerate(_regions(entry))

@@ -7,6 +7,7 @@ from rethink_tf.data.detection.segmentation import ROTATED
 from rethink_tf.data.prepare import cvat
 from rethink_tf.data.prepare.labelme import BAD_MASK, WITHOUT_AREA
 from rethink_tf.data.prepare.layout import (
+  AGAIN,
   FEW_POINTS,
   MISSING,
   NO_AREA,
@@ -14,6 +15,7 @@ from rethink_tf.data.prepare.layout import (
   NO_IMAGE,
   NOT_FINITE,
   NOT_NAMED,
+  OF_AGAIN,
   Options,
 )
 from rethink_tf.data.prepare.source_folder import SourceFolder
@@ -85,7 +87,7 @@ def test_subsets_and_several_files(tmp_path):
   reading, images = read(tmp_path, images=('a.jpg', 'b.jpg', 'c.jpg'), more=entry.format('a.jpg', 'Train')
                          + entry.format('gone.jpg', 'Train'))
   assert [(image.file, image.split) for image in images] == [('a.jpg', None), ('b.jpg', 'val')]
-  assert dict(reading.problems.counts) == {cvat.AGAIN: 1, cvat.OF_AGAIN: 1, NO_IMAGE: 1, MISSING: 1, NOT_NAMED: 1}
+  assert dict(reading.problems.counts) == {AGAIN: 1, OF_AGAIN: 1, NO_IMAGE: 1, MISSING: 1, NOT_NAMED: 1}
   _, images = read(tmp_path, options=Options(annotation_file='job.xml'))
   assert [image.file for image in images] == ['b.jpg']
 

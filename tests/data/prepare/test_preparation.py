@@ -19,9 +19,9 @@ from tests import exports
 
 SPLIT = {'roboflow': exports.roboflow, 'cvat_yolo': exports.cvat_yolo, 'ultralytics': exports.ultralytics,
          'labelme': exports.labelme, 'via': exports.via, 'voc': exports.voc, 'cvat': exports.cvat,
-         'csv': exports.csv}
+         'csv': exports.csv, 'createml': exports.createml}
 UNSPLIT = {'cvat_coco': exports.cvat_coco, 'label_studio': exports.label_studio, 'masks': exports.numbered_masks}
-BOXES_ONLY = ('cvat_yolo', 'voc', 'csv')
+BOXES_ONLY = ('cvat_yolo', 'voc', 'csv', 'createml')
 
 
 @pytest.fixture(scope='module')
@@ -81,7 +81,7 @@ def test_real_voc_there_and_back(real_images, tmp_path):
   items, names = exports.load(tmp_path / 'first', ('train', 'val', 'test'))
   assert [len([item for item in items if item.split == split]) for split in ('train', 'val', 'test')] == [205, 87, 72]
   assert sum(len(item.objects) for item in items) == 4888
-  for kind in ('voc', 'labelme', 'roboflow'):
+  for kind in ('voc', 'labelme', 'roboflow', 'createml'):
     SPLIT[kind](items, names, tmp_path / kind)
     prepare(str(tmp_path / kind), str(tmp_path / f'{kind}_own'))
     assert not exports.differences(items, tmp_path / f'{kind}_own')

@@ -89,7 +89,7 @@ def test_a_project_its_export_and_an_earlier_copy(tmp_path):
     'val/via (0).json': {'a.jpg': [], 'b.jpg': [region()]},
     'val/via.json': {'a.jpg': [region(), region()], 'b.jpg': [region()]}})
   assert images == {'train/a.jpg': ('train', 1), 'val/a.jpg': ('val', 2), 'val/b.jpg': ('val', 1)}
-  assert reading.notes == [via.AGAIN.format(count=3, files=4)] and not reading.problems.counts
+  assert reading.notes == [via.REPEATED.format(count=3, files=4)] and not reading.problems.counts
 
 
 def test_a_file_for_each_image(tmp_path):
