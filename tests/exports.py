@@ -5,6 +5,7 @@ import json
 import pathlib
 import shutil
 from typing import NamedTuple
+from urllib.parse import quote
 from xml.sax.saxutils import escape, quoteattr
 
 import cv2
@@ -298,6 +299,26 @@ def createml(items, names, folder, of_apple=False, units=1.0):
         {'label': label, 'coordinates': {'x': (x + w / 2) / across, 'y': (y + h / 2) / down, 'width': w / across,
                                          'height': h / down}} for label, (x, y, w, h), _ in item.objects]})
     write_json(folder / split / '_annotations.createml.json', entries)
+
+
+def vott(items, names, folder):
+  """VoTT's JSON export with images: one file of all assets, regions with corners and outlines."""
+  assets = {}
+  for i, item in enumerate(items):
+    copy(item, folder / 'vott-json-export' / flat(item))
+    regions = [{'id': f'r{k}', 'type': 'POLYGON' if segmentation else 'RECTANGLE', 'tags': [label],
+                'boundingBox': {'left': x, 'top': y, 'width': w, 'height': h},
+                'points': [{'x': a, 'y': b} for a, b in (np.reshape(segmentation[0], [-1, 2]).tolist() if segmentation
+                                                         else ((x, y), (x + w, y), (x + w, y + h), (x, y + h)))]}
+               for k, (label, (x, y, w, h), segmentation) in enumerate(item.objects)]
+    assets[f'{i:032x}'] = {'asset': {
+      'format': 'jpg', 'id': f'{i:032x}', 'name': quote(flat(item)), 'path': f'file:C:/data/{quote(flat(item))}',
+      'size': {'width': item.size[1], 'height': item.size[0]}, 'state': 2 if regions else 1, 'type': 1},
+      'regions': regions, 'version': '2.2.0'}
+  write_json(folder / 'vott-json-export/things-export.json', {
+    'name': 'things', 'securityToken': 'things Token', 'tags': [{'name': name, 'color': '#5db300'}
+                                                                for name in names.values()],
+    'version': '2.2.0', 'activeLearningSettings': {}, 'id': 'x', 'assets': assets})
 
 
 def numbered_masks(items, names, folder):

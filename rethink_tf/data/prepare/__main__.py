@@ -19,7 +19,7 @@ from rethink_tf.process import entry
 
 FLAGS = flags.FLAGS
 LAYOUTS = (  # recognition.NAMES
-  'coco', 'yolo', 'voc', 'labelme', 'label_studio', 'via', 'cvat', 'createml', 'csv', 'masks')
+  'coco', 'yolo', 'voc', 'labelme', 'label_studio', 'via', 'cvat', 'createml', 'vott', 'csv', 'masks')
 
 
 def define_flags() -> None:

@@ -26,9 +26,11 @@ from rethink_tf.data.prepare.layout import (
   chosen,
   claim,
   count_unannotated,
+  grouped,
+  image_size,
   output_name,
 )
-from rethink_tf.data.prepare.shapes import JOINED, are_boxes, box, ellipse, joined, text_numbers
+from rethink_tf.data.prepare.shapes import box, ellipse, text_numbers
 from rethink_tf.data.prepare.source_folder import SourceFolder, split_of
 from rethink_tf.data.prepare.voc_folders import root_tag
 from rethink_tf.data.problems import REPAIRED
@@ -91,16 +93,15 @@ def _images(folder: SourceFolder, images: list[tuple[str, Element]], reading: Re
     if not claim(image, used, reading, where, len(shapes)):
       continue
     reading.leave_out(TAG, where, len(element) - len(shapes))
-    size = _numbers(element, ('height', 'width'))
-    size = (int(size[0]), int(size[1])) if size and min(size) >= 1 else None
-    yield LabelledImage(image, output_name(image), split, _instances(shapes, size, where, reading), size)
+    size = image_size(*_numbers(element, ('height', 'width')) or (None, None))
+    instances = grouped(_parts(shapes, size, where, reading), where, reading)
+    yield LabelledImage(image, output_name(image), split, instances, size)
   count_unannotated(folder, used, reading, NOT_NAMED)
 
 
-def _instances(shapes: list[Element], size: tuple[int, int] | None, where: str,
-               reading: Reading) -> list[dict[str, Any]]:
-  """Return the objects of an image; shapes of one label and group are parts of one, as in CVAT's own COCO json."""
-  groups: dict[Any, list[tuple[str, Any]]] = {}
+def _parts(shapes: list[Element], size: tuple[int, int] | None, where: str,
+           reading: Reading) -> Iterator[tuple[str, str | None, tuple[str, Any]]]:
+  """Yield label, group and part of each shape, whose groups are objects as in CVAT's own COCO json."""
   for i, shape in enumerate(shapes):
     place, label = f'{where}, {shorten(shape.tag)} {i}', (shape.get('label') or '').strip()
     if not label or not is_text(label):
@@ -109,9 +110,7 @@ def _instances(shapes: list[Element], size: tuple[int, int] | None, where: str,
     part = _part(shape, size, place, reading)
     if part is not None:
       group = shape.get('group_id') or '0'
-      groups.setdefault((label, group, i if group == '0' else None), []).append(part)
-  reading.leave_out(JOINED, where, sum(map(are_boxes, groups.values())), REPAIRED)
-  return [{'category': key[0], **joined(parts)} for key, parts in groups.items()]
+      yield label, None if group == '0' else group, part
 
 
 def _part(shape: Element, size: tuple[int, int] | None, where: str, reading: Reading) -> tuple[str, Any] | None:

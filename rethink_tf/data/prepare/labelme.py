@@ -27,11 +27,12 @@ from rethink_tf.data.prepare.layout import (
   Options,
   Reading,
   count_unannotated,
+  grouped,
   image_size,
   output_name,
   splits_by_folder,
 )
-from rethink_tf.data.prepare.shapes import JOINED, are_boxes, box, ellipse, flat_points, joined
+from rethink_tf.data.prepare.shapes import box, ellipse, flat_points
 from rethink_tf.data.prepare.source_folder import JsonShape, SourceFolder
 from rethink_tf.data.problems import REPAIRED
 from rethink_tf.errors import UserError
@@ -96,8 +97,8 @@ def _images(folder: SourceFolder, splits: dict[str, str | None], reading: Readin
       continue
     used.add(image)
     size = image_size(content.get('imageHeight'), content.get('imageWidth'))
-    yield LabelledImage(image, output_name(image), split, _instances(content['shapes'], file, size, reading), size,
-                        data=data)
+    instances = grouped(_parts(content['shapes'], file, size, reading), file, reading)
+    yield LabelledImage(image, output_name(image), split, instances, size, data=data)
   count_unannotated(folder, used, reading)
   if not used:
     raise UserError(f'{folder.root}: none of its {len(splits)} JSON files has shapes and an image: '
@@ -114,9 +115,9 @@ def _image(folder: SourceFolder, file: str, content: dict[str, Any]) -> tuple[st
   return (posixpath.splitext(file)[0] + suffix_of(data), data) if data is not None else (None, None)
 
 
-def _instances(shapes: list[Any], file: str, size: tuple[int, int] | None, reading: Reading) -> list[dict[str, Any]]:
-  """Return the objects of an image; shapes of one label and group_id are parts of one object."""
-  groups: dict[Any, list[tuple[str, Any]]] = {}
+def _parts(shapes: list[Any], file: str, size: tuple[int, int] | None,
+           reading: Reading) -> Iterator[tuple[str, int | str | None, tuple[str, Any]]]:
+  """Yield label, group_id and part of each shape."""
   for i, shape in enumerate(shapes):
     where = f'{file}, shapes[{i}]'
     label = shape.get('label') if isinstance(shape, dict) else None
@@ -129,10 +130,7 @@ def _instances(shapes: list[Any], file: str, size: tuple[int, int] | None, readi
     part = _part(shape, size, where, reading)
     if part is not None:
       group = shape.get('group_id')
-      key = (label, group) if isinstance(group, int | str) else (label, None, i)
-      groups.setdefault(key, []).append(part)
-  reading.leave_out(JOINED, file, sum(map(are_boxes, groups.values())), REPAIRED)
-  return [{'category': key[0].strip(), **joined(parts)} for key, parts in groups.items()]
+      yield label.strip(), group if isinstance(group, int | str) else None, part
 
 
 def _part(shape: dict[str, Any], size: tuple[int, int] | None, where: str, reading: Reading) -> tuple[str, Any] | None:

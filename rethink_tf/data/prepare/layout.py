@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from rethink_tf.data.categories import as_text
-from rethink_tf.data.prepare.shapes import numbers
+from rethink_tf.data.prepare.shapes import JOINED, are_boxes, joined, numbers
 from rethink_tf.data.prepare.source_folder import SourceFolder, is_below, split_of
-from rethink_tf.data.problems import LEFT_OUT, Case, Problems
+from rethink_tf.data.problems import LEFT_OUT, REPAIRED, Case, Problems
 from rethink_tf.errors import UserError
 
 NO_IMAGE = 'image whose file is missing, or not the only one of its name'
@@ -128,6 +128,18 @@ def claim(image: str | None, used: set[str], reading: Reading, where: str, objec
     return False
   used.add(image)
   return True
+
+
+def grouped(parts: Iterable[tuple[str, Any, tuple[str, Any]]], where: str, reading: Reading) -> list[dict[str, Any]]:
+  """Return the objects of an image: shapes of one class and group are parts of one object.
+
+  parts: (class, group, part as `joined` takes it); group: None for an object of one part. where: for the report.
+  """
+  groups: dict[Any, list[tuple[str, Any]]] = {}
+  for i, (name, group, part) in enumerate(parts):
+    groups.setdefault((name, group, i if group is None else None), []).append(part)
+  reading.leave_out(JOINED, where, sum(map(are_boxes, groups.values())), REPAIRED)
+  return [{'category': key[0], **joined(of_one)} for key, of_one in groups.items()]
 
 
 def image_size(height: Any, width: Any) -> tuple[int, int] | None:

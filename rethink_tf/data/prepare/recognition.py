@@ -20,13 +20,14 @@ from rethink_tf.data.prepare import (
   tables,
   via,
   voc_folders,
+  vott,
   yolo,
 )
 from rethink_tf.data.prepare.layout import Layout
 from rethink_tf.data.prepare.source_folder import ARCHIVES, JsonShape, SourceFolder
 from rethink_tf.errors import UserError, excerpt
 
-LAYOUTS: tuple[Layout, ...] = (coco_json, yolo, voc_folders, labelme, label_studio, via, cvat, createml, tables,
+LAYOUTS: tuple[Layout, ...] = (coco_json, yolo, voc_folders, labelme, label_studio, via, cvat, createml, vott, tables,
                               mask_images)
 NAMES = tuple(layout.NAME for layout in LAYOUTS)
 _ANNOTATIONS = 'annotations'  # folder of COCO's layout, beside those of the images
@@ -35,9 +36,7 @@ _TOOLS = (  # keys of a JSON object, or of the first one of a list; what that is
   ({'project', 'metadata', 'attribute'}, False, 'a project of VIA 3: export its annotations as COCO json'),
   ({'size', 'objects', 'tags'}, False, 'JSON of Supervisely: export as COCO json'),
   ({'categories', 'items'}, False, 'JSON of Datumaro: export as COCO json, or convert it with `datum convert -f coco`'),
-  ({'asset', 'regions'}, False, "JSON of VoTT: export the project as 'Pascal VOC' or 'CSV'"),
-  ({'assets', 'tags'}, False, "JSON of VoTT: export the project as 'Pascal VOC' or 'CSV'"),
-  ({'sourceConnection', 'tags'}, False, "a project of VoTT: export it as 'Pascal VOC' or 'CSV'"),
+  ({'sourceConnection', 'tags'}, False, "a project of VoTT without its regions: export it as 'VoTT JSON', with images"),
   ({'item', 'annotations'}, False, 'JSON of V7 Darwin: export as COCO json'),
   ({'dataset', 'image', 'annotations'}, False, 'JSON of V7 Darwin: export as COCO json'),
   ({'project_name', 'label_classes', 'images'}, False, 'JSON of Hasty: export as COCO json'),

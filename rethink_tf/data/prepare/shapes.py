@@ -44,6 +44,13 @@ def flat_points(points: Any) -> list[float] | None:
   return numbers([value for point in points for value in point])
 
 
+def flat_pairs(points: Any) -> list[float] | None:
+  """Return `flat_points` of points [{'x': x, 'y': y}, ...]."""
+  if not isinstance(points, list) or not all(isinstance(point, dict) for point in points):
+    return None
+  return flat_points([[point.get('x'), point.get('y')] for point in points])
+
+
 def box(x0: float, y0: float, x1: float, y1: float) -> list[float]:
   """Return the bbox [x, y, width, height] of two corners in any order."""
   x0, x1, y0, y1 = (round(value, _DIGITS) for value in (*sorted((x0, x1)), *sorted((y0, y1))))
