@@ -1,15 +1,18 @@
 """Data sets as annotation tools export them: writers of their layouts from COCO json, and the comparison with it."""
 
 import base64
+import io
 import json
 import pathlib
 import shutil
+import zlib
 from typing import NamedTuple
 from urllib.parse import quote
 from xml.sax.saxutils import escape, quoteattr
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from rethink_tf.data.detection.segmentation import to_rle
 
@@ -319,6 +322,58 @@ def vott(items, names, folder):
     'name': 'things', 'securityToken': 'things Token', 'tags': [{'name': name, 'color': '#5db300'}
                                                                 for name in names.values()],
     'version': '2.2.0', 'activeLearningSettings': {}, 'id': 'x', 'assets': assets})
+
+
+def supervisely(items, names, folder):
+  """Supervisely's project, a data set for each split: outlines with fractions, or bitmaps, boxes of whole pixels."""
+  for item in items:
+    path = folder / item.split / 'img' / flat(item)
+    copy(item, path)
+    continuous = all(segmentation and any(value % 1 for polygon in segmentation for value in polygon)
+                     for _, _, segmentation in item.objects)
+    objects = []
+    for k, (label, (x, y, w, h), segmentation) in enumerate(item.objects):
+      common = {'id': k, 'classId': 1, 'description': '', 'tags': [], 'classTitle': label, 'instance': f'{k:032x}'}
+      if continuous:
+        objects += [common | {'geometryType': 'polygon', 'points': {
+          'exterior': np.reshape(polygon, [-1, 2]).tolist(), 'interior': []}} for polygon in segmentation]
+      elif segmentation:
+        objects.append(common | {'geometryType': 'bitmap', 'bitmap': bitmap(rasterise(segmentation, item.size))})
+      else:
+        objects.append(common | {'geometryType': 'rectangle', 'points': {
+          'exterior': [[x, y], [x + w - 1, y + h - 1]], 'interior': []}})
+    write_json(folder / item.split / 'ann' / f'{flat(item)}.json', {
+      'description': '', 'tags': [], 'size': {'height': item.size[0], 'width': item.size[1]}, 'objects': objects})
+  write_json(folder / 'meta.json', {'classes': [{'title': name, 'shape': 'any', 'color': '#5db300', 'id': i}
+                                                for i, name in names.items()], 'tags': [], 'projectType': 'images'})
+
+
+def sagemaker(items, names, folder):
+  """Output manifests of SageMaker Ground Truth, one a split: boxes of a job, and the job that has verified them."""
+  numbers = {name: i for i, name in enumerate(names.values())}
+  for split in dict.fromkeys(item.split for item in items):
+    lines = []
+    for item in (item for item in items if item.split == split):
+      copy(item, folder / 'images' / split / flat(item))
+      lines.append(json.dumps({
+        'source-ref': f's3://bucket/{split}/{flat(item)}', 'boxes': {
+          'image_size': [{'width': item.size[1], 'height': item.size[0], 'depth': 3}],
+          'annotations': [{'class_id': numbers[label], 'left': x, 'top': y, 'width': w, 'height': h}
+                          for label, (x, y, w, h), _ in item.objects]},
+        'boxes-metadata': {'objects': [{'confidence': 0.9}] * len(item.objects), 'class-map': {
+          str(i): name for name, i in numbers.items()}, 'type': 'groundtruth/object-detection',
+          'human-annotated': 'yes', 'creation-date': '2024-01-01T00:00:00', 'job-name': 'labeling-job/boxes'},
+        'check': '1', 'check-metadata': {'class-name': 'good', 'type': 'groundtruth/label-verification'}}))
+    (folder / f'{split}.manifest').write_text('\n'.join(lines) + '\n')
+
+
+def bitmap(mask):
+  """Return Supervisely's form of a mask: the PNG of its box, with a palette and transparency, compressed once more."""
+  (y0, x0), (y1, x1) = np.argwhere(mask).min(axis=0).tolist(), np.argwhere(mask).max(axis=0).tolist()
+  image, data = Image.fromarray(np.ascontiguousarray(mask[y0:y1 + 1, x0:x1 + 1], np.uint8)), io.BytesIO()
+  image.putpalette([0, 0, 0, 255, 255, 255])
+  image.save(data, format='PNG', transparency=0)
+  return {'origin': [x0, y0], 'data': base64.b64encode(zlib.compress(data.getvalue())).decode()}
 
 
 def numbered_masks(items, names, folder):

@@ -84,4 +84,5 @@ TARGETS = tuple(Target(f'exports: {name}', functools.partial(_build, write), _ru
   ('Ultralytics', exports.ultralytics), ('YOLO pose', _pose), ('LabelMe', exports.labelme), ('VIA', exports.via),
   ('Label Studio', exports.label_studio), ('VOC', exports.voc),
   ('CVAT xml', exports.cvat), ('tables', exports.csv), ('masks', exports.numbered_masks),
-  ('Create ML', exports.createml), ('VoTT', exports.vott)))
+  ('Create ML', exports.createml), ('VoTT', exports.vott), ('Supervisely', exports.supervisely),
+  ('SageMaker', exports.sagemaker)))

@@ -19,7 +19,8 @@ from rethink_tf.process import entry
 
 FLAGS = flags.FLAGS
 LAYOUTS = (  # recognition.NAMES
-  'coco', 'yolo', 'voc', 'labelme', 'label_studio', 'via', 'cvat', 'createml', 'vott', 'csv', 'masks')
+  'coco', 'yolo', 'voc', 'labelme', 'label_studio', 'via', 'cvat', 'createml', 'vott', 'supervisely',
+  'sagemaker', 'csv', 'masks')
 
 
 def define_flags() -> None:
@@ -34,7 +35,8 @@ def define_flags() -> None:
   flags.DEFINE_bool('resplit', False, 'choose the held-out images anew, ignoring the splits of the source', **here)
   flags.DEFINE_bool('group_duplicates', True, 'keep near-duplicate images in one split', **here)
   flags.DEFINE_string('annotation_file', None, 'the file to read if there are several, relative to the source', **here)
-  flags.DEFINE_string('class_key', None, 'attribute of VIA that holds the class, if regions have several', **here)
+  flags.DEFINE_string('class_key', None, 'attribute of VIA that holds the class, or job of a SageMaker '
+                      'manifest whose boxes are read, if there are several', **here)
   flags.DEFINE_enum('crowds', 'auto', ['auto', 'keep', 'objects'], 'meaning of iscrowd = 1 in a COCO json: a crowd '
                     '(keep), or an object drawn with a brush (objects); auto: objects in exports of CVAT', **here)
   flags.DEFINE_bool('follow_links', False, 'follow links that lead out of the source', **here)

@@ -32,7 +32,7 @@ from rethink_tf.data.prepare.layout import (
   output_name,
   splits_by_folder,
 )
-from rethink_tf.data.prepare.shapes import box, ellipse, flat_points
+from rethink_tf.data.prepare.shapes import box, decoded_png, ellipse, flat_points, pasted
 from rethink_tf.data.prepare.source_folder import JsonShape, SourceFolder
 from rethink_tf.data.problems import REPAIRED
 from rethink_tf.errors import UserError
@@ -170,15 +170,6 @@ def _part(shape: dict[str, Any], size: tuple[int, int] | None, where: str, readi
 def _mask(text: Any, x0: int, y0: int, size: tuple[int, int] | None) -> np.ndarray | None:
   """Decode a mask that is stored as the PNG of its box; None if it is invalid."""
   data = embedded(text)
-  if data is None or size is None or size[0] * size[1] > 1 << 28:
-    return None
-  height, width = header_size(data)
-  if height > size[0] + 1 or width > size[1] + 1:
-    return None
-  crop = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
-  mask = np.zeros(size, np.uint8)
-  if crop is None or x0 < 0 or y0 < 0:
-    return None
-  target = mask[y0:y0 + height, x0:x0 + width]
-  target[:] = crop[:target.shape[0], :target.shape[1]] > 0
-  return mask if mask.any() else None
+  crop = decoded_png(data, size, cv2.IMREAD_GRAYSCALE) if data is not None and size is not None else None
+  mask = pasted(crop, x0, y0, size) if crop is not None else None
+  return mask if mask is not None and mask.any() else None

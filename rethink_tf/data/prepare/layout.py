@@ -24,6 +24,7 @@ MISSING = 'of an image whose file is missing, or not the only one of its name'
 NO_CLASS = 'without a class'
 FEW_POINTS = 'with an outline of fewer than three points'
 NO_AREA = 'with a box without area'
+NOT_RASTERISED = 'of a mask and an outline that is too large to be drawn'
 _IMAGE_FOLDERS = ('images', 'jpegimages', 'pngimages', 'imgs', 'img')
 NOT_FINITE = 'with a number that is missing or not finite'
 
@@ -33,7 +34,7 @@ class Options:
   """Options of the user on how to read a source.
 
   annotation_file: the one to read of several, relative to the source. class_key: the attribute of VIA that holds the
-  class.
+  class, or the job of a SageMaker manifest.
   crowds: 'auto', 'keep' or 'objects', the meaning of `iscrowd = 1` in exports of CVAT.
   """
 
@@ -135,11 +136,23 @@ def grouped(parts: Iterable[tuple[str, Any, tuple[str, Any]]], where: str, readi
 
   parts: (class, group, part as `joined` takes it); group: None for an object of one part. where: for the report.
   """
-  groups: dict[Any, list[tuple[str, Any]]] = {}
+  groups: dict[Any, Any] = {}
   for i, (name, group, part) in enumerate(parts):
-    groups.setdefault((name, group, i if group is None else None), []).append(part)
-  reading.leave_out(JOINED, where, sum(map(are_boxes, groups.values())), REPAIRED)
-  return [{'category': key[0], **joined(of_one)} for key, of_one in groups.items()]
+    if group is None:  # at once: masks are held as run lengths
+      groups[name, None, i] = joined([part])
+    else:
+      groups.setdefault((name, group), []).append(part)
+  found = []
+  for key, of_one in groups.items():
+    if isinstance(of_one, list):
+      reading.leave_out(JOINED, where, int(are_boxes(of_one)), REPAIRED)
+      try:
+        of_one = joined(of_one)
+      except ValueError:
+        reading.leave_out(NOT_RASTERISED, where)
+        continue
+    found.append({'category': key[0], **of_one})
+  return found
 
 
 def image_size(height: Any, width: Any) -> tuple[int, int] | None:

@@ -17,6 +17,8 @@ from rethink_tf.data.prepare import (
   label_studio,
   labelme,
   mask_images,
+  sagemaker,
+  supervisely,
   tables,
   via,
   voc_folders,
@@ -27,14 +29,13 @@ from rethink_tf.data.prepare.layout import Layout
 from rethink_tf.data.prepare.source_folder import ARCHIVES, JsonShape, SourceFolder
 from rethink_tf.errors import UserError, excerpt
 
-LAYOUTS: tuple[Layout, ...] = (coco_json, yolo, voc_folders, labelme, label_studio, via, cvat, createml, vott, tables,
-                              mask_images)
+LAYOUTS: tuple[Layout, ...] = (coco_json, yolo, voc_folders, labelme, label_studio, via, cvat, createml, vott,
+                              supervisely, sagemaker, tables, mask_images)
 NAMES = tuple(layout.NAME for layout in LAYOUTS)
 _ANNOTATIONS = 'annotations'  # folder of COCO's layout, beside those of the images
 _EXAMINED = 40  # files of a kind whose contents are looked at
 _TOOLS = (  # keys of a JSON object, or of the first one of a list; what that is, and what to do
   ({'project', 'metadata', 'attribute'}, False, 'a project of VIA 3: export its annotations as COCO json'),
-  ({'size', 'objects', 'tags'}, False, 'JSON of Supervisely: export as COCO json'),
   ({'categories', 'items'}, False, 'JSON of Datumaro: export as COCO json, or convert it with `datum convert -f coco`'),
   ({'sourceConnection', 'tags'}, False, "a project of VoTT without its regions: export it as 'VoTT JSON', with images"),
   ({'item', 'annotations'}, False, 'JSON of V7 Darwin: export as COCO json'),
@@ -45,8 +46,8 @@ _TOOLS = (  # keys of a JSON object, or of the first one of a list; what that is
   ({'name', 'labels'}, True, 'JSON of BDD100K: convert the annotations to COCO json'),
   ({'Labeled Data', 'Label'}, True, 'JSON of Labelbox: convert the annotations to COCO json'),
   ({'image'}, True, "Label Studio's JSON-MIN: export as JSON, or as COCO with images"))
-_LINES = {'.manifest': 'a manifest of SageMaker Ground Truth', '.odgt': 'JSON Lines of CrowdHuman',
-          '.jsonl': 'JSON Lines', '.ndjson': 'JSON Lines'}
+_LINES = {'.manifest': 'JSON Lines without the source-ref of SageMaker Ground Truth',
+          '.odgt': 'JSON Lines of CrowdHuman', '.jsonl': 'JSON Lines', '.ndjson': 'JSON Lines'}
 _OF_IMAGES = re.compile(r'image|file|\.(jpe?g|png)\b|x_?min|bbox', re.IGNORECASE)  # not the metrics of a training
 _NUMBERS = re.compile(r'([-+.\deE]+[\s,;]+){3}[-+.\d]')  # four of them, as a box has
 

@@ -11,6 +11,7 @@ import numpy as np
 from pycocotools import mask as mask_api
 
 from rethink_tf.data.detection.segmentation import to_rle
+from rethink_tf.data.images import MAX_PIXELS, header_size
 
 MAX_COORDINATE = 1e6  # as detection.annotations
 JOINED = 'object of several rectangles of one label and group (the box around them is used)'
@@ -77,6 +78,35 @@ def masked(mask: np.ndarray) -> dict[str, Any]:
   rle = mask_api.encode(cv2.transpose(np.ascontiguousarray(mask, np.uint8)).T)
   return {'bbox': mask_api.toBbox(rle).tolist(), 'area': float(mask_api.area(rle)),
           'segmentation': {'size': list(rle['size']), 'counts': rle['counts'].decode()}}
+
+
+def decoded_png(data: bytes, size: tuple[int, int], flags: int = cv2.IMREAD_UNCHANGED) -> np.ndarray | None:
+  """Decode the PNG of a mask or of its box; None if that fails, or if it is larger than the image."""
+  stored = header_size(data)
+  if stored is None or size[0] * size[1] > MAX_PIXELS or stored[0] > size[0] + 1 or stored[1] > size[1] + 1:
+    return None
+  return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+
+
+def pasted(crop: np.ndarray, x0: int, y0: int, size: tuple[int, int]) -> np.ndarray | None:
+  """Return the mask, uint8 [height, width], of pixels of its box; None if that begins outside of the image."""
+  if x0 < 0 or y0 < 0:
+    return None
+  mask = np.zeros(size, np.uint8)
+  target = mask[y0:y0 + crop.shape[0], x0:x0 + crop.shape[1]]
+  target[:] = crop[:target.shape[0], :target.shape[1]] > 0
+  return mask
+
+
+def cut_out(outline: Sequence[float], holes: Sequence[Sequence[float]], size: tuple[int, int]) -> np.ndarray | None:
+  """Return the mask, uint8 [height, width], of a polygon without its holes; None if it cannot be computed."""
+  if size[0] * size[1] > MAX_PIXELS:
+    return None
+  try:
+    whole, cut = (mask_api.decode(to_rle(polygons, *size)) for polygons in ([list(outline)], list(map(list, holes))))
+  except ValueError:
+    return None
+  return whole & (1 - cut)
 
 
 def joined(parts: Sequence[tuple[str, Any]]) -> dict[str, Any]:

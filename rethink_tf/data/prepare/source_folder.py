@@ -24,6 +24,7 @@ IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.jfif', '.png', '.bmp', '.webp', '.tif', '.t
 ARCHIVES = ('.zip', '.tar', '.gz', '.tgz', '.7z', '.rar')
 _MAX_FILES = 5_000_000
 _MAX_KEYS = 64  # of an object, that its shape names
+_MAX_LINE = 1 << 20  # bytes
 _MAX_TEXT = 64 << 20  # bytes of a text file: a list of a million images, or the outlines of one
 
 
@@ -31,7 +32,7 @@ _SPLITS = {'train': 'train', 'training': 'train', 'val': 'val', 'valid': 'val', 
            'test': 'test', 'testing': 'test'}
 _NEUTRAL = {'', 'images', 'image', 'img', 'imgs', 'obj', 'data', 'set', 'split', 'labels', 'label', 'annotations',
             'coco', 'annotation', 'instances', 'person', 'keypoints', 'json', 'txt', 'csv', 'xml', 'via', 'project',
-            'export', 'region', 'masks', 'mask', 'lvis', 'v1'}
+            'export', 'region', 'masks', 'mask', 'lvis', 'v1', 'manifest', 'jsonl'}
 
 
 class _Nearness(NamedTuple):
@@ -195,6 +196,15 @@ class SourceFolder:
       raise UserError(f'{path}: not a text file in UTF-8, as which it should be saved: {in_one_line(error)}') from error
     except OSError as error:
       raise UserError(f'{path}: cannot be read: {in_one_line(error)}') from error
+
+  def first_line(self, file: str) -> str:
+    """Return the first line of a text file; '' if it cannot be read, or if the line has more than a megabyte."""
+    try:
+      with open(self.path(file), 'rb') as stream:  # a regular file: others are not listed
+        line = stream.readline(_MAX_LINE + 1)
+      return line.decode('utf-8-sig') if len(line) <= _MAX_LINE else ''
+    except (OSError, UnicodeDecodeError):
+      return ''
 
   def describe(self, files: list[str], shown: int = 3) -> str:
     """Return the first few names of files, for a message."""

@@ -16,6 +16,7 @@ from rethink_tf.data.prepare.layout import (
   NO_IMAGE,
   NOT_ANNOTATED,
   NOT_FINITE,
+  NOT_RASTERISED,
   SECOND_FILE,
   Options,
 )
@@ -88,6 +89,12 @@ def test_rectangles_in_one_group_are_counted(tmp_path):
                                       for x, group in ((1, 1), (8, 1), (12, 2), (16, None))])
   assert [one['bbox'] for one in image.instances] == [[1, 1, 9, 3], [12, 1, 2, 3], [16, 1, 2, 3]]
   assert dict(reading.problems.counts) == {JOINED: 1}
+
+
+def test_a_mask_and_a_huge_outline_in_one_group(tmp_path):
+  mask = shape('mask', [[1, 1], [2, 2]], group=1, mask=png(np.full([2, 2], 255, np.uint8)))
+  reading, (image,) = read(tmp_path, [mask, shape('polygon', [[1, 1], [9e5, 1], [9e5, 9e5]], group=1)])
+  assert not image.instances and dict(reading.problems.counts) == {NOT_RASTERISED: 1}
 
 
 def test_groups_are_one_object(tmp_path):

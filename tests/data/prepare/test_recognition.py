@@ -23,7 +23,8 @@ def folder(root, files):
 @pytest.mark.parametrize('kind, name', [
   ('roboflow', 'coco'), ('cvat_coco', 'coco'), ('cvat_yolo', 'yolo'), ('ultralytics', 'yolo'), ('labelme', 'labelme'),
   ('via', 'via'), ('label_studio', 'label_studio'), ('voc', 'voc'), ('cvat', 'cvat'),
-  ('csv', 'csv'), ('createml', 'createml'), ('vott', 'vott'), ('numbered_masks', 'masks')])
+  ('csv', 'csv'), ('createml', 'createml'), ('vott', 'vott'), ('supervisely', 'supervisely'),
+  ('sagemaker', 'sagemaker'), ('numbered_masks', 'masks')])
 def test_each_export_has_one_layout(tmp_path, kind, name):
   items, names = exports.draw(tmp_path / 'data')
   getattr(exports, kind)(items, names, tmp_path / 'export')
@@ -66,14 +67,13 @@ def test_masks_and_tables_beside_annotations_are_not_the_annotations(tmp_path):
   ({'x/1.jpg': '', 'faces.txt': 'x/1.jpg\n1\n449 330 122 149 0 0 0 0 0 0'}, "faces.txt has numbers, as '449 .*WIDER"),
   ({'images/a.jpg': '', 'masks/a.jpg': ''}, 'masks/a.jpg seems to be a mask: masks are read from PNG files alone'),
   ({'a.tif': '', 'a_masks/1.tif': ''}, 'a_masks/1.tif seems to be a mask'),
-  ({'a.json': {'size': {}, 'tags': [], 'objects': []}}, 'a.json is JSON of Supervisely: export as COCO'),
   ({'a.json': {'info': {}, 'categories': {}, 'items': []}}, 'a.json is JSON of Datumaro: export as COCO'),
   ({'x.vott': {'name': 'x', 'sourceConnection': {}, 'tags': []}}, 'a project of VoTT without its regions'),
   ({'a.json': {'version': '2.0', 'item': {}, 'annotations': []}}, 'V7 Darwin: export as COCO'),
   ({'a.json': {'project_name': 'x', 'images': [], 'label_classes': []}}, 'Hasty: export as COCO'),
   ({'a_gtFine_polygons.json': {'imgHeight': 1, 'imgWidth': 1, 'objects': []}}, 'Cityscapes: convert .* to COCO'),
   ({'a.json': [{'name': 'a.jpg', 'labels': []}]}, 'BDD100K: convert .* to COCO'),
-  ({'output.manifest': '{"source-ref": "s3://x/a.jpg"}', 'a.jpg': ''}, 'manifest of SageMaker Ground.*to COCO json'),
+  ({'output.manifest': '{"source": "text"}', 'a.jpg': ''}, 'JSON Lines without the source-ref of SageMaker'),
   ({'annotation_train.odgt': '{"ID": "1", "gtboxes": []}'}, 'JSON Lines of CrowdHuman'),
   ({'train/metadata.jsonl': '{"file_name": "a.jpg"}', 'train/a.jpg': ''}, 'metadata.jsonl is JSON Lines.* COCO json'),
   ({'labelmap.txt': '', 'SegmentationObject/a.png': ''}, "CVAT's segmentation masks.*COCO 1.0"),
