@@ -367,6 +367,27 @@ def sagemaker(items, names, folder):
     (folder / f'{split}.manifest').write_text('\n'.join(lines) + '\n')
 
 
+def datumaro(items, names, folder):
+  """Datumaro's JSON, a file a subset; outlines of one object in one group."""
+  numbers = {name: i for i, name in enumerate(names.values())}
+  for split in dict.fromkeys(item.split for item in items):
+    entries = []
+    for item in (item for item in items if item.split == split):
+      copy(item, folder / 'images' / split / flat(item))
+      annotations = []
+      for k, (label, bbox, segmentation) in enumerate(item.objects, start=1):
+        common = {'id': k, 'attributes': {'occluded': False}, 'group': k, 'label_id': numbers[label], 'z_order': 0}
+        annotations += [common | {'type': 'polygon', 'points': list(polygon)} for polygon in segmentation]
+        if not segmentation:
+          annotations.append(common | {'type': 'bbox', 'bbox': list(bbox)})
+      entries.append({'id': flat(item).rpartition('.')[0], 'annotations': annotations,
+                      'image': {'path': flat(item), 'size': list(item.size)}})
+    write_json(folder / 'annotations' / f'{split}.json', {
+      'dm_format_version': '1.0', 'media_type': 2, 'infos': {}, 'categories': {'label': {
+        'labels': [{'name': name, 'parent': '', 'attributes': []} for name in numbers], 'label_groups': [],
+        'attributes': ['occluded']}}, 'items': entries})
+
+
 def bitmap(mask):
   """Return Supervisely's form of a mask: the PNG of its box, with a palette and transparency, compressed once more."""
   (y0, x0), (y1, x1) = np.argwhere(mask).min(axis=0).tolist(), np.argwhere(mask).max(axis=0).tolist()

@@ -20,7 +20,7 @@ from rethink_tf.process import entry
 FLAGS = flags.FLAGS
 LAYOUTS = (  # recognition.NAMES
   'coco', 'yolo', 'voc', 'labelme', 'label_studio', 'via', 'cvat', 'createml', 'vott', 'supervisely',
-  'sagemaker', 'csv', 'masks')
+  'sagemaker', 'datumaro', 'csv', 'masks')
 
 
 def define_flags() -> None:

@@ -14,6 +14,7 @@ from rethink_tf.data.prepare import (
   coco_json,
   createml,
   cvat,
+  datumaro,
   label_studio,
   labelme,
   mask_images,
@@ -30,13 +31,12 @@ from rethink_tf.data.prepare.source_folder import ARCHIVES, JsonShape, SourceFol
 from rethink_tf.errors import UserError, excerpt
 
 LAYOUTS: tuple[Layout, ...] = (coco_json, yolo, voc_folders, labelme, label_studio, via, cvat, createml, vott,
-                              supervisely, sagemaker, tables, mask_images)
+                              supervisely, sagemaker, datumaro, tables, mask_images)
 NAMES = tuple(layout.NAME for layout in LAYOUTS)
 _ANNOTATIONS = 'annotations'  # folder of COCO's layout, beside those of the images
 _EXAMINED = 40  # files of a kind whose contents are looked at
 _TOOLS = (  # keys of a JSON object, or of the first one of a list; what that is, and what to do
   ({'project', 'metadata', 'attribute'}, False, 'a project of VIA 3: export its annotations as COCO json'),
-  ({'categories', 'items'}, False, 'JSON of Datumaro: export as COCO json, or convert it with `datum convert -f coco`'),
   ({'sourceConnection', 'tags'}, False, "a project of VoTT without its regions: export it as 'VoTT JSON', with images"),
   ({'item', 'annotations'}, False, 'JSON of V7 Darwin: export as COCO json'),
   ({'dataset', 'image', 'annotations'}, False, 'JSON of V7 Darwin: export as COCO json'),

@@ -20,7 +20,7 @@ from tests import exports
 SPLIT = {'roboflow': exports.roboflow, 'cvat_yolo': exports.cvat_yolo, 'ultralytics': exports.ultralytics,
          'labelme': exports.labelme, 'via': exports.via, 'voc': exports.voc, 'cvat': exports.cvat,
          'csv': exports.csv, 'createml': exports.createml, 'supervisely': exports.supervisely,
-         'sagemaker': exports.sagemaker}
+         'sagemaker': exports.sagemaker, 'datumaro': exports.datumaro}
 UNSPLIT = {'cvat_coco': exports.cvat_coco, 'label_studio': exports.label_studio, 'vott': exports.vott,
            'masks': exports.numbered_masks}
 BOXES_ONLY = ('cvat_yolo', 'voc', 'csv', 'createml', 'sagemaker')
@@ -68,7 +68,7 @@ def test_variants_of_layouts(drawn, variant, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize('data', ['facade', 'fire_smoke'])
 @pytest.mark.parametrize('kind', [
-  'roboflow', 'cvat_yolo', 'ultralytics', 'labelme', 'via', 'label_studio', 'vott', 'supervisely'])
+  'roboflow', 'cvat_yolo', 'ultralytics', 'labelme', 'via', 'label_studio', 'vott', 'supervisely', 'datumaro'])
 def test_real_data_there_and_back(real_images, data, kind, tmp_path):
   items, names = exports.load(real_images / data)
   (SPLIT | UNSPLIT)[kind](items, names, tmp_path / 'export')

@@ -24,7 +24,7 @@ def folder(root, files):
   ('roboflow', 'coco'), ('cvat_coco', 'coco'), ('cvat_yolo', 'yolo'), ('ultralytics', 'yolo'), ('labelme', 'labelme'),
   ('via', 'via'), ('label_studio', 'label_studio'), ('voc', 'voc'), ('cvat', 'cvat'),
   ('csv', 'csv'), ('createml', 'createml'), ('vott', 'vott'), ('supervisely', 'supervisely'),
-  ('sagemaker', 'sagemaker'), ('numbered_masks', 'masks')])
+  ('sagemaker', 'sagemaker'), ('datumaro', 'datumaro'), ('numbered_masks', 'masks')])
 def test_each_export_has_one_layout(tmp_path, kind, name):
   items, names = exports.draw(tmp_path / 'data')
   getattr(exports, kind)(items, names, tmp_path / 'export')
@@ -67,7 +67,6 @@ def test_masks_and_tables_beside_annotations_are_not_the_annotations(tmp_path):
   ({'x/1.jpg': '', 'faces.txt': 'x/1.jpg\n1\n449 330 122 149 0 0 0 0 0 0'}, "faces.txt has numbers, as '449 .*WIDER"),
   ({'images/a.jpg': '', 'masks/a.jpg': ''}, 'masks/a.jpg seems to be a mask: masks are read from PNG files alone'),
   ({'a.tif': '', 'a_masks/1.tif': ''}, 'a_masks/1.tif seems to be a mask'),
-  ({'a.json': {'info': {}, 'categories': {}, 'items': []}}, 'a.json is JSON of Datumaro: export as COCO'),
   ({'x.vott': {'name': 'x', 'sourceConnection': {}, 'tags': []}}, 'a project of VoTT without its regions'),
   ({'a.json': {'version': '2.0', 'item': {}, 'annotations': []}}, 'V7 Darwin: export as COCO'),
   ({'a.json': {'project_name': 'x', 'images': [], 'label_classes': []}}, 'Hasty: export as COCO'),
