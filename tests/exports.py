@@ -275,6 +275,26 @@ def cvat(items, names, folder):
                                           f'<meta><project/></meta>{"".join(images)}</annotations>')
 
 
+def cvat_video(items, names, folder):
+  """CVAT's xml of videos, "CVAT for video 1.1", a task for each split: each object is a track of its frame alone."""
+  for split in dict.fromkeys(item.split for item in items):
+    own = [item for item in items if item.split == split]
+    tracks = []
+    for frame, item in enumerate(own):
+      copy(item, folder / split / 'images' / f'frame_{frame:06d}{item.path.suffix}')
+      for k, (label, (x, y, w, h), segmentation) in enumerate(item.objects, start=1):
+        shapes = [('polygon', f'points="{";".join(f"{a},{b}" for a, b in np.reshape(polygon, [-1, 2]).tolist())}"')
+                  for polygon in segmentation] or [('box', f'xtl="{x}" ytl="{y}" xbr="{x + w}" ybr="{y + h}"')]
+        for tag, place in shapes:
+          elements = ''.join(f'<{tag} frame="{frame + outside}" keyframe="1" outside="{outside}" occluded="0" {place} '
+                             f'z_order="0"></{tag}>' for outside in (0, 1)[:1 + (frame + 1 < len(own))])
+          tracks.append(f'<track id="{len(tracks)}" label={quoteattr(label)} source="manual" group_id="{k}">{elements}'
+                        '</track>')
+    (folder / split / 'annotations.xml').write_text(
+      '<?xml version="1.0" encoding="utf-8"?>\n<annotations><version>1.1</version><meta><task><id>1</id><mode>'
+      f'interpolation</mode></task></meta>{"".join(tracks)}</annotations>')
+
+
 def csv(items, names, folder, header=True):
   """Roboflow's tables beside the images of each split: TensorFlow's object detection, or keras-retinanet's."""
   for split in dict.fromkeys(item.split for item in items):

@@ -85,4 +85,5 @@ TARGETS = tuple(Target(f'exports: {name}', functools.partial(_build, write), _ru
   ('Label Studio', exports.label_studio), ('VOC', exports.voc),
   ('CVAT xml', exports.cvat), ('tables', exports.csv), ('masks', exports.numbered_masks),
   ('Create ML', exports.createml), ('VoTT', exports.vott), ('Supervisely', exports.supervisely),
-  ('SageMaker', exports.sagemaker), ('Datumaro', exports.datumaro)))
+  ('SageMaker', exports.sagemaker), ('Datumaro', exports.datumaro),
+  ('CVAT video', exports.cvat_video)))

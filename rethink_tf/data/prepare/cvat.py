@@ -1,18 +1,20 @@
-"""CVAT's own xml of images ("CVAT for images 1.1"): boxes, polygons, ellipses and masks of all images in one file."""
+"""CVAT's own xml ("CVAT for images 1.1", "CVAT for video 1.1"): boxes, polygons, ellipses and masks of all images."""
 
 from __future__ import annotations
 
 import os
+import posixpath
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree.ElementTree import Element
 
 import numpy as np
 
-from rethink_tf.data.categories import is_text, shorten
+from rethink_tf.data.categories import as_text, is_text, shorten
 from rethink_tf.data.detection.segmentation import ROTATED, turned_box
 from rethink_tf.data.detection.voc_xml import XmlError, parse_xml
 from rethink_tf.data.images import MAX_PIXELS
+from rethink_tf.data.prepare import cvat_video
 from rethink_tf.data.prepare.labelme import BAD_MASK, WITHOUT_AREA
 from rethink_tf.data.prepare.layout import (
   FEW_POINTS,
@@ -37,12 +39,23 @@ from rethink_tf.data.problems import REPAIRED
 from rethink_tf.errors import UserError, in_one_line
 
 NAME, TITLE = 'cvat', "CVAT's xml"
+NO_TRACK = ('{count} frames after the last one with an object of {file} are read as images without objects: remove '
+            'those that are not annotated yet')
 TAG = 'a tag of a whole image'
 SKELETON = "a skeleton, whose keypoints are not read (export as 'COCO Keypoints 1.0' to have them)"
 _MAX_BYTES = 512 << 20  # of a file, whose elements take several times as much memory
 _EXAMINED = 40
 _ATTRIBUTES = {'box': ('xtl', 'ytl', 'xbr', 'ybr'), 'ellipse': ('cx', 'cy', 'rx', 'ry'),
                'mask': ('left', 'top', 'width', 'height')}
+
+
+class _Image(NamedTuple):
+  """The element of an image in a file."""
+
+  file: str
+  element: Element
+  video: str | None = None  # that it is a frame of
+  track: bool = False  # whether it is made of tracks
 
 
 def recognize(folder: SourceFolder) -> str | None:
@@ -52,10 +65,18 @@ def recognize(folder: SourceFolder) -> str | None:
 
 
 def read(folder: SourceFolder, options: Options) -> Reading:
-  """Read all files, which may be several splits or jobs of one data set."""
+  """Read all files, which may be several splits or jobs of one data set, or videos."""
   files = chosen(folder, _files(folder, folder.with_suffix('.xml')), options, 'xml of CVAT')
-  images = [(file, image) for file in files for image in _load(folder, file)]
+  images = [image for file in files for image in _load(folder, file)]
+  videos = sorted({image.file for image in images if image.track})
+  if len({posixpath.dirname(file) for file in videos}) < len(videos):
+    raise UserError(f'{folder.root}: {folder.describe(videos)} have tracks over the same frames: export the whole task '
+                    'of CVAT, or name one of them with --annotation_file')
   reading = Reading(TITLE, iter(()), len(images), upright=True)
+  for file in videos:
+    frames = [image.element for image in images if image.file == file]
+    if last := next((i for i in range(len(frames), 0, -1) if len(frames[i - 1])), 0):
+      reading.notes += [NO_TRACK.format(count=len(frames) - last, file=as_text(file))] * (last < len(frames))
   reading.images = _images(folder, images, reading)
   return reading
 
@@ -64,8 +85,8 @@ def _files(folder: SourceFolder, files: list[str]) -> list[str]:
   return [file for file in files if root_tag(folder, file) == 'annotations']
 
 
-def _load(folder: SourceFolder, file: str) -> list[Element]:
-  """Return the <image> elements of a file."""
+def _load(folder: SourceFolder, file: str) -> list[_Image]:
+  """Return the <image> elements of a file, or the frames of its tracks."""
   path = folder.path(file)
   try:
     if os.path.getsize(path) > _MAX_BYTES:
@@ -77,16 +98,20 @@ def _load(folder: SourceFolder, file: str) -> list[Element]:
   except OSError as error:
     raise UserError(f'{path}: cannot be read: {in_one_line(error)}') from error
   if root.find('track') is not None:
-    raise UserError(f"{path}: has the tracks of a video, which are not read: export as 'COCO 1.0', with images")
+    return [_Image(file, element, file, True) for element in cvat_video.frames(folder, file, root)]
   images = root.findall('image')
   if not images:
     raise UserError(f"{path}: no <image> in it: export the task of CVAT as 'CVAT for images 1.1' or 'COCO 1.0'")
-  return images
+  tasks = [*root.iterfind('meta/task'), *root.iterfind('meta/job'), *root.iterfind('meta/project/tasks/task')]
+  videos = {task.findtext('id') for task in tasks if task.findtext('mode') == 'interpolation'}
+  only = tasks[0].findtext('id') if len(tasks) == 1 else None
+  return [_Image(file, one, f'{file}, {task}' if (task := one.get('task_id') or only) in videos else None)
+          for one in images]
 
 
-def _images(folder: SourceFolder, images: list[tuple[str, Element]], reading: Reading) -> Iterator[LabelledImage]:
+def _images(folder: SourceFolder, images: list[_Image], reading: Reading) -> Iterator[LabelledImage]:
   used: set[str] = set()
-  for file, element in images:
+  for file, element, video, _ in images:
     name, split = element.get('name'), split_of(element.get('subset') or '') or split_of(file)
     where, shapes = f'{file}, {shorten(name)}', [one for one in element if one.tag != 'tag']
     image = folder.find_image(name, of=file, split=split)
@@ -95,7 +120,7 @@ def _images(folder: SourceFolder, images: list[tuple[str, Element]], reading: Re
     reading.leave_out(TAG, where, len(element) - len(shapes))
     size = image_size(*_numbers(element, ('height', 'width')) or (None, None))
     instances = grouped(_parts(shapes, size, where, reading), where, reading)
-    yield LabelledImage(image, output_name(image), split, instances, size)
+    yield LabelledImage(image, output_name(image), split, instances, size, video=video)
   count_unannotated(folder, used, reading, NOT_NAMED)
 
 

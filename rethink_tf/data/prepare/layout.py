@@ -54,6 +54,7 @@ class LabelledImage(NamedTuple):
   fractions: bool = False  # coordinates are fractions of width and height
   data: bytes | None = None  # of an image within an annotation file
   id: int | None = None
+  video: str | None = None  # that it is a frame of; frames are in the order of their names
 
 
 @dataclass

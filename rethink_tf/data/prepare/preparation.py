@@ -27,6 +27,7 @@ from rethink_tf.data.detection.coco import CocoSource
 from rethink_tf.data.image_notes import FEWER_BITS, ImageNotes
 from rethink_tf.data.images import ImageError, decode, read_file
 from rethink_tf.data.prepare import image_facts, recognition, splitting
+from rethink_tf.data.prepare.division import Division, divide
 from rethink_tf.data.prepare.layout import NO_IMAGE_FILES, LabelledImage, Options, Reading
 from rethink_tf.data.prepare.shapes import scaled
 from rethink_tf.data.prepare.source_folder import SourceFolder
@@ -41,20 +42,6 @@ KEYPOINTS = ('objects have keypoints, which data/own.gin and a study without a g
              '--gin_file=gin_configs/models/keypoints.gin (keypoints_narrow.gin for the narrow network) '
              '--gin_file=gin_configs/data/own_keypoints.gin')
 _WORKERS = 4  # each may hold an image
-
-
-@dataclass
-class Division:
-  """How to choose the held-out images.
-
-  fraction: of the images, for a source without splits. seed: of the choice. again: ignore the splits of the source.
-  group: keep near-duplicates on one side.
-  """
-
-  fraction: float = 0.2
-  seed: int = 0
-  again: bool = False
-  group: bool = True
 
 
 class Prepared(NamedTuple):
@@ -185,64 +172,12 @@ def _in_parallel(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterat
 
 def _divide(folder: SourceFolder, rows: list[_Row], division: Division,
             reading: Reading) -> tuple[list[_Row], list[str]]:
-  """Return the images that can be decoded, and the split of each.
-
-  The splits are those of the source if it has images for training and for others.
-  """
+  """Return the images that can be decoded, and the split of each."""
   rows, hashes, thumbnails = _look_at(folder, rows, reading)
   if not rows:
     raise UserError(f'{folder.root}: none of its images can be decoded')
-  named = {row.image.split for row in rows}
-  if not division.again and None not in named and 'train' in named and len(named) > 1:
-    splits = _own_splits(rows, reading)
-    if division.group:
-      reading.notes += _shared_by_splits(rows, splits, hashes, thumbnails)
-    return rows, splits
-  if None in named and len(named) > 1 and not division.again:
-    without = [row.image.file for row in rows if row.image.split is None]
-    reading.notes.append(f'{len(without)} of {len(rows)} images, e.g. {as_text(without[0])}, are of no split: those of '
-                         'the source are not kept')
-  if len(rows) < 2:
-    raise UserError(f'{folder.root}: one usable image: at least two are needed to hold one out')
-  return rows, _held_out(rows, division, reading, hashes, thumbnails)
-
-
-def _own_splits(rows: list[_Row], reading: Reading) -> list[str]:
-  """Return the split of each image as the source has it; test images are held out if it has no validation images."""
-  splits = [row.image.split for row in rows]
-  if 'val' not in splits:
-    reading.notes.append("the source has no validation images: its test images are the held-out ones ('val')")
-    return ['val' if split == 'test' else 'train' for split in splits]
-  if 'test' in splits:
-    reading.notes.append("test images are written too, and not used: eval/coco.split = 'test' evaluates on them")
-  return splits
-
-
-def _held_out(rows: list[_Row], division: Division, reading: Reading, hashes: np.ndarray,
-              thumbnails: np.ndarray) -> list[str]:
-  """Return the split of each image, 'train' or 'val', chosen by the division."""
-  names = [row.image.file for row in rows]
-  groups = splitting.near_duplicates(names, hashes, thumbnails) if division.group else np.arange(len(rows))
-  if len(np.unique(groups)) == 1:
-    reading.notes.append('all images are near-duplicates of each other, so that both sides have some')
-    groups = np.arange(len(rows))
-  held = splitting.hold_out([row.classes for row in rows], groups, names, division.fraction, division.seed)
-  sizes = np.bincount(groups)
-  reading.notes.append(
-    f'{held.sum()} of {len(rows)} images are held out, stratified by class (seed {division.seed})'
-    + (f'; {sizes[sizes > 1].sum()} near-duplicates in {(sizes > 1).sum()} groups are kept on one side'
-       if (sizes > 1).any() else ''))
-  return ['val' if one else 'train' for one in held]
-
-
-def _shared_by_splits(rows: list[_Row], splits: list[str], hashes: np.ndarray, thumbnails: np.ndarray) -> list[str]:
-  """Return a note on held-out images whose near-duplicates are trained on: AP is that of images which are known."""
-  trained, held = ([splitting.Look(row.image.file, bits, small) for row, own, bits, small in zip(
-    rows, splits, hashes.tolist(), thumbnails, strict=True) if own == split] for split in ('train', 'val'))
-  shared = splitting.near_pairs(trained, held)
-  return [f'{len(shared)} of {len(held)} held-out images are near-duplicates of training images, e.g. '
-          f'{as_text(held[shared[0][1]].name)} of {as_text(trained[shared[0][0]].name)}: AP on them is not that on new '
-          'images (--resplit keeps them on one side)'] if shared else []
+  images, classes = [row.image for row in rows], [row.classes for row in rows]
+  return rows, divide(folder.root, images, classes, hashes, thumbnails, division, reading)
 
 
 def _look_at(folder: SourceFolder, rows: list[_Row], reading: Reading) -> tuple[list[_Row], np.ndarray, np.ndarray]:

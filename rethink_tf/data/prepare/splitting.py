@@ -7,6 +7,7 @@ data", 2011): the rarest class first, each of its images to the side that lacks 
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -79,6 +80,26 @@ def near_duplicates(names: Sequence[str], hashes: np.ndarray, thumbnails: np.nda
       for i, j in zip(one[difference <= _MAX_DIFFERENCE], other[difference <= _MAX_DIFFERENCE], strict=True):
         join(int(i), int(j))
   return np.array([root(i) for i in range(len(groups))], np.int64)
+
+
+def keep_videos(groups: np.ndarray, videos: Sequence[str | None], fraction: float) -> tuple[np.ndarray, bool]:
+  """Return the groups with those of videos in place of those of their frames, and whether videos are whole.
+
+  Frames of a moving camera are no near-duplicates by their looks, and yet show the same objects. With fewer videos than
+  are needed to hold out `fraction` of them, each is cut into blocks of successive frames.
+
+  groups: int64 [N], of near-duplicates. videos: that of each frame, in order; None for other images.
+  """
+  groups, pieces = groups.copy(), math.ceil(1 / fraction - 1e-9)
+  members: dict[str, list[int]] = defaultdict(list)
+  for i, video in enumerate(videos):
+    if video is not None:
+      members[video].append(i)
+  whole = len(members) >= pieces
+  for frames in members.values():
+    for block in np.array_split(frames, 1 if whole else min(pieces, len(frames))):
+      groups[block] = block[0]
+  return groups, whole
 
 
 def near_pairs(first: Sequence[Look], second: Sequence[Look]) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""CVAT's own xml: shapes of every kind, masks, groups, tracks of a video."""
+"""CVAT's own xml: shapes of every kind, masks, groups."""
 
 import numpy as np
 import pytest
@@ -93,10 +93,17 @@ def test_subsets_and_several_files(tmp_path):
 
 
 @pytest.mark.parametrize('text, message', [
-  ('<annotations><track id="0"><box frame="0"/></track></annotations>', 'tracks of a video.*COCO 1.0'),
   ('<annotations><version>1.1</version></annotations>', 'no <image> in it'),
   ('<annotations><image>', 'not valid XML'), ('<!DOCTYPE x []><annotations><image/></annotations>', 'document type')])
 def test_errors_of_one_line(tmp_path, text, message):
   with pytest.raises(UserError, match=message) as raised:
     read(tmp_path, text=text)
   assert '\n' not in str(raised.value) and 'annotations.xml' in str(raised.value)
+
+
+def test_images_of_a_video_task_are_its_frames(tmp_path):
+  meta = '<meta><task><id>3</id><mode>{}</mode></task></meta>'
+  image = '<image id="0" name="a.jpg" width="30" height="20">' + box(1, 1, 5, 5) + '</image>'
+  for mode, video in (('interpolation', 'annotations.xml, 3'), ('annotation', None)):
+    _, (found,) = read(tmp_path, text=f'<annotations>{meta.format(mode)}{image}</annotations>')
+    assert found.video == video

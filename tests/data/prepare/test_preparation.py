@@ -20,7 +20,8 @@ from tests import exports
 SPLIT = {'roboflow': exports.roboflow, 'cvat_yolo': exports.cvat_yolo, 'ultralytics': exports.ultralytics,
          'labelme': exports.labelme, 'via': exports.via, 'voc': exports.voc, 'cvat': exports.cvat,
          'csv': exports.csv, 'createml': exports.createml, 'supervisely': exports.supervisely,
-         'sagemaker': exports.sagemaker, 'datumaro': exports.datumaro}
+         'sagemaker': exports.sagemaker, 'datumaro': exports.datumaro,
+         'cvat_video': exports.cvat_video}
 UNSPLIT = {'cvat_coco': exports.cvat_coco, 'label_studio': exports.label_studio, 'vott': exports.vott,
            'masks': exports.numbered_masks}
 BOXES_ONLY = ('cvat_yolo', 'voc', 'csv', 'createml', 'sagemaker')
@@ -68,7 +69,8 @@ def test_variants_of_layouts(drawn, variant, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize('data', ['facade', 'fire_smoke'])
 @pytest.mark.parametrize('kind', [
-  'roboflow', 'cvat_yolo', 'ultralytics', 'labelme', 'via', 'label_studio', 'vott', 'supervisely', 'datumaro'])
+  'roboflow', 'cvat_yolo', 'ultralytics', 'labelme', 'via', 'label_studio', 'vott', 'supervisely', 'datumaro',
+  'cvat_video'])
 def test_real_data_there_and_back(real_images, data, kind, tmp_path):
   items, names = exports.load(real_images / data)
   (SPLIT | UNSPLIT)[kind](items, names, tmp_path / 'export')
@@ -84,7 +86,7 @@ def test_real_voc_there_and_back(real_images, tmp_path):
   items, names = exports.load(tmp_path / 'first', ('train', 'val', 'test'))
   assert [len([item for item in items if item.split == split]) for split in ('train', 'val', 'test')] == [205, 87, 72]
   assert sum(len(item.objects) for item in items) == 4888
-  for kind in ('voc', 'labelme', 'roboflow', 'createml', 'supervisely', 'sagemaker'):
+  for kind in ('voc', 'labelme', 'roboflow', 'createml', 'supervisely', 'sagemaker', 'cvat_video'):
     SPLIT[kind](items, names, tmp_path / kind)
     prepare(str(tmp_path / kind), str(tmp_path / f'{kind}_own'))
     assert not exports.differences(items, tmp_path / f'{kind}_own')

@@ -22,7 +22,7 @@ def folder(root, files):
 
 @pytest.mark.parametrize('kind, name', [
   ('roboflow', 'coco'), ('cvat_coco', 'coco'), ('cvat_yolo', 'yolo'), ('ultralytics', 'yolo'), ('labelme', 'labelme'),
-  ('via', 'via'), ('label_studio', 'label_studio'), ('voc', 'voc'), ('cvat', 'cvat'),
+  ('via', 'via'), ('label_studio', 'label_studio'), ('voc', 'voc'), ('cvat', 'cvat'), ('cvat_video', 'cvat'),
   ('csv', 'csv'), ('createml', 'createml'), ('vott', 'vott'), ('supervisely', 'supervisely'),
   ('sagemaker', 'sagemaker'), ('datumaro', 'datumaro'), ('numbered_masks', 'masks')])
 def test_each_export_has_one_layout(tmp_path, kind, name):

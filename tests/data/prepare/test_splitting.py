@@ -7,6 +7,7 @@ import pytest
 from rethink_tf.data.prepare.splitting import (
   Look,
   hold_out,
+  keep_videos,
   near_copies,
   near_duplicates,
   near_pairs,
@@ -136,3 +137,10 @@ def test_near_duplicates_of_two_splits():
 
 def test_plain_images_of_other_brightness_are_no_duplicates():
   assert len(np.unique(groups_of([np.full([50, 60, 3], value, np.uint8) for value in (10, 30, 50)]))) == 3
+
+
+def test_videos_are_whole_if_there_are_enough_and_otherwise_blocks():
+  groups, whole = keep_videos(np.arange(12), [None, None, *'aabbccddee'], 0.2)
+  assert whole and groups.tolist() == [0, 1, 2, 2, 4, 4, 6, 6, 8, 8, 10, 10]
+  groups, whole = keep_videos(np.zeros(12, np.int64), ['a'] * 10 + [None] * 2, 0.2)
+  assert not whole and groups.tolist() == [0, 0, 2, 2, 4, 4, 6, 6, 8, 8, 0, 0]
