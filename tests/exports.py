@@ -408,6 +408,25 @@ def datumaro(items, names, folder):
         'attributes': ['occluded']}}, 'items': entries})
 
 
+def darwin(items, names, folder):
+  """V7's Darwin JSON 2.0 beside the images of each split; several outlines are the paths of one polygon."""
+  for item in items:
+    copy(item, folder / item.split / 'images' / flat(item))
+    annotations = []
+    for k, (label, (x, y, w, h), segmentation) in enumerate(item.objects):
+      one = {'id': str(k), 'name': label, 'slot_names': ['0'], 'properties': [],
+             'bounding_box': {'x': x, 'y': y, 'w': w, 'h': h}}
+      if segmentation:
+        one['polygon'] = {'paths': [[{'x': a, 'y': b} for a, b in np.reshape(polygon, [-1, 2]).tolist()]
+                                    for polygon in segmentation]}
+      annotations.append(one)
+    write_json(folder / item.split / 'annotations' / f'{flat(item).rpartition(".")[0]}.json', {
+      'version': '2.0', 'schema_ref': 'https://darwin-public.s3/darwin_json/2.0/schema.json', 'item': {
+        'name': flat(item), 'path': '/', 'slots': [{'type': 'image', 'slot_name': '0', 'width': item.size[1],
+                                                    'height': item.size[0], 'source_files': []}]},
+      'annotations': annotations})
+
+
 def bitmap(mask):
   """Return Supervisely's form of a mask: the PNG of its box, with a palette and transparency, compressed once more."""
   (y0, x0), (y1, x1) = np.argwhere(mask).min(axis=0).tolist(), np.argwhere(mask).max(axis=0).tolist()

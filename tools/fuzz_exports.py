@@ -86,4 +86,4 @@ TARGETS = tuple(Target(f'exports: {name}', functools.partial(_build, write), _ru
   ('CVAT xml', exports.cvat), ('tables', exports.csv), ('masks', exports.numbered_masks),
   ('Create ML', exports.createml), ('VoTT', exports.vott), ('Supervisely', exports.supervisely),
   ('SageMaker', exports.sagemaker), ('Datumaro', exports.datumaro),
-  ('CVAT video', exports.cvat_video)))
+  ('CVAT video', exports.cvat_video), ('Darwin', exports.darwin)))

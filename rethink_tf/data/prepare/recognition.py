@@ -14,6 +14,7 @@ from rethink_tf.data.prepare import (
   coco_json,
   createml,
   cvat,
+  darwin,
   datumaro,
   label_studio,
   labelme,
@@ -31,15 +32,13 @@ from rethink_tf.data.prepare.source_folder import ARCHIVES, JsonShape, SourceFol
 from rethink_tf.errors import UserError, excerpt
 
 LAYOUTS: tuple[Layout, ...] = (coco_json, yolo, voc_folders, labelme, label_studio, via, cvat, createml, vott,
-                              supervisely, sagemaker, datumaro, tables, mask_images)
+                              supervisely, sagemaker, datumaro, darwin, tables, mask_images)
 NAMES = tuple(layout.NAME for layout in LAYOUTS)
 _ANNOTATIONS = 'annotations'  # folder of COCO's layout, beside those of the images
 _EXAMINED = 40  # files of a kind whose contents are looked at
 _TOOLS = (  # keys of a JSON object, or of the first one of a list; what that is, and what to do
   ({'project', 'metadata', 'attribute'}, False, 'a project of VIA 3: export its annotations as COCO json'),
   ({'sourceConnection', 'tags'}, False, "a project of VoTT without its regions: export it as 'VoTT JSON', with images"),
-  ({'item', 'annotations'}, False, 'JSON of V7 Darwin: export as COCO json'),
-  ({'dataset', 'image', 'annotations'}, False, 'JSON of V7 Darwin: export as COCO json'),
   ({'project_name', 'label_classes', 'images'}, False, 'JSON of Hasty: export as COCO json'),
   ({'imgHeight', 'imgWidth', 'objects'}, False, 'JSON of Cityscapes: convert the annotations to COCO json'),
   ({'name', 'frames'}, False, 'JSON of BDD100K: convert the annotations to COCO json'),
@@ -190,5 +189,5 @@ def _explain(folder: SourceFolder) -> str:
     return (f'{len(folder.images)} images in {len(by_class)} folders, without annotations: images in folders by class '
             'are for pre-training (docs/pretraining.md); a detector needs boxes')
   return (f'no annotations of a known layout among its {len(folder.files)} files, of which {len(folder.images)} are '
-          'images: Roboflow, CVAT, Label Studio, LabelMe, YOLO, VIA, PASCAL VOC, COCO json, tables with a box a row '
-          'and masks as PNG files are read (docs/data.md)')
+          'images: Roboflow, CVAT, Label Studio, LabelMe, YOLO, VIA, VoTT, V7, Supervisely, Datumaro, Create ML, '
+          'SageMaker, PASCAL VOC, COCO json, tables with a box a row and masks as PNG files are read (docs/data.md)')

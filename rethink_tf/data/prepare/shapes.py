@@ -99,14 +99,30 @@ def pasted(crop: np.ndarray, x0: int, y0: int, size: tuple[int, int]) -> np.ndar
 
 
 def cut_out(outline: Sequence[float], holes: Sequence[Sequence[float]], size: tuple[int, int]) -> np.ndarray | None:
-  """Return the mask, uint8 [height, width], of a polygon without its holes; None if it cannot be computed."""
+  """Return the mask, uint8 [height, width], of a polygon without its holes; None if it cannot be drawn."""
+  whole, cut = _drawn([outline], size), _drawn(holes, size)
+  return None if whole is None or cut is None else whole & (1 - cut)
+
+
+def alternating(polygons: Sequence[Sequence[float]], size: tuple[int, int]) -> np.ndarray | None:
+  """Return the mask, uint8 [height, width], of what an odd number of polygons contains; None if it cannot be drawn."""
+  mask: np.ndarray | None = np.zeros((1, 1), np.uint8)
+  for polygon in polygons:
+    drawn = _drawn([polygon], size)
+    if drawn is None:
+      return None
+    mask = mask ^ drawn
+  return mask
+
+
+def _drawn(polygons: Sequence[Sequence[float]], size: tuple[int, int]) -> np.ndarray | None:
+  """Return the mask of polygons, uint8 [height, width]; None if it would be too large, or an outline is too long."""
   if size[0] * size[1] > MAX_PIXELS:
     return None
   try:
-    whole, cut = (mask_api.decode(to_rle(polygons, *size)) for polygons in ([list(outline)], list(map(list, holes))))
+    return mask_api.decode(to_rle(list(map(list, polygons)), *size))
   except ValueError:
     return None
-  return whole & (1 - cut)
 
 
 def joined(parts: Sequence[tuple[str, Any]]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from rethink_tf.errors import UserError
 from tests import exports
 
 KINDS = ('roboflow', 'cvat_coco', 'cvat_yolo', 'ultralytics', 'labelme', 'via', 'label_studio', 'voc', 'cvat', 'csv',
-         'createml', 'vott', 'supervisely', 'sagemaker', 'datumaro', 'cvat_video',
+         'createml', 'vott', 'supervisely', 'sagemaker', 'datumaro', 'cvat_video', 'darwin',
          'numbered_masks')
 TOKENS = (b'NaN', b'null', b'[]', b'{}', b'-1', b'1e999', b'"x"', b'true', b'99999999999999999999', b'../../etc/passwd',
           b'\0', b'\xff\xfe', b'"\\ud800"', b'[[[[[', b'<!DOCTYPE x>', b'&amp;')

@@ -21,7 +21,7 @@ SPLIT = {'roboflow': exports.roboflow, 'cvat_yolo': exports.cvat_yolo, 'ultralyt
          'labelme': exports.labelme, 'via': exports.via, 'voc': exports.voc, 'cvat': exports.cvat,
          'csv': exports.csv, 'createml': exports.createml, 'supervisely': exports.supervisely,
          'sagemaker': exports.sagemaker, 'datumaro': exports.datumaro,
-         'cvat_video': exports.cvat_video}
+         'cvat_video': exports.cvat_video, 'darwin': exports.darwin}
 UNSPLIT = {'cvat_coco': exports.cvat_coco, 'label_studio': exports.label_studio, 'vott': exports.vott,
            'masks': exports.numbered_masks}
 BOXES_ONLY = ('cvat_yolo', 'voc', 'csv', 'createml', 'sagemaker')
@@ -70,7 +70,7 @@ def test_variants_of_layouts(drawn, variant, tmp_path):
 @pytest.mark.parametrize('data', ['facade', 'fire_smoke'])
 @pytest.mark.parametrize('kind', [
   'roboflow', 'cvat_yolo', 'ultralytics', 'labelme', 'via', 'label_studio', 'vott', 'supervisely', 'datumaro',
-  'cvat_video'])
+  'cvat_video', 'darwin'])
 def test_real_data_there_and_back(real_images, data, kind, tmp_path):
   items, names = exports.load(real_images / data)
   (SPLIT | UNSPLIT)[kind](items, names, tmp_path / 'export')

@@ -24,7 +24,7 @@ def folder(root, files):
   ('roboflow', 'coco'), ('cvat_coco', 'coco'), ('cvat_yolo', 'yolo'), ('ultralytics', 'yolo'), ('labelme', 'labelme'),
   ('via', 'via'), ('label_studio', 'label_studio'), ('voc', 'voc'), ('cvat', 'cvat'), ('cvat_video', 'cvat'),
   ('csv', 'csv'), ('createml', 'createml'), ('vott', 'vott'), ('supervisely', 'supervisely'),
-  ('sagemaker', 'sagemaker'), ('datumaro', 'datumaro'), ('numbered_masks', 'masks')])
+  ('sagemaker', 'sagemaker'), ('datumaro', 'datumaro'), ('darwin', 'darwin'), ('numbered_masks', 'masks')])
 def test_each_export_has_one_layout(tmp_path, kind, name):
   items, names = exports.draw(tmp_path / 'data')
   getattr(exports, kind)(items, names, tmp_path / 'export')
@@ -68,7 +68,6 @@ def test_masks_and_tables_beside_annotations_are_not_the_annotations(tmp_path):
   ({'images/a.jpg': '', 'masks/a.jpg': ''}, 'masks/a.jpg seems to be a mask: masks are read from PNG files alone'),
   ({'a.tif': '', 'a_masks/1.tif': ''}, 'a_masks/1.tif seems to be a mask'),
   ({'x.vott': {'name': 'x', 'sourceConnection': {}, 'tags': []}}, 'a project of VoTT without its regions'),
-  ({'a.json': {'version': '2.0', 'item': {}, 'annotations': []}}, 'V7 Darwin: export as COCO'),
   ({'a.json': {'project_name': 'x', 'images': [], 'label_classes': []}}, 'Hasty: export as COCO'),
   ({'a_gtFine_polygons.json': {'imgHeight': 1, 'imgWidth': 1, 'objects': []}}, 'Cityscapes: convert .* to COCO'),
   ({'a.json': [{'name': 'a.jpg', 'labels': []}]}, 'BDD100K: convert .* to COCO'),
