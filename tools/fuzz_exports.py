@@ -13,7 +13,7 @@ import numpy as np
 from rethink_tf.data.detection.coco import CocoSource
 from rethink_tf.data.prepare.preparation import prepare
 from rethink_tf.errors import UserError
-from tests import exports
+from tests import exports, exports_json
 from tools.fuzz_kinds import ACCEPTED, SKIPPED, Target, fresh, pick
 from tools.mutations import corrupt_bytes, corrupt_json, corrupt_text
 
@@ -84,6 +84,6 @@ TARGETS = tuple(Target(f'exports: {name}', functools.partial(_build, write), _ru
   ('Ultralytics', exports.ultralytics), ('YOLO pose', _pose), ('LabelMe', exports.labelme), ('VIA', exports.via),
   ('Label Studio', exports.label_studio), ('VOC', exports.voc),
   ('CVAT xml', exports.cvat), ('tables', exports.csv), ('masks', exports.numbered_masks),
-  ('Create ML', exports.createml), ('VoTT', exports.vott), ('Supervisely', exports.supervisely),
-  ('SageMaker', exports.sagemaker), ('Datumaro', exports.datumaro),
-  ('CVAT video', exports.cvat_video), ('Darwin', exports.darwin)))
+  ('Create ML', exports_json.createml), ('VoTT', exports_json.vott), ('Supervisely', exports_json.supervisely),
+  ('SageMaker', exports_json.sagemaker), ('Datumaro', exports_json.datumaro),
+  ('CVAT video', exports.cvat_video), ('Darwin', exports_json.darwin)))

@@ -19,7 +19,7 @@ from rethink_tf.data.prepare.layout import (
 from rethink_tf.data.prepare.preparation import Division, prepare
 from rethink_tf.data.prepare.source_folder import SourceFolder
 from rethink_tf.errors import UserError
-from tests import exports
+from tests import exports, exports_json
 
 
 def one(x=10, y=8, width=4, height=6, label='cat', **fields):
@@ -68,7 +68,7 @@ def test_images_without_objects_missing_named_twice_and_not_named(tmp_path):
 
 def test_fractions_and_the_names_of_apples_framework(tmp_path):
   items, names = exports.draw(tmp_path / 'data')
-  exports.createml(items, names, tmp_path / 'export', of_apple=True, units=None)
+  exports_json.createml(items, names, tmp_path / 'export', of_apple=True, units=None)
   prepared = prepare(str(tmp_path / 'export'), str(tmp_path / 'own'), division=Division(0.4))
   assert not exports.differences(items, tmp_path / 'own', masks=False)
   assert createml.FRACTIONS in prepared.notes

@@ -15,14 +15,14 @@ from rethink_tf.data.image_notes import FEWER_BITS
 from rethink_tf.data.prepare.layout import Options
 from rethink_tf.data.prepare.preparation import TURNED, Division, prepare, report
 from rethink_tf.errors import UserError
-from tests import exports
+from tests import exports, exports_json
 
 SPLIT = {'roboflow': exports.roboflow, 'cvat_yolo': exports.cvat_yolo, 'ultralytics': exports.ultralytics,
          'labelme': exports.labelme, 'via': exports.via, 'voc': exports.voc, 'cvat': exports.cvat,
-         'csv': exports.csv, 'createml': exports.createml, 'supervisely': exports.supervisely,
-         'sagemaker': exports.sagemaker, 'datumaro': exports.datumaro,
-         'cvat_video': exports.cvat_video, 'darwin': exports.darwin}
-UNSPLIT = {'cvat_coco': exports.cvat_coco, 'label_studio': exports.label_studio, 'vott': exports.vott,
+         'csv': exports.csv, 'createml': exports_json.createml, 'supervisely': exports_json.supervisely,
+         'sagemaker': exports_json.sagemaker, 'datumaro': exports_json.datumaro,
+         'cvat_video': exports.cvat_video, 'darwin': exports_json.darwin}
+UNSPLIT = {'cvat_coco': exports.cvat_coco, 'label_studio': exports.label_studio, 'vott': exports_json.vott,
            'masks': exports.numbered_masks}
 BOXES_ONLY = ('cvat_yolo', 'voc', 'csv', 'createml', 'sagemaker')
 

@@ -9,7 +9,7 @@ from rethink_tf.data.prepare import __main__ as command
 from rethink_tf.data.prepare import recognition
 from rethink_tf.data.prepare.source_folder import SourceFolder
 from rethink_tf.errors import UserError
-from tests import exports
+from tests import exports, exports_json
 from tests.data.prepare.layouts import COCO, LABELME, VOC
 
 
@@ -27,7 +27,7 @@ def folder(root, files):
   ('sagemaker', 'sagemaker'), ('datumaro', 'datumaro'), ('darwin', 'darwin'), ('numbered_masks', 'masks')])
 def test_each_export_has_one_layout(tmp_path, kind, name):
   items, names = exports.draw(tmp_path / 'data')
-  getattr(exports, kind)(items, names, tmp_path / 'export')
+  (getattr(exports, kind, None) or getattr(exports_json, kind))(items, names, tmp_path / 'export')
   found = recognition.find(SourceFolder(str(tmp_path / 'export')))
   assert [one.layout.NAME for one in found] == [name]
 

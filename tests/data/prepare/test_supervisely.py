@@ -25,7 +25,7 @@ from rethink_tf.data.prepare.layout import (
 from rethink_tf.data.prepare.preparation import prepare
 from rethink_tf.data.prepare.source_folder import SourceFolder
 from rethink_tf.errors import UserError
-from tests import exports
+from tests import exports, exports_json
 from tests.exports import rasterise
 
 
@@ -77,7 +77,7 @@ def test_holes_and_several_polygons(tmp_path):
 def test_bitmaps(tmp_path):
   mask = np.zeros([20, 30], np.uint8)
   mask[5:9, 3:12], mask[6, 4:8] = 1, 0
-  bitmap = exports.bitmap(mask)
+  bitmap = exports_json.bitmap(mask)
   opacity = cv2.imencode('.png', np.array([[0, 100], [200, 255]], np.uint8))[1].tobytes()
   plain = base64.b64encode(opacity).decode()
   reading, (image,) = read(tmp_path, [
