@@ -73,7 +73,7 @@ def supervisely(items, names, folder):
 
 def sagemaker(items, names, folder):
   """Output manifests of SageMaker Ground Truth, one a split: boxes of a job, and the job that has verified them."""
-  numbers = {name: i for i, name in enumerate(names.values())}
+  numbers = {name: i for i, name in enumerate(dict.fromkeys(names.values()))}
   for split in dict.fromkeys(item.split for item in items):
     lines = []
     for item in (item for item in items if item.split == split):
@@ -92,7 +92,7 @@ def sagemaker(items, names, folder):
 
 def datumaro(items, names, folder):
   """Datumaro's JSON, a file a subset; outlines of one object in one group."""
-  numbers = {name: i for i, name in enumerate(names.values())}
+  numbers = {name: i for i, name in enumerate(dict.fromkeys(names.values()))}
   for split in dict.fromkeys(item.split for item in items):
     entries = []
     for item in (item for item in items if item.split == split):
