@@ -230,10 +230,11 @@ class _Reader:
   def read_text(self, name: str, text: str) -> None:
     """Parse the text between includes piece by piece; includes are looked up here, not by gin."""
     with _explained(name):
-      includes = self._record(name, text)
+      includes, own = self._record(name, text)
     lines = text.splitlines(keepends=True)
     start = 0
     for line, included in [*includes, (len(lines) + 1, None)]:
+      self.bindings += [binding for at, binding in own if start < at < line]  # between those of the includes
       piece = gin_statements.Text('\n' * start + ''.join(lines[start:line - 1]), name)  # keeps the line numbers
       with _explained(name):
         gin.parse_config(piece)
@@ -241,9 +242,9 @@ class _Reader:
         self.read_file(included)
       start = line
 
-  def _record(self, name: str, text: str) -> list[tuple[int, str]]:
-    """Record the macros and scopes of a text; return its includes as (line, file)."""
-    includes = []
+  def _record(self, name: str, text: str) -> tuple[list[tuple[int, str]], list[tuple[int, bindings.Binding]]]:
+    """Record the macros and scopes of a text; return its includes, as (line, file), and its bindings, with lines."""
+    includes, own = [], []
     for statement, macros, references in gin_statements.statements(name, text):
       where = name if name == _PARAM else f'{name}:{statement.location.line_num}'
       self._macros_used.update({macro: name for macro in macros if macro not in self._macros_used})
@@ -261,11 +262,11 @@ class _Reader:
           self._scopes_set.setdefault(scope, where)
       if isinstance(statement, config_parser.BindingStatement):
         of_part = bool(statement.arg_name)  # or of a macro
-        self.bindings.append(bindings.Binding(
+        own.append((statement.location.line_num, bindings.Binding(
           where, tuple(statement.scope.split('/')) if of_part and statement.scope else (),
           statement.selector.rpartition('.')[2] if of_part else f'%{statement.selector}', statement.arg_name or '',
-          (*references, *(f'%{macro}' for macro in macros)), self.source))
-    return includes
+          (*references, *(f'%{macro}' for macro in macros)), self.source)))
+    return includes, own
 
   def _check_import(self, module: str, where: str) -> None:
     if module.startswith('__gin__'):

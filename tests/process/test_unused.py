@@ -25,6 +25,7 @@ def lines(*files, params=()):
    'gin_configs/runtime/ema.gin does'),
   (['voc_scratch'], ['coco.num_images = 100'], 'coco.num_images has no effect'),
   (['demo'], ["DATA_DIR = 'my_images'"], 'DATA_DIR (--data_dir) has no effect'),
+  (['pretraining/shapes'], ['image_folder.fraction = 0.5'], 'image_folder.fraction has no effect'),
   (['demo'], ['MaskRCNN.mask_head = None', 'MaskHead.channels = 64'], 'MaskHead.channels has no effect'),
 ], ids=lambda value: '+'.join(value) if isinstance(value, list) else None)
 def test_what_has_no_effect_is_said(files, params, said):
@@ -39,6 +40,8 @@ def test_what_has_no_effect_is_said(files, params, said):
    ['ExponentialMovingAverage.decay = 0.9998', 'CBNet.style = "dhlc"', 'Cascade.head = @few/BoxHead',
     'few/BoxHead.num_convs = 1']),
   (['pretraining/imagenette', 'norms/syncbn', 'models/r101'], ['CROP_SIZE = 64']),
+  # What a file binds itself comes after its include.
+  (['pretraining/shapes'], ['train/synthetic_classes.num_images = 320']),
 ], ids=lambda value: value[-1])
 def test_what_is_used_or_chosen_again_is_not(files, params):
   assert not lines(*files, params=params)
