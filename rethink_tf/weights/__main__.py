@@ -79,7 +79,8 @@ def describe(contents: Contents, given: str | None = None, init: str | None = No
   parameters = sum(math.prod(array.shape) for array in contents.arrays.values())
   unknown = 'unknown (not in the file)'
   norms = {'bn': 'BatchNorm with statistics', 'folded': 'BatchNorm folded into a fixed affine map', 'gn': 'GroupNorm',
-           'none': 'none', None: 'scale and shift without statistics (GroupNorm or folded BatchNorm)'}
+           'none': 'none', 'own': f'{contents.norm_part}, not of this package',
+           None: 'scale and shift without statistics (GroupNorm or folded BatchNorm)'}
   strides = {True: 'on the first 1x1 of a block', False: 'on the 3x3', None: unknown}
   rows = [
     ('file', contents.path),

@@ -82,7 +82,7 @@ class Contents(NamedTuple):
   """A weight file.
 
   kind: 'backbone' or 'detector'. own: names and layouts of this package's checkpoints ('stem/conv/kernel').
-  norm: 'bn' (with statistics), 'folded' (BN as a fixed affine map), 'gn', 'none'; None: unknown.
+  norm: 'bn' (with statistics), 'folded' (BN as a fixed affine map), 'gn', 'none', 'own' (norm_part); None: unknown.
   channels 'rgb' | 'bgr', stride_in_1x1, pixel_mean and pixel_std (RGB, range 0-255): None if unknown from the file.
   epsilon: of the norm, None if unknown. padding: of stride-2 convolutions, 'symmetric' or 'same' (models/resnet.py).
   ignored: names in the file that are not weights of the network. notes: warnings, a line each.
@@ -90,6 +90,7 @@ class Contents(NamedTuple):
   checkpoint: of a run, the folder of the checkpoint that was read.
   classes: their names in the order of the outputs of a detector, None if the file does not name them.
   norm_groups: of GroupNorm; all published networks have 32. None: unknown.
+  norm_part: of a run, its norm if that is not one of this package ('@layer_norm').
   """
 
   path: str
@@ -112,6 +113,7 @@ class Contents(NamedTuple):
   checkpoint: str | None = None
   classes: tuple[str, ...] | None = None
   norm_groups: int | None = 32
+  norm_part: str | None = None
 
   def backbone(self) -> dict[str, Array]:
     """Return the backbone's arrays by names without a prefix."""

@@ -52,6 +52,8 @@ def command_line(contents: Contents, norm: str = 'gn', init: str | None = None) 
     files += [f'gin_configs/{name}' for name in further]
     bindings |= parts | {name: value for name, value in known.settings.items()
                          if name in shipped or value != default_of(name)}
+  elif known.kind == 'backbone' and known.norm_part is not None:
+    bindings['NORM'] = known.norm_part
   elif known.kind == 'backbone' and not torchvision_vgg.is_of(known):
     norm = {'bn': 'syncbn', 'folded': 'frozen_bn', 'none': 'none', 'gn': 'gn', None: 'gn'}[known.norm]
     files.append(f'gin_configs/norms/{norm}.gin')

@@ -16,7 +16,7 @@ import tf_keras
 
 from rethink_tf.errors import UserError
 from rethink_tf.models.resnet import PADDINGS
-from rethink_tf.storage import checkpoints, manifests
+from rethink_tf.storage import checkpoints, manifests, settings
 from rethink_tf.storage.files import open_regular
 from rethink_tf.weights import compared
 from rethink_tf.weights.contents import EPSILON, Array, Contents, Lazy, architecture_of
@@ -26,6 +26,7 @@ from rethink_tf.weights.tf_models import open_checkpoint, tensor
 _MAX_BYTES = 16 << 20  # of a configuration
 _SUFFIXES = {'conv/kernel': 'weight', 'conv/bias': 'bias', 'norm/gamma': 'norm.weight', 'norm/beta': 'norm.bias',
              'norm/moving_mean': 'norm.running_mean', 'norm/moving_variance': 'norm.running_var'}
+_NORMS = ('@group_norm', '@addons_group_norm', '@scoped_norm', '@sync_batch_norm', '@frozen_batch_norm', '@no_norm')
 
 
 def read(path: str) -> Contents:
@@ -52,6 +53,10 @@ def read(path: str) -> Contents:
       'gn' if 'stem.conv1.norm.weight' in canonical else 'none'
   architecture = architecture_of(canonical, path) if norm is not None else None
   config = _config(path if folder != path else os.path.dirname(os.path.dirname(path.rstrip('/'))))
+  part = settings.parse(config).get('ResNet.norm')
+  part = part if norm == 'gn' and isinstance(part, str) and re.fullmatch(r'@[\w./]+', part) else None
+  if part not in (None, *_NORMS):  # scale and shift alone do not show which norm they follow
+    norm = 'own'
   return Contents(
     path, f'run of this package, {os.path.basename(folder.rstrip("/"))}', kind, arrays, norm=norm,
     architecture=architecture, channels='rgb', stride_in_1x1=bound_value(config, 'stride_in_1x1'),
@@ -59,7 +64,7 @@ def read(path: str) -> Contents:
     epsilon=bound_value(config, 'epsilon') or EPSILON, padding=bound_value(config, 'padding') or 'symmetric',
     licence='yours, and that of the weights it started from', own=True,
     settings=_settings(config) if kind == 'detector' else {}, checkpoint=folder,
-    norm_groups=bound_value(config, 'groups'))
+    norm_groups=bound_value(config, 'groups'), norm_part=part if norm == 'own' else None)
 
 
 def table(model: tf_keras.layers.Layer) -> dict[str, Entry]:

@@ -14,6 +14,7 @@ import tensorflow as tf
 import tf_keras
 from absl import logging
 
+from rethink_tf import gin_files
 from rethink_tf.errors import UserError
 from rethink_tf.redaction import redact
 from rethink_tf.storage.files import open_regular
@@ -49,6 +50,7 @@ _NORMS = {  # norm of the file -> norms of the model that it fits, and the error
              '(gin_configs/norms/frozen_bn.gin), or for SyncBN give an unfolded file (torchvision, Detectron2)'),
   'gn': (('gn',), 'holds GroupNorm: set NORM = @group_norm (gin_configs/norms/gn.gin)'),
   'none': (('none',), 'holds no norms: set NORM = @no_norm (gin_configs/norms/none.gin)'),
+  'own': (('own',), 'was trained with a norm that is not of this package'),
 }
 
 
@@ -292,11 +294,11 @@ def match_norms(contents: Contents, entries: Mapping[str, Entry], arrays: Mappin
 
 
 def norm_kind(norm: tf_keras.layers.Layer) -> str:
-  """Return 'none', 'gn', 'sync_bn' or 'frozen_bn' for a built norm layer."""
+  """Return 'none', 'gn', 'sync_bn' or 'frozen_bn' for a built norm layer; 'own' for others without statistics."""
   if getattr(norm, 'gamma', None) is None:
     return 'none'
   if not hasattr(norm, 'moving_mean'):
-    return 'gn'
+    return 'gn' if hasattr(norm, 'groups') else 'own'
   return 'sync_bn' if getattr(norm, 'over_batch', False) else 'frozen_bn'
 
 
@@ -335,6 +337,10 @@ def _check_backbone(contents: Contents, backbone: Backbone) -> None:
     _check_architecture(contents, backbone)
     fitting, message = _NORMS[contents.norm]
     kind = norm_kind(backbone.stem.norm)
+    if contents.norm_part is not None:
+      message += f': set NORM = {contents.norm_part}, and import its module (docs/extend.md)'
+      if gin_files.effective(['ResNet.norm']).get('ResNet.norm', contents.norm_part) != contents.norm_part:
+        fitting = ()  # another one of the user's own
     if kind not in fitting and not (contents.own and kind.endswith('bn') and contents.norm == 'bn'):
       raise UserError(f'{path}: {message}')
     groups = getattr(backbone.stem.norm, 'groups', None)

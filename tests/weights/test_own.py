@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras
 
 from rethink_tf.errors import UserError
 from rethink_tf.export import detectron2
@@ -15,8 +16,9 @@ from rethink_tf.models.norms import sync_batch_norm
 from rethink_tf.models.resnet import ResNet
 from rethink_tf.storage.checkpoints import RunCheckpoints
 from rethink_tf.storage.run_folder import RunFolder
+from rethink_tf.weights import __main__ as weights_command
 from rethink_tf.weights import formats, own
-from rethink_tf.weights.pretrained import PretrainedWeights, sha256
+from rethink_tf.weights.pretrained import PretrainedWeights, check_model, sha256
 from tests import tiny
 from tests.weights import reference
 
@@ -149,6 +151,20 @@ def test_groups_of_the_run_are_compared(source, model, tmp_path, monkeypatch):
     PretrainedWeights(path, part='detector_backbone')(model)
   monkeypatch.setattr(model.backbone.stem.norm, 'groups', 8)
   PretrainedWeights(path, part='detector_backbone')(model)
+
+
+def test_a_norm_of_the_users_own_is_no_group_norm(source, model, tmp_path):
+  """Both have a scale and a shift for each channel."""
+  path = save(tmp_path / 'own', source, config=CONFIG + 'NORM = @layer_norm\nResNet.norm = %NORM\n')
+  with pytest.raises(UserError, match='trained with a norm that is not of this package: set NORM = @layer_norm'):
+    PretrainedWeights(path, part='detector')(model)
+  described = weights_command.describe(formats.read(path))
+  assert '@layer_norm, not of this package' in described and 'GroupNorm' not in described
+  theirs = tiny.built(norm=lambda name, zero_gamma=False: tf_keras.layers.LayerNormalization(name=name))
+  check_model(formats.read(path), theirs)
+  published = formats.read(save(tmp_path / 'gn', source))
+  with pytest.raises(UserError, match='holds GroupNorm: set NORM = @group_norm'):
+    check_model(published, theirs)
 
 
 def test_the_newest_checkpoint_is_read(source, tmp_path):
