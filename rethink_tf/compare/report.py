@@ -206,11 +206,12 @@ def common_metric(runs: Sequence[Run], metric: str | None) -> str:
     name = f'{lacking[0].name} has no {metric} in its last evaluation'
     if metric in lacking[0].curve.metrics:
       raise UserError(f'{name}, of step {lacking[0].curve.steps[-1]:,}, though in an earlier one: {NOT_FINITE}')
-    available = sorted(one for one in runs[0].curve.metrics if one.endswith(('AP', 'top-1'))
-                       and all(np.isfinite(run.final(one)) for run in runs))
+    common = sorted(one for one in runs[0].curve.metrics if all(np.isfinite(run.final(one)) for run in runs))
+    available = [one for one in common if one.endswith(('AP', 'top-1'))
+                 or not one.startswith(('box/', 'mask/', 'keypoint/', 'voc/', 'top-'))][:8]  # of the users' own
     if not available:
       raise UserError(f'{name}, and the runs have no metric in common: compare detectors with detectors, and '
-                      'classifiers with classifiers')
+                      'classifiers with classifiers; an evaluator of your own has other metrics')
     raise UserError(f'{name}: choose a metric that all runs have with --metric (available: {", ".join(available)})')
   return metric
 

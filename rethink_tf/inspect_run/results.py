@@ -42,7 +42,8 @@ def newest_results(model_dir: str) -> str:
                     'is in categories.csv of eval/step-…')
   tf.io.gfile.exists(parent)  # raises for an address out of reach, which would pass for an empty folder
   raise UserError(f'{model_dir}: no evaluation has saved {FILES["box"]} or {VOC_FILES}: run '
-                  f'rethink_tf.evaluate --model_dir={model_dir} first, or name a folder with --results')
+                  f'python -m rethink_tf.evaluate --model_dir={model_dir} first, with CocoEvaluator.save_results = '
+                  'True, or name a folder with --results')
 
 
 def scored_truth(folder: str, source: Source) -> dict[str, Any]:

@@ -117,7 +117,7 @@ class SavedModelDetector:
       raise UserError(f'{folder}: the SavedModel cannot be loaded ({in_one_line(error)[:200]}): export it again'
                       ) from error
     if not hasattr(model, 'detect') or 'categories' not in getattr(model, 'signatures', {}):
-      raise UserError(f'{folder}: is not a SavedModel of this package: write one with rethink_tf.export')
+      raise UserError(f'{folder}: is not a SavedModel of this package: write one with python -m rethink_tf.export')
     if batch > 1 and not hasattr(model, 'detect_files'):
       raise UserError(f'{folder}: takes one image at a time, as older versions exported: leave out --batch, or export '
                       'it again')
@@ -156,7 +156,8 @@ def _categories(model: Any, folder: str) -> tuple[Category, ...]:
     entries = [{'id': id_, 'name': name.decode(), 'keypoints': keypoints, 'skeleton': skeleton}
                for id_, name in zip(lists['ids'], lists['names'], strict=True)]
   except (KeyError, TypeError, ValueError, AttributeError, tf.errors.OpError) as error:
-    raise UserError(f'{folder}: is not a SavedModel of this package: write one with rethink_tf.export') from error
+    raise UserError(f'{folder}: is not a SavedModel of this package: write one with python -m '
+                    'rethink_tf.export') from error
   return parse_categories(entries, folder)
 
 

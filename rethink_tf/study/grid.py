@@ -186,7 +186,7 @@ def read_study(gin_file: str, params: Sequence[str] = ()) -> Study:
     if gin_files.bound('Study.axes') is None or gin_files.bound('Study.base') is None:
       run = gin_files.bound('run.model') is not None
       raise UserError(f'{gin_file} is not a study: it must bind Study.base and Study.axes (gin_configs/studies)'
-                      + '; it configures one run, which rethink_tf.train or rethink_tf.pretrain trains' * run)
+                      + '; it configures one run, which python -m rethink_tf.train (or pretrain) trains' * run)
     return gin.get_configurable('Study')()
   finally:
     gin.clear_config()

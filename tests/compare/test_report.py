@@ -697,6 +697,8 @@ def test_metrics_of_an_evaluator_of_the_users(tmp_path):
     file.write_text(re.sub('"(box|mask)/AP": ', r'"mine/\1": ', file.read_text()))
   with pytest.raises(UserError, match='has none of box/AP.*: choose one of its own with --metric: .*mine/box'):
     compare(paths, str(tmp_path / 'out'), draws=20)
+  with pytest.raises(UserError, match=r'has no box/AP in its last evaluation: .*--metric \(available: .*mine/box'):
+    compare(paths, str(tmp_path / 'out'), metric='box/AP', draws=20)
   assert compare(paths, str(tmp_path / 'out'), metric='mine/box', draws=20).text
 
 
