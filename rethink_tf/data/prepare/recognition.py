@@ -35,6 +35,8 @@ LAYOUTS: tuple[Layout, ...] = (coco_json, yolo, voc_folders, labelme, label_stud
                               supervisely, sagemaker, datumaro, darwin, tables, mask_images)
 NAMES = tuple(layout.NAME for layout in LAYOUTS)
 _ANNOTATIONS = 'annotations'  # folder of COCO's layout, beside those of the images
+_OWN = '--gin_file=gin_configs/data/own.gin'
+_OWN_FILES = tuple(f'{_ANNOTATIONS}/instances_{split}.json' for split in ('train', 'val'))
 _EXAMINED = 40  # files of a kind whose contents are looked at
 _TOOLS = (  # keys of a JSON object, or of the first one of a list; what that is, and what to do
   ({'project', 'metadata', 'attribute'}, False, 'a project of VIA 3: export its annotations as COCO json'),
@@ -103,6 +105,8 @@ def describe(path: str) -> str | None:
   above = os.path.dirname(os.path.abspath(path))
   if os.path.isdir(os.path.join(above, _ANNOTATIONS)) and not os.path.isdir(os.path.join(path, _ANNOTATIONS)):
     return f'{path} is a part of a data set: give the folder above it, {above}'
+  if all(os.path.isfile(os.path.join(path, name)) for name in _OWN_FILES):
+    return f'{path} holds {" and ".join(_OWN_FILES)}: add {_OWN}, which reads them'
   try:
     folder = SourceFolder(path, follow_links=True)
     found = find(folder)
@@ -115,7 +119,7 @@ def describe(path: str) -> str | None:
             'your own for the sources, reads it as it is')
   layout = f' --layout={found[0].layout.NAME}' if len(found) > 1 else ''
   return (f'{path} holds {" and ".join(map(str, found))}: python -m rethink_tf.data.prepare {shlex.quote(path)} '
-          f'--output_dir=data/my_images{layout} writes what is read here')
+          f'--output_dir=data/my_images{layout} writes what {_OWN} reads, with --data_dir=data/my_images')
 
 
 def _texts_with_boxes(folder: SourceFolder) -> tuple[str | None, str | None]:

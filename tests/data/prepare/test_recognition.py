@@ -94,7 +94,7 @@ def test_the_cure_is_a_command(tmp_path):
   folder(tmp_path / 'my images', {'train/a.xml': VOC, 'train/a.jpg': ''})
   assert recognition.describe(str(tmp_path / 'my images')).endswith(
     f"(train/a.xml): python -m rethink_tf.data.prepare '{tmp_path}/my images' --output_dir=data/my_images writes "
-    'what is read here')
+    'what --gin_file=gin_configs/data/own.gin reads, with --data_dir=data/my_images')
   assert recognition.describe(str(tmp_path / 'no')) is None
 
 
