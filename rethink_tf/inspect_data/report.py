@@ -171,7 +171,9 @@ def _describe_problems(split: Split) -> list[str]:
   lines.append(_describe_duplicates('name', statistics.duplicates(names), split))
   if split.files is not None:
     lines.append(_describe_duplicates('content', statistics.duplicates(split.files.fingerprints), split))
-    lines.append(f'  {len(split.files.unreadable):7} unreadable files' + _examples([*split.files.unreadable.values()]))
+    only_read = split.files.looks is None and hasattr(split.source, 'read')
+    lines.append(f'  {len(split.files.unreadable):7} unreadable files' + _examples([*split.files.unreadable.values()])
+                 + ' (not decoded: --files=decode finds damaged ones)' * only_read)
   return lines + [f'  {len(names):7} images {reason}' + _examples(sorted(map(str, names)))
                   for reason, names in _notes(split).items()]
 

@@ -58,7 +58,8 @@ def test_the_command_counts_damaged_files_and_annotations(damaged, tmp_path):
   assert training['problems']['clipped to the image']['examples'][0]['annotation_id'] == 20
   for line in ('4 images are trained on; 1 are dropped', '1         -  clipped to the image', 'annotation 20',
                '2 images with the same file content as another: 1 = 201', '1 images without objects',
-               '1 classes with fewer than 10 instances: seldom'):
+               '1 classes with fewer than 10 instances: seldom',
+               '0 unreadable files (not decoded: --files=decode finds damaged ones)'):
     assert line in text, line
   for name in ('training.png', 'statistics.png', 'suspicious.png'):
     assert cv2.imread(str(out / name)).std() > 5, name
@@ -128,7 +129,8 @@ def test_near_duplicates_in_both_splits(tmp_path, capsys):
     lambda training: CocoSource(str(tmp_path), 'train', training=training), lambda training: CocoSource(
       str(tmp_path), 'val'), lambda source: TrainInput(source, batch_size=2, resize=Resize((64,), 96)),
     str(tmp_path / 'out'), 0, 'decode')
-  assert 'near-duplicates      1 images: 000002.jpg = 000003.jpg' in capsys.readouterr().out
+  shown = capsys.readouterr().out
+  assert 'near-duplicates      1 images: 000002.jpg = 000003.jpg' in shown and 'not decoded' not in shown
   assert json.loads((tmp_path / 'out/report.json').read_text())['in_both']['near-duplicates'] == [[2, 3]]
 
 
