@@ -20,6 +20,7 @@ from rethink_tf import gin_files
 from rethink_tf.data import own_source
 from rethink_tf.data.augment import Resize
 from rethink_tf.data.detection.input import TrainInput
+from rethink_tf.evaluation.periodic import PeriodicEvaluation
 from rethink_tf.study import grid
 from tests import commands, tiny
 
@@ -284,6 +285,11 @@ def takes_a_step(detector):
   assert all(np.isfinite(value) for value in losses.values())
   gradients = tape.gradient(total, detector.trainable_variables)
   assert detector.trainable_variables and all(gradient is not None for gradient in gradients)
+
+
+def test_the_evaluator_of_the_page_has_the_signature_that_is_called():
+  _, *names = inspect.signature(PeriodicEvaluation.evaluate).parameters
+  assert f'`evaluate({", ".join(names)}=None)`' in (ROOT / 'docs/extend.md').read_text()
 
 
 def test_every_code_block_of_the_page_is_tested(own_parts):
