@@ -288,9 +288,11 @@ class _Reader:
         found[name] = 1 + sum(size for size, _ in inner), 1 + max((depth for _, depth in inner), default=0)
       size, depth = found[name]
       if outside + depth > _MAX_DEPTH:
-        raise UserError(f'{self._macros_set.get(name, name)}: macros are nested over {_MAX_DEPTH} deep')
+        raise UserError(f'{self._macros_set.get(name, name)}: macros are nested over {_MAX_DEPTH} deep: write '
+                        'the values themselves')
       if size > _MAX_VALUES:
-        raise UserError(f'{self._macros_set[name]}: the value of {name} refers to over {_MAX_VALUES:,} others')
+        raise UserError(f'{self._macros_set[name]}: the value of {name} refers to over {_MAX_VALUES:,} others: '
+                        'write the values themselves')
       return size, depth
     for name in self._uses:
       measure(name, 0)

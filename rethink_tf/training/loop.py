@@ -268,7 +268,8 @@ def check_whole_executions(experiment: Experiment, start: int) -> None:
     'the interval of evaluation': next((step for step in range(1, total) if experiment.due(step)), 0)}
   for name, value in counts.items():
     if value % steps:
-      raise UserError(f'run.steps_per_execution = {steps} does not divide {name}, {value}: use a divisor of both, or 1')
+      raise UserError(f'run.steps_per_execution = {steps} does not divide {name}, {value}: use a divisor of it and of '
+                      'the other intervals, or 1')
 
 
 def _sublayers(layer: tf_keras.layers.Layer) -> Iterator[tf_keras.layers.Layer]:
