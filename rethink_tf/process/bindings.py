@@ -119,19 +119,20 @@ def check_types(values: Mapping[str, Mapping[str, Any]], signature_of: Callable[
       if not kinds or value is None or value is inspect.Parameter.empty or any(_fits(value, kind) for kind in kinds):
         continue
       *scopes, owner_name = owner.split('/')
-      shown = _shown(value)
-      single = any(isinstance(kind, _Sequence) and _fits([value], kind) for kind in kinds)
       raise UserError(f'{"/".join([*scopes, _short(owner_name)])}.{name} should be '
-                      f'{" or ".join(_words(kind) for kind in kinds)}, is {shown}'
-                      + (f': write ({shown},)' if single else _as_part(value, kinds)))
+                      f'{" or ".join(_words(kind) for kind in kinds)}, is {_shown(value)}{_cure(name, value, kinds)}')
 
 
-def _as_part(value: Any, kinds: Sequence[Kind]) -> str:
-  """Return how a name that was written as a string, or without the brackets that call it, is written as a part."""
-  name = re.fullmatch(r'@?([\w./]+)', value) if isinstance(value, str) else None
-  if name is None or not {'part', 'maker'} & {kind for kind in kinds if isinstance(kind, str)}:
-    return ''
-  return f': write @{name[1]}{"()" if "part" in kinds else ""}'
+def _cure(name: str, value: Any, kinds: Sequence[Kind]) -> str:
+  """Return how a value of another type is probably meant, '' if that is unknown."""
+  if any(isinstance(kind, _Sequence) and _fits([value], kind) for kind in kinds):
+    return f': write ({_shown(value)},)'
+  if isinstance(value, list) and name.endswith(('_file', '_dir')):
+    return '; it should be one path in quotes: join several files into one'
+  reference = re.fullmatch(r'@?([\w./]+)', value) if isinstance(value, str) else None
+  if reference is not None and ('part' in kinds or 'maker' in kinds):
+    return f': write @{reference[1]}{"()" if "part" in kinds else ""}'
+  return ''
 
 
 def _shown(value: Any) -> str:

@@ -204,6 +204,11 @@ def test_the_cure_of_a_configuration_of_other_data_can_be_followed(drawn, tmp_pa
   assert len(sources((*other, 'gin_configs/data/own.gin'), tmp_path / 'my_images')[0].image_ids) == 4
 
 
+def test_several_annotation_files_of_a_split_are_refused(tmp_path):
+  with pytest.raises(UserError, match='annotation_file should be a string or None.* should be one path in quotes: join'):
+    sources(FILES, tmp_path, "train/coco.annotation_file = ('a.json', 'b.json')")
+
+
 def test_storage_that_does_not_answer_is_one_line(monkeypatch):
   def away(path):
     raise tf.errors.FailedPreconditionError(None, None, 'Could not resolve hostname\n when reading')
