@@ -205,7 +205,7 @@ def test_the_cure_of_a_configuration_of_other_data_can_be_followed(drawn, tmp_pa
 
 
 def test_several_annotation_files_of_a_split_are_refused(tmp_path):
-  with pytest.raises(UserError, match='annotation_file should be a string or None.* should be one path in quotes: join'):
+  with pytest.raises(UserError, match='annotation_file should be a string or None.* be one path in quotes: join'):
     sources(FILES, tmp_path, "train/coco.annotation_file = ('a.json', 'b.json')")
 
 
