@@ -36,7 +36,6 @@ LAYOUTS: tuple[Layout, ...] = (coco_json, yolo, voc_folders, labelme, label_stud
 NAMES = tuple(layout.NAME for layout in LAYOUTS)
 _ANNOTATIONS = 'annotations'  # folder of COCO's layout, beside those of the images
 _OWN = '--gin_file=gin_configs/data/own.gin'
-_OWN_FILES = tuple(f'{_ANNOTATIONS}/instances_{split}.json' for split in ('train', 'val'))
 _EXAMINED = 40  # files of a kind whose contents are looked at
 _TOOLS = (  # keys of a JSON object, or of the first one of a list; what that is, and what to do
   ({'project', 'metadata', 'attribute'}, False, 'a project of VIA 3: export its annotations as COCO json'),
@@ -105,8 +104,6 @@ def describe(path: str) -> str | None:
   above = os.path.dirname(os.path.abspath(path))
   if os.path.isdir(os.path.join(above, _ANNOTATIONS)) and not os.path.isdir(os.path.join(path, _ANNOTATIONS)):
     return f'{path} is a part of a data set: give the folder above it, {above}'
-  if all(os.path.isfile(os.path.join(path, name)) for name in _OWN_FILES):
-    return f'{path} holds {" and ".join(_OWN_FILES)}: add {_OWN}, which reads them'
   try:
     folder = SourceFolder(path, follow_links=True)
     found = find(folder)
@@ -115,8 +112,8 @@ def describe(path: str) -> str | None:
   except UserError as error:
     return error.line()
   if in_place.is_readable(path):
-    return (f'{path} holds {" and ".join(map(str, found))}: --gin_file=gin_configs/data/own.gin, with no bindings of '
-            'your own for the sources, reads it as it is')
+    return (f'{path} holds {" and ".join(map(str, found))}: {_OWN}, with no bindings of your own for the sources, '
+            'reads it as it is')
   layout = f' --layout={found[0].layout.NAME}' if len(found) > 1 else ''
   return (f'{path} holds {" and ".join(map(str, found))}: python -m rethink_tf.data.prepare {shlex.quote(path)} '
           f'--output_dir=data/my_images{layout} writes what {_OWN} reads, with --data_dir=data/my_images')
