@@ -7,7 +7,8 @@ from rethink_tf.data.keyed_random import splitmix64
 from rethink_tf.errors import UserError
 
 
-def subset(image_ids: np.ndarray, fraction: float = 1.0, num_images: int | None = None, seed: int = 0) -> np.ndarray:
+def subset(image_ids: np.ndarray, fraction: float = 1.0, num_images: int | None = None, seed: int = 0,
+           name: str = 'images') -> np.ndarray:
   """Select the images of a smaller training set: those with the lowest hash of (seed, image id).
 
   The hash depends on seed and image id alone, so that the selection is the same on every machine and for every order of
@@ -18,6 +19,7 @@ def subset(image_ids: np.ndarray, fraction: float = 1.0, num_images: int | None 
     fraction: fraction of the N images to keep, in (0, 1].
     num_images: number of images to keep, in 1..N; instead of `fraction`.
     seed: another seed gives another family of subsets.
+    name: of the data set, for messages.
 
   Returns:
     int64 [n] positions in `image_ids`, ascending.
@@ -27,13 +29,14 @@ def subset(image_ids: np.ndarray, fraction: float = 1.0, num_images: int | None 
   """
   total = len(image_ids)
   if num_images is not None and fraction != 1.0:
-    raise UserError(f'fraction = {fraction} and num_images = {num_images} are both set: set only one of them')
+    raise UserError(f'{name}: fraction = {fraction} and num_images = {num_images} are both set: set only one of them')
   if not 0.0 < fraction <= 1.0:
-    raise UserError(f'fraction = {fraction} should be above 0 and at most 1')
+    raise UserError(f'{name}: fraction = {fraction} should be above 0 and at most 1')
   if num_images is None:
     num_images = max(1, int(total * fraction + 0.5)) if total else 0
   elif not 1 <= num_images <= total:
-    raise UserError(f'num_images = {num_images} should be between 1 and the {total} images that can be chosen from')
+    raise UserError(f'{name}: num_images = {num_images} should be between 1 and the {total} images that can be chosen '
+                    'from')
   if num_images == total:
     return np.arange(total)
   return np.sort(np.argpartition(_ranks(image_ids, seed), num_images - 1)[:num_images])
@@ -81,7 +84,7 @@ def select(name: str, image_ids: np.ndarray, num_instances: np.ndarray, training
     if not filter_empty:
       logging.info('%s: %d of %d images have no box to train on: all of them is background (filter_empty = False)',
                    name, len(image_ids) - len(positions), len(image_ids))
-      chosen = subset(image_ids, fraction, num_images, seed)
+      chosen = subset(image_ids, fraction, num_images, seed, name)
       if not num_instances[chosen].any():
         raise UserError(f'{name}: none of the {len(chosen)} images of the subset has a box to train on (filter_empty = '
                         'False keeps all): raise num_images or fraction, or set filter_empty = True')
@@ -96,7 +99,7 @@ def select(name: str, image_ids: np.ndarray, num_instances: np.ndarray, training
       if len(positions) < boxed:
         logging.info('%s: %d of %d images have boxes but no visible keypoint and are dropped', name,
                      boxed - len(positions), len(image_ids))
-  return positions[subset(image_ids[positions], fraction, num_images, seed)]
+  return positions[subset(image_ids[positions], fraction, num_images, seed, name)]
 
 
 def _ranks(image_ids: np.ndarray, seed: int) -> np.ndarray:

@@ -80,7 +80,7 @@ class ImageFolder:
                         loose[0])
     if not files:
       raise UserError(f'{root}: there are no images ({", ".join(IMAGE_EXTENSIONS)}) in its {len(own)} class folders')
-    positions = subset(stable_ids(files), fraction, num_images, subset_seed)
+    positions = subset(stable_ids(files), fraction, num_images, subset_seed, root)
     self.classes = np.array(labels, np.int32)[positions, None]
     counts = np.bincount(self.classes[:, 0], minlength=len(names))  # a subset may lack a class of the folder
     if training and np.count_nonzero(counts) < 2:

@@ -94,7 +94,7 @@ class ImageRecords:
       logging.warning('%s: %d records are dropped: %s', self.name, sum(index.left_out.values()),
                       '; '.join(f'{reason} ({count})' for reason, count in index.left_out.items()))
     names = [name for shard in index.shards for name in shard.names]
-    positions = subset(stable_ids(names), fraction, num_images, subset_seed)
+    positions = subset(stable_ids(names), fraction, num_images, subset_seed, self.name)
     if training and len(np.unique(labels[positions])) < 2:  # a subset may lack a class of the shards
       whose, fix = whose_images('image_records', len(positions), len(names))
       raise UserError(f'{self.name}: all {whose} are of one class; training needs at least two classes{fix}')

@@ -149,7 +149,7 @@ class SyntheticSource:
     self.categories = tuple(Category(k + 1, name, KEYPOINTS) for k, name in enumerate(list(OUTLINES)[:num_classes]))
     self.num_classes = num_classes
     self.num_keypoints = len(KEYPOINTS)
-    self.image_ids = 1 + subset(np.arange(1, num_images + 1), fraction, seed=subset_seed).astype(np.int64)
+    self.image_ids = 1 + subset(np.arange(1, num_images + 1), fraction, None, subset_seed, 'synthetic').astype(np.int64)
     self.sizes = np.array([self._size(self._random(i)) for i in range(len(self.image_ids))], np.int32)
 
   @functools.cached_property

@@ -17,6 +17,11 @@ VIDEOS = '{frames} frames of {videos} videos: all frames of a video are in one s
 BLOCKS = ('{frames} frames of {videos} video{s}: blocks of successive frames are held out, since there are not enough '
           'videos to hold out whole ones: AP on them is not that on new videos')
 
+UNEVEN = ('that is far from the {asked:g} of the images asked for, since whole groups are kept on one side and most '
+          'classes are in too few images to be divided: --held_out with a larger fraction, or splits in the source, '
+          'give another number')
+_MANY = 10  # images, of which a fraction can be held out
+
 
 @dataclass
 class Division:
@@ -91,6 +96,8 @@ def _held_out(images: Sequence[LabelledImage], classes: Sequence[Sequence[Any]],
     f'{held.sum()} of {len(images)} images are held out, stratified by class (seed {division.seed})'
     + (f'; {sizes[sizes > 1].sum()} near-duplicates in {(sizes > 1).sum()} groups are kept on one side'
        if (sizes > 1).any() and not count else ''))
+  if len(images) >= _MANY and not 0.5 * division.fraction <= held.mean() <= 2 * division.fraction:
+    reading.notes.append(UNEVEN.format(asked=division.fraction))
   splits = ['val' if one else 'train' for one in held]
   if count:
     reading.notes += _shared_by_splits(images, splits, hashes, thumbnails)

@@ -36,7 +36,7 @@ from rethink_tf.errors import UserError
 NAME, TITLE = 'label_studio', "Label Studio's JSON"
 ROTATED_VIEW = 'drawn on a rotated view of the image'
 NOT_ANNOTATED = 'task without an annotation (not annotated yet, or skipped)'
-SEVERAL = 'task with several annotations (the first is used)'
+SEVERAL = 'task with several annotations (the ground truth is used, or else the first)'
 UNNAMED = 'task of several images, whose results do not say which is theirs'
 BAD_BRUSH = 'with a brush mask that cannot be decoded'
 UNREAD = 'a result of a kind that is not read'
