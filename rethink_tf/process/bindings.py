@@ -120,7 +120,7 @@ def check_types(values: Mapping[str, Mapping[str, Any]], signature_of: Callable[
         continue
       *scopes, owner_name = owner.split('/')
       raise UserError(f'{"/".join([*scopes, _short(owner_name)])}.{name} should be '
-                      f'{" or ".join(_words(kind) for kind in kinds)}, is {_shown(value)}{_cure(name, value, kinds)}')
+                      f'{" or ".join(dict.fromkeys(map(_words, kinds)))}, is {_shown(value)}{_cure(name, value, kinds)}')
 
 
 def _cure(name: str, value: Any, kinds: Sequence[Kind]) -> str:
