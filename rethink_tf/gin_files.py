@@ -71,7 +71,7 @@ def _parse(gin_files: Sequence[str], gin_params: Sequence[str]) -> unused.Usage:
   bindings.check_hidden(reader.bindings)
   bindings.check_types({'/'.join(filter(None, key)): values for key, values in gin.config._CONFIG.items()
                         if not key[1].endswith(('gin.macro', 'gin.constant'))}, gin_errors.signature, _literal,
-                       {'Layer', *(name.rpartition('.')[2] for name, _ in gin.config._REGISTRY.items())}.__contains__)
+                       {name.rpartition('.')[2] for name, _ in gin.config._REGISTRY.items()}.__contains__)
   with _explained('configuration'):
     gin.finalize()
   return unused.usage(reader.bindings, list(dict.fromkeys(gin_files)), shipped_root() / 'gin_configs')

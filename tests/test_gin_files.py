@@ -290,8 +290,8 @@ def toy_typed(count: 'int' = 1, rate: 'float | None' = None, name: 'str' = '', o
   ("words = 'fc'", r"toy_typed.words should be a list of strings or None, is 'fc': write \('fc',\)"),
   ('net = 4.5', r'toy_typed.net should be a part \(@NAME\) or None, is 4.5'),
   ("net = 'toy_net'", r"toy_typed.net should be a part \(@NAME\) or None, is 'toy_net': write @toy_net"),
-  ('norm = True', r'toy_typed.norm should be a part \(@NAME\(\)\) or None, is True'),
-  ('norm = @toy_norm', r"toy_typed.norm should be a part \(@NAME\(\)\) or None, is '@toy_norm': write @toy_norm\(\)")])
+  ('norm = True', r'toy_typed.norm should be a part \(@toy_norm\(\)\) or None, is True'),
+  ('norm = @toy_norm', r"should be a part \(@toy_norm\(\)\) or None, is '@toy_norm': write @toy_norm\(\)")])
 def test_values_of_another_type_are_refused(folder, value, words):
   with pytest.raises(UserError, match=words):
     gin_files.parse(['gin_configs/base.gin'], [f'toy_typed.{value}'])

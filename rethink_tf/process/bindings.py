@@ -13,8 +13,7 @@ from rethink_tf.errors import UserError, excerpt
 _TYPES: Mapping[str, tuple[type, ...]] = {'int': (int,), 'float': (int, float), 'str': (str,), 'bool': (bool,),
                                           'None': (type(None),)}
 _WORDS = {'int': ('an integer', 'integers'), 'float': ('a number', 'numbers'), 'str': ('a string', 'strings'),
-          'bool': ('True or False', 'True or False'), 'None': ('None', 'None'),
-          'part': ('a part (@NAME())', 'parts (@NAME())'), 'maker': ('a part (@NAME)', 'parts (@NAME)')}
+          'bool': ('True or False', 'True or False'), 'None': ('None', 'None')}
 _MAKERS = ('Callable', 'MakeNorm', 'MakeInitializer')  # annotations of parts that are called later
 _LONGEST = 80  # value in a message
 
@@ -26,7 +25,17 @@ class _Sequence(NamedTuple):
   any_length: bool
 
 
-Kind = str | _Sequence  # a key of _WORDS, or a sequence
+class _Part(NamedTuple):
+  """A part in an annotation, for which a reference stands: '@NAME()', or '@NAME' for one that is called later."""
+
+  reference: str
+
+  def fits(self, value: Any) -> bool:
+    return isinstance(value, str) and value.startswith('@') and (
+      value.endswith('()') or not self.reference.endswith('()'))
+
+
+Kind = str | _Sequence | _Part  # a key of _WORDS, a sequence or a part
 
 
 class Binding(NamedTuple):
@@ -119,8 +128,9 @@ def check_types(values: Mapping[str, Mapping[str, Any]], signature_of: Callable[
       if not kinds or value is None or value is inspect.Parameter.empty or any(_fits(value, kind) for kind in kinds):
         continue
       *scopes, owner_name = owner.split('/')
-      raise UserError(f'{"/".join([*scopes, _short(owner_name)])}.{name} should be '
-                      f'{" or ".join(dict.fromkeys(map(_words, kinds)))}, is {_shown(value)}{_cure(name, value, kinds)}')
+      wanted = ' or '.join(dict.fromkeys(map(_words, kinds)))
+      raise UserError(f'{"/".join([*scopes, _short(owner_name)])}.{name} should be {wanted}, is {_shown(value)}'
+                      + _cure(name, value, kinds))
 
 
 def _cure(name: str, value: Any, kinds: Sequence[Kind]) -> str:
@@ -130,9 +140,10 @@ def _cure(name: str, value: Any, kinds: Sequence[Kind]) -> str:
   if isinstance(value, list) and name.endswith(('_file', '_dir')):
     return '; it should be one path in quotes: join several files into one'
   reference = re.fullmatch(r'@?([\w./]+)', value) if isinstance(value, str) else None
-  if reference is not None and ('part' in kinds or 'maker' in kinds):
-    return f': write @{reference[1]}{"()" if "part" in kinds else ""}'
-  return ''
+  part = next((kind for kind in kinds if isinstance(kind, _Part)), None)
+  if reference is None or part is None:
+    return ''
+  return f': write @{reference[1]}{"()" if part.reference.endswith("()") else ""}'
 
 
 def _shown(value: Any) -> str:
@@ -160,9 +171,9 @@ def _alternatives(text: str, is_part: Callable[[str], bool]) -> tuple[Kind, ...]
     if part in _TYPES:
       found.append(part)
     elif part.partition('[')[0] in _MAKERS:
-      found.append('maker')
-    elif is_part(part):
-      found.append('part')
+      found.append(_Part('@NAME'))
+    elif part == 'Layer' or is_part(part):
+      found.append(_Part('@NAME()' if part == 'Layer' else f'@{part}()'))  # any layer, as a backbone is
     elif inner and all(len(kinds) == 1 for kinds in inner):
       found.append(_Sequence(tuple(kinds[0] for kinds in inner), items[-1] == '...' or not part.startswith('tuple')))
     else:
@@ -183,8 +194,8 @@ def _split(text: str, separator: str) -> list[str]:
 
 
 def _fits(value: Any, kind: Kind) -> bool:
-  if kind in ('part', 'maker'):
-    return isinstance(value, str) and value.startswith('@') and (kind == 'maker' or value.endswith('()'))
+  if isinstance(kind, _Part):
+    return kind.fits(value)
   if isinstance(kind, str):
     return isinstance(value, _TYPES[kind]) and (kind == 'bool' or not isinstance(value, bool))
   if not isinstance(value, list) or not kind.any_length and len(value) != len(kind.kinds):
@@ -194,6 +205,8 @@ def _fits(value: Any, kind: Kind) -> bool:
 
 def _words(kind: Kind, plural: bool = False) -> str:
   """Describe what a value should be."""
+  if isinstance(kind, _Part):
+    return f'{"parts" if plural else "a part"} ({kind.reference})'
   if isinstance(kind, str):
     return _WORDS[kind][plural]
   number = '' if kind.any_length else f'{len(kind.kinds)} '

@@ -179,6 +179,7 @@ def test_pre_training_on_the_same_images_grows_with_the_schedules(folders, tmp_p
 
   monkeypatch.setattr(own_data, 'runner_of', lambda *_: Clock())
   monkeypatch.setattr(own_data.estimating, 'estimate', estimate)
+  monkeypatch.setattr(own_data, 'time', SimpleNamespace(monotonic=lambda: 0.0))  # what planning takes counts
   data, output = str(folders / 'masks'), str(tmp_path / 'study')
   plan = own_data.plan(data, 2, output, dry_run=True)
   target = plan.pretraining[f'{tmp_path}/pretraining/target']

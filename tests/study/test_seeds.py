@@ -47,5 +47,5 @@ def test_a_study_of_a_gin_file_is_planned_seed_by_seed(tmp_path):
 
 
 def test_another_value_is_refused():
-  with pytest.raises(UserError, match='Study.until_settled = True: use @UntilSettled'):
+  with pytest.raises(UserError, match=r'Study.until_settled should be a part \(@UntilSettled\(\)\) or None, is True'):
     grid.read_study(STUDY, ['Study.until_settled = True'])
