@@ -30,6 +30,33 @@ def test_valid_annotations_are_not_suspicious(tmp_path):
   assert summary['few'] == ['thing']
 
 
+def test_a_summary_is_the_one_counted_by_hand(tmp_path):
+  images = [small_coco.image(1), small_coco.image(2), small_coco.image(3, 200, 300)]
+  boxes = {1: (1, (10, 10, 10, 40)), 2: (1, (20, 5, 32, 32)), 3: (3, (0, 0, 96, 96)), 4: (3, (0, 0, 200, 50))}
+  annotations = [annotation(i, image_id, box, category_id=9 if i == 2 else 4)
+                 for i, (image_id, box) in boxes.items()] + [small_coco.crowd(5, 2), annotation(6, 3, (5, 5, 0, 7))]
+  categories = [{'id': 4, 'name': 'cat'}, {'id': 9, 'name': 'dog'}, {'id': 2, 'name': 'cow'}]
+  annotations[4]['category_id'] = annotations[5]['category_id'] = 4
+  source, table, _ = analyse(tmp_path, annotations, images, categories)
+  summary = statistics.summarise(table, source)
+  assert {one['name']: (one['id'], one['instances'], one['images']) for one in summary.pop('classes')} == {
+    'cow': (2, 0, 0), 'cat': (4, 4, 2), 'dog': (9, 1, 1)}
+  assert sorted(summary.pop('few')) == ['cat', 'cow', 'dog']
+
+  def five(*values):
+    return dict(zip(('min', '10%', 'median', '90%', 'max'), values, strict=True))
+
+  assert summary == {
+    'images': 3, 'images_without_objects': 1, 'instances': 5, 'crowds': 1,
+    'areas': {'small': 2, 'medium': 1, 'large': 2},  # 400 and 0; 1024; 9216 and 10,000
+    'box_side': five(20, 23.6, 64, 98.8, 100), 'aspect_ratio': five(0.25, 0.475, 1, 3.1, 4),  # width : height
+    'instances_per_image': five(0, 0.4, 2, 2.8, 3), 'height': five(60, 60, 60, 172, 200),
+    'width': five(80, 80, 80, 256, 300), 'commonest_sizes': [[60, 80, 2], [200, 300, 1]], 'different_sizes': 2}
+  np.testing.assert_array_equal(table.boxes[table.ids == 4], [[0, 0, 50, 200]])
+  np.testing.assert_array_equal(table.mask_boxes[table.ids == 1], [[10, 10, 50, 20]])
+  np.testing.assert_array_equal(table.mask_boxes[table.crowds], [[0, 0, 60, 80]])
+
+
 def test_duplicate_and_unreadable_files(tmp_path):
   images = [small_coco.image(i) for i in (1, 2, 201, 4)]  # 201 has the pixels of 1
   path = small_coco.write(tmp_path, images, [annotation(1)])
