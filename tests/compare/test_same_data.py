@@ -35,6 +35,13 @@ def test_runs_of_earlier_versions_are_not_judged(runs):
   assert same_data.differences(runs((None, None), (['cat'], summary()))) == []
 
 
+def test_classes_that_one_side_lacks(runs):
+  found = same_data.differences(runs((['cat', 'dog'], summary()), (['cat'], summary()),
+                                     (['cat', 'dog', 'cow'], summary())))
+  assert found == [f'{name} has other classes than a ({words}): their AP is not of the same task.'
+                   for name, words in (('b', "'dog' only in a"), ('c', "'cow' only there"))]
+
+
 def test_differences_are_named(runs):
   found = same_data.differences(runs((['cat', 'dog'], summary()), (['cat', 'bird'], summary()),
                                      (['cat', 'dog'], summary(60))))

@@ -107,6 +107,28 @@ def test_only_limits_that_bind_are_named(configured):
           'ProposalGenerator.post_nms_train = 50: at most 16.7 % of the objects can be trained on') in line
 
 
+def test_people_with_labelled_keypoints_have_a_limit_of_their_own(configured):
+  """Crowds, and people without a labelled keypoint, are not scored by keypoints."""
+  class People(ManyObjects):
+    num_keypoints = 1
+
+    def annotations(self):
+      content = super().annotations()
+      for k, one in enumerate(content['annotations']):
+        number = k % OBJECTS if one['image_id'] == 1 else 40
+        one |= {'keypoints': [5, 5, 2 * (number < 25)], 'iscrowd': int(number == 0)}
+      return content
+
+  configured()
+  limit = Limit('CocoEvaluator.max_keypoint_detections', 20, 'keypoints')
+  assert limit in object_limits.of_evaluation()
+  (line,) = object_limits.describe(People(), [limit])
+  assert line.startswith('many: 1 of 2 images have more objects than CocoEvaluator.max_keypoint_detections = 20: '
+                         'at most 83.3 % of the objects')  # 20 of 24
+  assert object_limits.describe(People(), [limit._replace(value=24)]) == []
+  assert object_limits.describe(ManyObjects(), [limit]) == []
+
+
 def test_limits_that_the_configuration_does_not_use(configured):
   configured('gin_configs/data/voc.gin', 'gin_configs/augment/tta_detectron.gin')
   assert object_limits.of_evaluation() == [Limit('DetectionGenerator.max_detections', 100)]

@@ -91,6 +91,16 @@ def test_empty_boxes_are_encoded_as_zero():
   for deltas in (box_ops.encode(box, empty), box_ops.encode(empty, box)):
     np.testing.assert_array_equal(deltas, np.zeros([1, 4]))
   np.testing.assert_array_equal(box_ops.decode(tf.ones([1, 4]), empty), np.zeros([1, 4]))
+  for flat in (tf.constant([[1.0, 2.0, 1.0, 4.0]]), tf.constant([[1.0, 2.0, 3.0, 2.0]])):  # on one axis
+    for deltas in (box_ops.encode(box, flat), box_ops.encode(flat, box)):
+      np.testing.assert_array_equal(deltas, np.zeros([1, 4]))
+
+
+def test_boxes_smaller_than_a_pixel_are_no_empty_ones():
+  boxes = np.float32([[1, 2, 1.5, 9], [1, 2, 8, 2.25], [3, 3, 3.5, 3.125]])
+  for one, other in ((boxes, boxes[::-1]), (boxes[::-1], boxes)):
+    expected = [reference_encode(b, r, np.ones(4)) for b, r in zip(one, other, strict=True)]
+    np.testing.assert_allclose(box_ops.encode(tf.constant(one), tf.constant(other)), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_clip_and_area():

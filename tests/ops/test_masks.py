@@ -67,6 +67,29 @@ def test_detectron_mode_equals_tf_models_official():
   assert paste(masks, boxes, height, width, mode='detectron') == expected
 
 
+def test_targets_of_noise_equal_float64():
+  """Interpolation between the centres of cells, constant beyond the outermost ones, background outside of the box."""
+  rng = np.random.default_rng(6)
+  masks = rng.integers(0, 2, (1, 2, 9, 9), np.uint8)
+  boxes = np.float32([[[10, 20, 55, 83], [3, 4, 12, 13]]])
+  index = np.array([[0, 0, 0, 1, 1]])
+  rois = np.float32([[[10, 20, 55, 83], [0, 30, 40, 100], [22, 41, 25, 43], [3, 4, 12, 13], [4.5, 2, 20, 12.5]]])
+  found = crop_targets(tf.constant(masks), tf.constant(boxes), tf.constant(rois), tf.constant(index), 14)
+  for target, (y0, x0, y1, x1), which in zip(found[0].numpy(), rois[0].astype(float), index[0], strict=True):
+    values = masks[0, which].astype(float)
+    for axis, (low, high) in enumerate(((y0, y1), (x0, x1))):
+      begin, end = boxes[0, which, axis].astype(float), boxes[0, which, axis + 2].astype(float)
+      points = low + (high - low) * (np.arange(14) + 0.5) / 14
+      cells = np.clip((points - begin) / (end - begin) * 9 - 0.5, 0, 8)
+      values = np.apply_along_axis(lambda line, cells=cells: np.interp(cells, np.arange(9), line), axis, values)
+      values[(slice(None),) * axis + ((points < begin) | (points >= end),)] = 0
+    clear = np.abs(values - 0.5) > 1e-4
+    np.testing.assert_array_equal(target[clear], values[clear] > 0.5)
+    assert clear.mean() > 0.8 and 0 < target.mean() < 1
+  np.testing.assert_array_equal(
+    crop_targets(tf.constant(masks), tf.constant(boxes), tf.constant(boxes), tf.constant([[0, 1]]), 9)[0], masks[0])
+
+
 @pytest.mark.parametrize('mode', ['accurate', 'detectron'])
 def test_paste_of_invalid_boxes_gives_empty_masks(mode):
   boxes = np.array(

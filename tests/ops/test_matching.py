@@ -77,6 +77,16 @@ def test_more_slots_than_candidates():
   assert used.sum() == 2 and set(indices[0, :2]) == {1, 3}
 
 
+@pytest.mark.parametrize('count', [4, 10, 11, 300])
+def test_a_number_of_candidates_that_changes_from_batch_to_batch(count):
+  """As of anchors, in one graph for all padded shapes."""
+  signature = [tf.TensorSpec([None, None], tf.int32), tf.TensorSpec([None, 2], tf.int32)]
+  sample = tf.function(lambda labels, seeds: matching.sample(labels, seeds, 1, 10, 5), signature, autograph=False)
+  labels, seeds = np.random.default_rng(3).integers(-1, 2, (2, count)), [[7, 0], [7, 1]]
+  for found, expected in zip(sample(labels, seeds), draw(labels, 10, 0.5, seeds), strict=True):
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_samples_depend_only_on_the_seed_of_the_image():
   labels = np.random.default_rng(2).integers(-1, 2, (3, 200))
   seeds = [[5, 1], [5, 2], [6, 1]]
