@@ -45,6 +45,12 @@ def test_detections_in_original_pixels(restored):
   assert half[10:20, 10:15].all() and half.sum() == 50
 
 
+def test_a_detector_of_boxes_alone():
+  one, = restore('accurate', np.array([4]), np.ones([1, 2], np.float32), np.int32([[9, 9]]),
+                 np.float32([[[1, 2, 3, 4]]]), np.float32([[1]]), np.int32([[1]]), None, None)
+  assert one.masks is None and one.keypoints is None and one.boxes.tolist() == [[1, 2, 3, 4]]
+
+
 def test_submission_is_that_of_coco(restored):
   found = submission(restored, CATEGORIES)
   assert [(one['image_id'], one['category_id'], one['score']) for one in found['box']] == [
