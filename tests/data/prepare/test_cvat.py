@@ -73,6 +73,17 @@ def test_masks_are_runs_in_their_box(tmp_path):
   assert one['area'] == 5 and dict(reading.problems.counts) == {NO_AREA: 1, BAD_MASK: 7}
 
 
+def test_a_mask_that_begins_with_its_first_pixel(tmp_path):
+  """The first run, of pixels outside, is then of length 0; the last one may end the box, or be left out."""
+  masks = '<mask label="cat" rle="0, 3, 1, 4" left="26" top="18" width="4" height="2"/>' \
+          '<mask label="cat" rle="0, 3" left="0" top="0" width="4" height="2"/>'
+  _, (image,) = read(tmp_path, masks)
+  expected = np.zeros([2, 20, 30], np.uint8)
+  expected[0, 18, 26:29] = expected[0, 19, 26:] = expected[1, 0, :3] = 1
+  for one, mask in zip(image.instances, expected, strict=True):
+    assert np.array_equal(rasterise(one['segmentation'], (20, 30)), mask)
+
+
 def test_groups_are_one_object_of_each_label(tmp_path):
   polygon = '<polygon label="{}" points="{},1;9,1;9,9" group_id="{}"/>'
   _, (image,) = read(tmp_path, ''.join(polygon.format(*one) for one in (

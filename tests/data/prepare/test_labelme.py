@@ -58,14 +58,15 @@ def test_shapes(tmp_path):
     shape('circle', [[1, 1]] * 2),
     shape('polygon', triangle, label=''), shape('polygon', [[1, None]] * 3),
     shape('mask', [[0, 0], [3, 3]], mask='AAAA'),
-    7, shape('rectangle', [[1e400, 1], [3, 3]])])
+    7, shape('rectangle', [[1e400, 1], [3, 3]]), shape('rectangle', [[1, 1], [1, 5]]),
+    shape('rectangle', [[1, 1], [5, 1]])])
   polygon, rectangle, circle, painted, corners = image.instances
   assert polygon == {'category': 'cat', 'bbox': [1, 1, 8, 8], 'area': 32, 'segmentation': [[1, 1, 9, 1, 9, 9]]}
   assert rectangle['bbox'] == [2, 3, 6, 6] and rectangle['segmentation'] == [] and corners['bbox'] == [1, 1, 3, 2]
   assert circle['bbox'] == [5, 5, 10, 10] and abs(circle['area'] - np.pi * 25) < 0.5
   assert painted['bbox'] == [5, 5, 3, 1] and rasterise(painted['segmentation'], (20, 30)).sum() == 3
   assert dict(reading.problems.counts) == {
-    FEW_POINTS: 1, f'{labelme.WITHOUT_AREA} (\'point\')': 1, f'{labelme.WITHOUT_AREA} (\'linestrip\')': 1, NO_AREA: 1,
+    FEW_POINTS: 1, f'{labelme.WITHOUT_AREA} (\'point\')': 1, f'{labelme.WITHOUT_AREA} (\'linestrip\')': 1, NO_AREA: 3,
     NO_CLASS: 2, NOT_FINITE: 2, labelme.BAD_MASK: 1}
 
 
@@ -117,6 +118,9 @@ def test_images_within_and_beside(tmp_path):
   data = png(np.zeros([20, 30, 3], np.uint8))
   _, (image,) = read(tmp_path / 'in', [], images=(), imageData=data, imagePath='..\\x\\b.jpg')
   assert image.file == 'a.png' and image.data == base64.b64decode(data) and image.size == (20, 30)
+  lines = '\n'.join(data[i:i + 60] for i in range(0, len(data), 60))
+  _, (wrapped,) = read(tmp_path / 'lines', [], images=(), imageData=f'data:image/png;base64,{lines}')
+  assert wrapped.data == image.data
   _, (image,) = read(tmp_path / 'beside', [], imagePath='C:\\renamed\\before.jpg', imageData=data)
   assert image.file == 'a.jpg' and image.data is None
   with pytest.raises(UserError, match='none of its 1 JSON files has shapes and an image'):

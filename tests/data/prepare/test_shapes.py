@@ -2,6 +2,7 @@
 
 import math
 
+import cv2
 import numpy as np
 import pytest
 
@@ -46,3 +47,63 @@ def test_fractions_become_pixels():
   assert shapes.scaled(polygon, 200, 100)['segmentation'] == [[100, 25, 150, 25, 150, 50]]
   box = {'category': 1, 'bbox': [0.25, 0.5, 0.5, 0.25], 'segmentation': []}
   assert shapes.scaled(box, 200, 100)['bbox'] == [50, 50, 100, 25] and box['bbox'][0] == 0.25
+
+
+@pytest.mark.parametrize('points, found', [
+  ([[1, 2], [3.5, 4]], [1, 2, 3.5, 4]), ([], []), (None, None), ('ab', None), ({'x': 1}, None), (((1, 2),), None),
+  ([[1, 2], [3]], None), ([[1, 2, 3]], None), ([[1, 2], 'ab'], None), ([[1, 2], [3, None]], None)])
+def test_points(points, found):
+  assert shapes.flat_points(points) == found
+  pairs = [{'x': point[0], 'y': point[1]} if isinstance(point, list) and len(point) == 2 else point
+           for point in points] if isinstance(points, list) else points
+  assert shapes.flat_pairs(pairs) == found
+
+
+def test_pixels_of_a_box_are_pasted_where_it_lies():
+  crop = np.arange(6, dtype=np.uint8).reshape(2, 3)  # zero is background, all else the object
+  for (x0, y0), pixels in {(1, 3): 5, (0, 0): 5, (8, 3): 3, (7, 5): 2, (9, 5): 0, (20, 20): 0}.items():
+    mask = shapes.pasted(crop, x0, y0, (6, 10))
+    expected = np.zeros((30, 30), np.uint8)
+    expected[y0:y0 + 2, x0:x0 + 3] = [[0, 1, 1], [1, 1, 1]]
+    assert mask.dtype == np.uint8 and np.array_equal(mask, expected[:6, :10]) and mask.sum() == pixels
+  assert shapes.pasted(crop, -1, 0, (6, 10)) is None and shapes.pasted(crop, 0, -1, (6, 10)) is None
+
+
+def test_a_png_that_is_larger_than_its_image_is_not_decoded():
+  data = cv2.imencode('.png', np.full((5, 9), 255, np.uint8))[1].tobytes()
+  assert shapes.decoded_png(data, (5, 9)).shape == shapes.decoded_png(data, (4, 8)).shape == (5, 9)
+  for size in ((3, 9), (5, 7), (10 ** 6, 10 ** 6)):
+    assert shapes.decoded_png(data, size) is None
+  assert shapes.decoded_png(b'no image', (5, 9)) is None
+
+
+SQUARE, INNER, BESIDE = [2, 2, 10, 2, 10, 10, 2, 10], [4, 4, 7, 4, 7, 7, 4, 7], [12, 1, 15, 1, 15, 4, 12, 4]
+
+
+def test_outlines_with_holes():
+  expected = np.zeros((12, 16), np.uint8)
+  expected[2:10, 2:10] = 1
+  expected[4:7, 4:7] = 0
+  assert np.array_equal(shapes.cut_out(SQUARE, [INNER, BESIDE], (12, 16)), expected)
+  assert np.array_equal(shapes.alternating([SQUARE, INNER], (12, 16)), expected)
+  expected[1:4, 12:15] = 1
+  assert np.array_equal(shapes.alternating([INNER, BESIDE, SQUARE], (12, 16)), expected)
+  for size, outline in (((10 ** 6, 10 ** 6), SQUARE), ((12, 16), [1, 1, 9e5, 1, 9e5, 9e5])):  # too much memory
+    assert shapes.cut_out(outline, [INNER], size) is None and shapes.cut_out(SQUARE, [outline], size) is None
+    assert shapes.alternating([INNER, outline], size) is None
+
+
+def test_an_object_of_several_parts():
+  boxes = [('box', [4, 5, 6, 1]), ('box', [1, 7, 2, 2]), ('box', [3, 6, 1, 1])]
+  assert shapes.joined(boxes) == {'bbox': [1, 5, 9, 4], 'area': 36, 'segmentation': []} and shapes.are_boxes(boxes)
+  found = shapes.joined([('polygon', SQUARE), ('polygon', BESIDE)])
+  assert (found['bbox'], found['area'], found['segmentation']) == ([2, 1, 13, 9], 73, [SQUARE, BESIDE])
+  mask = np.zeros((12, 16), np.uint8)
+  mask[0:3, 0:4] = 1
+  found = shapes.joined([('mask', mask), ('mask', mask[::-1, ::-1]), ('polygon', SQUARE)])
+  expected = mask | mask[::-1, ::-1]
+  expected[2:10, 2:10] = 1
+  assert np.array_equal(rasterise(found['segmentation'], (12, 16)), expected)
+  assert found['bbox'] == [0, 0, 16, 12] and found['area'] == expected.sum()
+  around = shapes.joined([('polygon', SQUARE), ('box', [0, 1, 11, 11])])
+  assert around['bbox'] == [0, 1, 11, 11] and around['area'] == 64 and around['segmentation'] == [SQUARE]
