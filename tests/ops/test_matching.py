@@ -80,7 +80,7 @@ def test_more_slots_than_candidates():
 @pytest.mark.parametrize('count', [4, 10, 11, 300])
 def test_a_number_of_candidates_that_changes_from_batch_to_batch(count):
   """As of anchors, in one graph for all padded shapes."""
-  signature = [tf.TensorSpec([None, None], tf.int32), tf.TensorSpec([None, 2], tf.int32)]
+  signature = [tf.TensorSpec([2, None], tf.int32), tf.TensorSpec([2, 2], tf.int32)]
   sample = tf.function(lambda labels, seeds: matching.sample(labels, seeds, 1, 10, 5), signature, autograph=False)
   labels, seeds = np.random.default_rng(3).integers(-1, 2, (2, count)), [[7, 0], [7, 1]]
   for found, expected in zip(sample(labels, seeds), draw(labels, 10, 0.5, seeds), strict=True):

@@ -47,6 +47,8 @@ def test_fractions_become_pixels():
   assert shapes.scaled(polygon, 200, 100)['segmentation'] == [[100, 25, 150, 25, 150, 50]]
   box = {'category': 1, 'bbox': [0.25, 0.5, 0.5, 0.25], 'segmentation': []}
   assert shapes.scaled(box, 200, 100)['bbox'] == [50, 50, 100, 25] and box['bbox'][0] == 0.25
+  person = shapes.scaled(box | {'keypoints': [0.25, 0.5, 2, 0, 0, 0, 0.5, 0.75, 1]}, 200, 100)
+  assert person['keypoints'] == [50, 50, 2, 0, 0, 0, 100, 75, 1]
 
 
 @pytest.mark.parametrize('points, found', [
