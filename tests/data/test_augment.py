@@ -138,10 +138,13 @@ def test_resize_samples_sizes():
   assert half == Resize(short_side=(320, 400), max_side=666) == dataclasses.replace(half)
 
 
-@pytest.mark.parametrize('arguments', [dict(short_side=()), dict(short_side=(0,)), dict(short_side=1400),
-                                       dict(scale=0.0), dict(scale=0.0001), dict(aspects=(0.75,))])
-def test_invalid_sizes(arguments):
-  with pytest.raises(UserError, match='short_side|Resize.scale = 0.0: use a factor|Resize.aspects = '):
+@pytest.mark.parametrize('arguments, words', [
+  (dict(short_side=()), 'Resize: short_side is'), (dict(short_side=(0,)), 'Resize: short_side is'),
+  (dict(short_side=1400), 'and max_side 1333'), (dict(scale=0.0), 'Resize.scale = 0.0: use a factor'),
+  (dict(scale=800.0), 'Resize.scale = 800.0: use a factor'), (dict(scale=0.0001), 'Resize: short_side is'),
+  (dict(aspects=(0.75,)), 'Resize.aspects = ')])
+def test_invalid_sizes(arguments, words):
+  with pytest.raises(UserError, match=words):
     Resize(**arguments)
 
 
@@ -200,6 +203,17 @@ def test_crop_of_keypoints(example):
       np.testing.assert_allclose(point, [y - 30, x - 20, visibility] if inside else [0, 0, 0])
 
 
+def test_keypoints_at_the_edges_of_a_crop():
+  """They are indices of pixel centres: inside from half a pixel before the window to half a pixel before its end."""
+  values, inside = [9.25, 9.5, 14.0, 19.25, 19.5], [False, True, True, True, False]
+  points = np.float32([[[y, 15, 2] for y in values] + [[15, x, 1] for x in values]])
+  example = Example(np.zeros((40, 40, 3), np.uint8), np.float32([[0, 0, 40, 40]]), np.int32([1]),
+                    np.ones((1, 112, 112), np.uint8), points)
+  found = augment.crop_instances(example, np.array([10.0, 10.0]), np.array([20.0, 20.0]), True).keypoints[0]
+  expected = np.where(np.tile(inside, 2)[:, None], points[0] - [10, 10, 0], 0)
+  np.testing.assert_array_equal(found, expected)
+
+
 def test_crop_of_the_whole_image_changes_nothing(example):
   whole = augment.crop_instances(example, np.zeros(2), np.array(example.image.shape[:2], float), True)
   for name in ('boxes', 'classes', 'masks', 'keypoints'):
@@ -237,6 +251,13 @@ def test_large_scale_jitter_samples_sizes_and_offsets():
   assert jitter.largest_sizes(sizes)[0].tolist() == [768, 1024]
   extremes = jitter.offsets(np.array([[1026, 30]] * 2), np.array([0.0, 1 - 2**-53]), np.array([0.0, 1 - 2**-53]))
   assert extremes.tolist() == [[0, 0], [2, 0]]
+
+
+def test_large_scale_jitter_of_images_of_several_sizes():
+  """The long side of each becomes the side of the square times the scale."""
+  sizes = np.array([[480, 640], [1000, 200], [50, 100], [3000, 1]])
+  drawn = LargeScaleJitter(100, (0.5, 1.5)).sizes(sizes, np.array([0.0, 0.5, 0.75, 0.25]))
+  assert drawn.tolist() == [[38, 50], [100, 20], [62, 125], [75, 1]]  # 37.5 and 62.5 are rounded to even
 
 
 @pytest.mark.parametrize('arguments', [dict(side=0), dict(scales=(0, 1)), dict(scales=(2, 1)), dict(scales=(1,))])

@@ -57,13 +57,15 @@ def test_flipped_bit(shard, place, survivors):
   assert records[2:] == (payloads[2:] if survivors == 4 else [])  # without the length the next offset is unknown
 
 
-def test_truncated_file(shard):
+@pytest.mark.parametrize('kept', [1, 8, HEADER - 1, HEADER, HEADER + 1, HEADER + 250, HEADER + 250 + FOOTER - 1])
+def test_truncated_file(shard, kept):
   path, payloads = shard
   content = open(path, 'rb').read()
-  open(path, 'wb').write(content[:-3])
+  last, _ = list(scan(path))[-1]
+  open(path, 'wb').write(content[:last + kept])
   records = [payload for _, payload in scan(path)]
   assert records[:-1] == payloads[:-1]
-  with pytest.raises(DamagedRecord, match='truncated'):
+  with pytest.raises(DamagedRecord, match=f'the record at byte {last} (is truncated|has a damaged header)'):
     raise records[-1]
 
 

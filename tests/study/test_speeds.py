@@ -41,6 +41,14 @@ def test_checkpoints_are_part_of_a_step_and_later_evaluations_are_not_taken_off(
   assert speeds.seconds_per_step(found) == pytest.approx(0.6)
 
 
+def test_lines_without_times_are_left_out():
+  """As of earlier versions."""
+  found = [{'kind': 'train', 'step': 0, 'seconds': 7.0}, *lines(1, 10, 20), {'kind': 'eval', 'step': 10}]
+  assert speeds.seconds_per_step(found) == pytest.approx(0.5)
+  assert math.isnan(speeds.seconds_per_evaluation(found))
+  assert speeds.seconds_per_evaluation([*found, {'kind': 'eval', 'step': 20, 'eval_seconds': 3.0}]) == 3
+
+
 @pytest.mark.parametrize('found', [[], lines(1), lines(1, 3)])
 def test_few_steps_say_nothing(found):
   assert math.isnan(speeds.seconds_per_step(found)) and math.isnan(speeds.seconds_per_evaluation(found))

@@ -1,6 +1,7 @@
 """The cost of initial weights, along the chain of runs that led to them."""
 
 import json
+import math
 import pathlib
 
 import pytest
@@ -45,6 +46,8 @@ def test_a_run_from_random_weights_has_its_own_cost_alone():
    'R-50.pkl, assumed to be 100 epochs of ImageNet'),
   ({'path': 'd.pkl', 'format': 'Detectron2 .pkl', 'part': 'detector'}, None, 'd.pkl, a detector whose training is not'),
   ({'path': 'runs/x', 'format': 'run of this package, step-00000003'}, None, 'runs/x, which no longer exists'),
+  *(({'path': 'runs/x', 'seen': {'images': count, 'instances': 2, 'pixels': 3}, 'format': 'run of this package'}, None,
+     'runs/x, which no longer exists') for count in (10 ** 400, math.inf, True, '1')),
   ({'path': 'runs/x', 'seen': None, 'before': 'd.pkl, a detector'}, None, 'runs/x, which started from d.pkl'),
   ('{"path": ', None, 'unknown origin'), ('[1]', None, 'unknown origin')])
 def test_what_a_run_started_from_counts_too(tmp_path, run, record, before, source):
