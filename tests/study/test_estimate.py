@@ -52,6 +52,18 @@ def test_a_study_counts_pre_training_and_times_each_kind():
   assert 'about 2 min 25 s, with evaluations' in str(found)
 
 
+def test_of_many_kinds_those_with_the_most_images_are_timed():
+  """By the images that remain; the kind of the first stage last, whatever its name."""
+  def stage(name, start, end, batch_size):
+    return Stage(Trial(name, {}, (), ()), config(kind=f'n = {name}')._replace(batch_size=batch_size), start, end)
+
+  stages = [stage('z', 900, 1000, 8), stage('c', 900, 1000, 1), stage('b', 0, 90, 4), stage('x', 0, 50, 16),
+            stage('a', 0, 300, 1), stage('c', 0, 150, 1)]  # 800, 100 + 150, 360, 800 and 300 images
+  runner = Short()
+  estimating.estimate(runner, stages, {})
+  assert [trial.name for trial in runner.timed] == ['x', 'b', 'z']
+
+
 def test_an_unknown_time_is_not_zero():
   runner = Short()
   runner.remaining = lambda stages: math.nan
