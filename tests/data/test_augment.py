@@ -133,6 +133,7 @@ def test_resize_samples_sizes():
   assert anything[:, 0].min() == 640 and anything[:, 0].max() == 800 and len(set(anything[:, 0])) == 161
   assert Resize(short_side=(640, 800)).largest_sizes(sizes)[0].tolist() == [800, 1067]
   assert Resize(short_side=128, max_side=160).short_sides == (128,)
+  assert Resize(short_side=1, max_side=1).sizes(sizes[:1], uniform[:1]).tolist() == [[1, 1]]  # the smallest
   assert Resize(aspects=(1.3333,)).padded_shapes.tolist() == [[800, 1088], [1088, 800], [800, 1344], [1344, 800]]
   half = Resize(short_side=(640, 800), scale=0.5)
   assert half == Resize(short_side=(320, 400), max_side=666) == dataclasses.replace(half)

@@ -77,7 +77,7 @@ def test_more_slots_than_candidates():
   assert used.sum() == 2 and set(indices[0, :2]) == {1, 3}
 
 
-@pytest.mark.parametrize('count', [4, 10, 11, 300])
+@pytest.mark.parametrize('count', [1, 4, 10, 11, 300])
 def test_a_number_of_candidates_that_changes_from_batch_to_batch(count):
   """As of anchors, in one graph for all padded shapes."""
   signature = [tf.TensorSpec([2, None], tf.int32), tf.TensorSpec([2, 2], tf.int32)]

@@ -39,6 +39,7 @@ def test_checkpoints_are_part_of_a_step_and_later_evaluations_are_not_taken_off(
            {'kind': 'train', 'step': 11, 'seconds': 35.0, 'time': 1010.0},
            {'kind': 'eval', 'step': 11, 'eval_seconds': 4.0, 'time': 1014.0}]
   assert speeds.seconds_per_step(found) == pytest.approx(0.6)
+  assert speeds.seconds_per_step([*found, {'kind': 'eval', 'step': 6}]) == pytest.approx(0.6)  # of an earlier version
 
 
 def test_lines_without_times_are_left_out():
