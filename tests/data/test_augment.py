@@ -204,6 +204,16 @@ def test_crop_of_keypoints(example):
       np.testing.assert_allclose(point, [y - 30, x - 20, visibility] if inside else [0, 0, 0])
 
 
+def test_a_quarter_of_a_mask_has_each_cell_twice():
+  """At twice the resolution a point between cells lies three quarters in one of them: no mask can shift."""
+  mask = np.random.default_rng(0).integers(0, 2, (112, 112), np.uint8)
+  for top, left in ((0, 0), (56, 0), (17, 31), (56, 56)):
+    part = mask[top:top + 56, left:left + 56]
+    found = augment.crop_mask(mask, np.array([top, left, top + 56, left + 56], float))[2:-2, 2:-2]
+    np.testing.assert_array_equal(found, part.repeat(2, 0).repeat(2, 1)[2:-2, 2:-2])
+  np.testing.assert_array_equal(augment.crop_mask(mask, np.array([0.0, 0, 112, 112])), mask)
+
+
 def test_keypoints_at_the_edges_of_a_crop():
   """They are indices of pixel centres: inside from half a pixel before the window to half a pixel before its end."""
   values, inside = [9.25, 9.5, 14.0, 19.25, 19.5], [False, True, True, True, False]

@@ -26,6 +26,25 @@ def test_features_are_those_of_the_source(tmp_path, legacy, wrapper, prefix, gro
   contents = formats.read(str(path))
   assert (contents.norm, contents.channels, contents.stride_in_1x1) == ('bn', 'rgb', False)
   assert contents.architecture.groups == groups and contents.architecture.depth == 14
+  assert (contents.pixel_mean, contents.pixel_std) == ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+  assert any("torchvision's: they are not in the file" in note for note in contents.notes)
+
+
+def test_children_of_a_network_are_its_layers(tmp_path):
+  """nn.Sequential(*list(resnet.children())[:-1]) numbers them."""
+  named = {name: array for name, array in files.torchvision_names(reference.random_arrays('bn')).items()
+           if not name.startswith('fc')}
+  numbers = {'conv1': '0', 'bn1': '1', **{f'layer{k}': str(k + 3) for k in (1, 2, 3, 4)}}
+  numbered = {'.'.join([numbers[name.split('.')[0]], *name.split('.')[1:]]): array for name, array in named.items()}
+  found = []
+  for name, arrays in (('whole', named), ('children', numbered)):
+    files.zipped(tmp_path / name, *files.plain(arrays, False, None))
+    found.append(formats.read(str(tmp_path / name)))
+  whole, children = found
+  assert whole.arrays.keys() == children.arrays.keys() and 'stem.conv1.weight' in children.arrays
+  for name, array in whole.arrays.items():
+    np.testing.assert_array_equal(np.asarray(children.arrays[name]), np.asarray(array))
+  assert (children.pixel_std, children.channels, children.norm) == (whole.pixel_std, 'rgb', 'bn')
 
 
 def test_the_licence_of_wsl():
