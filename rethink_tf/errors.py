@@ -66,13 +66,25 @@ def plain(text: str, keep: str = '') -> str:
   return _CONTROL.sub(lambda found: found[0] if found[0] in keep else found[0].encode('unicode_escape').decode(), text)
 
 
-def in_one_line(error: BaseException) -> str:
-  """Return the message of an OS or TensorFlow error as one line, without file names and operations."""
+def shortened(text: str, length: int) -> str:
+  """Return at most `length` characters of a text; … shows that it goes on, after a whole word where words are short."""
+  if len(text) <= length:
+    return text
+  words = text[:length].rpartition(' ')[0].rstrip()
+  return (words if len(words) > length // 2 else text[:length - 1]) + '…'
+
+
+def in_one_line(error: BaseException, length: int | None = None) -> str:
+  """Return the message of an OS or TensorFlow error as one line, without file names and operations.
+
+  length: most characters of it; None: all.
+  """
   text = getattr(error, 'strerror', None) or getattr(error, 'message', None) or str(error) or type(error).__name__
   text = re.sub(r'^\{\{\w+ [^}]*\}\} ', '', str(text))  # the operation, meaningless to the user
   # Of a temporary file (storage.files): messages name the one that it becomes.
   text = re.sub(r'^[^;]*\.\d+\.partial(/[^;]*)?; ', '', ' '.join(text.split()))
-  return re.sub(r' Failed to flush \d+ events to .*', '', text)  # of a TensorBoard log, with its path again
+  text = re.sub(r' Failed to flush \d+ events to .*', '', text)  # of a TensorBoard log, with its path again
+  return text if length is None else shortened(text, length)
 
 
 def storage_error(error: BaseException) -> UserError | None:

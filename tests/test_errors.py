@@ -9,7 +9,7 @@ import sys
 import pytest
 import tensorflow as tf
 
-from rethink_tf.errors import Interrupted, UserError, excerpt, in_one_line, plain
+from rethink_tf.errors import Interrupted, UserError, excerpt, in_one_line, plain, shortened
 from rethink_tf.process.entry import as_command
 from rethink_tf.process.signals import EXIT_CODES
 
@@ -65,6 +65,13 @@ def test_a_programming_error_keeps_its_traceback():
   (ValueError('a\nb'), 'a b'), (ValueError(), 'ValueError')], ids=['system', 'status', 'operation', 'value', 'empty'])
 def test_in_one_line(error, text):
   assert in_one_line(error) == text
+
+
+def test_a_long_error_ends_with_a_whole_word():
+  error = ValueError("No OpKernel was registered to support Op 'ConfigureDistributedTPU'")
+  assert in_one_line(error, 60) == 'No OpKernel was registered to support Op…'
+  assert in_one_line(error, 67) == str(error)
+  assert shortened('/' + 60 * 'x' + ' gone', 20) == '/' + 18 * 'x' + '…'  # of one word, there is no other place
 
 
 def test_control_characters_are_escaped():

@@ -312,7 +312,7 @@ def errors_of(inputs: Input) -> Iterator[None]:
     if failure is not None:
       raise failure from error
     if getattr(inputs, 'is_graph', False) and any(operation in error.message for operation in _OF_A_GRAPH):
-      raise UserError(f'{inputs.source.name}: an image cannot be read: {in_one_line(error)[:200]}: python -m '
+      raise UserError(f'{inputs.source.name}: an image cannot be read: {in_one_line(error, 200)}: python -m '
                       'rethink_tf.inspect_data with the same options names it; convert the data again') from error
     raise
 

@@ -37,7 +37,7 @@ def published(key: str, timeout_seconds: float) -> str:
   try:
     return _value(key, timeout_seconds)
   except tf.errors.OpError as error:
-    raise WorkerLost(f'another worker does not answer ({key}): {in_one_line(error)[:200]}; look at its log and restart '
+    raise WorkerLost(f'another worker does not answer ({key}): {in_one_line(error, 200)}; look at its log and restart '
                      'all workers') from error
 
 

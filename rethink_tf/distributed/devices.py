@@ -19,7 +19,7 @@ import tensorflow as tf
 from absl import logging
 
 from rethink_tf.console import counted
-from rethink_tf.errors import UserError, in_one_line, plain
+from rethink_tf.errors import UserError, in_one_line, plain, shortened
 
 CUDA_EXTRA = "pip install -e '.[cuda]', or make install EXTRAS=cuda"
 _HIDDEN = 'CUDA_VISIBLE_DEVICES'
@@ -265,4 +265,4 @@ def reason_in(log: str) -> str:
     match = _LOG_LINE.match(line)
     if match and _ABOUT_GPUS.search(match[3]):
       found.append(('FEWI'.index(match[1] or match[2]), ' '.join(plain(match[4]).split())))
-  return '; '.join(dict.fromkeys(text for _, text in sorted(found, key=lambda entry: entry[0])))[:300]
+  return shortened('; '.join(dict.fromkeys(text for _, text in sorted(found, key=lambda entry: entry[0]))), 300)

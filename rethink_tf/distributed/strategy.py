@@ -21,7 +21,7 @@ from rethink_tf import console
 from rethink_tf.distributed.cluster import is_address
 from rethink_tf.distributed.coordination import publish, published
 from rethink_tf.distributed.workers import ALONE, Workers, assemble, software
-from rethink_tf.errors import UserError, WorkerLost, excerpt, in_one_line, needs_models
+from rethink_tf.errors import UserError, WorkerLost, excerpt, in_one_line, needs_models, shortened
 from rethink_tf.process import signals
 from rethink_tf.storage import files, writer_lock
 from rethink_tf.storage.run_folder import RunFolder
@@ -217,7 +217,7 @@ def _multi_worker(found: Cluster, num_devices: int | None, communication: str,
       result = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
   except (tf.errors.OpError, RuntimeError) as error:
     raise WorkerLost(f'worker {found.index} of {len(found.addresses)} could not join the others, restart all workers: '
-                     f'{in_one_line(error)[:300]}') from error
+                     f'{in_one_line(error, 300)}') from error
   result.timeout_seconds = 60 * timeout_minutes
   return result
 
@@ -231,7 +231,7 @@ def _tpu(address: str) -> tf.distribute.Strategy:
   try:
     result = distribute_utils.get_distribution_strategy('tpu', tpu_address=address)
   except Exception as error:  # ValueError, OpError, RuntimeError or an error of the cloud libraries
-    raise UserError(f"strategy.tpu = '{address}': no TPU found ({in_one_line(error)[:100]}); run on a TPU VM with its "
+    raise UserError(f"strategy.tpu = '{address}': no TPU found ({in_one_line(error, 200)}); run on a TPU VM with its "
                     'TensorFlow and --tpu=local, or check the name') from error
   return result
 
@@ -314,7 +314,7 @@ def report_lost_workers(workers: Workers) -> Iterator[None]:
     workers.stop()
     if workers.count == 1 or 'ollective' not in error.message:
       raise
-    reason = ' '.join(error.message[error.message.find('Collective ops is aborted'):].split())[:200]
+    reason = shortened(' '.join(error.message[error.message.find('Collective ops is aborted'):].split()), 200)
     raise WorkerLost('another worker has ended or cannot be reached: look at its log; the same command on all workers '
                      f'continues from the last checkpoint ({reason})') from error
   except BaseException:

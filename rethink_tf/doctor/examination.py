@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
 from rethink_tf.doctor.rows import FAILED, NOT_RUN, Row, from_json
-from rethink_tf.errors import plain
+from rethink_tf.errors import plain, shortened
 from rethink_tf.redaction import redact
 
 COMMAND = (sys.executable, '-m', 'rethink_tf.doctor.worker')
@@ -136,4 +136,4 @@ def _last_lines(log: IO[bytes]) -> str:
   log.seek(max(size - _TAIL, 0))
   lines = [line.strip() for line in log.read().decode(errors='replace').splitlines() if line.strip()]
   telling = [line for line in lines if any(word in line for word in ('rror', 'Check failed', 'atal', 'LLVM', 'F0000'))]
-  return plain(redact(' | '.join((telling or lines)[-3:])))[:500] or 'it printed nothing'
+  return shortened(plain(redact(' | '.join((telling or lines)[-3:]))), 500) or 'it printed nothing'

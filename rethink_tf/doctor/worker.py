@@ -19,7 +19,7 @@ import tensorflow as tf
 from rethink_tf.distributed import devices
 from rethink_tf.doctor import environment, kernels, steps
 from rethink_tf.doctor.rows import FAILED, Row, as_json
-from rethink_tf.errors import in_one_line
+from rethink_tf.errors import in_one_line, shortened
 
 _PRECISIONS = ('float32', 'mixed_bfloat16', 'mixed_float16')
 Check = Callable[[], Iterator[Row]]
@@ -78,7 +78,7 @@ def run(name: str, check: Check) -> list[Row]:
       rows.append(row)
   except Exception as error:  # whatever it is, the other checks say more
     text = f'{type(error).__name__}: {in_one_line(error)}'
-    rows.append(Row(name, '', FAILED, note=text[:500]))
+    rows.append(Row(name, '', FAILED, note=shortened(text, 500)))
   seconds = time.perf_counter() - start
   return [row._replace(seconds=seconds) if i == 0 else row for i, row in enumerate(rows)]
 

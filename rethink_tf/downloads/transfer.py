@@ -27,7 +27,7 @@ from absl import logging
 
 from rethink_tf import __version__, console
 from rethink_tf.downloads.remote_file import MIB, RemoteFile
-from rethink_tf.errors import UserError, in_one_line, plain
+from rethink_tf.errors import UserError, in_one_line, plain, shortened
 from rethink_tf.redaction import redact
 from rethink_tf.storage import retries
 
@@ -60,7 +60,7 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
   def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
     allowed = ('https://',) if req.full_url.startswith('https://') else ('https://', 'http://')
     if not newurl.lower().startswith(allowed):
-      raise UserError(f'{redact(req.full_url)}: redirects to {plain(redact(newurl))[:200]}, which is not '
+      raise UserError(f'{redact(req.full_url)}: redirects to {shortened(plain(redact(newurl)), 200)}, which is not '
                       'followed: get the file from its publisher')
     return super().redirect_request(req, fp, code, msg, headers, newurl)
 
@@ -158,10 +158,10 @@ class _Transfer:
       self._restart(_State(self._remote.url))
       return Interruption('the file on the server is not that of the partial file: starting over')
     if 300 <= error.code < 400:  # urllib itself refuses file:// and the like
-      place = plain(redact(error.headers.get('Location', '')))[:200]
+      place = shortened(plain(redact(error.headers.get('Location', ''))), 200)
       return UserError(f'{redact(self._remote.url)}: redirects to {place}, which is not followed: get the file from '
                        'its publisher')
-    what = f'the server answers {error.code} ({plain(str(error.reason))[:80]})'
+    what = f'the server answers {error.code} ({shortened(plain(str(error.reason)), 80)})'
     if error.code in _TRANSIENT_STATUS:
       return Interruption(what)
     cure = 'set https_proxy with user and password' if error.code == 407 else \

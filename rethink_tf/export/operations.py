@@ -81,7 +81,7 @@ def check(folder: str) -> None:
   except tf.errors.NotFoundError as error:
     raise UserError(f'{folder}: no SavedModel there: name the folder that export has written') from error
   except (tf.errors.OpError, DecodeError) as error:
-    raise UserError(f'{path}: cannot be read ({in_one_line(error)[:200]}): copy it again') from error
+    raise UserError(f'{path}: cannot be read ({in_one_line(error, 200)}): copy it again') from error
   problem = _problem(model) or _problem_of_variables(folder)
   if problem:
     raise UserError(f'{folder}: {problem}: predict runs only what a detector computes with; export the run again')
@@ -120,5 +120,5 @@ def _problem_of_variables(folder: str) -> str | None:
   try:
     problem = checkpoint_index.problem(os.path.join(folder, 'variables', 'variables'))
   except (tf.errors.OpError, OSError) as error:
-    return f'its variables cannot be read ({in_one_line(error)[:200]})'
+    return f'its variables cannot be read ({in_one_line(error, 200)})'
   return problem and f'of its variables, {problem}'

@@ -64,7 +64,7 @@ def export(out: str, form: Format, detector: MaskRCNN, predict_step: Callable[[B
         run = form.runner(file.read())
       comparison.verify(os.path.basename(out), run, predict_step, detector, inputs, threshold)
   except (OSError, tf.errors.OpError) as error:
-    raise UserError(f'{out}: cannot be written or run ({in_one_line(error)[:200]}): choose another place with --out'
+    raise UserError(f'{out}: cannot be written or run ({in_one_line(error, 200)}): choose another place with --out'
                     ) from error
 
 

@@ -14,4 +14,4 @@ def in_words(what: str) -> Iterator[None]:
   try:
     yield
   except Exception as error:
-    raise UserError(f'{what} ({in_one_line(error)[:200]}): export a SavedModel') from error
+    raise UserError(f'{what} ({in_one_line(error, 200)}): export a SavedModel') from error

@@ -114,7 +114,7 @@ class SavedModelDetector:
     try:
       model = saved_model.load(folder)
     except Exception as error:  # a damaged SavedModel raises almost any exception in TensorFlow
-      raise UserError(f'{folder}: the SavedModel cannot be loaded ({in_one_line(error)[:200]}): export it again'
+      raise UserError(f'{folder}: the SavedModel cannot be loaded ({in_one_line(error, 200)}): export it again'
                       ) from error
     if not hasattr(model, 'detect') or 'categories' not in getattr(model, 'signatures', {}):
       raise UserError(f'{folder}: is not a SavedModel of this package: write one with python -m rethink_tf.export')

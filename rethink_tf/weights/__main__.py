@@ -74,7 +74,7 @@ def describe(contents: Contents, given: str | None = None, init: str | None = No
 
   given: how a command names it, if not by the path of the file. init: its file of gin_configs/init, if it is known.
   """
-  from rethink_tf.weights import class_layers, loadable, options
+  from rethink_tf.weights import class_layers, loadable, options, torchvision_vgg
   known = options.completed(contents)
   parameters = sum(math.prod(array.shape) for array in contents.arrays.values())
   unknown = 'unknown (not in the file)'
@@ -92,7 +92,8 @@ def describe(contents: Contents, given: str | None = None, init: str | None = No
     ('mean (RGB)', contents.pixel_mean or unknown),
     ('std (RGB)', contents.pixel_std or unknown),
     ('strides', strides[contents.stride_in_1x1]),
-    ('padding', contents.padding if contents.architecture else 'of stride 1'),
+    ('padding', contents.padding if contents.architecture else
+     'of stride 1' if torchvision_vgg.is_of(contents) else 'see the configuration of the run'),
     ('epsilon', f'{contents.epsilon:g}' if contents.epsilon else unknown),
     *([('detector', ', '.join(f'{name} = {value}' for name, value in contents.settings.items()) or unknown)]
       if contents.kind == 'detector' else []),

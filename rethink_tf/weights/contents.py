@@ -86,11 +86,13 @@ class Contents(NamedTuple):
   channels 'rgb' | 'bgr', stride_in_1x1, pixel_mean and pixel_std (RGB, range 0-255): None if unknown from the file.
   epsilon: of the norm, None if unknown. padding: of stride-2 convolutions, 'symmetric' or 'same' (models/resnet.py).
   ignored: names in the file that are not weights of the network. notes: warnings, a line each.
-  settings: gin bindings of a detector that its weights imply ('Anchors.offset'), as far as they are recorded.
+  settings: gin bindings of a detector that its weights imply ('Anchors.offset'), as far as they are recorded; of a
+    pre-training run, those that put a backbone of the user's own into a detector.
   checkpoint: of a run, the folder of the checkpoint that was read.
   classes: their names in the order of the outputs of a detector, None if the file does not name them.
   norm_groups: of GroupNorm; all published networks have 32. None: unknown.
   norm_part: of a run, its norm if that is not one of this package ('@layer_norm').
+  imports: of a run, the modules of the user's own that its configuration imports ('my_parts').
   """
 
   path: str
@@ -114,6 +116,7 @@ class Contents(NamedTuple):
   classes: tuple[str, ...] | None = None
   norm_groups: int | None = 32
   norm_part: str | None = None
+  imports: tuple[str, ...] = ()
 
   def backbone(self) -> dict[str, Array]:
     """Return the backbone's arrays by names without a prefix."""
@@ -139,6 +142,9 @@ def coco_classes(arrays: Mapping[str, Array]) -> tuple[str, ...] | None:
   return None
 
 
+OF_RESNET = ('stem.conv1.weight', *(f'res{stage}.0.conv1.weight' for stage in (2, 3, 4, 5)))  # every ResNet has them
+
+
 def architecture_of(arrays: Mapping[str, Array], path: str) -> Architecture:
   """Return the architecture of a ResNet whose backbone arrays have Detectron2's names.
 
@@ -146,8 +152,7 @@ def architecture_of(arrays: Mapping[str, Array], path: str) -> Architecture:
     UserError: not a ResNet of bottleneck blocks.
   """
   blocks = {(int(match[1]), int(match[2])) for name in arrays if (match := re.match(r'res([2-5])\.(\d+)\.', name))}
-  needed = ('stem.conv1.weight', *(f'res{stage}.0.conv1.weight' for stage in (2, 3, 4, 5)))
-  missing = [name for name in needed if name not in arrays]
+  missing = [name for name in OF_RESNET if name not in arrays]
   if missing:
     raise UserError(f'{path}: holds no ResNet backbone ({missing[0]} is not in it): give a file of a ResNet or ResNeXt')
   if 'res2.0.conv2.weight' not in arrays and 'res2.0.conv3.weight' in arrays:

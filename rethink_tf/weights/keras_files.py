@@ -38,7 +38,7 @@ def read(path: str, shown: str) -> Contents:
       return contents(_datasets(file, shown), shown, '.h5')
   except _DAMAGED as error:
     raise UserError(
-      f'{shown}: not a complete HDF5 weight file ({in_one_line(error)[:200]}): download it again') from error
+      f'{shown}: not a complete HDF5 weight file ({in_one_line(error, 200)}): download it again') from error
 
 
 @contextlib.contextmanager
@@ -81,7 +81,7 @@ def read_archive(path: str, shown: str) -> Contents:
       arrays, notes = keras_layers.by_name(_numbered(file, shown, names), shown)
       return contents(arrays, shown, '.keras', notes)
   except (*_DAMAGED, zipfile.BadZipFile, RecursionError) as error:
-    raise UserError(f'{shown}: not a complete .keras file ({in_one_line(error)[:200]}): download it again') from error
+    raise UserError(f'{shown}: not a complete .keras file ({in_one_line(error, 200)}): download it again') from error
 
 
 def _datasets(file: h5py.File, path: str) -> dict[str, Array]:

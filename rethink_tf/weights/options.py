@@ -54,12 +54,17 @@ def command_line(contents: Contents, norm: str = 'gn', init: str | None = None) 
                          if name in shipped or value != default_of(name)}
   elif known.kind == 'backbone' and known.norm_part is not None:
     bindings['NORM'] = known.norm_part
+  elif known.kind == 'backbone' and known.settings:
+    bindings |= known.settings
   elif known.kind == 'backbone' and not torchvision_vgg.is_of(known):
     norm = {'bn': 'syncbn', 'folded': 'frozen_bn', 'none': 'none', 'gn': 'gn', None: 'gn'}[known.norm]
     files.append(f'gin_configs/norms/{norm}.gin')
   bindings |= _of_file(contents, known)
   bindings = {name: value for name, value in bindings.items() if name not in shipped or shipped[name] != value}
-  return [*(f'--gin_file={shlex.quote(name)}' for name in files), f'--weights={shlex.quote(contents.path)}',
+  # What a run takes of the user's own: parts of the configuration of a detector, a backbone or its norm.
+  imports = contents.imports if known.kind == 'detector' or known.norm_part is not None or known.settings else ()
+  return [*(f"--gin_param='import {name}'" for name in imports),
+          *(f'--gin_file={shlex.quote(name)}' for name in files), f'--weights={shlex.quote(contents.path)}',
           *(f'--gin_param={quoted(name, value)}' for name, value in bindings.items())]
 
 

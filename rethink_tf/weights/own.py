@@ -19,7 +19,7 @@ from rethink_tf.models.resnet import PADDINGS
 from rethink_tf.storage import checkpoints, manifests, settings
 from rethink_tf.storage.files import open_regular
 from rethink_tf.weights import compared
-from rethink_tf.weights.contents import EPSILON, Array, Contents, Lazy, architecture_of
+from rethink_tf.weights.contents import EPSILON, OF_RESNET, Array, Contents, Lazy, architecture_of
 from rethink_tf.weights.detectron2 import Entry, identity
 from rethink_tf.weights.tf_models import open_checkpoint, tensor
 
@@ -48,7 +48,7 @@ def read(path: str) -> Contents:
   kind = 'detector' if any(name.startswith(('fpn/', 'rpn_head/', 'box_head/')) for name in arrays) else 'backbone'
   canonical = _canonical(arrays)
   norm = None
-  if 'stem.conv1.weight' in canonical:
+  if set(OF_RESNET) <= canonical.keys():  # other backbones, too, have a stem
     norm = 'bn' if 'stem.conv1.norm.running_mean' in canonical else \
       'gn' if 'stem.conv1.norm.weight' in canonical else 'none'
   architecture = architecture_of(canonical, path) if norm is not None else None
@@ -63,8 +63,9 @@ def read(path: str) -> Contents:
     pixel_mean=bound_value(config, 'pixel_mean'), pixel_std=bound_value(config, 'pixel_std'),
     epsilon=bound_value(config, 'epsilon') or EPSILON, padding=bound_value(config, 'padding') or 'symmetric',
     licence='yours, and that of the weights it started from', own=True,
-    settings=_settings(config) if kind == 'detector' else {}, checkpoint=folder,
-    norm_groups=bound_value(config, 'groups'), norm_part=part if norm == 'own' else None)
+    settings=_settings(config) if kind == 'detector' else _backbone(config), checkpoint=folder,
+    norm_groups=bound_value(config, 'groups'), norm_part=part if norm == 'own' else None,
+    imports=_imports(config))
 
 
 def table(model: tf_keras.layers.Layer) -> dict[str, Entry]:
@@ -96,6 +97,13 @@ def _config(folder: str) -> str:
     return ''
 
 
+def _imports(config: str) -> tuple[str, ...]:
+  """Return the modules outside this package that a configuration imports, as `import` names them."""
+  found = re.findall(r'^(?:from ([\w.]+) )?import ([\w.]+)(?: as \w+)?$', config, re.MULTILINE)
+  modules = ('.'.join(filter(None, names)) for names in found)
+  return tuple(name for name in modules if name.split('.')[0] not in ('rethink_tf', '__gin__'))
+
+
 def _settings(config: str) -> dict[str, Any]:
   """Return the bindings of a detector that its weights imply."""
   found = {}
@@ -108,6 +116,17 @@ def _settings(config: str) -> dict[str, Any]:
     if isinstance(value, bool | int | float | tuple):
       found[name] = value
   return found
+
+
+def _backbone(config: str) -> dict[str, Any]:
+  """Return the bindings of a detector with the backbone of a pre-training run; none for those of this package."""
+  bound = settings.parse(config)
+  match = re.fullmatch(r'@(?:[\w.]+\.)?(\w+)\(\)', str(bound.get('Classifier.backbone')))
+  if match is None or match[1] in ('ResNet', 'VGG', 'CBNet'):
+    return {}
+  its = {name: value for name, value in bound.items()
+         if name.startswith(f'{match[1]}.') and name != f'{match[1]}.name'}
+  return {'MaskRCNN.backbone': match[0], **its}
 
 
 def bound_value(config: str, name: str) -> Any:

@@ -16,7 +16,7 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
-from rethink_tf.errors import UserError, in_one_line
+from rethink_tf.errors import UserError, in_one_line, shortened
 from rethink_tf.weights.placeholders import ALLOWED, Built, Opaque, Refused, printable
 
 _MAX_DEPTH = 100  # of nested containers; a checkpoint has five
@@ -63,7 +63,7 @@ def load_from(file: BinaryIO, path: str, allowed: Mapping[tuple[str, str], Any] 
     raise
   except Exception as error:  # a damaged pickle raises almost any exception
     # Of a KeyError, Python shows the repr of the key, an object of the file.
-    reason = '' if isinstance(error, KeyError) else f': {printable(str(error)[:200])}'
+    reason = '' if isinstance(error, KeyError) else f': {printable(shortened(str(error), 200))}'
     raise UserError(f'{path}: not a complete pickle ({type(error).__name__}{reason}): download it again') from error
 
 

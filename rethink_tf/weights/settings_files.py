@@ -45,7 +45,7 @@ def _parsed(place: str, text: str) -> Mapping[str, Any] | None:
     if not isinstance(content, Mapping):
       raise ValueError('not a mapping')
   except (yaml.YAMLError, ValueError, RecursionError) as error:
-    logging.warning('%s is ignored: not a YAML file of settings (%s)', place, in_one_line(error)[:120])
+    logging.warning('%s is ignored: not a YAML file of settings (%s)', place, in_one_line(error, 120))
     return None
   return content
 

@@ -43,7 +43,7 @@ def open_checkpoint(prefix: str, path: str) -> tuple[Reader, dict[str, Shape]]:
     reader = tf.train.load_checkpoint(prefix)
     shapes = reader.get_variable_to_shape_map()
   except (tf.errors.OpError, OSError, ValueError, RuntimeError) as error:
-    raise UserError(f'{path}: not a complete TensorFlow checkpoint ({in_one_line(error)[:200]}): copy its .index and '
+    raise UserError(f'{path}: not a complete TensorFlow checkpoint ({in_one_line(error, 200)}): copy its .index and '
                     '.data files again') from error
   check_names(shapes, path)
   return reader, {name.removesuffix(VALUE): tuple(shape) for name, shape in shapes.items() if name.endswith(VALUE)}

@@ -144,6 +144,16 @@ def test_a_slice_of_several_hosts_is_a_strategy(monkeypatch, two_replicas):
   assert devices.describe(slice_) == 'TPU v4-32, 16 cores on 4 hosts'
 
 
+def test_the_reason_without_a_tpu_ends_with_a_whole_word(monkeypatch):
+  from official.common import distribute_utils
+
+  def fails(kind, tpu_address):
+    raise ValueError('TPUs not found in the cluster. ' + 40 * 'ConfigureDistributedTPU ')
+  monkeypatch.setattr(distribute_utils, 'get_distribution_strategy', fails)
+  with pytest.raises(UserError, match=r'no TPU found \(TPUs not found in the cluster. (ConfigureDistributedTPU ?)+…\)'):
+    distribution.strategy('tpu')
+
+
 @pytest.mark.slow
 def test_without_a_tpu_the_error_is_one_line():
   result = in_fresh_process('from rethink_tf.errors import UserError\n'

@@ -12,12 +12,14 @@ import tf_keras
 from rethink_tf.errors import UserError
 from rethink_tf.export import detectron2
 from rethink_tf.models.classifier import Classifier
+from rethink_tf.models.initializers import msra
+from rethink_tf.models.layers import ConvNorm
 from rethink_tf.models.norms import sync_batch_norm
 from rethink_tf.models.resnet import ResNet
 from rethink_tf.storage.checkpoints import RunCheckpoints
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.weights import __main__ as weights_command
-from rethink_tf.weights import formats, own
+from rethink_tf.weights import formats, options, own
 from rethink_tf.weights.pretrained import PretrainedWeights, check_model, sha256
 from tests import tiny
 from tests.weights import reference
@@ -165,6 +167,46 @@ def test_a_norm_of_the_users_own_is_no_group_norm(source, model, tmp_path):
   published = formats.read(save(tmp_path / 'gn', source))
   with pytest.raises(UserError, match='holds GroupNorm: set NORM = @group_norm'):
     check_model(published, theirs)
+
+
+def test_the_options_of_a_run_import_its_parts(source, tmp_path):
+  imports = 'import my_parts\nimport rethink_tf.models.vgg\nfrom mine import norms\nimport other as another\n'
+  path = save(tmp_path / 'own', source, config=imports + CONFIG + 'ResNet.norm = @layer_norm\n')
+  contents = formats.read(path)
+  expected = ["--gin_param='import my_parts'", "--gin_param='import mine.norms'", "--gin_param='import other'"]
+  assert options.command_line(contents)[:4] == [*expected, f'--gin_file={path}/config.gin']
+  assert options.command_line(contents._replace(kind='backbone'))[:3] == expected
+  of_the_package = contents._replace(kind='backbone', norm='gn', norm_part=None)  # the rest is that of the new run
+  assert not any('import' in option for option in options.command_line(of_the_package))
+
+
+class Stemmed(tf_keras.layers.Layer):
+  """A backbone of the user's own that has a stem, as a ResNet has."""
+
+  def __init__(self, name='backbone'):
+    super().__init__(name=name)
+    self.stem = ConvNorm(8, 3, sync_batch_norm, msra, stride=2, relu=True, name='stem')
+
+  def call(self, images):
+    x = self.stem(images)
+    return {f'C{level}': x[:, ::2 ** (level - 1), ::2 ** (level - 1)] for level in (2, 3, 4, 5)}
+
+
+def test_a_backbone_of_the_users_own_with_a_stem(tmp_path):
+  theirs, others = (Classifier(5, Stemmed()) for _ in range(2))
+  for seed, each in enumerate((theirs, others)):
+    each(np.zeros([1, 64, 64, 3], np.uint8), tf.constant([[64.0, 64.0]]))
+    scatter(each, seed)
+  path = save(tmp_path / 'run', theirs, config='import mine\nClassifier.backbone = @mine.Stemmed()\n'
+              "Stemmed.name = 'backbone'\nStemmed.width = 8\n")
+  contents = formats.read(path)
+  assert contents.architecture is None and contents.norm is None
+  assert options.command_line(contents) == [
+    "--gin_param='import mine'", '--gin_file=gin_configs/init/pretrained_run.gin', f'--weights={path}',
+    "--gin_param='MaskRCNN.backbone = @mine.Stemmed()'", "--gin_param='Stemmed.width = 8'"]
+  loaded = PretrainedWeights(path, part='backbone')(others)
+  assert len(loaded.names) == len(others.backbone.variables)
+  np.testing.assert_array_equal(others.backbone.stem.conv.kernel, theirs.backbone.stem.conv.kernel)
 
 
 def test_the_newest_checkpoint_is_read(source, tmp_path):

@@ -118,7 +118,7 @@ def _of_the_schema() -> Iterator[None]:
     yield
   except (ValueError, IndexError, TypeError, KeyError, OSError, OverflowError, RecursionError) as error:
     raise ImageError('not an example in the schema of tf-models-official: '
-                     + as_text(in_one_line(error))[:200]) from error
+                     + as_text(in_one_line(error, 200))) from error
 
 
 def _without_annotations(features: Any, max_pixels: int) -> Record:
