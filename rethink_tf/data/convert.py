@@ -39,7 +39,7 @@ def main() -> None:
   """Convert a data set with the options of the command line."""
   entry.check_path(FLAGS.annotation_file or FLAGS.data_dir, 'no such file or folder: check --data_dir')
   from rethink_tf import console
-  from rethink_tf.data import problems
+  from rethink_tf.data import in_place, problems
   from rethink_tf.data.conversion import convert
   from rethink_tf.data.detection.coco import CocoSource
 
@@ -50,7 +50,7 @@ def main() -> None:
   index = convert(source, os.path.expanduser(FLAGS.output_dir), FLAGS.split, FLAGS.num_shards, FLAGS.png_masks,
                   FLAGS.num_workers)
   print(f'{sum(len(shard.offsets) for shard in index.shards)} images in {len(index.shards)} shards in '
-        f'{FLAGS.output_dir}; read them with @records(), records.data_dir and records.split = {FLAGS.split!r}')
+        f'{FLAGS.output_dir}; {in_place.use_of_records(FLAGS.output_dir, FLAGS.split)}')
 
 
 if __name__ == '__main__':

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -115,6 +116,15 @@ def _records(folder: str) -> _Layout | None:
     if all(any(name.startswith(f'{split}-00000-of-') for name in names) for split in splits):
       return _Layout('TFRecords', 'records', tuple([f'split = {split!r}'] for split in splits))
   return None
+
+
+def use_of_records(data_dir: str, split: str) -> str:
+  """Return how to train on TFRecords: gin_configs/data/own.gin finds splits of the usual names."""
+  for splits in _RECORD_SPLITS:
+    if split in splits:
+      return (f'with {splits[0]} and {splits[1]} there, train with --gin_file=gin_configs/data/own.gin '
+              f'--data_dir={shlex.quote(data_dir)}')
+  return f'read them with @records(), records.data_dir and records.split = {split!r}'
 
 
 def _bindings(layout: _Layout) -> list[str]:

@@ -29,14 +29,15 @@ def subset(image_ids: np.ndarray, fraction: float = 1.0, num_images: int | None 
   """
   total = len(image_ids)
   if num_images is not None and fraction != 1.0:
-    raise UserError(f'{name}: fraction = {fraction} and num_images = {num_images} are both set: set only one of them')
+    raise UserError(f'{name}: fraction = {fraction} and num_images = {num_images} are both set: leave '
+                    'one at its default, fraction = 1.0 or num_images = None')
   if not 0.0 < fraction <= 1.0:
-    raise UserError(f'{name}: fraction = {fraction} should be above 0 and at most 1')
+    raise UserError(f'{name}: fraction = {fraction} should be above 0 and at most 1, which is all images')
   if num_images is None:
     num_images = max(1, int(total * fraction + 0.5)) if total else 0
   elif not 1 <= num_images <= total:
     raise UserError(f'{name}: num_images = {num_images} should be between 1 and the {total} images that can be chosen '
-                    'from')
+                    'from; None is all of them')
   if num_images == total:
     return np.arange(total)
   return np.sort(np.argpartition(_ranks(image_ids, seed), num_images - 1)[:num_images])

@@ -117,7 +117,7 @@ def of_record(record: Mapping[str, Any]) -> Cost:
   if str(record.get('part')).startswith('detector'):
     return Cost(None, f'{origin}, a detector whose training is not known')
   assumed = Seen(IMAGENET_IMAGES, IMAGENET_IMAGES, IMAGENET_IMAGES * float(IMAGENET_SIDE ** 2))
-  return Cost(assumed, f'{origin}, assumed to be 100 epochs of ImageNet at 224 x 224 (section 3)')
+  return Cost(assumed, f'{origin}, assumed to be 100 epochs of ImageNet at 224 x 224 (section 3 of the paper)')
 
 
 def _in_metrics(origin: str) -> Seen | None:

@@ -151,7 +151,8 @@ def run(*flags):
 def test_command_line(source, tmp_path):
   done = run(f'--data_dir={tmp_path}/coco', f'--output_dir={tmp_path}/out', '--num_shards=3')
   assert done.returncode == 0, done.stderr
-  assert '10 images in 3 shards' in done.stdout
+  assert '10 images in 3 shards' in done.stdout and 'with train2017 and val2017 there, train with ' in done.stdout
+  assert f'--gin_file=gin_configs/data/own.gin --data_dir={tmp_path}/out' in done.stdout
   convert(source, str(tmp_path / 'here'), 'train2017', num_shards=3)
   assert files(tmp_path / 'out') == files(tmp_path / 'here')  # byte by byte, though in another process
 

@@ -93,3 +93,11 @@ def test_a_subset_without_boxes_is_refused():
   with pytest.raises(UserError, match='none of the 3 images of the subset has a box .*: raise num_images'):
     select('d', ids, boxes, True, 1.0, 3, 0, filter_empty=False)
   assert len(select('d', ids, boxes, True, 1.0, None, 0, filter_empty=False)) == 10
+
+
+@pytest.mark.parametrize('limits, cure', [
+  ({'fraction': 0.5, 'num_images': 2}, 'leave one at its default, fraction = 1.0 or num_images = None'),
+  ({'num_images': 11}, 'None is all of them'), ({'fraction': 0.0}, '1, which is all images')])
+def test_refusals_say_how_to_take_all_images(limits, cure):
+  with pytest.raises(UserError, match=cure):
+    subset(np.arange(10), **limits)
