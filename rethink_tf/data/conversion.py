@@ -71,7 +71,7 @@ def convert(source: CocoSource, output_dir: str, split: str, num_shards: int = 3
     progress.close()
     return journal.finish(paths)
   except tf.errors.OpError as error:
-    raise UserError(f'{output_dir}: cannot be written: {in_one_line(error)}') from error
+    raise UserError(f'{output_dir}: cannot be written: {in_one_line(error)}; {files.OTHER_FOLDER}') from error
 
 
 class _Journal:

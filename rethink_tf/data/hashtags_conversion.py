@@ -99,7 +99,7 @@ def convert_hashtags(json_file: str, vocabulary: Vocabulary, output_dir: str, sp
       rows.remove()
     return _finish(output_dir, split, paths, fingerprint, vocabulary)
   except (OSError, tf.errors.OpError) as error:
-    raise UserError(f'{output_dir}: cannot be written: {in_one_line(error)}') from error
+    raise UserError(f'{output_dir}: cannot be written: {in_one_line(error)}; {files.OTHER_FOLDER}') from error
 
 
 def _fingerprint(json_file: str, vocabulary: Vocabulary, num_shards: int, max_tags: int, seed: int) -> str:

@@ -18,7 +18,8 @@ import tensorflow as tf
 from rethink_tf.errors import UserError, in_one_line, plain
 
 _OF_PATTERNS = re.compile(r'[*?\[]' if os.sep == '\\' else r'[*?\[\\]')
-ELSEWHERE = 'choose another place with --output'
+ELSEWHERE = 'choose another place with --output, or free space'
+OTHER_FOLDER = 'choose another --output_dir, or free space'
 _OWN_CELLS = ('-', '+ pre-training')  # no value, and the head of a column of `compare`
 
 

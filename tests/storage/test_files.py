@@ -66,7 +66,7 @@ def test_of_several_outputs_all_are_written_or_none(tmp_path, small_files):
     files.write_outputs(f'{tmp_path}/out', {'a.svg': b'new', 'b.html': b'x' * 2000, 'c.png': None})
   small_files(3000)
   assert str(caught.value) == (f'{tmp_path}/out/b.html: cannot be written: File too large; choose another place with '
-                               '--output'), 'without the name of a temporary file'
+                               '--output, or free space'), 'without the name of a temporary file'
   assert {path.name: path.read_bytes() for path in (tmp_path / 'out').iterdir()} == dict.fromkeys(
     ('a.svg', 'b.html', 'c.png'), b'old')
   files.write_outputs(f'{tmp_path}/out', {'a.svg': b'new', 'b.html': b'x' * 2000, 'c.png': None})
