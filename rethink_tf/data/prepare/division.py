@@ -17,9 +17,8 @@ VIDEOS = '{frames} frames of {videos} videos: all frames of a video are in one s
 BLOCKS = ('{frames} frames of {videos} video{s}: blocks of successive frames are held out, since there are not enough '
           'videos to hold out whole ones: AP on them is not that on new videos')
 
-UNEVEN = ('that is far from the {asked:g} of the images asked for, since whole groups are kept on one side and most '
-          'classes are in too few images to be divided: --held_out with a larger fraction, or splits in the source, '
-          'give another number')
+UNEVEN = ('this is far from --held_out={asked:g}: near-duplicates stay on one side, and classes of very few images '
+          'cannot be divided; a larger --held_out, or splits in the source, change it')
 _MANY = 10  # images, of which a fraction can be held out
 
 
