@@ -89,7 +89,8 @@ def is_readable(folder: str) -> bool:
 
 def _coco(exists: Callable[..., bool]) -> _Layout | None:
   # People alone have keypoints, in files of their own, as data/coco_keypoints.gin reads them.
-  kind = 'person_keypoints' if gin_files.effective(['train/coco.keypoints'])['train/coco.keypoints'] else 'instances'
+  name = 'train/coco.keypoints'  # unknown where no source is imported
+  kind = 'person_keypoints' if gin_files.effective([name]).get(name) else 'instances'
   for year in _COCO_YEARS:
     splits = f'train{year}', f'val{year}'
     files = [f'annotations/{kind}_{split}.json' for split in splits]

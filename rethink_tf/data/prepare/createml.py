@@ -25,13 +25,12 @@ from rethink_tf.data.prepare.layout import (
   output_name,
 )
 from rethink_tf.data.prepare.shapes import box, boxed, numbers
-from rethink_tf.data.prepare.source_folder import JsonShape, SourceFolder, split_of
+from rethink_tf.data.prepare.source_folder import EXAMINED, JsonShape, SourceFolder, split_of
 
 NAME, TITLE = 'createml', "Create ML's JSON"
 FRACTIONS = 'no coordinate is above 1: all are read as fractions of the images'
 NO_LIST = 'entry without a list of annotations'
 _KEYS = (('image', 'annotations'), ('imagefilename', 'annotation'))  # of Roboflow and Create ML's app; of its framework
-_EXAMINED = 40
 
 
 class _Entry(NamedTuple):
@@ -45,7 +44,7 @@ class _Entry(NamedTuple):
 
 def recognize(folder: SourceFolder) -> str | None:
   """Return the JSON files that are lists of images with annotations."""
-  files = _files(folder, folder.with_suffix('.json')[:_EXAMINED])
+  files = _files(folder, folder.with_suffix('.json')[:EXAMINED])
   return folder.describe(files) if files else None
 
 

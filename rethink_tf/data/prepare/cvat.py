@@ -33,7 +33,7 @@ from rethink_tf.data.prepare.layout import (
   output_name,
 )
 from rethink_tf.data.prepare.shapes import box, ellipse, text_numbers
-from rethink_tf.data.prepare.source_folder import SourceFolder, split_of
+from rethink_tf.data.prepare.source_folder import EXAMINED, SourceFolder, split_of
 from rethink_tf.data.prepare.voc_folders import root_tag
 from rethink_tf.data.problems import REPAIRED
 from rethink_tf.errors import UserError, in_one_line
@@ -44,7 +44,6 @@ NO_TRACK = ('{count} frames after the last one with an object of {file} are read
 TAG = 'a tag of a whole image'
 SKELETON = "a skeleton, whose keypoints are not read (export as 'COCO Keypoints 1.0' to have them)"
 _MAX_BYTES = 512 << 20  # of a file, whose elements take several times as much memory
-_EXAMINED = 40
 _ATTRIBUTES = {'box': ('xtl', 'ytl', 'xbr', 'ybr'), 'ellipse': ('cx', 'cy', 'rx', 'ry'),
                'mask': ('left', 'top', 'width', 'height')}
 
@@ -60,7 +59,7 @@ class _Image(NamedTuple):
 
 def recognize(folder: SourceFolder) -> str | None:
   """Return the xml files that begin with <annotations>."""
-  files = _files(folder, folder.with_suffix('.xml')[:_EXAMINED])
+  files = _files(folder, folder.with_suffix('.xml')[:EXAMINED])
   return folder.describe(files) if files else None
 
 

@@ -25,10 +25,11 @@ from rethink_tf.data.prepare.layout import (
   count_unannotated,
   image_size,
   output_name,
+  sized,
   splits_by_folder,
 )
-from rethink_tf.data.prepare.shapes import alternating, box, boxed, ellipse, flat_pairs, masked, numbers, outlined
-from rethink_tf.data.prepare.source_folder import JsonShape, SourceFolder
+from rethink_tf.data.prepare.shapes import alternating, ellipse, flat_pairs, masked, numbers, outlined
+from rethink_tf.data.prepare.source_folder import EXAMINED, JsonShape, SourceFolder
 from rethink_tf.errors import UserError
 
 NAME, TITLE = 'darwin', "V7's Darwin JSON"
@@ -36,12 +37,11 @@ FOREIGN = 'JSON file that is not of an image of V7'
 SLOTS = 'item of several slots, or a video'
 _OF_THE_IMAGE = ('tag', 'raster_layer', 'string', 'graph', 'table', 'simple_table')  # no objects with a place
 _WITHOUT_AREA = ('line', 'keypoint', 'skeleton', 'cuboid', 'eye', 'link')
-_EXAMINED = 40
 
 
 def recognize(folder: SourceFolder) -> str | None:
   """Return one of the JSON files with an item, or the image of a data set, and annotations."""
-  return next((file for file in folder.with_suffix('.json')[:_EXAMINED] if isinstance(
+  return next((file for file in folder.with_suffix('.json')[:EXAMINED] if isinstance(
     shape := folder.json_shape(file), JsonShape) and 'annotations' in shape.keys
     and ('item' in shape.keys or {'dataset', 'image'} <= {*shape.keys})), None)
 
@@ -121,11 +121,8 @@ def _fields(one: dict[str, Any], annotations: list[Any], size: tuple[int, int] |
   center, radius = (shape[key] if isinstance(shape.get(key), dict) else {} for key in ('center', 'radius'))
   values = numbers([center.get('x'), center.get('y'), radius.get('x'), radius.get('y'), shape.get('angle') or 0]
                    if is_ellipse else [shape.get(key) for key in ('x', 'y', 'w', 'h')])
-  if values is None or min(values[2:4]) <= 0:
-    reading.leave_out(NOT_FINITE if values is None else NO_AREA, where)
-    return None
-  x, y, width, height = values[:4]
-  return outlined([ellipse(*values)]) if is_ellipse else boxed(box(x, y, x + width, y + height))
+  fields = sized(values, where, reading)
+  return outlined([ellipse(*values)]) if is_ellipse and fields is not None else fields
 
 
 def _polygon(one: dict[str, Any], size: tuple[int, int] | None, where: str, reading: Reading) -> dict[str, Any] | None:

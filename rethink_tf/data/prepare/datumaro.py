@@ -31,16 +31,15 @@ from rethink_tf.data.prepare.layout import (
   output_name,
 )
 from rethink_tf.data.prepare.shapes import box, ellipse, joined, numbers
-from rethink_tf.data.prepare.source_folder import JsonShape, SourceFolder, split_of
+from rethink_tf.data.prepare.source_folder import EXAMINED, JsonShape, SourceFolder, split_of
 from rethink_tf.data.problems import REPAIRED
 
 NAME, TITLE = 'datumaro', "Datumaro's JSON"
-_EXAMINED = 40
 
 
 def recognize(folder: SourceFolder) -> str | None:
   """Return the JSON files with categories and items."""
-  files = _files(folder, folder.with_suffix('.json')[:_EXAMINED])
+  files = _files(folder, folder.with_suffix('.json')[:EXAMINED])
   return folder.describe(files) if files else None
 
 

@@ -29,7 +29,7 @@ from rethink_tf.data.prepare.layout import (
   output_name,
 )
 from rethink_tf.data.prepare.shapes import box, boxed, ellipse, flat_points, masked, numbers, outlined, rotated_box
-from rethink_tf.data.prepare.source_folder import IMAGE_SUFFIXES, SourceFolder, has_suffix, names_in
+from rethink_tf.data.prepare.source_folder import EXAMINED, IMAGE_SUFFIXES, SourceFolder, has_suffix, names_in
 from rethink_tf.data.problems import REPAIRED
 from rethink_tf.errors import UserError
 
@@ -40,7 +40,6 @@ SEVERAL = 'task with several annotations (the ground truth is used, or else the 
 UNNAMED = 'task of several images, whose results do not say which is theirs'
 BAD_BRUSH = 'with a brush mask that cannot be decoded'
 UNREAD = 'a result of a kind that is not read'
-_EXAMINED = 40
 _UPLOADED = re.compile(r'^[0-9a-f]{8}-')  # what Label Studio puts before the name of an uploaded file
 _OF_THE_TASK = ('choices', 'relation', 'textarea', 'rating', 'number')  # not of a region
 _SHAPES = ('rectangle', 'polygon', 'ellipse', 'brush')  # whose class another result of the same id has
@@ -49,7 +48,7 @@ _KINDS = ('rectanglelabels', 'polygonlabels', 'ellipselabels', 'brushlabels')
 
 def recognize(folder: SourceFolder) -> str | None:
   """Return the JSON file with a list of tasks."""
-  files = [file for file in folder.with_suffix('.json')[:_EXAMINED] if _is_export(folder.json_shape(file))]
+  files = [file for file in folder.with_suffix('.json')[:EXAMINED] if _is_export(folder.json_shape(file))]
   return folder.describe(files) if files else None
 
 

@@ -33,7 +33,7 @@ from rethink_tf.data.prepare.layout import (
   splits_by_folder,
 )
 from rethink_tf.data.prepare.shapes import box, decoded_png, ellipse, flat_points, pasted
-from rethink_tf.data.prepare.source_folder import JsonShape, SourceFolder
+from rethink_tf.data.prepare.source_folder import EXAMINED, JsonShape, SourceFolder
 from rethink_tf.data.problems import REPAIRED
 from rethink_tf.errors import UserError
 
@@ -44,12 +44,11 @@ FOREIGN = 'JSON file that is not of LabelMe'
 NO_OBJECT = "a region of no class, as LabelMe's lists of labels have it (__ignore__, _background_)"
 _NO_CLASSES = ('__ignore__', '_background_')
 _TURNED = ('oriented_rectangle', 'rotation')  # of LabelMe, of X-AnyLabeling
-_EXAMINED = 40  # JSON files whose contents are looked at
 
 
 def recognize(folder: SourceFolder) -> str | None:
   """Return one of the JSON files with "shapes" and an image."""
-  return next((file for file in folder.with_suffix('.json')[:_EXAMINED] if _is_labelme(folder.json_shape(file))), None)
+  return next((file for file in folder.with_suffix('.json')[:EXAMINED] if _is_labelme(folder.json_shape(file))), None)
 
 
 def read(folder: SourceFolder, options: Options) -> Reading:

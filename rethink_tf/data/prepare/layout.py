@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from rethink_tf.data.categories import as_text
-from rethink_tf.data.prepare.shapes import JOINED, are_boxes, joined, numbers
+from rethink_tf.data.prepare.shapes import JOINED, are_boxes, box, boxed, joined, numbers
 from rethink_tf.data.prepare.source_folder import SourceFolder, is_below, split_of
 from rethink_tf.data.problems import LEFT_OUT, REPAIRED, Case, Problems
 from rethink_tf.errors import UserError
@@ -154,6 +154,18 @@ def grouped(parts: Iterable[tuple[str, Any, tuple[str, Any]]], where: str, readi
         continue
     found.append({'category': key[0], **of_one})
   return found
+
+
+def sized(values: Sequence[float] | None, where: str, reading: Reading) -> dict[str, Any] | None:
+  """Return the box of an object whose numbers begin with x, y, width and height; None if it is counted and left out.
+
+  values: None if one is missing or not finite. where: for the report.
+  """
+  if values is None or min(values[2:4]) <= 0:
+    reading.leave_out(NOT_FINITE if values is None else NO_AREA, where)
+    return None
+  x, y, width, height = values[:4]
+  return boxed(box(x, y, x + width, y + height))
 
 
 def image_size(height: Any, width: Any) -> tuple[int, int] | None:

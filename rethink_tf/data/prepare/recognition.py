@@ -28,7 +28,7 @@ from rethink_tf.data.prepare import (
   yolo,
 )
 from rethink_tf.data.prepare.layout import Layout
-from rethink_tf.data.prepare.source_folder import ARCHIVES, JsonShape, SourceFolder
+from rethink_tf.data.prepare.source_folder import ARCHIVES, EXAMINED, JsonShape, SourceFolder
 from rethink_tf.errors import UserError, excerpt
 
 LAYOUTS: tuple[Layout, ...] = (coco_json, yolo, voc_folders, labelme, label_studio, via, cvat, createml, vott,
@@ -36,7 +36,6 @@ LAYOUTS: tuple[Layout, ...] = (coco_json, yolo, voc_folders, labelme, label_stud
 NAMES = tuple(layout.NAME for layout in LAYOUTS)
 _ANNOTATIONS = 'annotations'  # folder of COCO's layout, beside those of the images
 _OWN = '--gin_file=gin_configs/data/own.gin'
-_EXAMINED = 40  # files of a kind whose contents are looked at
 _TOOLS = (  # keys of a JSON object, or of the first one of a list; what that is, and what to do
   ({'project', 'metadata', 'attribute'}, False, 'a project of VIA 3: export its annotations as COCO json'),
   ({'sourceConnection', 'tags'}, False, "a project of VoTT without its regions: export it as 'VoTT JSON', with images"),
@@ -122,7 +121,7 @@ def describe(path: str) -> str | None:
 def _texts_with_boxes(folder: SourceFolder) -> tuple[str | None, str | None]:
   """Return messages about text files with numbers: one that has the name of an image, and one that has not."""
   of_many = None
-  for file in folder.with_suffix('.txt')[:_EXAMINED] if folder.images else ():
+  for file in folder.with_suffix('.txt')[:EXAMINED] if folder.images else ():
     line = next((line for line in folder.read_text(file).splitlines() if _NUMBERS.search(line[:200])), None)
     if line is not None and folder.image_of(file):
       return (f'{file} has the name of an image, but {excerpt(line, 60)} is not a YOLO label (class number, x, y, '
@@ -151,10 +150,10 @@ def _tool(shape: JsonShape | list[JsonShape] | None) -> str | None:
 
 def _explain(folder: SourceFolder) -> str:
   """Explain why no layout was recognized, and what to do."""
-  for file in folder.with_suffix('.json', '.vott')[:_EXAMINED]:
+  for file in folder.with_suffix('.json', '.vott')[:EXAMINED]:
     if (tool := _tool(folder.json_shape(file))) is not None:
       return f'{file} is {tool}'
-  for file in folder.with_suffix('.json', '.xml', '.txt', '.csv')[:_EXAMINED]:
+  for file in folder.with_suffix('.json', '.xml', '.txt', '.csv')[:EXAMINED]:
     if _head(folder, file).encode().startswith(LFS):
       return f'{file} is a pointer of Git LFS: fetch the files with `git lfs pull`'
   if folder.named('labelmap.txt') and any('SegmentationObject/' in file for file in folder.images):
@@ -170,7 +169,7 @@ def _explain(folder: SourceFolder) -> str:
     return (f'{mask} seems to be a mask: masks are read from PNG files alone: save them as PNG, of 16 bits where an '
             'image has more than 255 objects; of JPEG files set the pixels below 128 to 0 and the others to 255, since '
             'those at the edges have other values')
-  if (file := next((one for one in folder.with_suffix('.csv')[:_EXAMINED] if _OF_IMAGES.search(_head(folder, one))),
+  if (file := next((one for one in folder.with_suffix('.csv')[:EXAMINED] if _OF_IMAGES.search(_head(folder, one))),
                    None)) is not None:
     return (f'{file} is a table without the columns {tables.COLUMNS}: export the annotations as JSON (VIA), as COCO '
             'json, or with these columns')

@@ -12,9 +12,7 @@ from typing import Any, NamedTuple
 
 from rethink_tf.data.categories import as_text, is_text, shorten
 from rethink_tf.data.prepare.layout import (
-  NO_AREA,
   NO_CLASS,
-  NOT_FINITE,
   NOT_NAMED,
   LabelledImage,
   Options,
@@ -24,9 +22,10 @@ from rethink_tf.data.prepare.layout import (
   count_unannotated,
   image_size,
   output_name,
+  sized,
 )
-from rethink_tf.data.prepare.shapes import box, boxed, numbers
-from rethink_tf.data.prepare.source_folder import SourceFolder, split_of
+from rethink_tf.data.prepare.shapes import numbers
+from rethink_tf.data.prepare.source_folder import EXAMINED, SourceFolder, split_of
 from rethink_tf.errors import UserError
 
 NAME, TITLE = 'sagemaker', "SageMaker Ground Truth's manifest"
@@ -35,7 +34,6 @@ NO_LABELS = 'image that the job has not labelled (not annotated yet)'
 NOT_JSON = 'line that is not valid JSON, or has no source-ref'
 _SUFFIXES = ('.manifest', '.jsonl', '.json')
 _METADATA = '-metadata'
-_EXAMINED = 40
 
 
 class _Line(NamedTuple):
@@ -47,7 +45,7 @@ class _Line(NamedTuple):
 
 def recognize(folder: SourceFolder) -> str | None:
   """Return the files whose first line has the address of an image."""
-  files = _files(folder, folder.with_suffix(*_SUFFIXES)[:_EXAMINED])
+  files = _files(folder, folder.with_suffix(*_SUFFIXES)[:EXAMINED])
   return folder.describe(files) if files else None
 
 
@@ -149,9 +147,6 @@ def _instance(one: Any, names: dict[str, Any], where: str, reading: Reading) -> 
   values = numbers([one.get(field) for field in ('left', 'top', 'width', 'height')])
   if not is_text(name) or not name.strip():
     reading.leave_out(NO_CLASS, where)
-  elif values is None or min(values[2:]) <= 0:
-    reading.leave_out(NOT_FINITE if values is None else NO_AREA, where)
-  else:
-    x, y, width, height = values
-    return {'category': name.strip(), **boxed(box(x, y, x + width, y + height))}
-  return None
+    return None
+  fields = sized(values, where, reading)
+  return None if fields is None else {'category': name.strip(), **fields}

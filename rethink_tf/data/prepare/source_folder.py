@@ -22,6 +22,7 @@ from rethink_tf.errors import UserError, in_one_line, plain
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.jfif', '.png', '.bmp', '.webp', '.tif', '.tiff', '.gif', '.jp2', '.avif', '.heic')
 ARCHIVES = ('.zip', '.tar', '.gz', '.tgz', '.7z', '.rar')
+EXAMINED = 40  # files of a kind whose contents a layout looks at to recognise its own
 _MAX_FILES = 5_000_000
 _MAX_KEYS = 64  # of an object, that its shape names
 _MAX_LINE = 1 << 20  # bytes

@@ -33,7 +33,7 @@ from rethink_tf.data.prepare.layout import (
   output_name,
 )
 from rethink_tf.data.prepare.shapes import box, cut_out, decoded_png, flat_points, numbers, pasted
-from rethink_tf.data.prepare.source_folder import JsonShape, SourceFolder, split_of
+from rethink_tf.data.prepare.source_folder import EXAMINED, JsonShape, SourceFolder, split_of
 from rethink_tf.data.problems import REPAIRED
 from rethink_tf.errors import UserError
 
@@ -41,13 +41,12 @@ NAME, TITLE = 'supervisely', "Supervisely's JSON"
 EMPTY = ('{count} of {total} images have no objects: Supervisely does not record whether somebody has looked at them, '
          'or they are not annotated yet')
 FOREIGN = 'JSON file that is not of Supervisely'
-_EXAMINED = 40
 _MAX_PNG = 1 << 26  # bytes of a mask, decompressed
 
 
 def recognize(folder: SourceFolder) -> str | None:
   """Return one of the JSON files with the size of an image and objects."""
-  return next((file for file in _files(folder)[:_EXAMINED] if isinstance(shape := folder.json_shape(file), JsonShape)
+  return next((file for file in _files(folder)[:EXAMINED] if isinstance(shape := folder.json_shape(file), JsonShape)
                and {'size', 'objects'} <= {*shape.keys}), None)
 
 

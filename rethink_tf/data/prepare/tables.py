@@ -27,7 +27,7 @@ from rethink_tf.data.prepare.layout import (
   output_name,
 )
 from rethink_tf.data.prepare.shapes import box, boxed, text_numbers
-from rethink_tf.data.prepare.source_folder import IMAGE_SUFFIXES, SourceFolder, has_suffix, split_of
+from rethink_tf.data.prepare.source_folder import EXAMINED, IMAGE_SUFFIXES, SourceFolder, has_suffix, split_of
 from rethink_tf.data.problems import REPAIRED
 from rethink_tf.errors import UserError
 
@@ -37,7 +37,6 @@ COLUMNS = 'filename, class, xmin, ymin, xmax, ymax'
 AGAIN = '{count} images are in several tables, with the same objects: used once, in {file}'
 _IMAGE, _CLASS = ('filename', 'file_name', 'image', 'image_path', 'path'), ('class', 'label', 'class_name')
 _CORNERS = ('xmin', 'ymin', 'xmax', 'ymax')
-_EXAMINED = 40
 
 
 class _Table(NamedTuple):
@@ -60,7 +59,7 @@ class _Row(NamedTuple):
 
 def recognize(folder: SourceFolder) -> str | None:
   """Return the tables of boxes if there are any."""
-  files = [table.file for table in _tables(folder, folder.with_suffix('.csv')[:_EXAMINED]) if any(map(any, table.rows))]
+  files = [table.file for table in _tables(folder, folder.with_suffix('.csv')[:EXAMINED]) if any(map(any, table.rows))]
   return folder.describe(files) if files else None
 
 

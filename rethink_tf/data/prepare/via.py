@@ -26,7 +26,7 @@ from rethink_tf.data.prepare.layout import (
   output_name,
 )
 from rethink_tf.data.prepare.shapes import box, boxed, ellipse, numbers, outlined
-from rethink_tf.data.prepare.source_folder import JsonShape, SourceFolder, split_of
+from rethink_tf.data.prepare.source_folder import EXAMINED, JsonShape, SourceFolder, split_of
 from rethink_tf.data.problems import REPAIRED
 from rethink_tf.errors import UserError
 
@@ -34,7 +34,6 @@ NAME, TITLE = 'via', "VIA's JSON"
 OBJECT = 'object'  # the class, where regions have no attribute
 CLOSED = 'a polyline that ends where it begins (taken for an outline)'
 REPEATED = '{count} images are in several of the {files} files of VIA, with the same regions: used once'
-_EXAMINED = 40
 _GAP = 0.05  # between the ends of a closed polyline, of the diagonal of its box
 _BOXES = {'rect': ('x', 'y', 'width', 'height'), 'circle': ('cx', 'cy', 'r', 'r'), 'ellipse': ('cx', 'cy', 'rx', 'ry')}
 
@@ -51,7 +50,7 @@ class _Entry(NamedTuple):
 
 def recognize(folder: SourceFolder) -> str | None:
   """Return the JSON files with regions."""
-  files = _files(folder, folder.with_suffix('.json')[:_EXAMINED])
+  files = _files(folder, folder.with_suffix('.json')[:EXAMINED])
   return folder.describe(files) if files else None
 
 

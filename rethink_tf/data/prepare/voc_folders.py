@@ -23,7 +23,7 @@ from rethink_tf.data.prepare.layout import (
   splits_by_folder,
 )
 from rethink_tf.data.prepare.shapes import box, boxed, numbers
-from rethink_tf.data.prepare.source_folder import IMAGE_SUFFIXES, SourceFolder, has_suffix
+from rethink_tf.data.prepare.source_folder import EXAMINED, IMAGE_SUFFIXES, SourceFolder, has_suffix
 from rethink_tf.data.problems import REPAIRED
 from rethink_tf.errors import UserError, in_one_line
 
@@ -35,12 +35,11 @@ NO_ANNOTATION = 'name in ImageSets/Main without an annotation'
 POLYGON = 'with a <polygon>, which is not read (its box is used: export as COCO to have masks)'
 _SETS = {'train': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 'test': 'test', 'trainval': 'train'}
 _MEMBER = re.compile(r'\s+(-1|0|1)$')  # of a class: behind the names in a list of its own
-_EXAMINED = 40  # files whose contents are looked at
 
 
 def recognize(folder: SourceFolder) -> str | None:
   """Return one of the xml files that begin with <annotation>, None if there is none."""
-  return next((file for file in folder.with_suffix('.xml')[:_EXAMINED] if root_tag(folder, file) == 'annotation'), None)
+  return next((file for file in folder.with_suffix('.xml')[:EXAMINED] if root_tag(folder, file) == 'annotation'), None)
 
 
 def root_tag(folder: SourceFolder, file: str) -> str | None:

@@ -14,7 +14,6 @@ from rethink_tf.data.prepare.labelme import WITHOUT_AREA
 from rethink_tf.data.prepare.layout import (
   DAMAGED,
   FEW_POINTS,
-  NO_AREA,
   NO_CLASS,
   NOT_FINITE,
   NOT_NAMED,
@@ -26,9 +25,10 @@ from rethink_tf.data.prepare.layout import (
   count_unannotated,
   image_size,
   output_name,
+  sized,
 )
-from rethink_tf.data.prepare.shapes import box, boxed, flat_pairs, numbers, outlined
-from rethink_tf.data.prepare.source_folder import JsonShape, SourceFolder, split_of
+from rethink_tf.data.prepare.shapes import flat_pairs, numbers, outlined
+from rethink_tf.data.prepare.source_folder import EXAMINED, JsonShape, SourceFolder, split_of
 from rethink_tf.data.problems import REPAIRED
 from rethink_tf.errors import UserError
 
@@ -37,12 +37,11 @@ NOT_VISITED = 'image that was not visited in VoTT (not annotated yet)'
 SEVERAL = 'region with several tags (an object of each, as in the exports of VoTT)'
 UNREAD = '{count} files of single assets, e.g. {file}, are not read beside the export {export}'
 _VISITED = 1  # AssetState of an image without regions that somebody has looked at
-_EXAMINED = 40
 
 
 def recognize(folder: SourceFolder) -> str | None:
   """Return the exports of projects, or the files of assets."""
-  files = [file for file in folder.with_suffix('.json')[:_EXAMINED] if _kind(folder.json_shape(file))]
+  files = [file for file in folder.with_suffix('.json')[:EXAMINED] if _kind(folder.json_shape(file))]
   return folder.describe(files) if files else None
 
 
@@ -126,10 +125,7 @@ def _fields(region: dict[str, Any], where: str, reading: Reading) -> dict[str, A
   elif kind in ('RECTANGLE', 'SQUARE'):
     values = numbers([place.get(name) for name in ('left', 'top', 'width', 'height')]) if isinstance(
       place, dict) else None
-    if values is not None and min(values[2:]) > 0:
-      x, y, width, height = values
-      return boxed(box(x, y, x + width, y + height))
-    reading.leave_out(NOT_FINITE if values is None else NO_AREA, where)
+    return sized(values, where, reading)
   else:
     reading.leave_out(f'{WITHOUT_AREA} ({shorten(kind)})', where)
   return None

@@ -31,7 +31,7 @@ from rethink_tf.data.prepare.layout import (
   splits_by_folder,
 )
 from rethink_tf.data.prepare.shapes import numbers
-from rethink_tf.data.prepare.source_folder import SourceFolder, split_of
+from rethink_tf.data.prepare.source_folder import EXAMINED, SourceFolder, split_of
 from rethink_tf.data.prepare.yolo_pose import NO_PAIRS, NO_SHAPE, Pose, infer_pose, read_pose
 from rethink_tf.data.problems import REPAIRED
 from rethink_tf.errors import UserError, excerpt, in_one_line
@@ -50,7 +50,6 @@ ONE_MORE = 'with a further number, a track or a confidence (ignored)'
 _NAME_FILES = ('obj.names', 'classes.txt', 'labels.txt', '_darknet.labels', 'data.names', 'names.txt')
 _LISTS = ('train.txt', 'val.txt', 'valid.txt', 'test.txt', 'trainval.txt')
 _OTHER_TEXT = (*_NAME_FILES, *_LISTS, 'readme.txt', 'readme.roboflow.txt', 'readme.dataset.txt', 'requirements.txt')
-_EXAMINED = 40  # text files whose contents are looked at
 _SAMPLED = 200  # label files by which keypoints are known
 _LARGEST = 2.0  # fraction; an object may be partly outside of its image
 
@@ -78,7 +77,7 @@ class _Listing(NamedTuple):
 def recognize(folder: SourceFolder) -> str | None:
   """Return the file of class names and a label file."""
   written = (file for file in _label_files(folder) if folder.size(file))  # images without objects have empty ones
-  label = next((file for file in itertools.islice(written, _EXAMINED) if _is_label(folder, file)), None)
+  label = next((file for file in itertools.islice(written, EXAMINED) if _is_label(folder, file)), None)
   if label is None:
     return None
   described = _describe(folder, required=False)
