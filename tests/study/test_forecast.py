@@ -57,6 +57,7 @@ def test_a_study_says_what_it_can_tell(plan):
 def test_no_difference_above_what_ap_can_be_is_promised(plan, early):
   words = forecast._power(early._replace(seed_spread=40.0), 100)
   assert '2 seeds: none, however far apart the sides are; 5 seeds, the most: above' in words and number(words) < 100
+  assert '3 seeds: none, however far apart the sides are' in forecast._power(plan, 2)  # one degree of freedom
   low, high = forecast._power(plan, 3).split('points (')[1].split(')')[0].split(' to ')
   assert float(low) <= number(forecast._power(plan, 3)) <= float(high)
 
