@@ -246,6 +246,8 @@ def flip_keypoints(keypoints: np.ndarray, width: int, order: np.ndarray) -> np.n
 
   order: source index of each keypoint, int [P] or [n, P].
   """
+  if not keypoints.size:
+    return keypoints
   order = np.broadcast_to(order, keypoints.shape[:2])
   flipped = np.take_along_axis(keypoints, order[..., None], axis=1)  # a copy
   flipped[..., 1] = np.where(flipped[..., 2] > 0, width - 1 - flipped[..., 1], 0)

@@ -297,9 +297,10 @@ def occlude(example: Example, region: Region, min_visible: float) -> Example:
     if covered is None or seen is not None:
       kept.append(i)
   keypoints = example.keypoints.copy()
-  y, x = (region.index(np.rint(keypoints[..., axis]), axis) for axis in (0, 1))
-  covered = region.pixels[y, x] > 0  # [n, P]
-  keypoints[..., 2] = np.where(covered & (keypoints[..., 2] > 1), 1, keypoints[..., 2])
+  if keypoints.size:
+    y, x = (region.index(np.rint(keypoints[..., axis]), axis) for axis in (0, 1))
+    covered = region.pixels[y, x] > 0  # [n, P]
+    keypoints[..., 2] = np.where(covered & (keypoints[..., 2] > 1), 1, keypoints[..., 2])
   return select(example._replace(boxes=boxes, masks=masks, keypoints=keypoints), kept)
 
 
@@ -309,7 +310,7 @@ def _uncover(mask: np.ndarray, box: np.ndarray, covered: np.ndarray, min_visible
 
   covered: uint8 [C, C], 255 where a cell of the mask is covered.
   """
-  remaining = cv2.bitwise_and(mask, cv2.bitwise_not(covered))  # without a mask it is filled
+  remaining = cv2.subtract(mask, covered)  # without a mask it is filled; saturates at 0
   before, after = cv2.countNonZero(mask), cv2.countNonZero(remaining)
   if after == before:
     return box, mask
@@ -367,7 +368,7 @@ def _aligned(start: int, end: int, before: int, after: int) -> tuple[slice, tupl
   return slice(*(round(edge * before / after) for edge in edges)), edges
 
 
-def select(example: Example, rows: Sequence[int]) -> Example:
+def select(example: Example, rows: Sequence[int] | slice) -> Example:
   """Return an example with some of its instances."""
   return Example(example.image, *(field[rows] for field in example[1:]))
 

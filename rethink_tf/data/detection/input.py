@@ -115,14 +115,14 @@ class _Input(BatchedInput):
     batch.scales[row] = scale = size / self.source.sizes[index]
     return scale
 
-  def _largest(self, boxes: np.ndarray, index: int) -> np.ndarray:
-    """Return the indices of the instances to keep, ascending: all, or the max_instances largest.
+  def _largest(self, boxes: np.ndarray, index: int) -> np.ndarray | slice:
+    """Return which instances to keep: all, or the indices of the max_instances largest, ascending.
 
     Training says before it starts how many images have more (evaluation/object_limits.py).
     """
     surplus = len(boxes) - self.max_instances
     if surplus <= 0:
-      return np.arange(len(boxes))
+      return slice(None)  # no copy
     with self._lock:
       self.dropped_instances += 0 if index in self._overfull else surplus
       self._overfull.add(index)
