@@ -31,6 +31,7 @@ _SCOPES = {'train', 'eval'}  # what a misspelt one may mean; a reference (@scope
 _PARAM = '--gin_param'
 _MAX_FILES = 1000  # with repetitions
 _MAX_DEPTH, _MAX_VALUES = 50, 10_000  # of a macro that refers to others
+_LITERALS = (bool, int, float, complex, str, bytes, dict)  # of Python, that gin reads, besides None and sequences
 _MAX_BYTES = 1 << 20  # of a file; the largest shipped one has a few thousand
 
 
@@ -172,7 +173,7 @@ def _literal(value: Any) -> Any:
   if isinstance(value, (list, tuple)):
     items = [_literal(item) for item in value]
     return inspect.Parameter.empty if inspect.Parameter.empty in items else items
-  return value if value is None or isinstance(value, (bool, int, float, str)) else inspect.Parameter.empty
+  return value if value is None or isinstance(value, _LITERALS) else inspect.Parameter.empty
 
 
 def default_run_folder(gin_files: Sequence[str]) -> str | None:

@@ -114,6 +114,8 @@ def test_the_package_ships_its_configurations():
   (['toy_nett.depth = 2'], "--gin_param: there is nothing called 'toy_nett' to configure (toy_nett.depth = 2); "
                            'did you mean toy_net?'),
   (['toy_net.dept = 2'], "--gin_param: toy_net has no parameter 'dept' (toy_net.dept = 2); did you mean depth?"),
+  (['run.allow_changes = True'], '--gin_param: run.allow_changes cannot be set in a configuration: it is the option '
+                                 '--allow_changes'),
   (['toy_net.norm = @toy_nomr()'], "--gin_param: there is nothing called 'toy_nomr' to configure "
                                    '(toy_net.norm = @toy_nomr()); did you mean toy_norm?'),
   (['trian/toy_net.depth = 2'], '--gin_param: nothing enters the scope trian/; did you mean train?'),
@@ -269,8 +271,9 @@ Odd = float
 def toy_typed(count: 'int' = 1, rate: 'float | None' = None, name: 'str' = '', on: 'bool' = False,
               sides: 'int | tuple[int, ...]' = (), pairs: Sequence[tuple[int, int]] = (),
               area: 'tuple[float, float]' = (0, 1), words: 'Sequence[str] | None' = None, steps: int = 1,
-              net: 'Callable[..., int] | None' = None, norm: 'toy_norm | None' = None, odd: 'Odd' = 0):
-  return count, rate, name, on, sides, pairs, area, words, steps, net, norm, odd
+              width: int = None, net: 'Callable[..., int] | None' = None, norm: 'toy_norm | None' = None,
+              odd: 'Odd' = 0):
+  return count, rate, name, on, sides, pairs, area, words, steps, width, net, norm, odd
 
 
 @pytest.mark.parametrize('value, words', [
@@ -278,6 +281,11 @@ def toy_typed(count: 'int' = 1, rate: 'float | None' = None, name: 'str' = '', o
   ("rate = '2'", "toy_typed.rate should be a number or None, is '2'"),
   ('count = True', 'toy_typed.count should be an integer, is True'),
   ('name = 3', 'toy_typed.name should be a string, is 3'),
+  ('name = None', 'toy_typed.name should be a string, is None'),
+  ('sides = None', 'toy_typed.sides should be an integer or a list of integers, is None'),
+  ('count = {}', 'toy_typed.count should be an integer, is an object of type dict'),
+  ("rate = b'1'", "toy_typed.rate should be a number or None, is b'1'"),
+  ('pairs = ({}, 2)', r'pairs should be a list of lists of 2 integers, is \(an object of type dict, 2\)'),
   ('on = 1', 'toy_typed.on should be True or False, is 1'),
   ('rate = True', 'toy_typed.rate should be a number or None, is True'),
   ("steps = '2'", "toy_typed.steps should be an integer, is '2'"),  # annotated by a class, not by a text
@@ -301,8 +309,9 @@ def test_values_of_another_type_are_refused(folder, value, words):
 
 
 def test_values_of_the_annotated_type_are_taken(folder):
-  values = {'count': 2, 'rate': 3, 'name': None, 'on': True, 'sides': 4, 'pairs': [(1, 2), [3, 4]], 'area': (0.5, 1),
-            'words': ['a'], 'odd': 4.5}  # the last: annotated by a name that may stand for anything
+  values = {'count': 2, 'rate': 3, 'on': True, 'sides': 4, 'pairs': [(1, 2), [3, 4]], 'area': (0.5, 1),
+            'words': None, 'width': None,  # the latter's default
+            'odd': 4.5}  # annotated by a name that may stand for anything
   gin_files.parse(['gin_configs/base.gin'], [f'toy_typed.{name} = {value!r}' for name, value in values.items()])
   assert {name: gin_files.bound(f'toy_typed.{name}') for name in values} == values
 

@@ -125,7 +125,9 @@ def check_types(values: Mapping[str, Mapping[str, Any]], signature_of: Callable[
     for name, value in parameters.items():
       value = literal(value)
       kinds = _kinds(known[name].annotation, is_part) if name in known else ()
-      if not kinds or value is None or value is inspect.Parameter.empty or any(_fits(value, kind) for kind in kinds):
+      if not kinds or value is inspect.Parameter.empty or any(_fits(value, kind) for kind in kinds):
+        continue
+      if value is None and known[name].default is None:
         continue
       *scopes, owner_name = owner.split('/')
       wanted = ' or '.join(dict.fromkeys(map(_words, kinds)))

@@ -36,6 +36,9 @@ def reason(error: Exception) -> str:
   if match := re.match(r"Configurable '(.+)' doesn't have a parameter named '(.+)'", first):
     parameters = _parameters(match.group(1))
     return f"{match.group(1)} has no parameter '{match.group(2)}'{quoted}{suggestion(match.group(2), parameters)}"
+  if match := re.match(r"Configurable '(.+)' has denylisted kwarg '(.+)'", first):
+    flag = f'the option --{match.group(2)}' if match.group(2) == 'allow_changes' else 'an argument in Python'
+    return f'{match.group(1)}.{match.group(2)} cannot be set in a configuration: it is {flag}'
   if match := re.match(r'(.+) set to `%gin.REQUIRED`', first):
     name = match.group(1).removesuffix('/macro.value')
     flag = '--weights=FILE, or a name of python -m rethink_tf.weights --list'

@@ -103,8 +103,9 @@ class PretrainedWeights:
   A composite of several backbones (CBNet, section 3) loads the same file into each; its connectors are not loaded.
   """
 
-  def __init__(self, path: str, part: str = 'backbone', channels: str | None = None, stride_in_1x1: bool | None = None,
-               epsilon: float | None = None, norm: str | None = None, convention: str | None = None,
+  def __init__(self, path: str | None, part: str = 'backbone', channels: str | None = None,
+               stride_in_1x1: bool | None = None, epsilon: float | None = None, norm: str | None = None,
+               convention: str | None = None,
                dictionary: str | None = None, prefix: str | None = None, new: Sequence[str] = (),
                ignore: Sequence[str] = (), match_classes: bool | str = False,
                file_classes: str | Sequence[str] | None = None):
