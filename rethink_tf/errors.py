@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import signal
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 # C0, C1, and the characters that reverse the direction of text.
 _CONTROL = re.compile('[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]')
@@ -43,6 +45,35 @@ class Interrupted(KeyboardInterrupt):
   def __init__(self, signum: int, message: str | None = None):
     super().__init__(message or '')
     self.signum, self.message = signal.Signals(signum), message
+
+
+def check_at_least(part: str, least: float, **arguments: float | Sequence | None) -> None:
+  """Check numbers that are arguments of a part, or sequences of numbers; None stands for no number.
+
+  Raises:
+    UserError: a number is below `least`, or none; the message begins with part.argument.
+  """
+  _check(part, arguments, lambda number: number >= least, f'use {least:g} or more')
+
+
+def check_fractions(part: str, **arguments: float | Sequence | None) -> None:
+  """Check, as `check_at_least`, that numbers are from 0 to 1."""
+  _check(part, arguments, lambda number: 0 <= number <= 1, 'use a fraction, 0 to 1')
+
+
+def check_positive(part: str, **arguments: float | Sequence | None) -> None:
+  """Check, as `check_at_least`, that numbers are above 0 and finite."""
+  _check(part, arguments, lambda number: 0 < number < math.inf, 'use a number above 0')
+
+
+def _check(part: str, arguments: Mapping[str, Any], is_right: Callable[[float], bool], cure: str) -> None:
+  for name, value in arguments.items():
+    numbers = [value]
+    while any(isinstance(number, tuple | list) for number in numbers):
+      numbers = [one for number in numbers for one in (number if isinstance(number, tuple | list) else (number,))]
+    if not all(number is None or is_right(number) for number in numbers):
+      shown = shortened(plain(repr(value)), 80) if isinstance(value, tuple | list) else excerpt(value)
+      raise UserError(f'{part}.{name} = {shown}: {cure}')
 
 
 def excerpt(value: object, length: int = 80) -> str:

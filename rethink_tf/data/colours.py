@@ -7,7 +7,7 @@ import gin
 import numpy as np
 
 from rethink_tf.data.augment import contiguous
-from rethink_tf.errors import UserError
+from rethink_tf.errors import UserError, check_fractions
 
 _LUMA = np.array([0.299, 0.587, 0.114])  # of R, G, B: the grey value of a pixel
 # Rec. 601: Y, and the plane of the colour differences I and Q, in which a hue is an angle.
@@ -36,9 +36,8 @@ class ColourJitter:
   probability: float = 1.0
 
   def __post_init__(self) -> None:
-    for name in ('brightness', 'contrast', 'saturation', 'probability'):
-      if not 0 <= getattr(self, name) <= 1:
-        raise UserError(f'ColourJitter.{name} = {getattr(self, name)}: use a fraction, 0 to 1')
+    check_fractions('ColourJitter', brightness=self.brightness, contrast=self.contrast, saturation=self.saturation,
+                    probability=self.probability)
     if not 0 <= self.hue <= 0.5:
       raise UserError(f'ColourJitter.hue = {self.hue}: use a fraction of the colour circle, 0 to 0.5')
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from rethink_tf.data import augment
 from rethink_tf.data.batching import GREY
-from rethink_tf.errors import UserError
+from rethink_tf.errors import UserError, check_at_least, check_fractions
 from rethink_tf.structures import NO_MASK, Example
 
 _ASTRAY = 1 / 16  # of a pixel that a pasted object may be off
@@ -85,9 +85,8 @@ class CopyPaste:
   needs_masks: ClassVar[bool] = True
 
   def __post_init__(self) -> None:
-    _check_fractions(self, 'probability', 'min_visible')
-    if self.max_pasted < 1:
-      raise UserError(f'CopyPaste.max_pasted = {self.max_pasted}: use 1 or more')
+    check_fractions('CopyPaste', probability=self.probability, min_visible=self.min_visible)
+    check_at_least('CopyPaste', 1, max_pasted=self.max_pasted)
 
   def extents(self, visible: np.ndarray, shape: np.ndarray) -> np.ndarray:
     """Return the sizes of mixed images, int [N, 2], whose images have visible windows [N, 2 images, 2].
@@ -160,7 +159,7 @@ class Mosaic:
   needs_masks: ClassVar[bool] = False
 
   def __post_init__(self) -> None:
-    _check_fractions(self, 'probability', 'min_visible')
+    check_fractions('Mosaic', probability=self.probability, min_visible=self.min_visible)
     if len(self.centre) != 2 or not 0 < self.centre[0] <= self.centre[1] < 1:
       raise UserError(f'Mosaic.centre = {self.centre}: use two fractions between 0 and 1, the smaller one first')
     if len(self.scales) != 2 or not 0 < self.scales[0] <= self.scales[1]:
@@ -376,9 +375,3 @@ def select(example: Example, rows: Sequence[int] | slice) -> Example:
 def concatenate(examples: Sequence[Example]) -> Example:
   """Return the instances of several examples as those of the first image."""
   return Example(examples[0].image, *(np.concatenate(fields) for fields in list(zip(*examples, strict=True))[1:]))
-
-
-def _check_fractions(component: CopyPaste | Mosaic, *names: str) -> None:
-  for name in names:
-    if not 0 <= getattr(component, name) <= 1:
-      raise UserError(f'{type(component).__name__}.{name} = {getattr(component, name)}: use a fraction, 0 to 1')

@@ -16,7 +16,7 @@ import tensorflow as tf
 from rethink_tf.data import augment, keypoint_pairs
 from rethink_tf.data.detection.input import EvalInput
 from rethink_tf.data.detection.views import ViewsInput
-from rethink_tf.errors import UserError
+from rethink_tf.errors import UserError, check_at_least
 from rethink_tf.models.mask_rcnn import roi_pyramid
 from rethink_tf.ops import boxes as box_ops
 from rethink_tf.structures import Detections, Source, Views
@@ -66,6 +66,7 @@ class TestTimeAugmentation:
       raise UserError(f"TestTimeAugmentation.merge = {merge!r}: use one of {', '.join(MERGES)}")
     if vote_iou is not None and not 0 < vote_iou <= 1:
       raise UserError(f'TestTimeAugmentation.vote_iou = {vote_iou}: use a number above 0, at most 1, or None')
+    check_at_least('TestTimeAugmentation', 0, keypoint_area=keypoint_area)
     self.resizes = [augment.Resize((short,), long) for short, long in views]
     self.flip, self.merge, self.vote_iou = flip, merge, vote_iou
     self.keypoint_area, self.flip_order = keypoint_area, flip_order

@@ -8,7 +8,7 @@ import gin
 import tensorflow as tf
 import tf_keras
 
-from rethink_tf.errors import UserError
+from rethink_tf.errors import UserError, check_at_least, check_fractions, check_positive
 from rethink_tf.models.heads import BoxHead, BoxPredictor
 from rethink_tf.models.rois import gather_samples
 from rethink_tf.ops import boxes as box_ops
@@ -49,6 +49,9 @@ class Cascade(tf_keras.layers.Layer):
     if not len(ious) == len(box_weights) == len(gradient_scales) - 1:
       raise UserError(f'Cascade: {len(ious)} ious, {len(box_weights)} box_weights and {len(gradient_scales)} '
                       'gradient_scales: give n, n and n + 1 for n stages after the first')
+    check_fractions('Cascade', ious=ious)
+    check_at_least('Cascade', 0, gradient_scales=gradient_scales)
+    check_positive('Cascade', box_weights=box_weights)
     if score_rois not in SCORE_ROIS:
       raise UserError(f"Cascade.score_rois = {score_rois!r}: use one of {', '.join(SCORE_ROIS)}")
     if mask_stage not in MASK_STAGES:

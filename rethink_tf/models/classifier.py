@@ -6,6 +6,7 @@ import gin
 import tensorflow as tf
 import tf_keras
 
+from rethink_tf.errors import check_positive
 from rethink_tf.models import initializers
 from rethink_tf.models.resnet import ResNet
 from rethink_tf.structures import ClassifierOutputs, LabelledImages
@@ -35,6 +36,7 @@ class Classifier(tf_keras.layers.Layer):
     self.backbone = backbone or ResNet()
     self.linear = tf_keras.layers.Dense(num_classes, kernel_initializer=initializers.gaussian(linear_stddev),
                                         dtype='float32', name='linear')
+    check_positive('Classifier', pixel_std=pixel_std)
     self.pixel_mean, self.pixel_std = tuple(pixel_mean), tuple(pixel_std)
 
   @tf.autograph.experimental.do_not_convert  # as in MaskRCNN

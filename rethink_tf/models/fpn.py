@@ -6,7 +6,7 @@ import gin
 import tensorflow as tf
 import tf_keras
 
-from rethink_tf.errors import UserError
+from rethink_tf.errors import UserError, check_at_least
 from rethink_tf.models import initializers
 from rethink_tf.models.initializers import MakeInitializer
 from rethink_tf.models.layers import ConvNorm, upsample
@@ -26,6 +26,7 @@ class FPN(tf_keras.layers.Layer):
   def __init__(self, channels: int = 256, norm: MakeNorm = group_norm,
                initializer: MakeInitializer = initializers.xavier, name: str = 'fpn'):
     super().__init__(name=name)
+    check_at_least('FPN', 1, channels=channels)
     levels = ('2', '3', '4', '5')
     self.laterals = [ConvNorm(channels, 1, norm, initializer, name=f'lateral{level}') for level in levels]
     self.outputs = [ConvNorm(channels, 3, norm, initializer, name=f'output{level}') for level in levels]

@@ -10,7 +10,7 @@ import gin
 import tensorflow as tf
 import tf_keras
 
-from rethink_tf.errors import UserError
+from rethink_tf.errors import check_at_least
 from rethink_tf.models import initializers
 from rethink_tf.models.initializers import MakeInitializer
 from rethink_tf.models.layers import ConvNorm
@@ -26,12 +26,11 @@ class RPNHead(tf_keras.layers.Layer):
 
   def __init__(self, channels: int = 256, anchors_per_cell: int = 3, num_convs: int = 1, name: str = 'rpn_head'):
     super().__init__(name=name)
+    check_at_least('RPNHead', 1, channels=channels, anchors_per_cell=anchors_per_cell, num_convs=num_convs)
     self.anchors_per_cell = anchors_per_cell
     convs = [tf_keras.layers.Conv2D(channels, 3, padding='same', activation='relu',
                                     kernel_initializer=initializers.gaussian(), name=f'conv{i + 1 if i else ""}')
              for i in range(num_convs)]
-    if not convs:
-      raise UserError(f'RPNHead.num_convs = {num_convs}: use 1 or more')
     self.conv, self.further_convs = convs[0], convs[1:]  # the first one's name in checkpoints is fixed
     self.objectness = tf_keras.layers.Conv2D(anchors_per_cell, 1, kernel_initializer=initializers.gaussian(),
                                              dtype='float32', name='objectness')
@@ -69,6 +68,8 @@ class BoxHead(tf_keras.layers.Layer):
                norm: MakeNorm = group_norm, initializer: MakeInitializer = initializers.msra,
                fc_initializer: MakeInitializer = initializers.xavier, name: str = 'box_head'):
     super().__init__(name=name)
+    check_at_least('BoxHead', 0, num_convs=num_convs, num_fcs=num_fcs)
+    check_at_least('BoxHead', 1, channels=channels, fc_width=fc_width)
     self.convs = [ConvNorm(channels, 3, norm, initializer, relu=True, name=f'conv{i + 1}') for i in range(num_convs)]
     self.fcs = [tf_keras.layers.Dense(fc_width, 'relu', kernel_initializer=fc_initializer(), name=f'fc{i + 1}')
                 for i in range(num_fcs)]
@@ -110,6 +111,8 @@ class MaskHead(tf_keras.layers.Layer):
   def __init__(self, num_convs: int = 4, channels: int = 256, norm: MakeNorm = group_norm,
                initializer: MakeInitializer = initializers.msra, name: str = 'mask_head'):
     super().__init__(name=name)
+    check_at_least('MaskHead', 0, num_convs=num_convs)
+    check_at_least('MaskHead', 1, channels=channels)
     self.convs = [ConvNorm(channels, 3, norm, initializer, relu=True, name=f'conv{i + 1}') for i in range(num_convs)]
     self.deconv = tf_keras.layers.Conv2DTranspose(channels, 2, 2, activation='relu', kernel_initializer=initializer(),
                                                   name='deconv')

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import gin
 import tf_keras
 
+from rethink_tf.errors import check_at_least
+
 MakeInitializer = Callable[[], tf_keras.initializers.Initializer]
 
 
@@ -25,4 +27,5 @@ def xavier() -> tf_keras.initializers.Initializer:
 @gin.register
 def gaussian(stddev: float = 0.01) -> tf_keras.initializers.Initializer:
   """Normal of mean 0, for prediction layers."""
+  check_at_least('gaussian', 0, stddev=stddev)
   return tf_keras.initializers.RandomNormal(0.0, stddev)

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from rethink_tf.errors import check_at_least
 from rethink_tf.models import initializers
 from rethink_tf.models.heads import merge_rois, split_rois
 from rethink_tf.models.initializers import MakeInitializer
@@ -26,6 +27,8 @@ class KeypointHead(tf_keras.layers.Layer):
   def __init__(self, num_convs: int = 8, channels: int = 512, norm: MakeNorm = no_norm,
                initializer: MakeInitializer = initializers.msra, name: str = 'keypoint_head'):
     super().__init__(name=name)
+    check_at_least('KeypointHead', 0, num_convs=num_convs)
+    check_at_least('KeypointHead', 1, channels=channels)
     self.convs = [ConvNorm(channels, 3, norm, initializer, relu=True, name=f'conv{i + 1}') for i in range(num_convs)]
 
   def call(self, pooled: tf.Tensor, used: tf.Tensor | None = None) -> tf.Tensor:

@@ -9,7 +9,7 @@ import gin
 import tensorflow as tf
 import tf_keras
 
-from rethink_tf.errors import UserError
+from rethink_tf.errors import UserError, check_positive
 from rethink_tf.models.cascade import Cascade
 from rethink_tf.models.fpn import FPN, SingleLevel
 from rethink_tf.models.heads import BoxHead, BoxPredictor, MaskHead, MaskPredictor, RPNHead
@@ -108,6 +108,7 @@ class MaskRCNN(tf_keras.layers.Layer):
                       'set coco.keypoints = True')
     self.keypoint_head, self.keypoint_pooler = keypoint_head, roi_pooler(size=14)
     self.keypoint_predictor = KeypointPredictor(num_keypoints) if keypoint_head is not None else None
+    check_positive('MaskRCNN', pixel_std=pixel_std)
     self.pixel_mean, self.pixel_std = tuple(pixel_mean), tuple(pixel_std)
 
   @property

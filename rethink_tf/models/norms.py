@@ -18,7 +18,7 @@ import gin
 import tensorflow as tf
 import tf_keras
 
-from rethink_tf.errors import UserError
+from rethink_tf.errors import UserError, check_at_least, check_fractions
 from rethink_tf.ops import portable
 from rethink_tf.ops.batch_norm import batch_norm
 from rethink_tf.ops.devices import device_of, kind
@@ -62,6 +62,8 @@ class GroupNorm(tf_keras.layers.Layer):
   def __init__(self, groups: int = 32, epsilon: float = EPSILON, zero_gamma: bool = False, name: str | None = None,
                xla: bool = True, landscape: bool = False):
     super().__init__(name=name)
+    check_at_least('group_norm', 1, groups=groups)
+    check_at_least('group_norm', 0, epsilon=epsilon)
     self.groups, self.epsilon, self.zero_gamma, self.xla, self.landscape = groups, epsilon, zero_gamma, xla, landscape
 
   def build(self, input_shape: tf.TensorShape) -> None:
@@ -96,6 +98,8 @@ class SyncBatchNorm(tf_keras.layers.Layer):
   def __init__(self, momentum: float = 0.9, epsilon: float = EPSILON, zero_gamma: bool = False,
                name: str | None = None):
     super().__init__(name=name)
+    check_fractions('sync_batch_norm', momentum=momentum)
+    check_at_least('sync_batch_norm', 0, epsilon=epsilon)
     self.momentum, self.epsilon, self.zero_gamma = momentum, epsilon, zero_gamma
 
   def build(self, input_shape: tf.TensorShape) -> None:
@@ -176,6 +180,7 @@ class FrozenBatchNorm(tf_keras.layers.Layer):
 
   def __init__(self, epsilon: float = EPSILON, name: str | None = None):
     super().__init__(name=name, trainable=False)
+    check_at_least('frozen_batch_norm', 0, epsilon=epsilon)
     self.epsilon = epsilon
 
   def build(self, input_shape: tf.TensorShape) -> None:

@@ -8,7 +8,7 @@ import gin
 import tensorflow as tf
 import tf_keras
 
-from rethink_tf.errors import UserError
+from rethink_tf.errors import UserError, check_at_least
 from rethink_tf.models import initializers
 from rethink_tf.models.initializers import MakeInitializer
 from rethink_tf.models.layers import ConvNorm, pad, unchanged
@@ -42,6 +42,8 @@ class ResNet(tf_keras.layers.Layer):
     super().__init__(name=name)
     if depth not in BLOCKS:
       raise UserError(f'ResNet.depth = {depth} is not known: use one of {sorted(BLOCKS)}')
+    check_at_least('ResNet', 1, groups=groups, width_per_group=width_per_group, stem_width=stem_width,
+                   res2_width=res2_width)
     if not 0 <= freeze_at <= 5:
       raise UserError(f'ResNet.freeze_at = {freeze_at}: use 0 (train all) to 5 (freeze the whole backbone)')
     if padding not in PADDINGS:

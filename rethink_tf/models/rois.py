@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import gin
 import tensorflow as tf
 
-from rethink_tf.errors import UserError
+from rethink_tf.errors import UserError, check_at_least, check_fractions, check_positive
 from rethink_tf.ops import anchors as anchor_ops
 from rethink_tf.ops import boxes as box_ops
 from rethink_tf.ops import matching, nms, portable
@@ -32,6 +32,8 @@ class Anchors:
 
   def __init__(self, sizes: Sequence[float] | Sequence[Sequence[float]] = (32, 64, 128, 256, 512),
                ratios: Sequence[float] = (0.5, 1.0, 2.0), offset: float = 0.5):
+    check_positive('Anchors', sizes=sizes, ratios=ratios)
+    check_fractions('Anchors', offset=offset)
     self.sizes = tuple(tuple(size) if isinstance(size, tuple | list) else size for size in sizes)
     self.ratios, self.offset = tuple(ratios), offset
 
@@ -72,6 +74,10 @@ class AnchorSampler:
 
   def __init__(self, batch_size: int = 256, positive_fraction: float = 0.5, positive_iou: float = 0.7,
                negative_iou: float = 0.3, drop_straddling: bool = True):
+    _check_sampling('AnchorSampler', batch_size, positive_fraction)
+    check_fractions('AnchorSampler', positive_iou=positive_iou, negative_iou=negative_iou)
+    if negative_iou > positive_iou:
+      raise UserError(f'AnchorSampler.negative_iou = {negative_iou}: use at most positive_iou, {positive_iou}')
     self.batch_size, self.positive_fraction = batch_size, positive_fraction
     self.positive_iou, self.negative_iou = positive_iou, negative_iou
     self.drop_straddling = drop_straddling  # anchors that cross the image border; Detectron2 keeps them
@@ -99,6 +105,9 @@ class ProposalGenerator:
 
   def __init__(self, pre_nms_train: int = 2000, pre_nms_test: int = 1000, post_nms_train: int = 1000,
                post_nms_test: int = 1000, nms_iou: float = 0.7):
+    check_at_least('ProposalGenerator', 1, pre_nms_train=pre_nms_train, pre_nms_test=pre_nms_test,
+                   post_nms_train=post_nms_train, post_nms_test=post_nms_test)
+    check_fractions('ProposalGenerator', nms_iou=nms_iou)
     # Departure: Detectron keeps the best 2000 of all images on a device; here 1000 per image, so that results do not
     # depend on the number of images per device (facebookresearch/Detectron issue 459).
     self.pre_nms = {True: pre_nms_train, False: pre_nms_test}
@@ -138,6 +147,9 @@ class RoISampler:
 
   def __init__(self, batch_size: int = 512, positive_fraction: float = 0.25, foreground_iou: float = 0.5,
                box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)):
+    _check_sampling('RoISampler', batch_size, positive_fraction)
+    check_fractions('RoISampler', foreground_iou=foreground_iou)
+    check_positive('RoISampler', box_weights=box_weights)
     self.batch_size, self.positive_fraction = batch_size, positive_fraction
     self.foreground_iou, self.box_weights = foreground_iou, tuple(box_weights)
 
@@ -200,6 +212,8 @@ class DetectionGenerator:
   """Final boxes: score > 0.05, non-maximum suppression per class, the best 100 of an image (Mask R-CNN, 3.1)."""
 
   def __init__(self, score_threshold: float = 0.05, nms_iou: float = 0.5, max_detections: int = 100):
+    check_fractions('DetectionGenerator', score_threshold=score_threshold, nms_iou=nms_iou)
+    check_at_least('DetectionGenerator', 1, max_detections=max_detections)
     self.score_threshold, self.nms_iou, self.max_detections = score_threshold, nms_iou, max_detections
 
   def select(self, boxes: tf.Tensor, scores: tf.Tensor, valid: tf.Tensor,
@@ -209,6 +223,14 @@ class DetectionGenerator:
     boxes, scores, classes, kept = nms.grouped_nms(boxes, scores, valid, self.nms_iou, self.max_detections,
                                                    self.max_detections, form)
     return Detections(boxes, scores, tf.where(kept, classes + 1, 0))
+
+
+def _check_sampling(sampler: str, batch_size: int, positive_fraction: float) -> None:
+  check_at_least(sampler, 1, batch_size=batch_size)
+  check_fractions(sampler, positive_fraction=positive_fraction)
+  if int(batch_size * positive_fraction) < 1:
+    raise UserError(f'{sampler}.positive_fraction = {positive_fraction}: none of {sampler}.batch_size = {batch_size} '
+                    'would be an object; use larger ones')
 
 
 def _height_width(feature: tf.Tensor) -> tuple[int | tf.Tensor, ...]:

@@ -8,7 +8,7 @@ import gin
 import tensorflow as tf
 import tf_keras
 
-from rethink_tf.errors import UserError
+from rethink_tf.errors import UserError, check_at_least
 from rethink_tf.models import initializers
 from rethink_tf.models.initializers import MakeInitializer
 from rethink_tf.models.layers import ConvNorm, unchanged
@@ -34,6 +34,7 @@ class VGG(tf_keras.layers.Layer):
     super().__init__(name=name)
     if depth not in CONVOLUTIONS:
       raise UserError(f'VGG.depth = {depth} is not known: use one of {sorted(CONVOLUTIONS)}')
+    check_at_least('VGG', 1, width=width)
     if not 0 <= freeze_at <= 5:
       raise UserError(f'VGG.freeze_at = {freeze_at}: use 0 (train all) to 5 (freeze the whole backbone)')
     self.depth, self.width, self.freeze_at = depth, width, freeze_at

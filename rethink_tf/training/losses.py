@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import gin
 import tensorflow as tf
 
-from rethink_tf.errors import UserError
+from rethink_tf.errors import UserError, check_at_least, check_positive
 from rethink_tf.structures import (
   Batch,
   BoxOutputs,
@@ -43,6 +43,9 @@ class MaskRCNNLoss:
                keypoint_weight: float = 1.0, keypoint_divisor: float | None = None, min_keypoints: int = 21):
     if rpn_box_divisor not in ('sampled', 'batch_size'):
       raise UserError(f"MaskRCNNLoss.rpn_box_divisor = {rpn_box_divisor!r}: use 'sampled' or 'batch_size'")
+    check_at_least('MaskRCNNLoss', 0, rpn_smooth_l1_beta=rpn_smooth_l1_beta, box_smooth_l1_beta=box_smooth_l1_beta,
+                   stage_weights=stage_weights, keypoint_weight=keypoint_weight, min_keypoints=min_keypoints)
+    check_positive('MaskRCNNLoss', keypoint_divisor=keypoint_divisor)
     self.rpn_beta, self.box_beta, self.rpn_box_divisor = rpn_smooth_l1_beta, box_smooth_l1_beta, rpn_box_divisor
     self.stage_weights = stage_weights if stage_weights is None else tuple(stage_weights)
     self.keypoint_weight, self.keypoint_divisor = keypoint_weight, keypoint_divisor

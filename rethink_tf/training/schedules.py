@@ -9,7 +9,6 @@ warm-up keeps its length.
 from __future__ import annotations
 
 import abc
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ import gin
 import tensorflow as tf
 import tf_keras
 
-from rethink_tf.errors import UserError
+from rethink_tf.errors import UserError, check_at_least, check_fractions, check_positive
 
 PAPER_BATCH = 16
 PAPER_UNIT = 90_000  # iterations of 1×
@@ -119,13 +118,9 @@ class KTimesSchedule(_Stepwise):
     del num_images
     if (boundaries is None) != (total is None):
       raise UserError('KTimesSchedule: boundaries and total go together: give both or neither')
-    if not (base_rate > 0 and math.isfinite(base_rate)):
-      raise UserError(f'KTimesSchedule.base_rate = {base_rate}: use a number above 0')
-    if warmup_steps < 0:
-      raise UserError(f'KTimesSchedule.warmup_steps = {warmup_steps}: use 0 or more')
-    for name, value in (('decay_factor', decay_factor), ('warmup_factor', warmup_factor)):
-      if not 0 <= value <= 1:
-        raise UserError(f'KTimesSchedule.{name} = {value}: use a fraction, 0 to 1')
+    check_positive('KTimesSchedule', base_rate=base_rate)
+    check_at_least('KTimesSchedule', 0, warmup_steps=warmup_steps)
+    check_fractions('KTimesSchedule', decay_factor=decay_factor, warmup_factor=warmup_factor)
     self._config = {
       'k': k, 'batch_size': batch_size, 'base_rate': base_rate, 'unit': unit, 'decay_factor': decay_factor,
       'warmup_steps': warmup_steps, 'warmup_factor': warmup_factor,
