@@ -19,7 +19,7 @@ from rethink_tf.distributed import cluster
 from rethink_tf.distributed import devices as devices_found
 from rethink_tf.distributed import strategy as distribution
 from rethink_tf.distributed.workers import ALONE, Workers
-from rethink_tf.errors import UserError
+from rethink_tf.errors import UserError, check_at_least
 from rethink_tf.evaluation import object_limits
 from rethink_tf.evaluation.coco_evaluator import CocoEvaluator, DetectionEvaluator
 from rethink_tf.evaluation.follow import FollowedFolder
@@ -151,6 +151,7 @@ def run(
   _check_counts({'BATCH_SIZE': batch_size, 'run.images_per_device': images_per_device,
                  'run.eval_images_per_device': eval_images_per_device, 'run.log_every': log_every,
                  'run.checkpoint_every': checkpoint_every, 'run.keep_checkpoints': keep_checkpoints})
+  check_at_least('run', 0, follow_minutes=follow_minutes)
   gin_files.without_effect(run, _PASSED)
   devices_found.check()
   strategy = strategy()  # before any operation: it decides which devices TensorFlow starts with

@@ -13,7 +13,7 @@ from absl import logging
 
 from rethink_tf.console import Progress
 from rethink_tf.data.batching import errors_of
-from rethink_tf.errors import UserError
+from rethink_tf.errors import UserError, check_at_least
 from rethink_tf.evaluation import coco_metrics
 from rethink_tf.evaluation.periodic import Coverage, PeriodicEvaluation
 from rethink_tf.evaluation.postprocessing import ImageDetections, from_bytes, restore, to_bytes
@@ -230,6 +230,7 @@ class CocoEvaluator(DetectionEvaluator):
       raise UserError(f"CocoEvaluator.mask_paste = '{mask_paste}': choose one of {', '.join(PASTE_MODES)}")
     if backend not in coco_metrics.BACKENDS:
       raise UserError(f"CocoEvaluator.backend = '{backend}': choose one of {', '.join(coco_metrics.BACKENDS)}")
+    check_at_least('CocoEvaluator', 0, num_pictures=num_pictures)
     if not all(isinstance(limit, int) and limit >= 1 for limit in (max_detections, max_keypoint_detections)):
       raise UserError(f'CocoEvaluator.max_detections = {max_detections} and max_keypoint_detections = '
                       f'{max_keypoint_detections}: use integers of 1 or more')

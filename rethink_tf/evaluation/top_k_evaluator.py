@@ -14,7 +14,7 @@ from absl import logging
 
 from rethink_tf.console import Progress
 from rethink_tf.data.batching import errors_of
-from rethink_tf.errors import UserError, in_one_line
+from rethink_tf.errors import UserError, check_at_least, in_one_line
 from rethink_tf.evaluation.periodic import Coverage, PeriodicEvaluation
 from rethink_tf.storage import files
 from rethink_tf.storage.run_folder import RunFolder
@@ -94,6 +94,7 @@ class TopKEvaluator(PeriodicEvaluation):
     at_end: bool = True,
     num_pictures: int = 24,
   ):
+    check_at_least('TopKEvaluator', 0, num_pictures=num_pictures)
     super().__init__(run_folder, every, at_end)
     self._input, self._predict, self._source = eval_input, predict, source
     ids = np.asarray(source.image_ids)

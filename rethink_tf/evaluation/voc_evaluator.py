@@ -13,7 +13,7 @@ import gin
 import numpy as np
 import tensorflow as tf
 
-from rethink_tf.errors import UserError
+from rethink_tf.errors import UserError, check_at_least
 from rethink_tf.evaluation import voc_metrics
 from rethink_tf.evaluation.coco_evaluator import DetectionEvaluator
 from rethink_tf.evaluation.postprocessing import ImageDetections
@@ -227,6 +227,7 @@ class VocEvaluator(DetectionEvaluator):
       raise UserError(f"VocEvaluator.rule = '{rule}': choose one of {', '.join(voc_metrics.RULES)}")
     if competition not in COMPETITIONS:
       raise UserError(f"VocEvaluator.competition = '{competition}': choose one of {', '.join(COMPETITIONS)}")
+    check_at_least('VocEvaluator', 0, num_pictures=num_pictures)
     super().__init__(
       eval_input, predict, source, run_folder, every, at_end,
       lambda write: VocScorer(source, run_folder, write, num_pictures, rule, competition, save_results),

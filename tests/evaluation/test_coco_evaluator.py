@@ -181,6 +181,8 @@ def test_unknown_choices_are_user_errors(tmp_path):
     make(tmp_path, mask_paste='exact')
   with pytest.raises(UserError, match='backend'):
     make(tmp_path, backend='mine')
+  with pytest.raises(UserError, match='^CocoEvaluator.num_pictures = -1: use 0 or more$'):
+    make(tmp_path, num_pictures=-1)
 
 
 def steps_taken(evaluator, steps):

@@ -48,6 +48,11 @@ def evaluator(tmp_path, predict, batch_size=5, **arguments):
   return TopKEvaluator(inputs, predict, source, folder, **arguments), source, folder
 
 
+def test_a_negative_number_of_pictures_is_refused(tmp_path):
+  with pytest.raises(UserError, match='^TopKEvaluator.num_pictures = -1: use 0 or more$'):
+    evaluator(tmp_path, by_colour, num_pictures=-1)
+
+
 def test_an_evaluation_of_averages_is_called_one(tmp_path, capsys):
   one, _, folder = evaluator(tmp_path, by_colour)
   one.evaluate(3)

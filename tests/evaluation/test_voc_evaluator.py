@@ -161,6 +161,8 @@ def test_without_objects(tmp_path):
 def test_unknown_choices_are_user_errors(source, tmp_path):
   with pytest.raises(UserError, match='VocEvaluator.rule'):
     make(source, tmp_path, rule='12-point')
+  with pytest.raises(UserError, match='^VocEvaluator.num_pictures = -1: use 0 or more$'):
+    make(source, tmp_path, num_pictures=-1)
   with pytest.raises(UserError, match='VocEvaluator.competition'):
     make(source, tmp_path, competition='comp5')
 

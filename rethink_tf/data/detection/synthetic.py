@@ -142,6 +142,7 @@ class SyntheticSource:
     _require(4 <= object_size[0] <= object_size[1] <= image_size[0],
              f'object_size is {tuple(object_size)}; use (minimum, maximum) from 4 to the smallest image side')
     _require(0 < min_visible <= 1, f'min_visible is {min_visible}; use a fraction above 0 and at most 1')
+    _require(contrast >= 0, f'contrast is {contrast}; use 0 or more')
     del training
     self.split, self.seed = split, seed
     self.image_size, self.object_size = tuple(image_size), tuple(object_size)
