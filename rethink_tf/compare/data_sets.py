@@ -20,6 +20,8 @@ SETTING = 'data.folder'  # in the settings of runs on several data sets
 
 Folders = tuple[str, ...]
 Summaries = Mapping[str, Mapping[str, Any]]  # by split
+# What runs record of the data in a folder, by their settings: some take a part of it.
+Recorded = dict[tuple, Summaries]
 
 
 def told_apart(runs: Sequence[Run]) -> list[Run]:
@@ -31,10 +33,10 @@ def told_apart(runs: Sequence[Run]) -> list[Run]:
   folders = [folders_of(run.settings) for run in runs]
   if len(set(folders)) < 2:
     return list(runs)
-  known: dict[Folders, Summaries] = {}
+  known: dict[Folders, Recorded] = {}
   for run, own in zip(runs, folders, strict=True):
-    if own not in known and (recorded := identity.read(run.folder)) is not None and recorded.data:
-      known[own] = recorded.data
+    if (recorded := identity.read(run.folder)) is not None and recorded.data:
+      known.setdefault(own, {}).setdefault(run.twin_key, recorded.data)
   first: list[Folders] = []  # of each data set
   of: dict[Folders, Folders] = {}
   for own, data in known.items():
@@ -54,8 +56,16 @@ def folders_of(settings: Mapping[str, Any]) -> Folders:
                if name.endswith('.data_dir') and settings[name] not in (None, 'None'))
 
 
-def _same(one: Summaries, other: Summaries) -> bool:
-  return not any(digest.differences(one[split], other[split]) for split in one.keys() & other.keys())
+def _same(one: Recorded, other: Recorded) -> bool:
+  """Whether two folders hold the same data, as far as runs of the same settings tell; a fraction is no other data.
+
+  Without such runs the held-out data tells.
+  """
+  pairs = [(one[key], other[key]) for key in one.keys() & other.keys()] or [
+    tuple({split: data for split, data in next(iter(each.values())).items() if split == 'held_out'}
+          for each in (one, other))]
+  return not any(digest.differences(first[split], second[split])
+                 for first, second in pairs for split in first.keys() & second.keys())
 
 
 def _names(folders: Sequence[Folders]) -> dict[Folders, str]:

@@ -155,17 +155,16 @@ class Run(NamedTuple):
 
   @property
   def init_key(self) -> tuple[tuple[str, str], ...]:
-    """Key of the initial weights; a file counts by its name, whatever its folder."""
+    """Key of the initial weights; a file counts by its name, whatever its folder, a checkpoint also by its run's."""
     one = {name: self.seeds_of_weights for name in WEIGHTS_PATHS if self.seeds_of_weights and name in self.settings}
     return init_key(self.settings | one)
 
   @property
   def weights_name(self) -> str:
-    """Short name of the initial weights: the last component of their path."""
+    """Short name of the initial weights: the last component of their path; of a checkpoint, with that of its run."""
     if self.seeds_of_weights:
       return self.seeds_of_weights
-    path = str(self.settings.get('PretrainedWeights.path') or self.pretraining_source or self.init)
-    return path.rstrip('/').rpartition('/')[2]
+    return _base(str(self.settings.get('PretrainedWeights.path') or self.pretraining_source or self.init))
 
 
 def twin_key(settings: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
@@ -177,9 +176,16 @@ def twin_key(settings: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 
 def init_key(settings: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
   """Return the key of Run.init_key."""
-  return tuple(sorted((name, str(value).rstrip('/').rpartition('/')[2] if name.endswith('.path') else str(value))
+  return tuple(sorted((name, _base(str(value)) if name.endswith('.path') else str(value))
                       for name, value in settings.items() if value not in (None, 'None')
                       and (_INIT.match(name) or _INIT.match(name.split('/')[-1]))))
+
+
+def _base(path: str) -> str:
+  """Return the last component of a path, after that of its run for a checkpoint: all runs have a step-00001000."""
+  folder, _, name = path.rstrip('/').rpartition('/')
+  run, _, parent = folder.rpartition('/')
+  return f'{run.rpartition("/")[2]}/{name}' if parent == 'checkpoints' and run else name
 
 
 def read_runs(paths: Sequence[str]) -> list[Run]:
@@ -317,7 +323,7 @@ def _points(settings: Mapping[str, Any]) -> list[int] | None:
 
 
 def _planned(settings: Mapping[str, Any], folder: RunFolder) -> int | None:
-  """Return the number of steps of the whole schedule; with stop_k, the step at which it stops."""
+  """Return the number of steps of the whole schedule, also of a run that stops before its end (stop_k)."""
   points = _points(settings) if settings.get('KTimesSchedule.stop_k') not in (None, 'None') else None
   return points[-1] if points else total_steps(folder)
 

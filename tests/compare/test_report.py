@@ -310,6 +310,15 @@ def test_weights_of_another_origin_are_another_side(tmp_path):
   assert 'pre-trained (r50.pkl) 2x' in second.words and second.steps[0].relation == verdict.EQUAL
 
 
+def test_checkpoints_of_several_pretrainings_are_several_sides(tmp_path):
+  """Whose folders have the same name, step-00000100."""
+  paths = [write(tmp_path / f'{name}{seed}', detected, k=2, init=init, seed=seed) for seed in (1, 2)
+           for name, detected, init in (('s', HALF, None), ('p', worse(40), 'runs/a/checkpoints/step-00000100'),
+                                        ('q', HALF, '/mnt/runs/b/checkpoints/step-00000100/'))]
+  assert sorted(one.headline for one in judge(paths)) == [
+    f'You do not need pre-training ({run}/step-00000100) from 2x on' for run in 'ab']
+
+
 @pytest.mark.parametrize('lost, apart, words', [
   (4, 1, r'with about \d+ more held-out images it is settled in half of the cases\.$'),
   (4, 2, r'with \d more seeds of each side it is settled in half of the cases\. In training time'),
