@@ -106,9 +106,9 @@ def compare(run_folders: Sequence[str], output: str, metric: str | None = None, 
     panels=plots.render(plots.panels(runs, metric, objects), 'svg'),
     tables={
       'Runs': _runs_table(runs),
-      'Scratch against the best pre-trained run': tables.steps_table(counting, verdicts),
+      'Scratch against the pre-trained schedule that decides': tables.steps_table(counting, verdicts),
       'Scratch against pre-training at the same schedule': tables.twins_table(counting, differences, margin),
-      f'Differences of {metric_name(metric)} from the first run': tables.differences_table(runs, differences, margin),
+      'Differences from the first run, each by itself': tables.differences_table(runs, differences, margin),
       'Settings that differ': tables.settings_table(runs),
     },
     notes=notes)

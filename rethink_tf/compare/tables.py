@@ -8,7 +8,7 @@ import numpy as np
 
 from rethink_tf.compare import verdict
 from rethink_tf.compare.differences import Differences
-from rethink_tf.compare.groups import Side, groups, in_group, labels_by_key, sides
+from rethink_tf.compare.groups import Side, by_arm, groups, in_group, labels_by_key, sides
 from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run
 from rethink_tf.console import signed, times
 from rethink_tf.errors import plain
@@ -36,16 +36,17 @@ def runs_table(runs: Sequence[Run], metrics: Sequence[str], exact: bool = False)
 
 
 def steps_table(runs: Sequence[Run], verdicts: Sequence[verdict.Verdict]) -> Table:
-  """One row per scratch schedule, compared with the best pre-trained one. verdicts: on these runs."""
+  """One row per scratch schedule, compared with the pre-trained one that decides (verdict.Step). verdicts: on these
+  runs."""
   rows = [['scratch', 'against', 'AP', 'against AP', 'difference', 'verdict', 'pixels', 'with pre-training']]
   about = labels_by_key(runs)
   for one in verdicts:
     for step in one.steps:
-      before = one.pretrained.runs[0].pretraining
-      fine, seen = one.pretrained.seen, step.side.seen
-      scratch = in_group(step.side.label, about[one.pretrained.runs[0].twin_key])
-      rows.append([scratch, one.pretrained.label, f'{step.side.mean(one.metric):.1f}',
-                   f'{one.pretrained.mean(one.metric):.1f}', str(step.difference or '-'), step.relation,
+      before = step.against.runs[0].pretraining
+      fine, seen = step.against.seen, step.side.seen
+      scratch = in_group(step.side.label, about[step.against.runs[0].twin_key])
+      rows.append([scratch, step.against.label, f'{step.side.mean(one.metric):.1f}',
+                   f'{step.against.mean(one.metric):.1f}', str(step.decisive or '-'), step.relation,
                    _ratio(seen.pixels, fine.pixels),
                    _UNKNOWN if before is None else _ratio(seen.pixels, fine.plus(before).pixels)])
   return rows
@@ -56,17 +57,22 @@ def _ratio(pixels: float, others: float) -> str:
 
 
 def twins_table(runs: Sequence[Run], differences: Differences, margin: float) -> Table:
-  """One row per schedule of Fig. 1 with scratch and pre-trained runs, and their difference; empty without any."""
+  """One row per schedule of Fig. 1 with scratch and pre-trained runs, and their difference; empty without any.
+
+  Intervals are those of a verdict, which hold for all pre-trained schedules of the same weights together.
+  """
   rows, metric = [['schedule', 'scratch', 'pre-trained', 'difference', 'verdict']], differences.metric
   about = labels_by_key(runs)
   for group in groups(runs):
     pretrained = sides(group, PRETRAINED)
+    arms = by_arm(pretrained)
     for side in sides(group, SCRATCH):
       for other in (other for other in pretrained if other.schedule == side.schedule):
-        interval = differences.between(side, other)
+        arm = arms[other.arm]
+        interval, level = differences.between(side, other, len(arm)), max(each.mean(metric) for each in arm)
         schedule = in_group(f'{side.schedule} {other.arm}'.strip(), about[group[0].twin_key])
         rows.append([schedule, f'{side.mean(metric):.1f}', f'{other.mean(metric):.1f}', str(interval or '-'),
-                     '-' if interval is None else verdict.relation(interval, margin)])
+                     '-' if interval is None else verdict.relation(interval, margin, level)])
   return rows if len(rows) > 1 else []
 
 
@@ -80,10 +86,12 @@ def differences_table(runs: Sequence[Run], differences: Differences, margin: flo
       gap = run.final(differences.metric) - runs[0].final(differences.metric)
       single = differences.num_images(first) == 1
       rows.append([run.name, signed(gap), 'no interval: one held-out image says nothing about others' if single else
-                   'no interval: detections not saved, of other images or objects, or not a COCO metric'])
+                   'no interval: detections not saved, of other images or objects, or not a metric with intervals'])
     else:
       complete = run.complete and runs[0].complete
-      rows.append([run.name, str(interval), verdict.relation(interval, margin) if complete else 'not complete'])
+      level = max(one.final(differences.metric) for one in (run, runs[0]))
+      rows.append([run.name, str(interval),
+                   verdict.relation(interval, margin, level) if complete else 'not complete'])
   return rows
 
 

@@ -42,7 +42,8 @@ class Step(NamedTuple):
   side: Side
   difference: Interval | None  # from the best pre-trained one; None: detections were not saved
   relation: str
-  behind: tuple[Side, Interval] | None = None  # if worse: the pre-trained one that it is furthest behind
+  against: Side  # the pre-trained one that decides: that it is furthest behind, or that leaves it open, else the best
+  decisive: Interval | None  # the difference from that one
 
 
 class Verdict(NamedTuple):
@@ -61,18 +62,23 @@ class Verdict(NamedTuple):
   left_open: Step | None = None  # the shorter scratch schedule that an open answer is about
 
 
-def relation(difference: Interval, margin: float) -> str:
+def relation(difference: Interval, margin: float, level: float = LARGEST) -> str:
   """Return ONE_SEED if the spread between seeds is unknown; EQUAL if the interval lies within the margin; BETTER or
-  WORSE if above or below 0; NOT_WORSE if above -margin, for a margin above 0; else UNSURE."""
+  WORSE if above or below 0; NOT_WORSE if above -margin, for a margin above 0; else UNSURE.
+
+  level: AP in percent of what is compared with. Where it is so low that to be within the margin is to be anywhere,
+  there is no EQUAL or NOT_WORSE.
+  """
   if difference.resolved is not None:
     return ONE_SEED
-  if -margin <= difference.low and difference.high <= margin:
+  low = _is_low(level, margin)
+  if -margin <= difference.low and difference.high <= margin and not low:
     return EQUAL
   if difference.low > 0:
     return BETTER
   if difference.high < 0:
     return WORSE
-  return NOT_WORSE if difference.low >= -margin < 0 else UNSURE
+  return NOT_WORSE if difference.low >= -margin < 0 and not low else UNSURE
 
 
 def joint_relation(all_differences: Sequence[Interval], best: Interval, margin: float) -> str:
@@ -121,33 +127,36 @@ def verdicts(runs: Sequence[Run], differences: Differences, margin: float = 0.5)
 
 
 def _step(side: Side, pretrained: Sequence[Side], best: Side, differences: Differences, margin: float) -> Step:
-  each = [differences.between(side, other, len(pretrained)) for other in pretrained]
+  each = [(other, differences.between(side, other, len(pretrained))) for other in pretrained]
   of_best = each[[other is best for other in pretrained].index(True)]
-  if any(one is None for one in each):
-    return Step(side, of_best, UNSURE)
-  found = joint_relation(each, of_best, margin)
-  if found in (EQUAL, NOT_WORSE) and _is_low(best, differences.metric, margin):
+  if any(difference is None for _, difference in each):
     found = UNSURE
-  behind = min(zip(pretrained, each, strict=True), key=lambda pair: pair[1].high) if found == WORSE else None
-  return Step(side, of_best, found, behind)
+  else:
+    found = joint_relation([difference for _, difference in each], of_best[1], margin)
+    if found in (EQUAL, NOT_WORSE) and _is_low(best.mean(differences.metric), margin):
+      found = UNSURE
+  decides = of_best
+  if found == WORSE:
+    decides = min(each, key=lambda pair: pair[1].high)
+  elif found == UNSURE:
+    decides = _left_open(each, best, margin) or of_best
+  return Step(side, of_best[1], found, *decides)
 
 
-def _left_open(step: Step, best: Side, pretrained: Sequence[Side], differences: Differences,
-               margin: float) -> tuple[Side, Interval | None]:
-  """Return the pre-trained schedule that keeps a step open, and the difference from it.
+def _left_open(each: Sequence[tuple[Side, Interval | None]], best: Side,
+               margin: float) -> tuple[Side, Interval | None] | None:
+  """Return the pre-trained schedule that keeps a step open, with the difference from it; None if each is settled.
 
   The best one, unless its own difference is settled: schedules with fewer seeds have wider intervals.
   """
-  each = [(other, differences.between(step.side, other, len(pretrained))) for other in pretrained]
   found = [(other, one) for other, one in each if one is None or relation(one, margin) == UNSURE]
-  if not found or any(other is best for other, _ in found):
-    return best, step.difference
-  return min(found, key=lambda pair: -LARGEST if pair[1] is None else pair[1].low)
+  of_best = next((pair for pair in found if pair[0] is best), None)
+  return of_best or min(found, key=lambda pair: -LARGEST if pair[1] is None else pair[1].low, default=None)
 
 
-def _is_low(best: Side, metric: str, margin: float) -> bool:
+def _is_low(level: float, margin: float) -> bool:
   """Whether AP is so low that the margin is half of it or more: "within the margin" then says nothing."""
-  return best.mean(metric) <= 2 * margin
+  return level <= 2 * margin
 
 
 def _cure_of_low(mean: float, margin: float) -> tuple[str, str]:
@@ -202,7 +211,7 @@ class _Comparison(NamedTuple):
       return self.pretrain()
     if self.longest.relation == ONE_SEED:
       return self.one_seed()
-    if self.longest.difference is not None and _is_low(self.best, self.metric, self.margin):
+    if self.longest.difference is not None and _is_low(self.best.mean(self.metric), self.margin):
       return self.too_low()
     return self.too_noisy()
 
@@ -224,7 +233,7 @@ class _Comparison(NamedTuple):
       f'seeds of {shorter} and {schedule} would tell.')
 
   def shorter_may_have_caught_up(self, rival: Step) -> _Outcome:
-    against, difference = _left_open(rival, self.best, self.pretrained, self.differences, self.margin)
+    against, difference = rival.against, rival.decisive
     need = planning.needed(rival.side, against, self.differences, self.margin, self.pretrained)
     return _Outcome(
       OPEN,
@@ -259,7 +268,7 @@ class _Comparison(NamedTuple):
 
   def too_noisy(self) -> _Outcome:
     longest, shorter = self.longest, self.steps[-2].side if len(self.steps) > 1 else None
-    against, difference = _left_open(longest, self.best, self.pretrained, self.differences, self.margin)
+    against, difference = longest.against, longest.decisive
     need = planning.needed(longest.side, against, self.differences, self.margin, self.pretrained, shorter)
     return _Outcome(
       OPEN,
@@ -268,8 +277,8 @@ class _Comparison(NamedTuple):
       f'{need.words}', need)
 
   def longest_behind(self, verb: str) -> str:
-    against, difference = self.longest.behind
-    return f'{self.named(self.longest.side)} {verb} behind {self.named(against)}{_interval(difference)}'
+    return (f'{self.named(self.longest.side)} {verb} behind {self.named(self.longest.against)}'
+            f'{_interval(self.longest.decisive)}')
 
   def named(self, side: Side) -> str:
     return f'{side.label} ({metric_name(self.metric)} {side.mean(self.metric):.1f})'

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rethink_tf.compare import verdict
+from rethink_tf.compare import planning, verdict
 from rethink_tf.compare.intervals import Interval
 from rethink_tf.compare.run_summary import read_runs
 from rethink_tf.compare.tables import (
@@ -16,7 +16,7 @@ from rethink_tf.compare.tables import (
   twins_table,
 )
 from rethink_tf.storage.run_folder import write_schedule
-from tests.compare.fake_runs import HALF, better, write
+from tests.compare.fake_runs import HALF, better, share, write
 
 
 def settings(*runs):
@@ -83,3 +83,34 @@ def test_rows_of_differences(runs, interval, images, twins, difference):
   if interval:
     write_schedule(runs[0].folder, 101)
     assert differences_table(read_runs([run.folder.path for run in runs]), known, 0.5)[1][2] == 'not complete'
+
+
+@pytest.mark.parametrize('of_best, of_other, relation, against', [
+  ((-7.0, 1.0), (-3.0, -1.0), verdict.WORSE, '1x'), ((-0.2, 0.2), (-2.0, 1.0), verdict.UNSURE, '1x'),
+  ((-2.0, 1.0), (-3.0, 1.0), verdict.UNSURE, '2x'), ((-0.2, 0.2), (-0.1, 2.0), verdict.EQUAL, '2x')])
+def test_the_difference_of_a_row_is_the_one_that_its_verdict_is_of(tmp_path, monkeypatch, of_best, of_other, relation,
+                                                                   against):
+  """It may be behind a schedule other than the best one, whose interval is wider."""
+  monkeypatch.setattr(verdict.planning, 'needed', lambda *_: planning.Need('', ''))
+  runs = read_runs([write(tmp_path / 's', HALF), write(tmp_path / 'p', better(4), init='w'),
+                    write(tmp_path / 'q', better(6), k=2, images=800, init='w')])
+  known, asked = {'1x': Interval(sum(of_other) / 2, *of_other), '2x': Interval(sum(of_best) / 2, *of_best)}, []
+
+  def between(_, other, comparisons=1):
+    asked.append(comparisons)
+    return known[other.schedule]
+
+  differences = SimpleNamespace(metric='box/AP', look=None, between=between)
+  found = verdict.verdicts(runs, differences, 0.5)
+  row = steps_table(runs, found)[1]
+  assert (row[1], row[4], row[5]) == (f'pre-trained {against}', str(known[against]), relation)
+  assert row[3] == {'1x': '52.0', '2x': '53.0'}[against] and row[6] == {'1x': '1 x', '2x': '0.5 x'}[against]
+  assert twins_table(runs, differences, 0.5)[1][3] == str(known['1x'])
+  assert set(asked) == {2}, 'the interval of a pair is the same in all tables'
+
+
+def test_an_ap_of_twice_the_margin_is_equal_to_nothing_in_any_table(tmp_path):
+  runs = read_runs([write(tmp_path / name, share(1, 100), init=init) for name, init in (('s', None), ('p', 'w'))])
+  known = SimpleNamespace(metric='box/AP', look=None, between=lambda *_: Interval(0.0, -0.1, 0.1))
+  rows = [twins_table(runs, known, 0.5)[1], differences_table(runs, known, 0.5)[1]]
+  assert [row[-1] for row in rows] == [verdict.UNSURE] * 2

@@ -99,11 +99,11 @@ def test_one_pre_trained_schedule_that_is_ahead_is_enough_to_be_behind(runs):
            for schedule, low, high in (('1x', -1.5, -0.5 - k), ('2x', -0.1, 0.1))}
   only, = verdict.verdicts(runs, Known(known), 0.5)
   assert {step.relation for step in only.steps} == {verdict.WORSE} and only.answer == verdict.PRETRAIN
-  assert all(step.behind[0].schedule == '1x' for step in only.steps)
+  assert all(step.against.schedule == '1x' for step in only.steps)
   assert ('It still gains (2x to 3x: +2.5): a longer schedule may close the gap (twice as long: 10 min 0 s of training)'
           in only.words)  # 300 steps of a second
   known = {key: one if key != ('3x', '2x') else Interval(-4, -5, -4.5) for key, one in known.items()}
-  assert verdict.verdicts(runs, Known(known), 0.5)[0].steps[-1].behind[0].schedule == '2x'
+  assert verdict.verdicts(runs, Known(known), 0.5)[0].steps[-1].against.schedule == '2x'
 
 
 def test_a_negative_margin_is_refused(runs):

@@ -188,7 +188,7 @@ def test_after_a_failure_behind_several_looks_the_report_is_that_of_the_last_one
 
 def step(schedule, relation):
   run = types.SimpleNamespace(folder=types.SimpleNamespace(path=f'out/{schedule}'))
-  return verdict.Step(groups.Side(schedule, (run,)), np.nan, relation)
+  return verdict.Step(groups.Side(schedule, (run,)), np.nan, relation, None, np.nan)
 
 
 @pytest.mark.parametrize('relations, answer, every_schedule, needs', [
