@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import collections
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rethink_tf.compare.groups import groups, sides
+from rethink_tf.compare.groups import by_arm, groups, labels_by_key, sides
 from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run, metric_name
 from rethink_tf.console import counted
 from rethink_tf.data import digest
@@ -73,7 +74,7 @@ def software(runs: Sequence[Run]) -> Differing:
     versions = [one.get(package, set()) for one in recorded]
     if len(set().union(*versions)) > 1:
       found.append(f'{package} {_counted(versions, ", ")}')
-      apart += [f'{package} {one} and {other}' for one, other in _apart(runs, versions, ', ')]
+      apart += [f'{package} {one} and {other}{where}' for one, other, where in _apart(runs, versions, ', ')]
   return Differing(
     [f'Scratch and pre-trained runs were trained with different software ({"; ".join(apart)}): part of their '
      'difference may be due to it.'] if apart else [],
@@ -89,8 +90,8 @@ def hardware(runs: Sequence[Run]) -> Differing:
   if len(set().union(*recorded)) < 2:
     return Differing([], [])
   return Differing(
-    [f'Scratch and pre-trained runs were trained on different hardware ({one}; and {other}): part of their difference '
-     'may be due to it.' for one, other in _apart(runs, recorded, '; ')],
+    [f'Scratch and pre-trained runs{where} were trained on different hardware ({one}; and {other}): part of their '
+     'difference may be due to it.' for one, other, where in _apart(runs, recorded, '; ')],
     [f'Hardware: {_counted(recorded, "; ")}.'])
 
 
@@ -100,11 +101,22 @@ def _counted(recorded: Sequence[set[str]], separator: str) -> str:
   return separator.join(f'{value} ({counted(count, "run")})' for value, count in sorted(counts.items()))
 
 
-def _apart(runs: Sequence[Run], recorded: Sequence[set[str]], separator: str) -> list[tuple[str, str]]:
-  """Return the values of both sides, sorted and joined, if they have none in common; [] otherwise."""
-  sides = [set().union(*(one for run, one in zip(runs, recorded, strict=True) if run.init == init))
-           for init in (SCRATCH, PRETRAINED)]
-  return [] if not all(sides) or sides[0] & sides[1] else [tuple(separator.join(sorted(side)) for side in sides)]
+def _apart(runs: Sequence[Run], recorded: Sequence[set[str]], separator: str) -> list[tuple[str, str, str]]:
+  """Return the values of both sides of a verdict, sorted and joined, if they have none in common, and where that is so.
+
+  Where: the settings and weights of such verdicts in brackets; '' if it is so of all.
+  """
+  of = {run.name: own for run, own in zip(runs, recorded, strict=True)}
+  about, pairs, found = labels_by_key(runs), 0, {}
+  for group in groups(runs):
+    arms = (by_arm(sides(group, init)).values() for init in (SCRATCH, PRETRAINED))
+    for pair in itertools.product(*arms):
+      pairs += 1
+      one, other = (set().union(*(of[run.name] for side in arm for run in side.runs)) for arm in pair)
+      if one and other and not one & other:
+        where = ', '.join(dict.fromkeys(filter(None, (*(arm[0].arm for arm in pair), about[group[0].twin_key]))))
+        found.setdefault((separator.join(sorted(one)), separator.join(sorted(other))), []).append(where)
+  return [(*values, '' if len(where) == pairs else f' ({"; ".join(where)})') for values, where in found.items()]
 
 
 def weights(runs: Sequence[Run]) -> list[str]:

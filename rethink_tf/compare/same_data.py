@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rethink_tf.compare import data_sets
 from rethink_tf.compare.matching import SavedMatches
 from rethink_tf.compare.run_summary import Run, metric_name
 from rethink_tf.data import digest
@@ -15,16 +16,19 @@ from rethink_tf.storage.identity import Identity
 def differences(runs: Sequence[Run]) -> list[str]:
   """Return a warning for each run whose classes, training data or held-out data differ from the first run's.
 
-  Training data is compared with that of the first run of the same settings: a folder may have changed in between.
+  Of runs on several data sets, which have a verdict for each, the first one of the same data set. Training data is
+  compared with that of the first run of the same settings: a folder may have changed in between.
 
   Raises:
     UserError: a run's identity.json is damaged.
   """
-  first, *others = recorded = [(run, identity.read(run.folder)) for run in runs]
+  recorded = [(run, identity.read(run.folder)) for run in runs]
+  first: dict[Any, tuple[Run, Identity]] = {}  # of each data set
   found = []
-  for run, own in others:
-    if own is not None and first[1] is not None:
-      found += _other_classes(run, own, *first) + _other_held_out(run, own, *first)
+  for run, own in recorded:
+    if own is not None:
+      of_data_set = first.setdefault(run.settings.get(data_sets.SETTING), (run, own))
+      found += _other_classes(run, own, *of_data_set) + _other_held_out(run, own, *of_data_set)
   return found + _other_training(recorded)
 
 

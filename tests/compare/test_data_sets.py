@@ -2,7 +2,7 @@
 
 import pytest
 
-from rethink_tf.compare import copies, groups
+from rethink_tf.compare import copies, groups, same_data
 from rethink_tf.compare.run_summary import read_runs
 from rethink_tf.storage import identity
 from rethink_tf.storage.run_folder import RunFolder
@@ -34,6 +34,7 @@ def test_each_data_set_is_a_group(tmp_path):
   paths = [run(tmp_path / f'{name}{seed}{init}', f'data/{name}', name, worse(k), seed=seed, init=init)
            for name in 'ab' for seed in (0, 1) for k, init in enumerate((None, 'w'))]
   assert labels(paths) == [('folder = a', 4), ('folder = b', 4)]
+  assert same_data.differences(read_runs(paths)) == [], 'each has a verdict of its own'
 
 
 @pytest.mark.parametrize('data', ['x', None])

@@ -119,6 +119,19 @@ def test_software(tmp_path):
                             '2.20.0): part of their difference may be due to it.']
 
 
+def test_software_that_differs_between_the_sides_of_one_verdict(tmp_path):
+  """Whatever the other verdicts' runs were trained with: another rate, or other weights."""
+  versions = [{'tensorflow': version} for version in ('2.19.0', '2.20.0')]
+  paths = [run(tmp_path / f'{rate}{init}', rate=rate, init=init, versions=versions[number]) for number, rate, init in
+           ((0, 0.02, None), (0, 0.02, 'w'), (1, 0.02, 'v'), (1, 0.01, None), (0, 0.01, 'w'))]
+  words = 'Scratch and pre-trained runs were trained with different software (tensorflow 2.19.0 and 2.20.0{}): part'
+  assert provenance.software(read_runs(paths[:2])).cautions == []
+  for those, where in ((paths[:3], ' (v)'), ((*paths[:2], *paths[3:]), None), ((paths[0], paths[2]), '')):
+    line, = provenance.software(read_runs(those)).cautions
+    expected = ('tensorflow 2.20.0 and 2.19.0 (base_rate = 0.01)' if where is None else words.format(where))
+    assert expected in line
+
+
 def test_a_resumed_run_has_the_versions_of_all_starts(tmp_path):
   path = run(tmp_path / 'a', versions={'tensorflow': '2.20.0'})
   record = json.loads((tmp_path / 'a/command.json').read_text())
@@ -147,6 +160,9 @@ def test_hardware(tmp_path):
   assert found.cautions == [f'Scratch and pre-trained runs were trained on different hardware ({old}; and {new}): part '
                             'of their difference may be due to it.']
   assert found.notes == [f'Hardware: {new} (1 run); {old} (2 runs).']
+  other = on(tmp_path / 'e', new, init='other')  # beside weights of which the hardware is that of scratch
+  line, = provenance.hardware(read_runs([*same, other, on(tmp_path / 'f', old, init='R50.pkl')])).cautions
+  assert line.startswith('Scratch and pre-trained runs (other) were trained on different hardware (')
   comparison = compare(apart, str(tmp_path / 'out'), draws=20)
   assert found.cautions[0] in comparison.text and found.notes[0] in (tmp_path / 'out/index.html').read_text()
 
