@@ -106,7 +106,19 @@ def signed(value: float) -> str:
 
   An end of an interval beside zero, or beside the margin, decides a verdict.
   """
-  return f'{value:+.1f}' if abs(value) >= 1 else f'{round(value, 2) + 0.0:+.2f}'  # + 0.0: no -0.00
+  rounded = round(value, 2) + 0.0  # no -0.00
+  return f'{value:+.1f}' if abs(rounded) >= 1 else f'{rounded:+.2f}'
+
+
+def magnitude(value: float) -> str:
+  """A difference in points without its sign, with the digits that `signed` gives it: '3.4', '0.04'."""
+  return signed(value)[1:]
+
+
+def told_apart(first: float, second: float, digits: int = 1) -> tuple[str, str]:
+  """Two values with the digits that tell them apart, four at most: they are beside words that say that they differ."""
+  texts = f'{first:.{digits}f}', f'{second:.{digits}f}'
+  return texts if texts[0] != texts[1] or digits == 4 else told_apart(first, second, digits + 1)
 
 
 def percent(share: float) -> str:

@@ -94,3 +94,14 @@ def test_numbers_in_words():
   assert [console.counted(n, 'class', 'classes') for n in (0, 1)] == ['0 classes', '1 class']
   assert [console.times(ratio) for ratio in (0.001, 0.5, 3.44, 99.7, 1234)] == [
     'less than 0.01 x', '0.5 x', '3.4 x', '100 x', '1,234 x']
+
+
+def test_a_difference_has_the_same_digits_with_and_without_its_sign():
+  values = (0.0, -0.001, 0.04, -0.97, 0.996, -1.04, 12.35)
+  assert [console.signed(value) for value in values] == ['+0.00', '+0.00', '+0.04', '-0.97', '+1.0', '-1.0', '+12.3']
+  assert [console.magnitude(value) for value in values] == ['0.00', '0.00', '0.04', '0.97', '1.0', '1.0', '12.3']
+
+
+def test_values_that_differ_are_told_apart():
+  assert console.told_apart(20.8, 50.0) == ('20.8', '50.0') and console.told_apart(49.52, 49.48) == ('49.52', '49.48')
+  assert console.told_apart(1.0, 1.0) == ('1.0000', '1.0000')

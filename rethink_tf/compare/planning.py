@@ -15,7 +15,7 @@ from rethink_tf.compare.differences import Differences
 from rethink_tf.compare.groups import Side
 from rethink_tf.compare.intervals import HeldOut, Seeds, SeedSpread, SideScores, Spreads, Values
 from rethink_tf.compare.sequential import MOST, Look
-from rethink_tf.console import counted, duration, signed
+from rethink_tf.console import counted, duration, magnitude, signed, told_apart
 
 MOST_SEEDS, MOST_TIMES = MOST, 25  # a side, and of images; beyond these, an addition is not useful advice
 RISING = 0.5  # points of AP from a schedule to the next longer one
@@ -188,9 +188,11 @@ def needed(side: Side, best: Side, differences: Differences, margin: float, sche
   spreads, held_out = differences.spreads(side, best), differences.held_out(side)
   # Above or below 0, within the margin, or at least not further below than that.
   target = max(abs(difference.value), margin - abs(difference.value), difference.value + margin)
-  digits = 1 if f'{difference.half:.1f}' != f'{target:.1f}' else 2  # equal numbers would contradict the sentence
-  width = (f'is {difference.half:.{digits}f} points to either side, and {target:.{digits}f}'
-           if not difference.is_cut else f'ends where differences do, and {target:.{digits}f} points to either side')
+  half, least = magnitude(difference.half), magnitude(target)
+  if half == least:
+    half, least = told_apart(difference.half, target, 2)
+  width = (f'is {half} points to either side, and {least}'
+           if not difference.is_cut else f'ends where differences do, and {least} points to either side')
   noise = Noise.measured(differences.scores(side), differences.scores(best), spreads, held_out)
   known = _Known(difference.value, noise, (len(side.runs), len(best.runs)),
                  tuple(spread.degrees for spread in spreads), _degrees(differences, (side, best), spreads),
@@ -222,7 +224,7 @@ def _range(low: float, high: float) -> str:
   """Describe in words where scratch may lie relative to pre-training."""
   if not low < 0 < high:
     return f'the difference may be anything from {signed(low)} to {signed(high)} points'
-  return f'scratch may be up to {signed(-low)[1:]} points behind, or up to {signed(high)[1:]} ahead'
+  return f'scratch may be up to {magnitude(low)} points behind, or up to {magnitude(high)} ahead'
 
 
 class _Known(NamedTuple):

@@ -8,6 +8,7 @@ from typing import Any
 from rethink_tf.compare import data_sets
 from rethink_tf.compare.matching import SavedMatches
 from rethink_tf.compare.run_summary import Run, metric_name
+from rethink_tf.console import told_apart
 from rethink_tf.data import digest
 from rethink_tf.storage import identity
 from rethink_tf.storage.identity import Identity
@@ -86,6 +87,10 @@ def _other_detections(runs: Sequence[Run], matches: SavedMatches, metric: str) -
 
   Files that could not be written, or an evaluation that saves none, leave those of an earlier one of the same step.
   """
-  return [f'{run.name}: its saved detections have {metric_name(metric)} {found:.1f} and its last evaluation '
-          f'{run.final(metric):.1f}: they are of another one, so that no interval and no verdict counts it; evaluate '
-          'it again.' for run in runs if (found := matches.of_another(run)) is not None]
+  lines = []
+  for run in runs:
+    if (found := matches.of_another(run)) is not None:
+      saved, last = told_apart(found, run.final(metric))
+      lines.append(f'{run.name}: its saved detections have {metric_name(metric)} {saved} and its last evaluation '
+                   f'{last}: they are of another one, so that no interval and no verdict counts it; evaluate it again.')
+  return lines

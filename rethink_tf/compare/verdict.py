@@ -26,7 +26,7 @@ from rethink_tf.compare.groups import Side, by_arm, groups, sides
 from rethink_tf.compare.intervals import LARGEST, Interval
 from rethink_tf.compare.run_summary import PRETRAINED, SCRATCH, Run, metric_name
 from rethink_tf.compare.sequential import Look
-from rethink_tf.console import duration, percent, points, signed, times
+from rethink_tf.console import duration, magnitude, percent, points, signed, times
 from rethink_tf.errors import UserError
 
 EQUAL, BETTER, WORSE, UNSURE = 'equal', 'better', 'worse', 'too noisy to say'
@@ -254,7 +254,7 @@ class _Comparison(NamedTuple):
     return _Outcome(
       OPEN,
       f'Cannot tell yet: one seed {which}; train {train} with two or more',
-      f'One seed: cannot tell differences below about {difference.resolved:.1f} points: '
+      f'One seed: cannot tell differences below about {magnitude(difference.resolved)} points: '
       f'{self.named(self.longest.side)} against {self.named(self.best)}, difference {signed(difference.value)}. Train '
       f'{train} with two or more seeds (run.seed), or give the spread between seeds with --seed_spread.')
 
@@ -365,6 +365,6 @@ def _advice(steps: Sequence[Step], metric: str) -> str:
     return 'One scratch schedule says nothing about longer ones: train a longer one.'
   first, last = (step.side.mean(metric) for step in (steps[-2], steps[-1]))
   if last - first > planning.RISING:
-    return (f'It still gains ({steps[-2].side.schedule} to {steps[-1].side.schedule}: {last - first:+.1f}): '
+    return (f'It still gains ({steps[-2].side.schedule} to {steps[-1].side.schedule}: {signed(last - first)}): '
             f'a longer schedule may close the gap{planning.twice_as_long(steps[-1].side)}.')
   return 'Longer training has stopped helping, as the paper found below about 10k images (section 5.2): pre-train.'

@@ -158,6 +158,12 @@ def test_detections_of_another_evaluation_are_not_counted(tmp_path, without_file
   assert 'of another one' not in compare(paths, str(tmp_path / 'out'), draws=20, seed_spread=0.0).text
   (tmp_path / 's/eval/step-00000100/ground_truth.json').write_text(json.dumps({**truth(), 'evaluated': 1.5}))
   assert 'of another one' in compare(paths, str(tmp_path / 'out'), draws=20, seed_spread=0.0).text
+  lines = tmp_path / 's/metrics.jsonl'
+  kept = lines.read_text()
+  lines.write_text(kept.replace('"box/AP": 50.0', '"box/AP": 49.52'))
+  assert 'have box AP 49.50 and its last evaluation 49.52: they are of another one' in (
+    compare(paths, str(tmp_path / 'out'), draws=20, seed_spread=0.0).text)
+  lines.write_text(kept)
   with open(tmp_path / 's/metrics.jsonl', 'a') as file:
     file.write(json.dumps({'kind': 'eval', 'step': 100, 'box/AP': 50.0, 'time': 1.5}) + '\n')
   assert 'of another one' not in compare(paths, str(tmp_path / 'out'), draws=20, seed_spread=0.0).text
@@ -332,6 +338,21 @@ def test_what_would_settle_it(tmp_path, lost, apart, words):
   assert ('may settle it' in only.headline) == (lost > 1) == (only.need.even != (None, None))
   assert bool(re.search(r': scratch may be up to [\d.]+ points behind, or up to [\d.]+ ahead$', only.headline)) == (
     lost == 1), only.headline
+
+
+def test_one_quantity_is_rounded_in_one_way(tmp_path):
+  """Below a point with two digits, in the interval and in the sentence on its width."""
+  all_found = share(600, 1200)
+
+  def without(by):
+    return all_found & ~np.isin(np.arange(1200), np.flatnonzero(all_found)[:by])
+
+  only, = judge([write(tmp_path / f'{init}{seed}', without(by + seed), seed=seed, init=init)
+                 for init, by in ((None, 6), ('w', 0)) for seed in range(4)])
+  found = re.search(r'difference (\S+) \[(\S+), (\S+)\].* interval is (\S+) points to either side', only.words)
+  value, low, high, half = map(float, found.groups())
+  assert len(found[4]) == len('0.78') and half < 1 < -low
+  assert half == pytest.approx(high - value, abs=0.011) and half == round(only.steps[0].difference.half, 2)
 
 
 def test_a_seed_that_may_have_diverged_is_said_and_counts(tmp_path, without_files):
