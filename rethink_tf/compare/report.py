@@ -258,8 +258,8 @@ def _without_verdict(runs: Sequence[Run], metric: str) -> page.Answer:
   begun = sum(not run.complete for run in runs)
   if begun:
     return page.Answer('open', f'Cannot tell yet: {begun} of {len(runs)} runs are not complete',
-                       'No verdict counts a run before the end of its schedule: the command that began it, or its '
-                       'study, continues it.', chart=chart, caption=caption)
+                       'No verdict counts a run that is not at the end of its schedule: the command that began it, or '
+                       'its study, continues it.', chart=chart, caption=caption)
   if len(inits) == 1:
     own = inits.pop()
     other = PRETRAINED if own == SCRATCH else SCRATCH
@@ -294,7 +294,7 @@ def _facts(runs: Sequence[Run], differences: Differences) -> list[tuple[str, str
 
 def _cautions(runs: Sequence[Run]) -> list[str]:
   """Return what readers must know about the runs besides the answers."""
-  begun = [f'{run.name}: its last evaluation is of step {run.curve.steps[-1]:,} of {run.planned:,}: no verdict counts '
+  begun = [f'{run.name}: its last evaluation is of step {run.curve.steps[-1]:,} {_of_planned(run)}: no verdict counts '
            'it.' for run in runs if not run.complete]
   names: dict[str, list[str]] = {}
   for run in runs:
@@ -305,6 +305,12 @@ def _cautions(runs: Sequence[Run]) -> list[str]:
   repeated = list(map(str, copies.found(_complete(runs))))
   return (begun + repeated + noted + same_data.differences(runs) + provenance.held_out(runs) + provenance.changes(runs)
           + provenance.weights(runs) + provenance.statistics(runs))
+
+
+def _of_planned(run: Run) -> str:
+  if run.curve.steps[-1] < run.planned:
+    return f'of {run.planned:,}'
+  return f'and its schedule ends at {run.planned:,}, since it was made shorter than what had been trained'
 
 
 def _title(runs: Sequence[Run], metric: str) -> str:

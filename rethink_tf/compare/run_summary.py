@@ -87,8 +87,11 @@ class Run(NamedTuple):
 
   @property
   def complete(self) -> bool:
-    """Whether the last evaluation is at the end of the schedule; also True if its length is unknown."""
-    return self.planned is None or self.curve.steps[-1] >= self.planned
+    """Whether the last evaluation is at the end of the schedule; also True if its length is unknown.
+
+    Beyond the end, where a schedule was made shorter than what it had trained, the run is not one of that schedule.
+    """
+    return self.planned is None or self.curve.steps[-1] == self.planned
 
   @property
   def main_metric(self) -> str:
@@ -325,7 +328,7 @@ def _points(settings: Mapping[str, Any]) -> list[int] | None:
 def _planned(settings: Mapping[str, Any], folder: RunFolder) -> int | None:
   """Return the number of steps of the whole schedule, also of a run that stops before its end (stop_k)."""
   points = _points(settings) if settings.get('KTimesSchedule.stop_k') not in (None, 'None') else None
-  return points[-1] if points else total_steps(folder)
+  return points[-1] if points else total_steps(folder) or None
 
 
 def _start(settings: Mapping[str, Any], folder: RunFolder) -> tuple[str, costs.Cost]:

@@ -375,6 +375,20 @@ def test_no_verdict_counts_a_run_before_its_end(tmp_path, without_files):
   assert re.search(r'begun +scratch +66 % of 6x', whole.text) and re.search(r'begun .* not complete\n', whole.text)
 
 
+def test_no_verdict_counts_a_run_that_was_trained_beyond_its_schedule(tmp_path, without_files):
+  """A run of 400 steps that was started again with a schedule of 200, and had nothing left to train."""
+  paths = [write(tmp_path / 's', HALF, k=2, images=800), write(tmp_path / 'p', HALF, k=2, init='w', images=800)]
+  longer = write(tmp_path / 'longer', worse(60), k=2, images=1600, seed=1)
+  for path in (*paths, longer):
+    write_schedule(RunFolder(path), 200)
+  alone, whole = (compare(each, f'{tmp_path}/out', draws=20, seed_spread=0.0) for each in (paths, [*paths, longer]))
+  assert alone.verdicts[0].words == whole.verdicts[0].words
+  assert ('longer: its last evaluation is of step 400 and its schedule ends at 200, since it was made shorter than '
+          'what had been trained: no verdict counts it.') in whole.text
+  write_schedule(RunFolder(paths[0]), 0)
+  assert read_runs(paths)[0].planned is None, 'of a damaged file'
+
+
 def test_what_all_runs_have_in_common_is_said_once(tmp_path, without_files):
   """As after more held-out images, on which each run was evaluated again."""
   paths = [write(tmp_path / name, HALF, seed=k) for k, name in enumerate('abc')]

@@ -138,10 +138,10 @@ def test_a_run_before_its_end_has_the_share_of_its_schedule(tmp_path):
   folder = RunFolder(write(tmp_path / 'a', HALF, k=2))
   one, = read_runs([folder.path])
   assert (one.schedule, one.planned, one.complete) == ('2x', None, True)
-  for total, schedule in ((100, '2x'), (101, '99 % of 2x'), (400, '25 % of 2x'), (99, '2x')):
+  for total, schedule in ((100, '2x'), (101, '99 % of 2x'), (400, '25 % of 2x'), (99, '101 % of 2x')):
     write_schedule(folder, total)
     one, = read_runs([folder.path])
-    assert (one.schedule, one.complete) == (schedule, total <= 100)
+    assert (one.schedule, one.complete) == (schedule, total == 100)
 
 
 def test_a_run_that_stops_before_its_end_is_not_complete(tmp_path):
