@@ -22,6 +22,7 @@ from rethink_tf.console import counted, points
 from rethink_tf.data import digest, in_place
 from rethink_tf.data.detection import duplicates
 from rethink_tf.errors import UserError
+from rethink_tf.evaluation.scoring import source_without_masks
 from rethink_tf.storage.metrics_lines import evaluated_steps
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.structures import Source
@@ -79,7 +80,7 @@ def describe(plan: StudyPlan, without_data: bool = False) -> str:
   without_data: say so if the data cannot be read: a plan can be looked at without it.
 
   Raises:
-    UserError: the data cannot be read, or no held-out image has an object.
+    UserError: the data cannot be read, no held-out image has an object, or none has a mask where the metric needs them.
   """
   told, data, powers = [], data_sets(plan), {}
 
@@ -97,6 +98,9 @@ def describe(plan: StudyPlan, without_data: bool = False) -> str:
     if held_out is None:
       continue
     check_objects(held_out)
+    if plan.metric == 'mask/AP' and source_without_masks(held_out):
+      raise UserError(f'--metric=mask/AP: {held_out.name}: no held-out object has a mask, so that no run has a mask '
+                      'AP: choose --metric=box/AP')
     powers.setdefault(len(held_out.image_ids), held_out.name)
     if missing := _without_objects(held_out):
       names = ', '.join(missing[:5]) + (', ...' if len(missing) > 5 else '')

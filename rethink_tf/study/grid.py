@@ -22,6 +22,9 @@ from rethink_tf.training.schedules import PAPER_BATCH, PAPER_UNIT
 BASE = '{base}'  # among the files and bindings of a pre-training
 _NO_RUN = ('report', '.', '..')  # in the folder of a study
 _BOUND = re.compile(r'^\s*([\w./]+)\s*=', flags=re.MULTILINE)
+_SCORED_BY = {  # evaluator -> metric -> the part of the model that it needs, None: none
+  'CocoEvaluator': {'box/AP': None, 'mask/AP': 'MaskRCNN.mask_head', 'keypoint/AP': 'MaskRCNN.keypoint_head'},
+  'VocEvaluator': {'voc/mAP': None}}
 _LENGTH = re.compile(r'(SCHEDULE|KTimesSchedule\.k) = ')
 
 
@@ -51,6 +54,7 @@ class TrialConfig(NamedTuple):
   process: str = ''  # settings that hold for a whole process
   one_device: bool = False  # on fewer devices than all of the machine it computes the same
   settings: Mapping[str, Any] = MappingProxyType({})  # bindings of parts in use, as in a run's config.gin
+  metrics: tuple[str, ...] = ()  # by which a verdict may be, as 'box/AP'; (): not known
 
   @property
   def images(self) -> int:
@@ -297,6 +301,14 @@ def read_config(trial: Trial, more: Sequence[str] = ()) -> TrialConfig:
     in_use = {name: value for name, value in settings.parse(text).items()
               if not parts or name.split('/')[-1].split('.')[-2] in parts}
     return TrialConfig(k_times.total_steps, batch, None if explicit else k_times.points[0], unit, kind, quiet, every,
-                       f'{name}.every', _data_folder(), _weights(), *_keys(text), one_device, in_use)
+                       f'{name}.every', _data_folder(), _weights(), *_keys(text), one_device, in_use, _metrics(name))
   finally:
     gin.clear_config()
+
+
+def _metrics(evaluator: str) -> tuple[str, ...]:
+  """Return the metrics by which the parsed configuration is scored; () with a model or an evaluator of the user's."""
+  found = gin_files.effective(['run.model', 'MaskRCNN.mask_head', 'MaskRCNN.keypoint_head'])
+  if found.get('run.model') != '@MaskRCNN' or evaluator not in _SCORED_BY:
+    return ()
+  return tuple(metric for metric, head in _SCORED_BY[evaluator].items() if head is None or found.get(head) is not None)

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from rethink_tf import gin_files
+from rethink_tf.compare.run_summary import twin_key
 from rethink_tf.data import in_place
 from rethink_tf.errors import UserError
 from rethink_tf.storage import identity
 from rethink_tf.storage.run_folder import RunFolder
-from rethink_tf.storage.settings import FREE, LENGTH, Change, changes
+from rethink_tf.storage.settings import FREE, LENGTH, Change, changes, listed, of_the_scores
 
 
 def pretraining_folder(path: str, files: Sequence[str], params: Sequence[str], data_dir: str | None = None) -> str:
@@ -35,20 +36,32 @@ def check_done(path: str, name: str, files: Sequence[str], params: Sequence[str]
                whole: bool) -> None:
   """Check that a run that counts as done was trained with its present configuration.
 
-  whole: the run is at its end, so that the length of its schedule is compared, too.
+  whole: the run is at its end, so that the length of its schedule is compared, too, and what its scores depend on: a
+    comparison would take it for a run of other settings.
 
   Raises:
     UserError: a setting differs.
   """
-  found = [change for change in differences(path, files, params, data_dir) if whole or change.kind != LENGTH]
-  if found:
-    more = f' and {len(found) - 3} more' if len(found) > 3 else ''
-    raise UserError(f'{name}: was trained with other settings: {", ".join(map(str, found[:3]))}{more}: choose another '
-                    f'--output, or remove {path} to train it again')
+  found = _changes(path, files, params, data_dir)
+  if trained := [change for change in found if _of_weights(change) and (whole or change.kind != LENGTH)]:
+    raise UserError(f'{name}: was trained with other settings: {listed(trained)}: choose another --output, or remove '
+                    f'{path} to train it again')
+  if scored := [change for change in found if whole and _of_scores(change)]:
+    raise UserError(f'{name}: was evaluated with other settings: {listed(scored)}: leave them as they were, or choose '
+                    'another --output: runs that are scored in different ways have no verdict together')
 
 
 def differences(path: str, files: Sequence[str], params: Sequence[str], data_dir: str | None = None) -> list[Change]:
   """Return the settings of a run folder that differ from a configuration and affect the weights; [] if there is no run.
+
+  Raises:
+    UserError: the configuration is not valid.
+  """
+  return list(filter(_of_weights, _changes(path, files, params, data_dir)))
+
+
+def _changes(path: str, files: Sequence[str], params: Sequence[str], data_dir: str | None) -> list[Change]:
+  """Return all settings of a run folder that differ from a configuration, [] if there is no run.
 
   Raises:
     UserError: the configuration is not valid.
@@ -60,10 +73,20 @@ def differences(path: str, files: Sequence[str], params: Sequence[str], data_dir
 
   in_place.parse(files, params, data_dir)
   try:
-    found = changes(was.settings, gin_files.effective(was.settings))
+    return changes(was.settings, gin_files.effective(was.settings))
   finally:
     gin_files.clear()
-  return [change for change in found if change.kind != FREE or _other_data(change)]
+
+
+def _of_weights(change: Change) -> bool:
+  return change.kind != FREE or _other_data(change)
+
+
+def _of_scores(change: Change) -> bool:
+  """Whether an evaluation with the other value has other scores, and a comparison tells the runs apart by it."""
+  named = change.name.endswith(('_dir', '_file'))  # on another machine the same data has another path
+  return bool(twin_key({change.name: 1})) and not named and (change.name.startswith('eval/')
+                                                             or of_the_scores(change.name))
 
 
 def _other_data(change: Change) -> bool:

@@ -139,9 +139,10 @@ def check(plan: StudyPlan) -> None:
   """Check what a study finds on this machine, before anything is trained or downloaded.
 
   Raises:
-    UserError: a data folder does not exist; the folder of the report holds something else; a run that is complete had
-      other settings; or the folder has looks that are not of this study.
+    UserError: no run is scored by the metric; a data folder does not exist; the folder of the report holds something
+      else; a run that is complete had other settings; or the folder has looks that are not of this study.
   """
+  check_metric(plan)
   check_data(plan)
   check_output(f'{plan.output}/report')
   sequential.check_record(plan)
@@ -151,6 +152,19 @@ def check(plan: StudyPlan) -> None:
       trial = stage.trial
       reuse.check_done(runner.folder(trial.name), trial.name, trial.files, trial.params, plan.data_dir,
                        not stage.partial)
+
+
+def check_metric(plan: StudyPlan) -> None:
+  """Check that the runs of a study are scored by the metric of its verdict.
+
+  Raises:
+    UserError: one is not, as far as its configuration tells: all would be trained, and none compared.
+  """
+  for trial, config in zip(plan.trials, plan.configs, strict=True):
+    if plan.metric and config.metrics and plan.metric not in config.metrics:
+      raise UserError(f'--metric={plan.metric}: {trial.name} is scored by {", ".join(config.metrics)} alone: choose '
+                      f'{"it" if len(config.metrics) == 1 else "one of these"}, or a model and an evaluator that have '
+                      f'{plan.metric}')
 
 
 def get_weights(plan: StudyPlan) -> None:
@@ -287,10 +301,11 @@ def submit_study(plan: StudyPlan, command: str, dry_run: bool = False) -> None:
     dry_run: only print the calls.
 
   Raises:
-    UserError: a pre-training has no checkpoint yet, or a call failed.
+    UserError: no run is scored by the metric, a pre-training has no checkpoint yet, or a call failed.
   """
   if plan.until_settled is not None:
     raise UserError('--command submits all runs at once: leave out --until_settled (Study.until_settled)')
+  check_metric(plan)
   for path, one in plan.pretraining.items():
     if not dry_run and not tf.io.gfile.glob(f'{path}/checkpoints/step-*'):
       words = worker.arguments(one.files, one.params, path, one.data_dir)
@@ -302,8 +317,9 @@ def submit_study(plan: StudyPlan, command: str, dry_run: bool = False) -> None:
     print(shlex.join(words), flush=True)
     if not dry_run and subprocess.run(words).returncode:
       raise UserError(f'{trial.name}: the command above failed')
-  options = [f'--{name}={value}' for name, value in (('metric', plan.metric), ('seed_spread', plan.seed_spread))
-             if value is not None]
+  margin = None if plan.margin == StudyPlan._field_defaults['margin'] else f'{plan.margin:g}'
+  options = [f'--{name}={value}' for name, value in (
+    ('metric', plan.metric), ('margin', margin), ('seed_spread', plan.seed_spread)) if value is not None]
   print(f'when they are done: python -m rethink_tf.compare {shlex.join([*run_folders, *options])}')
 
 

@@ -119,6 +119,17 @@ def test_what_cannot_be_scored_is_said_before_anything_is_trained(tmp_path, ques
   assert 'no held-out object' not in words(*every)
 
 
+def test_a_mask_ap_of_boxes_is_refused_before_anything_is_trained(tmp_path):
+  boxes = {name: value for name, value in small_coco.annotation(1).items() if name != 'segmentation'}
+  for split in ('train', 'val'):
+    small_coco.write(tmp_path, [small_coco.image(1)], [boxes], split=split)
+  own = plan_study('gin_configs/studies/own_data_narrow.gin', str(tmp_path / 'own'), study_params=[AXES],
+                   data_dir=str(tmp_path))
+  assert 'what it can tell' in forecast.describe(own)
+  with pytest.raises(UserError, match='--metric=mask/AP: .*: no held-out object has a mask'):
+    forecast.describe(own._replace(metric='mask/AP'))
+
+
 def test_images_to_train_on_that_cannot_be_read_are_known_before_the_pre_training(tmp_path):
   small_coco.write(tmp_path, [small_coco.image(1)], [small_coco.annotation(1)], split='val')
   plan = plan_study('gin_configs/studies/own_data_narrow.gin', str(tmp_path / 'own'), data_dir=str(tmp_path))

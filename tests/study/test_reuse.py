@@ -56,3 +56,20 @@ def test_a_complete_run_of_other_settings_is_not_reused(trained):
   reuse.check_done(trained, 'scratch_1x', FILES, longer, None, False)
   with pytest.raises(UserError, match='EpochSchedule.epochs 16 -> 24'):
     reuse.check_done(trained, 'scratch_1x', FILES, longer, None, True)
+
+
+@pytest.mark.parametrize('setting, was, now, told', [
+  ('eval/synthetic.num_images', 40, 50, True), ('DetectionGenerator.score_threshold', 0.05, 0.2, True),
+  ('EvalInput.max_unreadable', 0, 3, False), ('CocoEvaluator.every', 100, 50, False)])
+def test_a_complete_run_that_was_scored_in_another_way_is_not_reused(tmp_path, setting, was, now, told):
+  """As of a study that was stopped half-way and continued with fewer held-out images."""
+  path = str(tmp_path / 'run')
+  identity.write(RunFolder(path), None, identity.of([], f'{setting} = {was}\n', {}), 0)
+  files, params = ['gin_configs/demo.gin'], [f'{setting} = {now}']
+  reuse.check_done(path, 'run', files, params, None, False)
+  assert reuse.differences(path, files, params) == [], 'the weights are the same'
+  if not told:
+    reuse.check_done(path, 'run', files, params, None, True)
+    return
+  with pytest.raises(UserError, match=f'run: was evaluated with other settings: {setting} {was} -> {now}: leave them'):
+    reuse.check_done(path, 'run', files, params, None, True)

@@ -4,7 +4,7 @@ import pytest
 
 from rethink_tf.compare import looks, plots
 from rethink_tf.errors import UserError
-from rethink_tf.study.run import check_data, compare_runs, get_weights, plan_study, submit_study
+from rethink_tf.study.run import check, check_data, compare_runs, get_weights, plan_study, submit_study
 from rethink_tf.weights import catalog
 from tests.compare import fake_runs
 
@@ -143,6 +143,28 @@ def test_runs_are_submitted_once_what_they_start_from_is_trained(tmp_path, capfd
     (tmp_path / f'pretraining/{name}/checkpoints/step-00000007').mkdir(parents=True)
   with pytest.raises(UserError, match='the command above failed'):
     submit_study(plan, 'false')
+
+
+def test_the_command_that_compares_submitted_runs_has_the_options_of_the_study(tmp_path, capfd):
+  plan = plan_study(STUDY, str(tmp_path / 'own'), share_prefixes=False)
+  for margin, options in ((0.5, ' --metric=mask/AP'), (1.0, ' --metric=mask/AP --margin=1')):
+    submit_study(plan._replace(metric='mask/AP', margin=margin), 'false', dry_run=True)
+    assert capfd.readouterr().out.splitlines()[-1].endswith(f'seed1{options}')
+
+
+@pytest.mark.parametrize('files, metric, scored', [
+  ((), 'keypoint/AP', 'box/AP, mask/AP alone: choose one of these'), ((), 'voc/mAP', 'box/AP, mask/AP alone'),
+  (('gin_configs/models/faster_rcnn.gin',), 'mask/AP', 'box/AP alone: choose it'), ((), 'mask/AP', None)])
+def test_a_metric_that_no_run_has_is_refused_before_anything_is_trained(tmp_path, files, metric, scored):
+  plan = plan_study('gin_configs/studies/miniature_figure1.gin', str(tmp_path / 'mini'), (), TWO_RUNS, run_files=files)
+  plan = plan._replace(metric=metric)
+  if scored is None:
+    check(plan)
+    return
+  with pytest.raises(UserError, match=f'--metric={metric}: scratch is scored by {scored}'):
+    check(plan)
+  with pytest.raises(UserError, match=f'--metric={metric}'):
+    submit_study(plan, 'false', dry_run=True)
 
 
 ARMS = """
