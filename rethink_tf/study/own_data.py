@@ -205,13 +205,17 @@ def plan(data_dir: str, minutes: float, output: str | None = None, params: Seque
       study without them.
 
   Raises:
-    UserError: the data cannot be read, or the output folder holds the choice for another data set.
+    UserError: the data cannot be read, or the output folder holds the choice for another data set or other weights.
   """
   begin = time.monotonic()
   check_minutes(minutes)
   output = (output or '').rstrip('/') or f'runs/studies/{os.path.basename(os.path.abspath(data_dir))}'
   path, asked = os.path.join(output, _CHOICE), os.path.abspath(os.path.expanduser(data_dir))
   choice = _read(path, asked)
+  if choice is not None and weights not in (None, choice.weights):
+    was = f'for --weights={choice.weights}' if choice.weights else 'without --weights'
+    raise UserError(f'{path}: was chosen {was}, not for --weights={weights}: give another --output, or delete it to '
+                    'choose anew')
 
   def planned(of: Choice, *more: str, of_study: Sequence[str] = ()) -> StudyPlan:
     return plan_study(of.study, output, (*of.params, *params, *more), (*of.study_params, *of_study), data_dir,

@@ -145,6 +145,8 @@ def test_a_choice_is_kept_and_used_again(folders, tmp_path, monkeypatch, capsys)
   assert 'no object has a mask' in printed and '--gin_file=gin_configs/studies/own_data_narrow.gin' in printed
   with pytest.raises(UserError, match='was chosen for .*another --output'):
     own_data.plan(str(folders / 'masks'), 30, output)
+  with pytest.raises(UserError, match='was chosen without --weights, not for --weights=moco_v2: give another --output'):
+    own_data.plan(data, 30, output, weights='moco_v2')
   earlier = json.loads((tmp_path / 'study/choice.json').read_text())
   assert earlier.pop('study_params') == []
   (tmp_path / 'study/choice.json').write_text(json.dumps(earlier))  # as before there were any
