@@ -43,7 +43,9 @@ class Design(NamedTuple):
   verdicts: int  # pairs of kinds of initial weights, scratch and pre-trained, that a verdict compares
   scratch: int  # schedules, at most
   pretrained: int  # schedules that a scratch schedule is compared with, at most
-  seeds: int  # of the side that has fewest
+  seeds: int  # of the side that has fewest; of those with two or more, where each kind of initial weights has such
+  repeated: tuple[int, int] = (0, 0)  # schedules of both with two seeds or more, whose spread is pooled
+  single: bool = False  # whether there are also schedules with one seed
 
 
 def design(configs: Sequence[TrialConfig], same: Mapping[str, str] = MappingProxyType({})) -> Design:
@@ -62,11 +64,17 @@ def design(configs: Sequence[TrialConfig], same: Mapping[str, str] = MappingProx
     key = (_twin(settings), pretrained, init_key(settings), config.steps)
     seeds.setdefault(key, set()).add((settings.get('run.seed', 0), config.weights if path else None))
   schedules = collections.Counter(key[:3] for key in seeds)
-  pairs = [(schedules[one], schedules[other]) for one in schedules for other in schedules
-           if one[0] == other[0] and not one[1] and other[1]]
-  groups = {key[0] for key in schedules if key[1]} & {key[0] for key in schedules if not key[1]}
-  return Design(len(pairs), max((one for one, _ in pairs), default=0), max((other for _, other in pairs), default=0),
-                min((len(of) for (twin, *_), of in seeds.items() if twin in groups), default=0))
+  repeated = collections.Counter(key[:3] for key, of in seeds.items() if len(of) >= FIRST)
+  arms = [(one, other) for one in schedules for other in schedules
+          if one[0] == other[0] and not one[1] and other[1]]
+  counts = sorted({len(of) for key, of in seeds.items() if any(key[:3] in pair for pair in arms)})
+  known = all(repeated[arm] for pair in arms for arm in pair)  # compare pools the spread over schedules
+  of_seeds = [count for count in counts if count >= FIRST] if known else counts
+
+  def most(of: Mapping[tuple, int]) -> tuple[int, int]:
+    return tuple(max((of[pair[side]] for pair in arms), default=0) for side in (0, 1))
+
+  return Design(len(arms), *most(schedules), min(of_seeds, default=0), most(repeated), counts != of_seeds)
 
 
 def _twin(settings: Mapping[str, Any]) -> tuple:
@@ -212,6 +220,7 @@ def _power(plan: StudyPlan, images: int) -> str:
   numbers = _numbers(plan, found)
   found_above = [f'{_seeds(seeds, look)}: {_above(plan, found, noise, seeds, look)}' for seeds, look in numbers]
   each = '' if found.verdicts == 1 else f' by each of its {found.verdicts} verdicts'
+  source += '. Of schedules with one seed only larger ones are found' if found.single else ''
   return (f'what it can tell, on {images} held-out images{each}: differences that it finds in four of five cases: '
           f'{"; ".join(found_above)}. {source}')
 
@@ -347,7 +356,7 @@ def _above(plan: StudyPlan, found: Design, noise: Sequence[Noise], seeds: int, l
 
   noise: the expected one, and its range if it is assumed.
   """
-  schedules = (found.scratch, found.pretrained) if plan.seed_spread is None else None
+  schedules = found.repeated if plan.seed_spread is None else None
   tail = intervals.outside(0.95, found.pretrained, look)
   least = [min(planning.found(one, (seeds, seeds), schedules, tail), intervals.LARGEST) for one in noise]
   if least[0] >= intervals.LARGEST:

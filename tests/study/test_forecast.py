@@ -46,7 +46,7 @@ def number(words):
 
 
 def test_a_study_says_what_it_can_tell(plan):
-  assert forecast.design(plan.configs) == (1, 2, 2, 3)
+  assert forecast.design(plan.configs) == (1, 2, 2, 3, (2, 2), False)
   words = forecast.describe(plan)
   assert 'on 500 held-out images: ' in words and ': 3 seeds: above about' in words and ';' not in words.split('2.3;')[0]
   assert 'Assumed: AP about 40, and a standard deviation between seeds of 1 point (0.3 to 2.3' in words
@@ -68,6 +68,23 @@ def test_one_seed_says_so_with_the_cure(plan):
   words = forecast.describe(one)
   assert 'no verdict, however far apart' in words and '--until_settled' in words
   assert number(forecast.describe(one._replace(seed_spread=0.3))) > 0
+
+
+def test_schedules_of_one_seed_beside_others_are_no_reason_against_a_verdict(plan):
+  """Their spread is that of the other schedules of the same weights."""
+  def words(leave_out):
+    kept = [i for i, trial in enumerate(plan.trials) if not leave_out(trial.choice)]
+    return forecast._power(plan._replace(trials=[plan.trials[i] for i in kept],
+                                         configs=[plan.configs[i] for i in kept]), 500)
+
+  def short(choice):
+    return choice['seed'] != 'seed0' and choice['schedule'] == '0.25x'
+
+  mixed = words(short)
+  assert '3 seeds: above about' in mixed and mixed.endswith('Of schedules with one seed only larger ones are found')
+  assert number(mixed) > number(words(lambda _: False)), 'a spread of one schedule is less certain'
+  assert 'no verdict' in words(lambda choice: short(choice) or (choice['init'], choice['seed'] != 'seed0') == (
+    'scratch', True))
 
 
 @pytest.mark.parametrize('one_each', [True, False])
