@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import json
 import os
 from collections.abc import Sequence
 
@@ -10,7 +12,7 @@ import tensorflow as tf
 
 from rethink_tf import gin_files
 from rethink_tf.compare.run_summary import twin_key
-from rethink_tf.data import in_place
+from rethink_tf.data import digest, in_place
 from rethink_tf.errors import UserError
 from rethink_tf.storage import identity
 from rethink_tf.storage.run_folder import RunFolder
@@ -63,6 +65,8 @@ def differences(path: str, files: Sequence[str], params: Sequence[str], data_dir
 def _changes(path: str, files: Sequence[str], params: Sequence[str], data_dir: str | None) -> list[Change]:
   """Return all settings of a run folder that differ from a configuration, [] if there is no run.
 
+  Folders of the same data are no difference: a study may have been moved to another machine.
+
   Raises:
     UserError: the configuration is not valid.
   """
@@ -73,9 +77,40 @@ def _changes(path: str, files: Sequence[str], params: Sequence[str], data_dir: s
 
   in_place.parse(files, params, data_dir)
   try:
-    return changes(was.settings, gin_files.effective(was.settings))
+    found = changes(was.settings, gin_files.effective(was.settings))
+    folders = tuple(str(change.now) for change in found if _other_data(change))
+    if folders and _is_data_of(digest.to_compare(was.data), folders):
+      found = [change for change in found if not _other_data(change)]
+    return found
   finally:
     gin_files.clear()
+
+
+@functools.lru_cache(maxsize=16)
+def _is_data_of(recorded: str, folders: tuple[str, ...]) -> bool:
+  """Whether the data of the parsed configuration, in these folders now, is what a run has recorded of its data.
+
+  recorded: by digest.to_compare. Runs of a study have few different data sets: each is read once.
+  """
+  from rethink_tf import experiment
+
+  del folders  # part of the key
+  was = json.loads(recorded)
+  names = {split: source for split, source in (('train', 'train_source'), ('held_out', 'eval_source'))
+           if was.get(split)}
+  try:
+    now = {split: digest.summarize(gin_files.argument(experiment.run, source)(training=split == 'train'))
+           for split, source in names.items()}
+  except UserError:  # it cannot be read
+    return False
+  return bool(now) and not any(digest.differences(was[split], now[split]) for split in now)
+
+
+def _other_data(change: Change) -> bool:
+  if not change.name.endswith('.data_dir') or not all(isinstance(one, str) for one in (change.was, change.now)):
+    return False
+  return len({one if '://' in one else os.path.realpath(os.path.expanduser(one))
+              for one in (change.was, change.now)}) > 1
 
 
 def _of_weights(change: Change) -> bool:
@@ -87,13 +122,6 @@ def _of_scores(change: Change) -> bool:
   named = change.name.endswith(('_dir', '_file'))  # on another machine the same data has another path
   return bool(twin_key({change.name: 1})) and not named and (change.name.startswith('eval/')
                                                              or of_the_scores(change.name))
-
-
-def _other_data(change: Change) -> bool:
-  if not change.name.endswith('.data_dir') or not all(isinstance(one, str) for one in (change.was, change.now)):
-    return False
-  return len({one if '://' in one else os.path.realpath(os.path.expanduser(one))
-              for one in (change.was, change.now)}) > 1
 
 
 def _digest(files: Sequence[str], params: Sequence[str], data_dir: str | None) -> str:

@@ -4,12 +4,15 @@ import gin
 import pytest
 
 from rethink_tf import experiment, gin_files
+from rethink_tf.data import digest
+from rethink_tf.data.detection.coco import CocoSource
 from rethink_tf.errors import UserError
 from rethink_tf.storage import identity
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.study import reuse
 from rethink_tf.training.optimizers import SGD
 from rethink_tf.training.schedules import EpochSchedule
+from tests import small_coco
 
 FILES = ['gin_configs/pretraining/shapes.gin']
 
@@ -73,3 +76,22 @@ def test_a_complete_run_that_was_scored_in_another_way_is_not_reused(tmp_path, s
     return
   with pytest.raises(UserError, match=f'run: was evaluated with other settings: {setting} {was} -> {now}: leave them'):
     reuse.check_done(path, 'run', files, params, None, True)
+
+
+def test_a_study_that_is_moved_finds_its_data_in_another_folder(tmp_path):
+  """As on another machine, with --data_dir of a copy; other data there is another study."""
+  files, path = ['gin_configs/demo.gin', 'gin_configs/data/own.gin'], str(tmp_path / 'run')
+  for place, object_of_train in (('here', 1), ('copy', 1), ('other', 2)):
+    for split, images in (('train', (1, 2)), ('val', (3, 4))):
+      small_coco.write(tmp_path / place, [small_coco.image(i) for i in images],
+                       [small_coco.annotation(1, images[object_of_train - 1])], split=split)
+  summaries = {name: digest.summarize(CocoSource(str(tmp_path / 'here'), split, training=split == 'train'))
+               for name, split in (('train', 'train'), ('held_out', 'val'))}
+  settings = f"coco.data_dir = '{tmp_path / 'here'}'\nrun.seed = 0\n"
+  identity.write(RunFolder(path), None, identity.of([{'name': 'thing'}], settings, summaries), 0)
+  for place in ('here', 'copy'):
+    reuse.check_done(path, 'run', files, [], str(tmp_path / place), True)
+    assert reuse.pretraining_folder(path, files, [], str(tmp_path / place)) == path
+  for place in ('other', 'missing'):
+    with pytest.raises(UserError, match='run: was trained with other settings: coco.data_dir'):
+      reuse.check_done(path, 'run', files, [], str(tmp_path / place), True)
