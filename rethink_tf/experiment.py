@@ -349,7 +349,7 @@ def _differences_from_run(recorded: Identity, held_out: Source) -> list[str]:
   names = [name for name in recorded.settings if settings.of_the_scores(name)]
   lines = []
   if found := settings.changes({name: recorded.settings[name] for name in names}, gin_files.effective(names)):
-    lines.append(f'evaluated with other settings than those of the run: {settings.listed(found)}')
+    lines.append(f'{settings.SCORED_OTHERWISE}: {settings.listed(found)}')
   was = recorded.data.get('held_out')
   if was and (found := digest.differences(was, digest.summarize(held_out))):
     lines.append(f'evaluated on other data than that of the run: {", ".join(found)}')

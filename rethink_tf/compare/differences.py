@@ -34,7 +34,7 @@ class ReadMatches(Protocol):
     """Return those of a run, None if its detections were not saved."""
 
   def truth(self, run: Run) -> str:
-    """Return a digest of the images and objects that a run was scored against, equal for comparable runs."""
+    """Return a text on the images, objects and rules that a run was scored by, equal for comparable runs."""
 
 
 class Differences:

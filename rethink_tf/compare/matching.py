@@ -47,9 +47,9 @@ class SavedMatches:
     return None if scored is None else scored.matches
 
   def truth(self, run: Run) -> str:
-    """Return the digest of the ground truth of a run, '' without matches."""
+    """Return a text that is equal for runs scored against the same ground truth in the same way; '' without matches."""
     scored = self._of_evaluation(run)
-    return '' if scored is None else scored.truth
+    return '' if scored is None else '; '.join((scored.truth, *run.scored_otherwise))
 
   def of_another(self, run: Run) -> float | None:
     """Return the AP in percent of the saved detections if they are not of the last evaluation, else None."""

@@ -167,8 +167,8 @@ class Need(NamedTuple):
 _WITHOUT_IMAGES = Need('one held-out image says nothing about others',
                        'One held-out image says nothing about others: no interval can be given. Evaluate on more.')
 _WITHOUT_INTERVAL = Need('no interval can be given',
-                         'Detections are missing (CocoEvaluator.save_results) or of different images or objects, or '
-                         'the metric has no intervals: no interval can be given.')
+                         'Detections are missing (CocoEvaluator.save_results), of different images or objects, or '
+                         'scored in different ways, or the metric has no intervals: no interval can be given.')
 
 
 def needed(side: Side, best: Side, differences: Differences, margin: float, schedules: Sequence[Side],

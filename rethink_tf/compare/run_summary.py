@@ -19,7 +19,7 @@ from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.storage import identity
 from rethink_tf.storage.files import open_regular
 from rethink_tf.storage.run_folder import RunFolder, total_steps
-from rethink_tf.storage.settings import parse
+from rethink_tf.storage.settings import SCORED_OTHERWISE, parse
 from rethink_tf.training.schedules import KTimesSchedule
 from rethink_tf.visualization.curves import run_names
 from rethink_tf.weights import costs
@@ -114,6 +114,11 @@ class Run(NamedTuple):
     """Return a metric of the last evaluation in percent, NaN if missing."""
     values = self.curve.metrics.get(metric)
     return float(values[-1]) if values is not None and len(values) else float('nan')
+
+  @property
+  def scored_otherwise(self) -> tuple[str, ...]:
+    """The notes that the last evaluation had other settings than the run; () if it had the same."""
+    return tuple(note for note in self.notes if note.startswith(SCORED_OTHERWISE))
 
   @property
   def seen(self) -> Seen:

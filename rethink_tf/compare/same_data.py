@@ -12,6 +12,7 @@ from rethink_tf.console import told_apart
 from rethink_tf.data import digest
 from rethink_tf.storage import identity
 from rethink_tf.storage.identity import Identity
+from rethink_tf.storage.settings import SCORED_OTHERWISE
 
 
 def differences(runs: Sequence[Run]) -> list[str]:
@@ -76,10 +77,16 @@ def _truths(runs: Sequence[Run], matches: SavedMatches) -> list[str]:
   for run in runs:
     if (own := matches(run)) is not None:
       by_ids.setdefault(own.image_ids.tobytes(), {}).setdefault(matches.truth(run), []).append(run.name)
-  return [f'{"; ".join(", ".join(names) for names in one.values())}: scored against different ground truth under the '
-          'same image ids (other boxes, masks, keypoints, crowds, classes or sizes of images; or by other limits, '
-          'sigmas or rules of VOC): no interval and no verdict compares them; evaluate them on the same data.'
+  return [f'{"; ".join(", ".join(names) for names in one.values())}: scored {_how(one)}.'
           for one in by_ids.values() if len(one) > 1]
+
+
+def _how(by_truth: Mapping[str, Sequence[str]]) -> str:
+  alone = 'no interval and no verdict compares them; evaluate them'
+  if len({truth.partition(f'; {SCORED_OTHERWISE}')[0] for truth in by_truth}) == 1:
+    return f'with different settings of the evaluation: {alone} with the same'
+  return ('against different ground truth under the same image ids (other boxes, masks, keypoints, crowds, classes or '
+          f'sizes of images; or by other limits, sigmas or rules of VOC): {alone} on the same data')
 
 
 def _other_detections(runs: Sequence[Run], matches: SavedMatches, metric: str) -> list[str]:

@@ -86,7 +86,7 @@ def differences_table(runs: Sequence[Run], differences: Differences, margin: flo
       gap = run.final(differences.metric) - runs[0].final(differences.metric)
       single = differences.num_images(first) == 1
       rows.append([run.name, signed(gap), 'no interval: one held-out image says nothing about others' if single else
-                   'no interval: detections not saved, of other images or objects, or not a metric with intervals'])
+                   'no interval: detections not saved, of other images or objects, or scored otherwise'])
     else:
       complete = run.complete and runs[0].complete
       level = max(one.final(differences.metric) for one in (run, runs[0]))

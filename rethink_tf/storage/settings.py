@@ -29,6 +29,8 @@ _SCORES = re.compile(
   r'(Resize|LargeScaleJitter|\w*EvalInput|TestTimeAugmentation|DetectionGenerator|ProposalGenerator|\w*Evaluator)\.'
   r'(?!(every|at_end|num_pictures|save_results|backend|competition|workers|max_unreadable|nms|\w+_train)$)')
 
+SCORED_OTHERWISE = 'evaluated with other settings than those of the run'  # begins a note on an evaluation
+
 
 class Change(NamedTuple):
   """A setting with its earlier and its new value."""

@@ -180,6 +180,19 @@ def test_evaluations_by_other_rules_are_not_paired(tmp_path, without_files, rule
   assert ('s; p: scored against different ground truth' in comparison.text) == (not same)
 
 
+def test_an_evaluation_with_other_settings_is_not_compared_with_one_without(tmp_path, without_files):
+  """As of one side with test-time augmentation, by `evaluate`. Both sides with it are."""
+  paths = [write(tmp_path / 's', better(60)), write(tmp_path / 'p', HALF, init='w')]
+  for path, ap, compared in zip(paths, (80.0, 50.0), (False, True), strict=True):
+    note = 'evaluated with other settings than those of the run: run.test_augmentation None -> @TestTimeAugmentation()'
+    with open(f'{path}/metrics.jsonl', 'a') as file:
+      file.write(json.dumps({'kind': 'eval', 'step': 100, 'box/AP': ap, 'notes': [note]}) + '\n')
+    comparison = compare(paths, str(tmp_path / 'out'), draws=20, seed_spread=0.0)
+    assert (comparison.verdicts[0].answer == verdict.SCRATCH_SUFFICES) == compared
+    assert ('s; p: scored with different settings of the evaluation: no interval and no verdict compares them' in (
+      comparison.text)) == (not compared)
+
+
 def test_a_shorter_schedule_that_is_ahead_is_not_passed_over(tmp_path):
   only, = judge([write(tmp_path / 's2', better(40), k=2), write(tmp_path / 's4', worse(40), k=4, images=800),
                  write(tmp_path / 'p', HALF, k=2, init='w')], 0.0)
