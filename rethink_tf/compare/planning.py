@@ -251,8 +251,15 @@ def _left(known: _Known, look: Look | None) -> tuple[float, str]:
     return 1.0, ''
   left = look.max_seeds - look.seeds
   likely = known.chance(look._replace(seeds=look.max_seeds), left)
-  return likely, (f' With all {look.max_seeds} seeds it would be settled with a probability of about '
-                  f'{100 * likely:.0f} %.' if left else '')
+  return likely, (f' With all {look.max_seeds} seeds it would be settled with a probability of '
+                  f'{_probability(likely)}.' if left else '')
+
+
+def _probability(share: float) -> str:
+  """Return an estimated probability in words: never a certainty."""
+  if 0.01 <= share <= 0.99:
+    return f'about {100 * share:.0f} %'
+  return 'less than 1 %' if share < 0.5 else 'more than 99 %'
 
 
 def _enough(known: _Known, look: Look | None, power: float) -> Addition:

@@ -1,6 +1,7 @@
 """What a comparison will be able to tell, and what settles an open one: in as many studies as they say."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from rethink_tf.compare import intervals, planning, verdict
 from rethink_tf.compare.intervals import HeldOut
 from rethink_tf.compare.planning import Noise
+from rethink_tf.compare.sequential import Look
 from tools import advice, coverage
 
 
@@ -94,3 +96,12 @@ def test_what_is_settled_has_the_relation_of_its_probability():
   assert verdict.relation(intervals.Interval(-20, -21, -19), 0.5) == verdict.WORSE
   assert planning.chance(-20.0, *known) > 0.99 and planning.chance(np.array([-20.0, 0.3]), Noise(
     *(np.full(2, part) for part in known[0][:3]), known[0].held_out), *known[1:]).shape == (2,)
+
+
+@pytest.mark.parametrize('share, words', [
+  (0.0, 'less than 1 %'), (0.004, 'less than 1 %'), (0.3, 'about 30 %'), (0.99, 'about 99 %'), (1.0, 'more than 99 %')])
+def test_an_estimated_probability_is_no_certainty(share, words):
+  known = SimpleNamespace(chance=lambda *_: share)
+  assert planning._left(known, Look(2, 4)) == (
+    share, f' With all 4 seeds it would be settled with a probability of {words}.')
+  assert planning._left(known, Look(4, 4)) == (share, '')
