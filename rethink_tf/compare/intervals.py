@@ -126,6 +126,8 @@ class Interval(NamedTuple):
     return self.low <= -LARGEST or self.high >= LARGEST
 
   def __str__(self) -> str:
+    if self.resolved is not None:  # the ends are those of the images alone, and would pass for those of an interval
+      return signed(self.value)
     return f'{signed(self.value)} [{signed(self.low)}, {signed(self.high)}]'
 
 

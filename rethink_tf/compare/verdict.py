@@ -254,9 +254,10 @@ class _Comparison(NamedTuple):
     return _Outcome(
       OPEN,
       f'Cannot tell yet: one seed {which}; train {train} with two or more',
-      f'One seed: cannot tell differences below about {magnitude(difference.resolved)} points: '
-      f'{self.named(self.longest.side)} against {self.named(self.best)}, difference {signed(difference.value)}. Train '
-      f'{train} with two or more seeds (run.seed), or give the spread between seeds with --seed_spread.')
+      f'One seed {which}: no interval without the spread between seeds. {self.named(self.longest.side)} against '
+      f'{self.named(self.best)}: difference {difference}. With a spread as measured elsewhere, a difference '
+      f'below about {magnitude(difference.resolved)} points could be chance. Train {train} with two or more '
+      'seeds (run.seed), or give the spread between seeds with --seed_spread.')
 
   def too_low(self) -> _Outcome:
     short, cure = _cure_of_low(self.best.mean(self.metric), self.margin)

@@ -303,7 +303,8 @@ def test_one_seed_a_side_gives_no_verdict(tmp_path, without_files):
   comparison = run(tmp_path, worse(60), seed_spread=None)
   only = comparison.verdicts[0]
   assert only.steps[0].relation == verdict.ONE_SEED and only.caught_up is None
-  assert only.words.startswith('One seed: cannot tell differences below about ') and '--seed_spread' in only.words
+  assert only.words.startswith('One seed a side: no interval without the spread between seeds. ')
+  assert '--seed_spread' in only.words and not re.search(r'[-+]\d+\.\d+ \[', comparison.text), 'nor in a table'
   assert only.headline == 'Cannot tell yet: one seed a side; train each side with two or more'
   assert not {verdict.BETTER, verdict.WORSE, verdict.EQUAL} & set(re.findall(r'\w+$', comparison.text, re.MULTILINE))
 
