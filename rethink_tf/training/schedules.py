@@ -194,6 +194,7 @@ class EpochSchedule(_PretrainingSchedule):
     if not (num_images > 0 and batch_size > 0 and base_batch > 0 and base_rate > 0 and epochs > 0):
       raise UserError(f'EpochSchedule: {num_images} images, batch_size = {batch_size}, base_batch = {base_batch}, '
                       f'base_rate = {base_rate} and epochs = {epochs} must be positive')
+    check_fractions('EpochSchedule', decay_factor=decay_factor)
     drops = tuple(drops)
     if not all(a < b for a, b in zip((0, *drops), (*drops, epochs), strict=True)):
       raise UserError(f'EpochSchedule.drops = {drops} must increase and stay below epochs = {epochs}')

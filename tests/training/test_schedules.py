@@ -189,6 +189,7 @@ def test_custom_epochs():
   ({'warmup_epochs': 31}, 'warmup_epochs = 31'), ({'warmup_epochs': -1}, 'warmup_epochs = -1'),
   ({'base_rate': 0}, 'base_rate = 0'), ({'base_batch': 0}, 'base_batch = 0'),
   ({'epochs': 0, 'drops': (), 'warmup_epochs': 0}, 'epochs = 0'),
+  ({'decay_factor': -0.1}, '^EpochSchedule.decay_factor = -0.1: use a fraction, 0 to 1'),
 ])
 def test_inconsistent_epochs(arguments, message):
   with pytest.raises(UserError, match=message) as error:
