@@ -6,11 +6,11 @@ its metadata with the names of the classes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from rethink_tf.data.categories import as_text, is_text, shorten
+from rethink_tf.data.prepare import json_lines
 from rethink_tf.data.prepare.layout import (
   NO_CLASS,
   NOT_NAMED,
@@ -64,23 +64,11 @@ def read(folder: SourceFolder, options: Options) -> Reading:
 
 
 def _files(folder: SourceFolder, files: list[str]) -> list[str]:
-  return [file for file in files if 'source-ref' in _parsed(folder.first_line(file))]
-
-
-def _parsed(line: str) -> dict[str, Any]:
-  """Return the object of a line; {} if it is none."""
-  try:
-    content = json.loads(line)
-  except (ValueError, RecursionError):
-    return {}
-  return content if isinstance(content, dict) else {}
+  return [file for file in files if 'source-ref' in json_lines.first(folder, file)]
 
 
 def _lines(folder: SourceFolder, file: str, reading: Reading) -> Iterator[_Line]:
-  for i, text in enumerate(folder.read_text(file).split('\n'), start=1):
-    if not text.strip():
-      continue
-    entry, where = _parsed(text), f'{file}, line {i}'
+  for where, entry in json_lines.objects(folder, file):
     if is_text(entry.get('source-ref')):
       yield _Line(where, entry)
     else:

@@ -22,10 +22,11 @@ from rethink_tf.errors import UserError, in_one_line, plain
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.jfif', '.png', '.bmp', '.webp', '.tif', '.tiff', '.gif', '.jp2', '.avif', '.heic')
 ARCHIVES = ('.zip', '.tar', '.gz', '.tgz', '.7z', '.rar')
+NOT_TEXT = 'not a text file in UTF-8, as which it should be saved'
 EXAMINED = 40  # files of a kind whose contents a layout looks at to recognise its own
 _MAX_FILES = 5_000_000
 _MAX_KEYS = 64  # of an object, that its shape names
-_MAX_LINE = 1 << 20  # bytes
+_MAX_HEAD = 1 << 20  # bytes at the beginning of a text file
 _MAX_TEXT = 64 << 20  # bytes of a text file: a list of a million images, or the outlines of one
 
 
@@ -194,18 +195,38 @@ class SourceFolder:
         raise UserError(f'{path}: more than {_MAX_TEXT >> 20} MB are too many for a text file of annotations')
       return data.decode('utf-8-sig')
     except UnicodeDecodeError as error:
-      raise UserError(f'{path}: not a text file in UTF-8, as which it should be saved: {in_one_line(error)}') from error
+      raise UserError(f'{path}: {NOT_TEXT}: {in_one_line(error)}') from error
     except OSError as error:
       raise UserError(f'{path}: cannot be read: {in_one_line(error)}') from error
 
-  def first_line(self, file: str) -> str:
-    """Return the first line of a text file; '' if it cannot be read, or if the line has more than a megabyte."""
+  def lines(self, file: str) -> Iterator[str]:
+    """Yield the lines of a text file of any length; raises UserError if it is not UTF-8 text, or a line is too long."""
+    path, count = self.path(file), 0
     try:
-      with open(self.path(file), 'rb') as stream:  # a regular file: others are not listed
-        line = stream.readline(_MAX_LINE + 1)
-      return line.decode('utf-8-sig') if len(line) <= _MAX_LINE else ''
-    except (OSError, UnicodeDecodeError):
-      return ''
+      with open(path, 'rb') as stream:  # a regular file: others are not listed
+        while data := stream.readline(_MAX_TEXT + 1):
+          count += 1
+          if len(data) > _MAX_TEXT:
+            raise UserError(f'{path}: line {count}: more than {_MAX_TEXT >> 20} MB are too many for a line')
+          yield data.decode('utf-8-sig' if count == 1 else 'utf-8')
+    except UnicodeDecodeError as error:
+      raise UserError(f'{path}: line {count}: {NOT_TEXT}: {in_one_line(error)}') from error
+    except OSError as error:
+      raise UserError(f'{path}: cannot be read: {in_one_line(error)}') from error
+
+  def first_lines(self, file: str, count: int) -> list[str]:
+    """Return the first lines of a text file, as many as end within its first megabyte; [] if it cannot be read."""
+    try:
+      with open(self.path(file), 'rb') as stream:
+        data = stream.read(_MAX_HEAD + 1)
+    except OSError:
+      return []
+    lines = data.split(b'\n', count)
+    rest = lines[count:] or lines[-1:] * (len(data) > _MAX_HEAD)  # what may end within a line
+    try:
+      return b'\n'.join(lines[:len(lines) - len(rest)]).decode('utf-8-sig').split('\n')
+    except UnicodeDecodeError:
+      return []
 
   def describe(self, files: list[str], shown: int = 3) -> str:
     """Return the first few names of files, for a message."""

@@ -71,6 +71,11 @@ def test_images_without_objects_failed_missing_and_listed_twice(tmp_path):
                                            sagemaker.NOT_JSON: 3, NOT_NAMED: 1}
 
 
+def test_a_damaged_first_line_is_counted(tmp_path):
+  reading, (image,) = read(tmp_path, ['{"source-ref', line('a.jpg', job(BOX))])
+  assert image.file == 'a.jpg' and dict(reading.problems.counts) == {sagemaker.NOT_JSON: 1}
+
+
 def test_of_several_jobs_one_is_read(tmp_path):
   other = job((7, 5, 5, 2, 2), name='others')
   lines = [line('a.jpg', job(BOX), other)]
