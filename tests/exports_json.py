@@ -90,6 +90,20 @@ def sagemaker(items, names, folder):
     (folder / f'{split}.manifest').write_text('\n'.join(lines) + '\n')
 
 
+def imagefolder(items, names, folder, named=True, column='categories'):
+  """Hugging Face's imagefolder: metadata.jsonl beside the images of each split; classes by name, or by number."""
+  numbers = {name: i for i, name in enumerate(sorted(set(names.values())))}
+  for split in dict.fromkeys(item.split for item in items):
+    lines = []
+    for item in (item for item in items if item.split == split):
+      copy(item, folder / split / item.name)
+      lines.append(json.dumps({'file_name': item.name, 'objects': {
+        'id': list(range(len(item.objects))), 'area': [w * h for _, (_, _, w, h), _ in item.objects],
+        'bbox': [list(bbox) for _, bbox, _ in item.objects],
+        column: [label if named else numbers[label] for label, _, _ in item.objects]}}))
+    (folder / split / 'metadata.jsonl').write_text('\n'.join(lines) + '\n')
+
+
 def datumaro(items, names, folder):
   """Datumaro's JSON, a file a subset; outlines of one object in one group."""
   numbers = {name: i for i, name in enumerate(dict.fromkeys(names.values()))}

@@ -36,6 +36,14 @@ def _pose(items, names, folder):
     file.write('kpt_shape: [1, 3]\nflip_idx: [0]\nkpt_names:\n  0: [middle]\n  1: [middle]\n')
 
 
+def _numbered(items, names, folder):
+  """An imagefolder whose classes are numbers, with their names in a card of the Hub."""
+  exports_json.imagefolder(items, names, folder, named=False)
+  labels = ''.join(f"          '{i}': {name}\n" for i, name in enumerate(sorted(set(names.values()))))
+  (folder / 'README.md').write_text('---\ndataset_info:\n  features:\n  - name: objects\n    sequence:\n    - name: '
+                                    f'categories\n      class_label:\n        names:\n{labels}---\n# A card\n')
+
+
 def _corrupt(rng: np.random.Generator, file: pathlib.Path) -> None:
   """Corrupt the contents of one file."""
   data = file.read_bytes()
@@ -86,4 +94,5 @@ TARGETS = tuple(Target(f'exports: {name}', functools.partial(_build, write), _ru
   ('CVAT xml', exports.cvat), ('tables', exports.csv), ('masks', exports.numbered_masks),
   ('Create ML', exports_json.createml), ('VoTT', exports_json.vott), ('Supervisely', exports_json.supervisely),
   ('SageMaker', exports_json.sagemaker), ('Datumaro', exports_json.datumaro),
-  ('CVAT video', exports.cvat_video), ('Darwin', exports_json.darwin)))
+  ('CVAT video', exports.cvat_video), ('Darwin', exports_json.darwin),
+  ('imagefolder', exports_json.imagefolder), ('imagefolder, numbers', _numbered)))

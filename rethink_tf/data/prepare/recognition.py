@@ -16,6 +16,7 @@ from rethink_tf.data.prepare import (
   cvat,
   darwin,
   datumaro,
+  imagefolder,
   label_studio,
   labelme,
   mask_images,
@@ -32,7 +33,7 @@ from rethink_tf.data.prepare.source_folder import ARCHIVES, EXAMINED, JsonShape,
 from rethink_tf.errors import UserError, excerpt
 
 LAYOUTS: tuple[Layout, ...] = (coco_json, yolo, voc_folders, labelme, label_studio, via, cvat, createml, vott,
-                              supervisely, sagemaker, datumaro, darwin, tables, mask_images)
+                              supervisely, sagemaker, imagefolder, datumaro, darwin, tables, mask_images)
 NAMES = tuple(layout.NAME for layout in LAYOUTS)
 _ANNOTATIONS = 'annotations'  # folder of COCO's layout, beside those of the images
 _OWN = '--gin_file=gin_configs/data/own.gin'
@@ -46,7 +47,9 @@ _TOOLS = (  # keys of a JSON object, or of the first one of a list; what that is
   ({'Labeled Data', 'Label'}, True, 'JSON of Labelbox: convert the annotations to COCO json'),
   ({'image'}, True, "Label Studio's JSON-MIN: export as JSON, or as COCO with images"))
 _LINES = {'.manifest': 'JSON Lines without the source-ref of SageMaker Ground Truth',
-          '.odgt': 'JSON Lines of CrowdHuman', '.jsonl': 'JSON Lines', '.ndjson': 'JSON Lines'}
+          '.odgt': 'JSON Lines of CrowdHuman',
+          '.jsonl': "JSON Lines without the objects of Hugging Face's imagefolder",
+          '.ndjson': 'JSON Lines'}
 _OF_IMAGES = re.compile(r'image|file|\.(jpe?g|png)\b|x_?min|bbox', re.IGNORECASE)  # not the metrics of a training
 _NUMBERS = re.compile(r'([-+.\deE]+[\s,;]+){3}[-+.\d]')  # four of them, as a box has
 
@@ -174,6 +177,7 @@ def _explain(folder: SourceFolder) -> str:
     return (f'{file} is a table without the columns {tables.COLUMNS}: export the annotations as JSON (VIA), as COCO '
             'json, or with these columns')
   for file in folder.with_suffix(*_LINES)[:1]:
+    next(folder.lines(file), '')  # which says so if it is not UTF-8 text
     return (f'{file} is {_LINES[posixpath.splitext(file)[1].lower()]}, which is not read: convert the annotations to '
             'COCO json')
   if of_many is not None:
@@ -190,4 +194,5 @@ def _explain(folder: SourceFolder) -> str:
             'are for pre-training (docs/pretraining.md); a detector needs boxes')
   return (f'no annotations of a known layout among its {len(folder.files)} files, of which {len(folder.images)} are '
           'images: Roboflow, CVAT, Label Studio, LabelMe, YOLO, VIA, VoTT, V7, Supervisely, Datumaro, Create ML, '
-          'SageMaker, PASCAL VOC, COCO json, tables with a box a row and masks as PNG files are read (docs/data.md)')
+          'SageMaker, Hugging Face, PASCAL VOC, COCO json, tables with a box a row and masks as PNG files are read '
+          '(docs/data.md)')

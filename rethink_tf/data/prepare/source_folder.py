@@ -215,7 +215,10 @@ class SourceFolder:
       raise UserError(f'{path}: cannot be read: {in_one_line(error)}') from error
 
   def first_lines(self, file: str, count: int) -> list[str]:
-    """Return the first lines of a text file, as many as end within its first megabyte; [] if it cannot be read."""
+    """Return the first lines of a text file, as many as end within its first megabyte; [] if it cannot be read.
+
+    What is not UTF-8 is replaced: `lines` says so.
+    """
     try:
       with open(self.path(file), 'rb') as stream:
         data = stream.read(_MAX_HEAD + 1)
@@ -223,10 +226,7 @@ class SourceFolder:
       return []
     lines = data.split(b'\n', count)
     rest = lines[count:] or lines[-1:] * (len(data) > _MAX_HEAD)  # what may end within a line
-    try:
-      return b'\n'.join(lines[:len(lines) - len(rest)]).decode('utf-8-sig').split('\n')
-    except UnicodeDecodeError:
-      return []
+    return b'\n'.join(lines[:len(lines) - len(rest)]).decode('utf-8-sig', 'replace').split('\n')
 
   def describe(self, files: list[str], shown: int = 3) -> str:
     """Return the first few names of files, for a message."""

@@ -15,8 +15,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from rethink_tf.data.categories import as_text, is_text
+from rethink_tf.data.categories import as_text
 from rethink_tf.data.prepare import yaml_text
+from rethink_tf.data.prepare.class_numbers import UNKNOWN_CLASS, check_names, check_numbers, listed_names
 from rethink_tf.data.prepare.layout import (
   NO_AREA,
   NO_IMAGE,
@@ -34,10 +35,9 @@ from rethink_tf.data.prepare.shapes import numbers
 from rethink_tf.data.prepare.source_folder import EXAMINED, SourceFolder, split_of
 from rethink_tf.data.prepare.yolo_pose import NO_PAIRS, NO_SHAPE, Pose, infer_pose, read_pose
 from rethink_tf.data.problems import REPAIRED
-from rethink_tf.errors import UserError, excerpt, in_one_line
+from rethink_tf.errors import UserError, in_one_line
 
 NAME, TITLE = 'yolo', 'YOLO text files'
-UNKNOWN_CLASS = 'of a class number without a name'
 NOT_A_LABEL = 'a line that is neither a box nor an outline'
 IN_PIXELS = 'with coordinates that are not fractions of the image'
 KEYPOINTS = 'with more or fewer values of keypoints than kpt_shape says (its box is used)'
@@ -160,10 +160,7 @@ def _images(folder: SourceFolder, splits: dict[str, str | None], labels: dict[st
     yield LabelledImage(image, output_name(image), split, instances, fractions=True)
   if counts['outlines'] and counts['outlines'] == counts['of four points']:
     reading.notes.append(OF_FOUR_POINTS)
-  if used and min(described.names) < min(used) and max(used) == max(described.names) + 1:
-    raise UserError(f'{folder.root}: its labels have the class numbers {min(used):g} to {max(used):g}, '
-                    f'{described.file} has names for {min(described.names)} to {max(described.names)}: number both '
-                    'from 0, else objects get the name of another class')
+  check_numbers(folder, used, described.names, described.file)
   if counts['lines'] and not counts['objects']:
     raise UserError(f'{folder.root}: none of its {counts["lines"]} labels can be used: {reading.examples()}')
 
@@ -255,7 +252,7 @@ def _read_yaml(folder: SourceFolder, file: str) -> _Description | None:
     names = {int(key): name for key, name in names.items()}
   except (ValueError, TypeError) as error:
     raise UserError(f'{where}: names: keys should be class numbers: {in_one_line(error)}') from error
-  _check_names(names, where)
+  check_names(names, where)
   splits = {}
   for key, split in (('train', 'train'), ('val', 'val'), ('valid', 'val'), ('validation', 'val'), ('test', 'test')):
     value = content.get(key)
@@ -268,23 +265,12 @@ def _read_yaml(folder: SourceFolder, file: str) -> _Description | None:
 
 def _read_names(folder: SourceFolder, file: str) -> _Description:
   """Return the description from a list of names, one a line, and Darknet's lists of images beside it."""
-  lines = [line.strip() for line in folder.read_text(file).splitlines()]
-  while lines and not lines[-1]:
-    lines.pop()
-  names = dict(enumerate(lines))
-  _check_names(names, folder.path(file))
+  names = listed_names(folder, file)
   splits: dict[str, list[str]] = {}
   for one in folder.named(*_LISTS):
     if posixpath.dirname(one) == posixpath.dirname(file):
       splits.setdefault(split_of(one) or 'train', []).append(one)
   return _Description(file, names, splits, '')
-
-
-def _check_names(names: dict[int, Any], where: str) -> None:
-  for key, name in names.items():
-    if not 0 <= key < 1 << 31 or not name or not is_text(name):
-      raise UserError(f'{where}: class {excerpt(key)} should have a name without control characters, is '
-                      f'{excerpt(name)}')
 
 
 def _categories(described: _Description) -> dict[int, dict[str, Any]]:

@@ -21,10 +21,11 @@ SPLIT = {'roboflow': exports.roboflow, 'cvat_yolo': exports.cvat_yolo, 'ultralyt
          'labelme': exports.labelme, 'via': exports.via, 'voc': exports.voc, 'cvat': exports.cvat,
          'csv': exports.csv, 'createml': exports_json.createml, 'supervisely': exports_json.supervisely,
          'sagemaker': exports_json.sagemaker, 'datumaro': exports_json.datumaro,
-         'cvat_video': exports.cvat_video, 'darwin': exports_json.darwin}
+         'cvat_video': exports.cvat_video, 'darwin': exports_json.darwin,
+         'imagefolder': exports_json.imagefolder}
 UNSPLIT = {'cvat_coco': exports.cvat_coco, 'label_studio': exports.label_studio, 'vott': exports_json.vott,
            'masks': exports.numbered_masks}
-BOXES_ONLY = ('cvat_yolo', 'voc', 'csv', 'createml', 'sagemaker')
+BOXES_ONLY = ('cvat_yolo', 'voc', 'csv', 'createml', 'sagemaker', 'imagefolder')
 
 
 @pytest.fixture(scope='module')
@@ -86,7 +87,7 @@ def test_real_voc_there_and_back(real_images, tmp_path):
   items, names = exports.load(tmp_path / 'first', ('train', 'val', 'test'))
   assert [len([item for item in items if item.split == split]) for split in ('train', 'val', 'test')] == [205, 87, 72]
   assert sum(len(item.objects) for item in items) == 4888
-  for kind in ('voc', 'labelme', 'roboflow', 'createml', 'supervisely', 'sagemaker', 'cvat_video'):
+  for kind in ('voc', 'labelme', 'roboflow', 'createml', 'supervisely', 'sagemaker', 'imagefolder', 'cvat_video'):
     SPLIT[kind](items, names, tmp_path / kind)
     prepare(str(tmp_path / kind), str(tmp_path / f'{kind}_own'))
     assert not exports.differences(items, tmp_path / f'{kind}_own')

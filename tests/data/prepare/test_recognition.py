@@ -24,7 +24,8 @@ def folder(root, files):
   ('roboflow', 'coco'), ('cvat_coco', 'coco'), ('cvat_yolo', 'yolo'), ('ultralytics', 'yolo'), ('labelme', 'labelme'),
   ('via', 'via'), ('label_studio', 'label_studio'), ('voc', 'voc'), ('cvat', 'cvat'), ('cvat_video', 'cvat'),
   ('csv', 'csv'), ('createml', 'createml'), ('vott', 'vott'), ('supervisely', 'supervisely'),
-  ('sagemaker', 'sagemaker'), ('datumaro', 'datumaro'), ('darwin', 'darwin'), ('numbered_masks', 'masks')])
+  ('sagemaker', 'sagemaker'), ('datumaro', 'datumaro'), ('darwin', 'darwin'),
+  ('imagefolder', 'imagefolder'), ('numbered_masks', 'masks')])
 def test_each_export_has_one_layout(tmp_path, kind, name):
   items, names = exports.draw(tmp_path / 'data')
   (getattr(exports, kind, None) or getattr(exports_json, kind))(items, names, tmp_path / 'export')
@@ -73,7 +74,8 @@ def test_masks_and_tables_beside_annotations_are_not_the_annotations(tmp_path):
   ({'a.json': [{'name': 'a.jpg', 'labels': []}]}, 'BDD100K: convert .* to COCO'),
   ({'output.manifest': '{"source": "text"}', 'a.jpg': ''}, 'JSON Lines without the source-ref of SageMaker'),
   ({'annotation_train.odgt': '{"ID": "1", "gtboxes": []}'}, 'JSON Lines of CrowdHuman'),
-  ({'train/metadata.jsonl': '{"file_name": "a.jpg"}', 'train/a.jpg': ''}, 'metadata.jsonl is JSON Lines.* COCO json'),
+  ({'train/metadata.jsonl': '{"file_name": "a.jpg"}', 'train/a.jpg': ''},
+   "metadata.jsonl is JSON Lines without the objects of.* COCO json"),
   ({'labelmap.txt': '', 'SegmentationObject/a.png': ''}, "CVAT's segmentation masks.*COCO 1.0"),
   ({'a.tfrecord': ''}, 'holds TFRecords')])
 def test_what_cannot_be_read_is_explained(tmp_path, files, message):
