@@ -104,6 +104,25 @@ def imagefolder(items, names, folder, named=True, column='categories'):
     (folder / split / 'metadata.jsonl').write_text('\n'.join(lines) + '\n')
 
 
+def labelbox(items, names, folder):
+  """Labelbox's NDJSON, one file of all rows, with the images in folders of their splits: boxes and polygons."""
+  lines = []
+  for i, item in enumerate(items):
+    copy(item, folder / item.split / flat(item))
+    objects = [{'feature_id': f'f{k}', 'feature_schema_id': 's', 'name': label, 'classifications': []} | (
+      {'annotation_kind': 'ImagePolygon', 'polygon': [{'x': a, 'y': b} for a, b in np.reshape(
+        segmentation[0], [-1, 2]).tolist()]} if segmentation else
+      {'annotation_kind': 'ImageBoundingBox', 'bounding_box': {'top': y, 'left': x, 'height': h, 'width': w}})
+      for k, (label, (x, y, w, h), segmentation) in enumerate(item.objects)]
+    lines.append(json.dumps({
+      'data_row': {'id': f'row{i}', 'external_id': flat(item), 'row_data': f'https://storage/x/{i}'},
+      'media_attributes': {'height': item.size[0], 'width': item.size[1], 'mime_type': 'image/jpeg'},
+      'projects': {'project1': {'name': 'things', 'labels': [{
+        'label_kind': 'Default', 'version': '1.0.0', 'id': f'label{i}', 'performance_details': {'skipped': False},
+        'annotations': {'objects': objects, 'classifications': [], 'relationships': []}}]}}}))
+  (folder / 'export-result.ndjson').write_text('\n'.join(lines) + '\n')
+
+
 def datumaro(items, names, folder):
   """Datumaro's JSON, a file a subset; outlines of one object in one group."""
   numbers = {name: i for i, name in enumerate(dict.fromkeys(names.values()))}

@@ -95,4 +95,5 @@ TARGETS = tuple(Target(f'exports: {name}', functools.partial(_build, write), _ru
   ('Create ML', exports_json.createml), ('VoTT', exports_json.vott), ('Supervisely', exports_json.supervisely),
   ('SageMaker', exports_json.sagemaker), ('Datumaro', exports_json.datumaro),
   ('CVAT video', exports.cvat_video), ('Darwin', exports_json.darwin),
-  ('imagefolder', exports_json.imagefolder), ('imagefolder, numbers', _numbered)))
+  ('imagefolder', exports_json.imagefolder), ('imagefolder, numbers', _numbered),
+  ('Labelbox', exports_json.labelbox)))

@@ -2,7 +2,7 @@
 
   python -m rethink_tf.data.prepare my_export --output_dir=data/my_images
 
-Reads exports of Roboflow, CVAT, Label Studio, LabelMe, YOLO, VIA, VoTT, V7, Supervisely, Datumaro, Create ML,
+Reads exports of Roboflow, CVAT, Label Studio, Labelbox, LabelMe, YOLO, VIA, VoTT, V7, Supervisely, Datumaro, Create ML,
 SageMaker Ground Truth, Hugging Face's imagefolder, PASCAL VOC's xml, one COCO json, tables, and masks as PNG files
 (docs/data.md), keeps their splits or holds out images, and ends with the report of inspect_data. Nothing in the source
 is changed.
@@ -22,7 +22,7 @@ from rethink_tf.process import entry
 FLAGS = flags.FLAGS
 LAYOUTS = (  # recognition.NAMES
   'coco', 'yolo', 'voc', 'labelme', 'label_studio', 'via', 'cvat', 'createml', 'vott', 'supervisely',
-  'sagemaker', 'imagefolder', 'datumaro', 'darwin', 'csv', 'masks')
+  'sagemaker', 'imagefolder', 'labelbox', 'datumaro', 'darwin', 'csv', 'masks')
 
 
 def define_flags() -> None:
@@ -37,8 +37,8 @@ def define_flags() -> None:
   flags.DEFINE_bool('resplit', False, 'choose the held-out images anew, ignoring the splits of the source', **here)
   flags.DEFINE_bool('group_duplicates', True, 'keep near-duplicate images in one split', **here)
   flags.DEFINE_string('annotation_file', None, 'the file to read if there are several, relative to the source', **here)
-  flags.DEFINE_string('class_key', None, 'attribute of VIA that holds the class, or job of a SageMaker '
-                      'manifest whose boxes are read, if there are several', **here)
+  flags.DEFINE_string('class_key', None, 'attribute of VIA that holds the class, job of a SageMaker manifest '
+                      'or project of Labelbox whose objects are read, if there are several', **here)
   flags.DEFINE_enum('crowds', 'auto', ['auto', 'keep', 'objects'], 'meaning of iscrowd = 1 in a COCO json: a crowd '
                     '(keep), or an object drawn with a brush (objects); auto: objects in exports of CVAT', **here)
   flags.DEFINE_bool('follow_links', False, 'follow links that lead out of the source', **here)

@@ -34,7 +34,7 @@ class Options:
   """Options of the user on how to read a source.
 
   annotation_file: the one to read of several, relative to the source. class_key: the attribute of VIA that holds the
-  class, or the job of a SageMaker manifest.
+  class, the job of a SageMaker manifest, or the project of Labelbox.
   crowds: 'auto', 'keep' or 'objects', the meaning of `iscrowd = 1` in exports of CVAT.
   """
 

@@ -18,6 +18,7 @@ from rethink_tf.data.prepare import (
   datumaro,
   imagefolder,
   label_studio,
+  labelbox,
   labelme,
   mask_images,
   sagemaker,
@@ -33,7 +34,7 @@ from rethink_tf.data.prepare.source_folder import ARCHIVES, EXAMINED, JsonShape,
 from rethink_tf.errors import UserError, excerpt
 
 LAYOUTS: tuple[Layout, ...] = (coco_json, yolo, voc_folders, labelme, label_studio, via, cvat, createml, vott,
-                              supervisely, sagemaker, imagefolder, datumaro, darwin, tables, mask_images)
+                              supervisely, sagemaker, imagefolder, labelbox, datumaro, darwin, tables, mask_images)
 NAMES = tuple(layout.NAME for layout in LAYOUTS)
 _ANNOTATIONS = 'annotations'  # folder of COCO's layout, beside those of the images
 _OWN = '--gin_file=gin_configs/data/own.gin'
@@ -44,7 +45,7 @@ _TOOLS = (  # keys of a JSON object, or of the first one of a list; what that is
   ({'imgHeight', 'imgWidth', 'objects'}, False, 'JSON of Cityscapes: convert the annotations to COCO json'),
   ({'name', 'frames'}, False, 'JSON of BDD100K: convert the annotations to COCO json'),
   ({'name', 'labels'}, True, 'JSON of BDD100K: convert the annotations to COCO json'),
-  ({'Labeled Data', 'Label'}, True, 'JSON of Labelbox: convert the annotations to COCO json'),
+  ({'Labeled Data', 'Label'}, True, "JSON of Labelbox's first version: export again, as NDJSON"),
   ({'image'}, True, "Label Studio's JSON-MIN: export as JSON, or as COCO with images"))
 _LINES = {'.manifest': 'JSON Lines without the source-ref of SageMaker Ground Truth',
           '.odgt': 'JSON Lines of CrowdHuman',

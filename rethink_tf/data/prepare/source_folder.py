@@ -155,6 +155,16 @@ class SourceFolder:
     chosen = _single_best(ranks)
     return chosen if chosen is not None and (ranks[chosen][0] > 1 or self._may_be_of(chosen, of, split)) else None
 
+  def find_stem(self, name: str, of: str = '', split: str | None = None) -> str | None:
+    """Return the image whose name without suffix is `name`; None if there is none, or no single one.
+
+    of: the annotation file, to which the image is the nearest one. split: of the annotation; None: that of its folder.
+    """
+    split = split or split_of(posixpath.dirname(of))
+    ranks = {file: _nearness(file, of, split) for file in self._by_stem.get(_folded(name), ())}
+    chosen = _single_best(ranks)
+    return chosen if chosen is not None and ranks[chosen].same_split >= 0 else None
+
   def image_of(self, file: str) -> str | None:
     """Return the image that has the name of an annotation file but for the suffix, the nearest one; None without a
     single one, or if it is of another split or has a nearer annotation file."""

@@ -25,7 +25,7 @@ def folder(root, files):
   ('via', 'via'), ('label_studio', 'label_studio'), ('voc', 'voc'), ('cvat', 'cvat'), ('cvat_video', 'cvat'),
   ('csv', 'csv'), ('createml', 'createml'), ('vott', 'vott'), ('supervisely', 'supervisely'),
   ('sagemaker', 'sagemaker'), ('datumaro', 'datumaro'), ('darwin', 'darwin'),
-  ('imagefolder', 'imagefolder'), ('numbered_masks', 'masks')])
+  ('imagefolder', 'imagefolder'), ('labelbox', 'labelbox'), ('numbered_masks', 'masks')])
 def test_each_export_has_one_layout(tmp_path, kind, name):
   items, names = exports.draw(tmp_path / 'data')
   (getattr(exports, kind, None) or getattr(exports_json, kind))(items, names, tmp_path / 'export')
@@ -72,6 +72,7 @@ def test_masks_and_tables_beside_annotations_are_not_the_annotations(tmp_path):
   ({'a.json': {'project_name': 'x', 'images': [], 'label_classes': []}}, 'Hasty: export as COCO'),
   ({'a_gtFine_polygons.json': {'imgHeight': 1, 'imgWidth': 1, 'objects': []}}, 'Cityscapes: convert .* to COCO'),
   ({'a.json': [{'name': 'a.jpg', 'labels': []}]}, 'BDD100K: convert .* to COCO'),
+  ({'a.json': [{'ID': 'x', 'Labeled Data': 'a.jpg', 'Label': {}}]}, "JSON of Labelbox's first .*NDJSON"),
   ({'output.manifest': '{"source": "text"}', 'a.jpg': ''}, 'JSON Lines without the source-ref of SageMaker'),
   ({'annotation_train.odgt': '{"ID": "1", "gtboxes": []}'}, 'JSON Lines of CrowdHuman'),
   ({'train/metadata.jsonl': '{"file_name": "a.jpg"}', 'train/a.jpg': ''},
