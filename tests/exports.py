@@ -4,6 +4,7 @@ import base64
 import json
 import pathlib
 import shutil
+from csv import writer
 from typing import NamedTuple
 from xml.sax.saxutils import escape, quoteattr
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from rethink_tf.data.detection.segmentation import to_rle
 
+OPEN_IMAGES_SPLITS = {'train': 'train', 'val': 'validation', 'test': 'test'}
 ROBOFLOW_SPLITS = {'train': 'train', 'val': 'valid', 'test': 'test'}
 
 
@@ -304,6 +306,25 @@ def csv(items, names, folder, header=True):
       if not item.objects:
         lines.append(f'{flat(item)},,,,,' if not header else f'{flat(item)},{item.size[1]},{item.size[0]},,,,,')
     (folder / split / '_annotations.csv').write_text('\n'.join(lines) + '\n')
+
+
+def open_images(items, names, folder):
+  """Open Images' tables, one a split, with the images in folders of the splits, and that of the class names."""
+  (folder / 'annotations').mkdir(parents=True, exist_ok=True)
+  codes = {name: f'/m/0{i}x_y' for i, name in enumerate(sorted(set(names.values())))}
+  for split in dict.fromkeys(item.split for item in items):
+    with open(folder / f'annotations/{OPEN_IMAGES_SPLITS[split]}-annotations-bbox.csv', 'w', newline='') as file:
+      table = writer(file)
+      table.writerow('ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,'
+                     'IsDepiction,IsInside'.split(','))
+      for item in (item for item in items if item.split == split):
+        copy(item, folder / OPEN_IMAGES_SPLITS[split] / flat(item))
+        for label, (x, y, w, h), _ in item.objects:
+          height, width = item.size
+          table.writerow([flat(item).rpartition('.')[0], 'xclick', codes[label], 1, x / width, (x + w) / width,
+                          y / height, (y + h) / height, -1, 0, 0, 0, 0])
+  with open(folder / 'annotations/class-descriptions-boxable.csv', 'w', newline='') as file:
+    writer(file).writerows((code, name) for name, code in codes.items())
 
 
 def numbered_masks(items, names, folder):

@@ -3,9 +3,9 @@
   python -m rethink_tf.data.prepare my_export --output_dir=data/my_images
 
 Reads exports of Roboflow, CVAT, Label Studio, Labelbox, LabelMe, YOLO, VIA, VoTT, V7, Supervisely, Datumaro, Create ML,
-SageMaker Ground Truth, Hugging Face's imagefolder, PASCAL VOC's xml, one COCO json, tables, and masks as PNG files
-(docs/data.md), keeps their splits or holds out images, and ends with the report of inspect_data. Nothing in the source
-is changed.
+SageMaker Ground Truth, Hugging Face's imagefolder, Open Images' tables, PASCAL VOC's xml, one COCO json, tables, and
+masks as PNG files (docs/data.md), keeps their splits or holds out images, and ends with the report of inspect_data.
+Nothing in the source is changed.
 From Python: rethink_tf.data.prepare.preparation.prepare.
 """
 
@@ -22,7 +22,7 @@ from rethink_tf.process import entry
 FLAGS = flags.FLAGS
 LAYOUTS = (  # recognition.NAMES
   'coco', 'yolo', 'voc', 'labelme', 'label_studio', 'via', 'cvat', 'createml', 'vott', 'supervisely',
-  'sagemaker', 'imagefolder', 'labelbox', 'datumaro', 'darwin', 'csv', 'masks')
+  'sagemaker', 'imagefolder', 'labelbox', 'datumaro', 'darwin', 'open_images', 'csv', 'masks')
 
 
 def define_flags() -> None:

@@ -21,6 +21,7 @@ from rethink_tf.data.prepare import (
   labelbox,
   labelme,
   mask_images,
+  open_images,
   sagemaker,
   supervisely,
   tables,
@@ -34,7 +35,8 @@ from rethink_tf.data.prepare.source_folder import ARCHIVES, EXAMINED, JsonShape,
 from rethink_tf.errors import UserError, excerpt
 
 LAYOUTS: tuple[Layout, ...] = (coco_json, yolo, voc_folders, labelme, label_studio, via, cvat, createml, vott,
-                              supervisely, sagemaker, imagefolder, labelbox, datumaro, darwin, tables, mask_images)
+                              supervisely, sagemaker, imagefolder, labelbox, datumaro, darwin, open_images, tables,
+                              mask_images)
 NAMES = tuple(layout.NAME for layout in LAYOUTS)
 _ANNOTATIONS = 'annotations'  # folder of COCO's layout, beside those of the images
 _OWN = '--gin_file=gin_configs/data/own.gin'
@@ -194,6 +196,6 @@ def _explain(folder: SourceFolder) -> str:
     return (f'{len(folder.images)} images in {len(by_class)} folders, without annotations: images in folders by class '
             'are for pre-training (docs/pretraining.md); a detector needs boxes')
   return (f'no annotations of a known layout among its {len(folder.files)} files, of which {len(folder.images)} are '
-          'images: Roboflow, CVAT, Label Studio, LabelMe, YOLO, VIA, VoTT, V7, Supervisely, Datumaro, Create ML, '
-          'SageMaker, Hugging Face, PASCAL VOC, COCO json, tables with a box a row and masks as PNG files are read '
-          '(docs/data.md)')
+          'images: Roboflow, CVAT, Label Studio, Labelbox, LabelMe, YOLO, VIA, VoTT, V7, Supervisely, Datumaro, '
+          'Create ML, SageMaker, Hugging Face, Open Images, PASCAL VOC, COCO json, tables with a box a row and masks '
+          'as PNG files are read (docs/data.md)')

@@ -34,7 +34,8 @@ _SPLITS = {'train': 'train', 'training': 'train', 'val': 'val', 'valid': 'val', 
            'test': 'test', 'testing': 'test'}
 _NEUTRAL = {'', 'images', 'image', 'img', 'imgs', 'obj', 'data', 'set', 'split', 'labels', 'label', 'annotations',
             'coco', 'annotation', 'instances', 'person', 'keypoints', 'json', 'txt', 'csv', 'xml', 'via', 'project',
-            'export', 'region', 'masks', 'mask', 'lvis', 'v1', 'manifest', 'jsonl'}
+            'export', 'region', 'masks', 'mask', 'lvis', 'v1', 'manifest', 'jsonl', 'bbox', 'oidv6',
+            'oidv7'}
 
 
 class _Nearness(NamedTuple):

@@ -51,7 +51,7 @@ _NAME_FILES = ('obj.names', 'classes.txt', 'labels.txt', '_darknet.labels', 'dat
 _LISTS = ('train.txt', 'val.txt', 'valid.txt', 'test.txt', 'trainval.txt')
 _OTHER_TEXT = (*_NAME_FILES, *_LISTS, 'readme.txt', 'readme.roboflow.txt', 'readme.dataset.txt', 'requirements.txt')
 _SAMPLED = 200  # label files by which keypoints are known
-_LARGEST = 2.0  # fraction; an object may be partly outside of its image
+LARGEST = 2.0  # fraction; an object may be partly outside of its image
 
 
 class _Description(NamedTuple):
@@ -194,7 +194,7 @@ def _parse(line: str, where: str, described: _Description, reading: Reading,
     values = values[:-1]
   if len(values) < 4:
     reading.leave_out(NOT_A_LABEL, where)
-  elif max(map(abs, [*values, *keypoints.get('keypoints', ())])) > _LARGEST:
+  elif max(map(abs, [*values, *keypoints.get('keypoints', ())])) > LARGEST:
     reading.leave_out(IN_PIXELS, where)
   elif len(values) > 4:
     return {'category': key, 'segmentation': [values]}
