@@ -308,6 +308,18 @@ def csv(items, names, folder, header=True):
     (folder / split / '_annotations.csv').write_text('\n'.join(lines) + '\n')
 
 
+def wheat(items, names, folder):
+  """The table of the Global Wheat Detection: boxes of one class in one column, images without suffix."""
+  folder.mkdir(parents=True, exist_ok=True)
+  with open(folder / 'train.csv', 'w', newline='') as file:
+    table = writer(file)
+    table.writerow(['image_id', 'width', 'height', 'bbox', 'source'])
+    for item in items:
+      copy(item, folder / 'train' / flat(item))
+      table.writerows([flat(item).rpartition('.')[0], item.size[1], item.size[0], str([*map(float, box)]), 'usask_1']
+                      for _, box, _ in item.objects)
+
+
 def open_images(items, names, folder):
   """Open Images' tables, one a split, with the images in folders of the splits, and that of the class names."""
   (folder / 'annotations').mkdir(parents=True, exist_ok=True)

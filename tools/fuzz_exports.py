@@ -96,4 +96,5 @@ TARGETS = tuple(Target(f'exports: {name}', functools.partial(_build, write), _ru
   ('SageMaker', exports_json.sagemaker), ('Datumaro', exports_json.datumaro),
   ('CVAT video', exports.cvat_video), ('Darwin', exports_json.darwin),
   ('imagefolder', exports_json.imagefolder), ('imagefolder, numbers', _numbered),
-  ('Labelbox', exports_json.labelbox), ('Open Images', exports.open_images)))
+  ('Labelbox', exports_json.labelbox), ('Open Images', exports.open_images),
+  ('Global Wheat', exports.wheat)))

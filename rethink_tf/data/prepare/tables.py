@@ -1,12 +1,14 @@
 """Tables (.csv) with a box a row: of TensorFlow's object detection, whose columns Roboflow and VoTT write too, and of
 keras-retinanet, without a header: image, x0, y0, x1, y1, class, the last five empty for an image without objects. Of
-such an image Roboflow writes an empty line, without its name.
+such an image Roboflow writes an empty line, without its name. Tables of Kaggle's competitions have the boxes in one
+column, "[x, y, width, height]", and the names of images without suffix.
 """
 
 from __future__ import annotations
 
 import csv
 import posixpath
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -35,8 +37,14 @@ ROBOFLOW = '_annotations.csv'
 NAME, TITLE = 'csv', 'a table (CSV)'
 COLUMNS = 'filename, class, xmin, ymin, xmax, ymax'
 AGAIN = '{count} images are in several tables, with the same objects: used once, in {file}'
-_IMAGE, _CLASS = ('filename', 'file_name', 'image', 'image_path', 'path'), ('class', 'label', 'class_name')
-_CORNERS = ('xmin', 'ymin', 'xmax', 'ymax')
+NO_CLASSES = '{file} has no column with classes: all objects are of the class {name!r}'
+_IMAGE = ('filename', 'file_name', 'image', 'image_path', 'path', 'image_id', 'image_name')
+_CLASS = ('class', 'label', 'class_name', 'category', 'category_name')
+_CORNERS = (('xmin', 'x_min'), ('ymin', 'y_min'), ('xmax', 'x_max'), ('ymax', 'y_max'))
+_BOX = 'bbox'
+_WHEAT = {'image_id', 'width', 'height', _BOX, 'source'}  # of the Global Wheat Detection
+_ONE_CLASS = 'object'
+_NO_CORNERS = 0.1  # share of the boxes that are none as corners, where they are x, y, width and height
 
 
 class _Table(NamedTuple):
@@ -46,6 +54,8 @@ class _Table(NamedTuple):
   rows: list[list[str]]  # without the header
   first: int  # line number of the first row
   columns: tuple[int, ...]  # of image, class, xmin, ymin, xmax, ymax and, where there are, height and width
+  classes: bool = True  # whether a column has them
+  certain: bool = True  # whether it is known what the numbers of the boxes are
 
 
 class _Row(NamedTuple):
@@ -69,6 +79,12 @@ def read(folder: SourceFolder, options: Options) -> Reading:
   files = chosen(folder, [table.file for table in tables], options, f'table with the columns {COLUMNS}')
   tables = [table for table in tables if table.file in files]
   reading = Reading(TITLE, iter(()), 0)
+  for table in tables:
+    if not table.certain:
+      raise UserError(f'{folder.path(table.file)}: the numbers of its column {_BOX} may be x, y, width and height, or '
+                      'two corners: write them to the columns xmin, ymin, xmax, ymax')
+    if not table.classes:
+      reading.notes.append(NO_CLASSES.format(file=as_text(table.file), name=_ONE_CLASS))
   entries: dict[str, tuple[str, list[_Row]]] = {}
   repeated: list[str] = []
   for table in tables:
@@ -100,13 +116,45 @@ def _tables(folder: SourceFolder, files: list[str]) -> list[_Table]:
       continue
     header = [word.strip().lower() for word in rows[0]] if rows else []
     places = [next((header.index(name) for name in names if name in header), None)
-              for names in (_IMAGE, _CLASS, *((corner,) for corner in _CORNERS), ('height',), ('width',))]
+              for names in (_IMAGE, _CLASS, *_CORNERS, ('height',), ('width',), (_BOX,))]
+    if None not in (places[0], places[8]) and None in places[2:6]:
+      found += _with_boxes(file, set(header), rows[1:], places)
+      continue
+    places = places[:8]
     if None not in places[:6]:
       found.append(_Table(file, rows[1:], 2, tuple(places if None not in places else places[:6])))
     elif (any(map(_is_row, rows)) or posixpath.basename(file) == ROBOFLOW) and all(
         _is_row(row) or not any(row) for row in rows):
       found.append(_Table(file, rows, 1, (0, 5, 1, 2, 3, 4)))
   return found
+
+
+def _with_boxes(file: str, header: set[str], rows: list[list[str]], places: list[int | None]) -> list[_Table]:
+  """Return the table whose boxes are in one column, with their corners in four; none if these are no boxes.
+
+  places: of image, class, four unused ones, height, width and box, None without one.
+  """
+  image, label, height, width, box_place = places[0], places[1], *places[6:]
+  written, boxes = [], []
+  for row in rows:
+    text, *others = [row[place] if place is not None and place < len(row) else ''
+                     for place in (box_place, image, label, height, width)]
+    words = [word for word in re.split(r'[\s,;\[\]()]+', text) if word]
+    values = text_numbers(words) if len(words) == 4 else None
+    corners = ['', '', '', '']
+    if values is not None:
+      x, y, w, h = values
+      boxes.append(values)
+      corners = [repr(one) for one in (x, y, x + max(w, 0), y + max(h, 0))]  # negative sizes have no area
+    elif words:
+      corners = [text] * 4
+    if label is None:
+      others[1] = _ONE_CLASS * bool(words)
+    written.append([*others[:2], *corners, *others[2:]] if any(row) else [])
+  no_corners = sum(x >= w or y >= h for x, y, w, h in boxes)
+  columns = tuple(range(6 if None in (height, width) else 8))
+  certain = header >= _WHEAT or no_corners >= _NO_CORNERS * len(boxes)
+  return [_Table(file, written, 2, columns, label is not None, certain)] if boxes else []
 
 
 def _is_row(row: list[str]) -> bool:
@@ -124,7 +172,9 @@ def _by_image(folder: SourceFolder, table: _Table, reading: Reading) -> dict[str
       continue
     name, label, *values = [row[place].strip() if place < len(row) else '' for place in table.columns]
     if name not in images:
-      images[name] = folder.find_image(name, of=table.file, split=split_of(table.file))
+      split = split_of(table.file)
+      images[name] = (folder.find_image(name, of=table.file, split=split)
+                      or folder.find_stem(name, of=table.file, split=split))
       if images[name] is None:
         reading.problems.add(NO_IMAGE, 1, f'{as_text(table.file)}, line {line}: {as_text(name)}')
     if images[name] is None:

@@ -26,7 +26,7 @@ def folder(root, files):
   ('csv', 'csv'), ('createml', 'createml'), ('vott', 'vott'), ('supervisely', 'supervisely'),
   ('sagemaker', 'sagemaker'), ('datumaro', 'datumaro'), ('darwin', 'darwin'),
   ('imagefolder', 'imagefolder'), ('labelbox', 'labelbox'),
-  ('open_images', 'open_images'), ('numbered_masks', 'masks')])
+  ('open_images', 'open_images'), ('wheat', 'csv'), ('numbered_masks', 'masks')])
 def test_each_export_has_one_layout(tmp_path, kind, name):
   items, names = exports.draw(tmp_path / 'data')
   (getattr(exports, kind, None) or getattr(exports_json, kind))(items, names, tmp_path / 'export')
