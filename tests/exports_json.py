@@ -123,6 +123,22 @@ def labelbox(items, names, folder):
   (folder / 'export-result.ndjson').write_text('\n'.join(lines) + '\n')
 
 
+def bdd100k(items, names, folder, as_object=False):
+  """BDD100K's JSON, a list of frames for each split, or Scalabel's object: boxes beside closed polygons."""
+  for split in dict.fromkeys(item.split for item in items):
+    frames = []
+    for i, item in enumerate(item for item in items if item.split == split):
+      copy(item, folder / 'images' / split / flat(item))
+      frames.append({'name': flat(item), 'timestamp': i, 'size': {'width': item.size[1], 'height': item.size[0]},
+                     'labels': [{'id': str(k), 'category': label, 'attributes': {'occluded': False, 'crowd': False},
+                                 'box2d': {'x1': x, 'y1': y, 'x2': x + w, 'y2': y + h}} | ({'poly2d': [
+                                   {'vertices': np.reshape(polygon, [-1, 2]).tolist(), 'closed': True,
+                                    'types': 'L' * (len(polygon) // 2)} for polygon in segmentation]}
+                                   if segmentation else {})
+                                for k, (label, (x, y, w, h), segmentation) in enumerate(item.objects)]})
+    write_json(folder / 'labels' / f'det_{split}.json', {'frames': frames, 'config': {}} if as_object else frames)
+
+
 def datumaro(items, names, folder):
   """Datumaro's JSON, a file a subset; outlines of one object in one group."""
   numbers = {name: i for i, name in enumerate(dict.fromkeys(names.values()))}

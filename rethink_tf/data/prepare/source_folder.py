@@ -35,7 +35,7 @@ _SPLITS = {'train': 'train', 'training': 'train', 'val': 'val', 'valid': 'val', 
 _NEUTRAL = {'', 'images', 'image', 'img', 'imgs', 'obj', 'data', 'set', 'split', 'labels', 'label', 'annotations',
             'coco', 'annotation', 'instances', 'person', 'keypoints', 'json', 'txt', 'csv', 'xml', 'via', 'project',
             'export', 'region', 'masks', 'mask', 'lvis', 'v1', 'manifest', 'jsonl', 'bbox', 'oidv6',
-            'oidv7'}
+            'oidv7', 'det'}
 
 
 class _Nearness(NamedTuple):

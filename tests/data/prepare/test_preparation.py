@@ -22,7 +22,8 @@ SPLIT = {'roboflow': exports.roboflow, 'cvat_yolo': exports.cvat_yolo, 'ultralyt
          'csv': exports.csv, 'createml': exports_json.createml, 'supervisely': exports_json.supervisely,
          'sagemaker': exports_json.sagemaker, 'datumaro': exports_json.datumaro,
          'cvat_video': exports.cvat_video, 'darwin': exports_json.darwin,
-         'imagefolder': exports_json.imagefolder, 'labelbox': exports_json.labelbox}
+         'imagefolder': exports_json.imagefolder, 'labelbox': exports_json.labelbox,
+         'bdd100k': exports_json.bdd100k}
 UNSPLIT = {'cvat_coco': exports.cvat_coco, 'label_studio': exports.label_studio, 'vott': exports_json.vott,
            'masks': exports.numbered_masks}
 BOXES_ONLY = ('cvat_yolo', 'voc', 'csv', 'createml', 'sagemaker', 'imagefolder')
