@@ -139,6 +139,19 @@ def bdd100k(items, names, folder, as_object=False):
     write_json(folder / 'labels' / f'det_{split}.json', {'frames': frames, 'config': {}} if as_object else frames)
 
 
+def cityscapes(items, names, folder):
+  """Cityscapes' folders: a road behind the objects, whose outlines, or boxes, are in whole pixels, and no more."""
+  for item in items:
+    stem = flat(item).rpartition('.')[0]
+    copy(item, folder / 'leftImg8bit' / item.split / 'a city' / f'{stem}_leftImg8bit.png')
+    height, width = item.size
+    objects = [{'label': 'road', 'polygon': [[0, 0], [width, 0], [width, height], [0, height]]}] + [
+      {'label': label, 'polygon': [[x, y], [x + w - 1, y], [x + w - 1, y + h - 1], [x, y + h - 1]]}
+      for label, (x, y, w, h), _ in item.objects]
+    write_json(folder / 'gtFine' / item.split / 'a city' / f'{stem}_gtFine_polygons.json', {
+      'imgHeight': height, 'imgWidth': width, 'objects': objects})
+
+
 def datumaro(items, names, folder):
   """Datumaro's JSON, a file a subset; outlines of one object in one group."""
   numbers = {name: i for i, name in enumerate(dict.fromkeys(names.values()))}

@@ -97,4 +97,5 @@ TARGETS = tuple(Target(f'exports: {name}', functools.partial(_build, write), _ru
   ('CVAT video', exports.cvat_video), ('Darwin', exports_json.darwin),
   ('imagefolder', exports_json.imagefolder), ('imagefolder, numbers', _numbered),
   ('Labelbox', exports_json.labelbox), ('Open Images', exports.open_images),
-  ('Global Wheat', exports.wheat), ('BDD100K', exports_json.bdd100k)))
+  ('Global Wheat', exports.wheat), ('BDD100K', exports_json.bdd100k),
+  ('Cityscapes', exports_json.cityscapes)))

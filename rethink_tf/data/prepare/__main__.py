@@ -22,7 +22,7 @@ from rethink_tf.process import entry
 FLAGS = flags.FLAGS
 LAYOUTS = (  # recognition.NAMES
   'coco', 'yolo', 'voc', 'labelme', 'label_studio', 'via', 'cvat', 'createml', 'vott', 'supervisely',
-  'sagemaker', 'imagefolder', 'labelbox', 'datumaro', 'darwin', 'bdd100k', 'open_images', 'csv', 'masks')
+  'sagemaker', 'imagefolder', 'labelbox', 'datumaro', 'darwin', 'bdd100k', 'cityscapes', 'open_images', 'csv', 'masks')
 
 
 def define_flags() -> None:

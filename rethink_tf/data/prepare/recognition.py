@@ -12,6 +12,7 @@ from rethink_tf.data import in_place
 from rethink_tf.data.images import LFS
 from rethink_tf.data.prepare import (
   bdd100k,
+  cityscapes,
   coco_json,
   createml,
   cvat,
@@ -36,8 +37,8 @@ from rethink_tf.data.prepare.source_folder import ARCHIVES, EXAMINED, JsonShape,
 from rethink_tf.errors import UserError, excerpt
 
 LAYOUTS: tuple[Layout, ...] = (coco_json, yolo, voc_folders, labelme, label_studio, via, cvat, createml, vott,
-                              supervisely, sagemaker, imagefolder, labelbox, datumaro, darwin, bdd100k, open_images,
-                              tables, mask_images)
+                              supervisely, sagemaker, imagefolder, labelbox, datumaro, darwin, bdd100k, cityscapes,
+                              open_images, tables, mask_images)
 NAMES = tuple(layout.NAME for layout in LAYOUTS)
 _ANNOTATIONS = 'annotations'  # folder of COCO's layout, beside those of the images
 _OWN = '--gin_file=gin_configs/data/own.gin'
@@ -45,7 +46,8 @@ _TOOLS = (  # keys of a JSON object, or of the first one of a list; what that is
   ({'project', 'metadata', 'attribute'}, False, 'a project of VIA 3: export its annotations as COCO json'),
   ({'sourceConnection', 'tags'}, False, "a project of VoTT without its regions: export it as 'VoTT JSON', with images"),
   ({'project_name', 'label_classes', 'images'}, False, 'JSON of Hasty: export as COCO json'),
-  ({'imgHeight', 'imgWidth', 'objects'}, False, 'JSON of Cityscapes: convert the annotations to COCO json'),
+  ({'imgHeight', 'imgWidth', 'objects'}, False, 'JSON as of Cityscapes, of which '
+   'NAME_gtFine_polygons.json is read: convert the annotations to COCO json'),
   ({'Labeled Data', 'Label'}, True, "JSON of Labelbox's first version: export again, as NDJSON"),
   ({'image'}, True, "Label Studio's JSON-MIN: export as JSON, or as COCO with images"))
 _LINES = {'.manifest': 'JSON Lines without the source-ref of SageMaker Ground Truth',
@@ -196,5 +198,5 @@ def _explain(folder: SourceFolder) -> str:
             'are for pre-training (docs/pretraining.md); a detector needs boxes')
   return (f'no annotations of a known layout among its {len(folder.files)} files, of which {len(folder.images)} are '
           'images: Roboflow, CVAT, Label Studio, Labelbox, LabelMe, YOLO, VIA, VoTT, V7, Supervisely, Datumaro, '
-          'Create ML, SageMaker, Hugging Face, Open Images, BDD100K, PASCAL VOC, COCO json, tables with a box a row '
-          'and masks as PNG files are read (docs/data.md)')
+          'Create ML, SageMaker, Hugging Face, Open Images, BDD100K, Cityscapes, PASCAL VOC, COCO json, tables with a '
+          'box a row and masks as PNG files are read (docs/data.md)')

@@ -14,7 +14,7 @@ from tests import exports, exports_json
 KINDS = ('roboflow', 'cvat_coco', 'cvat_yolo', 'ultralytics', 'labelme', 'via', 'label_studio', 'voc', 'cvat', 'csv',
          'createml', 'vott', 'supervisely', 'sagemaker', 'datumaro', 'cvat_video', 'darwin',
          'imagefolder', 'labelbox', 'open_images', 'wheat',
-         'bdd100k', 'numbered_masks')
+         'bdd100k', 'cityscapes', 'numbered_masks')
 TOKENS = (b'NaN', b'null', b'[]', b'{}', b'-1', b'1e999', b'"x"', b'true', b'99999999999999999999', b'../../etc/passwd',
           b'\0', b'\xff\xfe', b'"\\ud800"', b'[[[[[', b'<!DOCTYPE x>', b'&amp;')
 VALUES = re.compile(rb'"[^"]{0,40}"|-?\d+\.?\d*|\[[^\[\]]*\]|\{[^{}]*\}')

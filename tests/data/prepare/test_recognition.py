@@ -26,7 +26,7 @@ def folder(root, files):
   ('csv', 'csv'), ('createml', 'createml'), ('vott', 'vott'), ('supervisely', 'supervisely'),
   ('sagemaker', 'sagemaker'), ('datumaro', 'datumaro'), ('darwin', 'darwin'),
   ('imagefolder', 'imagefolder'), ('labelbox', 'labelbox'),
-  ('open_images', 'open_images'), ('wheat', 'csv'), ('bdd100k', 'bdd100k'),
+  ('open_images', 'open_images'), ('wheat', 'csv'), ('bdd100k', 'bdd100k'), ('cityscapes', 'cityscapes'),
   ('numbered_masks', 'masks')])
 def test_each_export_has_one_layout(tmp_path, kind, name):
   items, names = exports.draw(tmp_path / 'data')
@@ -72,7 +72,7 @@ def test_masks_and_tables_beside_annotations_are_not_the_annotations(tmp_path):
   ({'a.tif': '', 'a_masks/1.tif': ''}, 'a_masks/1.tif seems to be a mask'),
   ({'x.vott': {'name': 'x', 'sourceConnection': {}, 'tags': []}}, 'a project of VoTT without its regions'),
   ({'a.json': {'project_name': 'x', 'images': [], 'label_classes': []}}, 'Hasty: export as COCO'),
-  ({'a_gtFine_polygons.json': {'imgHeight': 1, 'imgWidth': 1, 'objects': []}}, 'Cityscapes: convert .* to COCO'),
+  ({'a_polygons.json': {'imgHeight': 1, 'imgWidth': 1, 'objects': []}}, 'Cityscapes, .*: convert .* to COCO'),
   ({'a.json': [{'ID': 'x', 'Labeled Data': 'a.jpg', 'Label': {}}]}, "JSON of Labelbox's first .*NDJSON"),
   ({'output.manifest': '{"source": "text"}', 'a.jpg': ''}, 'JSON Lines without the source-ref of SageMaker'),
   ({'annotation_train.odgt': '{"ID": "1", "gtboxes": []}'}, 'JSON Lines of CrowdHuman'),
