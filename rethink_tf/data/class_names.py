@@ -5,10 +5,11 @@ from __future__ import annotations
 import collections
 import functools
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from rethink_tf.data.categories import Category, shorten
 from rethink_tf.errors import UserError
@@ -50,6 +51,46 @@ def order(names: Sequence[str], reference: Sequence[str], what: str, whose: str)
                     'name, so use annotation files of one data set, or rename the categories')
   places = {name: i for i, name in enumerate(here)}
   return [places[name] for name in there]
+
+
+def merge_names(named: Sequence[tuple[str, Mapping[int, str]]]) -> dict[int, str]:
+  """Merge label -> name of several files; of labels with several names the first is kept.
+
+  Raises:
+    UserError: the label of a file has the name of another label in the others.
+  """
+  merged: dict[int, str] = {}
+  for _, names in named:
+    merged = {label: name for label, name in names.items() if name not in ('', str(label))} | merged
+  for file, names in named:
+    check_same_names(names, file, merged, 'the others')
+  return {label: name for _, names in named for label, name in names.items()} | merged
+
+
+def check_same_names(names: Mapping[int, str], where: str, reference: Mapping[int, str], whose: str) -> None:
+  """Check that labels have the same names on both sides, so that class k means one thing.
+
+  A name that the other side does not have may be a renamed class: it is logged. Labels without a name have their
+  number.
+
+  Raises:
+    UserError: one of two different names of a label is that of another label, too.
+  """
+  other = {label: name for label, name in names.items()
+           if name not in ('', str(label), reference.get(label)) and label in reference}
+  for label, name in other.items():
+    pair = name, reference[label]
+    elsewhere = next(((text, k) for side in (reference, names) for k, text in side.items()
+                      if k != label and text in pair), None)
+    if elsewhere:
+      raise UserError(f'{where}: {label} is the label of {shorten(name)}, in {whose} that of '
+                      f'{shorten(reference[label])}, and {elsewhere[1]} that of {shorten(elsewhere[0])}: they belong '
+                      'to two conversions or splits with other lists of classes; use the files of one')
+  if other:
+    label, name = next(iter(other.items()))
+    logging.warning('%s: label %d is named %s, in %s %s (%d labels differ): if the class was not renamed, the files '
+                    'belong to different data', where, label, shorten(name), whose, shorten(reference[label]),
+                    len(other))
 
 
 class Reordered:

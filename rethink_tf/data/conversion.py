@@ -20,10 +20,10 @@ from rethink_tf.data.categories import categories_to_json
 from rethink_tf.data.detection.coco import CocoSource
 from rethink_tf.data.detection.graph_record import CROPS
 from rethink_tf.data.detection.record_format import Record, encode
-from rethink_tf.data.detection.records import Index, Shard, index_path, read_index, write_index
+from rethink_tf.data.detection.record_index import Index, Shard, index_path, read_index, write_index
 from rethink_tf.data.images import ImageError
 from rethink_tf.data.images import decode as decode_image
-from rethink_tf.data.shards import shard_path
+from rethink_tf.data.shards import refuse_other_shards, shard_path
 from rethink_tf.data.tfrecord import FOOTER, HEADER
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.storage import files
@@ -54,6 +54,8 @@ def convert(source: CocoSource, output_dir: str, split: str, num_shards: int = 3
   try:
     tf.io.gfile.makedirs(output_dir)
     journal = _Journal(index_path(output_dir, split), source, png_masks, num_shards)
+    refuse_other_shards(output_dir, split, paths if journal.begun else ())
+    journal.begin()
     todo = [i for i in range(num_shards) if not journal.has(paths[i])]
     if len(todo) < num_shards:
       logging.info('%s: %d of %d shards exist already, %d remain', output_dir, num_shards - len(todo), num_shards,
@@ -87,10 +89,17 @@ class _Journal:
       raise UserError(f'{path}: belongs to a conversion of other annotations or images, with other options, or by an '
                       'earlier version; use another --output_dir or delete that one')
     self._path = path
+    self.begun = index is not None  # whether an earlier call has begun this conversion
     missing = [f'{name}: no such file' for name in source.missing]
     self._index = index or Index([], [category.id for category in source.categories], source.problems, missing,
                                  fingerprint)
+    self._index = self._index._replace(names={str(category.id): category.name for category in source.categories})
     self._shards = {shard.file: shard for shard in self._index.shards}
+
+  def begin(self) -> None:
+    """Write the journal if it is new: shards that no journal lists are not this conversion's to replace."""
+    if not self.begun:
+      self._write(complete=False)
 
   def has(self, path: str) -> bool:
     """Whether a shard is finished and has its recorded size."""

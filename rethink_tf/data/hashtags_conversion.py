@@ -43,7 +43,7 @@ from rethink_tf.data.images import ImageError, read_file
 from rethink_tf.data.images import decode as decode_image
 from rethink_tf.data.keyed_random import keyed_bits
 from rethink_tf.data.problems import Problems
-from rethink_tf.data.shards import shard_path
+from rethink_tf.data.shards import refuse_other_shards, shard_path
 from rethink_tf.data.tfrecord import FOOTER, HEADER
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.storage import files
@@ -86,7 +86,8 @@ def convert_hashtags(json_file: str, vocabulary: Vocabulary, output_dir: str, sp
     paths = [shard_path(output_dir, split, i, num_shards) for i in range(num_shards)]
     done = [read_columns(path, fingerprint) for path in paths]
     todo = [i for i, columns in enumerate(done) if columns is None]
-    _check_fingerprint(output_dir, split, fingerprint)
+    begun = _check_fingerprint(output_dir, split, fingerprint)
+    refuse_other_shards(output_dir, split, paths if begun else ())
     write_stream_index(stream_index_path(output_dir, split), StreamIndex(fingerprint, vocabulary.digest()))
     vocabulary.save(vocabulary_path(output_dir, split))
     if len(todo) < num_shards:
@@ -112,14 +113,16 @@ def _fingerprint(json_file: str, vocabulary: Vocabulary, num_shards: int, max_ta
   return hashlib.sha256(options.encode()).hexdigest()
 
 
-def _check_fingerprint(output_dir: str, split: str, fingerprint: str) -> None:
+def _check_fingerprint(output_dir: str, split: str, fingerprint: str) -> bool:
+  """Return whether this conversion was begun there; raises UserError if another one was."""
   path = stream_index_path(output_dir, split)
   if not tf.io.gfile.exists(path):
-    return
+    return False
   index = StreamIndex.load(path)
   if index.fingerprint != fingerprint:
     raise UserError(f'{path}: belongs to a conversion of another file or vocabulary or with other options; use another '
                     '--out or delete that folder')
+  return True
 
 
 def _rows_dir(output_dir: str, split: str, fingerprint: str) -> str:

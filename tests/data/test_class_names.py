@@ -86,3 +86,10 @@ def test_labels_that_are_read_as_a_stream_are_not_reordered():
   assert class_names.match(source, categories('b', 'a'), 'the run') is source
   with pytest.raises(UserError, match='another order, which a source of this kind cannot change'):
     class_names.match(source, categories('a', 'b'), 'the run')
+
+
+def test_labels_of_several_files_mean_one_class():
+  assert class_names.merge_names([('a', {1: 'cat', 2: '2'}), ('b', {2: 'dog'}), ('c', {1: 'kitty', 3: 'dog'})]) == \
+    {1: 'cat', 2: 'dog', 3: 'dog'}
+  with pytest.raises(UserError, match="^b: 1 is the label of 'dog', in the others that of 'cat', and 2 that of 'dog'"):
+    class_names.merge_names([('a', {1: 'cat', 2: 'dog'}), ('b', {1: 'dog'})])

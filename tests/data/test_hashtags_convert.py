@@ -182,3 +182,12 @@ def test_images_outside_the_folder_are_not_read(tmp_path, images, caplog):
   index = convert_hashtags(file, vocabulary, str(tmp_path / 'out'), num_shards=1)
   assert (index.num_images, index.left_out) == (2, 3)
   assert "'../secret.png': is not in the folder" in caplog.text
+
+
+def test_shards_of_others_are_not_replaced(tmp_path, images):
+  folder, names = images
+  file, vocabulary = prepare(folder, [(name, ['cat']) for name in names[:6]])
+  (tmp_path / 'train-00000-of-00001.tfrecord').write_bytes(b'of somebody else')
+  with pytest.raises(UserError, match='contains shards that this conversion has not written .train-00000-of-00001'):
+    convert_hashtags(file, vocabulary, str(tmp_path), num_shards=1)
+  assert os.listdir(tmp_path) == ['train-00000-of-00001.tfrecord']

@@ -7,7 +7,9 @@ split scans it and writes `<split>-classes-index.json` next to the shards: offse
 
 import json
 import os
+import re
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -18,13 +20,14 @@ from absl import logging
 from google.protobuf.message import DecodeError
 
 from rethink_tf.data.categories import Category, as_text
+from rethink_tf.data.class_names import check_same_names, merge_names
 from rethink_tf.data.classification.image_folder import stable_ids
-from rethink_tf.data.detection.records import check_columns
+from rethink_tf.data.detection.record_index import check_columns
 from rethink_tf.data.images import MAX_PIXELS, ImageError, decode
 from rethink_tf.data.json_files import load_json
-from rethink_tf.data.shards import find_shards
+from rethink_tf.data.shards import find_shards, length_of, scan_readable, warn_of_empty
 from rethink_tf.data.subset import subset, whose_images
-from rethink_tf.data.tfrecord import DamagedRecord, read_at, scan
+from rethink_tf.data.tfrecord import DamagedRecord, read_at
 from rethink_tf.errors import UserError, in_one_line
 from rethink_tf.storage import files
 from rethink_tf.structures import LeftOut
@@ -82,6 +85,7 @@ class ImageRecords:
     reference = index
     if class_split != split and _has_shards(data_dir, class_split):
       reference = _load_index(data_dir, class_split)
+      check_same_names(_by_label(index.texts), self.name, _by_label(reference.texts), class_split)
     self.num_classes = max(max(shard.labels, default=0) for shard in reference.shards) - first_label + 1
     labels = np.array([label for shard in index.shards for label in shard.labels], np.int64) - first_label
     invalid = np.flatnonzero((labels < 0) | (labels >= self.num_classes))
@@ -131,14 +135,15 @@ def _load_index(data_dir: str, split: str) -> LabelIndex:
   paths = find_shards(data_dir, split)
   path = os.path.join(data_dir, f'{split}-classes-index.json')
   with ThreadPoolExecutor(_READERS) as pool:
-    present = [(os.path.basename(shard), tf.io.gfile.stat(shard).length) for shard in paths]
+    present = list(zip(map(os.path.basename, paths), pool.map(length_of, paths), strict=True))
     index = _read_index(path)
     if index and [shard[:2] for shard in index.shards] == present:
       return index
     logging.info('%s: %s; scanning %d shards once', path, 'is out of date' if index else 'no valid index', len(paths))
     scanned = list(pool.map(_scan_shard, paths))
-  index = LabelIndex([shard for shard, _, _ in scanned],
-                     {label: text for _, texts, _ in scanned for label, text in texts.items()},
+  warn_of_empty(present, path)
+  texts = merge_names([(shard.file, _by_label(texts)) for shard, texts, _ in scanned])
+  index = LabelIndex([shard for shard, _, _ in scanned], {str(label): text for label, text in texts.items()},
                      dict(sum((left_out for _, _, left_out in scanned), Counter())))
   if not any(shard.labels for shard in index.shards):
     raise UserError(f'{paths[0]}: no record has image/encoded and image/class/label '
@@ -162,6 +167,7 @@ def _read_index(path: str) -> LabelIndex | None:
       if max(shard.labels, default=0) > _MAX_LABEL:
         raise TypeError(f'a label above {_MAX_LABEL}')
     if not all(isinstance(text, str) for text in [*index.texts, *index.texts.values(), *index.left_out]) or \
+        not all(re.fullmatch(r'\d{1,7}', label) for label in index.texts) or \
         not all(type(count) is int for count in index.left_out.values()):
       raise TypeError('a field has a wrong type')
     return index
@@ -172,12 +178,12 @@ def _read_index(path: str) -> LabelIndex | None:
 
 def _scan_shard(path: str) -> tuple[LabelledShard, dict[str, str], Counter[str]]:
   """Scan a file; return its columns, the names of its labels, and the number of dropped records by reason."""
-  shard = LabelledShard(os.path.basename(path), tf.io.gfile.stat(path).length, [], [], [])
+  shard = LabelledShard(os.path.basename(path), length_of(path), [], [], [])
   texts: dict[str, str] = {}
   left_out: Counter[str] = Counter()
-  for offset, payload in scan(path):
+  for offset, payload in scan_readable(path):
     if isinstance(payload, DamagedRecord):
-      left_out['damaged'] += 1
+      left_out['damaged' if payload.next_offset else 'truncated, with all that follow in the file'] += 1
       continue
     try:
       features = tf.train.Example.FromString(payload).features.feature
@@ -197,6 +203,10 @@ def _scan_shard(path: str) -> tuple[LabelledShard, dict[str, str], Counter[str]]
     text = (_first(features, 'image/class/text') or _first(features, 'image/class/synset')).decode(errors='replace')
     texts.setdefault(str(labels[0]), as_text(text))
   return shard, texts, left_out
+
+
+def _by_label(texts: Mapping[str, str]) -> dict[int, str]:
+  return {int(label): text for label, text in texts.items()}
 
 
 def _first(features: Any, key: str) -> bytes:

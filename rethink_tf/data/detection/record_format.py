@@ -145,12 +145,19 @@ def _annotations(features: Any, height: int, width: int) -> list[dict[str, Any]]
     return annotations
 
 
-def category_names(payload: bytes) -> dict[int, str]:
-  """Return label -> text of the objects of an example; the label itself if it has no text."""
+def identify(payload: bytes) -> tuple[str, dict[int, str]]:
+  """Return the source id of an example, and label -> text of its objects: the label itself if it has no text.
+
+  Raises:
+    ImageError: not an example of this schema.
+  """
   features = _features(payload)
   labels, texts = _values(features, 'image/object/class/label'), _values(features, 'image/object/class/text')
   texts = [_text([text]) for text in texts] if len(texts) == len(labels) else map(str, labels)
-  return {label: text for label, text in zip(labels, texts, strict=True) if isinstance(label, int) and label >= 0}
+  with _of_the_schema():
+    source_id = _text(_values(features, 'image/source_id', b''))
+  return source_id, {label: text for label, text in zip(labels, texts, strict=True)
+                     if isinstance(label, int) and label >= 0}
 
 
 def validate(record: Record, image_id: int, categories: tuple[Category, ...], first_id: int) -> Annotations:

@@ -159,3 +159,33 @@ def test_index_with_wrong_types_is_rebuilt(tmp_path, fields):
   content['shards'][0] |= fields
   path.write_text(json.dumps(content))
   assert ImageRecords(str(tmp_path)).num_classes == 1
+
+
+def test_splits_and_shards_with_classes_in_another_order(tmp_path):
+  write_shards(tmp_path, 'train', [1, 2, 3, 1])
+  other = tmp_path / 'other'
+  other.mkdir()
+  for split in ('train', 'validation'):
+    write_shards(other, split, [1, 1], **{'image/class/text': b'green'})
+  (other / 'validation-00000-of-00002').rename(tmp_path / 'validation-00000-of-00001')
+  with pytest.raises(UserError, match="/validation: 1 is the label of 'green', in train that of 'blue', and 2 that "
+                                      "of 'green'"):
+    ImageRecords(str(tmp_path), 'validation')
+  (other / 'train-00000-of-00002').rename(tmp_path / 'train-00000-of-00002')  # label 2 is in the other shard
+  with pytest.raises(UserError, match="train-00000-of-00002: 1 is the label of 'green', in the others that of 'blue'|"
+                                      "train-00001-of-00002: 1 is the label of 'blue', in the others"):
+    ImageRecords(str(tmp_path))
+
+
+def test_empty_and_truncated_shards_are_said(tmp_path, see_logs, caplog):
+  write_shards(tmp_path, 'train', [1, 2, 3, 1, 2, 3], shards=3)
+  (tmp_path / 'train-00001-of-00003').write_bytes(b'')
+  whole = (tmp_path / 'train-00002-of-00003').read_bytes()
+  (tmp_path / 'train-00002-of-00003').write_bytes(whole[:-9])
+  assert len(ImageRecords(str(tmp_path)).image_ids) == 3
+  assert '1 shards are empty, e.g. train-00001-of-00003' in caplog.text
+  assert 'truncated, with all that follow in the file (1)' in caplog.text
+  (tmp_path / 'train-00001-of-00003').unlink()
+  (tmp_path / 'train-00001-of-00003').mkdir()
+  with pytest.raises(UserError, match='train-00001-of-00003: cannot be read: it is a folder'):
+    ImageRecords(str(tmp_path))
