@@ -109,6 +109,7 @@ class RunCheckpoints:
     except UserError:
       self._remove([folder])
       raise
+    self._run_folder.attempt('files of the run', self._run_folder.texts.write_missing)
     self.tidy()
     return True
 

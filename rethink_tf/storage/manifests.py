@@ -39,8 +39,13 @@ def write(folder: str, step: int, state: Mapping[str, Any]) -> None:
   manifest = {'step': step, 'files': {name: _size(folder, name) for name in names},
               'sha256': {name: _sha256(folder, name) for name in names}, 'state': dict(state)}
   manifest = json.loads(json.dumps(manifest, default=plain))
-  with tf.io.gfile.GFile(os.path.join(folder, _NAME), 'w') as file:
+  with tf.io.gfile.GFile(path(folder), 'w') as file:
     file.write(json.dumps({**manifest, 'checksum': checksum(manifest)}, indent=1))
+
+
+def path(folder: str) -> str:
+  """Return the path of the manifest of a checkpoint folder, which is written last."""
+  return os.path.join(folder, _NAME)
 
 
 def checksum(manifest: Mapping[str, Any]) -> str:
@@ -57,7 +62,7 @@ def read(folder: str, step: int | None = None) -> dict[str, Any]:
     ValueError: the manifest is damaged, or files are truncated.
     OSError, tf.errors.OpError: something is missing or cannot be read.
   """
-  with open_regular(os.path.join(folder, _NAME)) as file:
+  with open_regular(path(folder)) as file:
     if file.size() > _MAX_BYTES:
       raise ValueError('its manifest is damaged')
     content = file.read()
@@ -103,18 +108,18 @@ def unless_damaged(read_checkpoint: Callable[[], T], folder: str) -> T | None:
     return None
 
 
-def newest_sound(path: str) -> str | None:
-  """Return the folder of the newest sound checkpoint of a run folder, or `path` itself if it is a checkpoint folder.
+def newest_sound(run: str) -> str | None:
+  """Return the folder of the newest sound checkpoint of a run folder, or `run` itself if it is a checkpoint folder.
 
   Every file is compared with its checksum. A damaged checkpoint is skipped with a warning; None if there is no other.
 
   Raises:
     UserError: the storage refuses a checkpoint that may be sound.
   """
-  parent = os.path.join(path, 'checkpoints')
+  parent = os.path.join(run, 'checkpoints')
   candidates = [(step_folder(parent, step), step) for step in reversed(steps(parent))]
-  if tf.io.gfile.exists(os.path.join(path, _NAME)):
-    candidates = [(path, None)]
+  if tf.io.gfile.exists(path(run)):
+    candidates = [(run, None)]
   for folder, step in candidates:
     if unless_damaged(lambda folder=folder, step=step: verify(folder, step), folder) is not None:
       return folder

@@ -35,6 +35,7 @@ from rethink_tf.redaction import redact, redact_arguments
 from rethink_tf.storage import files, manifests, metrics_lines, retries, software
 from rethink_tf.storage.event_writers import EventWriters
 from rethink_tf.storage.files import open_regular
+from rethink_tf.storage.written_texts import WrittenTexts
 
 _REMOTE_REWRITE_SECONDS = 60.0
 _PENDING_LINES = 100_000  # some 40 MB; beyond it the oldest are dropped
@@ -69,6 +70,7 @@ class RunFolder:
     self._rewritten = -math.inf
     self._size = 0  # of metrics.jsonl after the latest line
     self._pending: collections.deque[bytes] = collections.deque(maxlen=_PENDING_LINES)  # lines still to be written
+    self.texts = WrittenTexts()  # of write_text
     self.failures: collections.Counter[str] = collections.Counter()  # of writing, by file
     if create:
       self._create()
@@ -160,6 +162,7 @@ class RunFolder:
       retries.call(lambda: self.put_text(name, text), self.join(name))
     except (OSError, tf.errors.OpError) as error:
       raise UserError(f'cannot write to the run folder {self.path}: {name}: {in_one_line(error)}') from error
+    self.texts.add(self.join(name), text)
 
   def make_folder(self, name: str) -> None:
     """Create a folder inside this one unless it exists; raises UserError if it cannot be created."""

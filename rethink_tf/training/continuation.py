@@ -40,9 +40,13 @@ def check(experiment: Experiment) -> tuple[Identity, Changes]:
   now = identity.of(categories_to_json(tuple(splits['train'].categories)), gin_files.operative_config(),
                     {name: digest.summarize(source) for name, source in splits.items()})
   if was is None:
-    return now, Changes()
-  if not was.recorded and (runs := experiment.checkpoints.runs()):  # identity.json was removed: they stay the run's own
-    now = now._replace(run=runs[0], ancestors=tuple(runs[1:]))
+    if step is not None and not experiment.allow_changes:
+      raise UserError(f'{folder.path}: has checkpoints, up to step {step}, but neither identity.json nor config.gin, '
+                      'which tell whose they are: restore these files, choose another --model_dir and start from this '
+                      'folder with --weights, or resume with this configuration by --allow_changes')
+    return _with_name_of(experiment, now), Changes()
+  if not was.recorded:
+    now = _with_name_of(experiment, now)
   settings = identity.check(was, now, folder, step, experiment.allow_changes)
   data = [f'{name}: {", ".join(found)}' for name in splits if name in was.data
           and (found := digest.differences(was.data[name], now.data[name]))]
@@ -52,6 +56,12 @@ def check(experiment: Experiment) -> tuple[Identity, Changes]:
     logging.warning('%s: the run is at step %d, beyond the end of the schedule (%d)', folder.path, step,
                     experiment.total_steps)
   return now, Changes(settings, data)
+
+
+def _with_name_of(experiment: Experiment, now: Identity) -> Identity:
+  """Give a run whose identity.json was removed the name that its checkpoints bear: they stay its own."""
+  runs = experiment.checkpoints.runs()
+  return now._replace(run=runs[0], ancestors=tuple(runs[1:])) if runs else now
 
 
 def record(experiment: Experiment, now: Identity, changes: Changes, step: int) -> None:

@@ -1,6 +1,7 @@
 """A follower evaluates every checkpoint once, until the last step or a timeout."""
 
 import json
+import os
 import types
 
 import pytest
@@ -107,6 +108,74 @@ def test_a_removed_checkpoint_is_skipped(tmp_path, caplog):
   run.follow(minutes=60)
   assert run.evaluated == [20]
   assert 'the checkpoint of step 10 was removed before it was evaluated' in caplog.text
+
+
+def test_a_removed_checkpoint_that_is_trained_again_is_evaluated(tmp_path):
+  """Training has resumed from an earlier step, and writes the step once more."""
+  run = Run(tmp_path, [saved(10), saved(), saved(10), saved(10, 20)])
+  run_folder.write_schedule(run.folder, 20)
+  run.evaluate, evaluate = lambda step: evaluate(step), run.evaluate
+  first = []
+
+  def removed_at_first(step):
+    if not first:
+      first.append(step)
+      run.present.clear()
+      run.events.insert(0, saved())
+    evaluate(step)
+
+  run.evaluate = removed_at_first
+  run.follow(minutes=60)
+  assert first == [10] and run.evaluated == [10, 20]
+
+
+def test_a_damaged_checkpoint_that_is_written_again_is_evaluated(tmp_path):
+  run = Run(tmp_path, [saved(10, 20)] * 8)
+  run_folder.write_schedule(run.folder, 20)
+  manifest = tmp_path / 'checkpoints/step-00000010/manifest.json'
+  manifest.parent.mkdir(parents=True)
+  manifest.write_text('{}')
+  evaluate, damaged = run.evaluate, [10]
+  run.is_sound = lambda step: step not in damaged
+
+  def restore(step):
+    if step in damaged:
+      raise UserError('is damaged')
+    if step == 20:  # meanwhile training repeats step 10
+      damaged.clear()
+      os.utime(manifest, ns=(0, manifest.stat().st_mtime_ns + 10**9))
+    evaluate(step)
+
+  run.evaluate = restore
+  run.folder.append_metrics({'kind': 'train', 'step': 10, 'time': 1.0})
+  run_folder.write_schedule(run.folder, 30)
+  with pytest.raises(UserError, match='no new checkpoint'):
+    run.follow()
+  assert run.evaluated == [20, 10]
+
+
+def test_a_schedule_that_ends_before_the_newest_checkpoint(tmp_path):
+  """It was shortened when the run was beyond its end: no checkpoint of its last step will come."""
+  run = Run(tmp_path, [saved(10, 20)])
+  run_folder.write_schedule(run.folder, 15)
+  run.follow(minutes=60)
+  assert run.evaluated == [10, 20]
+
+
+def test_an_evaluation_during_which_training_resumes_from_an_earlier_step(tmp_path):
+  """It is of weights that are gone: those of the same step that training reaches again are evaluated, too."""
+  run = Run(tmp_path, [saved(20), saved(20)])
+  run_folder.write_schedule(run.folder, 20)
+  evaluate = run.evaluate
+
+  def restarted(step):
+    if not run.evaluated:
+      run.folder.append_metrics({'kind': 'resume', 'step': 10, 'time': 1.0})
+    evaluate(step)
+
+  run.evaluate = restarted
+  run.follow(minutes=60)
+  assert run.evaluated == [20, 20]
 
 
 def test_a_damaged_checkpoint_is_skipped_unless_it_is_the_last(tmp_path, caplog):

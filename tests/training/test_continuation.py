@@ -46,7 +46,7 @@ class Start:
     source = lambda n: types.SimpleNamespace(source=SyntheticSource(n, image_size=(90, 90)))  # noqa: E731
     self.folder, self.train_input, self.eval_input = folder, source(train), source(2)
     self.recorded, self.allow_changes, self.total_steps = identity.read(folder), allow_changes, 100
-    self.checkpoints = types.SimpleNamespace(latest=lambda: step, belong_to=lambda *_: None, runs=list)
+    self.checkpoints = types.SimpleNamespace(latest=lambda: step or None, belong_to=lambda *_: None, runs=list)
     self.step = step
 
   def go(self):
@@ -90,6 +90,17 @@ def test_checkpoints_stay_those_of_a_run_whose_identity_was_removed(folder):
   start.checkpoints = checkpoints
   assert start.go().owns(first.run)
   assert checkpoints.restore(variables) and checkpoints.restore(variables, 1)
+
+
+def test_checkpoints_without_the_files_that_tell_whose_they_are(folder):
+  """As after a copy of checkpoints/ alone: the settings and classes with which they were trained are not known."""
+  with pytest.raises(UserError, match='has checkpoints, up to step 5, but neither identity.json nor config.gin'):
+    Start(folder, 5).go()
+  assert not contents(folder.path)
+  start = Start(folder, 5, allow_changes=True)
+  start.checkpoints.runs = lambda: ['theirs', 'older']
+  found = start.go()
+  assert found.run == 'theirs' and found.owns('older')  # so that the next start restores them, too
 
 
 def test_other_data_is_reported(folder, caplog):
