@@ -61,6 +61,13 @@ def fetch(remote: RemoteFile, folder: str, label: str) -> str:
   return path
 
 
+def how_to_repeat(path: str) -> str:
+  """Return how to download a file of a cache again, for a message about its content; '' for other files."""
+  record = _read_record(path)
+  return '' if record is None else (f' (it was downloaded on {record["date"]}, and is used as long as it is there: '
+                                    f'delete it and {path}.download.json)')
+
+
 def _download(remote: RemoteFile, path: str, partial: str, label: str) -> None:
   if remote.md5_suffix and not remote.has_checksum:
     remote = remote._replace(md5=transfer.published_md5(remote))

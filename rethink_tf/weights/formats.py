@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from rethink_tf.downloads import cache
 from rethink_tf.errors import UserError, excerpt, in_one_line
 from rethink_tf.storage import files, manifests
 from rethink_tf.weights import (
@@ -33,6 +34,7 @@ _TORCH_MAGIC = b'\x8a\x0a' + torch_files.MAGIC.to_bytes(10, 'little')
 KNOWN = ('Detectron and Detectron2 .pkl, .pth of torch (torchvision, WSL, Detectron2), .safetensors, '
          '.h5, .weights.h5 and .keras of keras.applications, checkpoints of tf-models-official, run folders of this '
          'package')
+_OF_ANOTHER_FILE = 'download it again', 'unknown format', 'web page'  # of files that are not what was asked for
 
 
 class Choice(NamedTuple):
@@ -60,7 +62,9 @@ def read(path: str, choice: Choice | None = None) -> Contents:
     reason = printable(in_one_line(error))
     raise UserError(f'{path}: cannot be read ({reason}): give the path of a weight file') from error
   except UserError as error:  # it may quote control characters of the file
-    raise UserError(printable(str(error))) from error
+    text = printable(str(error))
+    kept = cache.how_to_repeat(path) if any(phrase in text for phrase in _OF_ANOTHER_FILE) else ''
+    raise UserError(f'{text}{kept}') from error
 
 
 def _read(path: str, choice: Choice) -> Contents:

@@ -7,8 +7,11 @@ import tarfile
 import numpy as np
 import pytest
 
+from rethink_tf.downloads import cache
+from rethink_tf.downloads.remote_file import RemoteFile
 from rethink_tf.errors import UserError
 from rethink_tf.weights import formats
+from tests.downloads.server import serving
 from tests.weights import files, reference
 
 
@@ -55,6 +58,16 @@ def test_files_that_are_not_weight_files(tmp_path, monkeypatch, content, message
   path.write_bytes(content)
   refused(path, message)
   assert not (tmp_path / 'attacked').exists()
+
+
+def test_a_download_that_is_no_weight_file_says_how_to_repeat_it(tmp_path):
+  """Without a checksum of its publisher it is taken for the file: the same command would find it again."""
+  (tmp_path / 'page').write_bytes(b'\0' * 2000)
+  with serving(b'\0' * 2000) as server:
+    path = cache.fetch(RemoteFile(server.url()), str(tmp_path / 'cache'), 'some_name')
+  refused(path, r'unknown format.* was downloaded on 2\S+, and is used as long as it is there: delete it and '
+                r'\S+/file.bin.download.json\)$')
+  refused(tmp_path / 'page', 'of this package$')
 
 
 @pytest.mark.parametrize('name', ['weights.pkl', 'weights.index'])
