@@ -48,7 +48,8 @@ def order(names: Sequence[str], reference: Sequence[str], what: str, whose: str)
     texts = [f'{shorten(found[0][0])} is only {where}{f" (with {len(found) - 1} more)" if found[1:] else ""}'
              for found, where in ((only_here, 'there'), (only_there, f'in {whose}')) if found]
     raise UserError(f'{what} and {whose} have different categories: {" and ".join(texts)}: classes are matched by '
-                    'name, so use annotation files of one data set, or rename the categories')
+                    'name, so use annotation files of one data set, or rename the categories (TFRecords without such a '
+                    'list: name one for both splits with records.categories_file)')
   places = {name: i for i, name in enumerate(here)}
   return [places[name] for name in there]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rethink_tf import experiment, gin_files
-from rethink_tf.data import own_source
+from rethink_tf.data import class_names, own_source
 from rethink_tf.data.detection.input import TrainInput
 from rethink_tf.errors import UserError
 from rethink_tf.evaluation import object_limits
@@ -57,6 +57,10 @@ def inspect(train_source: Callable[..., Source], eval_source: Callable[..., Sour
   lacking = ((split.source.name, getattr(split.source, 'left_out', LeftOut())) for split in (training, held_out))
   notes = [f'{name}: {left_out.total} of {left_out.listed} images cannot be used: {left_out}'
            for name, left_out in lacking if left_out.total]
+  try:
+    class_names.match(held_out.source, trained_on.categories, trained_on.name)
+  except UserError as error:
+    notes.append(f'training refuses these splits: {error.line()}')
   if training.source is trained_on:
     notes.append(f'{trained_on.name}: only the {len(trained_on.image_ids)} images that are trained on are described')
   notes += (object_limits.describe(trained_on, object_limits.of_training(), 'trained on')

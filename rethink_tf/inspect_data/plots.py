@@ -99,13 +99,22 @@ def plot_statistics(training: Split, held_out: Split, inputs: TrainInput, paddin
   return plotting.encode(fig)
 
 
+def instances_by_name(classes: Sequence[dict[str, Any]], names: Sequence[str]) -> list[int]:
+  """Return the instances of classes of the given names, of equal names in turn; 0 for those that are not there."""
+  found: dict[str, list[int]] = {}
+  for each in classes:
+    found.setdefault(each['name'], []).append(each['instances'])
+  return [found[name].pop(0) if found.get(name) else 0 for name in names]
+
+
 def _plot_classes(axes: Axes, training: Split, held_out: Split) -> None:
   """Plot instances by class, most frequent first."""
   classes = training.summary['classes']
   order = sorted(range(len(classes)), key=lambda k: -classes[k]['instances'])
   positions = np.arange(len(order))
   axes.bar(positions, [classes[k]['instances'] for k in order], color='#1f6fb4', width=0.8, label='training')
-  axes.plot(positions, [held_out.summary['classes'][k]['instances'] for k in order], 'o', markersize=3,
+  counts = instances_by_name(held_out.summary['classes'], [each['name'] for each in classes])
+  axes.plot(positions, [counts[k] for k in order], 'o', markersize=3,
             color='#d1495b', label='held out')
   axes.set_yscale('symlog', linthresh=1)
   axes.set_xlim(-0.8, max(len(order), 8) - 0.2)

@@ -89,6 +89,25 @@ def test_missing_images_and_limits_are_named(tmp_path, capsys):
   assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == ['report.json', 'report.txt', 'statistics.png']
 
 
+@pytest.mark.parametrize('names', [('cat', 'dog'), ('cat',), ('cat', 'cow')])
+def test_classes_of_the_splits_are_compared_by_name(tmp_path, capsys, names):
+  """Held out are three objects of the class cat and one of the other, if there is one, whatever their ids."""
+  ids = {name: k for k, name in enumerate(names, 1)}
+  categories = [{'id': k, 'name': name} for name, k in ids.items()]
+  small_coco.write(tmp_path / 'data', [image(1)], [annotation(1, category_id=7), annotation(2, category_id=8)],
+                   [{'id': 7, 'name': 'dog'}, {'id': 8, 'name': 'cat'}])
+  small_coco.write(tmp_path / 'data', [image(2)], [annotation(k, 2, category_id=ids['cat']) for k in (1, 2, 3)] + [
+    annotation(4, 2, category_id=k) for name, k in ids.items() if name != 'cat'], categories, split='val2017')
+  make = functools.partial(CocoSource, str(tmp_path / 'data'))
+  training, held_out = inspection.inspect(make, functools.partial(make, 'val2017'), lambda source: TrainInput(
+    source, batch_size=1, resize=Resize((64,), 96)), str(tmp_path / 'out'), 0)
+  classes = [each['name'] for each in training.summary['classes']]
+  counts = dict(zip(classes, plots.instances_by_name(held_out.summary['classes'], classes), strict=True))
+  assert counts == {'cat': 3, 'dog': 1 if 'dog' in names else 0}
+  refused = 'training refuses these splits: data/val2017 and data/train2017 have different categories'
+  assert (refused in capsys.readouterr().out) == (set(names) != {'cat', 'dog'})
+
+
 @pytest.mark.parametrize('subset', [{'fraction': 0.5}, {'num_images': 4}])
 def test_the_subset_that_is_trained_on_is_described(tmp_path, capsys, subset):
   """It is one of the images with objects, of which any other subset has others."""

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import tensorflow as tf
 
+from rethink_tf.data.class_names import match
 from rethink_tf.data.conversion import convert
 from rethink_tf.data.detection.coco import CocoSource
 from rethink_tf.data.detection.record_index import read_index
@@ -145,3 +146,19 @@ def test_what_is_no_file_is_one_line(tmp_path, kind):
   (folder / FIRST).mkdir() if kind == 'folder' else os.mkfifo(folder / FIRST)
   with pytest.raises(UserError, match=rf'{FIRST}: cannot be read: (it is a folder|not a regular file)$'):
     RecordSource(str(folder))
+
+
+def test_one_list_of_categories_for_splits_that_name_different_ones(tmp_path):
+  """Records of other converters have no list: that of each split is what occurs in it."""
+  folder, _ = converted(tmp_path)
+  for path in [*folder.glob('*.json'), folder / FIRST]:
+    path.unlink()
+  first = next(scan(str(folder / SECOND)))[1]  # of class 2
+  (folder / SECOND).rename(folder / 'train2017-00000-of-00001.tfrecord')
+  with tf.io.TFRecordWriter(str(folder / 'val2017-00000-of-00001.tfrecord')) as writer:
+    writer.write(first)
+  train, held_out = RecordSource(str(folder)), RecordSource(str(folder), 'val2017')
+  with pytest.raises(UserError, match=r'different categories.*one for both splits with records\.categories_file'):
+    match(held_out, train.categories, train.name)
+  same = RecordSource(str(folder), 'val2017', categories_file='train2017-categories.json')
+  assert same.load(0).classes.tolist() == [2] and match(same, train.categories, train.name) is same
