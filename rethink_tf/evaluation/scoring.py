@@ -18,7 +18,7 @@ from pycocotools import mask as coco_mask
 
 from rethink_tf.data.detection.segmentation import to_rle
 from rethink_tf.data.images import ImageError
-from rethink_tf.errors import UserError, in_one_line
+from rethink_tf.errors import UserError
 from rethink_tf.evaluation import coco_metrics
 from rethink_tf.evaluation.postprocessing import ImageDetections, submission
 from rethink_tf.storage import files
@@ -110,35 +110,32 @@ class Scorer:
 
     gt: as for `score`, with the time of that line (EVALUATED).
     """
-    folder = self._run_folder.join('eval', f'step-{step:08d}')
-    try:
+    folder, drawn = self._run_folder.join('eval', f'step-{step:08d}'), []
+    with files.logged_failures(f'{folder}: results of the evaluation'):
       tf.io.gfile.makedirs(folder)
-      with self._run_folder.writer().as_default(step=step):
-        for name, value in scores.metrics.items():
-          if value >= 0:
-            tf.summary.scalar(f'eval/{name}', value)
-        self._write(step, 'categories.csv', self._categories_csv(scores.tables))
-        if self._save_results:
-          outdated = self._saved_results
-          self._saved_results = [self._write(step, name, data) for name, data in self._result_files(scores.results, gt)]
-          for path in set(outdated) - set(self._saved_results):
-            tf.io.gfile.remove(path)
-        drawn, titles, shown = [], [], []
+      self._write(step, 'categories.csv', self._categories_csv(scores.tables))
+      if self._save_results:
+        outdated = self._saved_results
+        self._saved_results = [self._write(step, name, data) for name, data in self._result_files(scores.results, gt)]
+        for path in set(outdated) - set(self._saved_results):
+          tf.io.gfile.remove(path)
+      drawn = list(self._draw(detections, gt))
+      if drawn:
         names = {image['id']: image.get('file_name') for image in gt['images']}
-        for image_id, truth, prediction in self._draw(detections, gt):
-          pair = drawing.image_grid([truth, prediction], 2, ['ground truth', SHOWN_TITLE])
-          tf.summary.image(f'eval/image/{image_id}', pair[None])
-          name = drawing.short_name(names.get(image_id) or f'image {image_id}')
-          drawn += [truth, prediction]
-          titles += [f'{name}: ground truth', f'{name}: {SHOWN_TITLE}']
-          shown.append([image_id, name])
-        if drawn:
-          grid, cells = drawing.image_grid_with_cells(drawn, 2 if len(drawn) == 2 else 4, titles)
-          content = [[*one, *cells[2 * i : 2 * i + 2]] for i, one in enumerate(shown)]
-          self._write(step, 'predictions.png', drawing.png(grid, {CELLS: json.dumps(content)}))
+        shown = [[image_id, drawing.short_name(names.get(image_id) or f'image {image_id}')] for image_id, _, _ in drawn]
+        titles = [f'{name}: {title}' for _, name in shown for title in ('ground truth', SHOWN_TITLE)]
+        images = [image for _, *pair in drawn for image in pair]
+        grid, cells = drawing.image_grid_with_cells(images, 2 if len(images) == 2 else 4, titles)
+        content = [[*one, *cells[2 * i : 2 * i + 2]] for i, one in enumerate(shown)]
+        self._write(step, 'predictions.png', drawing.png(grid, {CELLS: json.dumps(content)}))
+    # Apart from the files, which comparisons need.
+    with files.logged_failures(f'{folder}: its TensorBoard events'), self._run_folder.writer().as_default(step=step):
+      for name, value in scores.metrics.items():
+        if value >= 0:
+          tf.summary.scalar(f'eval/{name}', value)
+      for image_id, *pair in drawn:
+        tf.summary.image(f'eval/image/{image_id}', drawing.image_grid(pair, 2, ['ground truth', SHOWN_TITLE])[None])
       self._run_folder.writer().flush()
-    except (OSError, tf.errors.OpError) as error:
-      logging.warning('%s: results of the evaluation could not be written: %s', folder, in_one_line(error))
 
   def _result_files(self, results: Mapping[str, list], gt: dict) -> Iterator[tuple[str, bytes]]:
     """Yield the name and content of each file of results, then of the ground truth they were scored against.

@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 import gin
 import numpy as np
 import tensorflow as tf
-from absl import logging
 
 from rethink_tf.console import Progress
 from rethink_tf.data.batching import errors_of
-from rethink_tf.errors import UserError, check_at_least, in_one_line
+from rethink_tf.errors import UserError, check_at_least
 from rethink_tf.evaluation.periodic import Coverage, PeriodicEvaluation
 from rethink_tf.storage import files
 from rethink_tf.storage.run_folder import RunFolder
@@ -169,20 +168,19 @@ class TopKEvaluator(PeriodicEvaluation):
 
   def _save(self, step: int, metrics: Mapping[str, float], found: Predictions, shown: Mapping[int, np.ndarray]) -> None:
     """Write everything but the line in metrics.jsonl. Errors of storage are logged and do not end training."""
-    folder = self._run_folder.join('eval', f'step-{step:08d}')
-    try:
+    folder, grid = self._run_folder.join('eval', f'step-{step:08d}'), None
+    with files.logged_failures(f'{folder}: results of the evaluation'):
       tf.io.gfile.makedirs(folder)
-      with self._run_folder.writer().as_default(step=step):
-        for name, value in metrics.items():
-          tf.summary.scalar(f'eval/{name}', value)
-        self._write(step, 'categories.csv', self._categories_csv(found))
-        if shown:
-          grid = self._image_grid(found, shown)
-          tf.summary.image('eval/images', grid[None])
-          self._write(step, 'predictions.png', drawing.png(grid))
+      self._write(step, 'categories.csv', self._categories_csv(found))
+      if shown:
+        grid = self._image_grid(found, shown)
+        self._write(step, 'predictions.png', drawing.png(grid))
+    with files.logged_failures(f'{folder}: its TensorBoard events'), self._run_folder.writer().as_default(step=step):
+      for name, value in metrics.items():
+        tf.summary.scalar(f'eval/{name}', value)
+      if grid is not None:
+        tf.summary.image('eval/images', grid[None])
       self._run_folder.writer().flush()
-    except (OSError, tf.errors.OpError) as error:
-      logging.warning('%s: results of the evaluation could not be written: %s', folder, in_one_line(error))
 
   def _categories_csv(self, found: Predictions) -> bytes:
     """Return a table of the number of images and the accuracies in percent, one class per line."""

@@ -207,7 +207,8 @@ def export(out: str, detector: MaskRCNN, predict_step: Callable[[Batch], Detecti
     _verify_signatures(loaded, inputs.source.load(0).image)
     tf.io.gfile.rename(temporary, out)
   except (OSError, tf.errors.OpError) as error:
-    raise UserError(f'{out}: the SavedModel could not be written or run: {in_one_line(error)}') from error
+    raise UserError(f'{out}: the SavedModel could not be written or run: {in_one_line(error)}; choose another '
+                    'place with --out, or free space') from error
   finally:
     if tf.io.gfile.isdir(temporary):
       tf.io.gfile.rmtree(temporary)

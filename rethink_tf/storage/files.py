@@ -14,6 +14,7 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import tensorflow as tf
+from absl import logging
 
 from rethink_tf.errors import UserError, in_one_line, plain
 
@@ -106,6 +107,15 @@ def write(path: str, data: bytes | str) -> None:
   """Write a file atomically; its folder must exist. Raises OSError or tf.errors.OpError."""
   with replacing(path) as temporary, tf.io.gfile.GFile(temporary, 'wb') as file:
     file.write(data)
+
+
+@contextlib.contextmanager
+def logged_failures(what: str) -> Iterator[None]:
+  """Log an error of storage within the body, which ends there, as a warning: `what` could not be written."""
+  try:
+    yield
+  except (OSError, tf.errors.OpError) as error:
+    logging.warning('%s could not be written: %s', what, in_one_line(error))
 
 
 def as_csv(rows: Iterable[Sequence[object]]) -> bytes:

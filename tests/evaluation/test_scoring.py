@@ -10,6 +10,7 @@ from PIL import Image
 from rethink_tf.data.detection.synthetic import SyntheticSource
 from rethink_tf.evaluation.postprocessing import ImageDetections
 from rethink_tf.evaluation.scoring import CELLS, Scorer, nothing_shown, source_without_masks
+from rethink_tf.storage import files
 from rethink_tf.storage.run_folder import RunFolder
 
 
@@ -36,6 +37,25 @@ def test_rendered_predictions_name_their_files_and_cells(tmp_path):
   notes = [(grid[y1 - 12:y1 - 2, x0 + 2:x0 + 80].max(axis=2) < 60).mean() for _, x0, y1, _ in (first, second)]
   assert notes[1] > notes[0] + 0.2, 'the plate of the note at the lower edge of the second alone'
   assert max(truth[2] - truth[0], truth[3] - truth[1]) == 480
+
+
+def test_results_are_saved_though_tensorboard_events_cannot_be_written(tmp_path, caplog):
+  """Comparisons need the detections, and nothing but curves is lost with the events."""
+  source = SyntheticSource(2, split='val', image_size=(60, 90), object_size=(16, 40))
+  detections = [ImageDetections(i, np.array([[5., 5, 40, 40]]), np.array([0.9]), np.array([1]), None)
+                for i in source.image_ids.tolist()]
+  (tmp_path / 'tensorboard').write_text('in the way')
+  folder = RunFolder(str(tmp_path))
+
+  def write(step, name, data):
+    files.write(folder.join('eval', f'step-{step:08d}', name), data)
+    return name
+
+  scorer, gt = Scorer(source, folder, write, 2, 'auto', True), source.annotations()
+  scorer.save(3, scorer.score(detections, gt), detections, gt)
+  written = {path.name for path in (tmp_path / 'eval/step-00000003').iterdir()}
+  assert {'bbox.json', 'ground_truth.json', 'categories.csv', 'predictions.png'} <= written
+  assert 'eval/step-00000003: its TensorBoard events could not be written' in caplog.text
 
 
 def test_whether_a_source_has_masks_is_known_or_read_to_the_end():
