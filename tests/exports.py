@@ -360,8 +360,11 @@ def rasterise(segmentation, size):
   return mask_api.decode(to_rle(segmentation, *size))
 
 
-def differences(items, prepared, by_split=True, masks=True, tolerance=0.01):
-  """Return what differs between a data set and what was prepared from its export, in words."""
+def differences(items, prepared, by_split=True, masks=True, tolerance=0.01, bitmaps=False):
+  """Return what differs between a data set and what was prepared from its export, in words.
+
+  bitmaps: boxes may also be the extent of the pixels of their masks, among which are no tips thinner than a pixel.
+  """
   splits = [split for split in ('train', 'val', 'test')
             if (pathlib.Path(prepared) / f'annotations/instances_{split}.json').exists()]
   found, _ = load(prepared, splits)
@@ -377,16 +380,17 @@ def differences(items, prepared, by_split=True, masks=True, tolerance=0.01):
     if by_split and item.split not in {one.split for one in same} or same[0].size != item.size:
       texts.append(f'{item.name}: split {same[0].split}, size {same[0].size}')
     if len(same) == 1:
-      texts += [f'{item.name}: {text}' for text in _compare(item, same[0], masks, tolerance)]
+      texts += [f'{item.name}: {text}' for text in _compare(item, same[0], masks, tolerance, bitmaps)]
   return texts
 
 
-def _compare(item, other, masks, tolerance):
+def _compare(item, other, masks, tolerance, bitmaps):
   if len(item.objects) != len(other.objects):
     return [f'{len(item.objects)} objects became {len(other.objects)}']
   texts = []
   for (label, bbox, segmentation), (name, box, outline) in zip(item.objects, other.objects, strict=True):
-    if label != name or np.abs(np.subtract(bbox, box)).max() > tolerance:
+    boxes = [bbox, *([cv2.boundingRect(rasterise(segmentation, item.size))] if bitmaps and segmentation else [])]
+    if label != name or min(np.abs(np.subtract(one, box)).max() for one in boxes) > tolerance:
       texts.append(f'{label} {bbox} became {name} {box}')
     elif masks and segmentation:
       wrong = (rasterise(segmentation, item.size) != rasterise(outline, item.size)).sum()

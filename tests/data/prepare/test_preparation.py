@@ -79,7 +79,7 @@ def test_real_data_there_and_back(real_images, data, kind, tmp_path):
   prepare(str(tmp_path / 'export'), str(tmp_path / 'own'))
   # Boxes of outlines are the extent of these: those of facade are up to a pixel wider.
   assert not exports.differences(items, tmp_path / 'own', by_split=kind in SPLIT, masks=kind not in BOXES_ONLY,
-                                 tolerance=1.0)
+                                 tolerance=1.0, bitmaps=kind == 'supervisely')
 
 
 @pytest.mark.slow
