@@ -128,7 +128,7 @@ class CopyPaste:
     """Choose a random number of the instances with known masks [n, C, C] -> their indices, ascending."""
     known = np.flatnonzero(masks[:, 0, 0] != NO_MASK)
     count = min(int(rng.integers(0, len(known) + 1)), self.max_pasted)
-    return sorted(rng.permutation(known)[:count].tolist())
+    return sorted(rng.permutation(known)[:count].tolist()) if count else []
 
 
 @gin.register
@@ -195,7 +195,7 @@ class Mosaic:
 def place(example: Example, window: Window, tighten: bool, min_visible: float = 0.0) -> Example:
   """Return the instances of an example in pixels of the padded shape; the image is not changed."""
   scale = window.size / example.image.shape[:2]
-  if np.any(window.visible < window.size):
+  if (window.visible < window.size).any():
     low, high = window.offset / scale, (window.offset + window.visible) / scale
     example = augment.crop_instances(example, low, high, tighten, min_visible)
   keypoints = augment.resize_keypoints(example.keypoints, scale)
@@ -264,9 +264,10 @@ class Region(NamedTuple):
     return np.minimum(np.maximum(inside, 0), self.pixels.shape[axis] - 1)  # np.clip takes three times as long
 
   def cells(self, boxes: np.ndarray, count: int) -> Iterator[np.ndarray | None]:
-    """Yield the pixels at the centres of the cells, C x C, of each of the boxes [n, 4]; None if none is covered."""
+    """Yield the pixels at the centres of the cells, C x C, of each of the boxes float64 [n, 4]; None if none is
+    covered."""
     overlaps = self.overlaps(boxes)
-    boxes = boxes[overlaps].astype(np.float64)
+    boxes = boxes[overlaps]
     centres = (np.arange(count) + 0.5) / count
     rows, columns = (self.index(boxes[:, axis, None] + centres * (boxes[:, axis + 2] - boxes[:, axis])[:, None], axis)
                      for axis in (0, 1))
@@ -288,23 +289,27 @@ def occlude(example: Example, region: Region, min_visible: float) -> Example:
   Masks lose their covered cells, boxes the sides at which nothing of the mask is left. An instance is dropped if no
   more than `min_visible` of its mask remains. A covered keypoint counts as labelled, not visible.
   """
-  boxes, masks, kept = example.boxes.copy(), example.masks.copy(), []
-  for i, covered in enumerate(region.cells(example.boxes, masks.shape[1])):
-    seen = None if covered is None else _uncover(masks[i], example.boxes[i].astype(np.float64), covered, min_visible)
-    if seen is not None:
-      boxes[i], masks[i] = seen
-    if covered is None or seen is not None:
-      kept.append(i)
-  keypoints = example.keypoints.copy()
+  kept, changed, boxes = [], [], example.boxes.astype(np.float64)
+  for i, covered in enumerate(region.cells(boxes, example.masks.shape[1])):
+    if covered is not None:
+      seen = _uncover(example.masks[i], boxes[i].tolist(), covered, min_visible)
+      if seen is None:
+        continue
+      changed.append((len(kept), *seen))
+    kept.append(i)
+  remaining = select(example, kept)  # a copy
+  for row, box, mask in changed:
+    remaining.boxes[row], remaining.masks[row] = box, mask
+  keypoints = remaining.keypoints
   if keypoints.size:
     y, x = (region.index(np.rint(keypoints[..., axis]), axis) for axis in (0, 1))
     covered = region.pixels[y, x] > 0  # [n, P]
     keypoints[..., 2] = np.where(covered & (keypoints[..., 2] > 1), 1, keypoints[..., 2])
-  return select(example._replace(boxes=boxes, masks=masks, keypoints=keypoints), kept)
+  return remaining
 
 
-def _uncover(mask: np.ndarray, box: np.ndarray, covered: np.ndarray, min_visible: float
-             ) -> tuple[np.ndarray, np.ndarray] | None:
+def _uncover(mask: np.ndarray, box: list[float], covered: np.ndarray, min_visible: float
+             ) -> tuple[Sequence[float], np.ndarray] | None:
   """Return what is visible of an instance, its box [4] and mask uint8 [C, C]; None if it is too little.
 
   covered: uint8 [C, C], 255 where a cell of the mask is covered.
@@ -322,11 +327,13 @@ def _uncover(mask: np.ndarray, box: np.ndarray, covered: np.ndarray, min_visible
   if window == whole:
     return box, mask if mask[0, 0] == NO_MASK else remaining
   top, left, bottom, right = window
-  seen = np.tile(box[:2], 2) + np.array(window, float) * np.tile(box[2:] - box[:2], 2) / len(mask)
+  y, x, cells = box[0], box[1], len(mask)
+  height, width = box[2] - y, box[3] - x
+  seen = y + top * height / cells, x + left * width / cells, y + bottom * height / cells, x + right * width / cells
   if mask[0, 0] == NO_MASK:
     return seen, mask
   grey = cv2.resize(remaining[top:bottom, left:right] * np.uint8(255), mask.shape[::-1])  # whole cells: no need to crop
-  return seen, (grey >= 128).astype(np.uint8)
+  return seen, cv2.threshold(grey, 127, 1, cv2.THRESH_BINARY)[1]
 
 
 def _extent(mask: np.ndarray) -> tuple[int, int, int, int]:

@@ -229,6 +229,10 @@ class TrainInput(_Input):
     needed = [[int(each.indices[row]) for each in (planned if mixed[row] else planned[:1])]
               for row in range(len(indices))]
 
+    # Made here, in one go, since each takes five times as long between the images.
+    generators = [self._generator(*key) if mix else None for *key, mix in
+                  zip(indices.tolist(), epochs.tolist(), mixed.tolist(), strict=True)]
+
     def prepared(k: int, row: int, images: dict[int, tuple[int, Example]]) -> tuple[int, Example, _Sampled]:
       index, epoch = needed[row][k], int(planned[k].epochs[row])
       used, example = images[index]
@@ -243,7 +247,8 @@ class TrainInput(_Input):
       batch.seeds[row] = drawn.seeds
       if mixed[row]:
         others = [prepared(k, row, images)[1:] for k in range(1, len(planned))]
-        self._fill_mixed(batch, row, used, int(epochs[row]), [(example, drawn), *others])
+        rng = generators[row] if used == indices[row] else self._generator(used, int(epochs[row]))
+        self._fill_mixed(batch, row, used, rng, [(example, drawn), *others])
       else:
         self._fill(batch, row, used, drawn.sizes, example, drawn.offsets)
 
@@ -251,14 +256,17 @@ class TrainInput(_Input):
     self._fill_rows(reads, reads.indices)
     return batch
 
-  def _fill_mixed(self, batch: Batch, row: int, index: int, epoch: int,
+  def _generator(self, index: int, epoch: int) -> np.random.Generator:
+    """Return the generator for how an image is joined with others in an epoch."""
+    return keyed_random.keyed_generator(self.seed, 'mix', epoch, int(self.source.image_ids[index]))
+
+  def _fill_mixed(self, batch: Batch, row: int, index: int, rng: np.random.Generator,
                   images: Sequence[tuple[Example, _Sampled]]) -> None:
     """Write an image joined with others into a row of the batch."""
     examples, drawn = zip(*images, strict=True)
     padded = batch.images[row]
-    shape, sizes = np.array(padded.shape[:2]), np.stack([each.sizes for each in drawn])
-    rng = keyed_random.keyed_generator(self.seed, 'mix', epoch, int(self.source.image_ids[index]))
-    windows = self.mix.windows(sizes, np.stack([each.offsets for each in drawn]), shape, rng)
+    shape, sizes = np.array(padded.shape[:2]), np.array([each.sizes for each in drawn])
+    windows = self.mix.windows(sizes, np.array([each.offsets for each in drawn]), shape, rng)
     extent = self.mix.extents(np.minimum(sizes, shape)[None], shape)[0]
     self._describe(batch, row, index, windows[0].size, extent)
     height, width = extent.tolist()
