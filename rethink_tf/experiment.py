@@ -148,9 +148,10 @@ def run(
   """
   if task not in TASKS:
     raise UserError(f'task = {task!r}: use one of {", ".join(TASKS)}')
-  _check_counts({'BATCH_SIZE': batch_size, 'run.images_per_device': images_per_device,
-                 'run.eval_images_per_device': eval_images_per_device, 'run.log_every': log_every,
-                 'run.checkpoint_every': checkpoint_every, 'run.keep_checkpoints': keep_checkpoints})
+  if batch_size < 1:
+    raise UserError(f'BATCH_SIZE = {batch_size}: use 1 or more')
+  check_at_least('run', 1, images_per_device=images_per_device, eval_images_per_device=eval_images_per_device,
+                 log_every=log_every, checkpoint_every=checkpoint_every, keep_checkpoints=keep_checkpoints)
   check_at_least('run', 0, follow_minutes=follow_minutes)
   gin_files.without_effect(run, _PASSED)
   devices_found.check()
@@ -249,13 +250,6 @@ def _open_folder(task: str, model_dir: str, strategy: tf.distribute.Strategy,
     # Object stores cannot append: the job that trains this run would overwrite the metrics of the evaluation.
     return FollowedFolder(model_dir), workers
   return folder, workers
-
-
-def _check_counts(counts: Mapping[str, int]) -> None:
-  """Raise UserError unless all are 1 or more; counts: by the name that a user binds."""
-  for name, count in counts.items():
-    if count < 1:
-      raise UserError(f'{name} = {count}: use 1 or more')
 
 
 def _counts(source: Source) -> dict[str, int]:

@@ -18,7 +18,7 @@ import tensorflow as tf
 import tf_keras
 from absl import logging
 
-from rethink_tf.errors import UserError, in_one_line
+from rethink_tf.errors import UserError, check_at_least, in_one_line
 from rethink_tf.storage import checkpoint_index, files, manifests, retries
 from rethink_tf.storage.checkpoint_index import VALUE
 from rethink_tf.storage.identity import Identity, check_owner
@@ -46,8 +46,7 @@ class RunCheckpoints:
   """
 
   def __init__(self, run_folder: RunFolder, keep: int = 3, writes: bool = True):
-    if keep < 1:
-      raise UserError(f'run.keep_checkpoints = {keep}: use 1 or more')
+    check_at_least('run', 1, keep_checkpoints=keep)
     self._run_folder, self._keep, self._writes = run_folder, keep, writes
     self._metric: str | None = None
     self._evaluated: Callable[[], int] = lambda: -1

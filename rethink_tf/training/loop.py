@@ -19,7 +19,7 @@ from rethink_tf.data.batching import errors_of
 from rethink_tf.distributed import devices
 from rethink_tf.distributed.coordination import StopTogether, check_same
 from rethink_tf.distributed.strategy import check_same_step, report_lost_workers
-from rethink_tf.errors import Interrupted, UserError, in_one_line
+from rethink_tf.errors import Interrupted, UserError, check_at_least, in_one_line
 from rethink_tf.process.signals import PATIENCE_SECONDS
 from rethink_tf.storage import writer_lock
 from rethink_tf.storage.checkpoints import iterations
@@ -260,8 +260,7 @@ def check_whole_executions(experiment: Experiment, start: int) -> None:
     UserError: an interval, the schedule or `start` is not a multiple of them.
   """
   steps, total = experiment.steps_per_execution, experiment.total_steps
-  if steps < 1:
-    raise UserError(f'run.steps_per_execution = {steps}: use 1 or more')
+  check_at_least('run', 1, steps_per_execution=steps)
   counts = {
     'run.log_every': experiment.log_every, 'run.checkpoint_every': experiment.checkpoint_every,
     'the length of the schedule': total, 'the step at which the run stands': start,

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from rethink_tf.data.categories import is_text, shorten
 from rethink_tf.data.prepare.labelme import WITHOUT_AREA
 from rethink_tf.data.prepare.layout import (
-  DAMAGED,
   FEW_POINTS,
   NO_CLASS,
   NOT_FINITE,
@@ -24,13 +23,13 @@ from rethink_tf.data.prepare.layout import (
   chosen,
   claim,
   count_unannotated,
+  each_json,
   image_size,
   output_name,
   sized,
 )
 from rethink_tf.data.prepare.shapes import flat_points, numbers, outlined
 from rethink_tf.data.prepare.source_folder import EXAMINED, JsonShape, SourceFolder, split_of
-from rethink_tf.errors import UserError
 
 NAME, TITLE = 'bdd100k', 'JSON of BDD100K'
 FOREIGN = 'JSON file without frames of BDD100K'
@@ -71,9 +70,8 @@ def _has_frames(shape: JsonShape | list[JsonShape] | None) -> bool:
   return shape is not None and 'frames' in shape.keys and bool({'name', 'config'} & {*shape.keys})
 
 
-def _frames(folder: SourceFolder, file: str) -> list[_Frame] | None:
-  """Return the frames of a file; None if it has no list of them. Raises UserError if it is damaged."""
-  content = folder.load_json(file)
+def _frames(file: str, content: Any) -> list[_Frame] | None:
+  """Return the frames of a file; None if it has no list of them."""
   first_release = isinstance(content, dict) and 'name' in content
   frames = content.get('frames') if isinstance(content, dict) else content
   if not isinstance(frames, list):
@@ -90,12 +88,8 @@ def _frames(folder: SourceFolder, file: str) -> list[_Frame] | None:
 def _images(folder: SourceFolder, files: list[str], reading: Reading) -> Iterator[LabelledImage]:
   used: set[str] = set()
   left: set[str] = set()
-  for file in files:
-    try:
-      frames = _frames(folder, file)
-    except UserError as error:
-      reading.problems.add(DAMAGED, 1, str(error))
-      continue
+  for file, content in each_json(folder, files, reading):
+    frames = _frames(file, content)
     if frames is None:
       reading.problems.add(FOREIGN, 1, file)
     for frame in frames or ():

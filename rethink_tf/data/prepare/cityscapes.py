@@ -16,7 +16,6 @@ import numpy as np
 from rethink_tf.data.categories import is_text
 from rethink_tf.data.images import MAX_PIXELS
 from rethink_tf.data.prepare.layout import (
-  DAMAGED,
   FEW_POINTS,
   NO_CLASS,
   NOT_FINITE,
@@ -26,12 +25,12 @@ from rethink_tf.data.prepare.layout import (
   chosen,
   claim,
   count_unannotated,
+  each_json,
   image_size,
   output_name,
 )
 from rethink_tf.data.prepare.shapes import flat_points, masked
 from rethink_tf.data.prepare.source_folder import EXAMINED, JsonShape, SourceFolder, split_of
-from rethink_tf.errors import UserError
 
 NAME, TITLE = 'cityscapes', "Cityscapes' fine annotations"
 FOREIGN = 'JSON file without the size and the objects of a Cityscapes image'
@@ -75,12 +74,7 @@ def _images(folder: SourceFolder, files: list[str], reading: Reading) -> Iterato
   left: set[str] = set()
   others: set[str] = set()
   crowds = 0
-  for file in files:
-    try:
-      content = folder.load_json(file)
-    except UserError as error:
-      reading.problems.add(DAMAGED, 1, str(error))
-      continue
+  for file, content in each_json(folder, files, reading):
     content = content if isinstance(content, dict) else {}
     size, objects = image_size(content.get('imgHeight'), content.get('imgWidth')), content.get('objects')
     if size is None or size[0] * size[1] > MAX_PIXELS or not isinstance(objects, list):

@@ -13,7 +13,6 @@ from rethink_tf.data.images import MAX_PIXELS
 from rethink_tf.data.prepare.cvat import TAG
 from rethink_tf.data.prepare.labelme import BAD_MASK, WITHOUT_AREA
 from rethink_tf.data.prepare.layout import (
-  DAMAGED,
   FEW_POINTS,
   NO_AREA,
   NO_CLASS,
@@ -23,6 +22,7 @@ from rethink_tf.data.prepare.layout import (
   Reading,
   claim,
   count_unannotated,
+  each_json,
   image_size,
   output_name,
   sized,
@@ -30,7 +30,6 @@ from rethink_tf.data.prepare.layout import (
 )
 from rethink_tf.data.prepare.shapes import alternating, ellipse, flat_pairs, masked, numbers, outlined
 from rethink_tf.data.prepare.source_folder import EXAMINED, JsonShape, SourceFolder
-from rethink_tf.errors import UserError
 
 NAME, TITLE = 'darwin', "V7's Darwin JSON"
 FOREIGN = 'JSON file that is not of an image of V7'
@@ -56,12 +55,8 @@ def read(folder: SourceFolder, options: Options) -> Reading:
 
 def _images(folder: SourceFolder, splits: dict[str, str | None], reading: Reading) -> Iterator[LabelledImage]:
   used: set[str] = set()
-  for file, split in splits.items():
-    try:
-      content = folder.load_json(file)
-    except UserError as error:
-      reading.problems.add(DAMAGED, 1, str(error))
-      continue
+  for file, content in each_json(folder, splits, reading):
+    split = splits[file]
     content = content if isinstance(content, dict) else {}
     item, annotations = content.get('item', content.get('image')), content.get('annotations')
     if not isinstance(item, dict) or not isinstance(annotations, list):

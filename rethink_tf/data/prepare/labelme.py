@@ -16,7 +16,6 @@ from rethink_tf.data.categories import as_text, is_text, shorten
 from rethink_tf.data.detection.segmentation import ROTATED
 from rethink_tf.data.images import header_size
 from rethink_tf.data.prepare.layout import (
-  DAMAGED,
   FEW_POINTS,
   NO_AREA,
   NO_CLASS,
@@ -27,6 +26,7 @@ from rethink_tf.data.prepare.layout import (
   Options,
   Reading,
   count_unannotated,
+  each_json,
   grouped,
   image_size,
   output_name,
@@ -81,12 +81,8 @@ def _is_labelme(shape: Any) -> bool:
 
 def _images(folder: SourceFolder, splits: dict[str, str | None], reading: Reading) -> Iterator[LabelledImage]:
   used: set[str] = set()
-  for file, split in splits.items():
-    try:
-      content = folder.load_json(file)
-    except UserError as error:
-      reading.problems.add(DAMAGED, 1, str(error))
-      continue
+  for file, content in each_json(folder, splits, reading):
+    split = splits[file]
     if not isinstance(content, dict) or not isinstance(content.get('shapes'), list):
       reading.problems.add(FOREIGN, 1, as_text(file))
       continue

@@ -119,6 +119,17 @@ def output_name(image: str) -> str:
   return '/'.join(parts)
 
 
+def each_json(folder: SourceFolder, files: Iterable[str], reading: Reading) -> Iterator[tuple[str, Any]]:
+  """Yield (file, content) of JSON files, one at a time; those that are damaged are counted instead."""
+  for file in files:
+    try:
+      content = folder.load_json(file)
+    except UserError as error:
+      reading.problems.add(DAMAGED, 1, str(error))
+    else:
+      yield file, content
+
+
 def claim(image: str | None, used: set[str], reading: Reading, where: str, objects: int) -> bool:
   """Whether an entry may have its image, which is then added to `used`: there is one, and no other entry has it.
 

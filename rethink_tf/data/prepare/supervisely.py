@@ -18,7 +18,6 @@ from rethink_tf.data.categories import is_text, shorten
 from rethink_tf.data.detection.segmentation import ROTATED, turned_box
 from rethink_tf.data.prepare.labelme import BAD_MASK, WITHOUT_AREA
 from rethink_tf.data.prepare.layout import (
-  DAMAGED,
   FEW_POINTS,
   NO_AREA,
   NO_CLASS,
@@ -28,6 +27,7 @@ from rethink_tf.data.prepare.layout import (
   Reading,
   claim,
   count_unannotated,
+  each_json,
   grouped,
   image_size,
   output_name,
@@ -67,12 +67,7 @@ def _files(folder: SourceFolder) -> list[str]:
 def _images(folder: SourceFolder, files: list[str], reading: Reading) -> Iterator[LabelledImage]:
   used: set[str] = set()
   empty, shapes = 0, _shapes_of_classes(folder)
-  for file in files:
-    try:
-      content = folder.load_json(file)
-    except UserError as error:
-      reading.problems.add(DAMAGED, 1, str(error))
-      continue
+  for file, content in each_json(folder, files, reading):
     objects = content.get('objects') if isinstance(content, dict) else None
     if not isinstance(objects, list):
       reading.problems.add(FOREIGN, 1, file)

@@ -12,7 +12,6 @@ from typing import Any
 from rethink_tf.data.categories import as_text, is_text, shorten
 from rethink_tf.data.prepare.labelme import WITHOUT_AREA
 from rethink_tf.data.prepare.layout import (
-  DAMAGED,
   FEW_POINTS,
   NO_CLASS,
   NOT_FINITE,
@@ -23,6 +22,7 @@ from rethink_tf.data.prepare.layout import (
   chosen,
   claim,
   count_unannotated,
+  each_json,
   image_size,
   output_name,
   sized,
@@ -30,7 +30,6 @@ from rethink_tf.data.prepare.layout import (
 from rethink_tf.data.prepare.shapes import flat_pairs, numbers, outlined
 from rethink_tf.data.prepare.source_folder import EXAMINED, JsonShape, SourceFolder, split_of
 from rethink_tf.data.problems import REPAIRED
-from rethink_tf.errors import UserError
 
 NAME, TITLE = 'vott', "VoTT's JSON"
 NOT_VISITED = 'image that was not visited in VoTT (not annotated yet)'
@@ -66,13 +65,8 @@ def _kind(shape: Any) -> str | None:
   return None if not {'assets', 'tags'} <= keys else 'project' if 'sourceConnection' in keys else 'export'
 
 
-def _entries(folder: SourceFolder, file: str, reading: Reading) -> Iterator[tuple[str, dict[str, Any]]]:
+def _entries(file: str, content: Any) -> Iterator[tuple[str, dict[str, Any]]]:
   """Yield the file and objects with "asset" and "regions", the latter not in a project."""
-  try:
-    content = folder.load_json(file)
-  except UserError as error:
-    reading.problems.add(DAMAGED, 1, str(error))
-    return
   assets = content.get('assets') if isinstance(content, dict) else None
   entries = assets.values() if isinstance(assets, dict) else () if assets else [content]
   yield from ((file, entry if isinstance(entry, dict) and 'asset' in entry else {'asset': entry}) for entry in entries)
@@ -81,7 +75,7 @@ def _entries(folder: SourceFolder, file: str, reading: Reading) -> Iterator[tupl
 def _images(folder: SourceFolder, files: list[str], reading: Reading) -> Iterator[LabelledImage]:
   used: set[str] = set()
   not_visited: dict[str, str] = {}  # image -> the place of its entry
-  for file, entry in (entry for one in files for entry in _entries(folder, one, reading)):
+  for file, entry in (entry for each in each_json(folder, files, reading) for entry in _entries(*each)):
     asset, regions = (value if isinstance(value, kind) else kind() for value, kind in (
       (entry['asset'], dict), (entry.get('regions'), list)))
     where = f'{file}, {shorten(asset.get("name"))}'

@@ -1,6 +1,5 @@
 """BDD100K's JSON: both releases and Scalabel's object, outlines, lanes, frames that are wrong."""
 
-import json
 
 import pytest
 
@@ -17,11 +16,11 @@ from rethink_tf.data.prepare.layout import (
   NOT_FINITE,
   NOT_NAMED,
   OF_AGAIN,
-  Options,
 )
 from rethink_tf.data.prepare.preparation import prepare
 from rethink_tf.data.prepare.source_folder import SourceFolder
 from tests import exports, exports_json
+from tests.data.prepare.layouts import reading_of
 
 
 def box(x1=1, y1=2, x2=4, y2=6, category='car', **fields):
@@ -39,13 +38,7 @@ def frame(name, *labels, **fields):
 
 def read(root, contents, images=('a.jpg',)):
   """Return the reading of files, {name: content}, and its images."""
-  for name, content in {**contents, **dict.fromkeys(images, '')}.items():
-    (root / name).parent.mkdir(parents=True, exist_ok=True)
-    (root / name).write_text(content if isinstance(content, str) else json.dumps(content))
-  folder = SourceFolder(str(root))
-  assert bdd100k.recognize(folder) is not None
-  reading = bdd100k.read(folder, Options())
-  return reading, list(reading.images)
+  return reading_of(bdd100k, root, contents, images)
 
 
 @pytest.mark.parametrize('content', [

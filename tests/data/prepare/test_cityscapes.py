@@ -15,11 +15,11 @@ from rethink_tf.data.prepare.layout import (
   NOT_ANNOTATED,
   NOT_FINITE,
   OF_AGAIN,
-  Options,
 )
 from rethink_tf.data.prepare.preparation import prepare
 from rethink_tf.data.prepare.source_folder import SourceFolder
 from tests import exports, exports_json
+from tests.data.prepare.layouts import reading_of
 
 
 def square(x, y, side, label='car', **fields):
@@ -36,13 +36,7 @@ def read(root, contents, images=('leftImg8bit/train/c/a_leftImg8bit.png',)):
   """Return the reading of annotations, {city and name: content}, and its images."""
   files = {f'gtFine/{name}_gtFine_polygons.json': content if isinstance(content, str) else json.dumps(content)
            for name, content in contents.items()}
-  for name, text in {**files, **dict.fromkeys(images, '')}.items():
-    (root / name).parent.mkdir(parents=True, exist_ok=True)
-    (root / name).write_text(text)
-  folder = SourceFolder(str(root))
-  assert cityscapes.recognize(folder) is not None
-  reading = cityscapes.read(folder, Options())
-  return reading, list(reading.images)
+  return reading_of(cityscapes, root, files, images)
 
 
 def test_later_polygons_cover_earlier_ones(tmp_path):

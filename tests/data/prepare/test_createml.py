@@ -14,12 +14,11 @@ from rethink_tf.data.prepare.layout import (
   NOT_FINITE,
   NOT_NAMED,
   OF_AGAIN,
-  Options,
 )
 from rethink_tf.data.prepare.preparation import Division, prepare
-from rethink_tf.data.prepare.source_folder import SourceFolder
 from rethink_tf.errors import UserError
 from tests import exports, exports_json
+from tests.data.prepare.layouts import reading_of
 
 
 def one(x=10, y=8, width=4, height=6, label='cat', **fields):
@@ -28,13 +27,7 @@ def one(x=10, y=8, width=4, height=6, label='cat', **fields):
 
 def read(root, content, images=('a.jpg',), options=None):
   """Return the reading of a file of Create ML, and its images."""
-  for name, text in {'x.json': json.dumps(content), **dict.fromkeys(images, '')}.items():
-    (root / name).parent.mkdir(parents=True, exist_ok=True)
-    (root / name).write_text(text)
-  folder = SourceFolder(str(root))
-  assert createml.recognize(folder) is not None
-  reading = createml.read(folder, options or Options())
-  return reading, list(reading.images)
+  return reading_of(createml, root, {'x.json': json.dumps(content)}, images, options)
 
 
 @pytest.mark.parametrize('keys', createml._KEYS)

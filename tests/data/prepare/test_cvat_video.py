@@ -10,8 +10,8 @@ from rethink_tf.data.prepare import cvat
 from rethink_tf.data.prepare.division import BLOCKS, VIDEOS
 from rethink_tf.data.prepare.layout import MISSING, NO_IMAGE, NOT_FINITE, Options
 from rethink_tf.data.prepare.preparation import Division, prepare
-from rethink_tf.data.prepare.source_folder import SourceFolder
 from rethink_tf.errors import UserError
+from tests.data.prepare.layouts import reading_of
 
 FRAMES = tuple(f'images/frame_{i:06d}.PNG' for i in range(4))
 SIZE = '<meta><task><original_size><width>30</width><height>20</height></original_size></task></meta>'
@@ -30,13 +30,7 @@ def track(*shapes, label='cat', **fields):
 
 def read(root, *tracks, images=FRAMES, meta='', file='annotations.xml', options=None):
   """Return the reading of a file of CVAT, and its images."""
-  for name, text in {file: f'<annotations>{meta}{"".join(tracks)}</annotations>', **dict.fromkeys(images, '')}.items():
-    (root / name).parent.mkdir(parents=True, exist_ok=True)
-    (root / name).write_text(text)
-  folder = SourceFolder(str(root))
-  assert cvat.recognize(folder) is not None
-  reading = cvat.read(folder, options or Options())
-  return reading, list(reading.images)
+  return reading_of(cvat, root, {file: f'<annotations>{meta}{"".join(tracks)}</annotations>'}, images, options)
 
 
 def test_an_object_is_in_the_frames_in_which_it_is_not_outside(tmp_path):

@@ -1,6 +1,5 @@
 """V7's shapes, paths that alternate, masks in a raster layer, both versions."""
 
-import json
 
 import numpy as np
 import pytest
@@ -18,12 +17,11 @@ from rethink_tf.data.prepare.layout import (
   NO_IMAGE,
   NOT_ANNOTATED,
   NOT_FINITE,
-  Options,
 )
 from rethink_tf.data.prepare.preparation import prepare
-from rethink_tf.data.prepare.source_folder import SourceFolder
 from rethink_tf.errors import UserError
 from tests import exports
+from tests.data.prepare.layouts import reading_of
 from tests.exports import rasterise
 
 BOX = {'name': 'cat', 'bounding_box': {'x': 1.5, 'y': 2, 'w': 3, 'h': 4}}
@@ -44,13 +42,7 @@ def content(name, *annotations, slots=1, **fields):
 
 def read(root, files, images=('a.jpg',)):
   """Return the reading of files of V7, and its images."""
-  for name, text in {**files, **dict.fromkeys(images, '')}.items():
-    (root / name).parent.mkdir(parents=True, exist_ok=True)
-    (root / name).write_text(text if isinstance(text, str) else json.dumps(text))
-  folder = SourceFolder(str(root))
-  assert darwin.recognize(folder) is not None
-  reading = darwin.read(folder, Options())
-  return reading, list(reading.images)
+  return reading_of(darwin, root, files, images)
 
 
 def test_shapes(tmp_path):

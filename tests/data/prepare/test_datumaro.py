@@ -1,6 +1,5 @@
 """Datumaro's annotations of every kind, groups, crowds, subsets."""
 
-import json
 
 import numpy as np
 import pytest
@@ -20,12 +19,11 @@ from rethink_tf.data.prepare.layout import (
   NOT_FINITE,
   NOT_NAMED,
   OF_AGAIN,
-  Options,
 )
 from rethink_tf.data.prepare.preparation import prepare
-from rethink_tf.data.prepare.source_folder import SourceFolder
 from rethink_tf.errors import UserError
 from tests import exports
+from tests.data.prepare.layouts import reading_of
 from tests.exports import rasterise
 
 
@@ -44,13 +42,7 @@ def content(*items, labels=('cat', ' a dog ', '', 7)):
 
 def read(root, files, images=('images/x/a.jpg',)):
   """Return the reading of files of Datumaro, and its images."""
-  for name, text in {**files, **dict.fromkeys(images, '')}.items():
-    (root / name).parent.mkdir(parents=True, exist_ok=True)
-    (root / name).write_text(text if isinstance(text, str) else json.dumps(text))
-  folder = SourceFolder(str(root))
-  assert datumaro.recognize(folder) is not None
-  reading = datumaro.read(folder, Options())
-  return reading, list(reading.images)
+  return reading_of(datumaro, root, files, images)
 
 
 def run_lengths(mask):

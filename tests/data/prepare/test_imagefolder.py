@@ -15,12 +15,11 @@ from rethink_tf.data.prepare.layout import (
   NOT_FINITE,
   NOT_NAMED,
   OF_AGAIN,
-  Options,
 )
 from rethink_tf.data.prepare.preparation import Division, prepare
-from rethink_tf.data.prepare.source_folder import SourceFolder
 from rethink_tf.errors import UserError
 from tests import exports, exports_json
+from tests.data.prepare.layouts import reading_of
 
 BOX = [1, 2, 3, 4]
 CARD = """---
@@ -52,13 +51,7 @@ def line(name, boxes=(BOX,), labels=('cat',), column='categories', **fields):
 
 def read(root, lines, images=('a.jpg',), file='metadata.jsonl', **files):
   """Return the reading of a metadata file, and its images."""
-  for name, text in {file: '\n'.join(lines), **files, **dict.fromkeys(images, '')}.items():
-    (root / name).parent.mkdir(parents=True, exist_ok=True)
-    (root / name).write_text(text)
-  folder = SourceFolder(str(root))
-  assert imagefolder.recognize(folder) is not None
-  reading = imagefolder.read(folder, Options())
-  return reading, list(reading.images)
+  return reading_of(imagefolder, root, {file: '\n'.join(lines), **files}, images)
 
 
 @pytest.mark.parametrize('column', imagefolder._CLASSES)

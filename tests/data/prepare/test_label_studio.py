@@ -17,6 +17,7 @@ from rethink_tf.data.prepare.layout import (
 )
 from rethink_tf.data.prepare.source_folder import SourceFolder
 from rethink_tf.errors import UserError
+from tests.data.prepare.layouts import reading_of
 from tests.exports import rasterise, write_json
 
 
@@ -48,13 +49,7 @@ def task(results, image='/data/upload/1/0a1b2c3d-a.jpg', **fields):
 
 
 def read(root, tasks, images=('a.jpg',)):
-  for name, text in {'export.json': json.dumps(tasks), **dict.fromkeys(images, '')}.items():
-    (root / name).parent.mkdir(parents=True, exist_ok=True)
-    (root / name).write_text(text)
-  folder = SourceFolder(str(root))
-  assert label_studio.recognize(folder) is not None
-  reading = label_studio.read(folder, Options())
-  return reading, list(reading.images)
+  return reading_of(label_studio, root, {'export.json': json.dumps(tasks)}, images)
 
 
 @pytest.mark.parametrize('entry', [True, 7, 'x', [], None])

@@ -18,8 +18,8 @@ from rethink_tf.data.prepare.layout import (
   OF_AGAIN,
   Options,
 )
-from rethink_tf.data.prepare.source_folder import SourceFolder
 from rethink_tf.errors import UserError
+from tests.data.prepare.layouts import reading_of
 
 
 def box(left=1, top=2, width=3, height=4, name='cat'):
@@ -40,13 +40,7 @@ def row(name, *labels, **projects):
 def read(root, rows, images=('a.jpg',), options=None, file='export.ndjson', text=None):
   """Return the reading of an export, and its images."""
   text = '\n'.join(one if isinstance(one, str) else json.dumps(one) for one in rows) if text is None else text
-  for name, content in {file: text, **dict.fromkeys(images, '')}.items():
-    (root / name).parent.mkdir(parents=True, exist_ok=True)
-    (root / name).write_text(content)
-  folder = SourceFolder(str(root))
-  assert labelbox.recognize(folder) is not None
-  reading = labelbox.read(folder, options or Options())
-  return reading, list(reading.images)
+  return reading_of(labelbox, root, {file: text}, images, options)
 
 
 @pytest.mark.parametrize('as_list', [False, True])

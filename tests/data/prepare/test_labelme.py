@@ -18,11 +18,10 @@ from rethink_tf.data.prepare.layout import (
   NOT_FINITE,
   NOT_RASTERISED,
   SECOND_FILE,
-  Options,
 )
 from rethink_tf.data.prepare.shapes import JOINED
-from rethink_tf.data.prepare.source_folder import SourceFolder
 from rethink_tf.errors import UserError
+from tests.data.prepare.layouts import reading_of
 from tests.exports import rasterise
 
 
@@ -38,13 +37,7 @@ def read(root, shapes, images=('a.jpg',), files=None, **fields):
   """Return the reading of a file of LabelMe, and its images."""
   content = {'version': '5.4.1', 'flags': {}, 'shapes': shapes, 'imagePath': 'a.jpg', 'imageData': None,
              'imageHeight': 20, 'imageWidth': 30} | fields
-  for name, text in {'a.json': json.dumps(content), **(files or {}), **dict.fromkeys(images, '')}.items():
-    (root / name).parent.mkdir(parents=True, exist_ok=True)
-    (root / name).write_text(text)
-  folder = SourceFolder(str(root))
-  assert labelme.recognize(folder) is not None
-  reading = labelme.read(folder, Options())
-  return reading, list(reading.images)
+  return reading_of(labelme, root, {'a.json': json.dumps(content), **(files or {})}, images)
 
 
 def test_shapes(tmp_path):

@@ -20,6 +20,7 @@ from rethink_tf.data.prepare.source_folder import SourceFolder
 from rethink_tf.data.prepare.yolo import IN_PIXELS
 from rethink_tf.errors import UserError
 from tests import exports
+from tests.data.prepare.layouts import reading_of
 
 HEADER = 'ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside'
 CLASSES = {'class-descriptions-boxable.csv': '/m/0a,Cat\n/m/0b,"Dog, hot"\n'}
@@ -31,13 +32,7 @@ def row(name='a', label='/m/0a', box=(.25, .5, .125, .75), group=0):
 
 def read(root, rows, images=('a.jpg',), file='train-annotations-bbox.csv', files=CLASSES, header=HEADER):
   """Return the reading of a table, and its images."""
-  for name, text in {file: '\n'.join([header, *rows]), **files, **dict.fromkeys(images, '')}.items():
-    (root / name).parent.mkdir(parents=True, exist_ok=True)
-    (root / name).write_text(text)
-  folder = SourceFolder(str(root))
-  assert open_images.recognize(folder) is not None
-  reading = open_images.read(folder, Options())
-  return reading, list(reading.images)
+  return reading_of(open_images, root, {file: '\n'.join([header, *rows]), **files}, images)
 
 
 def test_boxes_classes_and_groups(tmp_path):

@@ -16,8 +16,8 @@ from rethink_tf.data.prepare.layout import (
   OF_AGAIN,
   Options,
 )
-from rethink_tf.data.prepare.source_folder import SourceFolder
 from rethink_tf.errors import UserError
+from tests.data.prepare.layouts import reading_of
 
 
 def job(*boxes, name='boxes', **metadata):
@@ -38,13 +38,7 @@ def line(name, *attributes):
 
 def read(root, lines, images=('a.jpg',), options=None, **files):
   """Return the reading of manifests, and its images."""
-  for name, text in {'output.manifest': '\n'.join(lines), **files, **dict.fromkeys(images, '')}.items():
-    (root / name).parent.mkdir(parents=True, exist_ok=True)
-    (root / name).write_text(text)
-  folder = SourceFolder(str(root))
-  assert sagemaker.recognize(folder) is not None
-  reading = sagemaker.read(folder, options or Options())
-  return reading, list(reading.images)
+  return reading_of(sagemaker, root, {'output.manifest': '\n'.join(lines), **files}, images, options)
 
 
 BOX = (0, 1, 2, 3, 4)

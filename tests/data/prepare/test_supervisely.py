@@ -1,7 +1,6 @@
 """Supervisely's shapes, whole pixels and fractions, holes, bitmaps, data sets of one project."""
 
 import base64
-import json
 import zlib
 
 import cv2
@@ -20,12 +19,11 @@ from rethink_tf.data.prepare.layout import (
   NO_IMAGE,
   NOT_ANNOTATED,
   NOT_FINITE,
-  Options,
 )
 from rethink_tf.data.prepare.preparation import prepare
-from rethink_tf.data.prepare.source_folder import SourceFolder
 from rethink_tf.errors import UserError
 from tests import exports, exports_json
+from tests.data.prepare.layouts import reading_of
 from tests.exports import rasterise
 
 
@@ -41,13 +39,7 @@ def square(low, high):
 def read(root, objects, images=('ds/img/a.jpg',), files=None, **fields):
   """Return the reading of a project of Supervisely, and its images."""
   content = {'description': '', 'tags': [], 'size': {'height': 20, 'width': 30}, 'objects': objects} | fields
-  for name, text in {'ds/ann/a.jpg.json': content, **(files or {}), **dict.fromkeys(images, '')}.items():
-    (root / name).parent.mkdir(parents=True, exist_ok=True)
-    (root / name).write_text(text if isinstance(text, str) else json.dumps(text))
-  folder = SourceFolder(str(root))
-  assert supervisely.recognize(folder) is not None
-  reading = supervisely.read(folder, Options())
-  return reading, list(reading.images)
+  return reading_of(supervisely, root, {'ds/ann/a.jpg.json': content, **(files or {})}, images)
 
 
 def test_whole_numbers_are_pixels_and_fractions_continuous(tmp_path):

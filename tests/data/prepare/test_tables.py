@@ -9,19 +9,14 @@ from rethink_tf.data.prepare.preparation import prepare
 from rethink_tf.data.prepare.source_folder import SourceFolder
 from rethink_tf.errors import UserError
 from tests import exports
+from tests.data.prepare.layouts import reading_of
 
 HEADER = 'filename,width,height,class,xmin,ymin,xmax,ymax\n'
 
 
 def read(root, files, images=('a.jpg',), options=None):
   """Return the reading of tables, and its images."""
-  for name, text in {**files, **dict.fromkeys(images, '')}.items():
-    (root / name).parent.mkdir(parents=True, exist_ok=True)
-    (root / name).write_text(text)
-  folder = SourceFolder(str(root))
-  assert tables.recognize(folder) is not None
-  reading = tables.read(folder, options or Options())
-  return reading, list(reading.images)
+  return reading_of(tables, root, files, images, options)
 
 
 def boxes(image):

@@ -13,6 +13,7 @@ from rethink_tf.data.prepare.layout import FEW_POINTS, NO_AREA, NO_CLASS, NO_IMA
 from rethink_tf.data.prepare.source_folder import SourceFolder
 from rethink_tf.data.prepare.via import CLOSED
 from rethink_tf.errors import UserError
+from tests.data.prepare.layouts import reading_of
 
 
 def region(attributes=None, **shape):
@@ -23,13 +24,7 @@ def region(attributes=None, **shape):
 def read(root, regions, options=None, project=True, images=('a.jpg',), **fields):
   entries = {'a.jpg100': {'filename': 'a.jpg', 'size': 100, 'regions': regions, 'file_attributes': {}} | fields}
   content = {'_via_settings': {}, '_via_img_metadata': entries} if project else entries
-  for name, text in {'via.json': json.dumps(content), **dict.fromkeys(images, '')}.items():
-    (root / name).parent.mkdir(parents=True, exist_ok=True)
-    (root / name).write_text(text)
-  folder = SourceFolder(str(root))
-  assert via.recognize(folder) is not None
-  reading = via.read(folder, options or Options())
-  return reading, list(reading.images)
+  return reading_of(via, root, {'via.json': json.dumps(content)}, images, options)
 
 
 @pytest.mark.parametrize('project', [True, False])

@@ -4,9 +4,9 @@ import pytest
 
 from rethink_tf.data.detection.voc_xml import BOX_OF_POLYGON
 from rethink_tf.data.prepare import voc_folders
-from rethink_tf.data.prepare.layout import NO_IMAGE, NOT_ANNOTATED, NOT_FINITE, SECOND_FILE, Options
-from rethink_tf.data.prepare.source_folder import SourceFolder
+from rethink_tf.data.prepare.layout import NO_IMAGE, NOT_ANNOTATED, NOT_FINITE, SECOND_FILE
 from rethink_tf.errors import UserError
+from tests.data.prepare.layouts import reading_of
 
 
 def xml(name='a.jpg', objects=('cat',), extra='', box=(1, 1, 5, 6)):
@@ -17,13 +17,7 @@ def xml(name='a.jpg', objects=('cat',), extra='', box=(1, 1, 5, 6)):
 
 
 def read(root, files, images):
-  for name, text in {**files, **dict.fromkeys(images, '')}.items():
-    (root / name).parent.mkdir(parents=True, exist_ok=True)
-    (root / name).write_text(text)
-  folder = SourceFolder(str(root))
-  assert voc_folders.recognize(folder) is not None
-  reading = voc_folders.read(folder, Options())
-  return reading, list(reading.images)
+  return reading_of(voc_folders, root, files, images)
 
 
 def test_image_sets(tmp_path):

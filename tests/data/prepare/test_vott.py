@@ -23,6 +23,7 @@ from rethink_tf.data.prepare.preparation import prepare
 from rethink_tf.data.prepare.source_folder import SourceFolder
 from rethink_tf.errors import UserError
 from tests import exports
+from tests.data.prepare.layouts import reading_of
 
 CORNERS = {'left': 1, 'top': 2, 'width': 3, 'height': 4}
 
@@ -43,13 +44,7 @@ def project(*assets, **fields):
 
 def read(root, files, images=('a.jpg',), options=None):
   """Return the reading of files of VoTT, and its images."""
-  for name, content in {**files, **dict.fromkeys(images, '')}.items():
-    (root / name).parent.mkdir(parents=True, exist_ok=True)
-    (root / name).write_text(content if isinstance(content, str) else json.dumps(content))
-  folder = SourceFolder(str(root))
-  assert vott.recognize(folder) is not None
-  reading = vott.read(folder, options or Options())
-  return reading, list(reading.images)
+  return reading_of(vott, root, files, images, options)
 
 
 def test_regions(tmp_path):

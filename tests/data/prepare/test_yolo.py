@@ -3,22 +3,16 @@
 import pytest
 
 from rethink_tf.data.prepare import yolo
-from rethink_tf.data.prepare.layout import NO_AREA, NO_IMAGE, Options
-from rethink_tf.data.prepare.source_folder import SourceFolder
+from rethink_tf.data.prepare.layout import NO_AREA, NO_IMAGE
 from rethink_tf.errors import UserError
+from tests.data.prepare.layouts import reading_of
 
 LINE = '0 0.5 0.5 0.2 0.4'
 
 
 def read(root, files, images=('images/a.jpg',)):
   """Return the reading of a folder of text files, and its images."""
-  for name, text in {**files, **dict.fromkeys(images, '')}.items():
-    (root / name).parent.mkdir(parents=True, exist_ok=True)
-    (root / name).write_text(text)
-  folder = SourceFolder(str(root))
-  assert yolo.recognize(folder) is not None
-  reading = yolo.read(folder, Options())
-  return reading, list(reading.images)
+  return reading_of(yolo, root, files, images)
 
 
 @pytest.mark.parametrize('yaml, names', [
