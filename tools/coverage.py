@@ -30,6 +30,7 @@ from rethink_tf.storage import files
 FLAGS = flags.FLAGS
 SEEDS, IMAGES, SPREADS, GAPS = (1, 2, 3, 5), (20, 100, 500, 5000), (0.3, 2.3), (0.0, 1.0, 3.0)
 DIFFICULTY, OF_SIDE, OF_RUN = 25.0, 8.0, 15.0  # standard deviations of an image's score, in points
+MANY = 100  # times as many studies of which only statistics are drawn
 DRAWS, SHARED = 200, 10  # bootstrap draws, and studies that use the same ones, which are independent of their scores
 
 
@@ -212,10 +213,13 @@ def judged(drawn: Drawn, study: Study, seeds: int, confidence: float = 0.95, loo
 def side_spreads(drawn: Drawn, study: Study, seeds: int, schedule: int) -> Spreads:
   """Return what intervals.seed_spread does, for the longest schedule from scratch and a pre-trained one."""
   variances = drawn.runs[..., :seeds].var(2, ddof=1).reshape(-1, 2, study.schedules)
-  degrees = intervals.degrees_of_arm(study.schedules, seeds)
-  first, second = (SeedSpread(np.maximum(variances[:, arm].mean(1), variances[:, arm, side]), drawn.of_images, degrees)
+  first, second = (_spread(variances[:, arm].mean(1), variances[:, arm, side], drawn.of_images, study.schedules, seeds)
                    for arm, side in ((0, -1), (1, schedule)))
   return first, second
+
+
+def _spread(pooled: np.ndarray, alone: np.ndarray, of_images: np.ndarray, schedules: int, seeds: int) -> SeedSpread:
+  return SeedSpread(np.maximum(pooled, alone), of_images, intervals.degrees_of_arm(schedules, seeds, alone, pooled))
 
 
 def relations(values: np.ndarray, half: np.ndarray, best: np.ndarray, margin: float = 0.5) -> list[str]:
@@ -322,10 +326,10 @@ def main(argv: Sequence[str]) -> None:
   del argv
   todo, count = list(studies()), FLAGS.count
   found = resumed(FLAGS.lines, lambda i: rates(todo[i], _of_before(todo[i], count), i, 'before'), len(todo))
-  lines = [(study, Rates(*old), drawn_rates(study, 10 * count, i))
+  lines = [(study, Rates(*old), drawn_rates(study, MANY * count, i))
            for i, (study, old) in enumerate(zip(todo, found, strict=True))]
-  errors = [100 * (0.05 * 0.95 / number) ** 0.5 for number in (10 * count, count)]
-  about = (f'Written by `python -m tools.coverage --count={count} --output=results/coverage.md`: {10 * count} '
+  errors = [100 * (0.05 * 0.95 / number) ** 0.5 for number in (MANY * count, count)]
+  about = (f'Written by `python -m tools.coverage --count={count} --output=results/coverage.md`: {MANY * count} '
            'simulated studies a line, two arms, one or two schedules, in percent. *Covered*: the 95 % interval of '
            'scratch minus pre-training at the same schedule holds the truth. *Better or worse*, *equal* (or not worse, '
            'margin 0.5): the verdict on the longest schedule from scratch against all pre-trained ones; *wrong*: and '
@@ -333,7 +337,7 @@ def main(argv: Sequence[str]) -> None:
            'variances are drawn from their distributions; a test compares them with a bootstrap of scores. (0.1.0): '
            f'as version 0.1.0 computed it, in {count} studies, a quarter of them with 5,000 images: a standard error '
            f'of {errors[1]:.1f} and {2 * errors[1]:.1f}.')
-  unequal = [(study, drawn_rates(study, 10 * count, i)) for i, study in enumerate(unequal_studies())]
+  unequal = [(study, drawn_rates(study, MANY * count, i)) for i, study in enumerate(unequal_studies())]
   unequal += [(study, rates(study, count // 2, i)) for i, study in enumerate(studies_of_classes())]
   beside = ('Both sides are equal here as well, but seeds spread more from scratch than pre-trained, or more at the '
             'longest schedule; the deviations of one seed at several schedules are correlated; or images hold several '

@@ -11,12 +11,19 @@ than V. The interval is Student's with Satterthwaite's (1946) degrees of freedom
 three parts, each divided by its own degrees of freedom.
 
 Seeds. S² is pooled over the schedules of the side's own initial weights, whose spread another arm need not have, and is
-not less than that of the side itself. Schedules of one seed share their beginning or much of it, so that their
-deviations are correlated: m of them count as m / (1 + (m - 1) ρ²) (the variance of a mean of squares of correlated
-normal values), with ρ = 0.5, about what the studies in results/ have. Where V is hardly above B, the seeds spread no
-more than other images would make them, and what is uncertain about V is B: of a spread pooled over schedules only the
-share E / (E + B / 10), E = V - B, has the seeds' degrees of freedom, the rest those of the images. (A spread of one
-schedule, with n - 1 of them, may be that small by chance: its intervals would hold the truth in 93 %.)
+not less than that of the side itself. Where the seeds of a side spread no more than those of its other schedules, S²
+has the degrees of freedom of all of them; where its own variance is 2.5 times the pooled one, those of the side alone;
+in between, from 1.5 times on, a value between the two.
+
+What seeds add to images, E = V - B, is S1² / n1 + S2² / n2 less the same sum of T², and 0 if that is less. In many
+studies whose seeds add nothing it is positive by chance, so that it is multiplied by E / (E + T² / 2), T² the sum. This
+takes little from an E that is far above it, and nothing from that of a known spread. Where E is small, what is
+uncertain about V is B: of a spread pooled over schedules only the share E / (E + 0.03 B) has the seeds' degrees of
+freedom, the rest those of the images. A spread that is not pooled may be that small by chance: all of it has them, and
+0.82 where E is 0.
+
+These numbers are chosen so that intervals hold the truth in 93 to 98 % of simulated studies with equal spreads, and as
+often as possible where spreads are unequal.
 
 Images. A class that few images hold makes the bootstrap's variance too small and uncertain: `HeldOut`.
 
@@ -40,8 +47,10 @@ from rethink_tf.console import signed
 # Standard deviation between seeds measured on 200 images, in points of AP: what is assumed, for one seed a side, in the
 # sentence about differences that cannot be resolved; never in an interval.
 _MEASURED_SPREAD, _MEASURED_IMAGES = 2.3, 200
-_CORRELATION = 0.5  # ρ above
-_BLENDED = 0.1  # of B: where half of the seeds' part has the degrees of freedom of images
+_ALIKE, _APART = 1.5, 2.5  # variance of a side over the pooled one: pooling holds below, and not above
+_BY_CHANCE = 0.5  # of T²: where E is halved, as it may be positive by chance
+_BLENDED = 0.03  # of B: where half of a pooled spread has the degrees of freedom of images
+_NOT_POOLED = 0.82  # share of such a spread where E is 0
 LARGEST = 100.0  # difference of AP, in points
 Values = float | np.ndarray  # of one comparison, or of as many as an array has
 
@@ -93,7 +102,7 @@ class SeedSpread(NamedTuple):
 
   variance: Values  # S² above: as observed on these images
   of_images: Values  # T² above: the share of it that other images would change
-  degrees: float  # of freedom; infinite if the spread was given
+  degrees: Values  # of freedom; infinite if the spread was given
 
 
 Spreads = tuple[SeedSpread, SeedSpread]  # of the two sides of a difference
@@ -142,18 +151,25 @@ def seed_spread(arm: Sequence[SideScores], own: SideScores, held_out: HeldOut) -
     return None
   counts = np.array([len(side.values) - 1 for side in repeated])
   variances = np.array([np.var(side.values, ddof=1) for side in repeated])
-  of_images = [np.sum(_variance(side.draws - side.draws.mean(0), held_out)) for side in repeated]
-  return SeedSpread(max(float(counts @ variances / counts.sum()), _own_variance(own)),
-                    float(np.sum(of_images) / counts.sum()), degrees_of_arm(len(repeated), float(counts.mean()) + 1))
+  of_images = np.sum([np.sum(_variance(side.draws - side.draws.mean(0), held_out)) for side in repeated])
+  pooled, alone = float(counts @ variances / counts.sum()), _own_variance(own)
+  return SeedSpread(max(pooled, alone), float(of_images / counts.sum()),
+                    float(degrees_of_arm(len(repeated), float(counts.mean()) + 1, alone, pooled)))
 
 
 def _own_variance(side: SideScores) -> float:
   return float(np.var(side.values, ddof=1)) if len(side.values) > 1 else 0.0
 
 
-def degrees_of_arm(schedules: int, seeds: float) -> float:
-  """Return the degrees of freedom of a spread pooled over schedules, given the number of seeds of each."""
-  return schedules * (seeds - 1) / (1 + (schedules - 1) * _CORRELATION ** 2)
+def degrees_of_arm(schedules: int, seeds: float, alone: Values = 1.0, pooled: Values = 1.0) -> Values:
+  """Return the degrees of freedom of the spread of a side.
+
+  Args:
+    schedules, seeds: over which it is pooled: their number, and the number of seeds of each.
+    alone, pooled: the variance of the side itself, and the pooled one.
+  """
+  own = np.clip((alone / np.maximum(pooled, 1e-300) - _ALIKE) / (_APART - _ALIKE), 0, 1)
+  return (seeds - 1) * (schedules - (schedules - 1) * own)
 
 
 def given_spread(points: float) -> SeedSpread:
@@ -201,9 +217,12 @@ def half_width(images: Values, spreads: Spreads, seeds: Seeds, held_out: HeldOut
 
 def variance(images: Values, spreads: Spreads, seeds: Seeds) -> Values:
   """Return V above from B = `images`."""
-  of_seeds, of_both = (sum(part) for part in zip(*(
-    (spread.variance / n, spread.of_images / n) for spread, n in zip(spreads, seeds, strict=True)), strict=True))
-  return np.maximum(np.maximum(images, of_seeds), of_seeds + images - of_both)
+  of_seeds, of_both, uncertain = (sum(part) for part in zip(*(
+    (spread.variance / n, spread.of_images / n, spread.of_images / n * np.isfinite(spread.degrees))
+    for spread, n in zip(spreads, seeds, strict=True)), strict=True))
+  beyond = np.maximum(of_seeds - of_both, 0.0)
+  beyond = beyond ** 2 / np.maximum(beyond + _BY_CHANCE * uncertain, 1e-300)
+  return np.maximum(images + beyond, of_seeds)
 
 
 def degrees(images: Values, spreads: Spreads, seeds: Seeds, held_out: HeldOut) -> Values:
@@ -211,8 +230,10 @@ def degrees(images: Values, spreads: Spreads, seeds: Seeds, held_out: HeldOut) -
   total = variance(images, spreads, seeds)
   beyond = total - images
   share = beyond / np.maximum(beyond + _BLENDED * images, 1e-300)
-  parts = [spread.variance / n * (share if spread.degrees > max(n, 2) - 1 else 1.0)  # pooled, or of one schedule
-           for spread, n in zip(spreads, seeds, strict=True)]
+  parts = []
+  for spread, n in zip(spreads, seeds, strict=True):
+    not_pooled = np.asarray(spread.degrees) <= max(n, 2) - 1
+    parts.append(spread.variance / n * np.where(not_pooled, np.where(beyond > 0, 1.0, _NOT_POOLED), share))
   rest = total - sum(parts)
   uncertain = sum(part ** 2 / spread.degrees for part, spread in zip(parts, spreads, strict=True))
   uncertain = uncertain + rest ** 2 / held_out.degrees
