@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import math
 import os
 import posixpath
 import shutil
@@ -21,6 +22,7 @@ from typing import IO, Any, NamedTuple
 import tensorflow as tf
 
 from rethink_tf.console import Progress
+from rethink_tf.downloads.remote_file import MIB
 from rethink_tf.errors import UserError, excerpt, in_one_line
 from rethink_tf.storage import files
 
@@ -114,8 +116,8 @@ def _unpack(path: str, folder: str, members: list[_Member], opened: Any) -> int:
   missing = [member for member in members if not _is_there(os.path.join(folder, member.name), member.size)]
   needed, free = sum(member.size for member in missing), shutil.disk_usage(folder).free
   if needed > free:
-    raise UserError(f'{folder}: {needed >> 20} MiB are needed and {free >> 20} free: make room, or choose another '
-                    'folder')
+    raise UserError(f'{folder}: {math.ceil(needed / MIB)} MiB are needed and {free // MIB} free: make room, or choose '
+                    'another folder')
   progress = Progress(f'unpacking {os.path.basename(path)}', len(missing), sys.stderr)
   for member in missing:
     target = os.path.join(folder, *member.name.split('/'))

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import http.client
 import json
+import math
 import os
 import re
 import shutil
@@ -222,8 +223,8 @@ class _Transfer:
                       'it is another file than the published one')
     free = shutil.disk_usage(os.path.dirname(self._partial) or '.').free
     if total - self.received > free:
-      raise UserError(f'{os.path.dirname(self._partial)}: {(total - self.received) / MIB:.0f} MiB are needed and '
-                      f'{free / MIB:.0f} free: make room, or choose another folder (RETHINK_TF_CACHE)')
+      raise UserError(f'{os.path.dirname(self._partial)}: {math.ceil((total - self.received) / MIB)} MiB are needed '
+                      f'and {free // MIB} free: make room, or choose another folder (RETHINK_TF_CACHE)')
 
   def _copy(self, response: Any) -> None:
     limit = self._state.total if self._state.total is not None else float('inf')

@@ -46,12 +46,15 @@ class Design(NamedTuple):
   seeds: int  # of the side that has fewest; of those with two or more, where each kind of initial weights has such
   repeated: tuple[int, int] = (0, 0)  # schedules of both with two seeds or more, whose spread is pooled
   single: bool = False  # whether there are also schedules with one seed
+  unknown: int = 0  # pairs without a verdict, as a side has one seed at every schedule, beside others with one
 
 
-def design(configs: Sequence[TrialConfig], same: Mapping[str, str] = MappingProxyType({})) -> Design:
+def design(configs: Sequence[TrialConfig], same: Mapping[str, str] = MappingProxyType({}),
+           spread_given: bool = False) -> Design:
   """Return the design of a study from the schedules and settings of its runs.
 
   same: run folder of a pre-training -> that of the first one that differs from it in its seed alone.
+  spread_given: whether sides of one seed have a verdict, too.
   """
   paths = [(_twin(one.settings), one.steps, one.settings.get(_WEIGHTS)) for one in configs if one.weights in same]
   joined = len(set(paths)) == len(paths)  # otherwise their runs are not independent (compare/pretraining_seeds.py)
@@ -67,14 +70,16 @@ def design(configs: Sequence[TrialConfig], same: Mapping[str, str] = MappingProx
   repeated = collections.Counter(key[:3] for key, of in seeds.items() if len(of) >= FIRST)
   arms = [(one, other) for one in schedules for other in schedules
           if one[0] == other[0] and not one[1] and other[1]]
-  counts = sorted({len(of) for key, of in seeds.items() if any(key[:3] in pair for pair in arms)})
-  known = all(repeated[arm] for pair in arms for arm in pair)  # compare pools the spread over schedules
-  of_seeds = [count for count in counts if count >= FIRST] if known else counts
+  known = [pair for pair in arms if repeated[pair[0]] and repeated[pair[1]]]  # compare pools the spread over schedules
+  told = arms if spread_given else known or arms
+  counts = sorted({len(of) for key, of in seeds.items() if any(key[:3] in pair for pair in told)})
+  of_seeds = [count for count in counts if count >= FIRST] if told == known else counts
 
   def most(of: Mapping[tuple, int]) -> tuple[int, int]:
-    return tuple(max((of[pair[side]] for pair in arms), default=0) for side in (0, 1))
+    return tuple(max((of[pair[side]] for pair in told), default=0) for side in (0, 1))
 
-  return Design(len(arms), *most(schedules), min(of_seeds, default=0), most(repeated), counts != of_seeds)
+  return Design(len(told), *most(schedules), min(of_seeds, default=0), most(repeated), counts != of_seeds,
+                len(arms) - len(told))
 
 
 def _twin(settings: Mapping[str, Any]) -> tuple:
@@ -205,7 +210,7 @@ def check_objects(source: Source) -> None:
 
 
 def _power(plan: StudyPlan, images: int) -> str:
-  found = design(plan.configs, _same_but_for_seed(plan))
+  found = design(plan.configs, _same_but_for_seed(plan), plan.seed_spread is not None)
   if not found.verdicts:
     return ('what it can tell: runs side by side, without a verdict on pre-training: no scratch run has a pre-trained '
             'counterpart that is otherwise the same')
@@ -221,6 +226,9 @@ def _power(plan: StudyPlan, images: int) -> str:
   found_above = [f'{_seeds(seeds, look)}: {_above(plan, found, noise, seeds, look)}' for seeds, look in numbers]
   each = '' if found.verdicts == 1 else f' by each of its {found.verdicts} verdicts'
   source += '. Of schedules with one seed only larger ones are found' if found.single else ''
+  if found.unknown:
+    source += (f'. No verdict on {counted(found.unknown, "other pair")} of sides, where one has a single seed at every '
+               'schedule')
   return (f'what it can tell, on {images} held-out images{each}: differences that it finds in four of five cases: '
           f'{"; ".join(found_above)}. {source}')
 

@@ -158,7 +158,7 @@ def test_an_unreachable_server_is_one_line(tmp_path):
 
 def test_a_full_disk_is_refused_before_the_download(server, tmp_path, monkeypatch):
   monkeypatch.setattr(shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(1, 1, 1000))
-  fails(server, tmp_path, r'0 MiB are needed and 0 free: make room, or choose another folder \(RETHINK_TF_CACHE\)')
+  fails(server, tmp_path, r'1 MiB are needed and 0 free: make room, or choose another folder \(RETHINK_TF_CACHE\)')
   monkeypatch.undo()
   if not os.path.exists('/dev/full'):
     pytest.skip('needs /dev/full')

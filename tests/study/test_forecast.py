@@ -46,7 +46,7 @@ def number(words):
 
 
 def test_a_study_says_what_it_can_tell(plan):
-  assert forecast.design(plan.configs) == (1, 2, 2, 3, (2, 2), False)
+  assert forecast.design(plan.configs) == (1, 2, 2, 3, (2, 2), False, 0)
   words = forecast.describe(plan)
   assert 'on 500 held-out images: ' in words and ': 3 seeds: above about' in words and ';' not in words.split('2.3;')[0]
   assert 'Assumed: AP about 40, and a standard deviation between seeds of 1 point (0.3 to 2.3' in words
@@ -85,6 +85,16 @@ def test_schedules_of_one_seed_beside_others_are_no_reason_against_a_verdict(pla
   assert number(mixed) > number(words(lambda _: False)), 'a spread of one schedule is less certain'
   assert 'no verdict' in words(lambda choice: short(choice) or (choice['init'], choice['seed'] != 'seed0') == (
     'scratch', True))
+
+
+def test_initial_weights_of_one_seed_do_not_take_the_verdict_of_the_others(tmp_path):
+  axes = AXES.replace("{'scratch'", "{'other': ('gin_configs/init/pretrained_run.gin', 'WEIGHTS = \"r/1\"'), 'scratch'")
+  single = "Study.leave_out = ({'seed': 'seed1', 'init': 'other'}, {'seed': 'seed2', 'init': 'other'})"
+  several = plan_study(STUDY, str(tmp_path / 'mini'), study_params=[axes, single])
+  words = forecast._power(several, 500)
+  assert '3 seeds: above about' in words and 'by each of its' not in words
+  assert words.endswith('. No verdict on 1 other pair of sides, where one has a single seed at every schedule')
+  assert 'by each of its 2 verdicts' in forecast._power(several._replace(seed_spread=0.3), 500)
 
 
 @pytest.mark.parametrize('one_each', [True, False])
