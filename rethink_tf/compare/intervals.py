@@ -154,7 +154,7 @@ def seed_spread(arm: Sequence[SideScores], own: SideScores, held_out: HeldOut) -
   of_images = np.sum([np.sum(_variance(side.draws - side.draws.mean(0), held_out)) for side in repeated])
   pooled, alone = float(counts @ variances / counts.sum()), _own_variance(own)
   return SeedSpread(max(pooled, alone), float(of_images / counts.sum()),
-                    float(degrees_of_arm(len(repeated), float(counts.mean()) + 1, alone, pooled)))
+                    float(_between(counts.sum(), len(own.values) - 1, alone, pooled)))
 
 
 def _own_variance(side: SideScores) -> float:
@@ -168,8 +168,13 @@ def degrees_of_arm(schedules: int, seeds: float, alone: Values = 1.0, pooled: Va
     schedules, seeds: over which it is pooled: their number, and the number of seeds of each.
     alone, pooled: the variance of the side itself, and the pooled one.
   """
-  own = np.clip((alone / np.maximum(pooled, 1e-300) - _ALIKE) / (_APART - _ALIKE), 0, 1)
-  return (seeds - 1) * (schedules - (schedules - 1) * own)
+  return _between(schedules * (seeds - 1), seeds - 1, alone, pooled)
+
+
+def _between(every: float, own: float, alone: Values, pooled: Values) -> Values:
+  """Return degrees of freedom between those of all schedules and those of the side itself."""
+  share = np.clip((alone / np.maximum(pooled, 1e-300) - _ALIKE) / (_APART - _ALIKE), 0, 1)
+  return every + (own - every) * share
 
 
 def given_spread(points: float) -> SeedSpread:

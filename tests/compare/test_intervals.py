@@ -52,6 +52,8 @@ def test_seeds_that_spread_more_at_one_schedule_have_fewer_degrees_of_freedom_th
   found = intervals.seed_spread(arm, arm[2], HeldOut.alike(100))
   assert least <= found.degrees <= most and found.variance == pytest.approx((2 * own) ** 2)
   assert intervals.seed_spread(arm, arm[0], HeldOut.alike(100)).degrees == 6
+  fewer = intervals.seed_spread([*arm[:2], side([20.0, 80.0])], side([20.0, 80.0]), HeldOut.alike(100))
+  assert fewer.degrees == 1  # of its own two seeds, not of the three of the others
 
 
 def test_seeds_that_may_add_nothing_to_images_are_not_counted_in_full():
