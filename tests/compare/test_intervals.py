@@ -64,6 +64,19 @@ def test_seeds_that_may_add_nothing_to_images_are_not_counted_in_full():
   assert intervals.variance(2.0, known, (2, 2)) == 2.5
 
 
+@pytest.mark.parametrize('of_images', [0.0, 0.1, 0.6])
+def test_seeds_that_spread_more_never_make_an_interval_narrower(of_images):
+  def half(spread):
+    return intervals.half_width(np.ones(len(spread.variance)), (spread, intervals.SeedSpread(1.0, of_images, 3.0)),
+                                (2, 2), HeldOut.alike(100), 0.025)
+
+  alone = np.linspace(0, 6, 601)
+  of_one = half(intervals.SeedSpread(alone, of_images, 1.0))
+  pooled = half(intervals.SeedSpread(np.maximum(alone, 1), of_images, intervals.degrees_of_arm(3, 2, alone, 1.0)))
+  assert (np.diff(of_one) >= -1e-3).all() and of_one[-1] > 2 * of_one[0]
+  assert (np.diff(pooled) >= -1e-3).all() and pooled[-1] > 2 * pooled[0]
+
+
 def test_two_sides_have_spreads_of_their_own():
   """Welch's interval: scipy's, for one schedule a side and no variance over images."""
   first, second = side([40.0, 43.0, 45.0]), side([50.0, 50.2, 50.1, 50.4])
