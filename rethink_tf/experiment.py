@@ -158,67 +158,69 @@ def run(
   strategy = strategy()  # before any operation: it decides which devices TensorFlow starts with
   devices_found.report(strategy)
   folder, workers = _open_folder(task, model_dir, strategy, follow_minutes)
-  _set_up(precision, seed, deterministic)
-  devices = divide_batch(batch_size, images_per_device, strategy.num_replicas_in_sync)
-  checkpoints = RunCheckpoints(folder, keep=keep_checkpoints, writes=workers.chief)
-  recorded = _recorded(folder, checkpoints, task)
-  if recorded is not None:
-    checkpoints.belong_to(recorded, any_run=allow_changes)
-  classes = _classes_of(recorded)
-  held_out = own_source.checked(eval_source(training=False), _scores_objects(evaluator))
-  train = _matched(_training(train_source), classes, folder.path) if task == 'train' else None
-  held_out = _matched(held_out, train.categories, train.name) if train else _matched(held_out, classes, folder.path)
-  held_out_input = eval_input(held_out, eval_images_per_device * devices.replicas // workers.count)
+  with distribution.report_lost_workers(workers):  # layers are built together
+    _set_up(precision, seed, deterministic)
+    devices = divide_batch(batch_size, images_per_device, strategy.num_replicas_in_sync)
+    checkpoints = RunCheckpoints(folder, keep=keep_checkpoints, writes=workers.chief)
+    recorded = _recorded(folder, checkpoints, task)
+    if recorded is not None:
+      checkpoints.belong_to(recorded, any_run=allow_changes)
+    classes = _classes_of(recorded)
+    held_out = own_source.checked(eval_source(training=False), _scores_objects(evaluator))
+    train = _matched(_training(train_source), classes, folder.path) if task == 'train' else None
+    held_out = _matched(held_out, train.categories, train.name) if train else _matched(held_out, classes, folder.path)
+    held_out_input = eval_input(held_out, eval_images_per_device * devices.replicas // workers.count)
 
-  def make_train_input() -> Input:
-    source = train or _matched(_training(train_source), held_out.categories, held_out.name)
-    return train_input(source, batch_size, seed)
+    def make_train_input() -> Input:
+      source = train or _matched(_training(train_source), held_out.categories, held_out.name)
+      return train_input(source, batch_size, seed)
 
-  training = make_train_input() if task == 'train' else None
-  hosts = distribution.num_hosts(strategy)
-  if training is not None:
-    check_hosts(training, hosts)
-  _report_problems(training.source if training is not None else None, held_out)
-  inputs = training or held_out_input
-  rates = schedule(batch_size=batch_size, num_images=len(inputs.source.image_ids))
-  with strategy.scope():
-    scaled = precision == 'mixed_float16'
-    make_trainer = LossScaleTrainer if scaled else Trainer
-    trainer = make_trainer(model(**_counts(inputs.source)), losses(), devices.micro_batches)
-    _check_operations(trainer.detector, strategy)
-    optimizer = optimizer(learning_rate=rates if graphs is None else graphs.rates(rates))
-    trainer.compile(_loss_scaled(optimizer, strategy) if scaled else optimizer, steps_per_execution=steps_per_execution)
-    spec = inputs.dataset().element_spec
-    trainer.make_variables(spec)
-    if graphs is not None:
-      trainer = graphs.share(trainer, (spec, devices, steps_per_execution))
-    averages = ema(trainer) if ema is not None else None
+    training = make_train_input() if task == 'train' else None
+    hosts = distribution.num_hosts(strategy)
+    if training is not None:
+      check_hosts(training, hosts)
+    _report_problems(training.source if training is not None else None, held_out)
+    inputs = training or held_out_input
+    rates = schedule(batch_size=batch_size, num_images=len(inputs.source.image_ids))
+    with strategy.scope():
+      scaled = precision == 'mixed_float16'
+      make_trainer = LossScaleTrainer if scaled else Trainer
+      trainer = make_trainer(model(**_counts(inputs.source)), losses(), devices.micro_batches)
+      _check_operations(trainer.detector, strategy)
+      optimizer = optimizer(learning_rate=rates if graphs is None else graphs.rates(rates))
+      optimizer = _loss_scaled(optimizer, strategy) if scaled else optimizer
+      trainer.compile(optimizer, steps_per_execution=steps_per_execution)
+      spec = inputs.dataset().element_spec
+      trainer.make_variables(spec)
+      if graphs is not None:
+        trainer = graphs.share(trainer, (spec, devices, steps_per_execution))
+      averages = ema(trainer) if ema is not None else None
 
-  notes, trained = _notes(trainer.detector, training.source if training else None, held_out)
+    notes, trained = _notes(trainer.detector, training.source if training else None, held_out)
 
-  def make_evaluator() -> Evaluator:
-    views, predict = held_out_input, trainer.predict_batch
-    differences = _differences_from_run(recorded, held_out) if recorded is not None and task != 'train' else []
-    if test_augmentation is not None:
-      views, predict = test_augmentation.views_of(held_out_input), test_augmentation.predictor(trainer, held_out)
-    of_weights = evaluator(views, predict, held_out, folder)
-    of_weights.workers, of_weights.notes = workers, [*notes, *differences]
-    if averages is None:
-      return of_weights
-    of_averages = evaluator(views, predict, held_out, folder.subfolder(AVERAGES))
-    of_averages.workers, of_averages.notes = workers, [*notes, *differences]
-    return EvaluatorWithAverages(of_weights, of_averages, averages)
+    def make_evaluator() -> Evaluator:
+      views, predict = held_out_input, trainer.predict_batch
+      differences = _differences_from_run(recorded, held_out) if recorded is not None and task != 'train' else []
+      if test_augmentation is not None:
+        views, predict = test_augmentation.views_of(held_out_input), test_augmentation.predictor(trainer, held_out)
+      of_weights = evaluator(views, predict, held_out, folder)
+      of_weights.workers, of_weights.notes = workers, [*notes, *differences]
+      if averages is None:
+        return of_weights
+      of_averages = evaluator(views, predict, held_out, folder.subfolder(AVERAGES))
+      of_averages.workers, of_averages.notes = workers, [*notes, *differences]
+      return EvaluatorWithAverages(of_weights, of_averages, averages)
 
-  if recorded is not None and task != 'train':
-    identity.check_network(recorded, gin_files.operative_config(), folder, allow_changes)
-  return Experiment(
-    folder=folder, workers=workers, strategy=strategy, devices=devices, trainer=trainer, checkpoints=checkpoints,
-    make_train_input=(lambda: training) if training is not None else make_train_input, eval_input=held_out_input,
-    make_evaluator=make_evaluator, total_steps=rates.total_steps, initial_weights=initial_weights, averages=averages,
-    precise_statistics=precise_statistics, test_augmentation=test_augmentation, log_every=log_every,
-    checkpoint_every=checkpoint_every, steps_per_execution=steps_per_execution, keep_best=keep_best,
-    checkpoint=checkpoint, own_evaluation=own_evaluation, follow_minutes=follow_minutes, notes=(*trained, *notes),
-    recorded=recorded, allow_changes=allow_changes, hosts=hosts)
+    if recorded is not None and task != 'train':
+      identity.check_network(recorded, gin_files.operative_config(), folder, allow_changes)
+    return Experiment(
+      folder=folder, workers=workers, strategy=strategy, devices=devices, trainer=trainer, checkpoints=checkpoints,
+      make_train_input=(lambda: training) if training is not None else make_train_input, eval_input=held_out_input,
+      make_evaluator=make_evaluator, total_steps=rates.total_steps, initial_weights=initial_weights, averages=averages,
+      precise_statistics=precise_statistics, test_augmentation=test_augmentation, log_every=log_every,
+      checkpoint_every=checkpoint_every, steps_per_execution=steps_per_execution, keep_best=keep_best,
+      checkpoint=checkpoint, own_evaluation=own_evaluation, follow_minutes=follow_minutes, notes=(*trained, *notes),
+      recorded=recorded, allow_changes=allow_changes, hosts=hosts)
 
 
 def main_metric() -> str:

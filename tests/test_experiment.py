@@ -14,7 +14,8 @@ from rethink_tf import experiment, gin_files
 from rethink_tf.compare.run_summary import read_run
 from rethink_tf.data.detection.input import TrainInput
 from rethink_tf.data.detection.synthetic import SyntheticSource
-from rethink_tf.errors import UserError
+from rethink_tf.distributed.workers import Workers
+from rethink_tf.errors import UserError, WorkerLost
 from rethink_tf.evaluation import on_demand
 from rethink_tf.storage.run_folder import RunFolder
 from rethink_tf.training import loop
@@ -262,6 +263,29 @@ def test_a_value_out_of_range_is_one_line(binding, text, tmp_path):
   with pytest.raises(UserError, match=text) as error:
     loop.train(experiment.run('train', str(tmp_path)))
   assert text in error.value.line()
+
+
+@pytest.mark.parametrize('where', ['building', 'restoring', 'evaluating'])
+def test_a_worker_that_ends_before_training_is_reported_in_one_line(tmp_path, monkeypatch, where):
+  """Variables are created together, and restored together: the other workers wait for the one that has ended."""
+  def ended(*arguments, **settings):
+    raise tf.errors.UnavailableError(None, None, 'Error:\nCollective ops is aborted by: task 1 is down')
+
+  others = Workers(0, 2)
+  with pytest.raises(WorkerLost, match='another worker has ended .*task 1 is down') as caught:
+    if where == 'building':
+      monkeypatch.setattr(experiment, '_open_folder', lambda *_: (RunFolder(str(tmp_path)), others))
+      monkeypatch.setattr(experiment, '_set_up', ended)
+      configure()
+      experiment.run('train', str(tmp_path))
+    elif where == 'restoring':
+      monkeypatch.setattr(loop, '_start', ended)
+      loop.train(types.SimpleNamespace(folder=RunFolder(str(tmp_path)), trainer=None, workers=others, total_steps=4,
+                                       train_input=None, evaluator=None))
+    else:
+      monkeypatch.setattr(on_demand.digest, 'summarize', ended)
+      on_demand.evaluate(types.SimpleNamespace(workers=others, eval_input=types.SimpleNamespace(source=None)))
+  assert '\n' not in caught.value.line()
 
 
 @pytest.mark.slow

@@ -194,6 +194,26 @@ def test_after_sigterm_to_one_worker_both_save_and_resume(tmp_path, signalled):
   assert f'from step {reported} to {reported + 2}' in results[0][1]
 
 
+DIES = """
+import json, os, runpy, signal
+from rethink_tf.training.trainer import Trainer
+make_variables = Trainer.make_variables
+def die_as_worker_1(self, batch):
+  if json.loads(os.environ['TF_CONFIG'])['task']['index'] == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+  make_variables(self, batch)
+Trainer.make_variables = die_as_worker_1
+runpy.run_module('rethink_tf.train', run_name='__main__')
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_while_the_others_build_the_network(tmp_path):
+  (code, output), _ = two_workers.finish(two_workers.start(['-c', DIES, *command(tmp_path / 'run')[2:]]))
+  assert code == 69 and 'Traceback' not in output, output
+  assert output.strip().splitlines()[-1].startswith('error: another worker has ended or cannot be reached')
+
+
 @pytest.mark.slow
 def test_different_configurations_are_refused(tmp_path):
   processes = two_workers.start(command(tmp_path / 'run'), others=['--gin_param=BATCH_SIZE = 8'])

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
-import re
 import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import gin
 import tensorflow as tf
 from absl import logging
 
 from rethink_tf import console
-from rethink_tf.distributed.cluster import is_address
 from rethink_tf.distributed.coordination import publish, published
+from rethink_tf.distributed.tf_config import FORM, Cluster, cluster, is_evaluator
 from rethink_tf.distributed.workers import ALONE, Workers, assemble, software
-from rethink_tf.errors import UserError, WorkerLost, excerpt, in_one_line, needs_models, shortened
+from rethink_tf.errors import UserError, WorkerLost, in_one_line, needs_models, shortened
 from rethink_tf.process import signals
 from rethink_tf.storage import files, writer_lock
 from rethink_tf.storage.run_folder import RunFolder
@@ -30,15 +28,6 @@ KINDS = ('default', 'one_device', 'mirrored', 'multi_worker', 'tpu')
 COMMUNICATIONS = ('auto', 'ring', 'nccl')
 _HEARTBEAT_SECONDS = 30  # without a heartbeat, after which a worker counts as lost
 _POLL_SECONDS = 0.5
-_FORM = '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}'
-
-
-class Cluster(NamedTuple):
-  """The machines of a job, as listed in the environment variable TF_CONFIG."""
-
-  addresses: tuple[str, ...]  # host:port of every worker, the chief first if there is one
-  index: int  # of this process
-  jobs: tuple[tuple[str, int], ...]  # name and number of tasks: ('chief', 1), ('worker', 3)
 
 
 @gin.register
@@ -89,64 +78,8 @@ def strategy(
                     "use strategy.kind = 'multi_worker', or unset TF_CONFIG")
   if kind == 'multi_worker':
     raise UserError(f"strategy.kind = 'multi_worker' needs the environment variable TF_CONFIG with all workers, "
-                    f"{_FORM}; on one machine use strategy.kind = 'default'")
+                    f"{FORM}; on one machine use strategy.kind = 'default'")
   return _one_machine(kind, num_devices, logical_cpus)
-
-
-def cluster() -> Cluster | None:
-  """Return the machines of TF_CONFIG; None if unset, for a single worker, and for a task of type 'evaluator'.
-
-  Raises:
-    UserError: TF_CONFIG is malformed or does not list this task.
-  """
-  config = _tf_config()
-  if config is None:
-    return None
-  jobs, task = config
-  kind, index = task.get('type'), task.get('index', 0)
-  if kind == 'evaluator':
-    return None
-  chiefs, workers = jobs.get('chief', []), jobs.get('worker', [])
-  if kind not in ('chief', 'worker') or kind not in jobs:
-    raise UserError(f"TF_CONFIG says task.type = {excerpt(kind)}, but its cluster has {', '.join(jobs) or 'no job'}: "
-                    "use one of them, 'chief' or 'worker'")
-  if type(index) not in (int, str) or not re.fullmatch('[0-9]{1,6}', str(index)) or int(index) >= len(jobs[kind]):
-    raise UserError(f'TF_CONFIG says task.index = {excerpt(index)}, but its cluster has {len(jobs[kind])} {kind}(s): '
-                    f'give each task its own index, 0 to {len(jobs[kind]) - 1}')
-  addresses = (*chiefs, *workers)
-  if len(set(addresses)) < len(addresses):
-    duplicate = next(address for address in addresses if addresses.count(address) > 1)
-    raise UserError(f'TF_CONFIG lists {duplicate} twice: each worker needs its own address')
-  if len(addresses) == 1:
-    return None
-  counts = tuple((name, len(jobs[name])) for name in ('chief', 'worker') if jobs.get(name))
-  return Cluster(addresses, int(index) + (len(chiefs) if kind == 'worker' else 0), counts)
-
-
-def _tf_config() -> tuple[dict[str, list[str]], dict[str, Any]] | None:
-  """Return the jobs (name -> addresses) and the task of TF_CONFIG; None if it is unset or lists no job.
-
-  Raises:
-    UserError: it is malformed, or lists parameter servers.
-  """
-  text = os.environ.get('TF_CONFIG', '').strip()
-  try:
-    config = json.loads(text) if text else {}
-  except (ValueError, RecursionError) as error:
-    raise UserError(f'the environment variable TF_CONFIG is not valid JSON ({error}): write {_FORM}') from error
-  jobs, task = (config.get(name) if isinstance(config, dict) else None for name in ('cluster', 'task'))
-  if config == {} or jobs == {}:
-    return None
-  listed = isinstance(jobs, dict) and all(
-    isinstance(hosts, list) and all(isinstance(host, str) and ':' in host for host in hosts) for hosts in jobs.values())
-  if not listed or not isinstance(task, dict):
-    raise UserError(f'the environment variable TF_CONFIG is not of the form {_FORM}')
-  bad = next((host for name in ('chief', 'worker') for host in jobs.get(name, []) if not is_address(host)), None)
-  if bad is not None:
-    raise UserError(f'TF_CONFIG lists {excerpt(bad)}: write host:port, with a port between 1 and 65535')
-  if jobs.get('ps'):
-    raise UserError('TF_CONFIG lists parameter servers (ps), which synchronous training does not use: leave them out')
-  return jobs, task
 
 
 def _one_machine(kind: str, num_devices: int | None, logical_cpus: int | None) -> tf.distribute.Strategy:
@@ -248,12 +181,15 @@ def join_workers(strategy: tf.distribute.Strategy, model_dir: str, create: bool,
   The chief alone writes to the run folder. From here on the other workers print warnings and errors only.
 
   settings: the configuration, one setting per line; it must be the same on all workers, as must be the versions of the
-    package and of TensorFlow.
+    package and of TensorFlow, and number and type of the devices.
 
   Raises:
-    UserError: another job trains in the run folder; the configuration of a worker differs, or it does
-      not see the chief's run folder.
+    UserError: another job trains in the run folder; the configuration of a worker differs, or it
+      does not see the chief's run folder; TF_CONFIG makes this process an evaluator, and it is to train.
   """
+  if create and is_evaluator():
+    raise UserError("TF_CONFIG says task.type = 'evaluator', which does not train: start `python -m rethink_tf."
+                    f'evaluate --follow --model_dir={model_dir}` in its place, or unset TF_CONFIG')
   found = cluster() if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) else None
   if found is None:
     folder = _run_folder(model_dir, create)
@@ -261,7 +197,7 @@ def join_workers(strategy: tf.distribute.Strategy, model_dir: str, create: bool,
       writer_lock.refuse_if_held(folder)
     return folder, ALONE
   index, count = found.index, len(found.addresses)
-  settings = f'--model_dir={model_dir}\n{software()}\n{settings}'
+  settings = f'--model_dir={model_dir}\n{software()}\n{replicas(strategy)}\n{settings}'
   if index == 0:
     folder = _run_folder(model_dir, create)
     token = uuid.uuid4().hex
@@ -291,6 +227,12 @@ def join_workers(strategy: tf.distribute.Strategy, model_dir: str, create: bool,
     logging.set_verbosity(logging.WARNING)
     sys.stdout = open(os.devnull, 'w')
   return folder, Workers(index, count, token, strategy.timeout_seconds)
+
+
+def replicas(strategy: tf.distribute.Strategy) -> str:
+  """Return number and type of this worker's devices, of which TensorFlow takes every worker to have the same."""
+  used = strategy.extended.worker_devices
+  return f'{len(used)} device(s) of type {tf.DeviceSpec.from_string(used[0]).device_type}'
 
 
 def _run_folder(model_dir: str, create: bool) -> RunFolder:

@@ -44,12 +44,12 @@ def train(experiment: Experiment) -> dict[str, float]:
   """Train to the end of the schedule, resuming from the newest checkpoint; return the last metrics in percent.
 
   Raises:
-    UserError: any error that the user can fix.
+    UserError: any error that the user can fix; WorkerLost: another worker has ended.
     Interrupted: after a signal; a checkpoint is saved.
   """
   folder, trainer, workers = experiment.folder, experiment.trainer, experiment.workers
   total_steps, inputs, evaluator = experiment.total_steps, experiment.train_input, experiment.evaluator
-  with writer_lock.held(folder, workers.chief) as lock:
+  with report_lost_workers(workers), writer_lock.held(folder, workers.chief) as lock:
     start, state, corrections = _start(experiment)
     if experiment.own_evaluation:
       _repeat_lost_evaluation(experiment, start)
@@ -65,11 +65,11 @@ def train(experiment: Experiment) -> dict[str, float]:
       if experiment.own_evaluation:
         callbacks.append(evaluator)
       try:
-        with (out_of_memory_errors(), errors_of(inputs), report_lost_workers(workers), interruption,
-              compilation.ahead(experiment, start)):
+        with out_of_memory_errors(), errors_of(inputs), interruption, compilation.ahead(experiment, start):
           trainer.fit(experiment.batches(start), epochs=1, steps_per_epoch=total_steps - start, verbose=0,
                       callbacks=callbacks)
       except Interrupted:  # the process ends without its threads, and an evaluation that is not due again with it
+        workers.stop()
         evaluator.settle(PATIENCE_SECONDS)
         raise
       finally:

@@ -11,14 +11,14 @@ from tests import two_workers
 SCRIPT = """
 import os, signal, sys, time
 import tensorflow as tf
-from rethink_tf.distributed import strategy as distribution
+from rethink_tf.distributed import strategy as distribution, tf_config
 from rethink_tf.distributed.coordination import StopTogether
 from rethink_tf.distributed.workers import Workers
 from rethink_tf.training.preemption import Interruption
 
 signalled, slow = sys.argv[1].split(','), sys.argv[2]
 strategy = distribution.strategy('multi_worker', timeout_minutes=5.)
-index = distribution.cluster().index
+index = tf_config.cluster().index
 sum_over_workers = tf.function(
   lambda: strategy.run(lambda: tf.distribute.get_replica_context().all_reduce('sum', tf.ones(()))))
 with Interruption(StopTogether(Workers(index, 2))) as interruption:

@@ -1,4 +1,4 @@
-"""Distribution strategies: choice of devices, the cluster of TF_CONFIG, errors of missing devices and workers."""
+"""Distribution strategies: choice of devices, errors of missing devices and workers."""
 
 import json
 import subprocess
@@ -76,48 +76,6 @@ def config(task, **cluster):
   return json.dumps({'cluster': cluster, 'task': task})
 
 
-@pytest.mark.parametrize('text, expected', [
-  ('', None),
-  ('{}', None),
-  (config({'type': 'worker', 'index': 0}, worker=['a:1']), None),
-  (config({'type': 'evaluator', 'index': 0}, worker=HOSTS, evaluator=['d:1']), None),
-  (config({'type': 'worker', 'index': 2}, worker=HOSTS), (tuple(HOSTS), 2, (('worker', 3),))),
-  (config({'type': 'worker', 'index': '1'}, worker=HOSTS), (tuple(HOSTS), 1, (('worker', 3),))),
-  (config({'type': 'chief', 'index': 0}, worker=HOSTS[1:], chief=['a:1']),
-   (tuple(HOSTS), 0, (('chief', 1), ('worker', 2)))),
-  (config({'type': 'worker', 'index': 1}, worker=HOSTS[1:], chief=['a:1']),
-   (tuple(HOSTS), 2, (('chief', 1), ('worker', 2)))),
-], ids=['unset', 'empty', 'single', 'evaluator', 'worker', 'text', 'chief', 'worker-with-chief'])
-def test_the_cluster_of_tf_config(monkeypatch, text, expected):
-  monkeypatch.setenv('TF_CONFIG', text)
-  assert distribution.cluster() == expected
-
-
-@pytest.mark.parametrize('text, message', [
-  ('{"cluster": ', 'TF_CONFIG is not valid JSON'),
-  ('["a:1"]', 'TF_CONFIG is not of the form {"cluster"'),
-  (config({'type': 'worker', 'index': 0}, worker='a:1,b:1'), 'TF_CONFIG is not of the form'),
-  (config({'type': 'worker', 'index': 0}, worker=['a', 'b']), 'TF_CONFIG is not of the form'),
-  (json.dumps({'cluster': {'worker': HOSTS}}), 'TF_CONFIG is not of the form'),
-  (config({'type': 'worker', 'index': 3}, worker=HOSTS), r'task.index = 3, but its cluster has 3 worker\(s\)'),
-  (config({'type': 'worker', 'index': -1}, worker=HOSTS), 'task.index = -1'),
-  (config({'type': 'worker', 'index': float('inf')}, worker=HOSTS), 'task.index = inf'),
-  (config({'type': 'worker', 'index': True}, worker=HOSTS), 'task.index = True'),
-  (config({'type': ['x'] * 9, 'index': 0}, worker=HOSTS), 'task.type = an object of type list'),
-  (config({'type': 'worker', 'index': 0}, worker=['a:x', 'b:1']), "lists 'a:x': write host:port"),
-  (config({'type': 'worker', 'index': 0}, worker=['a:1', 'b:99999']), "lists 'b:99999'"),
-  ('[' * 100_000, 'is not valid JSON'),
-  (config({'type': 'master', 'index': 0}, worker=HOSTS), "task.type = 'master', but its cluster has worker"),
-  (config({'type': 'worker', 'index': 0}, worker=['a:1', 'a:1']), 'lists a:1 twice'),
-  (config({'type': 'worker', 'index': 0}, worker=HOSTS, ps=['d:1']), 'parameter servers'),
-])
-def test_a_malformed_cluster_is_a_user_error(monkeypatch, text, message):
-  monkeypatch.setenv('TF_CONFIG', text)
-  with pytest.raises(UserError, match=message) as caught:
-    distribution.strategy()
-  assert '\n' not in str(caught.value)
-
-
 @pytest.mark.parametrize('arguments, message', [
   ({'kind': 'mirrored'}, "strategy.kind = 'mirrored' is for one machine, but TF_CONFIG lists 3 workers"),
   ({'logical_cpus': 2}, 'strategy.logical_cpus is for one machine'),
@@ -131,6 +89,35 @@ def test_several_machines_need_a_multi_worker_strategy(monkeypatch, arguments, m
 def test_a_task_of_type_evaluator_uses_its_own_devices_only(monkeypatch, two_replicas):
   monkeypatch.setenv('TF_CONFIG', config({'type': 'evaluator', 'index': 0}, worker=HOSTS, evaluator=['d:1']))
   assert distribution.strategy(num_devices=1).num_replicas_in_sync == 1
+
+
+def test_a_task_of_type_evaluator_does_not_train(monkeypatch, two_replicas, tmp_path):
+  monkeypatch.setenv('TF_CONFIG', config({'type': 'evaluator', 'index': 0}, worker=HOSTS, evaluator=['d:1']))
+  with pytest.raises(UserError, match="'evaluator', which does not train: .* rethink_tf.evaluate --follow"):
+    distribution.join_workers(two_replicas, str(tmp_path / 'run'), True, '')
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('own, theirs', [(['CPU:0'], ['CPU:0', 'CPU:1']), (['GPU:0'], ['CPU:0'])], ids=str)
+def test_workers_with_other_devices_are_refused(monkeypatch, tmp_path, own, theirs):
+  """TensorFlow divides a batch, and waits for gradients, as if all workers had the devices of each."""
+  monkeypatch.setenv('TF_CONFIG', config({'type': 'worker', 'index': 1}, worker=HOSTS[:2]))
+  published = {}
+
+  def worker(devices):
+    strategy = mock.create_autospec(tf.distribute.MultiWorkerMirroredStrategy, instance=True, timeout_seconds=1)
+    prefix = '/job:worker/replica:0/task:1/device:'
+    strategy.extended = types.SimpleNamespace(worker_devices=tuple(f'{prefix}{device}' for device in devices))
+    return strategy
+
+  def as_chief(key, seconds):
+    return f'token\n--model_dir={tmp_path}\n{distribution.software()}\n{distribution.replicas(worker(theirs))}\n'
+
+  monkeypatch.setattr(distribution, 'published', as_chief)
+  monkeypatch.setattr(distribution, 'publish', published.__setitem__)
+  with pytest.raises(UserError, match='another configuration than the chief: 1 device.* here; . device.* on the chief'):
+    distribution.join_workers(worker(own), str(tmp_path), True, '')
+  assert 'on the chief' in published['ready/1']
 
 
 def test_a_slice_of_several_hosts_is_a_strategy(monkeypatch, two_replicas):
