@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import threading
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 
 import numpy as np
@@ -16,7 +17,7 @@ import tensorflow as tf
 from absl import logging
 
 from rethink_tf.console import Progress
-from rethink_tf.data.categories import categories_to_json
+from rethink_tf.data.categories import categories_to_json, shorten
 from rethink_tf.data.detection.coco import CocoSource
 from rethink_tf.data.detection.graph_record import CROPS
 from rethink_tf.data.detection.record_format import Record, encode
@@ -66,7 +67,8 @@ def convert(source: CocoSource, output_dir: str, split: str, num_shards: int = 3
     stop = threading.Event()
     with ThreadPoolExecutor(num_workers or 2 * (os.cpu_count() or 1)) as pool:
       try:
-        futures = [pool.submit(_write_shard, source, chunks[i], paths[i], png_masks, progress, stop) for i in todo]
+        futures = [pool.submit(_write_shard, source, chunks[i], paths[i], png_masks, journal.conversion, progress, stop)
+                   for i in todo]
         _collect(futures, journal, stop)
       finally:  # also when interrupted: threads stop at their next image
         stop.set()
@@ -88,12 +90,19 @@ class _Journal:
     if index and index.fingerprint != fingerprint:
       raise UserError(f'{path}: belongs to a conversion of other annotations or images, with other options, or by an '
                       'earlier version; use another --output_dir or delete that one')
+    names = {str(category.id): category.name for category in source.categories}
+    # The fingerprint, of the positions of classes, is older than this.
+    if index and index.names and dict(index.names) != names:
+      raise UserError(f'{path}: belongs to a conversion with other categories ({_difference(index.names, names)}); use '
+                      'another --output_dir or delete that one')
+    named = json.dumps([fingerprint, names, categories_to_json(source.categories)])
+    self.conversion = index.conversion if index else hashlib.sha256(named.encode()).hexdigest()[:16]
     self._path = path
     self.begun = index is not None  # whether an earlier call has begun this conversion
     missing = [f'{name}: no such file' for name in source.missing]
     self._index = index or Index([], [category.id for category in source.categories], source.problems, missing,
-                                 fingerprint)
-    self._index = self._index._replace(names={str(category.id): category.name for category in source.categories})
+                                 fingerprint, conversion=self.conversion)
+    self._index = self._index._replace(names=names)
     self._shards = {shard.file: shard for shard in self._index.shards}
 
   def begin(self) -> None:
@@ -126,6 +135,12 @@ class _Journal:
     write_index(self._path, self._index)
 
 
+def _difference(was: Mapping[str, str], now: Mapping[str, str]) -> str:
+  id_ = next(id_ for id_ in sorted(was.keys() | now.keys(), key=int) if was.get(id_) != now.get(id_))
+  there, here = (shorten(names[id_]) if id_ in names else 'no category' for names in (was, now))
+  return f'{id_} is {there} there, {here} here'
+
+
 def _collect(futures: list[Future], journal: _Journal, stop: threading.Event) -> None:
   """Record each shard when it is finished; after an error, record those that still finish, then raise it."""
   first_error = None
@@ -140,8 +155,8 @@ def _collect(futures: list[Future], journal: _Journal, stop: threading.Event) ->
     raise first_error
 
 
-def _write_shard(source: CocoSource, positions: np.ndarray, path: str, png_masks: bool, progress: Progress,
-                 stop: threading.Event) -> tuple[Shard, list[str]]:
+def _write_shard(source: CocoSource, positions: np.ndarray, path: str, png_masks: bool, conversion: str,
+                 progress: Progress, stop: threading.Event) -> tuple[Shard, list[str]]:
   """Write one file; return its index entry, and the messages of dropped images."""
   shard = Shard(os.path.basename(path), 0, [], [], [], [], [], [], [])
   left_out = []
@@ -161,7 +176,7 @@ def _write_shard(source: CocoSource, positions: np.ndarray, path: str, png_masks
         continue
       record = Record(str(source.image_ids[i]), source.file_names[i], height, width, encoded,
                       source.image_annotations(i))
-      payload = encode(record, source.categories, png_masks, source.example(i, image))
+      payload = encode(record, source.categories, png_masks, source.example(i, image), conversion)
       writer.write(payload)
       for column, value in zip(shard[2:], (size, record.source_id, height, width, int(source.num_instances[i]),
                                            int(source.num_visible[i]), len(record.annotations)), strict=True):

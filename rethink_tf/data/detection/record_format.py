@@ -24,7 +24,7 @@ from rethink_tf.data.images import MAX_PIXELS, ImageError, check_pixels, header_
 from rethink_tf.errors import in_one_line, needs_models
 from rethink_tf.structures import Example
 
-_ANNOTATION = 'rethink_tf/annotation'
+_ANNOTATION, _CONVERSION = 'rethink_tf/annotation', 'rethink_tf/conversion'
 _FORMATS = {b'\xff\xd8': 'jpg', b'\x89P': 'png', b'BM': 'bmp', b'GI': 'gif'}  # by the first two bytes
 
 
@@ -39,13 +39,21 @@ class Record(NamedTuple):
   annotations: list[dict[str, Any]]  # COCO json objects; without ids if the record was written by another converter
 
 
+class Identified(NamedTuple):
+  """What tells whose record it is."""
+
+  source_id: str
+  names: dict[int, str]  # label -> text of its objects: the label itself if it has no text
+  conversion: str  # as given to `encode`; '' in records of earlier versions and of other converters
+
+
 def encode(record: Record, categories: Sequence[Category], png_masks: bool,
-           example: Example | None = None) -> bytes:
+           example: Example | None = None, conversion: str = '') -> bytes:
   """Serialise a record as a tf.train.Example.
 
   The keys of tf-models-official describe the annotations that have area inside the image; labels are category ids, as
   its own converter writes them. `png_masks`: write its masks too, PNG files of the size of the image. `example`: the
-  image and its instances, for inputs without Python (graph_record.py).
+  image and its instances, for inputs without Python (graph_record.py). `conversion`: names the conversion; '': none.
   """
   with needs_models('writing TFRecords'):
     from official.vision.data import tfrecord_lib
@@ -74,6 +82,8 @@ def encode(record: Record, categories: Sequence[Category], png_masks: bool,
     features[f'image/object/{name}'] = tfrecord_lib.convert_to_feature(values, kinds.get(name, 'float_list'))
   features[_ANNOTATION] = tfrecord_lib.convert_to_feature(
       [json.dumps(entry).encode() for entry in record.annotations], 'bytes_list')
+  if conversion:
+    features[_CONVERSION] = tfrecord_lib.convert_to_feature(conversion.encode(), 'bytes')
   if example is not None:
     features |= graph_record.features(example, record.encoded, categories)
   message = tf.train.Example(features=tf.train.Features(feature=features))
@@ -145,8 +155,8 @@ def _annotations(features: Any, height: int, width: int) -> list[dict[str, Any]]
     return annotations
 
 
-def identify(payload: bytes) -> tuple[str, dict[int, str]]:
-  """Return the source id of an example, and label -> text of its objects: the label itself if it has no text.
+def identify(payload: bytes) -> Identified:
+  """Return what tells whose record a serialised tf.train.Example is.
 
   Raises:
     ImageError: not an example of this schema.
@@ -155,9 +165,9 @@ def identify(payload: bytes) -> tuple[str, dict[int, str]]:
   labels, texts = _values(features, 'image/object/class/label'), _values(features, 'image/object/class/text')
   texts = [_text([text]) for text in texts] if len(texts) == len(labels) else map(str, labels)
   with _of_the_schema():
-    source_id = _text(_values(features, 'image/source_id', b''))
-  return source_id, {label: text for label, text in zip(labels, texts, strict=True)
-                     if isinstance(label, int) and label >= 0}
+    source_id, conversion = (_text(_values(features, key, b'')) for key in ('image/source_id', _CONVERSION))
+  return Identified(source_id, {label: text for label, text in zip(labels, texts, strict=True)
+                                if isinstance(label, int) and label >= 0}, conversion)
 
 
 def validate(record: Record, image_id: int, categories: tuple[Category, ...], first_id: int) -> Annotations:

@@ -51,6 +51,7 @@ class Index(NamedTuple):
   left_out: list[str]  # images that are missing, unreadable or damaged
   fingerprint: str = ''  # hash of the annotations and options of the conversion
   complete: bool = True
+  conversion: str = ''  # in each of its records: hash of the fingerprint and the categories; '' of earlier versions
   names: Mapping[str, str] = {}  # category id -> name, of the conversion or as the records name them
 
 
@@ -80,7 +81,8 @@ def read_index(path: str) -> Index | None:
       if min((*shard.heights, *shard.widths), default=1) < 1:
         raise TypeError('an image without extent')
     if not (isinstance(index.category_ids, list)
-            and all(isinstance(text, str) for text in [*index.left_out, index.fingerprint, *index.names.values()])
+            and all(isinstance(text, str) for text in [*index.left_out, index.fingerprint, index.conversion,
+                                                       *index.names.values()])
             and all(re.fullmatch(r'\d{1,18}', id_) for id_ in index.names)):
       raise TypeError('a field has a wrong type')
     return index
@@ -122,7 +124,7 @@ def load_index(path: str, paths: list[str], categories: tuple[Category, ...], ma
     present = list(zip(map(os.path.basename, paths), pool.map(length_of, paths), strict=True))
     same = index is not None and present == [shard[:2] for shard in index.shards]
     if index and same and index.category_ids == category_ids:
-      first = list(pool.map(lambda *pair: _check_first(*pair, path), paths, index.shards))
+      first = list(pool.map(lambda *pair: _check_first(*pair, index.conversion, path), paths, index.shards))
       names = merge_names([(path, {int(id_): name for id_, name in index.names.items()}),
                            *zip(map(os.path.basename, paths), first, strict=True)])
       _check_names(names, path, categories, categories_file)
@@ -135,10 +137,11 @@ def load_index(path: str, paths: list[str], categories: tuple[Category, ...], ma
   for _, found, _, _ in scanned:
     problems.update(found)
   names = merge_names([(shard.file, named) for shard, _, _, named in scanned])
-  fingerprint = index.fingerprint if index and same else ''  # the conversion can still be repeated
+  # The conversion can still be repeated.
+  fingerprint, conversion = (index.fingerprint, index.conversion) if index and same else ('', '')
   index = Index([shard for shard, _, _, _ in scanned], category_ids, problems,
                 [name for _, _, damaged, _ in scanned for name in damaged], fingerprint,
-                names={str(id_): name for id_, name in names.items()})
+                conversion=conversion, names={str(id_): name for id_, name in names.items()})
   _check_names(names, os.path.dirname(path), categories, categories_file)
   warn_of_empty(present, path)
   try_to_write(path, lambda: write_index(path, index))
@@ -178,7 +181,7 @@ def _scan_shard(path: str, categories: Sequence[Category],
     except ImageError as error:
       damaged.append(f'{shard.file}: {error}')
       continue
-    names |= identify(payload)[1]
+    names |= identify(payload).names
     image_id = int(record.source_id) if re.fullmatch(r'\d{1,18}', record.source_id) else None
     for reason, (outcome, cases) in table.problems.by_reason().items():
       problems.add(reason, table.problems.counts[reason], (case._replace(image_id=image_id) for case in cases),
@@ -196,22 +199,27 @@ def _names_of(path: str) -> dict[int, str]:
   names: dict[int, str] = {}
   for _, payload in scan_readable(path):
     with contextlib.suppress(ImageError):  # reported by the scan for the index
-      names |= {} if isinstance(payload, DamagedRecord) else identify(payload)[1]
+      names |= {} if isinstance(payload, DamagedRecord) else identify(payload).names
   return names
 
 
-def _check_first(path: str, shard: Shard, index: str) -> dict[int, str]:
-  """Check that a shard begins with the image that the index lists first; return the names of its categories."""
+def _check_first(path: str, shard: Shard, conversion: str, index: str) -> dict[int, str]:
+  """Check that a shard begins with the image, and is of the conversion, that the index lists; return its categories."""
   if not shard.offsets:
     return {}
   try:
-    found, names = identify(read_at(path, shard.offsets[0]))
+    found = identify(read_at(path, shard.offsets[0]))
   except (OSError, tf.errors.OpError, DamagedRecord, EOFError, ImageError):
     return {}  # reported when it is loaded
-  if found != shard.source_ids[0]:
-    raise UserError(f'{path}: begins with image {shorten(found)}, in {index} with {shorten(shard.source_ids[0])}: the '
-                    'shard, or the index, is that of another conversion; delete the one that does not belong here')
-  return names
+  other = ('the shard, or the index, is that of another conversion; copy those of one conversion, or run it again into '
+           'another folder')
+  if found.source_id != shard.source_ids[0]:
+    raise UserError(f'{path}: begins with image {shorten(found.source_id)}, in {index} with '
+                    f'{shorten(shard.source_ids[0])}: {other}')
+  if conversion and found.conversion != conversion:
+    raise UserError(f'{path}: its records are of conversion {shorten(found.conversion)}, those of {index} of '
+                    f'{shorten(conversion)}: {other}')
+  return found.names
 
 
 def _check_names(names: Mapping[int, str], where: str, categories: Sequence[Category], file: str) -> None:

@@ -94,6 +94,36 @@ def test_shards_of_conversions_with_classes_in_another_order(tmp_path, listed):
     RecordSource(str(folder))
 
 
+ENDS_SWAPPED = ('cow', 'dog', 'cat')  # the first images of both shards are of class 2
+
+
+def test_a_shard_of_a_conversion_with_classes_in_another_order_and_the_same_first_image(tmp_path):
+  folder, _ = converted(tmp_path / 'a')
+  other, again = converted(tmp_path / 'b', ENDS_SWAPPED)
+  assert (folder / SECOND).stat().st_size == (other / SECOND).stat().st_size
+  shutil.copy(other / SECOND, folder)
+  with pytest.raises(UserError, match=f"{SECOND}: its records are of conversion '.*index.json of '"):
+    RecordSource(str(folder))
+  again()
+  assert len(RecordSource(str(other)).image_ids) == 6
+
+
+def test_shards_of_before_their_records_named_the_conversion(tmp_path):
+  folder, _ = converted(tmp_path)
+  path = folder / 'train2017-index.json'
+  content = json.loads(path.read_text())
+  del content['conversion']
+  path.write_text(json.dumps(content))
+  assert len(RecordSource(str(folder)).image_ids) == 6
+
+
+def test_a_conversion_with_other_names_into_the_folder_of_one(tmp_path):
+  """Its shards would be kept, and their index and list of categories replaced."""
+  converted(tmp_path)
+  with pytest.raises(UserError, match="with other categories [(]1 is 'cat' there, 'cow' here[)]; use another"):
+    converted(tmp_path, ENDS_SWAPPED)
+
+
 def test_a_renamed_class_is_logged(tmp_path, caplog):
   folder, _ = converted(tmp_path)
   path = folder / 'train2017-categories.json'
