@@ -241,9 +241,11 @@ class SaveCheckpoints(tf_keras.callbacks.Callback):
   def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
     step = iterations(self.model.optimizer)
     due = step // self._every > self._before // self._every or self._also(step)
-    ends = self._interruption.ends(step, 2 * step - self._before)  # the step after the next execution
+    following = 2 * step - self._before  # the step after the next execution
+    ends = self._interruption.ends(step, following)
     if due or ends:
       self._save(step)
+      ends = ends or self._interruption.ends(step, following)  # a signal while it was written
     self._before, self._traced = step, True
     self._between_steps(step, ends)
 

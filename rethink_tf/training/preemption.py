@@ -91,8 +91,9 @@ class Interruption:
       os._exit(EXIT_CODES[signum])
     if not first:
       return
-    logging.warning('%s: training ends after this step, once its checkpoint is saved, with exit code %d; a second '
-                    'signal ends it at once', signal.Signals(signum).name, EXIT_CODES[signum])
+    what = ('ends after this step, once its checkpoint is saved, with exit code %d; a second signal ends it at once'
+            if self.deferred else 'ends now, with exit code %d: nothing is left to save')
+    logging.warning('%s: training %s', signal.Signals(signum).name, what % EXIT_CODES[signum])
     threading.Thread(target=self._end_a_stall, args=[signum], name='stall', daemon=True).start()
 
   def _end_a_stall(self, signum: int) -> None:

@@ -228,6 +228,20 @@ def test_a_signal_between_steps(step, expected):
   assert [step for step, _, _ in saved.calls] == expected
 
 
+def test_a_signal_while_a_checkpoint_is_written_ends_training_with_it():
+  class Signalled(Saved):
+    def save(self, step, trackables, state):
+      if not self.calls:
+        os.kill(os.getpid(), signal.SIGTERM)
+      return super().save(step, trackables, state)
+
+  saved, interruption = Signalled(), Interruption()
+  saving = SaveCheckpoints(saved, {}, dict, every=2, interruption=interruption)
+  with pytest.raises(Interrupted, match='resumes from step 2'), interruption:
+    fit([saving], [1.] * 8)
+  assert [step for step, _, _ in saved.calls] == [2]
+
+
 def test_a_signal_in_the_first_step_ends_training_at_once():
   saved, interruption = Saved(), Interruption()
   saving = SaveCheckpoints(saved, {}, dict, every=1, interruption=interruption)

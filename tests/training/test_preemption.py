@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -51,6 +52,26 @@ def test_outside_the_main_thread_nothing_is_handled():
   thread.start()
   thread.join()
   assert found == [(before, None)]
+
+
+@pytest.mark.parametrize('deferred, said', [
+  (True, 'SIGTERM: training ends after this step, once its checkpoint is saved, with exit code 75; a second signal'),
+  (False, 'SIGTERM: training ends now, with exit code 75: nothing is left to save'),
+])
+def test_a_signal_says_whether_a_checkpoint_is_to_come(caplog, deferred, said):
+  """There is none in the first step, which traces for up to a minute, and in an evaluation."""
+  with contextlib.suppress(Interrupted), Interruption() as interruption:
+    interruption.deferred = deferred
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.5)
+  assert wait_for(lambda: any(record.getMessage().startswith(said) for record in caplog.records)), caplog.text
+
+
+def wait_for(condition, seconds=5):
+  until = time.monotonic() + seconds
+  while not condition() and time.monotonic() < until:
+    time.sleep(0.01)
+  return condition()
 
 
 # A fork for each signal: TensorFlow takes seconds to import.
