@@ -286,6 +286,6 @@ def out_of_memory_errors() -> Iterator[None]:
       raise
     raise UserError(
       f'a device ran out of memory in a training step ({error.message[found.start():].splitlines()[0]}): lower '
-      'run.images_per_device (gradients are then accumulated and the result stays the same), or add '
+      'run.images_per_device (gradients are then accumulated and the result stays nearly the same), or add '
       '--gin_file=gin_configs/runtime/recompute.gin, which recomputes activations instead of keeping them'
     ) from error
