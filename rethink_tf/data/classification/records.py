@@ -19,7 +19,7 @@ import tensorflow as tf
 from absl import logging
 from google.protobuf.message import DecodeError
 
-from rethink_tf.data.categories import Category, as_text
+from rethink_tf.data.categories import Category, as_text, shorten
 from rethink_tf.data.class_names import check_same_names, merge_names
 from rethink_tf.data.classification.image_folder import stable_ids
 from rethink_tf.data.detection.record_index import check_columns
@@ -33,6 +33,7 @@ from rethink_tf.storage import files
 from rethink_tf.structures import LeftOut
 
 _READERS = 16  # threads; on gs:// they are limited by latency
+_INDEX = '-classes-index.json'
 _MAX_LABEL = 1_000_000  # every class up to the largest label allocates memory
 
 
@@ -81,8 +82,7 @@ class ImageRecords:
     data_dir = os.path.expanduser(data_dir)
     self.name = f'{os.path.basename(os.path.normpath(data_dir))}/{split}'
     self._max_pixels = max_pixels
-    index = _load_index(data_dir, split)
-    reference = index
+    index = reference = _load_index(data_dir, split)
     if class_split != split and _has_shards(data_dir, class_split):
       reference = _load_index(data_dir, class_split)
       check_same_names(_by_label(index.texts), self.name, _by_label(reference.texts), class_split)
@@ -110,6 +110,7 @@ class ImageRecords:
     self.num_instances = np.ones(len(positions), np.int32)
     locations = [(os.path.join(data_dir, shard.file), offset) for shard in index.shards for offset in shard.offsets]
     self._locations = [locations[i] for i in positions]
+    self._labels, self._texts, self._split = labels[positions] + first_label, index.texts, split
     logging.info('%s: %d images, %d classes', self.name, len(positions), self.num_classes)
 
   def load(self, i: int) -> np.ndarray:
@@ -118,6 +119,8 @@ class ImageRecords:
     try:
       features = tf.train.Example.FromString(read_at(path, offset)).features.feature
       encoded = features['image/encoded'].bytes_list.value[0]
+      if problem := _difference(features, self.file_names[i], int(self._labels[i]), self._texts):
+        raise ImageError(f'{path}: the record at byte {offset} {problem}: delete {self._split}{_INDEX} to rebuild it')
     except (OSError, tf.errors.OpError, DamagedRecord, DecodeError, EOFError, IndexError) as error:
       raise ImageError(f'{path}: the record at byte {offset} cannot be read: {in_one_line(error)}') from error
     return decode(encoded, self.file_names[i], max_pixels=self._max_pixels)
@@ -133,12 +136,15 @@ def _load_index(data_dir: str, split: str) -> LabelIndex:
     raise UserError(f'{data_dir}: no shards {split}-00000-of-….tfrecord there: set their folder with --data_dir and '
                     'the prefix of their names with image_records.split (train/… and eval/…)')
   paths = find_shards(data_dir, split)
-  path = os.path.join(data_dir, f'{split}-classes-index.json')
+  path = os.path.join(data_dir, f'{split}{_INDEX}')
   with ThreadPoolExecutor(_READERS) as pool:
     present = list(zip(map(os.path.basename, paths), pool.map(length_of, paths), strict=True))
     index = _read_index(path)
     if index and [shard[:2] for shard in index.shards] == present:
-      return index
+      problems = list(filter(None, pool.map(lambda *pair: _check_first(*pair, index.texts), paths, index.shards)))
+      if not problems:
+        return index
+      logging.warning('%s: %s', path, problems[0])
     logging.info('%s: %s; scanning %d shards once', path, 'is out of date' if index else 'no valid index', len(paths))
     scanned = list(pool.map(_scan_shard, paths))
   warn_of_empty(present, path)
@@ -154,6 +160,36 @@ def _load_index(data_dir: str, split: str) -> LabelIndex:
   except tf.errors.OpError as error:  # a data set on read-only storage
     logging.warning('%s: cannot be saved for later runs: %s', path, in_one_line(error))
   return index
+
+
+def _check_first(path: str, shard: LabelledShard, texts: Mapping[str, str]) -> str:
+  """Describe how the first record of a shard differs from the index; '' if it does not."""
+  if not shard.offsets:
+    return ''
+  try:
+    features = tf.train.Example.FromString(read_at(path, shard.offsets[0])).features.feature
+  except (OSError, tf.errors.OpError, DamagedRecord, DecodeError, EOFError):
+    return ''  # reported when it is loaded
+  problem = _difference(features, shard.names[0], shard.labels[0], texts)
+  return f'{shard.file}: its first record {problem}' if problem else ''
+
+
+def _difference(features: Any, name: str, label: int, texts: Mapping[str, str]) -> str:
+  """Describe how a record differs from what the index says of it; '' if it does not."""
+  found = as_text(_first(features, 'image/filename').decode(errors='replace'))
+  if found and found != name:
+    return f'is image {shorten(found)}, in the index {shorten(name)}'
+  labels, text = list(features['image/class/label'].int64_list.value), _text_of(features)
+  if labels != [label]:
+    return f'has label {shorten(labels[0] if labels else None)}, in the index {label}'
+  if text and text != texts.get(str(label)) and text in texts.values():  # other spellings of a name are accepted
+    return f'is of class {shorten(text)}, in the index of {shorten(texts.get(str(label)))}'
+  return ''
+
+
+def _text_of(features: Any) -> str:
+  text = _first(features, 'image/class/text') or _first(features, 'image/class/synset')
+  return as_text(text.decode(errors='replace'))
 
 
 def _read_index(path: str) -> LabelIndex | None:
@@ -200,8 +236,7 @@ def _scan_shard(path: str) -> tuple[LabelledShard, dict[str, str], Counter[str]]
     name = as_text(_first(features, 'image/filename').decode(errors='replace')) or f'{shard.file}@{offset}'
     for column, value in zip(shard[2:], (offset, int(labels[0]), name), strict=True):
       column.append(value)
-    text = (_first(features, 'image/class/text') or _first(features, 'image/class/synset')).decode(errors='replace')
-    texts.setdefault(str(labels[0]), as_text(text))
+    texts.setdefault(str(labels[0]), _text_of(features))
   return shard, texts, left_out
 
 

@@ -177,6 +177,44 @@ def test_splits_and_shards_with_classes_in_another_order(tmp_path):
     ImageRecords(str(tmp_path))
 
 
+@pytest.mark.parametrize('labels', [[3, 2, 1, 3], [1, 2, 1, 3]], ids=['first', 'other'])
+def test_shards_of_the_same_length_with_classes_in_another_order(tmp_path, labels, see_logs, caplog):
+  """The index lists the classes of records; shards in place of those that were scanned may have others."""
+  same = {'image/encoded': cv2.imencode('.jpg', noisy_image(COLOURS['blue'], 0))[1].tobytes(),
+          'image/filename': b'a.JPEG', 'image/class/text': b'a class'}
+  write_shards(tmp_path, 'train', [1, 2, 3, 1], **same)
+  ImageRecords(str(tmp_path))
+  lengths = [path.stat().st_size for path in sorted(tmp_path.glob('train-*-of-*'))]
+  write_shards(tmp_path, 'train', labels, **same)
+  assert [path.stat().st_size for path in sorted(tmp_path.glob('train-*-of-*'))] == lengths
+  source = ImageRecords(str(tmp_path))
+  if labels[0] != 1:
+    assert source.classes[:, 0].tolist() == [2, 0, 1, 2]
+    assert 'its first record has label 3, in the index 1' in caplog.text
+  else:
+    with pytest.raises(ImageError, match='has label 1, in the index 3: delete train-classes-index.json to rebuild it'):
+      source.load(1)
+    assert source.load(0).shape == (48, 64, 3)
+
+
+def test_other_spellings_of_a_class_are_accepted_and_the_name_of_another_is_not(tmp_path):
+  write_shards(tmp_path, 'train', [1, 2, 1, 2], shards=1)
+  path = tmp_path / 'train-00000-of-00001'
+  ImageRecords(str(tmp_path))
+  with tf.io.TFRecordWriter(str(path)) as writer:
+    for n, (label, text) in enumerate([(1, b'blue'), (2, b'green'), (1, b'Blau'), (2, b'blue ')]):
+      writer.write(example(label, n, **{'image/class/text': text.strip()}).SerializeToString())
+  index = tmp_path / 'train-classes-index.json'
+  content = json.loads(index.read_text())
+  source = ImageRecords(str(tmp_path))
+  content['shards'] = json.loads(index.read_text())['shards']  # offsets of the new file, names of the earlier one
+  index.write_text(json.dumps(content))
+  source = ImageRecords(str(tmp_path))
+  assert source.load(2).shape == (48, 64, 3)
+  with pytest.raises(ImageError, match="is of class 'blue', in the index of 'green'"):
+    source.load(3)
+
+
 def test_empty_and_truncated_shards_are_said(tmp_path, see_logs, caplog):
   write_shards(tmp_path, 'train', [1, 2, 3, 1, 2, 3], shards=3)
   (tmp_path / 'train-00001-of-00003').write_bytes(b'')
