@@ -24,7 +24,7 @@ from rethink_tf.data.detection.annotations import (
   Annotations,
   refuse_fractions,
 )
-from rethink_tf.data.detection.record_format import Record, decode, decode_instances, validate
+from rethink_tf.data.detection.record_format import Record, decode, decode_instances, identify, validate
 from rethink_tf.data.detection.record_index import READERS, Index, index_path, load_index, names_in, try_to_write
 from rethink_tf.data.folders import check_one_path
 from rethink_tf.data.image_notes import ImageNotes
@@ -89,6 +89,8 @@ class RecordSource:
     self.num_keypoints = max(len(category.keypoints) for category in self.categories)
     self._max_pixels = max_pixels
     index = load_index(index_path(data_dir, split), paths, categories, max_pixels, names_file)
+    # The records of earlier versions and of other converters do not tell whether their shard belongs to the index.
+    self._checked, self._names = bool(index.conversion), {category.id: category.name for category in categories}
     self._note(index)
     source_ids = [id_ for shard in index.shards for id_ in shard.source_ids]
     image_ids = _number(self.name, source_ids)
@@ -169,14 +171,25 @@ class RecordSource:
   def _read(self, i: int, parse: Callable[[bytes], tuple[Record, _Instances]]) -> tuple[Record, _Instances]:
     path, offset = self.locations.paths[self.locations.files[i]], int(self.locations.offsets[i])
     try:
-      record, instances = parse(read_at(path, offset))
+      payload = read_at(path, offset)
+      record, instances = parse(payload)
       if record.source_id != self._source_ids[i]:
         raise ImageError(f'the record at byte {offset} is image {shorten(record.source_id)}, in the index '
                          f'{shorten(self._source_ids[i])}: delete the index to rebuild it')
+      if not self._checked:
+        self._check_names(payload, offset)
       return record, instances
     except (OSError, tf.errors.OpError, DamagedRecord, EOFError, ImageError) as error:
       reason = 'ends before the record' if isinstance(error, EOFError) else in_one_line(error)
       raise ImageError(f'{path}: {reason}') from error
+
+  def _check_names(self, payload: bytes, offset: int) -> None:
+    """Check the classes of a record whose shard may be that of another conversion; other spellings are accepted."""
+    for label, name in identify(payload).names.items():
+      own = self._names.get(label, name)
+      if name not in (own, '', str(label)) and name in self._names.values():  # labels without a name have their number
+        raise ImageError(f'in the record at byte {offset} {label} is the label of {shorten(name)}, in the categories '
+                         f'that of {shorten(own)}: the shard is of another conversion; replace it')
 
   def _validate(self, i: int, record: Record) -> Annotations:
     return validate(record, int(self.image_ids[i]), self.categories, int(self._first_ids[i]))

@@ -12,6 +12,7 @@ from rethink_tf.data.conversion import convert
 from rethink_tf.data.detection.coco import CocoSource
 from rethink_tf.data.detection.record_index import read_index
 from rethink_tf.data.detection.records import RecordSource
+from rethink_tf.data.images import ImageError
 from rethink_tf.data.tfrecord import scan
 from rethink_tf.errors import UserError
 from tests.small_coco import annotation, image, warnings, write
@@ -109,12 +110,19 @@ def test_a_shard_of_a_conversion_with_classes_in_another_order_and_the_same_firs
 
 
 def test_shards_of_before_their_records_named_the_conversion(tmp_path):
-  folder, _ = converted(tmp_path)
+  """They are accepted; classes in another order are found when their objects are read."""
+  folder, _ = converted(tmp_path / 'a')
+  other, _ = converted(tmp_path / 'b', ENDS_SWAPPED)
   path = folder / 'train2017-index.json'
   content = json.loads(path.read_text())
   del content['conversion']
   path.write_text(json.dumps(content))
-  assert len(RecordSource(str(folder)).image_ids) == 6
+  assert [RecordSource(str(folder)).load(i).classes.tolist() for i in range(6)] == [[2], [3], [1]] * 2
+  shutil.copy(other / SECOND, folder)
+  source = RecordSource(str(folder))
+  assert [source.load(i).classes.tolist() for i in range(4)] == [[2], [3], [1], [2]]
+  with pytest.raises(ImageError, match=f"{SECOND}: in the record at .* 3 is the label of 'cat', in the categories"):
+    source.load(4)
 
 
 def test_a_conversion_with_other_names_into_the_folder_of_one(tmp_path):
