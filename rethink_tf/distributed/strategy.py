@@ -28,6 +28,7 @@ KINDS = ('default', 'one_device', 'mirrored', 'multi_worker', 'tpu')
 COMMUNICATIONS = ('auto', 'ring', 'nccl')
 _HEARTBEAT_SECONDS = 30  # without a heartbeat, after which a worker counts as lost
 _POLL_SECONDS = 0.5
+_WEEK = 10080  # minutes
 
 
 @gin.register
@@ -53,8 +54,8 @@ def strategy(
     timeout_minutes: how long machines wait for one another, at the start and for the results of an evaluation.
 
   Raises:
-    UserError: unknown kind, fewer devices than requested, or TensorFlow has started before `logical_cpus`; TF_CONFIG is
-      missing, malformed or describes another kind; there is no TPU.
+    UserError: unknown kind, fewer devices than requested, a number of them for a TPU, or TensorFlow has started before
+      `logical_cpus`; TF_CONFIG is missing, malformed or describes another kind; there is no TPU.
     WorkerLost: a machine is missing after the timeout.
   """
   if kind not in KINDS:
@@ -64,10 +65,14 @@ def strategy(
   for name, count in (('num_devices', num_devices), ('logical_cpus', logical_cpus)):
     if count is not None and count < 1:
       raise UserError(f'strategy.{name} = {count} must be at least 1')
-  if timeout_minutes <= 0:
-    raise UserError(f'strategy.timeout_minutes = {timeout_minutes:g} must be above 0')
+  if not 0 < timeout_minutes <= _WEEK:  # of TensorFlow's and Python's clocks, which overflow
+    raise UserError(f'strategy.timeout_minutes = {timeout_minutes:g} must be above 0, and at most {_WEEK}, a week')
   found = cluster()
   if kind == 'tpu':
+    for name, count in (('num_devices', num_devices), ('logical_cpus', logical_cpus)):
+      if count is not None:
+        raise UserError(f"strategy.{name} = {count} has no effect with strategy.kind = 'tpu', which uses all cores: "
+                        'leave it out, or bind None')
     return _tpu(tpu)
   if found is not None and kind in ('default', 'multi_worker'):
     if logical_cpus is not None:
