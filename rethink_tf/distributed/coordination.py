@@ -37,8 +37,10 @@ def published(key: str, timeout_seconds: float) -> str:
   try:
     return _value(key, timeout_seconds)
   except tf.errors.OpError as error:
-    raise WorkerLost(f'another worker does not answer ({key}): {in_one_line(error, 200)}; look at its log and restart '
-                     'all workers') from error
+    late = isinstance(error, tf.errors.DeadlineExceededError)
+    reason = f'not within {timeout_seconds / 60:g} minutes' if late else in_one_line(error, 200)
+    raise WorkerLost(f'another worker does not answer ({key}): {reason}; look at its log and restart all workers'
+                     ) from error
 
 
 def _value(key: str, timeout_seconds: float) -> str:

@@ -1,10 +1,11 @@
 """Two processes agree on a last step, whichever of them receives a signal."""
 
 import pytest
+import tensorflow as tf
 
 from rethink_tf.distributed import coordination
 from rethink_tf.distributed.workers import ALONE, Workers
-from rethink_tf.errors import UserError
+from rethink_tf.errors import UserError, WorkerLost
 from tests import two_workers
 
 # Ten steps that no worker can finish without the other, as in training; `signalled` receive SIGTERM during step 3.
@@ -67,6 +68,22 @@ def of_two_workers(monkeypatch, chief, other, problem):
   check(1, other)  # it waits for the chief's value, and the chief for its answer
   check(0, chief)
   return errors
+
+
+@pytest.mark.parametrize('error, reason', [
+  (tf.errors.DeadlineExceededError(None, None, 'GetKeyValue() timed out with key: rethink_tf/ready/1 and duration: 2m'),
+   'not within 2 minutes'),
+  (tf.errors.UnavailableError(None, None, 'recvmsg:Connection reset\nby peer'), 'recvmsg:Connection reset by peer'),
+])
+def test_a_worker_that_does_not_answer_is_one_line(monkeypatch, error, reason):
+  def value(key, seconds):
+    raise error
+
+  monkeypatch.setattr(coordination, '_value', value)
+  with pytest.raises(WorkerLost) as caught:
+    coordination.published('ready/1', 120)
+  assert str(caught.value) == (f'another worker does not answer (ready/1): {reason}; look at its log and restart all '
+                               'workers')
 
 
 def test_what_differs_on_a_worker_ends_all(monkeypatch):
