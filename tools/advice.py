@@ -168,7 +168,9 @@ def settled(study: Study, count: int, seed: int) -> Settled:
     gap = float(noise.normal(0, planning.TRUE_DIFFERENCE))
     one = Simulated(study._replace(gap=gap) if np.isnan(study.gap) else study, noise, bootstrap)
     judged = one.verdict()
-    if judged.answer == verdict.OPEN:
+    if judged.answer == verdict.OPEN and judged.need is None:  # a shorter schedule is level, and a longer one behind
+      results.append(Settled(1))
+    elif judged.answer == verdict.OPEN:
       results.append(Settled(1, _after(one, judged.need.even), _after(one, judged.need.sure)))
   return Settled.added(results)
 

@@ -12,8 +12,8 @@ three parts, each divided by its own degrees of freedom.
 
 Seeds. S² is pooled over the schedules of the side's own initial weights, whose spread another arm need not have, and is
 not less than that of the side itself. Where the seeds of a side spread no more than those of its other schedules, S²
-has the degrees of freedom of all of them; where its own variance is 2.5 times the pooled one, those of the side alone;
-in between, from 1.5 times on, a value between the two.
+has the degrees of freedom of all of them; where its own variance is three times the pooled one, those of the side
+alone; in between, from 1.5 times on, a value between the two.
 
 What seeds add to images, E = V - B, is S1² / n1 + S2² / n2 less the same sum of T², and 0 if that is less. In many
 studies whose seeds add nothing it is positive by chance, so that it is multiplied by E / (E + T² / 2), T² the sum. This
@@ -47,7 +47,7 @@ from rethink_tf.console import signed
 # Standard deviation between seeds measured on 200 images, in points of AP: what is assumed, for one seed a side, in the
 # sentence about differences that cannot be resolved; never in an interval.
 _MEASURED_SPREAD, _MEASURED_IMAGES = 2.3, 200
-_ALIKE, _APART = 1.5, 2.5  # variance of a side over the pooled one: pooling holds below, and not above
+_ALIKE, _APART = 1.5, 3.0  # variance of a side over the pooled one: pooling holds below, and not above
 _BY_CHANCE = 0.5  # of T²: where E is halved, as it may be positive by chance
 _BLENDED = 0.03  # of B: where half of a pooled spread has the degrees of freedom of images
 _NOT_POOLED = 0.85  # share of such a spread where E is 0
