@@ -8,7 +8,8 @@ import pathlib
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 def free_ports(number: int) -> list[int]:
@@ -23,11 +24,16 @@ def free_ports(number: int) -> list[int]:
       one.close()
 
 
+def config(task: Mapping[str, Any], **cluster: Sequence[str]) -> str:
+  """Return the value of TF_CONFIG for a task of a cluster, the addresses of each job."""
+  return json.dumps({'cluster': cluster, 'task': task})
+
+
 def environment(index: int, ports: Sequence[int], **variables: str) -> dict[str, str]:
   """Return the environment of worker `index` of the workers on these ports of this machine."""
-  config = {'cluster': {'worker': [f'127.0.0.1:{port}' for port in ports]}, 'task': {'type': 'worker', 'index': index}}
+  listed = config({'type': 'worker', 'index': index}, worker=[f'127.0.0.1:{port}' for port in ports])
   threads = {'TF_NUM_INTRAOP_THREADS': '1', 'TF_NUM_INTEROP_THREADS': '2', 'TF_ENABLE_ONEDNN_OPTS': '0'}
-  return {**os.environ, **threads, 'TF_CONFIG': json.dumps(config), **variables}
+  return {**os.environ, **threads, 'TF_CONFIG': listed, **variables}
 
 
 def start(arguments: Sequence[str], workers: int = 2, others: Sequence[str] = (), ports: Sequence[int] | None = None,

@@ -214,13 +214,10 @@ def judged(drawn: Drawn, study: Study, seeds: int, confidence: float = 0.95, loo
 def side_spreads(drawn: Drawn, study: Study, seeds: int, schedule: int) -> Spreads:
   """Return what intervals.seed_spread does, for the longest schedule from scratch and a pre-trained one."""
   variances = drawn.runs[..., :seeds].var(2, ddof=1).reshape(-1, 2, study.schedules)
-  first, second = (_spread(variances[:, arm].mean(1), variances[:, arm, side], drawn.of_images, study.schedules, seeds)
+  degrees = seeds - 1, intervals.degrees_of_arm(study.schedules, seeds)
+  first, second = (SeedSpread.observed(variances[:, arm, side], variances[:, arm].mean(1), drawn.of_images, degrees)
                    for arm, side in ((0, -1), (1, schedule)))
   return first, second
-
-
-def _spread(pooled: np.ndarray, alone: np.ndarray, of_images: np.ndarray, schedules: int, seeds: int) -> SeedSpread:
-  return SeedSpread(np.maximum(pooled, alone), of_images, intervals.degrees_of_arm(schedules, seeds, alone, pooled))
 
 
 def relations(values: np.ndarray, half: np.ndarray, best: np.ndarray, margin: float = 0.5) -> list[str]:

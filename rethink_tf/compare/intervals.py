@@ -104,6 +104,16 @@ class SeedSpread(NamedTuple):
   of_images: Values  # T² above: the share of it that other images would change
   degrees: Values  # of freedom; infinite if the spread was given
 
+  @classmethod
+  def observed(cls, alone: Values, pooled: Values, of_images: Values, degrees: tuple[float, float]) -> SeedSpread:
+    """Return the spread of a side.
+
+    alone, pooled: variance between its seeds, and that over all schedules of its initial weights. degrees: of freedom
+    of both.
+    """
+    apart = np.clip((alone / np.maximum(pooled, 1e-300) - _ALIKE) / (_APART - _ALIKE), 0, 1)
+    return cls(np.maximum(pooled, alone), of_images, degrees[1] + (degrees[0] - degrees[1]) * apart)
+
 
 Spreads = tuple[SeedSpread, SeedSpread]  # of the two sides of a difference
 Seeds = tuple[int, int]  # their numbers of runs
@@ -152,29 +162,14 @@ def seed_spread(arm: Sequence[SideScores], own: SideScores, held_out: HeldOut) -
   counts = np.array([len(side.values) - 1 for side in repeated])
   variances = np.array([np.var(side.values, ddof=1) for side in repeated])
   of_images = np.sum([np.sum(_variance(side.draws - side.draws.mean(0), held_out)) for side in repeated])
-  pooled, alone = float(counts @ variances / counts.sum()), _own_variance(own)
-  return SeedSpread(max(pooled, alone), float(of_images / counts.sum()),
-                    float(_between(counts.sum(), len(own.values) - 1, alone, pooled)))
+  alone = float(np.var(own.values, ddof=1)) if len(own.values) > 1 else 0.0
+  return SeedSpread.observed(alone, float(counts @ variances / counts.sum()), float(of_images / counts.sum()),
+                             (len(own.values) - 1, float(counts.sum())))
 
 
-def _own_variance(side: SideScores) -> float:
-  return float(np.var(side.values, ddof=1)) if len(side.values) > 1 else 0.0
-
-
-def degrees_of_arm(schedules: int, seeds: float, alone: Values = 1.0, pooled: Values = 1.0) -> Values:
-  """Return the degrees of freedom of the spread of a side.
-
-  Args:
-    schedules, seeds: over which it is pooled: their number, and the number of seeds of each.
-    alone, pooled: the variance of the side itself, and the pooled one.
-  """
-  return _between(schedules * (seeds - 1), seeds - 1, alone, pooled)
-
-
-def _between(every: float, own: float, alone: Values, pooled: Values) -> Values:
-  """Return degrees of freedom between those of all schedules and those of the side itself."""
-  share = np.clip((alone / np.maximum(pooled, 1e-300) - _ALIKE) / (_APART - _ALIKE), 0, 1)
-  return every + (own - every) * share
+def degrees_of_arm(schedules: int, seeds: int) -> float:
+  """Return the degrees of freedom of a spread pooled over schedules, given the number of seeds of each."""
+  return schedules * (seeds - 1)
 
 
 def given_spread(points: float) -> SeedSpread:

@@ -91,9 +91,9 @@ def found(noise: Noise, seeds: Seeds, schedules: tuple[int, int] | None, tail: f
   spreads: list[SeedSpread] = []
   for number, pooled in zip(seeds, schedules or (), strict=schedules is not None):
     observed = random.chisquare(number - 1, (pooled, _DRAWS)) / (number - 1)
-    alone, of_all = observed[0], observed.mean(0)  # in units of the true variance; as intervals.seed_spread has it
-    spreads.append(SeedSpread((noise.own + noise.of_images) * np.maximum(of_all, alone), noise.of_images,
-                              intervals.degrees_of_arm(pooled, number, alone, of_all)))
+    observed *= noise.own + noise.of_images
+    spreads.append(SeedSpread.observed(observed[0], observed.mean(0), noise.of_images,
+                                       (number - 1, intervals.degrees_of_arm(pooled, number))))
   images = noise.over_images(seeds) * random.chisquare(noise.held_out.degrees, _DRAWS) / noise.held_out.degrees
   half = intervals.half_width(images, tuple(spreads) or noise.spreads((math.inf,) * 2), seeds, noise.held_out, tail)
   deviation = math.sqrt(noise.variance(seeds))

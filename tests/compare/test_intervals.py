@@ -72,7 +72,7 @@ def test_seeds_that_spread_more_never_make_an_interval_narrower(of_images):
 
   alone = np.linspace(0, 6, 601)
   of_one = half(intervals.SeedSpread(alone, of_images, 1.0))
-  pooled = half(intervals.SeedSpread(np.maximum(alone, 1), of_images, intervals.degrees_of_arm(3, 2, alone, 1.0)))
+  pooled = half(intervals.SeedSpread.observed(alone, 1.0, of_images, (1, 3)))
   assert (np.diff(of_one) >= -1e-3).all() and of_one[-1] > 2 * of_one[0]
   assert (np.diff(pooled) >= -1e-3).all() and pooled[-1] > 2 * pooled[0]
 

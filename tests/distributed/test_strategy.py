@@ -1,6 +1,5 @@
 """Distribution strategies: choice of devices, errors of missing devices and workers."""
 
-import json
 import subprocess
 import sys
 import types
@@ -14,6 +13,7 @@ from rethink_tf.distributed import strategy as distribution
 from rethink_tf.distributed.workers import Workers
 from rethink_tf.errors import UserError, WorkerLost
 from rethink_tf.storage.run_folder import RunFolder
+from tests.two_workers import config
 
 
 def in_fresh_process(code):
@@ -73,10 +73,6 @@ def test_logical_cpus_in_a_fresh_process():
 
 
 HOSTS = ['a:1', 'b:1', 'c:1']
-
-
-def config(task, **cluster):
-  return json.dumps({'cluster': cluster, 'task': task})
 
 
 @pytest.mark.parametrize('arguments, message', [

@@ -6,12 +6,9 @@ import pytest
 
 from rethink_tf.distributed import tf_config
 from rethink_tf.errors import UserError
+from tests.two_workers import config
 
 HOSTS = ['a:1', 'b:1', 'c:1']
-
-
-def config(task, **cluster):
-  return json.dumps({'cluster': cluster, 'task': task})
 
 
 @pytest.mark.parametrize('text, expected', [
